@@ -1,0 +1,1 @@
+"""One port in front of many local engines that share one memory."""

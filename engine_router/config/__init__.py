@@ -1,0 +1,40 @@
+"""Configuration: the classes, and how a file becomes one of them."""
+
+from engine_router.config.load import find_config, is_template, load_config, parse_config
+from engine_router.config.model import (
+    AnyEngineConfig,
+    CallConfig,
+    Config,
+    EngineConfig,
+    HttpConfig,
+    LoadedConfig,
+    LogConfig,
+    ModelConfig,
+    OllamaConfig,
+    PoolConfig,
+    ProcessConfig,
+    SchedulingConfig,
+    ServerConfig,
+    SystemdConfig,
+)
+
+__all__ = [
+    "AnyEngineConfig",
+    "CallConfig",
+    "Config",
+    "EngineConfig",
+    "HttpConfig",
+    "LoadedConfig",
+    "LogConfig",
+    "ModelConfig",
+    "OllamaConfig",
+    "PoolConfig",
+    "ProcessConfig",
+    "SchedulingConfig",
+    "ServerConfig",
+    "SystemdConfig",
+    "find_config",
+    "is_template",
+    "load_config",
+    "parse_config",
+]

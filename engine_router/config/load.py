@@ -1,0 +1,287 @@
+"""Find, read and check a configuration; report every fault at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import platformdirs
+import tomli
+
+from engine_router.config.model import (
+    AnyEngineConfig,
+    Config,
+    LogConfig,
+    ModelConfig,
+    PoolConfig,
+    ProcessConfig,
+    SchedulingConfig,
+    ServerConfig,
+)
+from engine_router.config.structure import Fault, close, is_table, quoted, read_engine, read_table
+from engine_router.config.values import Name, read_name, read_string, shown
+from engine_router.errors import ConfigError
+
+FILE_NAME = "engines.toml"
+ENVIRONMENT_VARIABLE = "ENGINE_ROUTER_CONFIG"
+
+
+def candidates(explicit: str | None, environ: Mapping[str, str]) -> list[Path]:
+    """List where a configuration is looked for, first match first.
+
+    `explicit` (the command line's `--config`) or the environment variable stand alone: what the user named
+    is used or reported, never replaced by another file.
+    """
+    named = explicit or environ.get(ENVIRONMENT_VARIABLE)
+    if named:
+        return [Path(named).expanduser()]
+    folder = platformdirs.user_config_path("engine-router", appauthor=False)
+    places = [Path(FILE_NAME), folder / FILE_NAME]
+    if os.name == "posix":
+        places.append(Path("/etc/engine-router") / FILE_NAME)
+    return places
+
+
+def find_config(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the configuration file to use.
+
+    Raises:
+        ConfigError: none of the places holds one; the message lists them.
+    """
+    places = candidates(explicit, environ)
+    for place in places:
+        if place.is_file():
+            return place
+    if len(places) == 1:
+        kind = "is a folder, not a file" if places[0].is_dir() else "does not exist"
+        raise ConfigError(
+            str(places[0]), [("", f"{kind}; give a file with --config or ${ENVIRONMENT_VARIABLE}")]
+        )
+    listed = ", ".join(str(place) for place in places)
+    raise ConfigError(
+        FILE_NAME,
+        [("", f"not found; looked for {listed}. Write one (see engines.toml.example) or give --config FILE")],
+    )
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """Read and check a file.
+
+    Raises:
+        ConfigError: with every fault of the file.
+    """
+    source = str(path)
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(source, [("", f"cannot be read: {error.strerror or error}")]) from None
+    return parse_config(raw, source=source)
+
+
+def parse_config(raw: bytes | str, *, source: str = FILE_NAME) -> Config:
+    """Check the text of a configuration.
+
+    Raises:
+        ConfigError: with every fault of the text.
+    """
+    try:
+        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
+        data = tomli.loads(text.replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        fault = f"is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        raise ConfigError(source, [("", fault)]) from None
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(source, [("", f"is not TOML: {error}")]) from None
+    config, faults = build_config(data)
+    if config is None:
+        raise ConfigError(source, faults)
+    return config
+
+
+def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
+    """Build the configuration from TOML data; None and the faults when there are any."""
+    faults: list[Fault] = list(_unknown_keys(data))
+    server = _section(data, "server", ServerConfig, faults)
+    log = _section(data, "log", LogConfig, faults)
+    scheduling = _section(data, "scheduling", SchedulingConfig, faults)
+    pools = _named(data, "pools", lambda value, path: read_table(value, PoolConfig, path), faults)
+    engines: dict[Name, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
+    models = _named(data, "models", lambda value, path: read_table(value, ModelConfig, path), faults)
+    aliases = _named(data, "aliases", _read_alias, faults)
+    state_file = _state_file(data, faults)
+    faults.extend(_cross_faults(data, pools, engines, models, aliases))
+    if faults or server is None or log is None or scheduling is None:
+        return None, faults
+    return Config(
+        server=server,
+        log=log,
+        scheduling=scheduling,
+        pools=pools,
+        engines=engines,
+        models=models,
+        aliases=aliases,
+        state_file=state_file,
+    ), []
+
+
+def _unknown_keys(data: Mapping[str, Any]) -> Iterator[Fault]:
+    known = [field.name for field in attrs.fields(Config)]
+    for key in data:
+        if key not in known:
+            near = close(key, known)
+            hint = f"; did you mean {near}?" if near else f"; known: {', '.join(known)}"
+            yield quoted(key), f"unknown {'table' if is_table(data[key]) else 'key'}{hint}"
+
+
+def _section(data: Mapping[str, Any], key: str, cls: Any, faults: list[Fault]) -> Any:
+    found, more = read_table(data.get(key, {}), cls, key)
+    faults.extend(more)
+    return found
+
+
+def _named(data: Mapping[str, Any], key: str, read: Any, faults: list[Fault]) -> dict[Name, Any]:
+    """Read a table of named entries; entries with faults are left out and reported."""
+    entries = data.get(key, {})
+    if not is_table(entries):
+        faults.append((key, f"expected a table, got {shown(entries)}"))
+        return {}
+    found: dict[Name, Any] = {}
+    for name, value in entries.items():
+        path = f"{key}.{quoted(name)}"
+        try:
+            checked = read_name(name)
+        except ValueError as error:
+            faults.append((path, str(error)))
+            continue
+        entry, more = read(value, path)
+        faults.extend(more)
+        if entry is not None:
+            found[checked] = entry
+    return found
+
+
+def _read_alias(value: Any, path: str) -> tuple[Name | None, list[Fault]]:
+    try:
+        return read_name(value), []
+    except ValueError as error:
+        return None, [(path, f"{error}; an alias names one model id")]
+
+
+def _state_file(data: Mapping[str, Any], faults: list[Fault]) -> str | None:
+    if "state_file" not in data:
+        return None
+    try:
+        return read_string(data["state_file"])
+    except ValueError as error:
+        faults.append(("state_file", str(error)))
+        return None
+
+
+def _cross_faults(
+    data: Mapping[str, Any],
+    pools: Mapping[Name, PoolConfig],
+    engines: Mapping[Name, AnyEngineConfig],
+    models: Mapping[Name, ModelConfig],
+    aliases: Mapping[Name, Name],
+) -> Iterator[Fault]:
+    """Yield what is wrong between tables. Names of entries with faults of their own count as known."""
+    named_engines = list(data.get("engines", {})) if is_table(data.get("engines", {})) else []
+    if not named_engines:
+        yield "engines", "no engine is configured; add at least one [engines.NAME] table"
+    for pool_name, pool in pools.items():
+        if pool.gauge == "command" and pool.command is None:
+            yield f"pools.{quoted(pool_name)}.command", 'missing; gauge = "command" needs the command to run'
+    for name, engine in engines.items():
+        yield from _engine_faults(name, engine, data, models)
+    for name, model in models.items():
+        if model.engine not in named_engines:
+            near = close(model.engine, named_engines)
+            hint = f"; did you mean {shown(near)}?" if near else ""
+            yield f"models.{quoted(name)}.engine", f"no engine is called {shown(model.engine)}{hint}"
+    yield from _name_faults(engines, models, aliases)
+
+
+def _engine_faults(
+    name: Name, engine: AnyEngineConfig, data: Mapping[str, Any], models: Mapping[Name, ModelConfig]
+) -> Iterator[Fault]:
+    path = f"engines.{quoted(name)}"
+    named_pools = ["default", *data.get("pools", {})] if is_table(data.get("pools", {})) else ["default"]
+    if engine.pool not in named_pools:
+        near = close(engine.pool, named_pools)
+        hint = f"; did you mean {shown(near)}?" if near else "; declare it as [pools.NAME]"
+        yield f"{path}.pool", f"no pool is called {shown(engine.pool)}{hint}"
+    if isinstance(engine, ProcessConfig):
+        yield from _process_faults(name, engine, models)
+
+
+def _process_faults(name: Name, engine: ProcessConfig, models: Mapping[Name, ModelConfig]) -> Iterator[Fault]:
+    path = f"engines.{quoted(name)}"
+    words = " ".join(engine.argv)
+    has_port = "{port}" in words
+    if engine.base_url is None and not has_port:
+        yield f"{path}.base_url", "missing; say where it listens, or put {port} into argv"
+    if engine.base_url is not None and has_port:
+        yield f"{path}.base_url", "not allowed together with {port} in argv, which takes a free port"
+    if is_template(engine) and not has_port:
+        yield f"{path}.argv", "{model} or {path} start it once for each model, so it needs {port} too"
+    if "{path}" in words:
+        for model in engine.models:
+            if model not in models:
+                yield (
+                    f"{path}.models",
+                    f"{shown(model)} has no path; add [models.{shown(model)}] with its path",
+                )
+        for model, config in models.items():
+            if config.engine == name and config.path is None:
+                yield (
+                    f"models.{quoted(model)}.path",
+                    f"missing; the argv of engine {shown(name)} asks for {{path}}",
+                )
+
+
+def _name_faults(
+    engines: Mapping[Name, AnyEngineConfig], models: Mapping[Name, ModelConfig], aliases: Mapping[Name, Name]
+) -> Iterator[Fault]:
+    """Yield ids and aliases that mean two things, and aliases of nothing."""
+    owners: dict[str, str] = {}
+    for name, engine in engines.items():
+        for model in engine.models:
+            place = f"engines.{quoted(name)}.models"
+            other = owners.setdefault(model, place)
+            if other != place:
+                yield place, f"model {shown(model)} is also in {other}; one id belongs to one engine"
+            elif engine.models.count(model) > 1:
+                yield place, f"model {shown(model)} is listed twice"
+    for model_name, model_config in models.items():
+        place = owners.get(model_name, "")
+        if place and place != f"engines.{quoted(model_config.engine)}.models":
+            yield (
+                f"models.{quoted(model_name)}.engine",
+                f"the model is also in {place}; one id belongs to one engine",
+            )
+        owners.setdefault(model_name, f"models.{quoted(model_name)}")
+    pairs = [(f"models.{quoted(m)}.aliases", a) for m, c in models.items() for a in c.aliases]
+    pairs += [(f"aliases.{quoted(alias)}", alias) for alias in aliases]
+    seen: dict[str, str] = {}
+    for place, alias in pairs:
+        taken = owners.get(alias) or seen.get(alias)
+        if taken:
+            yield place, f"{shown(alias)} already means something else: see {taken}"
+        seen[alias] = place
+    may_discover = any(engine.discover for engine in engines.values())
+    for alias, target in aliases.items():
+        if target in aliases:
+            yield f"aliases.{quoted(alias)}", f"{shown(target)} is itself an alias; name the model id"
+        elif target not in owners and not may_discover:
+            near = close(target, list(owners))
+            hint = f"; did you mean {shown(near)}?" if near else ""
+            yield f"aliases.{quoted(alias)}", f"no model is called {shown(target)}{hint}"
+
+
+def is_template(engine: ProcessConfig) -> bool:
+    """Tell whether a process engine is started once for each model."""
+    words = " ".join(engine.argv)
+    return "{model}" in words or "{path}" in words

@@ -1,0 +1,283 @@
+"""What can be configured: frozen classes, one for each table of `engines.toml`.
+
+Each option carries its one-line documentation in its metadata; the JSON Schema and the reference in the
+README are made from it, so there is one place to read and to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+import attrs
+from attrs import frozen
+
+from engine_router.config.values import (
+    Argv,
+    BaseUrl,
+    Count,
+    Gigabytes,
+    JsonValue,
+    Megabytes,
+    Name,
+    Port,
+    ReadyCheck,
+    Seconds,
+    SignalName,
+    UrlPath,
+)
+
+T = TypeVar("T")
+
+
+def required(doc: str) -> Any:
+    """Declare an option that must be given."""
+    return attrs.field(metadata={"doc": doc})
+
+
+def option(default: T, doc: str) -> T:
+    """Declare an option with a default."""
+    return attrs.field(default=default, metadata={"doc": doc})
+
+
+def table(factory: Callable[[], T], doc: str) -> T:
+    """Declare an option whose default is made anew: a table of its own."""
+    return attrs.field(factory=factory, metadata={"doc": doc})
+
+
+@frozen(kw_only=True)
+class ServerConfig:
+    """`[server]`: the one port that clients talk to."""
+
+    host: str = option(
+        "127.0.0.1", "Address to listen on. Use 0.0.0.0 to serve the network, together with api_keys."
+    )
+    port: Port = option(Port(8077), "Port to listen on.")
+    api_keys: tuple[Name, ...] = option(
+        (), "Keys of which a client must send one, as Bearer token or X-API-Key. Empty: no key is asked for."
+    )
+    max_body_mb: Megabytes = option(Megabytes(512.0), "Largest request body, in MB; larger ones get 413.")
+    keepalive_interval_s: Seconds = option(
+        Seconds(5.0),
+        "Seconds of silence before a streaming client that waits gets a keep-alive frame; 0 sends none.",
+    )
+    allow_destructive_ollama_api: bool = option(
+        False,
+        "Let clients delete, create, copy, push and pull Ollama models, and upload blobs, through the router.",
+    )
+    shutdown_timeout_s: Seconds = option(
+        Seconds(10.0),
+        "Seconds that requests in flight may go on after SIGTERM before the engines are stopped.",
+    )
+
+
+@frozen(kw_only=True)
+class LogConfig:
+    """`[log]`: what the router writes about itself."""
+
+    level: Literal["debug", "info", "warning", "error"] = option("info", "Least severity that is written.")
+    format: Literal["human", "json"] = option(
+        "human", "One readable line for each event, or one JSON object."
+    )
+    file: str | None = option(None, "File to append to; the terminal (standard error) when absent.")
+
+
+@frozen(kw_only=True)
+class SchedulingConfig:
+    """`[scheduling]`: who is served when."""
+
+    drain_timeout_s: Seconds = option(
+        Seconds(30.0),
+        "Seconds that running requests may go on once their engine is to be stopped; then they are ended.",
+    )
+    settle_timeout_s: Seconds = option(
+        Seconds(25.0), "Longest wait, in seconds, for the memory of a stopped engine to come back."
+    )
+    max_wait_s: Seconds = option(
+        Seconds(60.0),
+        "Seconds that a request waits while the running engine's own requests go first; then the engine must yield.",
+    )
+    abandon_grace_s: Seconds = option(
+        Seconds(2.0),
+        "Seconds that a start goes on after its last client has left, for a client that tries again.",
+    )
+    failed_start_memory_s: Seconds = option(
+        Seconds(5.0),
+        "Seconds for which a failed start is remembered and answered at once instead of tried again.",
+    )
+    max_queue: Count = option(Count(1000), "Requests that may wait for one pool; the next one gets 503.")
+
+
+@frozen(kw_only=True)
+class PoolConfig:
+    """`[pools.NAME]`: one memory that engines share. The pool `default` exists without being declared."""
+
+    gauge: Literal["auto", "memavailable", "memfree", "psutil", "nvml", "command", "none"] = option(
+        "auto",
+        "How free memory is read: auto (MemAvailable on Linux, psutil elsewhere), memfree (DGX Spark's CUDA view), "
+        "nvml (a discrete NVIDIA GPU), command, or none (a remote machine).",
+    )
+    gpu: Count = option(Count(0), "Index of the GPU that the nvml gauge reads.")
+    command: Argv | None = option(
+        None, "Command whose last number on standard output is the free memory in bytes."
+    )
+
+
+@frozen(kw_only=True)
+class EngineConfig:
+    """What every engine has."""
+
+    type: str = option("", "Kind of engine.")
+    models: tuple[Name, ...] = option((), "Ids of the models that this engine serves.")
+    pool: Name = option(Name("default"), "Pool whose memory it uses.")
+    memory_gb: Gigabytes | None = option(
+        None,
+        "Memory that it takes, in GB; measured when absent. The settle after its stop waits for this much.",
+    )
+    start_timeout_s: Seconds = option(Seconds(300.0), "Seconds within which it must be ready.")
+    stop_timeout_s: Seconds = option(Seconds(30.0), "Seconds within which it must be gone after a stop.")
+    connect_timeout_s: Seconds = option(Seconds(15.0), "Seconds within which it must accept a connection.")
+    headers: Mapping[str, str] = table(
+        dict, "Headers added to every request to it, for example its own Authorization."
+    )
+    discover: bool = option(
+        True, "Ask the running engine which models it serves and accept requests for those too."
+    )
+
+
+@frozen(kw_only=True)
+class ProcessConfig(EngineConfig):
+    """`type = "process"`: a server that the router starts and stops itself."""
+
+    type: Literal["process"] = option("process", "A server that the router starts and stops.")
+    argv: Argv = required(
+        "Command, as a list or one string (no shell runs). {port}, {model} and {path} are filled in; {port} takes a "
+        "free port; {model} or {path} make it a template that is started once for each model."
+    )
+    base_url: BaseUrl | None = option(None, "Where it listens; not needed when argv has {port}.")
+    env: Mapping[str, str] = table(dict, "Environment variables added to the router's own.")
+    cwd: str | None = option(None, "Working directory.")
+    stop_signal: SignalName = option(SignalName("SIGTERM"), "Signal that asks it to end.")
+    grace_s: Seconds = option(Seconds(10.0), "Seconds between that signal and SIGKILL.")
+    log_file: str | None = option(
+        None, "File that its output is appended to, besides the log kept in memory."
+    )
+    ready_path: UrlPath = option(UrlPath("/health"), "Path that tells whether it is ready.")
+    ready_check: ReadyCheck = option(
+        ReadyCheck("status == 200"),
+        'What the answer must be: "status == 200", "key==value" in its JSON (nested by dots), or "model:<id>" listed.',
+    )
+
+
+@frozen(kw_only=True)
+class CallConfig:
+    """One HTTP call that loads or unloads a model."""
+
+    path: UrlPath = required("Path of the call. {model} and {instance} are filled in.")
+    method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "HTTP method.")
+    headers: Mapping[str, str] = table(dict, "Headers of the call, for example an admin key.")
+    body: JsonValue | None = option(
+        None, "JSON body; {model} and {instance} are filled in within its strings."
+    )
+
+
+@frozen(kw_only=True)
+class LoadedConfig:
+    """Where an engine says what it has loaded."""
+
+    path: UrlPath = required("Path that lists what is loaded.")
+    key: str = option(
+        "", "Key of the list in the answer, nested by dots; empty when the answer itself is the list."
+    )
+    id: str = option("id", "Key of a model's id in an entry, nested by dots.")
+    instances: str | None = option(
+        None,
+        "Key, in an entry, of a list of loaded instances; an entry counts as loaded when the list is not empty.",
+    )
+    instance_id: str = option(
+        "id", "Key of an instance's own id, which the unload call may need as {instance}."
+    )
+    filter: Mapping[str, str] = table(
+        dict, "Keys (nested by dots) and the values that a loaded entry has in them."
+    )
+
+
+@frozen(kw_only=True)
+class HttpConfig(EngineConfig):
+    """`type = "http"`: a running server that loads and unloads models when told over HTTP."""
+
+    type: Literal["http"] = option("http", "A running server that loads models when told over HTTP.")
+    base_url: BaseUrl = required("Where it listens.")
+    load: CallConfig | None = option(
+        None, "Call that loads a model; absent where the first request loads it."
+    )
+    unload: CallConfig = required("Call that unloads a model.")
+    loaded: LoadedConfig = required("Where it says what is loaded.")
+
+
+@frozen(kw_only=True)
+class OllamaConfig(EngineConfig):
+    """`type = "ollama"`: the Ollama daemon."""
+
+    type: Literal["ollama"] = option("ollama", "The Ollama daemon.")
+    base_url: BaseUrl = option(BaseUrl("http://127.0.0.1:11434"), "Where it listens.")
+    stop_command: Argv | None = option(
+        Argv(("ollama", "stop", "{model}")), "Last resort when keep_alive 0 did not unload a model."
+    )
+
+
+@frozen(kw_only=True)
+class SystemdConfig(EngineConfig):
+    """`type = "systemd"`: a unit that systemd runs, `Restart=always` included."""
+
+    type: Literal["systemd"] = option("systemd", "A unit that systemd runs.")
+    base_url: BaseUrl = required("Where it listens.")
+    unit: Name = required("Name of the unit, such as vllm.service.")
+    scope: Literal["user", "system"] = option("user", "systemctl --user, or the system's own.")
+    prefix: Argv | None = option(None, 'Command put before systemctl, such as ["sudo", "-n"].')
+    ready_path: UrlPath = option(UrlPath("/health"), "Path that tells whether it is ready.")
+    ready_check: ReadyCheck = option(
+        ReadyCheck("status == 200"), "What the answer must be; as for process engines."
+    )
+
+
+AnyEngineConfig = ProcessConfig | HttpConfig | OllamaConfig | SystemdConfig
+"""Any engine's configuration."""
+
+ENGINE_TYPES: Mapping[str, type[AnyEngineConfig]] = {
+    "process": ProcessConfig,
+    "http": HttpConfig,
+    "ollama": OllamaConfig,
+    "systemd": SystemdConfig,
+}
+"""The class for each value of `type`."""
+
+
+@frozen(kw_only=True)
+class ModelConfig:
+    """`[models."ID"]`: a model that needs more than its id in its engine's `models`."""
+
+    engine: Name = required("Engine that serves it.")
+    upstream: Name | None = option(None, "Name that the engine knows it by; the id itself when absent.")
+    aliases: tuple[Name, ...] = option((), "Other names that clients may use.")
+    path: str | None = option(
+        None, "File or folder of its weights, filled in for {path} in a template's argv."
+    )
+    memory_gb: Gigabytes | None = option(None, "Memory that it takes, in GB; measured when absent.")
+
+
+@frozen(kw_only=True)
+class Config:
+    """A whole `engines.toml`."""
+
+    server: ServerConfig = table(ServerConfig, "The port that clients talk to.")
+    log: LogConfig = table(LogConfig, "What the router writes about itself.")
+    scheduling: SchedulingConfig = table(SchedulingConfig, "Who is served when.")
+    pools: Mapping[Name, PoolConfig] = table(dict, "Memories that engines share.")
+    engines: Mapping[Name, AnyEngineConfig] = required("The engines.")
+    models: Mapping[Name, ModelConfig] = table(dict, "Models that need more than an id.")
+    aliases: Mapping[Name, Name] = table(dict, "Other names for models: alias = model id.")
+    state_file: str | None = option(
+        None,
+        "File that remembers measured memory and start times; in the platform's state folder when absent.",
+    )

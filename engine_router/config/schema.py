@@ -1,0 +1,114 @@
+"""The JSON Schema of `engines.toml`, generated from the configuration classes, for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import attrs
+
+from engine_router.config import values
+from engine_router.config.model import Config
+from engine_router.config.values import shown
+
+_SCALARS: dict[Any, dict[str, Any]] = {
+    str: {"type": "string"},
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": "number", "minimum": 0},
+    values.Seconds: {"type": "number", "minimum": 0},
+    values.Gigabytes: {"type": "number", "exclusiveMinimum": 0},
+    values.Megabytes: {"type": "number", "exclusiveMinimum": 0},
+    values.Port: {"type": "integer", "minimum": 1, "maximum": 65535},
+    values.Count: {"type": "integer", "minimum": 0},
+    values.Name: {"type": "string", "minLength": 1},
+    values.BaseUrl: {"type": "string", "pattern": "^https?://[^/?#]+/?$"},
+    values.UrlPath: {"type": "string", "pattern": "^/"},
+    values.Argv: {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        ]
+    },
+    values.SignalName: {"type": "string", "pattern": "^SIG"},
+    values.ReadyCheck: {"type": "string"},
+    values.JsonValue: {},
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) that a valid `engines.toml` satisfies."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "engine-router configuration (engines.toml)",
+        **_of_class(Config),
+    }
+
+
+def _of_class(cls: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    properties: dict[str, Any] = {}
+    needed: list[str] = []
+    for field in attrs.fields(cls):
+        described = {"description": field.metadata["doc"], **_of_type(hints[field.name])}
+        if field.default is attrs.NOTHING:
+            needed.append(field.name)
+        elif not isinstance(field.default, attrs.Factory) and field.default is not None:  # type: ignore[arg-type]
+            described["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
+        properties[field.name] = described
+    if "type" in properties:
+        needed.append("type")
+    schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, "required": needed} if needed else schema
+
+
+def _of_type(kind: Any) -> dict[str, Any]:
+    if kind in _SCALARS:
+        return dict(_SCALARS[kind])
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin is tuple:
+        return {"type": "array", "items": _of_type(arguments[0])}
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return {"type": "object", "additionalProperties": _of_type(arguments[1])}
+    if origin is Union or type(kind).__name__ == "UnionType":
+        branches = [_of_type(argument) for argument in arguments if argument is not type(None)]
+        return branches[0] if len(branches) == 1 else {"oneOf": branches}
+    return _of_class(kind)
+
+
+def reference() -> list[tuple[str, str, str, str]]:
+    """List every option as (table, key, default, documentation), in the order of the classes."""
+    rows: list[tuple[str, str, str, str]] = []
+    _collect(Config, "", rows)
+    return rows
+
+
+def _collect(cls: type[Any], path: str, rows: list[tuple[str, str, str, str]]) -> None:
+    hints = get_type_hints(cls)
+    for field in attrs.fields(cls):
+        inner = _table_of(hints[field.name])
+        if inner:
+            named = get_origin(hints[field.name]) is not None and not path
+            for table in inner:
+                place = f"{path}.{field.name}".lstrip(".") + (".NAME" if named else "")
+                _collect(table, place + (f" ({table.__name__})" if len(inner) > 1 else ""), rows)
+            continue
+        if field.default is attrs.NOTHING:
+            default = "required"
+        elif isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+            default = "{}"
+        else:
+            default = shown(list(field.default) if isinstance(field.default, tuple) else field.default)
+        rows.append((path, field.name, default, str(field.metadata["doc"])))
+
+
+def _table_of(kind: Any) -> list[type[Any]]:
+    """Return the classes of the tables that a type holds, if it holds tables."""
+    if attrs.has(kind):
+        return [kind]
+    found: list[type[Any]] = []
+    for argument in get_args(kind):
+        found.extend(_table_of(argument))
+    return found

@@ -1,0 +1,221 @@
+"""From plain TOML data to the configuration classes, with every fault named by its path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn
+
+from engine_router.config.model import (
+    ENGINE_TYPES,
+    CallConfig,
+    EngineConfig,
+    HttpConfig,
+    LoadedConfig,
+    LogConfig,
+    ModelConfig,
+    OllamaConfig,
+    PoolConfig,
+    ProcessConfig,
+    SchedulingConfig,
+    ServerConfig,
+    SystemdConfig,
+)
+from engine_router.config.values import READERS, shown
+
+T = TypeVar("T")
+Fault = tuple[str, str]
+"""A path such as `engines.llamacpp.argv`, and what is wrong there."""
+
+_TABLES: Sequence[type[Any]] = (
+    ServerConfig,
+    LogConfig,
+    SchedulingConfig,
+    PoolConfig,
+    ProcessConfig,
+    HttpConfig,
+    OllamaConfig,
+    SystemdConfig,
+    CallConfig,
+    LoadedConfig,
+    ModelConfig,
+)
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for kind, reader in READERS.items():
+        converter.register_structure_hook(kind, _hook(reader))
+    converter.register_structure_hook_func(_is_literal, _read_literal)
+    converter.register_structure_hook_func(_is_list, lambda value, kind: _read_list(converter, value, kind))
+    converter.register_structure_hook_func(
+        _is_mapping, lambda value, kind: _read_mapping(converter, value, kind)
+    )
+    for cls in _TABLES:
+        converter.register_structure_hook(cls, _table_reader(converter, cls))
+    return converter
+
+
+def _hook(reader: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    def read(value: Any, _kind: Any) -> Any:
+        return reader(value)
+
+    return read
+
+
+def _is_literal(kind: Any) -> bool:
+    return getattr(kind, "__origin__", None) is Literal
+
+
+def _is_list(kind: Any) -> bool:
+    return getattr(kind, "__origin__", None) is tuple
+
+
+def _is_mapping(kind: Any) -> bool:
+    return getattr(kind, "__origin__", None) is not None and issubclass(dict, kind.__origin__)
+
+
+def _read_literal(value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    if isinstance(value, str) and value in choices:
+        return value
+    near = close(value, choices)
+    words = f"expected {' or '.join(shown(choice) for choice in choices)}, got {shown(value)}"
+    raise ValueError(f"{words}; did you mean {shown(near)}?" if near else words)
+
+
+def _read_list(converter: cattrs.Converter, value: Any, kind: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, got {shown(value)}")  # noqa: TRY004 - one kind of fault for the walker
+    item_kind = get_args(kind)[0]
+    return tuple(_each(converter, [(f"[{index}]", item) for index, item in enumerate(value)], item_kind))
+
+
+def _read_mapping(converter: cattrs.Converter, value: Any, kind: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a table, got {shown(value)}")  # noqa: TRY004 - likewise
+    item_kind = get_args(kind)[1]
+    places = [(f".{quoted(key)}", item) for key, item in value.items()]
+    return dict(zip(value, _each(converter, places, item_kind), strict=True))
+
+
+def _each(converter: cattrs.Converter, places: Sequence[tuple[str, Any]], kind: Any) -> list[Any]:
+    """Read every item; raise all their faults together, each under its own place."""
+    items: list[Any] = []
+    faults: list[Exception] = []
+    for place, value in places:
+        try:
+            items.append(converter.structure(value, kind))
+        except Exception as error:  # noqa: BLE001 - whatever cattrs raises becomes a fault with a path
+            faults.append(_Placed(place, error))
+    if faults:
+        raise cattrs.BaseValidationError("faults", faults, object)
+    return items
+
+
+class _Placed(Exception):
+    """An error and the place, relative to its surroundings, where it happened."""
+
+    def __init__(self, place: str, error: Exception) -> None:
+        super().__init__(place)
+        self.place = place
+        self.error = error
+
+
+def _table_reader(converter: cattrs.Converter, cls: type[Any]) -> Any:
+    """Wrap cattrs' reader of a table: say so plainly when something else than a table was given."""
+    read = make_dict_structure_fn(
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+    )
+
+    def read_table(value: Any, kind: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a table, got {shown(value)}")  # noqa: TRY004 - likewise
+        return read(value, kind)
+
+    return read_table
+
+
+_CONVERTER = _make_converter()
+
+
+def close(value: object, known: Sequence[str]) -> str | None:
+    """Return the known word that looks most like `value`, if any does."""
+    matches = difflib.get_close_matches(str(value), known, n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def quoted(key: str) -> str:
+    """Show a key as TOML would write it in a path."""
+    bare = key and all(char.isascii() and (char.isalnum() or char in "-_") for char in key)
+    return key if bare else shown(key)
+
+
+def read_table(value: Any, cls: type[T], path: str) -> tuple[T | None, list[Fault]]:
+    """Read one table. Returns the object, or None and every fault in it with its full path."""
+    try:
+        return _CONVERTER.structure(value, cls), []
+    except Exception as error:  # noqa: BLE001 - every kind of validation error is walked into faults
+        return None, list(_walk(error, path, cls))
+
+
+def read_engine(value: Any, path: str) -> tuple[EngineConfig | None, list[Fault]]:
+    """Read one engine's table; its `type` says of which class."""
+    if not isinstance(value, dict):
+        return None, [(path, f"expected a table, got {shown(value)}")]
+    kind = value.get("type")
+    choices = ", ".join(shown(name) for name in ENGINE_TYPES)
+    if kind is None:
+        return None, [(f"{path}.type", f"missing; one of {choices}")]
+    if not isinstance(kind, str) or kind not in ENGINE_TYPES:
+        near = close(kind, list(ENGINE_TYPES))
+        hint = f"; did you mean {shown(near)}?" if near else ""
+        return None, [(f"{path}.type", f"expected one of {choices}, got {shown(kind)}{hint}")]
+    return read_table(value, ENGINE_TYPES[kind], path)
+
+
+def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator[Fault]:
+    """Yield the faults inside an error of cattrs, each with its path."""
+    if isinstance(error, _Placed):
+        yield from _walk(error.error, path + error.place)
+    elif isinstance(error, cattrs.ClassValidationError):
+        for inner in error.exceptions:
+            yield from _walk(inner, path + _place_of(inner), error.cl)
+    elif isinstance(error, cattrs.BaseValidationError):
+        for inner in error.exceptions:
+            yield from _walk(inner, path, cls)
+    elif isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = [field.name for field in attrs.fields(error.cl)]
+        for key in sorted(error.extra_fields):
+            near = close(key, known)
+            hint = f"; did you mean {near}?" if near else f"; known keys: {', '.join(known)}"
+            yield f"{path}.{quoted(key)}".lstrip("."), f"unknown key{hint}"
+    elif isinstance(error, KeyError):
+        yield f"{path}", f"missing; {_doc_of(cls, str(error.args[0]))}"
+    else:
+        yield path, str(error)
+
+
+def _place_of(error: BaseException) -> str:
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, cattrs.AttributeValidationNote):
+            return f".{note.name}"
+    if isinstance(error, KeyError):
+        return f".{error.args[0]}"
+    return ""
+
+
+def _doc_of(cls: type[Any] | None, name: str) -> str:
+    for field in attrs.fields(cls) if cls is not None else ():
+        if field.name == name:
+            return str(field.metadata.get("doc", "required"))
+    return "required"
+
+
+def is_table(value: object) -> bool:
+    """Tell whether TOML gave a table."""
+    return isinstance(value, Mapping)

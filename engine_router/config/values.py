@@ -1,0 +1,201 @@
+"""The kinds of value that a configuration holds, each with one strict reader.
+
+A reader takes what TOML gave and returns the typed value, or raises ValueError with words for the person
+who wrote the file: what was expected and what was found. Nothing is converted in silence: `"5"` is not a
+number, `true` is not 1, NaN and infinity are not durations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import signal
+from collections.abc import Callable
+from typing import Any, NewType
+from urllib.parse import urlsplit
+
+Seconds = NewType("Seconds", float)
+"""A duration, in seconds; finite and not negative."""
+
+Gigabytes = NewType("Gigabytes", float)
+"""An amount of memory in GB (10**9 bytes); finite and above zero."""
+
+Megabytes = NewType("Megabytes", float)
+"""A size in MB (10**6 bytes); finite and above zero."""
+
+Port = NewType("Port", int)
+"""A TCP port, 1 to 65535."""
+
+Count = NewType("Count", int)
+"""A whole number, zero or more."""
+
+Name = NewType("Name", str)
+"""A name: a string with at least one visible character and no control characters."""
+
+BaseUrl = NewType("BaseUrl", str)
+"""`http://host:port` or `https://host:port`, without a trailing slash."""
+
+UrlPath = NewType("UrlPath", str)
+"""The path of a URL, beginning with a slash."""
+
+Argv = NewType("Argv", tuple[str, ...])
+"""A command: its program and arguments. A string is split as a shell would split it; no shell runs."""
+
+SignalName = NewType("SignalName", str)
+"""The name of a signal, such as SIGTERM."""
+
+ReadyCheck = NewType("ReadyCheck", str)
+"""When an engine counts as ready: `status == 200`, `key==value` (keys nested by dots) or `model:<id>`."""
+
+JsonValue = NewType("JsonValue", object)
+"""Anything that JSON can hold."""
+
+
+def shown(value: object) -> str:
+    """Show a value in a message as the file's author would recognise it."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fail(expected: str, value: object) -> ValueError:
+    return ValueError(f"expected {expected}, got {shown(value)}")
+
+
+def _number(expected: str, *, positive: bool) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise _fail(expected, value)
+        if value < 0 or (positive and value == 0):
+            raise _fail(f"{expected} {'above zero' if positive else 'of zero or more'}", value)
+        return float(value)
+
+    return read
+
+
+def read_string(value: Any) -> str:
+    """Read a string."""
+    if not isinstance(value, str):
+        raise _fail("a string in quotes", value)
+    return value
+
+
+def read_name(value: Any) -> Name:
+    """Read a name."""
+    if not isinstance(value, str):
+        raise _fail("a name in quotes", value)
+    if not value.strip() or any(ord(char) < 32 for char in value):
+        raise _fail("a name with at least one visible character", value)
+    return Name(value)
+
+
+def read_bool(value: Any) -> bool:
+    """Read true or false."""
+    if not isinstance(value, bool):
+        raise _fail("true or false", value)
+    return value
+
+
+def read_int(value: Any) -> int:
+    """Read a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _fail("a whole number", value)
+    return value
+
+
+def read_count(value: Any) -> Count:
+    """Read a whole number, zero or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _fail("a whole number of zero or more", value)
+    return Count(value)
+
+
+def read_port(value: Any) -> Port:
+    """Read a TCP port."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
+        raise _fail("a port from 1 to 65535", value)
+    return Port(value)
+
+
+def read_base_url(value: Any) -> BaseUrl:
+    """Read the URL of an engine: scheme, host and an optional port, nothing behind it but an optional slash."""
+    if not isinstance(value, str):
+        raise _fail("a URL in quotes such as http://127.0.0.1:8080", value)
+    try:
+        url = urlsplit(value.strip())
+        port = url.port
+    except ValueError:
+        raise _fail("a URL such as http://127.0.0.1:8080", value) from None
+    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or "@" in url.netloc:
+        raise _fail("a URL such as http://127.0.0.1:8080", value)
+    if url.path not in ("", "/") or url.query or url.fragment:
+        raise ValueError(
+            f"expected a URL without a path, such as {url.scheme}://{url.netloc}, got {shown(value)}; "
+            "clients' paths (/v1/..., /api/...) are added to it"
+        )
+    return BaseUrl(f"{url.scheme}://{url.netloc}")
+
+
+def read_path(value: Any) -> UrlPath:
+    """Read the path of a URL."""
+    if not isinstance(value, str) or not value.startswith("/") or re.search(r"[\s\x00-\x1f]", value):
+        raise _fail("a path that begins with / and has no spaces", value)
+    return UrlPath(value)
+
+
+def read_argv(value: Any) -> Argv:
+    """Read a command, as a list of strings or as one string that is split as a shell would."""
+    if isinstance(value, str):
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"cannot split the command {shown(value)}: {error}") from None
+    elif isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
+        words = list(value)
+    else:
+        raise _fail("a command: a list of strings, or one string", value)
+    if not words or not words[0]:
+        raise _fail("a command with at least the program", value)
+    if any("\x00" in word for word in words):
+        raise _fail("a command without NUL characters", value)
+    return Argv(tuple(words))
+
+
+def read_signal(value: Any) -> SignalName:
+    """Read the name of a signal that this platform has (SIGTERM and SIGINT are accepted everywhere)."""
+    known = {member.name for member in signal.Signals} | {"SIGTERM", "SIGINT"}
+    if not isinstance(value, str) or value not in known:
+        raise _fail("the name of a signal such as SIGTERM or SIGINT", value)
+    return SignalName(value)
+
+
+def read_ready_check(value: Any) -> ReadyCheck:
+    """Read a readiness check; its words are explained at `ReadyCheck`."""
+    if isinstance(value, str):
+        if re.fullmatch(r"\s*status\s*==\s*[1-5]\d\d\s*", value) or re.fullmatch(r"model:.+", value):
+            return ReadyCheck(value.strip())
+        if re.fullmatch(r"\s*[\w.\-]+\s*==\s*.+", value):
+            return ReadyCheck(value.strip())
+    raise _fail('a check such as "status == 200", "status==ok" for a JSON key, or "model:my-model"', value)
+
+
+READERS: dict[Any, Callable[[Any], Any]] = {
+    str: read_string,
+    bool: read_bool,
+    int: read_int,
+    float: _number("a number", positive=False),
+    Seconds: _number("a number of seconds", positive=False),
+    Gigabytes: _number("a number of GB", positive=True),
+    Megabytes: _number("a number of MB", positive=True),
+    Port: read_port,
+    Count: read_count,
+    Name: read_name,
+    BaseUrl: read_base_url,
+    UrlPath: read_path,
+    Argv: read_argv,
+    SignalName: read_signal,
+    ReadyCheck: read_ready_check,
+    JsonValue: lambda value: value,
+}
+"""The reader of each kind of value."""

@@ -1,0 +1,80 @@
+"""A family that the router did not start but found running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+import psutil
+import trio
+
+POLL_INTERVAL_S = 0.25
+
+
+class AdoptedFamily:
+    """A process that runs an engine's very command, and its descendants.
+
+    psutil pins the process by its start time, so that a reused id is never signalled. A group is signalled
+    only where the process is its head: the group of a shell, or of the router itself, stays untouched.
+    """
+
+    def __init__(self, head: psutil.Process) -> None:
+        self.pid = head.pid
+        self._head = head
+        self._known: list[psutil.Process] = [head]
+
+    def __repr__(self) -> str:
+        return f"<AdoptedFamily {self.pid}>"
+
+    async def wait(self) -> None:
+        """Wait until the head has ended. Cancellation leaves it as it is."""
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                descriptor = os.pidfd_open(self.pid)
+                try:
+                    while self._head.is_running() and self._head.status() != psutil.STATUS_ZOMBIE:
+                        await trio.lowlevel.wait_readable(descriptor)
+                except psutil.NoSuchProcess:
+                    pass
+                finally:
+                    os.close(descriptor)
+                return
+        while self._is_living(self._head):
+            await trio.sleep(POLL_INTERVAL_S)
+
+    def signal(self, name: str) -> None:
+        """Send a signal to the group that the process heads, else to the process alone."""
+        self._look()
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.name == "posix" and self._head.is_running() and os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signal.Signals[name])
+            else:
+                self._head.send_signal(signal.Signals[name])
+
+    def kill(self) -> None:
+        """Kill the process and its descendants."""
+        self._look()
+        for process in self._known:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    async def is_alive(self) -> bool:
+        """Tell whether any of it still runs."""
+        return any(self._is_living(process) for process in self._known)
+
+    def bury(self) -> None:
+        """Note that all of it is dead."""
+        self._known = []
+
+    def _look(self) -> None:
+        with contextlib.suppress(psutil.Error):
+            self._known = list({*self._known, *self._head.children(recursive=True)})
+
+    @staticmethod
+    def _is_living(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False

@@ -1,0 +1,204 @@
+"""What `residency/` knows of an engine: the protocol, and the words that both sides share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+from attrs import define, field, frozen
+
+
+@frozen(order=True)
+class ResidentId:
+    """What holds memory, and is started and stopped as a whole.
+
+    Attributes:
+        engine: name of the engine in the configuration.
+        model: the model, by the name that the engine knows, where the engine loads models one by one or is a
+            template; None where the engine itself is the resident.
+    """
+
+    engine: str
+    model: str | None = None
+
+    def __str__(self) -> str:
+        return self.engine if self.model is None else f"{self.engine}/{self.model}"
+
+
+@frozen
+class Endpoint:
+    """Where a ready resident answers.
+
+    Attributes:
+        base_url: `http://host:port`, without a path.
+        pid: process id, where the router knows it.
+    """
+
+    base_url: str
+    pid: int | None = None
+
+
+@frozen
+class Ended:
+    """How a resident came to its end.
+
+    Attributes:
+        stopped: True when the supervisor had asked for it.
+        message: one clause for people, such as "exited with code 1".
+        log_tail: its last log lines, oldest first.
+    """
+
+    stopped: bool
+    message: str
+    log_tail: tuple[str, ...] = ()
+
+
+@define(eq=False)
+class Supervision:
+    """What a living resident and its supervisor say to each other.
+
+    The supervisor calls `stop()` and `doubt()`; both are synchronous and may be called at any time and more
+    than once. The engine calls `ready()` once, when the first request can be served, and waits for the rest.
+
+    Attributes:
+        on_ready: called by `ready()` with the endpoint.
+        stop_asked: set when the resident shall end, be it ready yet or not.
+    """
+
+    on_ready: Callable[[Endpoint], None]
+    stop_asked: trio.Event = field(factory=trio.Event)
+    _doubted: trio.Event = field(factory=trio.Event)
+
+    def ready(self, endpoint: Endpoint) -> None:
+        """Report that the first request can be served."""
+        self.on_ready(endpoint)
+
+    def stop(self) -> None:
+        """Ask the resident to end."""
+        self.stop_asked.set()
+
+    def doubt(self) -> None:
+        """Tell that a request could not reach the resident: it should look whether it is still there."""
+        self._doubted.set()
+
+    async def doubted(self) -> None:
+        """Wait for the next `doubt()`. Cancellation loses nothing: a doubt stays until it is waited for."""
+        await self._doubted.wait()
+        self._doubted = trio.Event()
+
+
+class LogRing:
+    """The last lines that an engine wrote, with a way to follow new ones.
+
+    Memory is bounded: `lines` lines of at most `line_bytes` bytes each.
+    """
+
+    def __init__(self, lines: int = 2000, line_bytes: int = 4096) -> None:
+        self._lines: deque[str] = deque(maxlen=lines)
+        self._line_bytes = line_bytes
+        self._partial = b""
+        self._count = 0
+        self._grown = trio.Event()
+
+    @property
+    def count(self) -> int:
+        """How many lines were ever written."""
+        return self._count
+
+    def feed(self, data: bytes) -> None:
+        """Add output as it was read; lines may be split anywhere."""
+        *whole, rest = (self._partial + data).split(b"\n")
+        for line in whole:
+            self.write(line)
+        while len(rest) > self._line_bytes:
+            self.write(rest[: self._line_bytes])
+            rest = rest[self._line_bytes :]
+        self._partial = rest
+
+    def write(self, line: bytes | str) -> None:
+        """Add one line."""
+        text = line if isinstance(line, str) else line.decode("utf-8", "replace")
+        # A progress bar rewrites its line with carriage returns: its last state is what a reader saw.
+        self._lines.append(text.rstrip("\r").rpartition("\r")[2][: self._line_bytes])
+        self._count += 1
+        self._grown.set()
+        self._grown = trio.Event()
+
+    def flush(self) -> None:
+        """End the line that has no newline yet, when the writer has gone."""
+        if self._partial:
+            self.write(self._partial)
+            self._partial = b""
+
+    def tail(self, lines: int) -> tuple[str, ...]:
+        """Return the last lines, oldest first."""
+        return tuple(self._lines)[-lines:] if lines > 0 else ()
+
+    def since(self, count: int) -> tuple[str, ...]:
+        """Return the lines written after the first `count`, as far as they are still kept."""
+        return self.tail(min(self._count - count, len(self._lines)))
+
+    async def grown(self) -> None:
+        """Wait until another line is written."""
+        await self._grown.wait()
+
+
+class Engine(Protocol):
+    """One configured engine.
+
+    An engine does I/O and decides nothing: the supervisor tells it what to do.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        ...
+
+    @property
+    def log(self) -> LogRing:
+        """What it wrote last, or what the router did to it where its output is not the router's to read."""
+        ...
+
+    def resident_of(self, model: str) -> ResidentId:
+        """Return the resident that serves a model, given by the name that the engine knows."""
+        ...
+
+    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
+        """Make a resident ready, stay with it, end it when asked, and return how it ended.
+
+        `supervision.ready()` is called when the first request can be served. With `adopt` the resident is
+        already running (`find` named it): nothing is started.
+
+        Returns:
+            how it ended: `stopped` when `supervision.stop_asked` was set, else it died by itself. When this
+            returns, nothing of it is left in memory, as far as the engine can see.
+
+        Raises:
+            EngineStartFailed: it could not be made ready; nothing of it is left running.
+            EngineStopFailed: it is still there `stop_timeout_s` after the stop was asked for. Calling `live`
+                again with `adopt` takes up from there.
+
+        Cancellation ends the resident as fast as the platform can without waiting (a process is killed);
+        the supervisor cancels only when the router itself goes down.
+        """
+        ...
+
+    async def find(self) -> Sequence[ResidentId]:
+        """Return the residents that run already, started by someone else, and whose identity is sure.
+
+        An error while asking means that nothing can be said: it is raised, never taken for "nothing runs".
+
+        Raises:
+            EngineUnreachable: something answers, but not in a way that can be understood.
+        """
+        ...
+
+    async def list_models(self) -> Sequence[str] | None:
+        """Return the models that the running engine itself lists; None when it is not running.
+
+        Raises:
+            EngineUnreachable: it runs, but does not answer sensibly.
+        """
+        ...

@@ -1,0 +1,200 @@
+"""Everything that one engine's process started: signalled as a whole, and dead only as a whole.
+
+One seam for what differs by platform. On Linux and macOS a family is a process group of its own, plus (on
+Linux) whoever left the group but carries the family's marker in its environment; the `Guardian` kills it
+if the router dies. On Windows it is a job object that dies with the router's handle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import trio
+
+from engine_router.engines import guardian
+from engine_router.engines.guardian import MARKER_VARIABLE, carriers
+
+
+class Family(Protocol):
+    """A started process and all that descend from it."""
+
+    @property
+    def pid(self) -> int:
+        """Id of the process that was started."""
+        ...
+
+    def signal(self, name: str) -> None:
+        """Send a signal to all of it. Never waits; silent when nobody is left."""
+        ...
+
+    def kill(self) -> None:
+        """End all of it at once. Never waits; silent when nobody is left."""
+        ...
+
+    async def is_alive(self) -> bool:
+        """Tell whether any of it still runs. A zombie holds no memory: it is dead."""
+        ...
+
+    def bury(self) -> None:
+        """Note that all of it is dead. Its ids may belong to strangers from now on, so none is signalled again."""
+        ...
+
+
+class Guardian:
+    """The line to the guardian program: which families it has to kill when the router is gone.
+
+    `run` keeps one guardian alive; `watch` and `forget` never wait.
+    """
+
+    def __init__(self) -> None:
+        self._line: int | None = None
+        self._watched: dict[int, str] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the guardian, and start it again should it end. Cancellation lets it finish its work and go."""
+        argv = [sys.executable, "-I", "-S", str(Path(guardian.__file__))]
+        announced = False
+        while True:
+            reading, writing = os.pipe()
+            try:
+                process = await trio.lowlevel.open_process(
+                    argv,
+                    stdin=reading,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                os.close(reading)
+                self._line = writing
+                for group, marker in self._watched.items():
+                    self._write(f"+{group} {marker}\n")
+                if not announced:
+                    task_status.started()
+                    announced = True
+                await process.wait()
+            finally:
+                self._line = None
+                os.close(writing)
+            await trio.sleep(0.1)
+
+    def watch(self, group: int, marker: str) -> None:
+        """Have a process group killed, and whoever carries its marker, when the router is gone."""
+        self._watched[group] = marker
+        self._write(f"+{group} {marker}\n")
+
+    def forget(self, group: int) -> None:
+        """Note that a process group is dead."""
+        if self._watched.pop(group, None) is not None:
+            self._write(f"-{group}\n")
+
+    def _write(self, line: str) -> None:
+        if self._line is not None:
+            # A line is far shorter than a pipe's buffer, and the guardian reads at once: this never waits.
+            with contextlib.suppress(OSError):
+                os.write(self._line, line.encode())
+
+
+class ProcessGroup:
+    """A family on Linux and macOS."""
+
+    def __init__(self, pid: int, marker: str, watcher: Guardian | None) -> None:
+        self.pid = pid
+        self._marker = marker
+        self._watcher = watcher
+        self._buried = False
+        if watcher is not None:
+            watcher.watch(pid, marker)
+
+    def __repr__(self) -> str:
+        return f"<ProcessGroup {self.pid}{' buried' if self._buried else ''}>"
+
+    def signal(self, name: str) -> None:
+        """Send a signal to the group."""
+        if not self._buried:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.Signals[name])
+
+    def kill(self) -> None:
+        """Kill the group and whoever left it."""
+        if self._buried:
+            return
+        self.signal("SIGKILL")
+        for pid in carriers({self._marker}):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    async def is_alive(self) -> bool:
+        """Tell whether any of it still runs."""
+        if self._buried:
+            return False
+        # Walking the process table takes milliseconds and may block: in a thread, and without side effects.
+        return await trio.to_thread.run_sync(self._has_living, abandon_on_cancel=True)
+
+    def bury(self) -> None:
+        """Note that all of it is dead."""
+        self._buried = True
+        if self._watcher is not None:
+            self._watcher.forget(self.pid)
+
+    def _has_living(self) -> bool:
+        try:
+            os.killpg(self.pid, 0)
+            members = [pid for pid in psutil.pids() if _group_of(pid) == self.pid]
+        except ProcessLookupError:
+            members = []
+        except PermissionError:
+            return True
+        return any(_is_living(pid) for pid in {*members, *carriers({self._marker})})
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
+def _is_living(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+async def start_family(
+    argv: Sequence[str], *, env: Mapping[str, str], cwd: str | None, watcher: Guardian | None
+) -> tuple[trio.Process, Family]:
+    """Start a process as the head of a family of its own, its output on one pipe.
+
+    Raises:
+        OSError: it cannot be run.
+
+    Cancellation: either nothing was started, or the family is returned.
+    """
+    marker = uuid.uuid4().hex
+    surroundings = {**os.environ, **env, MARKER_VARIABLE: marker}
+    if sys.platform == "win32":
+        from engine_router.engines.windows import JobFamily  # noqa: PLC0415 - exists on Windows only
+
+        return await JobFamily.start(argv, env=surroundings, cwd=cwd)
+    process = await trio.lowlevel.open_process(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        env=surroundings,
+        start_new_session=True,
+    )
+    return process, ProcessGroup(process.pid, marker, watcher)

@@ -1,0 +1,275 @@
+"""Engines of type `ollama`: the Ollama daemon, which loads and unloads models by itself.
+
+Two of its habits are taken from it while the router is at work:
+
+- It unloads a model five minutes after its last request. The router owns residency, so it loads with
+  `keep_alive: -1` (for ever): a model must not vanish while the router believes it resident. Requests
+  without a `keep_alive` of their own leave that as it is.
+- It loads whatever anybody asks it for. What others have loaded directly holds the memory that the router
+  has promised to somebody else, so before a load, and at a stop, models that the router does not know of
+  are unloaded too. Whoever shares the daemon with the router should therefore go through the router.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import trio
+
+from engine_router.config import LoadedConfig, OllamaConfig
+from engine_router.config.values import UrlPath
+from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
+from engine_router.engines.common import (
+    Backoff,
+    NotListening,
+    Reply,
+    Server,
+    lead,
+    run_command,
+    worth_repeating,
+)
+from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+
+KEEP_FOR_EVER = -1
+"""Ollama's `keep_alive` for a model that stays until it is unloaded."""
+
+_PS = LoadedConfig(path=UrlPath("/api/ps"), key="models", id="name")
+
+
+def normal_name(model: str) -> str:
+    """Return a model's name without the tag that Ollama adds where none is given."""
+    return model.removesuffix(":latest")
+
+
+class OllamaEngine:
+    """The Ollama daemon; implements `engines.base.Engine`.
+
+    Residents are (engine, model), where `model` and `model:latest` are the same.
+    """
+
+    def __init__(self, name: str, config: OllamaConfig, client: httpx.AsyncClient) -> None:
+        self.name = name
+        self.config = config
+        self.log = LogRing()
+        self.server = Server(name, config, config.base_url, client)
+        # Models that a `live` is responsible for; all others in memory were loaded past the router.
+        self.living: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<OllamaEngine {self.name} at {self.config.base_url}>"
+
+    def resident_of(self, model: str) -> ResidentId:
+        """Return the resident of a model; the tag `:latest` goes without saying."""
+        return ResidentId(self.name, normal_name(model))
+
+    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
+        """Load the model, stay with it, unload it; see `Engine.live`.
+
+        Models that were loaded past the router are unloaded before and after. Before, one that stays makes
+        the start fail; after, it is only logged: the resident itself is gone then.
+
+        Cancellation leaves the daemon as it is.
+        """
+        model = normal_name(resident.model or "")
+        self.living.add(model)
+        try:
+            return await lead(_OllamaModel(self, model), supervision, adopt=adopt)
+        finally:
+            self.living.discard(model)
+
+    async def find(self) -> Sequence[ResidentId]:
+        """Return the models in memory; [] when nobody listens.
+
+        Raises:
+            EngineUnreachable: GET /api/ps cannot be had or understood.
+        """
+        try:
+            return [ResidentId(self.name, model) for model in await self.loaded()]
+        except NotListening:
+            return []
+        except EngineUnreachable:
+            raise
+        except EngineError as error:
+            raise EngineUnreachable(self.name, error.summary) from error
+
+    async def list_models(self) -> Sequence[str] | None:
+        """Return the names of the models that have been pulled, from GET /api/tags; None when nobody listens.
+
+        Raises:
+            EngineUnreachable: it runs, but does not answer sensibly.
+        """
+        return await self.server.models("/api/tags")
+
+    async def loaded(self) -> tuple[str, ...]:
+        """Ask which models are in memory; names are normal ones.
+
+        Raises:
+            EngineError: it cannot be told.
+        """
+        return tuple(dict.fromkeys(normal_name(entry.model) for entry in await self.server.listing(_PS)))
+
+
+class _OllamaModel:
+    """The life of one model in the daemon; the steps are described at `Life`."""
+
+    def __init__(self, engine: OllamaEngine, model: str) -> None:
+        self.name, self.config, self.log = engine.name, engine.config, engine.log
+        self.engine = engine
+        self.model = model
+        self.began = False
+        self.obstacle = ""
+
+    async def start(self) -> Endpoint:
+        await self._unload_strangers()
+        self.began = True
+        self.log.write(f"loading '{self.model}'")
+        self.obstacle = "its load has not ended"
+        # Loading again what is loaded already costs nothing, and sets its keep_alive.
+        reply = await self._post("/api/generate", keep_alive=KEEP_FOR_EVER)
+        if reply.status == 400 and "does not support generate" in reply.complaint:
+            reply = await self._post("/api/embed", input="", keep_alive=KEEP_FOR_EVER)
+        if reply.status == 404:
+            raise EngineStartFailed(
+                self.name, f"does not have the model '{self.model}'; ollama pull {self.model}"
+            )
+        if not reply.good:
+            refusal = self.engine.server.refusal(f"the load of '{self.model}'", reply)
+            raise EngineStartFailed(self.name, refusal.summary)
+        await self._until_loaded()
+        self.log.write(f"loaded '{self.model}'")
+        return Endpoint(self.config.base_url)
+
+    async def adopt(self) -> Endpoint | Ended:
+        try:
+            loaded = await self.engine.loaded()
+        except NotListening as error:
+            return Ended(stopped=False, message=error.summary)
+        if self.model not in loaded:
+            return Ended(stopped=False, message=f"does not hold '{self.model}' any more")
+        self.began = True
+        await self._post("/api/generate", keep_alive=KEEP_FOR_EVER)
+        return Endpoint(self.config.base_url)
+
+    async def gone(self) -> str | None:
+        try:
+            loaded = await self.engine.loaded()
+        except NotListening as error:
+            return error.summary
+        except EngineError as error:
+            self.log.write(f"cannot tell whether '{self.model}' is loaded: {error.summary}")
+            return None
+        return None if self.model in loaded else f"does not hold '{self.model}' any more"
+
+    async def end(self, *, aborted: bool) -> str:
+        timeout_s = self.config.stop_timeout_s
+        self.log.write(f"unloading '{self.model}'")
+        with trio.move_on_after(timeout_s):
+            try:
+                with trio.move_on_after(timeout_s / 2 if self.config.stop_command else math.inf):
+                    return await self._until_gone(aborted=aborted)
+                await self._last_resort()
+                return await self._until_gone(aborted=aborted)
+            except NotListening as error:
+                return f"{error.summary.partition(';')[0]}, so nothing is loaded"
+        raise EngineStopFailed(
+            self.name,
+            f"may still hold '{self.model}' {timeout_s:g} s after it was told to unload it "
+            f"(stop_timeout_s in engines.toml); last seen: {self.obstacle or 'no answer'}",
+        )
+
+    async def _post(self, path: str, *, timeout_s: float = math.inf, **body: Any) -> Reply:
+        body = {"model": self.model, "stream": False, **body}
+        return await self.engine.server.call("POST", path, body=body, timeout_s=timeout_s)
+
+    async def _until_loaded(self) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                if self.model in await self.engine.loaded():
+                    return
+                self.obstacle = f"'{self.model}' is not in /api/ps"
+            except EngineError as error:
+                if not worth_repeating(error):
+                    raise
+                self.obstacle = error.summary
+            await backoff.pause()
+
+    async def _until_gone(self, *, aborted: bool) -> str:
+        """Unload the model and wait until it is gone; take strangers along as far as that takes no longer."""
+        backoff = Backoff()
+        asked = False
+        if aborted:  # half loaded, it may not be listed yet
+            asked = await self._unload(self.model)
+        while True:
+            try:
+                loaded = await self.engine.loaded()
+            except NotListening:
+                raise
+            except EngineError as error:
+                self.obstacle = error.summary
+            else:
+                if self.model not in loaded:
+                    break
+                self.obstacle = f"'{self.model}' is still in /api/ps"
+                asked = asked or await self._unload(self.model)
+            await backoff.pause()
+        self.log.write(f"unloaded '{self.model}'")
+        for stranger in self._strangers(loaded):
+            await self._unload(stranger)
+        return f"unloaded '{self.model}'"
+
+    def _strangers(self, loaded: Sequence[str]) -> list[str]:
+        return [model for model in loaded if model not in self.engine.living]
+
+    async def _unload_strangers(self) -> None:
+        """Unload what was loaded past the router, and see that it is gone.
+
+        Raises:
+            EngineStartFailed: it is still there after `stop_timeout_s`.
+        """
+        timeout_s = self.config.stop_timeout_s
+        strangers: list[str] = []
+        with trio.move_on_after(timeout_s):
+            backoff = Backoff()
+            asked: set[str] = set()
+            while strangers := self._strangers(await self.engine.loaded()):
+                for stranger in strangers:
+                    if stranger not in asked:
+                        self.log.write(f"unloading '{stranger}', which was loaded past the router")
+                        asked.add(stranger)
+                        await self._unload(stranger)
+                await backoff.pause()
+            return
+        raise EngineStartFailed(
+            self.name,
+            f"still holds {', '.join(strangers) or 'other models'}, loaded past the router, {timeout_s:g} s after "
+            "it was told to unload them; let their users go through the router",
+        )
+
+    async def _unload(self, model: str) -> bool:
+        """Tell the daemon to unload a model; True when it agreed. Only /api/ps says whether it did."""
+        try:
+            reply = await self._post(
+                "/api/generate", model=model, keep_alive=0, timeout_s=self.config.stop_timeout_s / 4
+            )
+        except NotListening:
+            raise
+        except EngineError as error:
+            self.log.write(error.summary)
+            return False
+        if not reply.good:
+            self.log.write(self.engine.server.refusal(f"the unload of '{model}'", reply).summary)
+        return reply.good
+
+    async def _last_resort(self) -> None:
+        """Run `stop_command`, at this daemon; whatever comes of it, /api/ps decides."""
+        argv = [word.replace("{model}", self.model) for word in self.config.stop_command or ()]
+        self.log.write(f"did not unload '{self.model}'; running {' '.join(argv)}")
+        environment = {**os.environ, "OLLAMA_HOST": self.config.base_url}
+        done = await run_command(argv, timeout_s=self.config.stop_timeout_s / 2, environment=environment)
+        if done.code != 0:
+            self.log.write(f"{argv[0]}: {done.complaint}")

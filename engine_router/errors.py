@@ -1,0 +1,234 @@
+"""Every outcome that a client, or a caller of the library, can see as an error.
+
+One class for each outcome. The HTTP status and the codes that the dialects show are attributes of the
+class; nothing is ever guessed from a message. `dialects/` renders them, `web/` sends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class RouterError(Exception):
+    """Base of all errors that the router reports to a client.
+
+    Attributes:
+        status: the HTTP status.
+        code: the machine-readable code (OpenAI's `error.code`).
+        kind: OpenAI's `error.type`.
+        anthropic_kind: Anthropic's `error.type`.
+        retry_after_s: seconds after which a retry makes sense, or None.
+        retryable: False where a retry cannot help; clients are told so.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    kind: ClassVar[str] = "server_error"
+    anthropic_kind: ClassVar[str] = "api_error"
+    retryable: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(RouterError):
+    """The request cannot be understood: not JSON, not an object, no model, a bad field."""
+
+    status = 400
+    code = "invalid_request"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
+    retryable = False
+
+
+class Unauthorized(RouterError):
+    """The request carries no key that the router knows."""
+
+    status = 401
+    code = "invalid_api_key"
+    kind = "authentication_error"
+    anthropic_kind = "authentication_error"
+    retryable = False
+
+
+class Forbidden(RouterError):
+    """The request asks for something that the configuration does not allow."""
+
+    status = 403
+    code = "forbidden"
+    kind = "permission_error"
+    anthropic_kind = "permission_error"
+    retryable = False
+
+
+class NoSuchRoute(RouterError):
+    """The path, or what it names, does not exist here."""
+
+    status = 404
+    code = "not_found"
+    kind = "invalid_request_error"
+    anthropic_kind = "not_found_error"
+    retryable = False
+
+
+class WrongMethod(RouterError):
+    """The path exists, but not for this method."""
+
+    status = 405
+    code = "method_not_allowed"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
+    retryable = False
+
+
+class UnknownModel(RouterError):
+    """No engine is known to serve this model. Never answered by a silent substitute.
+
+    Attributes:
+        model: the id that the client sent.
+        suggestions: ids that look like it, best first.
+    """
+
+    status = 404
+    code = "model_not_found"
+    kind = "invalid_request_error"
+    anthropic_kind = "not_found_error"
+    retryable = False
+
+    def __init__(self, model: str, suggestions: Sequence[str] = ()) -> None:
+        hint = f"; did you mean {' or '.join(repr(s) for s in suggestions)}?" if suggestions else ""
+        super().__init__(f"model '{model}' not found{hint}")
+        self.model = model
+        self.suggestions = tuple(suggestions)
+
+
+class BodyTooLarge(RouterError):
+    """The request's body is larger than `server.max_body_mb`."""
+
+    status = 413
+    code = "request_too_large"
+    kind = "invalid_request_error"
+    anthropic_kind = "request_too_large"
+    retryable = False
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"the request body is larger than {limit_bytes / 1_000_000:g} MB (server.max_body_mb in engines.toml)"
+        )
+        self.limit_bytes = limit_bytes
+
+
+class QueueFull(RouterError):
+    """As many requests wait for this pool as `scheduling.max_queue` allows."""
+
+    status = 503
+    code = "queue_full"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class RouterClosing(RouterError):
+    """The router is shutting down."""
+
+    status = 503
+    code = "router_closing"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class LeaseRevoked(RouterError):
+    """The drain deadline passed, so the engine was taken from a request that was still running."""
+
+    status = 503
+    code = "lease_revoked"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class EngineError(RouterError):
+    """Something went wrong with one engine.
+
+    Attributes:
+        engine: its name in the configuration.
+        log_tail: its last log lines, oldest first.
+    """
+
+    status = 502
+    code = "engine_error"
+
+    def __init__(
+        self,
+        engine: str,
+        message: str,
+        *,
+        log_tail: Sequence[str] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        tail = "".join(f"\n  {line}" for line in log_tail)
+        super().__init__(
+            f"engine '{engine}' {message}{'; its last log lines:' + tail if tail else ''}",
+            retry_after_s=retry_after_s,
+        )
+        self.engine = engine
+        self.summary = message
+        self.log_tail = tuple(log_tail)
+
+
+class EngineStartFailed(EngineError):
+    """The engine could not be started: bad command, early exit, refused load."""
+
+    status = 503
+    code = "engine_start_failed"
+    anthropic_kind = "overloaded_error"
+    retryable = False
+
+
+class EngineStartTimeout(EngineStartFailed):
+    """The engine did not become ready within its `start_timeout_s`."""
+
+    code = "engine_start_timeout"
+
+
+class EngineStopFailed(EngineError):
+    """The engine is still there after its `stop_timeout_s`, so nothing else may be started beside it."""
+
+    status = 503
+    code = "engine_stop_failed"
+    anthropic_kind = "overloaded_error"
+
+
+class EngineDied(EngineError):
+    """The engine ended while it was in use."""
+
+    code = "engine_died"
+
+
+class EngineUnreachable(EngineError):
+    """The engine does not accept connections, though it should be running."""
+
+    code = "engine_unreachable"
+
+
+class EngineBroke(EngineError):
+    """The engine's answer broke off or is not HTTP."""
+
+    code = "engine_broke"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used.
+
+    Attributes:
+        source: the file, as the user named it.
+        faults: every fault found, each as (path, message); the path is empty for a fault of the file itself.
+    """
+
+    def __init__(self, source: str, faults: Sequence[tuple[str, str]]) -> None:
+        self.source = source
+        self.faults = tuple(faults)
+        lines = [f"{path}: {message}" if path else message for path, message in self.faults]
+        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+        super().__init__(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in lines))

@@ -1,0 +1,180 @@
+"""Events: the one source of the log, the metrics, the status page and `router.events()`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal
+
+import attrs
+import trio
+from attrs import frozen
+
+Phase = Literal["drain", "stop", "settle", "start"]
+"""The parts of a swap, in their order."""
+
+
+@frozen(kw_only=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        at: wall-clock time, seconds since the epoch.
+    """
+
+    at: float
+
+    @property
+    def name(self) -> str:
+        """The event's name: its class, in words joined by underscores."""
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("_")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the event as plain data, for JSON."""
+        return {"event": self.name, **attrs.asdict(self)}
+
+
+@frozen(kw_only=True)
+class SwapBegan(Event):
+    """A swap was decided on. `source` or `target` is None where memory was empty or stays empty."""
+
+    pool: str
+    source: str | None
+    target: str | None
+    cause: str
+
+
+@frozen(kw_only=True)
+class SwapPhase(Event):
+    """A swap entered a phase. `expected_s` is what the phase took the last time, where known."""
+
+    pool: str
+    source: str | None
+    target: str | None
+    phase: Phase
+    expected_s: float | None = None
+
+
+@frozen(kw_only=True)
+class SwapEnded(Event):
+    """A swap ended. `phases` holds the seconds of each phase it went through."""
+
+    pool: str
+    source: str | None
+    target: str | None
+    cause: str
+    result: Literal["ok", "error", "abandoned"]
+    duration_s: float
+    phases: dict[str, float]
+    error: str | None = None
+
+
+@frozen(kw_only=True)
+class ResidentReady(Event):
+    """A resident can serve. `adopted` where the router found it running."""
+
+    pool: str
+    resident: str
+    start_s: float
+    adopted: bool
+
+
+@frozen(kw_only=True)
+class ResidentDied(Event):
+    """A resident ended that nobody had asked to."""
+
+    pool: str
+    resident: str
+    message: str
+
+
+@frozen(kw_only=True)
+class MemorySettled(Event):
+    """The wait for memory ended. `warning` tells when less came back than was expected."""
+
+    pool: str
+    resident: str
+    outcome: str
+    released_bytes: int | None
+    expected_bytes: int | None
+    waited_s: float
+    warning: str | None = None
+
+
+@frozen(kw_only=True)
+class RequestEnded(Event):
+    """A request was answered, or its client left (`status` 499)."""
+
+    model: str | None
+    engine: str | None
+    path: str
+    status: int
+    duration_s: float
+    queue_wait_s: float | None = None
+    first_byte_s: float | None = None
+    error: str | None = None
+
+
+@frozen(kw_only=True)
+class RouterNotice(Event):
+    """Something that the person who runs the router should know."""
+
+    severity: Literal["info", "warning", "error"]
+    message: str
+
+
+class EventHub:
+    """Hands each event to every listener at once and to every subscriber through a bounded buffer.
+
+    A subscriber that is slower than the events loses the oldest ones; nobody else waits for it.
+    """
+
+    def __init__(self, recent: int = 200) -> None:
+        self._listeners: list[Callable[[Event], None]] = []
+        self._wakeups: set[_Subscription] = set()
+        self._recent: deque[Event] = deque(maxlen=recent)
+
+    @property
+    def recent(self) -> tuple[Event, ...]:
+        """The last events, oldest first."""
+        return tuple(self._recent)
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` with each event from now on; it must not block nor raise."""
+        self._listeners.append(listener)
+
+    def publish(self, event: Event) -> None:
+        """Hand out one event. Synchronous: events are published where decisions are made."""
+        if not isinstance(event, RequestEnded):
+            self._recent.append(event)
+        for listener in self._listeners:
+            listener(event)
+        for subscription in self._wakeups:
+            subscription.put(event)
+
+    async def subscribe(self, buffer: int = 1000) -> AsyncIterator[Event]:
+        """Iterate over the events from now on. Leaving the loop, or cancellation, ends the subscription."""
+        subscription = _Subscription(buffer)
+        self._wakeups.add(subscription)
+        try:
+            while True:
+                yield await subscription.get()
+        finally:
+            self._wakeups.discard(subscription)
+
+
+class _Subscription:
+    def __init__(self, buffer: int) -> None:
+        self._events: deque[Event] = deque(maxlen=buffer)
+        self._wake = trio.Event()
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake.set()
+
+    async def get(self) -> Event:
+        while not self._events:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        await trio.lowlevel.checkpoint()
+        return self._events.popleft()

@@ -1,0 +1,142 @@
+"""What the router learned and remembers between runs: memory and times of residents, models of engines.
+
+Everything here is advice. What is resident is always asked of the engines, never read from this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import platformdirs
+import trio
+from attrs import define, field
+
+from engine_router.engines.base import ResidentId
+
+_VERSION = 1
+
+
+@define
+class Measured:
+    """What was measured of one resident. None: not yet.
+
+    Attributes:
+        footprint_bytes: memory that its last start took.
+        release_ratio: part of that which came back after its stop, by the gauge (1.0: all of it).
+        start_s: seconds that its last start took.
+        stop_s: seconds that its last stop took.
+        settle_s: seconds that its memory took to come back.
+    """
+
+    footprint_bytes: int | None = None
+    release_ratio: float | None = None
+    start_s: float | None = None
+    stop_s: float | None = None
+    settle_s: float | None = None
+
+
+@define
+class State:
+    """The router's memory.
+
+    Attributes:
+        residents: measurements by the resident's name (`engine` or `engine/model`).
+        models: by engine, the models that it listed when it last ran.
+    """
+
+    residents: dict[str, Measured] = field(factory=dict)
+    models: dict[str, list[str]] = field(factory=dict)
+    changed: bool = False
+
+    def of(self, resident: ResidentId) -> Measured:
+        """Return the measurements of a resident, to be read or changed."""
+        return self.residents.setdefault(str(resident), Measured())
+
+    def touch(self) -> None:
+        """Note that something changed, so that it is written."""
+        self.changed = True
+
+    def set_models(self, engine: str, models: Sequence[str]) -> None:
+        """Remember what an engine listed."""
+        if self.models.get(engine) != list(models):
+            self.models[engine] = list(models)
+            self.touch()
+
+    def to_json(self) -> str:
+        """Return the state as the text of its file."""
+        residents = {name: attrs.asdict(measured) for name, measured in self.residents.items()}
+        return json.dumps({"version": _VERSION, "residents": residents, "models": self.models}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> State:
+        """Read the text of a state file. What is not understood is left out: it will be measured again."""
+        try:
+            data: Any = json.loads(text)
+            entries = data["residents"] if data["version"] == _VERSION else {}
+            state = cls()
+            for name, values in entries.items():
+                state.residents[str(name)] = Measured(
+                    **{key: _number(key, value) for key, value in values.items()}
+                )
+            for engine, models in data["models"].items():
+                state.models[str(engine)] = [model for model in models if isinstance(model, str)]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return cls()
+        return state
+
+
+def _number(key: str, value: object) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        raise ValueError(key)
+    return int(value) if key == "footprint_bytes" else float(value)
+
+
+def default_state_file() -> Path:
+    """Return the state file's place in the platform's state folder."""
+    return platformdirs.user_state_path("engine-router", appauthor=False) / "state.json"
+
+
+def read_state(path: Path) -> State:
+    """Read a state file; an absent or damaged one is an empty state."""
+    try:
+        return State.from_json(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return State()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole, so that a reader, or a crash, never meets half of it.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+async def save_state(state: State, path: Path) -> None:
+    """Write the state if it changed. The write happens in a thread; cancellation waits for it (milliseconds).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if state.changed:
+        state.changed = False
+        await trio.to_thread.run_sync(write_atomically, path, state.to_json())
