@@ -1,1 +1,31 @@
-"""One port in front of many local engines that share one memory."""
+"""One port in front of many local engines that share one memory.
+
+The library::
+
+    async with engine_router.open_router("engines.toml") as router:
+        async with router.lease("qwen3-30b") as lease:  # resident until the block ends
+            ...  # lease.base_url, lease.engine, lease.model
+
+`router.app` is the ASGI app, `engine_router.serve(router)` serves it, `router.events()` tells what happens.
+"""
+
+from engine_router import errors
+from engine_router._version import __version__
+from engine_router.config import Config, load_config, parse_config
+from engine_router.errors import ConfigError, RouterError
+from engine_router.router import HeldLease, Router, open_router
+from engine_router.serving import serve
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "HeldLease",
+    "Router",
+    "RouterError",
+    "__version__",
+    "errors",
+    "load_config",
+    "open_router",
+    "parse_config",
+    "serve",
+]

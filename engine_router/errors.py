@@ -7,7 +7,6 @@ class; nothing is ever guessed from a message. `dialects/` renders them, `web/` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 
 class RouterError(Exception):
@@ -22,11 +21,11 @@ class RouterError(Exception):
         retryable: False where a retry cannot help; clients are told so.
     """
 
-    status: ClassVar[int] = 500
-    code: ClassVar[str] = "internal_error"
-    kind: ClassVar[str] = "server_error"
-    anthropic_kind: ClassVar[str] = "api_error"
-    retryable: ClassVar[bool] = True
+    status: int = 500
+    code: str = "internal_error"
+    kind: str = "server_error"
+    anthropic_kind: str = "api_error"
+    retryable: bool = True
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -103,6 +102,15 @@ class UnknownModel(RouterError):
         super().__init__(f"model '{model}' not found{hint}")
         self.model = model
         self.suggestions = tuple(suggestions)
+
+
+class RequestTooSlow(RouterError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
 
 
 class BodyTooLarge(RouterError):
@@ -216,6 +224,27 @@ class EngineBroke(EngineError):
     """The engine's answer broke off or is not HTTP."""
 
     code = "engine_broke"
+
+
+class EngineRefused(EngineError):
+    """The engine answered with an error of its own, and the answer has to be rendered in another dialect.
+
+    Attributes:
+        status: the engine's HTTP status.
+    """
+
+    code = "engine_refused"
+    retryable = False
+
+    def __init__(self, engine: str, status: int, message: str) -> None:
+        RouterError.__init__(self, message)
+        self.engine = engine
+        self.summary = message
+        self.log_tail = ()
+        self.status = status
+        if status < 500:
+            self.kind = "invalid_request_error"
+            self.anthropic_kind = "invalid_request_error"
 
 
 class ConfigError(Exception):

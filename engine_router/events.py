@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
@@ -131,7 +132,7 @@ class EventHub:
 
     def __init__(self, recent: int = 200) -> None:
         self._listeners: list[Callable[[Event], None]] = []
-        self._wakeups: set[_Subscription] = set()
+        self._subscriptions: weakref.WeakSet[_Subscription] = weakref.WeakSet()
         self._recent: deque[Event] = deque(maxlen=recent)
 
     @property
@@ -149,20 +150,20 @@ class EventHub:
             self._recent.append(event)
         for listener in self._listeners:
             listener(event)
-        for subscription in self._wakeups:
+        for subscription in self._subscriptions:
             subscription.put(event)
 
-    async def subscribe(self, buffer: int = 1000) -> AsyncIterator[Event]:
-        """Iterate over the events from now on. Leaving the loop, or cancellation, ends the subscription."""
+    def subscribe(self, buffer: int = 1000) -> AsyncIterator[Event]:
+        """Iterate over the events from now on, for one task. The subscription ends when nobody holds it any more.
+
+        At most `buffer` events are kept for a slow reader; the oldest are lost first. Cancellation loses none.
+        """
         subscription = _Subscription(buffer)
-        self._wakeups.add(subscription)
-        try:
-            while True:
-                yield await subscription.get()
-        finally:
-            self._wakeups.discard(subscription)
+        self._subscriptions.add(subscription)
+        return subscription
 
 
+# Not a generator: it has nothing to clean up, so that leaving its loop is enough to be rid of it.
 class _Subscription:
     def __init__(self, buffer: int) -> None:
         self._events: deque[Event] = deque(maxlen=buffer)
@@ -172,7 +173,10 @@ class _Subscription:
         self._events.append(event)
         self._wake.set()
 
-    async def get(self) -> Event:
+    def __aiter__(self) -> _Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
         while not self._events:
             self._wake = trio.Event()
             await self._wake.wait()

@@ -81,22 +81,30 @@ class State:
             entries = data["residents"] if data["version"] == _VERSION else {}
             state = cls()
             for name, values in entries.items():
-                state.residents[str(name)] = Measured(
-                    **{key: _number(key, value) for key, value in values.items()}
-                )
+                state.residents[str(name)] = _measured(values)
             for engine, models in data["models"].items():
                 state.models[str(engine)] = [model for model in models if isinstance(model, str)]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls()
         return state
 
 
-def _number(key: str, value: object) -> Any:
-    if value is None:
+def _measured(values: dict[str, object]) -> Measured:
+    size = _number(values.get("footprint_bytes"))
+    return Measured(
+        footprint_bytes=None if size is None else int(size),
+        release_ratio=_number(values.get("release_ratio"), most=1.0),
+        start_s=_number(values.get("start_s")),
+        stop_s=_number(values.get("stop_s")),
+        settle_s=_number(values.get("settle_s")),
+    )
+
+
+def _number(value: object, *, most: float = 1e15) -> float | None:
+    """Return a number that can have been measured, and None for everything else, such as NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-        raise ValueError(key)
-    return int(value) if key == "footprint_bytes" else float(value)
+    return float(value)
 
 
 def default_state_file() -> Path:
@@ -139,4 +147,8 @@ async def save_state(state: State, path: Path) -> None:
     """
     if state.changed:
         state.changed = False
-        await trio.to_thread.run_sync(write_atomically, path, state.to_json())
+        try:
+            await trio.to_thread.run_sync(write_atomically, path, state.to_json())
+        except BaseException:
+            state.changed = True  # nothing was written: the next call tries again
+            raise

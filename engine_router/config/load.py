@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from engine_router.config.model import (
     ServerConfig,
 )
 from engine_router.config.structure import Fault, close, is_table, quoted, read_engine, read_table
-from engine_router.config.values import Name, read_name, read_string, shown
+from engine_router.config.values import Name, expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
 
 FILE_NAME = "engines.toml"
@@ -37,7 +37,7 @@ def candidates(explicit: str | None, environ: Mapping[str, str]) -> list[Path]:
     """
     named = explicit or environ.get(ENVIRONMENT_VARIABLE)
     if named:
-        return [Path(named).expanduser()]
+        return [expanded(named)]
     folder = platformdirs.user_config_path("engine-router", appauthor=False)
     places = [Path(FILE_NAME), folder / FILE_NAME]
     if os.name == "posix":
@@ -53,7 +53,7 @@ def find_config(explicit: str | None = None, environ: Mapping[str, str] = os.env
     """
     places = candidates(explicit, environ)
     for place in places:
-        if place.is_file():
+        if _is_there(place):
             return place
     if len(places) == 1:
         kind = "is a folder, not a file" if places[0].is_dir() else "does not exist"
@@ -65,6 +65,14 @@ def find_config(explicit: str | None = None, environ: Mapping[str, str] = os.env
         FILE_NAME,
         [("", f"not found; looked for {listed}. Write one (see engines.toml.example) or give --config FILE")],
     )
+
+
+def _is_there(place: Path) -> bool:
+    """Tell whether something can be read there: a file, or a pipe such as `/dev/stdin`."""
+    try:
+        return place.exists() and not place.is_dir()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -89,12 +97,14 @@ def parse_config(raw: bytes | str, *, source: str = FILE_NAME) -> Config:
     """
     try:
         text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
-        data = tomli.loads(text.replace("\r\n", "\n"))
+        data = tomli.loads(text)
     except UnicodeDecodeError as error:
         fault = f"is not UTF-8 text (byte {error.start}): save it as UTF-8"
         raise ConfigError(source, [("", fault)]) from None
     except tomli.TOMLDecodeError as error:
         raise ConfigError(source, [("", f"is not TOML: {error}")]) from None
+    except (RecursionError, ValueError) as error:  # endless brackets, a number of thousands of digits
+        raise ConfigError(source, [("", f"cannot be read: {error}")]) from None
     config, faults = build_config(data)
     if config is None:
         raise ConfigError(source, faults)
@@ -108,7 +118,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     log = _section(data, "log", LogConfig, faults)
     scheduling = _section(data, "scheduling", SchedulingConfig, faults)
     pools = _named(data, "pools", lambda value, path: read_table(value, PoolConfig, path), faults)
-    engines: dict[Name, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
+    engines: dict[str, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
     models = _named(data, "models", lambda value, path: read_table(value, ModelConfig, path), faults)
     aliases = _named(data, "aliases", _read_alias, faults)
     state_file = _state_file(data, faults)
@@ -142,13 +152,13 @@ def _section(data: Mapping[str, Any], key: str, cls: Any, faults: list[Fault]) -
     return found
 
 
-def _named(data: Mapping[str, Any], key: str, read: Any, faults: list[Fault]) -> dict[Name, Any]:
+def _named(data: Mapping[str, Any], key: str, read: Any, faults: list[Fault]) -> dict[str, Any]:
     """Read a table of named entries; entries with faults are left out and reported."""
     entries = data.get(key, {})
     if not is_table(entries):
         faults.append((key, f"expected a table, got {shown(entries)}"))
         return {}
-    found: dict[Name, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in entries.items():
         path = f"{key}.{quoted(name)}"
         try:
@@ -182,14 +192,14 @@ def _state_file(data: Mapping[str, Any], faults: list[Fault]) -> str | None:
 
 def _cross_faults(
     data: Mapping[str, Any],
-    pools: Mapping[Name, PoolConfig],
-    engines: Mapping[Name, AnyEngineConfig],
-    models: Mapping[Name, ModelConfig],
-    aliases: Mapping[Name, Name],
+    pools: Mapping[str, PoolConfig],
+    engines: Mapping[str, AnyEngineConfig],
+    models: Mapping[str, ModelConfig],
+    aliases: Mapping[str, str],
 ) -> Iterator[Fault]:
     """Yield what is wrong between tables. Names of entries with faults of their own count as known."""
-    named_engines = list(data.get("engines", {})) if is_table(data.get("engines", {})) else []
-    if not named_engines:
+    named_engines = _names_in(data, "engines")
+    if not named_engines and is_table(data.get("engines", {})):
         yield "engines", "no engine is configured; add at least one [engines.NAME] table"
     for pool_name, pool in pools.items():
         if pool.gauge == "command" and pool.command is None:
@@ -201,59 +211,98 @@ def _cross_faults(
             near = close(model.engine, named_engines)
             hint = f"; did you mean {shown(near)}?" if near else ""
             yield f"models.{quoted(name)}.engine", f"no engine is called {shown(model.engine)}{hint}"
-    yield from _name_faults(engines, models, aliases)
+    # An entry with a fault of its own may hold any name: then an alias may well mean something.
+    whole = len(engines) == len(named_engines) and len(models) == len(_names_in(data, "models"))
+    yield from _name_faults(engines, models, aliases, whole=whole)
+
+
+def _names_in(data: Mapping[str, Any], key: str) -> list[str]:
+    entries = data.get(key, {})
+    return list(entries) if is_table(entries) else []
 
 
 def _engine_faults(
-    name: Name, engine: AnyEngineConfig, data: Mapping[str, Any], models: Mapping[Name, ModelConfig]
+    name: str, engine: AnyEngineConfig, data: Mapping[str, Any], models: Mapping[str, ModelConfig]
 ) -> Iterator[Fault]:
     path = f"engines.{quoted(name)}"
-    named_pools = ["default", *data.get("pools", {})] if is_table(data.get("pools", {})) else ["default"]
+    named_pools = ["default", *_names_in(data, "pools")]
     if engine.pool not in named_pools:
         near = close(engine.pool, named_pools)
         hint = f"; did you mean {shown(near)}?" if near else "; declare it as [pools.NAME]"
         yield f"{path}.pool", f"no pool is called {shown(engine.pool)}{hint}"
     if isinstance(engine, ProcessConfig):
-        yield from _process_faults(name, engine, models)
+        yield from _process_faults(name, engine, models, _names_in(data, "models"))
 
 
-def _process_faults(name: Name, engine: ProcessConfig, models: Mapping[Name, ModelConfig]) -> Iterator[Fault]:
+def _process_faults(
+    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Sequence[str]
+) -> Iterator[Fault]:
     path = f"engines.{quoted(name)}"
     words = " ".join(engine.argv)
     has_port = "{port}" in words
-    if engine.base_url is None and not has_port:
+    if is_template(engine) and not has_port:
+        yield f"{path}.argv", "{model} or {path} start it once for each model, so it needs {port} too"
+    elif engine.base_url is None and not has_port:
         yield f"{path}.base_url", "missing; say where it listens, or put {port} into argv"
     if engine.base_url is not None and has_port:
         yield f"{path}.base_url", "not allowed together with {port} in argv, which takes a free port"
-    if is_template(engine) and not has_port:
-        yield f"{path}.argv", "{model} or {path} start it once for each model, so it needs {port} too"
     if "{path}" in words:
         for model in engine.models:
-            if model not in models:
+            if model not in named_models:
                 yield (
                     f"{path}.models",
-                    f"{shown(model)} has no path; add [models.{shown(model)}] with its path",
+                    f"{shown(model)} has no path; add [models.{quoted(model)}] with its path",
                 )
-        for model, config in models.items():
+        for model_id, config in models.items():
             if config.engine == name and config.path is None:
                 yield (
-                    f"models.{quoted(model)}.path",
+                    f"models.{quoted(model_id)}.path",
                     f"missing; the argv of engine {shown(name)} asks for {{path}}",
                 )
 
 
 def _name_faults(
-    engines: Mapping[Name, AnyEngineConfig], models: Mapping[Name, ModelConfig], aliases: Mapping[Name, Name]
+    engines: Mapping[str, AnyEngineConfig],
+    models: Mapping[str, ModelConfig],
+    aliases: Mapping[str, str],
+    *,
+    whole: bool,
 ) -> Iterator[Fault]:
-    """Yield ids and aliases that mean two things, and aliases of nothing."""
+    """Yield ids and aliases that mean two things, and, where all entries are known, aliases of nothing."""
     owners: dict[str, str] = {}
+    yield from _id_faults(engines, models, owners)
+    pairs = [(f"models.{quoted(m)}.aliases", str(a)) for m, c in models.items() for a in c.aliases]
+    pairs += [(f"aliases.{quoted(alias)}", alias) for alias in aliases]
+    seen: dict[str, str] = {}
+    for place, alias in pairs:
+        if alias in owners:
+            yield place, f"{shown(alias)} is the id of a model already: see {owners[alias]}"
+        elif seen.get(alias) == place:
+            yield place, f"{shown(alias)} is listed twice"
+        elif alias in seen:
+            yield place, f"{shown(alias)} is an alias already: see {seen[alias]}"
+        seen[alias] = place
+    may_discover = any(engine.discover for engine in engines.values())
+    for alias, target in aliases.items():
+        if target in seen and target not in owners:
+            yield f"aliases.{quoted(alias)}", f"{shown(target)} is itself an alias; name the model id"
+        elif target not in owners and whole and not may_discover:
+            near = close(target, list(owners))
+            hint = f"; did you mean {shown(near)}?" if near else ""
+            yield f"aliases.{quoted(alias)}", f"no model is called {shown(target)}{hint}"
+
+
+def _id_faults(
+    engines: Mapping[str, AnyEngineConfig], models: Mapping[str, ModelConfig], owners: dict[str, str]
+) -> Iterator[Fault]:
+    """Yield ids that mean two models; note in `owners` where each id was found."""
     for name, engine in engines.items():
-        for model in engine.models:
-            place = f"engines.{quoted(name)}.models"
+        place = f"engines.{quoted(name)}.models"
+        for model in dict.fromkeys(engine.models):
             other = owners.setdefault(model, place)
             if other != place:
                 yield place, f"model {shown(model)} is also in {other}; one id belongs to one engine"
-            elif engine.models.count(model) > 1:
+            if engine.models.count(model) > 1:
                 yield place, f"model {shown(model)} is listed twice"
     for model_name, model_config in models.items():
         place = owners.get(model_name, "")
@@ -263,22 +312,6 @@ def _name_faults(
                 f"the model is also in {place}; one id belongs to one engine",
             )
         owners.setdefault(model_name, f"models.{quoted(model_name)}")
-    pairs = [(f"models.{quoted(m)}.aliases", a) for m, c in models.items() for a in c.aliases]
-    pairs += [(f"aliases.{quoted(alias)}", alias) for alias in aliases]
-    seen: dict[str, str] = {}
-    for place, alias in pairs:
-        taken = owners.get(alias) or seen.get(alias)
-        if taken:
-            yield place, f"{shown(alias)} already means something else: see {taken}"
-        seen[alias] = place
-    may_discover = any(engine.discover for engine in engines.values())
-    for alias, target in aliases.items():
-        if target in aliases:
-            yield f"aliases.{quoted(alias)}", f"{shown(target)} is itself an alias; name the model id"
-        elif target not in owners and not may_discover:
-            near = close(target, list(owners))
-            hint = f"; did you mean {shown(near)}?" if near else ""
-            yield f"aliases.{quoted(alias)}", f"no model is called {shown(target)}{hint}"
 
 
 def is_template(engine: ProcessConfig) -> bool:

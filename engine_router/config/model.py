@@ -17,6 +17,7 @@ from engine_router.config.values import (
     BaseUrl,
     Count,
     Gigabytes,
+    HeaderValue,
     JsonValue,
     Megabytes,
     Name,
@@ -63,7 +64,7 @@ class ServerConfig:
     )
     allow_destructive_ollama_api: bool = option(
         False,
-        "Let clients delete, create, copy, push and pull Ollama models, and upload blobs, through the router.",
+        "Let clients delete, create, copy and push Ollama models, and upload blobs, through the router.",
     )
     shutdown_timeout_s: Seconds = option(
         Seconds(10.0),
@@ -137,7 +138,7 @@ class EngineConfig:
     start_timeout_s: Seconds = option(Seconds(300.0), "Seconds within which it must be ready.")
     stop_timeout_s: Seconds = option(Seconds(30.0), "Seconds within which it must be gone after a stop.")
     connect_timeout_s: Seconds = option(Seconds(15.0), "Seconds within which it must accept a connection.")
-    headers: Mapping[str, str] = table(
+    headers: Mapping[str, HeaderValue] = table(
         dict, "Headers added to every request to it, for example its own Authorization."
     )
     discover: bool = option(
@@ -158,7 +159,9 @@ class ProcessConfig(EngineConfig):
     env: Mapping[str, str] = table(dict, "Environment variables added to the router's own.")
     cwd: str | None = option(None, "Working directory.")
     stop_signal: SignalName = option(SignalName("SIGTERM"), "Signal that asks it to end.")
-    grace_s: Seconds = option(Seconds(10.0), "Seconds between that signal and SIGKILL.")
+    grace_s: Seconds = option(
+        Seconds(10.0), "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s."
+    )
     log_file: str | None = option(
         None, "File that its output is appended to, besides the log kept in memory."
     )
@@ -175,7 +178,7 @@ class CallConfig:
 
     path: UrlPath = required("Path of the call. {model} and {instance} are filled in.")
     method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "HTTP method.")
-    headers: Mapping[str, str] = table(dict, "Headers of the call, for example an admin key.")
+    headers: Mapping[str, HeaderValue] = table(dict, "Headers of the call, for example an admin key.")
     body: JsonValue | None = option(
         None, "JSON body; {model} and {instance} are filled in within its strings."
     )
@@ -273,10 +276,10 @@ class Config:
     server: ServerConfig = table(ServerConfig, "The port that clients talk to.")
     log: LogConfig = table(LogConfig, "What the router writes about itself.")
     scheduling: SchedulingConfig = table(SchedulingConfig, "Who is served when.")
-    pools: Mapping[Name, PoolConfig] = table(dict, "Memories that engines share.")
-    engines: Mapping[Name, AnyEngineConfig] = required("The engines.")
-    models: Mapping[Name, ModelConfig] = table(dict, "Models that need more than an id.")
-    aliases: Mapping[Name, Name] = table(dict, "Other names for models: alias = model id.")
+    pools: Mapping[str, PoolConfig] = table(dict, "Memories that engines share.")
+    engines: Mapping[str, AnyEngineConfig] = required("The engines.")
+    models: Mapping[str, ModelConfig] = table(dict, "Models that need more than an id.")
+    aliases: Mapping[str, str] = table(dict, "Other names for models: alias = model id.")
     state_file: str | None = option(
         None,
         "File that remembers measured memory and start times; in the platform's state folder when absent.",

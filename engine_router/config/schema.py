@@ -21,9 +21,9 @@ _SCALARS: dict[Any, dict[str, Any]] = {
     values.Megabytes: {"type": "number", "exclusiveMinimum": 0},
     values.Port: {"type": "integer", "minimum": 1, "maximum": 65535},
     values.Count: {"type": "integer", "minimum": 0},
-    values.Name: {"type": "string", "minLength": 1},
-    values.BaseUrl: {"type": "string", "pattern": "^https?://[^/?#]+/?$"},
-    values.UrlPath: {"type": "string", "pattern": "^/"},
+    values.Name: {"type": "string", "pattern": r"\S"},
+    values.BaseUrl: {"type": "string", "pattern": r"^\s*https?://[^/?#@\s]+/?\s*$"},
+    values.UrlPath: {"type": "string", "pattern": r"^/\S*$"},
     values.Argv: {
         "anyOf": [
             {"type": "string", "minLength": 1},
@@ -31,18 +31,21 @@ _SCALARS: dict[Any, dict[str, Any]] = {
         ]
     },
     values.SignalName: {"type": "string", "pattern": "^SIG"},
-    values.ReadyCheck: {"type": "string"},
+    values.ReadyCheck: {"type": "string", "pattern": rf"^\s*({values.READY_CHECK_PATTERN})$"},
+    values.HeaderValue: {"type": "string", "pattern": r"^[\t -~]*$"},
     values.JsonValue: {},
 }
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) that a valid `engines.toml` satisfies."""
-    return {
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "engine-router configuration (engines.toml)",
         **_of_class(Config),
     }
+    schema["properties"]["engines"]["minProperties"] = 1
+    return schema
 
 
 def _of_class(cls: type[Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from engine_router.config.model import (
     ServerConfig,
     SystemdConfig,
 )
-from engine_router.config.values import READERS, shown
+from engine_router.config.values import READERS, HeaderValue, read_header_name, shown
 
 T = TypeVar("T")
 Fault = tuple[str, str]
@@ -100,6 +100,9 @@ def _read_mapping(converter: cattrs.Converter, value: Any, kind: Any) -> dict[st
         raise ValueError(f"expected a table, got {shown(value)}")  # noqa: TRY004 - likewise
     item_kind = get_args(kind)[1]
     places = [(f".{quoted(key)}", item) for key, item in value.items()]
+    if item_kind is HeaderValue:
+        for key in value:
+            read_header_name(key)
     return dict(zip(value, _each(converter, places, item_kind), strict=True))
 
 
@@ -195,7 +198,7 @@ def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator
             hint = f"; did you mean {near}?" if near else f"; known keys: {', '.join(known)}"
             yield f"{path}.{quoted(key)}".lstrip("."), f"unknown key{hint}"
     elif isinstance(error, KeyError):
-        yield f"{path}", f"missing; {_doc_of(cls, str(error.args[0]))}"
+        yield path, f"missing; it is required ({_summary_of(cls, str(error.args[0]))})"
     else:
         yield path, str(error)
 
@@ -209,11 +212,11 @@ def _place_of(error: BaseException) -> str:
     return ""
 
 
-def _doc_of(cls: type[Any] | None, name: str) -> str:
-    for field in attrs.fields(cls) if cls is not None else ():
-        if field.name == name:
-            return str(field.metadata.get("doc", "required"))
-    return "required"
+def _summary_of(cls: type[Any] | None, name: str) -> str:
+    """Return the first sentence of an option's documentation, to be put into parentheses."""
+    doc = str(getattr(attrs.fields_dict(cls).get(name), "metadata", {}).get("doc", "")) if cls else ""
+    first = doc.partition(". ")[0].rstrip(".")
+    return first[:1].lower() + first[1:] or name
 
 
 def is_table(value: object) -> bool:

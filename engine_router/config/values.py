@@ -13,6 +13,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NewType
 from urllib.parse import urlsplit
 
@@ -49,8 +50,15 @@ SignalName = NewType("SignalName", str)
 ReadyCheck = NewType("ReadyCheck", str)
 """When an engine counts as ready: `status == 200`, `key==value` (keys nested by dots) or `model:<id>`."""
 
+HeaderValue = NewType("HeaderValue", str)
+"""The value of an HTTP header: printable ASCII."""
+
 JsonValue = NewType("JsonValue", object)
 """Anything that JSON can hold."""
+
+
+READY_CHECK_PATTERN = r"model:\s*\S.*|[\w.\-]+\s*==\s*\S.*"
+"""What a readiness check looks like, without the spaces around it."""
 
 
 def shown(value: object) -> str:
@@ -65,11 +73,17 @@ def _fail(expected: str, value: object) -> ValueError:
 
 def _number(expected: str, *, positive: bool) -> Callable[[Any], float]:
     def read(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise _fail(expected, value)
-        if value < 0 or (positive and value == 0):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise _fail(f"{expected} that is finite", value)
+        if number < 0 or (positive and number == 0):
             raise _fail(f"{expected} {'above zero' if positive else 'of zero or more'}", value)
-        return float(value)
+        return number
 
     return read
 
@@ -127,7 +141,8 @@ def read_base_url(value: Any) -> BaseUrl:
         port = url.port
     except ValueError:
         raise _fail("a URL such as http://127.0.0.1:8080", value) from None
-    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or "@" in url.netloc:
+    strange = re.search(r"[^\w.\-:\[\]]", url.netloc)
+    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or strange:
         raise _fail("a URL such as http://127.0.0.1:8080", value)
     if url.path not in ("", "/") or url.query or url.fragment:
         raise ValueError(
@@ -173,11 +188,36 @@ def read_signal(value: Any) -> SignalName:
 def read_ready_check(value: Any) -> ReadyCheck:
     """Read a readiness check; its words are explained at `ReadyCheck`."""
     if isinstance(value, str):
-        if re.fullmatch(r"\s*status\s*==\s*[1-5]\d\d\s*", value) or re.fullmatch(r"model:.+", value):
-            return ReadyCheck(value.strip())
-        if re.fullmatch(r"\s*[\w.\-]+\s*==\s*.+", value):
-            return ReadyCheck(value.strip())
+        text = value.strip()
+        if re.fullmatch(READY_CHECK_PATTERN, text):
+            return ReadyCheck(text)
     raise _fail('a check such as "status == 200", "status==ok" for a JSON key, or "model:my-model"', value)
+
+
+def read_header_name(value: str) -> str:
+    """Read the name of an HTTP header."""
+    if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", value):
+        raise _fail("the name of an HTTP header", value)
+    return value
+
+
+def read_header_value(value: Any) -> HeaderValue:
+    """Read the value of an HTTP header."""
+    if not isinstance(value, str):
+        raise _fail("a string in quotes", value)
+    if not re.fullmatch(r"[\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?|", value):
+        raise _fail(
+            "the value of an HTTP header: printable ASCII on one line, without spaces around it", value
+        )
+    return HeaderValue(value)
+
+
+def expanded(path: str) -> Path:
+    """Return a configured path with its `~` replaced by the home folder, where there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # `~somebody` who is not known here
+        return Path(path)
 
 
 READERS: dict[Any, Callable[[Any], Any]] = {
@@ -196,6 +236,7 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     Argv: read_argv,
     SignalName: read_signal,
     ReadyCheck: read_ready_check,
+    HeaderValue: read_header_value,
     JsonValue: lambda value: value,
 }
 """The reader of each kind of value."""

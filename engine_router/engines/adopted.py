@@ -24,6 +24,7 @@ class AdoptedFamily:
         self.pid = head.pid
         self._head = head
         self._known: list[psutil.Process] = [head]
+        self._look()
 
     def __repr__(self) -> str:
         return f"<AdoptedFamily {self.pid}>"
@@ -48,7 +49,7 @@ class AdoptedFamily:
         """Send a signal to the group that the process heads, else to the process alone."""
         self._look()
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.name == "posix" and self._head.is_running() and os.getpgid(self.pid) == self.pid:
+            if os.name == "posix" and self._head.is_running() and self._has_own_group():
                 os.killpg(self.pid, signal.Signals[name])
             else:
                 self._head.send_signal(signal.Signals[name])
@@ -67,6 +68,10 @@ class AdoptedFamily:
     def bury(self) -> None:
         """Note that all of it is dead."""
         self._known = []
+
+    def _has_own_group(self) -> bool:
+        group = os.getpgid(self.pid)
+        return group == self.pid and group != os.getpgrp()
 
     def _look(self) -> None:
         with contextlib.suppress(psutil.Error):

@@ -23,6 +23,19 @@ import trio
 from engine_router.engines import guardian
 from engine_router.engines.guardian import MARKER_VARIABLE, carriers
 
+_unreaped: list[trio.Process] = []
+
+
+def reap_later(process: trio.Process) -> None:
+    """Take care of a process that was killed without waiting for its end: see `reap`."""
+    _unreaped.append(process)
+    reap()
+
+
+def reap() -> None:
+    """Collect the processes that have ended by now: until then the kernel keeps a zombie of each."""
+    _unreaped[:] = [process for process in _unreaped if process.poll() is None]
+
 
 class Family(Protocol):
     """A started process and all that descend from it."""
@@ -66,21 +79,26 @@ class Guardian:
         while True:
             reading, writing = os.pipe()
             try:
-                process = await trio.lowlevel.open_process(
-                    argv,
-                    stdin=reading,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-                os.close(reading)
+                try:
+                    process = await trio.lowlevel.open_process(
+                        argv,
+                        stdin=reading,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+                finally:
+                    os.close(reading)
                 self._line = writing
                 for group, marker in self._watched.items():
                     self._write(f"+{group} {marker}\n")
                 if not announced:
                     task_status.started()
                     announced = True
-                await process.wait()
+                try:
+                    await process.wait()
+                finally:
+                    reap_later(process)
             finally:
                 self._line = None
                 os.close(writing)
@@ -183,6 +201,7 @@ async def start_family(
     Cancellation: either nothing was started, or the family is returned.
     """
     marker = uuid.uuid4().hex
+    reap()
     surroundings = {**os.environ, **env, MARKER_VARIABLE: marker}
     if sys.platform == "win32":
         from engine_router.engines.windows import JobFamily  # noqa: PLC0415 - exists on Windows only

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 MARKER_VARIABLE = "ENGINE_ROUTER_FAMILY"
 
@@ -58,8 +59,13 @@ def main() -> None:
             groups.pop(int(group), None)
     for group in groups:
         _kill(os.killpg, group)
-    for pid in carriers(set(groups.values())):
-        _kill(os.kill, pid)
+    for _ in range(50):  # one of them may start another while the list is made
+        left = carriers(set(groups.values()))
+        if not left:
+            break
+        for pid in left:
+            _kill(os.kill, pid)
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

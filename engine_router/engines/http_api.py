@@ -20,7 +20,10 @@ from engine_router.engines.common import Backoff, Listed, NotListening, Reply, S
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 
 REPEAT_UNLOAD_S = 2.0
-"""Seconds after which an unload that had no effect is asked for again."""
+"""Seconds after which an unload that was accepted, but had no effect, is asked for again."""
+
+REPEAT_REFUSED_UNLOAD_S = 0.5
+"""Seconds after which an unload that was refused is asked for again."""
 
 ABORT_WATCH_S = 0.25
 """Seconds that an aborted load is watched, for servers that finish it although the caller has left."""
@@ -111,7 +114,7 @@ class _HttpModel:
         self.began = False
         self.obstacle = ""
         self._objection = ""  # the server's last answer to an unload, where it was no
-        self._asked_at: dict[str, float] = {}  # seconds on trio's clock, by instance
+        self._ask_again_at: dict[str, float] = {}  # seconds on trio's clock, by instance
 
     async def start(self) -> Endpoint:
         entry = await self._look()
@@ -235,6 +238,7 @@ class _HttpModel:
         """Unload every instance, those that appear late too, until none is listed."""
         backoff = Backoff()
         unlisted_since: float | None = None
+        watch_s = min(ABORT_WATCH_S, self.config.stop_timeout_s / 4) if aborted else 0
         if aborted:
             # What is half loaded may not be listed, and has to be freed all the same.
             await self._unload(self.model)
@@ -254,17 +258,17 @@ class _HttpModel:
                     for instance in entry.instances or (self.model,):
                         await self._unload(instance)
                 else:
+                    self._ask_again_at.clear()  # one that appears now is a new one
                     unlisted_since = unlisted_since if unlisted_since is not None else trio.current_time()
-                    if not aborted or trio.current_time() - unlisted_since >= ABORT_WATCH_S:
+                    if trio.current_time() - unlisted_since >= watch_s:
                         return
             await backoff.pause()
 
     async def _unload(self, instance: str) -> None:
         """Tell the server to unload; only its list says whether it did, so an error is no more than a note."""
-        call, now = self.config.unload, trio.current_time()
-        if now - self._asked_at.get(instance, -REPEAT_UNLOAD_S) < REPEAT_UNLOAD_S:
+        call = self.config.unload
+        if trio.current_time() < self._ask_again_at.get(instance, 0):
             return
-        self._asked_at[instance] = now
         try:
             reply = await self._call(call, instance, self.config.stop_timeout_s / 2)
         except NotListening:
@@ -273,6 +277,8 @@ class _HttpModel:
             self._objection = error.summary
         else:
             if reply.good:
+                self._ask_again_at[instance] = trio.current_time() + REPEAT_UNLOAD_S
                 return
             self._objection = self.server.refusal(f"{call.method} {call.path}", reply).summary
+        self._ask_again_at[instance] = trio.current_time() + REPEAT_REFUSED_UNLOAD_S
         self.log.write(self._objection)

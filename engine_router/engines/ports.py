@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
 import psutil
 import trio
+
+_INTERPRETER = re.compile(r"(python|pypy|node|bun|bash|dash|sh|zsh|perl|ruby)[\d.]*(\.exe)?")
 
 
 def free_port() -> int:
@@ -67,6 +70,40 @@ def described(process: psutil.Process | None) -> str:
         return f"pid {process.pid}"
 
 
+async def head_of(port: int, argv: Sequence[str]) -> psutil.Process | None:
+    """Find who runs a command whose port is owned by that process or by one that it started.
+
+    Where it has started itself again (a master and its workers), the first of them. Never this program
+    nor one that it descends from. None where nobody, or nobody who can be seen, runs that command there.
+    """
+    return await trio.to_thread.run_sync(_head_of, port, argv, abandon_on_cancel=True)
+
+
+def _head_of(port: int, argv: Sequence[str]) -> psutil.Process | None:
+    owner = _owner_of(port)
+    if owner is None:
+        return None
+    own = {process.pid for process in lineage(psutil.Process())}
+    head: psutil.Process | None = None
+    for process in lineage(owner):
+        if process.pid in own:
+            break
+        if head is None:
+            head = process if runs(process, argv) else None
+        elif _words(process) == _words(head):
+            head = process
+        else:
+            break
+    return head
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def lineage(process: psutil.Process) -> Iterator[psutil.Process]:
     """Yield a process and its ancestors, nearest first, as far as they can be seen."""
     yield process
@@ -79,13 +116,20 @@ def lineage(process: psutil.Process) -> Iterator[psutil.Process]:
 def runs(process: psutil.Process, argv: Sequence[str]) -> bool:
     """Tell whether a process was started with this very command.
 
-    All arguments must be the same, and the program's name too. In front of it there may be an interpreter,
-    which a script's first line puts there.
+    All arguments must be the same, and the program's name too. In front of it there may be an interpreter
+    with its flags, which a script's first line puts there; nothing else, for `tmux new llama-server` is not
+    llama-server, and to stop it would stop whatever else runs in that tmux.
     """
-    try:
-        words = process.cmdline()
-    except psutil.Error:
+    words = _words(process)
+    extra = len(words) - len(argv)
+    if extra < 0 or words[extra + 1 :] != list(argv[1:]):
         return False
-    if len(words) < len(argv) or words[len(words) - len(argv) + 1 :] != list(argv[1:]):
+    if extra and not (
+        _INTERPRETER.fullmatch(_basename(words[0])) and all(word.startswith("-") for word in words[1:extra])
+    ):
         return False
-    return os.path.basename(words[len(words) - len(argv)]) == os.path.basename(argv[0])  # noqa: PTH119 - no file here
+    return _basename(words[extra]) == _basename(argv[0])
+
+
+def _basename(word: str) -> str:
+    return os.path.basename(word)  # noqa: PTH119 - no file here

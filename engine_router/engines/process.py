@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
-from typing import BinaryIO
+from io import FileIO
 
 import httpx
 import psutil
@@ -14,10 +14,11 @@ import trio
 from attrs import frozen
 
 from engine_router.config import ProcessConfig, is_template
+from engine_router.config.values import expanded
 from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.family import Family, Guardian, start_family
-from engine_router.engines.ports import address_of, described, free_port, is_taken, lineage, owner_of, runs
+from engine_router.engines.family import Family, Guardian, reap_later, start_family
+from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
 from engine_router.errors import (
     EngineError,
     EngineStartFailed,
@@ -33,6 +34,8 @@ LOG_LINES_IN_ERRORS = 12
 OUTPUT_GRACE_S = 0.05
 # A start that nobody wants any more has nothing to save: it gets less time than a serving engine.
 ABORT_GRACE_S = 2.0
+# How much of `stop_timeout_s` may pass at most before SIGKILL, so that it has time to work.
+GRACE_SHARE = 0.75
 LIST_TIMEOUT_S = 3.0
 
 
@@ -76,6 +79,7 @@ class ProcessEngine:
         self._paths = paths or {}
         self._is_template = is_template(config)
         self._undead: dict[ResidentId, Running] = {}
+        self._listens_at: str | None = config.base_url
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
@@ -84,11 +88,13 @@ class ProcessEngine:
     def command(self, resident: ResidentId, port: int) -> list[str]:
         """Return the argv for a resident, its placeholders filled in. Braces of other kinds stay."""
         model = resident.model or ""
-        filled = {"{port}": str(port), "{model}": model, "{path}": self._paths.get(model, model)}
-        words = list(self.config.argv)
-        for placeholder, value in filled.items():
-            words = [word.replace(placeholder, value) for word in words]
-        return [str(Path(words[0]).expanduser()) if words[0].startswith("~") else words[0], *words[1:]]
+        path = str(expanded(self._paths[model])) if model in self._paths else model
+        filled = {"{port}": str(port), "{model}": model, "{path}": path}
+        program, *arguments = (
+            re.sub(r"\{(port|model|path)\}", lambda found: filled[found[0]], word)
+            for word in self.config.argv
+        )
+        return [str(expanded(program)) if program.startswith("~") else program, *arguments]
 
     async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
         """Run the process from its start to its end; see `Engine.live`."""
@@ -110,20 +116,26 @@ class ProcessEngine:
 
     async def list_models(self) -> Sequence[str] | None:
         """Ask the running engine for its list; None for a template, whose residents are one model each."""
-        if self.config.base_url is None or not await is_taken(self.config.base_url):
+        base_url = self._listens_at
+        if self._is_template or base_url is None or not await is_taken(base_url):
             return None
         with trio.move_on_after(LIST_TIMEOUT_S):
             try:
-                url = f"{self.config.base_url}/v1/models"
-                answer = await self._client.get(url, headers=dict(self.config.headers))
+                answer = await self._client.get(f"{base_url}/v1/models", headers=dict(self.config.headers))
             except httpx.HTTPError as error:
                 raise EngineUnreachable(self.name, f"does not say which models it has: {error!r}") from error
+            if answer.status_code != 200:
+                # An error is not an empty list.
+                words = f"does not say which models it has: /v1/models answered {answer.status_code}"
+                raise EngineUnreachable(self.name, words)
             return list(listed_ids(parse_json(answer.content)))
         raise EngineUnreachable(self.name, f"did not say within {LIST_TIMEOUT_S:g} s which models it has")
 
     # A process of our own.
 
     async def _live_started(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+        if supervision.stop_asked.is_set():
+            return Ended(stopped=True, message="was not started")
         base_url = self.config.base_url or f"http://127.0.0.1:{free_port()}"
         if await is_taken(base_url):
             return await self._taken(base_url)
@@ -140,6 +152,7 @@ class ProcessEngine:
                     nursery.cancel_scope.cancel()
             finally:
                 family.kill()  # a family that is known to be dead is buried, and this does nothing
+                reap_later(process)
                 self.log.flush()
         return outcome
 
@@ -152,7 +165,7 @@ class ProcessEngine:
         )
 
     async def _spawn(self, argv: Sequence[str]) -> tuple[trio.Process, Family]:
-        cwd = None if self.config.cwd is None else str(Path(self.config.cwd).expanduser())
+        cwd = None if self.config.cwd is None else str(expanded(self.config.cwd))
         try:
             process, family = await start_family(argv, env=self.config.env, cwd=cwd, watcher=self._guardian)
         except FileNotFoundError as error:
@@ -163,7 +176,9 @@ class ProcessEngine:
             message = f"cannot be started: {argv[0]} was not found; give its full path in argv"
             raise EngineStartFailed(self.name, message) from None
         except (OSError, ValueError) as error:
-            raise EngineStartFailed(self.name, f"cannot be started: {argv[0]}: {error}") from None
+            raise EngineStartFailed(
+                self.name, f"cannot be started: {_refusal(argv[0], cwd, error)}"
+            ) from None
         self.log.write(f"[engine-router] started pid {process.pid}: {' '.join(argv)}")
         return process, family
 
@@ -171,6 +186,17 @@ class ProcessEngine:
         self, resident: ResidentId, supervision: Supervision, running: Running
     ) -> Ended | EngineError:
         """Go through a family's life. Failures are returned: raised in a nursery they would arrive in a group."""
+        try:
+            outcome = await self._life(resident, supervision, running)
+        finally:
+            self._listens_at = self.config.base_url
+        if isinstance(outcome, EngineStopFailed):
+            self._undead[resident] = running
+        return outcome
+
+    async def _life(
+        self, resident: ResidentId, supervision: Supervision, running: Running
+    ) -> Ended | EngineError:
         check = Check(self.config.ready_check.replace("{model}", resident.model or ""))
         url = running.base_url + self.config.ready_path
         probe = ReadinessProbe(self._client, url, check, self.config.headers)
@@ -182,25 +208,24 @@ class ProcessEngine:
             deadline=lambda: trio.sleep(self.config.start_timeout_s),
         )
         grace_s: float = min(ABORT_GRACE_S, self.config.grace_s)
-        if happened == "exited":
-            await self._bury(running)
-            words = f"{running.ended_how()} before it was ready"
-            return EngineStartFailed(self.name, words, log_tail=self._tail())
-        if happened == "deadline":
-            running.family.kill()
-            await self._bury(running)
-            return EngineStartTimeout(self.name, self._not_ready(seen), log_tail=self._tail())
-        if happened == "ready":
+        was_ready = happened == "ready"
+        if was_ready:
+            grace_s = self.config.grace_s
+            self._listens_at = running.base_url
             supervision.ready(Endpoint(running.base_url, running.family.pid))
             happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
-            grace_s = self.config.grace_s
-            if happened == "exited":
-                await self._bury(running)
-                return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail())
-        outcome = await self._end(running, grace_s)
-        if isinstance(outcome, EngineStopFailed):
-            self._undead[resident] = running
-        return outcome
+        if happened == "stop_asked" or supervision.stop_asked.is_set():
+            return await self._end(running, grace_s)
+        if happened == "deadline":
+            running.family.kill()
+        if (undead := await self._bury(running)) is not None:
+            return undead
+        if happened == "deadline":
+            return EngineStartTimeout(self.name, self._not_ready(seen), log_tail=self._tail())
+        if was_ready:
+            return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail())
+        words = f"{running.ended_how()} before it was ready"
+        return EngineStartFailed(self.name, words, log_tail=self._tail())
 
     def _not_ready(self, seen: Sequence[str]) -> str:
         last = f"; {self.config.ready_path} last: {seen[0]}" if seen else ""
@@ -213,30 +238,37 @@ class ProcessEngine:
 
     async def _end(self, running: Running, grace_s: float) -> Ended | EngineStopFailed:
         family = running.family
+        grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
         with trio.move_on_after(self.config.stop_timeout_s):
             family.signal(self.config.stop_signal)
-            with trio.move_on_after(grace_s):
+            with trio.move_on_after(grace_s) as patience:
                 await running.wait()
                 await _until_dead(family)
-                family.bury()
-            if await family.is_alive():
+            if patience.cancelled_caught and await family.is_alive():
                 self.log.write(
                     f"[engine-router] still there {grace_s:g} s after {self.config.stop_signal}: killed"
                 )
-                family.kill()
-            await running.wait()
-            await self._bury(running)
+            await self._put_down(running)
             return Ended(stopped=True, message=running.ended_how())
+        return self._still_there(family)
+
+    async def _bury(self, running: Running) -> EngineStopFailed | None:
+        """See that nobody is left of a family whose head has gone or was killed, however long that may take."""
+        with trio.move_on_after(self.config.stop_timeout_s):
+            await self._put_down(running)
+            return None
+        return self._still_there(running.family)
+
+    def _still_there(self, family: Family) -> EngineStopFailed:
         return EngineStopFailed(
             self.name,
             f"is still there {self.config.stop_timeout_s:g} s after its stop (pid {family.pid}), even after SIGKILL",
         )
 
-    async def _bury(self, running: Running) -> None:
-        """See that nobody is left of a family whose head has gone, and that its last words are read."""
-        if await running.family.is_alive():
-            running.family.kill()
-            await _until_dead(running.family)
+    async def _put_down(self, running: Running) -> None:
+        """Kill what is left of a family until nothing is, and read its last words."""
+        await _until_dead(running.family, kill=True)
+        await running.wait()
         running.family.bury()
         with trio.move_on_after(OUTPUT_GRACE_S):
             await running.output_ended.wait()
@@ -245,21 +277,22 @@ class ProcessEngine:
     # Output.
 
     @contextlib.asynccontextmanager
-    async def _log_file(self) -> AsyncIterator[BinaryIO | None]:
+    async def _log_file(self) -> AsyncIterator[FileIO | None]:
         """Open the log file, if one is configured."""
         if self.config.log_file is None:
             yield None
             return
-        path = Path(self.config.log_file).expanduser()
+        path = expanded(self.config.log_file)
         try:
-            opened = await trio.open_file(path, "ab")
+            # Unbuffered: what a full disk refused once must not be refused again by the closing.
+            opened = await trio.open_file(path, "ab", buffering=0)
         except OSError as error:
             message = f"cannot be started: its log_file {path} cannot be written: {error.strerror or error}"
             raise EngineStartFailed(self.name, message) from None
         with opened.wrapped as file:
             yield file
 
-    async def _read_output(self, process: trio.Process, file: BinaryIO | None, ended: trio.Event) -> None:
+    async def _read_output(self, process: trio.Process, file: FileIO | None, ended: trio.Event) -> None:
         """Read what the family writes until nobody can write any more."""
         if process.stdout is None:
             raise RuntimeError("the process was started without a pipe for its output")
@@ -268,7 +301,7 @@ class ProcessEngine:
                 self.log.feed(bytes(data))
                 if file is not None:
                     try:
-                        await trio.to_thread.run_sync(_append, file, bytes(data))
+                        await trio.to_thread.run_sync(file.write, bytes(data))
                     except OSError as error:
                         self.log.write(f"[engine-router] the log_file cannot be written any more: {error}")
                         file = None
@@ -281,12 +314,7 @@ class ProcessEngine:
         if self.config.base_url is None or self._is_template or not await is_taken(self.config.base_url):
             return None
         port = address_of(self.config.base_url)[1]
-        owner = await owner_of(port)
-        if owner is None:
-            return None
-        argv = self.command(ResidentId(self.name), port)
-        mine = [process for process in lineage(owner) if runs(process, argv)]
-        return mine[-1] if mine else None
+        return await head_of(port, self.command(ResidentId(self.name), port))
 
     async def _live_adopted(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
         owner = await self._owner()
@@ -300,16 +328,24 @@ class ProcessEngine:
         return await self._run(resident, supervision, running)
 
 
-def _append(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
-    file.flush()
-
-
-async def _until_dead(family: Family) -> None:
+async def _until_dead(family: Family, *, kill: bool = False) -> None:
+    """Wait until nobody of a family lives. With `kill`, kill whoever is found, and who was born meanwhile."""
     interval = 0.002
     while await family.is_alive():
+        if kill:
+            family.kill()
         await trio.sleep(interval)
         interval = min(interval * 2, 0.05)
+
+
+def _refusal(program: str, cwd: str | None, error: OSError | ValueError) -> str:
+    """Say why the system would not start a program."""
+    if not isinstance(error, OSError):
+        return f"{program}: {error}"
+    if cwd is not None and error.filename == cwd:
+        return f"its cwd {cwd} cannot be used: {error.strerror}"
+    hint = "; is it a program, and executable?" if isinstance(error, PermissionError) else ""
+    return f"{program}: {error.strerror or error}{hint}"
 
 
 def _exit_words(code: int | None) -> str:

@@ -38,6 +38,10 @@ class Jobs(Protocol):
         """Count the living members."""
         ...
 
+    def close(self, job: int) -> None:
+        """Close the handle, which kills whoever is still a member."""
+        ...
+
 
 class _BasicLimits(ctypes.Structure):
     _fields_ = (
@@ -85,33 +89,42 @@ class KernelJobs:
 
     def create(self) -> int:
         """Create a job that kills its members when its handle closes."""
+        self._kernel32.CreateJobObjectW.restype = ctypes.c_void_p  # a handle may be wider than an int
         job = int(self._checked(self._kernel32.CreateJobObjectW(None, None)))
         limits = _ExtendedLimits()
         limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
         self._checked(
             self._kernel32.SetInformationJobObject(
-                job, _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)
+                ctypes.c_void_p(job), _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)
             )
         )
         return job
 
     def assign(self, job: int, process: int) -> None:
         """Put a process into a job."""
-        self._checked(self._kernel32.AssignProcessToJobObject(job, process))
+        self._checked(self._kernel32.AssignProcessToJobObject(ctypes.c_void_p(job), ctypes.c_void_p(process)))
 
     def terminate(self, job: int) -> None:
         """Kill every member."""
-        self._kernel32.TerminateJobObject(job, 1)
+        self._kernel32.TerminateJobObject(ctypes.c_void_p(job), 1)
 
     def members(self, job: int) -> int:
         """Count the living members."""
         accounting = _Accounting()
         self._checked(
             self._kernel32.QueryInformationJobObject(
-                job, _BASIC_ACCOUNTING_INFORMATION, ctypes.byref(accounting), ctypes.sizeof(accounting), None
+                ctypes.c_void_p(job),
+                _BASIC_ACCOUNTING_INFORMATION,
+                ctypes.byref(accounting),
+                ctypes.sizeof(accounting),
+                None,
             )
         )
         return int(accounting.ActiveProcesses)
+
+    def close(self, job: int) -> None:
+        """Close the handle, which kills whoever is still a member."""
+        self._kernel32.CloseHandle(ctypes.c_void_p(job))
 
     @staticmethod
     def _checked(result: Any) -> Any:
@@ -148,11 +161,14 @@ class JobFamily:
             env=env,
             creationflags=_CREATE_NEW_PROCESS_GROUP,
         )
+        job: int | None = None
         try:
             job = jobs.create()
             jobs.assign(job, int(process._proc._handle))  # type: ignore[attr-defined,unused-ignore]  # noqa: SLF001
         except BaseException:
             process.kill()
+            if job is not None:
+                jobs.close(job)
             raise
         return process, cls(process.pid, job, jobs)
 
@@ -170,5 +186,7 @@ class JobFamily:
         return not self._buried and self._jobs.members(self._job) > 0
 
     def bury(self) -> None:
-        """Note that all of it is dead."""
-        self._buried = True
+        """Note that all of it is dead. The job's handle is closed."""
+        if not self._buried:
+            self._buried = True
+            self._jobs.close(self._job)

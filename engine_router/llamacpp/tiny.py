@@ -59,7 +59,7 @@ _CHAT_TEMPLATE: Final = (
 )
 
 
-def write_tiny_gguf(  # noqa: PLR0913 - each is a property of the file
+def write_tiny_gguf(
     path: str | Path,
     *,
     name: str = "tiny",
@@ -103,7 +103,7 @@ def write_tiny_gguf(  # noqa: PLR0913 - each is a property of the file
     return target
 
 
-def _write(  # noqa: PLR0913 - as above
+def _write(
     path: Path, *, name: str, layers: int, width: int, seed: int, context_length: int
 ) -> None:
     # Imported here because both packages are optional, and slow to import.

@@ -301,7 +301,8 @@ def _number_of_bytes(text: str) -> int:
     found = numbers[-1]
     factor = _UNITS.get(found["apart"] or found["attached"] or "")
     amount = Decimal(found["number"])
-    if factor is None or not 0 <= amount * factor < _MAX_BYTES:
+    # Compared before it is multiplied or made an integer: 1e999999999 would be one of a gigabyte.
+    if factor is None or not 0 <= amount < _MAX_BYTES:
         raise ValueError(f"it printed {found[0]!r}, which is no number of bytes")
     return int(amount * factor)
 
@@ -371,7 +372,7 @@ class CommandGauge:
             )
         try:
             return Reading(_number_of_bytes(result.stdout.decode(errors="replace")))
-        except (ValueError, ArithmeticError) as error:
+        except ValueError as error:
             raise GaugeUnreadable(f"{self.name}: {error}") from error
 
 

@@ -260,10 +260,7 @@ class _Watch:
 
     def settled(self, outcome: Outcome, waited_s: float) -> Settled:
         back = self._last if self.baseline is None else self.sure
-        if self.expected is None or self.samples == 0:
-            missing = 0  # who has seen nothing cannot miss anything
-        else:
-            missing = max(0, self.expected - max(0, back))
+        missing = max(0, self.expected - max(0, back)) if self.expected is not None and self.samples else 0
         return Settled(outcome, self.sure, missing, waited_s, self.samples)
 
 

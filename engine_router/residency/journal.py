@@ -109,6 +109,11 @@ class SwapJournal:
             )
         )
 
+    def end_empty(self, now: float) -> None:
+        """End the swap, if one is under way, because memory is empty and nothing waits."""
+        if self.current is not None:
+            self.end("ok" if self.current.target is None else "abandoned", now)
+
     def _close_phase(self, swap: Swap, now: float) -> None:
         if swap.phase is not None:
             spent = now - swap.phase_began_at

@@ -36,6 +36,7 @@ class Lease:
     endpoint: Endpoint | None = None
     error: RouterError | None = None
     _decided: trio.Event = field(factory=trio.Event)
+    _lost: trio.Event = field(factory=trio.Event)
     _released: bool = False
     _on_revoke: list[Callable[[], object]] = field(factory=list)
 
@@ -59,10 +60,15 @@ class Lease:
         """
         await self._decided.wait()
         if self.error is not None:
-            raise self.error
+            # One error may go to many waiters, again and again: none gets the traceback of another.
+            raise self.error.with_traceback(None)
         if self.endpoint is None:
             raise RuntimeError("a lease was decided without an outcome")
         return self.endpoint
+
+    async def lost(self) -> None:
+        """Wait until the lease is taken away (or was refused); `error` then says why."""
+        await self._lost.wait()
 
     def release(self) -> None:
         """Give the lease back, or withdraw the request for it. Never waits; may be called again."""
@@ -91,6 +97,7 @@ class Lease:
         if self.error is None:
             self.error = error
             self._decided.set()
+            self._lost.set()
             callbacks, self._on_revoke = self._on_revoke, []
             for callback in callbacks:
                 callback()

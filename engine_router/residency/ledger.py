@@ -91,7 +91,8 @@ class Residence:
         drain_deadline: when its leases are revoked, while draining.
         abandon_at: when its start is given up, while nobody waits for it.
         unloading: someone asked to have it gone.
-        keep: its start goes on though nobody waits for it: it was found running.
+        keep: it was found running, so its start goes on though nobody waits for it, as long as nobody
+            waits for something else.
         failure: why its last stop failed, while stuck.
     """
 
@@ -132,6 +133,11 @@ class Ledger:
     def settling(self) -> ResidentId | None:
         """The resident that has gone and whose memory is waited for."""
         return self._settling
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the router goes down."""
+        return self._closing
 
     @property
     def is_empty(self) -> bool:
@@ -203,11 +209,21 @@ class Ledger:
         if error is not None and now < until:
             return [Refuse(ticket, error)]
         self._failures.pop(ticket.resident, None)
-        if sum(len(queue) for queue in self._queues.values()) >= self._rules.max_queue:
+        if not self._admits(ticket, now) and sum(1 for _ in self.waiting()) >= self._rules.max_queue:
             return [Refuse(ticket, QueueFull(f"{self._rules.max_queue} requests are waiting already"))]
         ticket.arrived_at = now
         self._queues.setdefault(ticket.resident, deque()).append(ticket)
         return []
+
+    def _admits(self, ticket: Ticket, now: float) -> bool:
+        """Tell whether a ticket would be granted at once: what does not wait needs no room in the queue."""
+        present = self._present
+        return (
+            present is not None
+            and present.resident == ticket.resident
+            and present.phase is Phase.READY
+            and self._reason_to_yield(present, now) is None
+        )
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Forget a ticket, wherever it is. A ticket that is nowhere (refused, revoked) is forgotten already."""
@@ -237,25 +253,33 @@ class Ledger:
         effects: list[Effect] = []
         lost = error or EngineDied(resident.engine, "ended")
         effects += [Revoke(ticket, lost) for ticket in present.leases]
-        if present.phase is Phase.STARTING and error is not None:
+        # A takeover that came too late is no failed start: what waits for it is started properly.
+        if present.phase is Phase.STARTING and error is not None and not present.keep:
             self._failures[resident] = (error, now + self._rules.failed_start_memory_s)
             effects += [Refuse(ticket, error) for ticket in self._queues.pop(resident, ())]
         return [*effects, Settle(resident)]
 
     def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[Effect]:
-        """Nothing may be started beside what could not be stopped: everybody who waits is told."""
+        """Nothing may be started beside what could not be stopped: everybody who waits is told.
+
+        When the router goes down nothing will be started any more, and the resident is left behind.
+        """
         present = self._present
         if present is None or present.resident != resident:
             return []
+        effects: list[Effect] = [Revoke(ticket, error) for ticket in present.leases]
+        effects += [Refuse(ticket, error) for ticket in self.waiting()]
+        self._queues.clear()
+        present.leases.clear()
         present.phase = Phase.STUCK
         present.failure = error
         present.unloading = False
-        effects: list[Effect] = [Refuse(ticket, error) for ticket in self.waiting()]
-        self._queues.clear()
+        if self._closing:
+            self._present = None
         return effects
 
     def _adopt(self, resident: ResidentId) -> list[Effect]:
-        if self._present is not None or self._settling is not None:
+        if self._present is not None or self._settling is not None or self._closing:
             return []
         self._present = Residence(resident, keep=True)
         return [Start(resident, "found running", adopt=True)]
@@ -298,7 +322,7 @@ class Ledger:
             return self._stop(present, "shutting down")
         if present.unloading:
             return self._stop(present, "unload asked for")
-        if present.keep or present.resident in self._queues:
+        if present.resident in self._queues or (present.keep and not self._queues):
             present.abandon_at = math.inf
             return []
         if present.abandon_at == math.inf:
@@ -336,6 +360,8 @@ class Ledger:
             return [Resume(present.resident), *self._plan_ready(present, now, batch=False)]
         if self._closing:
             present.drain_deadline = min(present.drain_deadline, self._closing_at)
+        elif present.unloading:  # asked for while it drained already
+            present.drain_deadline = min(present.drain_deadline, now + self._rules.drain_timeout_s)
         if not present.leases:
             return self._stop(present, cause)
         if now < present.drain_deadline:

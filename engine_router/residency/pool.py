@@ -38,7 +38,8 @@ class Life:
     Attributes:
         supervision: the line to the task that lives with it.
         started_at: the supervisor's clock, in seconds.
-        adopted: it was found running, so it is left running when the router goes down.
+        adopted: it ran already when this life began: it was found, or is taken up again to be stopped.
+        found: it was found running, so it is left running when the router goes down.
         scope: ends that task at once.
         endpoint: where it answers, once ready.
         before: free memory just before its start.
@@ -50,6 +51,7 @@ class Life:
     supervision: Supervision
     started_at: float
     adopted: bool
+    found: bool
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     endpoint: Endpoint | None = None
     before: Reading | None = None
@@ -65,7 +67,8 @@ class Pool:
         lives: the residents that have a task now.
         leases: every lease that is not given back yet, by its ticket.
         last_gone: the life that ended last: its memory is what a settle waits for.
-        stuck: the resident whose last stop failed.
+        stuck: the lives whose last stop failed.
+        settle_scope: ends the wait for memory that is under way.
     """
 
     def __init__(self, name: str, rules: Rules, gauge: Gauge, journal: SwapJournal) -> None:
@@ -76,23 +79,24 @@ class Pool:
         self.lives: dict[ResidentId, Life] = {}
         self.leases: dict[Ticket, Lease] = {}
         self.last_gone: Life | None = None
-        self.stuck: ResidentId | None = None
+        self.stuck: dict[ResidentId, Life] = {}
+        self.settle_scope = trio.CancelScope()
         self._changed = trio.Event()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing is resident, no memory is waited for, and no task lives."""
-        return self.ledger.is_empty and not self.lives
+    def is_closed(self) -> bool:
+        """Whether nothing is resident, no memory is waited for, no task lives, and none ever will again."""
+        return self.ledger.is_closing and self.ledger.is_empty and not self.lives
 
     def note_change(self) -> None:
-        """Wake whoever waits for `until_empty`."""
-        self._changed.set()
-        self._changed = trio.Event()
+        """Wake whoever waits for a change; costs next to nothing while nobody does."""
+        if self._changed.statistics().tasks_waiting:
+            self._changed.set()
+            self._changed = trio.Event()
 
-    async def until_empty(self) -> None:
-        """Wait until nothing is resident any more."""
-        while not self.is_empty:
-            await self._changed.wait()
+    async def change(self) -> None:
+        """Wait until the ledger has taken in another event."""
+        await self._changed.wait()
 
     async def read_gauge(self) -> Reading | None:
         """Read free memory; None where it cannot be read now."""
@@ -103,13 +107,15 @@ class Pool:
                 logger.warning("pool %s: %s", self.name, error)
         return None
 
-    async def measure_start(self, life: Life, measured: Measured) -> None:
+    async def measure_start(self, resident: ResidentId, life: Life, measured: Measured) -> None:
         """Measure what a start took, now that it is done, and remember it."""
         after = await self.read_gauge()
-        if life.before is not None and after is not None:
+        # A slow gauge may have looked when the resident was going already.
+        is_whole = self.lives.get(resident) is life and life.stop_asked_at == math.inf
+        if life.before is not None and after is not None and is_whole:
             life.footprint_bytes = measured.footprint_bytes = footprint(life.before, after)
 
-    def expected_release(
+    async def expected_release(
         self, life: Life | None, measured: Measured, declared_bytes: int | None
     ) -> int | None:
         """Tell how much memory a stop should bring back, in bytes; None where nothing is known.
@@ -117,8 +123,15 @@ class Pool:
         What this start took counts first, then what an earlier one took, then what the configuration
         declares. A part may never come back by the gauge's reckoning (page cache, for one): what share came
         back the last time is learned, so that no later settle waits for it again.
+
+        A start that was given up or failed took as much as is missing since then, be it little or much.
         """
         taken = life.footprint_bytes if life is not None else None
+        if life is not None and life.endpoint is None and life.before is not None:
+            if life.baseline is None:
+                life.baseline = await self.read_gauge()
+                return footprint(life.before, life.baseline) if life.baseline is not None else declared_bytes
+            taken = footprint(life.before, life.baseline)
         if taken is None:
             taken = measured.footprint_bytes
         if taken is None:
@@ -160,5 +173,9 @@ def _learn_ratio(life: Life | None, measured: Measured, seen: Settled) -> None:
         return
     if seen.outcome is Outcome.RETURNED and measured.release_ratio is None:
         return  # the whole of it: nothing to correct
-    if seen.outcome in (Outcome.RETURNED, Outcome.PLATEAU):
-        measured.release_ratio = max(0.0, min(1.0, seen.released_bytes / life.footprint_bytes))
+    ratio = max(0.0, min(1.0, seen.released_bytes / life.footprint_bytes))
+    if seen.outcome is Outcome.RETURNED:
+        # It ended when nearly all was back. To take that for all would make it a little less each time.
+        measured.release_ratio = max(measured.release_ratio or 0.0, ratio)
+    elif seen.outcome is Outcome.PLATEAU:
+        measured.release_ratio = ratio

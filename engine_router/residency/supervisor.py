@@ -11,11 +11,19 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import trio
 
 from engine_router.engines.base import Ended, Endpoint, Engine, ResidentId, Supervision
-from engine_router.errors import EngineDied, EngineError, EngineStartFailed, EngineStopFailed, RouterError
+from engine_router.errors import (
+    EngineDied,
+    EngineError,
+    EngineStartFailed,
+    EngineStopFailed,
+    RouterClosing,
+    RouterError,
+)
 from engine_router.events import EventHub, MemorySettled, Phase, ResidentDied, ResidentReady, RouterNotice
 from engine_router.memory import Gauge
 from engine_router.residency import messages as book
@@ -31,6 +39,11 @@ logger = logging.getLogger(__name__)
 
 # Seconds that one engine may take to say what it has running, when the router starts.
 ADOPTION_TIMEOUT_S = 5.0
+
+
+def _is_stopping(pool: Pool, resident: ResidentId) -> bool:
+    present = pool.ledger.present
+    return present is not None and present.resident == resident and present.phase is LifePhase.STOPPING
 
 
 class Supervisor:
@@ -65,6 +78,7 @@ class Supervisor:
         self._declared = declared
         self._wall_clock = wall_clock
         self._closing = False
+        self._over = False
         self.pools: dict[str, Pool] = {
             name: Pool(name, rules, gauge, SwapJournal(name, hub, wall_clock, self.expected_s))
             for name, gauge in gauges.items()
@@ -80,6 +94,9 @@ class Supervisor:
         """Enter a request for a resident; wait for it with `Lease.granted`, end it with `Lease.release`."""
         pool = self.pool(resident)
         lease = Lease(Ticket(resident), trio.current_time(), self._give_back)
+        if self._over:
+            lease.refuse(RouterClosing("the router is not running any more"))
+            return lease
         pool.leases[lease.ticket] = lease
         self._tell(pool, book.Acquire(lease.ticket))
         return lease
@@ -87,6 +104,22 @@ class Supervisor:
     def unload(self, resident: ResidentId) -> None:
         """Ask for a resident to be drained and stopped."""
         self._tell(self.pool(resident), book.Unload(resident))
+
+    async def until_unloaded(self, resident: ResidentId) -> None:
+        """Have a resident drained and stopped, and wait until it is gone.
+
+        Raises:
+            RouterError: it could not be stopped.
+
+        Cancellation ends only the wait.
+        """
+        pool = self.pool(resident)
+        self.unload(resident)
+        residence = pool.ledger.present
+        while residence is not None and pool.ledger.present is residence:
+            await pool.change()
+            if residence.phase is LifePhase.STUCK and residence.failure is not None:
+                raise residence.failure
 
     def doubt(self, resident: ResidentId) -> None:
         """Tell that a resident could not be reached, so that its engine looks whether it is still there."""
@@ -111,32 +144,48 @@ class Supervisor:
         deadline = trio.current_time() + grace_s
         for pool in self.pools.values():
             self._tell(pool, book.Close(deadline))
+            pool.settle_scope.cancel()  # nothing will be started into that memory
         for pool in self.pools.values():
-            await pool.until_empty()
+            while not (pool.is_closed or self._over):
+                await pool.change()
 
     # The task.
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. Reports started once every engine was asked what it has running already."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            await self._adopt()
-            task_status.started()
-            while True:
-                with trio.move_on_at(min(pool.ledger.wake_at() for pool in self.pools.values())):
-                    pool, event = await self._inbox.receive()
-                    self._apply(pool, event, nursery)
-                    continue
-                for pool in self.pools.values():
-                    if pool.ledger.wake_at() <= trio.current_time():
-                        self._apply(pool, book.Tick(), nursery)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._adopt()
+                task_status.started()
+                await self._decide(nursery)
+        finally:
+            self._end()
+
+    async def _decide(self, nursery: trio.Nursery) -> NoReturn:
+        while True:
+            with trio.move_on_at(min(pool.ledger.wake_at() for pool in self.pools.values())):
+                pool, event = await self._inbox.receive()
+                self._apply(pool, event, nursery)
+                continue
+            for pool in self.pools.values():
+                if pool.ledger.wake_at() <= trio.current_time():
+                    self._apply(pool, book.Tick(), nursery)
+
+    def _end(self) -> None:
+        """Tell everybody who waits or holds a lease that nobody is there any more to decide anything."""
+        self._over = True
+        for pool in self.pools.values():
+            for lease in tuple(pool.leases.values()):
+                lease.refuse(RouterClosing("the router has ended"))
+            pool.note_change()
 
     def _apply(self, pool: Pool, event: book.Event, nursery: trio.Nursery) -> None:
         for effect in pool.ledger.apply(event, trio.current_time()):
             self._perform(pool, effect, nursery)
         if pool.ledger.is_empty:
-            pool.journal.end("ok", trio.current_time())
-            pool.note_change()
+            pool.journal.end_empty(trio.current_time())
+        pool.note_change()
 
     def _tell(self, pool: Pool, event: book.Event) -> None:
         self._send.send_nowait((pool, event))
@@ -162,7 +211,8 @@ class Supervisor:
             case book.Start(resident, cause, adopt):
                 if not adopt:
                     pool.journal.phase("start", now, target=resident, cause=cause)
-                nursery.start_soon(self._live, pool, resident, self._new_life(pool, resident, adopted=adopt))
+                life = self._new_life(pool, resident, adopted=adopt, found=adopt)
+                nursery.start_soon(self._live, pool, resident, life)
             case book.Drain(resident, cause, wanted):
                 pool.journal.phase("drain", now, source=resident, target=wanted, cause=cause)
             case book.Resume():
@@ -178,11 +228,11 @@ class Supervisor:
         if lease is not None and life is not None and life.endpoint is not None:
             lease.grant(life.endpoint, now)
 
-    def _new_life(self, pool: Pool, resident: ResidentId, *, adopted: bool) -> Life:
+    def _new_life(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> Life:
         def on_ready(endpoint: Endpoint) -> None:
             self._on_ready(pool, resident, life, endpoint)
 
-        life = pool.lives[resident] = Life(Supervision(on_ready), trio.current_time(), adopted)
+        life = pool.lives[resident] = Life(Supervision(on_ready), trio.current_time(), adopted, found)
         return life
 
     def _begin_stop(self, pool: Pool, resident: ResidentId, cause: str, wanted: ResidentId | None) -> None:
@@ -198,24 +248,45 @@ class Supervisor:
         """Stay with a resident from its start to its end, and report how it ended."""
         engine = self._engines[resident.engine]
         error: RouterError | None = None
-        with life.scope:
-            try:
+        try:
+            with life.scope:
                 if not life.adopted:
                     life.before = await pool.read_gauge()
-                ended = await engine.live(resident, life.supervision, adopt=life.adopted)
-                error = None if ended.stopped else self._death(pool, resident, ended)
-            except EngineStopFailed as failure:
-                self._stuck(pool, resident, failure)
+                if life.adopted or not life.supervision.stop_asked.is_set():
+                    ended = await engine.live(resident, life.supervision, adopt=life.adopted)
+                    if not (ended.stopped or _is_stopping(pool, resident)):
+                        error = self._death(pool, resident, ended)
+        except EngineStopFailed as failure:
+            self._stuck(pool, resident, life, failure)
+            return
+        except EngineError as failure:
+            error = failure
+        except Exception as failure:
+            # A defect of ours must not take the router down, nor leave anybody waiting, nor anything behind.
+            logger.exception("engine %s: unexpected error", resident.engine)
+            error = EngineStartFailed(resident.engine, f"failed unexpectedly: {failure!r}")
+            if (left := await self._clear_away(resident)) is not None:
+                self._stuck(pool, resident, life, left)
                 return
-            except EngineError as failure:
-                error = failure
-            except Exception as failure:
-                # A defect of ours must not take the router down, nor leave anybody waiting.
-                logger.exception("engine %s: unexpected error", resident.engine)
-                error = EngineStartFailed(resident.engine, f"failed unexpectedly: {failure!r}")
         self._gone(pool, resident, life, error)
 
+    async def _clear_away(self, resident: ResidentId) -> EngineStopFailed | None:
+        """End whatever runs of a resident that no task lives with. Return why it could not be ended."""
+        supervision = Supervision(lambda _: None)
+        supervision.stop()
+        try:
+            await self._engines[resident.engine].live(resident, supervision, adopt=True)
+        except EngineStopFailed as failure:
+            return failure
+        except EngineError as error:
+            logger.warning("%s", error)  # nothing of it is left
+        except Exception:
+            logger.exception("engine %s: unexpected error", resident.engine)
+        return None
+
     def _on_ready(self, pool: Pool, resident: ResidentId, life: Life, endpoint: Endpoint) -> None:
+        if life.endpoint is not None:
+            return
         now = trio.current_time()
         life.endpoint = endpoint
         if not life.adopted:
@@ -235,7 +306,11 @@ class Supervisor:
             )
         self._tell(pool, book.BecameReady(resident))
         if self._nursery is not None and not life.adopted:
-            self._nursery.start_soon(pool.measure_start, life, self._state.of(resident))
+            self._nursery.start_soon(self._measure, pool, resident, life)
+
+    async def _measure(self, pool: Pool, resident: ResidentId, life: Life) -> None:
+        await pool.measure_start(resident, life, self._state.of(resident))
+        self._state.touch()
 
     def _death(self, pool: Pool, resident: ResidentId, ended: Ended) -> RouterError:
         self._hub.publish(
@@ -248,46 +323,58 @@ class Supervisor:
         if life.stop_asked_at < now:
             self._state.of(resident).stop_s = now - life.stop_asked_at
             self._state.touch()
+        if _is_stopping(pool, resident):
+            error = None  # its end was wanted, however it came about
         if error is not None:
             pool.journal.end("error", now, str(error))
         pool.lives.pop(resident, None)
         pool.last_gone = life
-        pool.stuck = None
         self._tell(pool, book.HasEnded(resident, error))
 
-    def _stuck(self, pool: Pool, resident: ResidentId, failure: EngineStopFailed) -> None:
+    def _stuck(self, pool: Pool, resident: ResidentId, life: Life, failure: EngineStopFailed) -> None:
         pool.journal.end("error", trio.current_time(), str(failure))
         pool.lives.pop(resident, None)
-        pool.stuck = resident
+        pool.stuck[resident] = life
         self._tell(pool, book.StopFailed(resident, failure))
         if self._closing:
             # Nothing more can be done: the router goes, and says what stays behind.
             self._notice(f"{failure}; it is left behind")
-            self._tell(pool, book.HasEnded(resident, failure))
 
     async def _stop(self, pool: Pool, resident: ResidentId) -> None:
         """Ask a resident to end. What could not be stopped before is taken up again first."""
         life = pool.lives.get(resident)
-        if life is None and pool.stuck == resident and self._nursery is not None:
-            life = self._new_life(pool, resident, adopted=True)
+        if (
+            life is None
+            and self._nursery is not None
+            and (stuck := pool.stuck.pop(resident, None)) is not None
+        ):
+            life = self._new_life(pool, resident, adopted=True, found=stuck.found)
+            life.before, life.endpoint = stuck.before, stuck.endpoint
+            life.footprint_bytes = stuck.footprint_bytes
             self._nursery.start_soon(self._live, pool, resident, life)
         if life is None:
             return  # it ended by itself; the news is on its way
-        if self._closing and life.adopted:
+        if self._closing and life.found:
             life.scope.cancel()
             return
-        life.baseline = await pool.read_gauge()
+        baseline = await pool.read_gauge()
+        if pool.lives.get(resident) is not life:
+            return  # it ended by itself while the gauge was read
+        life.baseline = baseline
         life.stop_asked_at = trio.current_time()
         life.supervision.stop()
 
     async def _settle(self, pool: Pool, resident: ResidentId) -> None:
         """Wait for the memory of a resident that has gone."""
-        if not self._closing:
-            began = trio.current_time()
-            if pool.journal.current is not None:
-                pool.journal.phase("settle", began, source=resident)
+        pool.settle_scope = trio.CancelScope()
+        if self._closing:
+            pool.settle_scope.cancel()
+        began = trio.current_time()
+        if pool.journal.current is not None:
+            pool.journal.phase("settle", began, source=resident)
+        with pool.settle_scope:
             measured = self._state.of(resident)
-            expected = pool.expected_release(pool.last_gone, measured, self._declared(resident))
+            expected = await pool.expected_release(pool.last_gone, measured, self._declared(resident))
             seen, warning = await pool.settle(measured, expected, self._settle_timeout_s)
             measured.settle_s = trio.current_time() - began
             self._state.touch()
@@ -335,6 +422,10 @@ class Supervisor:
             except EngineError as error:
                 self._notice(f"{error}; whatever it has running is not taken over")
                 return ()
+            except Exception as error:
+                logger.exception("engine %s: unexpected error", engine.name)
+                self._notice(f"engine '{engine.name}': {error!r}; whatever it has running is not taken over")
+                return ()
         self._notice(
             f"engine '{engine.name}' did not say within {ADOPTION_TIMEOUT_S:g} s what it has running"
         )
@@ -342,10 +433,6 @@ class Supervisor:
 
     async def _stop_extras(self, pool: Pool, extras: Sequence[ResidentId]) -> None:
         for resident in extras:
-            supervision = Supervision(lambda _: None)
-            supervision.stop()
-            try:
-                await self._engines[resident.engine].live(resident, supervision, adopt=True)
-            except EngineError as error:
-                logger.warning("pool %s: %s", pool.name, error)
-                self._notice(str(error))
+            if (left := await self._clear_away(resident)) is not None:
+                logger.warning("pool %s: %s", pool.name, left)
+                self._notice(str(left))

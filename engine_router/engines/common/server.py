@@ -19,8 +19,6 @@ from engine_router.probe import dig, listed_ids
 LIST_TIMEOUT_S = 5.0
 """Longest wait for a list, in seconds. It is asked again afterwards, where that makes sense."""
 
-_MAX_ANSWER_BYTES = 16 * 2**20
-
 # TabbyAPI has no empty list: it refuses, with 400 or (since 2026) 503 and this sentence. It is an explicit
 # statement about what is loaded, not a failure to make one.
 _NOTHING_LOADED = "No models are currently loaded."
@@ -83,7 +81,7 @@ class Server:
             async with self._exchange(method, path, body, headers) as response:
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     return await _read_events(response)
-                return Reply(response.status_code, await self._read(response))
+                return Reply(response.status_code, await response.aread())
         raise EngineUnreachable(self.name, f"did not answer {method} {path} within {timeout_s:g} s")
 
     @asynccontextmanager
@@ -122,16 +120,6 @@ class Server:
             raise EngineError(
                 self.name, f"cannot be asked {what} ({error}); check the call in engines.toml"
             ) from error
-
-    async def _read(self, response: httpx.Response) -> bytes:
-        body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > _MAX_ANSWER_BYTES:
-                raise EngineBroke(
-                    self.name, f"sends more than {_MAX_ANSWER_BYTES} bytes; check the path in engines.toml"
-                )
-        return bytes(body)
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
         """Ask for something and insist on a good answer.
@@ -200,20 +188,25 @@ class Server:
 
 
 async def _read_events(response: httpx.Response) -> Reply:
-    """Read server-sent events to their end; the first error among them ends it."""
+    """Read server-sent events to their end, and remember the first error among them.
+
+    Leaving earlier would leave httpx's generators unfinished; a server that has failed ends the stream anyway.
+    """
     kind = ""
+    failure: str | None = None
     async for line in response.aiter_lines():
-        field, _, value = line.partition(":")
+        name, _, value = line.partition(":")
         value = value.removeprefix(" ")
-        if field == "event":
+        if name == "event":
             kind = value
-        elif field == "data":
-            complaint = complaint_in(json_or_none(value))
-            if complaint is not None or kind == "error":
-                return Reply(500, json.dumps({"error": complaint or value}).encode())
+        elif name == "data":
+            complaint = complaint_in(json_or_none(value)) or (value if kind == "error" else None)
+            failure = failure or complaint
         elif not line:
             kind = ""
-    return Reply(response.status_code, b"")
+    if failure is None:
+        return Reply(response.status_code, b"")
+    return Reply(500, json.dumps({"error": failure}).encode())
 
 
 def _refused(error: BaseException) -> bool:

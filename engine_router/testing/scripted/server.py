@@ -1,24 +1,17 @@
-"""Scripted servers: engines that load no weights, but speak as their documentation says the real ones do.
-
-They listen on real sockets of the loopback interface, are up within a few milliseconds, remember every call,
-and can be told to misbehave. The tests of the engines use them, and end-to-end tests of the router, for
-which they answer chat requests too.
-
-    async with ScriptedOllama("qwen3:4b").running() as ollama:
-        ...  # ollama.base_url, ollama.calls, ollama.loaded
-"""
+"""What all scripted servers share: a small HTTP server, a record of calls, and models in memory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, TypeAlias, TypeVar
 
 import h11
 import trio
 from attrs import define, field, frozen
 
+Scripted = TypeVar("Scripted", bound="ScriptedServer")
 Json: TypeAlias = dict[str, Any]
 
 CREATED = "2026-01-01T00:00:00Z"
@@ -56,12 +49,17 @@ class Answer:
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
-    pieces: AsyncIterator[bytes] | None = None
+    pieces: AsyncGenerator[bytes, None] | None = None
 
 
 def as_json(data: Any, status: int = 200) -> Answer:
     """Answer with JSON."""
     return Answer(status, json.dumps(data).encode())
+
+
+def event_of(data: Json) -> bytes:
+    """Write one server-sent event."""
+    return f"data: {json.dumps(data)}\n\n".encode()
 
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]
@@ -130,7 +128,7 @@ class ScriptedServer:
         return [call for call in self.calls if (call.method, call.path) == (method, path)]
 
     @asynccontextmanager
-    async def running(self, port: int = 0) -> AsyncIterator[ScriptedServer]:
+    async def running(self: Scripted, port: int = 0) -> AsyncIterator[Scripted]:  # noqa: PYI019 - Python 3.10 has no Self
         """Serve until the block ends, on a free port unless one is given."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.serve, port)
@@ -148,8 +146,6 @@ class ScriptedServer:
                 self._nursery = nursery
                 nursery.start_soon(trio.serve_listeners, self._connection, listeners)
                 task_status.started()
-        for listener in listeners:
-            await listener.aclose()
         self.loaded.clear()
 
     def crash(self) -> None:
@@ -207,7 +203,11 @@ class ScriptedServer:
         if not call.body.get("stream"):
             message = {"role": "assistant", "content": "".join(self.words(call.model))}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            usage = {"prompt_tokens": 1, "completion_tokens": self.script.words, "total_tokens": 1 + self.script.words}
+            usage = {
+                "prompt_tokens": 1,
+                "completion_tokens": self.script.words,
+                "total_tokens": 1 + self.script.words,
+            }
             head = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": call.model}
             return as_json({**head, "choices": [choice], "usage": usage})
         return Answer(content_type="text/event-stream", pieces=self._openai_pieces(call.model))
@@ -229,18 +229,13 @@ class ScriptedServer:
         for number in range(1, self.script.words):
             yield f" word{number}"
 
-    async def paced(self, model: str) -> AsyncIterator[str]:
-        """Yield the words of an answer at the pace of the script."""
+    async def _openai_pieces(self, model: str) -> AsyncGenerator[bytes, None]:
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": model}
         for word in self.words(model):
             await trio.sleep(self.script.word_s)
-            yield word
-
-    async def _openai_pieces(self, model: str) -> AsyncIterator[bytes]:
-        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": model}
-        async for word in self.paced(model):
             choice = {"index": 0, "delta": {"role": "assistant", "content": word}, "finish_reason": None}
-            yield _event({**head, "choices": [choice]})
-        yield _event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+            yield event_of({**head, "choices": [choice]})
+        yield event_of({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         yield b"data: [DONE]\n\n"
 
     async def _respond(self, call: Call) -> Answer:
@@ -272,7 +267,9 @@ class _Connection:
         while (call := await self._request()) is not None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, nursery.cancel_scope)
-                await self._send(await self.respond(call))
+                # A client that left is noticed here or by the watch, whichever comes first.
+                with suppress(trio.BrokenResourceError):
+                    await self._send(await self.respond(call))
                 nursery.cancel_scope.cancel()
             if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
                 return
@@ -296,29 +293,25 @@ class _Connection:
                 return None
 
     async def _watch(self, scope: trio.CancelScope) -> None:
-        while data := await self.stream.receive_some():
-            self.http.receive_data(data)
+        with suppress(trio.BrokenResourceError):
+            while data := await self.stream.receive_some():
+                self.http.receive_data(data)
         scope.cancel()
 
     async def _send(self, answer: Answer) -> None:
-        length = ("transfer-encoding", "chunked") if answer.pieces else ("content-length", str(len(answer.body)))
+        length = (
+            ("transfer-encoding", "chunked") if answer.pieces else ("content-length", str(len(answer.body)))
+        )
         await self._emit(
             h11.Response(status_code=answer.status, headers=[("content-type", answer.content_type), length])
         )
         if answer.pieces is None:
             await self._emit(h11.Data(data=answer.body))
         else:
-            async for piece in answer.pieces:
-                await self._emit(h11.Data(data=piece))
+            async with aclosing(answer.pieces) as pieces:
+                async for piece in pieces:
+                    await self._emit(h11.Data(data=piece))
         await self._emit(h11.EndOfMessage())
 
     async def _emit(self, event: h11.Event) -> None:
-        await self.stream.send_all(self.http.send(event) or b"")  # type: ignore[arg-type] # h11's own union
-
-
-def _event(data: Json) -> bytes:
-    return f"data: {json.dumps(data)}\n\n".encode()
-
-
-def _line(data: Json) -> bytes:
-    return json.dumps(data).encode() + b"\n"
+        await self.stream.send_all(self.http.send(event) or b"")

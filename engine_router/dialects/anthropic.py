@@ -1,0 +1,33 @@
+"""Anthropic's dialect: `/v1/messages`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine_router.dialects.base import to_json
+from engine_router.errors import RouterError
+
+
+class Anthropic:
+    """Anthropic's dialect."""
+
+    name = "anthropic"
+    stream_type = "text/event-stream"
+    keepalive = b": keepalive\n\n"
+
+    def streams(self, path: str, body: Mapping[str, Any]) -> bool:
+        """Tell whether the client asked for a stream of events."""
+        return path == "/v1/messages" and body.get("stream") is True
+
+    def error(self, error: RouterError) -> dict[str, Any]:
+        """Render an error as Anthropic does."""
+        return {"type": "error", "error": {"type": error.anthropic_kind, "message": str(error)}}
+
+    def stream_error(self, error: RouterError) -> bytes:
+        """Render an error as the named event that the SDKs raise on."""
+        return b"event: error\ndata: " + to_json(self.error(error)) + b"\n\n"
+
+    def at_boundary(self, tail: bytes) -> bool:
+        """Tell whether an event is complete."""
+        return not tail or tail.endswith((b"\n\n", b"\r\n\r\n"))

@@ -1,0 +1,271 @@
+"""What every dialect can do, and how a request's body is read.
+
+Pure: bytes in, bytes out. Nothing here touches a socket or knows an engine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from attrs import frozen
+from werkzeug.sansio import multipart
+
+from engine_router.errors import BadRequest, RouterError
+
+
+class Dialect(Protocol):
+    """One way of speaking: OpenAI's, Ollama's or Anthropic's."""
+
+    @property
+    def name(self) -> str:
+        """`openai`, `ollama` or `anthropic`."""
+        ...
+
+    @property
+    def stream_type(self) -> str:
+        """Content type of a streamed answer."""
+        ...
+
+    @property
+    def keepalive(self) -> bytes:
+        """Frame that keeps a waiting stream open and means nothing to any client."""
+        ...
+
+    def streams(self, path: str, body: Mapping[str, Any]) -> bool:
+        """Tell whether the client asked for a stream, in which keep-alive frames may be sent."""
+        ...
+
+    def error(self, error: RouterError) -> dict[str, Any]:
+        """Render an error as the body of an answer."""
+        ...
+
+    def stream_error(self, error: RouterError) -> bytes:
+        """Render an error as the last frame of a stream, one that the dialect's clients raise on."""
+        ...
+
+    def at_boundary(self, tail: bytes) -> bool:
+        """Tell whether a frame may follow these last bytes of a stream."""
+        ...
+
+
+class Translation(Protocol):
+    """One request on its way from the client's dialect to the engine's, and its answer on the way back.
+
+    Holds no whole answer where the client asked for a stream.
+    """
+
+    @property
+    def path(self) -> str:
+        """Path of the request in the engine's dialect."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """Body of the request in the engine's dialect."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """Content type of the answer in the client's dialect."""
+        ...
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in bytes of the engine's answer, split anywhere; return what the client gets for them.
+
+        Raises:
+            ValueError: the engine's answer cannot be understood, or is an error; the message says so.
+        """
+        ...
+
+    def end(self) -> bytes:
+        """Take in the end of the engine's answer; return what the client still gets.
+
+        Raises:
+            ValueError: the answer ended before its end.
+        """
+        ...
+
+
+def error_headers(error: RouterError) -> dict[str, str]:
+    """Return the headers that go with an error's answer."""
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if not error.retryable:
+        # openai and anthropic SDKs honour it: a retry cannot help, so the person waits no longer than needed.
+        headers["x-should-retry"] = "false"
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="engine-router"'
+    return headers
+
+
+def dig_error(body: bytes) -> str | None:
+    """Return the message in an error answer of any dialect; the text itself where it is no JSON; None if empty."""
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return text[:2000] or None
+    error = data.get("error", data.get("detail", data.get("message"))) if isinstance(data, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error if isinstance(error, str) and error else text[:2000] or None
+
+
+def to_json(data: object) -> bytes:
+    """Encode JSON compactly, as UTF-8 (a lone surrogate, which UTF-8 has no bytes for, stays escaped)."""
+    try:
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(data, separators=(",", ":")).encode("ascii")
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a body that must be a JSON object.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    if not body.strip():
+        raise BadRequest("the request body is empty; expected a JSON object")
+    try:
+        data = json.loads(body)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the request body is not UTF-8 text (byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the request body is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise BadRequest("the request body must be a JSON object")
+    return data
+
+
+def model_in(data: Mapping[str, Any]) -> str:
+    """Return the model that a request names (`model`, or `name` as older Ollama clients write).
+
+    Raises:
+        BadRequest: it names none, or not as a string.
+    """
+    model = data["model"] if "model" in data else data.get("name")
+    if model is None:
+        raise BadRequest('the request names no model; add "model": "..." (GET /v1/models lists them)')
+    if not isinstance(model, str):
+        raise BadRequest('"model" must be a string')
+    if not model.strip():
+        raise BadRequest('"model" is empty')
+    return model
+
+
+@frozen
+class Routed:
+    """What the router needs of a request; the rest of the body stays bytes.
+
+    Attributes:
+        model: the model that the client named.
+        streams: it asked for a stream, in which keep-alive frames may be sent.
+        body: the body as it came.
+        data: the parsed body, where it is JSON.
+    """
+
+    model: str
+    streams: bool
+    body: bytes
+    data: Mapping[str, Any] | None = None
+
+    def renamed(self, model: str) -> bytes:
+        """Return the body with the model that the engine knows; the very same bytes where that is the same."""
+        if model == self.model or self.data is None:
+            return self.body
+        key = "model" if "model" in self.data else "name"
+        return to_json({**self.data, key: model})
+
+
+def route_json(dialect: Dialect, path: str, body: bytes) -> Routed:
+    """Read a JSON request.
+
+    Raises:
+        BadRequest: the body is no JSON object, or names no model.
+    """
+    data = parse_object(body)
+    return Routed(model_in(data), dialect.streams(path, data), body, data)
+
+
+@frozen
+class MultipartRouted(Routed):
+    """A multipart request (audio, images)."""
+
+    content_type: str = ""
+
+    def renamed(self, model: str) -> bytes:
+        """Return the body with another model in its field `model`."""
+        if model == self.model:
+            return self.body
+        boundary = _boundary(self.content_type)
+        encoder = multipart.MultipartEncoder(boundary)
+        parts: list[bytes] = []
+        field = ""
+        for event in _events(boundary, self.body):
+            event_out = event
+            if isinstance(event, multipart.Field):
+                field = event.name
+            elif isinstance(event, multipart.File):
+                field = ""
+            elif isinstance(event, multipart.Data) and field == "model":
+                event_out = multipart.Data(
+                    data=model.encode() if not event.more_data else b"", more_data=event.more_data
+                )
+            parts.append(encoder.send_event(event_out))
+        return b"".join(parts)
+
+
+def route_multipart(content_type: str, body: bytes) -> Routed:
+    """Read a multipart request: its field `model`.
+
+    Raises:
+        BadRequest: it is not multipart, or has no such field.
+    """
+    model = bytearray()
+    field = ""
+    found = False
+    for event in _events(_boundary(content_type), body):
+        if isinstance(event, multipart.Field):
+            field = event.name
+            found = found or field == "model"
+        elif isinstance(event, multipart.File):
+            field = ""
+        elif isinstance(event, multipart.Data) and field == "model":
+            model += event.data
+    if not found:
+        raise BadRequest('the form has no field "model"')
+    try:
+        name = model.decode()
+    except UnicodeDecodeError:
+        raise BadRequest('the field "model" is not UTF-8 text') from None
+    return MultipartRouted(model_in({"model": name}), streams=False, body=body, content_type=content_type)
+
+
+def _boundary(content_type: str) -> bytes:
+    from werkzeug.http import parse_options_header  # noqa: PLC0415 - used by uploads only
+
+    kind, options = parse_options_header(content_type)
+    boundary = options.get("boundary", "")
+    if kind != "multipart/form-data" or not boundary:
+        raise BadRequest("expected multipart/form-data with a boundary")
+    return boundary.encode("latin-1", "replace")
+
+
+def _events(boundary: bytes, body: bytes) -> list[multipart.Event]:
+    decoder = multipart.MultipartDecoder(boundary, max_parts=1000)
+    events: list[multipart.Event] = []
+    try:
+        decoder.receive_data(body)
+        decoder.receive_data(None)
+        while not isinstance(event := decoder.next_event(), (multipart.Epilogue, multipart.NeedData)):
+            events.append(event)
+    except (ValueError, RuntimeError) as error:
+        raise BadRequest(f"the form cannot be read: {error}") from None
+    if isinstance(event, multipart.NeedData):
+        raise BadRequest("the form ends too early")
+    return [*events, event]

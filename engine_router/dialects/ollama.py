@@ -1,0 +1,36 @@
+"""Ollama's dialect: `/api/*`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine_router.dialects.base import to_json
+from engine_router.errors import RouterError
+
+_STREAMING = ("/api/chat", "/api/generate")
+
+
+class Ollama:
+    """Ollama's dialect."""
+
+    name = "ollama"
+    stream_type = "application/x-ndjson"
+    # A bare newline breaks ollama-python, langchain-ollama and Ollama's own Go client; a space breaks nobody.
+    keepalive = b" "
+
+    def streams(self, path: str, body: Mapping[str, Any]) -> bool:
+        """Tell whether the client asked for a stream of lines: yes, unless it said no."""
+        return path in _STREAMING and body.get("stream") is not False
+
+    def error(self, error: RouterError) -> dict[str, Any]:
+        """Render an error as Ollama does: its clients want a string."""
+        return {"error": str(error)}
+
+    def stream_error(self, error: RouterError) -> bytes:
+        """Render an error as the line that the clients raise on."""
+        return to_json(self.error(error)) + b"\n"
+
+    def at_boundary(self, tail: bytes) -> bool:
+        """Tell whether a line is complete; spaces sent to keep the stream open do not begin one."""
+        return not tail.strip(b" ") or tail.endswith(b"\n")

@@ -1,0 +1,37 @@
+"""OpenAI's dialect: `/v1/*` but for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine_router.dialects.base import to_json
+from engine_router.errors import RouterError
+
+_STREAMING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+class OpenAI:
+    """OpenAI's dialect."""
+
+    name = "openai"
+    stream_type = "text/event-stream"
+    keepalive = b": keepalive\n\n"
+
+    def streams(self, path: str, body: Mapping[str, Any]) -> bool:
+        """Tell whether the client asked for a stream of events."""
+        return path in _STREAMING and body.get("stream") is True
+
+    def error(self, error: RouterError) -> dict[str, Any]:
+        """Render an error as OpenAI does."""
+        return {
+            "error": {"message": str(error), "type": error.kind, "param": None, "code": error.code},
+        }
+
+    def stream_error(self, error: RouterError) -> bytes:
+        """Render an error as an event that the SDKs raise on. No `[DONE]` follows: the stream is not complete."""
+        return b"data: " + to_json(self.error(error)) + b"\n\n"
+
+    def at_boundary(self, tail: bytes) -> bool:
+        """Tell whether an event is complete."""
+        return not tail or tail.endswith((b"\n\n", b"\r\n\r\n"))

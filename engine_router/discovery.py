@@ -1,0 +1,127 @@
+"""From the name that a client sends to the engine, the resident and the name that the engine knows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from attrs import frozen
+
+from engine_router.config import Config
+from engine_router.engines.base import Engine, ResidentId
+from engine_router.errors import UnknownModel
+
+LATEST = ":latest"
+
+
+@frozen
+class Target:
+    """Where a model lives.
+
+    Attributes:
+        model: the id under which the router lists it.
+        engine: the engine's name.
+        resident: what has to be resident for it.
+        upstream: the name that the engine knows it by.
+        aliases: other names that clients may use.
+        discovered: the engine listed it; it is not in the configuration.
+    """
+
+    model: str
+    engine: str
+    resident: ResidentId
+    upstream: str
+    aliases: tuple[str, ...] = ()
+    discovered: bool = False
+
+
+class Discovery:
+    """Knows every model: the configured ones, and those that running engines list.
+
+    The configuration always wins over what an engine says, and of two engines that list the same id the one
+    that comes first in the configuration.
+    """
+
+    def __init__(self, config: Config, engines: Mapping[str, Engine]) -> None:
+        self._config = config
+        self._engines = engines
+        self._listed: dict[str, tuple[str, ...]] = {}
+        self._aliases: dict[str, str] = {str(alias): str(model) for alias, model in config.aliases.items()}
+        self._configured: dict[str, Target] = {}
+        for name, engine in config.engines.items():
+            for model in engine.models:
+                self._configured[model] = self._target(model, name)
+        for model_id, entry in config.models.items():
+            self._configured[model_id] = self._target(model_id, entry.engine, entry.upstream)
+            self._aliases.update(dict.fromkeys(entry.aliases, model_id))
+
+    def resolve(self, name: str) -> Target:
+        """Find a model by id, alias, or with or without Ollama's `:latest`.
+
+        Raises:
+            UnknownModel: nobody serves it; close matches are named.
+        """
+        for candidate in _spellings(name):
+            model = self._aliases.get(candidate, candidate)
+            for spelling in _spellings(model):
+                if (target := self._find(spelling)) is not None:
+                    return target
+        raise UnknownModel(name, difflib.get_close_matches(name, [*self.names()], n=3, cutoff=0.5))
+
+    def targets(self) -> list[Target]:
+        """Return every known model, the configured ones first, each once."""
+        found = dict(self._configured)
+        for engine in self._config.engines:
+            for model in self._listed.get(engine, ()):
+                if model not in found and not self._is_known_upstream(engine, model):
+                    found[model] = self._target(model, engine, discovered=True)
+        return [self._with_aliases(target) for target in found.values()]
+
+    def names(self) -> Iterator[str]:
+        """Yield every name that a client may use."""
+        yield from (target.model for target in self.targets())
+        yield from self._aliases
+
+    def set_listed(self, engine: str, models: Iterable[str]) -> None:
+        """Take in what an engine listed."""
+        self._listed[engine] = tuple(models)
+
+    def listed(self, engine: str) -> Sequence[str]:
+        """Return what an engine listed last."""
+        return self._listed.get(engine, ())
+
+    def _find(self, model: str) -> Target | None:
+        if (target := self._configured.get(model)) is not None:
+            return self._with_aliases(target)
+        for engine in self._config.engines:
+            if model in self._listed.get(engine, ()):
+                return self._with_aliases(self._target(model, engine, discovered=True))
+        return None
+
+    def _target(
+        self, model: str, engine: str, upstream: str | None = None, *, discovered: bool = False
+    ) -> Target:
+        known = upstream or model
+        return Target(model, engine, self._engines[engine].resident_of(known), known, (), discovered)
+
+    def _with_aliases(self, target: Target) -> Target:
+        aliases = tuple(alias for alias, model in self._aliases.items() if model == target.model)
+        if not aliases:
+            return target
+        return Target(
+            target.model, target.engine, target.resident, target.upstream, aliases, target.discovered
+        )
+
+    def _is_known_upstream(self, engine: str, listed: str) -> bool:
+        """Tell whether what an engine lists is a configured model under another name."""
+        return any(
+            target.engine == engine and target.upstream in _spellings(listed)
+            for target in self._configured.values()
+        )
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """Return a name and the same with, or without, the tag that Ollama adds by default."""
+    if name.endswith(LATEST):
+        return (name, name.removesuffix(LATEST))
+    return (name,) if ":" in name else (name, name + LATEST)

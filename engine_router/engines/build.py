@@ -1,0 +1,46 @@
+"""From configuration to engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import httpx
+
+from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
+from engine_router.engines.base import Engine
+from engine_router.engines.family import Guardian
+from engine_router.engines.http_api import HttpEngine
+from engine_router.engines.ollama import OllamaEngine
+from engine_router.engines.process import ProcessEngine
+from engine_router.engines.systemd import SystemdEngine
+
+
+def build_engines(config: Config, client: httpx.AsyncClient, guardian: Guardian | None) -> dict[str, Engine]:
+    """Make every configured engine.
+
+    Args:
+        client: for control calls; shared.
+        guardian: kills process engines when the router dies; None where the platform needs none.
+    """
+    return {name: _build(name, config, client, guardian) for name in config.engines}
+
+
+def _build(name: str, config: Config, client: httpx.AsyncClient, guardian: Guardian | None) -> Engine:
+    match config.engines[name]:
+        case ProcessConfig() as process:
+            return ProcessEngine(name, process, client, guardian=guardian, paths=_paths(config, name))
+        case HttpConfig() as http:
+            return HttpEngine(name, http, client)
+        case OllamaConfig() as ollama:
+            return OllamaEngine(name, ollama, client)
+        case SystemdConfig() as systemd:
+            return SystemdEngine(name, systemd, client)
+
+
+def _paths(config: Config, engine: str) -> Mapping[str, str]:
+    """Return the paths of an engine's models, by the name that the engine knows them by."""
+    return {
+        model.upstream or name: model.path
+        for name, model in config.models.items()
+        if model.engine == engine and model.path is not None
+    }

@@ -1,0 +1,303 @@
+"""A lease and an exchange with an engine become the answer to one request.
+
+The way of a request has two steps that may take minutes, the wait for its engine and the wait for the
+answer's head. Both can be interrupted for a keep-alive frame and taken up again, without a task of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import trio
+from attrs import define, field, frozen
+
+from engine_router.dialects.base import Dialect, Translation, dig_error
+from engine_router.engines.base import ResidentId
+from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RouterError
+from engine_router.residency.lease import Lease
+from engine_router.residency.supervisor import Supervisor
+from engine_router.upstream import Exchange, Headers, ResponseHead, Upstream, UpstreamRequest
+
+# Seconds that a broken connection waits for the news why: a process's death is known within milliseconds.
+NEWS_GRACE_S = 0.25
+# Seconds that an engine gets to confirm that it is gone, before the request is given up.
+DOUBT_GRACE_S = 2.0
+# What is read of an engine's error answer, for its message.
+ERROR_BODY_BYTES = 65536
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+# The router may put frames into the body, so it asks for it unencoded; cookies are between client and router.
+_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"accept-encoding", b"cookie"}
+_NOT_RETURNED = HOP_BY_HOP | {b"set-cookie", b"server", b"date"}
+_KEYS = frozenset((b"authorization", b"x-api-key"))
+
+
+class BrokenAnswer(Exception):
+    """The answer broke off where no error can be told any more: the client's connection has to break too."""
+
+    def __init__(self, error: RouterError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def request_headers(headers: Headers, *, strip_keys: bool, added: Mapping[str, str]) -> Headers:
+    """Return the headers that an engine gets of a client's.
+
+    Args:
+        strip_keys: the router has keys of its own, which are nobody else's business.
+        added: headers that the configuration adds; they win over the client's.
+    """
+    dropped = _NOT_FORWARDED | named_in_connection(headers) | (_KEYS if strip_keys else frozenset())
+    dropped |= {name.lower().encode("latin-1") for name in added}
+    kept = [(name, value) for name, value in headers if name.lower() not in dropped]
+    return [*kept, *((name.encode("latin-1"), value.encode("utf-8")) for name, value in added.items())]
+
+
+def response_headers(headers: Headers) -> Headers:
+    """Return the headers that a client gets of an engine's."""
+    dropped = _NOT_RETURNED | named_in_connection(headers)
+    return [(name, value) for name, value in headers if name.lower() not in dropped]
+
+
+def named_in_connection(headers: Headers) -> frozenset[bytes]:
+    """Return the headers that a Connection header declares to be for one hop only."""
+    return frozenset(
+        token.strip().lower()
+        for name, value in headers
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    )
+
+
+@frozen(kw_only=True)
+class Outgoing:
+    """A request as it will be sent, once it is known where the resident answers."""
+
+    engine: str
+    resident: ResidentId
+    method: str
+    target: str
+    headers: Headers
+    body: bytes
+    connect_timeout_s: float
+
+    def to(self, base_url: str) -> UpstreamRequest:
+        """Address the request."""
+        return UpstreamRequest(
+            engine=self.engine,
+            base_url=base_url,
+            method=self.method,
+            target=self.target,
+            headers=self.headers,
+            body=self.body,
+            connect_timeout_s=self.connect_timeout_s,
+        )
+
+
+@define(eq=False)
+class Passage:
+    """One request on its way to its engine, and its answer on the way back.
+
+    `close` is synchronous and idempotent: it gives back the lease, or the place in the queue, and ends the
+    exchange. Cancellation of any method loses nothing; `head` may be called again.
+
+    Attributes:
+        queue_wait_s: seconds until the lease was granted; NaN before.
+        first_byte_s: seconds until the answer's first byte; NaN before.
+    """
+
+    _supervisor: Supervisor
+    _upstream: Upstream
+    _outgoing: Outgoing
+    _translation: Translation | None = None
+    queue_wait_s: float = math.nan
+    first_byte_s: float = math.nan
+    _began_at: float = field(factory=trio.current_time)
+    _lease: Lease | None = None
+    _exchange: Exchange | None = None
+    _head: ResponseHead | None = None
+    _retried: bool = False
+    _closed: bool = False
+
+    @property
+    def resident(self) -> ResidentId:
+        """What the request needs."""
+        return self._outgoing.resident
+
+    def enter(self) -> None:
+        """Take a place in the queue."""
+        self._lease = self._supervisor.request(self._outgoing.resident)
+
+    def close(self) -> None:
+        """Give everything back. Never waits; may be called again."""
+        self._closed = True
+        if self._exchange is not None:
+            self._exchange.close()
+        if self._lease is not None:
+            self._lease.release()
+
+    async def head(self, until: float = math.inf) -> ResponseHead | None:
+        """Wait for the head of the answer; None if it has not come by `until` (the clock of trio).
+
+        Raises:
+            RouterError: there will be none.
+        """
+        while True:
+            try:
+                return await self._advance(until)
+            except EngineUnreachable as error:
+                await self._consider_retry(error)
+            except EngineBroke as error:
+                raise await self._explained(error) from error
+
+    async def chunk(self) -> bytes:
+        """Return the next bytes of the answer; empty at its end, when everything has been given back.
+
+        Raises:
+            RouterError: the answer broke off.
+        """
+        if self._exchange is None or self._closed:
+            return b""
+        try:
+            while True:
+                data = await self._exchange.chunk()
+                if not data:
+                    last = self._translated(lambda translation: translation.end())
+                    self.close()
+                    return last
+                if self._translation is not None:
+                    data = self._translated(lambda translation, data=data: translation.feed(data))  # type: ignore[misc]
+                if data:
+                    return data
+        except EngineBroke as error:
+            raise await self._explained(error) from error
+
+    async def _advance(self, until: float) -> ResponseHead | None:
+        if self._lease is None:
+            raise RuntimeError("a passage is entered before it is used")
+        if self._exchange is None:
+            with trio.move_on_at(until):
+                endpoint = await self._lease.granted()
+            if self._lease.endpoint is None:
+                return None
+            self.queue_wait_s = self._lease.queue_wait_s
+            exchange = self._exchange = await self._upstream.send(self._outgoing.to(endpoint.base_url))
+            self._lease.on_revoke(exchange.close)
+        if self._head is None:
+            with trio.move_on_at(until):
+                self._head = await self._exchange.head()
+            if self._head is None:
+                return None
+            self.first_byte_s = trio.current_time() - self._began_at
+        if self._translation is not None:
+            return await self._translated_head(self._head, self._translation)
+        return ResponseHead(self._head.status, response_headers(self._head.headers))
+
+    async def _translated_head(self, head: ResponseHead, translation: Translation) -> ResponseHead:
+        if head.status >= 400:
+            raise await self.refusal(head.status)
+        return ResponseHead(head.status, [(b"content-type", translation.content_type.encode())])
+
+    async def refusal(self, status: int) -> EngineRefused:
+        """Read the engine's own error answer and return it as an error that any dialect can render."""
+        body = b""
+        while (
+            self._exchange is not None
+            and len(body) < ERROR_BODY_BYTES
+            and (data := await self._exchange.chunk())
+        ):
+            body += data
+        self.close()
+        return EngineRefused(
+            self._outgoing.engine, status, dig_error(body) or f"the engine answered {status}"
+        )
+
+    def _translated(self, step: Callable[[Translation], bytes]) -> bytes:
+        if self._translation is None:
+            return b""
+        try:
+            return step(self._translation)
+        except ValueError as error:
+            raise EngineBroke(self._outgoing.engine, str(error)) from error
+
+    async def _consider_retry(self, error: EngineUnreachable) -> None:
+        """Nothing was sent: if the engine turns out to be gone, queue up again, once. Else raise the error."""
+        lease = self._lease
+        if lease is None or self._retried:
+            raise error
+        self._supervisor.doubt(self._outgoing.resident)
+        with trio.move_on_after(DOUBT_GRACE_S):
+            await lease.lost()
+        if lease.error is None:
+            raise error
+        self._retried = True
+        lease.release()
+        self._lease = self._supervisor.request(self._outgoing.resident)
+
+    async def _explained(self, error: EngineBroke) -> RouterError:
+        """Wait a moment for the news why the connection broke: a death, or a revocation, says more."""
+        lease = self._lease
+        if lease is None:
+            return error
+        if lease.error is None:
+            self._supervisor.doubt(self._outgoing.resident)
+            with trio.move_on_after(NEWS_GRACE_S):
+                await lease.lost()
+        return lease.error or error
+
+
+async def plain_body(
+    passage: Passage, dialect: Dialect, *, streams: bool, sent: bytes = b""
+) -> AsyncIterator[bytes]:
+    """Yield the body of an answer whose head has been sent.
+
+    Args:
+        streams: errors may be told in the stream, in the client's dialect.
+        sent: what the client got already, as far as a frame's boundary depends on it.
+
+    Raises:
+        BrokenAnswer: it broke off where no error can be told.
+    """
+    tail = sent[-4:]
+    try:
+        while data := await passage.chunk():
+            tail = (tail + data[-4:])[-4:]
+            yield data
+    except RouterError as error:
+        passage.close()
+        if not streams or not dialect.at_boundary(tail):
+            raise BrokenAnswer(error) from error
+        yield dialect.stream_error(error)
+
+
+async def waiting_body(
+    passage: Passage, dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]
+) -> AsyncIterator[bytes]:
+    """Yield keep-alive frames until the answer begins, then its body. The status 200 has been sent already."""
+    try:
+        head: ResponseHead | None = None
+        while head is None:
+            yield dialect.keepalive
+            head = await passage.head(trio.current_time() + interval_s)
+        if head.status >= 400:
+            raise await passage.refusal(head.status)
+    except RouterError as error:
+        passage.close()
+        on_error(error)
+        yield dialect.stream_error(error)
+        return
+    async for data in plain_body(passage, dialect, streams=True):
+        yield data

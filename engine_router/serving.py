@@ -1,0 +1,139 @@
+"""Serving a router's app with Hypercorn, from the first socket to the last request."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Sockets
+from hypercorn.trio.run import worker_serve
+from hypercorn.utils import wrap_app
+
+from engine_router.config import ServerConfig
+from engine_router.router import Router
+
+# Seconds that an idle connection of a client is kept: longer than clients' pools keep theirs (httpx 5, Node 5,
+# Go 90), so that it is the client that closes and no request meets a closing connection.
+KEEP_ALIVE_S = 120
+BACKLOG = 1024
+# Seconds after the last lease has ended in which answers still reach their clients.
+FLUSH_S = 2.0
+
+
+class CannotListen(OSError):
+    """The address to listen on cannot be used; the message says why and what to do."""
+
+
+def listen(server: ServerConfig, port: int | None = None) -> list[socket.socket]:
+    """Open the listening sockets.
+
+    Args:
+        port: instead of the configured one; 0 takes a free one.
+
+    Raises:
+        CannotListen: the address is in use, not allowed, or not one of this machine.
+    """
+    port = server.port if port is None else port
+    try:
+        found = socket.getaddrinfo(server.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise CannotListen(f"server.host {server.host} cannot be used: {error.strerror}") from None
+    sockets: list[socket.socket] = []
+    for family, kind, protocol, _, address in found:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":  # elsewhere it would let two programs share the port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+        except OSError as error:
+            sock.close()
+            for opened in sockets:
+                opened.close()
+            raise CannotListen(_why(server.host, port, error)) from None
+        sock.setblocking(False)
+        sockets.append(sock)
+    return sockets
+
+
+def _why(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{host}:{port} is in use already (another router?); stop that, or change server.port"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{host}:{port} is not allowed for this user; take a server.port above 1023"
+    return f"{host}:{port} cannot be listened on: {error.strerror or error}; check server.host"
+
+
+def is_open_to_network(server: ServerConfig) -> bool:
+    """Tell whether others than this machine can reach the router without a key."""
+    if server.api_keys or server.host == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(server.host).is_loopback
+    except ValueError:
+        return True
+
+
+def hypercorn_config(server: ServerConfig) -> HypercornConfig:
+    """Return Hypercorn's settings: nothing in it may end a long stream, or count requests."""
+    config = HypercornConfig()
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.keep_alive_max_requests = 1_000_000_000
+    config.backlog = BACKLOG
+    config.read_timeout = None
+    config.graceful_timeout = server.shutdown_timeout_s + FLUSH_S
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("engine_router.server")
+    config.loglevel = "WARNING"
+    return config
+
+
+async def serve(
+    router: Router,
+    *,
+    sockets: Sequence[socket.socket] | None = None,
+    shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve a router until `shutdown_trigger` returns, or until cancelled.
+
+    At the trigger no new connection is accepted, requests in flight go on for at most
+    `server.shutdown_timeout_s`, then this returns. Cancellation ends them at once.
+
+    Args:
+        sockets: from `listen`; opened as configured when absent.
+        task_status: reports the URLs that are served.
+
+    Raises:
+        CannotListen: the configured address cannot be used.
+    """
+    server = router.config.server
+    opened = list(sockets) if sockets is not None else listen(server)
+    for sock in opened:
+        sock.listen(BACKLOG)
+    trigger = None
+    if shutdown_trigger is not None:
+
+        async def trigger() -> None:
+            await shutdown_trigger()
+
+    if is_open_to_network(server):
+        router.note(
+            f"{server.host} is reachable from other machines and server.api_keys is empty: "
+            "anybody on the network can use the models; set api_keys, or listen on 127.0.0.1"
+        )
+    await worker_serve(
+        wrap_app(router.app, 0, "asgi"),
+        hypercorn_config(server),
+        sockets=Sockets([], opened, []),
+        shutdown_trigger=trigger,
+        task_status=task_status,
+    )

@@ -1,0 +1,161 @@
+"""Ollama, as `docs/api.md` of its repository describes it (2026)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+import trio
+
+from engine_router.testing.scripted.server import (
+    CREATED,
+    Answer,
+    Call,
+    Handler,
+    Json,
+    ScriptedServer,
+    as_json,
+)
+
+
+def full_name(model: str) -> str:
+    """Add the tag that goes without saying."""
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+class ScriptedOllama(ScriptedServer):
+    """Ollama: models come and go by `keep_alive`.
+
+    - `POST /api/generate` without a prompt loads the model, or unloads it when `keep_alive` is 0; otherwise
+      it and `POST /api/chat` answer, as NDJSON unless `stream` is false. A caller that leaves aborts a load.
+    - `GET /api/ps` lists what is in memory, `GET /api/tags` what has been pulled, with full names.
+    - `POST /api/show`, `GET /api/version`, `POST /api/embed`.
+    - An unknown model gets 404 `{"error": "model 'x' not found"}`.
+
+    Attributes:
+        embedders: models that answer /api/generate with 400, because they can only embed.
+        keep_alive: what the last request for each model asked for.
+    """
+
+    def __init__(self, *models: str, embedders: tuple[str, ...] = ()) -> None:
+        super().__init__(*(full_name(model) for model in (*models, *embedders)))
+        self.embedders = {full_name(model) for model in embedders}
+        self.keep_alive: dict[str, object] = {}
+
+    def routes(self) -> Mapping[str, Handler]:
+        """Map `METHOD /path` to handlers."""
+        return {
+            **super().routes(),
+            "GET /api/version": self.version,
+            "GET /api/tags": self.tags,
+            "GET /api/ps": self.ps,
+            "POST /api/show": self.show,
+            "POST /api/generate": self.generate,
+            "POST /api/chat": self.chat,
+            "POST /api/embed": self.embed,
+        }
+
+    async def version(self, _call: Call) -> Answer:
+        """Tell the version."""
+        return as_json({"version": "0.12.0"})
+
+    async def tags(self, _call: Call) -> Answer:
+        """List what has been pulled."""
+        return as_json({"models": [_entry(model) for model in self.models]})
+
+    async def ps(self, _call: Call) -> Answer:
+        """List what is in memory."""
+        more = {"expires_at": "2318-01-01T00:00:00Z", "size_vram": 1_000_000}
+        return as_json({"models": [{**_entry(model), **more} for model in self.loaded]})
+
+    async def show(self, call: Call) -> Answer:
+        """Describe a model."""
+        model = full_name(call.model)
+        if model not in self.models:
+            return _not_found(call.model)
+        kind = "embedding" if model in self.embedders else "completion"
+        return as_json({"details": _entry(model)["details"], "model_info": {}, "capabilities": [kind]})
+
+    async def generate(self, call: Call) -> Answer:
+        """Load, unload or answer."""
+        model = full_name(call.model)
+        if model not in self.models:
+            return _not_found(call.model)
+        if not call.body.get("prompt") and call.body.get("keep_alive") == 0:
+            return self._leave(call, {"response": ""})
+        if model in self.embedders:
+            return as_json({"error": f'"{call.model}" does not support generate'}, 400)
+        if refusal := await self.make_ready(call):
+            return refusal
+        if not call.body.get("prompt"):
+            return as_json({**_head(call), "response": "", "done": True, "done_reason": "load"})
+        return await self._say(call, lambda word: {"response": word})
+
+    async def chat(self, call: Call) -> Answer:
+        """Load, unload or answer a conversation."""
+        empty: Json = {"message": {"role": "assistant", "content": ""}}
+        if full_name(call.model) not in self.models:
+            return _not_found(call.model)
+        if not call.body.get("messages") and call.body.get("keep_alive") == 0:
+            return self._leave(call, empty)
+        if refusal := await self.make_ready(call):
+            return refusal
+        if not call.body.get("messages"):
+            return as_json({**_head(call), **empty, "done": True, "done_reason": "load"})
+        return await self._say(call, lambda word: {"message": {"role": "assistant", "content": word}})
+
+    async def embed(self, call: Call) -> Answer:
+        """Embed a text, or load the model for an empty one."""
+        if refusal := await self.make_ready(call):
+            return refusal
+        return as_json({"model": call.model, "embeddings": [[0.1, 0.2]] if call.body.get("input") else []})
+
+    async def make_ready(self, call: Call) -> Answer | None:
+        """Load the model of a request where it is not in memory."""
+        model = full_name(call.model)
+        if model not in self.models:
+            return _not_found(call.model)
+        if self.script.load_error is not None:
+            return as_json({"error": self.script.load_error}, 500)
+        if "keep_alive" in call.body:
+            self.keep_alive[model] = call.body["keep_alive"]
+        if model not in self.loaded:
+            await self.load(model)
+        return None
+
+    def _leave(self, call: Call, empty: Json) -> Answer:
+        if self.script.unload_error is not None:
+            return as_json({"error": self.script.unload_error}, 500)
+        self.unload(full_name(call.model))
+        return as_json({**_head(call), **empty, "done": True, "done_reason": "unload"})
+
+    async def _say(self, call: Call, piece: Callable[[str], Json]) -> Answer:
+        end = {"done": True, "done_reason": "stop", "eval_count": self.script.words, "prompt_eval_count": 1}
+        if call.body.get("stream") is False:
+            return as_json({**_head(call), **piece("".join(self.words(call.model))), **end})
+        return Answer(content_type="application/x-ndjson", pieces=self._lines(call, piece, end))
+
+    async def _lines(
+        self, call: Call, piece: Callable[[str], Json], end: Json
+    ) -> AsyncGenerator[bytes, None]:
+        for word in self.words(call.model):
+            await trio.sleep(self.script.word_s)
+            yield _line({**_head(call), **piece(word), "done": False})
+        yield _line({**_head(call), **piece(""), **end})
+
+
+def _entry(model: str) -> Json:
+    details = {"format": "gguf", "family": "llama", "parameter_size": "1B", "quantization_level": "Q4_0"}
+    return {"name": model, "model": model, "size": 1_000_000, "digest": "0" * 64, "details": details}
+
+
+def _head(call: Call) -> Json:
+    return {"model": call.model, "created_at": CREATED}
+
+
+def _line(data: Json) -> bytes:
+    return json.dumps(data).encode() + b"\n"
+
+
+def _not_found(model: str) -> Answer:
+    return as_json({"error": f"model '{model}' not found"}, 404)

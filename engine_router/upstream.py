@@ -1,0 +1,359 @@
+"""The client leg: one HTTP/1.1 exchange with an engine, over pooled connections.
+
+Users' traffic goes through here; control calls use httpx. An exchange is made of steps that may be cancelled
+and taken up again (`head`, `chunk`), so that a keep-alive can be sent while the engine thinks, and of a
+synchronous end (`close`), so that a cancelled request needs no further step to be rid of it.
+
+Responses are parsed by llhttp (httptools). What is not HTTP, or ends too early, is an error of the engine and
+never a proper end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import ssl
+from collections import deque
+from collections.abc import Iterable, Sequence
+from urllib.parse import urlsplit
+
+import httptools
+import trio
+from attrs import define, field, frozen
+
+from engine_router.errors import EngineBroke, EngineUnreachable
+
+RECEIVE_BYTES = 65536
+# Servers close idle connections after 5 s (uvicorn, cpp-httplib); ours must go first, or a request may be
+# sent into a connection that is being closed.
+MAX_IDLE_S = 4.0
+MAX_IDLE_CONNECTIONS = 64
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@frozen(kw_only=True)
+class UpstreamRequest:
+    """What is sent to an engine.
+
+    Attributes:
+        engine: its name, for error messages.
+        base_url: `http://host:port`.
+        target: path and query, as they go on the wire.
+        headers: without Host and framing headers, which are added.
+        body: the whole body.
+        connect_timeout_s: seconds within which it must accept the connection.
+    """
+
+    engine: str
+    base_url: str
+    method: str
+    target: str
+    headers: Headers
+    body: bytes
+    connect_timeout_s: float = 15.0
+
+
+@frozen
+class ResponseHead:
+    """Status line and headers of an engine's response."""
+
+    status: int
+    headers: Headers
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of a header; `name` in lower case."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+@define(eq=False)
+class _Parsed:
+    """Collects what the parser finds in one response."""
+
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(factory=list)
+    body: deque[bytes] = field(factory=deque)
+    head_done: bool = False
+    complete: bool = False
+    reusable: bool = False
+
+
+class _ResponseReader:
+    """The callbacks of httptools, feeding `_Parsed`. Interim responses (1xx) are passed over."""
+
+    def __init__(self, *, bodyless: bool) -> None:
+        self.parsed = _Parsed()
+        self._bodyless = bodyless
+        self._parser = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Parse what came in.
+
+        Raises:
+            httptools.HttpParserError: it is not HTTP.
+        """
+        self._parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        if not self.parsed.complete:
+            self.parsed.headers = []
+        else:
+            self.parsed.reusable = False  # bytes after the end: nobody asked for them
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.parsed.head_done:  # what comes later is a trailer
+            self.parsed.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if self.parsed.complete or status < 200:
+            return
+        self.parsed.status = status
+        self.parsed.head_done = True
+        if self._bodyless or status in (204, 304):
+            self.parsed.complete = True
+            self.parsed.reusable = self._bodyless is False and self._parser.should_keep_alive()
+
+    def on_body(self, data: bytes) -> None:
+        if not self.parsed.complete:
+            self.parsed.body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self.parsed.head_done and not self.parsed.complete:
+            self.parsed.complete = True
+            self.parsed.reusable = self._parser.should_keep_alive()
+
+    def ends_with_connection(self) -> bool:
+        """Tell whether the body has no framing, so that the connection's end is its end."""
+        names = {name.lower() for name, _ in self.parsed.headers}
+        return self.parsed.head_done and not names & {b"content-length", b"transfer-encoding"}
+
+
+class Exchange:
+    """One request and its response. Made by `Upstream.send`."""
+
+    def __init__(self, pool: Upstream, request: UpstreamRequest, stream: trio.abc.Stream) -> None:
+        self._pool = pool
+        self._request = request
+        self._stream = stream
+        self._reader = _ResponseReader(bodyless=request.method == "HEAD")
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "complete" if self._reader.parsed.complete else "open"
+        return f"<Exchange {self._request.method} {self._request.base_url}{self._request.target} {state}>"
+
+    async def head(self) -> ResponseHead:
+        """Wait for the response's head. May be cancelled and called again; nothing is lost.
+
+        Raises:
+            EngineBroke: the connection ended first, or what came is not HTTP.
+        """
+        while not self._reader.parsed.head_done:
+            await self._receive()
+        return ResponseHead(self._reader.parsed.status, tuple(self._reader.parsed.headers))
+
+    async def chunk(self) -> bytes:
+        """Return the next bytes of the body as they came in; empty at its proper end.
+
+        May be cancelled and called again; nothing is lost. At the end the connection goes back to the pool.
+
+        Raises:
+            EngineBroke: the body broke off.
+        """
+        parsed = self._reader.parsed
+        while not parsed.body and not parsed.complete:
+            await self._receive()
+        if not parsed.body:
+            self.close()
+            return b""
+        data = parsed.body.popleft() if len(parsed.body) == 1 else b"".join(parsed.body)
+        parsed.body.clear()
+        return data
+
+    def close(self) -> None:
+        """End the exchange, whatever its state. Never waits; may be called again.
+
+        A connection whose response was read to its end is kept for the next request; any other is closed,
+        which tells the engine to stop generating.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        parsed = self._reader.parsed
+        if parsed.complete and parsed.reusable and not parsed.body:
+            self._pool.keep(self._request.base_url, self._stream)
+        else:
+            close_now(self._stream)
+
+    async def _receive(self) -> None:
+        try:
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+        except trio.BrokenResourceError as error:
+            raise self._broke("the connection broke") from error
+        except trio.ClosedResourceError as error:
+            raise self._broke("the connection was closed") from error
+        if not data:
+            if self._reader.ends_with_connection():
+                self._reader.parsed.complete = True
+                return
+            where = "in the middle of its answer" if self._reader.parsed.head_done else "without an answer"
+            raise self._broke(f"it closed the connection {where}")
+        try:
+            self._reader.feed(bytes(data))
+        except httptools.HttpParserError as error:
+            raise self._broke(f"its answer is not HTTP: {error}") from error
+
+    def _broke(self, how: str) -> EngineBroke:
+        self._reader.parsed.reusable = False
+        return EngineBroke(self._request.engine, f"broke off: {how}")
+
+
+class Upstream:
+    """Connections to engines: kept while idle, last in first out, checked before they are used again."""
+
+    def __init__(self) -> None:
+        self._idle: dict[str, deque[tuple[trio.abc.Stream, float]]] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    async def send(self, request: UpstreamRequest) -> Exchange:
+        """Connect, or take an idle connection, and send a request.
+
+        Raises:
+            EngineUnreachable: no connection could be made; nothing was sent.
+
+        Cancellation closes the connection: the engine sees its client leave.
+        """
+        stream = self._take(request.base_url) or await self._connect(request)
+        exchange = Exchange(self, request, stream)
+        try:
+            await self._transmit(request, stream)
+        except trio.BrokenResourceError:
+            pass  # the engine may have answered before it had read all: its answer, or its absence, tells
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
+
+    def keep(self, base_url: str, stream: trio.abc.Stream) -> None:
+        """Keep an idle connection for the next request."""
+        idle = self._idle.setdefault(base_url, deque())
+        idle.append((stream, trio.current_time()))
+        if len(idle) > MAX_IDLE_CONNECTIONS:
+            close_now(idle.popleft()[0])
+
+    def close(self) -> None:
+        """Close all idle connections. Never waits."""
+        for idle in self._idle.values():
+            for stream, _ in idle:
+                close_now(stream)
+        self._idle.clear()
+
+    def _take(self, base_url: str) -> trio.abc.Stream | None:
+        idle = self._idle.get(base_url)
+        oldest = trio.current_time() - MAX_IDLE_S
+        while idle:
+            stream, since = idle.pop()
+            if since >= oldest and _is_quiet(stream):
+                return stream
+            close_now(stream)
+        return None
+
+    async def _connect(self, request: UpstreamRequest) -> trio.abc.Stream:
+        url = urlsplit(request.base_url)
+        host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+        try:
+            with trio.fail_after(request.connect_timeout_s):
+                stream = await _open_stream(host, port)
+                if url.scheme == "https":
+                    return await self._secure(stream, host)
+                return stream
+        except trio.TooSlowError:
+            why = f"does not accept connections within {request.connect_timeout_s:g} s at {request.base_url}"
+        except OSError as error:
+            why = f"does not accept connections at {request.base_url}: {_reason(error)}"
+        raise EngineUnreachable(request.engine, why)
+
+    async def _secure(self, stream: trio.SocketStream, host: str) -> trio.abc.Stream:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        secured = trio.SSLStream(stream, self._tls, server_hostname=host, https_compatible=True)
+        try:
+            await secured.do_handshake()
+        except trio.BrokenResourceError as error:
+            raise OSError(f"the TLS handshake failed: {error.__cause__ or error}") from error
+        return secured
+
+    async def _transmit(self, request: UpstreamRequest, stream: trio.abc.Stream) -> None:
+        head = _head_bytes(request)
+        if len(request.body) <= RECEIVE_BYTES:
+            await stream.send_all(head + request.body)
+        else:
+            await stream.send_all(head)
+            await stream.send_all(request.body)
+
+
+def _head_bytes(request: UpstreamRequest) -> bytes:
+    lines: list[Iterable[bytes]] = [
+        (request.method.encode("ascii"), b" ", request.target.encode("ascii"), b" HTTP/1.1\r\nhost: "),
+        (urlsplit(request.base_url).netloc.encode("idna"), b"\r\n"),
+    ]
+    lines += [(name, b": ", value, b"\r\n") for name, value in request.headers]
+    if request.body or request.method in ("POST", "PUT", "PATCH"):
+        lines.append((b"content-length: ", str(len(request.body)).encode(), b"\r\n"))
+    return b"".join(b"".join(parts) for parts in lines) + b"\r\n"
+
+
+async def _open_stream(host: str, port: int) -> trio.SocketStream:
+    """Connect. An address needs no name look-up and none of the machinery that goes with several addresses."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return await trio.open_tcp_stream(host, port)
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+def _socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType:
+    transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    if not isinstance(transport, trio.SocketStream):
+        raise TypeError("an engine's connection is a socket")
+    return transport.socket
+
+
+def _is_quiet(stream: trio.abc.Stream) -> bool:
+    """Tell whether an idle connection is still open and nothing has come on it."""
+    descriptor = _socket_of(stream).fileno()
+    if descriptor < 0:
+        return False
+    raw = socket.socket(fileno=descriptor)
+    try:
+        raw.recv(1, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return True
+    except OSError:
+        return False
+    else:
+        return False  # its end, or bytes that nobody asked for
+    finally:
+        raw.detach()
+
+
+def close_now(stream: trio.abc.Stream) -> None:
+    """Close a connection without waiting; a task that waits on it gets ClosedResourceError."""
+    with contextlib.suppress(OSError):
+        _socket_of(stream).close()
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError) or error.errno == errno.ECONNREFUSED:
+        return "connection refused"
+    return error.strerror or str(error)

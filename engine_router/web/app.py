@@ -1,0 +1,128 @@
+"""The Quart-Trio app: routes, keys, and errors in the dialect of the request."""
+
+from __future__ import annotations
+
+import logging
+
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import (
+    HTTPException,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    RequestTimeout,
+)
+
+from engine_router.dialects import dialect_of
+from engine_router.dialects.base import error_headers
+from engine_router.errors import (
+    BadRequest,
+    BodyTooLarge,
+    NoSuchRoute,
+    RequestTooSlow,
+    RouterError,
+    Unauthorized,
+    WrongMethod,
+)
+from engine_router.router import Router
+from engine_router.web.admin import Admin
+from engine_router.web.auth import check_key, check_origin
+from engine_router.web.ollama import OllamaApi
+from engine_router.web.openai import Models, json_response
+from engine_router.web.pages import Pages, wants_html
+from engine_router.web.proxy import Proxy
+from engine_router.web.scope import SCOPE_KEY, connection_class, scope_of
+
+logger = logging.getLogger(__name__)
+
+App = QuartTrio
+# A body that trickles in holds nothing but its connection; still it has to end some day. Seconds.
+BODY_TIMEOUT_S = 600
+ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def create_app(router: Router) -> App:
+    """Make the ASGI app of a router."""
+    app = QuartTrio("engine_router", static_folder=None)
+    app.asgi_http_class = connection_class(router.hub)
+    # Quart's own limits would cut long streams and large bodies, the first one in silence.
+    app.config["RESPONSE_TIMEOUT"] = None
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
+    app.config["MAX_CONTENT_LENGTH"] = int(router.config.server.max_body_mb * 1_000_000)
+    app.url_map.merge_slashes = False
+    app.before_request(_gate(router))
+    _add_routes(app, router)
+    _add_error_handlers(app, router)
+    return app
+
+
+def _gate(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
+    keys = tuple(router.config.server.api_keys)
+
+    async def gate() -> None:
+        is_greeting = request.path == "/" and not wants_html(request)
+        if not is_greeting:
+            check_key(request, keys)
+        check_origin(request)
+
+    return gate
+
+
+def _add_routes(app: App, router: Router) -> None:
+    proxy, models, admin, pages = Proxy(router), Models(router), Admin(router), Pages(router)
+    ollama = OllamaApi(router, proxy)
+    app.add_url_rule("/", "root", pages.root, methods=["GET"])
+    app.add_url_rule("/health", "health", admin.health, methods=["GET"])
+    app.add_url_rule("/status", "status", admin.status, methods=["GET"])
+    app.add_url_rule("/metrics", "metrics", admin.metrics, methods=["GET"])
+    app.add_url_rule("/admin/swap", "swap", admin.swap, methods=["POST"])
+    app.add_url_rule("/admin/unload", "unload", admin.unload, methods=["POST"])
+    app.add_url_rule("/admin/logs", "logs", admin.logs, methods=["GET"])
+    app.add_url_rule("/v1/models", "models", models.listed, methods=["GET"])
+    app.add_url_rule("/v1/models/<path:model>", "model", models.one, methods=["GET"])
+    app.add_url_rule("/v1/<path:rest>", "v1", proxy.v1, methods=["POST"])
+    app.add_url_rule("/api/<path:rest>", "api", ollama.answer, methods=ANY_METHOD)
+
+
+def _add_error_handlers(app: App, router: Router) -> None:
+    limit = int(router.config.server.max_body_mb * 1_000_000)
+
+    async def on_router_error(error: RouterError) -> Response:
+        return _render(error)
+
+    async def on_http_exception(error: HTTPException) -> Response:
+        return _render(_from_werkzeug(error, limit))
+
+    async def on_defect(error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.path, exc_info=error)
+        return _render(RouterError("the router failed at this request; its log has the details"))
+
+    app.register_error_handler(RouterError, on_router_error)
+    app.register_error_handler(HTTPException, on_http_exception)
+    app.register_error_handler(Exception, on_defect)
+
+
+def _from_werkzeug(error: HTTPException, limit: int) -> RouterError:
+    """Return our error for one that Quart raised."""
+    if isinstance(error, RequestEntityTooLarge):
+        return BodyTooLarge(limit)
+    if isinstance(error, RequestTimeout):
+        return RequestTooSlow(f"the request body did not arrive within {BODY_TIMEOUT_S} s")
+    if isinstance(error, NotFound):
+        return NoSuchRoute(f"there is no {request.method} {request.path} here")
+    if isinstance(error, MethodNotAllowed):
+        return WrongMethod(f"{request.path} takes {', '.join(sorted(error.valid_methods or ()))}")
+    return BadRequest(error.description or "the request cannot be understood")
+
+
+def _render(error: RouterError) -> Response:
+    if SCOPE_KEY in request.scope:
+        scope_of(request).error = str(error)
+    response = json_response(dialect_of(request.path).error(error), error.status)
+    response.headers.update(error_headers(error))
+    if isinstance(error, Unauthorized) and wants_html(request):
+        response.headers["WWW-Authenticate"] = (
+            'Basic realm="engine-router: any name, the API key as password"'
+        )
+    return response

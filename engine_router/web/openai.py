@@ -1,0 +1,58 @@
+"""`/v1/models`: what OpenAI's clients ask before they talk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Response
+
+from engine_router.dialects.base import to_json
+from engine_router.discovery import Target
+from engine_router.router import Router
+from engine_router.web.status import model_states
+
+
+def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
+    return {
+        "id": target.model,
+        "object": "model",
+        "created": int(router.started_at),
+        "owned_by": target.engine,
+        "engine": target.engine,
+        "state": state,
+        "aliases": list(target.aliases),
+    }
+
+
+class Models:
+    """The model list: every model of every engine, from what is known, without a swap."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def listed(self) -> Response:
+        """`GET /v1/models`. An alias is listed as a model of its own, so that clients can offer it."""
+        states = model_states(self._router)
+        data: list[dict[str, Any]] = []
+        for target in self._router.discovery.targets():
+            entry = _entry(self._router, target, states[target.model])
+            data.append(entry)
+            data += [
+                {**entry, "id": alias, "aliases": [], "alias_of": target.model} for alias in target.aliases
+            ]
+        return json_response({"object": "list", "data": data})
+
+    async def one(self, model: str) -> Response:
+        """`GET /v1/models/{id}`.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        target = self._router.discovery.resolve(model)
+        entry = _entry(self._router, target, model_states(self._router)[target.model])
+        return json_response({**entry, "id": model})
+
+
+def json_response(data: object, status: int = 200) -> Response:
+    """Answer with JSON."""
+    return Response(to_json(data), status=status, content_type="application/json")

@@ -1,0 +1,113 @@
+"""What the router can tell about itself: plain data for JSON, made from what is known, without waiting."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import trio
+
+from engine_router._version import __version__
+from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
+from engine_router.residency.ledger import Phase
+from engine_router.residency.pool import Pool
+from engine_router.router import Router
+
+RECENT_SWAPS = 10
+RECENT_NOTICES = 10
+
+
+def status(router: Router) -> dict[str, Any]:
+    """Return the whole status."""
+    recent = router.hub.recent
+    states = model_states(router)
+    swaps = [event.as_dict() for event in recent if isinstance(event, SwapEnded)]
+    notices = [event.as_dict() for event in recent if isinstance(event, (RouterNotice, ResidentDied))]
+    settles = [event.as_dict() for event in recent if isinstance(event, MemorySettled)]
+    return {
+        "version": __version__,
+        "uptime_s": round(time.time() - router.started_at, 3),
+        "pools": {name: _pool(router, pool) for name, pool in router.supervisor.pools.items()},
+        "engines": {name: _engine(router, name) for name in router.engines},
+        "models": [
+            {"id": t.model, "engine": t.engine, "state": states[t.model], "aliases": list(t.aliases)}
+            for t in router.discovery.targets()
+        ],
+        "last_swap": swaps[-1] if swaps else None,
+        "swaps": swaps[-RECENT_SWAPS:],
+        "settles": settles[-RECENT_SWAPS:],
+        "notices": notices[-RECENT_NOTICES:],
+    }
+
+
+def _pool(router: Router, pool: Pool) -> dict[str, Any]:
+    now = trio.current_time()
+    present = pool.ledger.present
+    swap = pool.journal.current
+    waiting: dict[str, int] = {}
+    for ticket in pool.ledger.waiting():
+        waiting[str(ticket.resident)] = waiting.get(str(ticket.resident), 0) + 1
+    resident = None
+    if present is not None:
+        life = pool.lives.get(present.resident)
+        measured = router.state.of(present.resident)
+        resident = {
+            "resident": str(present.resident),
+            "engine": present.resident.engine,
+            "model": present.resident.model,
+            "phase": present.phase.value,
+            "in_flight": len(present.leases),
+            "for_s": round(now - life.started_at, 3) if life is not None else None,
+            "base_url": life.endpoint.base_url if life is not None and life.endpoint is not None else None,
+            "pid": life.endpoint.pid if life is not None and life.endpoint is not None else None,
+            "adopted": life.adopted if life is not None else False,
+            "footprint_bytes": measured.footprint_bytes,
+            "error": str(present.failure) if present.failure is not None else None,
+        }
+    return {
+        "gauge": pool.gauge.name,
+        "resident": resident,
+        "settling": str(pool.ledger.settling) if pool.ledger.settling is not None else None,
+        "waiting": waiting,
+        "swap": None
+        if swap is None
+        else {
+            "source": str(swap.source) if swap.source is not None else None,
+            "target": str(swap.target) if swap.target is not None else None,
+            "cause": swap.cause,
+            "phase": swap.phase,
+            "elapsed_s": round(now - swap.began_at, 3),
+            "phase_elapsed_s": round(now - swap.phase_began_at, 3),
+            "expected_s": router.supervisor.expected_s(swap.target, "start")
+            if swap.target is not None
+            else None,
+        },
+    }
+
+
+def _engine(router: Router, name: str) -> dict[str, Any]:
+    config = router.config.engines[name]
+    present = router.supervisor.pools[config.pool].ledger.present
+    state = present.phase.value if present is not None and present.resident.engine == name else "stopped"
+    return {
+        "type": config.type,
+        "pool": config.pool,
+        "state": state,
+        "base_url": config.base_url,
+        "models": [target.model for target in router.discovery.targets() if target.engine == name],
+    }
+
+
+def model_states(router: Router) -> dict[str, str]:
+    """Return the state of each known model: `ready`, another phase, or `off`."""
+    states: dict[str, str] = {}
+    for target in router.discovery.targets():
+        present = router.supervisor.pool(target.resident).ledger.present
+        here = present is not None and present.resident == target.resident
+        states[target.model] = present.phase.value if here and present is not None else "off"
+    return states
+
+
+def is_resident(router: Router, model: str) -> bool:
+    """Tell whether a model can be used without a swap."""
+    return model_states(router).get(model) in (Phase.READY.value, Phase.DRAINING.value)

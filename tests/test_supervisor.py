@@ -1,0 +1,1086 @@
+"""The supervisor under a virtual clock, with engines and memory that are simulated."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+
+from engine_router.engines.base import Endpoint, ResidentId
+from engine_router.errors import (
+    EngineDied,
+    EngineStartFailed,
+    EngineStartTimeout,
+    EngineStopFailed,
+    EngineUnreachable,
+    LeaseRevoked,
+    RouterClosing,
+    RouterError,
+)
+from engine_router.events import (
+    Event,
+    EventHub,
+    MemorySettled,
+    ResidentDied,
+    ResidentReady,
+    RouterNotice,
+    SwapBegan,
+    SwapEnded,
+    SwapPhase,
+)
+from engine_router.residency.lease import Lease
+from engine_router.residency.ledger import Phase, Rules
+from engine_router.residency.supervisor import Supervisor
+from engine_router.state import State
+from engine_router.testing.cancel_at import CancelAt
+from engine_router.testing.simulated import GIB, Deed, Reclaim, Script, SimulatedEngine, SimulatedMemory
+
+A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
+RULES = Rules(drain_timeout_s=30.0, max_wait_s=60.0, abandon_grace_s=2.0, failed_start_memory_s=5.0)
+LONGEST_TEST_S = 100_000.0
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
+
+
+@attrs.define(eq=False)
+class World:
+    """A supervisor at work, and what can be seen of it."""
+
+    supervisor: Supervisor
+    memory: SimulatedMemory
+    engines: dict[str, SimulatedEngine]
+    state: State
+    events: list[Event]
+    diary: list[Deed]
+    nursery: trio.Nursery
+    served: list[str] = attrs.field(factory=list)
+
+    def engine(self, resident: ResidentId) -> SimulatedEngine:
+        return self.engines[resident.engine]
+
+    def present(self, pool: str = "default") -> tuple[ResidentId, Phase] | None:
+        present = self.supervisor.pools[pool].ledger.present
+        return None if present is None else (present.resident, present.phase)
+
+    def story(self) -> list[str]:
+        return [str(deed) for deed in self.diary]
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if type(event) is kind]
+
+    def swaps(self) -> list[SwapEnded]:
+        return [event for event in self.events if isinstance(event, SwapEnded)]
+
+    def notices(self) -> str:
+        return "\n".join(event.message for event in self.events if isinstance(event, RouterNotice))
+
+    async def use(self, resident: ResidentId, seconds: float = 1.0, name: str = "") -> Endpoint:
+        """Be a client: wait for a resident, use it for a while, give it back."""
+        lease = self.supervisor.request(resident)
+        try:
+            endpoint = await lease.granted()
+            self.served.append(name or str(resident))
+            await trio.sleep(seconds)
+        finally:
+            lease.release()
+        return endpoint
+
+    async def use_until_revoked(self, resident: ResidentId) -> RouterError:
+        """Be a client that would never leave. Return why it had to."""
+        lease = self.supervisor.request(resident)
+        try:
+            await lease.granted()
+            with trio.CancelScope() as scope:
+                lease.on_revoke(scope.cancel)
+                await trio.sleep_forever()
+            assert lease.error is not None
+            return lease.error
+        finally:
+            lease.release()
+
+    async def refusal(self, resident: ResidentId) -> RouterError:
+        """Be a client that is refused. Return why."""
+        lease = self.supervisor.request(resident)
+        try:
+            with pytest.raises(RouterError) as caught:
+                await lease.granted()
+        finally:
+            lease.release()
+        return caught.value
+
+    async def settle_down(self) -> None:
+        """Let everything that happens at this very moment happen."""
+        await trio.testing.wait_all_tasks_blocked()
+
+    def assert_quiet(self) -> None:
+        """Nobody waits for anything, and nobody holds anything."""
+        for pool in self.supervisor.pools.values():
+            assert pool.leases == {}
+            assert list(pool.ledger.waiting()) == []
+            present = pool.ledger.present
+            assert present is None or not present.leases
+
+
+@asynccontextmanager
+async def running(
+    *,
+    engines: Sequence[str] = "abc",
+    rules: Rules = RULES,
+    memory: SimulatedMemory | None = None,
+    prepare: Callable[[dict[str, SimulatedEngine]], object] = lambda _: None,
+    state: State | None = None,
+    own_pools: bool = False,
+    settle_timeout_s: float = 60.0,
+) -> AsyncIterator[World]:
+    """Run a supervisor, and see in the end that nothing was done to its engines that must not be done."""
+    memory = memory or SimulatedMemory()
+    memories = {name: SimulatedMemory() if own_pools else memory for name in engines}
+    diary: list[Deed] = []
+    simulated = {name: SimulatedEngine(name, memories[name], diary=diary) for name in engines}
+    prepare(simulated)
+    hub, state = EventHub(), state or State()
+    events: list[Event] = []
+    hub.listen(events.append)
+    supervisor = Supervisor(
+        engines=simulated,
+        gauges=dict(memories) if own_pools else {"default": memory},
+        pool_of={name: name if own_pools else "default" for name in engines},
+        rules=rules,
+        settle_timeout_s=settle_timeout_s,
+        hub=hub,
+        state=state,
+        wall_clock=trio.current_time,
+    )
+    with trio.fail_after(LONGEST_TEST_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            yield World(supervisor, memory, simulated, state, events, diary, nursery)
+            nursery.cancel_scope.cancel()
+    assert [fault for each in memories.values() for fault in each.faults] == []
+
+
+async def together(*clients: Callable[[], object]) -> None:
+    """Run clients at the same time, which enter their requests in this order."""
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(client)
+            await trio.testing.wait_all_tasks_blocked()
+
+
+# Batching and fairness.
+
+
+async def test_a_request_makes_its_model_resident_and_leaves_it_there() -> None:
+    async with running() as world:
+        began = trio.current_time()
+        endpoint = await world.use(A)
+        assert endpoint.base_url.startswith("http://a")
+        assert trio.current_time() - began == pytest.approx(11)
+        await world.use(A)
+        assert world.story() == ["start a", "ready a"]
+        assert world.present() == (A, Phase.READY)
+
+
+@pytest.mark.parametrize(("order", "most_swaps"), [("ABABABABAB", 2), ("AAAAABBBBB", 2), ("AAAAAAAAAA", 1)])
+async def test_requests_in_flight_together_are_served_in_batches(order: str, most_swaps: int) -> None:
+    async with running() as world:
+        await together(*(lambda name=name: world.use(ResidentId(name.lower()), 0.1) for name in order))
+        assert Counter(world.served) == Counter(order.lower())
+        assert len(world.swaps()) <= most_swaps
+        assert world.story().count("start a") == 1
+
+
+@pytest.mark.parametrize("order", ["ABABABABAB", "AAAAABBBBB"])
+async def test_one_swap_is_enough_when_one_of_two_is_resident(order: str) -> None:
+    async with running() as world:
+        await world.use(A)
+        before = len(world.swaps())
+        await together(*(lambda name=name: world.use(ResidentId(name.lower()), 0.1) for name in order))
+        assert len(world.swaps()) == before + 1
+
+
+async def test_what_waits_when_a_resident_is_ready_is_served_at_once_even_if_others_are_overdue() -> None:
+    async with running(rules=attrs.evolve(RULES, max_wait_s=1.0)) as world:
+        await together(
+            lambda: world.use(A, 0.1),
+            *(lambda: world.use(B, 5.0) for _ in range(5)),
+            *(lambda: world.use(A, 5.0) for _ in range(5)),
+        )
+        # The second batch of A was overdue long before B was ready.
+        assert len(world.swaps()) <= 3
+        assert len(world.served) == 11
+
+
+async def test_nobody_starves_while_the_resident_stays_busy() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+
+        async def keep_busy() -> None:
+            while True:
+                await world.use(A, 3.0)
+
+        nursery.start_soon(keep_busy)
+        await trio.sleep(1.5)
+        nursery.start_soon(keep_busy)
+        await trio.sleep(20)
+        began = trio.current_time()
+        await world.use(B)
+        assert RULES.max_wait_s <= trio.current_time() - began <= RULES.max_wait_s + 3 + 1 + 10 + 1.1
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_queue_is_served_by_who_waits_longest() -> None:
+    async with running() as world:
+        await together(
+            lambda: world.use(A, 5.0),
+            lambda: world.use(B, name="b1"),
+            lambda: world.use(C),
+            lambda: world.use(B),
+        )
+        assert world.served == ["a", "b1", "b", "c"]
+
+
+async def test_a_lease_that_outlives_the_drain_deadline_is_revoked() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        errors: list[RouterError] = []
+
+        async def stay() -> None:
+            errors.append(await world.use_until_revoked(A))
+
+        nursery.start_soon(stay)
+        await trio.sleep(15)  # ready since 5 s
+        began = trio.current_time()
+        await world.use(B)
+        assert isinstance(errors[0], LeaseRevoked)
+        # Admission closed after 60 s; the lease had until 60 s after ready, or that moment, and 30 s beyond.
+        assert trio.current_time() - began == pytest.approx(60 + 30 + 1 + 10 + 1)
+
+
+async def test_a_client_that_ignores_its_revocation_holds_up_nobody() -> None:
+    async with running() as world:
+        lease = world.supervisor.request(A)
+        await lease.granted()
+        await world.use(B)
+        assert isinstance(lease.error, LeaseRevoked)
+        with pytest.raises(LeaseRevoked):
+            await lease.granted()
+        called: list[bool] = []
+        lease.on_revoke(lambda: called.append(True))
+        assert called == [True]
+        lease.release()
+        lease.release()
+        await world.settle_down()
+        world.assert_quiet()
+
+
+async def test_two_pools_work_at_the_same_time() -> None:
+    async with running(own_pools=True) as world:
+        began = trio.current_time()
+        await together(lambda: world.use(A), lambda: world.use(B), lambda: world.use(C))
+        assert trio.current_time() - began == pytest.approx(11)
+        assert world.present("a") == (A, Phase.READY)
+        assert world.present("b") == (B, Phase.READY)
+
+
+async def test_a_ready_model_never_waits_for_another_pools_stop() -> None:
+    async with running(own_pools=True) as world, trio.open_nursery() as nursery:
+        world.engines["b"].by_model = True
+        world.engines["b"].stop_s = 50.0
+        await world.use(A)
+        await world.use(ResidentId("b", "x"))
+        nursery.start_soon(world.use, ResidentId("b", "y"))
+        await trio.sleep(1)
+        began = trio.current_time()
+        await world.use(A, 0.0)
+        assert trio.current_time() == began
+
+
+# Leases.
+
+
+async def test_a_cancelled_wait_keeps_its_place() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        await world.use(A)
+        nursery.start_soon(world.use, A, 10.0)
+        await world.settle_down()
+        lease = world.supervisor.request(B)
+        with trio.move_on_after(5):
+            await lease.granted()
+        nursery.start_soon(world.use, C)
+        await lease.granted()
+        assert world.engine(C).deeds == []
+        assert lease.queue_wait_s == pytest.approx(10 + 1 + 10)
+        lease.release()
+
+
+async def test_release_is_synchronous_and_may_be_repeated() -> None:
+    async with running() as world:
+        first, second = world.supervisor.request(A), world.supervisor.request(A)
+        first.release()
+        first.release()
+        await second.granted()
+        second.release()
+        second.release()
+        await world.use(B)
+        world.assert_quiet()
+
+
+async def test_a_request_withdrawn_before_anybody_saw_it_leaves_nothing() -> None:
+    async with running() as world:
+        world.supervisor.request(A).release()
+        await trio.sleep(100)
+        world.assert_quiet()
+        assert world.story().count("ready a") == 0
+
+
+async def test_a_lease_released_in_the_moment_of_its_grant_is_not_held() -> None:
+    async with running() as world:
+        await world.use(A)
+        lease = world.supervisor.request(A)
+        await trio.lowlevel.checkpoint()
+        lease.release()
+        began = trio.current_time()
+        await world.use(B)
+        assert trio.current_time() - began == pytest.approx(1 + 10 + 1)
+
+
+async def test_one_error_for_many_waiters_carries_no_foreign_traceback() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script("fail"))
+        lease = world.supervisor.request(A)
+        depths = []
+        for _ in range(3):
+            try:
+                await lease.granted()
+            except EngineStartFailed as error:
+                depth, trace = 0, error.__traceback__
+                while trace is not None:
+                    depth, trace = depth + 1, trace.tb_next
+                depths.append(depth)
+        lease.release()
+        assert depths[0] == depths[2]
+
+
+# Starts that nobody wants any more, and starts that fail.
+
+
+async def test_an_abandoned_start_is_cancelled_and_its_memory_settles_first() -> None:
+    async with running() as world:
+        world.memory.reclaim = Reclaim(1.5, 20 * GIB)
+        with trio.move_on_after(3):
+            await world.use(A)
+        await trio.sleep(RULES.abandon_grace_s - 0.1)
+        assert world.story() == ["start a"]
+        await world.use(B)
+        assert world.story() == ["start a", "stop a", "end a", "start b", "ready b"]
+        ended, started = (next(d.at for d in world.diary if str(d) == what) for what in ("end a", "start b"))
+        assert 1.5 + 40 / 20 * 0.9 < started - ended < 1.5 + 40 / 20 + 0.5
+        assert [swap.result for swap in world.swaps()] == ["abandoned", "ok"]
+
+
+async def test_a_client_that_comes_back_in_time_keeps_the_start() -> None:
+    async with running() as world:
+        began = trio.current_time()
+        with trio.move_on_after(5):
+            await world.use(A)
+        await trio.sleep(RULES.abandon_grace_s - 0.1)
+        await world.use(A, 0.0)
+        assert trio.current_time() - began == pytest.approx(10)
+        assert world.story() == ["start a", "ready a"]
+
+
+async def test_a_client_that_comes_back_too_late_gets_a_new_start() -> None:
+    async with running() as world:
+        with trio.move_on_after(5):
+            await world.use(A)
+        await trio.sleep(RULES.abandon_grace_s + 0.5)
+        await world.use(A, 0.0)
+        assert world.story() == ["start a", "stop a", "end a", "start a", "ready a"]
+
+
+async def test_an_aborted_start_that_took_little_is_not_waited_for_long() -> None:
+    async with running() as world:
+        await world.use(A)
+        await world.use(B)
+        world.engine(A).size_bytes = GIB // 100  # it has hardly begun to load
+        with trio.move_on_after(3):
+            await world.use(A)
+        await trio.sleep(10)
+        settled = world.of(MemorySettled)[-1]
+        assert isinstance(settled, MemorySettled)
+        assert (settled.waited_s, settled.warning) == (0, None)
+
+
+async def test_a_failed_start_is_told_to_every_waiter_at_once_remembered_and_then_tried_again() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script("exit", after_s=0.2))
+        began, errors = trio.current_time(), []
+
+        async def fail() -> None:
+            errors.append(await world.refusal(A))
+
+        await together(*[fail] * 5)
+        assert trio.current_time() - began == pytest.approx(0.2)
+        assert all(
+            isinstance(error, EngineStartFailed) and error.log_tail == ("bad flag",) for error in errors
+        )
+        assert await world.refusal(A) is errors[0]
+        assert world.engine(A).count("start") == 1
+        await trio.sleep(RULES.failed_start_memory_s)
+        await world.use(A)
+        assert world.engine(A).count("start") == 2
+        assert [swap.result for swap in world.swaps()] == ["error", "ok"]
+
+
+async def test_a_failed_start_costs_the_next_one_nothing() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script("exit", after_s=0.2))
+        began = trio.current_time()
+        await together(lambda: world.refusal(A), lambda: world.use(B, 0.0))
+        assert trio.current_time() - began == pytest.approx(0.2 + 10, abs=0.1)
+
+
+async def test_a_start_that_hangs_ends_at_its_timeout() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script("hang"))
+        await together(lambda: world.refusal(A), lambda: world.use(B))
+        assert isinstance(await world.refusal(A) if world.engine(A).count("start") > 1 else None, type(None))
+        assert world.story() == ["start a", "stop a", "end a", "start b", "ready b"]
+
+
+async def test_a_start_that_hangs_reports_a_timeout() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script("hang"))
+        assert isinstance(await world.refusal(A), EngineStartTimeout)
+
+
+# Deaths.
+
+
+async def test_a_death_revokes_the_leases_and_the_next_request_starts_again() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(die_after_s=5.0))
+        error = await world.use_until_revoked(A)
+        assert isinstance(error, EngineDied)
+        assert error.log_tail == ("the last line",)
+        assert len(world.of(ResidentDied)) == 1
+        await world.use(A)
+        assert world.story() == ["start a", "ready a", "end a", "start a", "ready a"]
+
+
+async def test_a_death_that_nobody_saw_costs_the_next_request_only_a_start() -> None:
+    async with running() as world:
+        await world.use(A)
+        world.engine(A).kill(A)
+        await trio.sleep(10)
+        assert world.present() is None
+        await world.use(A)
+        assert world.engine(A).count("start") == 2
+
+
+async def test_death_in_the_moment_of_readiness_is_told_to_who_waited() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(die_after_s=0.0))
+        assert isinstance(await world.refusal(A), EngineDied)
+        await world.use(A)
+
+
+async def test_an_end_while_the_stop_is_being_asked_for_is_no_death() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        await world.use(A)
+        world.memory.read_s = 0.5
+        nursery.start_soon(world.use, B)
+        await trio.sleep(0.2)  # the gauge is being read, before the stop
+        assert world.present() == (A, Phase.STOPPING)
+        world.engine(A).kill(A)
+        await trio.sleep(100)
+        assert world.of(ResidentDied) == []
+        assert [swap.result for swap in world.swaps()] == ["ok", "ok"]
+        assert world.story().count("stop a") == 0
+
+
+@pytest.mark.parametrize("at_s", [0.0, 0.5, 1.0])
+async def test_an_end_during_the_stop_is_a_stop(at_s: float) -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        await world.use(A)
+        nursery.start_soon(world.use, B)
+        await world.settle_down()
+        await trio.sleep(at_s)
+        world.engine(A).kill(A)
+        await trio.sleep(30)
+        assert world.of(ResidentDied) == []
+        assert world.present() == (B, Phase.READY)
+
+
+async def test_doubt_reaches_the_engine_and_may_come_at_any_time() -> None:
+    async with running() as world:
+        world.supervisor.doubt(A)
+        await world.use(A)
+        world.supervisor.doubt(A)
+        life = world.supervisor.pools["default"].lives[A]
+        with trio.fail_after(1):
+            await life.supervision.doubted()
+
+
+# Stops that fail.
+
+
+async def test_nothing_is_started_beside_what_could_not_be_stopped() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(stop_failures=1))
+        await world.use(A)
+        error = await world.refusal(B)
+        assert isinstance(error, EngineStopFailed)
+        assert world.present() == (A, Phase.STUCK)
+        await trio.sleep(1000)
+        assert world.engine(B).deeds == []
+        # The next request tries the stop again.
+        await world.use(B)
+        assert world.story() == [
+            "start a", "ready a", "stop a", "adopt a", "ready a", "stop a", "end a", "start b", "ready b",
+        ] or world.story() == [
+            "start a", "ready a", "stop a", "adopt a", "stop a", "end a", "start b", "ready b",
+        ]  # fmt: skip
+
+
+async def test_everybody_who_waits_hears_of_a_failed_stop() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(stop_failures=2))
+        await world.use(A)
+        for _ in range(2):
+            await together(lambda: world.refusal(B), lambda: world.refusal(C), lambda: world.refusal(B))
+        await together(lambda: world.use(C), lambda: world.use(B))
+
+
+async def test_a_stuck_resident_is_stopped_before_it_is_used_again() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(stop_failures=1))
+        await world.use(A)
+        await world.refusal(B)
+        await world.use(A)
+        assert world.engine(A).count("start") == 2
+
+
+async def test_a_stuck_resident_that_ended_by_itself_is_noticed_at_the_next_request() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(stop_failures=5))
+        await world.use(A)
+        await world.refusal(B)
+        world.engine(A).kill(A)
+        await world.use(B)
+        assert world.of(ResidentDied) == []
+
+
+async def test_an_abandoned_start_that_cannot_be_stopped_blocks_the_next() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(stop_failures=1))
+        with trio.move_on_after(3):
+            await world.use(A)
+        await trio.sleep(10)
+        assert world.present() == (A, Phase.STUCK)
+        await world.use(B)
+
+
+# Defects of engines.
+
+
+async def test_an_unexpected_exception_takes_nobody_down_and_leaves_nothing_running() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script("crash", after_s=1.0))
+        error = await world.refusal(A)
+        assert isinstance(error, EngineStartFailed)
+        assert "a defect of the engine" in str(error)
+        assert not world.engine(A).is_running(A)
+        await world.use(B)
+
+
+async def test_an_unexpected_exception_in_a_stop_ends_in_another_stop() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(stop_crashes=1))
+        await world.use(A)
+        await world.use(B)
+        assert world.engine(A).count("stop") == 2
+
+
+async def test_what_cannot_be_cleared_away_after_an_unexpected_exception_is_stuck() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script("crash", stop_failures=1))
+        assert isinstance(await world.refusal(A), EngineStopFailed)
+        assert world.present() == (A, Phase.STUCK)
+        await world.use(B)
+
+
+async def test_unexpected_exceptions_while_looking_for_what_runs_are_survived() -> None:
+    def break_a(engines: dict[str, SimulatedEngine]) -> None:
+        engines["a"].find_error = KeyError("models")
+
+    async with running(prepare=break_a) as world:
+        assert "KeyError" in world.notices()
+        await world.use(A)
+
+
+# Unload.
+
+
+async def test_unload_stops_an_idle_resident() -> None:
+    async with running() as world:
+        await world.use(A)
+        world.supervisor.unload(B)  # is not there: nothing happens
+        world.supervisor.unload(A)
+        await trio.sleep(5)
+        assert world.story() == ["start a", "ready a", "stop a", "end a"]
+        assert world.present() is None
+        assert world.swaps()[-1].result == "ok"
+        assert world.swaps()[-1].cause == "unload asked for"
+
+
+async def test_unload_lets_leases_end_and_serves_later_requests_after_a_new_start() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        await world.use(A)
+        nursery.start_soon(world.use, A, 10.0, "early")
+        await world.settle_down()
+        world.supervisor.unload(A)
+        nursery.start_soon(world.use, A, 1.0, "late")
+        await trio.sleep(5)
+        assert world.served == ["a", "early"]
+        await trio.sleep(30)
+        assert world.served == ["a", "early", "late"]
+        assert world.engine(A).count("start") == 2
+
+
+async def test_unload_ends_a_start() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        nursery.start_soon(world.use, A)
+        await trio.sleep(3)
+        world.supervisor.unload(A)
+        await trio.sleep(30)
+        # Who waits is still served, by a start of its own.
+        assert world.story() == ["start a", "stop a", "end a", "start a", "ready a"]
+
+
+async def test_unload_in_the_moment_of_readiness() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        nursery.start_soon(world.use, A)
+        await trio.sleep(10)
+        world.supervisor.unload(A)
+        await trio.sleep(60)
+        assert world.served == ["a"]
+        world.assert_quiet()
+
+
+async def test_unload_while_draining_shortens_the_drain() -> None:
+    rules = attrs.evolve(RULES, max_wait_s=100.0, drain_timeout_s=20.0)
+    async with running(rules=rules) as world, trio.open_nursery() as nursery:
+        nursery.start_soon(world.use, B, 1.0)
+        nursery.start_soon(world.use_until_revoked, A)
+        await trio.sleep(60)
+        world.supervisor.unload(A)
+        await trio.sleep(25)
+        assert world.present() != (A, Phase.DRAINING)
+        nursery.cancel_scope.cancel()
+
+
+# Closing.
+
+
+async def test_close_waits_for_leases_then_stops_what_it_started() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        nursery.start_soon(world.use, A, 5.0)
+        await trio.sleep(11)
+        began = trio.current_time()
+        await world.supervisor.close(30)
+        assert trio.current_time() - began == pytest.approx(4 + 1)
+        assert not world.engine(A).is_running(A)
+        assert isinstance(await world.refusal(A), RouterClosing)
+
+
+async def test_close_revokes_after_its_grace() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        errors: list[RouterError] = []
+
+        async def stay() -> None:
+            errors.append(await world.use_until_revoked(A))
+
+        nursery.start_soon(stay)
+        await trio.sleep(11)
+        began = trio.current_time()
+        await world.supervisor.close(7)
+        assert trio.current_time() - began == pytest.approx(7 + 1)
+        assert isinstance(errors[0], LeaseRevoked)
+
+
+async def test_close_refuses_who_waits_and_ends_a_start() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        nursery.start_soon(world.refusal, A)
+        nursery.start_soon(world.refusal, B)
+        await trio.sleep(3)
+        await world.supervisor.close(30)
+        assert sorted(world.story()[-2:]) == ["end a", "stop a"] or sorted(world.story()[-2:]) == [
+            "end b",
+            "stop b",
+        ]
+
+
+async def test_close_does_not_wait_for_memory() -> None:
+    async with (
+        running(memory=SimulatedMemory(reclaim=Reclaim(1000.0))) as world,
+        trio.open_nursery() as nursery,
+    ):
+        await world.use(A)
+        nursery.start_soon(world.refusal, B)
+        await trio.sleep(2)
+        assert world.supervisor.pools["default"].ledger.settling == A
+        began = trio.current_time()
+        await world.supervisor.close(30)
+        assert trio.current_time() == began
+
+
+async def test_close_right_after_a_request_returns_when_that_is_over_too() -> None:
+    async with running() as world:
+        lease = world.supervisor.request(A)
+        await world.supervisor.close(5)
+        with pytest.raises(RouterClosing):
+            await lease.granted()
+        lease.release()
+        assert not world.engine(A).is_running(A)
+
+
+async def test_close_when_nothing_runs_is_done_at_once() -> None:
+    async with running() as world:
+        await world.supervisor.close(5)
+        await world.supervisor.close(5)
+
+
+async def test_close_tries_a_stop_that_failed_once_more() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(stop_failures=1))
+        await world.use(A)
+        await world.refusal(B)
+        await world.supervisor.close(5)
+        assert not world.engine(A).is_running(A)
+        assert world.notices() == ""
+
+
+async def test_close_leaves_behind_what_cannot_be_stopped_and_says_so() -> None:
+    async with running() as world:
+        world.engine(A).scripts.append(Script(stop_failures=9))
+        await world.use(A)
+        await world.supervisor.close(5)
+        assert world.notices().count("left behind") == 1
+        assert world.engine(A).count("stop") == 1
+
+
+async def test_the_end_of_the_router_is_told_to_everybody() -> None:
+    async with running() as world:
+        held, waiting = world.supervisor.request(A), world.supervisor.request(B)
+        await held.granted()
+        revoked: list[bool] = []
+        held.on_revoke(lambda: revoked.append(True))
+        world.nursery.cancel_scope.shield = True
+        supervisor_nursery = world.supervisor._nursery
+        assert supervisor_nursery is not None
+        supervisor_nursery.cancel_scope.cancel()
+        with pytest.raises(RouterClosing):
+            await waiting.granted()
+        assert revoked == [True]
+        assert isinstance(await world.refusal(C), RouterClosing)
+        held.release()
+        waiting.release()
+        await world.supervisor.close(5)
+        assert not world.engine(A).is_running(A)
+
+
+# What runs already.
+
+
+async def test_what_runs_already_is_taken_over() -> None:
+    async with running(prepare=lambda engines: engines["b"].run_already()) as world:
+        await world.use(B, 0.0)
+        assert trio.current_time() == 0
+        assert world.story() == ["adopt b", "ready b"]
+        ready = world.of(ResidentReady)[0]
+        assert isinstance(ready, ResidentReady)
+        assert ready.adopted
+        await world.use(A)  # it is stopped like any other
+        assert not world.engine(B).is_running(B)
+
+
+async def test_close_leaves_running_what_was_found_running() -> None:
+    async with running(prepare=lambda engines: engines["b"].run_already()) as world:
+        await world.use(B, 0.0)
+        await world.supervisor.close(5)
+        assert world.engine(B).is_running(B)
+        assert world.engine(B).count("stop") == 0
+
+
+async def test_close_leaves_running_what_was_found_running_after_its_stop_failed() -> None:
+    async with running(prepare=lambda e: e["b"].run_already(script=Script(stop_failures=1))) as world:
+        await world.use(B, 0.0)
+        await world.refusal(A)
+        await world.supervisor.close(5)
+        assert world.engine(B).is_running(B)
+
+
+async def test_extras_are_stopped_since_one_memory_has_one_resident() -> None:
+    async with running(prepare=lambda e: [e[name].run_already() for name in "cab"]) as world:
+        await world.settle_down()
+        assert world.present() == (A, Phase.READY)
+        assert not world.engine(B).is_running(B)
+        assert not world.engine(C).is_running(C)
+        assert "b was found running beside a and is stopped" in world.notices()
+
+
+async def test_an_extra_that_cannot_be_stopped_is_told() -> None:
+    def prepare(engines: dict[str, SimulatedEngine]) -> None:
+        engines["a"].run_already()
+        engines["b"].run_already(script=Script(stop_failures=1))
+
+    async with running(prepare=prepare) as world:
+        assert "is still there" in world.notices()
+
+
+async def test_an_engine_that_cannot_say_what_runs_is_not_taken_for_one_where_nothing_runs() -> None:
+    def prepare(engines: dict[str, SimulatedEngine]) -> None:
+        engines["a"].find_error = EngineUnreachable("a", "answers nonsense")
+        engines["b"].find_s = 1000.0
+
+    async with running(prepare=prepare) as world:
+        assert "answers nonsense" in world.notices()
+        assert "did not say within 5 s" in world.notices()
+
+
+async def test_a_takeover_that_comes_too_late_is_a_start() -> None:
+    async with running(prepare=lambda engines: engines["b"].run_already()) as world:
+        world.engine(B).kill(B)
+        await world.use(B)
+        assert world.story() == ["end b", "adopt b", "start b", "ready b"]
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    ("reclaim", "least_s", "most_s"),
+    [
+        (Reclaim(), 0.0, 0.0),
+        (Reclaim(delay_s=1.5), 1.5, 1.6),
+        (Reclaim(bytes_per_s=2 * GIB), 19.0, 20.1),
+        (Reclaim(delay_s=1.5, bytes_per_s=2 * GIB), 20.5, 21.6),
+    ],
+    ids=["at once", "late", "slow", "late and slow"],
+)
+async def test_a_start_waits_for_memory_and_not_longer(
+    reclaim: Reclaim, least_s: float, most_s: float
+) -> None:
+    async with running(memory=SimulatedMemory(reclaim=reclaim)) as world:
+        await world.use(A)
+        await world.use(B)
+        ended, started = (next(d.at for d in world.diary if str(d) == what) for what in ("end a", "start b"))
+        assert least_s <= started - ended <= most_s
+        settled = world.of(MemorySettled)[0]
+        assert isinstance(settled, MemorySettled)
+        assert settled.warning is None
+        assert settled.expected_bytes == 40 * GIB
+
+
+async def test_memory_that_never_comes_back_is_told_and_the_next_start_tried() -> None:
+    async with running(memory=SimulatedMemory(reclaim=Reclaim(3000.0), tolerance=1.0)) as world:
+        await world.use(A)
+        await world.use(B)
+        settled = world.of(MemorySettled)[0]
+        assert isinstance(settled, MemorySettled)
+        assert settled.warning is not None
+        assert "40.0 GiB did not come back" in settled.warning
+
+
+async def test_an_unreadable_gauge_stops_nothing() -> None:
+    async with running(memory=SimulatedMemory(readable=False), settle_timeout_s=3.0) as world:
+        await world.use(A)
+        await world.use(B)
+        settled = world.of(MemorySettled)[0]
+        assert isinstance(settled, MemorySettled)
+        assert "cannot be read" in str(settled.warning)
+
+
+async def test_a_gauge_that_hangs_stops_nothing() -> None:
+    async with running(memory=SimulatedMemory(read_s=math.inf), settle_timeout_s=3.0) as world:
+        await world.use(A)
+        await world.use(B)
+
+
+async def test_footprint_and_times_are_learned() -> None:
+    async with running() as world:
+        await world.use(A)
+        await world.use(B)
+        await world.settle_down()
+        assert attrs.asdict(world.state.of(A)) == {
+            "footprint_bytes": 40 * GIB,
+            "release_ratio": None,
+            "start_s": pytest.approx(10),
+            "stop_s": pytest.approx(1),
+            "settle_s": 0.0,
+        }
+        assert world.state.changed
+        assert world.supervisor.expected_s(A, "start") == pytest.approx(10)
+        assert world.supervisor.expected_s(A, "drain") is None
+
+
+async def test_a_footprint_measured_while_its_owner_goes_is_not_believed() -> None:
+    async with running() as world:
+        world.memory.read_s = 0.9
+        world.engine(A).stop_s = 0.0
+        await together(lambda: world.use(A, 0.0), lambda: world.use(B, 0.0))
+        assert world.state.of(A).footprint_bytes in (None, 40 * GIB)
+
+
+async def test_what_never_comes_back_is_learned_and_no_longer_waited_for() -> None:
+    async with running(memory=SimulatedMemory(kept_ratio=0.4)) as world:
+        for resident in (A, B) * 4:
+            await world.use(resident)
+        waits = [event.waited_s for event in world.events if isinstance(event, MemorySettled)]
+        assert waits[0] > 0
+        assert waits[2:] == [0.0] * (len(waits) - 2)
+        assert world.state.of(A).release_ratio == pytest.approx(0.6)
+
+
+async def test_a_learned_release_ratio_does_not_wear_off() -> None:
+    state = State()
+    state.of(A).release_ratio = state.of(B).release_ratio = 1.0
+    async with running(memory=SimulatedMemory(reclaim=Reclaim(bytes_per_s=4 * GIB)), state=state) as world:
+        for resident in (A, B) * 5:
+            await world.use(resident)
+        assert world.state.of(A).release_ratio == pytest.approx(1.0)
+
+
+# Events.
+
+
+async def test_the_events_of_a_swap_come_in_order() -> None:
+    async with running() as world:
+        await world.use(A)
+        world.events.clear()
+        await together(lambda: world.use(A, 70.0), lambda: world.use(B))
+        kinds = [event.phase if isinstance(event, SwapPhase) else event.name for event in world.events]
+        assert kinds == [
+            "swap_began", "drain", "stop", "settle", "memory_settled", "start", "swap_ended", "resident_ready",
+        ]  # fmt: skip
+        began, ended = world.of(SwapBegan)[0], world.swaps()[0]
+        assert isinstance(began, SwapBegan)
+        assert (began.source, began.target, began.cause) == ("a", "b", "b has waited 60 s")
+        assert ended.result == "ok"
+        assert ended.phases == pytest.approx({"drain": 10, "stop": 1, "settle": 0, "start": 10})
+        assert ended.duration_s == pytest.approx(21)
+
+
+async def test_a_drain_that_nobody_wants_any_more_is_abandoned() -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        nursery.start_soon(world.use, A, 100.0)
+        await trio.sleep(11)
+        with trio.move_on_after(65):
+            await world.use(B)
+        await world.use(A, 0.0)  # open again
+        assert world.engine(A).count("stop") == 0
+        assert [swap.result for swap in world.swaps()] == ["ok", "abandoned"]
+
+
+async def test_a_swap_whose_target_nobody_wants_any_more_is_abandoned() -> None:
+    async with running() as world:
+        world.engine(A).stop_s = 10.0
+        await world.use(A)
+        with trio.move_on_after(5):
+            await world.use(B)
+        await trio.sleep(10)
+        assert world.present() is None
+        assert [swap.result for swap in world.swaps()] == ["ok", "abandoned"]
+
+
+# Cancellation, everywhere.
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before a step", "after a step"])
+@pytest.mark.parametrize("script", [Script(), Script(stop_failures=1)], ids=["well", "failing stop"])
+async def test_a_client_may_leave_at_every_step_of_anybody(script: Script, after: bool) -> None:
+    rules = Rules(drain_timeout_s=2.0, max_wait_s=1.0, abandon_grace_s=0.5)
+    phases: Counter[str] = Counter()
+    for n in itertools.count(1):
+        memory = SimulatedMemory(reclaim=Reclaim(0.1))
+        async with running(engines="ab", rules=rules, memory=memory) as world:
+            world.engine(A).scripts.append(script)
+            holder = world.supervisor.request(A)
+            await holder.granted()
+            with CancelAt(n, after=after) as sweep:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_release_later, holder)
+                    with sweep.scope:
+                        await _swallow_refusal(world, B)
+                    present = world.present()
+                    phases[present[1].value if present else "settling"] += sweep.fired
+                    if present == (B, Phase.STARTING):
+                        phases["starting b"] += 1
+            await trio.sleep(60)
+            world.assert_quiet()
+            with trio.fail_after(200):
+                await _swallow_refusal(world, A)
+                await world.use(B)
+                await world.use(A)
+            await world.settle_down()
+            world.assert_quiet()
+        if not sweep.fired:
+            break
+    expected = {"ready", "draining", "stopping"} | (
+        {"stuck"} if script.stop_failures else {"settling", "starting b"}
+    )
+    assert expected <= {phase for phase, count in phases.items() if count}
+
+
+async def _release_later(lease: Lease) -> None:
+    await trio.sleep(1.5)
+    lease.release()
+
+
+async def _swallow_refusal(world: World, resident: ResidentId) -> None:
+    lease = world.supervisor.request(resident)
+    try:
+        await lease.granted()
+        await trio.sleep(0.5)
+    except EngineStopFailed:
+        pass
+    finally:
+        lease.release()
+
+
+async def test_the_router_may_go_down_at_every_step() -> None:
+    for n in itertools.count(1):
+        async with running(engines="ab") as world:
+            supervisor_nursery = world.supervisor._nursery
+            assert supervisor_nursery is not None
+            outcomes: list[str] = []
+
+            async def client(
+                resident: ResidentId, world: World = world, outcomes: list[str] = outcomes
+            ) -> None:
+                lease = world.supervisor.request(resident)
+                try:
+                    await lease.granted()
+                    with trio.CancelScope() as scope:
+                        lease.on_revoke(scope.cancel)
+                        await trio.sleep(1)
+                    outcomes.append("revoked" if lease.error else "served")
+                except RouterClosing:
+                    outcomes.append("refused")
+                finally:
+                    lease.release()
+
+            with CancelAt(n, supervisor_nursery.cancel_scope, supervisor_nursery.parent_task) as sweep:
+                await together(lambda: client(A), lambda: client(B))
+            assert len(outcomes) == 2
+            if sweep.fired:
+                assert not world.engine(A).is_running(A)
+                assert not world.engine(B).is_running(B)
+        if not sweep.fired:
+            break
