@@ -11,9 +11,10 @@ The library::
 
 from engine_router import errors
 from engine_router._version import __version__
+from engine_router.composition import open_router
 from engine_router.config import Config, load_config, parse_config
 from engine_router.errors import ConfigError, RouterError
-from engine_router.router import HeldLease, Router, open_router
+from engine_router.router import HeldLease, Router
 from engine_router.serving import serve
 
 __all__ = [

@@ -449,7 +449,6 @@ async def test_a_start_that_hangs_ends_at_its_timeout() -> None:
     async with running() as world:
         world.engine(A).scripts.append(Script("hang"))
         await together(lambda: world.refusal(A), lambda: world.use(B))
-        assert isinstance(await world.refusal(A) if world.engine(A).count("start") > 1 else None, type(None))
         assert world.story() == ["start a", "stop a", "end a", "start b", "ready b"]
 
 
