@@ -6,6 +6,7 @@ answer's head. Both can be interrupted for a keep-alive frame and taken up again
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 
@@ -112,7 +113,8 @@ class Passage:
     """One request on its way to its engine, and its answer on the way back.
 
     `close` is synchronous and idempotent: it gives back the lease, or the place in the queue, and ends the
-    exchange. Cancellation of any method loses nothing; `head` may be called again.
+    exchange. Cancellation of any method loses nothing; `head` may be called again. Once it is closed, nothing
+    begins any more: who waits for the answer then gets an error, who waits for the engine has to be cancelled.
 
     Attributes:
         queue_wait_s: seconds until the lease was granted; NaN before.
@@ -136,6 +138,15 @@ class Passage:
     def resident(self) -> ResidentId:
         """What the request needs."""
         return self._outgoing.resident
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the answer's length was promised, so that nothing can be added to it."""
+        return (
+            self._translation is None
+            and self._head is not None
+            and self._head.header(b"content-length") is not None
+        )
 
     def enter(self) -> None:
         """Take a place in the queue."""
@@ -189,12 +200,18 @@ class Passage:
         if self._lease is None:
             raise RuntimeError("a passage is entered before it is used")
         if self._exchange is None:
+            await self._ensure_open()
             with trio.move_on_at(until):
-                endpoint = await self._lease.granted()
-            if self._lease.endpoint is None:
+                await self._lease.granted()
+            await self._ensure_open()
+            # The grant may have come in the very step in which the time was up.
+            if (endpoint := self._lease.endpoint) is None or self._lease.error is not None:
                 return None
             self.queue_wait_s = self._lease.queue_wait_s
             exchange = self._exchange = await self._upstream.send(self._outgoing.to(endpoint.base_url))
+            if self._closed:
+                exchange.close()
+                await self._ensure_open()
             self._lease.on_revoke(exchange.close)
         if self._head is None:
             with trio.move_on_at(until):
@@ -206,6 +223,15 @@ class Passage:
             return await self._translated_head(self._head, self._translation)
         return ResponseHead(self._head.status, response_headers(self._head.headers))
 
+    async def _ensure_open(self) -> None:
+        """See that nothing begins for a request that has been closed while it waited.
+
+        Its task learns of that by cancellation, one step later than by the wait that just ended.
+        """
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            raise trio.ClosedResourceError("the passage has been closed")
+
     async def _translated_head(self, head: ResponseHead, translation: Translation) -> ResponseHead:
         if head.status >= 400:
             raise await self.refusal(head.status)
@@ -214,12 +240,13 @@ class Passage:
     async def refusal(self, status: int) -> EngineRefused:
         """Read the engine's own error answer and return it as an error that any dialect can render."""
         body = b""
-        while (
-            self._exchange is not None
-            and len(body) < ERROR_BODY_BYTES
-            and (data := await self._exchange.chunk())
-        ):
-            body += data
+        with contextlib.suppress(EngineBroke):  # the status, and what came of the message, say enough
+            while (
+                self._exchange is not None
+                and len(body) < ERROR_BODY_BYTES
+                and (data := await self._exchange.chunk())
+            ):
+                body += data
         self.close()
         return EngineRefused(
             self._outgoing.engine, status, dig_error(body) or f"the engine answered {status}"
@@ -231,7 +258,7 @@ class Passage:
         try:
             return step(self._translation)
         except ValueError as error:
-            raise EngineBroke(self._outgoing.engine, str(error)) from error
+            raise EngineBroke(self._outgoing.engine, f"broke off: {error}") from error
 
     async def _consider_retry(self, error: EngineUnreachable) -> None:
         """Nothing was sent: if the engine turns out to be gone, queue up again, once. Else raise the error."""
@@ -241,6 +268,7 @@ class Passage:
         self._supervisor.doubt(self._outgoing.resident)
         with trio.move_on_after(DOUBT_GRACE_S):
             await lease.lost()
+        await self._ensure_open()
         if lease.error is None:
             raise error
         self._retried = True
@@ -250,7 +278,7 @@ class Passage:
     async def _explained(self, error: EngineBroke) -> RouterError:
         """Wait a moment for the news why the connection broke: a death, or a revocation, says more."""
         lease = self._lease
-        if lease is None:
+        if lease is None or self._closed:  # what was closed here is nothing that the engine did
             return error
         if lease.error is None:
             self._supervisor.doubt(self._outgoing.resident)
@@ -259,34 +287,27 @@ class Passage:
         return lease.error or error
 
 
-async def plain_body(
-    passage: Passage, dialect: Dialect, *, streams: bool, sent: bytes = b""
-) -> AsyncIterator[bytes]:
-    """Yield the body of an answer whose head has been sent.
+async def plain_body(passage: Passage, dialect: Dialect, *, streams: bool) -> AsyncIterator[bytes]:
+    """Yield the body of an answer whose own head has been sent.
 
     Args:
         streams: errors may be told in the stream, in the client's dialect.
-        sent: what the client got already, as far as a frame's boundary depends on it.
 
     Raises:
         BrokenAnswer: it broke off where no error can be told.
     """
-    tail = sent[-4:]
-    try:
-        while data := await passage.chunk():
-            tail = (tail + data[-4:])[-4:]
-            yield data
-    except RouterError as error:
-        passage.close()
-        if not streams or not dialect.at_boundary(tail):
-            raise BrokenAnswer(error) from error
-        yield dialect.stream_error(error)
+    async for data in _body(passage, dialect, may_add=streams and not passage.has_length):
+        yield data
 
 
 async def waiting_body(
     passage: Passage, dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]
 ) -> AsyncIterator[bytes]:
-    """Yield keep-alive frames until the answer begins, then its body. The status 200 has been sent already."""
+    """Yield keep-alive frames until the answer begins, then its body. The status 200 has been sent already.
+
+    Raises:
+        BrokenAnswer: it broke off where no error can be told.
+    """
     try:
         head: ResponseHead | None = None
         while head is None:
@@ -299,5 +320,18 @@ async def waiting_body(
         on_error(error)
         yield dialect.stream_error(error)
         return
-    async for data in plain_body(passage, dialect, streams=True):
+    async for data in _body(passage, dialect, may_add=True):
         yield data
+
+
+async def _body(passage: Passage, dialect: Dialect, *, may_add: bool) -> AsyncIterator[bytes]:
+    tail = b""
+    try:
+        while data := await passage.chunk():
+            tail = (tail + data[-4:])[-4:]
+            yield data
+    except RouterError as error:
+        passage.close()
+        if not may_add or not dialect.at_boundary(tail):
+            raise BrokenAnswer(error) from error
+        yield dialect.stream_error(error)

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import trio
 from hypercorn.config import Config as HypercornConfig
@@ -24,6 +25,7 @@ KEEP_ALIVE_S = 120
 BACKLOG = 1024
 # Seconds after the last lease has ended in which answers still reach their clients.
 FLUSH_S = 2.0
+_NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
 
 
 class CannotListen(OSError):
@@ -31,7 +33,7 @@ class CannotListen(OSError):
 
 
 def listen(server: ServerConfig, port: int | None = None) -> list[socket.socket]:
-    """Open the listening sockets.
+    """Open the listening sockets. Clients can connect from now on, and wait until the router serves them.
 
     Args:
         port: instead of the configured one; 0 takes a free one.
@@ -44,23 +46,41 @@ def listen(server: ServerConfig, port: int | None = None) -> list[socket.socket]
         found = socket.getaddrinfo(server.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise CannotListen(f"server.host {server.host} cannot be used: {error.strerror}") from None
+    except UnicodeError:
+        raise CannotListen(f"server.host {server.host} is no name of a host") from None
     sockets: list[socket.socket] = []
-    for family, kind, protocol, _, address in found:
-        sock = socket.socket(family, kind, protocol)
+    refusals: list[OSError] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):  # a hosts file may say it twice
+        # A free port, once taken, is the port of every address that the host's name stands for.
+        taken = sockets[0].getsockname()[1] if sockets else address[1]
         try:
-            if os.name == "posix":  # elsewhere it would let two programs share the port
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
+            sockets.append(_opened(family, kind, protocol, (address[0], taken, *address[2:])))
         except OSError as error:
-            sock.close()
-            for opened in sockets:
-                opened.close()
-            raise CannotListen(_why(server.host, port, error)) from None
-        sock.setblocking(False)
-        sockets.append(sock)
+            refusals.append(error)
+    # `localhost` may name an address of a family that this machine has switched off: the others will do.
+    fatal = [error for error in refusals if error.errno not in _NOT_HERE or not sockets]
+    if fatal:
+        for opened in sockets:
+            opened.close()
+        raise CannotListen(_why(server.host, port, fatal[0]))
     return sockets
+
+
+def _opened(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":  # elsewhere it would let two programs share the port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        # At once: two sockets can be bound to one port, and only the second one's listening would fail.
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
 
 
 def _why(host: str, port: int, error: OSError) -> str:
@@ -117,8 +137,6 @@ async def serve(
     """
     server = router.config.server
     opened = list(sockets) if sockets is not None else listen(server)
-    for sock in opened:
-        sock.listen(BACKLOG)
     trigger = None
     if shutdown_trigger is not None:
 

@@ -13,23 +13,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import re
 import socket
 import ssl
 from collections import deque
 from collections.abc import Iterable, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import quote_from_bytes, urlsplit
 
 import httptools
 import trio
 from attrs import define, field, frozen
 
-from engine_router.errors import EngineBroke, EngineUnreachable
+from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable
 
 RECEIVE_BYTES = 65536
 # Servers close idle connections after 5 s (uvicorn, cpp-httplib); ours must go first, or a request may be
 # sent into a connection that is being closed.
 MAX_IDLE_S = 4.0
 MAX_IDLE_CONNECTIONS = 64
+# What an engine may send before its body begins, or instead of its body's next bytes: headers without an end,
+# interim answers without an end, and trailers without an end fill no memory and keep nobody waiting.
+MAX_OVERHEAD_BYTES = 262_144
+
+_UNSAFE_IN_TARGET = re.compile(rb"[^\x21-\x7e]+")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -78,6 +84,7 @@ class _Parsed:
     head_done: bool = False
     complete: bool = False
     reusable: bool = False
+    fault: str = ""
 
 
 class _ResponseReader:
@@ -93,8 +100,11 @@ class _ResponseReader:
 
         Raises:
             httptools.HttpParserError: it is not HTTP.
+
+        What llhttp lets pass, but has no sure end, is noted in `_Parsed.fault`.
         """
-        self._parser.feed_data(data)
+        with contextlib.suppress(httptools.HttpParserUpgrade):  # noted as a fault
+            self._parser.feed_data(data)
 
     def on_message_begin(self) -> None:
         if not self.parsed.complete:
@@ -108,13 +118,23 @@ class _ResponseReader:
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if self.parsed.complete or status < 200:
+        if self.parsed.complete:
+            return
+        if status < 200:
+            if status < 100 or status == 101:
+                self.parsed.fault = f"its answer has the status {status}, which nobody asked for"
             return
         self.parsed.status = status
         self.parsed.head_done = True
         if self._bodyless or status in (204, 304):
             self.parsed.complete = True
             self.parsed.reusable = self._bodyless is False and self._parser.should_keep_alive()
+            return
+        codings = [value for name, value in self.parsed.headers if name.lower() == b"transfer-encoding"]
+        if codings and [value.strip().lower() for value in codings] != [b"chunked"]:
+            # Anything else is encoded in a way that the client is not told of, or ends nobody knows where.
+            shown = b", ".join(codings).decode("latin-1")
+            self.parsed.fault = f"its answer has the transfer encoding '{shown}'"
 
     def on_body(self, data: bytes) -> None:
         if not self.parsed.complete:
@@ -139,11 +159,42 @@ class Exchange:
         self._request = request
         self._stream = stream
         self._reader = _ResponseReader(bodyless=request.method == "HEAD")
+        self._overhead_bytes = 0
+        self._is_sent = False
+        self._failure: EngineBroke | None = None
         self._closed = False
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "complete" if self._reader.parsed.complete else "open"
         return f"<Exchange {self._request.method} {self._request.base_url}{self._request.target} {state}>"
+
+    async def transmit(self) -> None:
+        """Send the request. To be called once, before anything else.
+
+        An engine may answer before it has read all, or not at all: what comes, or its absence, tells. So an
+        answer that comes early ends the sending, and a connection that breaks here is no error yet.
+        """
+        head, body = _head_bytes(self._request), self._request.body
+        with contextlib.suppress(trio.BrokenResourceError):
+            if len(body) <= RECEIVE_BYTES:
+                await self._stream.send_all(head + body)
+                self._is_sent = True
+            else:
+                await self._stream.send_all(head)
+                await self._send_and_listen(body)
+
+    async def _send_and_listen(self, body: bytes) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen, nursery.cancel_scope)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await self._stream.send_all(body)
+                self._is_sent = True
+            nursery.cancel_scope.cancel()
+
+    async def _listen(self, sending: trio.CancelScope) -> None:
+        with contextlib.suppress(EngineBroke):  # it is raised again to whom waits for the head
+            await self.head()
+        sending.cancel()
 
     async def head(self) -> ResponseHead:
         """Wait for the response's head. May be cancelled and called again; nothing is lost.
@@ -183,32 +234,50 @@ class Exchange:
             return
         self._closed = True
         parsed = self._reader.parsed
-        if parsed.complete and parsed.reusable and not parsed.body:
+        if self._is_sent and parsed.complete and parsed.reusable and not parsed.body:
             self._pool.keep(self._request.base_url, self._stream)
         else:
             close_now(self._stream)
 
     async def _receive(self) -> None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
         try:
             data = await self._stream.receive_some(RECEIVE_BYTES)
         except trio.BrokenResourceError as error:
             raise self._broke("the connection broke") from error
         except trio.ClosedResourceError as error:
             raise self._broke("the connection was closed") from error
+        parsed = self._reader.parsed
         if not data:
             if self._reader.ends_with_connection():
-                self._reader.parsed.complete = True
+                parsed.complete = True
                 return
-            where = "in the middle of its answer" if self._reader.parsed.head_done else "without an answer"
+            where = "in the middle of its answer" if parsed.head_done else "without an answer"
             raise self._broke(f"it closed the connection {where}")
+        failure = self._take_in(bytes(data))
+        if failure is not None and not parsed.body:  # what came before it is handed out first
+            raise failure
+
+    def _take_in(self, data: bytes) -> EngineBroke | None:
+        parsed = self._reader.parsed
         try:
-            self._reader.feed(bytes(data))
+            self._reader.feed(data)
         except httptools.HttpParserError as error:
-            raise self._broke(f"its answer is not HTTP: {error}") from error
+            if not parsed.complete:
+                return self._broke(f"its answer is not HTTP: {error}")
+            parsed.reusable = False  # bytes after the end: nobody asked for them
+        self._overhead_bytes = 0 if parsed.body or parsed.complete else self._overhead_bytes + len(data)
+        if parsed.fault:
+            return self._broke(parsed.fault)
+        if self._overhead_bytes > MAX_OVERHEAD_BYTES:
+            return self._broke("its answer has headers without an end")
+        return None
 
     def _broke(self, how: str) -> EngineBroke:
         self._reader.parsed.reusable = False
-        return EngineBroke(self._request.engine, f"broke off: {how}")
+        self._failure = EngineBroke(self._request.engine, f"broke off: {how}")
+        return self._failure
 
 
 class Upstream:
@@ -216,6 +285,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self._idle: dict[str, deque[tuple[trio.abc.Stream, float]]] = {}
+        self._closed = False
         self._tls: ssl.SSLContext | None = None
 
     async def send(self, request: UpstreamRequest) -> Exchange:
@@ -223,33 +293,43 @@ class Upstream:
 
         Raises:
             EngineUnreachable: no connection could be made; nothing was sent.
+            BadRequest: a header has a line break in it; nothing was sent.
 
         Cancellation closes the connection: the engine sees its client leave.
         """
         stream = self._take(request.base_url) or await self._connect(request)
         exchange = Exchange(self, request, stream)
         try:
-            await self._transmit(request, stream)
-        except trio.BrokenResourceError:
-            pass  # the engine may have answered before it had read all: its answer, or its absence, tells
+            await exchange.transmit()
         except BaseException:
             exchange.close()
             raise
         return exchange
 
     def keep(self, base_url: str, stream: trio.abc.Stream) -> None:
-        """Keep an idle connection for the next request."""
+        """Keep an idle connection for the next request, and let go of those that were idle for too long."""
+        self._forget_old()
         idle = self._idle.setdefault(base_url, deque())
         idle.append((stream, trio.current_time()))
-        if len(idle) > MAX_IDLE_CONNECTIONS:
+        if self._closed or len(idle) > MAX_IDLE_CONNECTIONS:
             close_now(idle.popleft()[0])
 
     def close(self) -> None:
-        """Close all idle connections. Never waits."""
+        """Close all idle connections, and keep none from now on. Never waits."""
+        self._closed = True
         for idle in self._idle.values():
             for stream, _ in idle:
                 close_now(stream)
         self._idle.clear()
+
+    def _forget_old(self) -> None:
+        """Close what is too old, for every address: an engine may never come back to the port that it had."""
+        oldest = trio.current_time() - MAX_IDLE_S
+        for base_url, idle in tuple(self._idle.items()):
+            while idle and idle[0][1] < oldest:
+                close_now(idle.popleft()[0])
+            if not idle:
+                del self._idle[base_url]
 
     def _take(self, base_url: str) -> trio.abc.Stream | None:
         idle = self._idle.get(base_url)
@@ -283,27 +363,32 @@ class Upstream:
         try:
             await secured.do_handshake()
         except trio.BrokenResourceError as error:
+            close_now(stream)
             raise OSError(f"the TLS handshake failed: {error.__cause__ or error}") from error
+        except BaseException:
+            close_now(stream)
+            raise
         return secured
-
-    async def _transmit(self, request: UpstreamRequest, stream: trio.abc.Stream) -> None:
-        head = _head_bytes(request)
-        if len(request.body) <= RECEIVE_BYTES:
-            await stream.send_all(head + request.body)
-        else:
-            await stream.send_all(head)
-            await stream.send_all(request.body)
 
 
 def _head_bytes(request: UpstreamRequest) -> bytes:
+    # A path that was decoded on its way in must not bring line breaks into what goes out.
+    target = _UNSAFE_IN_TARGET.sub(_escaped, request.target.encode("utf-8", "surrogatepass"))
     lines: list[Iterable[bytes]] = [
-        (request.method.encode("ascii"), b" ", request.target.encode("ascii"), b" HTTP/1.1\r\nhost: "),
+        (request.method.encode("ascii"), b" ", target, b" HTTP/1.1\r\nhost: "),
         (urlsplit(request.base_url).netloc.encode("idna"), b"\r\n"),
     ]
     lines += [(name, b": ", value, b"\r\n") for name, value in request.headers]
     if request.body or request.method in ("POST", "PUT", "PATCH"):
         lines.append((b"content-length: ", str(len(request.body)).encode(), b"\r\n"))
-    return b"".join(b"".join(parts) for parts in lines) + b"\r\n"
+    head = b"".join(b"".join(parts) for parts in lines)
+    if not head.count(b"\r") == head.count(b"\n") == len(lines):
+        raise BadRequest("a header has a line break in it")
+    return head + b"\r\n"
+
+
+def _escaped(unsafe: re.Match[bytes]) -> bytes:
+    return quote_from_bytes(unsafe[0]).encode("ascii")
 
 
 async def _open_stream(host: str, port: int) -> trio.SocketStream:
@@ -330,21 +415,9 @@ def _socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType:
 
 
 def _is_quiet(stream: trio.abc.Stream) -> bool:
-    """Tell whether an idle connection is still open and nothing has come on it."""
-    descriptor = _socket_of(stream).fileno()
-    if descriptor < 0:
-        return False
-    raw = socket.socket(fileno=descriptor)
-    try:
-        raw.recv(1, socket.MSG_PEEK)
-    except (BlockingIOError, InterruptedError):
-        return True
-    except OSError:
-        return False
-    else:
-        return False  # its end, or bytes that nobody asked for
-    finally:
-        raw.detach()
+    """Tell whether an idle connection is still open and nothing has come on it, not even its end."""
+    sock = _socket_of(stream)
+    return sock.fileno() >= 0 and not sock.is_readable()
 
 
 def close_now(stream: trio.abc.Stream) -> None:

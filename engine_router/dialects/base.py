@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from attrs import frozen
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
 
 from engine_router.errors import BadRequest, RouterError
+
+MAX_FORM_PARTS = 1000
 
 
 class Dialect(Protocol):
@@ -47,7 +50,7 @@ class Dialect(Protocol):
         ...
 
     def at_boundary(self, tail: bytes) -> bool:
-        """Tell whether a frame may follow these last bytes of a stream."""
+        """Tell whether a frame may follow these last bytes of an engine's answer (none: nothing came yet)."""
         ...
 
 
@@ -107,7 +110,7 @@ def dig_error(body: bytes) -> str | None:
     text = body.decode("utf-8", "replace").strip()
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text[:2000] or None
     error = data.get("error", data.get("detail", data.get("message"))) if isinstance(data, dict) else None
     if isinstance(error, dict):
@@ -123,6 +126,21 @@ def to_json(data: object) -> bytes:
         return json.dumps(data, separators=(",", ":")).encode("ascii")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text} is too large")
+    return number
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+# What Python reads more generously than others would come out as something else than it went in.
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
+
+
 def parse_object(body: bytes) -> dict[str, Any]:
     """Parse a body that must be a JSON object.
 
@@ -132,7 +150,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise BadRequest("the request body is empty; expected a JSON object")
     try:
-        data = json.loads(body)
+        data = _DECODER.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BadRequest(f"the request body is not UTF-8 text (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
@@ -155,6 +173,10 @@ def model_in(data: Mapping[str, Any]) -> str:
         raise BadRequest('"model" must be a string')
     if not model.strip():
         raise BadRequest('"model" is empty')
+    try:
+        model.encode()
+    except UnicodeEncodeError:
+        raise BadRequest('"model" is not text (half a surrogate pair)') from None
     return model
 
 
@@ -194,56 +216,39 @@ def route_json(dialect: Dialect, path: str, body: bytes) -> Routed:
 
 @frozen
 class MultipartRouted(Routed):
-    """A multipart request (audio, images)."""
+    """A multipart request (audio, images).
 
-    content_type: str = ""
+    Attributes:
+        start, end: where the model's name stands in the body.
+    """
+
+    start: int = 0
+    end: int = 0
 
     def renamed(self, model: str) -> bytes:
-        """Return the body with another model in its field `model`."""
+        """Return the body with another model in its field `model`; every other byte stays."""
         if model == self.model:
             return self.body
-        boundary = _boundary(self.content_type)
-        encoder = multipart.MultipartEncoder(boundary)
-        parts: list[bytes] = []
-        field = ""
-        for event in _events(boundary, self.body):
-            event_out = event
-            if isinstance(event, multipart.Field):
-                field = event.name
-            elif isinstance(event, multipart.File):
-                field = ""
-            elif isinstance(event, multipart.Data) and field == "model":
-                event_out = multipart.Data(
-                    data=model.encode() if not event.more_data else b"", more_data=event.more_data
-                )
-            parts.append(encoder.send_event(event_out))
-        return b"".join(parts)
+        return self.body[: self.start] + model.encode() + self.body[self.end :]
 
 
 def route_multipart(content_type: str, body: bytes) -> Routed:
     """Read a multipart request: its field `model`.
 
     Raises:
-        BadRequest: it is not multipart, or has no such field.
+        BadRequest: it is not multipart, or has no such field, or more than one.
     """
-    model = bytearray()
-    field = ""
-    found = False
-    for event in _events(_boundary(content_type), body):
-        if isinstance(event, multipart.Field):
-            field = event.name
-            found = found or field == "model"
-        elif isinstance(event, multipart.File):
-            field = ""
-        elif isinstance(event, multipart.Data) and field == "model":
-            model += event.data
+    found = _model_fields(_boundary(content_type), body)
     if not found:
         raise BadRequest('the form has no field "model"')
+    if len(found) > 1:
+        raise BadRequest('the form has more than one field "model"')
+    start, end = found[0]
     try:
-        name = model.decode()
+        name = body[start:end].decode()
     except UnicodeDecodeError:
         raise BadRequest('the field "model" is not UTF-8 text') from None
-    return MultipartRouted(model_in({"model": name}), streams=False, body=body, content_type=content_type)
+    return MultipartRouted(model_in({"model": name}), streams=False, body=body, start=start, end=end)
 
 
 def _boundary(content_type: str) -> bytes:
@@ -256,16 +261,26 @@ def _boundary(content_type: str) -> bytes:
     return boundary.encode("latin-1", "replace")
 
 
-def _events(boundary: bytes, body: bytes) -> list[multipart.Event]:
-    decoder = multipart.MultipartDecoder(boundary, max_parts=1000)
-    events: list[multipart.Event] = []
+def _model_fields(boundary: bytes, body: bytes) -> list[tuple[int, int]]:
+    """Return where the values of the fields `model` begin and end."""
+    decoder = multipart.MultipartDecoder(boundary, max_parts=MAX_FORM_PARTS)
+    decoder.receive_data(body)
+    decoder.receive_data(None)
+    found: list[tuple[int, int]] = []
+    in_model = False
     try:
-        decoder.receive_data(body)
-        decoder.receive_data(None)
-        while not isinstance(event := decoder.next_event(), (multipart.Epilogue, multipart.NeedData)):
-            events.append(event)
+        while not isinstance(event := decoder.next_event(), multipart.Epilogue):
+            if isinstance(event, (multipart.Field, multipart.File)):
+                in_model = isinstance(event, multipart.Field) and event.name == "model"
+                if in_model:
+                    header_end = len(body) - len(decoder.buffer)  # the line break before the data follows
+                    start = header_end + (2 if body.startswith(b"\r\n", header_end) else 1)
+                    found.append((start, start))
+            elif isinstance(event, multipart.Data) and in_model:
+                start, end = found[-1]
+                found[-1] = (start, end + len(event.data))
     except (ValueError, RuntimeError) as error:
         raise BadRequest(f"the form cannot be read: {error}") from None
-    if isinstance(event, multipart.NeedData):
-        raise BadRequest("the form ends too early")
-    return [*events, event]
+    except RequestEntityTooLarge:
+        raise BadRequest(f"the form has more than {MAX_FORM_PARTS} parts") from None
+    return found

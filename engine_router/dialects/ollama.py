@@ -32,5 +32,5 @@ class Ollama:
         return to_json(self.error(error)) + b"\n"
 
     def at_boundary(self, tail: bytes) -> bool:
-        """Tell whether a line is complete; spaces sent to keep the stream open do not begin one."""
-        return not tail.strip(b" ") or tail.endswith(b"\n")
+        """Tell whether a line is complete."""
+        return not tail or tail.endswith(b"\n")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from engine_router.dialects.base import Translation, dig_error, to_json
@@ -81,21 +82,26 @@ class TextTranslation:
         if not self._stream:
             self._whole += data
             return b""
-        return b"".join(self._event(event) for event in self._events.feed(data))
+        with _understanding():
+            return b"".join(self._event(event) for event in self._events.feed(data))
 
     def end(self) -> bytes:
         """Translate the end; see `Translation.end`."""
-        if self._stream:
+        with _understanding():
+            if not self._stream:
+                return self._object()
             if self._reason is None:
                 raise ValueError("its stream ended before its end")
             return self._line({}, done=True)
-        return self._object()
 
     def _event(self, event: bytes) -> bytes:
         if event == b"[DONE]":
+            self._reason = self._reason or "stop"
+            return b""
+        if not event.strip():
             return b""
         chunk = _parse(event)
-        if "error" in chunk:
+        if chunk.get("error") is not None:
             raise ValueError(dig_error(event) or "an error in its stream")
         if self._first_at is None:
             self._first_at = self._clock()
@@ -127,7 +133,7 @@ class TextTranslation:
         )
 
     def _line(self, text: Mapping[str, Any], *, done: bool = False) -> bytes:
-        calls = self._finished_calls() if done else []
+        calls = self._finished_calls() if done and self._is_chat else []
         line: dict[str, Any] = {"model": self._asked, "created_at": self._now()}
         content, thinking = text.get("content") or "", text.get("thinking")
         if self._is_chat:
@@ -160,7 +166,8 @@ class TextTranslation:
             call = self._calls.setdefault(int(delta.get("index", position)), {"name": "", "arguments": ""})
             function = delta.get("function") or {}
             call["name"] += function.get("name") or ""
-            call["arguments"] += function.get("arguments") or ""
+            arguments = function.get("arguments") or ""
+            call["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
 
     def _finished_calls(self) -> list[dict[str, Any]]:
         return [
@@ -174,7 +181,8 @@ class TextTranslation:
     def _durations(self) -> dict[str, int]:
         """Return the figures that Ollama reports: counts, and durations in nanoseconds, none of them 0."""
         now = self._clock()
-        first = self._first_at if self._first_at is not None else now
+        # An answer in one piece does not show how its time was divided: then all of it counts as evaluation.
+        first = self._first_at if self._first_at is not None else self._began_at
         prompt_s = self._timings.get("prompt_ms", (first - self._began_at) * 1e3) / 1e3
         eval_s = self._timings.get("predicted_ms", (now - first) * 1e3) / 1e3
         figures = {
@@ -214,8 +222,13 @@ class EmbedTranslation:
 
     def end(self) -> bytes:
         """Return the answer in Ollama's words."""
+        with _understanding():
+            return self._object()
+
+    def _object(self) -> bytes:
         answer = _parse(bytes(self._whole))
-        vectors = [entry.get("embedding") for entry in answer.get("data") or ()]
+        entries = sorted(answer.get("data") or (), key=lambda entry: int(entry.get("index") or 0))
+        vectors = [entry["embedding"] for entry in entries]
         if not vectors:
             raise ValueError(dig_error(bytes(self._whole)) or "an answer without embeddings")
         if self._single:
@@ -228,10 +241,19 @@ class EmbedTranslation:
         return to_json({"model": self._asked, "embeddings": vectors, **kept})
 
 
+@contextlib.contextmanager
+def _understanding() -> Iterator[None]:
+    """Turn what an answer of an unexpected shape leads to into the one kind of error that the relay knows."""
+    try:
+        yield
+    except (AttributeError, TypeError, LookupError, RecursionError, OverflowError) as error:
+        raise ValueError(f"its answer has an unexpected shape: {error}") from error
+
+
 def _parse(data: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"its answer is not JSON: {data[:200].decode('utf-8', 'replace')}") from None
     if not isinstance(parsed, dict):
         raise ValueError("its answer is not a JSON object")  # noqa: TRY004 - one kind of error for the relay
@@ -241,6 +263,7 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     """Return a tool call's arguments as an object; what a model garbled is handed on as text."""
     try:
-        return json.loads(text or "{}")
-    except ValueError:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
         return {"arguments": text}
+    return arguments if isinstance(arguments, dict) else {"arguments": text}

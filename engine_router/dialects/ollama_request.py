@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine_router.errors import BadRequest
@@ -78,7 +79,8 @@ def _common(data: Mapping[str, Any], upstream: str, *, stream: bool) -> dict[str
         if options.get(key) is not None:
             request[key] = options[key]
     limit = options.get("num_predict")
-    if isinstance(limit, int) and limit >= 0:
+    # 0, -1 and -2 mean "until the model is done" (or the context is full).
+    if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
         request["max_tokens"] = limit
     if stream:
         request["stream_options"] = {"include_usage": True}
@@ -100,10 +102,11 @@ def _common(data: Mapping[str, Any], upstream: str, *, stream: bool) -> dict[str
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     converted: list[dict[str, Any]] = []
     calls: list[tuple[str, str]] = []  # (id, tool name) of calls whose results are still to come
+    numbers = itertools.count()
     for message in messages:
         entry: dict[str, Any] = {"role": message.get("role", "user")}
         if message.get("tool_calls"):
-            entry["tool_calls"] = _tool_calls(message["tool_calls"], calls)
+            entry["tool_calls"] = _tool_calls(message["tool_calls"], calls, numbers)
         if entry["role"] == "tool":
             entry["tool_call_id"] = _matching_call(message, calls)
         entry["content"] = _content(message)
@@ -114,10 +117,12 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _content(message: Mapping[str, Any]) -> object:
     text = message.get("content") or ""
     images = message.get("images") or []
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise BadRequest('"images" must be a list of base64 strings')
     if not images:
         return text
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    parts += [{"type": "image_url", "image_url": {"url": _data_uri(str(image))}} for image in images]
+    parts += [{"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in images]
     return parts
 
 
@@ -128,11 +133,13 @@ def _data_uri(image: str) -> str:
     return f"data:image/{kind};base64,{image}"
 
 
-def _tool_calls(given: object, calls: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def _tool_calls(given: Any, calls: list[tuple[str, str]], numbers: Iterator[int]) -> list[dict[str, Any]]:
     converted: list[dict[str, Any]] = []
-    for call in given if isinstance(given, list) else []:
-        function = call.get("function", {}) if isinstance(call, dict) else {}
-        identity = str(call.get("id") or f"call_{len(calls) + len(converted)}")
+    for call in given if isinstance(given, list) else [given]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise BadRequest('"tool_calls" must be a list of objects, each with an object "function"')
+        identity = str(call.get("id") or f"call_{next(numbers)}")
         calls.append((identity, str(function.get("name", ""))))
         arguments = function.get("arguments", {})
         converted.append(

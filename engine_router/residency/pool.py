@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 # A gauge that hangs (a command, a driver) must not hold up a start or a stop, which only want a figure.
 GAUGE_TIMEOUT_S = 1.0
 
+# What a settle did not wait for is back by then. Seconds.
+LATE_MEMORY_S = 1.0
+
 
 @define(eq=False)
 class Life:
@@ -43,6 +46,7 @@ class Life:
         scope: ends that task at once.
         endpoint: where it answers, once ready.
         before: free memory just before its start.
+        late_bytes: memory that was still on its way back then.
         footprint_bytes: memory that this start took, once measured.
         baseline: free memory just before its stop.
         stop_asked_at: the supervisor's clock; infinity where nobody asked.
@@ -55,6 +59,7 @@ class Life:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     endpoint: Endpoint | None = None
     before: Reading | None = None
+    late_bytes: int = 0
     footprint_bytes: int | None = None
     baseline: Reading | None = None
     stop_asked_at: float = math.inf
@@ -81,6 +86,8 @@ class Pool:
         self.last_gone: Life | None = None
         self.stuck: dict[ResidentId, Life] = {}
         self.settle_scope = trio.CancelScope()
+        self._late_bytes = 0
+        self._settled_at = -math.inf
         self._changed = trio.Event()
 
     @property
@@ -107,13 +114,23 @@ class Pool:
                 logger.warning("pool %s: %s", self.name, error)
         return None
 
+    async def look_before_start(self, life: Life) -> None:
+        """Read free memory before a start, and note what is still to come back.
+
+        A settle ends when nearly all is back. Were the rest forgotten, each start in a row would seem to
+        take a little less than the one before, and each settle be content with a little less.
+        """
+        if trio.current_time() - self._settled_at < LATE_MEMORY_S:
+            life.late_bytes = self._late_bytes
+        life.before = await self.read_gauge()
+
     async def measure_start(self, resident: ResidentId, life: Life, measured: Measured) -> None:
         """Measure what a start took, now that it is done, and remember it."""
         after = await self.read_gauge()
         # A slow gauge may have looked when the resident was going already.
         is_whole = self.lives.get(resident) is life and life.stop_asked_at == math.inf
         if life.before is not None and after is not None and is_whole:
-            life.footprint_bytes = measured.footprint_bytes = footprint(life.before, after)
+            life.footprint_bytes = measured.footprint_bytes = life.late_bytes + footprint(life.before, after)
 
     async def expected_release(
         self, life: Life | None, measured: Measured, declared_bytes: int | None
@@ -156,6 +173,8 @@ class Pool:
             return None, f"{error}; the next start may not fit"
         except GaugeUnreadable as error:
             return None, f"free memory cannot be read: {error}"
+        self._late_bytes = seen.missing_bytes if seen.outcome is Outcome.RETURNED else 0
+        self._settled_at = trio.current_time()
         if baseline is not None:
             _learn_ratio(life, measured, seen)
         if seen.outcome is Outcome.SHORT:

@@ -251,7 +251,7 @@ class Supervisor:
         try:
             with life.scope:
                 if not life.adopted:
-                    life.before = await pool.read_gauge()
+                    await pool.look_before_start(life)
                 if life.adopted or not life.supervision.stop_asked.is_set():
                     ended = await engine.live(resident, life.supervision, adopt=life.adopted)
                     if not (ended.stopped or _is_stopping(pool, resident)):

@@ -126,7 +126,7 @@ class SimulatedMemory:
         pending = self.pending_bytes
         if pending > max(last * self.tolerance, 64 * 2**20):
             self.object(f"{resident} starts while {pending / GIB:.1f} GiB are not back")
-        # What another tenant of the page cache left is dropped under pressure.
+        # A page cache is dropped under pressure.
         self._kept_bytes = min(self._kept_bytes, max(0, self.available_bytes + self._kept_bytes - size_bytes))
         self.held[resident] = size_bytes
 
@@ -134,7 +134,7 @@ class SimulatedMemory:
         """Take the memory of a resident that has gone; it comes back as `reclaim` says."""
         size = self.held.pop(resident)
         kept = int(size * self.kept_ratio)
-        self._kept_bytes = kept
+        self._kept_bytes += kept
         self._returning = [_Return(size - kept, trio.current_time(), self.reclaim)]
 
     def object(self, what: str) -> None:
@@ -274,10 +274,10 @@ class SimulatedEngine:
             return Ended(stopped=False, message="is not running any more")
         try:
             return await self._lead(resident, process, supervision, adopt=adopt)
-        except trio.Cancelled:
-            if not adopt:
+        finally:
+            # Not `except trio.Cancelled`: that may come in a group.
+            if not adopt and trio.current_effective_deadline() == -math.inf:
                 self._vanish(resident)
-            raise
 
     async def find(self) -> Sequence[ResidentId]:
         """Return what runs.

@@ -18,6 +18,8 @@ from engine_router.web.scope import scope_of, whole_body
 from engine_router.web.status import status
 
 DEFAULT_LOG_LINES = 200
+# Seconds between two looks whether the router has gone down, which ends a log that is followed.
+FOLLOW_INTERVAL_S = 0.5
 
 
 class Admin:
@@ -84,7 +86,7 @@ class Admin:
         if not lines.isdigit():
             raise BadRequest('"lines" must be a whole number')
         follow = request.args.get("follow", "") not in ("", "0", "false")
-        body = _log_lines(self._router.engines[name], int(lines), follow=follow)
+        body = _log_lines(self._router, self._router.engines[name], int(lines), follow=follow)
         response = Response(body, content_type="text/plain; charset=utf-8")
         response.timeout = None
         return response
@@ -115,12 +117,17 @@ def _is_meant(data: dict[str, Any], wanted: Target, resident: ResidentId) -> boo
     return resident == wanted.resident if data.get("model") else resident.engine == wanted.engine
 
 
-async def _log_lines(engine: Engine, lines: int, *, follow: bool) -> AsyncIterator[bytes]:
+async def _log_lines(router: Router, engine: Engine, lines: int, *, follow: bool) -> AsyncIterator[bytes]:
     seen = engine.log.count
     for line in engine.log.tail(lines):
         yield f"{line}\n".encode()
     while follow:
-        await engine.log.grown()
+        # Asked before the last lines are read, so that none comes in between and is never shown.
+        follow = not all(pool.is_closed for pool in router.supervisor.pools.values())
+        # What was written while the client took in the last lines is there already.
+        if follow and engine.log.count == seen:
+            with trio.move_on_after(FOLLOW_INTERVAL_S):
+                await engine.log.grown()
         fresh, seen = engine.log.since(seen), engine.log.count
         for line in fresh:
             yield f"{line}\n".encode()

@@ -1,0 +1,104 @@
+"""`engine-router check`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine_router.cli.terminal import Table
+from engine_router.cli.warnings import warnings
+from engine_router.cli.words import counted
+from engine_router.config import Config, find_config, load_config
+from engine_router.errors import ConfigError
+
+BAD_CONFIG = 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check the configuration and say what is in it.
+
+    Raises:
+        ConfigError: it has faults, and they are not to be told as JSON.
+    """
+    try:
+        path = find_config(options.config)
+        config = load_config(path)
+    except ConfigError as error:
+        if not options.json:
+            raise
+        faults = [{"path": place, "message": message} for place, message in error.faults]
+        print(json.dumps({"ok": False, "file": error.source, "faults": faults}, indent=2, ensure_ascii=False))
+        return BAD_CONFIG
+    found = warnings(config)
+    if options.json:
+        print(json.dumps(_plain(config, path, found), indent=2, ensure_ascii=False))
+    else:
+        _show(config, path, found)
+    return 0
+
+
+def models_of(config: Config) -> dict[str, str]:
+    """Return the configured models and the engine of each."""
+    models: dict[str, str] = {
+        str(model): name for name, engine in config.engines.items() for model in engine.models
+    }
+    return {**models, **{str(model): str(entry.engine) for model, entry in config.models.items()}}
+
+
+def _pools(config: Config) -> list[str]:
+    return sorted({"default", *config.pools}, key=lambda name: (name != "default", name))
+
+
+def _aliases(config: Config) -> dict[str, str]:
+    of_models = {str(alias): name for name, model in config.models.items() for alias in model.aliases}
+    return {**of_models, **config.aliases}
+
+
+def _plain(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> dict[str, object]:
+    return {
+        "ok": True,
+        "file": str(path),
+        "listens": f"{config.server.host}:{config.server.port}",
+        "engines": {
+            name: {"type": engine.type, "pool": engine.pool, "base_url": engine.base_url}
+            for name, engine in config.engines.items()
+        },
+        "models": models_of(config),
+        "aliases": _aliases(config),
+        "pools": _pools(config),
+        "warnings": [{"path": place, "message": message} for place, message in found],
+    }
+
+
+def _show(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> None:
+    models, pools = models_of(config), _pools(config)
+    counts = ", ".join(
+        (
+            counted(len(config.engines), "engine"),
+            counted(len(models), "model"),
+            counted(len(pools), "pool"),
+        )
+    )
+    print(f"{path} is fine: {counts}; listens on {config.server.host}:{config.server.port}\n")
+    rows = [
+        (
+            name,
+            engine.type,
+            engine.pool,
+            engine.base_url or "a free port",
+            ", ".join(model for model, owner in models.items() if owner == name)
+            or ("found when it runs" if engine.discover else "-"),
+        )
+        for name, engine in config.engines.items()
+    ]
+    Table(("Engine", "Type", "Pool", "Listens at", "Models"), rows).show()
+    if aliases := _aliases(config):
+        print("\naliases: " + ", ".join(f"{alias} = {model}" for alias, model in aliases.items()))
+    sys.stdout.flush()
+    if found:
+        print(f"\n{counted(len(found), 'warning')}:")
+        for place, message in found:
+            print(f"  {place}: {message}")

@@ -1,0 +1,148 @@
+"""HTTP to a running router, with nothing but the standard library, which is imported fast."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+from typing import Any
+from urllib.parse import urlsplit
+
+from engine_router.cli.failure import UNREACHABLE, CommandFailed
+from engine_router.cli.where import KEY_VARIABLE, Where
+
+CONNECT_TIMEOUT_S = 5.0
+# Everything but a swap is answered from what the router knows, without waiting.
+ANSWER_TIMEOUT_S = 10.0
+
+
+class Refused(CommandFailed):
+    """The router answered with an error.
+
+    Attributes:
+        status: the HTTP status.
+        error_code: the router's own code, such as `model_not_found`; empty where there is none.
+    """
+
+    def __init__(self, message: str, status: int, error_code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.error_code = error_code
+
+
+class Call:
+    """One request on a connection of its own; `close` ends it, from any thread.
+
+    Args:
+        timeout_s: of the answer's head and of each piece of its body; None waits for ever.
+    """
+
+    def __init__(self, where: Where, method: str, path: str, body: object, timeout_s: float | None) -> None:
+        self._where = where
+        self._timeout_s = timeout_s
+        parts = urlsplit(where.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
+        self._method, self._target = method, f"{parts.path}{path}"
+        self._body = None if body is None else json.dumps(body).encode()
+
+    def answer(self) -> http.client.HTTPResponse:
+        """Send the request and return the head of its answer.
+
+        Raises:
+            CommandFailed: nobody is there, or what is there is no router.
+            Refused: the router says no.
+        """
+        headers = {"Accept": "application/json, text/plain"}
+        if self._body is not None:
+            headers["Content-Type"] = "application/json"
+        if self._where.key is not None:
+            headers["Authorization"] = f"Bearer {self._where.key}"
+        url = self._where.url
+        try:
+            self._connection.connect()
+            self._connection.sock.settimeout(self._timeout_s)
+            self._connection.request(self._method, self._target, self._body, headers)
+            answer = self._connection.getresponse()
+            if answer.status >= 400:
+                raise _refused(self._where, answer.status, answer.read())
+        except ssl.SSLError as error:
+            raise CommandFailed(
+                f"{url} has no TLS that can be trusted: {error.reason or error}", UNREACHABLE
+            ) from None
+        except TimeoutError:
+            raise CommandFailed(f"{url} does not answer; is it the router?", UNREACHABLE) from None
+        except (ConnectionError, socket.gaierror, OSError) as error:
+            raise CommandFailed(_unreachable(url, error), UNREACHABLE) from None
+        except (http.client.HTTPException, UnicodeError):
+            raise CommandFailed(
+                f"what answers at {url} does not speak HTTP; give the router's URL with --url"
+            ) from None
+        return answer
+
+    def read(self) -> Any:
+        """Return the JSON of the answer.
+
+        Raises:
+            CommandFailed: as `answer`, or the answer is not the router's, or broke off.
+        """
+        with self.answer() as answer:
+            try:
+                return json.loads(answer.read())
+            except (http.client.HTTPException, OSError):
+                raise CommandFailed(f"the connection to {self._where.url} broke off") from None
+            except ValueError:
+                raise CommandFailed(f"what answers at {self._where.url} is not an engine-router") from None
+
+    def close(self) -> None:
+        """End it, whatever it waits for."""
+        sock = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
+def get(where: Where, path: str) -> Any:
+    """Return the JSON that the router answers there; raises as `Call.read`."""
+    call = Call(where, "GET", path, None, ANSWER_TIMEOUT_S)
+    try:
+        return call.read()
+    finally:
+        call.close()
+
+
+def get_status(where: Where) -> dict[str, Any]:
+    """Return the router's status; raises as `Call.read`."""
+    status = get(where, "/status")
+    if not isinstance(status, dict) or "pools" not in status:
+        raise CommandFailed(f"what answers at {where.url} is not an engine-router")
+    return status
+
+
+def _unreachable(url: str, error: OSError) -> str:
+    reason = (
+        "connection refused" if isinstance(error, ConnectionRefusedError) else error.strerror or str(error)
+    )
+    return (
+        f"no router answers at {url} ({reason.lower()}); start one with `engine-router serve`, "
+        "or say where it is with --url"
+    )
+
+
+def _refused(where: Where, status: int, body: bytes) -> Refused:
+    message, code = "", ""
+    try:
+        error = json.loads(body)["error"]
+        message = error if isinstance(error, str) else str(error["message"])
+        code = "" if isinstance(error, str) else str(error.get("code") or "")
+    except (ValueError, KeyError, TypeError):
+        message = (
+            f"what answers at {where.url} says {status} {http.client.responses.get(status, '')}".rstrip()
+        )
+        message += "; is it the router?"
+    if status == 401:
+        message += f"; give {'another' if where.key else 'one'} with --api-key, or in ${KEY_VARIABLE}"
+    return Refused(message, status, code)

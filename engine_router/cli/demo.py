@@ -1,0 +1,134 @@
+"""`engine-router demo`: two tiny models behind a router, to be tried without a download."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from engine_router.cli.demo_once import chat_with_each
+from engine_router.cli.failure import CommandFailed
+from engine_router.cli.log import LogThread, end_logging, start_logging
+from engine_router.cli.running import run_router
+from engine_router.config import load_config
+from engine_router.engines.ports import free_port
+from engine_router.router import Router
+from engine_router.serving import CannotListen, listen
+
+MODELS = ("tiny-a", "tiny-b")
+WHEELS = ("gguf", "numpy", "xllamacpp")
+# Large enough that a start takes a moment, small enough that nobody waits.
+LAYERS, WIDTH = 4, 256
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demonstration.
+
+    Raises:
+        CommandFailed: the extra is not installed, or the folder or the port cannot be used.
+    """
+    missing = [wheel for wheel in WHEELS if importlib.util.find_spec(wheel) is None]
+    if missing:
+        raise CommandFailed(
+            f"the demo needs {', '.join(missing)}, for a real llama.cpp: pip install 'engine-router[llamacpp]'"
+        )
+    with _folder(options.keep) as folder:
+        path = _prepare(folder, options.port or free_port())
+        code = _serve(path, folder, once=options.once, keep=options.keep is not None)
+    if options.keep is not None:
+        print(f"\nkept in {folder}; run it again with: engine-router serve --config {path}")
+    return code
+
+
+@contextlib.contextmanager
+def _folder(keep: str | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="engine-router-demo-", ignore_cleanup_errors=True) as name:
+            yield Path(name)
+        return
+    folder = Path(keep).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandFailed(f"{keep} cannot be used: {error.strerror or error}") from None
+    yield folder
+
+
+def _prepare(folder: Path, port: int) -> Path:
+    """Write the models and the configuration; return the latter."""
+    from engine_router.llamacpp.tiny import write_tiny_gguf  # noqa: PLC0415 - needs the extra
+
+    print(f"writing {' and '.join(MODELS)} to {folder}")
+    try:
+        for seed, model in enumerate(MODELS):
+            write_tiny_gguf(folder / f"{model}.gguf", name=model, layers=LAYERS, width=WIDTH, seed=seed)
+        path = folder / "engines.toml"
+        path.write_text(_toml(folder, port), encoding="utf-8")
+    except OSError as error:
+        raise CommandFailed(f"{folder} cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def _toml(folder: Path, port: int) -> str:
+    """Return the configuration. A JSON string is a TOML string, too."""
+    lines = [f"state_file = {json.dumps(str(folder / 'state.json'))}", "", "[server]", f"port = {port}"]
+    for model in MODELS:
+        argv = [sys.executable, "-m", "engine_router.llamacpp", "--model", str(folder / f"{model}.gguf")]
+        argv += ["--alias", model, "--port", "{port}"]
+        listed = ",\n".join(f"  {json.dumps(word)}" for word in argv)
+        lines += ["", f"[engines.{model}]", 'type = "process"', f"argv = [\n{listed},\n]"]
+        lines += [f'models = ["{model}"]']
+    return "\n".join(lines) + "\n"
+
+
+def _serve(path: Path, folder: Path, *, once: bool, keep: bool) -> int:
+    config = load_config(path)
+    try:
+        sockets = listen(config.server)
+    except CannotListen as error:
+        raise CommandFailed(str(error)) from None
+    log = start_logging(config.log, level="warning" if once else None)
+
+    def last_words() -> None:
+        end_logging(log)
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    try:
+        return run_router(
+            config,
+            sockets,
+            announce=lambda router, urls: None if once else _announce(router, urls, log),
+            last_words=last_words,
+            job=chat_with_each if once else None,
+        )
+    finally:
+        for sock in sockets:
+            with contextlib.suppress(OSError):
+                sock.close()
+        end_logging(log)
+
+
+def _announce(router: Router, urls: Sequence[str], log: LogThread) -> None:
+    first, second = router.config.engines
+    url = urls[0]
+    say = '"messages":[{"role":"user","content":"Hello"}]'
+    log.write(
+        f"""
+Two engines, one memory: asking for the other model swaps them. In another terminal, try
+
+  curl -N {url}/v1/chat/completions -d '{{"model":"{first}","stream":true,"max_tokens":60,{say}}}'
+  curl -N {url}/api/chat -d '{{"model":"{second}","options":{{"num_predict":60}},{say}}}'
+  curl {url}/v1/models
+  engine-router status --url {url}
+
+or look at {url}/ in a browser. What they say is no language: their weights are random.
+Ctrl-C ends it and leaves nothing behind.
+"""
+    )

@@ -1,0 +1,115 @@
+"""What each event says to a person, and how much it matters."""
+
+from __future__ import annotations
+
+import logging
+
+from engine_router.cli.words import doing, gigabytes, phases, seconds, transition
+from engine_router.events import (
+    Event,
+    MemorySettled,
+    RequestEnded,
+    ResidentDied,
+    ResidentReady,
+    RouterNotice,
+    SwapBegan,
+    SwapEnded,
+    SwapPhase,
+)
+
+CLIENT_LEFT = 499
+# A phase that took less the last time is over before the line is read.
+WORTH_TELLING_S = 0.1
+_SEVERITIES = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+logger = logging.getLogger("engine_router.events")
+
+
+class EventLog:
+    """Writes each event to Python's logging, with the event's own data in the record's `fields`."""
+
+    def __init__(self) -> None:
+        self._causes: dict[str, str] = {}
+
+    def observe(self, event: Event) -> None:
+        """Write one event; made for `EventHub.listen`."""
+        level, text = self.told(event)
+        if logger.isEnabledFor(level):
+            logger.log(level, "%s", text, extra={"fields": event.as_dict()})
+
+    def told(self, event: Event) -> tuple[int, str]:
+        """Return the level and the words of an event. The first phase of a swap tells what caused it."""
+        match event:
+            case SwapBegan():
+                self._causes[event.pool] = event.cause
+                return logging.DEBUG, f"{transition(event.source, event.target)}: {event.cause}"
+            case SwapPhase():
+                return logging.INFO, _phase(event, self._causes.pop(event.pool, None))
+            case SwapEnded():
+                return _swap(event)
+            case RequestEnded():
+                return _request(event)
+            case RouterNotice():
+                return _SEVERITIES[event.severity], event.message
+            case _:
+                return _other(event)
+
+
+def _phase(event: SwapPhase, cause: str | None) -> str:
+    notes = [] if cause is None else [cause]
+    if event.expected_s is not None and event.expected_s >= WORTH_TELLING_S:
+        notes.append(f"{seconds(event.expected_s)} the last time")
+    return doing(event.phase, event.source, event.target) + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _swap(event: SwapEnded) -> tuple[int, str]:
+    name = f"{transition(event.source, event.target)} ({event.cause})"
+    spent = phases(event.phases, event.duration_s)
+    if event.result == "ok":
+        return logging.INFO, f"{name}: {spent}"
+    if event.result == "abandoned":
+        return logging.INFO, f"{name}: given up after {spent}"
+    return logging.ERROR, f"{name}: failed after {spent}: {event.error}"
+
+
+def _request(event: RequestEnded) -> tuple[int, str]:
+    subject = f"{event.path} {event.model or ''}".rstrip()
+    times = seconds(event.duration_s)
+    if event.queue_wait_s is not None and event.queue_wait_s >= 0.005:
+        times += f", waited {seconds(event.queue_wait_s)} for its engine"
+    if event.first_byte_s is not None:
+        times += f", first byte after {seconds(event.first_byte_s)}"
+    if event.status == CLIENT_LEFT:
+        return logging.DEBUG, f"{subject}: the client left after {times}"
+    if event.status < 400 and event.error is None:
+        return logging.DEBUG, f"{subject}: {event.status} in {times}"
+    return logging.WARNING, f"{subject}: {event.status} after {times}" + (
+        f": {event.error}" if event.error else ""
+    )
+
+
+def _other(event: Event) -> tuple[int, str]:
+    match event:
+        case ResidentReady(adopted=True):
+            return logging.INFO, f"{event.resident} was running already and is taken over"
+        case ResidentReady():
+            return logging.DEBUG, f"{event.resident} is ready after {seconds(event.start_s)}"
+        case ResidentDied():
+            return logging.ERROR, f"{event.resident} died: it {event.message}"
+        case MemorySettled():
+            if event.warning is not None:
+                return logging.WARNING, f"the memory of {event.resident}: {event.warning}"
+            size = "" if event.released_bytes is None else f"{gigabytes(max(0, event.released_bytes))} "
+            return (
+                logging.DEBUG,
+                f"the memory of {event.resident} is back: {size}in {seconds(event.waited_s)}",
+            )
+        case _:  # an event that is newer than this file
+            return logging.INFO, f"{event.name}: {event.as_dict()}"
+
+
+def _memory(event: MemorySettled) -> tuple[int, str]:
+    if event.warning is not None:
+        return logging.WARNING, f"the memory of {event.resident}: {event.warning}"
+    size = "" if event.released_bytes is None else f"{gigabytes(max(0, event.released_bytes))} "
+    return logging.DEBUG, f"the memory of {event.resident} is back: {size}in {seconds(event.waited_s)}"

@@ -1,0 +1,176 @@
+"""The router's log: readable lines or JSON, to the terminal or to a file, never in the way of the router."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TextIO
+
+from engine_router.cli.failure import CommandFailed
+from engine_router.cli.terminal import has_colours
+from engine_router.config import LogConfig
+from engine_router.config.values import expanded
+
+# Lines that may wait for somebody to read them (a terminal that was paused, a pipe into a pager).
+BACKLOG_LINES = 10_000
+CLOSE_TIMEOUT_S = 1.0
+# Libraries that would tell about every request and connection.
+_CHATTY = ("httpx", "httpcore", "hypercorn", "engine_router.server", "asyncio")
+# A terminal obeys control characters, and an engine's last words may hold any.
+_CONTROL = {code: "?" for code in (*range(32), 127) if chr(code) not in "\t\n"}
+
+
+class LogThread(logging.Handler):
+    """Formats records where they arise and writes them in a thread of its own.
+
+    A write to a paused terminal or a full pipe blocks for as long as nobody reads; in the router's own thread
+    it would stop every request. What cannot be written any more is dropped, and counted.
+    """
+
+    def __init__(self, stream: TextIO, path: Path | None) -> None:
+        super().__init__()
+        self._stream = stream
+        self._path = path
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lost = 0
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one record; returns at once."""
+        self.write(self.format(record))
+
+    def write(self, line: str) -> None:
+        """Take one line as it is; returns at once."""
+        if self._lines.qsize() >= BACKLOG_LINES:
+            self._lost += 1
+            return
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            logging.getLogger(__name__).warning("%d lines of the log were lost: nobody read them", lost)
+        self._lines.put(line)
+
+    def close(self) -> None:
+        """Write what waits, as far as that is possible within a second."""
+        self._lines.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_TIMEOUT_S)
+        super().close()
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._reopen_if_moved()
+                self._stream.write(line + "\n")
+                if self._lines.empty():
+                    self._stream.flush()
+            except (OSError, ValueError):
+                # The terminal is gone, the pipe is broken, the disk is full: the router works without a log.
+                continue
+
+    def _reopen_if_moved(self) -> None:
+        """Follow a file that was renamed, as log rotation does."""
+        if self._path is None or os.name != "posix":
+            return
+        here = os.fstat(self._stream.fileno())
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+            old, self._stream = self._stream, _opened(self._path)
+            old.close()
+
+
+class HumanFormatter(logging.Formatter):
+    """`12:30:01 warning: what happened`; with the date where it is kept."""
+
+    def __init__(self, *, colours: bool, with_date: bool) -> None:
+        super().__init__()
+        self._colours = colours
+        self._time_format = "%Y-%m-%d %H:%M:%S" if with_date else "%H:%M:%S"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; a traceback follows on lines of its own."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        clock = time.strftime(self._time_format, time.localtime(record.created))
+        tag = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        text = text.translate(_CONTROL)
+        if not self._colours:
+            return f"{clock} {tag}{text}"
+        colour = (
+            "31" if record.levelno >= logging.ERROR else "33" if record.levelno >= logging.WARNING else "2"
+        )
+        return (
+            f"\x1b[2m{clock}\x1b[0m \x1b[{colour}m{tag}\x1b[0m{text}"
+            if tag
+            else f"\x1b[2m{clock}\x1b[0m {text}"
+        )
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object for each record: time, level, message, and the event's own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {"time": at, "level": record.levelname.lower()}
+        fields = getattr(record, "fields", None)  # set by `extra`
+        if fields is None:
+            line["logger"] = record.name
+        message = {"message": record.getMessage()}
+        line.update(
+            {**message, **(fields or {})} if fields is None or "message" in fields else {**fields, **message}
+        )
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def start_logging(config: LogConfig, *, level: str | None = None) -> LogThread:
+    """Send Python's logging where the configuration says, until `end_logging`.
+
+    Args:
+        level: instead of the configured one.
+
+    Raises:
+        CommandFailed: the file cannot be written.
+    """
+    path = None if config.file is None else expanded(config.file).absolute()
+    try:
+        stream = sys.stderr if path is None else _opened(path)
+    except OSError as error:
+        raise CommandFailed(f"log.file {config.file} cannot be written: {error.strerror or error}") from None
+    handler = LogThread(stream, path)
+    is_kept = path is not None or not stream.isatty()
+    if config.format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(HumanFormatter(colours=has_colours(stream), with_date=is_kept))
+    least: int = getattr(logging, (level or config.level).upper())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(least)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(least, logging.WARNING))
+    logging.captureWarnings(capture=True)
+    return handler
+
+
+def end_logging(handler: LogThread) -> None:
+    """Write what waits and let go."""
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+def _opened(path: Path) -> TextIO:
+    return path.open("a", encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,38 @@
+"""`engine-router logs`."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import sys
+from urllib.parse import urlencode
+
+from engine_router.cli.client import ANSWER_TIMEOUT_S, Call
+from engine_router.cli.failure import CommandFailed
+from engine_router.cli.where import locate
+
+INTERRUPTED = 130
+PIECE_BYTES = 65536
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show what an engine wrote; raises as `Call.answer`. Ctrl-C and the router's own end are ordinary ends."""
+    where = locate(options)
+    query = {"engine": options.engine, "lines": options.lines, **({"follow": 1} if options.follow else {})}
+    timeout_s = None if options.follow else ANSWER_TIMEOUT_S
+    call = Call(where, "GET", f"/admin/logs?{urlencode(query)}", None, timeout_s)
+    try:
+        with call.answer() as answer:
+            while piece := answer.read1(PIECE_BYTES):
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+    except BrokenPipeError:  # whoever read our output has gone
+        raise
+    except (http.client.HTTPException, ConnectionError, TimeoutError):
+        if not options.follow:
+            raise CommandFailed(f"the connection to {where.url} broke off") from None
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        call.close()
+    return 0

@@ -1,0 +1,192 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from engine_router._version import __version__
+
+EXIT_CODES = """\
+exit codes:
+  0    ok
+  1    failed
+  2    bad configuration or usage
+  3    router not reachable
+  130  interrupted (143 after a second SIGTERM)"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; a parsed command line has the command's module in `module`."""
+    parser = argparse.ArgumentParser(
+        prog="engine-router",
+        description="One port in front of many local engines that share one memory.",
+        epilog=f"{EXIT_CODES}\n\nFirst steps: engine-router demo, then engine-router COMMAND --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"engine-router {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, module: str, summary: str, details: str, *examples: str
+    ) -> argparse.ArgumentParser:
+        shown = "\n".join(f"  engine-router {example}" for example in examples)
+        added = commands.add_parser(
+            name,
+            help=summary,
+            description=details,
+            epilog=f"{'example' if len(examples) == 1 else 'examples'}:\n{shown}\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(module=f"engine_router.cli.{module}", command=name)
+        return added
+
+    _add_running(command)
+    _add_checking(command)
+    _add_asking(command)
+    return parser
+
+
+Adder = Callable[..., argparse.ArgumentParser]
+
+
+def _add_running(command: Adder) -> None:
+    serve = command(
+        "serve",
+        "serve",
+        "run the router",
+        "Run the router until Ctrl-C or SIGTERM: then requests in flight may end, and every engine that the\n"
+        "router started is stopped. A second signal ends everything at once.",
+        "serve",
+        "serve --config ~/engines.toml --port 8080",
+    )
+    _add_config(serve)
+    serve.add_argument("--host", help="address to listen on, instead of server.host")
+    serve.add_argument(
+        "--port", type=_port, help="port to listen on, instead of server.port; 0 takes a free one"
+    )
+    serve.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        help="instead of log.level; debug shows every request",
+    )
+    demo = command(
+        "demo",
+        "demo",
+        "try it with two tiny models, nothing to download",
+        "Write two tiny models, run the router in front of two real llama.cpp servers, and say how to talk to\n"
+        "it. Needs the extra: pip install 'engine-router[llamacpp]'.",
+        "demo",
+        "demo --once",
+    )
+    demo.add_argument("--once", action="store_true", help="chat with each model, show the swaps, and end")
+    demo.add_argument("--port", type=_port, default=0, help="port to listen on; a free one by default")
+    demo.add_argument("--keep", metavar="DIR", help="write the models and engines.toml there, and leave them")
+
+
+def _add_checking(command: Adder) -> None:
+    check = command(
+        "check",
+        "check",
+        "check the configuration and say what is in it",
+        "Check the configuration: every fault at once, and warnings about what will not work on this machine.",
+        "check",
+        "check --config ~/engines.toml --json",
+    )
+    _add_config(check)
+    _add_json(check)
+    command(
+        "schema",
+        "schema",
+        "print the JSON Schema of engines.toml, for editors",
+        "Print the JSON Schema of engines.toml. Editors that know it complete keys and show what is wrong.",
+        "schema > engines.schema.json",
+    )
+
+
+def _add_asking(command: Adder) -> None:
+    status = command(
+        "status",
+        "status",
+        "show what is resident, who waits, and the last swap",
+        "Show what is resident, who waits, and what the last swap took.",
+        "status",
+        "status --json",
+    )
+    models = command(
+        "models",
+        "models",
+        "list the models that clients can ask for",
+        "List the models that clients can ask for, with the engine and the state of each.",
+        "models",
+        "models --url http://192.168.1.20:8077",
+    )
+    use = command(
+        "use",
+        "use",
+        "make a model resident now",
+        "Make a model, or an engine, resident, and wait until it is. It takes its turn like any request.\n"
+        "Ctrl-C gives up the wait, and the start too where nobody else wants it.",
+        "use qwen3-30b",
+    )
+    use.add_argument("name", metavar="MODEL|ENGINE", help="a model id or alias, or the name of an engine")
+    unload = command(
+        "unload",
+        "unload",
+        "stop what is resident and free its memory",
+        "Let running requests end, then stop what is resident: everything, or one model or engine.",
+        "unload",
+        "unload qwen3-30b",
+    )
+    unload.add_argument("name", metavar="MODEL|ENGINE", nargs="?", help="default: everything")
+    logs = command(
+        "logs",
+        "logs",
+        "show what an engine wrote",
+        "Show the last lines that an engine wrote.",
+        "logs llama -n 50",
+        "logs llama -f",
+    )
+    logs.add_argument("engine", metavar="ENGINE", help="the name of an engine")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what it writes, until Ctrl-C")
+    logs.add_argument("-n", "--lines", type=_count, default=200, metavar="N", help="how many (default: 200)")
+    for asking in (status, models, use, unload, logs):
+        where = asking.add_argument_group("which router")
+        where.add_argument(
+            "--url", help="default: $ENGINE_ROUTER_URL, else host and port of the configuration"
+        )
+        where.add_argument(
+            "--api-key",
+            metavar="KEY",
+            help="default: $ENGINE_ROUTER_API_KEY, else the first of server.api_keys",
+        )
+        _add_config(where)
+    for answering in (status, models, use, unload):
+        _add_json(answering)
+
+
+def _add_config(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="default: $ENGINE_ROUTER_CONFIG, ./engines.toml, the user's configuration folder, /etc/engine-router",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _port(text: str) -> int:
+    port = _count(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: 0 to 65535")
+    return port
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)

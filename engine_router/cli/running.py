@@ -1,0 +1,212 @@
+"""A router from its first socket to its last request: signals, the order of going down, and the watchdog."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+
+import trio
+from attrs import define, field
+
+import engine_router
+from engine_router.cli.event_text import EventLog
+from engine_router.cli.words import counted, seconds
+from engine_router.config import Config
+from engine_router.router import Router
+from engine_router.serving import FLUSH_S
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
+
+logger = logging.getLogger(__name__)
+
+# Seconds beyond the last deadline of an orderly end, after which the process ends in any case.
+WATCHDOG_SLACK_S = 2.0
+Announce = Callable[[Router, Sequence[str]], None]
+Job = Callable[[Router, Sequence[str]], Awaitable[int]]
+
+
+@define(eq=False)
+class Ending:
+    """How the router ends: by a signal, in order; by a second one, at once.
+
+    Attributes:
+        asked: set by the first signal.
+        scope: around everything; cancelled by the second signal.
+        code: the exit code.
+        last_words: called, in whatever thread, just before the watchdog ends the process.
+    """
+
+    grace_s: float
+    last_words: Callable[[], None]
+    asked: trio.Event = field(factory=trio.Event)
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    code: int = 0
+    is_open: bool = False
+    deadline: float = 0.0
+    _watchdogs: list[threading.Timer] = field(factory=list)
+
+    def ask(self) -> None:
+        """Begin the orderly end. Before anything was opened there is nothing to put in order."""
+        self.deadline = trio.current_time() + self.grace_s + FLUSH_S + WATCHDOG_SLACK_S
+        self.asked.set()
+        if not self.is_open:
+            self.scope.cancel()
+
+    async def listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Wait for signals; runs until cancelled."""
+        with trio.open_signal_receiver(*_signals()) as received:
+            task_status.started()
+            async for number in received:
+                if not self.asked.is_set():
+                    self.ask()
+                    continue
+                logger.warning("ending at once")
+                self.code = 128 + number
+                self.arm(WATCHDOG_SLACK_S)
+                self.scope.cancel()
+
+    def arm(self, after_s: float) -> None:
+        """End the process after a while, whatever else still goes on in it.
+
+        Hypercorn shields its sends from cancellation, so one client that stopped reading its answer could keep
+        the process from ending for ever. Nothing is lost: by now the engines are stopped, or, at a second
+        signal, killed (the guardian program sees to what would be left), and the state file is written.
+        """
+        watchdog = threading.Timer(after_s, self._end_process)
+        watchdog.daemon = True
+        watchdog.start()
+        self._watchdogs.append(watchdog)
+
+    def disarm(self) -> None:
+        """Call the watchdogs off: everything has ended by itself."""
+        for watchdog in self._watchdogs:
+            watchdog.cancel()
+
+    def _end_process(self) -> None:
+        logger.warning("a client does not read its answer; its connection is broken off")
+        with contextlib.suppress(Exception):
+            self.last_words()
+        os._exit(self.code)
+
+
+def _signals() -> Iterator[signal.Signals]:
+    yield signal.SIGINT
+    yield signal.SIGTERM
+    if sys.platform == "win32":
+        yield signal.SIGBREAK
+    elif signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` ignores it, and means that
+        yield signal.SIGHUP
+
+
+def run_router(
+    config: Config,
+    sockets: Sequence[socket.socket],
+    *,
+    announce: Announce,
+    last_words: Callable[[], None],
+    job: Job | None = None,
+) -> int:
+    """Serve until a signal comes, or until `job` is done.
+
+    Args:
+        announce: called once the URLs are served.
+        last_words: flushes and cleans up where the process has to be ended in the middle.
+        job: something to do with the running router; its result is the exit code.
+
+    Returns:
+        the exit code.
+    """
+    try:
+        return trio.run(_run, config, sockets, announce, last_words, job)
+    except BaseException as error:
+        leaves = list(_leaves(error))
+        if all(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+            return 130  # Ctrl-C before the signals were listened to
+        if all(isinstance(leaf, (KeyboardInterrupt, Exception)) for leaf in leaves):
+            logger.exception("the router failed")
+            return 1
+        raise
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+async def _run(
+    config: Config,
+    sockets: Sequence[socket.socket],
+    announce: Announce,
+    last_words: Callable[[], None],
+    job: Job | None,
+) -> int:
+    ending = Ending(config.server.shutdown_timeout_s, last_words)
+    try:
+        with ending.scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(ending.listen)
+                async with engine_router.open_router(config) as router:
+                    _log_events(router)
+                    ending.is_open = True
+                    await _serve(router, sockets, ending, announce, job)
+                nursery.cancel_scope.cancel()
+    finally:
+        ending.disarm()
+    return ending.code
+
+
+def _log_events(router: Router) -> None:
+    log = EventLog()
+    for event in router.hub.recent:  # what was said while it opened
+        log.observe(event)
+    router.hub.listen(log.observe)
+
+
+async def _serve(
+    router: Router, sockets: Sequence[socket.socket], ending: Ending, announce: Announce, job: Job | None
+) -> None:
+    """Serve until asked to end; then refuse what waits, let requests end, and stop the engines."""
+    async with trio.open_nursery() as nursery:
+        serve = partial(engine_router.serve, router, sockets=sockets, shutdown_trigger=ending.asked.wait)
+        urls: list[str] = await nursery.start(serve)
+        announce(router, urls)
+        async with trio.open_nursery() as jobs:
+            if job is not None:
+                jobs.start_soon(_do, job, router, urls, ending)
+            await ending.asked.wait()
+            jobs.cancel_scope.cancel()
+        _say_goodbye(router)
+        await router.close()
+        await router.save()
+        ending.arm(max(ending.deadline - trio.current_time(), WATCHDOG_SLACK_S))
+
+
+async def _do(job: Job, router: Router, urls: Sequence[str], ending: Ending) -> None:
+    ending.code = await job(router, urls)
+    if not ending.asked.is_set():
+        ending.ask()
+
+
+def _say_goodbye(router: Router) -> None:
+    pools = router.supervisor.pools.values()
+    running = sum(len(pool.ledger.present.leases) for pool in pools if pool.ledger.present is not None)
+    if running:
+        grace = seconds(router.config.server.shutdown_timeout_s)
+        logger.info(
+            "stopping: %s may go on for %s (a second signal ends everything at once)",
+            counted(running, "request"),
+            grace,
+        )
+    else:
+        logger.info("stopping")

@@ -1,0 +1,101 @@
+"""`engine-router serve`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from engine_router._version import __version__
+from engine_router.cli.failure import CommandFailed
+from engine_router.cli.log import LogThread, end_logging, start_logging
+from engine_router.cli.running import run_router
+from engine_router.cli.words import counted
+from engine_router.config import Config, find_config, load_config
+from engine_router.config.values import Port
+from engine_router.router import Router
+from engine_router.serving import CannotListen, listen
+
+logger = logging.getLogger(__name__)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the router until a signal comes.
+
+    Raises:
+        ConfigError: the configuration has faults.
+        CommandFailed: the address, or the log file, cannot be used.
+    """
+    path = find_config(options.config)
+    config = _overridden(load_config(path), options)
+    try:
+        sockets = listen(config.server, options.port)
+    except CannotListen as error:
+        raise CommandFailed(str(error)) from None
+    port = Port(sockets[0].getsockname()[1])
+    config = attrs.evolve(config, server=attrs.evolve(config.server, port=port))
+    log = start_logging(config.log, level=options.log_level)
+    try:
+        return run_router(
+            config,
+            sockets,
+            announce=lambda router, urls: _announce(router, urls, path, log),
+            last_words=lambda: end_logging(log),
+        )
+    finally:
+        for sock in sockets:
+            with contextlib.suppress(OSError):
+                sock.close()
+        end_logging(log)
+
+
+def _overridden(config: Config, options: argparse.Namespace) -> Config:
+    if options.host is None:
+        return config
+    return attrs.evolve(config, server=attrs.evolve(config.server, host=options.host))
+
+
+def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -> None:
+    """Tell that the router serves: a banner for a person, or a line of the JSON log."""
+    engines, models = len(router.engines), len(router.discovery.targets())
+    if router.config.log.format == "json":
+        logger.info(
+            "serving",
+            extra={
+                "fields": {
+                    "event": "serving",
+                    "version": __version__,
+                    "urls": list(urls),
+                    "config": str(path),
+                    "engines": engines,
+                    "models": models,
+                }
+            },
+        )
+        return
+    here = local_url(urls[0])
+    banner = (
+        f"engine-router {__version__} serves {counted(engines, 'engine')} with {counted(models, 'model')} "
+        f"at {', '.join(urls)}\n"
+        f"  configuration  {path}\n"
+        f"  OpenAI         {here}/v1        (Anthropic: {here})\n"
+        f"  Ollama         {here}\n"
+        f"  status page    {here}/          (or: engine-router status)\n"
+        f"Ctrl-C stops it, and every engine that it started."
+    )
+    log.write(banner) if router.config.log.file is None else _print(banner)
+
+
+def _print(banner: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(banner, file=sys.stderr, flush=True)
+
+
+def local_url(url: str) -> str:
+    """Return a URL that this machine can use for one that may name every address of it."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

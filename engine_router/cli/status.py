@@ -1,0 +1,92 @@
+"""`engine-router status`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from engine_router.cli.client import get_status
+from engine_router.cli.terminal import Table
+from engine_router.cli.where import locate
+from engine_router.cli.words import doing, gigabytes, phases, seconds, transition
+
+Data = Mapping[str, Any]
+NOTHING = "-"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the router's status; raises as `get_status`."""
+    where = locate(options)
+    status = get_status(where)
+    if options.json:
+        print(json.dumps(status, indent=2, ensure_ascii=False))
+        return 0
+    print(f"engine-router {status['version']} at {where.url}, up {seconds(status['uptime_s'])}\n")
+    _pools(status["pools"])
+    print()
+    _engines(status["engines"])
+    _swaps(status)
+    return 0
+
+
+def _pools(pools: Mapping[str, Data]) -> None:
+    rows = [(name, *_resident(pool), str(sum(pool["waiting"].values()))) for name, pool in pools.items()]
+    headings = ("Pool", "Resident", "State", "Since", "Memory", "Running", "Waiting")
+    Table(headings, rows, frozenset((3, 4, 5, 6))).show()
+
+
+def _resident(pool: Data) -> tuple[str, str, str, str, str]:
+    resident = pool["resident"]
+    if resident is None:
+        settling = pool["settling"]
+        return (
+            (settling, "settling", NOTHING, NOTHING, "0")
+            if settling
+            else (NOTHING, "empty", NOTHING, NOTHING, "0")
+        )
+    return (
+        resident["resident"],
+        resident["phase"],
+        seconds(resident["for_s"]) if resident["for_s"] is not None else NOTHING,
+        gigabytes(resident["footprint_bytes"]) if resident["footprint_bytes"] else NOTHING,
+        str(resident["in_flight"]),
+    )
+
+
+def _engines(engines: Mapping[str, Data]) -> None:
+    rows = [
+        (name, engine["type"], engine["pool"], engine["state"], ", ".join(engine["models"]) or NOTHING)
+        for name, engine in engines.items()
+    ]
+    Table(("Engine", "Type", "Pool", "State", "Models"), rows).show()
+
+
+def _swaps(status: Data) -> None:
+    """Show what changes now, what the last swap took, and what the person should know."""
+    lines = [_current(pool["swap"]) for pool in status["pools"].values() if pool["swap"] is not None]
+    if (last := status["last_swap"]) is not None:
+        ago = seconds(max(0.0, time.time() - last["at"]))
+        result = {"ok": "", "error": " failed", "abandoned": " was given up"}.get(
+            last["result"], last["result"]
+        )
+        name = transition(last["source"], last["target"])
+        lines.append(
+            f"last: {name} ({last['cause']}){result}: {phases(last['phases'], last['duration_s'])}; {ago} ago"
+        )
+    lines += [f"{_clock(notice['at'])} {notice['message']}" for notice in status["notices"]]
+    if lines:
+        print("\n" + "\n".join(lines))
+
+
+def _current(swap: Data) -> str:
+    line = f"now: {doing(swap['phase'], swap['source'], swap['target'])}, {seconds(swap['phase_elapsed_s'])}"
+    if swap["phase"] == "start" and swap["expected_s"] is not None:
+        line += f" of about {seconds(swap['expected_s'])}"
+    return f"{line} ({swap['cause']})"
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))

@@ -1,0 +1,76 @@
+"""Tables: with colours on a terminal, aligned text elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from attrs import frozen
+
+STYLES = {
+    "ready": "green",
+    "starting": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "settling": "yellow",
+    "stuck": "bold red",
+    "off": "dim",
+    "stopped": "dim",
+    "empty": "dim",
+}
+"""The colour of each state."""
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Tell whether a person looks at what is written there, on something that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Tell whether colours may be written there."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+@frozen
+class Table:
+    """Rows under headings. A cell that is the name of a state gets its colour.
+
+    Attributes:
+        right: the columns, by index, whose cells are numbers.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: frozenset[int] = frozenset()
+
+    def show(self) -> None:
+        """Print it to standard output."""
+        if is_terminal(sys.stdout):
+            self._show_rich()
+        else:
+            print(self.text())
+
+    def text(self) -> str:
+        """Return it as aligned text, two spaces between the columns."""
+        lines = [[heading.upper() for heading in self.headings], *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.headings))]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if column in self.right else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+    def _show_rich(self) -> None:
+        from rich import box, table, text  # noqa: PLC0415 - slow to import, and not needed in a pipe
+        from rich.console import Console  # noqa: PLC0415 - likewise
+
+        made = table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+        for column, heading in enumerate(self.headings):
+            made.add_column(heading, justify="right" if column in self.right else "left", overflow="fold")
+        for row in self.rows:
+            made.add_row(*(text.Text(cell, STYLES.get(cell, "")) for cell in row))
+        Console(highlight=False).print(made)

@@ -1,0 +1,29 @@
+"""`engine-router unload`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from engine_router.cli.client import get_status
+from engine_router.cli.use import Named, find, interrupted
+from engine_router.cli.waiting import wait_for
+from engine_router.cli.where import locate
+
+
+def run(options: argparse.Namespace) -> int:
+    """Unload a model, an engine, or everything; raises as `wait_for`."""
+    where = locate(options)
+    status = get_status(where)
+    named = Named({}, None) if options.name is None else find(status, options.name)
+    try:
+        answer = wait_for(where, "/admin/unload", named.body, named.pool, quiet=options.json)
+    except KeyboardInterrupt:
+        return interrupted("not waited for any more; the router goes on with it")
+    if options.json:
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+    elif answer["unloaded"]:
+        print(f"unloaded {', '.join(answer['unloaded'])}")
+    else:
+        print("nothing is resident" if options.name is None else f"{options.name} is not resident")
+    return 0

@@ -1,0 +1,108 @@
+"""Which router a command talks to, and with which key."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from urllib.parse import SplitResult, urlsplit
+
+from attrs import frozen
+
+from engine_router.cli.failure import CommandFailed
+from engine_router.config import ServerConfig, find_config, load_config
+from engine_router.errors import ConfigError
+
+URL_VARIABLE = "ENGINE_ROUTER_URL"
+KEY_VARIABLE = "ENGINE_ROUTER_API_KEY"
+BAD_USAGE = 2
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - nothing listens here
+_LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
+
+
+@frozen
+class Where:
+    """A router, as one command sees it.
+
+    Attributes:
+        url: without a slash at its end.
+        key: what it is asked with, or None.
+    """
+
+    url: str
+    key: str | None
+
+
+def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Where:
+    """Find the router from the options, the environment and the configuration, in this order.
+
+    Raises:
+        ConfigError: the file named by `--config` has faults.
+        CommandFailed: the URL is none.
+    """
+    named = options.url or environ.get(URL_VARIABLE)
+    key = options.api_key or environ.get(KEY_VARIABLE)
+    if named is not None:
+        named = _checked(named)
+    server = ServerConfig()
+    if named is None or key is None:
+        server = _configured(options.config, is_needed=named is None)
+    configured = _url_of(server)
+    url = named or configured
+    if key is None and server.api_keys and _is_same_place(url, configured):
+        key = server.api_keys[0]
+    return Where(url, key)
+
+
+def _configured(explicit: str | None, *, is_needed: bool) -> ServerConfig:
+    """Return the configuration's server; its defaults where no file is there, or where one has faults."""
+    try:
+        path = find_config(explicit)
+    except ConfigError:
+        if explicit is not None:
+            raise
+        return ServerConfig()
+    try:
+        return load_config(path).server
+    except ConfigError:
+        if explicit is not None:
+            raise
+        if is_needed:
+            default = _url_of(ServerConfig())
+            note(f"{path} has faults (see: engine-router check); {default} is taken for the router")
+        return ServerConfig()
+
+
+def _url_of(server: ServerConfig) -> str:
+    host = _ANY.get(server.host, server.host)
+    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
+
+
+def _checked(text: str) -> str:
+    url = text.strip().rstrip("/")
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise CommandFailed(f"{text} is not a URL such as http://127.0.0.1:8077", BAD_USAGE)
+    return url
+
+
+def _is_same_place(url: str, configured: str) -> bool:
+    """Tell whether the configuration's key is meant for that URL: it is nobody else's business."""
+    asked, known = urlsplit(url), urlsplit(configured)
+    return asked.hostname in _LOCAL or _place(asked) == _place(known)
+
+
+def _place(parts: SplitResult) -> tuple[str | None, int | None]:
+    return parts.hostname, parts.port
+
+
+def note(text: str) -> None:
+    """Tell the person something beside the answer."""
+    print(f"engine-router: {text}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Benchmarks of the router, started by `scripts/bench`. Standard library only."""

@@ -1,0 +1,472 @@
+"""The rules of the ledger, one by one: what goes in, what comes out, and when."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from engine_router.engines.base import ResidentId
+from engine_router.errors import (
+    EngineDied,
+    EngineStartFailed,
+    EngineStopFailed,
+    LeaseRevoked,
+    QueueFull,
+    RouterClosing,
+)
+from engine_router.residency.ledger import Ledger, Phase, Rules
+from engine_router.residency.messages import (
+    Acquire,
+    Adopt,
+    BecameReady,
+    Close,
+    Drain,
+    Effect,
+    Grant,
+    HasEnded,
+    Refuse,
+    Release,
+    Resume,
+    Revoke,
+    Settle,
+    Settled,
+    Start,
+    Stop,
+    StopFailed,
+    Tick,
+    Ticket,
+    Unload,
+)
+
+A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
+RULES = Rules(drain_timeout_s=30, max_wait_s=60, abandon_grace_s=2, failed_start_memory_s=5, max_queue=3)
+FAILED = EngineStartFailed("a", "failed")
+STUCK = EngineStopFailed("a", "is still there")
+DIED = EngineDied("a", "died")
+
+
+class Book:
+    """A ledger, and how to speak to it."""
+
+    def __init__(self, rules: Rules = RULES) -> None:
+        self.ledger = Ledger(rules)
+
+    def ask(self, resident: ResidentId, now: float = 0) -> tuple[Ticket, list[Effect]]:
+        ticket = Ticket(resident)
+        return ticket, self.ledger.apply(Acquire(ticket), now)
+
+    def waiting(self, resident: ResidentId, now: float = 0) -> Ticket:
+        ticket, _ = self.ask(resident, now)
+        assert ticket in self.ledger.waiting()
+        return ticket
+
+    def holding(self, resident: ResidentId, now: float = 0) -> Ticket:
+        ticket, effects = self.ask(resident, now)
+        assert effects == [Grant(ticket)]
+        return ticket
+
+    def with_ready(self, resident: ResidentId, now: float = 0) -> Ticket:
+        """Make a resident ready; return the ticket that holds it."""
+        ticket, effects = self.ask(resident, now)
+        assert effects == [Start(resident, "requested")]
+        assert self.ledger.apply(BecameReady(resident), now) == [Grant(ticket)]
+        return ticket
+
+    def with_idle(self, resident: ResidentId, now: float = 0) -> None:
+        """Make a resident ready that nobody uses."""
+        self.ledger.apply(Release(self.with_ready(resident, now)), now)
+
+    def with_stopping(self, resident: ResidentId, wanted: ResidentId) -> Ticket:
+        self.with_idle(resident)
+        return self.waiting(wanted)
+
+    @property
+    def phase(self) -> Phase | None:
+        return self.ledger.present.phase if self.ledger.present else None
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+# Rule 1: at most one resident is present, and none is started before the last one's memory has settled.
+
+
+def test_a_swap_goes_through_its_steps_one_by_one(book: Book) -> None:
+    first, ledger = book.with_ready(A), book.ledger
+    second = book.waiting(B, 1)
+    assert ledger.apply(Release(first), 2) == [Stop(A, "b is wanted", B)]
+    assert ledger.apply(HasEnded(A, None), 3) == [Settle(A)]
+    assert (ledger.present, ledger.settling) == (None, A)
+    assert ledger.apply(Settled(), 4) == [Start(B, "requested")]
+    assert ledger.apply(BecameReady(B), 5) == [Grant(second)]
+
+
+def test_nothing_is_started_beside_a_starting_resident(book: Book) -> None:
+    book.waiting(A)
+    assert book.ask(B, 1)[1] == []
+    assert book.ledger.apply(Tick(), 1000) == []
+
+
+def test_nothing_is_started_while_memory_settles(book: Book) -> None:
+    book.with_stopping(A, B)
+    book.ledger.apply(HasEnded(A, None), 1)
+    assert book.ask(C, 2)[1] == []
+    assert book.ask(A, 2)[1] == []
+
+
+def test_what_cannot_be_stopped_is_told_to_everybody_and_blocks_every_start(book: Book) -> None:
+    b = book.with_stopping(A, B)
+    c = book.waiting(C)
+    assert book.ledger.apply(StopFailed(A, STUCK), 9) == [Refuse(b, STUCK), Refuse(c, STUCK)]
+    assert book.phase is Phase.STUCK
+    assert book.ledger.present is not None
+    assert book.ledger.present.failure is STUCK
+    assert book.ledger.wake_at() == math.inf
+
+
+def test_the_next_request_tries_a_failed_stop_again(book: Book) -> None:
+    book.with_stopping(A, B)
+    book.ledger.apply(StopFailed(A, STUCK), 9)
+    ticket, effects = book.ask(C, 10)
+    assert effects == [Stop(A, "stopping it again, since it could not be stopped before", C)]
+    assert book.ledger.apply(HasEnded(A, None), 11) == [Settle(A)]
+    assert book.ledger.apply(Settled(), 12) == [Start(C, "requested")]
+    assert book.ledger.place(ticket) == 0
+
+
+def test_a_stop_that_fails_under_leases_takes_them_away(book: Book) -> None:
+    ticket = book.with_ready(A)
+    assert book.ledger.apply(StopFailed(A, STUCK), 1) == [Revoke(ticket, STUCK)]
+
+
+def test_late_news_of_a_resident_that_is_not_there_changes_nothing(book: Book) -> None:
+    book.with_ready(A)
+    for event in (BecameReady(B), HasEnded(B, None), StopFailed(B, STUCK), BecameReady(A), Unload(B)):
+        assert book.ledger.apply(event, 1) == []
+    assert book.phase is Phase.READY
+
+
+def test_readiness_that_comes_after_the_stop_was_decided_is_ignored(book: Book) -> None:
+    ticket, _ = book.ask(A)
+    book.ledger.apply(Release(ticket), 1)
+    assert book.ledger.apply(Tick(), 3) == [Stop(A, "nobody waits for it any more", None)]
+    assert book.ledger.apply(BecameReady(A), 3) == []
+
+
+# Rule 2: what waits when a resident becomes ready is granted at once, as one batch, before any deadline.
+
+
+def test_the_batch_is_served_before_the_deadline_is_tested(book: Book) -> None:
+    first, other, second = book.waiting(A), book.waiting(B, 1), book.waiting(A, 2)
+    effects = book.ledger.apply(BecameReady(A), 500)
+    assert effects[:2] == [Grant(first), Grant(second)]
+    assert effects[2:] == [Drain(A, "b has waited 60 s", B)]
+    assert list(book.ledger.waiting()) == [other]
+
+
+# Rule 3: while nobody else is overdue, the resident's own requests go first; idle, it yields at once.
+
+
+def test_the_residents_own_requests_go_first(book: Book) -> None:
+    book.with_ready(A)
+    book.waiting(B, 1)
+    book.holding(A, 2)
+    book.holding(A, 60.9)
+
+
+def test_an_idle_resident_stays_until_somebody_else_comes(book: Book) -> None:
+    book.with_idle(A)
+    assert book.ledger.wake_at() == math.inf
+    assert book.ledger.apply(Tick(), 1_000_000) == []
+    assert book.ask(B, 1_000_000)[1] == [Stop(A, "b is wanted", B)]
+
+
+def test_the_last_release_lets_it_yield(book: Book) -> None:
+    one, two = book.with_ready(A), book.holding(A)
+    book.waiting(B)
+    assert book.ledger.apply(Release(one), 1) == []
+    assert book.ledger.apply(Release(one), 1) == []
+    assert book.ledger.apply(Release(two), 2) == [Stop(A, "b is wanted", B)]
+
+
+def test_a_resident_that_became_ready_for_nobody_yields_at_once(book: Book) -> None:
+    ticket = book.waiting(A)
+    book.waiting(B)
+    book.ledger.apply(Release(ticket), 1)
+    assert book.ledger.apply(BecameReady(A), 2) == [Stop(A, "b is wanted", B)]
+
+
+# Rule 4: admission closes when the oldest other ticket has waited `max_wait_s`; drain, and revoke.
+
+
+def test_admission_closes_when_another_ticket_is_overdue(book: Book) -> None:
+    book.with_ready(A)
+    book.waiting(B, 10)
+    assert book.ledger.wake_at() == 70
+    assert book.ledger.apply(Tick(), 70) == [Drain(A, "b has waited 60 s", B)]
+    assert book.ask(A, 71)[1] == []
+    assert book.phase is Phase.DRAINING
+
+
+def test_a_request_in_the_moment_of_the_deadline_comes_too_late(book: Book) -> None:
+    book.with_ready(A)
+    book.waiting(B, 10)
+    assert book.ask(A, 70)[1] == [Drain(A, "b has waited 60 s", B)]
+
+
+def test_drained_it_stops_and_those_who_came_too_late_wait_for_the_next_time(book: Book) -> None:
+    lease = book.with_ready(A)
+    book.waiting(B, 0)
+    late, _ = book.ask(A, 60)
+    assert book.ledger.apply(Release(lease), 61) == [Stop(A, "b has waited 60 s", B)]
+    book.ledger.apply(HasEnded(A, None), 62)
+    assert book.ledger.apply(Settled(), 63) == [Start(B, "requested")]
+    assert late in book.ledger.waiting()
+
+
+def test_leases_may_run_for_the_drain_timeout(book: Book) -> None:
+    book.with_idle(A)
+    lease = book.holding(A, 100)
+    book.waiting(B, 100)
+    book.ledger.apply(Tick(), 160)
+    assert book.ledger.wake_at() == 160 + 30
+    assert book.ledger.apply(Tick(), 189) == []
+    revoke, stop = book.ledger.apply(Tick(), 190)
+    assert isinstance(revoke, Revoke)
+    assert (revoke.ticket, type(revoke.error)) == (lease, LeaseRevoked)
+    assert stop == Stop(A, "b has waited 60 s", B)
+    assert book.ledger.apply(Release(lease), 191) == []
+
+
+def test_every_batch_gets_a_fair_time(book: Book) -> None:
+    book.waiting(A, 0)
+    book.waiting(B, 0)
+    book.ledger.apply(BecameReady(A), 100)  # B is overdue already
+    assert book.phase is Phase.DRAINING
+    assert book.ledger.wake_at() == 100 + 60 + 30
+
+
+def test_leases_are_revoked_in_the_order_in_which_they_were_granted(book: Book) -> None:
+    leases = [book.with_ready(A), book.holding(A), book.holding(A)]
+    book.waiting(B)
+    book.ledger.apply(Tick(), 60)
+    revoked = [effect.ticket for effect in book.ledger.apply(Tick(), 90) if isinstance(effect, Revoke)]
+    assert revoked == leases
+
+
+def test_a_resident_opens_again_when_nobody_else_waits_any_more(book: Book) -> None:
+    book.with_ready(A)
+    other = book.waiting(B)
+    book.ledger.apply(Tick(), 60)
+    late, _ = book.ask(A, 61)
+    assert book.ledger.apply(Release(other), 62) == [Resume(A), Grant(late)]
+    assert book.ledger.wake_at() == math.inf
+
+
+# Rule 5: the next resident is the one whose oldest ticket waits longest.
+
+
+def test_the_oldest_ticket_chooses_the_next_resident(book: Book) -> None:
+    lease = book.with_ready(A)
+    book.waiting(C, 1)
+    book.waiting(B, 2)
+    book.waiting(C, 3)
+    assert book.ledger.apply(Release(lease), 4) == [Stop(A, "c is wanted", C)]
+    book.ledger.apply(HasEnded(A, None), 5)
+    assert book.ledger.apply(Settled(), 6) == [Start(C, "requested")]
+
+
+def test_a_ticket_knows_its_place(book: Book) -> None:
+    book.with_ready(A)
+    places = [book.ledger.place(book.waiting(resident, now)) for now, resident in enumerate((B, C, B))]
+    assert places == [0, 1, 2]
+
+
+# Starts that nobody waits for, and starts that fail.
+
+
+def test_an_abandoned_start_is_given_up_after_its_grace(book: Book) -> None:
+    ticket = book.waiting(A)
+    assert book.ledger.apply(Release(ticket), 10) == []
+    assert book.ledger.wake_at() == 12
+    assert book.ledger.apply(Tick(), 12) == [Stop(A, "nobody waits for it any more", None)]
+
+
+def test_a_client_that_comes_back_keeps_the_start(book: Book) -> None:
+    ticket = book.waiting(A)
+    book.ledger.apply(Release(ticket), 10)
+    back, effects = book.ask(A, 11)
+    assert effects == []
+    assert book.ledger.wake_at() == math.inf
+    assert book.ledger.apply(BecameReady(A), 20) == [Grant(back)]
+
+
+def test_a_failed_start_is_told_to_all_who_wait_for_it_and_to_nobody_else(book: Book) -> None:
+    one, other, two = book.waiting(A), book.waiting(B), book.waiting(A)
+    assert book.ledger.apply(HasEnded(A, FAILED), 1) == [Refuse(one, FAILED), Refuse(two, FAILED), Settle(A)]
+    assert list(book.ledger.waiting()) == [other]
+
+
+def test_a_failed_start_is_remembered_for_a_while(book: Book) -> None:
+    book.waiting(A)
+    book.ledger.apply(HasEnded(A, FAILED), 1)
+    book.ledger.apply(Settled(), 1)
+    ticket, effects = book.ask(A, 5.9)
+    assert effects == [Refuse(ticket, FAILED)]
+    assert book.ask(A, 6)[1] == [Start(A, "requested")]
+
+
+def test_a_death_takes_the_leases_and_is_not_remembered(book: Book) -> None:
+    ticket = book.with_ready(A)
+    assert book.ledger.apply(HasEnded(A, DIED), 1) == [Revoke(ticket, DIED), Settle(A)]
+    book.ledger.apply(Settled(), 1)
+    assert book.ask(A, 1)[1] == [Start(A, "requested")]
+
+
+def test_an_end_that_nobody_explains_is_a_death_for_the_leases(book: Book) -> None:
+    ticket = book.with_ready(A)
+    revoke, settle = book.ledger.apply(HasEnded(A, None), 1)
+    assert isinstance(revoke, Revoke)
+    assert (revoke.ticket, type(revoke.error), settle) == (ticket, EngineDied, Settle(A))
+
+
+# Admission.
+
+
+def test_the_queue_is_bounded(book: Book) -> None:
+    book.with_ready(A)
+    for _ in range(3):
+        book.waiting(B)
+    ticket, [refusal] = book.ask(C)
+    assert isinstance(refusal, Refuse)
+    assert (refusal.ticket, type(refusal.error)) == (ticket, QueueFull)
+
+
+def test_what_need_not_wait_needs_no_room_in_the_queue(book: Book) -> None:
+    book.with_ready(A)
+    for _ in range(3):
+        book.waiting(B)
+    book.holding(A)
+    book.ledger.apply(Tick(), 60)  # now it drains, and has to wait like all others
+    assert isinstance(book.ask(A, 61)[1][0], Refuse)
+
+
+def test_a_withdrawn_ticket_makes_room(book: Book) -> None:
+    book.with_ready(A)
+    tickets = [book.waiting(B) for _ in range(3)]
+    book.ledger.apply(Release(tickets[1]), 1)
+    book.waiting(C, 1)
+
+
+# What was found running, unload, close.
+
+
+def test_what_runs_already_is_taken_over_and_kept(book: Book) -> None:
+    assert book.ledger.apply(Adopt(A), 0) == [Start(A, "found running", adopt=True)]
+    assert book.ledger.wake_at() == math.inf
+    assert book.ledger.apply(BecameReady(A), 1) == []
+    book.holding(A, 2)
+
+
+def test_only_an_empty_open_memory_takes_something_over(book: Book) -> None:
+    book.with_ready(A)
+    assert book.ledger.apply(Adopt(B), 1) == []
+    closing = Book()
+    closing.ledger.apply(Close(1), 0)
+    assert closing.ledger.apply(Adopt(B), 0) == []
+
+
+def test_a_takeover_that_failed_is_followed_by_a_start(book: Book) -> None:
+    book.ledger.apply(Adopt(A), 0)
+    ticket = book.waiting(A, 1)
+    assert book.ledger.apply(HasEnded(A, DIED), 2) == [Settle(A)]
+    assert book.ledger.apply(Settled(), 2) == [Start(A, "requested")]
+    assert ticket in book.ledger.waiting()
+
+
+def test_a_takeover_that_hangs_does_not_block_the_queue(book: Book) -> None:
+    book.ledger.apply(Adopt(A), 0)
+    book.waiting(B, 10)
+    assert book.ledger.wake_at() == 12
+    assert book.ledger.apply(Tick(), 12) == [Stop(A, "nobody waits for it any more", B)]
+
+
+def test_unload_stops_the_idle_and_drains_the_used(book: Book) -> None:
+    lease = book.with_ready(A)
+    assert book.ledger.apply(Unload(A), 5) == [Drain(A, "unload asked for", None)]
+    assert book.ledger.wake_at() == 5 + 30
+    assert book.ledger.apply(Release(lease), 6) == [Stop(A, "unload asked for", None)]
+    idle = Book()
+    idle.with_idle(A)
+    assert idle.ledger.apply(Unload(A), 5) == [Stop(A, "unload asked for", None)]
+
+
+def test_unload_ends_a_start_and_tries_a_failed_stop_again(book: Book) -> None:
+    book.waiting(A)
+    assert book.ledger.apply(Unload(A), 1) == [Stop(A, "unload asked for", None)]
+    book.ledger.apply(StopFailed(A, STUCK), 2)
+    assert isinstance(book.ledger.apply(Unload(A), 3)[0], Stop)
+
+
+def test_unload_shortens_a_drain(book: Book) -> None:
+    book.waiting(A)
+    book.waiting(B)
+    book.ledger.apply(BecameReady(A), 60)
+    assert book.ledger.wake_at() == 60 + 60 + 30
+    book.ledger.apply(Unload(A), 70)
+    assert book.ledger.wake_at() == 70 + 30
+
+
+def test_close_refuses_who_waits_and_who_comes(book: Book) -> None:
+    book.with_ready(A)
+    waiting = book.waiting(B)
+    refusal, drain = book.ledger.apply(Close(20), 5)
+    assert isinstance(refusal, Refuse)
+    assert (refusal.ticket, type(refusal.error)) == (waiting, RouterClosing)
+    assert drain == Drain(A, "shutting down", None)
+    assert book.ledger.is_closing
+    [refusal] = book.ask(A, 6)[1]
+    assert isinstance(refusal, Refuse)
+
+
+def test_close_lets_leases_run_until_its_deadline_and_never_longer_than_they_may(book: Book) -> None:
+    book.with_ready(A)
+    book.ledger.apply(Close(20), 5)
+    assert book.ledger.wake_at() == 20
+    book.ledger.apply(Close(15), 6)
+    assert book.ledger.wake_at() == 15
+    assert [type(effect) for effect in book.ledger.apply(Tick(), 15)] == [Revoke, Stop]
+
+
+def test_close_shortens_a_drain(book: Book) -> None:
+    book.with_ready(A)
+    book.waiting(B)
+    book.ledger.apply(Tick(), 60)
+    book.ledger.apply(Close(65), 61)
+    assert book.ledger.wake_at() == 65
+
+
+def test_close_starts_nothing_and_ends_a_start(book: Book) -> None:
+    book.waiting(A)
+    assert isinstance(book.ledger.apply(Close(20), 5)[-1], Stop)
+    book.ledger.apply(HasEnded(A, None), 6)
+    assert book.ledger.apply(Settled(), 7) == []
+    assert book.ledger.is_empty
+
+
+def test_a_closing_ledger_tries_a_failed_stop_once_more_and_leaves_the_rest_behind(book: Book) -> None:
+    book.with_stopping(A, B)
+    book.ledger.apply(StopFailed(A, STUCK), 1)
+    assert isinstance(book.ledger.apply(Close(20), 5)[-1], Stop)
+    assert book.ledger.apply(StopFailed(A, STUCK), 6) == []
+    assert book.ledger.is_empty
+
+
+def test_its_repr_tells_the_state(book: Book) -> None:
+    assert repr(book.ledger) == "<Ledger empty, waiting {}, settling None>"
+    book.with_ready(A)
+    book.waiting(B)
+    assert repr(book.ledger) == "<Ledger a ready, waiting {'b': 1}, settling None>"

@@ -1,0 +1,170 @@
+"""What is remembered between runs: written whole or not at all, and read with suspicion."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_router.engines.base import ResidentId
+from engine_router.state import (
+    Measured,
+    State,
+    default_state_file,
+    read_state,
+    save_state,
+    write_atomically,
+)
+
+A = ResidentId("a", "llama")
+
+
+def full_state() -> State:
+    state = State()
+    state.residents["a/llama"] = Measured(2**36, 0.75, 12.5, 1.0, 0.25)
+    state.set_models("a", ["llama", "qwen"])
+    return state
+
+
+def test_a_state_survives_its_file() -> None:
+    state = State.from_json(full_state().to_json())
+    assert state.residents == full_state().residents
+    assert state.models == full_state().models
+    assert not state.changed
+
+
+def test_measurements_of_an_unknown_resident_are_empty_and_can_be_filled() -> None:
+    state = State()
+    state.of(A).start_s = 3.0
+    assert state.of(A) == Measured(start_s=3.0)
+
+
+def test_only_changes_of_the_models_are_changes() -> None:
+    state = full_state()
+    state.changed = False
+    state.set_models("a", ["llama", "qwen"])
+    assert not state.changed
+    state.set_models("a", ["llama"])
+    assert state.changed
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "7", "{}", '{"version": 1}', '{"version": 1, "residents": [], "models": {}}',
+     '{"version": 2, "residents": {}}', "[" * 100_000, '{"version": 1, "residents": {"a": 7}, "models": {}}'],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_damaged_text_is_an_empty_state(text: str) -> None:
+    assert State.from_json(text) == State()
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "true", '"7"', "[]", "1e400", "9" * 400, "null"])
+@pytest.mark.parametrize("key", ["footprint_bytes", "release_ratio", "start_s", "stop_s", "settle_s"])
+def test_a_figure_that_cannot_have_been_measured_is_left_out_alone(key: str, value: str) -> None:
+    text = (
+        f'{{"version": 1, "models": {{}}, "residents": {{"a": {{"{key}": {value}}}, "b": {{"start_s": 2}}}}}}'
+    )
+    state = State.from_json(text)
+    assert state.of(ResidentId("a")) == Measured()
+    assert state.of(ResidentId("b")) == Measured(start_s=2.0)
+
+
+def test_what_a_newer_router_wrote_beside_is_left_out() -> None:
+    data = json.loads(full_state().to_json())
+    data["residents"]["a/llama"]["colour"] = "blue"
+    data["more"] = 1
+    assert State.from_json(json.dumps(data)).residents == full_state().residents
+
+
+def test_a_share_above_the_whole_was_not_measured() -> None:
+    text = '{"version": 1, "models": {}, "residents": {"a": {"release_ratio": 1.5}}}'
+    assert State.from_json(text).of(ResidentId("a")).release_ratio is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(residents=json_values, models=json_values)
+def test_no_json_is_too_strange(residents: object, models: object) -> None:
+    text = json.dumps({"version": 1, "residents": residents, "models": models})
+    state = State.from_json(text)
+    for measured in state.residents.values():
+        for number in (measured.start_s, measured.stop_s, measured.settle_s, measured.release_ratio):
+            assert number is None or math.isfinite(number)
+
+
+def test_an_absent_or_binary_file_is_an_empty_state(tmp_path: Path) -> None:
+    assert read_state(tmp_path / "none.json") == State()
+    assert read_state(tmp_path) == State()
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    assert read_state(tmp_path / "binary.json") == State()
+
+
+def test_the_state_file_lies_in_a_folder_of_its_own() -> None:
+    assert default_state_file().name == "state.json"
+    assert "engine-router" in default_state_file().parts
+
+
+def test_a_file_is_replaced_as_a_whole_and_its_folder_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "state.json"
+    write_atomically(path, "one")
+    with path.open(encoding="utf-8") as reader:  # keeps what it opened
+        write_atomically(path, "two, and longer")
+        assert reader.read() == "one"
+    assert path.read_text("utf-8") == "two, and longer"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.json"
+    write_atomically(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text("utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_only_a_changed_state_is_written(tmp_path: Path) -> None:
+    path, state = tmp_path / "state.json", full_state()
+    await save_state(state, path)
+    assert read_state(path).residents == state.residents
+    path.unlink()
+    await save_state(state, path)
+    assert not path.exists()
+    state.touch()
+    await save_state(state, path)
+    assert path.exists()
+
+
+async def test_what_could_not_be_written_is_written_the_next_time(tmp_path: Path) -> None:
+    blocked, state = tmp_path / "file", full_state()
+    blocked.write_text("a file, where a folder should be", "utf-8")
+    with pytest.raises(OSError, match="file"):
+        await save_state(state, blocked / "state.json")
+    await save_state(state, tmp_path / "state.json")
+    assert read_state(tmp_path / "state.json").residents == state.residents
+
+
+async def test_a_cancelled_save_is_not_forgotten(tmp_path: Path) -> None:
+    path, state = tmp_path / "state.json", full_state()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await save_state(state, path)
+    assert state.changed or path.exists()

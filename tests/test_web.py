@@ -1,0 +1,1173 @@
+"""Every route of the app, in all three dialects, in front of engines that are real processes."""
+
+import base64
+import contextlib
+import gzip
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+from engine_router import Router, open_router
+from engine_router.config import parse_config
+from engine_router.testing.asgi import Conversation, ask, conversation
+from engine_router.testing.scripted import Answer, ScriptedOllama
+from engine_router.testing.served import RawClient, served
+
+PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
+LIMIT_S = 20.0
+CHAT, COMPLETIONS, MESSAGES, OLLAMA_CHAT = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/api/chat",
+)
+DIALECTS = [CHAT, MESSAGES, OLLAMA_CHAT]
+KEEPALIVE = b": keepalive\n\n"
+
+
+def process(name: str, *options: str, models: tuple[str, ...] = (), **more: object) -> str:
+    """Write the table of an engine that does as it is told."""
+    argv = [sys.executable, "-I", "-S", str(PROGRAM), "{port}", *options]
+    table = {"type": "process", "argv": argv, "models": [*(models or (name,))], **more}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    return "\n".join([f"[engines.{name}]", *lines])
+
+
+NEVER = '[engines.never]\ntype = "process"\nargv = ["/nonexistent/engine"]\nmodels = ["alpha", "team/beta:7b"]\nbase_url = "http://127.0.0.1:9"'
+
+
+@asynccontextmanager
+async def routing(
+    *engines: str,
+    server: Mapping[str, object] | None = None,
+    scheduling: Mapping[str, object] | None = None,
+    more: str = "",
+) -> AsyncIterator[Router]:
+    """Run a router without a gauge and without a state file that could be written, for a limited time."""
+    sections = {
+        "pools.default": {"gauge": "none"},
+        "server": {"shutdown_timeout_s": 0.1, **(server or {})},
+        "scheduling": {"abandon_grace_s": 0.05, **(scheduling or {})},
+    }
+    tables = [
+        "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())])
+        for name, section in sections.items()
+    ]
+    text = "\n".join(['state_file = "/nonexistent/folder/state.json"', *tables, *engines, more])
+    with trio.fail_after(LIMIT_S):
+        async with open_router(parse_config(text)) as router:
+            yield router
+
+
+def message_in(path: str, talk: Conversation) -> str:
+    """Return the message of an error answer, which must have the shape of its path's dialect."""
+    assert talk.headers["content-type"] == "application/json"
+    assert talk.error is None
+    return message_of(path, talk.json())
+
+
+def message_of(path: str, data: object) -> str:
+    assert isinstance(data, dict)
+    error = data["error"]
+    if path.startswith("/api/"):
+        assert data.keys() == {"error"}
+        assert isinstance(error, str)
+        return error
+    if path.startswith("/v1/messages"):
+        assert data["type"] == "error"
+        assert error.keys() == {"type", "message"}
+    else:
+        assert error.keys() == {"message", "type", "param", "code"}
+    assert isinstance(error["type"], str)
+    return str(error["message"])
+
+
+def assert_nothing_left(router: Router) -> None:
+    for pool in router.supervisor.pools.values():
+        assert pool.leases == {}
+        assert list(pool.ledger.waiting()) == []
+
+
+# What cannot be understood.
+
+BAD_BODIES: dict[str, tuple[bytes, int, str]] = {
+    "empty": (b"", 400, "empty"),
+    "blank": (b"  \r\n", 400, "empty"),
+    "not JSON": (b"{nope", 400, "not JSON"),
+    "cut off": (b'{"model": "alpha"', 400, "not JSON"),
+    "an array": (b'["alpha"]', 400, "JSON object"),
+    "a number": (b"3", 400, "JSON object"),
+    "null": (b"null", 400, "JSON object"),
+    "no model": (b"{}", 400, "names no model"),
+    "model null": (b'{"model": null}', 400, "names no model"),
+    "model a number": (b'{"model": 5}', 400, "must be a string"),
+    "model an object": (b'{"model": {"id": "alpha"}}', 400, "must be a string"),
+    "model empty": (b'{"model": ""}', 400, "is empty"),
+    "model blank": (b'{"model": " \\t"}', 400, "is empty"),
+    "unknown model": (b'{"model": "alpa"}', 404, "'alpa' not found; did you mean 'alpha'?"),
+    "unknown, nothing like it": (b'{"model": "xyzzy"}', 404, "model 'xyzzy' not found"),
+    "bad UTF-8": (b'{"model": "\xff"}', 400, "not UTF-8"),
+    "cut UTF-8": (b'{"model": "alpha", "x": "\xc3', 400, "not UTF-8"),
+    "UTF-16": ('{"model": "xyzzy"}'.encode("utf-16"), 404, "not found"),
+    "lone surrogate": (b'{"model": "\\ud800"}', 404, "not found"),
+    "NUL": (b'{"model": "\\u0000"}', 404, "not found"),
+    "endless nesting": (b"[" * 200_000, 400, "not JSON"),
+    "endless number": (b'{"model": ' + b"9" * 5000 + b"}", 400, ""),
+    "gzip": (gzip.compress(b'{"model": "alpha"}'), 400, ""),
+}
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_a_bad_body_gets_a_plain_error_in_the_dialect_of_its_path(path: str) -> None:
+    async with routing(NEVER) as router:
+        for name, (body, status, words) in BAD_BODIES.items():
+            talk = await ask(router.app, "POST", path, body=body)
+            assert talk.status == status, name
+            assert words in message_in(path, talk), name
+            assert talk.headers["x-should-retry"] == "false", name
+        assert_nothing_left(router)
+        assert (await ask(router.app, "GET", "/metrics")).status == 200
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_a_body_too_large_is_refused(path: str) -> None:
+    async with routing(NEVER, server={"max_body_mb": 0.001}) as router:
+        body = json.dumps({"model": "alpha", "text": "x" * 2000}).encode()
+        at_once = await ask(router.app, "POST", path, body=body)
+        in_pieces = {"transfer-encoding": "chunked"}
+        async with conversation(router.app, "POST", path, headers=in_pieces, complete=False) as talk:
+            for start in range(0, len(body), 100):
+                talk.upload(body[start : start + 100], more=True)
+            talk.upload(b"", more=False)
+            await talk.over()
+        for answer in (at_once, talk):
+            assert answer.status == 413
+            assert "0.001 MB" in message_in(path, answer)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_client_in_the_middle_of_an_upload_can_read_why_it_is_refused(framing: str) -> None:
+    """A connection closed with bytes unread is reset, and the reset may overtake the answer."""
+    async with routing(NEVER, server={"max_body_mb": 0.001}) as router, served(router) as url:
+        client = await RawClient.connect(url)
+        piece = b"x" * 60_000
+        if framing == "length":
+            await client.request("POST", CHAT, headers=[f"Content-Length: {50 * len(piece)}"])
+        else:
+            await client.request("POST", CHAT, headers=["Transfer-Encoding: chunked"])
+            piece = b"%x\r\n%s\r\n" % (len(piece), piece)
+        for _ in range(50):
+            await client.send(piece)
+        if framing == "chunked":
+            await client.send(b"0\r\n\r\n")
+        assert (await client.until(b"max_body_mb")).startswith(b"HTTP/1.1 413")
+
+
+async def test_an_upload_that_nobody_wants_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_router.web.scope.LINGER_S", 0.1)
+    async with routing(NEVER, server={"max_body_mb": 0.001}) as router, served(router) as url:
+        client = await RawClient.connect(url)
+        await client.request("POST", CHAT, headers=["Content-Length: 1000000"])
+        assert (await client.rest()).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/nothing", 404),
+        ("POST", "/v1/chat/completions/", 404),
+        ("POST", "/v1//chat/completions", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/messages", 405),
+        ("PUT", "/v1/models", 405),
+        ("GET", "/nothing", 404),
+        ("GET", "/health/", 404),
+        ("POST", "/health", 405),
+        ("GET", "/admin/swap", 405),
+        ("GET", "/admin/nothing", 404),
+        ("GET", "/v1/models/nothing", 404),
+        ("GET", "/api/chat", 405),
+        ("DELETE", "/api/generate", 405),
+        ("POST", "/api/nothing", 403),
+        ("POST", "/api/pull", 404),
+        ("GET", "/v1/caf\u00e9\u0000", 405),
+        ("GET", "//", 404),
+        ("TRACE", "/", 405),
+        ("PROPFIND", "/api/chat", 405),
+    ],
+)
+async def test_a_route_that_is_not_there(method: str, path: str, status: int) -> None:
+    async with routing(NEVER) as router:
+        talk = await ask(router.app, method, path, body={"model": "alpha"} if method != "GET" else None)
+        assert talk.status == status
+        assert message_in(path, talk)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/audio/../../api/delete",
+        "/v1/audio/./speech",
+        "/v1/audio//speech",
+        "/v1/audio/speech HTTP/1.1\r\nX-Smuggled: 1\r\n",
+        "/v1/audio/sp\u00e9\u00e8ch",
+        "/v1/images/?model=b",
+        "/v1/audio/..",
+        "/v1/images/generations/",
+    ],
+)
+async def test_no_path_reaches_an_engine_but_the_one_that_was_checked(path: str) -> None:
+    async with routing(process("a")) as router:
+        talk = await ask(router.app, "POST", path, body={"model": "a"})
+        assert talk.status in (200, 404)
+        assert talk.error is None
+        if talk.status == 200:
+            target = talk.json()["target"]
+            assert target.startswith(("/v1/audio/", "/v1/images/"))
+            assert re.fullmatch(r"[!-~]+", target)
+            assert ".." not in target
+            assert "?" not in target
+        assert not [line for line in router.engines["a"].log.tail(100) if "Smuggled" in line]
+
+
+# Keys and origins.
+
+KEYS = ["the key", "schl\u00fcssel"]
+BASIC = "Basic " + base64.b64encode(b"anybody:the key").decode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_right"),
+    [
+        ({}, False),
+        ({"authorization": "Bearer the key"}, True),
+        ({"authorization": "bearer  the key "}, True),
+        ({"authorization": BASIC}, True),
+        ({"authorization": "Basic !!!"}, False),
+        ({"authorization": "Basic \u00e9"}, False),
+        ({"authorization": "the key"}, False),
+        ({"authorization": "Bearer"}, False),
+        ({"authorization": "Bearer the kex"}, False),
+        ({"authorization": "Bearer schl\u00fcssel"}, True),
+        ({"authorization": "Bearer schl\u00fcssex"}, False),
+        ({"authorization": "Bearer \U0001f511"}, False),
+        ({"x-api-key": "the key"}, True),
+        ({"x-api-key": "\u00fc"}, False),
+        ({"authorization": "Bearer wrong", "x-api-key": "the key"}, True),
+        ({"authorization": "Bearer the key", "x-api-key": "wrong"}, True),
+        ({"cookie": "key=the key"}, False),
+    ],
+)
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_the_key(path: str, headers: dict[str, str], is_right: bool) -> None:
+    async with routing(NEVER, server={"api_keys": KEYS}) as router:
+        talk = await ask(router.app, "POST", path, headers=headers, body={"model": "xyzzy"})
+        assert talk.status == (404 if is_right else 401)
+        assert message_in(path, talk)
+        assert talk.headers.get("www-authenticate") == (None if is_right else 'Bearer realm="engine-router"')
+
+
+async def test_every_route_but_two_asks_for_the_key() -> None:
+    async with routing(NEVER, server={"api_keys": KEYS}) as router:
+        rules = list(router.app.url_map.iter_rules())
+        assert len(rules) > 10
+        for rule in rules:
+            path = rule.rule.replace("<path:model>", "alpha").replace("<path:rest>", "tags")
+            for method in rule.methods or ():
+                talk = await ask(router.app, method, path)
+                is_public = path == "/health" or (path == "/" and method in ("GET", "HEAD", "OPTIONS"))
+                assert (talk.status != 401) is is_public, f"{method} {path}"
+        assert (await ask(router.app, "GET", "/nothing")).status == 401
+
+
+async def test_a_browser_is_asked_for_the_key() -> None:
+    async with routing(NEVER, server={"api_keys": KEYS}) as router:
+        html = {"accept": "text/html,application/xhtml+xml"}
+        asked = await ask(router.app, "GET", "/", headers=html)
+        assert asked.status == 401
+        assert asked.headers["www-authenticate"].startswith("Basic realm=")
+        assert (await ask(router.app, "GET", "/", headers={**html, "authorization": BASIC})).status == 200
+        assert (await ask(router.app, "GET", "/status", headers={"authorization": BASIC})).status == 200
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+async def test_the_routers_keys_never_reach_an_engine(is_locked: bool) -> None:
+    keys = {"Authorization": "Bearer the key", "X-API-Key": "the key"}
+    server = {"api_keys": ["the key"]} if is_locked else {}
+    table = process("a", headers={"X-Mine": "yes"}).replace("{", "{").replace(": ", " = ")
+    async with routing(re.sub(r'"X-Mine" = ', "X-Mine = ", table), server=server) as router:
+        talk = await ask(router.app, "POST", CHAT, headers=keys, body={"model": "a"})
+        assert talk.status == 200
+        got = {name.lower(): value for name, value in talk.json()["headers"]}
+        assert got["x-mine"] == "yes"
+        assert ("authorization" in got) is not is_locked
+        assert ("x-api-key" in got) is not is_locked
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+async def test_nor_do_they_reach_ollama(is_locked: bool) -> None:
+    headers = {"authorization": "Bearer the key", "cookie": "a=b"}
+    async with ScriptedOllama("small").running() as ollama:
+        server = {"api_keys": ["the key"]} if is_locked else {}
+        async with routing(daemon(ollama), server=server) as router:
+            for path, body in (("/api/show", {"model": "small"}), (OLLAMA_CHAT, {"model": "small"})):
+                assert (await ask(router.app, "POST", path, headers=headers, body=body)).status == 200
+        for call in (*ollama.called("POST", "/api/show"), *ollama.called("POST", "/api/chat")):
+            assert ("authorization" in call.headers) is not is_locked
+            assert "cookie" not in call.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "origin", "status"),
+    [
+        ("POST", "http://router.test", 404),
+        ("POST", "https://evil.example", 403),
+        ("POST", "http://router.test.evil.example", 403),
+        ("POST", "http://router.test:81", 403),
+        ("POST", "null", 403),
+        ("POST", "", 403),
+        ("POST", "http://[", 403),
+        ("POST", "http://[::1]x", 403),
+        ("POST", "\u00fc", 403),
+        ("GET", "https://evil.example", 405),
+    ],
+)
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_pages_of_other_sites_change_nothing(path: str, method: str, origin: str, status: int) -> None:
+    async with routing(NEVER) as router:
+        body = {"model": "xyzzy"} if method == "POST" else None
+        talk = await ask(router.app, method, path, headers={"origin": origin}, body=body)
+        assert talk.status == status
+        assert message_in(path, talk)
+
+
+async def test_nor_do_they_where_no_host_is_named() -> None:
+    async with routing(NEVER) as router:
+        headers = {"host": "", "origin": "null"}
+        assert (await ask(router.app, "POST", CHAT, headers=headers, body={"model": "x"})).status == 403
+
+
+# What is handed to Ollama, and what is not.
+
+
+def daemon(ollama: ScriptedOllama, name: str = "ollama", models: tuple[str, ...] = ()) -> str:
+    lines = [f"[engines.{name}]", 'type = "ollama"', f'base_url = "{ollama.base_url}"']
+    return "\n".join([*lines, f"models = {json.dumps(models)}"])
+
+
+@asynccontextmanager
+async def ollama_routing(
+    *models: str, more: str = "", **server: object
+) -> AsyncIterator[tuple[ScriptedOllama, Router]]:
+    async with (
+        ScriptedOllama(*models).running() as ollama,
+        routing(daemon(ollama), server=server, more=more) as router,
+    ):
+        yield ollama, router
+
+
+GUARDED = [
+    "DELETE /api/delete",
+    "DELETE /api/./delete",
+    "DELETE /api/chat/../delete",
+    "DELETE /api//delete",
+    "DELETE //api/delete",
+    "DELETE /api/%2e/delete",
+    "DELETE /api/chat/%2e%2e/delete",
+    "DELETE /api/chat/%2E%2E/delete",
+    "DELETE /api/chat%2f..%2fdelete",
+    "DELETE /api/x/y/../../delete",
+    "DELETE /api/../api/delete",
+    "DELETE /api/%2e%2e/api/delete",
+    "DELETE /api/%2fdelete",
+    "DELETE /api/delete/",
+    "DELETE /api/delete/.",
+    "DELETE /api/delete%00",
+    "DELETE /api/delete?x",
+    "DELETE /api/pull/../delete",
+    "DELETE /api/%252e%252e/delete",
+    "DELETE /API/delete",
+    "DELETE /v1/../api/delete",
+    "DELETE /./api/delete",
+    "DELETE /api\\delete",
+    "DELETE http://router.test/api/delete",
+    "POST /api/delete",
+    "GET /api/delete",
+    "POST /api/blobs/..",
+    "POST /api/blobs/../create",
+    "POST /api/create",
+    "POST /api/copy",
+    "POST /api/push",
+    "HEAD /api/blobs/sha256:00",
+    "POST /api/blobs/sha256:00",
+    "POST /api/..",
+    "POST /api/.",
+    "POST /api/",
+    "POST /api",
+]
+
+
+async def test_what_could_do_harm_never_reaches_ollama() -> None:
+    async with ollama_routing("small") as (ollama, router), served(router) as url:
+        for line in GUARDED:
+            method, _, target = line.partition(" ")
+            client = await RawClient.connect(url)
+            await client.request(method, target, b'{"model": "small"}', headers=["Connection: close"])
+            status = int((await client.rest()).split()[1])
+            assert status in (400, 403, 404, 405), f"{line}: {client.received!r}"
+        harmless = {"GET /api/ps", "GET /api/tags", "GET /api/version", "GET /v1/models"}
+        assert {str(call) for call in ollama.calls} <= harmless
+
+
+@pytest.mark.parametrize(
+    "target", ["/api/delete", "/api/./delete", "/api/chat/%2e%2e/delete", "/api/delete?really=1"]
+)
+async def test_where_it_is_allowed_the_plain_form_goes_on(target: str) -> None:
+    async with (
+        ollama_routing("small", allow_destructive_ollama_api=True) as (ollama, router),
+        served(router) as url,
+    ):
+        async with httpx.AsyncClient(trust_env=False) as client:
+            await client.get(f"{url}/health")
+        raw = await RawClient.connect(url)
+        await raw.request("DELETE", target, b'{"model": "small"}', headers=["Connection: close"])
+        assert (await raw.rest()).startswith(b"HTTP/1.1 404")  # the scripted daemon has no such route
+        (call,) = ollama.called("DELETE", "/api/delete")
+        assert call.body == {"model": "small"}
+        assert call.query == target.partition("?")[2]
+
+
+async def test_a_pull_is_passed_on_as_it_comes() -> None:
+    may_go_on = trio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"status":"pulling manifest"}\n'
+        await may_go_on.wait()
+        yield b'{"status":"success"}\n'
+
+    async with ollama_routing("small") as (ollama, router), served(router) as url:
+        ollama.script.answers["/api/pull"] = Answer(content_type="application/x-ndjson", pieces=pieces())
+        client = await RawClient.connect(url)
+        await client.request("POST", "/api/pull", b'{"model": "new"}')
+        await client.until(b"pulling manifest")
+        assert b"success" not in client.received
+        may_go_on.set()
+        await client.until(b"0\r\n\r\n")
+        assert b"application/x-ndjson" in client.received
+        assert router.supervisor.pools["default"].ledger.is_empty
+
+
+async def test_a_pull_that_breaks_off_is_no_success() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"status":"pulling manifest"}\n'
+        raise trio.BrokenResourceError
+
+    async with ollama_routing("small") as (ollama, router), served(router) as url:
+        ollama.script.answers["/api/pull"] = Answer(content_type="application/x-ndjson", pieces=pieces())
+        client = await RawClient.connect(url)
+        await client.request("POST", "/api/pull", b'{"model": "new"}')
+        await client.rest()
+        assert not client.received.endswith(b"0\r\n\r\n")
+        assert (await ask(router.app, "GET", "/health")).status == 200
+
+
+async def test_ollama_that_does_not_listen_is_an_error_in_its_dialect() -> None:
+    async with routing('[engines.ollama]\ntype = "ollama"\nbase_url = "http://127.0.0.1:9"') as router:
+        talk = await ask(router.app, "POST", "/api/pull", body={"model": "x"})
+        assert talk.status == 502
+        assert "connection refused" in message_in("/api/pull", talk)
+
+
+async def test_what_ollamas_clients_ask_first() -> None:
+    aliases = '[aliases]\n"gpt-4o" = "a"'
+    async with routing(process("a"), process("b", models=("b:1", "team/b")), more=aliases) as router:
+        version = (await ask(router.app, "GET", "/api/version")).json()["version"]
+        assert tuple(int(part) for part in version.split(".")) >= (0, 13, 4)
+        assert (await ask(router.app, "GET", "/api/ps")).json() == {"models": []}
+        tags = (await ask(router.app, "GET", "/api/tags")).json()["models"]
+        assert [entry["model"] for entry in tags] == ["a", "gpt-4o", "b:1", "team/b"]
+        for entry in tags:
+            assert entry["name"] == entry["model"]
+            assert entry.keys() >= {"modified_at", "size", "digest", "details"}
+            assert re.fullmatch("[0-9a-f]{64}", entry["digest"])
+        for body in ({"model": "gpt-4o"}, {"name": "a"}, {"model": "a:latest"}):
+            shown = (await ask(router.app, "POST", "/api/show", body=body)).json()
+            assert isinstance(shown["capabilities"], list)
+            assert shown["model_info"]["general.architecture"]
+        missing = await ask(router.app, "POST", "/api/show", body={"model": "nothing"})
+        assert missing.status == 404
+        assert message_in("/api/show", missing) == "model 'nothing' not found"
+        assert router.supervisor.pools["default"].ledger.is_empty
+        await ask(router.app, "POST", CHAT, body={"model": "a"})
+        assert [m["model"] for m in (await ask(router.app, "GET", "/api/ps")).json()["models"]] == ["a"]
+        assert (await ask(router.app, "HEAD", "/api/tags")).status == 200
+
+
+async def test_show_of_ollamas_own_model_is_ollamas_own_answer() -> None:
+    more = '[models.small]\nengine = "ollama"\nupstream = "small:1b"\naliases = ["tiny"]'
+    async with ollama_routing("small:1b", more=more) as (ollama, router):
+        for name in ("small:1b", "small", "tiny"):
+            shown = await ask(router.app, "POST", "/api/show", body={"model": name, "verbose": True})
+            assert shown.status == 200, name
+            assert shown.json()["details"]["parameter_size"] == "1B"
+        assert [call.body for call in ollama.called("POST", "/api/show")] == [
+            {"model": "small:1b", "verbose": True}
+        ] * 3
+
+
+async def test_show_asks_the_daemon_that_has_the_model() -> None:
+    async with ScriptedOllama("one").running() as first, ScriptedOllama("two").running() as second:
+        tables = [daemon(first, "first", ("one",)), daemon(second, "second", ("two",))]
+        async with routing(*tables) as router:
+            assert (await ask(router.app, "POST", "/api/show", body={"model": "two"})).status == 200
+        assert len(second.called("POST", "/api/show")) == 1
+        assert first.called("POST", "/api/show") == []
+
+
+async def test_a_chat_with_ollamas_own_model_is_not_translated() -> None:
+    async with ollama_routing("small") as (ollama, router):
+        streamed = await ask(router.app, "POST", OLLAMA_CHAT, body={"model": "small", "messages": [{}]})
+        lines = [json.loads(line) for line in streamed.body.splitlines()]
+        assert lines[-1]["done"] is True
+        assert lines[0]["message"]["content"] == "small"
+        whole = await ask(
+            router.app, "POST", OLLAMA_CHAT, body={"model": "small", "messages": [{}], "stream": False}
+        )
+        assert whole.json()["done"] is True
+
+
+# The model list, and the page.
+
+
+async def test_the_model_list() -> None:
+    more = '[models."big/one:7b"]\nengine = "a"\nupstream = "raw-name"\naliases = ["gpt-4o"]'
+    async with routing(process("a", "models=raw-name,found", models=("small",)), more=more) as router:
+        listed = (await ask(router.app, "GET", "/v1/models")).json()
+        assert listed["object"] == "list"
+        assert [entry["id"] for entry in listed["data"]] == ["small", "big/one:7b", "gpt-4o"]
+        assert {entry["object"] for entry in listed["data"]} == {"model"}
+        assert {entry["state"] for entry in listed["data"]} == {"off"}
+        for name in ("small", "big/one:7b", "gpt-4o"):
+            one = await ask(router.app, "GET", f"/v1/models/{name}")
+            assert one.status == 200
+            assert one.json()["id"] == name
+            assert one.json()["engine"] == "a"
+        unknown = await ask(router.app, "GET", "/v1/models/smal")
+        assert unknown.status == 404
+        assert unknown.json()["error"]["code"] == "model_not_found"
+        assert "did you mean 'small'" in message_in("/v1/models/smal", unknown)
+
+        assert (await ask(router.app, "POST", CHAT, body={"model": "found"})).status == 404
+        await ask(router.app, "POST", CHAT, body={"model": "small"})
+        while "found" not in str((await ask(router.app, "GET", "/v1/models")).body):
+            await trio.sleep(0.01)  # the engine is asked once it is ready
+        ready = {m["id"]: m["state"] for m in (await ask(router.app, "GET", "/v1/models")).json()["data"]}
+        assert ready["found"] == "ready"
+        assert "raw-name" not in ready
+        # What the engine lists under its own name is the configured model.
+        raw = await ask(router.app, "GET", "/v1/models/raw-name")
+        assert raw.status == 200
+        assert raw.json()["state"] == "ready"
+        assert (await ask(router.app, "POST", CHAT, body={"model": "found"})).status == 200
+        assert (await ask(router.app, "POST", CHAT, body={"model": "raw-name"})).status == 200
+
+
+async def test_a_request_during_the_first_discovery_waits_for_it() -> None:
+    async with ScriptedOllama("small").running() as ollama:
+        ollama.script.hang = set()
+        async with routing(daemon(ollama)) as router:
+            talk = await ask(router.app, "POST", OLLAMA_CHAT, body={"model": "small", "messages": [{}]})
+            assert talk.status == 200
+
+
+async def test_the_greeting_and_the_page() -> None:
+    async with routing(NEVER) as router:
+        assert (await ask(router.app, "GET", "/")).body == b"Ollama is running"
+        head = await ask(router.app, "HEAD", "/")
+        assert (head.status, head.error) == (200, None)
+        html = {"accept": "text/html,*/*;q=0.8"}
+        nonces = set()
+        for _ in range(2):
+            page = await ask(router.app, "GET", "/", headers=html)
+            assert page.headers["content-type"] == "text/html; charset=utf-8"
+            policy = page.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert "frame-ancestors 'none'" in policy
+            (nonce,) = set(re.findall(r"'nonce-([^']+)'", policy))
+            nonces.add(nonce)
+            text = page.body.decode()
+            tags = re.findall(r"<(?:script|style)[^>]*>", text)
+            assert tags == [f'<style nonce="{nonce}">', f'<script nonce="{nonce}">']
+            assert not re.search(r"\son\w+=|style=|https?://|\.innerHTML", text)
+        assert len(nonces) == 2
+
+
+async def test_a_head_request_has_no_body_on_the_wire() -> None:
+    async with routing(NEVER) as router, served(router) as url:
+        client = await RawClient.connect(url)
+        await client.request("HEAD", "/", headers=["Connection: close"])
+        answer = await client.rest()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"\r\n\r\n")
+        assert b"\r\nserver:" not in answer.lower()
+
+
+# What goes to an engine, and what comes back.
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, "/v1/messages/count_tokens", "/v1/embeddings"])
+async def test_a_request_goes_on_as_it_is(path: str) -> None:
+    body = b'{ "model":"a",\t"messages": [ ], "x": 1.50, "\\u00e9": "\xc3\xa9" }\n'
+    headers = {
+        "content-type": "application/json",
+        "connection": "keep-alive, X-Private",
+        "x-private": "1",
+        "accept-encoding": "gzip, br",
+        "cookie": "a=b",
+        "te": "trailers",
+        "anthropic-version": "2023-06-01",
+        "authorization": "Bearer the engine's own",
+    }
+    async with routing(process("a")) as router:
+        talk = await ask(router.app, "POST", path, query="beta=true&x=%2F", headers=headers, body=body)
+        assert talk.status == 200
+        said = talk.json()
+        assert said["target"] == f"{path}?beta=true&x=%2F"
+        assert said["body"].encode("latin-1") == body
+        got = {name.lower(): value for name, value in said["headers"]}
+        assert got["anthropic-version"] == "2023-06-01"
+        assert got["authorization"] == "Bearer the engine's own"
+        assert got["content-length"] == str(len(body))
+        assert got["accept-encoding"] == "identity"
+        assert not got.keys() & {"x-private", "cookie", "te", "connection", "transfer-encoding"}
+        assert talk.headers["x-engine"] == "obedient"
+        assert "x-hop" not in talk.headers
+
+
+async def test_a_query_in_another_alphabet_does_no_harm() -> None:
+    async with routing(process("a")) as router:
+        talk = await ask(router.app, "POST", CHAT, query="q=\u00e9", body={"model": "a"})
+        assert talk.status == 200
+        assert talk.json()["target"] == f"{CHAT}?q=%C3%A9" or talk.json()["target"] == f"{CHAT}?q=%E9"
+
+
+async def test_an_alias_reaches_the_engine_under_the_name_that_it_knows() -> None:
+    more = '[models.nice]\nengine = "a"\nupstream = "raw-name"\naliases = ["gpt-4o"]'
+    async with routing(process("a"), more=more) as router:
+        for name in ("nice", "gpt-4o"):
+            said = (await ask(router.app, "POST", CHAT, body={"model": name, "x": "\u00e9"})).json()
+            assert json.loads(said["body"].encode("latin-1")) == {"model": "raw-name", "x": "\u00e9"}
+
+
+async def test_an_upload_is_routed_by_its_field() -> None:
+    more = '[models.ears]\nengine = "a"\nupstream = "whisper-1"'
+    sound = bytes(range(256)) * 300
+    async with routing(process("a"), more=more) as router, served(router) as url:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as client:
+
+            async def send(model: str | None) -> httpx.Response:
+                data = {"response_format": "json"} | ({"model": model} if model is not None else {})
+                files = {"file": ("model", sound, "audio/wav")}
+                return await client.post("/v1/audio/transcriptions", data=data, files=files)
+
+            answer = await send("ears")
+            assert answer.status_code == 200
+            said = answer.json()
+            assert said["target"] == "/v1/audio/transcriptions"
+            got = said["body"].encode("latin-1")
+            assert sound in got
+            assert b"whisper-1" in got
+            assert b"ears" not in got
+            kind = {n.lower(): v for n, v in said["headers"]}["content-type"]
+            assert kind.encode().partition(b"boundary=")[2] in got
+            same = (await send("a")).json()["body"].encode("latin-1")
+            assert sound in same
+            unknown = await send("eers")
+            assert unknown.status_code == 404
+            assert "did you mean 'ears'" in message_of(CHAT, unknown.json())
+            none = await send(None)
+            assert none.status_code == 400
+            assert 'no field "model"' in message_of(CHAT, none.json())
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", b"--x\r\n"),
+        ("multipart/form-data; boundary=x", b""),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name=model\r\n\r\na"),
+        ("multipart/form-data; boundary=x", b"--x\r\nnothing\r\n\r\na\r\n--x--\r\n"),
+        ("multipart/mixed; boundary=x", b"--x\r\n\r\na\r\n--x--\r\n"),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\nContent-Disposition: form-data; name=model\r\n\r\n\xff\r\n--x--\r\n",
+        ),
+        ("multipart/form-data; boundary=\u00e9", b"--\xc3\xa9--"),
+    ],
+)
+async def test_an_upload_that_cannot_be_read(content_type: str, body: bytes) -> None:
+    async with routing(NEVER) as router:
+        path = "/v1/audio/transcriptions"
+        talk = await ask(router.app, "POST", path, headers={"content-type": content_type}, body=body)
+        assert talk.status == 400
+        assert message_in(path, talk)
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_an_engines_own_refusal_stays_what_it_is(path: str, status: int) -> None:
+    async with routing(process("a")) as router:
+        for stream in (True, False):
+            body = {"model": "a", "messages": [], "do": "status", "status": status, "stream": stream}
+            target = path if path != OLLAMA_CHAT else OLLAMA_CHAT
+            if target == OLLAMA_CHAT:  # what the translation takes over has no room for `do`
+                continue
+            talk = await ask(router.app, "POST", path, body=body)
+            assert talk.status == status
+            assert talk.headers["x-engine"] == "obedient"
+            assert talk.json() == {"error": {"message": "no, says the engine"}}
+        assert_nothing_left(router)
+
+
+async def test_a_refusal_is_translated_for_ollamas_clients() -> None:
+    async with routing(process("a", "translated=status")) as router:
+        for stream in (True, False):
+            talk = await ask(
+                router.app, "POST", OLLAMA_CHAT, body={"model": "a", "messages": [], "stream": stream}
+            )
+            assert talk.status == 429
+            assert message_in(OLLAMA_CHAT, talk) == "no, says the engine"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_chat_is_translated_for_ollamas_clients(stream: bool) -> None:
+    async with routing(process("a", f"translated={'stream' if stream else 'chat'}")) as router:
+        body = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
+        talk = await ask(router.app, "POST", OLLAMA_CHAT, body=body)
+        assert talk.status == 200
+        lines = [json.loads(line) for line in talk.body.splitlines()]
+        assert lines[0]["message"]["content"].startswith("word0")
+        assert lines[-1]["done"] is True
+        assert lines[-1]["model"] == "a"
+        kind = "application/x-ndjson" if stream else "application/json; charset=utf-8"
+        assert talk.headers["content-type"] == kind
+
+
+async def test_an_encoded_answer_keeps_the_header_that_says_so() -> None:
+    async with routing(process("a")) as router:
+        await ask(router.app, "POST", CHAT, body={"model": "a"})
+        talk = await ask(router.app, "POST", CHAT, body={"model": "a", "do": "gzip", "stream": True})
+        assert talk.headers["content-encoding"] == "gzip"
+        assert talk.headers["content-length"] == str(len(talk.body))
+        assert gzip.decompress(talk.body).endswith(b"[DONE]\n\n")
+
+
+# Engines that fail.
+
+FAILURES: dict[str, tuple[str, int, str]] = {
+    "abort": ("engine_broke", 502, "without an answer"),
+    "garbage": ("engine_broke", 502, "not HTTP"),
+    "die": ("engine_died", 502, "code 7"),
+}
+
+
+@pytest.mark.parametrize("action", FAILURES)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_that_breaks_before_it_answers(action: str, stream: bool) -> None:
+    code, status, words = FAILURES[action]
+    async with routing(process("a"), scheduling={"failed_start_memory_s": 0.0}) as router:
+        talk = await ask(router.app, "POST", CHAT, body={"model": "a", "do": action, "stream": stream})
+        assert talk.status == status
+        assert words in message_in(CHAT, talk)
+        assert talk.json()["error"]["code"] == code
+        assert (await ask(router.app, "POST", CHAT, body={"model": "a"})).status == 200
+        assert_nothing_left(router)
+
+
+async def test_an_engine_that_is_gone_is_started_again() -> None:
+    async with routing(process("a")) as router:
+        pids = set()
+        for _ in range(2):
+            talk = await ask(router.app, "POST", CHAT, body={"model": "a"})
+            pids.add(talk.json()["pid"])
+            died = await ask(router.app, "POST", CHAT, body={"model": "a", "do": "die"})
+            assert died.json()["error"]["code"] == "engine_died"
+        assert len(pids) == 2
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_that_cannot_start_has_a_true_status(path: str, stream: bool) -> None:
+    async with routing(process("a", "fail=no such flag")) as router:
+        for _ in range(2):  # the second one from memory
+            talk = await ask(router.app, "POST", path, body={"model": "a", "messages": [], "stream": stream})
+            assert talk.status == 503
+            assert "exited with code 3" in message_in(path, talk)
+            assert "no such flag" in message_in(path, talk)
+            assert talk.headers["x-should-retry"] == "false"
+        assert "started pid" in router.engines["a"].log.tail(10)[0]
+        assert sum("started pid" in line for line in router.engines["a"].log.tail(10)) == 1
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_a_failing_start_in_a_stream_that_was_kept_open_is_an_error_frame(path: str) -> None:
+    server = {"keepalive_interval_s": 0.05}
+    async with routing(process("a", "delay=0.4", "fail=no such flag"), server=server) as router:
+        talk = await ask(router.app, "POST", path, body={"model": "a", "messages": [], "stream": True})
+        assert talk.status == 200
+        assert talk.is_complete
+        assert talk.error is None
+        frames, error = talk.pieces[:-1], talk.pieces[-1]
+        assert len(frames) >= 2
+        assert set(frames) == {b" " if path == OLLAMA_CHAT else KEEPALIVE}
+        if path == OLLAMA_CHAT:
+            assert talk.headers["content-type"] == "application/x-ndjson"
+            assert error.endswith(b"\n")
+            assert talk.body.count(b"\n") == 1
+            data = error
+        else:
+            assert talk.headers["content-type"] == "text/event-stream"
+            start = b"event: error\ndata: " if path == MESSAGES else b"data: "
+            assert error.startswith(start)
+            data = error.removeprefix(start)
+        assert "no such flag" in message_of(path, json.loads(data))
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_a_cold_start_is_bridged_by_frames_that_mean_nothing(path: str) -> None:
+    server = {"keepalive_interval_s": 0.05}
+    async with routing(process("a", "delay=0.4", "translated=stream"), server=server) as router:
+        body = {"model": "a", "messages": [], "stream": True, "do": "stream"}
+        talk = await ask(router.app, "POST", path, body=body)
+        frame = b" " if path == OLLAMA_CHAT else KEEPALIVE
+        count = sum(piece == frame for piece in talk.pieces)
+        assert count >= 3
+        assert talk.pieces[:count] == [frame] * count
+        rest = b"".join(talk.pieces[count:])
+        if path == OLLAMA_CHAT:
+            assert talk.body.startswith(b" " * count + b"{")
+            lines = [json.loads(line) for line in talk.body.splitlines()]
+            assert lines[-1]["done"] is True
+            assert lines[-1]["load_duration"] >= 0.3e9
+            assert talk.body.endswith(b"}\n")
+        else:
+            assert rest.startswith(b'data: {"id"')
+            assert rest.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_refusal_after_frames_is_an_error_frame() -> None:
+    server = {"keepalive_interval_s": 0.05}
+    async with routing(process("a", "delay=0.3"), server=server) as router:
+        body = {"model": "a", "stream": True, "do": "status", "status": 400}
+        talk = await ask(router.app, "POST", CHAT, body=body)
+        assert talk.status == 200
+        error = json.loads(talk.pieces[-1].removeprefix(b"data: "))
+        assert message_of(CHAT, error) == "no, says the engine"
+
+
+async def test_keep_alive_frames_can_be_turned_off() -> None:
+    async with routing(process("a", "delay=0.3"), server={"keepalive_interval_s": 0}) as router:
+        body = {"model": "a", "stream": True, "do": "status", "status": 400}
+        assert (await ask(router.app, "POST", CHAT, body=body)).status == 400
+
+
+async def test_no_frames_are_sent_where_no_stream_was_asked_for() -> None:
+    server = {"keepalive_interval_s": 0.05}
+    async with routing(process("a", "delay=0.3"), server=server) as router:
+        talk = await ask(router.app, "POST", CHAT, body={"model": "a", "do": "status", "status": 418})
+        assert talk.status == 418
+        assert talk.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_a_stream_that_breaks_between_frames_ends_in_an_error_frame(path: str) -> None:
+    action = "messages" if path == MESSAGES else "break"
+    async with routing(process("a", "translated=break")) as router:
+        events = router.events()
+        talk = await ask(
+            router.app, "POST", path, body={"model": "a", "messages": [], "stream": True, "do": action}
+        )
+        assert talk.status == 200
+        assert talk.is_complete
+        if path == OLLAMA_CHAT:
+            *_, last = talk.body.splitlines()
+            assert "broke off" in message_of(path, json.loads(last))
+        else:
+            *_, last, nothing = talk.body.split(b"\n\n")
+            assert nothing == b""
+            start = b"event: error\ndata: " if path == MESSAGES else b"data: "
+            assert last.startswith(start)
+            assert "broke off" in message_of(path, json.loads(last.removeprefix(start)))
+        assert_nothing_left(router)
+        async for event in events:
+            if event.name == "request_ended":
+                assert "broke off" in event.as_dict()["error"]
+                assert event.as_dict()["status"] == 502
+                break
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"do": "break", "half": True, "stream": True},
+        {"do": "break", "half": False, "stream": False},
+        {"do": "short", "stream": False},
+        {"do": "short", "stream": True, "kind": "text/event-stream"},
+    ],
+)
+async def test_an_answer_that_breaks_elsewhere_breaks_the_connection(wish: dict[str, object]) -> None:
+    async with routing(process("a")) as router, served(router) as url:
+        client = await RawClient.connect(url)
+        await client.request("POST", CHAT, json.dumps({"model": "a", **wish}).encode())
+        answer = await client.rest()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"word0" in body
+        assert b"broke" not in body
+        if wish["do"] == "break":
+            assert b"chunked" in head.lower()
+            assert not body.endswith(b"0\r\n\r\n")
+        else:
+            assert b"content-length: 1000" in head.lower()
+            assert len(body) < 1000
+        async with httpx.AsyncClient(trust_env=False) as strict:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await strict.post(f"{url}{CHAT}", json={"model": "a", **wish})
+        assert_nothing_left(router)
+
+
+async def test_a_connection_is_kept_for_the_next_request() -> None:
+    async with routing(process("a", models=("a",))) as router, served(router) as url:
+        client = await RawClient.connect(url)
+        for number, wish in enumerate(("echo", "stream", "status", "echo")):
+            client.received = b""
+            body = {"model": "a", "stream": wish == "stream", "do": wish, "status": 400, "number": number}
+            await client.request("POST", CHAT, json.dumps(body).encode())
+            await client.until({"echo": b'"pid":', "stream": b"0\r\n\r\n", "status": b"no, says"}[wish])
+
+
+# The person who runs the router.
+
+
+async def test_metrics() -> None:
+    async with routing(process("a"), process("b")) as router:
+        await ask(router.app, "POST", CHAT, body={"model": "a"})
+        await ask(router.app, "POST", CHAT, body={"model": "b", "do": "status", "status": 418})
+        await ask(router.app, "POST", CHAT, body={"model": "made up by a client"})
+        talk = await ask(router.app, "GET", "/metrics")
+        assert talk.headers["content-type"].startswith("text/plain; version=0.0.4")
+        lines = talk.body.decode().splitlines()
+        assert 'engine_router_requests_total{model="a",status="200"} 1.0' in lines
+        assert 'engine_router_requests_total{model="b",status="418"} 1.0' in lines
+        assert 'engine_router_resident{pool="default",resident="b"} 1.0' in lines
+        assert 'engine_router_swaps_total{result="ok",source="a",target="b"} 1.0' in lines
+        assert not any("made up" in line for line in lines)
+
+
+async def test_status_tells_what_is_there() -> None:
+    async with routing(process("a"), process("b")) as router:
+        empty = (await ask(router.app, "GET", "/status")).json()
+        assert empty["pools"]["default"]["resident"] is None
+        assert {model["state"] for model in empty["models"]} == {"off"}
+        await ask(router.app, "POST", CHAT, body={"model": "a"})
+        full = (await ask(router.app, "GET", "/status")).json()
+        resident = full["pools"]["default"]["resident"]
+        assert (resident["resident"], resident["phase"], resident["in_flight"]) == ("a", "ready", 0)
+        assert full["engines"]["a"]["state"] == "ready"
+        assert full["last_swap"]["target"] == "a"
+
+
+QUICK = [
+    ("GET", "/health"),
+    ("GET", "/status"),
+    ("GET", "/metrics"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/a"),
+    ("GET", "/api/tags"),
+    ("GET", "/api/ps"),
+    ("GET", "/api/version"),
+    ("POST", "/api/show"),
+    ("GET", "/"),
+]
+
+
+async def assert_quick(router: Router) -> None:
+    """Everything that must not wait for an engine answers within 50 ms; noise is forgiven twice."""
+    for method, path in QUICK:
+        took = []
+        for _ in range(3):
+            began = trio.current_time()
+            talk = await ask(router.app, method, path, body={"model": "a"} if method == "POST" else None)
+            assert talk.status == 200, path
+            took.append(trio.current_time() - began)
+            if took[-1] < 0.05:
+                break
+        assert min(took) < 0.05, path
+
+
+async def phase_is(router: Router, phase: str) -> None:
+    pool = router.supervisor.pools["default"]
+    while pool.ledger.present is None or pool.ledger.present.phase.value != phase:
+        await trio.sleep(0.005)
+
+
+async def test_what_needs_no_engine_answers_at_once_whatever_engines_do() -> None:
+    async with ScriptedOllama("small").running() as ollama:
+        tables = [process("a", "delay=0.8", "stop=0.8"), process("b"), daemon(ollama)]
+        async with routing(*tables) as router:
+            ollama.script.hang = {"/api/ps", "/api/tags", "/v1/models", "/api/version", "/api/show"}
+            async with conversation(
+                router.app, "POST", CHAT, body=[b'{"model": "a", "do": "hang"}']
+            ) as hanging:
+                await phase_is(router, "starting")
+                await assert_quick(router)
+                await phase_is(router, "ready")
+                while "request POST /v1/chat/completions" not in router.engines["a"].log.tail(9):
+                    await trio.sleep(0.005)
+                await assert_quick(router)
+                async with conversation(router.app, "POST", CHAT, body=[b'{"model": "b"}']) as other:
+                    hanging.disconnect()
+                    await phase_is(router, "stopping")
+                    await assert_quick(router)
+                    await other.over()
+                    assert other.status == 200
+
+
+async def test_swap_and_unload_by_hand() -> None:
+    async with routing(
+        process("a", models=("one", "two")), process("b"), process("empty", models=("c",))
+    ) as (router):
+
+        async def post(path: str, **body: object) -> Conversation:
+            return await ask(router.app, "POST", f"/admin/{path}", body=body)
+
+        swapped = (await post("swap", model="two")).json()
+        assert (swapped["engine"], swapped["was"]) == ("a", None)
+        assert swapped["base_url"].startswith("http://127.0.0.1:")
+        assert (await post("swap", engine="b")).json()["was"] == "a"
+        assert (await post("unload", engine="a")).json() == {"unloaded": []}
+        assert (await post("unload", model="b")).json() == {"unloaded": ["b"]}
+        assert router.supervisor.pools["default"].ledger.present is None
+        await post("swap", model="one")
+        assert (await ask(router.app, "POST", "/admin/unload")).json() == {"unloaded": ["a"]}
+        for path in ("swap", "unload"):
+            assert (await post(path, model="nothing")).status == 404
+            assert (await post(path, engine="nothing")).status == 404
+            assert (await post(path, engine=5)).status == 400
+            assert (await post(path, model=[])).status == 400
+            assert (await ask(router.app, "POST", f"/admin/{path}", body=b"[]")).status == 400
+        assert (await post("swap")).status == 400
+        assert_nothing_left(router)
+
+
+async def test_a_swap_that_fails_says_why() -> None:
+    async with routing(process("a", "fail=no such flag")) as router:
+        talk = await ask(router.app, "POST", "/admin/swap", body={"model": "a"})
+        assert talk.status == 503
+        assert "no such flag" in message_in("/admin/swap", talk)
+
+
+async def test_the_log_of_an_engine() -> None:
+    async with routing(process("a")) as router:
+        for wish in ("echo", "chat"):
+            await ask(router.app, "POST", CHAT, body={"model": "a", "do": wish})
+        while "done chat" not in router.engines["a"].log.tail(1):
+            await trio.sleep(0.005)
+        whole = (await ask(router.app, "GET", "/admin/logs", query="engine=a")).body.decode().splitlines()
+        assert whole[-2:] == [f"request POST {CHAT}", "done chat"]
+        assert (await ask(router.app, "GET", "/admin/logs", query="engine=a&lines=1")).body == b"done chat\n"
+        assert (await ask(router.app, "GET", "/admin/logs", query="engine=a&lines=0")).body == b""
+        for query, status in (
+            ("", 404),
+            ("engine=nobody", 404),
+            ("engine=a&lines=many", 400),
+            ("engine=a&lines=-1", 400),
+            ("engine=a&lines=%C2%B2", 400),
+            ("engine=a&lines=" + "9" * 5000, 400),
+        ):
+            talk = await ask(router.app, "GET", "/admin/logs", query=query)
+            assert talk.status == status, query
+
+
+async def test_the_log_can_be_followed() -> None:
+    async with routing(process("a")) as router:
+        log = router.engines["a"].log
+        log.write("before")
+        async with conversation(router.app, "GET", "/admin/logs", query="engine=a&lines=5&follow=1") as talk:
+            await talk.until(lambda: b"before\n" in talk.body)
+            log.write("first")
+            await talk.until(lambda: b"first\n" in talk.body)
+            talk.stall()
+            log.write("second")
+            log.write("third")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            log.write("fourth")  # written while the client was not reading
+            talk.resume()
+            await talk.until(lambda: b"fourth\n" in talk.body)
+            assert talk.body == b"before\nfirst\nsecond\nthird\nfourth\n"
+
+
+async def test_lines_written_while_the_tail_is_sent_are_not_lost() -> None:
+    async with routing(process("a")) as router:
+        log = router.engines["a"].log
+        log.write("before")
+        async with conversation(router.app, "GET", "/admin/logs", query="engine=a&lines=5&follow=1") as talk:
+            await talk.begun()
+            talk.stall()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            log.write("meanwhile")
+            talk.resume()
+            await talk.until(lambda: b"meanwhile\n" in talk.body)
+            assert talk.body == b"before\nmeanwhile\n"
+
+
+# The library.
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
+    class Mine(Exception):
+        pass
+
+    with pytest.raises(Mine):
+        async with routing(NEVER):
+            raise Mine
+
+
+async def test_a_defect_of_an_engines_list_does_not_end_the_router(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with routing(NEVER) as router:
+
+        async def fail() -> None:
+            raise RuntimeError("a defect")
+
+        monkeypatch.setattr(type(router.engines["never"]), "list_models", lambda _: fail())
+        await router.discover()
+        assert "a defect" in caplog.text
+        assert (await ask(router.app, "GET", "/health")).status == 200
+
+
+def condition_of(talk: Conversation, data: bytes) -> Callable[[], bool]:
+    return lambda: data in talk.body
+
+
+async def test_the_app_survives_a_defect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with routing(NEVER) as router:
+        monkeypatch.setattr(router.discovery, "resolve", lambda _: 1 / 0, raising=False)
+        for path in DIALECTS:
+            with contextlib.suppress(ZeroDivisionError):
+                talk = await ask(router.app, "POST", path, body={"model": "alpha"})
+            assert talk.status == 500
+            assert "its log has the details" in message_in(path, talk)
+            assert "division" not in message_in(path, talk)
+        assert "ZeroDivisionError" in caplog.text
