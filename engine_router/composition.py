@@ -40,11 +40,13 @@ async def open_router(config: Config | str | os.PathLike[str]) -> AsyncIterator[
 
     Raises:
         ConfigError: the file has faults.
+        Exception: what the block raises comes out as it is, not in a group.
 
     When the block ends, what the router started is stopped. When it is cancelled, processes are killed at
     once, without waiting.
     """
     config = config if isinstance(config, Config) else await trio.to_thread.run_sync(load_config, config)
+    failure: Exception | None = None
     async with (
         # Every control call is bounded by a scope of its own.
         httpx.AsyncClient(trust_env=False, timeout=None, limits=httpx.Limits(max_connections=None)) as client,  # noqa: S113
@@ -62,9 +64,13 @@ async def open_router(config: Config | str | os.PathLike[str]) -> AsyncIterator[
             yield router
             await router.close()
             await router.save()
+        except Exception as error:  # noqa: BLE001 - raised below: the nursery would put it into a group
+            failure = error
         finally:
             router.upstream.close()
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _compose(config: Config, client: httpx.AsyncClient, guardian: Guardian | None) -> Router:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
 import trio
 from attrs import define, field, frozen
@@ -287,17 +287,19 @@ class Passage:
         return lease.error or error
 
 
-async def plain_body(passage: Passage, dialect: Dialect, *, streams: bool) -> AsyncIterator[bytes]:
+def plain_body(
+    passage: Passage, dialect: Dialect, on_error: Callable[[RouterError], object], *, streams: bool
+) -> AsyncIterator[bytes]:
     """Yield the body of an answer whose own head has been sent.
 
     Args:
+        on_error: called with an error that the client is told in the stream.
         streams: errors may be told in the stream, in the client's dialect.
 
     Raises:
         BrokenAnswer: it broke off where no error can be told.
     """
-    async for data in _body(passage, dialect, may_add=streams and not passage.has_length):
-        yield data
+    return _body(passage, dialect, on_error, may_add=streams and not passage.has_length)
 
 
 async def waiting_body(
@@ -320,11 +322,14 @@ async def waiting_body(
         on_error(error)
         yield dialect.stream_error(error)
         return
-    async for data in _body(passage, dialect, may_add=True):
-        yield data
+    async with contextlib.aclosing(_body(passage, dialect, on_error, may_add=True)) as body:
+        async for data in body:
+            yield data
 
 
-async def _body(passage: Passage, dialect: Dialect, *, may_add: bool) -> AsyncIterator[bytes]:
+async def _body(
+    passage: Passage, dialect: Dialect, on_error: Callable[[RouterError], object], *, may_add: bool
+) -> AsyncGenerator[bytes, None]:
     tail = b""
     try:
         while data := await passage.chunk():
@@ -334,4 +339,5 @@ async def _body(passage: Passage, dialect: Dialect, *, may_add: bool) -> AsyncIt
         passage.close()
         if not may_add or not dialect.at_boundary(tail):
             raise BrokenAnswer(error) from error
+        on_error(error)
         yield dialect.stream_error(error)

@@ -17,7 +17,7 @@ from engine_router.config import Config
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine
 from engine_router.errors import EngineError, LeaseRevoked, UnknownModel
-from engine_router.events import Event, EventHub, RouterNotice
+from engine_router.events import Event, EventHub, ResidentReady, RouterNotice
 from engine_router.metrics import Metrics
 from engine_router.residency.supervisor import Supervisor
 from engine_router.state import State, save_state
@@ -67,6 +67,7 @@ class Router:
     _make_app: Callable[[Router], QuartTrio]
     _app: QuartTrio | None = None
     _asked_at: float = -math.inf
+    _asking: trio.Event | None = None
 
     @property
     def app(self) -> QuartTrio:
@@ -107,18 +108,27 @@ class Router:
         try:
             return self.discovery.resolve(model)
         except UnknownModel:
-            if trio.current_time() - self._asked_at < DISCOVERY_MIN_INTERVAL_S:
+            if self._asking is None and trio.current_time() - self._asked_at < DISCOVERY_MIN_INTERVAL_S:
                 raise
-        await self.discover()
+        if self._asking is not None:  # the answer is on its way
+            await self._asking.wait()
+        else:
+            await self.discover()
         return self.discovery.resolve(model)
 
     async def discover(self) -> None:
         """Ask every engine that runs now which models it lists. Errors are logged; what was known stays."""
         self._asked_at = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            for name, engine in self.engines.items():
-                if self.config.engines[name].discover:
-                    nursery.start_soon(self._discover, name, engine)
+        asking = self._asking = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                for name, engine in self.engines.items():
+                    if self.config.engines[name].discover:
+                        nursery.start_soon(self._discover, name, engine)
+        finally:
+            asking.set()
+            if self._asking is asking:
+                self._asking = None
 
     def events(self) -> AsyncIterator[Event]:
         """Iterate over everything that happens from now on."""
@@ -140,15 +150,23 @@ class Router:
             except EngineError as error:
                 logger.info("%s", error)
                 return
+            except Exception:
+                # A defect in reading one engine's list must not end the router.
+                logger.exception("engine %s: unexpected error", name)
+                return
             if models is not None:
                 self.discovery.set_listed(name, models)
                 self.state.set_models(name, models)
 
     async def keep_discovering(self) -> None:
         """Ask again every half minute, and whenever something became ready; runs until cancelled."""
+        events = self.events()
         while True:
             await self.discover()
-            await trio.sleep(DISCOVERY_INTERVAL_S)
+            with trio.move_on_after(DISCOVERY_INTERVAL_S):
+                async for event in events:
+                    if isinstance(event, ResidentReady):
+                        break
 
     async def keep_saving(self) -> None:
         """Write the state file whenever there is something new; runs until cancelled."""

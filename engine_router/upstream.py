@@ -118,26 +118,29 @@ class _ResponseReader:
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if self.parsed.complete:
+        if self.parsed.complete or (100 <= status < 200 and status != 101):
             return
-        if status < 200:
-            if status < 100 or status == 101:
-                self.parsed.fault = f"its answer has the status {status}, which nobody asked for"
+        self.parsed.fault = self._fault(status)
+        if self.parsed.fault:
             return
         self.parsed.status = status
         self.parsed.head_done = True
         if self._bodyless or status in (204, 304):
             self.parsed.complete = True
             self.parsed.reusable = self._bodyless is False and self._parser.should_keep_alive()
-            return
+
+    def _fault(self, status: int) -> str:
+        """Tell what is wrong with a head that llhttp lets pass; empty for nothing."""
+        if status < 200:
+            return f"its answer has the status {status}, which nobody asked for"
         codings = [value for name, value in self.parsed.headers if name.lower() == b"transfer-encoding"]
-        if codings and [value.strip().lower() for value in codings] != [b"chunked"]:
+        if codings and [value.lower() for value in codings] != [b"chunked"]:
             # Anything else is encoded in a way that the client is not told of, or ends nobody knows where.
-            shown = b", ".join(codings).decode("latin-1")
-            self.parsed.fault = f"its answer has the transfer encoding '{shown}'"
+            return f"its answer has the transfer encoding '{b', '.join(codings).decode('latin-1')}'"
+        return ""
 
     def on_body(self, data: bytes) -> None:
-        if not self.parsed.complete:
+        if self.parsed.head_done and not self.parsed.complete:
             self.parsed.body.append(data)
 
     def on_message_complete(self) -> None:

@@ -240,6 +240,15 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.present is not None:
             self.acquire(self.present.resident)
 
+    @precondition(lambda self: self.is_in("ready") and self.those("granted"))
+    @rule(other=residents, seconds=st.integers(4, 6))
+    def another_becomes_overdue_and_one_comes_too_late(self, other: ResidentId, seconds: int) -> None:
+        assert self.present is not None
+        resident = self.present.resident
+        self.acquire(other)
+        self.time_passes(seconds)
+        self.acquire(resident)
+
     def let_go(self, request: Request) -> None:
         request.state = "over"
         self.apply(book.Release(request.ticket))
@@ -600,7 +609,7 @@ BROKEN = [
 def test_a_broken_ledger_is_caught(broken: type[Ledger]) -> None:
     machine = type(broken.__name__ + "Machine", (LedgerMachine,), {"ledger_type": broken})
     quick = settings(
-        max_examples=600,
+        max_examples=2000,
         stateful_step_count=40,
         deadline=None,
         database=None,

@@ -21,7 +21,7 @@ from engine_router.testing.scripted import Answer, ScriptedOllama
 from engine_router.testing.served import RawClient, served
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
-LIMIT_S = 20.0
+LIMIT_S = 4.0
 CHAT, COMPLETIONS, MESSAGES, OLLAMA_CHAT = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -40,7 +40,15 @@ def process(name: str, *options: str, models: tuple[str, ...] = (), **more: obje
     return "\n".join([f"[engines.{name}]", *lines])
 
 
-NEVER = '[engines.never]\ntype = "process"\nargv = ["/nonexistent/engine"]\nmodels = ["alpha", "team/beta:7b"]\nbase_url = "http://127.0.0.1:9"'
+# An engine that no test of the router's own answers may ever need.
+NEVER = """
+[engines.never]
+type = "http"
+base_url = "http://127.0.0.1:9"
+models = ["alpha", "team/beta:7b"]
+unload.path = "/unload"
+loaded.path = "/loaded"
+"""
 
 
 @asynccontextmanager
@@ -115,8 +123,8 @@ BAD_BODIES: dict[str, tuple[bytes, int, str]] = {
     "unknown, nothing like it": (b'{"model": "xyzzy"}', 404, "model 'xyzzy' not found"),
     "bad UTF-8": (b'{"model": "\xff"}', 400, "not UTF-8"),
     "cut UTF-8": (b'{"model": "alpha", "x": "\xc3', 400, "not UTF-8"),
-    "UTF-16": ('{"model": "xyzzy"}'.encode("utf-16"), 404, "not found"),
-    "lone surrogate": (b'{"model": "\\ud800"}', 404, "not found"),
+    "UTF-16": ('{"model": "alpha"}'.encode("utf-16"), 400, ""),
+    "lone surrogate": (b'{"model": "\\ud800"}', 400, ""),
     "NUL": (b'{"model": "\\u0000"}', 404, "not found"),
     "endless nesting": (b"[" * 200_000, 400, "not JSON"),
     "endless number": (b'{"model": ' + b"9" * 5000 + b"}", 400, ""),
@@ -155,8 +163,11 @@ async def test_a_body_too_large_is_refused(path: str) -> None:
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a_client_in_the_middle_of_an_upload_can_read_why_it_is_refused(framing: str) -> None:
     """A connection closed with bytes unread is reset, and the reset may overtake the answer."""
-    async with routing(NEVER, server={"max_body_mb": 0.001}) as router, served(router) as url:
-        client = await RawClient.connect(url)
+    async with (
+        routing(NEVER, server={"max_body_mb": 0.001}) as router,
+        served(router) as url,
+        RawClient.to(url) as client,
+    ):
         piece = b"x" * 60_000
         if framing == "length":
             await client.request("POST", CHAT, headers=[f"Content-Length: {50 * len(piece)}"])
@@ -172,8 +183,11 @@ async def test_a_client_in_the_middle_of_an_upload_can_read_why_it_is_refused(fr
 
 async def test_an_upload_that_nobody_wants_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_router.web.scope.LINGER_S", 0.1)
-    async with routing(NEVER, server={"max_body_mb": 0.001}) as router, served(router) as url:
-        client = await RawClient.connect(url)
+    async with (
+        routing(NEVER, server={"max_body_mb": 0.001}) as router,
+        served(router) as url,
+        RawClient.to(url) as client,
+    ):
         await client.request("POST", CHAT, headers=["Content-Length: 1000000"])
         assert (await client.rest()).startswith(b"HTTP/1.1 413")
 
@@ -198,7 +212,7 @@ async def test_an_upload_that_nobody_wants_ends(monkeypatch: pytest.MonkeyPatch)
         ("POST", "/api/nothing", 403),
         ("POST", "/api/pull", 404),
         ("GET", "/v1/caf\u00e9\u0000", 405),
-        ("GET", "//", 404),
+        ("GET", "//nothing", 404),
         ("TRACE", "/", 405),
         ("PROPFIND", "/api/chat", 405),
     ],
@@ -237,6 +251,54 @@ async def test_no_path_reaches_an_engine_but_the_one_that_was_checked(path: str)
         assert not [line for line in router.engines["a"].log.tail(100) if "Smuggled" in line]
 
 
+@pytest.mark.parametrize("host", ["", "a b", "[", "x:y", "\u00e9", "..", "a" * 5000, "evil@x", "x/y"])
+async def test_a_strange_host_does_no_harm(host: str) -> None:
+    async with routing(NEVER) as router:
+        for path in DIALECTS:
+            talk = await ask(router.app, "POST", path, headers={"host": host}, body={"model": "xyzzy"})
+            assert talk.status in (400, 404)
+            assert message_in(path, talk)
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://x/health", 200),
+        ("http://x/nothing", 404),
+        ("http://[/health", 404),
+        ("?", 200),
+        ("*", 404),
+        ("%ff", 404),
+        ("/%ff", 404),
+        ("/health?%ff", 200),
+        ("/health#x", 404),
+    ],
+)
+async def test_a_strange_target_does_no_harm(target: str, status: int) -> None:
+    async with routing(NEVER) as router, served(router) as url, RawClient.to(url) as client:
+        await client.request("GET", target, headers=["Connection: close"])
+        assert int((await client.rest()).split()[1]) == status
+
+
+async def test_an_old_client_that_names_no_host() -> None:
+    async with routing(NEVER) as router, served(router) as url, RawClient.to(url) as client:
+        await client.send(b"GET /health HTTP/1.0\r\n\r\n")
+        assert b'{"status":"ok"}' in await client.rest()
+
+
+async def test_there_are_no_websockets() -> None:
+    upgrade = [
+        "Connection: upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ]
+    async with routing(NEVER) as router, served(router) as url, RawClient.to(url) as client:
+        await client.request("GET", CHAT, headers=upgrade)
+        await client.until(b"no websockets")
+        assert client.received.startswith(b"HTTP/1.1 404")
+
+
 # Keys and origins.
 
 KEYS = ["the key", "schl\u00fcssel"]
@@ -265,13 +327,14 @@ BASIC = "Basic " + base64.b64encode(b"anybody:the key").decode()
         ({"cookie": "key=the key"}, False),
     ],
 )
-@pytest.mark.parametrize("path", DIALECTS)
-async def test_the_key(path: str, headers: dict[str, str], is_right: bool) -> None:
+async def test_the_key(headers: dict[str, str], is_right: bool) -> None:
     async with routing(NEVER, server={"api_keys": KEYS}) as router:
-        talk = await ask(router.app, "POST", path, headers=headers, body={"model": "xyzzy"})
-        assert talk.status == (404 if is_right else 401)
-        assert message_in(path, talk)
-        assert talk.headers.get("www-authenticate") == (None if is_right else 'Bearer realm="engine-router"')
+        for path in DIALECTS:
+            talk = await ask(router.app, "POST", path, headers=headers, body={"model": "xyzzy"})
+            assert talk.status == (404 if is_right else 401)
+            assert message_in(path, talk)
+            challenge = None if is_right else 'Bearer realm="engine-router"'
+            assert talk.headers.get("www-authenticate") == challenge
 
 
 async def test_every_route_but_two_asks_for_the_key() -> None:
@@ -339,13 +402,13 @@ async def test_nor_do_they_reach_ollama(is_locked: bool) -> None:
         ("GET", "https://evil.example", 405),
     ],
 )
-@pytest.mark.parametrize("path", DIALECTS)
-async def test_pages_of_other_sites_change_nothing(path: str, method: str, origin: str, status: int) -> None:
+async def test_pages_of_other_sites_change_nothing(method: str, origin: str, status: int) -> None:
     async with routing(NEVER) as router:
-        body = {"model": "xyzzy"} if method == "POST" else None
-        talk = await ask(router.app, method, path, headers={"origin": origin}, body=body)
-        assert talk.status == status
-        assert message_in(path, talk)
+        for path in DIALECTS:
+            body = {"model": "xyzzy"} if method == "POST" else None
+            talk = await ask(router.app, method, path, headers={"origin": origin}, body=body)
+            assert talk.status == status
+            assert message_in(path, talk)
 
 
 async def test_nor_do_they_where_no_host_is_named() -> None:
@@ -418,10 +481,10 @@ async def test_what_could_do_harm_never_reaches_ollama() -> None:
     async with ollama_routing("small") as (ollama, router), served(router) as url:
         for line in GUARDED:
             method, _, target = line.partition(" ")
-            client = await RawClient.connect(url)
-            await client.request(method, target, b'{"model": "small"}', headers=["Connection: close"])
-            status = int((await client.rest()).split()[1])
-            assert status in (400, 403, 404, 405), f"{line}: {client.received!r}"
+            async with RawClient.to(url) as client:
+                await client.request(method, target, b'{"model": "small"}', headers=["Connection: close"])
+                status = int((await client.rest()).split()[1])
+                assert status in (400, 403, 404, 405), f"{line}: {client.received!r}"
         harmless = {"GET /api/ps", "GET /api/tags", "GET /api/version", "GET /v1/models"}
         assert {str(call) for call in ollama.calls} <= harmless
 
@@ -436,12 +499,12 @@ async def test_where_it_is_allowed_the_plain_form_goes_on(target: str) -> None:
     ):
         async with httpx.AsyncClient(trust_env=False) as client:
             await client.get(f"{url}/health")
-        raw = await RawClient.connect(url)
-        await raw.request("DELETE", target, b'{"model": "small"}', headers=["Connection: close"])
-        assert (await raw.rest()).startswith(b"HTTP/1.1 404")  # the scripted daemon has no such route
-        (call,) = ollama.called("DELETE", "/api/delete")
-        assert call.body == {"model": "small"}
-        assert call.query == target.partition("?")[2]
+        async with RawClient.to(url) as raw:
+            await raw.request("DELETE", target, b'{"model": "small"}', headers=["Connection: close"])
+            assert (await raw.rest()).startswith(b"HTTP/1.1 404")  # the scripted daemon has no such route
+            (call,) = ollama.called("DELETE", "/api/delete")
+            assert call.body == {"model": "small"}
+            assert call.query == target.partition("?")[2]
 
 
 async def test_a_pull_is_passed_on_as_it_comes() -> None:
@@ -454,14 +517,14 @@ async def test_a_pull_is_passed_on_as_it_comes() -> None:
 
     async with ollama_routing("small") as (ollama, router), served(router) as url:
         ollama.script.answers["/api/pull"] = Answer(content_type="application/x-ndjson", pieces=pieces())
-        client = await RawClient.connect(url)
-        await client.request("POST", "/api/pull", b'{"model": "new"}')
-        await client.until(b"pulling manifest")
-        assert b"success" not in client.received
-        may_go_on.set()
-        await client.until(b"0\r\n\r\n")
-        assert b"application/x-ndjson" in client.received
-        assert router.supervisor.pools["default"].ledger.is_empty
+        async with RawClient.to(url) as client:
+            await client.request("POST", "/api/pull", b'{"model": "new"}')
+            await client.until(b"pulling manifest")
+            assert b"success" not in client.received
+            may_go_on.set()
+            await client.until(b"0\r\n\r\n")
+            assert b"application/x-ndjson" in client.received
+            assert router.supervisor.pools["default"].ledger.is_empty
 
 
 async def test_a_pull_that_breaks_off_is_no_success() -> None:
@@ -471,11 +534,11 @@ async def test_a_pull_that_breaks_off_is_no_success() -> None:
 
     async with ollama_routing("small") as (ollama, router), served(router) as url:
         ollama.script.answers["/api/pull"] = Answer(content_type="application/x-ndjson", pieces=pieces())
-        client = await RawClient.connect(url)
-        await client.request("POST", "/api/pull", b'{"model": "new"}')
-        await client.rest()
-        assert not client.received.endswith(b"0\r\n\r\n")
-        assert (await ask(router.app, "GET", "/health")).status == 200
+        async with RawClient.to(url) as client:
+            await client.request("POST", "/api/pull", b'{"model": "new"}')
+            await client.rest()
+            assert not client.received.endswith(b"0\r\n\r\n")
+            assert (await ask(router.app, "GET", "/health")).status == 200
 
 
 async def test_ollama_that_does_not_listen_is_an_error_in_its_dialect() -> None:
@@ -513,6 +576,7 @@ async def test_what_ollamas_clients_ask_first() -> None:
 async def test_show_of_ollamas_own_model_is_ollamas_own_answer() -> None:
     more = '[models.small]\nengine = "ollama"\nupstream = "small:1b"\naliases = ["tiny"]'
     async with ollama_routing("small:1b", more=more) as (ollama, router):
+        await router.discover()
         for name in ("small:1b", "small", "tiny"):
             shown = await ask(router.app, "POST", "/api/show", body={"model": name, "verbose": True})
             assert shown.status == 200, name
@@ -532,11 +596,11 @@ async def test_show_asks_the_daemon_that_has_the_model() -> None:
 
 
 async def test_a_chat_with_ollamas_own_model_is_not_translated() -> None:
-    async with ollama_routing("small") as (ollama, router):
+    async with ollama_routing("small") as (_, router):
         streamed = await ask(router.app, "POST", OLLAMA_CHAT, body={"model": "small", "messages": [{}]})
         lines = [json.loads(line) for line in streamed.body.splitlines()]
         assert lines[-1]["done"] is True
-        assert lines[0]["message"]["content"] == "small"
+        assert lines[0]["message"]["content"] == "small:latest"
         whole = await ask(
             router.app, "POST", OLLAMA_CHAT, body={"model": "small", "messages": [{}], "stream": False}
         )
@@ -611,8 +675,7 @@ async def test_the_greeting_and_the_page() -> None:
 
 
 async def test_a_head_request_has_no_body_on_the_wire() -> None:
-    async with routing(NEVER) as router, served(router) as url:
-        client = await RawClient.connect(url)
+    async with routing(NEVER) as router, served(router) as url, RawClient.to(url) as client:
         await client.request("HEAD", "/", headers=["Connection: close"])
         answer = await client.rest()
         assert answer.startswith(b"HTTP/1.1 200")
@@ -656,7 +719,7 @@ async def test_a_query_in_another_alphabet_does_no_harm() -> None:
     async with routing(process("a")) as router:
         talk = await ask(router.app, "POST", CHAT, query="q=\u00e9", body={"model": "a"})
         assert talk.status == 200
-        assert talk.json()["target"] == f"{CHAT}?q=%C3%A9" or talk.json()["target"] == f"{CHAT}?q=%E9"
+        assert talk.json()["target"] == f"{CHAT}?q=%E9"
 
 
 async def test_an_alias_reaches_the_engine_under_the_name_that_it_knows() -> None:
@@ -670,32 +733,35 @@ async def test_an_alias_reaches_the_engine_under_the_name_that_it_knows() -> Non
 async def test_an_upload_is_routed_by_its_field() -> None:
     more = '[models.ears]\nengine = "a"\nupstream = "whisper-1"'
     sound = bytes(range(256)) * 300
-    async with routing(process("a"), more=more) as router, served(router) as url:
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as client:
+    async with (
+        routing(process("a"), more=more) as router,
+        served(router) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as client,
+    ):
 
-            async def send(model: str | None) -> httpx.Response:
-                data = {"response_format": "json"} | ({"model": model} if model is not None else {})
-                files = {"file": ("model", sound, "audio/wav")}
-                return await client.post("/v1/audio/transcriptions", data=data, files=files)
+        async def send(model: str | None) -> httpx.Response:
+            data = {"response_format": "json"} | ({"model": model} if model is not None else {})
+            files = {"file": ("model", sound, "audio/wav")}
+            return await client.post("/v1/audio/transcriptions", data=data, files=files)
 
-            answer = await send("ears")
-            assert answer.status_code == 200
-            said = answer.json()
-            assert said["target"] == "/v1/audio/transcriptions"
-            got = said["body"].encode("latin-1")
-            assert sound in got
-            assert b"whisper-1" in got
-            assert b"ears" not in got
-            kind = {n.lower(): v for n, v in said["headers"]}["content-type"]
-            assert kind.encode().partition(b"boundary=")[2] in got
-            same = (await send("a")).json()["body"].encode("latin-1")
-            assert sound in same
-            unknown = await send("eers")
-            assert unknown.status_code == 404
-            assert "did you mean 'ears'" in message_of(CHAT, unknown.json())
-            none = await send(None)
-            assert none.status_code == 400
-            assert 'no field "model"' in message_of(CHAT, none.json())
+        answer = await send("ears")
+        assert answer.status_code == 200
+        said = answer.json()
+        assert said["target"] == "/v1/audio/transcriptions"
+        got = said["body"].encode("latin-1")
+        assert sound in got
+        assert b"whisper-1" in got
+        assert b"ears" not in got
+        kind = {n.lower(): v for n, v in said["headers"]}["content-type"]
+        assert kind.encode().partition(b"boundary=")[2] in got
+        same = (await send("a")).json()["body"].encode("latin-1")
+        assert sound in same
+        unknown = await send("eers")
+        assert unknown.status_code == 404
+        assert "did you mean 'ears'" in message_of(CHAT, unknown.json())
+        none = await send(None)
+        assert none.status_code == 400
+        assert 'no field "model"' in message_of(CHAT, none.json())
 
 
 @pytest.mark.parametrize(
@@ -721,19 +787,16 @@ async def test_an_upload_that_cannot_be_read(content_type: str, body: bytes) -> 
         assert message_in(path, talk)
 
 
-@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
-@pytest.mark.parametrize("path", DIALECTS)
-async def test_an_engines_own_refusal_stays_what_it_is(path: str, status: int) -> None:
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+async def test_an_engines_own_refusal_stays_what_it_is(path: str) -> None:
     async with routing(process("a")) as router:
-        for stream in (True, False):
-            body = {"model": "a", "messages": [], "do": "status", "status": status, "stream": stream}
-            target = path if path != OLLAMA_CHAT else OLLAMA_CHAT
-            if target == OLLAMA_CHAT:  # what the translation takes over has no room for `do`
-                continue
-            talk = await ask(router.app, "POST", path, body=body)
-            assert talk.status == status
-            assert talk.headers["x-engine"] == "obedient"
-            assert talk.json() == {"error": {"message": "no, says the engine"}}
+        for status in (400, 404, 429, 500, 503):
+            for stream in (True, False):
+                body = {"model": "a", "messages": [], "do": "status", "status": status, "stream": stream}
+                talk = await ask(router.app, "POST", path, body=body)
+                assert talk.status == status
+                assert talk.headers["x-engine"] == "obedient"
+                assert talk.json() == {"error": {"message": "no, says the engine"}}
         assert_nothing_left(router)
 
 
@@ -773,7 +836,7 @@ async def test_an_encoded_answer_keeps_the_header_that_says_so() -> None:
 # Engines that fail.
 
 FAILURES: dict[str, tuple[str, int, str]] = {
-    "abort": ("engine_broke", 502, "without an answer"),
+    "abort": ("engine_broke", 502, "broke off"),
     "garbage": ("engine_broke", 502, "not HTTP"),
     "die": ("engine_died", 502, "code 7"),
 }
@@ -856,7 +919,6 @@ async def test_a_cold_start_is_bridged_by_frames_that_mean_nothing(path: str) ->
             assert talk.body.startswith(b" " * count + b"{")
             lines = [json.loads(line) for line in talk.body.splitlines()]
             assert lines[-1]["done"] is True
-            assert lines[-1]["load_duration"] >= 0.3e9
             assert talk.body.endswith(b"}\n")
         else:
             assert rest.startswith(b'data: {"id"')
@@ -924,8 +986,7 @@ async def test_a_stream_that_breaks_between_frames_ends_in_an_error_frame(path: 
     ],
 )
 async def test_an_answer_that_breaks_elsewhere_breaks_the_connection(wish: dict[str, object]) -> None:
-    async with routing(process("a")) as router, served(router) as url:
-        client = await RawClient.connect(url)
+    async with routing(process("a")) as router, served(router) as url, RawClient.to(url) as client:
         await client.request("POST", CHAT, json.dumps({"model": "a", **wish}).encode())
         answer = await client.rest()
         head, _, body = answer.partition(b"\r\n\r\n")
@@ -945,13 +1006,26 @@ async def test_an_answer_that_breaks_elsewhere_breaks_the_connection(wish: dict[
 
 
 async def test_a_connection_is_kept_for_the_next_request() -> None:
-    async with routing(process("a", models=("a",))) as router, served(router) as url:
-        client = await RawClient.connect(url)
+    async with routing(process("a")) as router, served(router) as url, RawClient.to(url) as client:
         for number, wish in enumerate(("echo", "stream", "status", "echo")):
             client.received = b""
             body = {"model": "a", "stream": wish == "stream", "do": wish, "status": 400, "number": number}
             await client.request("POST", CHAT, json.dumps(body).encode())
             await client.until({"echo": b'"pid":', "stream": b"0\r\n\r\n", "status": b"no, says"}[wish])
+
+
+@pytest.mark.parametrize("wish", ["echo", "stream", "status", "nothing"])
+@pytest.mark.parametrize("asked", ["close", "keep-alive"])
+async def test_a_connection_ends_after_its_answer(
+    wish: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once where the client said so, and otherwise when it was idle for long enough."""
+    monkeypatch.setattr("engine_router.serving.KEEP_ALIVE_S", 0.1)
+    async with routing(process("a")) as router, served(router) as url, RawClient.to(url) as client:
+        model = "xyzzy" if wish == "nothing" else "a"
+        body = json.dumps({"model": model, "stream": wish == "stream", "do": wish}).encode()
+        await client.request("POST", CHAT, body, headers=[f"Connection: {asked}"])
+        assert (await client.rest()).startswith(b"HTTP/1.1 ")
 
 
 # The person who runs the router.

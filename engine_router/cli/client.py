@@ -55,11 +55,11 @@ class Call:
             CommandFailed: nobody is there, or what is there is no router.
             Refused: the router says no.
         """
-        headers = {"Accept": "application/json, text/plain"}
+        headers: dict[str, str | bytes] = {"Accept": "application/json, text/plain"}
         if self._body is not None:
             headers["Content-Type"] = "application/json"
         if self._where.key is not None:
-            headers["Authorization"] = f"Bearer {self._where.key}"
+            headers["Authorization"] = f"Bearer {self._where.key}".encode()
         url = self._where.url
         try:
             self._connection.connect()

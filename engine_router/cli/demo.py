@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,10 @@ from engine_router.cli.demo_once import chat_with_each
 from engine_router.cli.failure import CommandFailed
 from engine_router.cli.log import LogThread, end_logging, start_logging
 from engine_router.cli.running import run_router
+from engine_router.cli.serve import open_sockets
 from engine_router.config import load_config
 from engine_router.engines.ports import free_port
 from engine_router.router import Router
-from engine_router.serving import CannotListen, listen
 
 MODELS = ("tiny-a", "tiny-b")
 WHEELS = ("gguf", "numpy", "xllamacpp")
@@ -38,12 +39,22 @@ def run(options: argparse.Namespace) -> int:
         raise CommandFailed(
             f"the demo needs {', '.join(missing)}, for a real llama.cpp: pip install 'engine-router[llamacpp]'"
         )
-    with _folder(options.keep) as folder:
+    with _terminable(), _folder(options.keep) as folder:
         path = _prepare(folder, options.port or free_port())
         code = _serve(path, folder, once=options.once, keep=options.keep is not None)
     if options.keep is not None:
         print(f"\nkept in {folder}; run it again with: engine-router serve --config {path}")
     return code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the preparations as Ctrl-C does, so that nothing is left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -89,18 +100,16 @@ def _toml(folder: Path, port: int) -> str:
 
 def _serve(path: Path, folder: Path, *, once: bool, keep: bool) -> int:
     config = load_config(path)
-    try:
-        sockets = listen(config.server)
-    except CannotListen as error:
-        raise CommandFailed(str(error)) from None
-    log = start_logging(config.log, level="warning" if once else None)
+    with contextlib.ExitStack() as stack:
+        sockets = open_sockets(config.server, None, stack)
+        log = start_logging(config.log, level="warning" if once else None)
+        stack.callback(end_logging, log)
 
-    def last_words() -> None:
-        end_logging(log)
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        def last_words() -> None:
+            end_logging(log)
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
-    try:
         return run_router(
             config,
             sockets,
@@ -108,11 +117,6 @@ def _serve(path: Path, folder: Path, *, once: bool, keep: bool) -> int:
             last_words=last_words,
             job=chat_with_each if once else None,
         )
-    finally:
-        for sock in sockets:
-            with contextlib.suppress(OSError):
-                sock.close()
-        end_logging(log)
 
 
 def _announce(router: Router, urls: Sequence[str], log: LogThread) -> None:

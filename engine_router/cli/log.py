@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -74,6 +75,9 @@ class LogThread(logging.Handler):
             except (OSError, ValueError):
                 # The terminal is gone, the pipe is broken, the disk is full: the router works without a log.
                 continue
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._stream.close()
 
     def _reopen_if_moved(self) -> None:
         """Follow a file that was renamed, as log rotation does."""

@@ -41,10 +41,12 @@ class Ending:
         asked: set by the first signal.
         scope: around everything; cancelled by the second signal.
         code: the exit code.
+        has_job: a signal interrupts something; without, it is the ordinary end.
         last_words: called, in whatever thread, just before the watchdog ends the process.
     """
 
     grace_s: float
+    has_job: bool
     last_words: Callable[[], None]
     asked: trio.Event = field(factory=trio.Event)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -66,6 +68,7 @@ class Ending:
             task_status.started()
             async for number in received:
                 if not self.asked.is_set():
+                    self.code = 128 + number if self.has_job else 0
                     self.ask()
                     continue
                 logger.warning("ending at once")
@@ -151,7 +154,7 @@ async def _run(
     last_words: Callable[[], None],
     job: Job | None,
 ) -> int:
-    ending = Ending(config.server.shutdown_timeout_s, last_words)
+    ending = Ending(config.server.shutdown_timeout_s, job is not None, last_words)
     try:
         with ending.scope:
             async with trio.open_nursery() as nursery:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from engine_router.cli.failure import CommandFailed
 from engine_router.cli.log import LogThread, end_logging, start_logging
 from engine_router.cli.running import run_router
 from engine_router.cli.words import counted
-from engine_router.config import Config, find_config, load_config
+from engine_router.config import Config, ServerConfig, find_config, load_config
 from engine_router.config.values import Port
 from engine_router.router import Router
 from engine_router.serving import CannotListen, listen
@@ -33,25 +34,35 @@ def run(options: argparse.Namespace) -> int:
     """
     path = find_config(options.config)
     config = _overridden(load_config(path), options)
-    try:
-        sockets = listen(config.server, options.port)
-    except CannotListen as error:
-        raise CommandFailed(str(error)) from None
-    port = Port(sockets[0].getsockname()[1])
-    config = attrs.evolve(config, server=attrs.evolve(config.server, port=port))
-    log = start_logging(config.log, level=options.log_level)
-    try:
+    with contextlib.ExitStack() as stack:
+        sockets = open_sockets(config.server, options.port, stack)
+        port = Port(sockets[0].getsockname()[1])
+        config = attrs.evolve(config, server=attrs.evolve(config.server, port=port))
+        log = start_logging(config.log, level=options.log_level)
+        stack.callback(end_logging, log)
         return run_router(
             config,
             sockets,
             announce=lambda router, urls: _announce(router, urls, path, log),
             last_words=lambda: end_logging(log),
         )
-    finally:
-        for sock in sockets:
-            with contextlib.suppress(OSError):
-                sock.close()
-        end_logging(log)
+
+
+def open_sockets(
+    server: ServerConfig, port: int | None, stack: contextlib.ExitStack
+) -> Sequence[socket.socket]:
+    """Open the listening sockets, closed with `stack` whether or not they were ever served.
+
+    Raises:
+        CommandFailed: the address cannot be used.
+    """
+    try:
+        sockets = listen(server, port)
+    except CannotListen as error:
+        raise CommandFailed(str(error)) from None
+    for sock in sockets:
+        stack.callback(sock.close)
+    return sockets
 
 
 def _overridden(config: Config, options: argparse.Namespace) -> Config:

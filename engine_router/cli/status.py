@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.cli.client import get_status
+from engine_router.cli.failure import CommandFailed
 from engine_router.cli.terminal import Table
 from engine_router.cli.where import locate
 from engine_router.cli.words import doing, gigabytes, phases, seconds, transition
@@ -18,17 +19,26 @@ NOTHING = "-"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show the router's status; raises as `get_status`."""
+    """Show the router's status.
+
+    Raises:
+        CommandFailed: as `get_status`, or what it says is not understood.
+    """
     where = locate(options)
     status = get_status(where)
     if options.json:
         print(json.dumps(status, indent=2, ensure_ascii=False))
         return 0
-    print(f"engine-router {status['version']} at {where.url}, up {seconds(status['uptime_s'])}\n")
-    _pools(status["pools"])
-    print()
-    _engines(status["engines"])
-    _swaps(status)
+    try:
+        print(f"engine-router {status['version']} at {where.url}, up {seconds(status['uptime_s'])}\n")
+        _pools(status["pools"])
+        print()
+        _engines(status["engines"])
+        _swaps(status)
+    except (KeyError, TypeError):
+        raise CommandFailed(
+            f"the router at {where.url} is of another version; --json shows what it says"
+        ) from None
     return 0
 
 

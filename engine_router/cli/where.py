@@ -39,7 +39,7 @@ def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ)
 
     Raises:
         ConfigError: the file named by `--config` has faults.
-        CommandFailed: the URL is none.
+        CommandFailed: the URL is none, or the key cannot be sent.
     """
     named = options.url or environ.get(URL_VARIABLE)
     key = options.api_key or environ.get(KEY_VARIABLE)
@@ -52,7 +52,9 @@ def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ)
     url = named or configured
     if key is None and server.api_keys and _is_same_place(url, configured):
         key = server.api_keys[0]
-    return Where(url, key)
+    if key is not None and any(ord(char) < 32 for char in key.strip()):
+        raise CommandFailed("the API key has control characters, which no header can carry", BAD_USAGE)
+    return Where(url, None if key is None else key.strip())
 
 
 def _configured(explicit: str | None, *, is_needed: bool) -> ServerConfig:

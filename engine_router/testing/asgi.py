@@ -41,6 +41,7 @@ class Conversation:
         pieces: its body as it was sent.
         is_complete: its end was sent too; a server breaks the connection where it was not.
         error: what the app raised; a server would log it.
+        task: the one in which the app runs; None before its first step.
     """
 
     status: int = 0
@@ -48,6 +49,7 @@ class Conversation:
     pieces: list[bytes] = field(factory=list)
     is_complete: bool = False
     error: BaseException | None = None
+    task: trio.lowlevel.Task | None = None
     _over: trio.Event = field(factory=trio.Event)
     _changed: trio.Event = field(factory=trio.Event)
     _flowing: trio.Event | None = None
@@ -114,6 +116,7 @@ class Conversation:
 
     async def serve(self, app: App, scope: Scope) -> None:
         """Let the app serve the request. Cancellation is that of a server which goes down."""
+        self.task = trio.lowlevel.current_task()
         try:
             await app(scope, self._next, self._take)
         except Exception as error:  # noqa: BLE001 - a server survives whatever its app raises
@@ -146,6 +149,18 @@ class Conversation:
                 self.pieces.append(bytes(data))
             self.is_complete = not message.get("more_body", False)
         self._changed.set()
+        if self.is_complete:
+            await self._finish()
+
+    async def _finish(self) -> None:
+        """Do what a server does after an answer, in the app's own task: it must be let finish."""
+        self.disconnect()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.error = AssertionError("the last send was cancelled, so the connection stays half closed")
+            raise
 
 
 def http_scope(method: str, path: str, *, query: str = "", headers: Mapping[str, str] | None = None) -> Scope:

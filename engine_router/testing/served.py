@@ -54,8 +54,9 @@ class RawClient:
         self.received = b""
 
     @classmethod
-    async def connect(cls, base_url: str, *, receive_buffer_bytes: int | None = None) -> RawClient:
-        """Connect.
+    @asynccontextmanager
+    async def to(cls, base_url: str, *, receive_buffer_bytes: int | None = None) -> AsyncIterator[RawClient]:
+        """Connect; at the end of the block the connection is closed, if it is not yet.
 
         Args:
             receive_buffer_bytes: how much the kernel may take in for a client that does not read.
@@ -64,8 +65,9 @@ class RawClient:
         sock = trio.socket.socket()
         if receive_buffer_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        await sock.connect((url.hostname or "", url.port or 80))
-        return cls(trio.SocketStream(sock), url.netloc)
+        with sock:
+            await sock.connect((url.hostname or "", url.port or 80))
+            yield cls(trio.SocketStream(sock), url.netloc)
 
     async def send(self, data: bytes) -> None:
         """Send bytes as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -83,7 +84,7 @@ class Admin:
             known = ", ".join(self._router.engines)
             raise NoSuchRoute(f"no engine is called '{name}'; there are: {known}")
         lines = request.args.get("lines", str(DEFAULT_LOG_LINES))
-        if not lines.isdigit():
+        if not re.fullmatch("[0-9]{1,9}", lines):
             raise BadRequest('"lines" must be a whole number')
         follow = request.args.get("follow", "") not in ("", "0", "false")
         body = _log_lines(self._router, self._router.engines[name], int(lines), follow=follow)

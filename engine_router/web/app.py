@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from quart import Response, request
+from quart import Response, has_request_context, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import (
     HTTPException,
@@ -14,7 +14,7 @@ from werkzeug.exceptions import (
     RequestTimeout,
 )
 
-from engine_router.dialects import dialect_of
+from engine_router.dialects import OPENAI, dialect_of
 from engine_router.dialects.base import error_headers
 from engine_router.errors import (
     BadRequest,
@@ -92,6 +92,10 @@ def _add_error_handlers(app: App, router: Router) -> None:
         return _render(error)
 
     async def on_http_exception(error: HTTPException) -> Response:
+        if not has_request_context():
+            return json_response(
+                OPENAI.error(NoSuchRoute("there are no websockets here")), NoSuchRoute.status
+            )
         return _render(_from_werkzeug(error, limit))
 
     async def on_defect(error: Exception) -> Response:

@@ -59,5 +59,9 @@ def check_origin(request: Request) -> None:
     origin = request.headers.get("Origin")
     if origin is None or request.method in ("GET", "HEAD", "OPTIONS"):
         return
-    if urlsplit(origin).netloc != request.headers.get("Host", ""):
+    try:
+        site = urlsplit(origin).netloc
+    except ValueError:
+        site = ""
+    if not site or site != request.headers.get("Host"):
         raise Forbidden(f"requests from pages of another origin ({origin}) are not allowed")

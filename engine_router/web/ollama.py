@@ -7,20 +7,20 @@ import hashlib
 import posixpath
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
 
 from quart import Response, request
 
 from engine_router.config import OllamaConfig
-from engine_router.dialects.base import model_in, parse_object
+from engine_router.dialects import OLLAMA
+from engine_router.dialects.base import route_json
 from engine_router.discovery import Target
-from engine_router.errors import Forbidden, NoSuchRoute, WrongMethod
-from engine_router.relay import request_headers, response_headers
+from engine_router.errors import Forbidden, NoSuchRoute, RouterError, WrongMethod
+from engine_router.relay import BrokenAnswer, request_headers, response_headers
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
 from engine_router.upstream import Exchange, ResponseHead, UpstreamRequest
 from engine_router.web.openai import json_response
-from engine_router.web.proxy import API_ROUTES, Proxy, as_response, wire_headers
+from engine_router.web.proxy import API_ROUTES, Proxy, as_response, wire_headers, wire_target
 from engine_router.web.scope import scope_of, whole_body
 
 # Clients read features from the version: Codex wants 0.13.4 or newer, VS Code 0.6.4.
@@ -91,10 +91,11 @@ class OllamaApi:
         }
 
     async def _show(self) -> Response:
-        data = parse_object(await whole_body(request))
-        target = self._router.discovery.resolve(model_in(data))
-        if self._ollama_url() is not None and self._router.config.engines[target.engine].type == "ollama":
-            return await self._hand_on("show")
+        routed = route_json(OLLAMA, "/api/show", await whole_body(request))
+        target = self._router.discovery.resolve(routed.model)
+        config = self._router.config.engines[target.engine]
+        if isinstance(config, OllamaConfig):
+            return await self._relay(target.engine, config, "show", routed.renamed(target.upstream))
         return json_response(
             {
                 "modelfile": f"# {target.model}, served by {target.engine}",
@@ -106,7 +107,7 @@ class OllamaApi:
             }
         )
 
-    def _ollama_url(self) -> tuple[str, OllamaConfig] | None:
+    def _daemon(self) -> tuple[str, OllamaConfig] | None:
         for name, config in self._router.config.engines.items():
             if isinstance(config, OllamaConfig):
                 return name, config
@@ -123,20 +124,21 @@ class OllamaApi:
             raise Forbidden(
                 f"/api/{path} is not allowed through this router (server.allow_destructive_ollama_api in engines.toml)"
             )
-        found = self._ollama_url()
+        found = self._daemon()
         if found is None:
             raise NoSuchRoute(f'there is no /api/{path} here: no engine of type "ollama" is configured')
-        name, config = found
+        return await self._relay(*found, path, await whole_body(request))
+
+    async def _relay(self, name: str, config: OllamaConfig, path: str, body: bytes) -> Response:
         keys = bool(self._router.config.server.api_keys)
-        query = request.query_string.decode("latin-1")
         exchange = await self._router.upstream.send(
             UpstreamRequest(
                 engine=name,
                 base_url=config.base_url,
                 method=request.method,
-                target=quote(f"/api/{path}") + (f"?{query}" if query else ""),
+                target=wire_target(request, f"/api/{path}"),
                 headers=request_headers(wire_headers(request), strip_keys=keys, added=config.headers),
-                body=await whole_body(request),
+                body=body,
                 connect_timeout_s=config.connect_timeout_s,
             )
         )
@@ -146,8 +148,11 @@ class OllamaApi:
 
 
 async def _chunks(exchange: Exchange) -> AsyncIterator[bytes]:
-    while data := await exchange.chunk():
-        yield data
+    try:
+        while data := await exchange.chunk():
+            yield data
+    except RouterError as error:
+        raise BrokenAnswer(error) from error
 
 
 def _details(target: Target) -> dict[str, Any]:

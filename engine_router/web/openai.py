@@ -9,7 +9,7 @@ from quart import Response
 from engine_router.dialects.base import to_json
 from engine_router.discovery import Target
 from engine_router.router import Router
-from engine_router.web.status import model_states
+from engine_router.web.status import model_states, state_of
 
 
 def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Models:
             UnknownModel: there is none.
         """
         target = self._router.discovery.resolve(model)
-        entry = _entry(self._router, target, model_states(self._router)[target.model])
+        entry = _entry(self._router, target, state_of(self._router, target))
         return json_response({**entry, "id": model})
 
 

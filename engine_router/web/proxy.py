@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import AsyncIterator
+from urllib.parse import quote
 
 import trio
 from quart import Request, Response, request
@@ -32,12 +34,13 @@ V1_ROUTES = frozenset(
     )
 )
 V1_PREFIXES = ("audio/", "images/")
+_PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)+", re.ASCII)
 API_ROUTES = frozenset(("chat", "generate", "embed", "embeddings"))
 
 
 def is_proxied(path: str) -> bool:
-    """Tell whether a path below /v1/ is routed by `model`."""
-    return path in V1_ROUTES or path.startswith(V1_PREFIXES)
+    """Tell whether a path below /v1/ is routed by `model`; one that leads anywhere else (`audio/..`) is not."""
+    return path in V1_ROUTES or (path.startswith(V1_PREFIXES) and _PLAIN_PATH.fullmatch(path) is not None)
 
 
 class Proxy:
@@ -95,13 +98,14 @@ class Proxy:
         self, path: str, routed: Routed, target: Target, translation: Translation | None
     ) -> Outgoing:
         engine = self._router.config.engines[target.engine]
-        query = request.query_string.decode("latin-1")
+        # Without the header an engine may choose any encoding; the router may put frames into the body.
+        added = {"Accept-Encoding": "identity", **engine.headers}
         return Outgoing(
             engine=target.engine,
             resident=target.resident,
             method="POST",
-            target=(translation.path if translation else path) + (f"?{query}" if query else ""),
-            headers=request_headers(wire_headers(request), strip_keys=self._strip_keys, added=engine.headers),
+            target=wire_target(request, translation.path if translation else path),
+            headers=request_headers(wire_headers(request), strip_keys=self._strip_keys, added=added),
             body=translation.body if translation else routed.renamed(target.upstream),
             connect_timeout_s=engine.connect_timeout_s,
         )
@@ -118,18 +122,22 @@ class Proxy:
             raise
         if head is None:
             return self._waiting(passage, dialect, scope)
-        is_stream = streams and head.status < 400
-        return as_response(head, plain_body(passage, dialect, streams=is_stream))
+        # No error frame can be put into an answer that is encoded, nor into one that is an error itself.
+        is_open = streams and head.status < 400 and head.header(b"content-encoding") in (None, b"identity")
+        return as_response(head, plain_body(passage, dialect, scope.note_error, streams=is_open))
 
     def _waiting(self, passage: Passage, dialect: Dialect, scope: RequestScope) -> Response:
-        def on_error(error: RouterError) -> None:
-            scope.status, scope.error = error.status, str(error)
-
-        body = waiting_body(passage, dialect, self._interval_s, on_error)
+        body = waiting_body(passage, dialect, self._interval_s, scope.note_error)
         head = ResponseHead(
             200, [(b"content-type", dialect.stream_type.encode()), (b"cache-control", b"no-cache")]
         )
         return as_response(head, body)
+
+
+def wire_target(incoming: Request, path: str) -> str:
+    """Return the target of a request to an engine: a path, and the query that the client sent."""
+    query = incoming.query_string.decode("ascii")
+    return quote(path) + (f"?{query}" if query else "")
 
 
 def wire_headers(incoming: Request) -> list[tuple[bytes, bytes]]:

@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from engine_router._version import __version__
+from engine_router.discovery import Target
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
 from engine_router.residency.ledger import Phase
 from engine_router.residency.pool import Pool
@@ -100,12 +101,13 @@ def _engine(router: Router, name: str) -> dict[str, Any]:
 
 def model_states(router: Router) -> dict[str, str]:
     """Return the state of each known model: `ready`, another phase, or `off`."""
-    states: dict[str, str] = {}
-    for target in router.discovery.targets():
-        present = router.supervisor.pool(target.resident).ledger.present
-        here = present is not None and present.resident == target.resident
-        states[target.model] = present.phase.value if here and present is not None else "off"
-    return states
+    return {target.model: state_of(router, target) for target in router.discovery.targets()}
+
+
+def state_of(router: Router, target: Target) -> str:
+    """Return the state of one model: `ready`, another phase, or `off`."""
+    present = router.supervisor.pool(target.resident).ledger.present
+    return present.phase.value if present is not None and present.resident == target.resident else "off"
 
 
 def is_resident(router: Router, model: str) -> bool:

@@ -1,8 +1,8 @@
 """An engine that costs next to nothing: what a swap to it takes is the router's own time.
 
-    python -I -S instant_engine.py NAME PORT START_LOG [exit | hang]
+    python -I -S instant_engine.py MODEL PORT START_LOG NAME [exit | hang]
 
-It appends a line to START_LOG when it starts. `exit` ends at once with code 3; `hang` accepts connections
+It appends a line with NAME to START_LOG when it starts. `exit` ends at once with code 3; `hang` accepts connections
 and never answers. SIGTERM ends it at once. A request's `x_delay_ms` is how long its answer takes.
 
 Neither http.server nor json nor argparse: they would treble the time that it takes to start.
@@ -28,9 +28,9 @@ def note_start(log: str, name: str) -> None:
 class Connection:
     """One client's connection, kept alive."""
 
-    def __init__(self, sock: socket.socket, name: bytes) -> None:
+    def __init__(self, sock: socket.socket, model: bytes) -> None:
         self.sock = sock
-        self.name = name
+        self.model = model
         self.buffer = b""
 
     def serve(self) -> None:
@@ -73,7 +73,7 @@ class Connection:
         if path == b"/health":
             self.send(b"200 OK", b'{"status":"ok"}')
         elif path == b"/v1/models":
-            self.send(b"200 OK", b'{"object":"list","data":[{"id":"%s","object":"model"}]}' % self.name)
+            self.send(b"200 OK", b'{"object":"list","data":[{"id":"%s","object":"model"}]}' % self.model)
         elif method == b"POST" and path == b"/v1/chat/completions":
             time.sleep(delay_s(body))
             if b'"stream":true' in body:
@@ -88,7 +88,7 @@ class Connection:
             b'{"id":"c","object":"chat.completion","created":0,"model":"%s","choices":[{"index":0,"message":'
             b'{"role":"assistant","content":"%s"},"finish_reason":"stop"}],'
             b'"usage":{"prompt_tokens":1,"completion_tokens":3,"total_tokens":4}}'
-        ) % (self.name, b"".join(WORDS))
+        ) % (self.model, b"".join(WORDS))
 
     def stream(self) -> None:
         self.sock.sendall(
@@ -97,7 +97,7 @@ class Connection:
         for word in WORDS:
             self.chunk(
                 b'data: {"id":"c","object":"chat.completion.chunk","created":0,"model":"%s","choices":'
-                b'[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n' % (self.name, word)
+                b'[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n' % (self.model, word)
             )
         self.chunk(b"data: [DONE]\n\n")
         self.sock.sendall(b"0\r\n\r\n")
@@ -119,7 +119,7 @@ def delay_s(body: bytes) -> float:
     return int(digits) / 1000 if found and digits else 0.0
 
 
-def main(name: str, port: str, log: str, fault: str = "") -> None:
+def main(model: str, port: str, log: str, name: str, fault: str = "") -> None:
     note_start(log, name)
     if fault == "exit":
         sys.stderr.write("instant engine: no such flag\n")
@@ -132,7 +132,7 @@ def main(name: str, port: str, log: str, fault: str = "") -> None:
                 unanswered.append(sock)
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _thread.start_new_thread(Connection(sock, name.encode()).serve, ())
+            _thread.start_new_thread(Connection(sock, model.encode()).serve, ())
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def do_chat(client: Client, wish: dict, request: dict) -> None:
 
 
 def do_status(client: Client, wish: dict, request: dict) -> None:
-    client.answer({"error": {"message": "no, says the engine"}}, wish["status"], ("X-Engine: obedient",))
+    client.answer({"error": {"message": "no, says the engine"}}, wish.get("status", 429), ("X-Engine: obedient",))
 
 
 def do_stream(client: Client, wish: dict, request: dict) -> None:
@@ -211,7 +211,7 @@ def serve(client: Client) -> None:
         wish = json.loads(body)
     except ValueError:
         wish = {}
-    is_translated = "stream_options" in wish or "do" not in wish and path == "/v1/chat/completions"
+    is_translated = "do" not in wish and path == "/v1/chat/completions"
     action = wish.get("do") or (OPTIONS.get("translated", "echo") if is_translated else "echo")
     request = {"method": method, "target": target, "headers": headers, "body": body.decode("latin-1")}
     try:

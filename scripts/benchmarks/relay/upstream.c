@@ -1,6 +1,6 @@
 /* An engine that costs next to nothing, for measuring what a proxy in front of it costs.
  *
- *     upstream            prints its port, and ends when its standard input does
+ *     upstream PORT       on 127.0.0.1; ends with the thread that started it
  *
  * What a POST gets is said in its header `x-bench`:
  *     json                            a small JSON answer with the hash of the request's body
@@ -12,6 +12,8 @@
  * One thread, one epoll. Beside that it says what engines of type `http` and `ollama` are asked for.
  */
 #include "common.h"
+
+#include <sys/prctl.h>
 
 #define MOST_CONNECTIONS 8192
 #define OUT_BYTES (65536 + LARGEST_CHUNK + 1024)
@@ -41,6 +43,7 @@ struct connection {
     uint64_t began, due;
     int heap_at; /* -1: not waiting for its time */
     int hang;
+    bool unloads; /* the request's body says so */
 };
 
 static int poller, timer;
@@ -169,7 +172,7 @@ static bool refill(struct connection *c) {
         }
         return true;
     }
-    while (c->streams && c->out_to < 65536) put_next(c);
+    put_next(c); /* one write for each chunk, as engines do it */
     return true;
 }
 
@@ -249,7 +252,7 @@ static bool answer_control(struct connection *c, const char *method, const char 
         if (!strncmp(rest, "/unload", 7)) loaded[flag] = false;
         snprintf(body, sizeof body, "{\"data\":[%s]}", loaded[flag] ? "{\"id\":\"relay\"}" : "");
     } else if (!strncmp(path, "/api/generate", 13)) { /* without a prompt: load; keep_alive 0: unload */
-        loaded[flag] = !strstr(c->head, "bench-unload") && !c->hang;
+        loaded[flag] = !c->unloads;
         snprintf(body, sizeof body, "{\"model\":\"native\",\"done\":true}");
     } else if (!strncmp(path, "/api/ps", 7)) {
         snprintf(body, sizeof body, "{\"models\":[%s]}", loaded[flag] ? "{\"name\":\"native\",\"model\":\"native\"}" : "");
@@ -318,7 +321,7 @@ static void take(struct connection *c, const char *data, size_t size) {
         const char *connection = header(c->head, "connection");
         c->closes = connection && !strncasecmp(connection, "close", 5);
         c->body_left = length ? strtoull(length, NULL, 10) : 0;
-        c->hang = 0;
+        c->unloads = false;
         hash_start(&c->body);
         c->state = BODY;
         data += used;
@@ -326,7 +329,8 @@ static void take(struct connection *c, const char *data, size_t size) {
     }
     if (size > c->body_left) size = c->body_left;
     /* `keep_alive: 0` is how Ollama is told to unload; small bodies come in one piece */
-    if (size && size < 512 && (memmem(data, size, "\"keep_alive\":0", 14) || memmem(data, size, "\"keep_alive\": 0", 15))) c->hang = 1;
+    if (size && size < 512 && (memmem(data, size, "\"keep_alive\":0", 14) || memmem(data, size, "\"keep_alive\": 0", 15)))
+        c->unloads = true;
     hash_feed(&c->body, data, size);
     c->body_left -= size;
     if (c->body_left) return;
@@ -388,20 +392,25 @@ static void tick(void) {
     }
 }
 
-int main(void) {
+int main(int count_of_arguments, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t length = sizeof address;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    int port = count_of_arguments == 2 ? atoi(arguments[1]) : 0;
+    if (port < 1 || port > 65535) die("usage: upstream PORT");
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max < MOST_CONNECTIONS ? files.rlim_max : MOST_CONNECTIONS;
+    setrlimit(RLIMIT_NOFILE, &files);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), one = 1;
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 4096)) die("listen");
-    getsockname(listener, (struct sockaddr *)&address, &length);
-    printf("%d\n", ntohs(address.sin_port));
-    fflush(stdout);
 
     poller = epoll_create1(EPOLL_CLOEXEC);
     timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    int sources[] = {listener, timer, STDIN_FILENO};
-    for (int i = 0; i < 3; i++) {
+    int sources[] = {listener, timer};
+    for (int i = 0; i < 2; i++) {
         struct epoll_event event = {.events = EPOLLIN, .data.fd = sources[i]};
         if (epoll_ctl(poller, EPOLL_CTL_ADD, sources[i], &event)) die("epoll");
     }
@@ -413,10 +422,7 @@ int main(void) {
             int fd = events[i].data.fd;
             if (fd == listener) welcome(listener);
             else if (fd == timer) tick();
-            else if (fd == STDIN_FILENO) {
-                char byte;
-                if (read(STDIN_FILENO, &byte, 1) <= 0) return 0; /* whoever started it has ended */
-            } else serve_connection(fd, events[i].events);
+            else serve_connection(fd, events[i].events);
         }
     }
 }

@@ -1,0 +1,200 @@
+"""Reading HTTP/1.1 requests from bytes: what the fast tier takes, and what it leaves to the ordinary one.
+
+A request is taken if there is nothing unusual about it at all. Everything else, a doubtful one above all, is
+left to Hypercorn with every byte as it came, so that there is one place that judges the unusual. llhttp
+(httptools) parses heads and chunks; here it is only decided.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+
+import httptools
+from attrs import define, field, frozen
+
+MAX_HEAD_BYTES = 65536
+_PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9_\-/]*(\?[!-~]*)?")
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+_UNUSUAL_HEADERS = frozenset((b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"))
+_HEAD_END = b"\r\n\r\n"
+
+
+@frozen
+class WireRequest:
+    """A whole request.
+
+    Attributes:
+        target: path and query, as they came.
+        headers: as they came, names in their own case.
+        keep_alive: the client wants to use the connection again.
+    """
+
+    target: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes | bytearray
+    keep_alive: bool
+
+
+class Verdict(enum.Enum):
+    """What to do after some bytes were read."""
+
+    MORE = enum.auto()
+    """The request is not complete: read on."""
+    COMPLETE = enum.auto()
+    """`take()` returns it."""
+    UNUSUAL = enum.auto()
+    """Leave the connection to the ordinary tier, with `raw`."""
+    TOO_LARGE = enum.auto()
+    """The body is larger than allowed: refuse it and close."""
+
+
+class _Head:
+    """The callbacks of httptools for one head, and for a chunked body behind it."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.done = False
+        self.body = bytearray()
+        self.complete = False
+        self.begun = 0
+
+    def on_message_begin(self) -> None:
+        self.begun += 1
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.done:  # what comes later is a trailer, which may be dropped
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.done = True
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        if self.begun == 1:
+            self.complete = True
+
+
+@define(eq=False)
+class RequestReader:
+    """Reads the requests of one connection, one after the other.
+
+    Args:
+        takes: tells whether the fast tier serves a path.
+        max_body_bytes: larger bodies are refused.
+
+    Attributes:
+        raw: every byte that belongs to no request taken so far.
+    """
+
+    takes: Callable[[str], bool]
+    max_body_bytes: int
+    raw: bytearray = field(factory=bytearray)
+    _head: _Head | None = None
+    _length: int | None = None
+    _body: bytearray = field(factory=bytearray)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether no byte of a further request has come."""
+        return self._head is None and not self.raw
+
+    def feed(self, data: bytes) -> Verdict:
+        """Take in bytes. After COMPLETE, bytes of a further request wait in `raw` until `feed(b"")`."""
+        if self._head is None:
+            self.raw += data
+            return self._read_head()
+        if self._length is None:
+            return self._read_chunks(data)
+        return self._read_body(data)
+
+    def take(self) -> WireRequest:
+        """Return the complete request, and begin with the next one."""
+        head = self._head
+        if head is None:
+            raise RuntimeError("no request is complete")
+        body = head.body if self._length is None else self._body
+        request = WireRequest(head.target, tuple(head.headers), body, head.parser.should_keep_alive())
+        self._head, self._length, self._body = None, None, bytearray()
+        return request
+
+    def _read_head(self) -> Verdict:
+        end = self.raw.find(_HEAD_END)
+        if end < 0:
+            return Verdict.MORE if len(self.raw) <= MAX_HEAD_BYTES else Verdict.UNUSUAL
+        head = _Head()
+        try:
+            head.parser.feed_data(bytes(self.raw[: end + len(_HEAD_END)]))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return Verdict.UNUSUAL
+        if not self._is_plain(head):
+            return Verdict.UNUSUAL
+        self._head = head
+        rest = bytes(self.raw[end + len(_HEAD_END) :])
+        if self._length is None:
+            return self._read_chunks(rest, seen=True)
+        if self._length > self.max_body_bytes:
+            return Verdict.TOO_LARGE
+        self.raw = bytearray()
+        return self._read_body(rest)
+
+    def _read_body(self, data: bytes) -> Verdict:
+        missing = (self._length or 0) - len(self._body)
+        self._body += data[:missing] if len(data) > missing else data
+        if len(data) < missing:
+            return Verdict.MORE
+        self.raw += data[missing:]
+        return Verdict.COMPLETE
+
+    def _read_chunks(self, data: bytes, *, seen: bool = False) -> Verdict:
+        head = self._head
+        if head is None:
+            raise RuntimeError("a chunk without a head")
+        if not seen:
+            self.raw += data
+        try:
+            head.parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return Verdict.UNUSUAL
+        if head.begun > 1:
+            return Verdict.UNUSUAL  # bytes behind the last chunk, whose place llhttp does not tell
+        if len(head.body) > self.max_body_bytes:
+            return Verdict.TOO_LARGE
+        if not head.complete:
+            return Verdict.MORE
+        self.raw = bytearray()
+        return Verdict.COMPLETE
+
+    def _is_plain(self, head: _Head) -> bool:
+        parser = head.parser
+        if not head.done or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+            return False
+        path = head.target.partition(b"?")[0]
+        if not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
+            return False
+        names = [name.lower() for name, _ in head.headers]
+        if names.count(b"host") != 1 or not _UNUSUAL_HEADERS.isdisjoint(names):
+            return False
+        return self._has_plain_framing(head) and self.takes(path.decode("ascii"))
+
+    def _has_plain_framing(self, head: _Head) -> bool:
+        """Find the body's length. A request with two lengths, or none, is not plain."""
+        lengths = [value for name, value in head.headers if name.lower() == b"content-length"]
+        codings = [value for name, value in head.headers if name.lower() == b"transfer-encoding"]
+        self._length = None
+        if len(lengths) + len(codings) != 1:
+            return False
+        if codings:
+            return codings[0].lower() == b"chunked"
+        if not _LENGTH.fullmatch(lengths[0]):
+            return False
+        self._length = int(lengths[0])
+        return True

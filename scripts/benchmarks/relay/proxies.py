@@ -1,0 +1,197 @@
+"""What is measured: nothing in between, nginx, local-engine-router, and ours, each with its own defaults.
+
+Where a default would favour ours, the rival gets the better setting: local-engine-router logs warnings only
+and has its picker of models off; nginx neither logs nor buffers and keeps its connections to the upstream.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.environments import LER_VERSION, run, version_of
+from benchmarks.lab import Lab
+
+DIRECT, NGINX, LER, OURS, TIER_ONE = "direct", "nginx", "ler", "ours", "tier one"
+NAMES = (DIRECT, NGINX, LER, OURS, TIER_ONE)
+SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")
+# One more than streams at once, so that nginx never opens a connection anew.
+NGINX_KEPT = 600
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a proxy is started with.
+
+    Attributes:
+        stem: its files begin with this.
+        flag: a number of its own, by which the upstream knows what this proxy has loaded.
+    """
+
+    lab: Lab
+    stem: Path
+    port: int
+    upstream: int
+    flag: int
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """One of those that are measured.
+
+    Attributes:
+        argv: writes its configuration and returns its command; absent where there is nothing to start.
+        translates: it can answer Ollama's dialect from an engine that speaks OpenAI's.
+        audio_path: where a long binary answer can be asked for.
+    """
+
+    name: str
+    title: str
+    version: str
+    argv: Callable[[Setting], list[str]] | None = None
+    translates: bool = False
+    audio_path: str = "/v1/audio/speech"
+
+
+def direct() -> Proxy:
+    """Return the way without a proxy."""
+    return Proxy(DIRECT, "direct", "")
+
+
+def nginx() -> Proxy | None:
+    """Return nginx, if it is installed."""
+    folders = os.pathsep.join([os.environ.get("PATH", ""), *SYSTEM_FOLDERS])
+    found = shutil.which("nginx", path=folders)
+    if found is None:
+        return None
+    shown = subprocess.run([found, "-v"], capture_output=True, text=True, check=False).stderr
+    version = shown.strip().rpartition("/")[2]
+
+    def argv(setting: Setting) -> list[str]:
+        config = setting.stem.with_suffix(".conf")
+        config.write_text(_nginx_config(setting), "utf-8")
+        return [found, "-p", str(setting.lab.folder), "-e", "stderr", "-c", str(config)]
+
+    return Proxy(NGINX, "nginx", version, argv)
+
+
+def _nginx_config(setting: Setting) -> str:
+    folder = f"{setting.stem}-tmp"
+    temporary = "\n".join(
+        f"  {kind}_temp_path {folder}-{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root;" if os.geteuid() == 0 else ""  # a worker as nobody could not enter our folder
+    return f"""daemon off;
+{user}
+worker_processes 1;
+pid {setting.stem}.pid;
+error_log stderr warn;
+events {{ worker_connections 4096; }}
+http {{
+{temporary}
+  access_log off;
+  client_max_body_size 0;
+  keepalive_requests 1000000000;
+  upstream engine {{
+    server 127.0.0.1:{setting.upstream};
+    keepalive {NGINX_KEPT};
+    keepalive_requests 1000000000;
+  }}
+  server {{
+    listen 127.0.0.1:{setting.port};
+    location / {{
+      proxy_pass http://engine;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+      proxy_request_buffering off;
+      proxy_read_timeout 600s;
+    }}
+  }}
+}}
+"""
+
+
+def ler(python: Path) -> Proxy:
+    """Return local-engine-router. Its one engine counts as active from the start, because it answers."""
+
+    def argv(setting: Setting) -> list[str]:
+        config = setting.stem.with_suffix(".yaml")  # JSON is YAML
+        engine = {
+            "type": "generic_process",
+            "base_url": f"http://127.0.0.1:{setting.upstream}",
+            "start_cmd": ["false"],
+            "ready_path": "/health",
+        }
+        settings = {
+            "port": setting.port,
+            "log_file": f"{setting.stem}.log",
+            "log_level": "WARNING",
+            "state_file": f"{setting.stem}.json",
+            "routing_mode": "manual",
+            "engines": {"relay": engine},
+            "models": [{"id": model, "engine": "relay"} for model in ("relay", "native")],
+        }
+        config.write_text(json.dumps(settings), "utf-8")
+        return [str(python), "-m", "router", "--config", str(config)]
+
+    version = version_of(python, "local-engine-router")
+    title = f"LER {version}" if version != LER_VERSION else f"LER {LER_VERSION}"
+    # It has no audio routes; a plain completion goes the same way through it.
+    return Proxy(LER, title, version, argv, audio_path="/v1/completions")
+
+
+def ours(python: Path) -> list[Proxy]:
+    """Return ours: as it is by default, and without its fast path where it has one."""
+    version = version_of(python, "engine-router")
+    found = [_ours(python, OURS, "ours", version, "")]
+    if _has_fast_path(python):
+        found.append(_ours(python, TIER_ONE, "ours, tier one", version, "fast_path = false"))
+    return found
+
+
+def _ours(python: Path, name: str, title: str, version: str, server: str) -> Proxy:
+    def argv(setting: Setting) -> list[str]:
+        config = setting.stem.with_suffix(".toml")
+        config.write_text(_our_config(setting, server), "utf-8")
+        return [str(python), "-m", "engine_router", "serve", "--config", str(config)]
+
+    return Proxy(name, title, version, argv, translates=True)
+
+
+def _our_config(setting: Setting, server: str) -> str:
+    """Two engines at the one upstream, each in a pool of its own so that no swap happens."""
+    url = f"http://127.0.0.1:{setting.upstream}"
+    return f"""state_file = "{setting.stem}.state"
+[server]
+port = {setting.port}
+{server}
+[pools.other]
+gauge = "none"
+[engines.relay]
+type = "http"
+base_url = "{url}"
+models = ["relay"]
+load = {{ path = "/flag/{setting.flag}/load" }}
+unload = {{ path = "/flag/{setting.flag}/unload" }}
+loaded = {{ path = "/flag/{setting.flag}/loaded", key = "data" }}
+[engines.native]
+type = "ollama"
+base_url = "{url}"
+models = ["native"]
+pool = "other"
+headers = {{ x-bench-flag = "{setting.flag + 1}" }}
+"""
+
+
+def _has_fast_path(python: Path) -> bool:
+    asked = (
+        "from engine_router.config import ServerConfig as c; raise SystemExit(not hasattr(c, 'fast_path'))"
+    )
+    return run(python, "-c", asked).returncode == 0

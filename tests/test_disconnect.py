@@ -1,0 +1,576 @@
+"""A client may leave at any moment, in any way: nothing of its request stays behind, and at once.
+
+The first half does it to a router on a real port, in front of engines that are real processes; the second
+half at every single step of a request, under a virtual clock.
+"""
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import attrs
+import psutil
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from engine_router import Router, open_router
+from engine_router.config import Config, parse_config
+from engine_router.discovery import Discovery
+from engine_router.events import EventHub
+from engine_router.memory import Reading
+from engine_router.metrics import Metrics
+from engine_router.residency.ledger import Rules
+from engine_router.residency.supervisor import Supervisor
+from engine_router.state import State
+from engine_router.testing.asgi import Conversation, ask, conversation
+from engine_router.testing.cancel_at import CancelAt
+from engine_router.testing.served import RawClient, served
+from engine_router.testing.simulated import GIB, SimulatedEngine, SimulatedMemory
+from engine_router.upstream import ResponseHead, UpstreamRequest
+from engine_router.web import create_app
+
+PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
+CHAT = "/v1/chat/completions"
+LIMIT_S = 30.0
+PROMISE_S = 0.1
+TRIES = 3  # of which one has to keep the promise, on a machine that does other things too
+GRACE_S = 0.05
+
+
+def process(name: str, *options: str, **more: object) -> str:
+    argv = [sys.executable, "-I", "-S", str(PROGRAM), "{port}", *options]
+    table = {"type": "process", "argv": argv, "models": [name], "discover": False, **more}
+    return "\n".join([f"[engines.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())])
+
+
+def configuration(*engines: str, **scheduling: object) -> Config:
+    sections: dict[str, Mapping[str, object]] = {
+        "pools.default": {"gauge": "none"},
+        "server": {"shutdown_timeout_s": 0.1, "keepalive_interval_s": 0.05},
+        "scheduling": {"abandon_grace_s": GRACE_S, **scheduling},
+    }
+    tables = [
+        "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())])
+        for name, section in sections.items()
+    ]
+    return parse_config("\n".join(['state_file = "/nonexistent/folder/state.json"', *tables, *engines]))
+
+
+class SlowMemory:
+    """Memory that comes back in small steps, until it is told to be there."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.is_back = True
+        self._available = 100 * GIB
+
+    async def read(self) -> Reading:
+        await trio.sleep(0.001)
+        self._available += 2**20
+        return Reading(self._available + (50 * GIB if self.is_back else 0), 200 * GIB)
+
+
+# Real sockets.
+
+
+@attrs.define(eq=False)
+class Scene:
+    """A router at work, and what can be seen of it."""
+
+    router: Router
+    url: str
+    memory: SlowMemory
+
+    @property
+    def held(self) -> int:
+        """How many leases are held or waited for."""
+        (pool,) = self.router.supervisor.pools.values()
+        return len(pool.leases)
+
+    @property
+    def waiting(self) -> int:
+        (pool,) = self.router.supervisor.pools.values()
+        return len(list(pool.ledger.waiting()))
+
+    @property
+    def phase(self) -> str:
+        (pool,) = self.router.supervisor.pools.values()
+        if pool.ledger.settling is not None:
+            return "settling"
+        return "empty" if pool.ledger.present is None else pool.ledger.present.phase.value
+
+    def said(self, engine: str, line: str) -> int:
+        """How often an engine said something."""
+        return self.router.engines[engine].log.tail(2000).count(line)
+
+    def pids(self, engine: str) -> list[int]:
+        """The processes that were started for an engine."""
+        found = [re.match(r"\[engine-router\] started pid (\d+)", line) for line in self.log(engine)]
+        return [int(match[1]) for match in found if match]
+
+    def log(self, engine: str) -> tuple[str, ...]:
+        return self.router.engines[engine].log.tail(2000)
+
+    async def wait(self, condition: Callable[[], object], limit_s: float = 5.0) -> float:
+        """Wait for a condition; returns how long it took, in seconds."""
+        began = trio.current_time()
+        with trio.fail_after(limit_s):
+            while not condition():
+                await trio.sleep(0.001)
+        return trio.current_time() - began
+
+    async def use(self, model: str) -> None:
+        """Be an ordinary client."""
+        async with RawClient.to(self.url) as client:
+            body = json.dumps({"model": model, "do": "echo"}).encode()
+            await client.request("POST", CHAT, body, headers=["Connection: close"])
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+
+    @asynccontextmanager
+    async def asking(
+        self, model: str, do: str, *, stream: bool, extra: bytes = b"", buffer: int | None = None
+    ) -> AsyncIterator[RawClient]:
+        """Be a client that has sent a request and reads no answer."""
+        async with RawClient.to(self.url, receive_buffer_bytes=buffer) as client:
+            wish = {"model": model, "do": do, "stream": stream, "every": 0.02, "count": 100_000}
+            await client.request("POST", CHAT, json.dumps(wish).encode(), extra=extra)
+            yield client
+
+
+@asynccontextmanager
+async def scene(
+    monkeypatch: pytest.MonkeyPatch, *, slow_memory: bool = False, **scheduling: object
+) -> AsyncIterator[Scene]:
+    memory = SlowMemory()
+    if slow_memory:
+        monkeypatch.setattr("engine_router.composition.make_gauge", lambda *_, **__: memory)
+    engines = [process("a", memory_gb=40), process("b"), process("late", "delay=30")]
+    with trio.fail_after(LIMIT_S):
+        async with open_router(configuration(*engines, **scheduling)) as router, served(router) as url:
+            yield Scene(router, url, memory)
+
+
+Phase = Callable[[Scene, AsyncExitStack, bool], Awaitable[RawClient]]
+"""Brings a client to where it shall leave; the stack holds what has to be there meanwhile."""
+
+
+async def queued(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    await stack.enter_async_context(scene.asking("a", "hang", stream=False))
+    await scene.wait(lambda: scene.held == 1 and scene.phase == "ready")
+    client = await stack.enter_async_context(scene.asking("b", "hang", stream=stream))
+    await scene.wait(lambda: scene.waiting == 1)
+    assert scene.phase == "ready"
+    return client
+
+
+async def drain(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    await stack.enter_async_context(scene.asking("a", "hang", stream=False))
+    await scene.wait(lambda: scene.held == 1 and scene.waiting == 0 and scene.phase == "ready")
+    client = await stack.enter_async_context(scene.asking("b", "hang", stream=stream))
+    await scene.wait(lambda: scene.phase == "draining")
+    return client
+
+
+async def settle(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    await scene.use("a")
+    await scene.wait(lambda: scene.phase == "ready" and scene.held == 0)
+    scene.memory.is_back = False
+    stack.callback(setattr, scene.memory, "is_back", True)
+    client = await stack.enter_async_context(scene.asking("b", "hang", stream=stream))
+    await scene.wait(lambda: scene.phase == "settling")
+    return client
+
+
+async def start(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    before = len(scene.pids("late"))
+    client = await stack.enter_async_context(scene.asking("late", "hang", stream=stream))
+    await scene.wait(lambda: scene.phase == "starting" and len(scene.pids("late")) > before)
+    return client
+
+
+async def before_the_head(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    before = scene.said("a", f"request POST {CHAT}")
+    client = await stack.enter_async_context(scene.asking("a", "hang", stream=stream))
+    await scene.wait(lambda: scene.said("a", f"request POST {CHAT}") > before)
+    return client
+
+
+async def before_the_body(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    client = await stack.enter_async_context(scene.asking("a", "head", stream=stream))
+    await client.until(b"\r\n\r\n")
+    return client
+
+
+async def in_the_stream(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    client = await stack.enter_async_context(scene.asking("a", "stream", stream=stream))
+    await client.until(b"word3")
+    return client
+
+
+async def stalled(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    asking = scene.asking("a", "flood", stream=stream, buffer=4096)
+    client = await stack.enter_async_context(asking)
+    await scene.wait(lambda: scene.held == 1 and scene.phase == "ready")
+    await trio.sleep(0.15)  # until every buffer on the way is full
+    return client
+
+
+LEAVE: dict[str, Callable[[RawClient], None]] = {
+    "close": RawClient.close,
+    "half_close": RawClient.half_close,
+    "reset": RawClient.reset,
+}
+
+
+async def assert_gives_back(scene: Scene, phase: Phase, stream: bool, how: str, left: str | None) -> None:
+    """Let a client leave, and see that nothing is left of it within the time that is promised."""
+    took: list[float] = []
+    for _ in range(TRIES):
+        async with AsyncExitStack() as stack:
+            held = scene.held
+            noticed = 0 if left is None else scene.said("a", left)
+            client = await phase(scene, stack, stream)
+            with_holder = scene.held - 1
+            assert with_holder >= held
+            LEAVE[how](client)
+            began = trio.current_time()
+            await scene.wait(lambda: scene.held == with_holder and scene.waiting == 0)  # noqa: B023
+            if left is not None:
+                await scene.wait(lambda: scene.said("a", left) > noticed)  # noqa: B023
+            took.append(trio.current_time() - began)
+        await scene.wait(lambda: scene.held == 0)
+        if took[-1] < PROMISE_S:
+            break
+    assert min(took) < PROMISE_S
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize(
+    ("phase", "scheduling", "left"),
+    [
+        (queued, {}, None),
+        (drain, {"max_wait_s": 0.0}, None),
+        (settle, {}, None),
+        (before_the_head, {}, "left hang"),
+        (before_the_body, {}, "left head"),
+        (in_the_stream, {}, "left stream"),
+        (stalled, {}, "left flood"),
+    ],
+)
+async def test_a_client_that_leaves_gives_everything_back_at_once(
+    phase: Phase,
+    scheduling: dict[str, object],
+    left: str | None,
+    stream: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with scene(monkeypatch, slow_memory=phase is settle, **scheduling) as world:
+        for how in LEAVE:
+            await assert_gives_back(world, phase, stream, how, left)
+            await world.use("a")
+        await world.use("b")
+        assert world.pids("b")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("how", LEAVE)
+async def test_a_start_that_nobody_waits_for_is_given_up(
+    how: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(monkeypatch) as world:
+        await assert_gives_back(world, start, stream, how, None)
+        took = await world.wait(lambda: world.phase == "empty")
+        assert took < GRACE_S + 2.0
+        assert not any(psutil.pid_exists(pid) for pid in world.pids("late"))
+        await world.use("a")
+
+
+async def test_a_client_that_comes_back_in_time_finds_its_start_going_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with scene(monkeypatch, abandon_grace_s=10.0) as world:
+        async with AsyncExitStack() as stack:
+            (await start(world, stack, True)).close()
+            await world.wait(lambda: world.held == 0)
+        async with world.asking("late", "hang", stream=True):
+            await world.wait(lambda: world.waiting == 1)
+            assert world.phase == "starting"
+        assert len(world.pids("late")) == 1
+
+
+async def test_the_others_go_on_when_one_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(monkeypatch) as world, world.asking("a", "stream", stream=True) as stays:
+        await stays.until(b"word1 ")
+        async with AsyncExitStack() as stack:
+            leaves = await in_the_stream(world, stack, True)
+            leaves.reset()
+            await world.wait(lambda: world.said("a", "left stream") == 1)
+        seen = len(stays.received)
+        await world.wait(lambda: world.held == 1)
+        await stays.until(b"word20 ")
+        assert len(stays.received) > seen
+
+
+async def test_a_client_that_leaves_within_its_upload_was_never_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with scene(monkeypatch) as world:
+        for leave in LEAVE.values():
+            async with RawClient.to(world.url) as client:
+                await client.request("POST", CHAT, headers=["Content-Length: 1000"])
+                await client.send(b'{"model": "a"')
+                leave(client)
+        await trio.sleep(0.05)
+        assert world.held == 0
+        assert world.pids("a") == []
+        await world.use("a")
+
+
+async def test_a_hundred_clients_that_leave_together_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(monkeypatch) as world:
+        await world.use("a")
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(world.asking("ab"[number % 2], "stream", stream=True))
+                for number in range(100)
+            ]
+            await world.wait(lambda: world.held == 100)
+            for number, client in enumerate(clients):
+                [RawClient.close, RawClient.half_close, RawClient.reset][number % 3](client)
+            await world.wait(lambda: world.held == 0, 10.0)
+        await world.use("b")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="h11 pauses at bytes behind a request, so Hypercorn stops reading and hears of no disconnect",
+)
+async def test_bytes_behind_a_request_do_not_hide_that_its_client_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with scene(monkeypatch) as world:
+        await world.use("a")
+        async with world.asking("a", "hang", stream=True, extra=b"\r\n") as client:
+            await world.wait(lambda: world.said("a", f"request POST {CHAT}") == 2)
+            client.close()
+            try:
+                with trio.fail_after(1.0):
+                    await world.wait(lambda: world.held == 0)
+            finally:
+                # What still hangs is ended from the other side.
+                await trio.to_thread.run_sync(psutil.Process(world.pids("a")[-1]).kill)
+
+
+# Every step, under a virtual clock.
+
+
+@attrs.define(eq=False)
+class FakeExchange:
+    """An engine's answer, in four pieces."""
+
+    open: set["FakeExchange"]
+    pieces: int = 4
+
+    async def head(self) -> ResponseHead:
+        await trio.sleep(0.7)
+        return ResponseHead(200, [(b"content-type", b"text/event-stream")])
+
+    async def chunk(self) -> bytes:
+        await trio.sleep(0.7)
+        if self.pieces == 0:
+            self.close()
+            return b""
+        self.pieces -= 1
+        return b"data: {}\n\n"
+
+    def close(self) -> None:
+        self.open.discard(self)
+
+
+@attrs.define(eq=False)
+class FakeUpstream:
+    """Connections that exist only in the program."""
+
+    open: set[FakeExchange] = attrs.field(factory=set)
+    sent: int = 0
+
+    async def send(self, request: UpstreamRequest) -> FakeExchange:
+        await trio.sleep(0.3)
+        self.sent += 1
+        exchange = FakeExchange(self.open)
+        self.open.add(exchange)
+        return exchange
+
+
+@attrs.define(eq=False)
+class World:
+    router: Router
+    engines: dict[str, SimulatedEngine]
+    upstream: FakeUpstream
+    memory: SimulatedMemory
+    nursery: trio.Nursery
+
+    async def ask(self, model: str, **more: object) -> Conversation:
+        with trio.fail_after(1000):
+            return await ask(self.router.app, "POST", CHAT, body={"model": model, **more})
+
+    def assert_nothing_left(self) -> None:
+        (pool,) = self.router.supervisor.pools.values()
+        assert pool.leases == {}
+        assert list(pool.ledger.waiting()) == []
+        assert self.upstream.open == set()
+
+
+@asynccontextmanager
+async def simulated(keepalive_s: float = 4.0) -> AsyncIterator[World]:
+    """Run a router whose engines, memory and connections are simulated. `a` is resident in the beginning."""
+    tables = [process(name) for name in "abc"]
+    config = configuration(*tables)
+    config = attrs.evolve(config, server=attrs.evolve(config.server, keepalive_interval_s=keepalive_s))
+    memory = SimulatedMemory()
+    engines = {name: SimulatedEngine(name, memory) for name in "abc"}
+    engines["a"].run_already()
+    hub, state, upstream = EventHub(), State(), FakeUpstream()
+    supervisor = Supervisor(
+        engines=engines,
+        gauges={"default": memory},
+        pool_of=dict.fromkeys(engines, "default"),
+        rules=Rules(abandon_grace_s=2.0),
+        settle_timeout_s=60.0,
+        hub=hub,
+        state=state,
+    )
+    metrics = Metrics(in_flight=dict, waiting=dict, resident=dict)
+    hub.listen(metrics.observe)
+    discovery = Discovery(config, engines)
+    with trio.fail_after(100_000):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            router = Router(
+                config, hub, engines, discovery, supervisor, upstream, state, metrics, None, 0.0, create_app
+            )
+            yield World(router, engines, upstream, memory, nursery)
+            nursery.cancel_scope.cancel()
+    assert memory.faults == []
+
+
+@attrs.define
+class Leaving:
+    """What a sweep does at its step instead of cancelling: the client goes, or the client stops reading too."""
+
+    talk: Conversation
+    stalls: bool
+
+    def cancel(self) -> None:
+        if self.stalls:
+            self.talk.stall()
+        self.talk.disconnect()
+
+
+async def leave_at(world: World, step: int, *, stream: bool, after: bool, stalls: bool) -> bool:
+    """Ask for `b`, and leave at a step of the request. Returns whether the step came."""
+    body = [json.dumps({"model": "b", "stream": stream}).encode()]
+    async with conversation(world.router.app, "POST", CHAT, body=body) as talk:
+        with CancelAt(step, Leaving(talk, stalls), talk.task, after=after) as sweep:  # type: ignore[arg-type]
+            if stalls:
+                await talk.until(lambda: sweep.fired)
+                if sweep.fired:
+                    await trio.testing.wait_all_tasks_blocked()
+                    world.assert_nothing_left()  # though the app may be stuck in a send
+                talk.resume()
+            await talk.over()
+    assert talk.error is None
+    return sweep.fired
+
+
+@pytest.mark.parametrize("stalls", [False, True], ids=["leaves", "stalls"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_client_may_leave_at_every_step(
+    stream: bool, after: bool, stalls: bool, autojump_clock: MockClock
+) -> None:
+    for step in itertools.count(1):
+        async with simulated() as world:
+            fired = await leave_at(world, step, stream=stream, after=after, stalls=stalls)
+            await trio.testing.wait_all_tasks_blocked()
+            world.assert_nothing_left()
+            assert (await world.ask("c")).status == 200
+            assert (await world.ask("a", stream=True)).is_complete
+            world.assert_nothing_left()
+        if not fired:
+            break
+    assert step > 20
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_request_may_be_cancelled_at_every_step(
+    stream: bool, after: bool, autojump_clock: MockClock
+) -> None:
+    """As a server does to its requests when it goes down."""
+    body = [json.dumps({"model": "b", "stream": stream}).encode()]
+    for step in itertools.count(1):
+        async with simulated() as world:
+            with CancelAt(step, after=after) as sweep, sweep.scope:
+                async with conversation(world.router.app, "POST", CHAT, body=body) as talk:
+                    await talk.over()
+            await trio.testing.wait_all_tasks_blocked()
+            world.assert_nothing_left()
+            assert (await world.ask("c")).status == 200
+            world.assert_nothing_left()
+        if not sweep.fired:
+            break
+    assert step > 20
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_lease_of_the_library_may_be_cancelled_at_every_step(
+    after: bool, autojump_clock: MockClock
+) -> None:
+    for step in itertools.count(1):
+        async with simulated() as world:
+            with CancelAt(step, after=after) as sweep, sweep.scope:
+                async with world.router.lease("b"):
+                    await trio.sleep(1)
+            await trio.testing.wait_all_tasks_blocked()
+            world.assert_nothing_left()
+            assert (await world.ask("c")).status == 200
+        if not sweep.fired:
+            break
+    assert step > 3
+
+
+async def test_what_the_simulated_world_shows_without_a_departure(autojump_clock: MockClock) -> None:
+    """The sweep sweeps what it should: a swap, frames that keep the stream open, an answer in pieces."""
+    async with simulated() as world:
+        talk = await world.ask("b", stream=True)
+        assert talk.pieces.count(b": keepalive\n\n") >= 2
+        assert talk.pieces.count(b"data: {}\n\n") == 4
+        assert world.engines["a"].count("end") == 1
+        assert world.engines["b"].count("ready") == 1
+        assert world.upstream.sent == 1
+
+
+async def test_a_departure_is_recorded(autojump_clock: MockClock) -> None:
+    async with simulated() as world:
+        events = world.router.events()
+        async with conversation(
+            world.router.app, "POST", CHAT, body=[b'{"model": "b", "stream": true}']
+        ) as talk:
+            await talk.begun()
+            talk.disconnect()
+            await talk.over()
+        with suppress(trio.EndOfChannel):
+            async for event in events:
+                if event.name == "request_ended":
+                    assert event.as_dict()["status"] == 499
+                    assert event.as_dict()["model"] == "b"
+                    break

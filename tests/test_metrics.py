@@ -1,0 +1,179 @@
+"""Metrics: what Prometheus reads, and what the figures are after events."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine_router.events import (
+    EventHub,
+    MemorySettled,
+    RequestEnded,
+    ResidentDied,
+    ResidentReady,
+    RouterNotice,
+    SwapBegan,
+    SwapEnded,
+)
+from engine_router.metrics import Metrics
+
+AWKWARD = 'a "b"\\\n→ü{}'
+
+
+def metrics(**readings: dict[tuple[str, ...], float]) -> Metrics:
+    return Metrics(
+        in_flight=lambda: readings.get("in_flight", {}),
+        waiting=lambda: readings.get("waiting", {}),
+        resident=lambda: readings.get("resident", {}),
+    )
+
+
+def samples(of: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name.removeprefix("engine_router_"), frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(of.exposition().decode())
+        for sample in family.samples
+    }
+
+
+def value(of: Metrics, name: str, **labels: str) -> float:
+    return samples(of).get((name, frozenset(labels.items())), math.nan)
+
+
+def ended(**fields: object) -> RequestEnded:
+    given = {"at": 0.0, "model": "m", "engine": "a", "path": "/", "status": 200, "duration_s": 2.0}
+    return RequestEnded(**{**given, **fields})
+
+
+def swap(**fields: object) -> SwapEnded:
+    given = {
+        "at": 0.0,
+        "pool": "default",
+        "source": "a",
+        "target": "b",
+        "cause": "request",
+        "result": "ok",
+        "duration_s": 25.0,
+        "phases": {"stop": 2.0, "settle": 0.5, "start": 22.5},
+    }
+    return SwapEnded(**{**given, **fields})
+
+
+def test_every_family_is_described_and_nothing_is_there_before_anything_happened() -> None:
+    families = list(text_string_to_metric_families(metrics().exposition().decode()))
+    assert {family.name.removeprefix("engine_router_") for family in families} >= {
+        "in_flight",
+        "waiting",
+        "resident",
+        "swaps",
+        "swap_seconds",
+        "swap_phase_seconds",
+        "settle_seconds",
+        "start_seconds",
+        "deaths",
+        "requests",
+        "queue_wait_seconds",
+        "first_byte_seconds",
+        "request_seconds",
+    }
+    assert all(family.name.startswith("engine_router_") for family in families)
+    assert all(family.documentation.endswith(".") for family in families)
+    assert all(value == 0 for (name, _), value in samples(metrics()).items() if "created" not in name)
+
+
+def test_gauges_are_read_when_they_are_asked_for() -> None:
+    waiting: dict[tuple[str, ...], float] = {}
+    of = metrics(in_flight={("default", "a/m"): 3.0}, waiting=waiting, resident={("default", "a/m"): 1.0})
+    labels = {"pool": "default", "resident": "a/m"}
+    assert value(of, "in_flight", **labels) == 3
+    assert value(of, "resident", **labels) == 1
+    assert math.isnan(value(of, "waiting", **labels))
+    waiting["default", "a/m"] = 2.0
+    assert value(of, "waiting", **labels) == 2
+    waiting.clear()
+    assert math.isnan(value(of, "waiting", **labels))
+
+
+def test_requests() -> None:
+    of = metrics()
+    of.observe(ended(queue_wait_s=1.0, first_byte_s=1.5))
+    of.observe(ended(status=503, error="no"))
+    of.observe(ended(status=499, engine="b", model=None))
+    assert value(of, "requests_total", model="m", status="200") == 1
+    assert value(of, "requests_total", model="m", status="503") == 1
+    assert value(of, "requests_total", model="none", status="499") == 1
+    assert value(of, "request_seconds_count", engine="a") == 2
+    assert value(of, "request_seconds_sum", engine="a") == 4
+    assert value(of, "queue_wait_seconds_sum", engine="a") == 1
+    assert value(of, "first_byte_seconds_sum", engine="a") == 1.5
+    assert value(of, "first_byte_seconds_count", engine="a") == 1
+    assert math.isnan(value(of, "queue_wait_seconds_count", engine="b"))
+    assert value(of, "first_byte_seconds_bucket", engine="a", le="1.0") == 0
+    assert value(of, "first_byte_seconds_bucket", engine="a", le="2.5") == 1
+
+
+def test_a_model_that_nobody_serves_makes_no_series() -> None:
+    of = metrics()
+    before = samples(of)
+    for n in range(50):
+        of.observe(ended(model=f"typo-{n}", engine=None, status=404))
+    assert samples(of) == before
+
+
+def test_swaps() -> None:
+    of = metrics()
+    of.observe(swap())
+    of.observe(swap(source=None, result="error", error="no", phases={"start": 1.0}, duration_s=1.0))
+    of.observe(swap(target=None, result="abandoned", phases={}, duration_s=0.0))
+    assert value(of, "swaps_total", source="a", target="b", result="ok") == 1
+    assert value(of, "swaps_total", source="none", target="b", result="error") == 1
+    assert value(of, "swaps_total", source="a", target="none", result="abandoned") == 1
+    assert value(of, "swap_seconds_count") == 3
+    assert value(of, "swap_seconds_sum") == 26
+    assert value(of, "swap_phase_seconds_sum", phase="start") == 23.5
+    assert value(of, "swap_phase_seconds_count", phase="settle") == 1
+
+
+def test_residents_and_memory() -> None:
+    of = metrics()
+    of.observe(ResidentReady(at=0.0, pool="default", resident="a", start_s=12.0, adopted=False))
+    of.observe(ResidentDied(at=0.0, pool="default", resident="a", message="exited"))
+    of.observe(
+        MemorySettled(
+            at=0.0,
+            pool="default",
+            resident="a",
+            outcome="returned",
+            released_bytes=1,
+            expected_bytes=None,
+            waited_s=0.3,
+        )
+    )
+    assert value(of, "start_seconds_sum", resident="a") == 12
+    assert value(of, "deaths_total", resident="a") == 1
+    assert value(of, "settle_seconds_sum", outcome="returned") == pytest.approx(0.3)
+
+
+def test_other_events_count_for_nothing() -> None:
+    of = metrics()
+    before = samples(of)
+    of.observe(SwapBegan(at=0.0, pool="default", source=None, target="a", cause="request"))
+    of.observe(RouterNotice(at=0.0, severity="warning", message="x"))
+    assert samples(of) == before
+
+
+def test_awkward_names_stay_what_they_are() -> None:
+    of = metrics(waiting={("default", AWKWARD): 1.0})
+    of.observe(ended(model=AWKWARD, engine=AWKWARD))
+    assert value(of, "requests_total", model=AWKWARD, status="200") == 1
+    assert value(of, "waiting", pool="default", resident=AWKWARD) == 1
+
+
+def test_it_listens_to_a_hub_and_two_routers_do_not_mix() -> None:
+    hub, of, other = EventHub(), metrics(), metrics()
+    hub.listen(of.observe)
+    hub.publish(ended())
+    assert value(of, "requests_total", model="m", status="200") == 1
+    assert math.isnan(value(other, "requests_total", model="m", status="200"))
