@@ -165,7 +165,9 @@ def test_openai_raises_the_error_inside_a_stream(kind: type[RouterError], before
 
 
 @each_error
-@pytest.mark.parametrize("before", [b"", b"   ", b'{"model":"m","message":{"role":"assistant"},"done":false}\n'])
+@pytest.mark.parametrize(
+    "before", [b"", b"   ", b'{"model":"m","message":{"role":"assistant"},"done":false}\n']
+)
 def test_ollama_raises_the_error_before_and_inside_a_stream(kind: type[RouterError], before: bytes) -> None:
     error = make(kind)
     for answer in (
@@ -386,7 +388,10 @@ def test_the_model_of_a_form_and_every_other_byte(
     routed = route_multipart(FORM, body)
     assert (routed.model, routed.streams) == ("whisper", False)
     assert routed.renamed("whisper") is body
-    expected = [part.replace(b"\r\n\r\nwhisper", b"\r\n\r\nlarge-\xc3\xbc") if b'"model"\r\n' in part else part for part in parts]
+    expected = [
+        part.replace(b"\r\n\r\nwhisper", b"\r\n\r\nlarge-\xc3\xbc") if b'"model"\r\n' in part else part
+        for part in parts
+    ]
     renamed = routed.renamed("large-ü")
     assert renamed == form(*expected, preamble=preamble, epilogue=epilogue)
     assert route_multipart(FORM, renamed).model == "large-ü"

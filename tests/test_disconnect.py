@@ -4,6 +4,7 @@ The first half does it to a router on a real port, in front of engines that are 
 half at every single step of a request, under a virtual clock.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -25,6 +26,7 @@ from engine_router.discovery import Discovery
 from engine_router.events import EventHub
 from engine_router.memory import Reading
 from engine_router.metrics import Metrics
+from engine_router.racing import first_of
 from engine_router.residency.ledger import Rules
 from engine_router.residency.supervisor import Supervisor
 from engine_router.state import State
@@ -204,7 +206,9 @@ async def before_the_head(scene: Scene, stack: AsyncExitStack, stream: bool) -> 
 
 
 async def before_the_body(scene: Scene, stack: AsyncExitStack, stream: bool) -> RawClient:
+    before = scene.said("a", f"request POST {CHAT}")
     client = await stack.enter_async_context(scene.asking("a", "head", stream=stream))
+    await scene.wait(lambda: scene.said("a", f"request POST {CHAT}") > before)
     await client.until(b"\r\n\r\n")
     return client
 
@@ -358,7 +362,7 @@ async def test_bytes_behind_a_request_do_not_hide_that_its_client_left(
 ) -> None:
     async with scene(monkeypatch) as world:
         await world.use("a")
-        async with world.asking("a", "hang", stream=True, extra=b"\r\n") as client:
+        async with world.asking("a", "hang", stream=False, extra=b"\r\n") as client:
             await world.wait(lambda: world.said("a", f"request POST {CHAT}") == 2)
             client.close()
             try:
@@ -462,33 +466,65 @@ async def simulated(keepalive_s: float = 4.0) -> AsyncIterator[World]:
     assert memory.faults == []
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Leaving:
-    """What a sweep does at its step instead of cancelling: the client goes, or the client stops reading too."""
+    """What a sweep does at its step instead of cancelling: the client goes, or stops reading and then goes."""
 
-    talk: Conversation
     stalls: bool
+    talk: Conversation | None = None
+    fired: trio.Event = attrs.field(factory=trio.Event)
 
     def cancel(self) -> None:
+        self.fired.set()
+        if self.talk is not None:
+            self.leave(self.talk)
+
+    def leave(self, talk: Conversation) -> None:
         if self.stalls:
-            self.talk.stall()
-        self.talk.disconnect()
+            talk.stall()
+        talk.disconnect()
 
 
 async def leave_at(world: World, step: int, *, stream: bool, after: bool, stalls: bool) -> bool:
     """Ask for `b`, and leave at a step of the request. Returns whether the step came."""
     body = [json.dumps({"model": "b", "stream": stream}).encode()]
-    async with conversation(world.router.app, "POST", CHAT, body=body) as talk:
-        with CancelAt(step, Leaving(talk, stalls), talk.task, after=after) as sweep:  # type: ignore[arg-type]
-            if stalls:
-                await talk.until(lambda: sweep.fired)
-                if sweep.fired:
-                    await trio.testing.wait_all_tasks_blocked()
-                    world.assert_nothing_left()  # though the app may be stuck in a send
-                talk.resume()
+    leaving = Leaving(stalls)
+    # Its own steps and those of the tasks below it count: the request's, not the router's.
+    with CancelAt(step, leaving, after=after) as sweep:  # type: ignore[arg-type]
+        async with conversation(world.router.app, "POST", CHAT, body=body) as talk:
+            leaving.talk = talk
+            if sweep.fired:
+                leaving.leave(talk)
+            await first_of(left=leaving.fired.wait, over=talk.over)
+            if leaving.fired.is_set():
+                await trio.testing.wait_all_tasks_blocked()
+                world.assert_nothing_left()  # though the app may be stuck in a send
+            talk.resume()
             await talk.over()
     assert talk.error is None
     return sweep.fired
+
+
+async def sweep(leave: Callable[[World, int], Awaitable[bool]], least_steps: int) -> None:
+    """Do something to a request at every step in turn. Each time nothing is left, and others are served."""
+    for step in itertools.count(1):
+        fired = False
+        async with simulated() as world:
+
+            async def client(step: int = step, world: World = world) -> None:
+                nonlocal fired
+                fired = await leave(world, step)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client)
+            await trio.testing.wait_all_tasks_blocked()
+            world.assert_nothing_left()
+            assert (await world.ask("c")).status == 200
+            assert (await world.ask("a", stream=True)).is_complete
+            world.assert_nothing_left()
+        if not fired:
+            break
+    assert step > least_steps
 
 
 @pytest.mark.parametrize("stalls", [False, True], ids=["leaves", "stalls"])
@@ -497,17 +533,7 @@ async def leave_at(world: World, step: int, *, stream: bool, after: bool, stalls
 async def test_a_client_may_leave_at_every_step(
     stream: bool, after: bool, stalls: bool, autojump_clock: MockClock
 ) -> None:
-    for step in itertools.count(1):
-        async with simulated() as world:
-            fired = await leave_at(world, step, stream=stream, after=after, stalls=stalls)
-            await trio.testing.wait_all_tasks_blocked()
-            world.assert_nothing_left()
-            assert (await world.ask("c")).status == 200
-            assert (await world.ask("a", stream=True)).is_complete
-            world.assert_nothing_left()
-        if not fired:
-            break
-    assert step > 20
+    await sweep(functools.partial(leave_at, stream=stream, after=after, stalls=stalls), 20)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -517,35 +543,27 @@ async def test_a_request_may_be_cancelled_at_every_step(
 ) -> None:
     """As a server does to its requests when it goes down."""
     body = [json.dumps({"model": "b", "stream": stream}).encode()]
-    for step in itertools.count(1):
-        async with simulated() as world:
-            with CancelAt(step, after=after) as sweep, sweep.scope:
-                async with conversation(world.router.app, "POST", CHAT, body=body) as talk:
-                    await talk.over()
-            await trio.testing.wait_all_tasks_blocked()
-            world.assert_nothing_left()
-            assert (await world.ask("c")).status == 200
-            world.assert_nothing_left()
-        if not sweep.fired:
-            break
-    assert step > 20
+
+    async def cancel(world: World, step: int) -> bool:
+        with CancelAt(step, after=after) as cancelling, cancelling.scope:
+            async with conversation(world.router.app, "POST", CHAT, body=body) as talk:
+                await talk.over()
+        return cancelling.fired
+
+    await sweep(cancel, 20)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_a_lease_of_the_library_may_be_cancelled_at_every_step(
     after: bool, autojump_clock: MockClock
 ) -> None:
-    for step in itertools.count(1):
-        async with simulated() as world:
-            with CancelAt(step, after=after) as sweep, sweep.scope:
-                async with world.router.lease("b"):
-                    await trio.sleep(1)
-            await trio.testing.wait_all_tasks_blocked()
-            world.assert_nothing_left()
-            assert (await world.ask("c")).status == 200
-        if not sweep.fired:
-            break
-    assert step > 3
+    async def cancel(world: World, step: int) -> bool:
+        with CancelAt(step, after=after) as cancelling, cancelling.scope:
+            async with world.router.lease("b"):
+                await trio.sleep(1)
+        return cancelling.fired
+
+    await sweep(cancel, 2)
 
 
 async def test_what_the_simulated_world_shows_without_a_departure(autojump_clock: MockClock) -> None:

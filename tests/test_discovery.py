@@ -52,7 +52,8 @@ def discovery(text: str = ENGINES, **listed: list[str]) -> Discovery:
     config = parse_config(text)
     memory = SimulatedMemory()
     engines: Mapping[str, Any] = {
-        name: SimulatedEngine(name, memory, by_model=name in ("ollama", "template")) for name in config.engines
+        name: SimulatedEngine(name, memory, by_model=name in ("ollama", "template"))
+        for name in config.engines
     }
     found = Discovery(config, engines)
     for engine, models in listed.items():
@@ -89,7 +90,8 @@ def test_what_is_configured_is_found_by_every_name(name: str, expected: tuple[st
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3", "Qwen3-30b", "tagged", "tagged:8b", "llama3:8b", "", ":latest", "org/coder.gguf", "nonsense"]
+    "name",
+    ["qwen3", "Qwen3-30b", "tagged", "tagged:8b", "llama3:8b", "", ":latest", "org/coder.gguf", "nonsense"],
 )
 def test_no_other_name_is_served_by_a_substitute(name: str) -> None:
     with pytest.raises(UnknownModel) as caught:

@@ -300,7 +300,9 @@ def test_a_generation_as_a_stream() -> None:
 
 
 def test_a_completion_as_a_stream() -> None:
-    chunks = [{"choices": [{"text": text, "finish_reason": why}]} for text, why in (("a", None), ("", "length"))]
+    chunks = [
+        {"choices": [{"text": text, "finish_reason": why}]} for text, why in (("a", None), ("", "length"))
+    ]
     lines = parsed(answer("/api/generate", {"prompt": "x", "raw": True}, events(*chunks)))
     assert [(line["response"], line["done"]) for line in lines] == [("a", False), ("", True)]
     assert lines[-1]["done_reason"] == "length"
@@ -343,7 +345,9 @@ def test_why_it_ended(finish: str, reason: str) -> None:
 def test_timings_of_llama_cpp_count_before_the_clock() -> None:
     timings = {"prompt_n": 5, "prompt_ms": 250.5, "predicted_n": 7, "predicted_ms": 1500.0}
     (*_, last) = parsed(
-        answer("/api/chat", {"messages": []}, events(delta(content="x"), {**delta("stop"), "timings": timings}))
+        answer(
+            "/api/chat", {"messages": []}, events(delta(content="x"), {**delta("stop"), "timings": timings})
+        )
     )
     assert (last["prompt_eval_count"], last["eval_count"]) == (5, 7)
     assert (last["prompt_eval_duration"], last["eval_duration"]) == (250_500_000, 1_500_000_000)
@@ -490,7 +494,18 @@ def test_no_error_inside_a_stream_is_none() -> None:
     assert parsed(answer("/api/chat", {"messages": []}, events({**delta("stop"), "error": None})))
 
 
-SHAPES: Sequence[Any] = [7, "x", [], [None], ["x"], [7], {"a": 1}, {"message": 7}, [{"message": 7}], [{"delta": 7}]]
+SHAPES: Sequence[Any] = [
+    7,
+    "x",
+    [],
+    [None],
+    ["x"],
+    [7],
+    {"a": 1},
+    {"message": 7},
+    [{"message": 7}],
+    [{"delta": 7}],
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=repr)

@@ -281,9 +281,7 @@ async def world(
                 nursery.start_soon(trio.serve_listeners, serve, [listener])
                 await nursery.start(supervisor.run)
                 try:
-                    yield World(
-                        supervisor, upstream, engines["a"], engines["b"], base_url, requests, lines
-                    )
+                    yield World(supervisor, upstream, engines["a"], engines["b"], base_url, requests, lines)
                 finally:
                     upstream.close()
                     nursery.cancel_scope.cancel()

@@ -302,7 +302,8 @@ async def test_nothing_in_a_path_can_end_the_request_line(target: str, sent: byt
 
 
 @pytest.mark.parametrize(
-    "header", [(b"x", b"1\r\nEvil: 1"), (b"x", b"1\nEvil: 1"), (b"x\r\ny", b"1"), (b"x", b"\r"), (b"x", b"\n")]
+    "header",
+    [(b"x", b"1\r\nEvil: 1"), (b"x", b"1\nEvil: 1"), (b"x\r\ny", b"1"), (b"x", b"\r"), (b"x", b"\n")],
 )
 async def test_a_header_with_a_line_break_is_refused(header: tuple[bytes, bytes]) -> None:
     async with wire(answering(HELLO)) as engine:
@@ -770,7 +771,14 @@ async def test_steps_that_are_cancelled_and_taken_up_again_lose_nothing(kind: st
 
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_cancellation_at_any_step_loses_nothing(after: bool) -> None:
-    parts = (b"HTTP/1.1 100 Continue\r\n\r\n", CHUNKED[:10], CHUNKED[10:], b"3\r\nhel", b"\r\n2\r\nlo\r\n0\r\n", b"\r\n")
+    parts = (
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        CHUNKED[:10],
+        CHUNKED[10:],
+        b"3\r\nhel",
+        b"\r\n2\r\nlo\r\n0\r\n",
+        b"\r\n",
+    )
     async with wire(answering(*parts), seconds=20) as engine:
         for n in range(1, 200):
             exchange = await engine.send()

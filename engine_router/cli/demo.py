@@ -10,12 +10,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from engine_router.cli.demo_once import chat_with_each
 from engine_router.cli.failure import CommandFailed
-from engine_router.cli.log import LogThread, end_logging, start_logging
+from engine_router.cli.log import end_logging, start_logging
 from engine_router.cli.running import run_router
 from engine_router.cli.serve import open_sockets
 from engine_router.config import load_config
@@ -110,21 +110,20 @@ def _serve(path: Path, folder: Path, *, once: bool, keep: bool) -> int:
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
+        end = "Ctrl-C ends it." if keep else "Ctrl-C ends it and leaves nothing behind."
         return run_router(
             config,
             sockets,
-            announce=lambda router, urls: None if once else _announce(router, urls, log),
+            announce=lambda router, urls: None if once else log.write(_banner(router, urls[0], end)),
             last_words=last_words,
             job=chat_with_each if once else None,
         )
 
 
-def _announce(router: Router, urls: Sequence[str], log: LogThread) -> None:
+def _banner(router: Router, url: str, end: str) -> str:
     first, second = router.config.engines
-    url = urls[0]
     say = '"messages":[{"role":"user","content":"Hello"}]'
-    log.write(
-        f"""
+    return f"""
 Two engines, one memory: asking for the other model swaps them. In another terminal, try
 
   curl -N {url}/v1/chat/completions -d '{{"model":"{first}","stream":true,"max_tokens":60,{say}}}'
@@ -133,6 +132,5 @@ Two engines, one memory: asking for the other model swaps them. In another termi
   engine-router status --url {url}
 
 or look at {url}/ in a browser. What they say is no language: their weights are random.
-Ctrl-C ends it and leaves nothing behind.
+{end}
 """
-    )

@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--without-ler", action="store_true", help="leave local-engine-router out")
     parser.add_argument("--quick", action="store_true", help="less than a minute: a look, not a measurement")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, raw samples included")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything there, raw samples included"
+    )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a chart there")
     return parser
 
@@ -163,7 +165,9 @@ def _tell(results: Results, took_s: float) -> None:
         print(f"ERROR {fault}")
     if not errors(results):
         print("Every byte of every answer was right.")
-    versions = ", ".join(f"{proxy.title} is {proxy.version}" for proxy in results.proxies if proxy.name != DIRECT)
+    versions = ", ".join(
+        f"{proxy.title} is {proxy.version}" for proxy in results.proxies if proxy.name != DIRECT
+    )
     known = results.machine
     print(
         f"{versions}. {known['processor']}, {known['cores']} cores, load average {known['load_average']} before; "

@@ -52,7 +52,11 @@ def figures() -> list[Figure]:
     """Return all figures, in the order of the table."""
     return [
         *_requests("requests-16", "non-streaming request, 16 clients", cpu=[Limit(LER, 0.25, 0.06)]),
-        *_requests("requests-1", "non-streaming request, 1 client", p50=[Limit(LER, 0.5, 0.2), Limit(NGINX, None, 1.5)]),
+        *_requests(
+            "requests-1",
+            "non-streaming request, 1 client",
+            p50=[Limit(LER, 0.5, 0.2), Limit(NGINX, None, 1.5)],
+        ),
         *_unpaced("unpaced", "unpaced stream, 20,000 chunks of 220 bytes", [Limit(LER, 0.06, 0.03)]),
         *_paced(1),
         *_paced(50, cpu=[Limit(LER, 0.6, 0.4)]),
@@ -101,9 +105,17 @@ def _paced(
     group = f"{streams} stream{'s' if streams > 1 else ''} at 50 tokens/s"
     return [
         Figure(f"{scenario}-cpu", group, "CPU a chunk", "us", _of(scenario, _cpu_per("chunks")), cpu),
-        Figure(f"{scenario}-pace", group, "chunks that came on time", "%", _of(scenario, _pace(streams)), pace),
+        Figure(
+            f"{scenario}-pace", group, "chunks that came on time", "%", _of(scenario, _pace(streams)), pace
+        ),
         *_latency(scenario, group, added=added),
-        Figure(f"{scenario}-first", group, "first byte, p50", "us", _of(scenario, _quantile("first_byte_us", "p50"))),
+        Figure(
+            f"{scenario}-first",
+            group,
+            "first byte, p50",
+            "us",
+            _of(scenario, _quantile("first_byte_us", "p50")),
+        ),
     ]
 
 

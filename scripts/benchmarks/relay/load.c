@@ -379,12 +379,12 @@ static bool read_head(struct client *c) {
     return false;
 }
 
-/* Take the framing of a chunked body away. Returns 1 at its end, -1 where it is wrong, else 0. */
+/* Take the framing of a chunked body away. Returns 1 at its end, -1 where it is wrong, -2 where the body is, else 0. */
 static int take_chunked(struct client *c, const char *data, size_t size, uint64_t now) {
     while (size) {
         if (c->chunk_state == DATA) {
             size_t n = size < c->left ? size : (size_t)c->left;
-            if (!take_body(c, data, n, now)) return -1;
+            if (!take_body(c, data, n, now)) return -2;
             data += n;
             size -= n;
             c->left -= n;
@@ -448,7 +448,7 @@ static void take(struct client *c, const char *data, size_t size) {
     if (c->framing == CHUNKED) {
         int outcome = take_chunked(c, data, size, now);
         if (outcome < 0) {
-            fault("a body whose chunks are wrong", NULL, 0);
+            if (outcome == -1) fault("a body whose chunks are wrong", NULL, 0);
             end_client(c);
         } else if (outcome) {
             finish(c, now);

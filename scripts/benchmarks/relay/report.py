@@ -63,7 +63,11 @@ def shown(value: float | None) -> str:
 def table(results: Results) -> str:
     """Return the table: medians over the rounds, ratios, and what is required."""
     found = results.medians()
-    heads = ["median of " + counted(len(results.rounds), "round"), "", *(proxy.title for proxy in results.proxies)]
+    heads = [
+        "median of " + counted(len(results.rounds), "round"),
+        "",
+        *(proxy.title for proxy in results.proxies),
+    ]
     heads += ["ours/LER", "ours/nginx", "must / aim", ""]
     judged: dict[str, list[Verdict]] = {}
     for verdict in verdicts(found, results.rows()):
@@ -127,14 +131,17 @@ def bottlenecks(results: Results) -> list[str]:
         shares = {}
         for proxy in results.proxies:
             samples = [
-                sample for done in results.rounds if (sample := done.samples.get(scenario, {}).get(proxy.name))
+                sample
+                for done in results.rounds
+                if (sample := done.samples.get(scenario, {}).get(proxy.name))
             ]
             if samples:
                 load = sum(sample.load_share for sample in samples) / len(samples)
                 own = sum(sample.proxy_share for sample in samples) / len(samples)
                 shares[proxy] = (load, own)
         if shares:
-            lines.append(f"{title}: " + "; ".join(_who_was_busy(proxy, *both) for proxy, both in shares.items()))
+            lines.append(f"{title}, busy shares of a core:")
+            lines += [f"  {_who_was_busy(proxy, *both)}" for proxy, both in shares.items()]
     if not results.cores.are_apart:
         lines.append(
             "There is one core only, shared by both sides: latencies and rates are those of both together."
@@ -144,14 +151,14 @@ def bottlenecks(results: Results) -> list[str]:
 
 def _who_was_busy(proxy: Proxy, load: float, own: float) -> str:
     if proxy.name == DIRECT:
-        return f"load side alone {load:.0%} of its core"
+        return f"direct: load side {load:.0%}"
     if own >= BUSY and own > load:
         verdict = "the proxy was the limit"
     elif load >= BUSY:
         verdict = "THE LOAD SIDE WAS THE LIMIT: its rate and latency say little, its CPU figures hold"
     else:
         verdict = "neither was busy all the time"
-    return f"{proxy.title} {own:.0%}, load side {load:.0%} ({verdict})"
+    return f"{proxy.title}: proxy {own:.0%}, load side {load:.0%}: {verdict}"
 
 
 def errors(results: Results) -> list[str]:
@@ -170,7 +177,9 @@ def as_json(results: Results) -> dict[str, Any]:
     return {
         "benchmark": "relay",
         "machine": {**results.machine, "separate_cores": results.cores.are_apart},
-        "proxies": {proxy.name: {"title": proxy.title, "version": proxy.version} for proxy in results.proxies},
+        "proxies": {
+            proxy.name: {"title": proxy.title, "version": proxy.version} for proxy in results.proxies
+        },
         "figures": [
             {
                 "name": figure.name,
@@ -179,7 +188,8 @@ def as_json(results: Results) -> dict[str, Any]:
                 "unit": figure.unit,
                 "median": {name: _plain(value) for name, value in found[figure.name].items()},
                 "rounds": {
-                    name: [_plain(figure.value(done, name)) for done in results.rounds] for name in found[figure.name]
+                    name: [_plain(figure.value(done, name)) for done in results.rounds]
+                    for name in found[figure.name]
                 },
             }
             for figure in rows
@@ -203,7 +213,11 @@ def as_json(results: Results) -> dict[str, Any]:
                 "idle_mb": done.idle_mb,
                 "scenarios": {
                     scenario: {
-                        name: {**asdict(sample), "load_share": sample.load_share, "proxy_share": sample.proxy_share}
+                        name: {
+                            **asdict(sample),
+                            "load_share": sample.load_share,
+                            "proxy_share": sample.proxy_share,
+                        }
                         for name, sample in samples.items()
                     }
                     for scenario, samples in done.samples.items()

@@ -179,7 +179,9 @@ class Bench:
         if scenario.name == AFTER_STREAMS and running.pids:
             time.sleep(REST_S)
             rest_mb = machine.resident_mb(running.pids)
-        return Sample(int(scenario.options.get("n", 0)), report, proxy_cpu_s, upstream_cpu_s, peak_mb, rest_mb)
+        return Sample(
+            int(scenario.options.get("n", 0)), report, proxy_cpu_s, upstream_cpu_s, peak_mb, rest_mb
+        )
 
 
 def one_round(
