@@ -10,8 +10,8 @@ import httpx
 import trio
 from attrs import frozen
 
-FIRST_INTERVAL_S = 0.01
-LONGEST_INTERVAL_S = 0.25
+from engine_router.pacing import Pace
+
 # One probe that is accepted and never answered must not hold up the next: engines do that while they load.
 PROBE_TIMEOUT_S = 2.0
 
@@ -117,9 +117,8 @@ class ReadinessProbe:
         Args:
             seen: if given, holds the latest obstacle as its only item, for the caller's error message.
         """
-        interval = FIRST_INTERVAL_S
+        pace = Pace()
         while (obstacle := await ask(self.client, self.url, self.check, headers=self.headers)) is not None:
             if seen is not None:
                 seen[:] = [obstacle]
-            await trio.sleep(interval)
-            interval = min(interval * 1.5, LONGEST_INTERVAL_S)
+            await pace.pause()

@@ -199,7 +199,7 @@ def test_the_table_stands_in_columns(capsys: pytest.CaptureFixture[str]) -> None
     swap.tell(results(swaps=1, told=0.01, health=0.01, cost=0.1), 1.0)
     shown = capsys.readouterr().out
 
-    assert re.search(r"swap overhead of the router +70\.0 ms +- +<= 0\.15 s +met", shown)
+    assert re.search(r"swap overhead, instant engines +70\.0 ms +- +<= 0\.15 s +met", shown)
     assert "MISSED" not in shown
 
 

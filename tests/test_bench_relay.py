@@ -98,7 +98,7 @@ def sample(scale: float, *, unfinished: int = 0) -> rounds.Sample:
     quantiles = {"count": 10, "p50": 100.0 * scale, "p90": 100.0, "p99": 100.0, "max": 100.0}
     told = {"latency_us": quantiles, "first_byte_us": quantiles, "answers": 10, "chunks": 10}
     told |= {"chunks_on_time": 10, "errors": 0, "unfinished": unfinished, "elapsed_s": 1.0, "cpu_s": 0.2}
-    return rounds.Sample(10, told, 0.9 * scale, 0.1, 50.0 * scale, 60.0 * scale)
+    return rounds.Sample(10, told, 0.9 * scale, 0.1, 0.9 * scale, 50.0 * scale, 60.0 * scale)
 
 
 @pytest.fixture

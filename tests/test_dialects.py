@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -484,9 +485,7 @@ def test_events_are_the_same_however_they_are_split(
     reader = EventReader()
     bounds = [0, *sorted(cut for cut in cuts if cut < len(raw)), len(raw)]
     found = [
-        data.decode()
-        for start, stop in zip(bounds, bounds[1:], strict=False)
-        for data in reader.feed(raw[start:stop])
+        data.decode() for start, stop in itertools.pairwise(bounds) for data in reader.feed(raw[start:stop])
     ]
     assert found == ["\n".join(lines) for lines in events]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -449,7 +450,7 @@ def test_a_stream_may_be_split_anywhere(cuts: list[int], end: bytes, ping: bytes
     expected = answer("/api/chat", {"messages": []}, raw, seconds=0.0)
     raw = raw.replace(b"\n", end)
     bounds = [0, *sorted(cut for cut in cuts if cut < len(raw)), len(raw)]
-    pieces = [raw[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    pieces = [raw[start:stop] for start, stop in itertools.pairwise(bounds)]
     assert answer("/api/chat", {"messages": []}, *pieces, seconds=0.0) == expected
     assert len(parsed(expected)) == 6
 

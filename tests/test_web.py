@@ -1,12 +1,11 @@
 """Every route of the app, in all three dialects, in front of engines that are real processes."""
 
 import base64
-import contextlib
 import gzip
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from engine_router.testing.scripted import Answer, ScriptedOllama
 from engine_router.testing.served import RawClient, served
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
-LIMIT_S = 4.0
+LIMIT_S = 20.0
 CHAT, COMPLETIONS, MESSAGES, OLLAMA_CHAT = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -364,8 +363,7 @@ async def test_a_browser_is_asked_for_the_key() -> None:
 async def test_the_routers_keys_never_reach_an_engine(is_locked: bool) -> None:
     keys = {"Authorization": "Bearer the key", "X-API-Key": "the key"}
     server = {"api_keys": ["the key"]} if is_locked else {}
-    table = process("a", headers={"X-Mine": "yes"}).replace("{", "{").replace(": ", " = ")
-    async with routing(re.sub(r'"X-Mine" = ', "X-Mine = ", table), server=server) as router:
+    async with routing(process("a"), 'headers.X-Mine = "yes"', server=server) as router:
         talk = await ask(router.app, "POST", CHAT, headers=keys, body={"model": "a"})
         assert talk.status == 200
         got = {name.lower(): value for name, value in talk.json()["headers"]}
@@ -497,8 +495,6 @@ async def test_where_it_is_allowed_the_plain_form_goes_on(target: str) -> None:
         ollama_routing("small", allow_destructive_ollama_api=True) as (ollama, router),
         served(router) as url,
     ):
-        async with httpx.AsyncClient(trust_env=False) as client:
-            await client.get(f"{url}/health")
         async with RawClient.to(url) as raw:
             await raw.request("DELETE", target, b'{"model": "small"}', headers=["Connection: close"])
             assert (await raw.rest()).startswith(b"HTTP/1.1 404")  # the scripted daemon has no such route
@@ -645,7 +641,6 @@ async def test_the_model_list() -> None:
 
 async def test_a_request_during_the_first_discovery_waits_for_it() -> None:
     async with ScriptedOllama("small").running() as ollama:
-        ollama.script.hang = set()
         async with routing(daemon(ollama)) as router:
             talk = await ask(router.app, "POST", OLLAMA_CHAT, body={"model": "small", "messages": [{}]})
             assert talk.status == 200
@@ -1229,18 +1224,13 @@ async def test_a_defect_of_an_engines_list_does_not_end_the_router(
         assert (await ask(router.app, "GET", "/health")).status == 200
 
 
-def condition_of(talk: Conversation, data: bytes) -> Callable[[], bool]:
-    return lambda: data in talk.body
-
-
 async def test_the_app_survives_a_defect(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with routing(NEVER) as router:
         monkeypatch.setattr(router.discovery, "resolve", lambda _: 1 / 0, raising=False)
         for path in DIALECTS:
-            with contextlib.suppress(ZeroDivisionError):
-                talk = await ask(router.app, "POST", path, body={"model": "alpha"})
+            talk = await ask(router.app, "POST", path, body={"model": "alpha"})
             assert talk.status == 500
             assert "its log has the details" in message_in(path, talk)
             assert "division" not in message_in(path, talk)

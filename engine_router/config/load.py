@@ -56,7 +56,7 @@ def find_config(explicit: str | None = None, environ: Mapping[str, str] = os.env
         if _is_there(place):
             return place
     if len(places) == 1:
-        kind = "is a folder, not a file" if places[0].is_dir() else "does not exist"
+        kind = "is a folder, not a file" if os.path.isdir(places[0]) else "does not exist"  # noqa: PTH112 - is_dir() raises for a name too long
         raise ConfigError(
             str(places[0]), [("", f"{kind}; give a file with --config or ${ENVIRONMENT_VARIABLE}")]
         )

@@ -16,8 +16,9 @@ import trio
 
 from engine_router.config import CallConfig, HttpConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.common import Backoff, Listed, NotListening, Reply, Server, lead, worth_repeating
+from engine_router.engines.common import Listed, NotListening, Reply, Server, lead, worth_repeating
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.pacing import Pace
 
 REPEAT_UNLOAD_S = 2.0
 """Seconds after which an unload that was accepted, but had no effect, is asked for again."""
@@ -120,9 +121,9 @@ class _HttpModel:
         entry = await self._look()
         if self.config.load is None:
             return self._endpoint()
-        backoff = Backoff()
+        pace = Pace()
         while entry.underway:  # somebody else loads or unloads it at this moment: wait for the outcome
-            await backoff.pause()
+            await pace.pause()
             entry = await self._look()
         if not entry.loaded:
             self.began = True
@@ -213,7 +214,7 @@ class _HttpModel:
         )
 
     async def _until_loaded(self) -> None:
-        backoff = Backoff()
+        pace = Pace()
         while True:
             try:
                 entry = await self._look()
@@ -232,11 +233,11 @@ class _HttpModel:
                 self.obstacle = (
                     f"'{self.model}' is {'being loaded' if entry.underway else 'not listed as loaded'}"
                 )
-            await backoff.pause()
+            await pace.pause()
 
     async def _until_unloaded(self, *, aborted: bool) -> None:
         """Unload every instance, those that appear late too, until none is listed."""
-        backoff = Backoff()
+        pace = Pace()
         unlisted_since: float | None = None
         watch_s = min(ABORT_WATCH_S, self.config.stop_timeout_s / 4) if aborted else 0
         if aborted:
@@ -262,7 +263,7 @@ class _HttpModel:
                     unlisted_since = unlisted_since if unlisted_since is not None else trio.current_time()
                     if trio.current_time() - unlisted_since >= watch_s:
                         return
-            await backoff.pause()
+            await pace.pause()
 
     async def _unload(self, instance: str) -> None:
         """Tell the server to unload; only its list says whether it did, so an error is no more than a note."""

@@ -24,7 +24,6 @@ from engine_router.config import LoadedConfig, OllamaConfig
 from engine_router.config.values import UrlPath
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
 from engine_router.engines.common import (
-    Backoff,
     NotListening,
     Reply,
     Server,
@@ -33,6 +32,7 @@ from engine_router.engines.common import (
     worth_repeating,
 )
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.pacing import Pace
 
 KEEP_FOR_EVER = -1
 """Ollama's `keep_alive` for a model that stays until it is unloaded."""
@@ -186,7 +186,7 @@ class _OllamaModel:
         return await self.engine.server.call("POST", path, body=body, timeout_s=timeout_s)
 
     async def _until_loaded(self) -> None:
-        backoff = Backoff()
+        pace = Pace()
         while True:
             try:
                 if self.model in await self.engine.loaded():
@@ -196,11 +196,11 @@ class _OllamaModel:
                 if not worth_repeating(error):
                     raise
                 self.obstacle = error.summary
-            await backoff.pause()
+            await pace.pause()
 
     async def _until_gone(self, *, aborted: bool) -> str:
         """Unload the model and wait until it is gone; take strangers along as far as that takes no longer."""
-        backoff = Backoff()
+        pace = Pace()
         asked = False
         if aborted:  # half loaded, it may not be listed yet
             asked = await self._unload(self.model)
@@ -216,7 +216,7 @@ class _OllamaModel:
                     break
                 self.obstacle = f"'{self.model}' is still in /api/ps"
                 asked = asked or await self._unload(self.model)
-            await backoff.pause()
+            await pace.pause()
         self.log.write(f"unloaded '{self.model}'")
         for stranger in self._strangers(loaded):
             await self._unload(stranger)
@@ -234,7 +234,7 @@ class _OllamaModel:
         timeout_s = self.config.stop_timeout_s
         strangers: list[str] = []
         with trio.move_on_after(timeout_s):
-            backoff = Backoff()
+            pace = Pace()
             asked: set[str] = set()
             while strangers := self._strangers(await self.engine.loaded()):
                 for stranger in strangers:
@@ -242,7 +242,7 @@ class _OllamaModel:
                         self.log.write(f"unloading '{stranger}', which was loaded past the router")
                         asked.add(stranger)
                         await self._unload(stranger)
-                await backoff.pause()
+                await pace.pause()
             return
         raise EngineStartFailed(
             self.name,

@@ -22,8 +22,9 @@ from attrs import frozen
 
 from engine_router.config import SystemdConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.common import LOG_TAIL_LINES, Backoff, Completed, Server, lead, run_command
+from engine_router.engines.common import LOG_TAIL_LINES, Completed, Server, lead, run_command
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.pacing import Pace
 from engine_router.probe import Check, ReadinessProbe, ask
 
 WATCH_INTERVAL_S = 0.25
@@ -258,7 +259,7 @@ class _Unit:
 
         Both are asked: something else may answer at its address while the unit itself cannot start.
         """
-        backoff = Backoff()
+        pace = Pace()
         first, looked_at = await self._look(), trio.current_time()
         state = first
         while True:
@@ -276,7 +277,7 @@ class _Unit:
                 self.log.write(f"{self.unit} is ready")
                 return Endpoint(self.config.base_url, self._pid or None)
             self._seen = [f"{self.unit} is {state}", f"its probe: {obstacle or 'ready'}"]
-            await backoff.pause()
+            await pace.pause()
 
     async def _insist_on_life(self, state: UnitState, *, since: UnitState) -> None:
         """Raise as soon as waiting for the unit is in vain.
@@ -301,7 +302,7 @@ class _Unit:
 
     async def _look_again(self) -> str | None:
         """Give a doubted unit a moment to show that it serves; return what has become of it otherwise."""
-        backoff = Backoff()
+        pace = Pace()
         deadline = trio.current_time() + REVIVE_S
         while True:
             state = await self._look()
@@ -314,13 +315,13 @@ class _Unit:
                 return None
             if trio.current_time() >= deadline:
                 break
-            await backoff.pause()
+            await pace.pause()
         if state.active == "active" and state.pid == self._pid:
             return None  # busy or hung: it is there, and holds its memory
         return f"{self.unit} was restarted by systemd and is not ready again: {state}"
 
     async def _until_at_rest(self) -> UnitState:
-        backoff = Backoff()
+        pace = Pace()
         done = await self.engine.systemctl("stop", "--no-block")
         while True:
             try:
@@ -335,4 +336,4 @@ class _Unit:
                         self.name,
                         f"could not be stopped: systemctl stop {self.unit}: {done.complaint}; {self.engine.remedy(done)}",
                     )
-            await backoff.pause()
+            await pace.pause()

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -14,7 +13,6 @@ from typing import Final, NoReturn
 
 from engine_router.llamacpp.arguments import PROG, build_parser
 
-_SECONDS_BETWEEN_WAKES: Final = 3600.0
 _GGUF_MAGIC: Final = b"GGUF"
 _INSTALL: Final = "pip install 'engine-router[llamacpp]'"
 
@@ -64,9 +62,17 @@ def _serve(options: argparse.Namespace) -> NoReturn:
         raise StartError(f"llama.cpp refuses an option ({error}): see --help") from error
     except (RuntimeError, MemoryError) as error:
         raise StartError(f"llama.cpp could not load {path}; its messages above say why") from error
+    _wait_for_the_end()
+
+
+def _wait_for_the_end() -> NoReturn:
+    # A signal that comes just before a sleep begins is noticed only after it. A byte in a socket waits.
+    waiting, waking = socket.socketpair()
+    waking.setblocking(False)
+    signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
     _set_signals(_end)
     while True:
-        time.sleep(_SECONDS_BETWEEN_WAKES)
+        waiting.recv(1)
 
 
 def _set_signals(handler: signal.Handlers | Callable[[int, FrameType | None], NoReturn]) -> None:

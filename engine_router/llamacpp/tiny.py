@@ -103,9 +103,7 @@ def write_tiny_gguf(
     return target
 
 
-def _write(
-    path: Path, *, name: str, layers: int, width: int, seed: int, context_length: int
-) -> None:
+def _write(path: Path, *, name: str, layers: int, width: int, seed: int, context_length: int) -> None:
     # Imported here because both packages are optional, and slow to import.
     import gguf  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415

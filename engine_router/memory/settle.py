@@ -29,6 +29,7 @@ An unreadable gauge is no information: it is asked again, until the deadline.
 from __future__ import annotations
 
 import enum
+import math
 from typing import Final
 
 import attrs
@@ -48,6 +49,11 @@ _AFTER_MOST_S: Final = 0.4
 _AFTER_SOME_S: Final = 0.5
 _AFTER_LATE_START_S: Final = 2.0
 _AFTER_TOO_LITTLE_S: Final = 5.0
+
+# What is small is worth less patience, but always enough for a reclaim that starts 1.5 s late: seconds, and
+# bytes for each further second.
+_FOR_ANYTHING_S: Final = 1.6
+_WORTH_BYTES_PER_S: Final = 512 * _MIB
 
 # A gauge that is slow to answer (a command) is left alone for as long as it took, but no longer than this.
 # Seconds.
@@ -214,7 +220,16 @@ class _Watch:
         if self.expects_nothing:
             return Outcome.NOTHING
         outcome, patience_s = self._prospect()
-        return outcome if now - self._progress_at >= patience_s else None
+        return outcome if now - self._progress_at >= min(patience_s, self._worth_s) else None
+
+    @property
+    def _worth_s(self) -> float:
+        """Seconds that it is worth waiting for so much.
+
+        Gauges show what everybody does, and a small model must not cost seconds because somebody else took as
+        much as it gave back.
+        """
+        return math.inf if self.expected is None else _FOR_ANYTHING_S + self.expected / _WORTH_BYTES_PER_S
 
     def _prospect(self) -> tuple[Outcome, float]:
         """Say how it ends if it rises no more, and after how many seconds without a rise."""

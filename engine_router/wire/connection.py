@@ -1,4 +1,4 @@
-"""The fast tier: one connection of one client, plain requests to the proxied routes and nothing else.
+"""The fast tier: one client's connection, plain requests to the proxied routes and nothing else.
 
 Two ordinary tasks for each connection. One reads, always, so that a client that leaves is noticed whatever
 else goes on; the other serves the requests one after the other, each in a cancel scope of its own. What is
@@ -7,42 +7,261 @@ unusual is handed to the ordinary tier, with every byte as it came, for the rest
 
 from __future__ import annotations
 
+import http
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
+from typing import Final
 
 import trio
-from attrs import define, field
 
 from engine_router.answering import Incoming, Reply, RequestScope
 from engine_router.dialects import dialect_of
 from engine_router.dialects.base import error_headers, to_json
 from engine_router.errors import BodyTooLarge, RouterError
+from engine_router.events import EventHub
 from engine_router.relay import BrokenAnswer
+from engine_router.upstream import Headers
 from engine_router.wire.requests import RequestReader, Verdict, WireRequest
 from engine_router.wire.stream import ConnectionLost, RawStream
 
 logger = logging.getLogger(__name__)
 
 Serve = Callable[[Incoming, RequestScope], Awaitable[Reply]]
+"""What answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
+
 # Bytes of further requests that are read while one is served, before reading pauses.
-MAX_AHEAD_BYTES = 65536
-"""Seconds that a refused upload may go on, so that the refusal is read before the connection breaks."""
-LINGER_S = 2.0
+MAX_AHEAD_BYTES: Final = 65536
+# Seconds that a refused upload may go on: a connection that is closed with bytes unread is reset, and the
+# reset may overtake the answer that says why.
+LINGER_S: Final = 2.0
 
-_REASONS = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 503: b"Service Unavailable"}
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
+}
+_BODYLESS: Final = frozenset((204, 304))
 
 
-class _DateLine:
+class Left(Exception):
+    """The client is gone."""
+
+
+class FastConnection:
+    """One client's connection in the fast tier.
+
+    Attributes:
+        quiet_since: trio's clock when the connection became idle, or when the request that is being read
+            began; infinity while a request is served. The server closes what is quiet for too long.
+    """
+
+    def __init__(self, stream: RawStream, reader: RequestReader, serve: Serve, hub: EventHub) -> None:
+        self._stream = stream
+        self._reader = reader
+        self._serve = serve
+        self._hub = hub
+        self._arrived = trio.Event()
+        self._verdict: Verdict | None = None
+        self._gone = False
+        self._closing = False
+        self._scope: trio.CancelScope | None = None
+        self._request_scope: RequestScope | None = None
+        self._room = trio.Event()
+        self.quiet_since = trio.current_time()
+
+    async def run(self) -> bytes | None:
+        """Serve until the connection ends, or something unusual comes.
+
+        Returns:
+            None when the connection is closed; else the bytes with which the ordinary tier has to go on.
+
+        Cancellation ends the request that is being served and closes the connection.
+        """
+        leave_open = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                unusual = await self._serve_all()
+                nursery.cancel_scope.cancel()
+            leave_open = unusual is not None
+            return unusual
+        finally:
+            if not leave_open:
+                self._stream.close()
+
+    def close_when_idle(self) -> None:
+        """Serve the request in hand to its end, and no other one."""
+        self._closing = True
+        if self._scope is None:
+            self._stream.close()
+
+    # The task that reads.
+
+    async def _read(self) -> None:
+        reader = self._reader
+        try:
+            while data := await self._stream.receive():
+                if self._verdict is not None:  # a request is being served: this is the next one, if anything
+                    reader.raw += data
+                    if len(reader.raw) > MAX_AHEAD_BYTES:
+                        self._room = trio.Event()
+                        await self._room.wait()
+                    continue
+                if reader.is_between:
+                    self.quiet_since = trio.current_time()
+                self._take(reader.feed(data))
+        except ConnectionLost:
+            pass
+        self._gone = True
+        self._arrived.set()
+        if self._request_scope is not None:
+            # Everything is given back in this very step, whatever the serving task is doing.
+            self._request_scope.client_left()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _take(self, verdict: Verdict) -> None:
+        if verdict is not Verdict.MORE:
+            self._verdict = verdict
+            self._arrived.set()
+
+    # The task that serves.
+
+    async def _serve_all(self) -> bytes | None:
+        reader = self._reader
+        while True:
+            await self._arrived.wait()
+            verdict = self._verdict
+            if verdict is None:
+                return None  # the client left between two requests
+            if verdict is Verdict.UNUSUAL:
+                return bytes(reader.raw)
+            try:
+                if verdict is Verdict.TOO_LARGE:
+                    await self._refuse_upload()
+                    return None
+                if not await self._serve_one(reader.take()):
+                    return None
+            except (ConnectionLost, Left):
+                return None
+            self._arrived = trio.Event()
+            self._verdict = None
+            self.quiet_since = trio.current_time()
+            if self._gone or self._closing:
+                return None
+            if reader.raw:  # it came while the last one was served
+                self._take(reader.feed(b""))
+            self._room.set()
+
+    async def _serve_one(self, request: WireRequest) -> bool:
+        """Serve a request. Returns whether the connection can be used again."""
+        path, _, query = request.target.partition(b"?")
+        incoming = Incoming(path.decode("ascii"), query, request.headers, request.body)
+        scope = self._request_scope = RequestScope(incoming.path, self._hub)
+        reusable = False
+        try:
+            with trio.CancelScope() as self._scope:
+                self.quiet_since = float("inf")
+                if self._gone:
+                    raise Left
+                reusable = await self._answer(incoming, scope, keep_alive=request.keep_alive)
+        finally:
+            self._scope = self._request_scope = None
+            scope.leave()
+        return reusable
+
+    async def _answer(self, incoming: Incoming, scope: RequestScope, *, keep_alive: bool) -> bool:
+        try:
+            reply = await self._serve(incoming, scope)
+        except RouterError as error:
+            return await self._send_error(error, scope, keep_alive=keep_alive)
+        except Exception as error:
+            logger.exception("POST %s failed", incoming.path)
+            defect = RouterError("the router failed at this request; its log has the details")
+            defect.__cause__ = error
+            return await self._send_error(defect, scope, keep_alive=keep_alive)
+        try:
+            return await self._send_reply(reply, scope, keep_alive=keep_alive)
+        except BrokenAnswer as error:
+            scope.note_error(error.error)
+            return False
+
+    async def _send_reply(self, reply: Reply, scope: RequestScope, *, keep_alive: bool) -> bool:
+        """Send an answer. The body goes out as it comes in, framed anew."""
+        scope.status = status = reply.head.status
+        names = {name.lower() for name, _ in reply.head.headers}
+        chunked = b"content-length" not in names and status not in _BODYLESS
+        keep_alive = keep_alive and not self._closing
+        head = self._head(status, reply.head.headers, chunked=chunked, keep_alive=keep_alive)
+        send = self._stream.send_all
+        if not chunked:
+            async for data in reply.body:
+                await send(head + data)
+                head = b""
+            if head:
+                await send(head)
+            return keep_alive
+        async for data in reply.body:
+            await send(b"%b%x\r\n%b\r\n" % (head, len(data), data))
+            head = b""
+        scope.leave()  # all of the answer has come: nothing of the engine's is needed any more
+        await send(head + b"0\r\n\r\n")
+        return keep_alive
+
+    async def _send_error(self, error: RouterError, scope: RequestScope, *, keep_alive: bool) -> bool:
+        scope.status, scope.error = error.status, str(error)
+        scope.leave()
+        body = to_json(dialect_of(scope.path).error(error))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *(
+                (name.lower().encode(), value.encode("latin-1", "replace"))
+                for name, value in error_headers(error).items()
+            ),
+        ]
+        keep_alive = keep_alive and not self._closing
+        await self._stream.send_all(
+            self._head(error.status, headers, chunked=False, keep_alive=keep_alive) + body
+        )
+        return keep_alive
+
+    async def _refuse_upload(self) -> None:
+        """Say that the body is too large, and let the client finish saying it for a moment."""
+        scope = RequestScope("", self._hub)
+        await self._send_error(BodyTooLarge(self._reader.max_body_bytes), scope, keep_alive=False)
+        self._stream.finish()
+        with trio.move_on_after(LINGER_S):
+            while not self._gone:
+                self._reader.raw.clear()
+                self._room.set()
+                await trio.sleep(0.02)
+
+    @staticmethod
+    def _head(status: int, headers: Headers, *, chunked: bool, keep_alive: bool) -> bytes:
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, _date.line()]
+        lines += [b"%b: %b\r\n" % header for header in headers]
+        if chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if not keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+
+class _Date:
     """The Date header, made anew once a second."""
 
     def __init__(self) -> None:
         self._second = -1
         self._line = b""
 
-    def now(self, wall_clock: float) -> bytes:
-        """Return the header line for now."""
-        if int(wall_clock) != self._second:
-            self._second = int(wall_clock)
-            self._line = b"date: " + formatdate(self._second, usegmt=True).encode() + b"\r\n"
+    def line(self) -> bytes:
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._line = b"date: " + formatdate(second, usegmt=True).encode() + b"\r\n"
         return self._line
+
+
+_date = _Date()

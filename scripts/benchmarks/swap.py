@@ -294,7 +294,7 @@ def scenario_rows(results: Results) -> list[Row]:
         }
         found.extend(compared(measure, sample) for measure, sample in samples.items())
         overheads = {key: swaps.overhead(own) for key, swaps in scenario.swaps.items()}
-        found.append(compared("swap overhead of the router", overheads, limit_s=SWAP_LIMIT_S))
+        found.append(compared(f"swap overhead, {name}", overheads, limit_s=SWAP_LIMIT_S))
         for phase, seconds in scenario.swaps[OURS].phases.items():
             found.append(Row(f"  phase {phase}", milliseconds(Summary.of(seconds))))
     return found

@@ -12,12 +12,11 @@ and then look whether it has happened. Three rules follow from that, and live he
 
 from engine_router.engines.common.answers import Listed, Reply, read_listing
 from engine_router.engines.common.commands import Completed, run_command
-from engine_router.engines.common.life import LOG_TAIL_LINES, Backoff, Life, Stop, lead, unless
+from engine_router.engines.common.life import LOG_TAIL_LINES, Life, Stop, lead, unless
 from engine_router.engines.common.server import BadAnswer, NotListening, Server, worth_repeating
 
 __all__ = [
     "LOG_TAIL_LINES",
-    "Backoff",
     "BadAnswer",
     "Completed",
     "Life",

@@ -7,12 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol, TypeVar
 
 import trio
-from attrs import define
 
 from engine_router.config import EngineConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, Supervision
 from engine_router.errors import EngineError, EngineStartFailed, EngineStartTimeout, EngineStopFailed
-from engine_router.probe import FIRST_INTERVAL_S, LONGEST_INTERVAL_S
 
 T = TypeVar("T")
 
@@ -51,18 +49,6 @@ async def unless(stop: trio.Event, work: Callable[[], Awaitable[T]]) -> T | Lite
     if failure is not None:
         raise failure
     return result
-
-
-@define
-class Backoff:
-    """Pauses between looks: short at first, then longer, 10 to 250 ms."""
-
-    _interval_s: float = FIRST_INTERVAL_S
-
-    async def pause(self) -> None:
-        """Wait until it is time for the next look."""
-        await trio.sleep(self._interval_s)
-        self._interval_s = min(self._interval_s * 1.5, LONGEST_INTERVAL_S)
 
 
 class Life(Protocol):

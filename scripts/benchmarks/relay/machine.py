@@ -89,6 +89,18 @@ def _cpu_of(pid: int) -> float:
     return 0.0
 
 
+def busy_s(cores: frozenset[int]) -> float:
+    """Return the seconds for which cores have been busy, whoever kept them so, stolen time included."""
+    ticks = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (PROC / "stat").read_text().splitlines():
+            name, *fields = line.split()
+            if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cores:
+                user, nice, system, _idle, _waits, hard, soft, stolen = map(int, fields[:8])
+                ticks += user + nice + system + hard + soft + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def resident_mb(pids: Sequence[int]) -> float:
     """Return the resident memory of processes now, in MB."""
     return sum(_status_kb(pid, "VmRSS") for pid in pids) / 1024

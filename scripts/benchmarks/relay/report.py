@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.relay.figures import Figure, Limit, Medians, Verdict, figures, medians, ratio, verdicts
 from benchmarks.relay.machine import Cores
-from benchmarks.relay.proxies import DIRECT, LER, NGINX, OURS, Proxy
-from benchmarks.relay.rounds import Round
+from benchmarks.relay.proxies import DIRECT, LER, NGINX, OURS, TIER_ONE, Proxy
+from benchmarks.relay.rounds import Round, Sample
 
 CLOSED_LOOPS = {
     "requests-16": "requests, 16 clients",
@@ -37,6 +38,16 @@ class Results:
     def names(self) -> list[str]:
         """The proxies' names."""
         return [proxy.name for proxy in self.proxies]
+
+    def ours_failed(self) -> bool:
+        """Tell whether ours did not start, or gave a wrong answer: figures of the rest are no result then."""
+        mine = [proxy.name for proxy in self.proxies if proxy.name in (OURS, TIER_ONE)]
+        return any(
+            name not in done.idle_mb
+            or any(samples[name].load["errors"] for samples in done.samples.values() if name in samples)
+            for done in self.rounds
+            for name in mine
+        )
 
     def rows(self) -> list[Figure]:
         """The figures that somebody has."""
@@ -128,20 +139,17 @@ def bottlenecks(results: Results) -> list[str]:
     """Say for the closed loops which side was busy: whether the proxy was measured, or the load side."""
     lines = []
     for scenario, title in CLOSED_LOOPS.items():
-        shares = {}
-        for proxy in results.proxies:
-            samples = [
+        found = {
+            proxy: [
                 sample
                 for done in results.rounds
                 if (sample := done.samples.get(scenario, {}).get(proxy.name))
             ]
-            if samples:
-                load = sum(sample.load_share for sample in samples) / len(samples)
-                own = sum(sample.proxy_share for sample in samples) / len(samples)
-                shares[proxy] = (load, own)
-        if shares:
-            lines.append(f"{title}, busy shares of a core:")
-            lines += [f"  {_who_was_busy(proxy, *both)}" for proxy, both in shares.items()]
+            for proxy in results.proxies
+        }
+        if any(found.values()):
+            lines.append(f"{title}, shares of a core:")
+            lines += [f"  {_who_was_busy(proxy, samples)}" for proxy, samples in found.items() if samples]
     if not results.cores.are_apart:
         lines.append(
             "There is one core only, shared by both sides: latencies and rates are those of both together."
@@ -149,16 +157,19 @@ def bottlenecks(results: Results) -> list[str]:
     return lines
 
 
-def _who_was_busy(proxy: Proxy, load: float, own: float) -> str:
+def _who_was_busy(proxy: Proxy, samples: Sequence[Sample]) -> str:
+    load = statistics.median(sample.load_share for sample in samples)
+    own = statistics.median(sample.proxy_share for sample in samples)
+    others = statistics.median(sample.strangers_share for sample in samples)
     if proxy.name == DIRECT:
         return f"direct: load side {load:.0%}"
-    if own >= BUSY and own > load:
-        verdict = "the proxy was the limit"
-    elif load >= BUSY:
+    if load >= BUSY and load > own:
         verdict = "THE LOAD SIDE WAS THE LIMIT: its rate and latency say little, its CPU figures hold"
+    elif own >= BUSY or (own > load and own + others >= BUSY):
+        verdict = "the proxy was the limit"
     else:
         verdict = "neither was busy all the time"
-    return f"{proxy.title}: proxy {own:.0%}, load side {load:.0%}: {verdict}"
+    return f"{proxy.title}: proxy {own:.0%}, load side {load:.0%}, others on the proxy's core {others:.0%}: {verdict}"
 
 
 def errors(results: Results) -> list[str]:
@@ -217,6 +228,7 @@ def as_json(results: Results) -> dict[str, Any]:
                             **asdict(sample),
                             "load_share": sample.load_share,
                             "proxy_share": sample.proxy_share,
+                            "strangers_share": sample.strangers_share,
                         }
                         for name, sample in samples.items()
                     }

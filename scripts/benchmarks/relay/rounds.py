@@ -37,6 +37,7 @@ class Sample:
         wanted_chunks: how many chunks each stream has; 0 where there are none.
         load: what the load client told; see load.c.
         proxy_cpu_s, upstream_cpu_s: CPU seconds while it ran.
+        proxy_core_busy_s: seconds for which the proxy's core was busy, with whatever.
         peak_mb: largest resident memory while it ran; None where the kernel does not tell.
         rest_mb: resident memory when it was over and the proxy at rest; only where it is read.
     """
@@ -45,6 +46,7 @@ class Sample:
     load: Report
     proxy_cpu_s: float
     upstream_cpu_s: float
+    proxy_core_busy_s: float
     peak_mb: float | None
     rest_mb: float | None
 
@@ -57,6 +59,11 @@ class Sample:
     def proxy_share(self) -> float:
         """The share of a core that the proxy used."""
         return self.proxy_cpu_s / self._elapsed_s
+
+    @property
+    def strangers_share(self) -> float:
+        """The share of the proxy's core that other programs took, as far as it can be told."""
+        return max(0.0, self.proxy_core_busy_s - self.proxy_cpu_s) / self._elapsed_s
 
     @property
     def is_clean(self) -> bool:
@@ -115,7 +122,12 @@ class Bench:
         argv = proxy.argv(Setting(self.lab, stem, port, self.upstream_port, flag))
         with machine.on(self.cores.proxy):
             process = self.lab.spawn(argv, output=f"{stem.name}.out")
-        await_health(process, port, f"{proxy.title} (its output is in {stem.name}.out)")
+        try:
+            await_health(process, port, proxy.title)
+        except Failed as failure:
+            self.lab.stop(process, STOP_WITHIN_S)
+            lines = stem.with_suffix(".out").read_text(errors="replace").strip().splitlines()
+            raise Failed(f"{failure}; its last words: {' '.join(lines[-2:])[:300]}") from None
         running = Running(proxy, port, process, machine.family(process.pid))
         self._warm_up(running)
         running.pids = machine.family(process.pid)
@@ -169,18 +181,20 @@ class Bench:
         has_peak = bool(running.pids) and machine.reset_peak(running.pids)
         upstream = [self._upstream.pid]
         proxy_before, upstream_before = machine.cpu_s(running.pids), machine.cpu_s(upstream)
+        busy_before = machine.busy_s(self.cores.proxy)
         report = self.load(
             scenario.arguments(running.proxy, running.port, self.upstream_port), 2 * scenario.limit_s + 30
         )
         proxy_cpu_s = machine.cpu_s(running.pids) - proxy_before
         upstream_cpu_s = machine.cpu_s(upstream) - upstream_before
+        busy_s = machine.busy_s(self.cores.proxy) - busy_before
         peak_mb = machine.peak_mb(running.pids) if has_peak else None
         rest_mb = None
         if scenario.name == AFTER_STREAMS and running.pids:
             time.sleep(REST_S)
             rest_mb = machine.resident_mb(running.pids)
         return Sample(
-            int(scenario.options.get("n", 0)), report, proxy_cpu_s, upstream_cpu_s, peak_mb, rest_mb
+            int(scenario.options.get("n", 0)), report, proxy_cpu_s, upstream_cpu_s, busy_s, peak_mb, rest_mb
         )
 
 
