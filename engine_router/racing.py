@@ -18,6 +18,8 @@ async def first_of(**waits: Callable[[], Awaitable[object]]) -> str:
     async def run(name: str, wait: Callable[[], Awaitable[object]], scope: trio.CancelScope) -> None:
         await wait()
         finished.add(name)
+        # One step more, so that who is about to finish in this one does, instead of being cancelled.
+        await trio.lowlevel.cancel_shielded_checkpoint()
         scope.cancel()
 
     async with trio.open_nursery() as nursery:

@@ -27,6 +27,9 @@ DOUBT_GRACE_S = 2.0
 # What is read of an engine's error answer, for its message.
 ERROR_BODY_BYTES = 65536
 
+# A frame longer than this is passed on before it is complete.
+MAX_FRAME_BYTES = 262_144
+
 HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -330,14 +333,43 @@ async def waiting_body(
 async def _body(
     passage: Passage, dialect: Dialect, on_error: Callable[[RouterError], object], *, may_add: bool
 ) -> AsyncGenerator[bytes, None]:
-    tail = b""
+    """Yield the body. Where a frame may be added, only whole frames go out, so that an error can always follow."""
+    frames = _WholeFrames(dialect) if may_add else None
     try:
         while data := await passage.chunk():
-            tail = (tail + data[-4:])[-4:]
-            yield data
+            if whole := data if frames is None else frames.feed(data):
+                yield whole
+        if frames is not None and frames.rest:
+            yield frames.rest
     except RouterError as error:
         passage.close()
-        if not may_add or not dialect.at_boundary(tail):
+        if frames is None or frames.are_none:
             raise BrokenAnswer(error) from error
         on_error(error)
         yield dialect.stream_error(error)
+
+
+@define(eq=False)
+class _WholeFrames:
+    """Holds back the part of a stream behind its last complete frame, until the frame is complete.
+
+    Attributes:
+        rest: what is held back.
+        are_none: the stream does not come in frames after all: everything is passed on as it comes.
+    """
+
+    _dialect: Dialect
+    rest: bytes = b""
+    are_none: bool = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in bytes; return those that may go out."""
+        if self.are_none:
+            return data
+        data = self.rest + data if self.rest else data
+        end = self._dialect.frames_end(data)
+        if end == 0 and len(data) > MAX_FRAME_BYTES:
+            self.are_none, self.rest = True, b""
+            return data
+        self.rest = data[end:]
+        return data[:end] if self.rest else data

@@ -138,7 +138,7 @@ def test_no_message_breaks_out_of_its_frame(kind: type[RouterError], dialect: Di
         assert lines[-2:] == [b"", b""]
         assert b"\r" not in frame
         assert json.loads(lines[-3].removeprefix(b"data: ")) == dialect.error(error)
-    assert dialect.at_boundary(frame[-4:])
+    assert dialect.frames_end(frame) == len(frame)
 
 
 @each_error
@@ -198,7 +198,7 @@ def test_keepalives_mean_nothing_to_a_client(dialect: Dialect) -> None:
         assert [part.message.content for part in speaker.chat("m", stream=True)] == ["x"]
     else:
         assert list(EventReader().feed(dialect.keepalive * 3)) == []
-        assert dialect.at_boundary(dialect.keepalive)
+        assert dialect.frames_end(dialect.keepalive) == len(dialect.keepalive)
 
 
 @each_error
@@ -213,21 +213,20 @@ def test_headers_tell_when_to_try_again(kind: type[RouterError]) -> None:
 
 @each_dialect
 @pytest.mark.parametrize(
-    ("tail", "sse", "lines"),
+    ("data", "sse", "lines"),
     [
-        (b"", True, True),
-        (b"\n\n", True, True),
-        (b"1}\n\n", True, True),
-        (b"\r\n\r\n", True, True),
-        (b"\n", False, True),
-        (b"x}\r\n", False, True),
-        (b'"}\n', False, True),
-        (b"data", False, False),
-        (b"    ", False, False),  # spaces inside a text, where an answer broke off
+        (b"", 0, 0),
+        (b"data: 1\n\n", 9, 9),
+        (b"data: 1\n\ndata", 9, 9),
+        (b"data: 1\r\n\r\nda\n\ne", 15, 15),
+        (b"a\n\nb\r\n\r\nc", 8, 8),
+        (b"{}\n{", 0, 3),
+        (b"x}\r\n", 0, 4),
+        (b"data", 0, 0),
     ],
 )
-def test_where_a_frame_may_follow(dialect: Dialect, tail: bytes, sse: bool, lines: bool) -> None:
-    assert dialect.at_boundary(tail) is (lines if dialect is OLLAMA else sse)
+def test_where_the_last_frame_ends(dialect: Dialect, data: bytes, sse: int, lines: int) -> None:
+    assert dialect.frames_end(data) == (lines if dialect is OLLAMA else sse)
 
 
 @pytest.mark.parametrize(

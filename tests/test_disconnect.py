@@ -373,6 +373,33 @@ async def test_bytes_behind_a_request_do_not_hide_that_its_client_left(
                 await trio.to_thread.run_sync(psutil.Process(world.pids("a")[-1]).kill)
 
 
+@pytest.mark.xfail(strict=True, reason="Hypercorn sends shielded from cancellation, and without a time limit")
+async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_serving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = trio.Event()
+
+    async def serve(*, task_status: trio.TaskStatus[Scene]) -> None:
+        async with scene(monkeypatch) as world:
+            task_status.started(world)
+            await trio.sleep_forever()
+
+    async def run(*, task_status: trio.TaskStatus[tuple[Scene, trio.CancelScope]]) -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                task_status.started((await inner.start(serve), scope))
+        ended.set()
+
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            world, scope = await nursery.start(run)
+            async with AsyncExitStack() as stack:
+                await stalled(world, stack, True)
+                scope.cancel()
+                with trio.fail_after(2.0):
+                    await ended.wait()
+
+
 # Every step, under a virtual clock.
 
 

@@ -400,8 +400,9 @@ BREAKS = {
     "after an event": (SSE + chunk(EVENT), EVENT, True),
     "after an event in two": ((SSE + chunk(EVENT[:-1]), chunk(EVENT[-1:])), EVENT, True),
     "after a CRLF event": (SSE + chunk(b"data: {}\r\n\r\n"), b"data: {}\r\n\r\n", True),
-    "inside an event": (SSE + chunk(EVENT + b"data: {"), EVENT + b"data: {", False),
-    "after a line": (SSE + chunk(b"data: {}\n"), b"data: {}\n", False),
+    "inside an event": (SSE + chunk(EVENT + b"data: {"), EVENT, True),
+    "after a line": (SSE + chunk(b"data: {}\n"), b"", True),
+    "inside what is no frame": (SSE + chunk(b"x" * 300_000), b"x" * 300_000, False),
     "inside a chunk": (SSE + b"ff\r\n" + EVENT, EVENT, True),
     "before a promised length": (answer_of(EVENT * 2)[: -2 * len(EVENT)], b"", False),
     "within a promised length": (answer_of(EVENT * 2)[: -len(EVENT)], EVENT, False),
@@ -450,13 +451,15 @@ async def test_a_promised_length_does_not_bind_what_was_begun_without_it() -> No
         assert b'"error"' in parts[-1]
 
 
-async def test_an_ollama_stream_that_ends_inside_a_line_is_not_continued() -> None:
+async def test_the_beginning_of_a_line_that_never_ends_is_not_passed_on() -> None:
     line = b'{"response":"a' + b" " * 9
     async with world(sending(SSE + chunk(line), close=True)) as w:
         passage = w.passage()
         await passage.head()
-        with pytest.raises(BrokenAnswer):
-            await collected(plain(passage, OLLAMA, streams=True))
+        errors: list[RouterError] = []
+        parts = await collected(plain(passage, OLLAMA, errors, streams=True))
+        assert len(errors) == 1
+        assert [json.loads(part) for part in parts] == [{"error": str(errors[0])}]
 
 
 # Why it broke off.

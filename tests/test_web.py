@@ -494,13 +494,13 @@ async def test_where_it_is_allowed_the_plain_form_goes_on(target: str) -> None:
     async with (
         ollama_routing("small", allow_destructive_ollama_api=True) as (ollama, router),
         served(router) as url,
+        RawClient.to(url) as raw,
     ):
-        async with RawClient.to(url) as raw:
-            await raw.request("DELETE", target, b'{"model": "small"}', headers=["Connection: close"])
-            assert (await raw.rest()).startswith(b"HTTP/1.1 404")  # the scripted daemon has no such route
-            (call,) = ollama.called("DELETE", "/api/delete")
-            assert call.body == {"model": "small"}
-            assert call.query == target.partition("?")[2]
+        await raw.request("DELETE", target, b'{"model": "small"}', headers=["Connection: close"])
+        assert (await raw.rest()).startswith(b"HTTP/1.1 404")  # the scripted daemon has no such route
+        (call,) = ollama.called("DELETE", "/api/delete")
+        assert call.body == {"model": "small"}
+        assert call.query == target.partition("?")[2]
 
 
 async def test_a_pull_is_passed_on_as_it_comes() -> None:
@@ -640,10 +640,9 @@ async def test_the_model_list() -> None:
 
 
 async def test_a_request_during_the_first_discovery_waits_for_it() -> None:
-    async with ScriptedOllama("small").running() as ollama:
-        async with routing(daemon(ollama)) as router:
-            talk = await ask(router.app, "POST", OLLAMA_CHAT, body={"model": "small", "messages": [{}]})
-            assert talk.status == 200
+    async with ScriptedOllama("small").running() as ollama, routing(daemon(ollama)) as router:
+        talk = await ask(router.app, "POST", OLLAMA_CHAT, body={"model": "small", "messages": [{}]})
+        assert talk.status == 200
 
 
 async def test_the_greeting_and_the_page() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.dialects.base import to_json
+from engine_router.dialects.sse import events_end
 from engine_router.errors import RouterError
 
 
@@ -28,6 +29,6 @@ class Anthropic:
         """Render an error as the named event that the SDKs raise on."""
         return b"event: error\ndata: " + to_json(self.error(error)) + b"\n\n"
 
-    def at_boundary(self, tail: bytes) -> bool:
-        """Tell whether an event is complete."""
-        return not tail or tail.endswith((b"\n\n", b"\r\n\r\n"))
+    def frames_end(self, data: bytes) -> int:
+        """Return where the last complete event ends."""
+        return events_end(data)

@@ -49,8 +49,8 @@ class Dialect(Protocol):
         """Render an error as the last frame of a stream, one that the dialect's clients raise on."""
         ...
 
-    def at_boundary(self, tail: bytes) -> bool:
-        """Tell whether a frame may follow these last bytes of an engine's answer (none: nothing came yet)."""
+    def frames_end(self, data: bytes) -> int:
+        """Return where the last complete frame in these bytes of a stream ends; 0 where none is complete."""
         ...
 
 

@@ -31,6 +31,6 @@ class Ollama:
         """Render an error as the line that the clients raise on."""
         return to_json(self.error(error)) + b"\n"
 
-    def at_boundary(self, tail: bytes) -> bool:
-        """Tell whether a line is complete."""
-        return not tail or tail.endswith(b"\n")
+    def frames_end(self, data: bytes) -> int:
+        """Return where the last complete line ends."""
+        return data.rfind(b"\n") + 1

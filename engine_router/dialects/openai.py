@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.dialects.base import to_json
+from engine_router.dialects.sse import events_end
 from engine_router.errors import RouterError
 
 _STREAMING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -32,6 +33,6 @@ class OpenAI:
         """Render an error as an event that the SDKs raise on. No `[DONE]` follows: the stream is not complete."""
         return b"data: " + to_json(self.error(error)) + b"\n\n"
 
-    def at_boundary(self, tail: bytes) -> bool:
-        """Tell whether an event is complete."""
-        return not tail or tail.endswith((b"\n\n", b"\r\n\r\n"))
+    def frames_end(self, data: bytes) -> int:
+        """Return where the last complete event ends."""
+        return events_end(data)

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
+def events_end(data: bytes) -> int:
+    """Return where the last complete event ends, that is behind its empty line; 0 where none is complete."""
+    end = data.rfind(b"\n\n")
+    other = data.rfind(b"\r\n\r\n")
+    return max(end + 2 if end >= 0 else 0, other + 4 if other >= 0 else 0)
+
+
 class EventReader:
     """Turns bytes into the data of complete events. Comments, ids and retry hints are passed over."""
 

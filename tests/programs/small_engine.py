@@ -36,13 +36,11 @@ def say(text: str) -> None:
 
 def note() -> None:
     if "pids" in OPTIONS:
-        with open(OPTIONS["pids"], "a", encoding="ascii") as file:
+        with open(OPTIONS["pids"], "a", encoding="ascii") as file:  # noqa: PTH123 - pathlib would double the start-up time
             file.write(f"{os.getpid()}\n")
 
 
 def linger() -> None:
-    note()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(60)
 
@@ -63,6 +61,8 @@ def lose(kind: str) -> None:
             note()
             os.close(writing)
             return
+        note()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.close(writing)  # the parent goes on when the child has settled, not before
         linger()
     os.close(writing)

@@ -90,7 +90,7 @@ def _cpu_of(pid: int) -> float:
 
 
 def busy_s(cores: frozenset[int]) -> float:
-    """Return the seconds for which cores have been busy, whoever kept them so, stolen time included."""
+    """Return the seconds for which cores have been busy, whoever kept them so, stolen time included; counted in ticks, so roughly."""
     ticks = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in (PROC / "stat").read_text().splitlines():

@@ -148,7 +148,9 @@ def bottlenecks(results: Results) -> list[str]:
             for proxy in results.proxies
         }
         if any(found.values()):
-            lines.append(f"{title}, shares of a core:")
+            lines.append(
+                f"{title}, shares of a core (others: other programs, and the kernel's part of the network):"
+            )
             lines += [f"  {_who_was_busy(proxy, samples)}" for proxy, samples in found.items() if samples]
     if not results.cores.are_apart:
         lines.append(
@@ -169,7 +171,7 @@ def _who_was_busy(proxy: Proxy, samples: Sequence[Sample]) -> str:
         verdict = "the proxy was the limit"
     else:
         verdict = "neither was busy all the time"
-    return f"{proxy.title}: proxy {own:.0%}, load side {load:.0%}, others on the proxy's core {others:.0%}: {verdict}"
+    return f"{proxy.title}: proxy {own:.0%}, load side {load:.0%}, others on its core {others:.0%}: {verdict}"
 
 
 def errors(results: Results) -> list[str]:

@@ -53,7 +53,7 @@ class Sample:
     @property
     def load_share(self) -> float:
         """The share of a core that load client and upstream used together."""
-        return (self.load["cpu_s"] + self.upstream_cpu_s) / self._elapsed_s
+        return (float(self.load["cpu_s"]) + self.upstream_cpu_s) / self._elapsed_s
 
     @property
     def proxy_share(self) -> float:

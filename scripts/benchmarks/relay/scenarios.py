@@ -54,7 +54,13 @@ def scenarios(*, quick: bool) -> list[Scenario]:
 
     def paced(streams: int, seconds: float) -> Scenario:
         title = f"{streams} stream{'s' if streams > 1 else ''} at {RATE} tokens/s"
-        options = {"conns": streams, "count": 1, "n": int(seconds * RATE), "size": SIZE, "rate": RATE}
+        options: dict[str, float | str] = {
+            "conns": streams,
+            "count": 1,
+            "n": int(seconds * RATE),
+            "size": SIZE,
+            "rate": RATE,
+        }
         if streams > 1:
             options["stagger"] = STAGGER_S
         # Time for five waves of 100, which is what httpx's default pool makes of 500.

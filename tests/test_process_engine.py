@@ -1,0 +1,1261 @@
+"""Engines as processes: real ones, well and badly behaved, from their start to the end of all that they started."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import trio
+import trio.testing
+
+from engine_router.config import ProcessConfig
+from engine_router.engines import process as process_module
+from engine_router.engines.adopted import AdoptedFamily
+from engine_router.engines.base import LogRing, ResidentId
+from engine_router.engines.family import Guardian, ProcessGroup
+from engine_router.engines.guardian import MARKER_VARIABLE, carriers
+from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of, runs
+from engine_router.engines.process import ProcessEngine
+from engine_router.engines.windows import JobFamily, KernelJobs
+from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
+from engine_router.testing.scripted import living, until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="who left a process group is found on Linux only")
+
+PROGRAM = str(Path(__file__).parent / "programs" / "small_engine.py")
+PYTHON = [sys.executable, "-I", "-S"]
+
+
+def command(*options: str) -> list[str]:
+    return [*PYTHON, PROGRAM, *options]
+
+
+def config(*options: str, **settings: Any) -> ProcessConfig:
+    settings = {"start_timeout_s": 5.0, "stop_timeout_s": 4.0, "grace_s": 2.0, **settings}
+    return ProcessConfig(argv=tuple(command(*options)), **settings)
+
+
+@asynccontextmanager
+async def an_engine(settings: ProcessConfig, **more: Any) -> AsyncIterator[ProcessEngine]:
+    with trio.fail_after(10):
+        async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+            yield ProcessEngine("small", settings, client, **more)
+
+
+@asynccontextmanager
+async def the_engine(*options: str, **settings: Any) -> AsyncIterator[ProcessEngine]:
+    async with an_engine(config("port={port}", *options, **settings)) as engine:
+        yield engine
+
+
+async def get(base_url: str, path: str) -> Any:
+    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+        return (await client.get(base_url + path)).json()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def noted(path: Path) -> list[int]:
+    """Return the process ids that an engine noted down, its own first."""
+    return [int(line) for line in path.read_text("ascii").split()] if path.exists() else []
+
+
+@contextlib.contextmanager
+def started(argv: list[str], **more: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a process that is nobody's engine yet, and leave nothing of it."""
+    process = subprocess.Popen(argv, **{"stdout": subprocess.DEVNULL, **more})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def until_listening(port: int) -> None:
+    while not await is_taken(f"http://127.0.0.1:{port}"):
+        await trio.sleep(0.005)
+
+
+# A good life
+
+
+async def test_an_engine_is_started_serves_and_is_stopped() -> None:
+    async with the_engine("say=hello", "models=x") as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        assert life.endpoint is not None
+        assert life.endpoint.pid is not None
+        assert is_alive(life.endpoint.pid)
+        assert await get(life.endpoint.base_url, "/v1/models") == {"data": [{"id": "x"}]}
+        assert await engine.list_models() == ["x"]
+        began = trio.current_time()
+        await life.stop()
+        assert trio.current_time() - began < 0.5
+        assert life.ended is not None
+        assert life.ended.stopped
+        assert life.ended.message == "was killed by SIGTERM"
+        assert not is_alive(life.endpoint.pid)
+        assert not await is_taken(life.endpoint.base_url)
+        assert "hello" in engine.log.tail(10)
+        assert await engine.list_models() is None
+
+
+async def test_a_start_costs_next_to_nothing_more_than_the_engine_itself() -> None:
+    async with the_engine("wait=0.1") as engine, living(engine, "x") as life:
+        began = trio.current_time()
+        await life.ready.wait()
+        assert trio.current_time() - began < 0.4
+
+
+async def test_an_engine_that_ends_by_itself_after_the_signal_has_its_time() -> None:
+    async with the_engine("stop=0.15") as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        await life.stop()
+        assert life.ended is not None
+        assert life.ended.message == "exited with code 0"
+        assert engine.log.tail(1) == ("asked to end",)
+
+
+async def test_another_signal_may_be_the_one_that_asks() -> None:
+    async with the_engine("ignore=SIGTERM", stop_signal="SIGINT") as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        await life.stop()
+        assert life.stopped
+        assert not any("killed" in line for line in engine.log.tail(5))
+
+
+async def test_the_same_engine_can_be_started_again() -> None:
+    async with the_engine() as engine:
+        pids = set()
+        for _ in range(3):
+            async with living(engine, "x") as life:
+                await life.ready.wait()
+                assert life.endpoint is not None
+                pids.add(life.endpoint.pid)
+                await life.stop()
+                assert life.stopped
+        assert len(pids) == 3
+
+
+async def test_environment_and_working_directory(tmp_path: Path) -> None:
+    settings = {"env": {"COLOUR": "grün"}, "cwd": str(tmp_path)}
+    async with the_engine("pids=here", **settings) as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        assert life.endpoint is not None
+        assert await get(life.endpoint.base_url, "/env/COLOUR") == "grün"
+        assert await get(life.endpoint.base_url, "/env/PATH") == os.environ["PATH"]
+        assert noted(tmp_path / "here") == [life.endpoint.pid]
+
+
+# Starts that fail
+
+
+async def test_an_early_exit_is_reported_at_once_with_code_and_last_words() -> None:
+    async with (
+        the_engine("say=line one\\nunknown flag: --x", "exit=7") as engine,
+        living(engine, "x") as life,
+    ):
+        began = trio.current_time()
+        await life.over.wait()
+        # What it takes this interpreter to start and exit, and 100 ms at most to notice.
+        alone = time.perf_counter()
+        await trio.run_process(command("exit=7"), check=False)
+        assert trio.current_time() - began < 0.1 + 3 * (time.perf_counter() - alone)
+        assert isinstance(life.error, EngineStartFailed)
+        assert not isinstance(life.error, EngineStartTimeout)
+        assert life.error.summary == "exited with code 7 before it was ready"
+        assert life.error.log_tail[-2:] == ("line one", "unknown flag: --x")
+        assert "unknown flag" in str(life.error)
+
+
+async def test_an_exit_while_loading_is_reported_before_the_timeout() -> None:
+    async with the_engine("loading=60", start_timeout_s=60.0) as engine, living(engine, "x") as life:
+        await until(lambda: engine.log.count)
+        port = int(engine.log.tail(1)[0].rpartition("port=")[2].split()[0])
+        await until_listening(port)
+        with pytest.raises(httpx.HTTPError):
+            await get(f"http://127.0.0.1:{port}", "/exit/4")
+        with trio.fail_after(0.5):
+            await life.over.wait()
+        assert life.error is not None
+        assert life.error.summary == "exited with code 4 before it was ready"
+
+
+async def test_a_killed_start_names_the_signal() -> None:
+    async with the_engine("loading=60") as engine, living(engine, "x") as life:
+        await until(lambda: engine.log.count)
+        os.kill(int(engine.log.tail(1)[0].split()[3].rstrip(":")), signal.SIGKILL)
+        await life.over.wait()
+        assert life.error is not None
+        assert life.error.summary == "was killed by SIGKILL before it was ready"
+
+
+async def refused(settings: ProcessConfig) -> str:
+    async with an_engine(settings) as engine, living(engine, "x") as life:
+        await life.over.wait()
+        assert isinstance(life.error, EngineStartFailed)
+        assert not life.ready.is_set()
+        return life.error.summary
+
+
+async def test_commands_that_cannot_be_run(tmp_path: Path) -> None:
+    base = {"base_url": f"http://127.0.0.1:{free_port()}"}
+    not_found = await refused(ProcessConfig(argv=("llama-srever", "-m"), **base))
+    assert not_found == "cannot be started: llama-srever was not found; give its full path in argv"
+    assert "~/no-such-program" not in await refused(ProcessConfig(argv=("~/no-such-program",), **base))
+    plain = tmp_path / "plain"
+    plain.write_text("echo", "ascii")
+    assert await refused(ProcessConfig(argv=(str(plain),), **base)) == (
+        f"cannot be started: {plain}: Permission denied; is it a program, and executable?"
+    )
+    plain.chmod(0o755)
+    assert await refused(ProcessConfig(argv=(str(plain),), **base)) == (
+        f"cannot be started: {plain}: Exec format error"
+    )
+    assert await refused(config("port={port}", cwd=str(tmp_path / "none"))) == (
+        f"cannot be started: its cwd {tmp_path}/none does not exist"
+    )
+    assert await refused(config("port={port}", cwd=str(plain))) == (
+        f"cannot be started: its cwd {plain} cannot be used: Not a directory"
+    )
+    assert "environment variable name" in await refused(config("port={port}", env={"A=B": "c"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        (["deaf=1"], "; /health last: accepts connections but does not answer"),
+        (["wait=60"], "; /health last: no answer (ConnectError)"),
+        (["loading=60"], "; /health last: answered 503"),
+    ],
+    ids=["deaf", "not-listening", "loading"],
+)
+async def test_an_engine_that_never_becomes_ready(
+    options: list[str], last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine_router.probe.PROBE_TIMEOUT_S", 0.1)
+    pids = tmp_path / "pids"
+    options = [*options, f"pids={pids}", "lose=group", "ignore=SIGTERM", "say=loading..."]
+    async with the_engine(*options, start_timeout_s=0.4) as engine, living(engine, "x") as life:
+        began = trio.current_time()
+        await life.over.wait()
+        assert 0.4 <= trio.current_time() - began < 0.9
+        assert isinstance(life.error, EngineStartTimeout)
+        assert life.error.summary == f"was not ready within 0.4 s{last}"
+        assert "loading..." in life.error.log_tail
+        assert len(noted(pids)) == 2
+        assert not any(is_alive(pid) for pid in noted(pids))
+
+
+# A port that is somebody else's
+
+
+async def test_a_port_in_use_by_a_stranger() -> None:
+    port = free_port()
+    with started(command(f"port={port}", "models=theirs")) as stranger:
+        await until_listening(port)
+        message = await refused(config(f"port={port}", "models=ours", base_url=f"http://127.0.0.1:{port}"))
+        assert message.startswith(
+            f"cannot be started: 127.0.0.1:{port} is in use by {psutil.Process(stranger.pid).name()} "
+        )
+        assert message.endswith(f"(pid {stranger.pid}); stop that, or give the engine another port")
+        assert stranger.poll() is None
+
+
+async def test_owners_of_ports() -> None:
+    assert await owner_of(free_port()) is None
+    assert described(None) == "another program"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        owner = await owner_of(listener.getsockname()[1])
+        assert owner is not None
+        assert owner.pid == os.getpid()
+    with started([sys.executable, "-c", ""]) as process:
+        ghost = psutil.Process(process.pid)
+        process.wait()
+    assert described(ghost).endswith(f"pid {ghost.pid}") or described(ghost).endswith(f"(pid {ghost.pid})")
+    assert address_of("http://[::1]:80") == ("::1", 80)
+    assert address_of("https://example.org") == ("example.org", 443)
+    assert address_of("http://example.org") == ("example.org", 80)
+
+
+# Stops
+
+
+async def test_a_stop_asked_for_before_the_start_starts_nothing(tmp_path: Path) -> None:
+    async with the_engine(f"pids={tmp_path}/pids") as engine, living(engine, "x") as life:
+        life.supervision.stop()
+        await life.over.wait()
+        assert life.stopped
+        assert noted(tmp_path / "pids") == []
+        assert engine.log.count == 0
+
+
+async def test_a_stop_asked_for_during_the_start(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with the_engine("loading=60", f"pids={pids}") as engine, living(engine, "x") as life:
+        await until(lambda: noted(pids))
+        with trio.fail_after(1):
+            await life.stop()
+        assert life.stopped
+        assert not life.ready.is_set()
+        assert not is_alive(noted(pids)[0])
+
+
+async def test_an_ignored_signal_is_followed_by_sigkill_after_the_grace() -> None:
+    async with the_engine("ignore=SIGTERM", grace_s=0.2) as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        began = trio.current_time()
+        await life.stop()
+        assert 0.2 <= trio.current_time() - began < 0.6
+        assert life.ended is not None
+        assert life.ended.stopped
+        assert life.ended.message == "was killed by SIGKILL"
+        assert engine.log.tail(1) == ("[engine-router] still there 0.2 s after SIGTERM: killed",)
+
+
+async def test_a_grace_longer_than_the_stop_timeout_leaves_time_for_sigkill() -> None:
+    settings = {"grace_s": 60.0, "stop_timeout_s": 0.4}
+    async with the_engine("ignore=SIGTERM", **settings) as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        await life.stop()
+        assert life.stopped, life.error
+
+
+@pytest.mark.parametrize(
+    "kind", ["group", pytest.param("session", marks=linux), pytest.param("orphan", marks=linux)]
+)
+@pytest.mark.parametrize("end", ["stop", "death", "cancel", "early"])
+async def test_nothing_that_it_started_survives(kind: str, end: str, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    options = [f"lose={kind}", f"pids={pids}", *(["loading=60"] if end == "early" else [])]
+    async with the_engine(*options, grace_s=0.1) as engine:
+        async with living(engine, "x") as life:
+            if end == "early":
+                await until(lambda: len(noted(pids)) == 2)
+                os.kill(noted(pids)[0], signal.SIGKILL)
+                await life.over.wait()
+                assert life.error is not None
+            else:
+                await life.ready.wait()
+                assert len(noted(pids)) == 2
+                assert all(is_alive(pid) for pid in noted(pids))
+            if end == "stop":
+                await life.stop()
+                assert life.stopped
+            elif end == "death":
+                os.kill(noted(pids)[0], signal.SIGKILL)
+                await life.over.wait()
+                assert life.died
+            if end != "cancel":
+                assert not any(is_alive(pid) for pid in noted(pids))
+        with trio.fail_after(0.5):  # a cancelled life waits for nothing: the signal is on its way
+            await until(lambda: not any(is_alive(pid) for pid in noted(pids)))
+
+
+async def test_a_zombie_in_the_group_does_not_count_as_alive(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with the_engine("lose=zombie", f"pids={pids}") as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        head, zombie = noted(pids)
+        assert psutil.Process(zombie).status() == psutil.STATUS_ZOMBIE
+        assert os.getpgid(zombie) == head
+        # The head is gone, the group is not: its zombie has a parent of its own that does not wait for it.
+        os.kill(head, signal.SIGSTOP)
+        assert await ProcessGroup(head, "none", None).is_alive()
+        os.kill(head, signal.SIGKILL)
+        await life.over.wait()
+        assert life.died
+
+
+async def test_a_group_of_zombies_is_dead() -> None:
+    # Two levels: this test is the parent of a process whose child, in a group of its own, is never waited for.
+    script = (
+        "import os, sys, time\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n os.setpgid(0, 0)\n os._exit(0)\n"
+        "os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)\n"
+        "os.write(2, b'%d\\n' % pid)\ntime.sleep(60)\n"
+    )
+    with started([*PYTHON, "-c", script], stderr=subprocess.PIPE) as parent:
+        assert parent.stderr is not None
+        with parent.stderr:
+            group = int(await trio.to_thread.run_sync(parent.stderr.readline))
+        os.killpg(group, 0)  # does not fail, although nobody lives there
+        family = ProcessGroup(group, "none", None)
+        with trio.fail_after(2):
+            assert not await family.is_alive()
+        family.kill()
+        family.bury()
+        assert repr(family) == f"<ProcessGroup {group} buried>"
+
+
+async def test_a_buried_family_is_never_signalled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = ProcessGroup(os.getpid(), "none", None)
+    family.bury()
+    monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("signalled"))
+    family.signal("SIGTERM")
+    family.kill()
+    assert not await family.is_alive()
+
+
+async def test_cancellation_kills_at_once() -> None:
+    async with the_engine("ignore=SIGTERM") as engine:
+        async with living(engine, "x") as life:
+            await life.ready.wait()
+            assert life.endpoint is not None
+            assert life.endpoint.pid is not None
+            began = trio.current_time()
+        assert trio.current_time() - began < 0.1
+        with trio.fail_after(0.5):
+            await until(lambda: not is_alive(life.endpoint.pid))  # type: ignore[union-attr, arg-type]
+
+
+async def test_cancellation_at_any_moment_of_a_start_leaves_nothing(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with the_engine("lose=group", f"pids={pids}") as engine:
+        for delay in (0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05):
+            async with living(engine, "x"):
+                await trio.sleep(delay)
+        with trio.fail_after(1):
+            await until(lambda: not any(is_alive(pid) for pid in noted(pids)))
+        marker = f"{PROGRAM}".encode()
+        left = [p for p in psutil.Process().children() if marker in b"".join(w.encode() for w in _words(p))]
+        assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+async def test_what_was_killed_does_not_stay_a_zombie_for_ever() -> None:
+    async with the_engine() as engine:
+        async with living(engine, "x") as life:
+            await life.ready.wait()
+        assert life.endpoint is not None
+        assert life.endpoint.pid is not None
+        await until(lambda: not is_alive(life.endpoint.pid))  # type: ignore[union-attr, arg-type]
+        async with living(engine, "x") as life_two:  # the next start collects it
+            await life_two.ready.wait()
+            await life_two.stop()
+        assert not psutil.pid_exists(life.endpoint.pid)
+
+
+# Families that do not die when told
+
+
+class Stubborn:
+    """A family, around a real one, of which something seems to survive `kills` kills."""
+
+    def __init__(self, family: Any, kills: float) -> None:
+        self.family, self.kills, self.pid = family, kills, family.pid
+
+    def signal(self, name: str) -> None:
+        self.family.signal(name)
+
+    def kill(self) -> None:
+        self.family.kill()
+        self.kills -= 1
+
+    async def is_alive(self) -> bool:
+        return self.kills > 0 or await self.family.is_alive()
+
+    def bury(self) -> None:
+        self.family.bury()
+
+
+def make_stubborn(monkeypatch: pytest.MonkeyPatch, kills: float) -> list[Stubborn]:
+    start, made = process_module.start_family, list[Stubborn]()
+
+    async def start_stubborn(*arguments: Any, **more: Any) -> Any:
+        process, family = await start(*arguments, **more)
+        made.append(Stubborn(family, kills))
+        return process, made[-1]
+
+    monkeypatch.setattr(process_module, "start_family", start_stubborn)
+    return made
+
+
+async def test_who_is_born_while_the_family_is_killed_is_killed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    families = make_stubborn(monkeypatch, 3)
+    async with the_engine(grace_s=0.05) as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        await life.stop()
+        assert life.stopped
+        assert families[0].kills <= 0
+
+
+@pytest.mark.parametrize("end", ["stop", "death", "early", "deadline"])
+async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = make_stubborn(monkeypatch, float("inf"))
+    options = {"early": ["exit=1"], "deadline": ["loading=60"]}.get(end, [])
+    settings = {"grace_s": 0.05, "stop_timeout_s": 0.2, "start_timeout_s": 0.3 if end == "deadline" else 5.0}
+    async with the_engine(*options, **settings) as engine:
+        async with living(engine, "x") as life:
+            if end in ("stop", "death"):
+                await life.ready.wait()
+                assert life.endpoint is not None
+                if end == "stop":
+                    life.supervision.stop()
+                else:
+                    os.kill(families[0].pid, signal.SIGKILL)
+            with trio.fail_after(2):
+                await life.over.wait()
+            assert isinstance(life.error, EngineStopFailed)
+            assert life.error.summary == (
+                f"is still there 0.2 s after its stop (pid {families[0].pid}), even after SIGKILL"
+            )
+        async with living(engine, "x", adopt=True) as again:
+            await again.over.wait()
+            assert isinstance(again.error, EngineStopFailed)
+        families[0].kills = 0
+        async with living(engine, "x", adopt=True) as again:
+            await again.over.wait()
+            assert again.stopped
+        assert len(families) == 1
+
+
+# Death
+
+
+async def test_death_while_ready() -> None:
+    async with the_engine("say=serving") as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        assert life.endpoint is not None
+        with pytest.raises(httpx.HTTPError):
+            await get(life.endpoint.base_url, "/exit/9")
+        with trio.fail_after(0.5):
+            await life.over.wait()
+        assert life.died
+        assert life.ended is not None
+        assert life.ended.message == "exited with code 9"
+        assert life.ended.log_tail[-2:] == ("serving", "exit 9")
+
+
+# Output
+
+
+async def test_the_log_file_gets_everything(tmp_path: Path) -> None:
+    path = tmp_path / "engine.log"
+    path.write_bytes(b"before\n")
+    async with (
+        the_engine("say=one\\ntwo\\rthree\\xc3\\xbc", log_file=str(path)) as engine,
+        living(engine, "x") as life,
+    ):
+        await life.ready.wait()
+        await life.stop()
+    assert path.read_bytes() == b"before\none\ntwo\rthree\xc3\xbc\n"
+    assert engine.log.tail(2) == ("one", "threeü")
+
+
+async def test_a_log_file_that_cannot_be_opened_prevents_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "engine.log"
+    assert await refused(config("port={port}", log_file=str(path))) == (
+        f"cannot be started: its log_file {path} cannot be written: No such file or directory"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+async def test_a_full_disk_does_not_end_the_engine() -> None:
+    async with the_engine("say=one", log_file="/dev/full") as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        assert life.endpoint is not None
+        await get(life.endpoint.base_url, "/say/two")
+        await life.stop()
+        assert life.stopped
+    told = [line for line in engine.log.tail(10) if "log_file" in line]
+    assert told == [
+        f"[engine-router] the log_file cannot be written any more: [Errno {errno.ENOSPC}] No space left on device"
+    ]
+    assert "two" in engine.log.tail(10)
+
+
+async def test_much_output_does_not_hold_an_engine_up() -> None:
+    async with the_engine("say=" + "x" * 30 + "\\n") as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        assert life.endpoint is not None
+        for _ in range(20):
+            await get(
+                life.endpoint.base_url, "/say/" + "y" * 3000
+            )  # 60 KB and more fill a pipe that nobody reads
+        await life.stop()
+        assert life.stopped
+        assert engine.log.count >= 20
+
+
+def test_a_log_ring_keeps_the_last_lines() -> None:
+    ring = LogRing(lines=3)
+    for number in range(5):
+        ring.feed(b"line %d\n" % number)
+    assert ring.count == 5
+    assert ring.tail(10) == ("line 2", "line 3", "line 4")
+    assert ring.tail(1) == ("line 4",)
+    assert ring.tail(0) == ()
+    assert ring.since(4) == ("line 4",)
+    assert ring.since(0) == ("line 2", "line 3", "line 4")
+    assert ring.since(5) == ring.since(9) == ()
+
+
+def test_a_log_ring_puts_split_lines_and_characters_together() -> None:
+    ring = LogRing()
+    for byte in "grün\nblau 🙂\n".encode():
+        ring.feed(bytes([byte]))
+    assert ring.tail(5) == ("grün", "blau 🙂")
+    ring.feed(b"\xff\xfe bad\nno newline")
+    assert ring.tail(1) == ("\ufffd\ufffd bad",)
+    ring.flush()
+    ring.flush()
+    assert ring.tail(1) == ("no newline",)
+    assert ring.count == 4
+
+
+def test_a_log_ring_shows_the_last_state_of_a_progress_bar() -> None:
+    ring = LogRing()
+    ring.feed(b"10%\r50%\r100%\nwindows line\r\n\r\n")
+    assert ring.tail(5) == ("100%", "windows line", "")
+
+
+def test_a_log_ring_is_bounded() -> None:
+    ring = LogRing(lines=4, line_bytes=10)
+    ring.feed(b"a" * 95)
+    assert [len(line) for line in ring.tail(10)] == [10] * 4
+    assert ring.count == 9
+    ring.flush()
+    assert ring.tail(1) == ("aaaaa",)
+    ring.feed(b"b" * 50 + b"\n")
+    assert max(len(line) for line in ring.tail(10)) <= 10
+
+
+async def test_a_log_ring_can_be_followed() -> None:
+    ring = LogRing()
+    with trio.fail_after(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ring.grown)
+            await trio.testing.wait_all_tasks_blocked()
+            ring.write("now")
+
+
+# Templates
+
+
+def filled(argv: list[str], model: str | None, paths: dict[str, str] | None = None) -> list[str]:
+    engine = ProcessEngine(
+        "t", ProcessConfig(argv=tuple(argv)), httpx.AsyncClient(trust_env=False), paths=paths
+    )
+    return engine.command(ResidentId("t", model), 1234)
+
+
+def test_placeholders_are_filled_in_and_other_braces_stay() -> None:
+    argv = [
+        "srv",
+        "-m",
+        "{path}",
+        "--alias={model}",
+        "p{port}",
+        "{port}{port}",
+        '{"a":{}}',
+        "{models}",
+        "{ port }",
+        "{}",
+    ]
+    assert filled(argv, "org/x", {"org/x": "/w/x.gguf"}) == [
+        *[
+            "srv",
+            "-m",
+            "/w/x.gguf",
+            "--alias=org/x",
+            "p1234",
+            "12341234",
+            '{"a":{}}',
+            "{models}",
+            "{ port }",
+            "{}",
+        ]
+    ]
+
+
+def test_what_is_filled_in_is_not_filled_in_again() -> None:
+    assert filled(["srv", "{model}", "{path}"], "{path}{port}", {"{path}{port}": "/{model}"}) == [
+        *["srv", "{path}{port}", "/{model}"]
+    ]
+
+
+def test_a_home_folder_in_a_path_or_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    argv = ["~/bin/srv", "{path}", "~/as-it-is"]
+    assert filled(argv, "x", {"x": "~/x.gguf"}) == ["/home/me/bin/srv", "/home/me/x.gguf", "~/as-it-is"]
+    assert filled(["~nobody-of-this-name/srv"], None) == ["~nobody-of-this-name/srv"]
+
+
+def test_a_model_without_a_path_stands_for_itself() -> None:
+    assert filled(["srv", "{path}"], "org/x") == ["srv", "org/x"]
+
+
+async def test_a_template_runs_once_for_each_model() -> None:
+    settings = config(
+        "port={port}", "models={model}", "say={path}", ready_path="/v1/models", ready_check="model:{model}"
+    )
+    async with (
+        an_engine(settings, paths={"a": "/w/a"}) as engine,
+        living(engine, "a") as one,
+        living(engine, "b") as two,
+    ):
+        assert one.resident == ResidentId("small", "a")
+        for life, model, path in ((one, "a", "/w/a"), (two, "b", "b")):
+            await life.ready.wait()
+            assert life.endpoint is not None
+            port = address_of(life.endpoint.base_url)[1]
+            assert await get(life.endpoint.base_url, "/argv") == [
+                f"port={port}",
+                f"models={model}",
+                f"say={path}",
+            ]
+        assert one.endpoint != two.endpoint
+        assert await engine.list_models() is None
+        assert await engine.find() == []
+        await one.stop()
+        assert not two.over.is_set()
+        await two.stop()
+
+
+async def test_an_engine_without_a_template_is_one_resident() -> None:
+    async with the_engine() as engine:
+        assert engine.resident_of("a") == engine.resident_of("b") == ResidentId("small")
+
+
+# Readiness
+
+
+@pytest.mark.parametrize(
+    ("path", "check", "seen"),
+    [
+        ("/health", "status == 200", None),
+        ("/broken", "status==500", None),
+        ("/health", "engine.state==ready", None),
+        ("/health", "engine.state == broken", "engine.state is ready, not broken"),
+        ("/v1/models", "model:b", None),
+        ("/v1/models", "model:c", "does not list model 'c' yet"),
+        ("/broken", "model:b", "answered 500"),
+    ],
+)
+async def test_ready_checks(path: str, check: str, seen: str | None) -> None:
+    settings = {"ready_path": path, "ready_check": check, "start_timeout_s": 5.0 if seen is None else 0.3}
+    async with the_engine("models=a,b", **settings) as engine, living(engine, "x") as life:
+        if seen is None:
+            await life.ready.wait()
+        else:
+            await life.over.wait()
+            assert isinstance(life.error, EngineStartTimeout)
+            assert life.error.summary == f"was not ready within 0.3 s; {path} last: {seen}"
+
+
+async def test_it_is_not_ready_before_it_says_so() -> None:
+    async with the_engine("loading=0.3") as engine, living(engine, "x") as life:
+        began = trio.current_time()
+        await life.ready.wait()
+        assert 0.25 < trio.current_time() - began < 0.9
+
+
+# Lists of models
+
+
+async def test_an_error_is_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    settings = config(f"port={port}", "loading=60", base_url=f"http://127.0.0.1:{port}")
+    async with an_engine(settings) as engine:
+        assert await engine.list_models() is None
+        with started(command(f"port={port}", "loading=60")):
+            await until_listening(port)
+            with pytest.raises(EngineUnreachable, match="/v1/models answered 503"):
+                await engine.list_models()
+        with socket.socket() as mute:
+            mute.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            mute.bind(("127.0.0.1", port))
+            mute.listen()
+            monkeypatch.setattr(process_module, "LIST_TIMEOUT_S", 0.1)
+            with pytest.raises(EngineUnreachable, match=r"did not say within 0\.1 s"):
+                await engine.list_models()
+
+
+# Adoption
+
+
+@asynccontextmanager
+async def found_running(
+    *options: str, **more: Any
+) -> AsyncIterator[tuple[ProcessEngine, "subprocess.Popen[bytes]"]]:
+    """Start an engine's very command as somebody else would, and make the engine that shall find it."""
+    port = free_port()
+    settings = config(f"port={port}", *options, base_url=f"http://127.0.0.1:{port}", grace_s=0.5)
+    async with an_engine(settings) as engine:
+        assert await engine.find() == []
+        with started(list(settings.argv), **more) as process:
+            await until_listening(port)
+            yield engine, process
+
+
+@pytest.mark.parametrize("session", [True, False], ids=["own-group", "our-group"])
+async def test_a_running_engine_is_found_and_stopped_on_demand(session: bool) -> None:
+    async with found_running(start_new_session=session) as (engine, process):
+        assert await engine.find() == [ResidentId("small")]
+        async with living(engine, "x", adopt=True) as life:
+            await life.ready.wait()
+            assert life.endpoint is not None
+            assert life.endpoint.pid == process.pid
+            assert engine.log.tail(1) == (
+                f"[engine-router] adopted pid {process.pid}, which runs this engine's command already",
+            )
+            began = trio.current_time()
+            await life.stop()
+            assert trio.current_time() - began < 0.5
+            assert life.stopped
+            assert process.poll() == -signal.SIGTERM
+        assert await engine.find() == []
+
+
+async def test_an_adopted_engine_that_ignores_the_signal_is_killed_with_its_children(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with found_running("ignore=SIGTERM", "lose=session", f"pids={pids}") as (engine, process):
+        async with living(engine, "x", adopt=True) as life:
+            await life.ready.wait()
+            await life.stop()
+            assert life.stopped
+        assert process.poll() == -signal.SIGKILL
+        assert len(noted(pids)) == 2
+        assert not any(is_alive(pid) for pid in noted(pids))
+
+
+async def test_an_adopted_engine_survives_cancellation() -> None:
+    async with found_running() as (engine, process):
+        async with living(engine, "x", adopt=True) as life:
+            await life.ready.wait()
+        await trio.sleep(0.05)
+        assert process.poll() is None
+        assert await engine.find() == [ResidentId("small")]
+
+
+async def test_the_death_of_an_adopted_engine_is_noticed_at_once() -> None:
+    async with found_running() as (engine, process), living(engine, "x", adopt=True) as life:
+        await life.ready.wait()
+        process.kill()
+        with trio.fail_after(0.6):
+            await life.over.wait()
+        assert life.died
+
+
+async def test_the_children_of_an_adopted_engine_do_not_outlive_it(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with found_running("lose=session", f"pids={pids}") as (engine, process):
+        async with living(engine, "x", adopt=True) as life:
+            await life.ready.wait()
+            process.kill()
+            await life.over.wait()
+            assert life.died
+        assert not any(is_alive(pid) for pid in noted(pids))
+
+
+async def test_what_was_found_may_have_gone_when_it_is_adopted() -> None:
+    port = free_port()
+    async with (
+        an_engine(config(f"port={port}", base_url=f"http://127.0.0.1:{port}")) as engine,
+        living(engine, "x", adopt=True) as life,
+    ):
+        await life.over.wait()
+        assert life.error is not None
+        assert life.error.summary == "was found running, but has gone meanwhile"
+
+
+async def test_a_stranger_on_the_port_is_not_adopted() -> None:
+    port = free_port()
+    with started(command(f"port={port}", "models=theirs")):
+        await until_listening(port)
+        async with an_engine(config(f"port={port}", base_url=f"http://127.0.0.1:{port}")) as engine:
+            assert await engine.find() == []
+    with socket.socket() as listener:  # this very program
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert await head_of(port, psutil.Process().cmdline()) is None
+
+
+async def test_a_master_and_its_worker_are_one_engine(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with found_running("lose=worker", f"pids={pids}") as (engine, process):
+        await until(lambda: len(noted(pids)) == 2)
+        async with living(engine, "x", adopt=True) as life:
+            await life.ready.wait()
+            assert life.endpoint is not None
+            assert life.endpoint.pid == process.pid == noted(pids)[0]
+            await life.stop()
+            assert life.stopped
+        assert not any(is_alive(pid) for pid in noted(pids))
+
+
+async def test_who_started_it_is_not_taken_for_it() -> None:
+    """A terminal multiplexer has the engine's whole command at the end of its own, and much else to lose."""
+    port = free_port()
+    argv = command(f"port={port}")
+    wrapper = "import subprocess, sys; subprocess.Popen(sys.argv[3:]).wait()"
+    with started([sys.executable, "-c", wrapper, "new", "-d", *argv], start_new_session=True) as multiplexer:
+        await until_listening(port)
+        async with an_engine(config(f"port={port}", base_url=f"http://127.0.0.1:{port}")) as engine:
+            assert await engine.find() == [ResidentId("small")]
+            async with living(engine, "x", adopt=True) as life:
+                await life.ready.wait()
+                assert life.endpoint is not None
+                assert life.endpoint.pid != multiplexer.pid
+                await life.stop()
+
+
+@pytest.mark.parametrize(
+    ("words", "argv", "same"),
+    [
+        (["llama-server", "-m", "x"], ["llama-server", "-m", "x"], True),
+        (["/usr/bin/llama-server", "-m", "x"], ["llama-server", "-m", "x"], True),
+        (["/venv/bin/python3.12", "/venv/bin/vllm", "serve", "x"], ["vllm", "serve", "x"], True),
+        (["python3", "-u", "/venv/bin/vllm", "serve", "x"], ["vllm", "serve", "x"], True),
+        (["llama-server", "-m", "y"], ["llama-server", "-m", "x"], False),
+        (["llama-server", "-m", "x", "-v"], ["llama-server", "-m", "x"], False),
+        (["-m", "x"], ["llama-server", "-m", "x"], False),
+        (["other-server", "-m", "x"], ["llama-server", "-m", "x"], False),
+        (["tmux", "new", "llama-server", "-m", "x"], ["llama-server", "-m", "x"], False),
+        (["SCREEN", "llama-server", "-m", "x"], ["llama-server", "-m", "x"], False),
+        (["sudo", "llama-server", "-m", "x"], ["llama-server", "-m", "x"], False),
+        (["less", "llama-server"], ["llama-server"], False),
+        ([], ["llama-server"], False),
+    ],
+)
+def test_the_very_command(words: list[str], argv: list[str], same: bool) -> None:
+    process = SimpleNamespace(cmdline=lambda: words)
+    assert runs(process, argv) is same  # type: ignore[arg-type]
+
+
+def test_a_process_that_cannot_be_seen_runs_nothing() -> None:
+    def cmdline() -> list[str]:
+        raise psutil.AccessDenied(1)
+
+    assert not runs(SimpleNamespace(cmdline=cmdline), ["x"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("session", [True, False])
+async def test_the_routers_own_process_group_is_never_signalled(
+    session: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, _: groups.append(group))
+    with started(command(), start_new_session=session) as process:
+        family = AdoptedFamily(psutil.Process(process.pid))
+        family.signal("SIGTERM")
+        assert groups == ([process.pid] if session else [])
+        if session:
+            # Were the router a member of that group, its head would be signalled alone.
+            monkeypatch.setattr(os, "getpgrp", lambda: process.pid)
+            family.signal("SIGTERM")
+            assert groups == [process.pid]
+        assert await trio.to_thread.run_sync(process.wait) == -signal.SIGTERM
+        assert not await family.is_alive()
+        assert repr(family) == f"<AdoptedFamily {process.pid}>"
+        family.kill()
+        family.signal("SIGTERM")
+        family.bury()
+
+
+async def test_waiting_for_an_adopted_process_without_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_router.engines.adopted.POLL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with started(command()) as process, trio.fail_after(2):
+        family = AdoptedFamily(psutil.Process(process.pid))
+        with trio.move_on_after(0.03):
+            await family.wait()
+            pytest.fail("it is still alive")
+        process.kill()
+        await family.wait()
+
+
+# The router's own death
+
+ROUTER = """
+import sys, httpx, trio
+from engine_router.config import ProcessConfig
+from engine_router.engines.base import Supervision
+from engine_router.engines.family import Guardian
+from engine_router.engines.process import ProcessEngine
+
+async def main():
+    guardian = Guardian()
+    async with httpx.AsyncClient(trust_env=False) as client, trio.open_nursery() as nursery:
+        await nursery.start(guardian.run)
+        engine = ProcessEngine("small", ProcessConfig(argv=tuple(sys.argv[1:])), client, guardian=guardian)
+        ready = lambda endpoint: print("ready", flush=True)
+        await engine.live(engine.resident_of("x"), Supervision(ready))
+
+trio.run(main)
+"""
+
+
+def guardian_of(router: int) -> psutil.Process | None:
+    for child in psutil.Process(router).children():
+        if any(word.endswith("guardian.py") for word in _words(child)):
+            return child
+    return None
+
+
+@asynccontextmanager
+async def a_router(pids: Path) -> AsyncIterator["subprocess.Popen[bytes]"]:
+    """Run a router in a process of its own, with an engine that has children everywhere."""
+    engine = command("port={port}", "lose=session", f"pids={pids}", "ignore=SIGTERM")
+    argv = [sys.executable, "-c", ROUTER, *engine]
+    with started(argv, start_new_session=True, stdout=subprocess.PIPE) as router:
+        assert router.stdout is not None
+        with router.stdout, trio.fail_after(10):
+            assert await trio.to_thread.run_sync(router.stdout.readline) == b"ready\n"
+            yield router
+
+
+async def test_the_death_of_the_router_ends_its_engines(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with a_router(pids) as router:
+        assert len(noted(pids)) == 2
+        assert all(is_alive(pid) for pid in noted(pids))
+        guardian = guardian_of(router.pid)
+        assert guardian is not None
+        router.kill()
+        gone = noted(pids)[: 2 if sys.platform == "linux" else 1]
+        with trio.fail_after(1):
+            await until(lambda: not any(is_alive(pid) for pid in gone))
+            await until(lambda: not is_alive(guardian.pid))
+
+
+async def test_a_killed_guardian_is_replaced_and_knows_everything(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with a_router(pids) as router:
+        first = guardian_of(router.pid)
+        assert first is not None
+        first.kill()
+        await until(lambda: guardian_of(router.pid) not in (None, first))
+        assert all(is_alive(pid) for pid in noted(pids))
+        await trio.sleep(0.05)  # its line is written right after its start
+        router.kill()
+        with trio.fail_after(1):
+            await until(lambda: not is_alive(noted(pids)[0]))
+
+
+async def test_a_guardian_survives_what_ends_the_routers_group(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with a_router(pids) as router:
+        guardian = guardian_of(router.pid)
+        assert guardian is not None
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            guardian.send_signal(signal.Signals[name])
+        assert os.getpgid(guardian.pid) != os.getpgid(router.pid)
+        await trio.sleep(0.05)
+        assert guardian.is_running()
+
+
+async def test_a_guardian_kills_only_what_is_registered_when_its_line_ends() -> None:
+    with (
+        started(command(), start_new_session=True) as kept,
+        started(command(), start_new_session=True) as lost,
+    ):
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                guardian = Guardian()
+                guardian.watch(kept.pid, "none-a")  # before it runs
+                await nursery.start(guardian.run)
+                guardian.watch(lost.pid, "none-b")
+                guardian.forget(kept.pid)
+                guardian.forget(kept.pid)
+                nursery.cancel_scope.cancel()
+            await until(lambda: lost.poll() is not None)
+        assert kept.poll() is None
+
+
+async def test_a_guardian_is_told_when_a_family_is_dead() -> None:
+    class Watcher(Guardian):
+        def __init__(self) -> None:
+            super().__init__()
+            self.deeds: list[str] = []
+
+        def watch(self, group: int, marker: str) -> None:
+            self.deeds.append(f"+{group}")
+
+        def forget(self, group: int) -> None:
+            self.deeds.append(f"-{group}")
+
+    watcher = Watcher()
+    async with an_engine(config("port={port}"), guardian=watcher) as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        assert life.endpoint is not None
+        assert watcher.deeds == [f"+{life.endpoint.pid}"]
+        await life.stop()
+        assert watcher.deeds == [f"+{life.endpoint.pid}", f"-{life.endpoint.pid}"]
+
+
+@linux
+def test_carriers_of_a_marker() -> None:
+    with started(command(), env={**os.environ, MARKER_VARIABLE: "abc123"}) as process:
+        deadline = time.monotonic() + 2
+        while process.pid not in carriers({"abc123"}) and time.monotonic() < deadline:
+            time.sleep(0.005)  # until the new program is in place
+        assert carriers({"abc123", "other"}) == [process.pid]
+        assert carriers({"abc12"}) == carriers(set()) == []
+
+
+# Windows: its calls are injected
+
+
+class Kernel32:
+    """The functions of kernel32 that job objects need; notes how they are called."""
+
+    def __init__(self, *, fail: str = "") -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.limit_flags = 0
+
+        def function(name: str, result: Any) -> Any:
+            def call(*arguments: Any) -> Any:
+                self.calls.append((name, *(getattr(a, "value", a) for a in arguments)))
+                if name == "SetInformationJobObject":
+                    limits = ctypes.cast(arguments[2], ctypes.POINTER(ctypes.c_uint32 * 6)).contents
+                    self.limit_flags = limits[4]
+                if name == "QueryInformationJobObject":
+                    ctypes.cast(arguments[2], ctypes.POINTER(ctypes.c_uint32 * 12)).contents[10] = 3
+                return 0 if name == fail else result
+
+            return call
+
+        self.CreateJobObjectW = function("CreateJobObjectW", 0x1_0000_0007)
+        self.SetInformationJobObject = function("SetInformationJobObject", 1)
+        self.AssignProcessToJobObject = function("AssignProcessToJobObject", 1)
+        self.TerminateJobObject = function("TerminateJobObject", 1)
+        self.QueryInformationJobObject = function("QueryInformationJobObject", 1)
+        self.CloseHandle = function("CloseHandle", 1)
+
+
+def test_job_objects_kill_their_members_when_closed() -> None:
+    kernel32 = Kernel32()
+    jobs = KernelJobs(kernel32)
+    job = jobs.create()
+    assert job == 0x1_0000_0007  # wider than an int, and kept whole in every call
+    assert kernel32.limit_flags == 0x2000
+    assert kernel32.calls[1][1:3] == (job, 9)
+    jobs.assign(job, 42)
+    jobs.terminate(job)
+    assert jobs.members(job) == 3
+    jobs.close(job)
+    assert kernel32.calls[2:4] == [("AssignProcessToJobObject", job, 42), ("TerminateJobObject", job, 1)]
+    assert kernel32.calls[4][:3] == ("QueryInformationJobObject", job, 1)
+    assert kernel32.calls[5] == ("CloseHandle", job)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CreateJobObjectW", "SetInformationJobObject", "AssignProcessToJobObject", "QueryInformationJobObject"],
+)
+def test_failed_calls_on_job_objects_are_errors(name: str) -> None:
+    jobs = KernelJobs(Kernel32(fail=name))
+    with pytest.raises(OSError, match="job object"):  # noqa: PT012 - one of these
+        job = jobs.create()
+        jobs.assign(job, 1)
+        jobs.members(job)
+
+
+class ScriptedJobs:
+    """Job objects that note what is asked of them."""
+
+    def __init__(self, *, refuse: bool = False) -> None:
+        self.deeds: list[tuple[Any, ...]] = []
+        self.refuse = refuse
+        self.living = 1
+
+    def create(self) -> int:
+        return 5
+
+    def assign(self, job: int, process: int) -> None:
+        self.deeds.append(("assign", job, process))
+        if self.refuse:
+            raise OSError("a call on a job object failed")
+
+    def terminate(self, job: int) -> None:
+        self.deeds.append(("terminate", job))
+        self.living = 0
+
+    def members(self, job: int) -> int:
+        return self.living
+
+    def close(self, job: int) -> None:
+        self.deeds.append(("close", job))
+
+
+class WindowsProcess:
+    def __init__(self) -> None:
+        self.pid, self.killed = 77, False
+        self._proc = SimpleNamespace(_handle=99)
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+async def start_on_windows(monkeypatch: pytest.MonkeyPatch, jobs: ScriptedJobs) -> tuple[WindowsProcess, Any]:
+    process, given = WindowsProcess(), {}
+
+    async def open_process(argv: list[str], **more: Any) -> WindowsProcess:
+        given.update(more, argv=argv)
+        return process
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", open_process)
+    try:
+        _, family = await JobFamily.start(["srv.exe"], env={"A": "b"}, cwd=None, jobs=jobs)
+    except OSError as error:
+        return process, error
+    assert given["argv"] == ["srv.exe"]
+    assert given["creationflags"] == 0x200
+    assert given["stdout"] == subprocess.PIPE
+    return process, family
+
+
+async def test_a_family_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = ScriptedJobs()
+    process, family = await start_on_windows(monkeypatch, jobs)
+    assert family.pid == process.pid
+    assert jobs.deeds == [("assign", 5, 99)]
+    assert await family.is_alive()
+    family.signal("SIGTERM")
+    assert jobs.deeds[1:] == [("terminate", 5)]
+    assert not await family.is_alive()
+    family.bury()
+    family.bury()
+    family.kill()
+    assert jobs.deeds[2:] == [("close", 5)]
+    assert not await family.is_alive()
+
+
+async def test_a_process_that_fits_into_no_job_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = ScriptedJobs(refuse=True)
+    process, outcome = await start_on_windows(monkeypatch, jobs)
+    assert isinstance(outcome, OSError)
+    assert process.killed
+    assert jobs.deeds[1:] == [("close", 5)]
