@@ -20,7 +20,9 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", *CODE)
     session.run("ruff", "format", "--check", *CODE)
     # What flake8-async knows beyond ruff's own ASYNC rules.
-    session.run("flake8", "--select=ASYNC", "--extend-ignore=ASYNC105,ASYNC110,ASYNC127,ASYNC240", "engine_router")
+    session.run(
+        "flake8", "--select=ASYNC", "--extend-ignore=ASYNC105,ASYNC110,ASYNC127,ASYNC240", "engine_router"
+    )
     session.run("lint-imports", "--no-cache")
 
 

@@ -929,6 +929,9 @@ async def test_who_started_it_is_not_taken_for_it() -> None:
                 assert life.endpoint is not None
                 assert life.endpoint.pid != multiplexer.pid
                 await life.stop()
+                assert life.stopped
+                assert not any("killed" in line for line in engine.log.tail(5))
+            assert await trio.to_thread.run_sync(multiplexer.wait) == 0
 
 
 @pytest.mark.parametrize(

@@ -943,13 +943,17 @@ async def test_no_frames_are_sent_where_no_stream_was_asked_for() -> None:
         assert talk.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("path", DIALECTS)
-async def test_a_stream_that_breaks_between_frames_ends_in_an_error_frame(path: str) -> None:
+async def test_a_stream_that_breaks_off_ends_in_an_error_frame(path: str, half: bool) -> None:
     action = "messages" if path == MESSAGES else "break"
     async with routing(process("a", "translated=break")) as router:
         events = router.events()
         talk = await ask(
-            router.app, "POST", path, body={"model": "a", "messages": [], "stream": True, "do": action}
+            router.app,
+            "POST",
+            path,
+            body={"model": "a", "messages": [], "stream": True, "do": action, "half": half},
         )
         assert talk.status == 200
         assert talk.is_complete
@@ -973,7 +977,6 @@ async def test_a_stream_that_breaks_between_frames_ends_in_an_error_frame(path: 
 @pytest.mark.parametrize(
     "wish",
     [
-        {"do": "break", "half": True, "stream": True},
         {"do": "break", "half": False, "stream": False},
         {"do": "short", "stream": False},
         {"do": "short", "stream": True, "kind": "text/event-stream"},

@@ -14,6 +14,7 @@ from werkzeug.exceptions import (
     RequestTimeout,
 )
 
+from engine_router.answering import Answerer
 from engine_router.dialects import OPENAI, dialect_of
 from engine_router.dialects.base import error_headers
 from engine_router.errors import (
@@ -70,7 +71,7 @@ def _gate(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Qua
 
 
 def _add_routes(app: App, router: Router) -> None:
-    proxy, models, admin, pages = Proxy(router), Models(router), Admin(router), Pages(router)
+    proxy, models, admin, pages = Proxy(Answerer(router)), Models(router), Admin(router), Pages(router)
     ollama = OllamaApi(router, proxy)
     app.add_url_rule("/", "root", pages.root, methods=["GET"])
     app.add_url_rule("/health", "health", admin.health, methods=["GET"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from quart import Response, request
 
+from engine_router.answering import API_ROUTES, wire_target
 from engine_router.config import OllamaConfig
 from engine_router.dialects import OLLAMA
 from engine_router.dialects.base import route_json
@@ -20,7 +21,7 @@ from engine_router.residency.ledger import Phase
 from engine_router.router import Router
 from engine_router.upstream import Exchange, ResponseHead, UpstreamRequest
 from engine_router.web.openai import json_response
-from engine_router.web.proxy import API_ROUTES, Proxy, as_response, wire_headers, wire_target
+from engine_router.web.proxy import Proxy, as_response, wire_headers
 from engine_router.web.scope import scope_of, whole_body
 
 # Clients read features from the version: Codex wants 0.13.4 or newer, VS Code 0.6.4.
@@ -47,7 +48,7 @@ class OllamaApi:
         if path in API_ROUTES:
             if request.method != "POST":
                 raise WrongMethod(f"/api/{path} takes POST")
-            return await self._proxy.api(path)
+            return await self._proxy.answer(f"/api/{path}")
         known = {"version": self._version, "tags": self._tags, "ps": self._ps}
         if path in known and request.method in ("GET", "HEAD"):
             return json_response(known[path]())
@@ -136,7 +137,7 @@ class OllamaApi:
                 engine=name,
                 base_url=config.base_url,
                 method=request.method,
-                target=wire_target(request, f"/api/{path}"),
+                target=wire_target(f"/api/{path}", request.query_string),
                 headers=request_headers(wire_headers(request), strip_keys=keys, added=config.headers),
                 body=body,
                 connect_timeout_s=config.connect_timeout_s,

@@ -1,31 +1,27 @@
-"""One request: one cancel scope, one stack of what it holds, one record of how it went.
+"""Quart-Trio's handling of one request, with a `RequestScope` around it.
 
-Everything that a request holds is given back synchronously. So the departure of a client gives it back in
-the very step in which it is noticed, even where the handler itself is stuck in a send that nobody reads
-(Hypercorn shields it from cancellation).
+Hypercorn shields its sends from cancellation. So when a client leaves, what its request holds is given back
+first, in the step in which the departure is noticed, and only then is the handler cancelled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import trio
-from attrs import define, field
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, HTTPScope
 from quart import Request, Response
 from quart.asgi import ASGIHTTPConnection
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from engine_router.answering import VISIBLE, RequestScope
 from engine_router.dialects import dialect_of
 from engine_router.dialects.base import to_json
-from engine_router.errors import BadRequest, RouterError
-from engine_router.events import EventHub, RequestEnded
+from engine_router.errors import BadRequest
+from engine_router.events import EventHub
 from engine_router.relay import BrokenAnswer
 
 if TYPE_CHECKING:
@@ -33,71 +29,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VISIBLE = "".join(map(chr, range(33, 127)))
 # Seconds that a refused upload may go on: a connection that is closed with bytes unread is reset, and the
 # reset may overtake the answer that says why.
 LINGER_S = 2.0
 SCOPE_KEY = "engine_router.request"
-CLIENT_LEFT = 499
-
-
-@define(eq=False)
-class RequestScope:
-    """What one request holds and how it goes.
-
-    Attributes:
-        stack: what it holds; every exit callback is synchronous.
-        model, engine: filled in once known.
-        status: what the client got; 0 while nothing was sent.
-        error: in words, where something failed.
-        uploaded: set when all of the request's body has come.
-    """
-
-    path: str
-    hub: EventHub
-    stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
-    model: str | None = None
-    engine: str | None = None
-    status: int = 0
-    queue_wait_s: Callable[[], float] = lambda: math.nan
-    first_byte_s: Callable[[], float] = lambda: math.nan
-    error: str | None = None
-    finished: bool = False
-    uploaded: trio.Event = field(factory=trio.Event)
-    _began_at: float = field(factory=trio.current_time)
-
-    def note_error(self, error: RouterError) -> None:
-        """Record what the client is told of an error in an answer that has begun."""
-        self.status, self.error = error.status, str(error)
-
-    def leave(self) -> None:
-        """Give everything back and record how it went. Never waits; may be called again.
-
-        A handler that is about to run when its client leaves may still take something before it is cancelled:
-        the next call gives that back.
-        """
-        self.stack.close()
-        if self.finished:
-            return
-        self.finished = True
-        if self.engine is not None or self.model is not None:
-            self.hub.publish(
-                RequestEnded(
-                    at=time.time(),
-                    model=self.model,
-                    engine=self.engine,
-                    path=self.path,
-                    status=self.status or CLIENT_LEFT,
-                    duration_s=trio.current_time() - self._began_at,
-                    queue_wait_s=_known(self.queue_wait_s()),
-                    first_byte_s=_known(self.first_byte_s()),
-                    error=self.error,
-                )
-            )
-
-
-def _known(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else seconds
 
 
 def scope_of(request: Request) -> RequestScope:
@@ -129,6 +64,7 @@ class Connection(TrioASGIHTTPConnection):
             scope["query_string"] = quote(scope["query_string"], safe=VISIBLE).encode("ascii")
         super().__init__(app, scope)
         self.request_scope = RequestScope(scope["path"], self.hub)
+        self.uploaded = trio.Event()
         scope[SCOPE_KEY] = self.request_scope  # type: ignore[literal-required]
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -150,14 +86,12 @@ class Connection(TrioASGIHTTPConnection):
         async def noting_receive() -> ASGIReceiveEvent:
             message = await receive()
             if message["type"] == "http.request" and not message.get("more_body", False):
-                self.request_scope.uploaded.set()
+                self.uploaded.set()
             return message
 
         await ASGIHTTPConnection.handle_messages(self, request, noting_receive)
-        self.request_scope.uploaded.set()  # nothing more will come
-        if not self.request_scope.finished:
-            self.request_scope.status = 0 if self.request_scope.status < 400 else self.request_scope.status
-            self.request_scope.leave()
+        self.uploaded.set()  # nothing more will come
+        if self.request_scope.client_left():
             nursery.cancel_scope.cancel()
 
     async def handle_request(  # type: ignore[override]
@@ -176,7 +110,7 @@ class Connection(TrioASGIHTTPConnection):
                 # All of the answer is on its way: from here on the client's departure is no loss to anybody.
                 self.request_scope.leave()
                 with trio.move_on_after(LINGER_S):
-                    await self.request_scope.uploaded.wait()
+                    await self.uploaded.wait()
             await send(message)
 
         try:

@@ -1,0 +1,1 @@
+"""The hot path: see README.md in this folder."""

@@ -1,0 +1,78 @@
+"""The README says what is true: its options, its configurations, its commands and its example."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from engine_router.cli.parser import build_parser
+from engine_router.config import parse_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_table_of_options_is_the_one_that_the_classes_give() -> None:
+    table = runpy.run_path(str(ROOT / "scripts" / "update_readme"))["options_table"]()
+    assert table in README, "run scripts/update_readme"
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_each_configuration_loads(text: str) -> None:
+    if "[engines." not in text:
+        text += '[engines.some]\ntype = "ollama"\n'
+    parse_config(text)
+
+
+def test_each_command_exists() -> None:
+    parser = build_parser()
+    lines = [
+        line for block in blocks("sh") for line in block.splitlines() if line.startswith("engine-router")
+    ]
+    lines += re.findall(r"^\| `(engine-router [^`]*)`", README, re.MULTILINE)
+    assert len(lines) >= 10
+    for line in lines:
+        words = shlex.split(line.partition("#")[0])[1:]
+        optional = [word for word in words if not word.startswith("[")]
+        parser.parse_args([word.strip("[]") for word in optional])
+
+
+def test_the_first_commands_are_there_and_can_be_run() -> None:
+    for name in re.findall(r"^(scripts/\w+)", "\n".join(blocks("sh")), re.MULTILINE):
+        path = ROOT / name
+        assert path.stat().st_mode & 0o111, name
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("source", blocks("python"))
+async def test_the_example_of_the_library_runs(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = pytest.importorskip("engine_router.llamacpp.tiny")
+    pytest.importorskip("xllamacpp")
+    tiny.write_tiny_gguf(tmp_path / "m.gguf", name="qwen3-30b")
+    argv = [sys.executable, "-m", "engine_router.llamacpp", "-m", str(tmp_path / "m.gguf")]
+    argv += ["--threads", "1", "--port", "{port}"]
+    (tmp_path / "engines.toml").write_text(
+        f'state_file = "{tmp_path}/state.json"\n'
+        f'[engines.qwen]\ntype = "process"\nargv = {argv!r}\nmodels = ["qwen3-30b"]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    program = source.replace("trio.run(main)", "").replace('"messages"', '"max_tokens": 20, "messages"')
+    names: dict[str, object] = {}
+    exec(compile(program, "README.md", "exec"), names)
+    main = names["main"]
+    assert callable(main)
+    with trio.fail_after(30):
+        await main()
+    assert capsys.readouterr().out.strip()
