@@ -10,14 +10,14 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from urllib.parse import quote
 
 import trio
 from attrs import define, field, frozen
 
 from engine_router.dialects import OLLAMA, dialect_of
-from engine_router.dialects.base import Dialect, Routed, Translation, route_json, route_multipart
+from engine_router.dialects.base import Dialect, Octets, Routed, Translation, route_json, route_multipart
 from engine_router.dialects.ollama_openai import translate
 from engine_router.discovery import Target
 from engine_router.errors import RouterError
@@ -67,7 +67,7 @@ class Incoming:
     path: str
     query: bytes
     headers: Headers
-    body: bytes
+    body: Octets
 
     def header(self, name: bytes) -> str:
         """Return the first value of a header, or nothing; `name` in lower case."""
@@ -154,10 +154,15 @@ def _known(seconds: float) -> float | None:
 
 @frozen
 class Reply:
-    """The beginning of an answer: its head, and a body that comes in pieces."""
+    """The beginning of an answer: its head, and a body that comes in pieces.
+
+    Attributes:
+        has_body: the first piece of the body is there already, so that head and piece can go out together.
+    """
 
     head: ResponseHead
-    body: AsyncIterator[bytes]
+    body: AsyncGenerator[bytes, None]
+    has_body: bool
 
 
 class Answerer:
@@ -194,7 +199,7 @@ class Answerer:
         """Return the translation that a request needs: Ollama's dialect for an engine that speaks OpenAI's."""
         if dialect_of(path) is not OLLAMA or self._router.config.engines[target.engine].type == "ollama":
             return None
-        return translate(path, routed.data or {}, asked=routed.model, upstream=target.upstream)
+        return translate(path, routed.data(), asked=routed.model, upstream=target.upstream)
 
     def _outgoing(
         self, incoming: Incoming, routed: Routed, target: Target, translation: Translation | None
@@ -226,10 +231,13 @@ class Answerer:
             head = ResponseHead(
                 200, [(b"content-type", dialect.stream_type.encode()), (b"cache-control", b"no-cache")]
             )
-            return Reply(head, waiting_body(passage, dialect, self._interval_s, scope.note_error))
+            return Reply(
+                head, waiting_body(passage, dialect, self._interval_s, scope.note_error), has_body=True
+            )
         # No error frame can be put into an answer that is encoded, nor into one that is an error itself.
         is_open = streams and head.status < 400 and head.header(b"content-encoding") in (None, b"identity")
-        return Reply(head, plain_body(passage, dialect, scope.note_error, streams=is_open))
+        body = plain_body(passage, dialect, scope.note_error, streams=is_open)
+        return Reply(head, body, has_body=passage.has_chunk)
 
 
 def _read(dialect: Dialect, incoming: Incoming) -> Routed:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 import trio
 from attrs import define, field, frozen
 
-from engine_router.dialects.base import Dialect, Translation, dig_error
+from engine_router.dialects.base import Dialect, Octets, Translation, dig_error
 from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RouterError
 from engine_router.residency.lease import Lease
@@ -95,7 +95,7 @@ class Outgoing:
     method: str
     target: str
     headers: Headers
-    body: bytes
+    body: Octets
     connect_timeout_s: float
 
     def to(self, base_url: str) -> UpstreamRequest:
@@ -150,6 +150,11 @@ class Passage:
             and self._head is not None
             and self._head.header(b"content-length") is not None
         )
+
+    @property
+    def has_chunk(self) -> bool:
+        """Whether bytes of the answer's body have come with its head."""
+        return self._exchange is not None and self._exchange.has_chunk
 
     def enter(self) -> None:
         """Take a place in the queue."""
@@ -292,7 +297,7 @@ class Passage:
 
 def plain_body(
     passage: Passage, dialect: Dialect, on_error: Callable[[RouterError], object], *, streams: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield the body of an answer whose own head has been sent.
 
     Args:
@@ -307,7 +312,7 @@ def plain_body(
 
 async def waiting_body(
     passage: Passage, dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield keep-alive frames until the answer begins, then its body. The status 200 has been sent already.
 
     Raises:

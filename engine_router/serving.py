@@ -12,12 +12,16 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.config import Sockets
-from hypercorn.trio.run import worker_serve
 from hypercorn.utils import wrap_app
 
+from engine_router.answering import Answerer, Incoming, Reply, RequestScope, is_proxied
 from engine_router.config import ServerConfig
+from engine_router.gate import Gate
 from engine_router.router import Router
+from engine_router.wire.connection import FastConnection
+from engine_router.wire.requests import RequestReader
+from engine_router.wire.server import MakeFast, Server
+from engine_router.wire.stream import RawStream
 
 # Seconds that an idle connection of a client is kept: longer than clients' pools keep theirs (httpx 5, Node 5,
 # Go 90), so that it is the client that closes and no request meets a closing connection.
@@ -137,21 +141,28 @@ async def serve(
     """
     server = router.config.server
     opened = list(sockets) if sockets is not None else listen(server)
-    trigger = None
-    if shutdown_trigger is not None:
-
-        async def trigger() -> None:
-            await shutdown_trigger()
-
     if is_open_to_network(server):
         router.note(
             f"{server.host} is reachable from other machines and server.api_keys is empty: "
             "anybody on the network can use the models; set api_keys, or listen on 127.0.0.1"
         )
-    await worker_serve(
-        wrap_app(router.app, 0, "asgi"),
-        hypercorn_config(server),
-        sockets=Sockets([], opened, []),
-        shutdown_trigger=trigger,
-        task_status=task_status,
-    )
+    app: Any = wrap_app(router.app, 0, "asgi")
+    make_fast = _fast_tier(router) if server.fast_path else None
+    running = Server(app, hypercorn_config(server), make_fast)
+    await running.run(opened, shutdown_trigger or trio.sleep_forever, task_status=task_status)
+
+
+def _fast_tier(router: Router) -> MakeFast:
+    """Return what makes the fast tier's side of each connection."""
+    gate, answerer = Gate(router.config.server.api_keys), Answerer(router)
+    limit = int(router.config.server.max_body_mb * 1_000_000)
+
+    async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
+        gate.check_key(incoming.path, incoming.headers)
+        gate.check_origin("POST", incoming.headers)
+        return await answerer.answer(incoming, scope)
+
+    def make(stream: RawStream) -> FastConnection:
+        return FastConnection(stream, RequestReader(is_proxied, limit), answer, router.hub)
+
+    return make

@@ -58,7 +58,7 @@ class UpstreamRequest:
     method: str
     target: str
     headers: Headers
-    body: bytes
+    body: bytes | bytearray
     connect_timeout_s: float = 15.0
 
 
@@ -186,7 +186,7 @@ class Exchange:
                 await self._stream.send_all(head)
                 await self._send_and_listen(body)
 
-    async def _send_and_listen(self, body: bytes) -> None:
+    async def _send_and_listen(self, body: bytes | bytearray) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen, nursery.cancel_scope)
             with contextlib.suppress(trio.BrokenResourceError):
@@ -208,6 +208,11 @@ class Exchange:
         while not self._reader.parsed.head_done:
             await self._receive()
         return ResponseHead(self._reader.parsed.status, tuple(self._reader.parsed.headers))
+
+    @property
+    def has_chunk(self) -> bool:
+        """Whether `chunk` would return at once."""
+        return bool(self._reader.parsed.body) or self._reader.parsed.complete
 
     async def chunk(self) -> bytes:
         """Return the next bytes of the body as they came in; empty at its proper end.

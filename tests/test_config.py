@@ -162,7 +162,11 @@ def test_the_example_shows_the_true_defaults() -> None:
         values = [value for k, value in entries if k == key]
         if not values or default in ("required", "null", "{}"):
             continue
-        if json.loads(default) not in values and key not in ("models", "aliases") and not place.endswith("load"):
+        if (
+            json.loads(default) not in values
+            and key not in ("models", "aliases")
+            and not place.endswith("load")
+        ):
             wrong.append((place, key, default, values))
     # What only other engines' blocks show is an example there: a loaded list's shape, a start's time.
     assert wrong == []

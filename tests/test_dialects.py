@@ -271,10 +271,8 @@ BAD_BODIES = {
     "null": (b"null", "must be a JSON object"),
     "deep": (b'{"a":' * 100_000, "not JSON"),
     "deep list": (b'{"model":"m","a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not JSON"),
-    "huge int": (b'{"model":"m","a":' + b"9" * 5000 + b"}", "not JSON"),
     "NaN": (b'{"model":"m","a":NaN}', "NaN is no JSON number"),
     "Infinity": (b'{"model":"m","a":[-Infinity]}', "-Infinity is no JSON number"),
-    "huge float": (b'{"model":"m","a":1e999}', "1e999 is too large"),
     "no model": (b"{}", "names no model"),
     "null model": (b'{"model":null}', "names no model"),
     "null model beside a name": (b'{"model":null,"name":"m"}', "names no model"),
@@ -296,6 +294,15 @@ def test_a_bad_body_is_a_bad_request(dialect: Dialect, what: str) -> None:
         route_json(dialect, "/v1/chat/completions", body)
     assert caught.value.status == 400
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("number", [b"9" * 5000, b"1e999"])
+def test_a_number_that_nobody_can_hold_is_the_engines_to_judge_unless_the_name_changes(number: bytes) -> None:
+    body = b'{"model":"m","a":' + number + b"}"
+    routed = route_json(OPENAI, "/v1/chat/completions", body)
+    assert routed.renamed("m") is body
+    with pytest.raises(BadRequest):
+        routed.renamed("other")
 
 
 @given(st.binary())

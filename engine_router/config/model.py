@@ -66,6 +66,10 @@ class ServerConfig:
         False,
         "Let clients delete, create, copy and push Ollama models, and upload blobs, through the router.",
     )
+    fast_path: bool = option(
+        True,
+        "Serve plain requests to the proxied routes by the fast tier; false leaves them all to the ordinary one.",
+    )
     shutdown_timeout_s: Seconds = option(
         Seconds(10.0),
         "Seconds that requests in flight may go on after SIGTERM before the engines are stopped.",

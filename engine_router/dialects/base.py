@@ -5,11 +5,13 @@ Pure: bytes in, bytes out. Nothing here touches a socket or knows an engine.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import msgspec
 from attrs import frozen
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
@@ -17,6 +19,12 @@ from werkzeug.sansio import multipart
 from engine_router.errors import BadRequest, RouterError
 
 MAX_FORM_PARTS = 1000
+
+
+Octets = bytes | bytearray
+"""A body. Whoever collected it hands it over: nobody changes it any more."""
+
+_PIECE_BYTES = 262_144
 
 
 class Dialect(Protocol):
@@ -141,14 +149,13 @@ def _refuse_constant(text: str) -> float:
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: Octets) -> dict[str, Any]:
     """Parse a body that must be a JSON object.
 
     Raises:
         BadRequest: it is not.
     """
-    if not body.strip():
-        raise BadRequest("the request body is empty; expected a JSON object")
+    _refuse_empty(body)
     try:
         data = _DECODER.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -158,6 +165,50 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadRequest("the request body must be a JSON object")
     return data
+
+
+def _refuse_empty(body: Octets) -> None:
+    if not body[:64].strip() and not body.strip():
+        raise BadRequest("the request body is empty; expected a JSON object")
+
+
+def _refuse_other_text(body: Octets) -> None:
+    """See that a body is UTF-8, piece by piece: a body may be large, and another copy of it would be as large."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), _PIECE_BYTES):
+        try:
+            decoder.decode(body[start : start + _PIECE_BYTES], final=start + _PIECE_BYTES >= len(body))
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"the request body is not UTF-8 text (byte {start + error.start})") from None
+
+
+class _Named(msgspec.Struct):
+    """What the router needs of a JSON body; everything else is passed over without being taken in."""
+
+    model: Any = msgspec.UNSET
+    name: Any = None
+    stream: Any = None
+
+    @property
+    def who(self) -> dict[str, Any]:
+        return {"name": self.name} if self.model is msgspec.UNSET else {"model": self.model}
+
+
+_NAMED = msgspec.json.Decoder(_Named)
+
+
+def _named_in(body: Octets) -> _Named:
+    _refuse_empty(body)
+    _refuse_other_text(body)
+    try:
+        return _NAMED.decode(body.removeprefix(codecs.BOM_UTF8) if body[:3] == codecs.BOM_UTF8 else body)
+    except msgspec.ValidationError:
+        raise BadRequest("the request body must be a JSON object") from None
+    except (msgspec.DecodeError, RecursionError):
+        # Python's own parser has the last word, and the better ones: it takes half a surrogate pair, which
+        # JavaScript sends where a text was cut, and msgspec does not.
+        data = parse_object(body)
+        return _Named(data.get("model", msgspec.UNSET), data.get("name"), data.get("stream"))
 
 
 def model_in(data: Mapping[str, Any]) -> str:
@@ -188,30 +239,40 @@ class Routed:
         model: the model that the client named.
         streams: it asked for a stream, in which keep-alive frames may be sent.
         body: the body as it came.
-        data: the parsed body, where it is JSON.
     """
 
     model: str
     streams: bool
-    body: bytes
-    data: Mapping[str, Any] | None = None
+    body: Octets
 
-    def renamed(self, model: str) -> bytes:
-        """Return the body with the model that the engine knows; the very same bytes where that is the same."""
-        if model == self.model or self.data is None:
+    def data(self) -> dict[str, Any]:
+        """Parse the whole body.
+
+        Raises:
+            BadRequest: it is no JSON object.
+        """
+        return parse_object(self.body)
+
+    def renamed(self, model: str) -> Octets:
+        """Return the body with the model that the engine knows; the very same bytes where that is the same.
+
+        Raises:
+            BadRequest: it has numbers that would not come out as they went in.
+        """
+        if model == self.model:
             return self.body
-        key = "model" if "model" in self.data else "name"
-        return to_json({**self.data, key: model})
+        data = self.data()
+        return to_json({**data, "model" if "model" in data else "name": model})
 
 
-def route_json(dialect: Dialect, path: str, body: bytes) -> Routed:
+def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
     """Read a JSON request.
 
     Raises:
         BadRequest: the body is no JSON object, or names no model.
     """
-    data = parse_object(body)
-    return Routed(model_in(data), dialect.streams(path, data), body, data)
+    named = _named_in(body)
+    return Routed(model_in(named.who), dialect.streams(path, {"stream": named.stream}), body)
 
 
 @frozen
@@ -225,14 +286,14 @@ class MultipartRouted(Routed):
     start: int = 0
     end: int = 0
 
-    def renamed(self, model: str) -> bytes:
+    def renamed(self, model: str) -> Octets:
         """Return the body with another model in its field `model`; every other byte stays."""
         if model == self.model:
             return self.body
         return self.body[: self.start] + model.encode() + self.body[self.end :]
 
 
-def route_multipart(content_type: str, body: bytes) -> Routed:
+def route_multipart(content_type: str, body: Octets) -> Routed:
     """Read a multipart request: its field `model`.
 
     Raises:
@@ -261,10 +322,10 @@ def _boundary(content_type: str) -> bytes:
     return boundary.encode("latin-1", "replace")
 
 
-def _model_fields(boundary: bytes, body: bytes) -> list[tuple[int, int]]:
+def _model_fields(boundary: bytes, body: Octets) -> list[tuple[int, int]]:
     """Return where the values of the fields `model` begin and end."""
     decoder = multipart.MultipartDecoder(boundary, max_parts=MAX_FORM_PARTS)
-    decoder.receive_data(body)
+    decoder.receive_data(bytes(body))
     decoder.receive_data(None)
     found: list[tuple[int, int]] = []
     in_model = False

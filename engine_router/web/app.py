@@ -26,13 +26,13 @@ from engine_router.errors import (
     Unauthorized,
     WrongMethod,
 )
+from engine_router.gate import Gate
 from engine_router.router import Router
 from engine_router.web.admin import Admin
-from engine_router.web.auth import check_key, check_origin
 from engine_router.web.ollama import OllamaApi
 from engine_router.web.openai import Models, json_response
 from engine_router.web.pages import Pages, wants_html
-from engine_router.web.proxy import Proxy
+from engine_router.web.proxy import Proxy, wire_headers
 from engine_router.web.scope import SCOPE_KEY, connection_class, scope_of
 
 logger = logging.getLogger(__name__)
@@ -59,13 +59,13 @@ def create_app(router: Router) -> App:
 
 
 def _gate(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
-    keys = tuple(router.config.server.api_keys)
+    rules = Gate(router.config.server.api_keys)
 
     async def gate() -> None:
         is_greeting = request.path == "/" and not wants_html(request)
         if not is_greeting:
-            check_key(request, keys)
-        check_origin(request)
+            rules.check_key(request.path, wire_headers(request))
+        rules.check_origin(request.method, wire_headers(request))
 
     return gate
 

@@ -130,7 +130,7 @@ class OllamaApi:
             raise NoSuchRoute(f'there is no /api/{path} here: no engine of type "ollama" is configured')
         return await self._relay(*found, path, await whole_body(request))
 
-    async def _relay(self, name: str, config: OllamaConfig, path: str, body: bytes) -> Response:
+    async def _relay(self, name: str, config: OllamaConfig, path: str, body: bytes | bytearray) -> Response:
         keys = bool(self._router.config.server.api_keys)
         exchange = await self._router.upstream.send(
             UpstreamRequest(

@@ -46,6 +46,8 @@ class Verdict(enum.Enum):
     """`take()` returns it."""
     UNUSUAL = enum.auto()
     """Leave the connection to the ordinary tier, with `raw`."""
+    MALFORMED = enum.auto()
+    """The chunks of its body are not chunks: refuse it and close."""
     TOO_LARGE = enum.auto()
     """The body is larger than allowed: refuse it and close."""
 
@@ -61,12 +63,14 @@ class _Head:
         self.body = bytearray()
         self.complete = False
         self.begun = 0
+        self.is_last = False
 
     def on_message_begin(self) -> None:
         self.begun += 1
 
     def on_url(self, url: bytes) -> None:
-        self.target += url
+        if self.begun == 1:
+            self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.done:  # what comes later is a trailer, which may be dropped
@@ -76,7 +80,8 @@ class _Head:
         self.done = True
 
     def on_body(self, data: bytes) -> None:
-        self.body += data
+        if self.begun == 1:
+            self.body += data
 
     def on_message_complete(self) -> None:
         if self.begun == 1:
@@ -107,6 +112,11 @@ class RequestReader:
         """Whether no byte of a further request has come."""
         return self._head is None and not self.raw
 
+    @property
+    def path(self) -> str:
+        """Path of the request whose head has come; empty while none has."""
+        return "" if self._head is None else self._head.target.partition(b"?")[0].decode("latin-1")
+
     def feed(self, data: bytes) -> Verdict:
         """Take in bytes. After COMPLETE, bytes of a further request wait in `raw` until `feed(b"")`."""
         if self._head is None:
@@ -122,14 +132,16 @@ class RequestReader:
         if head is None:
             raise RuntimeError("no request is complete")
         body = head.body if self._length is None else self._body
-        request = WireRequest(head.target, tuple(head.headers), body, head.parser.should_keep_alive())
+        keep_alive = head.parser.should_keep_alive() and not head.is_last
+        request = WireRequest(head.target, tuple(head.headers), body, keep_alive)
         self._head, self._length, self._body = None, None, bytearray()
         return request
 
     def _read_head(self) -> Verdict:
         end = self.raw.find(_HEAD_END)
         if end < 0:
-            return Verdict.MORE if len(self.raw) <= MAX_HEAD_BYTES else Verdict.UNUSUAL
+            is_head = self.raw[:1].isalpha() and len(self.raw) <= MAX_HEAD_BYTES
+            return Verdict.MORE if is_head or not self.raw else Verdict.UNUSUAL
         head = _Head()
         try:
             head.parser.feed_data(bytes(self.raw[: end + len(_HEAD_END)]))
@@ -139,11 +151,11 @@ class RequestReader:
             return Verdict.UNUSUAL
         self._head = head
         rest = bytes(self.raw[end + len(_HEAD_END) :])
+        self.raw = bytearray()
         if self._length is None:
-            return self._read_chunks(rest, seen=True)
+            return self._read_chunks(rest)
         if self._length > self.max_body_bytes:
             return Verdict.TOO_LARGE
-        self.raw = bytearray()
         return self._read_body(rest)
 
     def _read_body(self, data: bytes) -> Verdict:
@@ -154,24 +166,20 @@ class RequestReader:
         self.raw += data[missing:]
         return Verdict.COMPLETE
 
-    def _read_chunks(self, data: bytes, *, seen: bool = False) -> Verdict:
+    def _read_chunks(self, data: bytes) -> Verdict:
         head = self._head
         if head is None:
             raise RuntimeError("a chunk without a head")
-        if not seen:
-            self.raw += data
         try:
             head.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            return Verdict.UNUSUAL
-        if head.begun > 1:
-            return Verdict.UNUSUAL  # bytes behind the last chunk, whose place llhttp does not tell
+            return Verdict.MALFORMED
         if len(head.body) > self.max_body_bytes:
             return Verdict.TOO_LARGE
-        if not head.complete:
-            return Verdict.MORE
-        self.raw = bytearray()
-        return Verdict.COMPLETE
+        if head.begun > 1:
+            # A further request behind the last chunk, whose place llhttp does not tell: it cannot be read.
+            head.is_last = True
+        return Verdict.COMPLETE if head.complete else Verdict.MORE
 
     def _is_plain(self, head: _Head) -> bool:
         parser = head.parser

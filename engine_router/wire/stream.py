@@ -106,8 +106,9 @@ class RawStream:
         """Close the connection now; whoever waits on it gets ConnectionLost. May be called again."""
         if not self._closed:
             self._closed = True
-            trio.lowlevel.notify_closing(self.sock)
-            self.sock.close()
+            if self.sock.fileno() >= 0:
+                trio.lowlevel.notify_closing(self.sock)
+                self.sock.close()
 
     def finish(self) -> None:
         """Tell the peer that nothing more will be sent."""

@@ -122,7 +122,9 @@ def do_chat(client: Client, wish: dict, request: dict) -> None:
 
 
 def do_status(client: Client, wish: dict, request: dict) -> None:
-    client.answer({"error": {"message": "no, says the engine"}}, wish.get("status", 429), ("X-Engine: obedient",))
+    client.answer(
+        {"error": {"message": "no, says the engine"}}, wish.get("status", 429), ("X-Engine: obedient",)
+    )
 
 
 def do_stream(client: Client, wish: dict, request: dict) -> None:

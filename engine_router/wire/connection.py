@@ -1,0 +1,261 @@
+"""The fast tier: one client's connection, plain requests to the proxied routes and nothing else.
+
+Two ordinary tasks for each connection. One reads, always, so that a client that leaves is noticed whatever
+else goes on; the other serves the requests one after the other, each in a cancel scope of its own. What is
+unusual is handed to the ordinary tier, with every byte as it came, for the rest of the connection's life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from email.utils import formatdate
+from typing import Final
+
+import trio
+
+from engine_router.answering import Incoming, Reply, RequestScope
+from engine_router.dialects import dialect_of
+from engine_router.dialects.base import error_headers, to_json
+from engine_router.errors import BadRequest, BodyTooLarge, RouterError
+from engine_router.events import EventHub
+from engine_router.relay import BrokenAnswer
+from engine_router.wire.requests import RequestReader, Verdict, WireRequest
+from engine_router.wire.stream import ConnectionLost, RawStream
+
+logger = logging.getLogger(__name__)
+
+Serve = Callable[[Incoming, RequestScope], Awaitable[Reply]]
+"""What answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
+
+# Bytes of further requests that are read while one is served, before reading pauses.
+MAX_AHEAD_BYTES: Final = 65536
+# Seconds that a refused upload may go on: a connection that is closed with bytes unread is reset, and the
+# reset may overtake the answer that says why.
+LINGER_S: Final = 2.0
+
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
+}
+_BODYLESS: Final = frozenset((204, 304))
+
+
+class FastConnection:
+    """One client's connection in the fast tier.
+
+    Attributes:
+        quiet_since: trio's clock when the connection became idle, or when the request that is being read
+            began; infinity while a request is served. The server closes what is quiet for too long.
+    """
+
+    def __init__(self, stream: RawStream, reader: RequestReader, serve: Serve, hub: EventHub) -> None:
+        self.stream = stream
+        self._reader = reader
+        self._serve = serve
+        self._hub = hub
+        self._news = trio.Event()
+        self._room = trio.Event()
+        self._verdict: Verdict | None = None
+        self._gone = False
+        self._closing = False
+        self._scope: trio.CancelScope | None = None
+        self._request: RequestScope | None = None
+        self.quiet_since = trio.current_time()
+
+    async def run(self) -> bytes | None:
+        """Serve until the connection ends, or something unusual comes.
+
+        Returns:
+            None when the connection is done with and may be closed; else the bytes with which the ordinary
+            tier has to go on.
+
+        Cancellation ends the request that is being served.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read)
+            unusual = await self._serve_all()
+            nursery.cancel_scope.cancel()
+        return unusual
+
+    def finish_soon(self) -> None:
+        """Serve the request in hand to its end, and no other one."""
+        self._closing = True
+        self._news.set()
+
+    # The task that reads.
+
+    async def _read(self) -> None:
+        reader = self._reader
+        try:
+            while data := await self.stream.receive():
+                if self._verdict is None:
+                    if reader.is_between:
+                        self.quiet_since = trio.current_time()
+                    self._take(reader.feed(data))
+                else:  # a request is being served: this is the next one, if anything
+                    reader.raw += data
+                    if len(reader.raw) > MAX_AHEAD_BYTES:
+                        self._room = trio.Event()
+                        await self._room.wait()
+        except ConnectionLost:
+            pass
+        self._gone = True
+        self._news.set()
+        if self._request is not None:
+            # Everything is given back in this very step, whatever the serving task is doing.
+            self._request.client_left()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _take(self, verdict: Verdict) -> None:
+        if verdict is not Verdict.MORE:
+            self._verdict = verdict
+            self._news.set()
+
+    # The task that serves.
+
+    async def _serve_all(self) -> bytes | None:
+        reader = self._reader
+        try:
+            while True:
+                verdict = await self._next()
+                if verdict is None:
+                    return None
+                if verdict is Verdict.UNUSUAL:
+                    return bytes(reader.raw)
+                if verdict is Verdict.MALFORMED:
+                    await self._refuse(BadRequest("the request's chunks are malformed"))
+                    return None
+                if verdict is Verdict.TOO_LARGE:
+                    await self._refuse(BodyTooLarge(reader.max_body_bytes))
+                    return None
+                if not await self._serve_one(reader.take()):
+                    return None
+                self._verdict = None
+                self.quiet_since = trio.current_time()
+                if reader.raw:  # it came while the last one was served
+                    self._take(reader.feed(b""))
+                self._room.set()
+        except ConnectionLost:
+            return None
+
+    async def _next(self) -> Verdict | None:
+        """Wait for a verdict; None when there will be none."""
+        while self._verdict is None and not self._gone and not (self._closing and self._reader.is_between):
+            self._news = trio.Event()
+            await self._news.wait()
+        return None if self._gone else self._verdict
+
+    async def _serve_one(self, request: WireRequest) -> bool:
+        """Serve a request. Returns whether the connection can be used again."""
+        path, _, query = request.target.partition(b"?")
+        incoming = Incoming(path.decode("ascii"), query, request.headers, request.body)
+        scope = self._request = RequestScope(incoming.path, self._hub)
+        self.quiet_since = math.inf
+        reusable = False
+        try:
+            with trio.CancelScope() as self._scope:
+                reusable = await self._answer(incoming, scope, keep_alive=request.keep_alive)
+        finally:
+            self._scope = self._request = None
+            scope.leave()
+        return reusable and not self._gone
+
+    async def _answer(self, incoming: Incoming, scope: RequestScope, *, keep_alive: bool) -> bool:
+        try:
+            reply = await self._serve(incoming, scope)
+        except RouterError as error:
+            return await self._send_error(error, scope, keep_alive=keep_alive)
+        except Exception:
+            logger.exception("POST %s failed", incoming.path)
+            defect = RouterError("the router failed at this request; its log has the details")
+            return await self._send_error(defect, scope, keep_alive=keep_alive)
+        try:
+            return await self._send_reply(reply, scope, keep_alive=keep_alive)
+        except BrokenAnswer as error:
+            # Without the end of the answer, so that no client takes what it got for the whole.
+            scope.note_error(error.error)
+            return False
+
+    async def _send_reply(self, reply: Reply, scope: RequestScope, *, keep_alive: bool) -> bool:
+        """Send an answer. The body goes out as it comes in, framed anew."""
+        scope.status = status = reply.head.status
+        headers = reply.head.headers
+        bodyless = status in _BODYLESS
+        chunked = not bodyless and not any(name.lower() == b"content-length" for name, _ in headers)
+        keep_alive = keep_alive and not self._closing
+        head = _head(status, headers, chunked=chunked, keep_alive=keep_alive)
+        send = self.stream.send_all
+        if not reply.has_body:
+            await send(head)
+            head = b""
+        async with contextlib.aclosing(reply.body) as body:
+            async for data in body:
+                if not bodyless:
+                    await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
+                    head = b""
+        scope.leave()  # all of the answer has come: nothing of the engine's is needed any more
+        last = head + b"0\r\n\r\n" if chunked else head
+        if last:
+            await send(last)
+        return keep_alive
+
+    async def _send_error(self, error: RouterError, scope: RequestScope, *, keep_alive: bool) -> bool:
+        scope.note_error(error)
+        scope.leave()
+        body = to_json(dialect_of(scope.path).error(error))
+        extra = error_headers(error).items()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *((name.lower().encode(), value.encode("latin-1", "replace")) for name, value in extra),
+        ]
+        keep_alive = keep_alive and not self._closing
+        await self.stream.send_all(_head(error.status, headers, chunked=False, keep_alive=keep_alive) + body)
+        return keep_alive
+
+    async def _refuse(self, error: RouterError) -> None:
+        """Refuse a request that is still coming, and let the client finish saying it for a moment."""
+        scope = RequestScope(self._reader.path, self._hub)
+        await self._send_error(error, scope, keep_alive=False)
+        self.stream.finish()
+        with trio.move_on_after(LINGER_S):
+            while not self._gone:
+                self._reader.raw.clear()
+                self._room.set()
+                self._news = trio.Event()
+                with trio.move_on_after(0.05):
+                    await self._news.wait()
+
+
+def _head(status: int, headers: Sequence[tuple[bytes, bytes]], *, chunked: bool, keep_alive: bool) -> bytes:
+    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, _date.line()]
+    lines += [b"%b: %b\r\n" % header for header in headers]
+    if chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+class _Date:
+    """The Date header, made anew once a second."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._line = b""
+
+    def line(self) -> bytes:
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._line = b"date: " + formatdate(second, usegmt=True).encode() + b"\r\n"
+        return self._line
+
+
+_date = _Date()

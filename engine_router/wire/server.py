@@ -1,0 +1,205 @@
+"""Accepting connections, and who serves each: the fast tier first, Hypercorn for what is unusual.
+
+The accept loop is ours, so that every accepted socket is known: at the end of a shutdown all of them are
+closed, whoever is stuck in them. Hypercorn serves a connection through its own `TCPServer`, which gets the
+bytes that the fast tier has read already in front of what is still to come.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+from attrs import define, field
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+
+from engine_router.wire.connection import FastConnection
+from engine_router.wire.stream import RawStream
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks for connections on which nothing happens.
+SWEEP_INTERVAL_S = 5.0
+# Seconds to wait when the system has no descriptor left for a further connection.
+OUT_OF_DESCRIPTORS_S = 0.1
+# Seconds in which a cancelled connection ends by itself before its socket is closed.
+UNWIND_S = 0.5
+
+MakeFast = Callable[[RawStream], FastConnection]
+
+
+class ReplayedStream:
+    """A connection for Hypercorn whose first bytes were read already. Has what `TCPServer` uses of a stream."""
+
+    def __init__(self, sock: socket.socket, first: bytes) -> None:
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._first = first
+        self.socket = self._stream.socket
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return the bytes that were read already, then what comes."""
+        if self._first:
+            await trio.lowlevel.checkpoint()
+            first, self._first = self._first, b""
+            return first
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_all(self, data: bytes) -> None:
+        """Send everything."""
+        await self._stream.send_all(data)
+
+    async def send_eof(self) -> None:
+        """End our side."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+
+@define(eq=False)
+class Server:
+    """One server: its listening sockets, its connections, its end.
+
+    Args:
+        app: the ASGI app, as Hypercorn wraps it.
+        config: Hypercorn's settings; `keep_alive_timeout` and `graceful_timeout` hold in both tiers.
+        make_fast: makes the fast tier's side of a connection; None where there is no fast tier.
+    """
+
+    app: AppWrapper
+    config: HypercornConfig
+    make_fast: MakeFast | None
+    _context: WorkerContext = field(factory=lambda: WorkerContext(None))
+    _fast: set[FastConnection] = field(factory=set)
+    _sockets: set[socket.socket] = field(factory=set)
+    _ending: trio.Event = field(factory=trio.Event)
+    _deadline: float = math.inf
+
+    async def run(
+        self,
+        listeners: Sequence[socket.socket],
+        shutdown_trigger: Callable[[], Awaitable[object]],
+        *,
+        task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until the trigger returns; then let requests end for `graceful_timeout`, and close what is left.
+
+        Cancellation closes everything at once.
+        """
+        state: dict[str, Any] = {}
+        lifespan = Lifespan(self.app, self.config, state)
+        async with trio.open_nursery() as lifespan_nursery:
+            await lifespan_nursery.start(lifespan.handle_lifespan)
+            await lifespan.wait_for_startup()
+            async with trio.open_nursery() as watching:
+                watching.start_soon(self._close_the_last)
+                async with trio.open_nursery() as connections:
+                    await self._accept_until(shutdown_trigger, listeners, connections, state, task_status)
+                    connections.cancel_scope.deadline = self._deadline
+                watching.cancel_scope.cancel()
+            await lifespan.wait_for_shutdown()
+            lifespan_nursery.cancel_scope.cancel()
+
+    async def _accept_until(
+        self,
+        shutdown_trigger: Callable[[], Awaitable[object]],
+        listeners: Sequence[socket.socket],
+        connections: trio.Nursery,
+        state: dict[str, Any],
+        task_status: trio.TaskStatus[list[str]],
+    ) -> None:
+        try:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(self._accept, listener, connections, state)
+                accepting.start_soon(self._sweep)
+                task_status.started([_url(listener) for listener in listeners])
+                await shutdown_trigger()
+                accepting.cancel_scope.cancel()
+        finally:
+            for listener in listeners:
+                _close(listener)
+        self._deadline = trio.current_time() + self.config.graceful_timeout
+        self._ending.set()
+        await self._context.terminated.set()
+        for connection in self._fast:
+            connection.finish_soon()
+
+    async def _accept(
+        self, listener: socket.socket, connections: trio.Nursery, state: dict[str, Any]
+    ) -> None:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(listener)
+                sock, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                logger.warning("a connection cannot be accepted: %s", error)
+                await trio.sleep(OUT_OF_DESCRIPTORS_S)
+                continue
+            connections.start_soon(self._serve, sock, state)
+
+    async def _serve(self, sock: socket.socket, state: dict[str, Any]) -> None:
+        """Serve one connection, by whichever tier its requests need."""
+        sock.setblocking(False)
+        self._sockets.add(sock)
+        try:
+            first = await self._serve_fast(sock, self.make_fast) if self.make_fast is not None else b""
+            if first is not None:
+                stream: Any = ReplayedStream(sock, first)
+                await TCPServer(
+                    self.app, self.config, self._context, ConnectionState(state.copy()), stream
+                ).run()
+        except Exception:
+            # One connection's trouble, a defect even, is no other one's.
+            logger.exception("a connection failed")
+        finally:
+            self._sockets.discard(sock)
+            _close(sock)
+
+    async def _serve_fast(self, sock: socket.socket, make_fast: MakeFast) -> bytes | None:
+        fast = make_fast(RawStream(sock))
+        self._fast.add(fast)
+        try:
+            return await fast.run()
+        finally:
+            self._fast.discard(fast)
+
+    async def _sweep(self) -> None:
+        """Close fast connections on which nothing has happened for long. Hypercorn looks after its own."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            oldest = trio.current_time() - self.config.keep_alive_timeout
+            for connection in self._fast:
+                if connection.quiet_since < oldest:
+                    connection.stream.close()
+
+    async def _close_the_last(self) -> None:
+        """Close every socket when its time is over: Hypercorn's sends are shielded, and end in no other way."""
+        try:
+            await self._ending.wait()
+            await trio.sleep_until(self._deadline + UNWIND_S)
+        finally:
+            for sock in self._sockets:
+                _close(sock)
+
+
+def _close(sock: socket.socket) -> None:
+    if sock.fileno() >= 0:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
