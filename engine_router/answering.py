@@ -24,7 +24,7 @@ from engine_router.errors import RouterError
 from engine_router.events import EventHub, RequestEnded
 from engine_router.relay import Outgoing, Passage, plain_body, request_headers, waiting_body
 from engine_router.router import Router
-from engine_router.upstream import Headers, ResponseHead
+from engine_router.wire.upstream import Headers, ResponseHead
 
 CLIENT_LEFT = 499
 V1_ROUTES = frozenset(

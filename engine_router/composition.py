@@ -25,7 +25,7 @@ from engine_router.residency.ledger import Phase, Rules
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
 from engine_router.state import default_state_file, read_state
-from engine_router.upstream import Upstream
+from engine_router.wire.upstream import Upstream
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio

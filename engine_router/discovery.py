@@ -48,6 +48,7 @@ class Discovery:
         self._listed: dict[str, tuple[str, ...]] = {}
         self._aliases: dict[str, str] = {str(alias): str(model) for alias, model in config.aliases.items()}
         self._configured: dict[str, Target] = {}
+        self._resolved: dict[str, Target] = {}
         for name, engine in config.engines.items():
             for model in engine.models:
                 self._configured[model] = self._target(model, name)
@@ -61,10 +62,13 @@ class Discovery:
         Raises:
             UnknownModel: nobody serves it; close matches are named.
         """
+        if (known := self._resolved.get(name)) is not None:
+            return known
         for candidate in _spellings(name):
             model = self._aliases.get(candidate, candidate)
             for spelling in _spellings(model):
                 if (target := self._find(spelling)) is not None:
+                    self._resolved[name] = target
                     return target
         raise UnknownModel(name, difflib.get_close_matches(name, [*self.names()], n=3, cutoff=0.5))
 
@@ -85,6 +89,7 @@ class Discovery:
     def set_listed(self, engine: str, models: Iterable[str]) -> None:
         """Take in what an engine listed."""
         self._listed[engine] = tuple(models)
+        self._resolved.clear()
 
     def listed(self, engine: str) -> Sequence[str]:
         """Return what an engine listed last."""

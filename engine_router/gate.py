@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from engine_router.errors import Forbidden, Unauthorized
-from engine_router.upstream import Headers
+from engine_router.wire.upstream import Headers
 
 # Liveness is asked by machines that have no key, and tells nothing.
 PUBLIC_PATHS = frozenset(("/health",))

@@ -100,12 +100,19 @@ class Metrics:
             f"{prefix}_request_seconds", "Whole requests.", ("engine",), buckets=FAST, registry=registry
         )
 
+        self._counts: dict[tuple[str, int], Counter] = {}
+        self._times: dict[tuple[Histogram, str], Histogram] = {}
+
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def observe(self, event: Event) -> None:
         """Take in an event."""
+        if isinstance(event, RequestEnded):
+            if event.engine is not None:
+                self._observe_request(event, event.engine)
+            return
         match event:
             case SwapEnded():
                 self._swaps.labels(event.source or "none", event.target or "none", event.result).inc()
@@ -118,12 +125,22 @@ class Metrics:
                 self._start.labels(event.resident).observe(event.start_s)
             case ResidentDied():
                 self._deaths.labels(event.resident).inc()
-            case RequestEnded(engine=str() as engine):
-                self._requests.labels(event.model or "none", str(event.status)).inc()
-                self._duration.labels(engine).observe(event.duration_s)
-                if event.queue_wait_s is not None:
-                    self._queue_wait.labels(engine).observe(event.queue_wait_s)
-                if event.first_byte_s is not None:
-                    self._first_byte.labels(engine).observe(event.first_byte_s)
             case _:
                 pass
+
+    def _observe_request(self, event: RequestEnded, engine: str) -> None:
+        """Take in the one event that comes with every request, without looking its labels up again each time."""
+        key = (event.model or "none", event.status)
+        if (count := self._counts.get(key)) is None:
+            count = self._counts[key] = self._requests.labels(key[0], str(key[1]))
+        count.inc()
+        self._observe_time(self._duration, engine, event.duration_s)
+        self._observe_time(self._queue_wait, engine, event.queue_wait_s)
+        self._observe_time(self._first_byte, engine, event.first_byte_s)
+
+    def _observe_time(self, histogram: Histogram, engine: str, seconds: float | None) -> None:
+        if seconds is None:
+            return
+        if (child := self._times.get((histogram, engine))) is None:
+            child = self._times[histogram, engine] = histogram.labels(engine)
+        child.observe(seconds)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import trio
 from attrs import define, field, frozen
@@ -18,7 +19,9 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RouterError
 from engine_router.residency.lease import Lease
 from engine_router.residency.supervisor import Supervisor
-from engine_router.upstream import Exchange, Headers, ResponseHead, Upstream, UpstreamRequest
+from engine_router.wire.upstream import Exchange, Headers, ResponseHead, Upstream, UpstreamRequest
+
+T = TypeVar("T")
 
 # Seconds that a broken connection waits for the news why: a process's death is known within milliseconds.
 NEWS_GRACE_S = 0.25
@@ -209,8 +212,7 @@ class Passage:
             raise RuntimeError("a passage is entered before it is used")
         if self._exchange is None:
             await self._ensure_open()
-            with trio.move_on_at(until):
-                await self._lease.granted()
+            await _by(until, self._lease.granted)
             await self._ensure_open()
             # The grant may have come in the very step in which the time was up.
             if (endpoint := self._lease.endpoint) is None or self._lease.error is not None:
@@ -222,8 +224,7 @@ class Passage:
                 await self._ensure_open()
             self._lease.on_revoke(exchange.close)
         if self._head is None:
-            with trio.move_on_at(until):
-                self._head = await self._exchange.head()
+            self._head = await _by(until, self._exchange.head)
             if self._head is None:
                 return None
             self.first_byte_s = trio.current_time() - self._began_at
@@ -333,6 +334,15 @@ async def waiting_body(
     async with contextlib.aclosing(_body(passage, dialect, on_error, may_add=True)) as body:
         async for data in body:
             yield data
+
+
+async def _by(until: float, wait: Callable[[], Awaitable[T]]) -> T | None:
+    """Wait for something until a time of trio's clock; None when it passes. No end costs no cancel scope."""
+    if until == math.inf:
+        return await wait()
+    with trio.move_on_at(until):
+        return await wait()
+    return None
 
 
 async def _body(

@@ -21,7 +21,7 @@ from engine_router.events import Event, EventHub, ResidentReady, RouterNotice
 from engine_router.metrics import Metrics
 from engine_router.residency.supervisor import Supervisor
 from engine_router.state import State, save_state
-from engine_router.upstream import Upstream
+from engine_router.wire.upstream import Upstream
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio

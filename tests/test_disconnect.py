@@ -34,7 +34,7 @@ from engine_router.testing.asgi import Conversation, ask, conversation
 from engine_router.testing.cancel_at import CancelAt
 from engine_router.testing.served import RawClient, served
 from engine_router.testing.simulated import GIB, SimulatedEngine, SimulatedMemory
-from engine_router.upstream import ResponseHead, UpstreamRequest
+from engine_router.wire.upstream import ResponseHead, UpstreamRequest
 from engine_router.web import create_app
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"

@@ -43,7 +43,7 @@ from engine_router.residency.supervisor import Supervisor
 from engine_router.state import State
 from engine_router.testing.cancel_at import CancelAt
 from engine_router.testing.simulated import Script, SimulatedEngine, SimulatedMemory
-from engine_router.upstream import Headers, ResponseHead, Upstream, UpstreamRequest
+from engine_router.wire.upstream import Headers, ResponseHead, Upstream, UpstreamRequest
 
 A, B = ResidentId("a"), ResidentId("b")
 RULES = Rules(drain_timeout_s=0.05, max_wait_s=0.0, abandon_grace_s=0.0, failed_start_memory_s=0.0)

@@ -398,5 +398,7 @@ class Ledger:
 
     def _oldest_other(self, resident: ResidentId | None) -> Ticket | None:
         """Return the ticket that waits longest for something else than `resident`."""
+        if not self._queues:
+            return None
         heads = (queue[0] for key, queue in self._queues.items() if key != resident)
         return min(heads, key=lambda ticket: ticket.arrived_at, default=None)

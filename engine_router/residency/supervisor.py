@@ -164,13 +164,21 @@ class Supervisor:
 
     async def _decide(self, nursery: trio.Nursery) -> NoReturn:
         while True:
-            with trio.move_on_at(min(pool.ledger.wake_at() for pool in self.pools.values())):
+            wake_at = min(pool.ledger.wake_at() for pool in self.pools.values())
+            if wake_at == math.inf:
                 pool, event = await self._inbox.receive()
                 self._apply(pool, event, nursery)
-                continue
-            for pool in self.pools.values():
-                if pool.ledger.wake_at() <= trio.current_time():
-                    self._apply(pool, book.Tick(), nursery)
+            else:
+                with trio.move_on_at(wake_at):
+                    pool, event = await self._inbox.receive()
+                    self._apply(pool, event, nursery)
+                    continue
+                self._tick(nursery)
+
+    def _tick(self, nursery: trio.Nursery) -> None:
+        for pool in self.pools.values():
+            if pool.ledger.wake_at() <= trio.current_time():
+                self._apply(pool, book.Tick(), nursery)
 
     def _end(self) -> None:
         """Tell everybody who waits or holds a lease that nobody is there any more to decide anything."""

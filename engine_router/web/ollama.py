@@ -19,10 +19,10 @@ from engine_router.errors import Forbidden, NoSuchRoute, RouterError, WrongMetho
 from engine_router.relay import BrokenAnswer, request_headers, response_headers
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
-from engine_router.upstream import Exchange, ResponseHead, UpstreamRequest
 from engine_router.web.openai import json_response
 from engine_router.web.proxy import Proxy, as_response, wire_headers
 from engine_router.web.scope import scope_of, whole_body
+from engine_router.wire.upstream import Exchange, ResponseHead, UpstreamRequest
 
 # Clients read features from the version: Codex wants 0.13.4 or newer, VS Code 0.6.4.
 OLLAMA_VERSION = "0.14.0"

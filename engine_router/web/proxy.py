@@ -8,8 +8,8 @@ from quart import Request, Response, request
 
 from engine_router.answering import Answerer, Incoming, is_proxied
 from engine_router.errors import NoSuchRoute
-from engine_router.upstream import ResponseHead
 from engine_router.web.scope import scope_of, whole_body
+from engine_router.wire.upstream import ResponseHead
 
 
 class Proxy:

@@ -77,9 +77,10 @@ class FastConnection:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read)
-            unusual = await self._serve_all()
+            is_unusual = await self._serve_all()
             nursery.cancel_scope.cancel()
-        return unusual
+        # Not before the reading task has ended: it may be in the middle of taking in further bytes.
+        return bytes(self._reader.raw) if is_unusual else None
 
     def finish_soon(self) -> None:
         """Serve the request in hand to its end, and no other one."""
@@ -118,30 +119,31 @@ class FastConnection:
 
     # The task that serves.
 
-    async def _serve_all(self) -> bytes | None:
+    async def _serve_all(self) -> bool:
+        """Serve one request after the other. Returns whether the ordinary tier has to go on."""
         reader = self._reader
         try:
             while True:
                 verdict = await self._next()
                 if verdict is None:
-                    return None
+                    return False
                 if verdict is Verdict.UNUSUAL:
-                    return bytes(reader.raw)
+                    return True
                 if verdict is Verdict.MALFORMED:
                     await self._refuse(BadRequest("the request's chunks are malformed"))
-                    return None
+                    return False
                 if verdict is Verdict.TOO_LARGE:
                     await self._refuse(BodyTooLarge(reader.max_body_bytes))
-                    return None
+                    return False
                 if not await self._serve_one(reader.take()):
-                    return None
+                    return False
                 self._verdict = None
                 self.quiet_since = trio.current_time()
                 if reader.raw:  # it came while the last one was served
                     self._take(reader.feed(b""))
                 self._room.set()
         except ConnectionLost:
-            return None
+            return False
 
     async def _next(self) -> Verdict | None:
         """Wait for a verdict; None when there will be none."""

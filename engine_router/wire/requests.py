@@ -15,7 +15,10 @@ import httptools
 from attrs import define, field, frozen
 
 MAX_HEAD_BYTES = 65536
-_PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9_\-/]*(\?[!-~]*)?")
+# Bytes behind a chunked head that bring the body no further: chunks' extensions, trailers.
+MAX_OVERHEAD_BYTES = 65536
+_PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9_\-/]*(\?[!-\"$-~]*)?")
+_PLAIN_HOST = re.compile(rb"[A-Za-z0-9._\-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _UNUSUAL_HEADERS = frozenset((b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"))
 _HEAD_END = b"\r\n\r\n"
@@ -106,6 +109,7 @@ class RequestReader:
     _head: _Head | None = None
     _length: int | None = None
     _body: bytearray = field(factory=bytearray)
+    _overhead_bytes: int = 0
 
     @property
     def is_between(self) -> bool:
@@ -140,16 +144,11 @@ class RequestReader:
     def _read_head(self) -> Verdict:
         end = self.raw.find(_HEAD_END)
         if end < 0:
-            is_head = self.raw[:1].isalpha() and len(self.raw) <= MAX_HEAD_BYTES
-            return Verdict.MORE if is_head or not self.raw else Verdict.UNUSUAL
-        head = _Head()
-        try:
-            head.parser.feed_data(bytes(self.raw[: end + len(_HEAD_END)]))
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return Verdict.MORE if self._may_become_plain() else Verdict.UNUSUAL
+        head = self._plain_head(end + len(_HEAD_END))
+        if head is None:
             return Verdict.UNUSUAL
-        if not self._is_plain(head):
-            return Verdict.UNUSUAL
-        self._head = head
+        self._head, self._overhead_bytes = head, 0
         rest = bytes(self.raw[end + len(_HEAD_END) :])
         self.raw = bytearray()
         if self._length is None:
@@ -157,6 +156,27 @@ class RequestReader:
         if self._length > self.max_body_bytes:
             return Verdict.TOO_LARGE
         return self._read_body(rest)
+
+    def _plain_head(self, length: int) -> _Head | None:
+        """Parse the head that the first bytes are; None where it is not plain."""
+        if length > MAX_HEAD_BYTES:
+            return None
+        head = _Head()
+        try:
+            head.parser.feed_data(bytes(self.raw[:length]))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return None
+        # llhttp lets empty lines, several spaces and other protocols' names pass in a request line.
+        has_plain_line = self.raw.startswith(b"POST %b HTTP/1.1\r\n" % head.target)
+        return head if has_plain_line and self._is_plain(head) else None
+
+    def _may_become_plain(self) -> bool:
+        """Tell whether bytes may be the beginning of a plain head. A bare line feed may be the end of another."""
+        raw = self.raw
+        if not raw:
+            return True
+        is_short = len(raw) <= MAX_HEAD_BYTES
+        return is_short and raw[:1].isalpha() and raw.count(b"\n") == raw.count(b"\r\n")
 
     def _read_body(self, data: bytes) -> Verdict:
         missing = (self._length or 0) - len(self._body)
@@ -170,9 +190,16 @@ class RequestReader:
         head = self._head
         if head is None:
             raise RuntimeError("a chunk without a head")
+        before = len(head.body)
         try:
             head.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if not head.complete:
+                return Verdict.MALFORMED
+            head.is_last = True  # what is wrong is behind it
+        # httptools gathers a trailer in memory, however long it is.
+        self._overhead_bytes = 0 if len(head.body) > before else self._overhead_bytes + len(data)
+        if self._overhead_bytes > MAX_OVERHEAD_BYTES and not head.complete:
             return Verdict.MALFORMED
         if len(head.body) > self.max_body_bytes:
             return Verdict.TOO_LARGE
@@ -190,6 +217,8 @@ class RequestReader:
             return False
         names = [name.lower() for name, _ in head.headers]
         if names.count(b"host") != 1 or not _UNUSUAL_HEADERS.isdisjoint(names):
+            return False
+        if not _PLAIN_HOST.fullmatch(head.headers[names.index(b"host")][1]):
             return False
         return self._has_plain_framing(head) and self.takes(path.decode("ascii"))
 

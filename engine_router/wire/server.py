@@ -170,6 +170,8 @@ class Server:
     async def _serve_fast(self, sock: socket.socket, make_fast: MakeFast) -> bytes | None:
         fast = make_fast(RawStream(sock))
         self._fast.add(fast)
+        if self._ending.is_set():  # it was accepted in the very step in which the end began
+            fast.finish_soon()
         try:
             return await fast.run()
         finally:

@@ -66,7 +66,7 @@ class RawStream:
         except (OSError, ValueError) as error:
             raise ConnectionLost(str(error)) from error
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything. Waits, and checks for cancellation, only where the peer reads too slowly.
 
         Raises:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
+import functools
 import re
-import socket
 import ssl
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -25,8 +24,9 @@ import trio
 from attrs import define, field, frozen
 
 from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable
+from engine_router.wire.dialing import Wire, dial
+from engine_router.wire.stream import RECEIVE_BYTES, ConnectionLost
 
-RECEIVE_BYTES = 65536
 # Servers close idle connections after 5 s (uvicorn, cpp-httplib); ours must go first, or a request may be
 # sent into a connection that is being closed.
 MAX_IDLE_S = 4.0
@@ -157,7 +157,7 @@ class _ResponseReader:
 class Exchange:
     """One request and its response. Made by `Upstream.send`."""
 
-    def __init__(self, pool: Upstream, request: UpstreamRequest, stream: trio.abc.Stream) -> None:
+    def __init__(self, pool: Upstream, request: UpstreamRequest, stream: Wire) -> None:
         self._pool = pool
         self._request = request
         self._stream = stream
@@ -178,7 +178,7 @@ class Exchange:
         answer that comes early ends the sending, and a connection that breaks here is no error yet.
         """
         head, body = _head_bytes(self._request), self._request.body
-        with contextlib.suppress(trio.BrokenResourceError):
+        with contextlib.suppress(ConnectionLost):
             if len(body) <= RECEIVE_BYTES:
                 await self._stream.send_all(head + body)
                 self._is_sent = True
@@ -189,7 +189,7 @@ class Exchange:
     async def _send_and_listen(self, body: bytes | bytearray) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen, nursery.cancel_scope)
-            with contextlib.suppress(trio.BrokenResourceError):
+            with contextlib.suppress(ConnectionLost):
                 await self._stream.send_all(body)
                 self._is_sent = True
             nursery.cancel_scope.cancel()
@@ -245,17 +245,17 @@ class Exchange:
         if self._is_sent and parsed.complete and parsed.reusable and not parsed.body:
             self._pool.keep(self._request.base_url, self._stream)
         else:
-            close_now(self._stream)
+            self._stream.close()
 
     async def _receive(self) -> None:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
         try:
-            data = await self._stream.receive_some(RECEIVE_BYTES)
-        except trio.BrokenResourceError as error:
-            raise self._broke("the connection broke") from error
-        except trio.ClosedResourceError as error:
-            raise self._broke("the connection was closed") from error
+            data = await self._stream.receive()
+        except ConnectionLost as error:
+            raise self._broke(
+                "the connection was closed" if self._closed else "the connection broke"
+            ) from error
         parsed = self._reader.parsed
         if not data:
             if self._reader.ends_with_connection():
@@ -263,7 +263,7 @@ class Exchange:
                 return
             where = "in the middle of its answer" if parsed.head_done else "without an answer"
             raise self._broke(f"it closed the connection {where}")
-        failure = self._take_in(bytes(data))
+        failure = self._take_in(data)
         if failure is not None and not parsed.body:  # what came before it is handed out first
             raise failure
 
@@ -292,7 +292,7 @@ class Upstream:
     """Connections to engines: kept while idle, last in first out, checked before they are used again."""
 
     def __init__(self) -> None:
-        self._idle: dict[str, deque[tuple[trio.abc.Stream, float]]] = {}
+        self._idle: dict[str, deque[tuple[Wire, float]]] = {}
         self._closed = False
         self._tls: ssl.SSLContext | None = None
 
@@ -314,20 +314,20 @@ class Upstream:
             raise
         return exchange
 
-    def keep(self, base_url: str, stream: trio.abc.Stream) -> None:
+    def keep(self, base_url: str, stream: Wire) -> None:
         """Keep an idle connection for the next request, and let go of those that were idle for too long."""
         self._forget_old()
         idle = self._idle.setdefault(base_url, deque())
         idle.append((stream, trio.current_time()))
         if self._closed or len(idle) > MAX_IDLE_CONNECTIONS:
-            close_now(idle.popleft()[0])
+            idle.popleft()[0].close()
 
     def close(self) -> None:
         """Close all idle connections, and keep none from now on. Never waits."""
         self._closed = True
         for idle in self._idle.values():
             for stream, _ in idle:
-                close_now(stream)
+                stream.close()
         self._idle.clear()
 
     def _forget_old(self) -> None:
@@ -335,48 +335,31 @@ class Upstream:
         oldest = trio.current_time() - MAX_IDLE_S
         for base_url, idle in tuple(self._idle.items()):
             while idle and idle[0][1] < oldest:
-                close_now(idle.popleft()[0])
+                idle.popleft()[0].close()
             if not idle:
                 del self._idle[base_url]
 
-    def _take(self, base_url: str) -> trio.abc.Stream | None:
+    def _take(self, base_url: str) -> Wire | None:
         idle = self._idle.get(base_url)
         oldest = trio.current_time() - MAX_IDLE_S
         while idle:
             stream, since = idle.pop()
-            if since >= oldest and _is_quiet(stream):
+            if since >= oldest and stream.is_quiet():
                 return stream
-            close_now(stream)
+            stream.close()
         return None
 
-    async def _connect(self, request: UpstreamRequest) -> trio.abc.Stream:
-        url = urlsplit(request.base_url)
-        host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+    async def _connect(self, request: UpstreamRequest) -> Wire:
+        if self._tls is None and request.base_url.startswith("https:"):
+            self._tls = ssl.create_default_context()
         try:
             with trio.fail_after(request.connect_timeout_s):
-                stream = await _open_stream(host, port)
-                if url.scheme == "https":
-                    return await self._secure(stream, host)
-                return stream
+                return await dial(request.base_url, self._tls)
         except trio.TooSlowError:
             why = f"does not accept connections within {request.connect_timeout_s:g} s at {request.base_url}"
         except OSError as error:
             why = f"does not accept connections at {request.base_url}: {_reason(error)}"
         raise EngineUnreachable(request.engine, why)
-
-    async def _secure(self, stream: trio.SocketStream, host: str) -> trio.abc.Stream:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        secured = trio.SSLStream(stream, self._tls, server_hostname=host, https_compatible=True)
-        try:
-            await secured.do_handshake()
-        except trio.BrokenResourceError as error:
-            close_now(stream)
-            raise OSError(f"the TLS handshake failed: {error.__cause__ or error}") from error
-        except BaseException:
-            close_now(stream)
-            raise
-        return secured
 
 
 def _head_bytes(request: UpstreamRequest) -> bytes:
@@ -384,7 +367,7 @@ def _head_bytes(request: UpstreamRequest) -> bytes:
     target = _UNSAFE_IN_TARGET.sub(_escaped, request.target.encode("utf-8", "surrogatepass"))
     lines: list[Iterable[bytes]] = [
         (request.method.encode("ascii"), b" ", target, b" HTTP/1.1\r\nhost: "),
-        (urlsplit(request.base_url).netloc.encode("idna"), b"\r\n"),
+        (_host_of(request.base_url), b"\r\n"),
     ]
     lines += [(name, b": ", value, b"\r\n") for name, value in request.headers]
     if request.body or request.method in ("POST", "PUT", "PATCH"):
@@ -395,43 +378,13 @@ def _head_bytes(request: UpstreamRequest) -> bytes:
     return head + b"\r\n"
 
 
+@functools.lru_cache(maxsize=256)
+def _host_of(base_url: str) -> bytes:
+    return urlsplit(base_url).netloc.encode("idna")
+
+
 def _escaped(unsafe: re.Match[bytes]) -> bytes:
     return quote_from_bytes(unsafe[0]).encode("ascii")
-
-
-async def _open_stream(host: str, port: int) -> trio.SocketStream:
-    """Connect. An address needs no name look-up and none of the machinery that goes with several addresses."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return await trio.open_tcp_stream(host, port)
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
-    try:
-        await sock.connect((host, port))
-    except BaseException:
-        sock.close()
-        raise
-    return trio.SocketStream(sock)
-
-
-def _socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType:
-    transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-    if not isinstance(transport, trio.SocketStream):
-        raise TypeError("an engine's connection is a socket")
-    return transport.socket
-
-
-def _is_quiet(stream: trio.abc.Stream) -> bool:
-    """Tell whether an idle connection is still open and nothing has come on it, not even its end."""
-    sock = _socket_of(stream)
-    return sock.fileno() >= 0 and not sock.is_readable()
-
-
-def close_now(stream: trio.abc.Stream) -> None:
-    """Close a connection without waiting; a task that waits on it gets ClosedResourceError."""
-    with contextlib.suppress(OSError):
-        _socket_of(stream).close()
 
 
 def _reason(error: OSError) -> str:
