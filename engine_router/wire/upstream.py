@@ -83,6 +83,7 @@ class _Parsed:
     body: deque[bytes] = field(factory=deque)
     head_done: bool = False
     complete: bool = False
+    pieces_at_end: int = 0
     reusable: bool = False
     fault: str = ""
 
@@ -93,6 +94,9 @@ class _ResponseReader:
     def __init__(self, *, bodyless: bool) -> None:
         self.parsed = _Parsed()
         self._bodyless = bodyless
+        # Called for every chunk of every stream: a method of ours would cost more than all else here. What does
+        # not belong to the body (an interim answer's, or what follows the end) is taken out afterwards.
+        self.on_body = self.parsed.body.append
         self._parser = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
@@ -103,8 +107,16 @@ class _ResponseReader:
 
         What llhttp lets pass, but has no sure end, is noted in `_Parsed.fault`.
         """
-        with contextlib.suppress(httptools.HttpParserUpgrade):  # noted as a fault
+        parsed = self.parsed
+        try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # noted as a fault
+        finally:
+            if not parsed.head_done:
+                parsed.body.clear()
+            while parsed.complete and len(parsed.body) > parsed.pieces_at_end:
+                parsed.body.pop()
 
     def on_message_begin(self) -> None:
         if not self.parsed.complete:
@@ -125,6 +137,7 @@ class _ResponseReader:
             return
         self.parsed.status = status
         self.parsed.head_done = True
+        self.parsed.body.clear()
         if self._bodyless or status in (204, 304):
             self.parsed.complete = True
             self.parsed.reusable = self._bodyless is False and self._parser.should_keep_alive()
@@ -139,13 +152,10 @@ class _ResponseReader:
             return f"its answer has the transfer encoding '{b', '.join(codings).decode('latin-1')}'"
         return ""
 
-    def on_body(self, data: bytes) -> None:
-        if self.parsed.head_done and not self.parsed.complete:
-            self.parsed.body.append(data)
-
     def on_message_complete(self) -> None:
         if self.parsed.head_done and not self.parsed.complete:
             self.parsed.complete = True
+            self.parsed.pieces_at_end = len(self.parsed.body)
             self.parsed.reusable = self._parser.should_keep_alive()
 
     def ends_with_connection(self) -> bool:
