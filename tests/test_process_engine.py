@@ -1087,9 +1087,9 @@ async def test_a_guardian_kills_only_what_is_registered_when_its_line_ends() -> 
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 guardian = Guardian()
-                guardian.watch(kept.pid, "none-a")  # before it runs
+                guardian.watch(kept.pid)  # before it runs
                 await nursery.start(guardian.run)
-                guardian.watch(lost.pid, "none-b")
+                guardian.watch(lost.pid)
                 guardian.forget(kept.pid)
                 guardian.forget(kept.pid)
                 nursery.cancel_scope.cancel()
@@ -1103,7 +1103,7 @@ async def test_a_guardian_is_told_when_a_family_is_dead() -> None:
             super().__init__()
             self.deeds: list[str] = []
 
-        def watch(self, group: int, marker: str) -> None:
+        def watch(self, group: int) -> None:
             self.deeds.append(f"+{group}")
 
         def forget(self, group: int) -> None:
@@ -1125,7 +1125,20 @@ def test_carriers_of_a_marker() -> None:
         while process.pid not in carriers({"abc123"}) and time.monotonic() < deadline:
             time.sleep(0.005)  # until the new program is in place
         assert carriers({"abc123", "other"}) == [process.pid]
-        assert carriers({"abc12"}) == carriers(set()) == []
+        assert carriers({"abc12"}) == [process.pid]  # a router's own part of its families' markers
+        assert carriers({"bc123"}) == carriers(set()) == []
+
+
+@linux
+async def test_a_guardian_kills_what_was_started_but_not_registered_yet() -> None:
+    guardian = Guardian()
+    surroundings = {**os.environ, MARKER_VARIABLE: guardian.new_marker()}
+    with started(command(), env=surroundings, start_new_session=True) as process, trio.fail_after(5):
+        await until(lambda: process.pid in carriers({surroundings[MARKER_VARIABLE]}))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(guardian.run)
+            nursery.cancel_scope.cancel()
+        await until(lambda: process.poll() is not None)
 
 
 # Windows: its calls are injected

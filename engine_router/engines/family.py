@@ -70,11 +70,12 @@ class Guardian:
 
     def __init__(self) -> None:
         self._line: int | None = None
-        self._watched: dict[int, str] = {}
+        self._watched: set[int] = set()
+        self._run = uuid.uuid4().hex
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the guardian, and start it again should it end. Cancellation lets it finish its work and go."""
-        argv = [sys.executable, "-I", "-S", str(Path(guardian.__file__))]
+        argv = [sys.executable, "-I", "-S", str(Path(guardian.__file__)), self._run]
         announced = False
         while True:
             reading, writing = os.pipe()
@@ -90,8 +91,8 @@ class Guardian:
                 finally:
                     os.close(reading)
                 self._line = writing
-                for group, marker in self._watched.items():
-                    self._write(f"+{group} {marker}\n")
+                for group in self._watched:
+                    self._write(f"+{group}\n")
                 if not announced:
                     task_status.started()
                     announced = True
@@ -104,14 +105,19 @@ class Guardian:
                 os.close(writing)
             await trio.sleep(0.1)
 
-    def watch(self, group: int, marker: str) -> None:
-        """Have a process group killed, and whoever carries its marker, when the router is gone."""
-        self._watched[group] = marker
-        self._write(f"+{group} {marker}\n")
+    def new_marker(self) -> str:
+        """Return a marker for a family; whoever carries it is killed when the router is gone."""
+        return f"{self._run}.{uuid.uuid4().hex}"
+
+    def watch(self, group: int) -> None:
+        """Have a process group killed when the router is gone."""
+        self._watched.add(group)
+        self._write(f"+{group}\n")
 
     def forget(self, group: int) -> None:
         """Note that a process group is dead."""
-        if self._watched.pop(group, None) is not None:
+        if group in self._watched:
+            self._watched.discard(group)
             self._write(f"-{group}\n")
 
     def _write(self, line: str) -> None:
@@ -130,7 +136,7 @@ class ProcessGroup:
         self._watcher = watcher
         self._buried = False
         if watcher is not None:
-            watcher.watch(pid, marker)
+            watcher.watch(pid)
 
     def __repr__(self) -> str:
         return f"<ProcessGroup {self.pid}{' buried' if self._buried else ''}>"
@@ -200,7 +206,7 @@ async def start_family(
 
     Cancellation: either nothing was started, or the family is returned.
     """
-    marker = uuid.uuid4().hex
+    marker = uuid.uuid4().hex if watcher is None else watcher.new_marker()
     reap()
     surroundings = {**os.environ, **env, MARKER_VARIABLE: marker}
     if sys.platform == "win32":

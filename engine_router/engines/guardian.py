@@ -1,9 +1,9 @@
 """A tiny program that outlives the router by a moment: it kills the engines of a router that died.
 
 The router holds the other end of this program's standard input and writes there which process groups it
-started (`+GROUP MARKER`) and which are gone (`-GROUP`). However the router ends, SIGKILL included, the
-kernel closes that end; whatever is still registered is then killed: the group, and on Linux also every
-process that carries the family's marker in its environment and had left the group.
+started (`+GROUP`) and which are gone (`-GROUP`). However the router ends, SIGKILL included, the kernel closes
+that end; whatever is still registered is then killed, and on Linux also every process that carries a marker
+of this router's (the one argument) in its environment: one that had left its group, or was just being started.
 
 It imports nothing but the standard library and is run with `python -I -S`, so that it starts in
 milliseconds and costs a few MB. It works wherever process groups do; Windows has job objects instead.
@@ -20,8 +20,11 @@ MARKER_VARIABLE = "ENGINE_ROUTER_FAMILY"
 
 
 def carriers(markers: set[str]) -> list[int]:
-    """List the processes whose environment carries one of the markers (Linux; elsewhere none is found)."""
-    wanted = {f"{MARKER_VARIABLE}={marker}".encode() for marker in markers}
+    """List the processes whose environment carries a marker that begins with one of these.
+
+    On Linux; elsewhere none is found.
+    """
+    wanted = tuple(f"{MARKER_VARIABLE}={marker}".encode() for marker in markers)
     found: list[int] = []
     try:
         entries = os.listdir("/proc")  # noqa: PTH208 - pathlib would double this program's start-up time
@@ -34,7 +37,7 @@ def carriers(markers: set[str]) -> list[int]:
                     variables = file.read().split(b"\0")
             except OSError:
                 continue
-            if not wanted.isdisjoint(variables):
+            if any(variable.startswith(wanted) for variable in variables):
                 found.append(int(entry))
     return found
 
@@ -50,17 +53,16 @@ def main() -> None:
     """Read registrations until the router is gone, then kill what is left."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    groups: dict[int, str] = {}
+    groups: set[int] = set()
     for line in sys.stdin.buffer:
-        group, _, marker = line[1:].strip().decode().partition(" ")
         if line.startswith(b"+"):
-            groups[int(group)] = marker
+            groups.add(int(line[1:]))
         else:
-            groups.pop(int(group), None)
+            groups.discard(int(line[1:]))
     for group in groups:
         _kill(os.killpg, group)
     for _ in range(50):  # one of them may start another while the list is made
-        left = carriers(set(groups.values()))
+        left = carriers({sys.argv[1]})
         if not left:
             break
         for pid in left:
