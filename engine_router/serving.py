@@ -12,6 +12,8 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Sockets
+from hypercorn.trio.run import worker_serve
 from hypercorn.utils import wrap_app
 
 from engine_router.answering import Answerer, Incoming, Reply, RequestScope, is_proxied
@@ -20,7 +22,7 @@ from engine_router.gate import Gate
 from engine_router.router import Router
 from engine_router.wire.connection import FastConnection
 from engine_router.wire.requests import RequestReader
-from engine_router.wire.server import MakeFast, Server
+from engine_router.wire.server import MakeFast, Server, UnknownHypercorn, check_hypercorn
 from engine_router.wire.stream import RawStream
 
 # Seconds that an idle connection of a client is kept: longer than clients' pools keep theirs (httpx 5, Node 5,
@@ -147,8 +149,19 @@ async def serve(
             "anybody on the network can use the models; set api_keys, or listen on 127.0.0.1"
         )
     app: Any = wrap_app(router.app, 0, "asgi")
-    make_fast = _fast_tier(router) if server.fast_path else None
-    running = Server(app, hypercorn_config(server), make_fast)
+    config = hypercorn_config(server)
+    try:
+        check_hypercorn()
+    except UnknownHypercorn as error:
+        router.note(f"this Hypercorn is not known ({error}): it serves everything itself, with more work")
+
+        async def trigger() -> None:
+            await (shutdown_trigger or trio.sleep_forever)()
+
+        ordinary = Sockets([], opened, [])
+        await worker_serve(app, config, sockets=ordinary, shutdown_trigger=trigger, task_status=task_status)
+        return
+    running = Server(app, config, _fast_tier(router) if server.fast_path else None)
     await running.run(opened, shutdown_trigger or trio.sleep_forever, task_status=task_status)
 
 

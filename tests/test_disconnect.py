@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -34,8 +34,8 @@ from engine_router.testing.asgi import Conversation, ask, conversation
 from engine_router.testing.cancel_at import CancelAt
 from engine_router.testing.served import RawClient, served
 from engine_router.testing.simulated import GIB, SimulatedEngine, SimulatedMemory
-from engine_router.wire.upstream import ResponseHead, UpstreamRequest
 from engine_router.web import create_app
+from engine_router.wire.upstream import ResponseHead, UpstreamRequest
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 CHAT = "/v1/chat/completions"
@@ -51,10 +51,21 @@ def process(name: str, *options: str, **more: object) -> str:
     return "\n".join([f"[engines.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())])
 
 
+TIER = {"fast": True}
+
+
+@pytest.fixture(params=["fast", "ordinary"])
+def each_tier(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Runs a test on the fast tier and on the ordinary one."""
+    TIER["fast"] = request.param == "fast"
+    yield TIER["fast"]
+    TIER["fast"] = True
+
+
 def configuration(*engines: str, **scheduling: object) -> Config:
     sections: dict[str, Mapping[str, object]] = {
         "pools.default": {"gauge": "none"},
-        "server": {"shutdown_timeout_s": 0.1, "keepalive_interval_s": 0.05},
+        "server": {"shutdown_timeout_s": 0.1, "keepalive_interval_s": 0.05, "fast_path": TIER["fast"]},
         "scheduling": {"abandon_grace_s": GRACE_S, **scheduling},
     }
     tables = [
@@ -270,6 +281,7 @@ async def assert_gives_back(scene: Scene, phase: Phase, stream: bool, how: str, 
     ],
 )
 async def test_a_client_that_leaves_gives_everything_back_at_once(
+    each_tier: bool,
     phase: Phase,
     scheduling: dict[str, object],
     left: str | None,
@@ -287,7 +299,7 @@ async def test_a_client_that_leaves_gives_everything_back_at_once(
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("how", LEAVE)
 async def test_a_start_that_nobody_waits_for_is_given_up(
-    how: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+    each_tier: bool, how: str, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene(monkeypatch) as world:
         await assert_gives_back(world, start, stream, how, None)
@@ -298,6 +310,7 @@ async def test_a_start_that_nobody_waits_for_is_given_up(
 
 
 async def test_a_client_that_comes_back_in_time_finds_its_start_going_on(
+    each_tier: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with scene(monkeypatch, abandon_grace_s=10.0) as world:
@@ -310,7 +323,7 @@ async def test_a_client_that_comes_back_in_time_finds_its_start_going_on(
         assert len(world.pids("late")) == 1
 
 
-async def test_the_others_go_on_when_one_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_others_go_on_when_one_leaves(each_tier: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async with scene(monkeypatch) as world, world.asking("a", "stream", stream=True) as stays:
         await stays.until(b"word1 ")
         async with AsyncExitStack() as stack:
@@ -324,6 +337,7 @@ async def test_the_others_go_on_when_one_leaves(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_client_that_leaves_within_its_upload_was_never_there(
+    each_tier: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with scene(monkeypatch) as world:
@@ -338,7 +352,9 @@ async def test_a_client_that_leaves_within_its_upload_was_never_there(
         await world.use("a")
 
 
-async def test_a_hundred_clients_that_leave_together_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hundred_clients_that_leave_together_leave_nothing(
+    each_tier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with scene(monkeypatch) as world:
         await world.use("a")
         async with AsyncExitStack() as stack:
@@ -353,6 +369,7 @@ async def test_a_hundred_clients_that_leave_together_leave_nothing(monkeypatch: 
         await world.use("b")
 
 
+# In the ordinary tier h11 pauses at such bytes, and Hypercorn stops reading.
 async def test_bytes_behind_a_request_do_not_hide_that_its_client_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -370,6 +387,7 @@ async def test_bytes_behind_a_request_do_not_hide_that_its_client_left(
 
 
 async def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_serving(
+    each_tier: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended = trio.Event()
@@ -592,7 +610,9 @@ async def test_a_lease_of_the_library_may_be_cancelled_at_every_step(
     await sweep(cancel, 2)
 
 
-async def test_what_the_simulated_world_shows_without_a_departure(autojump_clock: MockClock) -> None:
+async def test_what_the_simulated_world_shows_without_a_departure(
+    each_tier: bool, autojump_clock: MockClock
+) -> None:
     """The sweep sweeps what it should: a swap, frames that keep the stream open, an answer in pieces."""
     async with simulated() as world:
         talk = await world.ask("b", stream=True)
@@ -603,7 +623,7 @@ async def test_what_the_simulated_world_shows_without_a_departure(autojump_clock
         assert world.upstream.sent == 1
 
 
-async def test_a_departure_is_recorded(autojump_clock: MockClock) -> None:
+async def test_a_departure_is_recorded(each_tier: bool, autojump_clock: MockClock) -> None:
     async with simulated() as world:
         events = world.router.events()
         async with conversation(

@@ -18,6 +18,7 @@ from engine_router.config import parse_config
 from engine_router.testing.asgi import Conversation, ask, conversation
 from engine_router.testing.scripted import Answer, ScriptedOllama
 from engine_router.testing.served import RawClient, served
+from engine_router.wire.server import UnknownHypercorn
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 LIMIT_S = 20.0
@@ -1237,3 +1238,17 @@ async def test_the_app_survives_a_defect(
             assert "its log has the details" in message_in(path, talk)
             assert "division" not in message_in(path, talk)
         assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_hypercorn_that_is_not_known_serves_everything_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def check_hypercorn() -> None:
+        raise UnknownHypercorn("TCPServer takes nothing")
+
+    monkeypatch.setattr("engine_router.serving.check_hypercorn", check_hypercorn)
+    async with routing(process("a")) as router, served(router) as url, RawClient.to(url) as client:
+        body = json.dumps({"model": "a", "do": "echo"}).encode()
+        await client.request("POST", CHAT, body, headers=["Connection: close"])
+        assert (await client.rest()).startswith(b"HTTP/1.1 200")
+        assert any("not known" in str(event.as_dict()) for event in router.hub.recent)

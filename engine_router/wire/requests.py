@@ -137,7 +137,9 @@ class RequestReader:
             raise RuntimeError("no request is complete")
         body = head.body if self._length is None else self._body
         keep_alive = head.parser.should_keep_alive() and not head.is_last
-        request = WireRequest(head.target, tuple(head.headers), body, keep_alive)
+        # llhttp leaves the spaces behind a value, which are no part of it.
+        headers = tuple((name, value.rstrip(b" \t")) for name, value in head.headers)
+        request = WireRequest(head.target, headers, body, keep_alive)
         self._head, self._length, self._body = None, None, bytearray()
         return request
 

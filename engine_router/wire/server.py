@@ -7,6 +7,7 @@ bytes that the fast tier has read already in front of what is still to come.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import socket
@@ -34,6 +35,30 @@ OUT_OF_DESCRIPTORS_S = 0.1
 UNWIND_S = 0.5
 
 MakeFast = Callable[[RawStream], FastConnection]
+
+
+class UnknownHypercorn(Exception):
+    """The installed Hypercorn is not built as the one that this server was made for."""
+
+
+def check_hypercorn() -> None:
+    """See that what is used of Hypercorn, beside its documented `serve`, is there in the expected form.
+
+    Raises:
+        UnknownHypercorn: it is not.
+    """
+    expected: dict[type, tuple[str, ...]] = {
+        TCPServer: ("app", "config", "context", "state", "stream"),
+        Lifespan: ("app", "config", "state"),
+        WorkerContext: ("max_requests",),
+    }
+    for kind, names in expected.items():
+        found = tuple(inspect.signature(kind).parameters)
+        if found != names:
+            raise UnknownHypercorn(f"{kind.__name__} takes {', '.join(found)}")
+    for kind, method in ((TCPServer, "run"), (Lifespan, "handle_lifespan"), (Lifespan, "wait_for_startup")):
+        if not callable(getattr(kind, method, None)):
+            raise UnknownHypercorn(f"{kind.__name__} has no {method}")
 
 
 class ReplayedStream:
