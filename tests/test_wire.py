@@ -84,11 +84,16 @@ def test_a_plain_request() -> None:
     assert request.keep_alive
 
 
+def test_spaces_around_a_value_are_no_part_of_it() -> None:
+    assert dict(taken(lines(b"X-A: \t a b \t ", b"X-B: ")).headers)[b"X-A"] == b"a b"
+
+
 @pytest.mark.parametrize(
     "line", [b"Connection: close", b"Connection: keep-alive, close", b"connection: Close"]
 )
 def test_connection_close(line: bytes) -> None:
     assert not taken(lines(line)).keep_alive
+    assert not taken(LINE + HOST + CHUNKED + line + b"\r\n\r\n" + CHUNKS).keep_alive
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class _Head:
         self.complete = False
         self.begun = 0
         self.is_last = False
+        self.keep_alive = False
 
     def on_message_begin(self) -> None:
         self.begun += 1
@@ -80,7 +81,9 @@ class _Head:
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self.done = True
+        if not self.done:
+            self.done = True
+            self.keep_alive = self.parser.should_keep_alive()  # which llhttp forgets at the end of the chunks
 
     def on_body(self, data: bytes) -> None:
         if self.begun == 1:
@@ -136,7 +139,7 @@ class RequestReader:
         if head is None:
             raise RuntimeError("no request is complete")
         body = head.body if self._length is None else self._body
-        keep_alive = head.parser.should_keep_alive() and not head.is_last
+        keep_alive = head.keep_alive and not head.is_last
         # llhttp leaves the spaces behind a value, which are no part of it.
         headers = tuple((name, value.rstrip(b" \t")) for name, value in head.headers)
         request = WireRequest(head.target, headers, body, keep_alive)
