@@ -256,6 +256,7 @@ CODING = b"Transfer-Encoding: chunked\r\n"
 CHUNKS = b"d\r\n" + BODY + b"\r\n0\r\n\r\n"
 PLAIN = LINE + HOST + LENGTH + b"\r\n" + BODY
 IN_CHUNKS = LINE + HOST + CODING + b"\r\n" + CHUNKS
+NONSENSE = b"what do you want?\r\n\r\n"
 HIDDEN = b"POST /v1/embeddings HTTP/1.1\r\n" + HOST + LENGTH + b"X-Hidden: 1\r\n\r\n" + BODY
 
 
@@ -689,3 +690,21 @@ async def test_a_stalled_reader_is_let_go_when_its_engine_has_to_yield(fast: boo
         with trio.fail_after(5.0):
             assert (await next_one.until(b'{"ok": true}')).startswith(b"HTTP/1.1 200")
         await until(lambda: place.leases <= 1)
+
+
+@pytest.mark.parametrize("fast", TIERS)
+@pytest.mark.parametrize("data", [b"", b"GET /he", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", NONSENSE])
+async def test_nothing_is_kept_of_a_client_that_has_left(data: bytes, fast: bool, tmp_path: Path) -> None:
+    async with world(tmp_path, fast=fast) as place:
+        port = int(place.url.rpartition(":")[2])
+
+        def held() -> int:
+            found = psutil.Process().net_connections("tcp")
+            return sum(it.laddr.port == port and it.status != "LISTEN" for it in found)
+
+        for leave in (RawClient.close, RawClient.reset):
+            async with RawClient.to(place.url) as client:
+                await client.send(data)
+                await trio.sleep(0.05)
+                leave(client)
+            await until(lambda: held() == 0, 2.0)

@@ -90,6 +90,21 @@ class ReplayedStream:
         await self._stream.aclose()
 
 
+class OrdinaryConnection(TCPServer):
+    """Hypercorn's, which would keep the socket of a client that has left until it was idle for long enough."""
+
+    _is_over = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._is_over = True
+        await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        if not self._is_over:
+            await super()._idle_timeout()
+
+
 @define(eq=False)
 class Server:
     """One server: its listening sockets, its connections, its end.
@@ -182,7 +197,7 @@ class Server:
             first = await self._serve_fast(sock, self.make_fast) if self.make_fast is not None else b""
             if first is not None:
                 stream: Any = ReplayedStream(sock, first)
-                await TCPServer(
+                await OrdinaryConnection(
                     self.app, self.config, self._context, ConnectionState(state.copy()), stream
                 ).run()
         except Exception:
