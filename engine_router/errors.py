@@ -43,6 +43,12 @@ class BadRequest(RouterError):
     retryable = False
 
 
+class AmbiguousRequest(BadRequest):
+    """The request can be read in two ways. Nothing behind it on its connection may be read."""
+
+    code = "ambiguous_request"
+
+
 class Unauthorized(RouterError):
     """The request carries no key that the router knows."""
 

@@ -444,7 +444,6 @@ def test_what_parsers_see_differently_is_never_two_requests(data: bytes, both: B
             assert "x-hidden" not in str(outcome.seen)
 
 
-@pytest.mark.xfail(reason="h11 goes on with the connection, where RFC 9112, section 6.1, has it closed")
 def test_behind_a_length_and_a_coding_nothing_is_read(both: Both) -> None:
     data = head(framing=CODING + b"Content-Length: 3\r\n") + b"0\r\n\r\n" + HIDDEN
     for outcome in assert_agree(both, [data]).values():

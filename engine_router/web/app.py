@@ -18,6 +18,7 @@ from engine_router.answering import Answerer
 from engine_router.dialects import OPENAI, dialect_of
 from engine_router.dialects.base import error_headers
 from engine_router.errors import (
+    AmbiguousRequest,
     BadRequest,
     BodyTooLarge,
     NoSuchRoute,
@@ -62,6 +63,11 @@ def _gate(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Qua
     rules = Gate(router.config.server.api_keys)
 
     async def gate() -> None:
+        names = [name.lower() for name, _ in wire_headers(request)]
+        if b"transfer-encoding" in names and b"content-length" in names:
+            raise AmbiguousRequest(
+                "the request has a Content-Length and a Transfer-Encoding; it must have one"
+            )
         is_greeting = request.path == "/" and not wants_html(request)
         if not is_greeting:
             rules.check_key(request.path, wire_headers(request))
@@ -126,6 +132,8 @@ def _render(error: RouterError) -> Response:
         scope_of(request).error = str(error)
     response = json_response(dialect_of(request.path).error(error), error.status)
     response.headers.update(error_headers(error))
+    if isinstance(error, AmbiguousRequest):
+        response.headers["Connection"] = "close"
     if isinstance(error, Unauthorized) and wants_html(request):
         response.headers["WWW-Authenticate"] = (
             'Basic realm="engine-router: any name, the API key as password"'

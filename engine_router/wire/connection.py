@@ -48,8 +48,8 @@ class FastConnection:
     """One client's connection in the fast tier.
 
     Attributes:
-        quiet_since: trio's clock when the connection became idle, or when the request that is being read
-            began; infinity while a request is served. The server closes what is quiet for too long.
+        quiet_since: trio's clock when the connection became idle, when the head that is being read began, or
+            when something of a body came last; infinity while a request is served. The server closes what is quiet for too long.
     """
 
     def __init__(self, stream: RawStream, reader: RequestReader, serve: Serve, hub: EventHub) -> None:
@@ -94,7 +94,7 @@ class FastConnection:
         try:
             while data := await self.stream.receive():
                 if self._verdict is None:
-                    if reader.is_between:
+                    if reader.is_between or reader.path:  # a body may take its time, as long as it comes
                         self.quiet_since = trio.current_time()
                     self._take(reader.feed(data))
                 else:  # a request is being served: this is the next one, if anything

@@ -19,7 +19,7 @@ from attrs import define, field
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
 from engine_router.wire.connection import FastConnection
@@ -56,9 +56,15 @@ def check_hypercorn() -> None:
         found = tuple(inspect.signature(kind).parameters)
         if found != names:
             raise UnknownHypercorn(f"{kind.__name__} takes {', '.join(found)}")
-    for kind, method in ((TCPServer, "run"), (Lifespan, "handle_lifespan"), (Lifespan, "wait_for_startup")):
-        if not callable(getattr(kind, method, None)):
-            raise UnknownHypercorn(f"{kind.__name__} has no {method}")
+    methods = {
+        TCPServer: ("run", "_read_data", "_idle_timeout"),
+        Lifespan: ("handle_lifespan", "wait_for_startup", "wait_for_shutdown"),
+        TrioSingleTask: ("restart", "stop"),
+    }
+    for kind, names in methods.items():
+        for name in names:
+            if not callable(getattr(kind, name, None)):
+                raise UnknownHypercorn(f"{kind.__name__} has no {name}")
 
 
 class ReplayedStream:
