@@ -68,7 +68,7 @@ def scenarios(*, quick: bool) -> list[Scenario]:
         return Scenario(f"streams-{streams}", title, "stream", limit_s, seconds + STAGGER_S, options)
 
     paced_s = 1.0 if quick else 2.0
-    bodies = 1 if quick else 3
+    bodies = 1 if quick else 10
     unpaced: dict[str, float | str] = {"n": 20_000, "size": SIZE, "seconds": 0.2 if quick else 0.8}
     lines: dict[str, float | str] = {"n": 5_000, "size": SIZE, "seconds": 0.1 if quick else 0.5}
     return [
