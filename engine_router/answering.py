@@ -24,7 +24,7 @@ from engine_router.errors import RouterError
 from engine_router.events import EventHub, RequestEnded
 from engine_router.relay import Outgoing, Passage, plain_body, request_headers, waiting_body
 from engine_router.router import Router
-from engine_router.wire.upstream import Headers, ResponseHead
+from engine_router.wire.upstream import Headers, ResponseHead, first_value
 
 CLIENT_LEFT = 499
 V1_ROUTES = frozenset(
@@ -68,10 +68,6 @@ class Incoming:
     query: bytes
     headers: Headers
     body: Octets
-
-    def header(self, name: bytes) -> str:
-        """Return the first value of a header, or nothing; `name` in lower case."""
-        return next((value.decode("latin-1") for key, value in self.headers if key.lower() == name), "")
 
     def target(self, path: str) -> str:
         """Return the target of the request to an engine: a path, and the query that the client sent."""
@@ -241,7 +237,7 @@ class Answerer:
 
 
 def _read(dialect: Dialect, incoming: Incoming) -> Routed:
-    content_type = incoming.header(b"content-type")
+    content_type = (first_value(incoming.headers, b"content-type") or b"").decode("latin-1")
     if content_type.startswith("multipart/"):
         return route_multipart(content_type, incoming.body)
     return route_json(dialect, incoming.path, incoming.body)

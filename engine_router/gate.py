@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from engine_router.errors import Forbidden, Unauthorized
-from engine_router.wire.upstream import Headers
+from engine_router.wire.upstream import Headers, first_value
 
 # Liveness is asked by machines that have no key, and tells nothing.
 PUBLIC_PATHS = frozenset(("/health",))
@@ -49,14 +49,15 @@ class Gate:
         """
         if method in _SAFE_METHODS:
             return
-        origin = _first(headers, b"origin")
-        if origin is None:
+        given = first_value(headers, b"origin")
+        if given is None:
             return
+        origin = given.decode("latin-1")
         try:
             site = urlsplit(origin).netloc
         except ValueError:
             site = ""
-        if not site or site != _first(headers, b"host"):
+        if not site or site.encode("latin-1") != first_value(headers, b"host"):
             raise Forbidden(f"requests from pages of another origin ({origin}) are not allowed")
 
 
@@ -75,7 +76,3 @@ def offered_keys(headers: Headers) -> Iterator[bytes]:
                     yield base64.b64decode(rest, validate=True).partition(b":")[2]
                 except (binascii.Error, ValueError):
                     continue
-
-
-def _first(headers: Headers, wanted: bytes) -> str | None:
-    return next((value.decode("latin-1") for name, value in headers if name.lower() == wanted), None)

@@ -9,7 +9,7 @@ from quart import Response
 from engine_router.dialects.base import to_json
 from engine_router.discovery import Target
 from engine_router.router import Router
-from engine_router.web.status import model_states, state_of
+from engine_router.web.status import state_of
 
 
 def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
@@ -32,10 +32,9 @@ class Models:
 
     async def listed(self) -> Response:
         """`GET /v1/models`. An alias is listed as a model of its own, so that clients can offer it."""
-        states = model_states(self._router)
         data: list[dict[str, Any]] = []
         for target in self._router.discovery.targets():
-            entry = _entry(self._router, target, states[target.model])
+            entry = _entry(self._router, target, state_of(self._router, target))
             data.append(entry)
             data += [
                 {**entry, "id": alias, "aliases": [], "alias_of": target.model} for alias in target.aliases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -10,7 +11,6 @@ import trio
 from engine_router._version import __version__
 from engine_router.discovery import Target
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
-from engine_router.residency.ledger import Phase
 from engine_router.residency.pool import Pool
 from engine_router.router import Router
 
@@ -21,7 +21,7 @@ RECENT_NOTICES = 10
 def status(router: Router) -> dict[str, Any]:
     """Return the whole status."""
     recent = router.hub.recent
-    states = model_states(router)
+    targets = router.discovery.targets()
     swaps = [event.as_dict() for event in recent if isinstance(event, SwapEnded)]
     notices = [event.as_dict() for event in recent if isinstance(event, (RouterNotice, ResidentDied))]
     settles = [event.as_dict() for event in recent if isinstance(event, MemorySettled)]
@@ -29,10 +29,10 @@ def status(router: Router) -> dict[str, Any]:
         "version": __version__,
         "uptime_s": round(time.time() - router.started_at, 3),
         "pools": {name: _pool(router, pool) for name, pool in router.supervisor.pools.items()},
-        "engines": {name: _engine(router, name) for name in router.engines},
+        "engines": {name: _engine(router, name, targets) for name in router.engines},
         "models": [
-            {"id": t.model, "engine": t.engine, "state": states[t.model], "aliases": list(t.aliases)}
-            for t in router.discovery.targets()
+            {"id": t.model, "engine": t.engine, "state": state_of(router, t), "aliases": list(t.aliases)}
+            for t in targets
         ],
         "last_swap": swaps[-1] if swaps else None,
         "swaps": swaps[-RECENT_SWAPS:],
@@ -86,7 +86,7 @@ def _pool(router: Router, pool: Pool) -> dict[str, Any]:
     }
 
 
-def _engine(router: Router, name: str) -> dict[str, Any]:
+def _engine(router: Router, name: str, targets: Sequence[Target]) -> dict[str, Any]:
     config = router.config.engines[name]
     present = router.supervisor.pools[config.pool].ledger.present
     state = present.phase.value if present is not None and present.resident.engine == name else "stopped"
@@ -95,21 +95,11 @@ def _engine(router: Router, name: str) -> dict[str, Any]:
         "pool": config.pool,
         "state": state,
         "base_url": config.base_url,
-        "models": [target.model for target in router.discovery.targets() if target.engine == name],
+        "models": [target.model for target in targets if target.engine == name],
     }
-
-
-def model_states(router: Router) -> dict[str, str]:
-    """Return the state of each known model: `ready`, another phase, or `off`."""
-    return {target.model: state_of(router, target) for target in router.discovery.targets()}
 
 
 def state_of(router: Router, target: Target) -> str:
     """Return the state of one model: `ready`, another phase, or `off`."""
     present = router.supervisor.pool(target.resident).ledger.present
     return present.phase.value if present is not None and present.resident == target.resident else "off"
-
-
-def is_resident(router: Router, model: str) -> bool:
-    """Tell whether a model can be used without a swap."""
-    return model_states(router).get(model) in (Phase.READY.value, Phase.DRAINING.value)

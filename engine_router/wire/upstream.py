@@ -62,6 +62,11 @@ class UpstreamRequest:
     connect_timeout_s: float = 15.0
 
 
+def first_value(headers: Headers, name: bytes) -> bytes | None:
+    """Return the first value of a header; `name` in lower case."""
+    return next((value for key, value in headers if key.lower() == name), None)
+
+
 @frozen
 class ResponseHead:
     """Status line and headers of an engine's response."""
@@ -71,7 +76,7 @@ class ResponseHead:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header; `name` in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        return first_value(self.headers, name)
 
 
 @define(eq=False)
