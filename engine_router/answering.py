@@ -19,11 +19,13 @@ from attrs import define, field, frozen
 from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.base import Dialect, Octets, Routed, Translation, route_json, route_multipart
 from engine_router.dialects.ollama_openai import translate
+from engine_router.dialects.scanning import FormScanner, JsonScanner
 from engine_router.discovery import Target
 from engine_router.errors import RouterError
 from engine_router.events import EventHub, RequestEnded
 from engine_router.relay import Outgoing, Passage, plain_body, request_headers, waiting_body
 from engine_router.router import Router
+from engine_router.upload import Passing, Upload
 from engine_router.wire.upstream import Headers, ResponseHead, first_value
 
 CLIENT_LEFT = 499
@@ -56,7 +58,7 @@ def is_proxied(path: str) -> bool:
 
 @frozen
 class Incoming:
-    """A whole request to a proxied route.
+    """A request to a proxied route; a whole one, unless its body is large.
 
     Attributes:
         path: decoded, without the query.
@@ -67,7 +69,7 @@ class Incoming:
     path: str
     query: bytes
     headers: Headers
-    body: Octets
+    body: Octets | Upload
 
     def target(self, path: str) -> str:
         """Return the target of the request to an engine: a path, and the query that the client sent."""
@@ -178,7 +180,7 @@ class Answerer:
             RouterError: there is no answer but this error.
         """
         dialect = dialect_of(incoming.path)
-        routed = _read(dialect, incoming)
+        routed = await self._read(dialect, incoming)
         scope.model = routed.model
         target = await self._router.resolve(routed.model)
         scope.model, scope.engine = target.model, target.engine
@@ -189,16 +191,37 @@ class Answerer:
         scope.first_byte_s = lambda: passage.first_byte_s
         scope.stack.callback(passage.close)
         passage.enter()
-        return await self._begin(passage, dialect, scope, streams=routed.streams)
+        return await self._begin(passage, dialect, scope, routed)
 
-    def _translation(self, path: str, routed: Routed, target: Target) -> Translation | None:
-        """Return the translation that a request needs: Ollama's dialect for an engine that speaks OpenAI's."""
-        if dialect_of(path) is not OLLAMA or self._router.config.engines[target.engine].type == "ollama":
+    async def _read(self, dialect: Dialect, incoming: Incoming) -> Routed | Passing:
+        """Read the whole request, or of a large one as much as is needed, where nothing in it has to be changed."""
+        body = incoming.body
+        content_type = (first_value(incoming.headers, b"content-type") or b"").decode("latin-1")
+        is_form = content_type.startswith("multipart/")
+        if isinstance(body, Upload):
+            model = await body.find_model(FormScanner(content_type) if is_form else JsonScanner())
+            if model is not None and await self._passes(incoming.path, model):
+                return Passing(model, body)
+            body = await body.whole()
+        return route_multipart(content_type, body) if is_form else route_json(dialect, incoming.path, body)
+
+    async def _passes(self, path: str, model: str) -> bool:
+        """Tell whether a request for a model goes to its engine as it is."""
+        target = await self._router.resolve(model)
+        return target.upstream == model and not self._needs_translation(path, target)
+
+    def _needs_translation(self, path: str, target: Target) -> bool:
+        """Tell whether the engine does not know the path: Ollama's dialect, and it speaks OpenAI's."""
+        return dialect_of(path) is OLLAMA and self._router.config.engines[target.engine].type != "ollama"
+
+    def _translation(self, path: str, routed: Routed | Passing, target: Target) -> Translation | None:
+        """Return the translation that a request needs; None where the engine speaks the client's dialect."""
+        if isinstance(routed, Passing) or not self._needs_translation(path, target):
             return None
         return translate(path, routed.data(), asked=routed.model, upstream=target.upstream)
 
     def _outgoing(
-        self, incoming: Incoming, routed: Routed, target: Target, translation: Translation | None
+        self, incoming: Incoming, routed: Routed | Passing, target: Target, translation: Translation | None
     ) -> Outgoing:
         engine = self._router.config.engines[target.engine]
         # Without the header an engine may choose any encoding; the router may put frames into the body.
@@ -214,12 +237,11 @@ class Answerer:
         )
 
     async def _begin(
-        self, passage: Passage, dialect: Dialect, scope: RequestScope, *, streams: bool
+        self, passage: Passage, dialect: Dialect, scope: RequestScope, routed: Routed | Passing
     ) -> Reply:
         """Answer with the engine's own status and headers, or keep the client's stream open until they come."""
-        until = trio.current_time() + self._interval_s if streams else math.inf
         try:
-            head = await passage.head(until)
+            head = await self._head(passage, routed)
         except RouterError:
             passage.close()
             raise
@@ -231,13 +253,18 @@ class Answerer:
                 head, waiting_body(passage, dialect, self._interval_s, scope.note_error), has_body=True
             )
         # No error frame can be put into an answer that is encoded, nor into one that is an error itself.
-        is_open = streams and head.status < 400 and head.header(b"content-encoding") in (None, b"identity")
+        is_open = (
+            routed.streams and head.status < 400 and head.header(b"content-encoding") in (None, b"identity")
+        )
         body = plain_body(passage, dialect, scope.note_error, streams=is_open)
         return Reply(head, body, has_body=passage.has_chunk)
 
-
-def _read(dialect: Dialect, incoming: Incoming) -> Routed:
-    content_type = (first_value(incoming.headers, b"content-type") or b"").decode("latin-1")
-    if content_type.startswith("multipart/"):
-        return route_multipart(content_type, incoming.body)
-    return route_json(dialect, incoming.path, incoming.body)
+    async def _head(self, passage: Passage, routed: Routed | Passing) -> ResponseHead | None:
+        """Wait for the head of the answer; None when a client that asked for a stream should hear something."""
+        # Whether a stream is asked for may come after what the engine is asked for.
+        if not (routed.streams or isinstance(routed, Passing)):
+            return await passage.head()
+        while True:
+            head = await passage.head(trio.current_time() + self._interval_s)
+            if head is not None or routed.streams:
+                return head

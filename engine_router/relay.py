@@ -19,7 +19,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RouterError
 from engine_router.residency.lease import Lease
 from engine_router.residency.supervisor import Supervisor
-from engine_router.wire.upstream import Exchange, Headers, ResponseHead, Upstream, UpstreamRequest
+from engine_router.wire.upstream import Arriving, Exchange, Headers, ResponseHead, Upstream, UpstreamRequest
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class Outgoing:
     method: str
     target: str
     headers: Headers
-    body: Octets
+    body: Octets | Arriving
     connect_timeout_s: float
 
     def to(self, base_url: str) -> UpstreamRequest:

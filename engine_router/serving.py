@@ -20,6 +20,7 @@ from engine_router.answering import Answerer, Incoming, Reply, RequestScope, is_
 from engine_router.config import ServerConfig
 from engine_router.gate import Gate
 from engine_router.router import Router
+from engine_router.upload import LARGE_BYTES
 from engine_router.wire.connection import FastConnection
 from engine_router.wire.requests import RequestReader
 from engine_router.wire.server import MakeFast, Server, UnknownHypercorn, check_hypercorn
@@ -176,6 +177,6 @@ def _fast_tier(router: Router) -> MakeFast:
         return await answerer.answer(incoming, scope)
 
     def make(stream: RawStream) -> FastConnection:
-        return FastConnection(stream, RequestReader(is_proxied, limit), answer, router.hub)
+        return FastConnection(stream, RequestReader(is_proxied, limit, LARGE_BYTES), answer, router.hub)
 
     return make

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine_router.answering import Incoming, Reply, RequestScope, is_proxied
 from engine_router.events import EventHub
+from engine_router.upload import LARGE_BYTES
 from engine_router.wire.connection import FastConnection
 from engine_router.wire.requests import (
     MAX_HEAD_BYTES,
@@ -35,8 +36,8 @@ PLAIN = LINE + HOST + LENGTH + b"\r\nhi"
 IN_CHUNKS = LINE + HOST + CHUNKED + b"\r\n" + CHUNKS
 
 
-def make_reader(max_body_bytes: int = MAX_BODY_BYTES) -> RequestReader:
-    return RequestReader(is_proxied, max_body_bytes)
+def make_reader(max_body_bytes: int = MAX_BODY_BYTES, large_bytes: int = LARGE_BYTES) -> RequestReader:
+    return RequestReader(is_proxied, max_body_bytes, large_bytes)
 
 
 def read(*pieces: bytes) -> tuple[Verdict, RequestReader]:
@@ -467,7 +468,6 @@ def reset(sock: socket.socket) -> None:
 async def test_a_stream_sends_and_receives() -> None:
     with trio.fail_after(LIMIT_S), pair() as (stream, peer):
         assert stream.is_quiet()
-        assert stream.receive_now() is None
         peer.sendall(b"one")
         assert await stream.receive() == b"one"
         await stream.send_all(b"two")
@@ -475,7 +475,7 @@ async def test_a_stream_sends_and_receives() -> None:
         peer.sendall(b"three")
         await trio.lowlevel.wait_readable(stream.sock)
         assert not stream.is_quiet()
-        assert stream.receive_now() == b"three"
+        assert await stream.receive() == b"three"
         assert stream.is_quiet()
         stream.finish()
         assert peer.recv(10) == b""
@@ -551,8 +551,6 @@ async def test_closing_wakes_who_waits_in_either_direction() -> None:
         for step in (stream.receive, lambda: stream.send_all(b"a")):
             with pytest.raises(ConnectionLost):
                 await step()
-        with pytest.raises(ConnectionLost):
-            stream.receive_now()
 
 
 async def test_a_reset_is_a_loss() -> None:
@@ -567,11 +565,6 @@ async def test_a_reset_is_a_loss() -> None:
             reset(peer)
             await trio.lowlevel.wait_readable(stream.sock)
             assert not stream.is_quiet()
-        with pair() as (stream, peer):
-            reset(peer)
-            await trio.lowlevel.wait_readable(stream.sock)
-            with pytest.raises(ConnectionLost):
-                stream.receive_now()
 
 
 async def test_cancelling_a_receive_loses_nothing() -> None:

@@ -299,17 +299,82 @@ def route_multipart(content_type: str, body: Octets) -> Routed:
     Raises:
         BadRequest: it is not multipart, or has no such field, or more than one.
     """
-    found = _model_fields(_boundary(content_type), body)
-    if not found:
+    reader = FormReader(content_type)
+    for start in range(0, len(body), _PIECE_BYTES):
+        reader.feed(body[start : start + _PIECE_BYTES])
+    reader.end()
+    if not reader.values:
         raise BadRequest('the form has no field "model"')
-    if len(found) > 1:
+    if len(reader.values) > 1:
         raise BadRequest('the form has more than one field "model"')
-    start, end = found[0]
+    headers_end, value = reader.headers_end[0], reader.values[0]
+    start = headers_end + (2 if body.startswith(b"\r\n", headers_end) else 1)
     try:
-        name = body[start:end].decode()
+        name = value.decode()
     except UnicodeDecodeError:
         raise BadRequest('the field "model" is not UTF-8 text') from None
-    return MultipartRouted(model_in({"model": name}), streams=False, body=body, start=start, end=end)
+    return MultipartRouted(
+        model_in({"model": name}), streams=False, body=body, start=start, end=start + len(value)
+    )
+
+
+class FormReader:
+    """Reads a multipart form piece by piece, for its fields `model`; keeps nothing else.
+
+    Attributes:
+        headers_end: where the headers of each such field end; the line break before its value follows.
+        values: the value of each such field that has ended.
+    """
+
+    def __init__(self, content_type: str) -> None:
+        self._decoder = multipart.MultipartDecoder(_boundary(content_type), max_parts=MAX_FORM_PARTS)
+        self._fed = 0
+        self._value: bytearray | None = None
+        self.headers_end: list[int] = []
+        self.values: list[bytes] = []
+
+    def feed(self, data: Octets) -> None:
+        """Take in the next piece.
+
+        Raises:
+            BadRequest: it is no form.
+        """
+        self._fed += len(data)
+        self._decoder.receive_data(bytes(data))
+        self._read_on()
+
+    def end(self) -> None:
+        """Take in the end.
+
+        Raises:
+            BadRequest: it is not the end of a form.
+        """
+        self._decoder.receive_data(None)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        try:
+            while not isinstance(
+                event := self._decoder.next_event(), (multipart.NeedData, multipart.Epilogue)
+            ):
+                self._take(event)
+        except (ValueError, RuntimeError) as error:
+            raise BadRequest(f"the form cannot be read: {error}") from None
+        except RequestEntityTooLarge:
+            raise BadRequest(f"the form has more than {MAX_FORM_PARTS} parts") from None
+
+    def _take(self, event: multipart.Event) -> None:
+        if isinstance(event, (multipart.Field, multipart.File)):
+            self._value = None
+            if isinstance(event, multipart.Field) and event.name == "model":
+                self._value = bytearray()
+                self.headers_end.append(self._fed - len(self._decoder.buffer))
+        elif isinstance(event, multipart.Data) and self._value is not None:
+            self._value += event.data
+            if not event.more_data:
+                # werkzeug leaves half of the line break to the value where a piece ends just behind the boundary.
+                self.values.append(bytes(self._value).removesuffix(b"\r"))
+                self._value = None
 
 
 def _boundary(content_type: str) -> bytes:
@@ -320,28 +385,3 @@ def _boundary(content_type: str) -> bytes:
     if kind != "multipart/form-data" or not boundary:
         raise BadRequest("expected multipart/form-data with a boundary")
     return boundary.encode("latin-1", "replace")
-
-
-def _model_fields(boundary: bytes, body: Octets) -> list[tuple[int, int]]:
-    """Return where the values of the fields `model` begin and end."""
-    decoder = multipart.MultipartDecoder(boundary, max_parts=MAX_FORM_PARTS)
-    decoder.receive_data(bytes(body))
-    decoder.receive_data(None)
-    found: list[tuple[int, int]] = []
-    in_model = False
-    try:
-        while not isinstance(event := decoder.next_event(), multipart.Epilogue):
-            if isinstance(event, (multipart.Field, multipart.File)):
-                in_model = isinstance(event, multipart.Field) and event.name == "model"
-                if in_model:
-                    header_end = len(body) - len(decoder.buffer)  # the line break before the data follows
-                    start = header_end + (2 if body.startswith(b"\r\n", header_end) else 1)
-                    found.append((start, start))
-            elif isinstance(event, multipart.Data) and in_model:
-                start, end = found[-1]
-                found[-1] = (start, end + len(event.data))
-    except (ValueError, RuntimeError) as error:
-        raise BadRequest(f"the form cannot be read: {error}") from None
-    except RequestEntityTooLarge:
-        raise BadRequest(f"the form has more than {MAX_FORM_PARTS} parts") from None
-    return found

@@ -20,6 +20,8 @@ import trio
 from attrs import define, field
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
 
+HOST = "router.test"
+
 
 class App(Protocol):
     """An ASGI app, version 3."""
@@ -32,16 +34,15 @@ class App(Protocol):
 
 
 @define(eq=False)
-class Conversation:
-    """One request, and the answer as far as it has come.
+class Received:
+    """An answer as far as it has come, whichever way.
 
     Attributes:
-        status: of the answer; 0 until it begins.
-        headers: of the answer, names in lower case.
+        status: 0 until it begins.
+        headers: names in lower case.
         pieces: its body as it was sent.
         is_complete: its end was sent too; a server breaks the connection where it was not.
-        error: what the app raised; a server would log it.
-        task: the one in which the app runs; None before its first step.
+        error: what the app raised, where that can be seen; a server would log it.
     """
 
     status: int = 0
@@ -49,6 +50,25 @@ class Conversation:
     pieces: list[bytes] = field(factory=list)
     is_complete: bool = False
     error: BaseException | None = None
+
+    @property
+    def body(self) -> bytes:
+        """The body as far as it has come."""
+        return b"".join(self.pieces)
+
+    def json(self) -> Any:
+        """Return the body, parsed."""
+        return json.loads(self.body)
+
+
+@define(eq=False)
+class Conversation(Received):
+    """One request, and the answer as far as it has come.
+
+    Attributes:
+        task: the one in which the app runs; None before its first step.
+    """
+
     task: trio.lowlevel.Task | None = None
     _over: trio.Event = field(factory=trio.Event)
     _changed: trio.Event = field(factory=trio.Event)
@@ -83,15 +103,6 @@ class Conversation:
             self._flowing = None
 
     # What the client sees.
-
-    @property
-    def body(self) -> bytes:
-        """The answer's body as far as it has come."""
-        return b"".join(self.pieces)
-
-    def json(self) -> Any:
-        """Return the answer's body, parsed."""
-        return json.loads(self.body)
 
     @property
     def is_over(self) -> bool:
@@ -139,9 +150,7 @@ class Conversation:
             if self.status:
                 raise AssertionError("the answer began twice")
             self.status = message["status"]
-            self.headers = {
-                name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message["headers"]
-            }
+            self.headers = as_text(message["headers"])
         elif message["type"] == "http.response.body":
             if not self.status or self.is_complete:
                 raise AssertionError("a body before its head, or after its end")
@@ -163,6 +172,32 @@ class Conversation:
             raise
 
 
+def as_text(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by their names in lower case."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+
+
+def request_of(
+    body: object, headers: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], tuple[bytes, ...]]:
+    """Return the headers of a request, names in lower case, and the pieces of its body.
+
+    Args:
+        body: bytes as they are; a tuple of bytes for pieces of a length that is not told; anything else as
+            JSON; None for no body.
+        headers: beside Host and what frames the body, or in their place.
+    """
+    framing: dict[str, str] = {}
+    pieces: tuple[bytes, ...] = ()
+    if isinstance(body, tuple):
+        framing, pieces = {"transfer-encoding": "chunked"}, body
+    elif body is not None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        framing, pieces = {"content-length": str(len(data))}, (data,)
+    given = {name.lower(): value for name, value in (headers or {}).items()}
+    return {"host": HOST, **framing, **given}, pieces
+
+
 def http_scope(method: str, path: str, *, query: str = "", headers: Mapping[str, str] | None = None) -> Scope:
     """Return the scope of an HTTP/1.1 request.
 
@@ -170,7 +205,7 @@ def http_scope(method: str, path: str, *, query: str = "", headers: Mapping[str,
         path: decoded, as a server hands it over.
         headers: beside Host; values in any Unicode are sent as UTF-8.
     """
-    given = {"host": "router.test", **{name.lower(): value for name, value in (headers or {}).items()}}
+    given, _ = request_of(None, headers)
     return {
         "type": "http",
         "asgi": {"spec_version": "2.1", "version": "3.0"},
@@ -232,10 +267,9 @@ async def ask(
     """Make a request and wait for the whole answer.
 
     Args:
-        body: bytes as they are, anything else as JSON; None for no body.
+        headers: as `request_of` takes them, and `body` too.
     """
-    data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    given = {"content-length": str(len(data)), **(headers or {})} if data else headers
-    async with conversation(app, method, path, query=query, headers=given, body=[data]) as talk:
+    given, pieces = request_of(body, headers)
+    async with conversation(app, method, path, query=query, headers=given, body=pieces) as talk:
         await talk.over()
     return talk

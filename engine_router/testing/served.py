@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+import h11
 import trio
 
 from engine_router.composition import open_router
 from engine_router.config import Config
 from engine_router.router import Router
 from engine_router.serving import listen, serve
+from engine_router.testing.asgi import Received, as_text, request_of
 
 
 @asynccontextmanager
@@ -41,11 +43,41 @@ async def served(what: Router | Config | str | os.PathLike[str]) -> AsyncIterato
         nursery.cancel_scope.cancel()
 
 
+async def ask(
+    base_url: str,
+    method: str,
+    path: str,
+    *,
+    query: str = "",
+    headers: Mapping[str, str] | None = None,
+    body: object = None,
+) -> Received:
+    """Do over a connection of its own what `asgi.ask` does to an app.
+
+    Args:
+        path: decoded; it is quoted as a careful client does it.
+        headers: as `asgi.request_of` takes them, and `body` too.
+
+    Raises:
+        h11.RemoteProtocolError: what came is no HTTP.
+    """
+    given, pieces = request_of(body, headers)
+    if "transfer-encoding" in given:
+        pieces = (*(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece), b"0\r\n\r\n")
+    target = quote(path) + (f"?{query}" if query else "")
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+    async with RawClient.to(base_url) as client:
+        await client.send("\r\n".join([*lines, "", ""]).encode())
+        for piece in pieces:
+            await client.send(piece)
+        return await client.answer(method)
+
+
 class RawClient:
     """A client that is nothing but a socket, so that it can do what HTTP libraries do not.
 
     Attributes:
-        received: everything that came.
+        received: everything that came; `answer` takes out what it has read.
     """
 
     def __init__(self, stream: trio.SocketStream, host: str) -> None:
@@ -104,13 +136,45 @@ class RawClient:
             pass
         return self.received
 
-    async def _receive(self) -> bool:
+    async def answer(self, method: str = "POST") -> Received:
+        """Read one answer, its pieces as the server framed them; it may be cut off.
+
+        The parser is a strict one, and not the one that the fast tier is built on.
+
+        Raises:
+            h11.RemoteProtocolError: what came is no HTTP.
+        """
+        parser = h11.Connection(h11.CLIENT)
+        for said in (h11.Request(method=method, target="/", headers=[("Host", "x")]), h11.EndOfMessage()):
+            parser.send(said)  # it has to know what is answered
+        if self.received:
+            parser.receive_data(self.received)
+        answer = Received()
+        while not answer.is_complete:
+            event = parser.next_event()
+            if event is h11.NEED_DATA:
+                data = await self._receive()
+                if not data:
+                    break
+                parser.receive_data(data)
+            elif isinstance(event, h11.Response):
+                answer.status, answer.headers = event.status_code, as_text(event.headers)
+            elif isinstance(event, h11.Data):
+                if event.chunk_start or not answer.pieces:
+                    answer.pieces.append(b"")
+                answer.pieces[-1] += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                answer.is_complete = True
+        self.received = parser.trailing_data[0]
+        return answer
+
+    async def _receive(self) -> bytes:
         try:
-            data = await self._stream.receive_some()
+            data = bytes(await self._stream.receive_some())
         except trio.BrokenResourceError:
-            return False
+            return b""
         self.received += data
-        return bool(data)
+        return data
 
     def close(self) -> None:
         """Close the connection: FIN, or RST where something was not read."""

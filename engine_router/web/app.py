@@ -34,13 +34,11 @@ from engine_router.web.ollama import OllamaApi
 from engine_router.web.openai import Models, json_response
 from engine_router.web.pages import Pages, wants_html
 from engine_router.web.proxy import Proxy, wire_headers
-from engine_router.web.scope import SCOPE_KEY, connection_class, scope_of
+from engine_router.web.scope import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of
 
 logger = logging.getLogger(__name__)
 
 App = QuartTrio
-# A body that trickles in holds nothing but its connection; still it has to end some day. Seconds.
-BODY_TIMEOUT_S = 600
 ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -77,7 +75,8 @@ def _gate(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Qua
 
 
 def _add_routes(app: App, router: Router) -> None:
-    proxy, models, admin, pages = Proxy(Answerer(router)), Models(router), Admin(router), Pages(router)
+    limit = int(router.config.server.max_body_mb * 1_000_000)
+    proxy, models, admin, pages = Proxy(Answerer(router), limit), Models(router), Admin(router), Pages(router)
     ollama = OllamaApi(router, proxy)
     app.add_url_rule("/", "root", pages.root, methods=["GET"])
     app.add_url_rule("/health", "health", admin.health, methods=["GET"])

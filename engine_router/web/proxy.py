@@ -8,15 +8,16 @@ from quart import Request, Response, request
 
 from engine_router.answering import Answerer, Incoming, is_proxied
 from engine_router.errors import NoSuchRoute
-from engine_router.web.scope import scope_of, whole_body
+from engine_router.web.scope import body_of, scope_of
 from engine_router.wire.upstream import ResponseHead
 
 
 class Proxy:
     """Answers requests by relaying them to the engine that owns their model."""
 
-    def __init__(self, answerer: Answerer) -> None:
+    def __init__(self, answerer: Answerer, max_body_bytes: int) -> None:
         self._answerer = answerer
+        self._max_body_bytes = max_body_bytes
 
     async def v1(self, rest: str) -> Response:
         """`POST /v1/...`."""
@@ -30,7 +31,8 @@ class Proxy:
         """
         if not is_proxied(path):
             raise NoSuchRoute(f"there is no POST {path} here")
-        incoming = Incoming(path, request.query_string, wire_headers(request), await whole_body(request))
+        body = await body_of(request, self._max_body_bytes)
+        incoming = Incoming(path, request.query_string, wire_headers(request), body)
         reply = await self._answerer.answer(incoming, scope_of(request))
         return as_response(reply.head, reply.body)
 

@@ -16,13 +16,15 @@ from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCall
 from quart import Request, Response
 from quart.asgi import ASGIHTTPConnection
 from quart_trio.asgi import TrioASGIHTTPConnection
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from engine_router.answering import VISIBLE, RequestScope
 from engine_router.dialects import dialect_of
 from engine_router.dialects.base import to_json
-from engine_router.errors import BadRequest
+from engine_router.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from engine_router.events import EventHub
 from engine_router.relay import BrokenAnswer
+from engine_router.upload import LARGE_BYTES, Upload
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 # Seconds that a refused upload may go on: a connection that is closed with bytes unread is reset, and the
 # reset may overtake the answer that says why.
 LINGER_S = 2.0
+# A body that trickles in holds nothing but its connection; still it has to end some day. Seconds.
+BODY_TIMEOUT_S = 600
 SCOPE_KEY = "engine_router.request"
 
 
@@ -51,6 +55,28 @@ async def whole_body(request: Request) -> bytes:
     """
     data: bytes = await request.get_data(cache=False, as_text=False, parse_form_data=False)
     return data
+
+
+async def body_of(request: Request, max_bytes: int) -> bytes | Upload:
+    """Return a request's body: all of it, or one that is read as it comes where it is, or may be, large.
+
+    Raises:
+        RequestEntityTooLarge, RequestTimeout: of werkzeug; the app renders them in the request's dialect.
+    """
+    length = request.content_length
+    if length is not None and length <= LARGE_BYTES:
+        return await whole_body(request)
+
+    async def piece() -> bytes:
+        try:
+            with trio.fail_after(BODY_TIMEOUT_S):
+                return bytes(await anext(request.body, b""))
+        except trio.TooSlowError:
+            raise RequestTooSlow(f"nothing of the request body came within {BODY_TIMEOUT_S} s") from None
+        except RequestEntityTooLarge:
+            raise BodyTooLarge(max_bytes) from None
+
+    return Upload(length, piece, max_bytes)
 
 
 class Connection(TrioASGIHTTPConnection):

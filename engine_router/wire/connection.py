@@ -24,7 +24,8 @@ from engine_router.dialects.base import error_headers, to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
 from engine_router.relay import BrokenAnswer
-from engine_router.wire.requests import RequestReader, Verdict, WireRequest
+from engine_router.upload import Upload
+from engine_router.wire.requests import RequestReader, Verdict
 from engine_router.wire.stream import ConnectionLost, RawStream
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ Serve = Callable[[Incoming, RequestScope], Awaitable[Reply]]
 
 # Bytes of further requests that are read while one is served, before reading pauses.
 MAX_AHEAD_BYTES: Final = 65536
+# A large body that its engine takes in more slowly than it comes: beyond so many bytes reading slows down. It
+# never stops, for a client that leaves is noticed by reading only. Seconds for each piece of 64 KiB.
+MAX_BACKLOG_BYTES: Final = 1_048_576
+BACKPRESSURE_S: Final = 0.02
 # Seconds that a refused upload may go on: a connection that is closed with bytes unread is reset, and the
 # reset may overtake the answer that says why.
 LINGER_S: Final = 2.0
@@ -60,7 +65,9 @@ class FastConnection:
         self._news = trio.Event()
         self._room = trio.Event()
         self._verdict: Verdict | None = None
+        self._arriving: _Arriving | None = None
         self._gone = False
+        self._unheard = False
         self._closing = False
         self._scope: trio.CancelScope | None = None
         self._request: RequestScope | None = None
@@ -93,10 +100,17 @@ class FastConnection:
         reader = self._reader
         try:
             while data := await self.stream.receive():
+                if self._unheard:
+                    continue
                 if self._verdict is None:
                     if reader.is_between or reader.path:  # a body may take its time, as long as it comes
                         self.quiet_since = trio.current_time()
                     self._take(reader.feed(data))
+                elif self._arriving is not None and not self._arriving.is_over:
+                    self.quiet_since = trio.current_time()
+                    self._take_in(self._arriving, reader.feed(data))
+                    with trio.move_on_after(BACKPRESSURE_S):
+                        await self._arriving.room()
                 else:  # a request is being served: this is the next one, if anything
                     reader.raw += data
                     if len(reader.raw) > MAX_AHEAD_BYTES:
@@ -113,9 +127,27 @@ class FastConnection:
             self._scope.cancel()
 
     def _take(self, verdict: Verdict) -> None:
+        if verdict is Verdict.LARGE:
+            self._arriving = _Arriving()
+            self._arriving.put(self._reader.drain())
         if verdict is not Verdict.MORE:
             self._verdict = verdict
             self._news.set()
+
+    def _take_in(self, arriving: _Arriving, verdict: Verdict) -> None:
+        """Hand on a further piece of a large body."""
+        if verdict in (Verdict.MORE, Verdict.COMPLETE):
+            arriving.put(self._reader.drain())
+        if verdict is Verdict.COMPLETE:
+            arriving.end(None)
+            self.quiet_since = math.inf
+        elif verdict is not Verdict.MORE:
+            arriving.end(self._refusal(verdict))
+
+    def _refusal(self, verdict: Verdict) -> RouterError:
+        if verdict is Verdict.TOO_LARGE:
+            return BodyTooLarge(self._reader.max_body_bytes)
+        return BadRequest("the request's chunks are malformed")
 
     # The task that serves.
 
@@ -129,15 +161,12 @@ class FastConnection:
                     return False
                 if verdict is Verdict.UNUSUAL:
                     return True
-                if verdict is Verdict.MALFORMED:
-                    await self._refuse(BadRequest("the request's chunks are malformed"))
+                if verdict in (Verdict.MALFORMED, Verdict.TOO_LARGE):
+                    await self._refuse(self._refusal(verdict))
                     return False
-                if verdict is Verdict.TOO_LARGE:
-                    await self._refuse(BodyTooLarge(reader.max_body_bytes))
+                if not await self._serve_one():
                     return False
-                if not await self._serve_one(reader.take()):
-                    return False
-                self._verdict = None
+                self._verdict = self._arriving = None
                 self.quiet_since = trio.current_time()
                 if reader.raw:  # it came while the last one was served
                     self._take(reader.feed(b""))
@@ -152,12 +181,20 @@ class FastConnection:
             await self._news.wait()
         return None if self._gone else self._verdict
 
-    async def _serve_one(self, request: WireRequest) -> bool:
+    async def _serve_one(self) -> bool:
         """Serve a request. Returns whether the connection can be used again."""
+        arriving, reader = self._arriving, self._reader
+        request = reader.take() if arriving is None else reader.begin()
         path, _, query = request.target.partition(b"?")
-        incoming = Incoming(path.decode("ascii"), query, request.headers, request.body)
+        body = (
+            request.body
+            if arriving is None
+            else Upload(request.length, arriving.piece, reader.max_body_bytes)
+        )
+        incoming = Incoming(path.decode("ascii"), query, request.headers, body)
         scope = self._request = RequestScope(incoming.path, self._hub)
-        self.quiet_since = math.inf
+        if arriving is None or arriving.is_over:
+            self.quiet_since = math.inf
         reusable = False
         try:
             with trio.CancelScope() as self._scope:
@@ -165,7 +202,17 @@ class FastConnection:
         finally:
             self._scope = self._request = None
             scope.leave()
+        if arriving is not None and not self._gone:
+            reusable = await self._end_upload(arriving) and reusable
         return reusable and not self._gone
+
+    async def _end_upload(self, arriving: _Arriving) -> bool:
+        """Tell whether another request may follow a large one: not where it was answered before its end."""
+        if arriving.is_complete:
+            return self._reader.finish()
+        arriving.is_over = True
+        await self._linger()
+        return False
 
     async def _answer(self, incoming: Incoming, scope: RequestScope, *, keep_alive: bool) -> bool:
         try:
@@ -189,7 +236,7 @@ class FastConnection:
         headers = reply.head.headers
         bodyless = status in _BODYLESS
         chunked = not bodyless and not any(name.lower() == b"content-length" for name, _ in headers)
-        keep_alive = keep_alive and not self._closing
+        keep_alive = keep_alive and self._stays_open
         head = _head(status, headers, chunked=chunked, keep_alive=keep_alive)
         send = self.stream.send_all
         if not reply.has_body:
@@ -206,6 +253,11 @@ class FastConnection:
             await send(last)
         return keep_alive
 
+    @property
+    def _stays_open(self) -> bool:
+        """Whether the connection may be used again: not at a shutdown, nor with an upload still coming."""
+        return not self._closing and (self._arriving is None or self._arriving.is_complete)
+
     async def _send_error(self, error: RouterError, scope: RequestScope, *, keep_alive: bool) -> bool:
         scope.note_error(error)
         scope.leave()
@@ -216,7 +268,7 @@ class FastConnection:
             (b"content-length", b"%d" % len(body)),
             *((name.lower().encode(), value.encode("latin-1", "replace")) for name, value in extra),
         ]
-        keep_alive = keep_alive and not self._closing
+        keep_alive = keep_alive and self._stays_open
         await self.stream.send_all(_head(error.status, headers, chunked=False, keep_alive=keep_alive) + body)
         return keep_alive
 
@@ -224,14 +276,66 @@ class FastConnection:
         """Refuse a request that is still coming, and let the client finish saying it for a moment."""
         scope = RequestScope(self._reader.path, self._hub)
         await self._send_error(error, scope, keep_alive=False)
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Let the client finish what it is saying for a moment, unheard."""
+        self._unheard = True
+        self._room.set()
         self.stream.finish()
         with trio.move_on_after(LINGER_S):
             while not self._gone:
-                self._reader.raw.clear()
-                self._room.set()
                 self._news = trio.Event()
-                with trio.move_on_after(0.05):
-                    await self._news.wait()
+                await self._news.wait()
+
+
+class _Arriving:
+    """What has come of a large body and is not taken yet.
+
+    Attributes:
+        is_complete: its proper end has come.
+        is_over: nothing more will be taken in.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._fault: RouterError | None = None
+        self._news = trio.Event()
+        self._room = trio.Event()
+        self.is_complete = False
+        self.is_over = False
+
+    def put(self, data: bytearray) -> None:
+        """Take in a piece."""
+        self._data += data
+        self._news.set()
+
+    def end(self, fault: RouterError | None) -> None:
+        """Take in the end: the proper one, or what is wrong."""
+        self.is_complete = fault is None
+        self.is_over, self._fault = True, fault
+        self._news.set()
+
+    async def piece(self) -> bytearray:
+        """Return what has come; empty at the proper end.
+
+        Raises:
+            RouterError: the body is malformed, or too large.
+        """
+        while not self._data and not self.is_over:
+            self._news = trio.Event()
+            await self._news.wait()
+        if self._fault is not None:
+            raise self._fault
+        data, self._data = self._data, bytearray()
+        self._room.set()
+        return data
+
+    async def room(self) -> None:
+        """Wait while much has come that is not taken yet."""
+        while len(self._data) > MAX_BACKLOG_BYTES and not self.is_over:
+            self._room = trio.Event()
+            await self._room.wait()
 
 
 def _head(status: int, headers: Sequence[tuple[bytes, bytes]], *, chunked: bool, keep_alive: bool) -> bytes:

@@ -26,17 +26,20 @@ _HEAD_END = b"\r\n\r\n"
 
 @frozen
 class WireRequest:
-    """A whole request.
+    """A request; a whole one, unless its body is large.
 
     Attributes:
         target: path and query, as they came.
         headers: as they came, names in their own case.
+        body: empty where it is still coming.
+        length: of the body in bytes; None where it comes in chunks and has not ended.
         keep_alive: the client wants to use the connection again.
     """
 
     target: bytes
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes | bytearray
+    length: int | None
     keep_alive: bool
 
 
@@ -47,6 +50,8 @@ class Verdict(enum.Enum):
     """The request is not complete: read on."""
     COMPLETE = enum.auto()
     """`take()` returns it."""
+    LARGE = enum.auto()
+    """Its body is large: `begin()` returns the request, `drain()` what has come of its body. Read on."""
     UNUSUAL = enum.auto()
     """Leave the connection to the ordinary tier, with `raw`."""
     MALFORMED = enum.auto()
@@ -101,6 +106,7 @@ class RequestReader:
     Args:
         takes: tells whether the fast tier serves a path.
         max_body_bytes: larger bodies are refused.
+        large_bytes: larger bodies are handed out as they come.
 
     Attributes:
         raw: every byte that belongs to no request taken so far.
@@ -108,10 +114,13 @@ class RequestReader:
 
     takes: Callable[[str], bool]
     max_body_bytes: int
+    large_bytes: int
     raw: bytearray = field(factory=bytearray)
     _head: _Head | None = None
     _length: int | None = None
     _body: bytearray = field(factory=bytearray)
+    _drained_bytes: int = 0
+    _is_large: bool = False
     _overhead_bytes: int = 0
 
     @property
@@ -135,16 +144,37 @@ class RequestReader:
 
     def take(self) -> WireRequest:
         """Return the complete request, and begin with the next one."""
+        request = self._request(self._body)
+        self._forget()
+        return request
+
+    def begin(self) -> WireRequest:
+        """Return a request whose body is still coming."""
+        return self._request(b"")
+
+    def drain(self) -> bytearray:
+        """Return what has come of a large body since the last call."""
+        data, self._body = self._body, bytearray()
+        self._drained_bytes += len(data)
+        return data
+
+    def finish(self) -> bool:
+        """Begin with the next request, the large body being complete. Returns whether there may be one."""
+        keep_alive = self._request(b"").keep_alive
+        self._forget()
+        return keep_alive
+
+    def _request(self, body: bytearray | bytes) -> WireRequest:
         head = self._head
         if head is None:
-            raise RuntimeError("no request is complete")
-        body = head.body if self._length is None else self._body
-        keep_alive = head.keep_alive and not head.is_last
+            raise RuntimeError("no request has begun")
         # llhttp leaves the spaces behind a value, which are no part of it.
         headers = tuple((name, value.rstrip(b" \t")) for name, value in head.headers)
-        request = WireRequest(head.target, headers, body, keep_alive)
+        return WireRequest(head.target, headers, body, self._length, head.keep_alive and not head.is_last)
+
+    def _forget(self) -> None:
         self._head, self._length, self._body = None, None, bytearray()
-        return request
+        self._drained_bytes, self._is_large = 0, False
 
     def _read_head(self) -> Verdict:
         end = self.raw.find(_HEAD_END)
@@ -161,6 +191,18 @@ class RequestReader:
         if self._length > self.max_body_bytes:
             return Verdict.TOO_LARGE
         return self._read_body(rest)
+
+    def _more(self) -> Verdict:
+        """Say of an incomplete body whether it turns out to be a large one; once."""
+        coming = self._body_bytes if self._length is None else self._length
+        if self._is_large or coming <= self.large_bytes:
+            return Verdict.MORE
+        self._is_large = True
+        return Verdict.LARGE
+
+    @property
+    def _body_bytes(self) -> int:
+        return self._drained_bytes + len(self._body)
 
     def _plain_head(self, length: int) -> _Head | None:
         """Parse the head that the first bytes are; None where it is not plain."""
@@ -184,10 +226,10 @@ class RequestReader:
         return is_short and raw[:1].isalpha() and raw.count(b"\n") == raw.count(b"\r\n")
 
     def _read_body(self, data: bytes) -> Verdict:
-        missing = (self._length or 0) - len(self._body)
+        missing = (self._length or 0) - self._body_bytes
         self._body += data[:missing] if len(data) > missing else data
         if len(data) < missing:
-            return Verdict.MORE
+            return self._more()
         self.raw += data[missing:]
         return Verdict.COMPLETE
 
@@ -195,7 +237,8 @@ class RequestReader:
         head = self._head
         if head is None:
             raise RuntimeError("a chunk without a head")
-        before = len(head.body)
+        head.body = self._body
+        before = len(self._body)
         try:
             head.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -203,15 +246,15 @@ class RequestReader:
                 return Verdict.MALFORMED
             head.is_last = True  # what is wrong is behind it
         # httptools gathers a trailer in memory, however long it is.
-        self._overhead_bytes = 0 if len(head.body) > before else self._overhead_bytes + len(data)
+        self._overhead_bytes = 0 if len(self._body) > before else self._overhead_bytes + len(data)
         if self._overhead_bytes > MAX_OVERHEAD_BYTES and not head.complete:
             return Verdict.MALFORMED
-        if len(head.body) > self.max_body_bytes:
+        if self._body_bytes > self.max_body_bytes:
             return Verdict.TOO_LARGE
         if head.begun > 1:
             # A further request behind the last chunk, whose place llhttp does not tell: it cannot be read.
             head.is_last = True
-        return Verdict.COMPLETE if head.complete else Verdict.MORE
+        return Verdict.COMPLETE if head.complete else self._more()
 
     def _is_plain(self, head: _Head) -> bool:
         parser = head.parser

@@ -53,19 +53,6 @@ class RawStream:
             except (OSError, trio.ClosedResourceError, ValueError) as error:
                 raise ConnectionLost(str(error)) from error
 
-    def receive_now(self) -> bytes | None:
-        """Return what is there already; None if there is nothing.
-
-        Raises:
-            ConnectionLost: the connection was reset, or closed here.
-        """
-        try:
-            return self.sock.recv(RECEIVE_BYTES)
-        except _WOULD_BLOCK:
-            return None
-        except (OSError, ValueError) as error:
-            raise ConnectionLost(str(error)) from error
-
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything. Waits, and checks for cancellation, only where the peer reads too slowly.
 

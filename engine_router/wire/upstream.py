@@ -16,14 +16,15 @@ import functools
 import re
 import ssl
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Protocol
 from urllib.parse import quote_from_bytes, urlsplit
 
 import httptools
 import trio
 from attrs import define, field, frozen
 
-from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable
+from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable, RouterError
 from engine_router.wire.dialing import Wire, dial
 from engine_router.wire.stream import RECEIVE_BYTES, ConnectionLost
 
@@ -40,6 +41,20 @@ _UNSAFE_IN_TARGET = re.compile(rb"[^\x21-\x7e]+")
 Headers = Sequence[tuple[bytes, bytes]]
 
 
+class Arriving(Protocol):
+    """A body that is still coming.
+
+    Attributes:
+        length: in bytes; None where nobody knows it yet.
+    """
+
+    length: int | None
+
+    def pieces(self) -> AsyncGenerator[bytes | bytearray, None]:
+        """Yield the body from its beginning; asked for once."""
+        ...
+
+
 @frozen(kw_only=True)
 class UpstreamRequest:
     """What is sent to an engine.
@@ -49,7 +64,7 @@ class UpstreamRequest:
         base_url: `http://host:port`.
         target: path and query, as they go on the wire.
         headers: without Host and framing headers, which are added.
-        body: the whole body.
+        body: the whole body, or one that is relayed as it comes.
         connect_timeout_s: seconds within which it must accept the connection.
     """
 
@@ -58,7 +73,7 @@ class UpstreamRequest:
     method: str
     target: str
     headers: Headers
-    body: bytes | bytearray
+    body: bytes | bytearray | Arriving
     connect_timeout_s: float = 15.0
 
 
@@ -194,20 +209,38 @@ class Exchange:
         """
         head, body = _head_bytes(self._request), self._request.body
         with contextlib.suppress(ConnectionLost):
-            if len(body) <= RECEIVE_BYTES:
+            if isinstance(body, (bytes, bytearray)) and len(body) <= RECEIVE_BYTES:
                 await self._stream.send_all(head + body)
                 self._is_sent = True
             else:
                 await self._stream.send_all(head)
                 await self._send_and_listen(body)
 
-    async def _send_and_listen(self, body: bytes | bytearray) -> None:
+    async def _send_and_listen(self, body: bytes | bytearray | Arriving) -> None:
+        fault: RouterError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen, nursery.cancel_scope)
-            with contextlib.suppress(ConnectionLost):
-                await self._stream.send_all(body)
+            try:
+                await self._send_body(body)
                 self._is_sent = True
+            except ConnectionLost:
+                pass
+            except RouterError as error:  # of the client: its upload broke off
+                fault = error
             nursery.cancel_scope.cancel()
+        if fault is not None:
+            raise fault
+
+    async def _send_body(self, body: bytes | bytearray | Arriving) -> None:
+        send = self._stream.send_all
+        if isinstance(body, (bytes, bytearray)):
+            await send(body)
+            return
+        async with contextlib.aclosing(body.pieces()) as pieces:
+            async for piece in pieces:
+                await send(piece if body.length is not None else b"%x\r\n%b\r\n" % (len(piece), bytes(piece)))
+        if body.length is None:
+            await send(b"0\r\n\r\n")
 
     async def _listen(self, sending: trio.CancelScope) -> None:
         with contextlib.suppress(EngineBroke):  # it is raised again to whom waits for the head
@@ -385,12 +418,21 @@ def _head_bytes(request: UpstreamRequest) -> bytes:
         (_host_of(request.base_url), b"\r\n"),
     ]
     lines += [(name, b": ", value, b"\r\n") for name, value in request.headers]
-    if request.body or request.method in ("POST", "PUT", "PATCH"):
-        lines.append((b"content-length: ", str(len(request.body)).encode(), b"\r\n"))
+    lines += _framing(request)
     head = b"".join(b"".join(parts) for parts in lines)
     if not head.count(b"\r") == head.count(b"\n") == len(lines):
         raise BadRequest("a header has a line break in it")
     return head + b"\r\n"
+
+
+def _framing(request: UpstreamRequest) -> list[Iterable[bytes]]:
+    body = request.body
+    length = len(body) if isinstance(body, (bytes, bytearray)) else body.length
+    if length is None:
+        return [(b"transfer-encoding: chunked\r\n",)]
+    if not length and request.method not in ("POST", "PUT", "PATCH"):
+        return []
+    return [(b"content-length: ", str(length).encode(), b"\r\n")]
 
 
 @functools.lru_cache(maxsize=256)

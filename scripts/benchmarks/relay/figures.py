@@ -72,7 +72,8 @@ def figures() -> list[Figure]:
             _hangup,
             [Limit(None, 50, 5)],
         ),
-        *_large("upload", "request body of 30 MB", [Limit(LER, 0.2, 0.13)]),
+        *_large("upload", "request body of 30 MB, its model first", [Limit(LER, 0.2, 0.13)]),
+        *_large("upload-late", "request body of 30 MB, its model last"),
         *_large("download", "answer of 30 MB"),
         Figure("idle", "resident memory", "idle, after a few requests", "MB", _idle, [Limit(LER, 1, 0.9)]),
         Figure(

@@ -5,7 +5,7 @@
  * KIND   request   plain requests in a closed loop on `conns` kept connections
  *        stream    SSE: `conns` streams of `n` chunks of `size` bytes, at `rate` a second or 0: unpaced
  *        ndjson    the same at /api/chat; with translated=1 the proxy makes the lines of SSE chunks
- *        upload    requests with a body of `bytes` bytes, `model` after the messages
+ *        upload    requests with a body of `bytes` bytes, `model` after the messages; before them with `early=1`
  *        download  answers of `bytes` bytes
  *        hangup    leaves before the first byte of an answer, `count` times; `upstream` is the upstream's own port
  *
@@ -56,7 +56,7 @@ static struct {
     int port, upstream, conns;
     double seconds, limit, stagger, rate;
     uint64_t count, n, size, bytes;
-    bool translated;
+    bool translated, early;
     char path[128], model[64];
 } options = {.conns = 1, .seconds = 1, .limit = 60, .count = UINT64_MAX, .n = 1, .size = SMALLEST_CHUNK};
 
@@ -125,13 +125,16 @@ static void make_request(void) {
     char *body = grown(NULL, image + 1024);
     size_t size;
     if (image) {
-        size = (size_t)sprintf(body, "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"What is this?\"},"
+        size = (size_t)(options.early ? sprintf(body, "{\"model\":\"%s\",", options.model) : sprintf(body, "{"));
+        size += (size_t)sprintf(body + size, "\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"What is this?\"},"
                                      "{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:image/png;base64,");
         static const char base64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
         char *bytes = noise(image);
         for (size_t i = 0; i < image; i++) body[size++] = base64[(unsigned char)bytes[i] % 64];
         free(bytes);
-        size += (size_t)sprintf(body + size, "\"}}]}],\"max_tokens\":16,\"stream\":false,\"model\":\"%s\"}", options.model);
+        size += (size_t)sprintf(body + size, "\"}}]}],\"max_tokens\":16,\"stream\":false");
+        if (!options.early) size += (size_t)sprintf(body + size, ",\"model\":\"%s\"", options.model);
+        body[size++] = '}';
     } else {
         size = (size_t)sprintf(body,
                                "{\"model\":\"%s\",\"messages\":[{\"role\":\"system\",\"content\":\"You are a helpful assistant.\"},"
@@ -586,6 +589,7 @@ static void read_options(int count, char **arguments) {
         else if (!strcmp(key, "size")) options.size = (uint64_t)number;
         else if (!strcmp(key, "bytes")) options.bytes = (uint64_t)number;
         else if (!strcmp(key, "translated")) options.translated = number != 0;
+        else if (!strcmp(key, "early")) options.early = number != 0;
         else if (!strcmp(key, "path")) snprintf(options.path, sizeof options.path, "%s", value);
         else if (!strcmp(key, "model")) snprintf(options.model, sizeof options.model, "%s", value);
         else die(key);

@@ -89,5 +89,20 @@ def scenarios(*, quick: bool) -> list[Scenario]:
             "hangup", "client leaves before the first byte", "hangup", 1, 0.4, {"count": 3 if quick else 10}
         ),
         Scenario("download", "answer of 30 MB", "download", 20, 0.3, {"bytes": BODY_BYTES, "count": bodies}),
-        Scenario("upload", "request of 30 MB", "upload", 20, 0.6, {"bytes": BODY_BYTES, "count": bodies}),
+        Scenario(
+            "upload",
+            "request of 30 MB, its model first",
+            "upload",
+            20,
+            0.6,
+            {"bytes": BODY_BYTES, "count": bodies, "early": 1},
+        ),
+        Scenario(
+            "upload-late",
+            "request of 30 MB, its model last",
+            "upload",
+            20,
+            0.6,
+            {"bytes": BODY_BYTES, "count": bodies},
+        ),
     ]
