@@ -1,0 +1,310 @@
+"""OpenAI's `/v1/responses` in front of an engine that has chat completions only: requests there, answers back."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine_router.dialects import OPENAI
+from engine_router.dialects.base import to_json
+from engine_router.dialects.chat_chunks import ChatAnswer, Piece, Tokens, parse_answer, understanding
+from engine_router.dialects.checks import object_at, string_at
+from engine_router.dialects.responses_items import CallItem, Events, Item, Json, Status, TextItem
+from engine_router.dialects.responses_request import ChatRequest, chat_request
+from engine_router.dialects.sse import EventReader
+from engine_router.errors import RouterError
+
+Clock = Callable[[], float]
+
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+def translate(
+    path: str,  # noqa: ARG001 - the shape that all translations share; `/v1/responses` is the only path here
+    data: Mapping[str, Any],
+    *,
+    asked: str,
+    upstream: str,
+    clock: Clock = time.monotonic,  # noqa: ARG001 - likewise
+    wall_clock: Clock = time.time,
+    new_id: Callable[[], str] = lambda: secrets.token_hex(12),
+) -> ResponsesTranslation:
+    """Return the translation of one request.
+
+    Args:
+        asked: the model as the client named it; the answer carries the same name.
+        upstream: the name that the engine knows.
+        wall_clock: seconds since 1970, for `created_at`.
+        new_id: makes up what the ids of the answer have in common.
+
+    Raises:
+        BadRequest: the request cannot be understood, or needs what the router does not keep.
+    """
+    request = chat_request(data, upstream)
+    return ResponsesTranslation(
+        request, _echo(data, request, asked), wall_clock=wall_clock, identity=new_id()
+    )
+
+
+class ResponsesTranslation:
+    """`/v1/responses`: one event for each piece of text, or one object.
+
+    Every answer ends with all of its text in one event, so that text is held here until then.
+    """
+
+    path = "/v1/chat/completions"
+
+    def __init__(
+        self, request: ChatRequest, echo: Mapping[str, Any], *, wall_clock: Clock, identity: str
+    ) -> None:
+        self.body = to_json(request.body)
+        self._stream = bool(request.body["stream"])
+        self.content_type = "text/event-stream" if self._stream else "application/json; charset=utf-8"
+        self._tools = request.tools
+        self._echo = echo
+        self._wall_clock = wall_clock
+        self._identity = identity
+        self._created_at = int(wall_clock())
+        self._reader = EventReader()
+        self._answer = ChatAnswer(stream=self._stream)
+        self._extras = _Extras(wants_logprobs="logprobs" in request.body)
+        self._events = Events()
+        self._is_announced = False
+        self._items: list[Item] = []
+        self._fault: ValueError | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Translate what came; see `Translation.feed`."""
+        if not self._stream:
+            self._extras.collect(data)
+            self._answer.feed(data)
+            return b""
+        if self._fault is not None:
+            raise self._fault
+        out = b""
+        try:
+            for event in self._reader.feed(data):
+                out += self._event(event)
+        except ValueError as fault:
+            if not out:
+                raise
+            self._fault = fault  # the client first gets what came before it
+        return out
+
+    def end(self) -> bytes:
+        """Translate the end; see `Translation.end`."""
+        if self._fault is not None:
+            raise self._fault
+        pieces = self._answer.end()
+        if not self._stream:
+            self._extras.take_collected()
+            self._shown_pieces(pieces)
+            self._closed(self._last_status())
+            return to_json(self._response())
+        last = self._announced() + self._shown_pieces(pieces) + self._closed(self._last_status())
+        return last + self._events.event(f"response.{self._last_status()}", response=self._response())
+
+    def waiting(self) -> bytes:
+        """Return a frame for a stream that has to wait, one that clients take for a sign of life."""
+        return self._announced() or self._events.event(
+            "response.in_progress", response=self._shown("in_progress")
+        )
+
+    def failure(self, error: RouterError) -> bytes:
+        """Return what ends a stream with an error, whatever has been sent of it.
+
+        Codex shows the message in `response.failed`; openai raises on the `error` behind it.
+        """
+        begun = self._announced()
+        if self._items and self._items[-1].is_open:
+            self._items[-1].break_off()
+        # OpenAI's list of codes is closed. Codex repeats a request after `server_error`, but not after the other.
+        code = "server_error" if error.retryable else "invalid_prompt"
+        failed = {**self._shown("failed"), "error": {"code": code, "message": str(error)}}
+        details = OPENAI.error(error)["error"]
+        about = {key: details[key] for key in ("code", "message", "param")}
+        return (
+            begun
+            + self._events.event("response.failed", response=failed)
+            + self._events.event("error", **about, error=details)
+        )
+
+    def _event(self, event: bytes) -> bytes:
+        pieces = self._answer.feed(b"data: %b\n\n" % event.replace(b"\n", b"\ndata: "))
+        self._extras.take(event)
+        return self._announced() + self._shown_pieces(pieces)
+
+    def _announced(self) -> bytes:
+        """Return the events that begin every stream; nothing when they have been sent."""
+        if self._is_announced:
+            return b""
+        self._is_announced = True
+        begun = self._shown("in_progress")
+        return self._events.event("response.created", response=begun) + self._events.event(
+            "response.in_progress", response=begun
+        )
+
+    def _shown_pieces(self, pieces: list[Piece]) -> bytes:
+        return b"".join([self._shown_piece(piece) for piece in pieces])
+
+    def _shown_piece(self, piece: Piece) -> bytes:
+        before = b"" if piece.block < len(self._items) else self._begun(piece)
+        if not piece.text:
+            return before
+        logprobs = self._extras.pop_logprobs() if piece.kind == "text" else []
+        return before + self._items[piece.block].add(piece.text, logprobs)
+
+    def _begun(self, piece: Piece) -> bytes:
+        """Begin the next item. They follow one another, as Codex expects it."""
+        before = self._closed("completed")
+        index = len(self._items)
+        item: Item
+        if piece.kind == "call":
+            tool, call_id = self._tools.named(piece.name), piece.id or f"call_{self._identity}_{index}"
+            item = CallItem(self._events, self._identity, index, tool, call_id)
+        else:
+            item = TextItem(self._events, self._identity, index, is_thought=piece.kind == "thinking")
+        self._items.append(item)
+        return before + item.open()
+
+    def _closed(self, status: Status) -> bytes:
+        """End the item that is open, if any."""
+        if not self._items or not self._items[-1].is_open:
+            return b""
+        return self._items[-1].close(status)
+
+    def _last_status(self) -> Status:
+        """Return how the answer ended; what it had no space left for is its last item."""
+        return "incomplete" if self._answer.finish_reason in _INCOMPLETE else "completed"
+
+    def _response(self) -> Json:
+        status = self._last_status()
+        why = _INCOMPLETE.get(self._answer.finish_reason or "")
+        return {
+            **self._shown(status),
+            "completed_at": int(self._wall_clock()) if status == "completed" else None,
+            "incomplete_details": {"reason": why} if why else None,
+            "usage": _usage(self._answer.tokens, self._extras.thought_tokens),
+        }
+
+    def _shown(self, status: str) -> Json:
+        return {
+            "id": f"resp_{self._identity}",
+            "object": "response",
+            "created_at": self._created_at,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            **self._echo,
+            "output": [item.shown() for item in self._items],
+            "usage": None,
+        }
+
+
+class _Extras:
+    """What only this dialect wants of a chat answer: probabilities, and how many tokens went into thinking.
+
+    Attributes:
+        thought_tokens: those of the completion that the model thought with, where the engine counts them.
+    """
+
+    def __init__(self, *, wants_logprobs: bool) -> None:
+        self.thought_tokens = 0
+        self._wants_logprobs = wants_logprobs
+        self._logprobs: list[Json] = []
+        self._whole = bytearray()
+
+    def collect(self, data: bytes) -> None:
+        """Keep an answer that comes whole."""
+        self._whole += data
+
+    def take_collected(self) -> None:
+        """Take in the answer that came whole.
+
+        Raises:
+            ValueError: it cannot be understood.
+        """
+        self.take(bytes(self._whole), "message")
+
+    def take(self, event: bytes, key: str = "delta") -> None:
+        """Take in one event, or a whole answer.
+
+        Raises:
+            ValueError: it cannot be understood.
+        """
+        if event == b"[DONE]" or not (self._wants_logprobs or b'"reasoning_tokens"' in event):
+            return
+        with understanding():
+            chunk = parse_answer(event)
+            details = (chunk.get("usage") or {}).get("completion_tokens_details") or {}
+            self.thought_tokens = int(details.get("reasoning_tokens") or self.thought_tokens)
+            for choice in (chunk.get("choices") or ())[:1]:
+                if self._wants_logprobs and choice[key].get("content"):
+                    self._logprobs += _logprobs(choice.get("logprobs"))
+
+    def pop_logprobs(self) -> list[Json]:
+        """Return the probabilities of the text that came since the last call."""
+        logprobs, self._logprobs = self._logprobs, []
+        return logprobs
+
+
+def _echo(data: Mapping[str, Any], request: ChatRequest, asked: str) -> Json:
+    """Return what every answer repeats of its request.
+
+    Raises:
+        BadRequest: a value is of a kind that no answer could carry.
+    """
+    reasoning = object_at(data.get("reasoning") or {}, "reasoning")
+    wanted = object_at(data.get("text") or {}, "text").get("format")
+    metadata = object_at(data.get("metadata") or {}, "metadata")
+    echo: Json = {
+        "background": False,
+        "instructions": data.get("instructions"),
+        "max_output_tokens": request.body.get("max_tokens"),
+        "metadata": {key: string_at(value, f"metadata.{key}") for key, value in metadata.items()},
+        "model": asked,
+        "parallel_tool_calls": data.get("parallel_tool_calls") is not False,
+        "previous_response_id": None,
+        "reasoning": {
+            "effort": reasoning.get("effort") if reasoning.get("effort") in _EFFORTS else None,
+            "summary": None,
+        },
+        "store": False,
+        "temperature": request.body.get("temperature"),
+        "text": {"format": wanted or {"type": "text"}},
+        "tool_choice": request.tool_choice,
+        "tools": request.tools.given,
+        "top_logprobs": request.body.get("top_logprobs"),
+        "top_p": request.body.get("top_p"),
+        "truncation": "disabled",
+    }
+    for key in ("user", "prompt_cache_key", "safety_identifier"):
+        if data.get(key) is not None:
+            echo[key] = string_at(data[key], key)
+    return echo
+
+
+def _logprobs(given: Mapping[str, Any] | None) -> list[Json]:
+    return [
+        {**_logprob(entry), "top_logprobs": [_logprob(other) for other in entry.get("top_logprobs") or ()]}
+        for entry in (given or {}).get("content") or ()
+    ]
+
+
+def _logprob(entry: Mapping[str, Any]) -> Json:
+    return {"token": entry["token"], "logprob": entry["logprob"], "bytes": entry.get("bytes") or []}
+
+
+def _usage(tokens: Tokens, thought: int) -> Json:
+    """Return how many tokens were used; 0 where the engine did not say, for some clients insist on figures."""
+    taken, made = tokens.prompt or 0, tokens.completion or 0
+    return {
+        "input_tokens": taken,
+        "input_tokens_details": {"cached_tokens": tokens.cached, "cache_write_tokens": 0},
+        "output_tokens": made,
+        "output_tokens_details": {"reasoning_tokens": thought},
+        "total_tokens": taken + made,
+    }
