@@ -6,148 +6,39 @@ happens in between, and every decision in it, is here and below.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
-import time
 from collections.abc import AsyncGenerator, Callable
-from urllib.parse import quote
 
 import trio
-from attrs import define, field, frozen
+from attrs import frozen
 
+from engine_router.courses import Courses
 from engine_router.dialects import OLLAMA, dialect_of
-from engine_router.dialects.base import Dialect, Octets, Routed, Translation, route_json, route_multipart
-from engine_router.dialects.ollama_openai import translate
-from engine_router.dialects.scanning import FormScanner, JsonScanner
+from engine_router.dialects.anthropic_tokens import count_tokens_body
+from engine_router.dialects.base import Dialect, Routed
+from engine_router.dialects.footer import Footer, footer_for
+from engine_router.dialects.ollama_loading import keep_alive_s, load_answer, loads
+from engine_router.dialects.waiting import patience_for
 from engine_router.discovery import Target
-from engine_router.errors import RouterError
-from engine_router.events import EventHub, RequestEnded
-from engine_router.relay import Outgoing, Passage, plain_body, request_headers, waiting_body
+from engine_router.errors import BadRequest, RouterError
+from engine_router.loading import Loading
+from engine_router.progress import progress_of
+from engine_router.reading import Incoming, read
+from engine_router.relay import Course, Manner, Passage, blank_body, plain_body, waiting_body
+from engine_router.residency.ledger import Phase
+from engine_router.residency.messages import Priority
 from engine_router.router import Router
-from engine_router.upload import Passing, Upload
+from engine_router.scope import RequestScope
+from engine_router.upload import Passing
 from engine_router.wire.upstream import Headers, ResponseHead, first_value
 
-CLIENT_LEFT = 499
-V1_ROUTES = frozenset(
-    (
-        "chat/completions",
-        "completions",
-        "embeddings",
-        "responses",
-        "messages",
-        "messages/count_tokens",
-        "rerank",
-        "reranking",
-        "score",
-    )
-)
-V1_PREFIXES = ("audio/", "images/")
-API_ROUTES = frozenset(("chat", "generate", "embed", "embeddings"))
-VISIBLE = "".join(map(chr, range(33, 127)))
-_PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)+", re.ASCII)
-
-
-def is_proxied(path: str) -> bool:
-    """Tell whether a POST to a path is routed by `model`; one that leads anywhere else (`audio/..`) is not."""
-    kind, _, rest = path.removeprefix("/").partition("/")
-    if kind == "v1":
-        return rest in V1_ROUTES or (rest.startswith(V1_PREFIXES) and _PLAIN_PATH.fullmatch(rest) is not None)
-    return kind == "api" and rest in API_ROUTES
-
-
-@frozen
-class Incoming:
-    """A request to a proxied route; a whole one, unless its body is large.
-
-    Attributes:
-        path: decoded, without the query.
-        query: as it came, without the question mark.
-        headers: as they came.
-    """
-
-    path: str
-    query: bytes
-    headers: Headers
-    body: Octets | Upload
-
-    def target(self, path: str) -> str:
-        """Return the target of the request to an engine: a path, and the query that the client sent."""
-        return wire_target(path, self.query)
-
-
-def wire_target(path: str, query: bytes) -> str:
-    """Return path and query as they go on the wire: nothing in them may end the request line."""
-    query_text = quote(query, safe=VISIBLE)
-    return quote(path) + (f"?{query_text}" if query_text else "")
-
-
-@define(eq=False)
-class RequestScope:
-    """What one request holds and how it goes.
-
-    Everything that a request holds is given back synchronously. So the departure of a client gives it back
-    in the very step in which it is noticed, even where its handler is stuck in a send that nobody reads.
-
-    Attributes:
-        stack: what it holds; every exit callback is synchronous.
-        model, engine: filled in once known.
-        status: what the client got; 0 while nothing was sent.
-        error: in words, where something failed.
-    """
-
-    path: str
-    hub: EventHub
-    stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
-    model: str | None = None
-    engine: str | None = None
-    status: int = 0
-    queue_wait_s: Callable[[], float] = lambda: math.nan
-    first_byte_s: Callable[[], float] = lambda: math.nan
-    error: str | None = None
-    finished: bool = False
-    _began_at: float = field(factory=trio.current_time)
-
-    def note_error(self, error: RouterError) -> None:
-        """Record what the client is told of an error in an answer that has begun."""
-        self.status, self.error = error.status, str(error)
-
-    def client_left(self) -> bool:
-        """Give everything back, since nobody waits for the answer any more. Returns False if it was complete."""
-        if self.finished:
-            return False
-        self.status = 0 if self.status < 400 else self.status
-        self.leave()
-        return True
-
-    def leave(self) -> None:
-        """Give everything back and record how it went. Never waits; may be called again.
-
-        A handler that is about to run when its client leaves may still take something before it is cancelled:
-        the next call gives that back.
-        """
-        self.stack.close()
-        if self.finished:
-            return
-        self.finished = True
-        if self.engine is not None or self.model is not None:
-            self.hub.publish(
-                RequestEnded(
-                    at=time.time(),
-                    model=self.model,
-                    engine=self.engine,
-                    path=self.path,
-                    status=self.status or CLIENT_LEFT,
-                    duration_s=trio.current_time() - self._began_at,
-                    queue_wait_s=_known(self.queue_wait_s()),
-                    first_byte_s=_known(self.first_byte_s()),
-                    error=self.error,
-                )
-            )
-
-
-def _known(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else seconds
+COUNT_TOKENS = "/v1/messages/count_tokens"
+# Answers that need not be JSON, so that no blanks can go ahead of them.
+OTHER_ANSWERS = ("/v1/audio/",)
+# A request that only loads or unloads a model says next to nothing.
+LOAD_BYTES = 2000
+# Waiting for less than this, in seconds, is no load of a model.
+WARM_S = 0.001
 
 
 @frozen
@@ -168,8 +59,11 @@ class Answerer:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._strip_keys = bool(router.config.server.api_keys)
-        self._interval_s = float(router.config.server.keepalive_interval_s) or math.inf
+        server = router.config.server
+        self._courses = Courses(router.config, router.abilities, strip_keys=bool(server.api_keys))
+        self._interval_s = float(server.keepalive_interval_s) or math.inf
+        self._blanks_after_s = float(server.nonstreaming_keepalive_after_s) or math.inf
+        self._max_body_bytes = int(server.max_body_mb * 1_000_000)
 
     async def answer(self, incoming: Incoming, scope: RequestScope) -> Reply:
         """Wait for the engine and for the head of its answer, or for the first keep-alive frame to be due.
@@ -180,91 +74,173 @@ class Answerer:
             RouterError: there is no answer but this error.
         """
         dialect = dialect_of(incoming.path)
-        routed = await self._read(dialect, incoming)
+        routed = await read(dialect, incoming, max_body_bytes=self._max_body_bytes, passes=self._passes)
         scope.model = routed.model
         target = await self._router.resolve(routed.model)
         scope.model, scope.engine = target.model, target.engine
-        translation = self._translation(incoming.path, routed, target)
-        outgoing = self._outgoing(incoming, routed, target, translation)
-        passage = Passage(self._router.supervisor, self._router.upstream, outgoing, translation)
+        if (counted := self._counted(incoming.path, routed, target)) is not None:
+            return counted
+        passage = self._passage(incoming, routed, target)
         scope.queue_wait_s = lambda: passage.queue_wait_s
         scope.first_byte_s = lambda: passage.first_byte_s
         scope.stack.callback(passage.close)
-        passage.enter()
-        return await self._begin(passage, dialect, scope, routed)
-
-    async def _read(self, dialect: Dialect, incoming: Incoming) -> Routed | Passing:
-        """Read the whole request, or of a large one as much as is needed, where nothing in it has to be changed."""
-        body = incoming.body
-        content_type = (first_value(incoming.headers, b"content-type") or b"").decode("latin-1")
-        is_form = content_type.startswith("multipart/")
-        if isinstance(body, Upload):
-            model = await body.find_model(FormScanner(content_type) if is_form else JsonScanner())
-            if model is not None and await self._passes(incoming.path, model):
-                return Passing(model, body)
-            body = await body.whole()
-        return route_multipart(content_type, body) if is_form else route_json(dialect, incoming.path, body)
+        passage.enter(
+            priority=_priority(incoming.headers),
+            keep_alive_s=None if isinstance(routed, Passing) else keep_alive_s(routed.keep_alive),
+        )
+        return await self._begin(passage, incoming.path, routed, scope)
 
     async def _passes(self, path: str, model: str) -> bool:
-        """Tell whether a request for a model goes to its engine as it is."""
-        target = await self._router.resolve(model)
-        return target.upstream == model and not self._needs_translation(path, target)
+        return self._courses.passes(path, model, await self._router.resolve(model))
 
-    def _needs_translation(self, path: str, target: Target) -> bool:
-        """Tell whether the engine does not know the path: Ollama's dialect, and it speaks OpenAI's."""
-        return dialect_of(path) is OLLAMA and self._router.config.engines[target.engine].type != "ollama"
-
-    def _translation(self, path: str, routed: Routed | Passing, target: Target) -> Translation | None:
-        """Return the translation that a request needs; None where the engine speaks the client's dialect."""
-        if isinstance(routed, Passing) or not self._needs_translation(path, target):
+    def _counted(self, path: str, routed: Routed | Passing, target: Target) -> Reply | None:
+        """Return the answer to a count of tokens that is estimated here: nothing is loaded for a mere count."""
+        if path != COUNT_TOKENS or isinstance(routed, Passing):
             return None
-        return translate(path, routed.data(), asked=routed.model, upstream=target.upstream)
+        is_ready = self._is_ready(target)
+        if is_ready and self._courses.is_native(path, target) is not False:
+            return None
+        return _whole(count_tokens_body(routed.data()))
 
-    def _outgoing(
-        self, incoming: Incoming, routed: Routed | Passing, target: Target, translation: Translation | None
-    ) -> Outgoing:
-        engine = self._router.config.engines[target.engine]
-        # Without the header an engine may choose any encoding; the router may put frames into the body.
-        added = {"Accept-Encoding": "identity", **engine.headers}
-        return Outgoing(
-            engine=target.engine,
-            resident=target.resident,
-            method="POST",
-            target=incoming.target(translation.path if translation else incoming.path),
-            headers=request_headers(incoming.headers, strip_keys=self._strip_keys, added=added),
-            body=translation.body if translation else routed.renamed(target.upstream),
-            connect_timeout_s=engine.connect_timeout_s,
+    def _is_ready(self, target: Target) -> bool:
+        residence = self._router.supervisor.pool(target.resident).ledger.residence(target.resident)
+        return residence is not None and residence.phase is Phase.READY
+
+    def _passage(self, incoming: Incoming, routed: Routed | Passing, target: Target) -> Passage | Loading:
+        router = self._router
+        if (
+            isinstance(routed, Routed)
+            and len(routed.body) < LOAD_BYTES
+            and dialect_of(incoming.path) is OLLAMA
+        ):
+            data = routed.data()
+            if loads(incoming.path, data):
+                wish = keep_alive_s(routed.keep_alive)
+                answer = load_answer(incoming.path, routed.model, unloaded=wish == 0)
+                return Loading(router.supervisor, target.resident, answer, unloads=wish == 0)
+        native = self._courses.is_native(incoming.path, target)
+
+        def course(*, native: bool) -> Course:
+            return self._courses.course(
+                incoming,
+                routed,
+                target,
+                native=native,
+                load_s=lambda: _load_s(passage),
+                footer=self._footer(incoming.path, routed, lambda: passage),
+            )
+
+        async def choose(base_url: str) -> Course:
+            return course(native=await router.abilities.serves(target.engine, base_url, incoming.path))
+
+        passage = Passage(
+            router.supervisor,
+            router.upstream,
+            target.resident,
+            choose if native is None else course(native=native),
+        )
+        return passage
+
+    def _footer(self, path: str, routed: Routed | Passing, passage: Callable[[], Passage]) -> Footer | None:
+        if not self._router.config.server.footer or isinstance(routed, Passing):
+            return None
+        return footer_for(
+            path,
+            routed.data(),
+            sent_at=lambda: passage().sent_at,
+            load_s=lambda: _load_s(passage()) or math.nan,
+            clock=trio.current_time,
         )
 
     async def _begin(
-        self, passage: Passage, dialect: Dialect, scope: RequestScope, routed: Routed | Passing
+        self, passage: Passage | Loading, path: str, routed: Routed | Passing, scope: RequestScope
     ) -> Reply:
-        """Answer with the engine's own status and headers, or keep the client's stream open until they come."""
+        """Answer with the engine's own status and headers, or keep the client's connection open until they come."""
+        dialect = dialect_of(path)
         try:
-            head = await self._head(passage, routed)
+            head = await self._head(passage, path, routed)
         except RouterError:
             passage.close()
             raise
+        manner = self._manner(passage, path, routed, scope)
+        if head is None and routed.streams:
+            kind = dialect.stream_type.encode()
+            head = ResponseHead(200, [(b"content-type", kind), (b"cache-control", b"no-cache")])
+            return Reply(head, waiting_body(passage, manner), has_body=True)
         if head is None:
-            head = ResponseHead(
-                200, [(b"content-type", dialect.stream_type.encode()), (b"cache-control", b"no-cache")]
-            )
-            return Reply(
-                head, waiting_body(passage, dialect, self._interval_s, scope.note_error), has_body=True
-            )
-        # No error frame can be put into an answer that is encoded, nor into one that is an error itself.
-        is_open = (
-            routed.streams and head.status < 400 and head.header(b"content-encoding") in (None, b"identity")
-        )
-        body = plain_body(passage, dialect, scope.note_error, streams=is_open)
-        return Reply(head, body, has_body=passage.has_chunk)
+            head = ResponseHead(200, [(b"content-type", b"application/json")])
+            return Reply(head, blank_body(passage, manner), has_body=True)
+        is_open = routed.streams and _is_stream(head, dialect)
+        return Reply(head, plain_body(passage, manner, streams=is_open), has_body=passage.has_chunk)
 
-    async def _head(self, passage: Passage, routed: Routed | Passing) -> ResponseHead | None:
-        """Wait for the head of the answer; None when a client that asked for a stream should hear something."""
+    async def _head(
+        self, passage: Passage | Loading, path: str, routed: Routed | Passing
+    ) -> ResponseHead | None:
+        """Wait for the head of the answer; None when the client should hear something before."""
+        may_be_blank = not path.startswith(OTHER_ANSWERS)
+        blanks_at = trio.current_time() + self._blanks_after_s if may_be_blank else math.inf
         # Whether a stream is asked for may come after what the engine is asked for.
         if not (routed.streams or isinstance(routed, Passing)):
-            return await passage.head()
+            return await passage.head(blanks_at)
         while True:
             head = await passage.head(trio.current_time() + self._interval_s)
-            if head is not None or routed.streams:
+            if head is not None or routed.streams or trio.current_time() >= blanks_at:
                 return head
+
+    def _manner(
+        self, passage: Passage | Loading, path: str, routed: Routed | Passing, scope: RequestScope
+    ) -> Manner:
+        request = dict if isinstance(routed, Passing) else routed.data
+        shows = self._router.config.server.show_progress
+        return Manner(
+            dialect=dialect_of(path),
+            make_patience=lambda: patience_for(path, routed.model, request=request),
+            # An error in a stream of this endpoint has to go on from what was sent of it.
+            must_splice=path == "/v1/responses",
+            interval_s=self._interval_s,
+            on_error=scope.note_error,
+            progress=(lambda: self._progress(passage)) if shows else (lambda: None),
+        )
+
+    def _progress(self, passage: Passage | Loading) -> str | None:
+        return None if passage.lease is None else progress_of(self._router.supervisor, passage.lease)
+
+
+def _priority(headers: Headers) -> Priority:
+    """Return how much a request matters, as its client says.
+
+    Raises:
+        BadRequest: that is none of the three words.
+    """
+    given = first_value(headers, b"x-request-priority")
+    if given is None:
+        return "normal"
+    match given.strip().lower():
+        case b"high":
+            return "high"
+        case b"normal":
+            return "normal"
+        case b"low":
+            return "low"
+    raise BadRequest("X-Request-Priority must be high, normal or low")
+
+
+def _load_s(passage: Passage) -> float:
+    """Return for how long a request waited for its model; 0 where it was there already."""
+    waited = passage.queue_wait_s
+    return waited if waited >= WARM_S else 0.0
+
+
+def _is_stream(head: ResponseHead, dialect: Dialect) -> bool:
+    """Tell whether frames can be put into an answer: not where it is encoded, an error, or something else."""
+    kind = (head.header(b"content-type") or b"").partition(b";")[0].strip().lower()
+    is_plain = head.header(b"content-encoding") in (None, b"identity")
+    return head.status < 400 and is_plain and kind == dialect.stream_type.encode()
+
+
+def _whole(body: bytes) -> Reply:
+    async def once() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return Reply(ResponseHead(200, headers), once(), has_body=True)

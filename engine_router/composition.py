@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import httpx
 import trio
 
-from engine_router.config import Config, PoolConfig, ProcessConfig, load_config
+from engine_router.config import Config, ProcessConfig, load_config
 from engine_router.discovery import Discovery
 from engine_router.engines.base import ResidentId
 from engine_router.engines.build import build_engines
+from engine_router.engines.control import control_client
 from engine_router.engines.family import Guardian
 from engine_router.events import EventHub
+from engine_router.layout import make_layout, make_rules, pools_of
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
-from engine_router.residency.ledger import Phase, Rules
+from engine_router.residency.ledger import Phase
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
 from engine_router.state import default_state_file, read_state
@@ -49,7 +51,7 @@ async def open_router(config: Config | str | os.PathLike[str]) -> AsyncIterator[
     failure: Exception | None = None
     async with (
         # Every control call is bounded by a scope of its own.
-        httpx.AsyncClient(trust_env=False, timeout=None, limits=httpx.Limits(max_connections=None)) as client,  # noqa: S113
+        control_client() as client,
         trio.open_nursery() as nursery,
     ):
         guardian = None
@@ -59,6 +61,9 @@ async def open_router(config: Config | str | os.PathLike[str]) -> AsyncIterator[
         router = await _compose(config, client, guardian)
         await nursery.start(router.supervisor.run)
         nursery.start_soon(router.keep_discovering)
+        nursery.start_soon(
+            router.catalogue.keep_fresh, client, lambda: _serving(router.supervisor), router.events()
+        )
         nursery.start_soon(router.keep_saving)
         try:
             yield router
@@ -82,26 +87,20 @@ async def _compose(config: Config, client: httpx.AsyncClient, guardian: Guardian
     for name, models in state.models.items():
         if name in config.engines and config.engines[name].discover:
             discovery.set_listed(name, models)
-    rules = config.scheduling
     supervisor = Supervisor(
         engines=engines,
         gauges=_gauges(config),
         pool_of={name: engine.pool for name, engine in config.engines.items()},
-        rules=Rules(
-            drain_timeout_s=rules.drain_timeout_s,
-            max_wait_s=rules.max_wait_s,
-            abandon_grace_s=rules.abandon_grace_s,
-            failed_start_memory_s=rules.failed_start_memory_s,
-            max_queue=rules.max_queue,
-        ),
-        settle_timeout_s=rules.settle_timeout_s,
+        rules=make_rules(config),
+        settle_timeout_s=config.scheduling.settle_timeout_s,
+        health_interval_s=config.scheduling.health_interval_s,
         hub=hub,
         state=state,
-        declared=lambda resident: _declared(config, resident),
+        layout=await make_layout(config, engines, discovery),
     )
     metrics = _metrics(supervisor)
     hub.listen(metrics.observe)
-    return Router(
+    router = Router(
         config,
         hub,
         engines,
@@ -114,45 +113,48 @@ async def _compose(config: Config, client: httpx.AsyncClient, guardian: Guardian
         time.time(),
         _make_app,
     )
+    hub.listen(router.abilities.observe)
+    return router
 
 
 def _gauges(config: Config) -> dict[str, Gauge]:
-    pools = {"default": PoolConfig(), **{str(name): pool for name, pool in config.pools.items()}}
     return {
-        name: make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ()) for name, pool in pools.items()
+        name: make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ())
+        for name, pool in pools_of(config).items()
     }
 
 
-def _declared(config: Config, resident: ResidentId) -> int | None:
-    """Return the memory that the configuration declares for a resident, in bytes."""
-    for name, model in config.models.items():
-        if model.engine == resident.engine and (model.upstream or name) == resident.model and model.memory_gb:
-            return int(model.memory_gb * 1e9)
-    declared = config.engines[resident.engine].memory_gb
-    return None if declared is None else int(declared * 1e9)
+def _serving(supervisor: Supervisor) -> dict[ResidentId, str]:
+    """Return where the residents answer that are ready now."""
+    return {
+        resident: life.endpoint.base_url
+        for pool in supervisor.pools.values()
+        for resident, life in pool.lives.items()
+        if life.endpoint is not None
+    }
 
 
 def _metrics(supervisor: Supervisor) -> Metrics:
     def in_flight() -> dict[tuple[str, ...], float]:
         return {
-            (pool.name, str(pool.ledger.present.resident)): float(len(pool.ledger.present.leases))
+            (pool.name, str(residence.resident)): float(len(residence.leases))
             for pool in supervisor.pools.values()
-            if pool.ledger.present is not None
+            for residence in pool.ledger.residences
         }
 
     def waiting() -> dict[tuple[str, ...], float]:
-        counts: dict[tuple[str, ...], float] = {}
-        for pool in supervisor.pools.values():
-            for ticket in pool.ledger.waiting():
-                key = (pool.name, str(ticket.resident))
-                counts[key] = counts.get(key, 0.0) + 1.0
-        return counts
+        return {
+            (pool.name, str(resident)): float(count)
+            for pool in supervisor.pools.values()
+            for resident, count in pool.ledger.waiting_counts().items()
+        }
 
     def resident() -> dict[tuple[str, ...], float]:
         return {
-            (pool.name, str(pool.ledger.present.resident)): 1.0
+            (pool.name, str(residence.resident)): 1.0
             for pool in supervisor.pools.values()
-            if pool.ledger.present is not None and pool.ledger.present.phase is Phase.READY
+            for residence in pool.ledger.residences
+            if residence.phase is Phase.READY
         }
 
     return Metrics(in_flight=in_flight, waiting=waiting, resident=resident)

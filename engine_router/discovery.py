@@ -81,10 +81,16 @@ class Discovery:
                     found[model] = self._target(model, engine, discovered=True)
         return [self._with_aliases(target) for target in found.values()]
 
+    def offered(self) -> list[Target]:
+        """Return the models that clients are shown: every known one, but not those that are `unlisted`."""
+        hidden = {name for name, model in self._config.models.items() if model.unlisted}
+        return [target for target in self.targets() if target.model not in hidden]
+
     def names(self) -> Iterator[str]:
-        """Yield every name that a client may use."""
-        yield from (target.model for target in self.targets())
-        yield from self._aliases
+        """Yield every name that clients are shown."""
+        for target in self.offered():
+            yield target.model
+            yield from target.aliases
 
     def set_listed(self, engine: str, models: Iterable[str]) -> None:
         """Take in what an engine listed."""

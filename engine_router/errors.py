@@ -135,6 +135,19 @@ class BodyTooLarge(RouterError):
         self.limit_bytes = limit_bytes
 
 
+class UnknownEncoding(RouterError):
+    """The request's body has a content encoding that is not known here."""
+
+    status = 415
+    code = "unsupported_content_encoding"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
+    retryable = False
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"the content encoding '{encoding}' is not known; send gzip, deflate, zstd or none")
+
+
 class QueueFull(RouterError):
     """As many requests wait for this pool as `scheduling.max_queue` allows."""
 
@@ -142,6 +155,29 @@ class QueueFull(RouterError):
     code = "queue_full"
     kind = "overloaded_error"
     anthropic_kind = "overloaded_error"
+
+
+class NeverFits(RouterError):
+    """The model can never be loaded: its pool's budget, less what is pinned there, is too small.
+
+    507 (insufficient storage), since the router is what is too small, and not the request that is wrong; told
+    not to be worth a retry, since only a change of the configuration or of a pin helps.
+
+    Attributes:
+        need_bytes: what it needs, where that is known.
+        budget_bytes: what it could have at most, where the pool has a budget.
+    """
+
+    status = 507
+    code = "model_never_fits"
+    retryable = False
+
+    def __init__(
+        self, message: str, *, need_bytes: int | None = None, budget_bytes: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.need_bytes = need_bytes
+        self.budget_bytes = budget_bytes
 
 
 class RouterClosing(RouterError):
@@ -204,6 +240,28 @@ class EngineStartTimeout(EngineStartFailed):
     """The engine did not become ready within its `start_timeout_s`."""
 
     code = "engine_start_timeout"
+
+
+class NotEnoughMemory(EngineStartFailed):
+    """Less memory is free than the budget promised: something outside the router holds it.
+
+    Attributes:
+        need_bytes: what the start needs.
+        free_bytes: what was free in the end.
+    """
+
+    code = "not_enough_memory"
+    retryable = True
+
+    def __init__(self, engine: str, need_bytes: int, free_bytes: int, waited_s: float) -> None:
+        super().__init__(
+            engine,
+            f"was not started: it needs {need_bytes / 1e9:.1f} GB, and only {free_bytes / 1e9:.1f} GB were free "
+            f"after {waited_s:g} s; something outside the router holds the rest",
+            retry_after_s=max(5.0, waited_s),
+        )
+        self.need_bytes = need_bytes
+        self.free_bytes = free_bytes
 
 
 class EngineStopFailed(EngineError):

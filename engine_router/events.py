@@ -37,12 +37,17 @@ class Event:
 
 @frozen(kw_only=True)
 class SwapBegan(Event):
-    """A swap was decided on. `source` or `target` is None where memory was empty or stays empty."""
+    """A swap was decided on. `source` or `target` is None where memory was empty or stays empty.
+
+    `expected_s` is what it took the last time, where known; `waiting` is how many requests wait in the pool.
+    """
 
     pool: str
     source: str | None
     target: str | None
     cause: str
+    expected_s: float | None = None
+    waiting: int = 0
 
 
 @frozen(kw_only=True)
@@ -58,7 +63,7 @@ class SwapPhase(Event):
 
 @frozen(kw_only=True)
 class SwapEnded(Event):
-    """A swap ended. `phases` holds the seconds of each phase it went through."""
+    """A swap ended. `phases` holds the seconds of each phase; `expected_s` is what was expected of the whole."""
 
     pool: str
     source: str | None
@@ -67,6 +72,7 @@ class SwapEnded(Event):
     result: Literal["ok", "error", "abandoned"]
     duration_s: float
     phases: dict[str, float]
+    expected_s: float | None = None
     error: str | None = None
 
 

@@ -1,28 +1,69 @@
-"""Who may talk to the router. Both tiers ask here, with the headers as they came."""
+"""Who may talk to the router. Both tiers ask here, with the headers as they came.
+
+Three questions: whether the router is addressed by a name of its own, whether the request carries a key, and
+whether the page of another site that sends it is one of those that may. The first one is there because a site
+can make its own name point to this machine ("DNS rebinding"): to a browser its pages and the router are then
+of one origin, and nothing but the name gives them away.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hmac
-from collections.abc import Iterator, Sequence
+import re
+import socket
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-from attrs import frozen
-
+from engine_router.config import ServerConfig
 from engine_router.errors import Forbidden, Unauthorized
 from engine_router.wire.upstream import Headers, first_value
 
 # Liveness is asked by machines that have no key, and tells nothing.
 PUBLIC_PATHS = frozenset(("/health",))
+# Nobody can register a name that ends so: it means this machine, or one that its own network names. All but
+# `lan`, which is merely customary and in nobody's hands, are reserved (RFC 6761, 6762, 8375; ICANN).
+LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".home", ".lan", ".test")
+# Seconds for which a browser remembers what a page may do; more than two hours none of them does.
+PREFLIGHT_AGE_S = 7200
+# Different Host headers whose verdict is remembered.
+REMEMBERED_HOSTS = 64
+
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+(%[0-9a-z._~-]+)?\]|[0-9a-z_-]+(\.[0-9a-z_-]+)*)\.?(:[0-9]*)?")
+_VARY = (b"vary", b"Origin")
+_EXPOSED = (b"access-control-expose-headers", b"*")
 
 
-@frozen
 class Gate:
-    """The keys that clients may show; none means that no key is asked for."""
+    """The rules of `[server]`: names, keys, and pages of other sites."""
 
-    keys: Sequence[str]
+    def __init__(self, server: ServerConfig) -> None:
+        self._keys = [key.encode() for key in server.api_keys]
+        names = _allowed_names(server)
+        self._is_own: Callable[[bytes], bool] | None = None
+        if names is not None:
+            self._is_own = functools.lru_cache(REMEMBERED_HOSTS)(functools.partial(_is_own, names))
+        patterns = [_origin_pattern(origin) for origin in server.cors_origins]
+        self._pages = re.compile("|".join(patterns)) if patterns else None
+        self._all_pages = "*" in server.cors_origins
+
+    def check_host(self, headers: Headers) -> None:
+        """See that a request addresses the router by one of its names; one that names no host comes from no browser.
+
+        Raises:
+            Forbidden: it uses another name.
+        """
+        if self._is_own is None:
+            return
+        host = first_value(headers, b"host")
+        if host and not self._is_own(host):
+            raise Forbidden(
+                f"the router does not answer to the name {_shown(host)}; "
+                "if it is its name, add it to server.allowed_hosts in engines.toml"
+            )
 
     def check_key(self, path: str, headers: Headers) -> None:
         """See that a request carries one of the keys; any of those that it offers may be the right one.
@@ -30,10 +71,10 @@ class Gate:
         Raises:
             Unauthorized: none of them is. Every comparison takes the same time, whatever is right or wrong.
         """
-        if not self.keys or path in PUBLIC_PATHS:
+        if not self._keys or path in PUBLIC_PATHS:
             return
         offers = list(offered_keys(headers))
-        matches = [hmac.compare_digest(offer, key.encode()) for offer in offers for key in self.keys]
+        matches = [hmac.compare_digest(offer, key) for offer in offers for key in self._keys]
         if not any(matches):
             raise Unauthorized(
                 "the API key is not one of the router's"
@@ -45,20 +86,129 @@ class Gate:
         """Refuse what a page of another site makes a browser send: it could swap models behind its user's back.
 
         Raises:
-            Forbidden: the request changes something and comes from another origin.
+            Forbidden: the request changes something and comes from an origin that is neither the router's own
+                nor allowed.
         """
         if method in _SAFE_METHODS:
             return
-        given = first_value(headers, b"origin")
-        if given is None:
+        origin = first_value(headers, b"origin")
+        if origin is None or self._allows(origin):
             return
-        origin = given.decode("latin-1")
         try:
-            site = urlsplit(origin).netloc
+            site = urlsplit(origin.decode("latin-1")).netloc
         except ValueError:
             site = ""
         if not site or site.encode("latin-1") != first_value(headers, b"host"):
-            raise Forbidden(f"requests from pages of another origin ({origin}) are not allowed")
+            raise _not_allowed(origin)
+
+    def preflight(self, method: str, headers: Headers) -> Headers | None:
+        """Answer a browser that asks whether a page may send a request; None if that is not what is asked.
+
+        A browser asks without the key that the request itself will carry.
+
+        Returns:
+            The headers of an empty answer, beside `answer_headers`.
+
+        Raises:
+            Forbidden: it may not.
+        """
+        if method != "OPTIONS" or first_value(headers, b"access-control-request-method") is None:
+            return None
+        origin = first_value(headers, b"origin")
+        if origin is None:
+            return None
+        if not self._allows(origin):
+            raise _not_allowed(origin)
+        said = [
+            (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE"),
+            (b"access-control-max-age", b"%d" % PREFLIGHT_AGE_S),
+        ]
+        if names := first_value(headers, b"access-control-request-headers"):
+            said.append((b"access-control-allow-headers", names))
+        if first_value(headers, b"access-control-request-private-network"):
+            said.append((b"access-control-allow-private-network", b"true"))
+        return said
+
+    def answer_headers(self, headers: Headers) -> Headers:
+        """Return what the answer to a request carries so that an allowed page can read it, an error too.
+
+        Credentials are never allowed: what a browser remembers of its user's is not for other sites' pages.
+        """
+        if self._pages is None:
+            return ()
+        if self._all_pages:
+            return ((b"access-control-allow-origin", b"*"), _EXPOSED)
+        origin = first_value(headers, b"origin")
+        if origin is None or not self._allows(origin):
+            return (_VARY,)
+        return ((b"access-control-allow-origin", origin), _EXPOSED, _VARY)
+
+    def _allows(self, origin: bytes) -> bool:
+        return self._pages is not None and self._pages.fullmatch(origin.decode("latin-1")) is not None
+
+
+def _not_allowed(origin: bytes) -> Forbidden:
+    return Forbidden(
+        f"pages of another origin ({_shown(origin)}) may not use the router; "
+        "to let them, add it to server.cors_origins in engines.toml"
+    )
+
+
+def _shown(value: bytes) -> str:
+    return value[:100].decode("latin-1")
+
+
+def _allowed_names(server: ServerConfig) -> tuple[str, ...] | None:
+    """Return the names and patterns that are allowed beside the local ones; None where every name is."""
+    allowed = server.allowed_hosts
+    if not isinstance(allowed, tuple):  # auto; a page under a false name has no key
+        return None if server.api_keys else _own_names(server)
+    return None if "*" in allowed else (*allowed, *_own_names(server))
+
+
+def _own_names(server: ServerConfig) -> tuple[str, ...]:
+    return (socket.gethostname().lower(), server.host.lower())
+
+
+def _is_own(names: tuple[str, ...], host: bytes) -> bool:
+    name = name_in(host)
+    if is_local_name(name) or name in names:
+        return True
+    return any(name.endswith(pattern[1:]) for pattern in names if pattern.startswith("*."))
+
+
+def name_in(host: bytes) -> str:
+    """Return the name in a Host header, without its port and a dot behind it; empty where it is malformed."""
+    found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
+    return found["name"] if found else ""
+
+
+def is_local_name(name: str) -> bool:
+    """Tell whether a name is an address, or one that means something in the own network only.
+
+    Nobody else can have a name without a dot, nor one that ends in a number, which is an IPv4 address.
+    """
+    if not name:
+        return False
+    is_address = name.startswith("[") or name.rpartition(".")[2].isdigit()
+    return is_address or "." not in name or name.endswith(LOCAL_ENDS)
+
+
+def _origin_pattern(origin: str) -> str:
+    """Return the regular expression of an allowed origin.
+
+    A star stands for everything, all that a scheme may have behind it, any subdomain, or any port.
+    """
+    if origin == "*":
+        return ".*"
+    scheme, is_url, host = origin.partition("://")
+    if not is_url:
+        return re.escape(origin)
+    if host == "*":
+        return f"{re.escape(scheme)}://[^/]*"
+    subdomains, host = (r"[^/:]+\.", host[2:]) if host.startswith("*.") else ("", host)
+    ports, host = ("(:[0-9]+)?", host[:-2]) if host.endswith(":*") else ("", host)
+    return f"{re.escape(scheme)}://{subdomains}{re.escape(host)}{ports}"
 
 
 def offered_keys(headers: Headers) -> Iterator[bytes]:

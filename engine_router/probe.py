@@ -88,12 +88,19 @@ async def ask(client: httpx.AsyncClient, url: str, check: Check, *, headers: Map
     Cancellation ends the probe and closes its connection.
     """
     with trio.move_on_after(PROBE_TIMEOUT_S):
-        try:
-            answer = await client.get(url, headers=dict(headers))
-        except httpx.HTTPError as error:
-            return f"no answer ({type(error).__name__})"
-        return check.verdict(answer.status_code, answer.content)
+        return await look(client, url, check, headers=headers)
     return "accepts connections but does not answer"
+
+
+async def look(
+    client: httpx.AsyncClient, url: str, check: Check, *, headers: Mapping[str, str]
+) -> str | None:
+    """Probe once, however long that takes. Otherwise as `ask`."""
+    try:
+        answer = await client.get(url, headers=dict(headers))
+    except httpx.HTTPError as error:
+        return f"no answer ({type(error).__name__})"
+    return check.verdict(answer.status_code, answer.content)
 
 
 @frozen

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import define, frozen
+from attrs import Factory, define, field, frozen
 
+from engine_router.abilities import Abilities
+from engine_router.catalogue import Catalogue
 from engine_router.config import Config
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine
@@ -65,6 +67,12 @@ class Router:
     state_file: Path | None
     started_at: float
     _make_app: Callable[[Router], QuartTrio]
+    catalogue: Catalogue = field(
+        init=False, default=Factory(lambda self: Catalogue(self.config, self.discovery), takes_self=True)
+    )
+    abilities: Abilities = field(
+        init=False, default=Factory(lambda self: Abilities(self.config, self.upstream), takes_self=True)
+    )
     _app: QuartTrio | None = None
     _asked_at: float = -math.inf
     _asking: trio.Event | None = None

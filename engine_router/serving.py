@@ -16,10 +16,13 @@ from hypercorn.config import Sockets
 from hypercorn.trio.run import worker_serve
 from hypercorn.utils import wrap_app
 
-from engine_router.answering import Answerer, Incoming, Reply, RequestScope, is_proxied
+from engine_router.answering import Answerer, Reply
 from engine_router.config import ServerConfig
 from engine_router.gate import Gate
+from engine_router.reading import Incoming
 from engine_router.router import Router
+from engine_router.routes import is_proxied
+from engine_router.scope import RequestScope
 from engine_router.upload import LARGE_BYTES
 from engine_router.wire.connection import FastConnection
 from engine_router.wire.requests import RequestReader
@@ -168,15 +171,17 @@ async def serve(
 
 def _fast_tier(router: Router) -> MakeFast:
     """Return what makes the fast tier's side of each connection."""
-    gate, answerer = Gate(router.config.server.api_keys), Answerer(router)
+    gate, answerer = Gate(router.config.server), Answerer(router)
     limit = int(router.config.server.max_body_mb * 1_000_000)
 
     async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
+        gate.check_host(incoming.headers)
         gate.check_key(incoming.path, incoming.headers)
         gate.check_origin("POST", incoming.headers)
         return await answerer.answer(incoming, scope)
 
     def make(stream: RawStream) -> FastConnection:
-        return FastConnection(stream, RequestReader(is_proxied, limit, LARGE_BYTES), answer, router.hub)
+        reader = RequestReader(is_proxied, limit, LARGE_BYTES)
+        return FastConnection(stream, reader, answer, router.hub, gate.answer_headers)
 
     return make

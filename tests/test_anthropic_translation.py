@@ -62,7 +62,7 @@ def result(identity: str, content: Any, **more: Any) -> Json:
     return {"type": "tool_result", "tool_use_id": identity, "content": content, **more}
 
 
-def use(identity: str, name: str, **arguments: Any) -> Json:
+def use(identity: str, name: str, /, **arguments: Any) -> Json:
     return {"type": "tool_use", "id": identity, "name": name, "input": arguments}
 
 

@@ -85,7 +85,7 @@ class SlowMemory:
         self._available = 100 * GIB
 
     async def read(self) -> Reading:
-        await trio.sleep(0.001)
+        await trio.sleep(0.001 if self.is_back else 0.02)  # the second so that somebody sees it
         self._available += 2**20
         return Reading(self._available + (50 * GIB if self.is_back else 0), 200 * GIB)
 
@@ -115,9 +115,9 @@ class Scene:
     @property
     def phase(self) -> str:
         (pool,) = self.router.supervisor.pools.values()
-        if pool.ledger.settling is not None:
+        if pool.ledger.settling:
             return "settling"
-        return "empty" if pool.ledger.present is None else pool.ledger.present.phase.value
+        return next((residence.phase.value for residence in pool.ledger.residences), "empty")
 
     def said(self, engine: str, line: str) -> int:
         """How often an engine said something."""

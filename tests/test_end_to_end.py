@@ -333,7 +333,7 @@ async def test_a_killed_engine_fails_its_requests_and_is_started_again(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             pool = router.supervisor.pools["default"]
-            while pool.ledger.present is None or not pool.ledger.present.leases or (stream and not seen):
+            while not any(r.leases for r in pool.ledger.residences) or (stream and not seen):
                 await trio.sleep(0.01)
             await trio.sleep(0.1)
             first = pid_of(router)

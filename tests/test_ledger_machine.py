@@ -81,7 +81,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.requests: dict[Ticket, Request] = {}
         self.present: Present | None = None
-        self.settling = False
+        self.settling: ResidentId | None = None
         self.closing_at = math.inf
         self.closing = False
         self.failures: dict[ResidentId, tuple[RouterError, float]] = {}
@@ -134,7 +134,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     assert isinstance(event, book.HasEnded)
                     assert event.resident == resident
                     assert not self.settling
-                    self.settling = True
+                    self.settling = resident
         return effects
 
     def granted(self, request: Request, event: book.Event, waited_before: list[Ticket]) -> None:
@@ -278,13 +278,17 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ends(error)
         if not was_adopted:
             assert all(request.error is error for request in waited)
-            self.failures[resident] = (error, self.now + RULES.failed_start_memory_s)
+            self.failures[resident] = (error, self.ledger.failures()[resident].until)
 
     @precondition(lambda self: self.is_in("ready", "stopping"))
     @rule()
     def dies(self) -> None:
         assert self.present is not None
-        self.ends(EngineDied(self.present.resident.engine, "died"))
+        resident, was_ready = self.present.resident, self.present.state == "ready"
+        error = EngineDied(resident.engine, "died")
+        self.ends(error)
+        if was_ready:
+            self.failures[resident] = (error, self.ledger.failures()[resident].until)
 
     @precondition(lambda self: self.is_in("stopping"))
     @rule()
@@ -315,8 +319,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.settling)
     @rule()
     def memory_settles(self) -> None:
-        self.settling = False
-        self.apply(book.Settled())
+        resident, self.settling = self.settling, None
+        assert resident is not None
+        self.apply(book.Settled(resident))
 
     @rule(resident=residents)
     def unload(self, resident: ResidentId) -> None:
@@ -352,9 +357,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def the_ledger_knows_the_world(self) -> None:
         assert set(self.ledger.waiting()) == {request.ticket for request in self.those("waiting")}
-        assert (self.ledger.settling is not None) == self.settling
-        assert self.ledger.is_empty == (self.present is None and not self.settling)
-        present = self.ledger.present
+        assert list(self.ledger.settling) == ([self.settling] if self.settling else [])
+        assert self.ledger.is_empty == (self.present is None and self.settling is None)
+        present = next(iter(self.ledger.residences), None)
         assert (present is None) == (self.present is None)
         leases = set(present.leases) if present is not None else set()
         assert leases == {request.ticket for request in self.those("granted")}
@@ -368,7 +373,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def draining_without_leases_means_stopping(self) -> None:
-        present = self.ledger.present
+        present = next(iter(self.ledger.residences), None)
         assert present is None or present.phase is not Phase.DRAINING or present.leases
 
     @invariant()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_router.dialects.base import Translation
+from engine_router.dialects.ollama_loading import keep_alive_s, load_answer, loads
 from engine_router.dialects.ollama_openai import translate
 from engine_router.errors import BadRequest
 
@@ -32,7 +35,7 @@ class Clock:
         return self.now
 
 
-def begin(path: str, data: Json, clock: Clock | None = None) -> Translation:
+def begin(path: str, data: Json, clock: Clock | None = None, **more: Any) -> Translation:
     return translate(
         path,
         data,
@@ -40,6 +43,7 @@ def begin(path: str, data: Json, clock: Clock | None = None) -> Translation:
         upstream="qwen.gguf",
         clock=clock or Clock(),
         wall_clock=lambda: 1_790_000_000.25,
+        **more,
     )
 
 
@@ -69,10 +73,10 @@ def delta(finish: str | None = None, **fields: Any) -> Json:
     }
 
 
-def answer(path: str, data: Json, *pieces: bytes, seconds: float = 1.0) -> bytes:
+def answer(path: str, data: Json, *pieces: bytes, seconds: float = 1.0, **more: Any) -> bytes:
     """Return what the client gets when each piece of the engine's answer takes a second."""
     clock = Clock()
-    translation = begin(path, data, clock)
+    translation = begin(path, data, clock, **more)
     out = b""
     for piece in pieces:
         clock.now += seconds
@@ -125,13 +129,41 @@ def test_options_keep_their_meaning() -> None:
     }
     fixed_at_launch = {"num_ctx": 8192, "num_gpu": 99, "num_batch": 512, "use_mmap": True}
     request = chat_of(options={**options, **fixed_at_launch, "mirostat": None}, stream=False, keep_alive=-1)
-    assert request.keys() - options.keys() == {"stream", "messages"}
+    assert request.keys() - options.keys() == {"stream", "messages", "repetition_penalty"}
     assert {key: request[key] for key in options} == options
+    assert request["repetition_penalty"] == 1.1  # as vLLM calls it
     assert chat_of(options=None, stream=False).keys() == {"stream", "messages"}
 
 
+def test_what_cannot_be_mapped_is_passed_over() -> None:
+    ignored = {
+        "template": "{{ .Prompt }}",
+        "context": [1, 2],
+        "truncate": False,
+        "shift": False,
+        "keep_alive": 5,
+    }
+    assert chat_of(stream=False, **ignored) == chat_of(stream=False)
+    assert sent("/api/generate", prompt="x", **ignored) == sent("/api/generate", prompt="x")
+
+
+def test_whole_numbers_may_come_with_a_point() -> None:
+    options = {"seed": 7.0, "top_k": 40.0, "repeat_last_n": -1.0, "mirostat": 2.0, "num_predict": 9.0}
+    options |= {"mirostat_tau": 5, "mirostat_eta": 0.5}
+    request = chat_of(options=options)
+    whole = ("seed", "top_k", "repeat_last_n", "mirostat", "max_tokens")
+    assert [repr(request[key]) for key in whole] == ["7", "40", "-1", "2", "9"]
+    assert (request["mirostat_tau"], request["mirostat_eta"]) == (5, 0.5)
+
+
+def test_what_to_stop_at() -> None:
+    assert chat_of(options={"stop": "a"})["stop"] == "a"
+    assert chat_of(options={"stop": ["a", "b"]})["stop"] == ["a", "b"]
+    assert "stop" not in chat_of(options={"stop": []})
+
+
 @pytest.mark.parametrize(
-    ("limit", "tokens"), [(10, 10), (1, 1), (0, None), (-1, None), (-2, None), (None, None), (True, None)]
+    ("limit", "tokens"), [(10, 10), (1, 1), (0, None), (-1, None), (-2, None), (None, None)]
 )
 def test_how_many_tokens_at_most(limit: int | None, tokens: int | None) -> None:
     assert chat_of(options={"num_predict": limit}).get("max_tokens") == tokens
@@ -149,13 +181,33 @@ def test_format() -> None:
 
 @pytest.mark.parametrize(
     ("think", "enabled", "effort"),
-    [(True, True, "medium"), (False, False, "none"), ("high", True, "high"), ("low", True, "low")],
+    [
+        (True, True, "medium"),
+        (False, False, "none"),
+        ("high", True, "high"),
+        ("medium", True, "medium"),
+        ("low", True, "low"),
+        ("max", True, "high"),
+    ],
 )
 def test_thinking(think: bool | str, enabled: bool, effort: str) -> None:
     request = chat_of(think=think)
     assert request["chat_template_kwargs"] == {"enable_thinking": enabled}
     assert request["reasoning_effort"] == effort
+    assert sent("/api/generate", prompt="x", think=think)[1]["reasoning_effort"] == effort
     assert not {"chat_template_kwargs", "reasoning_effort"} & chat_of().keys()
+    assert not {"chat_template_kwargs", "reasoning_effort"} & chat_of(think=None).keys()
+
+
+def test_asking_for_probabilities() -> None:
+    assert chat_of(logprobs=True, top_logprobs=3).items() >= {"logprobs": True, "top_logprobs": 3}.items()
+    assert chat_of(logprobs=True)["logprobs"] is True
+    for data in ({"logprobs": True}, {"top_logprobs": 3}, {"logprobs": False, "top_logprobs": 3}):
+        assert "top_logprobs" not in chat_of(**data)
+    # A completion has one number for both.
+    assert sent("/api/generate", prompt="x", raw=True, logprobs=True, top_logprobs=3)[1]["logprobs"] == 3
+    assert sent("/api/generate", prompt="x", raw=True, logprobs=True)[1]["logprobs"] == 0
+    assert "logprobs" not in sent("/api/generate", prompt="x", raw=True, top_logprobs=3)[1]
 
 
 def test_generate_becomes_a_chat() -> None:
@@ -166,6 +218,8 @@ def test_generate_becomes_a_chat() -> None:
     ]
     _, raw = sent("/api/generate", prompt="x", suffix="y", system="ignored", raw=True, stream=False)
     assert raw == {"stream": False, "prompt": "x", "suffix": "y"}
+    _, bare = sent("/api/generate", prompt=None, raw=True, stream=False, options={"top_k": 3}, format="json")
+    assert bare == {"stream": False, "prompt": "", "top_k": 3, "response_format": {"type": "json_object"}}
 
 
 @pytest.mark.parametrize(
@@ -181,11 +235,28 @@ def test_generate_becomes_a_chat() -> None:
 def test_images_say_what_they_are(image: bytes, kind: str) -> None:
     text = base64.b64encode(image).decode()
     part = {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{text}"}}
-    content = [{"type": "text", "text": "look"}, part]
+    content = [part, {"type": "text", "text": "look"}]
     _, request = sent("/api/chat", messages=[{"role": "user", "content": "look", "images": [text]}])
     assert request["messages"] == [{"role": "user", "content": content}]
     _, request = sent("/api/generate", prompt="look", images=[f"data:image/{kind};base64,{text}"])
     assert request["messages"] == [{"role": "user", "content": content}]
+    _, request = sent("/api/generate", prompt="", images=[text, text])
+    assert request["messages"] == [{"role": "user", "content": [part, part]}]
+
+
+def test_history_keeps_who_said_what() -> None:
+    messages = [
+        {"role": "System", "content": "be brief"},
+        {"content": "hi"},
+        {"role": "assistant", "content": None, "thinking": "hm", "images": None, "tool_calls": None},
+        {"role": "assistant", "content": "hello", "thinking": ""},
+    ]
+    assert sent("/api/chat", messages=messages)[1]["messages"] == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "reasoning_content": "hm"},
+        {"role": "assistant", "content": "hello"},
+    ]
 
 
 def call(name: str, arguments: Any, **more: Any) -> Json:
@@ -227,27 +298,122 @@ def test_tools_and_their_results_find_each_other() -> None:
     assert json.loads(calls[ids[2]]["arguments"]) == {"x": 2}
 
 
+def ids_of(*messages: Json) -> list[str]:
+    """Return the ids of all calls, then of all results."""
+    made = sent("/api/chat", messages=list(messages))[1]["messages"]
+    calls = [call["id"] for message in made for call in message.get("tool_calls", ())]
+    return calls + [message["tool_call_id"] for message in made if message["role"] == "tool"]
+
+
 def test_a_result_of_nothing_still_has_an_id() -> None:
-    _, request = sent("/api/chat", messages=[{"role": "tool", "content": "x", "tool_name": "f"}])
-    assert request["messages"][0]["tool_call_id"]
+    assert ids_of({"role": "tool", "content": "x", "tool_name": "f"}) == ["call00000"]
+    assert ids_of({"role": "tool", "content": "x", "tool_call_id": "own"}) == ["own"]
+
+
+def test_ids_that_are_made_up_are_new_and_fit_every_template() -> None:
+    given = {"role": "assistant", "tool_calls": [call("f", {}, id="call00000"), call("g", {})]}
+    *ids, result = ids_of(given, {"role": "tool", "content": "x", "tool_name": "g"})
+    assert ids == ["call00000", "call00001"]
+    assert result == "call00001"
+
+
+def test_a_result_with_an_id_that_only_the_client_knows() -> None:
+    calls = {"role": "assistant", "tool_calls": [call("f", {}, id="a"), call("f", {}), call("g", {})]}
+    results = [
+        {"role": "tool", "content": "x", "tool_call_id": "unknown", "tool_name": "g"},
+        {"role": "tool", "content": "y", "tool_call_id": "other"},
+        {"role": "tool", "content": "z", "tool_call_id": "third"},
+    ]
+    a, first, second, *of_results = ids_of(calls, *results)
+    assert of_results == [second, first, "third"]
+    assert a == "a"  # its result would have said so
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"x": "é"}, '{"x":"é"}'),
+        ('{"x": 1}', '{"x":1}'),
+        ("", "{}"),
+        (None, "{}"),
+        ("{oops", '{"arguments":"{oops"}'),
+        ("[1]", '{"arguments":"[1]"}'),
+    ],
+)
+def test_arguments_are_text_that_engines_can_read(given: Any, wanted: str) -> None:
+    message = {"role": "assistant", "tool_calls": [call("f", given)]}
+    (made,) = sent("/api/chat", messages=[message])[1]["messages"]
+    assert made["tool_calls"][0]["function"] == {"name": "f", "arguments": wanted}
+
+
+def test_a_tool_is_a_function_unless_it_says_otherwise() -> None:
+    function = {"name": "f", "description": "does", "parameters": {"type": "object"}}
+    assert chat_of(tools=[{"function": function}])["tools"] == [{"type": "function", "function": function}]
+    assert "tools" not in chat_of(tools=[])
+    assert "tools" not in chat_of(tools=None)
 
 
 @pytest.mark.parametrize(
     ("path", "data", "message"),
     [
         ("/api/chat", {"messages": "hi"}, '"messages"'),
-        ("/api/chat", {"messages": ["hi"]}, '"messages"'),
-        ("/api/chat", {"messages": [], "options": [1]}, '"options"'),
-        ("/api/chat", {"messages": [{"images": "abc"}]}, '"images"'),
-        ("/api/chat", {"messages": [{"images": [7]}]}, '"images"'),
-        ("/api/chat", {"messages": [{"tool_calls": [7]}]}, '"tool_calls"'),
-        ("/api/chat", {"messages": [{"tool_calls": [{"function": None}]}]}, '"tool_calls"'),
-        ("/api/chat", {"messages": [{"tool_calls": {"function": "f"}}]}, '"tool_calls"'),
+        ("/api/chat", {"messages": ["hi"]}, '"messages.0"'),
+        ("/api/chat", {"messages": [{"content": 7}]}, '"messages.0.content"'),
+        ("/api/chat", {"messages": [{"content": [{"type": "text", "text": "x"}]}]}, '"messages.0.content"'),
+        ("/api/chat", {"messages": [{"role": 7}]}, '"messages.0.role"'),
+        ("/api/chat", {"messages": [{"thinking": 7}]}, '"messages.0.thinking"'),
+        ("/api/chat", {"messages": [{"images": "abc"}]}, '"messages.0.images"'),
+        ("/api/chat", {"messages": [{}, {"images": ["", 7]}]}, '"messages.1.images.1"'),
+        ("/api/chat", {"messages": [{"tool_calls": [7]}]}, '"messages.0.tool_calls.0"'),
+        ("/api/chat", {"messages": [{"tool_calls": {"function": {}}}]}, '"messages.0.tool_calls"'),
+        (
+            "/api/chat",
+            {"messages": [{"tool_calls": [{"function": None}]}]},
+            '"messages.0.tool_calls.0.function"',
+        ),
+        (
+            "/api/chat",
+            {"messages": [{"tool_calls": [{"function": {}}]}]},
+            '"messages.0.tool_calls.0.function.name"',
+        ),
+        (
+            "/api/chat",
+            {"messages": [{"tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]},
+            '"messages.0.tool_calls.0.function.arguments"',
+        ),
+        (
+            "/api/chat",
+            {"messages": [{"tool_calls": [{"id": 7, "function": {"name": "f"}}]}]},
+            '"messages.0.tool_calls.0.id"',
+        ),
+        ("/api/chat", {"tools": "f"}, '"tools"'),
+        ("/api/chat", {"tools": ["f"]}, '"tools.0"'),
+        ("/api/chat", {"options": [1]}, '"options"'),
+        ("/api/chat", {"options": {"temperature": "hot"}}, '"options.temperature"'),
+        ("/api/chat", {"options": {"top_k": True}}, '"options.top_k"'),
+        ("/api/chat", {"options": {"num_predict": "9"}}, '"options.num_predict"'),
+        ("/api/chat", {"options": {"stop": 7}}, '"options.stop"'),
+        ("/api/chat", {"options": {"stop": ["a", 7]}}, '"options.stop.1"'),
+        ("/api/chat", {"format": "xml"}, '"format"'),
+        ("/api/chat", {"format": [1]}, '"format"'),
+        ("/api/chat", {"think": "hard"}, '"think"'),
+        ("/api/chat", {"think": 1}, '"think"'),
+        ("/api/chat", {"top_logprobs": 21}, '"top_logprobs"'),
+        ("/api/chat", {"top_logprobs": -1}, '"top_logprobs"'),
         ("/api/generate", {"prompt": 7}, '"prompt"'),
-        ("/api/generate", {"prompt": None}, '"prompt"'),
+        ("/api/generate", {"prompt": "x", "suffix": 7}, '"suffix"'),
+        ("/api/generate", {"prompt": "x", "system": ["y"]}, '"system"'),
         ("/api/generate", {"prompt": "x", "images": {"a": 1}}, '"images"'),
+        ("/api/generate", {"prompt": "x", "images": [7]}, '"images.0"'),
+        ("/api/generate", {"prompt": "x", "raw": True, "top_logprobs": 21}, '"top_logprobs"'),
         ("/api/embed", {}, '"input"'),
-        ("/api/embeddings", {"prompt": None}, '"input"'),
+        ("/api/embed", {"input": []}, '"input"'),
+        ("/api/embed", {"input": [1, 2]}, '"input"'),
+        ("/api/embed", {"input": {"a": 1}}, '"input"'),
+        ("/api/embed", {"input": "x", "dimensions": -1}, '"dimensions"'),
+        ("/api/embeddings", {"prompt": None}, '"prompt"'),
+        ("/api/embeddings", {"prompt": ["x"]}, '"prompt"'),
+        ("/api/embeddings", {"input": "x"}, '"prompt"'),
     ],
 )
 def test_what_cannot_be_translated_is_a_bad_request(path: str, data: Json, message: str) -> None:
@@ -256,11 +422,10 @@ def test_what_cannot_be_translated_is_a_bad_request(path: str, data: Json, messa
 
 
 def test_what_to_embed() -> None:
-    assert sent("/api/embed", input=["a", "b"], dimensions=64, truncate=True)[1] == {
-        "input": ["a", "b"],
-        "dimensions": 64,
-    }
-    assert sent("/api/embeddings", prompt="a")[1] == {"input": "a"}
+    assert sent("/api/embed", input=["a", "b"], dimensions=64) == ("/v1/embeddings", {"input": ["a", "b"]})
+    assert sent("/api/embed", input="a", truncate=False)[1] == {"input": "a"}
+    assert sent("/api/embed", input="a", truncate=True)[1] == {"input": "a", "truncate_prompt_tokens": -1}
+    assert sent("/api/embeddings", prompt="a", keep_alive=0)[1] == {"input": "a"}
 
 
 # Answers.
@@ -362,6 +527,158 @@ def test_no_figure_is_zero() -> None:
     assert not {"total_duration", "eval_duration", "eval_count", "prompt_eval_count"} & last.keys()
 
 
+def figures_of(line: Json) -> dict[str, float]:
+    """Return the durations, in seconds."""
+    return {key: line[key] / 1e9 for key in line if key.endswith("_duration")}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_waiting_for_the_model_is_told_apart(stream: bool) -> None:
+    asked: list[float] = []
+
+    def load_s() -> float:
+        asked.append(7.5)
+        return asked[-1]
+
+    pieces = [events(chunk) for chunk in STREAM] if stream else [whole({"content": "x"})] * 1
+    clock = Clock()
+    translation = begin("/api/chat", {"stream": stream}, clock, load_s=load_s, began_s=clock.now - 2.0)
+    clock.now += 7.0
+    for piece in pieces:
+        clock.now += 1.0
+        translation.feed(piece)
+    assert not asked
+    last = json.loads(translation.end().splitlines()[-1])
+    assert asked == [7.5]
+    if stream:
+        expected = {
+            "total_duration": 17.0,
+            "load_duration": 7.5,
+            "prompt_eval_duration": 2.5,
+            "eval_duration": 7.0,
+        }
+    else:
+        expected = {"total_duration": 10.0, "load_duration": 7.5, "eval_duration": 2.5}
+    assert figures_of(last) == expected
+
+
+@pytest.mark.parametrize("load_s", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/embed"])
+def test_no_wait_is_not_told(path: str, load_s: float) -> None:
+    raw = b'{"data":[{"embedding":[1]}]}' if path == "/api/embed" else whole({"content": "x"})
+    line = json.loads(answer(path, {"input": "x", "stream": False}, raw, load_s=lambda: load_s))
+    assert "load_duration" not in line
+    assert line["total_duration"] == 2_000_000_000
+
+
+@given(
+    load_s=st.floats(0, 1e6),
+    prompt_ms=st.none() | st.floats(0, 1e9),
+    predicted_ms=st.none() | st.floats(0, 1e9),
+    seconds=st.floats(0, 100),
+)
+def test_the_whole_is_never_less_than_its_parts(
+    load_s: float, prompt_ms: float | None, predicted_ms: float | None, seconds: float
+) -> None:
+    timings = {"prompt_ms": prompt_ms, "predicted_ms": predicted_ms}
+    for data, pieces in (
+        ({}, [events(delta(content="x")), events({**delta("stop"), "timings": timings})]),
+        ({"stream": False}, [whole({"content": "x"}, timings=timings)]),
+    ):
+        raw = answer("/api/chat", data, *pieces, seconds=seconds, load_s=lambda: load_s)
+        figures = json.loads(raw.splitlines()[-1])
+        durations = {key: figures[key] for key in figures if key.endswith("_duration")}
+        assert all(value > 0 for value in durations.values())
+        assert durations.pop("total_duration", 0) >= sum(durations.values())
+
+
+def test_time_goes_on() -> None:
+    moments = iter([9.5, 9.9999999, 10.0, 1_790_000_000.000001])
+    raw = b"".join(events(delta(content="x")) for _ in range(3)) + events(delta("stop"))
+    translation = translate(
+        "/api/chat", {"messages": []}, asked="q", upstream="q", wall_clock=moments.__next__
+    )
+    lines = parsed(translation.feed(raw) + translation.end())
+    assert [line["created_at"] for line in lines] == [
+        "1970-01-01T00:00:09.500000Z",
+        "1970-01-01T00:00:09.999999Z",
+        "1970-01-01T00:00:10.000000Z",
+        "2026-09-21T14:13:20.000001Z",
+    ]
+
+
+def told(*tokens: str) -> Json:
+    other = {"token": "y", "logprob": -2.0, "bytes": None, "top_logprobs": []}
+    return {
+        "content": [{"token": t, "logprob": -0.5, "bytes": [120], "top_logprobs": [other]} for t in tokens]
+    }
+
+
+def probable(token: str) -> Json:
+    other = {"token": "y", "logprob": -2.0}
+    return {"token": token, "logprob": -0.5, "bytes": [120], "top_logprobs": [other]}
+
+
+def test_probabilities_go_with_their_text() -> None:
+    chunks = [
+        delta(reasoning_content="hm"),
+        delta(content=""),
+        delta(content="é"),
+        delta("stop", content="b"),
+    ]
+    for chunk, tokens in zip(chunks, (["hm"], ["Ã"], ["©"], ["b"]), strict=True):
+        chunk["choices"][0]["logprobs"] = told(*tokens)
+    raw = events(*chunks, "[DONE]")
+    lines = parsed(answer("/api/chat", {"logprobs": True}, raw))
+    assert [[entry["token"] for entry in line.get("logprobs", ())] for line in lines] == [
+        ["hm"],
+        ["Ã", "©"],  # the bytes of one character
+        ["b"],
+        [],
+    ]
+    assert lines[0]["logprobs"] == [probable("hm")]
+    response = ollama.ChatResponse.model_validate(lines[1])
+    assert response.logprobs is not None
+    assert response.logprobs[1].logprob == -0.5
+    assert not any("logprobs" in line for line in parsed(answer("/api/chat", {}, raw)))
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_probabilities_in_one_piece(path: str) -> None:
+    choice = {"message": {"content": "ab", "reasoning": "hm"}, "logprobs": told("hm", "a", "b")}
+    raw = json.dumps({"choices": [choice]}).encode()
+    data = {"prompt": "x", "stream": False}
+    line = json.loads(answer(path, {**data, "logprobs": True}, raw))
+    assert line["logprobs"] == [probable("hm"), probable("a"), probable("b")]
+    assert "logprobs" not in json.loads(answer(path, data, raw))
+
+
+def test_probabilities_of_a_completion() -> None:
+    older = {"tokens": ["a", "b"], "token_logprobs": [-0.5, -1], "top_logprobs": [{"a": -0.5, "c": -3}, None]}
+    data = {"prompt": "x", "raw": True, "logprobs": True}
+    for given, expected in (
+        (
+            older,
+            [
+                {
+                    "token": "a",
+                    "logprob": -0.5,
+                    "top_logprobs": [{"token": "a", "logprob": -0.5}, {"token": "c", "logprob": -3.0}],
+                },
+                {"token": "b", "logprob": -1.0},
+            ],
+        ),
+        ({**older, "top_logprobs": None}, [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.0}]),
+        (told("ab"), [probable("ab")]),  # llama.cpp
+    ):
+        chunk = {"choices": [{"text": "ab", "logprobs": given, "finish_reason": "stop"}]}
+        first, last = parsed(answer("/api/generate", data, events(chunk)))
+        assert first["logprobs"] == expected
+        assert last["done"]
+        line = json.loads(answer("/api/generate", {**data, "stream": False}, json.dumps(chunk).encode()))
+        assert line["logprobs"] == expected
+
+
 def tool_delta(index: int | None = None, **function: str) -> Json:
     return delta(tool_calls=[{**({} if index is None else {"index": index}), "function": function}])
 
@@ -393,6 +710,26 @@ def test_tool_calls_are_collected_and_come_before_the_end() -> None:
     ]
 
 
+def test_a_call_is_told_as_ollama_tells_it() -> None:
+    deltas = [
+        {"index": 0, "id": "call_a", "type": "function", "function": {"name": "f", "arguments": '{"x":'}},
+        {"index": 0, "function": {"arguments": "1}"}},
+        {"index": 1, "function": {"name": "g", "arguments": ""}},
+    ]
+    expected = [
+        {"id": "call_a", "function": {"index": 0, "name": "f", "arguments": {"x": 1}}},
+        {"function": {"index": 1, "name": "g", "arguments": {}}},
+    ]
+    raw = events(*(delta(tool_calls=[part]) for part in deltas), delta("tool_calls"))
+    called, last = parsed(answer("/api/chat", {}, raw))
+    assert called["message"] == {"role": "assistant", "content": "", "tool_calls": expected}
+    assert called["done"] is False
+    assert last["message"] == {"role": "assistant", "content": ""}
+    assert (last["done"], last["done_reason"]) == (True, "stop")
+    # A prompt has no tools.
+    assert [line["response"] for line in parsed(answer("/api/generate", {}, raw))] == [""]
+
+
 def test_tool_calls_in_one_piece() -> None:
     calls = [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
@@ -409,20 +746,66 @@ def test_tool_calls_in_one_piece() -> None:
     assert response.message.content == ""
 
 
+def embedded(*vectors: Any, **more: Any) -> bytes:
+    entries = [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    return json.dumps({"data": entries[::-1], "usage": {"prompt_tokens": 6}, **more}).encode()
+
+
 def test_embeddings() -> None:
-    raw = json.dumps(
-        {
-            "data": [{"index": 1, "embedding": [0.0, 1.0]}, {"index": 0, "embedding": [1.0, 0.0]}],
-            "usage": {"prompt_tokens": 6},
-        }
-    ).encode()
-    got = answer("/api/embed", {"input": ["a", "b"]}, raw[:9], raw[9:])
+    raw = embedded([1.0, 0.0], [0.0, 1.0])
+    got = answer("/api/embed", {"input": ["a", "b"]}, raw[:9], raw[9:], load_s=lambda: 1.5)
     response = ollama.EmbedResponse.model_validate_json(got)
     assert response.embeddings == [[1.0, 0.0], [0.0, 1.0]]
     assert (response.model, response.prompt_eval_count) == ("qwen:latest", 6)
-    assert response.total_duration == 3_000_000_000
+    assert (response.total_duration, response.load_duration) == (3_000_000_000, 1_500_000_000)
+    assert not {"eval_duration", "prompt_eval_duration", "eval_count"} & json.loads(got).keys()
     single = answer("/api/embeddings", {"prompt": "a"}, raw)
+    assert json.loads(single) == {"embedding": [1.0, 0.0]}
     assert list(ollama.EmbeddingsResponse.model_validate_json(single).embedding) == [1.0, 0.0]
+
+
+def test_embeddings_have_the_length_one_and_the_old_ones_what_the_engine_says() -> None:
+    raw = embedded([3, 4, 12], [0.0, 0.0, 0.0])
+    assert json.loads(answer("/api/embed", {"input": "x"}, raw))["embeddings"] == [
+        [3 / 13, 4 / 13, 12 / 13],
+        [0.0, 0.0, 0.0],
+    ]
+    cut = json.loads(answer("/api/embed", {"input": "x", "dimensions": 2}, raw))["embeddings"]
+    assert cut == [[0.6, 0.8], [0.0, 0.0]]
+    for wide in (0, 3, 9, None):
+        data = {"input": "x", "dimensions": wide}
+        assert len(json.loads(answer("/api/embed", data, raw))["embeddings"][0]) == 3
+    assert json.loads(answer("/api/embeddings", {"prompt": "x"}, raw)) == {"embedding": [3, 4, 12]}
+
+
+@given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5), min_size=1, max_size=3))
+def test_embeddings_may_come_as_base64(vectors: list[list[float]]) -> None:
+    packed = [base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for v in vectors]
+    for path, data in (("/api/embed", {"input": "x"}), ("/api/embeddings", {"prompt": "x"})):
+        plain = answer(path, data, embedded(*vectors))
+        assert answer(path, data, embedded(*packed)) == plain
+    for vector in json.loads(answer("/api/embed", {"input": "x"}, embedded(*vectors)))["embeddings"]:
+        length = math.hypot(*vector)
+        assert length == 0 or abs(length - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("vector", "message"),
+    [
+        ("AAA", "base64"),
+        ("AAAA", "base64"),
+        ("Ä", "base64"),
+        (base64.b64encode(struct.pack("<f", math.nan)).decode(), "finite"),
+        ([1.0, math.inf], "finite"),
+        ([1.0, "x"], "unexpected shape"),
+        ([[1.0]], "unexpected shape"),
+        (None, "unexpected shape"),
+        (7, "unexpected shape"),
+    ],
+)
+def test_what_is_no_vector_is_an_error(vector: Any, message: str) -> None:
+    assert message in failing("/api/embed", {"input": "x"}, [embedded(vector)])
+    assert message in failing("/api/embeddings", {"prompt": "x"}, [embedded(vector)])
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])

@@ -13,10 +13,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-import engine_router.relay
+import engine_router.relay.passage as passages
 from engine_router.dialects import OLLAMA, OPENAI, Dialect
 from engine_router.dialects.base import Translation
 from engine_router.dialects.ollama_openai import translate
+from engine_router.dialects.waiting import patience_for
 from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
 from engine_router.errors import (
     EngineBroke,
@@ -29,15 +30,18 @@ from engine_router.errors import (
 )
 from engine_router.events import EventHub
 from engine_router.relay import (
+    AddedHeaders,
     BrokenAnswer,
+    Course,
+    Manner,
     Outgoing,
     Passage,
-    named_in_connection,
     plain_body,
     request_headers,
     response_headers,
     waiting_body,
 )
+from engine_router.relay.headers import named_in_connection
 from engine_router.residency.ledger import Rules
 from engine_router.residency.supervisor import Supervisor
 from engine_router.state import State
@@ -93,14 +97,18 @@ KEPT = [(b"Content-Type", b"application/json"), (b"X-Custom", b"1"), (b"x-custom
 
 def test_what_an_engine_gets_of_a_clients_headers() -> None:
     keys = [(b"Authorization", b"Bearer k"), (b"X-API-Key", b"k")]
-    assert request_headers(CLIENT, strip_keys=True, added={}) == [(b"Accept", b"*/*"), *KEPT]
-    assert request_headers(CLIENT, strip_keys=False, added={}) == [(b"Accept", b"*/*"), *keys, *KEPT]
+    assert request_headers(CLIENT, strip_keys=True, added=AddedHeaders({})) == [(b"Accept", b"*/*"), *KEPT]
+    assert request_headers(CLIENT, strip_keys=False, added=AddedHeaders({})) == [
+        (b"Accept", b"*/*"),
+        *keys,
+        *KEPT,
+    ]
 
 
 def test_configured_headers_win() -> None:
     added = {"authorization": "Bearer ü", "X-CUSTOM": "mine", "X-New": "n"}
     for strip_keys in (True, False):
-        got = request_headers(CLIENT, strip_keys=strip_keys, added=added)
+        got = request_headers(CLIENT, strip_keys=strip_keys, added=AddedHeaders(added))
         assert got[-3:] == [
             (b"authorization", "Bearer ü".encode()),
             (b"X-CUSTOM", b"mine"),
@@ -183,7 +191,8 @@ class World:
             body=translation.body if translation else body,
             connect_timeout_s=1.0,
         )
-        passage = Passage(self.supervisor, self.upstream, outgoing, translation)
+        course = Course(outgoing=outgoing, translation=translation)
+        passage = Passage(self.supervisor, self.upstream, A, course)
         passage.enter()
         return passage
 
@@ -199,7 +208,7 @@ class World:
         for pool in self.supervisor.pools.values():
             assert pool.leases == {}
             assert list(pool.ledger.waiting()) == []
-            assert pool.ledger.present is None or not pool.ledger.present.leases
+            assert not any(residence.leases for residence in pool.ledger.residences)
         idle = sum(map(len, self.upstream._idle.values()))
         assert kept is None or idle == kept
         with trio.fail_after(2):
@@ -306,7 +315,25 @@ def plain(
     passage: Passage, dialect: Dialect, errors: list[RouterError] | None = None, *, streams: bool
 ) -> AsyncIterator[bytes]:
     told = [] if errors is None else errors
-    return plain_body(passage, dialect, told.append, streams=streams)
+    return plain_body(passage, manner(dialect, math.inf, told.append), streams=streams)
+
+
+PATHS = {"openai": "/v1/chat/completions", "ollama": "/api/chat", "anthropic": "/v1/messages"}
+
+
+def manner(dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]) -> Manner:
+    return Manner(
+        dialect=dialect,
+        make_patience=lambda: patience_for(PATHS[dialect.name], "m"),
+        interval_s=interval_s,
+        on_error=on_error,
+    )
+
+
+def waiting(
+    passage: Passage, dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]
+) -> AsyncIterator[bytes]:
+    return waiting_body(passage, manner(dialect, interval_s, on_error))
 
 
 def framed(error: RouterError) -> bytes:
@@ -344,7 +371,7 @@ async def test_keepalives_while_an_engine_starts_and_while_it_thinks() -> None:
         passage = w.passage()
         assert await passage.head(trio.current_time() + 0.01) is None
         errors: list[RouterError] = []
-        parts = await collected(waiting_body(passage, OPENAI, 0.01, errors.append))
+        parts = await collected(waiting(passage, OPENAI, 0.01, errors.append))
         waits = parts.index(EVENT)
         assert waits >= 6
         assert set(parts[:waits]) == {KEEPALIVE}
@@ -366,7 +393,7 @@ async def test_an_error_after_the_wait_began_is_told_in_the_stream() -> None:
     async with world(scripts=[Script("exit", after_s=0.05)]) as w:
         passage = w.passage()
         errors: list[RouterError] = []
-        *waits, last = await collected(waiting_body(passage, OPENAI, 0.01, errors.append))
+        *waits, last = await collected(waiting(passage, OPENAI, 0.01, errors.append))
         assert waits == [KEEPALIVE] * len(waits)
         assert len(waits) > 2
         assert [type(error) for error in errors] == [EngineStartFailed]
@@ -377,7 +404,7 @@ async def test_an_error_after_the_wait_began_is_told_in_the_stream() -> None:
 async def test_the_engines_refusal_after_the_wait_began_is_told_in_the_stream() -> None:
     async with world(sending(answer_of(b'{"error":{"message":"too long"}}', "400 Bad")), start_s=0.03) as w:
         errors: list[RouterError] = []
-        parts = await collected(waiting_body(w.passage(), OPENAI, 0.01, errors.append))
+        parts = await collected(waiting(w.passage(), OPENAI, 0.01, errors.append))
         assert (errors[0].status, str(errors[0])) == (400, "too long")
         assert parts[-1] == framed(errors[0])
         await w.assert_nothing_left(kept=None)
@@ -388,7 +415,7 @@ async def test_a_refusal_that_breaks_off_is_still_a_refusal(raw: bytes) -> None:
     refusal = answer_of(b"x" * 50, "500 Oops").replace(b"x" * 50, raw)
     async with world(sending(refusal, close=True), start_s=0.03) as w:
         errors: list[RouterError] = []
-        await collected(waiting_body(w.passage(), OPENAI, 0.01, errors.append))
+        await collected(waiting(w.passage(), OPENAI, 0.01, errors.append))
         assert isinstance(errors[0], EngineRefused)
         assert (errors[0].status, str(errors[0])) == (500, raw.decode() or "the engine answered 500")
 
@@ -446,7 +473,7 @@ async def test_an_answer_in_one_piece_that_breaks_off_is_never_continued() -> No
 
 async def test_a_promised_length_does_not_bind_what_was_begun_without_it() -> None:
     async with world(sending(answer_of(EVENT * 2)[: -len(EVENT)], close=True), start_s=0.03) as w:
-        parts = await collected(waiting_body(w.passage(), OPENAI, 0.01, lambda _: None))
+        parts = await collected(waiting(w.passage(), OPENAI, 0.01, lambda _: None))
         assert parts[-2] == EVENT
         assert b'"error"' in parts[-1]
 
@@ -495,7 +522,7 @@ async def test_the_news_is_not_waited_for_longer_than_a_moment(autojump_clock: M
         passage = by_hand(supervisor, Breaking())
         began = trio.current_time()
         await error_of(passage.head, EngineBroke)
-        assert trio.current_time() - began == pytest.approx(engine.start_s + engine_router.relay.NEWS_GRACE_S)
+        assert trio.current_time() - began == pytest.approx(engine.start_s + passages.NEWS_GRACE_S)
         passage.close()
 
 
@@ -518,7 +545,7 @@ async def test_a_revoked_lease_is_told_where_the_client_waits_for_the_head() -> 
         passage = w.passage()
         errors: list[RouterError] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(collected, waiting_body(passage, OPENAI, 0.02, errors.append))
+            nursery.start_soon(collected, waiting(passage, OPENAI, 0.02, errors.append))
             while not w.requests:
                 await trio.sleep(0.001)
             await w.warm_up(B)
@@ -559,7 +586,7 @@ async def test_an_engine_that_is_gone_again_is_an_error() -> None:
 async def test_an_engine_that_is_there_but_does_not_accept_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_router.relay, "DOUBT_GRACE_S", 0.05)
+    monkeypatch.setattr(passages, "DOUBT_GRACE_S", 0.05)
     async with world() as w:
         w.engine.base_urls[:] = [NOBODY]
         passage = w.passage()
@@ -748,7 +775,7 @@ def by_hand(supervisor: Supervisor, upstream: Breaking, *, enter: bool = True) -
         body=b"",
         connect_timeout_s=1.0,
     )
-    passage = Passage(supervisor, upstream, outgoing)
+    passage = Passage(supervisor, upstream, A, Course(outgoing=outgoing))
     if enter:
         passage.enter()
     return passage
@@ -760,7 +787,7 @@ async def test_keepalives_come_at_their_interval(autojump_clock: MockClock) -> N
         times: list[float] = []
         began = trio.current_time()
         with trio.move_on_after(29):
-            async for frame in waiting_body(passage, OPENAI, 5.0, lambda _: None):
+            async for frame in waiting(passage, OPENAI, 5.0, lambda _: None):
                 assert frame == KEEPALIVE
                 times.append(trio.current_time() - began)
         passage.close()
@@ -798,7 +825,7 @@ async def test_closing_in_the_step_of_the_grant_sends_nothing(autojump_clock: Mo
     async with simulated() as (supervisor, _):
         upstream = Breaking(None)
         passage = by_hand(supervisor, upstream)
-        lease = passage._lease
+        lease = passage.lease
         assert lease is not None
         async with trio.open_nursery() as nursery:
 
@@ -838,7 +865,7 @@ async def test_closing_in_the_step_in_which_the_engine_is_found_dead_does_not_qu
             nursery.start_soon(wait)
             while not upstream.sent:
                 await trio.sleep(0.1)
-            lease = passage._lease
+            lease = passage.lease
             assert lease is not None
             lease.refuse(EngineDied("a", "exited"))
             passage.close()
@@ -852,9 +879,7 @@ async def test_an_engine_that_cannot_be_reached_gets_a_moment_to_be_found_dead(
         passage = by_hand(supervisor, Breaking(EngineUnreachable))
         began = trio.current_time()
         await error_of(passage.head, EngineUnreachable)
-        assert trio.current_time() - began == pytest.approx(
-            engine.start_s + engine_router.relay.DOUBT_GRACE_S
-        )
+        assert trio.current_time() - began == pytest.approx(engine.start_s + passages.DOUBT_GRACE_S)
         assert engine.doubts == 1
         passage.close()
 
@@ -875,7 +900,7 @@ async def test_nothing_is_left_wherever_a_request_is_cancelled(way: str, after: 
         async def request(passage: Passage) -> None:
             dialect = OLLAMA if way == "translated" else OPENAI
             if way == "waiting":
-                await collected(waiting_body(passage, dialect, 0.001, lambda _: None))
+                await collected(waiting(passage, dialect, 0.001, lambda _: None))
             else:
                 await passage.head()
                 await collected(plain(passage, dialect, streams=True))

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -123,7 +124,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def answered(client: RawClient) -> dict:
-    return json.loads(client.received.rpartition(b"\r\n\r\n")[2])
+    return json.loads(re.search(rb'\{"bytes".*?\}', client.received)[0])
 
 
 BEGINNING, END = b'{"model": "m", "image": "', b'"}'

@@ -36,6 +36,7 @@ CHAT, COMPLETIONS, MESSAGES, OLLAMA_CHAT = (
 )
 DIALECTS = [CHAT, MESSAGES, OLLAMA_CHAT]
 KEEPALIVE = b": keepalive\n\n"
+HELLO = {"role": "user", "content": "hello"}
 
 
 def process(name: str, *options: str, models: tuple[str, ...] = (), **more: object) -> str:
@@ -302,7 +303,7 @@ async def test_a_strange_host_does_no_harm(host: str, fast: bool) -> None:
     async with routing(NEVER, fast=fast) as router, posting(router) as post:
         for path in DIALECTS:
             talk = await post(path, headers={"host": host}, body={"model": "xyzzy"})
-            assert talk.status in (400, 404)
+            assert talk.status in (400, 403, 404)
             assert message_in(path, talk)
 
 
@@ -743,7 +744,7 @@ async def test_a_head_request_has_no_body_on_the_wire() -> None:
 # What goes to an engine, and what comes back.
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, "/v1/messages/count_tokens", "/v1/embeddings"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, "/v1/responses", "/v1/embeddings"])
 async def test_a_request_goes_on_as_it_is(path: str, fast: bool) -> None:
     body = b'{ "model":"a",\t"messages": [ ], "x": 1.50, "\\u00e9": "\xc3\xa9" }\n'
     headers = {
@@ -868,7 +869,7 @@ async def test_an_engines_own_refusal_stays_what_it_is(path: str, fast: bool) ->
 async def test_a_refusal_is_translated_for_ollamas_clients(fast: bool) -> None:
     async with routing(process("a", "translated=status"), fast=fast) as router, posting(router) as post:
         for stream in (True, False):
-            talk = await post(OLLAMA_CHAT, body={"model": "a", "messages": [], "stream": stream})
+            talk = await post(OLLAMA_CHAT, body={"model": "a", "messages": [HELLO], "stream": stream})
             assert talk.status == 429
             assert message_in(OLLAMA_CHAT, talk) == "no, says the engine"
 
@@ -985,7 +986,7 @@ async def test_a_cold_start_is_bridged_by_frames_that_mean_nothing(path: str, fa
         routing(process("a", "delay=0.4", "translated=stream"), fast=fast, server=server) as router,
         posting(router) as post,
     ):
-        body = {"model": "a", "messages": [], "stream": True, "do": "stream"}
+        body = {"model": "a", "messages": [HELLO], "stream": True, "do": "stream"}
         talk = await post(path, body=body)
         frame = b" " if path == OLLAMA_CHAT else KEEPALIVE
         count = sum(piece == frame for piece in talk.pieces)
@@ -1043,7 +1044,7 @@ async def test_a_stream_that_breaks_off_ends_in_an_error_frame(path: str, half: 
         events = router.events()
         talk = await post(
             path,
-            body={"model": "a", "messages": [], "stream": True, "do": action, "half": half},
+            body={"model": "a", "messages": [HELLO], "stream": True, "do": action, "half": half},
         )
         assert talk.status == 200
         assert talk.is_complete
@@ -1181,7 +1182,7 @@ async def assert_quick(router: Router) -> None:
 
 async def phase_is(router: Router, phase: str) -> None:
     pool = router.supervisor.pools["default"]
-    while pool.ledger.present is None or pool.ledger.present.phase.value != phase:
+    while not any(residence.phase.value == phase for residence in pool.ledger.residences):
         await trio.sleep(0.005)
 
 
@@ -1221,7 +1222,7 @@ async def test_swap_and_unload_by_hand() -> None:
         assert (await post("swap", engine="b")).json()["was"] == "a"
         assert (await post("unload", engine="a")).json() == {"unloaded": []}
         assert (await post("unload", model="b")).json() == {"unloaded": ["b"]}
-        assert router.supervisor.pools["default"].ledger.present is None
+        assert not router.supervisor.pools["default"].ledger.residences
         await post("swap", model="one")
         assert (await ask(router.app, "POST", "/admin/unload")).json() == {"unloaded": ["a"]}
         for path in ("swap", "unload"):

@@ -12,8 +12,11 @@ import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine_router.answering import Incoming, Reply, RequestScope, is_proxied
+from engine_router.answering import Reply
 from engine_router.events import EventHub
+from engine_router.reading import Incoming
+from engine_router.routes import is_proxied
+from engine_router.scope import RequestScope
 from engine_router.upload import LARGE_BYTES
 from engine_router.wire.connection import FastConnection
 from engine_router.wire.requests import (

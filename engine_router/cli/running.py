@@ -202,8 +202,8 @@ async def _do(job: Job, router: Router, urls: Sequence[str], ending: Ending) -> 
 
 
 def _say_goodbye(router: Router) -> None:
-    pools = router.supervisor.pools.values()
-    running = sum(len(pool.ledger.present.leases) for pool in pools if pool.ledger.present is not None)
+    residences = [r for pool in router.supervisor.pools.values() for r in pool.ledger.residences]
+    running = sum(len(residence.leases) for residence in residences)
     if running:
         grace = seconds(router.config.server.shutdown_timeout_s)
         logger.info(

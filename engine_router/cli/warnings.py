@@ -35,6 +35,10 @@ def _server_warnings(config: Config) -> Iterator[Warned]:
             "server.api_keys",
             f"empty, and {config.server.host} is reachable from other machines: anybody there can use the models",
         )
+    open_to_pages = {"allowed_hosts": config.server.allowed_hosts, "cors_origins": config.server.cors_origins}
+    for name, allowed in open_to_pages.items():
+        if not config.server.api_keys and isinstance(allowed, tuple) and "*" in allowed:
+            yield f"server.{name}", '"*" without api_keys lets every web page that is visited use the models'
 
 
 def _pool_warnings(config: Config) -> Iterator[Warned]:

@@ -17,18 +17,29 @@ from engine_router.config.values import (
     BaseUrl,
     Count,
     Gigabytes,
+    GigabytesOrAuto,
     HeaderValue,
+    HostsOrAuto,
     JsonValue,
     Megabytes,
     Name,
+    NamesOrAll,
+    Origin,
     Port,
     ReadyCheck,
     Seconds,
+    SecondsOrAuto,
     SignalName,
     UrlPath,
 )
 
 T = TypeVar("T")
+
+Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
+"""What a model can do, in Ollama's words."""
+
+OptionalEndpoint = Literal["/v1/messages", "/v1/messages/count_tokens", "/v1/responses"]
+"""An endpoint that only some engines have."""
 
 
 def required(doc: str) -> Any:
@@ -57,10 +68,31 @@ class ServerConfig:
     api_keys: tuple[Name, ...] = option(
         (), "Keys of which a client must send one, as Bearer token or X-API-Key. Empty: no key is asked for."
     )
+    allowed_hosts: HostsOrAuto = option(
+        HostsOrAuto("auto"),
+        "Names of the router, beside addresses and local names, by which clients may address it; *.example.com and * "
+        "are understood. auto: any name where api_keys are set, none but those otherwise.",
+    )
+    cors_origins: tuple[Origin, ...] = option(
+        (),
+        "Origins of web pages that may use the router, such as http://localhost:* or app://obsidian.md; * allows all. "
+        "Empty: none but its own page.",
+    )
     max_body_mb: Megabytes = option(Megabytes(512.0), "Largest request body, in MB; larger ones get 413.")
     keepalive_interval_s: Seconds = option(
         Seconds(5.0),
         "Seconds of silence before a streaming client that waits gets a keep-alive frame; 0 sends none.",
+    )
+    nonstreaming_keepalive_after_s: Seconds = option(
+        Seconds(25.0),
+        "Seconds after which a client that waits for an answer in one piece gets blanks ahead of it, so that it does not "
+        "give up. The status is 200 then, whatever follows. 0 sends none.",
+    )
+    show_progress: bool = option(
+        False, "Tell streaming clients what they wait for, where they show a model's thoughts."
+    )
+    footer: bool = option(
+        False, "Add a line with tokens per second, and how long the model took to load, to the end of answers."
     )
     allow_destructive_ollama_api: bool = option(
         False,
@@ -111,6 +143,28 @@ class SchedulingConfig:
         "Seconds for which a failed start is remembered and answered at once instead of tried again.",
     )
     max_queue: Count = option(Count(1000), "Requests that may wait for one pool; the next one gets 503.")
+    max_queue_per_model: Count = option(
+        Count(0), "Requests that may wait for one model; the next one gets 503. 0: as many as for its pool."
+    )
+    min_resident_s: Seconds = option(
+        Seconds(0.0),
+        "Seconds that a model stays once it is ready, even if it is idle and another is wanted (but not overdue).",
+    )
+    hold_s: SecondsOrAuto = option(
+        SecondsOrAuto("auto"),
+        "Seconds that an idle model is kept for a client that comes back, while another is wanted (but not overdue); "
+        "auto learns when that pays from the clients' pauses and the cost of a swap.",
+    )
+    idle_timeout_s: Seconds = option(
+        Seconds(0.0), "Seconds after which a model that nobody uses is stopped; 0 keeps it."
+    )
+    health_interval_s: Seconds = option(
+        Seconds(30.0),
+        "Seconds between two health checks of a ready engine; after three failures in a row it is stopped. 0: none.",
+    )
+    preload: NamesOrAll = option(
+        NamesOrAll(()), "Models to start before anybody asks, as far as they fit: a list of ids, or all."
+    )
 
 
 @frozen(kw_only=True)
@@ -123,6 +177,24 @@ class PoolConfig:
         "nvml (a discrete NVIDIA GPU), command, or none (a remote machine).",
     )
     gpu: Count = option(Count(0), "Index of the GPU that the nvml gauge reads.")
+    mode: Literal["exclusive", "budget"] = option(
+        "exclusive",
+        "exclusive: one engine (or one group) has the memory at a time. budget: several, while they fit budget_gb.",
+    )
+    budget_gb: GigabytesOrAuto = option(
+        GigabytesOrAuto("auto"),
+        "Memory that engines may use together in budget mode, in GB; auto is what is free at the start, less reserve_gb.",
+    )
+    reserve_gb: Gigabytes = option(
+        Gigabytes(2.0), "Memory that a budget_gb of auto leaves to everything else, in GB."
+    )
+    max_resident: Count = option(Count(0), "Engines that may be running at once; 0: as many as fit.")
+    default_model: Name | None = option(
+        None, "Model to return to when nobody wants another; it is loaded at the start, too."
+    )
+    return_after_s: Seconds = option(
+        Seconds(60.0), "Seconds that other models must be idle before they make way for default_model."
+    )
     command: Argv | None = option(
         None, "Command whose last number on standard output is the free memory in bytes."
     )
@@ -139,6 +211,14 @@ class EngineConfig:
         None,
         "Memory that it takes, in GB; measured when absent. The settle after its stop waits for this much.",
     )
+    group: Name | None = option(
+        None, "Engines of one group may stay together; those of others are stopped before one of them starts."
+    )
+    pinned: bool = option(False, "Once running, it is never stopped for another's sake, nor for being idle.")
+    idle_timeout_s: Seconds | None = option(
+        None,
+        "Seconds after which it is stopped when nobody uses it; 0 keeps it. As in [scheduling] when absent.",
+    )
     start_timeout_s: Seconds = option(Seconds(300.0), "Seconds within which it must be ready.")
     stop_timeout_s: Seconds = option(Seconds(30.0), "Seconds within which it must be gone after a stop.")
     connect_timeout_s: Seconds = option(Seconds(15.0), "Seconds within which it must accept a connection.")
@@ -147,6 +227,11 @@ class EngineConfig:
     )
     discover: bool = option(
         True, "Ask the running engine which models it serves and accept requests for those too."
+    )
+    endpoints: tuple[OptionalEndpoint, ...] | None = option(
+        None,
+        "Which of /v1/messages, /v1/messages/count_tokens and /v1/responses it serves itself; the others are translated. "
+        "When absent, the running engine is asked.",
     )
 
 
@@ -271,6 +356,27 @@ class ModelConfig:
         None, "File or folder of its weights, filled in for {path} in a template's argv."
     )
     memory_gb: Gigabytes | None = option(None, "Memory that it takes, in GB; measured when absent.")
+    group: Name | None = option(None, "As for engines; its engine's when absent.")
+    pinned: bool | None = option(None, "As for engines; its engine's when absent.")
+    unlisted: bool = option(False, "Not listed, but served to whoever asks for it by name.")
+    context_length: Count | None = option(
+        None, "Tokens of context to tell clients of; what its files and its engine say when absent."
+    )
+    capabilities: tuple[Capability, ...] = option(
+        (),
+        "What to tell clients that it can do: completion, tools, thinking, vision, embedding, insert. Empty: what its "
+        "files show. Ollama's own models are described by Ollama.",
+    )
+    set: Mapping[str, JsonValue] = table(
+        dict,
+        'Members put into every request as its engine gets it, such as temperature or "chat_template_kwargs.x"; a dot '
+        "leads into an object.",
+    )
+    strip: tuple[Name, ...] = option((), "Members taken out of every request; a dot leads into an object.")
+    disable_thinking_below_max_tokens: Count = option(
+        Count(0),
+        "A request for fewer tokens than this is answered without thinking, which would use all of them up; 0: never.",
+    )
 
 
 @frozen(kw_only=True)

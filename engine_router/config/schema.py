@@ -19,6 +19,11 @@ _SCALARS: dict[Any, dict[str, Any]] = {
     values.Seconds: {"type": "number", "minimum": 0},
     values.Gigabytes: {"type": "number", "exclusiveMinimum": 0},
     values.Megabytes: {"type": "number", "exclusiveMinimum": 0},
+    values.SecondsOrAuto: {"anyOf": [{"type": "number", "minimum": 0}, {"const": "auto"}]},
+    values.GigabytesOrAuto: {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]},
+    values.NamesOrAll: {
+        "anyOf": [{"type": "array", "items": {"type": "string", "pattern": r"\S"}}, {"const": "all"}]
+    },
     values.Port: {"type": "integer", "minimum": 1, "maximum": 65535},
     values.Count: {"type": "integer", "minimum": 0},
     values.Name: {"type": "string", "pattern": r"\S"},
@@ -34,6 +39,13 @@ _SCALARS: dict[Any, dict[str, Any]] = {
     values.ReadyCheck: {"type": "string", "pattern": rf"^\s*({values.READY_CHECK_PATTERN})$"},
     values.HeaderValue: {"type": "string", "pattern": r"^[\t -~]*$"},
     values.JsonValue: {},
+    values.HostsOrAuto: {
+        "anyOf": [
+            {"type": "array", "items": {"type": "string", "pattern": rf"^({values.HOST_PATTERN})$"}},
+            {"const": "auto"},
+        ]
+    },
+    values.Origin: {"type": "string", "pattern": rf"^({values.ORIGIN_PATTERN})$"},
 }
 
 

@@ -26,6 +26,15 @@ Gigabytes = NewType("Gigabytes", float)
 Megabytes = NewType("Megabytes", float)
 """A size in MB (10**6 bytes); finite and above zero."""
 
+SecondsOrAuto = NewType("SecondsOrAuto", object)
+"""A duration, in seconds (a float), or the word `auto`."""
+
+GigabytesOrAuto = NewType("GigabytesOrAuto", object)
+"""An amount of memory in GB (a float), or the word `auto`."""
+
+NamesOrAll = NewType("NamesOrAll", object)
+"""A list of names (a tuple), or the word `all`."""
+
 Port = NewType("Port", int)
 """A TCP port, 1 to 65535."""
 
@@ -56,6 +65,21 @@ HeaderValue = NewType("HeaderValue", str)
 JsonValue = NewType("JsonValue", object)
 """Anything that JSON can hold."""
 
+HostsOrAuto = NewType("HostsOrAuto", object)
+"""A list of names of hosts (a tuple, in lower case), or the word `auto`."""
+
+Origin = NewType("Origin", str)
+"""`scheme://host:port` of a web page, as a browser writes it, or a pattern of such with stars."""
+
+
+HOST_PATTERN = r"\*|(\*\.)?[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*\.?"
+"""The name of a host, `*.` before all that end so, or a star for every one."""
+
+ORIGIN_PATTERN = (
+    r"\*|null|[A-Za-z][A-Za-z0-9+.\-]*://"
+    r"(\*|((\*\.)?[A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:.]+\])(:(\*|[0-9]{1,5}))?)?/?"
+)
+"""An origin; a star for all, for whatever a scheme may have behind it, for any subdomain, for any port."""
 
 READY_CHECK_PATTERN = r"model:\s*\S.*|[\w.\-]+\s*==\s*\S.*"
 """What a readiness check looks like, without the spaces around it."""
@@ -123,6 +147,22 @@ def read_count(value: Any) -> Count:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise _fail("a whole number of zero or more", value)
     return Count(value)
+
+
+def read_names_or_all(value: Any) -> tuple[Name, ...] | str:
+    """Read a list of names, or the word `all`."""
+    if value == "all":
+        return "all"
+    if not isinstance(value, (list, tuple)):
+        raise _fail('a list of names, or "all"', value)
+    return tuple(read_name(item) for item in value)
+
+
+def _or_auto(read: Callable[[Any], float]) -> Callable[[Any], float | str]:
+    def read_either(value: Any) -> float | str:
+        return "auto" if value == "auto" else read(value)
+
+    return read_either
 
 
 def read_port(value: Any) -> Port:
@@ -212,6 +252,28 @@ def read_header_value(value: Any) -> HeaderValue:
     return HeaderValue(value)
 
 
+def read_hosts_or_auto(value: Any) -> tuple[str, ...] | str:
+    """Read a list of names of hosts, or the word `auto`."""
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, (list, tuple)):
+        raise _fail('a list of names of hosts, or "auto"', value)
+    for item in value:
+        if not isinstance(item, str) or not re.fullmatch(HOST_PATTERN, item):
+            raise _fail('names such as "llm.example.com" or "*.example.com", without scheme and port', item)
+    return tuple(item.lower().rstrip(".") for item in value)
+
+
+def read_origin(value: Any) -> Origin:
+    """Read an origin, and return it as browsers write it: in lower case, without the port that goes without saying."""
+    if not isinstance(value, str) or not re.fullmatch(ORIGIN_PATTERN, value):
+        raise _fail('an origin such as "http://localhost:3000", "http://localhost:*" or "app://*"', value)
+    scheme, is_url, host = value.lower().partition("://")
+    host = host.removesuffix("/")
+    usual = {"http": ":80", "https": ":443"}.get(scheme)
+    return Origin(f"{scheme}{is_url}{host.removesuffix(usual) if usual else host}")
+
+
 def expanded(path: str) -> Path:
     """Return a configured path with its `~` replaced by the home folder, where there is one."""
     try:
@@ -228,6 +290,9 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     Seconds: _number("a number of seconds", positive=False),
     Gigabytes: _number("a number of GB", positive=True),
     Megabytes: _number("a number of MB", positive=True),
+    SecondsOrAuto: _or_auto(_number('a number of seconds, or "auto",', positive=False)),
+    GigabytesOrAuto: _or_auto(_number('a number of GB, or "auto",', positive=True)),
+    NamesOrAll: read_names_or_all,
     Port: read_port,
     Count: read_count,
     Name: read_name,
@@ -238,5 +303,7 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     ReadyCheck: read_ready_check,
     HeaderValue: read_header_value,
     JsonValue: lambda value: value,
+    HostsOrAuto: read_hosts_or_auto,
+    Origin: read_origin,
 }
 """The reader of each kind of value."""

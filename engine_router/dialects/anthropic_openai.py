@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from engine_router.dialects.anthropic_request import chat_request
 from engine_router.dialects.anthropic_tokens import tokens_of
 from engine_router.dialects.base import Translation, to_json
-from engine_router.dialects.chat_chunks import ChatAnswer, Piece
+from engine_router.dialects.chat_chunks import ChatAnswer, Piece, arguments_of
 from engine_router.errors import BadRequest
 
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
@@ -124,7 +121,7 @@ class WholeMessage(_Message):
             texts[piece.block] += piece.text
         for block, text in zip(blocks, texts, strict=True):
             if block["type"] == "tool_use":
-                block["input"] = _arguments(text)
+                block["input"] = arguments_of(text)
             else:
                 block[block["type"]] = text
         return to_json(self._message(blocks, {**self._ending(), "usage": self._usage()}))
@@ -172,7 +169,7 @@ class StreamedMessage(_Message):
             if piece.block != self._block:
                 events.append(self._begin(piece))
             if piece.text:
-                events += (self._delta, _quoted(piece.text), b"}}\n\n")
+                events += (self._delta, piece.quoted(), b"}}\n\n")
         return b"".join(events)
 
     def _begin(self, piece: Piece) -> bytes:
@@ -195,13 +192,6 @@ def _event(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), to_json({"type": kind, **fields}))
 
 
-def _quoted(text: str) -> bytes:
-    try:
-        return msgspec.json.encode(text)
-    except UnicodeEncodeError:  # half a surrogate pair
-        return to_json(text)
-
-
 def _usage(fresh: int, cached: int, completion: int) -> dict[str, int]:
     return {
         "input_tokens": fresh,
@@ -209,12 +199,3 @@ def _usage(fresh: int, cached: int, completion: int) -> dict[str, int]:
         "cache_read_input_tokens": cached,
         "output_tokens": completion,
     }
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """Return a tool call's arguments as an object; what a model garbled is handed on as text."""
-    try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {"arguments": text}
-    return arguments if isinstance(arguments, dict) else {"arguments": text}

@@ -188,6 +188,7 @@ class _Named(msgspec.Struct):
     model: Any = msgspec.UNSET
     name: Any = None
     stream: Any = None
+    keep_alive: Any = None
 
     @property
     def who(self) -> dict[str, Any]:
@@ -208,7 +209,9 @@ def _named_in(body: Octets) -> _Named:
         # Python's own parser has the last word, and the better ones: it takes half a surrogate pair, which
         # JavaScript sends where a text was cut, and msgspec does not.
         data = parse_object(body)
-        return _Named(data.get("model", msgspec.UNSET), data.get("name"), data.get("stream"))
+        return _Named(
+            data.get("model", msgspec.UNSET), data.get("name"), data.get("stream"), data.get("keep_alive")
+        )
 
 
 def model_in(data: Mapping[str, Any]) -> str:
@@ -239,11 +242,13 @@ class Routed:
         model: the model that the client named.
         streams: it asked for a stream, in which keep-alive frames may be sent.
         body: the body as it came.
+        keep_alive: how long the model shall stay, in Ollama's words; None where nothing is said of that.
     """
 
     model: str
     streams: bool
     body: Octets
+    keep_alive: Any = None
 
     def data(self) -> dict[str, Any]:
         """Parse the whole body.
@@ -272,7 +277,8 @@ def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
         BadRequest: the body is no JSON object, or names no model.
     """
     named = _named_in(body)
-    return Routed(model_in(named.who), dialect.streams(path, {"stream": named.stream}), body)
+    streams = dialect.streams(path, {"stream": named.stream})
+    return Routed(model_in(named.who), streams, body, named.keep_alive)
 
 
 @frozen

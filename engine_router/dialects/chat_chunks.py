@@ -3,25 +3,43 @@
 Whoever translates the answer gets it as pieces of blocks: a stretch of thinking, a stretch of text, or a tool
 call. Blocks follow one another: once a piece of the next one comes, the one before is complete. Engines do
 not promise that, the deltas of parallel tool calls may be mixed, so what comes early waits here.
+
+The answer to a request for a completion, which has text and nothing else, is taken in just the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from engine_router.dialects.base import Octets, dig_error
+from engine_router.dialects.base import Octets, dig_error, to_json
 from engine_router.dialects.sse import EventReader
 
 # What tells where a JSON object ends: quotes, brackets, and escapes, which hide the character behind them.
 _JSON_MARK = re.compile(r'["{}\[\]]|\\.?', re.DOTALL)
 
 Kind = Literal["thinking", "text", "call"]
+
+
+class Logprob(NamedTuple):
+    """How probable a token was.
+
+    Attributes:
+        logprob: natural logarithm of the probability.
+        bytes: of the token; empty where the engine does not tell.
+        top: the most probable tokens in its place, where they were asked for.
+    """
+
+    token: str
+    logprob: float
+    bytes: Sequence[int]
+    top: Sequence[Logprob] = ()
 
 
 class Piece(NamedTuple):
@@ -32,6 +50,7 @@ class Piece(NamedTuple):
         text: more of the thinking, the text or the call's arguments (JSON); empty where a call just begins.
         id: of a tool call, in all of its pieces; empty where the engine gave none.
         name: of the tool, in all pieces of its call.
+        logprobs: of the tokens that the text consists of, where they were asked for.
     """
 
     block: int
@@ -39,6 +58,14 @@ class Piece(NamedTuple):
     text: str
     id: str = ""
     name: str = ""
+    logprobs: Sequence[Logprob] = ()
+
+    def quoted(self) -> bytes:
+        """Return the text as a JSON string."""
+        try:
+            return msgspec.json.encode(self.text)
+        except UnicodeEncodeError:  # half a surrogate pair
+            return to_json(self.text)
 
 
 class Tokens(NamedTuple):
@@ -54,8 +81,23 @@ class Tokens(NamedTuple):
     completion: int | None
 
 
+class Times(NamedTuple):
+    """How long the engine took, in seconds; None where it did not say (llama.cpp does).
+
+    Attributes:
+        prompt: for reading the prompt.
+        completion: for writing the answer.
+    """
+
+    prompt: float | None
+    completion: float | None
+
+
 class ChatAnswer:
     """An answer to a chat completion request. Holds no more of a stream than what waits for its turn.
+
+    Args:
+        wants_logprobs: the request asked for probabilities; else what an engine tells of them is passed over.
 
     Attributes:
         began: something of the answer was understood.
@@ -64,12 +106,14 @@ class ChatAnswer:
         has_calls: a tool was called.
     """
 
-    def __init__(self, *, stream: bool) -> None:
+    def __init__(self, *, stream: bool, wants_logprobs: bool = False) -> None:
         self.began = False
         self.finish_reason: str | None = None
         self.stop: str | None = None
         self.has_calls = False
         self._stream = stream
+        self._wants_logprobs = wants_logprobs
+        self._logprobs: tuple[Logprob, ...] = ()  # of tokens whose text is still to come
         self._events = EventReader()
         self._whole = bytearray()
         self._usage: Mapping[str, Any] = {}
@@ -84,14 +128,23 @@ class ChatAnswer:
         Raises:
             ValueError: they cannot be understood, or are an error; the message says so.
         """
+        return list(self.pieces(data))
+
+    def pieces(self, data: bytes) -> Iterator[Piece]:
+        """Take in bytes, as `feed` does; yield the pieces one by one, so that those before a fault are had.
+
+        Raises:
+            ValueError: as `feed` does.
+        """
         if not self._stream:
             self._whole += data
-            return []
-        pieces: list[Piece] = []
-        with understanding():
-            for event in self._events.feed(data):
-                pieces += self._event(event)
-        return pieces
+            return
+        for event in self._events.feed(data):
+            try:
+                pieces = self._event(event)
+            except _UNEXPECTED as error:
+                raise _unexpected(error) from error
+            yield from pieces
 
     def end(self) -> list[Piece]:
         """Take in the end; return the pieces that are still to come.
@@ -125,6 +178,29 @@ class ChatAnswer:
             read, cached = _count(timings.get("prompt_n")), _count(timings.get("cache_n")) or 0
             return Tokens(None if read is None else read + cached, cached, _count(timings.get("predicted_n")))
 
+    @property
+    def thought_tokens(self) -> int:
+        """How many tokens of the completion went into thinking; 0 where the engine did not say.
+
+        Raises:
+            ValueError: its figures cannot be understood.
+        """
+        with understanding():
+            details = self._usage.get("completion_tokens_details") or {}
+            return _count(details.get("reasoning_tokens")) or 0
+
+    @property
+    def times(self) -> Times:
+        """How long the engine took.
+
+        Raises:
+            ValueError: its figures cannot be understood.
+        """
+        with understanding():
+            return Times(
+                _seconds(self._timings.get("prompt_ms")), _seconds(self._timings.get("predicted_ms"))
+            )
+
     def _event(self, event: bytes) -> list[Piece]:
         if event == b"[DONE]":
             self.finish_reason = self.finish_reason or "stop"
@@ -134,11 +210,11 @@ class ChatAnswer:
         chunk = parse_answer(event)
         if chunk.get("error") is not None:
             raise ValueError(dig_error(event) or "an error in its stream")
-        self.began = True
         choices = chunk.get("choices")
         if choices:
-            self._take(choices[0], choices[0].get("delta") or {})
+            self._take(choices[0], choices[0].get("delta") or _completion(choices[0]) or {})
         self._note(chunk)
+        self.began = True
         return self._due(final=self.finish_reason is not None)
 
     def _take_whole(self) -> None:
@@ -146,9 +222,9 @@ class ChatAnswer:
         choices = answer.get("choices") or ()
         if not choices:
             raise ValueError(dig_error(bytes(self._whole)) or "an answer without choices")
-        self.began = True
-        self._take(choices[0], choices[0]["message"])
+        self._take(choices[0], _completion(choices[0]) or choices[0]["message"])
         self._note(answer)
+        self.began = True
         self.finish_reason = self.finish_reason or "stop"
 
     def _note(self, chunk: Mapping[str, Any]) -> None:
@@ -167,6 +243,8 @@ class ChatAnswer:
             self._add_text("thinking", thinking)
         if text := delta.get("content") or delta.get("refusal"):
             self._add_text("text", text)
+        if self._wants_logprobs and choice.get("logprobs"):
+            self._add_logprobs(choice["logprobs"], has_text=bool(thinking or text))
         for position, call in enumerate(delta.get("tool_calls") or ()):
             self._add_call(call, position)
         if choice.get("finish_reason"):
@@ -180,7 +258,15 @@ class ChatAnswer:
             raise TypeError(f"{kind} that is no text")
         if not self._blocks or self._blocks[-1].kind != kind:
             self._blocks.append(_Block(kind))
-        self._blocks[-1].held.append(text)
+        self._blocks[-1].held.append((text, ()))
+
+    def _add_logprobs(self, given: Mapping[str, Any], *, has_text: bool) -> None:
+        """Give the text that came just now its probabilities; tokens that are no whole character yet have none."""
+        self._logprobs += tuple(_logprobs(given))
+        if has_text:
+            text, _ = self._blocks[-1].held[-1]
+            self._blocks[-1].held[-1] = (text, self._logprobs)
+            self._logprobs = ()
 
     def _add_call(self, delta: Mapping[str, Any], position: int) -> None:
         function = delta.get("function") or {}
@@ -207,8 +293,11 @@ class ChatAnswer:
                     break
                 block.number = self._opened
                 self._opened += 1
-                block.held = block.held or [""]
-            pieces += [Piece(block.number, block.kind, text, block.id, block.name) for text in block.held]
+                block.held = block.held or [("", ())]
+            pieces += [
+                Piece(block.number, block.kind, text, block.id, block.name, logprobs)
+                for text, logprobs in block.held
+            ]
             block.held = []
             if len(self._blocks) == 1 or not (final or block.is_done):
                 break
@@ -224,7 +313,7 @@ class _Block:
         self.number = -1  # until its turn comes
         self.id = ""
         self.name = ""
-        self.held: list[str] = []
+        self.held: list[tuple[str, Sequence[Logprob]]] = []
         # Nothing more can come of a call once its arguments are a whole JSON object.
         self.is_done = kind != "call"
         self._depth = 0
@@ -235,7 +324,7 @@ class _Block:
         """Take in more of a call's arguments, and see whether they end."""
         if not text:
             return
-        self.held.append(text)
+        self.held.append((text, ()))
         start, self._is_escaped = int(self._is_escaped), False
         for mark in _JSON_MARK.findall(text, start):
             if mark == '"':
@@ -256,13 +345,21 @@ class _Block:
         return name != self.name or self.is_done
 
 
+# What comes of an answer of an unexpected shape.
+_UNEXPECTED = (AttributeError, TypeError, LookupError, RecursionError, OverflowError)
+
+
+def _unexpected(error: Exception) -> ValueError:
+    return ValueError(f"its answer has an unexpected shape: {error}")
+
+
 @contextlib.contextmanager
 def understanding() -> Iterator[None]:
     """Turn what an answer of an unexpected shape leads to into the one kind of error that the relay knows."""
     try:
         yield
-    except (AttributeError, TypeError, LookupError, RecursionError, OverflowError) as error:
-        raise ValueError(f"its answer has an unexpected shape: {error}") from error
+    except _UNEXPECTED as error:
+        raise _unexpected(error) from error
 
 
 def parse_answer(data: Octets) -> dict[str, Any]:
@@ -280,6 +377,15 @@ def parse_answer(data: Octets) -> dict[str, Any]:
     return parsed
 
 
+def arguments_of(text: str) -> dict[str, Any]:
+    """Return a tool call's arguments as an object; what a model garbled is handed on as text."""
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {"arguments": text}
+    return arguments if isinstance(arguments, dict) else {"arguments": text}
+
+
 def _loads(data: Octets) -> Any:
     try:
         return msgspec.json.decode(data)
@@ -290,3 +396,28 @@ def _loads(data: Octets) -> Any:
 
 def _count(figure: Any) -> int | None:
     return None if figure is None else max(0, int(figure))
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return None if milliseconds is None else max(0.0, float(milliseconds) / 1e3)
+
+
+def _completion(choice: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the text of a completion, which is no message, as one."""
+    return {"content": choice["text"]} if "text" in choice else None
+
+
+def _logprobs(given: Mapping[str, Any]) -> Iterator[Logprob]:
+    """Yield what is told of each token, in the form of chats or in the older one of completions."""
+    if "tokens" not in given:
+        for entry in given.get("content") or ():
+            yield _logprob(entry)._replace(top=[_logprob(other) for other in entry.get("top_logprobs") or ()])
+        return
+    tops = given.get("top_logprobs") or itertools.repeat(None)
+    for token, logprob, top in zip(given["tokens"], given["token_logprobs"], tops, strict=False):
+        others = [Logprob(str(other), float(known), ()) for other, known in (top or {}).items()]
+        yield Logprob(str(token), float(logprob), (), others)
+
+
+def _logprob(entry: Mapping[str, Any]) -> Logprob:
+    return Logprob(str(entry["token"]), float(entry["logprob"]), list(entry.get("bytes") or ()))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from engine_router.dialects.base import Translation, dig_error, to_json
-from engine_router.dialects.ollama_request import chat_request, embed_request, generate_request
-from engine_router.dialects.sse import EventReader
+from engine_router.dialects.base import Translation, to_json
+from engine_router.dialects.chat_chunks import ChatAnswer, Logprob, Piece, arguments_of
+from engine_router.dialects.ollama_embeddings import EmbedTranslation
+from engine_router.dialects.ollama_figures import Clock, Stopwatch, Timestamps
+from engine_router.dialects.ollama_request import (
+    chat_request,
+    embed_request,
+    generate_request,
+    wants_logprobs,
+)
 
-Clock = Callable[[], float]
+Json = dict[str, Any]
 
 
 def translate(
@@ -22,248 +26,197 @@ def translate(
     *,
     asked: str,
     upstream: str,
+    load_s: Clock = lambda: 0.0,
+    began_s: float | None = None,
     clock: Clock = time.monotonic,
     wall_clock: Clock = time.time,
 ) -> Translation:
     """Return the translation of one request.
 
     Args:
+        path: `/api/chat`, `/api/generate`, `/api/embed` or `/api/embeddings`.
         asked: the model as the client named it; the answer carries the same name.
         upstream: the name that the engine knows.
-        clock: seconds, for durations; `wall_clock` for `created_at`.
+        load_s: tells, at the end, for how many seconds the request waited for its model; 0 or NaN if it did not.
+        began_s: what the clock said when the request came; None for now.
+        clock: seconds, for durations.
+        wall_clock: seconds since 1970, for `created_at`.
 
     Raises:
-        BadRequest: the request cannot be understood.
+        BadRequest: the request cannot be understood; the message says where.
     """
+    stopwatch = Stopwatch(clock, began_s, load_s)
     if path in ("/api/embed", "/api/embeddings"):
-        return EmbedTranslation(data, asked, upstream, single=path == "/api/embeddings", clock=clock)
-    stream = data.get("stream") is not False
+        single = path == "/api/embeddings"
+        wanted = embed_request(data, "prompt" if single else "input")
+        wanted.body["model"] = upstream
+        return EmbedTranslation(wanted, asked, stopwatch, single=single)
     if path == "/api/chat":
-        target, request = "/v1/chat/completions", chat_request(data, upstream, stream=stream)
+        target, request = "/v1/chat/completions", chat_request(data)
     else:
-        target, request = generate_request(data, upstream, stream=stream)
-    return TextTranslation(
-        target, request, asked, is_chat=path == "/api/chat", clock=clock, wall_clock=wall_clock
+        target, request = generate_request(data)
+    stream = data.get("stream") is not False
+    ways: Json = (
+        {"stream": stream, "stream_options": {"include_usage": True}} if stream else {"stream": False}
+    )
+    return (StreamedText if stream else WholeText)(
+        target,
+        to_json({"model": upstream, **ways, **request}),
+        _CHAT if path == "/api/chat" else _GENERATE,
+        ChatAnswer(stream=stream, wants_logprobs=wants_logprobs(data)),
+        asked,
+        stopwatch,
+        Timestamps(wall_clock),
     )
 
 
-class TextTranslation:
-    """`/api/chat` and `/api/generate`: one line for each piece of text, or one object."""
+class _Form(NamedTuple):
+    """How lines of an answer look.
+
+    Attributes:
+        text, thinking: what is before and behind a piece of it.
+        takes_calls: there is a place for calls of tools.
+    """
+
+    text: tuple[bytes, bytes]
+    thinking: tuple[bytes, bytes]
+    takes_calls: bool
+
+    def said(self, text: str, thinking: str, calls: list[Json]) -> Json:
+        """Return the fields for what the model said, thought and called."""
+        thought = {"thinking": thinking} if thinking else {}
+        if not self.takes_calls:
+            return {"response": text, **thought}
+        called = {"tool_calls": calls} if calls else {}
+        return {"message": {"role": "assistant", "content": text, **thought, **called}}
+
+
+_CHAT = _Form(
+    (b'"message":{"role":"assistant","content":', b"}"),
+    (b'"message":{"role":"assistant","content":"","thinking":', b"}"),
+    takes_calls=True,
+)
+_GENERATE = _Form((b'"response":', b""), (b'"response":"","thinking":', b""), takes_calls=False)
+
+
+class _Text:
+    """What streamed and whole answers share."""
 
     def __init__(
         self,
         path: str,
-        request: Mapping[str, Any],
+        body: bytes,
+        form: _Form,
+        answer: ChatAnswer,
         asked: str,
-        *,
-        is_chat: bool,
-        clock: Clock,
-        wall_clock: Clock,
+        stopwatch: Stopwatch,
+        timestamps: Timestamps,
     ) -> None:
         self.path = path
-        self.body = to_json(request)
-        self._stream = bool(request["stream"])
-        self.content_type = "application/x-ndjson" if self._stream else "application/json; charset=utf-8"
-        self._asked = asked
-        self._is_chat = is_chat
-        self._clock = clock
-        self._wall_clock = wall_clock
-        self._began_at = clock()
-        self._first_at: float | None = None
-        self._events = EventReader()
-        self._whole = bytearray()
-        self._calls: dict[int, dict[str, str]] = {}
-        self._reason: str | None = None
-        self._usage: Mapping[str, Any] = {}
-        self._timings: Mapping[str, Any] = {}
+        self.body = body
+        self._form = form
+        self._answer = answer
+        self._calls = _Calls()
+        self._stopwatch = stopwatch
+        self._timestamps = timestamps
+        self._begin = b'{"model":%b,"created_at":"' % to_json(asked)
 
-    def feed(self, data: bytes) -> bytes:
-        """Translate what came; see `Translation.feed`."""
-        if not self._stream:
-            self._whole += data
-            return b""
-        with _understanding():
-            return b"".join(self._event(event) for event in self._events.feed(data))
+    def _line(self, fields: Mapping[str, Any]) -> bytes:
+        return b'%b%b",%b' % (self._begin, self._timestamps.now(), to_json(fields)[1:])
 
-    def end(self) -> bytes:
-        """Translate the end; see `Translation.end`."""
-        with _understanding():
-            if not self._stream:
-                return self._object()
-            if self._reason is None:
-                raise ValueError("its stream ended before its end")
-            return self._line({}, done=True)
-
-    def _event(self, event: bytes) -> bytes:
-        if event == b"[DONE]":
-            self._reason = self._reason or "stop"
-            return b""
-        if not event.strip():
-            return b""
-        chunk = _parse(event)
-        if chunk.get("error") is not None:
-            raise ValueError(dig_error(event) or "an error in its stream")
-        if self._first_at is None:
-            self._first_at = self._clock()
-        self._take_figures(chunk)
-        lines = b""
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {"content": choice.get("text")}
-            self._take_calls(delta.get("tool_calls") or ())
-            thinking = delta.get("reasoning_content") or delta.get("reasoning")
-            if thinking or delta.get("content"):
-                lines += self._line({"thinking": thinking, "content": delta.get("content") or ""})
-            if choice.get("finish_reason"):
-                self._reason = str(choice["finish_reason"])
-        return lines
-
-    def _object(self) -> bytes:
-        answer = _parse(bytes(self._whole))
-        choices = answer.get("choices") or ()
-        if not choices:
-            raise ValueError(dig_error(bytes(self._whole)) or "an answer without choices")
-        choice = choices[0]
-        message = choice.get("message") or {"content": choice.get("text")}
-        self._take_figures(answer)
-        self._take_calls(message.get("tool_calls") or ())
-        self._reason = str(choice.get("finish_reason") or "stop")
-        thinking = message.get("reasoning_content") or message.get("reasoning")
-        return self._line({"thinking": thinking, "content": message.get("content") or ""}, done=True).rstrip(
-            b"\n"
-        )
-
-    def _line(self, text: Mapping[str, Any], *, done: bool = False) -> bytes:
-        calls = self._finished_calls() if done and self._is_chat else []
-        line: dict[str, Any] = {"model": self._asked, "created_at": self._now()}
-        content, thinking = text.get("content") or "", text.get("thinking")
-        if self._is_chat:
-            message: dict[str, Any] = {"role": "assistant", "content": content}
-            if thinking:
-                message["thinking"] = thinking
-            if calls and not self._stream:
-                message["tool_calls"] = calls
-            line["message"] = message
-        else:
-            line["response"] = content
-            if thinking:
-                line["thinking"] = thinking
-        if not done:
-            return to_json({**line, "done": False}) + b"\n"
-        last = (
-            to_json({**line, "done": True, "done_reason": self._done_reason(), **self._durations()}) + b"\n"
-        )
-        if calls and self._stream:
-            message = {"role": "assistant", "content": "", "tool_calls": calls}
-            last = to_json({**line, "message": message, "done": False}) + b"\n" + last
-        return last
-
-    def _take_figures(self, chunk: Mapping[str, Any]) -> None:
-        self._usage = chunk.get("usage") or self._usage
-        self._timings = chunk.get("timings") or self._timings
-
-    def _take_calls(self, deltas: Any) -> None:
-        for position, delta in enumerate(deltas):
-            call = self._calls.setdefault(int(delta.get("index", position)), {"name": "", "arguments": ""})
-            function = delta.get("function") or {}
-            call["name"] += function.get("name") or ""
-            arguments = function.get("arguments") or ""
-            call["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
-
-    def _finished_calls(self) -> list[dict[str, Any]]:
-        return [
-            {"function": {"name": call["name"], "arguments": _arguments(call["arguments"])}}
-            for _, call in sorted(self._calls.items())
-        ]
-
-    def _done_reason(self) -> str:
-        return "length" if self._reason == "length" else "stop"
-
-    def _durations(self) -> dict[str, int]:
-        """Return the figures that Ollama reports: counts, and durations in nanoseconds, none of them 0."""
-        now = self._clock()
-        # An answer in one piece does not show how its time was divided: then all of it counts as evaluation.
-        first = self._first_at if self._first_at is not None else self._began_at
-        prompt_s = self._timings.get("prompt_ms", (first - self._began_at) * 1e3) / 1e3
-        eval_s = self._timings.get("predicted_ms", (now - first) * 1e3) / 1e3
-        figures = {
-            "total_duration": int((now - self._began_at) * 1e9),
-            "prompt_eval_count": int(self._usage.get("prompt_tokens") or self._timings.get("prompt_n") or 0),
-            "prompt_eval_duration": int(prompt_s * 1e9),
-            "eval_count": int(self._usage.get("completion_tokens") or self._timings.get("predicted_n") or 0),
-            "eval_duration": int(eval_s * 1e9),
-        }
-        return {key: value for key, value in figures.items() if value > 0}
-
-    def _now(self) -> str:
-        moment = dt.datetime.fromtimestamp(self._wall_clock(), tz=dt.timezone.utc)
-        return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    def _ending(self) -> Json:
+        """Return why the model stopped, and the figures."""
+        reason = "length" if self._answer.finish_reason == "length" else "stop"
+        figures = self._stopwatch.figures(self._answer.tokens, self._answer.times)
+        return {"done": True, "done_reason": reason, **figures}
 
 
-class EmbedTranslation:
-    """`/api/embed` and the older `/api/embeddings`."""
+class WholeText(_Text):
+    """`/api/chat` and `/api/generate`, answered by one object."""
 
     content_type = "application/json; charset=utf-8"
-    path = "/v1/embeddings"
-
-    def __init__(
-        self, data: Mapping[str, Any], asked: str, upstream: str, *, single: bool, clock: Clock
-    ) -> None:
-        self.body = to_json(embed_request(data, upstream))
-        self._asked = asked
-        self._single = single
-        self._clock = clock
-        self._began_at = clock()
-        self._whole = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """Collect the answer: embeddings come as one object."""
-        self._whole += data
+        """Collect the answer; see `Translation.feed`."""
+        self._answer.feed(data)
         return b""
 
     def end(self) -> bytes:
-        """Return the answer in Ollama's words."""
-        with _understanding():
-            return self._object()
-
-    def _object(self) -> bytes:
-        answer = _parse(bytes(self._whole))
-        entries = sorted(answer.get("data") or (), key=lambda entry: int(entry.get("index") or 0))
-        vectors = [entry["embedding"] for entry in entries]
-        if not vectors:
-            raise ValueError(dig_error(bytes(self._whole)) or "an answer without embeddings")
-        if self._single:
-            return to_json({"embedding": vectors[0]})
-        figures = {
-            "total_duration": int((self._clock() - self._began_at) * 1e9),
-            "prompt_eval_count": int((answer.get("usage") or {}).get("prompt_tokens") or 0),
-        }
-        kept = {key: value for key, value in figures.items() if value > 0}
-        return to_json({"model": self._asked, "embeddings": vectors, **kept})
+        """Return the answer as one object; see `Translation.end`."""
+        pieces = self._answer.end()
+        texts = {"text": "", "thinking": "", "call": ""}
+        for piece in pieces:
+            texts[piece.kind] += piece.text
+            self._calls.take(piece)
+        told = [_told(token) for piece in pieces for token in piece.logprobs]
+        said = self._form.said(texts["text"], texts["thinking"], self._calls.made())
+        return self._line({**said, **self._ending(), **({"logprobs": told} if told else {})})
 
 
-@contextlib.contextmanager
-def _understanding() -> Iterator[None]:
-    """Turn what an answer of an unexpected shape leads to into the one kind of error that the relay knows."""
-    try:
-        yield
-    except (AttributeError, TypeError, LookupError, RecursionError, OverflowError) as error:
-        raise ValueError(f"its answer has an unexpected shape: {error}") from error
+class StreamedText(_Text):
+    """`/api/chat` and `/api/generate`, answered by a line for each piece; the calls of tools are one before the last."""
+
+    content_type = "application/x-ndjson"
+
+    def feed(self, data: bytes) -> bytes:
+        """Translate what came; see `Translation.feed`."""
+        pieces = self._answer.feed(data)
+        if self._answer.began:
+            self._stopwatch.note_first()
+        return self._lines(pieces)
+
+    def end(self) -> bytes:
+        """Translate the end; see `Translation.end`."""
+        lines = self._lines(self._answer.end())
+        calls = self._calls.made()
+        if calls and self._form.takes_calls:
+            lines += self._line({**self._form.said("", "", calls), "done": False}) + b"\n"
+        return lines + self._line({**self._form.said("", "", []), **self._ending()}) + b"\n"
+
+    def _lines(self, pieces: Sequence[Piece]) -> bytes:
+        lines: list[bytes] = []
+        for piece in pieces:
+            if piece.kind == "call":
+                self._calls.take(piece)
+                continue
+            before, behind = self._form.text if piece.kind == "text" else self._form.thinking
+            told = b""
+            if piece.logprobs:
+                told = b',"logprobs":' + to_json([_told(token) for token in piece.logprobs])
+            lines.append(
+                b'%b%b",%b%b%b,"done":false%b}\n'
+                % (self._begin, self._timestamps.now(), before, piece.quoted(), behind, told)
+            )
+        return b"".join(lines)
 
 
-def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ValueError(f"its answer is not JSON: {data[:200].decode('utf-8', 'replace')}") from None
-    if not isinstance(parsed, dict):
-        raise ValueError("its answer is not a JSON object")  # noqa: TRY004 - one kind of error for the relay
-    return parsed
+class _Calls:
+    """Collects the calls of tools: Ollama's clients get each as a whole."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, list[Piece]] = {}
+
+    def take(self, piece: Piece) -> None:
+        """Take in a piece, if it is one of a call."""
+        if piece.kind == "call":
+            self._pieces.setdefault(piece.block, []).append(piece)
+
+    def made(self) -> list[Json]:
+        """Return all calls, in Ollama's words; an `id` is there if the engine gave one."""
+        calls: list[Json] = []
+        for index, pieces in enumerate(self._pieces.values()):
+            identity = {"id": pieces[-1].id} if pieces[-1].id else {}
+            arguments = arguments_of("".join(piece.text for piece in pieces))
+            function = {"index": index, "name": pieces[-1].name, "arguments": arguments}
+            calls.append({**identity, "function": function})
+        return calls
 
 
-def _arguments(text: str) -> Any:
-    """Return a tool call's arguments as an object; what a model garbled is handed on as text."""
-    try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {"arguments": text}
-    return arguments if isinstance(arguments, dict) else {"arguments": text}
+def _told(token: Logprob) -> Json:
+    told = _logprob(token)
+    return {**told, "top_logprobs": [_logprob(other) for other in token.top]} if token.top else told
+
+
+def _logprob(token: Logprob) -> Json:
+    told: Json = {"token": token.token, "logprob": token.logprob}
+    return {**told, "bytes": list(token.bytes)} if token.bytes else told

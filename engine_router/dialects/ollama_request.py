@@ -1,129 +1,209 @@
-"""An Ollama request in OpenAI's words."""
+"""An Ollama request in OpenAI's words.
+
+What cannot be mapped is passed over: `template` and `context` (engines have templates of their own, and take
+no tokens), `truncate` and `shift` of texts, the options that say how a model is loaded (`num_ctx`, `num_gpu`,
+`use_mmap` and their kin). `keep_alive` is the router's.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+from engine_router.dialects.base import to_json
+from engine_router.dialects.chat_chunks import arguments_of
+from engine_router.dialects.checks import count_at, list_at, number_at, object_at, string_at
 from engine_router.errors import BadRequest
 
-_SAME_OPTIONS = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
-# Extensions that llama.cpp reads under Ollama's own names; other engines ignore what they do not know.
-_ENGINE_OPTIONS = ("top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "mirostat")
+# Beside OpenAI's own, extensions that llama.cpp reads under Ollama's names; engines ignore what they do not know.
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_p",
+    "typical_p",
+    "repeat_penalty",
+    "mirostat_tau",
+    "mirostat_eta",
+)
+_WHOLE_NUMBERS = ("seed", "top_k", "repeat_last_n", "mirostat")
+_EFFORTS = {True: "medium", False: "none", "low": "low", "medium": "medium", "high": "high", "max": "high"}
+_MAX_TOP_LOGPROBS = 20
+# How the base64 of a file begins.
 _IMAGE_SIGNATURES = (("/9j/", "jpeg"), ("iVBOR", "png"), ("R0lGOD", "gif"), ("UklGR", "webp"))
 
 
-def chat_request(data: Mapping[str, Any], upstream: str, *, stream: bool) -> dict[str, Any]:
-    """Return the chat completion request for `/api/chat`.
+def chat_request(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the chat completion request for `/api/chat`, but for `model`.
 
     Raises:
-        BadRequest: the messages are no list of objects.
+        BadRequest: it cannot be understood; the message says where.
     """
-    messages = data.get("messages") or []
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise BadRequest('"messages" must be a list of objects')
-    request = _common(data, upstream, stream=stream)
-    request["messages"] = _messages(messages)
-    if data.get("tools"):
-        request["tools"] = data["tools"]
-    return request
+    tools = [
+        {"type": "function", **object_at(tool, f"tools.{index}")}
+        for index, tool in enumerate(list_at(data.get("tools") or [], "tools"))
+    ]
+    request = _sampling(data) | _thinking(data) | _chat_logprobs(data)
+    request["messages"] = _Conversation(list_at(data.get("messages") or [], "messages")).messages
+    return {**request, "tools": tools} if tools else request
 
 
-def generate_request(data: Mapping[str, Any], upstream: str, *, stream: bool) -> tuple[str, dict[str, Any]]:
-    """Return path and body of the request for `/api/generate`: chat, or a completion for raw and fill-in text.
+def generate_request(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return path and body, but for `model`, of the request for `/api/generate`.
+
+    It is a chat, or a completion where the prompt is to be taken as it is, or something to be filled in.
 
     Raises:
-        BadRequest: the prompt is no string.
+        BadRequest: it cannot be understood; the message says where.
     """
-    prompt = data.get("prompt", "")
-    if not isinstance(prompt, str):
-        raise BadRequest('"prompt" must be a string')
-    request = _common(data, upstream, stream=stream)
-    if data.get("raw") is True or data.get("suffix"):
-        request["prompt"] = prompt
-        if data.get("suffix"):
-            request["suffix"] = data["suffix"]
-        return "/v1/completions", request
-    messages: list[dict[str, Any]] = []
-    if data.get("system"):
-        messages.append({"role": "system", "content": data["system"]})
-    messages.append({"role": "user", "content": prompt, "images": data.get("images") or []})
-    request["messages"] = _messages(messages)
-    return "/v1/chat/completions", request
+    prompt = _text(data, "prompt")
+    suffix = _text(data, "suffix")
+    if data.get("raw") is True or suffix:
+        request = {**_sampling(data), **_completion_logprobs(data), "prompt": prompt}
+        return "/v1/completions", {**request, "suffix": suffix} if suffix else request
+    said: list[dict[str, Any]] = [{"role": "user", "content": _content(data, prompt)}]
+    if system := _text(data, "system"):
+        said.insert(0, {"role": "system", "content": system})
+    request = _sampling(data) | _thinking(data) | _chat_logprobs(data)
+    return "/v1/chat/completions", {**request, "messages": said}
 
 
-def embed_request(data: Mapping[str, Any], upstream: str) -> dict[str, Any]:
-    """Return the embeddings request for `/api/embed` (`input`) and `/api/embeddings` (`prompt`).
+class EmbedRequest(NamedTuple):
+    """A request for embeddings.
+
+    Attributes:
+        body: in OpenAI's words, but for `model`.
+        dimensions: to which the vectors are to be cut; None for all.
+    """
+
+    body: dict[str, Any]
+    dimensions: int | None
+
+
+def embed_request(data: Mapping[str, Any], key: str) -> EmbedRequest:
+    """Return the request for `/api/embed` (key `input`) or `/api/embeddings` (key `prompt`).
+
+    The engine is not told of `dimensions`: not all can cut vectors, some refuse. An input that is too long is
+    cut by those that can (vLLM) if `truncate` is true, and refused if it is false; else as the engine likes.
 
     Raises:
-        BadRequest: there is nothing to embed.
+        BadRequest: there is nothing to embed, or it is no text.
     """
-    text = data["input"] if "input" in data else data.get("prompt")
-    if text is None:
-        raise BadRequest('the request has no "input"')
-    request: dict[str, Any] = {"model": upstream, "input": text}
-    if data.get("dimensions"):
-        request["dimensions"] = data["dimensions"]
-    return request
+    given = data.get(key)
+    texts = given if isinstance(given, list) and key == "input" else [given]
+    if given in (None, "", []):
+        raise BadRequest(f'the request has no "{key}"')
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRequest(f'"{key}" must be a string' + (" or a list of strings" if key == "input" else ""))
+    body = {"input": given}
+    if data.get("truncate") is True:
+        body["truncate_prompt_tokens"] = -1
+    dimensions = data.get("dimensions")
+    return EmbedRequest(body, count_at(dimensions, "dimensions", least=0) if dimensions is not None else None)
 
 
-def _common(data: Mapping[str, Any], upstream: str, *, stream: bool) -> dict[str, Any]:
-    """Return the parts that chat and generate share: options, format, thinking, streaming."""
-    options = data.get("options") or {}
-    if not isinstance(options, dict):
-        raise BadRequest('"options" must be an object')
-    request: dict[str, Any] = {"model": upstream, "stream": stream}
-    for key in (*_SAME_OPTIONS, *_ENGINE_OPTIONS):
-        if options.get(key) is not None:
-            request[key] = options[key]
-    limit = options.get("num_predict")
-    # 0, -1 and -2 mean "until the model is done" (or the context is full).
-    if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
-        request["max_tokens"] = limit
-    if stream:
-        request["stream_options"] = {"include_usage": True}
-    wanted = data.get("format")
-    if wanted == "json":
-        request["response_format"] = {"type": "json_object"}
-    elif isinstance(wanted, dict):
-        request["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": wanted, "strict": True},
-        }
-    think = data.get("think")
-    if think is not None:
-        request["chat_template_kwargs"] = {"enable_thinking": bool(think)}
-        request["reasoning_effort"] = think if isinstance(think, str) else "medium" if think else "none"
-    return request
+def wants_logprobs(data: Mapping[str, Any]) -> bool:
+    """Tell whether a request asks for probabilities."""
+    return data.get("logprobs") is True
 
 
-def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    converted: list[dict[str, Any]] = []
-    calls: list[tuple[str, str]] = []  # (id, tool name) of calls whose results are still to come
-    numbers = itertools.count()
-    for message in messages:
-        entry: dict[str, Any] = {"role": message.get("role", "user")}
+# Messages.
+
+
+class _Conversation:
+    """Puts messages into OpenAI's words, and the results of tools to their calls.
+
+    Attributes:
+        messages: in OpenAI's words.
+    """
+
+    def __init__(self, given: list[Any]) -> None:
+        placed = [(f"messages.{index}", message) for index, message in enumerate(given)]
+        self._open: list[_Call] = []  # calls whose results are still to come
+        self._new_ids = _new_ids(given)
+        self.messages = [self._message(place, object_at(message, place)) for place, message in placed]
+
+    def _message(self, place: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        role = _text(message, "role", place).lower() or "user"
+        entry: dict[str, Any] = {"role": role}
+        entry["content"] = _content(message, _text(message, "content", place), place)
+        if role == "tool":
+            entry["tool_call_id"] = self._answered(message)
+        if thinking := _text(message, "thinking", place):
+            entry["reasoning_content"] = thinking
         if message.get("tool_calls"):
-            entry["tool_calls"] = _tool_calls(message["tool_calls"], calls, numbers)
-        if entry["role"] == "tool":
-            entry["tool_call_id"] = _matching_call(message, calls)
-        entry["content"] = _content(message)
-        converted.append(entry)
-    return converted
+            calls = list_at(message["tool_calls"], f"{place}.tool_calls")
+            entry["tool_calls"] = [
+                self._call(f"{place}.tool_calls.{index}", call) for index, call in enumerate(calls)
+            ]
+        return entry
+
+    def _call(self, place: str, given: object) -> dict[str, Any]:
+        call = object_at(given, place)
+        function = object_at(call.get("function"), f"{place}.function")
+        name = string_at(function.get("name"), f"{place}.function.name")
+        arguments = function.get("arguments")
+        if arguments is None or isinstance(arguments, str):
+            # What a model garbled would keep engines from reading the conversation at all.
+            arguments = arguments_of(arguments or "")
+        arguments = object_at(arguments, f"{place}.function.arguments")
+        identity = _text(call, "id", place)
+        self._open.append(_Call(identity or next(self._new_ids), name, is_named=bool(identity)))
+        spoken = {"name": name, "arguments": to_json(arguments).decode()}
+        return {"id": self._open[-1].id, "type": "function", "function": spoken}
+
+    def _answered(self, message: Mapping[str, Any]) -> str:
+        """Return the id of the call that a result answers: by that id, else by the tool's name, else the oldest.
+
+        An id that no call has is one that the client made up, for a call that came without.
+        """
+        wanted, name = message.get("tool_call_id"), message.get("tool_name") or message.get("name")
+        candidates = [call for call in self._open if call.id == wanted] or [
+            call
+            for call in self._open
+            if (not wanted or not call.is_named) and (not name or call.name == name)
+        ]
+        if not candidates:
+            return str(wanted or next(self._new_ids))
+        self._open.remove(candidates[0])
+        return candidates[0].id
 
 
-def _content(message: Mapping[str, Any]) -> object:
-    text = message.get("content") or ""
-    images = message.get("images") or []
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise BadRequest('"images" must be a list of base64 strings')
+class _Call(NamedTuple):
+    """A call of a tool; `is_named`: the client gave its id."""
+
+    id: str
+    name: str
+    is_named: bool
+
+
+def _new_ids(messages: list[Any]) -> Iterator[str]:
+    """Yield ids that no call has. Templates of Mistral's models insist on nine letters or digits."""
+    calls = [
+        call
+        for message in messages
+        if isinstance(message, dict) and isinstance(message.get("tool_calls"), list)
+        for call in message["tool_calls"]
+    ]
+    taken = [call.get("id") for call in calls if isinstance(call, dict)]
+    number = 0
+    while True:
+        if (identity := f"call{number:05}") not in taken:
+            yield identity
+        number += 1
+
+
+def _content(data: Mapping[str, Any], text: str, place: str = "") -> object:
+    """Return what is said: text, or images and text, in the order in which Ollama shows them to a model."""
+    images = list_at(data.get("images") or [], _at(place, "images"))
     if not images:
         return text
-    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    parts += [{"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in images]
-    return parts
+    parts: list[dict[str, Any]] = []
+    for index, image in enumerate(images):
+        url = _data_uri(string_at(image, f"{_at(place, 'images')}.{index}"))
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return [*parts, {"type": "text", "text": text}] if text else parts
 
 
 def _data_uri(image: str) -> str:
@@ -133,34 +213,93 @@ def _data_uri(image: str) -> str:
     return f"data:image/{kind};base64,{image}"
 
 
-def _tool_calls(given: Any, calls: list[tuple[str, str]], numbers: Iterator[int]) -> list[dict[str, Any]]:
-    converted: list[dict[str, Any]] = []
-    for call in given if isinstance(given, list) else [given]:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            raise BadRequest('"tool_calls" must be a list of objects, each with an object "function"')
-        identity = str(call.get("id") or f"call_{next(numbers)}")
-        calls.append((identity, str(function.get("name", ""))))
-        arguments = function.get("arguments", {})
-        converted.append(
-            {
-                "id": identity,
-                "type": "function",
-                "function": {
-                    "name": function.get("name", ""),
-                    "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments),
-                },
-            }
-        )
-    return converted
+# Everything else.
 
 
-def _matching_call(message: Mapping[str, Any], calls: list[tuple[str, str]]) -> str:
-    """Find the call that a tool's result answers: by id, else by the tool's name, else the oldest open one."""
-    wanted = message.get("tool_call_id")
-    name = message.get("tool_name") or message.get("name")
-    for index, (identity, tool) in enumerate(calls):
-        if identity == wanted or (wanted is None and (name is None or tool == name)):
-            del calls[index]
-            return identity
-    return str(wanted or "call_0")
+def _sampling(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how to choose tokens, when to stop, and the form that the answer must have."""
+    options = {
+        key: value
+        for key, value in object_at(data.get("options") or {}, "options").items()
+        if value is not None
+    }
+    for key in (*_NUMBERS, *_WHOLE_NUMBERS, "num_predict"):
+        if key in options:
+            number_at(options[key], f"options.{key}")
+    request = {key: options[key] for key in _NUMBERS if key in options}
+    request |= {key: int(options[key]) for key in _WHOLE_NUMBERS if key in options}
+    if "repeat_penalty" in options:
+        request["repetition_penalty"] = options["repeat_penalty"]  # as vLLM and SGLang call it
+    # 0, -1 and -2 mean "until the model is done" (or the context is full).
+    if (limit := int(options.get("num_predict", -1))) > 0:
+        request["max_tokens"] = limit
+    return request | _stops(options) | _format(data)
+
+
+def _stops(options: Mapping[str, Any]) -> dict[str, Any]:
+    stops = options.get("stop")
+    if not stops:
+        return {}
+    if isinstance(stops, str):
+        return {"stop": stops}
+    return {
+        "stop": [
+            string_at(stop, f"options.stop.{index}")
+            for index, stop in enumerate(list_at(stops, "options.stop"))
+        ]
+    }
+
+
+def _format(data: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = data.get("format")
+    if wanted in (None, ""):
+        return {}
+    if wanted == "json":
+        return {"response_format": {"type": "json_object"}}
+    if not isinstance(wanted, dict):
+        raise BadRequest('"format" must be "json" or a JSON schema')
+    named = {"name": "answer", "schema": wanted, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def _thinking(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whether to think and how hard: engines read the one or the other."""
+    think = data.get("think")
+    if think is None:
+        return {}
+    if not isinstance(think, (bool, str)) or think not in _EFFORTS:
+        raise BadRequest('"think" must be true, false, "low", "medium", "high" or "max"')
+    return {
+        "chat_template_kwargs": {"enable_thinking": think is not False},
+        "reasoning_effort": _EFFORTS[think],
+    }
+
+
+def _chat_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:
+    top = _top_logprobs(data)
+    if not wants_logprobs(data):
+        return {}
+    return {"logprobs": True, "top_logprobs": top} if top else {"logprobs": True}
+
+
+def _completion_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same for completions, which have one number for both."""
+    top = _top_logprobs(data)
+    return {"logprobs": top} if wants_logprobs(data) else {}
+
+
+def _top_logprobs(data: Mapping[str, Any]) -> int:
+    top = count_at(data.get("top_logprobs") or 0, "top_logprobs", least=0)
+    if top > _MAX_TOP_LOGPROBS:
+        raise BadRequest(f'"top_logprobs" must be at most {_MAX_TOP_LOGPROBS}')
+    return top
+
+
+def _text(data: Mapping[str, Any], key: str, place: str = "") -> str:
+    """Return a text; an empty one where there is none."""
+    value = data.get(key)
+    return "" if value is None else string_at(value, _at(place, key))
+
+
+def _at(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else key

@@ -9,11 +9,10 @@ from typing import Any
 
 from engine_router.dialects import OPENAI
 from engine_router.dialects.base import to_json
-from engine_router.dialects.chat_chunks import ChatAnswer, Piece, Tokens, parse_answer, understanding
+from engine_router.dialects.chat_chunks import ChatAnswer, Logprob, Piece
 from engine_router.dialects.checks import object_at, string_at
 from engine_router.dialects.responses_items import CallItem, Events, Item, Json, Status, TextItem
 from engine_router.dialects.responses_request import ChatRequest, chat_request
-from engine_router.dialects.sse import EventReader
 from engine_router.errors import RouterError
 
 Clock = Callable[[], float]
@@ -68,9 +67,7 @@ class ResponsesTranslation:
         self._wall_clock = wall_clock
         self._identity = identity
         self._created_at = int(wall_clock())
-        self._reader = EventReader()
-        self._answer = ChatAnswer(stream=self._stream)
-        self._extras = _Extras(wants_logprobs="logprobs" in request.body)
+        self._answer = ChatAnswer(stream=self._stream, wants_logprobs="logprobs" in request.body)
         self._events = Events()
         self._is_announced = False
         self._items: list[Item] = []
@@ -79,20 +76,22 @@ class ResponsesTranslation:
     def feed(self, data: bytes) -> bytes:
         """Translate what came; see `Translation.feed`."""
         if not self._stream:
-            self._extras.collect(data)
             self._answer.feed(data)
             return b""
         if self._fault is not None:
             raise self._fault
-        out = b""
+        out: list[bytes] = []
         try:
-            for event in self._reader.feed(data):
-                out += self._event(event)
+            for piece in self._answer.pieces(data):
+                out += (self._announced(), self._shown_piece(piece))
         except ValueError as fault:
-            if not out:
-                raise
             self._fault = fault  # the client first gets what came before it
-        return out
+        if self._answer.began:
+            out.append(self._announced())
+        shown = b"".join(out)
+        if self._fault is not None and not shown:
+            raise self._fault
+        return shown
 
     def end(self) -> bytes:
         """Translate the end; see `Translation.end`."""
@@ -100,7 +99,6 @@ class ResponsesTranslation:
             raise self._fault
         pieces = self._answer.end()
         if not self._stream:
-            self._extras.take_collected()
             self._shown_pieces(pieces)
             self._closed(self._last_status())
             return to_json(self._response())
@@ -132,11 +130,6 @@ class ResponsesTranslation:
             + self._events.event("error", **about, error=details)
         )
 
-    def _event(self, event: bytes) -> bytes:
-        pieces = self._answer.feed(b"data: %b\n\n" % event.replace(b"\n", b"\ndata: "))
-        self._extras.take(event)
-        return self._announced() + self._shown_pieces(pieces)
-
     def _announced(self) -> bytes:
         """Return the events that begin every stream; nothing when they have been sent."""
         if self._is_announced:
@@ -154,8 +147,7 @@ class ResponsesTranslation:
         before = b"" if piece.block < len(self._items) else self._begun(piece)
         if not piece.text:
             return before
-        logprobs = self._extras.pop_logprobs() if piece.kind == "text" else []
-        return before + self._items[piece.block].add(piece.text, logprobs)
+        return before + self._items[piece.block].add(piece.text, [_told(token) for token in piece.logprobs])
 
     def _begun(self, piece: Piece) -> bytes:
         """Begin the next item. They follow one another, as Codex expects it."""
@@ -187,7 +179,7 @@ class ResponsesTranslation:
             **self._shown(status),
             "completed_at": int(self._wall_clock()) if status == "completed" else None,
             "incomplete_details": {"reason": why} if why else None,
-            "usage": _usage(self._answer.tokens, self._extras.thought_tokens),
+            "usage": _usage(self._answer),
         }
 
     def _shown(self, status: str) -> Json:
@@ -202,53 +194,6 @@ class ResponsesTranslation:
             "output": [item.shown() for item in self._items],
             "usage": None,
         }
-
-
-class _Extras:
-    """What only this dialect wants of a chat answer: probabilities, and how many tokens went into thinking.
-
-    Attributes:
-        thought_tokens: those of the completion that the model thought with, where the engine counts them.
-    """
-
-    def __init__(self, *, wants_logprobs: bool) -> None:
-        self.thought_tokens = 0
-        self._wants_logprobs = wants_logprobs
-        self._logprobs: list[Json] = []
-        self._whole = bytearray()
-
-    def collect(self, data: bytes) -> None:
-        """Keep an answer that comes whole."""
-        self._whole += data
-
-    def take_collected(self) -> None:
-        """Take in the answer that came whole.
-
-        Raises:
-            ValueError: it cannot be understood.
-        """
-        self.take(bytes(self._whole), "message")
-
-    def take(self, event: bytes, key: str = "delta") -> None:
-        """Take in one event, or a whole answer.
-
-        Raises:
-            ValueError: it cannot be understood.
-        """
-        if event == b"[DONE]" or not (self._wants_logprobs or b'"reasoning_tokens"' in event):
-            return
-        with understanding():
-            chunk = parse_answer(event)
-            details = (chunk.get("usage") or {}).get("completion_tokens_details") or {}
-            self.thought_tokens = int(details.get("reasoning_tokens") or self.thought_tokens)
-            for choice in (chunk.get("choices") or ())[:1]:
-                if self._wants_logprobs and choice[key].get("content"):
-                    self._logprobs += _logprobs(choice.get("logprobs"))
-
-    def pop_logprobs(self) -> list[Json]:
-        """Return the probabilities of the text that came since the last call."""
-        logprobs, self._logprobs = self._logprobs, []
-        return logprobs
 
 
 def _echo(data: Mapping[str, Any], request: ChatRequest, asked: str) -> Json:
@@ -287,24 +232,22 @@ def _echo(data: Mapping[str, Any], request: ChatRequest, asked: str) -> Json:
     return echo
 
 
-def _logprobs(given: Mapping[str, Any] | None) -> list[Json]:
-    return [
-        {**_logprob(entry), "top_logprobs": [_logprob(other) for other in entry.get("top_logprobs") or ()]}
-        for entry in (given or {}).get("content") or ()
-    ]
+def _told(token: Logprob) -> Json:
+    return {**_logprob(token), "top_logprobs": [_logprob(other) for other in token.top]}
 
 
-def _logprob(entry: Mapping[str, Any]) -> Json:
-    return {"token": entry["token"], "logprob": entry["logprob"], "bytes": entry.get("bytes") or []}
+def _logprob(token: Logprob) -> Json:
+    return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
 
 
-def _usage(tokens: Tokens, thought: int) -> Json:
+def _usage(answer: ChatAnswer) -> Json:
     """Return how many tokens were used; 0 where the engine did not say, for some clients insist on figures."""
+    tokens = answer.tokens
     taken, made = tokens.prompt or 0, tokens.completion or 0
     return {
         "input_tokens": taken,
         "input_tokens_details": {"cached_tokens": tokens.cached, "cache_write_tokens": 0},
         "output_tokens": made,
-        "output_tokens_details": {"reasoning_tokens": thought},
+        "output_tokens_details": {"reasoning_tokens": answer.thought_tokens},
         "total_tokens": taken + made,
     }

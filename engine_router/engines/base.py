@@ -10,7 +10,7 @@ import trio
 from attrs import define, field, frozen
 
 
-@frozen(order=True)
+@frozen(order=True, cache_hash=True)  # it is the key of nearly everything
 class ResidentId:
     """What holds memory, and is started and stopped as a whole.
 
@@ -182,6 +182,13 @@ class Engine(Protocol):
 
         Cancellation ends the resident as fast as the platform can without waiting (a process is killed);
         the supervisor cancels only when the router itself goes down.
+        """
+        ...
+
+    async def check(self, resident: ResidentId) -> str | None:
+        """Look whether a ready resident still does its work. Return None if so, else what is wrong.
+
+        Not bounded in time: the caller does that. Cancellation ends the check and leaves nothing behind.
         """
         ...
 

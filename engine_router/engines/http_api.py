@@ -73,6 +73,14 @@ class HttpEngine:
         """
         return await lead(_HttpModel(self, resident.model or ""), supervision, adopt=adopt)
 
+    async def check(self, resident: ResidentId) -> str | None:
+        """Look whether the server answers, and still lists the model as loaded; see `Engine.check`.
+
+        Raises:
+            EngineError: it does not answer, or not sensibly.
+        """
+        return await _HttpModel(self, resident.model or "").missing()
+
     async def find(self) -> Sequence[ResidentId]:
         """Return the models loaded now, or on their way; [] when nobody listens.
 
@@ -146,12 +154,16 @@ class _HttpModel:
 
     async def gone(self) -> str | None:
         try:
-            entry = await self._look()
+            return await self.missing()
         except NotListening as error:
             return error.summary
         except EngineError as error:
             self.log.write(f"cannot tell whether '{self.model}' is loaded: {error.summary}")
             return None
+
+    async def missing(self) -> str | None:
+        """Return what is wrong where the server does not hold the model; raises where that cannot be told."""
+        entry = await self._look()
         # Without a load call, a model that is not loaded waits for its first request.
         if entry.loaded or entry.underway or self.config.load is None:
             return None

@@ -81,6 +81,15 @@ class OllamaEngine:
         finally:
             self.living.discard(model)
 
+    async def check(self, resident: ResidentId) -> str | None:
+        """Look whether the daemon answers, and still holds the model; see `Engine.check`.
+
+        Raises:
+            EngineError: it does not answer, or not sensibly.
+        """
+        model = normal_name(resident.model or "")
+        return None if model in await self.loaded() else f"does not hold '{model}' any more"
+
     async def find(self) -> Sequence[ResidentId]:
         """Return the models in memory; [] when nobody listens.
 

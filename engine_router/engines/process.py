@@ -26,7 +26,7 @@ from engine_router.errors import (
     EngineStopFailed,
     EngineUnreachable,
 )
-from engine_router.probe import Check, ReadinessProbe, listed_ids, parse_json
+from engine_router.probe import Check, ReadinessProbe, listed_ids, look, parse_json
 from engine_router.racing import first_of
 
 LOG_LINES_IN_ERRORS = 12
@@ -80,6 +80,7 @@ class ProcessEngine:
         self._is_template = is_template(config)
         self._undead: dict[ResidentId, Running] = {}
         self._listens_at: str | None = config.base_url
+        self._ready_at: dict[ResidentId, str] = {}  # base URLs
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
@@ -109,6 +110,14 @@ class ProcessEngine:
             raise outcome
         self._undead.pop(resident, None)
         return outcome
+
+    async def check(self, resident: ResidentId) -> str | None:
+        """Ask a ready resident again what was asked before it was ready; see `Engine.check`."""
+        base_url = self._ready_at.get(resident)
+        if base_url is None:
+            return "does not run"
+        probe = self._probe(resident, base_url)
+        return await look(probe.client, probe.url, probe.check, headers=probe.headers)
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the engine if its port is owned by a process that runs its very command."""
@@ -190,6 +199,7 @@ class ProcessEngine:
             outcome = await self._life(resident, supervision, running)
         finally:
             self._listens_at = self.config.base_url
+            self._ready_at.pop(resident, None)
         if isinstance(outcome, EngineStopFailed):
             self._undead[resident] = running
         return outcome
@@ -197,9 +207,7 @@ class ProcessEngine:
     async def _life(
         self, resident: ResidentId, supervision: Supervision, running: Running
     ) -> Ended | EngineError:
-        check = Check(self.config.ready_check.replace("{model}", resident.model or ""))
-        url = running.base_url + self.config.ready_path
-        probe = ReadinessProbe(self._client, url, check, self.config.headers)
+        probe = self._probe(resident, running.base_url)
         seen: list[str] = []
         happened = await first_of(
             exited=running.wait,
@@ -211,7 +219,7 @@ class ProcessEngine:
         was_ready = happened == "ready"
         if was_ready:
             grace_s = self.config.grace_s
-            self._listens_at = running.base_url
+            self._listens_at = self._ready_at[resident] = running.base_url
             supervision.ready(Endpoint(running.base_url, running.family.pid))
             happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
@@ -226,6 +234,10 @@ class ProcessEngine:
             return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail())
         words = f"{running.ended_how()} before it was ready"
         return EngineStartFailed(self.name, words, log_tail=self._tail())
+
+    def _probe(self, resident: ResidentId, base_url: str) -> ReadinessProbe:
+        check = Check(self.config.ready_check.replace("{model}", resident.model or ""))
+        return ReadinessProbe(self._client, base_url + self.config.ready_path, check, self.config.headers)
 
     def _not_ready(self, seen: Sequence[str]) -> str:
         last = f"; {self.config.ready_path} last: {seen[0]}" if seen else ""

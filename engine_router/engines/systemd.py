@@ -25,7 +25,7 @@ from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Sup
 from engine_router.engines.common import LOG_TAIL_LINES, Completed, Server, lead, run_command
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.pacing import Pace
-from engine_router.probe import Check, ReadinessProbe, ask
+from engine_router.probe import Check, ReadinessProbe, ask, look
 
 WATCH_INTERVAL_S = 0.25
 """Seconds between two looks at a unit that is starting."""
@@ -134,6 +134,17 @@ class SystemdEngine:
         Cancellation leaves the unit as it is: it is systemd's.
         """
         return await lead(_Unit(self), supervision, adopt=adopt)
+
+    async def check(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - there is one
+        """Look whether the unit runs, and ask it again what was asked before it was ready; see `Engine.check`.
+
+        Raises:
+            EngineUnreachable: systemd cannot be asked.
+        """
+        state = await self.state()
+        if state.at_rest:
+            return f"{self.config.unit} is {state}"
+        return await look(self.probe.client, self.probe.url, self.probe.check, headers=self.probe.headers)
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the unit unless it is at rest.

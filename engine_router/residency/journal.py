@@ -1,4 +1,4 @@
-"""The story of each swap: what caused it, which phases it went through, how long each took."""
+"""The story of each swap: what caused it, which phases it went through, how long each took and should have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from attrs import define, field
 
 from engine_router.engines.base import ResidentId
 from engine_router.events import EventHub, Phase, SwapBegan, SwapEnded, SwapPhase
+from engine_router.residency.ledger import Ledger
+
+Result = Literal["ok", "error", "abandoned"]
 
 
 def _text(resident: ResidentId | None) -> str | None:
@@ -17,25 +20,40 @@ def _text(resident: ResidentId | None) -> str | None:
 
 @define(eq=False)
 class Swap:
-    """A swap under way. Times are the supervisor's clock, in seconds."""
+    """A swap under way: some make way, one may start. Times are the supervisor's clock, in seconds.
 
-    source: ResidentId | None
+    Attributes:
+        expected_s: what it should take in all, by what its phases took the last time; None where unknown.
+    """
+
+    sources: list[ResidentId]
     target: ResidentId | None
     cause: str
     began_at: float
+    expected_s: float | None = None
     phase: Phase | None = None
     phase_began_at: float = 0.0
     phases: dict[str, float] = field(factory=dict)
 
+    @property
+    def source(self) -> str | None:
+        """Who makes way; None where nobody does."""
+        return ", ".join(map(str, self.sources)) or None
+
+    def concerns(self, resident: ResidentId) -> bool:
+        """Tell whether a resident makes way or starts in it."""
+        return resident == self.target or resident in self.sources
+
 
 class SwapJournal:
-    """Turns the supervisor's steps in one pool into the events of a swap.
+    """Turns the supervisor's steps in one pool into the events of its swaps.
 
     Args:
         pool: the pool's name.
         hub: where the events go.
         wall_clock: seconds since the epoch.
         expected: what a phase of a resident took the last time, in seconds, where known.
+        ledger: what the pool's state is read from.
     """
 
     def __init__(
@@ -44,12 +62,14 @@ class SwapJournal:
         hub: EventHub,
         wall_clock: Callable[[], float],
         expected: Callable[[ResidentId, Phase], float | None],
+        ledger: Ledger,
     ) -> None:
         self._pool = pool
         self._hub = hub
         self._wall_clock = wall_clock
         self._expected = expected
-        self.current: Swap | None = None
+        self._ledger = ledger
+        self.swaps: list[Swap] = []
 
     def phase(
         self,
@@ -61,61 +81,122 @@ class SwapJournal:
         cause: str = "",
     ) -> None:
         """Enter a phase; the first one begins the swap."""
-        swap = self.current
-        if swap is None:
-            swap = self.current = Swap(source, target, cause, now)
-            self._hub.publish(
-                SwapBegan(
-                    at=self._wall_clock(),
-                    pool=self._pool,
-                    source=_text(source),
-                    target=_text(target),
-                    cause=cause,
-                )
-            )
-        swap.source = swap.source or source
+        swap = self._found(source, target) or self._begin(source, target, cause, now)
+        if source is not None and source not in swap.sources:
+            swap.sources.append(source)
         swap.target = target or swap.target
-        self._close_phase(swap, now)
+        _close_phase(swap, now)
         swap.phase, swap.phase_began_at = phase, now
-        subject = swap.target if phase == "start" else swap.source
+        subject = swap.target if phase == "start" else source
         self._hub.publish(
             SwapPhase(
                 at=self._wall_clock(),
                 pool=self._pool,
-                source=_text(swap.source),
+                source=swap.source,
                 target=_text(swap.target),
                 phase=phase,
                 expected_s=self._expected(subject, phase) if subject is not None else None,
             )
         )
 
-    def end(self, result: Literal["ok", "error", "abandoned"], now: float, error: str | None = None) -> None:
-        """End the swap, if one is under way."""
-        swap, self.current = self.current, None
-        if swap is None:
-            return
-        self._close_phase(swap, now)
+    def settle(self, resident: ResidentId, now: float) -> None:
+        """Enter the wait for the memory of a resident, if that is part of a swap."""
+        if any(resident in swap.sources for swap in self.swaps):
+            self.phase("settle", now, source=resident)
+
+    def end(self, resident: ResidentId, result: Result, now: float, error: str | None = None) -> None:
+        """End the swaps in which a resident makes way or starts."""
+        for swap in [swap for swap in self.swaps if swap.concerns(resident)]:
+            self._end(swap, result, now, error)
+
+    def arrived(self, resident: ResidentId, now: float) -> None:
+        """End the swap whose target is ready."""
+        for swap in [swap for swap in self.swaps if swap.target == resident]:
+            self._end(swap, "ok", now)
+
+    def give_up(self, resident: ResidentId, now: float) -> None:
+        """End the swap whose target has to go, before it was ready."""
+        for swap in [swap for swap in self.swaps if swap.target == resident and swap.phase == "start"]:
+            self._end(swap, "abandoned", now)
+
+    def tidy(self, now: float) -> None:
+        """End the swaps that nothing more will come of: all have made way, and nobody starts."""
+        for swap in tuple(self.swaps):
+            is_over = not self._is_coming(swap.target) and not any(map(self._is_on_its_way, swap.sources))
+            if is_over:
+                self._end(swap, "ok" if swap.target is None else "abandoned", now)
+
+    def _found(self, source: ResidentId | None, target: ResidentId | None) -> Swap | None:
+        if target is not None:
+            for swap in self.swaps:
+                if swap.target == target:
+                    return swap
+        for swap in self.swaps:
+            if source in swap.sources:
+                return swap
+        if source is None:
+            # Who made way has gone, and now somebody else starts there than who was to.
+            for swap in self.swaps:
+                if swap.phase != "start" and not any(map(self._ledger.residence, swap.sources)):
+                    return swap
+        return None
+
+    def _begin(self, source: ResidentId | None, target: ResidentId | None, cause: str, now: float) -> Swap:
+        swap = Swap([] if source is None else [source], target, cause, now)
+        swap.expected_s = self._whole(source, target)
+        self.swaps.append(swap)
+        self._hub.publish(
+            SwapBegan(
+                at=self._wall_clock(),
+                pool=self._pool,
+                source=_text(source),
+                target=_text(target),
+                cause=cause,
+                expected_s=swap.expected_s,
+                waiting=sum(self._ledger.waiting_counts().values()),
+            )
+        )
+        return swap
+
+    def _whole(self, source: ResidentId | None, target: ResidentId | None) -> float | None:
+        parts: list[float | None] = []
+        if source is not None:
+            parts += [self._expected(source, "stop"), self._expected(source, "settle")]
+        if target is not None:
+            parts.append(self._expected(target, "start"))
+        known = [part for part in parts if part is not None]
+        return sum(known) if known and len(known) == len(parts) else None
+
+    def _is_coming(self, resident: ResidentId | None) -> bool:
+        if resident is None:
+            return False
+        ledger = self._ledger
+        return resident in ledger.waiting_counts() or ledger.residence(resident) is not None
+
+    def _is_on_its_way(self, resident: ResidentId) -> bool:
+        return self._ledger.residence(resident) is not None or resident in self._ledger.settling
+
+    def _end(self, swap: Swap, result: Result, now: float, error: str | None = None) -> None:
+        self.swaps.remove(swap)
+        _close_phase(swap, now)
         self._hub.publish(
             SwapEnded(
                 at=self._wall_clock(),
                 pool=self._pool,
-                source=_text(swap.source),
+                source=swap.source,
                 target=_text(swap.target),
                 cause=swap.cause,
                 result=result,
                 duration_s=now - swap.began_at,
+                expected_s=swap.expected_s,
                 phases=dict(swap.phases),
                 error=error,
             )
         )
 
-    def end_empty(self, now: float) -> None:
-        """End the swap, if one is under way, because memory is empty and nothing waits."""
-        if self.current is not None:
-            self.end("ok" if self.current.target is None else "abandoned", now)
 
-    def _close_phase(self, swap: Swap, now: float) -> None:
-        if swap.phase is not None:
-            spent = now - swap.phase_began_at
-            swap.phases[swap.phase] = swap.phases.get(swap.phase, 0.0) + spent
-            swap.phase = None
+def _close_phase(swap: Swap, now: float) -> None:
+    if swap.phase is not None:
+        spent = now - swap.phase_began_at
+        swap.phases[swap.phase] = swap.phases.get(swap.phase, 0.0) + spent
+        swap.phase = None

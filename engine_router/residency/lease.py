@@ -35,8 +35,9 @@ class Lease:
     granted_at: float = math.inf
     endpoint: Endpoint | None = None
     error: RouterError | None = None
-    _decided: trio.Event = field(factory=trio.Event)
-    _lost: trio.Event = field(factory=trio.Event)
+    # Most leases are granted at once, and never lost: events are made for those who wait for them.
+    _decided: trio.Event | None = None
+    _lost: trio.Event | None = None
     _released: bool = False
     _on_revoke: list[Callable[[], object]] = field(factory=list)
 
@@ -53,12 +54,18 @@ class Lease:
     async def granted(self) -> Endpoint:
         """Wait until the resident may be used, and return where it answers.
 
-        Cancellation keeps the place in the queue; `release` gives it up.
+        Cancellation keeps the place in the queue; `release` gives it up. What was decided already is returned
+        at once, without letting other tasks run.
 
         Raises:
             RouterError: the request was refused, or the lease was revoked meanwhile.
         """
-        await self._decided.wait()
+        if self.endpoint is None and self.error is None:
+            if self._decided is None:
+                self._decided = trio.Event()
+            await self._decided.wait()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         if self.error is not None:
             # One error may go to many waiters, again and again: none gets the traceback of another.
             raise self.error.with_traceback(None)
@@ -68,6 +75,11 @@ class Lease:
 
     async def lost(self) -> None:
         """Wait until the lease is taken away (or was refused); `error` then says why."""
+        if self.error is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._lost is None:
+            self._lost = trio.Event()
         await self._lost.wait()
 
     def release(self) -> None:
@@ -90,14 +102,16 @@ class Lease:
         """Hand over the right to use the resident."""
         self.endpoint = endpoint
         self.granted_at = now
-        self._decided.set()
+        if self._decided is not None:
+            self._decided.set()
 
     def refuse(self, error: RouterError) -> None:
         """Refuse the request, or take the lease away."""
         if self.error is None:
             self.error = error
-            self._decided.set()
-            self._lost.set()
+            for news in (self._decided, self._lost):
+                if news is not None:
+                    news.set()
             callbacks, self._on_revoke = self._on_revoke, []
             for callback in callbacks:
                 callback()

@@ -9,396 +9,355 @@ The life of a resident::
                            |                                                      |
                            `-- abandoned, failed ----------------> settle     StopFailed --> STUCK
 
-The rules of exclusive mode, in the order in which they are tested:
+The rules, in the order in which they are tested:
 
-1. At most one resident is present, and none is started before the last one's memory has settled.
+1. Nothing is started but where there is room: beside what is present, what leaves, and what has gone but is
+   not settled. Without a budget there is room for one resident, or one group, and only once all is settled.
 2. What waits when a resident becomes ready is granted at once, as one batch, before any deadline is tested.
-3. While nobody else is overdue, the present resident's own requests go first (a swap costs far more than
-   they do); a resident without leases yields at once to whoever waits.
-4. When the oldest other ticket has waited `max_wait_s`, admission closes. The leases that exist may run for
-   at least `max_wait_s` from the moment the resident was ready, and `drain_timeout_s` beyond; then they are
-   revoked. So every batch gets a fair time to be served, and no ticket waits longer than its deadline plus
-   one batch plus one swap.
-5. The next resident is the one whose oldest ticket waits longest.
+3. While nobody else is overdue, a ready resident's own requests go first (a swap costs far more than they
+   do); once it has no leases, and is not held, it yields to whoever needs its room.
+4. When another ticket is overdue, admission closes to those who have to make room for it. The leases that
+   exist may run for at least `max_wait_s` from the moment the resident was ready, and `drain_timeout_s`
+   beyond; then they are revoked. So every batch gets a fair time to be served, and no ticket that is next
+   waits longer than its deadline plus one batch plus one swap.
+5. Who is next, and who has to make room for it, say `scheduling.py` and `eviction.py`; what follows for
+   everybody says `planning.py`.
+6. When nobody waits, what was to be loaded ahead, and the pool's default model, are started where there is
+   room; nobody has to go for them but whoever has been idle for long enough.
 """
 
 from __future__ import annotations
 
-import enum
 import math
-from collections import deque
-from collections.abc import Iterator
-
-from attrs import define, field, frozen
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeGuard
 
 from engine_router.engines.base import ResidentId
-from engine_router.errors import EngineDied, LeaseRevoked, QueueFull, RouterClosing, RouterError
-from engine_router.residency.messages import (
-    Acquire,
-    Adopt,
-    BecameReady,
-    Close,
-    Drain,
-    Effect,
-    Event,
-    Grant,
-    HasEnded,
-    Refuse,
-    Release,
-    Resume,
-    Revoke,
-    Settle,
-    Settled,
-    Start,
-    Stop,
-    StopFailed,
-    Tick,
-    Ticket,
-    Unload,
-)
+from engine_router.errors import EngineDied, QueueFull, RouterClosing, RouterError
+from engine_router.residency import messages as book
+from engine_router.residency.failures import Failure, Failures
+from engine_router.residency.messages import Effect, Event, Ticket
+from engine_router.residency.occupancy import Occupancy
+from engine_router.residency.planning import Books, Planner
+from engine_router.residency.queue import TicketQueue
+from engine_router.residency.residence import Phase, Residence
+from engine_router.residency.rules import UNKNOWN, Capacity, Profile, Rules
+from engine_router.residency.scheduling import Turn
+from engine_router.residency.think_times import ThinkTimes
 
-
-@frozen(kw_only=True)
-class Rules:
-    """The settings that the ledger obeys; seconds, but for `max_queue`."""
-
-    drain_timeout_s: float = 30.0
-    max_wait_s: float = 60.0
-    abandon_grace_s: float = 2.0
-    failed_start_memory_s: float = 5.0
-    max_queue: int = 1000
-
-
-class Phase(enum.Enum):
-    """Where a present resident is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    STUCK = "stuck"
-
-
-@define(eq=False)
-class Residence:
-    """A present resident.
-
-    Attributes:
-        resident: which.
-        phase: where in its life.
-        leases: the tickets that may use it now. In dicts, for their order: what is revoked first came first.
-        ready_at: when it became ready.
-        drain_deadline: when its leases are revoked, while draining.
-        abandon_at: when its start is given up, while nobody waits for it.
-        unloading: someone asked to have it gone.
-        keep: it was found running, so its start goes on though nobody waits for it, as long as nobody
-            waits for something else.
-        failure: why its last stop failed, while stuck.
-    """
-
-    resident: ResidentId
-    phase: Phase = Phase.STARTING
-    leases: dict[Ticket, None] = field(factory=dict)
-    ready_at: float = math.inf
-    drain_deadline: float = math.inf
-    abandon_at: float = math.inf
-    unloading: bool = False
-    keep: bool = False
-    failure: RouterError | None = None
+__all__ = ["Capacity", "Ledger", "Phase", "Profile", "Residence", "Rules"]
 
 
 class Ledger:
-    """The state of one pool and its rules. Not thread-safe; driven by one supervisor."""
+    """The state of one pool and its rules. Not thread-safe; driven by one supervisor.
 
-    def __init__(self, rules: Rules) -> None:
+    Args:
+        capacity: what the memory can hold.
+        profile: what is known of a resident; asked whenever that matters, and so not to take long.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        capacity: Capacity = Capacity(),  # noqa: B008 - frozen
+        profile: Callable[[ResidentId], Profile] = lambda _: UNKNOWN,
+    ) -> None:
         self._rules = rules
-        self._queues: dict[ResidentId, deque[Ticket]] = {}
-        self._present: Residence | None = None
-        self._settling: ResidentId | None = None
-        self._failures: dict[ResidentId, tuple[RouterError, float]] = {}
-        self._closing_at = math.inf
-        self._closing = False
+        self._queue = TicketQueue(rules.max_wait_s)
+        self._occupancy = Occupancy(capacity, profile)
+        self._times = ThinkTimes()
+        self._failures = Failures(rules.failed_start_memory_s)
+        self._books = Books(rules, self._queue, self._occupancy, self._times, self._failures)
+        self._planner = Planner(self._books)
 
     def __repr__(self) -> str:
-        present = f"{self._present.resident} {self._present.phase.value}" if self._present else "empty"
-        waiting = {str(resident): len(queue) for resident, queue in self._queues.items()}
-        return f"<Ledger {present}, waiting {waiting}, settling {self._settling}>"
+        present = ", ".join(f"{r.resident} {r.phase.value}" for r in self.residences) or "empty"
+        waiting = {str(resident): count for resident, count in self._queue.counts().items()}
+        settling = ", ".join(map(str, self.settling)) or None
+        return f"<Ledger {present}, waiting {waiting}, settling {settling}>"
+
+    # What can be seen.
 
     @property
-    def present(self) -> Residence | None:
-        """The resident that is there, in whatever phase."""
-        return self._present
+    def residences(self) -> Collection[Residence]:
+        """Who is there, in whatever phase; who came first is first."""
+        return self._occupancy.residences.values()
+
+    def residence(self, resident: ResidentId) -> Residence | None:
+        """Return a resident that is there."""
+        return self._occupancy.residences.get(resident)
 
     @property
-    def settling(self) -> ResidentId | None:
-        """The resident that has gone and whose memory is waited for."""
-        return self._settling
+    def settling(self) -> Collection[ResidentId]:
+        """The residents that have gone and whose memory is waited for."""
+        return self._occupancy.settling.keys()
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the memory can hold."""
+        return self._occupancy.capacity
+
+    @capacity.setter
+    def capacity(self, capacity: Capacity) -> None:
+        self._occupancy.capacity = capacity
 
     @property
     def is_closing(self) -> bool:
         """Whether the router goes down."""
-        return self._closing
+        return self._books.is_closing
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is resident and no memory is waited for."""
-        return self._present is None and self._settling is None
+        return not (self._occupancy.residences or self._occupancy.settling)
 
     def waiting(self) -> Iterator[Ticket]:
         """Yield the tickets that wait."""
-        for queue in self._queues.values():
-            yield from queue
+        yield from self._queue
+
+    def waiting_counts(self) -> Mapping[ResidentId, int]:
+        """Return how many tickets wait, for each resident that is waited for."""
+        return self._queue.counts()
 
     def place(self, ticket: Ticket) -> int:
         """Return how many tickets arrived before this one and still wait."""
-        return sum(other.arrived_at < ticket.arrived_at for other in self.waiting())
+        return sum(other.arrived_at < ticket.arrived_at for other in self._queue)
+
+    def failures(self) -> Mapping[ResidentId, Failure]:
+        """Return which residents failed and have not worked since."""
+        present = self._occupancy.residences
+        return {
+            resident: failure
+            for resident, failure in self._failures.listed().items()
+            if resident not in present or present[resident].phase is not Phase.READY
+        }
+
+    def turns(self, now: float) -> list[Turn]:
+        """Return who is next, and what has to happen for it: for people, who want to know why they wait."""
+        return [] if self._books.is_closing else self._planner.scheduler.turns(now)
+
+    def expires_at(self, resident: ResidentId, now: float) -> float | None:
+        """Return when a resident is stopped for being idle if nobody uses it; None where it is not there."""
+        residence = self._occupancy.residences.get(resident)
+        if residence is None or residence.phase in (Phase.STOPPING, Phase.STUCK):
+            return None
+        return self._planner.expiry(residence, min(now, residence.idle_since))
 
     def wake_at(self) -> float:
         """Return when the ledger wants a `Tick`, if nothing happens before; infinity for never."""
-        present = self._present
-        if present is None:
-            return math.inf
-        if present.phase is Phase.STARTING:
-            return present.abandon_at
-        if present.phase is Phase.DRAINING:
-            return present.drain_deadline
-        if present.phase is Phase.READY and (other := self._oldest_other(present.resident)) is not None:
-            return other.arrived_at + self._rules.max_wait_s
-        return math.inf
+        return self._planner.wake_at
 
-    def apply(self, event: Event, now: float) -> list[Effect]:  # noqa: C901 - one branch for each event
+    # What happens.
+
+    def apply(self, event: Event, now: float) -> list[Effect]:
         """Take in one event and return what has to be done, in order.
 
         Args:
             event: what happened.
             now: the time of the supervisor's clock, in seconds; never less than at an earlier call.
         """
-        effects: list[Effect] = []
-        batch = False
         match event:
-            case Acquire(ticket):
-                effects += self._enter(ticket, now)
-            case Release(ticket):
-                self._withdraw(ticket)
-            case BecameReady(resident):
-                batch = self._became_ready(resident, now)
-            case HasEnded(resident, error):
-                effects += self._ended(resident, error, now)
-            case StopFailed(resident, error):
-                effects += self._stop_failed(resident, error)
-            case Settled():
-                self._settling = None
-            case Adopt(resident):
-                effects += self._adopt(resident)
-            case Unload(resident):
-                if self._present is not None and self._present.resident == resident:
-                    self._present.unloading = True
-            case Close(deadline):
-                effects += self._close(deadline)
-            case Tick():
-                pass
-        effects += self._plan(now, batch=batch)
+            case book.Acquire(ticket):
+                return self._enter(ticket, now)
+            case book.Release(ticket):
+                return self._give_back(ticket, now)
+            case _:
+                return [*self._take_in(event, now), *self._planner.plan(now)]
+
+    def _take_in(self, event: Event, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        match event:
+            case book.BecameReady(resident):
+                effects = self._became_ready(resident, now)
+            case book.HasEnded(resident, error):
+                effects = self._ended(resident, error, now)
+            case book.StopFailed(resident, error):
+                effects = self._stop_failed(resident, error)
+            case book.Adopt(resident):
+                effects = self._adopt(resident)
+            case book.Pin(resident, pinned):
+                self._occupancy.pin(resident, pinned=pinned)
+                effects = self._refuse_the_impossible()
+            case book.Close(deadline):
+                effects = self._close(deadline)
+            case _:
+                self._note(event, now)
         return effects
+
+    def _note(self, event: Event, now: float) -> None:
+        """Take in what concerns nobody at once."""
+        match event:
+            case book.Settled(resident):
+                self._occupancy.settling.pop(resident, None)
+            case book.Down(resident, error):
+                self._went_down(resident, error, now)
+            case book.Weighed(resident, need_bytes):
+                self._weigh(resident, lambda _: need_bytes)
+            case book.Short(resident, missing_bytes):
+                self._weigh(resident, lambda need_bytes: need_bytes + missing_bytes)
+            case book.Preload(residents):
+                self._books.wishes.update(dict.fromkeys(self._fitting(residents)))
+            case book.Unload(resident):
+                self._unload(resident)
+            case book.KeepAlive(resident, seconds):
+                if (residence := self.residence(resident)) is not None:
+                    residence.keep_alive_s = seconds
+            case book.Reset(resident):
+                self._failures.forget(resident)
+            case _:  # a tick
+                pass
 
     # What each event changes.
 
     def _enter(self, ticket: Ticket, now: float) -> list[Effect]:
-        if self._closing:
-            return [Refuse(ticket, RouterClosing("the router is shutting down"))]
-        error, until = self._failures.get(ticket.resident, (None, 0.0))
-        if error is not None and now < until:
-            return [Refuse(ticket, error)]
-        self._failures.pop(ticket.resident, None)
-        if not self._admits(ticket, now) and sum(1 for _ in self.waiting()) >= self._rules.max_queue:
-            return [Refuse(ticket, QueueFull(f"{self._rules.max_queue} requests are waiting already"))]
-        ticket.arrived_at = now
-        self._queues.setdefault(ticket.resident, deque()).append(ticket)
-        return []
+        resident = ticket.resident
+        self._times.arrived(resident, now)
+        residence = self._occupancy.residences.get(resident)
+        # Nothing that could be decided changes by one more lease while nobody is overdue. This is the way of
+        # nearly every request.
+        if self._admits(residence) and now < self._queue.first_deadline():
+            residence.lend(ticket, now)
+            return [book.Grant(ticket)]
+        if (error := self._refusal(resident, now)) is not None:
+            return [book.Refuse(ticket, error)]
+        effects: list[Effect] = []
+        if self._is_full_for(resident):
+            effects = self._planner.plan(now)
+            # What does not wait needs no room in the queue.
+            if not self._admits(residence):
+                limit = self._rules.max_queue_per_model or self._rules.max_queue
+                words = f"{min(limit, self._rules.max_queue)} requests are waiting already"
+                retry_s = self._planner.scheduler.retry_after_s(now)
+                return [*effects, book.Refuse(ticket, QueueFull(words, retry_after_s=retry_s))]
+        if self._queue.add(ticket, now):
+            effects += self._planner.plan(now)
+        return effects
 
-    def _admits(self, ticket: Ticket, now: float) -> bool:
-        """Tell whether a ticket would be granted at once: what does not wait needs no room in the queue."""
-        present = self._present
-        return (
-            present is not None
-            and present.resident == ticket.resident
-            and present.phase is Phase.READY
-            and self._reason_to_yield(present, now) is None
-        )
+    @staticmethod
+    def _admits(residence: Residence | None) -> TypeGuard[Residence]:
+        return residence is not None and residence.phase is Phase.READY
 
-    def _withdraw(self, ticket: Ticket) -> None:
+    def _refusal(self, resident: ResidentId, now: float) -> RouterError | None:
+        if self._books.is_closing:
+            return RouterClosing("the router is shutting down")
+        return self._failures.standing(resident, now) or self._occupancy.objection(resident)
+
+    def _is_full_for(self, resident: ResidentId) -> bool:
+        per_model = self._rules.max_queue_per_model
+        if per_model and self._queue.count(resident) >= per_model:
+            return True
+        return len(self._queue) >= self._rules.max_queue
+
+    def _give_back(self, ticket: Ticket, now: float) -> list[Effect]:
         """Forget a ticket, wherever it is. A ticket that is nowhere (refused, revoked) is forgotten already."""
-        if self._present is not None:
-            self._present.leases.pop(ticket, None)
-        queue = self._queues.get(ticket.resident)
-        if queue is not None and ticket in queue:
-            queue.remove(ticket)
-            if not queue:
-                del self._queues[ticket.resident]
+        residence = self._occupancy.residences.get(ticket.resident)
+        if residence is not None and ticket in residence.leases:
+            residence.take_back(ticket, now)
+            if residence.leases:
+                return []
+            self._times.released(ticket.resident, now, busy_s=now - residence.busy_since)
+            return self._planner.after_idle(residence, now)
+        if not self._queue.remove(ticket):
+            return []
+        return self._planner.plan(now)
 
-    def _became_ready(self, resident: ResidentId, now: float) -> bool:
-        present = self._present
-        if present is None or present.resident != resident or present.phase is not Phase.STARTING:
-            return False  # its stop was decided before the news arrived
-        present.phase = Phase.READY
-        present.ready_at = now
-        present.abandon_at = math.inf
-        return True
+    def _became_ready(self, resident: ResidentId, now: float) -> list[Effect]:
+        residence = self.residence(resident)
+        if residence is None or residence.phase is not Phase.STARTING:
+            return []  # its stop was decided before the news arrived
+        residence.phase = Phase.READY
+        residence.ready_at = residence.idle_since = now
+        residence.abandon_at = math.inf
+        self._books.wishes.pop(resident, None)
+        self._failures.forgive(resident, now)
+        return self._planner.grant(residence, now)
 
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[Effect]:
-        present = self._present
-        if present is None or present.resident != resident:
+        residence = self._occupancy.residences.pop(resident, None)
+        if residence is None:
             return []
-        self._present = None
-        self._settling = resident
-        effects: list[Effect] = []
+        self._occupancy.settling[resident] = residence.need_bytes
         lost = error or EngineDied(resident.engine, "ended")
-        effects += [Revoke(ticket, lost) for ticket in present.leases]
+        effects: list[Effect] = [book.Revoke(ticket, lost) for ticket in residence.leases]
+        if error is not None and residence.phase in (Phase.READY, Phase.DRAINING):
+            self._note_death(residence, error, now)
         # A takeover that came too late is no failed start: what waits for it is started properly.
-        if present.phase is Phase.STARTING and error is not None and not present.keep:
-            self._failures[resident] = (error, now + self._rules.failed_start_memory_s)
-            effects += [Refuse(ticket, error) for ticket in self._queues.pop(resident, ())]
-        return [*effects, Settle(resident)]
+        elif error is not None and residence.phase is Phase.STARTING and not residence.found:
+            self._failures.start_failed(resident, error, now)
+            effects += [book.Refuse(ticket, error) for ticket in self._queue.take(resident)]
+        return [*effects, book.Settle(resident)]
+
+    def _note_death(self, residence: Residence, error: RouterError, now: float) -> None:
+        resident = residence.resident
+        self._failures.died(resident, error, now, served_s=now - residence.ready_at)
+        if residence.pinned and not residence.unloading:
+            self._books.wishes[resident] = None  # it is meant to be there
+
+    def _went_down(self, resident: ResidentId, error: RouterError, now: float) -> None:
+        residence = self.residence(resident)
+        if residence is not None and residence.phase in (Phase.READY, Phase.DRAINING):
+            residence.down = error
+            self._note_death(residence, error, now)
 
     def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[Effect]:
-        """Nothing may be started beside what could not be stopped: everybody who waits is told.
+        """Note that a resident is still there: everybody who waits for its room is told.
 
         When the router goes down nothing will be started any more, and the resident is left behind.
         """
-        present = self._present
-        if present is None or present.resident != resident:
+        residence = self.residence(resident)
+        if residence is None:
             return []
-        effects: list[Effect] = [Revoke(ticket, error) for ticket in present.leases]
-        effects += [Refuse(ticket, error) for ticket in self.waiting()]
-        self._queues.clear()
-        present.leases.clear()
-        present.phase = Phase.STUCK
-        present.failure = error
-        present.unloading = False
-        if self._closing:
-            self._present = None
+        effects: list[Effect] = [book.Revoke(ticket, error) for ticket in residence.take_all_back()]
+        residence.phase = Phase.STUCK
+        residence.failure = error
+        residence.unloading = False
+        residence.down = None
+        if self._books.is_closing:
+            del self._occupancy.residences[resident]
+        for waited_for in self._queue.counts():
+            if waited_for == resident or not self._books.can_come(waited_for):
+                effects += [book.Refuse(ticket, error) for ticket in self._queue.take(waited_for)]
         return effects
+
+    def _unload(self, resident: ResidentId) -> None:
+        self._books.wishes.pop(resident, None)
+        if (residence := self.residence(resident)) is not None:
+            residence.unloading = True
+
+    def _weigh(self, resident: ResidentId, weigh: Callable[[float], float]) -> None:
+        residence = self.residence(resident)
+        if residence is not None and not self.capacity.is_exclusive:
+            residence.need_bytes = weigh(residence.need_bytes)
 
     def _adopt(self, resident: ResidentId) -> list[Effect]:
-        if self._present is not None or self._settling is not None or self._closing:
+        if (
+            self._books.is_closing
+            or resident in self._occupancy.residences
+            or not self._occupancy.fits_now(resident)
+        ):
             return []
-        self._present = Residence(resident, keep=True)
-        return [Start(resident, "found running", adopt=True)]
+        residence = self._occupancy.new(resident)
+        residence.keep = residence.found = True
+        self._occupancy.residences[resident] = residence
+        return [book.Start(resident, "found running", adopt=True)]
 
-    def _close(self, deadline: float) -> list[Effect]:
-        self._closing = True
-        self._closing_at = min(deadline, self._closing_at)
-        error = RouterClosing("the router is shutting down")
-        effects: list[Effect] = [Refuse(ticket, error) for ticket in self.waiting()]
-        self._queues.clear()
+    def _fitting(self, residents: tuple[ResidentId, ...]) -> list[ResidentId]:
+        """Return those that fit together, beside what is there."""
+        chosen: list[Residence] = []
+        for resident in residents:
+            if resident not in self._occupancy.residences and self._occupancy.fits_now(resident, chosen):
+                chosen.append(self._occupancy.new(resident))
+        return [residence.resident for residence in chosen]
+
+    def _refuse_the_impossible(self) -> list[Effect]:
+        """Refuse those who wait for what cannot be started any more, now that more is pinned."""
+        effects: list[Effect] = []
+        for resident in self._queue.counts():
+            if resident not in self._occupancy.residences and (error := self._occupancy.objection(resident)):
+                effects += [book.Refuse(ticket, error) for ticket in self._queue.take(resident)]
         return effects
 
-    # What follows from the state.
-
-    def _plan(self, now: float, *, batch: bool) -> list[Effect]:
-        present = self._present
-        if present is None:
-            return self._plan_start()
-        if present.phase is Phase.STARTING:
-            return self._plan_starting(present, now)
-        if present.phase is Phase.READY:
-            return self._plan_ready(present, now, batch=batch)
-        if present.phase is Phase.DRAINING:
-            return self._plan_draining(present, now)
-        if present.phase is Phase.STUCK and (self._queues or self._closing or present.unloading):
-            return self._stop(present, "stopping it again, since it could not be stopped before")
-        return []
-
-    def _plan_start(self) -> list[Effect]:
-        if self._settling is not None or self._closing:
-            return []
-        ticket = self._oldest_other(None)
-        if ticket is None:
-            return []
-        self._present = Residence(ticket.resident)
-        return [Start(ticket.resident, "requested")]
-
-    def _plan_starting(self, present: Residence, now: float) -> list[Effect]:
-        if self._closing:
-            return self._stop(present, "shutting down")
-        if present.unloading:
-            return self._stop(present, "unload asked for")
-        if present.resident in self._queues or (present.keep and not self._queues):
-            present.abandon_at = math.inf
-            return []
-        if present.abandon_at == math.inf:
-            present.abandon_at = now + self._rules.abandon_grace_s
-        if now >= present.abandon_at:
-            return self._stop(present, "nobody waits for it any more")
-        return []
-
-    def _plan_ready(self, present: Residence, now: float, *, batch: bool) -> list[Effect]:
-        effects = self._grant(present) if batch else []
-        cause = self._reason_to_yield(present, now)
-        if cause is None:
-            effects += self._grant(present)
-            other = self._oldest_other(present.resident)
-            if other is None or present.leases:
-                return effects
-            return effects + self._stop(present, f"{other.resident} is wanted")
-        if not present.leases:
-            return effects + self._stop(present, cause)
-        present.phase = Phase.DRAINING
-        if self._closing:
-            present.drain_deadline = self._closing_at
-        elif present.unloading:
-            present.drain_deadline = now + self._rules.drain_timeout_s
-        else:
-            fair = max(now, present.ready_at + self._rules.max_wait_s)
-            present.drain_deadline = fair + self._rules.drain_timeout_s
-        return [*effects, Drain(present.resident, cause, self._wanted(present.resident))]
-
-    def _plan_draining(self, present: Residence, now: float) -> list[Effect]:
-        cause = self._reason_to_yield(present, now)
-        if cause is None:
-            present.phase = Phase.READY
-            present.drain_deadline = math.inf
-            return [Resume(present.resident), *self._plan_ready(present, now, batch=False)]
-        if self._closing:
-            present.drain_deadline = min(present.drain_deadline, self._closing_at)
-        elif present.unloading:  # asked for while it drained already
-            present.drain_deadline = min(present.drain_deadline, now + self._rules.drain_timeout_s)
-        if not present.leases:
-            return self._stop(present, cause)
-        if now < present.drain_deadline:
-            return []
-        error = LeaseRevoked(f"the engine was needed ({cause}) and the drain deadline has passed")
-        effects: list[Effect] = [Revoke(ticket, error) for ticket in present.leases]
-        present.leases.clear()
-        return effects + self._stop(present, cause)
-
-    def _grant(self, present: Residence) -> list[Effect]:
-        queue = self._queues.pop(present.resident, ())
-        present.leases.update(dict.fromkeys(queue))
-        return [Grant(ticket) for ticket in queue]
-
-    def _stop(self, present: Residence, cause: str) -> list[Effect]:
-        present.phase = Phase.STOPPING
-        present.failure = None
-        return [Stop(present.resident, cause, self._wanted(present.resident))]
-
-    def _reason_to_yield(self, present: Residence, now: float) -> str | None:
-        """Tell why admission to the present resident is closed, or None where it is open."""
-        if self._closing:
-            return "shutting down"
-        if present.unloading:
-            return "unload asked for"
-        other = self._oldest_other(present.resident)
-        if other is not None and now >= other.arrived_at + self._rules.max_wait_s:
-            return f"{other.resident} has waited {self._rules.max_wait_s:g} s"
-        return None
-
-    def _wanted(self, resident: ResidentId) -> ResidentId | None:
-        other = self._oldest_other(resident)
-        return other.resident if other is not None else None
-
-    def _oldest_other(self, resident: ResidentId | None) -> Ticket | None:
-        """Return the ticket that waits longest for something else than `resident`."""
-        if not self._queues:
-            return None
-        heads = (queue[0] for key, queue in self._queues.items() if key != resident)
-        return min(heads, key=lambda ticket: ticket.arrived_at, default=None)
+    def _close(self, deadline: float) -> list[Effect]:
+        self._books.closing_at = min(deadline, self._books.closing_at)
+        error = RouterClosing("the router is shutting down")
+        return [book.Refuse(ticket, error) for ticket in self._queue.take_all()]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 from attrs import define, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import RouterError
+
+Priority = Literal["high", "normal", "low"]
+"""How much a request matters: who is next is decided by it first, until somebody is overdue."""
 
 
 @define(eq=False)
@@ -14,11 +20,18 @@ class Ticket:
 
     Attributes:
         resident: what it waits for.
+        priority: how much it matters.
+        keep_alive_s: seconds that the resident shall stay once it is idle: infinity or less than zero for
+            ever, 0 not at all; None leaves that as it is.
         arrived_at: when it was entered.
+        deadline: when it is overdue.
     """
 
     resident: ResidentId
+    priority: Priority = "normal"
+    keep_alive_s: float | None = None
     arrived_at: float = 0.0
+    deadline: float = math.inf
 
 
 # Events: what happened.
@@ -46,6 +59,22 @@ class BecameReady:
 
 
 @frozen
+class Weighed:
+    """What a resident needs is known now, or known better."""
+
+    resident: ResidentId
+    need_bytes: int
+
+
+@frozen
+class Short:
+    """Before a start, so much less memory turned out to be free than the resident needs."""
+
+    resident: ResidentId
+    missing_bytes: int
+
+
+@frozen
 class HasEnded:
     """A resident is gone. `error` says why, unless its stop had been asked for."""
 
@@ -63,7 +92,17 @@ class StopFailed:
 
 @frozen
 class Settled:
-    """The memory of the last resident is back, or was waited for as long as allowed."""
+    """The memory of a resident that had gone is back, or was waited for as long as allowed."""
+
+    resident: ResidentId
+
+
+@frozen
+class Down:
+    """A resident is there, but does not do its work any more."""
+
+    resident: ResidentId
+    error: RouterError
 
 
 @frozen
@@ -74,8 +113,38 @@ class Adopt:
 
 
 @frozen
+class Preload:
+    """Residents to be started before anybody asks, in this order, as far as they fit together."""
+
+    residents: tuple[ResidentId, ...]
+
+
+@frozen
 class Unload:
     """Someone asked for a resident to be stopped."""
+
+    resident: ResidentId
+
+
+@frozen
+class KeepAlive:
+    """Someone said how long a resident shall stay once it is idle; `seconds` as a ticket's `keep_alive_s`."""
+
+    resident: ResidentId
+    seconds: float
+
+
+@frozen
+class Pin:
+    """Someone pinned a resident, or took its pin away."""
+
+    resident: ResidentId
+    pinned: bool
+
+
+@frozen
+class Reset:
+    """Someone wants a resident's failures forgotten."""
 
     resident: ResidentId
 
@@ -92,7 +161,25 @@ class Tick:
     """Time has passed."""
 
 
-Event = Acquire | Release | BecameReady | HasEnded | StopFailed | Settled | Adopt | Unload | Close | Tick
+Event = (
+    Acquire
+    | Release
+    | BecameReady
+    | Weighed
+    | Short
+    | HasEnded
+    | StopFailed
+    | Settled
+    | Down
+    | Adopt
+    | Preload
+    | Unload
+    | KeepAlive
+    | Pin
+    | Reset
+    | Close
+    | Tick
+)
 
 # Effects: what has to be done about it.
 
@@ -143,7 +230,7 @@ class Drain:
 
 @frozen
 class Resume:
-    """A draining resident was opened again, since nobody else waits any more. For the record."""
+    """A draining resident was opened again, since nobody needs its room any more. For the record."""
 
     resident: ResidentId
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import trio
-from attrs import define, field
 
-from engine_router.engines.base import Endpoint, ResidentId, Supervision
+from engine_router.engines.base import ResidentId
+from engine_router.errors import NotEnoughMemory
 from engine_router.memory import (
     Gauge,
     GaugeUnreadable,
@@ -21,8 +22,10 @@ from engine_router.memory import (
 )
 from engine_router.residency.journal import SwapJournal
 from engine_router.residency.lease import Lease
-from engine_router.residency.ledger import Ledger, Rules
+from engine_router.residency.ledger import Ledger
+from engine_router.residency.life import Life
 from engine_router.residency.messages import Ticket
+from engine_router.residency.tide import Tide
 from engine_router.state import Measured
 
 logger = logging.getLogger(__name__)
@@ -30,39 +33,11 @@ logger = logging.getLogger(__name__)
 # A gauge that hangs (a command, a driver) must not hold up a start or a stop, which only want a figure.
 GAUGE_TIMEOUT_S = 1.0
 
+# Seconds between two looks whether there is enough memory for a start.
+SHORT_INTERVAL_S = 0.05
+
 # What a settle did not wait for is back by then. Seconds.
 LATE_MEMORY_S = 1.0
-
-
-@define(eq=False)
-class Life:
-    """What the supervisor knows of one present resident, beside the ledger.
-
-    Attributes:
-        supervision: the line to the task that lives with it.
-        started_at: the supervisor's clock, in seconds.
-        adopted: it ran already when this life began: it was found, or is taken up again to be stopped.
-        found: it was found running, so it is left running when the router goes down.
-        scope: ends that task at once.
-        endpoint: where it answers, once ready.
-        before: free memory just before its start.
-        late_bytes: memory that was still on its way back then.
-        footprint_bytes: memory that this start took, once measured.
-        baseline: free memory just before its stop.
-        stop_asked_at: the supervisor's clock; infinity where nobody asked.
-    """
-
-    supervision: Supervision
-    started_at: float
-    adopted: bool
-    found: bool
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    endpoint: Endpoint | None = None
-    before: Reading | None = None
-    late_bytes: int = 0
-    footprint_bytes: int | None = None
-    baseline: Reading | None = None
-    stop_asked_at: float = math.inf
 
 
 class Pool:
@@ -71,24 +46,25 @@ class Pool:
     Attributes:
         lives: the residents that have a task now.
         leases: every lease that is not given back yet, by its ticket.
-        last_gone: the life that ended last: its memory is what a settle waits for.
+        gone: the lives that have ended and whose memory is waited for.
         stuck: the lives whose last stop failed.
-        settle_scope: ends the wait for memory that is under way.
+        settles: the waits for memory that are under way.
     """
 
-    def __init__(self, name: str, rules: Rules, gauge: Gauge, journal: SwapJournal) -> None:
+    def __init__(self, name: str, ledger: Ledger, gauge: Gauge, journal: SwapJournal) -> None:
         self.name = name
-        self.ledger = Ledger(rules)
+        self.ledger = ledger
         self.gauge = gauge
         self.journal = journal
         self.lives: dict[ResidentId, Life] = {}
         self.leases: dict[Ticket, Lease] = {}
-        self.last_gone: Life | None = None
+        self.gone: dict[ResidentId, Life] = {}
         self.stuck: dict[ResidentId, Life] = {}
-        self.settle_scope = trio.CancelScope()
+        self.settles: dict[ResidentId, trio.CancelScope] = {}
+        self._tide = Tide()
         self._late_bytes = 0
         self._settled_at = -math.inf
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -97,12 +73,14 @@ class Pool:
 
     def note_change(self) -> None:
         """Wake whoever waits for a change; costs next to nothing while nobody does."""
-        if self._changed.statistics().tasks_waiting:
+        if self._changed is not None:
             self._changed.set()
-            self._changed = trio.Event()
+            self._changed = None
 
     async def change(self) -> None:
         """Wait until the ledger has taken in another event."""
+        if self._changed is None:
+            self._changed = trio.Event()
         await self._changed.wait()
 
     async def read_gauge(self) -> Reading | None:
@@ -114,23 +92,66 @@ class Pool:
                 logger.warning("pool %s: %s", self.name, error)
         return None
 
-    async def look_before_start(self, life: Life) -> None:
-        """Read free memory before a start, and note what is still to come back.
+    async def look_before_start(
+        self, life: Life, need_bytes: int | None, timeout_s: float, on_short: Callable[[int], None]
+    ) -> None:
+        """Read free memory before a start, and wait until there is enough of it.
 
         A settle ends when nearly all is back. Were the rest forgotten, each start in a row would seem to
         take a little less than the one before, and each settle be content with a little less.
+
+        Args:
+            life: what is about to start.
+            need_bytes: what has to be free; None where that is not known or nobody counts.
+            timeout_s: longest wait for it, in seconds.
+            on_short: told once, if so, how much is missing.
+
+        Raises:
+            NotEnoughMemory: there was too little until the end.
+
+        It ends early where the start is not wanted any more.
         """
         if trio.current_time() - self._settled_at < LATE_MEMORY_S:
             life.late_bytes = self._late_bytes
-        life.before = await self.read_gauge()
+        deadline = trio.current_time() + timeout_s
+        while True:
+            life.before = await self.read_gauge()
+            free = math.inf
+            if life.before is not None and life.before.measured:
+                free = self._tide.still_free(life.before)
+            missing = 0 if need_bytes is None else int(need_bytes - _slack(need_bytes) - free)
+            if missing <= 0 or life.supervision.stop_asked.is_set():
+                self._tide.starts(life, free, need_bytes or 0)
+                return
+            if trio.current_time() >= deadline:
+                raise NotEnoughMemory(life.resident.engine, need_bytes or 0, int(free), timeout_s)
+            on_short(missing)
+            on_short = _tell_nobody
+            await trio.sleep(SHORT_INTERVAL_S)
 
-    async def measure_start(self, resident: ResidentId, life: Life, measured: Measured) -> None:
-        """Measure what a start took, now that it is done, and remember it."""
+    def start_is_over(self, life: Life) -> None:
+        """Note that a start has succeeded or ended."""
+        self._tide.started(life)
+
+    async def look_before_stop(self, life: Life) -> bool:
+        """Read free memory before a stop. Returns whether the life is still there."""
+        ebb = self._tide.ebb
+        reading = await self.read_gauge() if ebb is None else ebb.baseline
+        if self.lives.get(life.resident) is not life:
+            return False  # it ended by itself while the gauge was read
+        self._tide.started(life)
+        self._tide.ebbs(life, reading)
+        return True
+
+    async def measure_start(self, life: Life, measured: Measured) -> bool:
+        """Measure what a start took, now that it is done, and remember it. Returns whether it could."""
         after = await self.read_gauge()
         # A slow gauge may have looked when the resident was going already.
-        is_whole = self.lives.get(resident) is life and life.stop_asked_at == math.inf
-        if life.before is not None and after is not None and is_whole:
-            life.footprint_bytes = measured.footprint_bytes = life.late_bytes + footprint(life.before, after)
+        is_whole = self.lives.get(life.resident) is life and life.stop_asked_at == math.inf
+        if life.before is None or after is None or not is_whole or life.is_disturbed:
+            return False
+        life.footprint_bytes = measured.footprint_bytes = life.late_bytes + footprint(life.before, after)
+        return life.before.measured and after.measured
 
     async def expected_release(
         self, life: Life | None, measured: Measured, declared_bytes: int | None
@@ -157,16 +178,16 @@ class Pool:
         return int(taken * ratio) if ratio is not None else taken
 
     async def settle(
-        self, measured: Measured, expected_bytes: int | None, timeout_s: float
+        self, life: Life | None, measured: Measured, expected_bytes: int | None, timeout_s: float
     ) -> tuple[Settled | None, str | None]:
-        """Wait for the memory of the life that ended last. Returns what was seen, and a warning if any."""
-        life = self.last_gone
+        """Wait for the memory of a life that has ended. Returns what was seen, and a warning if any."""
         baseline = life.baseline if life is not None else None
+        together = expected_bytes if life is None else self._tide.has_gone(life, expected_bytes)
         try:
             seen = await settle(
                 self.gauge,
                 baseline_bytes=baseline.available_bytes if baseline is not None else None,
-                expected_bytes=expected_bytes,
+                expected_bytes=together,
                 timeout_s=timeout_s,
             )
         except MemoryNotReturned as error:
@@ -175,7 +196,7 @@ class Pool:
             return None, f"free memory cannot be read: {error}"
         self._late_bytes = seen.missing_bytes if seen.outcome is Outcome.RETURNED else 0
         self._settled_at = trio.current_time()
-        if baseline is not None:
+        if life is not None and baseline is not None and self._tide.is_clear(life):
             _learn_ratio(life, measured, seen)
         if seen.outcome is Outcome.SHORT:
             missing = seen.missing_bytes / 2**30
@@ -185,10 +206,30 @@ class Pool:
             )
         return seen, None
 
+    def stop_failed(self, life: Life) -> None:
+        """Note that a life goes on, though its stop was asked for."""
+        self.stuck[life.resident] = life
+        self._tide.settled(life)
 
-def _learn_ratio(life: Life | None, measured: Measured, seen: Settled) -> None:
+    def has_settled(self, resident: ResidentId) -> None:
+        """Note that the memory of a resident that had gone is not waited for any more."""
+        self.settles.pop(resident, None)
+        if (life := self.gone.pop(resident, None)) is not None:
+            self._tide.settled(life)
+
+
+def _slack(need_bytes: int) -> int:
+    """Return what may be missing all the same: figures are never exact, and hosts drift."""
+    return max(64 * 2**20, need_bytes // 20)
+
+
+def _tell_nobody(_: int) -> None:
+    pass
+
+
+def _learn_ratio(life: Life, measured: Measured, seen: Settled) -> None:
     """Remember which share of a footprint came back, where the settle ended because it did."""
-    if life is None or not life.footprint_bytes:
+    if not life.footprint_bytes:
         return
     if seen.outcome is Outcome.RETURNED and measured.release_ratio is None:
         return  # the whole of it: nothing to correct

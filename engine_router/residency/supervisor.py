@@ -1,49 +1,44 @@
-"""The supervisor: the one task that owns all residency.
+"""The supervisor: owns all residency.
 
-It receives events on one memory channel, lets the ledger of the pool decide at once, and performs what was
-decided as child tasks of its nursery. It never waits for a swap inside its loop: one that did could not hear
-the releases that it drains for.
+There is one ledger for each pool, and whatever happens is told to it at once, in the task where it happens:
+its decisions are synchronous and cost microseconds, so a request for a ready resident is granted before
+`request` returns. What was decided is performed by child tasks of the supervisor's nursery; nobody waits for
+a swap but those who want its outcome. The supervisor's own task only watches the clock for the ledgers.
+
+An event that happens while another is being taken in waits until that one's effects are performed.
 """
 
 from __future__ import annotations
 
-import logging
+import contextvars
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+import attrs
 import trio
 
-from engine_router.engines.base import Ended, Endpoint, Engine, ResidentId, Supervision
-from engine_router.errors import (
-    EngineDied,
-    EngineError,
-    EngineStartFailed,
-    EngineStopFailed,
-    RouterClosing,
-    RouterError,
-)
-from engine_router.events import EventHub, MemorySettled, Phase, ResidentDied, ResidentReady, RouterNotice
+from engine_router.engines.base import Engine, ResidentId
+from engine_router.errors import EngineDied, RouterClosing
+from engine_router.events import EventHub, Phase, ResidentDied
 from engine_router.memory import Gauge
 from engine_router.residency import messages as book
+from engine_router.residency.adoption import find_running
+from engine_router.residency.health import until_down
 from engine_router.residency.journal import SwapJournal
 from engine_router.residency.lease import Lease
+from engine_router.residency.ledger import Capacity, Ledger, Profile, Rules
 from engine_router.residency.ledger import Phase as LifePhase
-from engine_router.residency.ledger import Rules
-from engine_router.residency.messages import Ticket
-from engine_router.residency.pool import Life, Pool
+from engine_router.residency.life import Life
+from engine_router.residency.lives import Lives
+from engine_router.residency.messages import Priority, Ticket
+from engine_router.residency.pool import Pool
+from engine_router.residency.rules import Layout
 from engine_router.state import State
 
-logger = logging.getLogger(__name__)
-
-# Seconds that one engine may take to say what it has running, when the router starts.
-ADOPTION_TIMEOUT_S = 5.0
-
-
-def _is_stopping(pool: Pool, resident: ResidentId) -> bool:
-    present = pool.ledger.present
-    return present is not None and present.resident == resident and present.phase is LifePhase.STOPPING
+_EXCLUSIVE = Capacity()
 
 
 class Supervisor:
@@ -54,7 +49,8 @@ class Supervisor:
         gauges: each pool's gauge, by the pool's name.
         pool_of: the pool of each engine, by the engine's name.
         settle_timeout_s: longest wait for memory to come back, in seconds.
-        declared: memory that the configuration declares for a resident, in bytes, or None.
+        layout: how residents share the memories.
+        health_interval_s: seconds between two health checks of a ready resident; 0 for none.
     """
 
     def __init__(
@@ -67,33 +63,62 @@ class Supervisor:
         settle_timeout_s: float,
         hub: EventHub,
         state: State,
-        declared: Callable[[ResidentId], int | None] = lambda _: None,
+        layout: Layout = Layout(),  # noqa: B008 - frozen
+        health_interval_s: float = 0.0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._engines = engines
         self._pool_of = pool_of
-        self._settle_timeout_s = settle_timeout_s
         self._hub = hub
         self._state = state
-        self._declared = declared
+        self._layout = layout
+        self._health_interval_s = health_interval_s
         self._wall_clock = wall_clock
-        self._closing = False
         self._over = False
+        self._nursery: trio.Nursery | None = None
+        # What requests carry in their context is not for the tasks of engines.
+        self._context = contextvars.copy_context()
+        self._events: deque[tuple[Pool, book.Event]] = deque()
+        self._deciding = True  # until what runs already is known
+        self._defect: Exception | None = None
+        self._alarm: trio.CancelScope | None = None
+        self._alarm_at = math.inf
         self.pools: dict[str, Pool] = {
-            name: Pool(name, rules, gauge, SwapJournal(name, hub, wall_clock, self.expected_s))
+            name: self._new_pool(name, rules, gauge, layout.capacities.get(name, _EXCLUSIVE))
             for name, gauge in gauges.items()
         }
-        self._nursery: trio.Nursery | None = None
-        self._send: trio.MemorySendChannel[tuple[Pool, book.Event]]
-        self._inbox: trio.MemoryReceiveChannel[tuple[Pool, book.Event]]
-        self._send, self._inbox = trio.open_memory_channel(math.inf)
+        self._lives = Lives(
+            engines=engines,
+            hub=hub,
+            state=state,
+            tell=self._tell,
+            spawn=self._spawn,
+            on_ready=self._watch,
+            profile=self.profile,
+            wall_clock=wall_clock,
+            settle_timeout_s=settle_timeout_s,
+        )
+
+    def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
+        ledger = Ledger(rules, capacity, self.profile)
+        journal = SwapJournal(name, self._hub, self._wall_clock, self.expected_s, ledger)
+        return Pool(name, ledger, gauge, journal)
 
     # What others call: synchronous, from any task.
 
-    def request(self, resident: ResidentId) -> Lease:
-        """Enter a request for a resident; wait for it with `Lease.granted`, end it with `Lease.release`."""
-        pool = self.pool(resident)
-        lease = Lease(Ticket(resident), trio.current_time(), self._give_back)
+    def request(
+        self, resident: ResidentId, *, priority: Priority = "normal", keep_alive_s: float | None = None
+    ) -> Lease:
+        """Enter a request for a resident; wait for it with `Lease.granted`, end it with `Lease.release`.
+
+        Args:
+            resident: what is wanted.
+            priority: how much it matters.
+            keep_alive_s: seconds that the resident shall stay once it is idle after this request: infinity
+                or less than zero for ever, 0 not at all; None leaves that as it is.
+        """
+        pool = self.pools[self._pool_of[resident.engine]]
+        lease = Lease(Ticket(resident, priority, keep_alive_s), trio.current_time(), self._give_back)
         if self._over:
             lease.refuse(RouterClosing("the router is not running any more"))
             return lease
@@ -114,12 +139,36 @@ class Supervisor:
         Cancellation ends only the wait.
         """
         pool = self.pool(resident)
+        residence = pool.ledger.residence(resident)
         self.unload(resident)
-        residence = pool.ledger.present
-        while residence is not None and pool.ledger.present is residence:
-            await pool.change()
+        await trio.lowlevel.checkpoint()
+        while residence is not None and pool.ledger.residence(resident) is residence:
             if residence.phase is LifePhase.STUCK and residence.failure is not None:
                 raise residence.failure
+            await pool.change()
+
+    def keep_alive(self, resident: ResidentId, seconds: float) -> None:
+        """Say how long a present resident shall stay once it is idle; as `keep_alive_s` of `request`."""
+        self._tell(self.pool(resident), book.KeepAlive(resident, seconds))
+
+    def expires_at(self, resident: ResidentId) -> float | None:
+        """Return when a resident is stopped for being idle, if nobody uses it from now on.
+
+        By trio's clock; infinity for never, None where it is not there.
+        """
+        return self.pool(resident).ledger.expires_at(resident, trio.current_time())
+
+    def pin(self, resident: ResidentId) -> None:
+        """Let a resident never be stopped for somebody else's sake, nor for being idle."""
+        self._tell(self.pool(resident), book.Pin(resident, pinned=True))
+
+    def unpin(self, resident: ResidentId) -> None:
+        """Take a resident's pin away."""
+        self._tell(self.pool(resident), book.Pin(resident, pinned=False))
+
+    def reset(self, resident: ResidentId) -> None:
+        """Forget a resident's failures, so that the next request starts it."""
+        self._tell(self.pool(resident), book.Reset(resident))
 
     def doubt(self, resident: ResidentId) -> None:
         """Tell that a resident could not be reached, so that its engine looks whether it is still there."""
@@ -135,16 +184,31 @@ class Supervisor:
         measured = self._state.of(resident)
         return {"start": measured.start_s, "stop": measured.stop_s, "settle": measured.settle_s}.get(phase)
 
+    def profile(self, resident: ResidentId) -> Profile:
+        """Return what is known of a resident: as configured, as measured, or as estimated."""
+        traits, measured = self._layout.traits(resident), self._state.of(resident)
+        needs = (traits.declared_bytes, measured.footprint_bytes or None, traits.estimated_bytes)
+        stop_s = None if measured.stop_s is None else measured.stop_s + (measured.settle_s or 0.0)
+        return Profile(
+            need_bytes=next((need for need in needs if need is not None), None),
+            start_s=measured.start_s,
+            stop_s=stop_s,
+            group=traits.group,
+            pinned=traits.pinned,
+            idle_timeout_s=traits.idle_timeout_s,
+        )
+
     async def close(self, grace_s: float) -> None:
         """Refuse new requests, let leases end for `grace_s`, stop what the router started, and return.
 
         Cancellation leaves the rest to the cancellation of `run`, which kills without waiting.
         """
-        self._closing = True
+        self._lives.is_closing = True
         deadline = trio.current_time() + grace_s
         for pool in self.pools.values():
             self._tell(pool, book.Close(deadline))
-            pool.settle_scope.cancel()  # nothing will be started into that memory
+            for scope in tuple(pool.settles.values()):
+                scope.cancel()  # nothing will be started into that memory
         for pool in self.pools.values():
             while not (pool.is_closed or self._over):
                 await pool.change()
@@ -157,59 +221,84 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await self._adopt()
+                self._begin()
                 task_status.started()
-                await self._decide(nursery)
+                await self._watch_the_clock()
         finally:
             self._end()
 
-    async def _decide(self, nursery: trio.Nursery) -> NoReturn:
-        while True:
-            wake_at = min(pool.ledger.wake_at() for pool in self.pools.values())
-            if wake_at == math.inf:
-                pool, event = await self._inbox.receive()
-                self._apply(pool, event, nursery)
-            else:
-                with trio.move_on_at(wake_at):
-                    pool, event = await self._inbox.receive()
-                    self._apply(pool, event, nursery)
-                    continue
-                self._tick(nursery)
-
-    def _tick(self, nursery: trio.Nursery) -> None:
+    def _begin(self) -> None:
+        """Take in what was asked for until now, and what is to be loaded ahead."""
+        self._deciding = False
         for pool in self.pools.values():
-            if pool.ledger.wake_at() <= trio.current_time():
-                self._apply(pool, book.Tick(), nursery)
+            ahead = tuple(resident for resident in self._layout.preload if self.pool(resident) is pool)
+            self._tell(pool, book.Preload(ahead))
+
+    async def _watch_the_clock(self) -> NoReturn:
+        while True:
+            with trio.CancelScope() as self._alarm:
+                self._alarm_at = min(pool.ledger.wake_at() for pool in self.pools.values())
+                self._alarm.deadline = self._alarm_at
+                if self._defect is not None:
+                    raise self._defect
+                await trio.sleep_forever()
+            for pool in self.pools.values():
+                if pool.ledger.wake_at() <= trio.current_time():
+                    self._tell(pool, book.Tick())
 
     def _end(self) -> None:
         """Tell everybody who waits or holds a lease that nobody is there any more to decide anything."""
-        self._over = True
+        self._over = self._deciding = True
         for pool in self.pools.values():
             for lease in tuple(pool.leases.values()):
                 lease.refuse(RouterClosing("the router has ended"))
             pool.note_change()
 
-    def _apply(self, pool: Pool, event: book.Event, nursery: trio.Nursery) -> None:
-        for effect in pool.ledger.apply(event, trio.current_time()):
-            self._perform(pool, effect, nursery)
-        if pool.ledger.is_empty:
-            pool.journal.end_empty(trio.current_time())
+    def _tell(self, pool: Pool, event: book.Event) -> None:
+        """Take in an event, or leave it to whoever is taking in another one up the stack."""
+        self._events.append((pool, event))
+        if self._deciding:
+            return
+        self._deciding = True
+        try:
+            while self._events:
+                self._apply(*self._events.popleft())
+        except Exception as defect:  # noqa: BLE001 - ours, and no fault of the task in which it shows
+            self._fail(defect)
+        finally:
+            self._deciding = self._over
+
+    def _fail(self, defect: Exception) -> None:
+        """Let the supervisor's own task end with an error that happened in another."""
+        self._defect = defect
+        if self._alarm is not None:
+            self._alarm.deadline = -math.inf
+
+    def _apply(self, pool: Pool, event: book.Event) -> None:
+        now = trio.current_time()
+        ledger = pool.ledger
+        for effect in ledger.apply(event, now):
+            self._perform(pool, effect, now)
+        wake_at = ledger.wake_at()
+        if wake_at < self._alarm_at and self._alarm is not None:
+            # Only ever earlier: an alarm that comes too early is set anew, and costs less than many changes.
+            self._alarm_at = self._alarm.deadline = wake_at
+        if pool.journal.swaps:
+            pool.journal.tidy(now)
         pool.note_change()
 
-    def _tell(self, pool: Pool, event: book.Event) -> None:
-        self._send.send_nowait((pool, event))
-
     def _give_back(self, lease: Lease) -> None:
-        pool = self.pool(lease.resident)
+        pool = self.pools[self._pool_of[lease.ticket.resident.engine]]
         pool.leases.pop(lease.ticket, None)
         self._tell(pool, book.Release(lease.ticket))
 
-    def _notice(self, message: str) -> None:
-        self._hub.publish(RouterNotice(at=self._wall_clock(), severity="warning", message=message))
+    def _spawn(self, task: Callable[..., object], *arguments: object) -> None:
+        if self._nursery is not None:
+            self._context.run(self._nursery.start_soon, task, *arguments)  # type: ignore[arg-type]
 
     # Effects: each is done at once or handed to a child task.
 
-    def _perform(self, pool: Pool, effect: book.Effect, nursery: trio.Nursery) -> None:
-        now = trio.current_time()
+    def _perform(self, pool: Pool, effect: book.Effect, now: float) -> None:
         match effect:
             case book.Grant(ticket):
                 self._grant(pool, ticket, now)
@@ -219,228 +308,83 @@ class Supervisor:
             case book.Start(resident, cause, adopt):
                 if not adopt:
                     pool.journal.phase("start", now, target=resident, cause=cause)
-                life = self._new_life(pool, resident, adopted=adopt, found=adopt)
-                nursery.start_soon(self._live, pool, resident, life)
+                self._lives.begin(pool, resident, found=adopt)
             case book.Drain(resident, cause, wanted):
                 pool.journal.phase("drain", now, source=resident, target=wanted, cause=cause)
-            case book.Resume():
-                pool.journal.end("abandoned", now)
+            case book.Resume(resident):
+                pool.journal.end(resident, "abandoned", now)
             case book.Stop(resident, cause, wanted):
-                self._begin_stop(pool, resident, cause, wanted)
-                nursery.start_soon(self._stop, pool, resident)
+                pool.journal.give_up(resident, now)
+                pool.journal.phase("stop", now, source=resident, target=wanted, cause=cause)
+                self._lives.end(pool, resident)
             case book.Settle(resident):
-                nursery.start_soon(self._settle, pool, resident)
+                self._lives.settle(pool, resident)
 
     def _grant(self, pool: Pool, ticket: Ticket, now: float) -> None:
         lease, life = pool.leases.get(ticket), pool.lives.get(ticket.resident)
         if lease is not None and life is not None and life.endpoint is not None:
             lease.grant(life.endpoint, now)
 
-    def _new_life(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> Life:
-        def on_ready(endpoint: Endpoint) -> None:
-            self._on_ready(pool, resident, life, endpoint)
+    # Health.
 
-        life = pool.lives[resident] = Life(Supervision(on_ready), trio.current_time(), adopted, found)
-        return life
+    def _watch(self, pool: Pool, life: Life) -> None:
+        if self._health_interval_s > 0:
+            self._spawn(self._check_health, pool, life)
 
-    def _begin_stop(self, pool: Pool, resident: ResidentId, cause: str, wanted: ResidentId | None) -> None:
-        now = trio.current_time()
-        swap = pool.journal.current
-        if swap is not None and swap.target == resident:
-            pool.journal.end("abandoned", now)  # it was still starting
-        pool.journal.phase("stop", now, source=resident, target=wanted, cause=cause)
+    async def _check_health(self, pool: Pool, life: Life) -> None:
+        resident = life.resident
 
-    # The life of a resident.
+        def is_used() -> bool:
+            residence = pool.ledger.residence(resident)
+            return residence is not None and bool(residence.leases)
 
-    async def _live(self, pool: Pool, resident: ResidentId, life: Life) -> None:
-        """Stay with a resident from its start to its end, and report how it ended."""
-        engine = self._engines[resident.engine]
-        error: RouterError | None = None
-        try:
-            with life.scope:
-                if not life.adopted:
-                    await pool.look_before_start(life)
-                if life.adopted or not life.supervision.stop_asked.is_set():
-                    ended = await engine.live(resident, life.supervision, adopt=life.adopted)
-                    if not (ended.stopped or _is_stopping(pool, resident)):
-                        error = self._death(pool, resident, ended)
-        except EngineStopFailed as failure:
-            self._stuck(pool, resident, life, failure)
-            return
-        except EngineError as failure:
-            error = failure
-        except Exception as failure:
-            # A defect of ours must not take the router down, nor leave anybody waiting, nor anything behind.
-            logger.exception("engine %s: unexpected error", resident.engine)
-            error = EngineStartFailed(resident.engine, f"failed unexpectedly: {failure!r}")
-            if (left := await self._clear_away(resident)) is not None:
-                self._stuck(pool, resident, life, left)
-                return
-        self._gone(pool, resident, life, error)
-
-    async def _clear_away(self, resident: ResidentId) -> EngineStopFailed | None:
-        """End whatever runs of a resident that no task lives with. Return why it could not be ended."""
-        supervision = Supervision(lambda _: None)
-        supervision.stop()
-        try:
-            await self._engines[resident.engine].live(resident, supervision, adopt=True)
-        except EngineStopFailed as failure:
-            return failure
-        except EngineError as error:
-            logger.warning("%s", error)  # nothing of it is left
-        except Exception:
-            logger.exception("engine %s: unexpected error", resident.engine)
-        return None
-
-    def _on_ready(self, pool: Pool, resident: ResidentId, life: Life, endpoint: Endpoint) -> None:
-        if life.endpoint is not None:
-            return
-        now = trio.current_time()
-        life.endpoint = endpoint
-        if not life.adopted:
-            self._state.of(resident).start_s = now - life.started_at
-            self._state.touch()
-        present = pool.ledger.present
-        if present is not None and present.phase is LifePhase.STARTING:
-            pool.journal.end("ok", now)
+        with life.health_scope:
+            engine = self._engines[resident.engine]
+            fault = await until_down(engine, resident, self._health_interval_s, is_used)
             self._hub.publish(
-                ResidentReady(
-                    at=self._wall_clock(),
-                    pool=pool.name,
-                    resident=str(resident),
-                    start_s=now - life.started_at,
-                    adopted=life.adopted,
-                )
+                ResidentDied(at=self._wall_clock(), pool=pool.name, resident=str(resident), message=fault)
             )
-        self._tell(pool, book.BecameReady(resident))
-        if self._nursery is not None and not life.adopted:
-            self._nursery.start_soon(self._measure, pool, resident, life)
-
-    async def _measure(self, pool: Pool, resident: ResidentId, life: Life) -> None:
-        await pool.measure_start(resident, life, self._state.of(resident))
-        self._state.touch()
-
-    def _death(self, pool: Pool, resident: ResidentId, ended: Ended) -> RouterError:
-        self._hub.publish(
-            ResidentDied(at=self._wall_clock(), pool=pool.name, resident=str(resident), message=ended.message)
-        )
-        return EngineDied(resident.engine, ended.message, log_tail=ended.log_tail)
-
-    def _gone(self, pool: Pool, resident: ResidentId, life: Life, error: RouterError | None) -> None:
-        now = trio.current_time()
-        if life.stop_asked_at < now:
-            self._state.of(resident).stop_s = now - life.stop_asked_at
-            self._state.touch()
-        if _is_stopping(pool, resident):
-            error = None  # its end was wanted, however it came about
-        if error is not None:
-            pool.journal.end("error", now, str(error))
-        pool.lives.pop(resident, None)
-        pool.last_gone = life
-        self._tell(pool, book.HasEnded(resident, error))
-
-    def _stuck(self, pool: Pool, resident: ResidentId, life: Life, failure: EngineStopFailed) -> None:
-        pool.journal.end("error", trio.current_time(), str(failure))
-        pool.lives.pop(resident, None)
-        pool.stuck[resident] = life
-        self._tell(pool, book.StopFailed(resident, failure))
-        if self._closing:
-            # Nothing more can be done: the router goes, and says what stays behind.
-            self._notice(f"{failure}; it is left behind")
-
-    async def _stop(self, pool: Pool, resident: ResidentId) -> None:
-        """Ask a resident to end. What could not be stopped before is taken up again first."""
-        life = pool.lives.get(resident)
-        if (
-            life is None
-            and self._nursery is not None
-            and (stuck := pool.stuck.pop(resident, None)) is not None
-        ):
-            life = self._new_life(pool, resident, adopted=True, found=stuck.found)
-            life.before, life.endpoint = stuck.before, stuck.endpoint
-            life.footprint_bytes = stuck.footprint_bytes
-            self._nursery.start_soon(self._live, pool, resident, life)
-        if life is None:
-            return  # it ended by itself; the news is on its way
-        if self._closing and life.found:
-            life.scope.cancel()
-            return
-        baseline = await pool.read_gauge()
-        if pool.lives.get(resident) is not life:
-            return  # it ended by itself while the gauge was read
-        life.baseline = baseline
-        life.stop_asked_at = trio.current_time()
-        life.supervision.stop()
-
-    async def _settle(self, pool: Pool, resident: ResidentId) -> None:
-        """Wait for the memory of a resident that has gone."""
-        pool.settle_scope = trio.CancelScope()
-        if self._closing:
-            pool.settle_scope.cancel()
-        began = trio.current_time()
-        if pool.journal.current is not None:
-            pool.journal.phase("settle", began, source=resident)
-        with pool.settle_scope:
-            measured = self._state.of(resident)
-            expected = await pool.expected_release(pool.last_gone, measured, self._declared(resident))
-            seen, warning = await pool.settle(measured, expected, self._settle_timeout_s)
-            measured.settle_s = trio.current_time() - began
-            self._state.touch()
-            self._hub.publish(
-                MemorySettled(
-                    at=self._wall_clock(),
-                    pool=pool.name,
-                    resident=str(resident),
-                    outcome=seen.outcome.value if seen is not None else "missing",
-                    released_bytes=seen.released_bytes if seen is not None else None,
-                    expected_bytes=expected,
-                    waited_s=measured.settle_s,
-                    warning=warning,
-                )
-            )
-        self._tell(pool, book.Settled())
+            self._tell(pool, book.Down(resident, EngineDied(resident.engine, fault)))
 
     # What runs already.
 
     async def _adopt(self) -> None:
-        """Ask every engine what it has running, and take that over, one resident for each pool."""
-        found: dict[str, list[ResidentId]] = {name: [] for name in self.pools}
+        """Take over what is found running, as far as there is room, and stop the rest."""
+        found = await find_running(self._engines, self._lives.notice)
+        for pool in self.pools.values():
+            engines = [name for name in self._engines if self._pool_of[name] == pool.name]
+            residents = [resident for name in engines for resident in found[name]]
+            await self._measure_budget(pool, residents)
+            extras = []
+            for resident in residents:
+                self._apply(pool, book.Adopt(resident))
+                if pool.ledger.residence(resident) is None:
+                    extras.append(resident)
+            await self._stop_extras(pool, extras)
 
-        async def look(engine: Engine) -> None:
-            found[self._pool_of[engine.name]].extend(await self._find(engine))
-
-        async with trio.open_nursery() as nursery:
-            for engine in self._engines.values():
-                nursery.start_soon(look, engine)
-        order = list(self._engines)
-        for name, residents in found.items():
-            residents.sort(key=lambda resident: order.index(resident.engine))
-            for extra in residents[1:]:
-                self._notice(
-                    f"{extra} was found running beside {residents[0]} and is stopped: one memory, one resident"
-                )
-            await self._stop_extras(self.pools[name], residents[1:])
-            if residents:
-                self._tell(self.pools[name], book.Adopt(residents[0]))
-
-    async def _find(self, engine: Engine) -> Sequence[ResidentId]:
-        with trio.move_on_after(ADOPTION_TIMEOUT_S):
-            try:
-                return await engine.find()
-            except EngineError as error:
-                self._notice(f"{error}; whatever it has running is not taken over")
-                return ()
-            except Exception as error:
-                logger.exception("engine %s: unexpected error", engine.name)
-                self._notice(f"engine '{engine.name}': {error!r}; whatever it has running is not taken over")
-                return ()
-        self._notice(
-            f"engine '{engine.name}' did not say within {ADOPTION_TIMEOUT_S:g} s what it has running"
-        )
-        return ()
+    async def _measure_budget(self, pool: Pool, running: Sequence[ResidentId]) -> None:
+        """Set a budget that is to be taken from the gauge: what is free, and what our own hold of it."""
+        capacity = pool.ledger.capacity
+        if not capacity.is_auto:
+            return
+        reading = await pool.read_gauge()
+        if reading is None or not reading.measured:
+            self._lives.notice(
+                f"pool '{pool.name}': free memory cannot be read, so budget_gb cannot be \"auto\"; "
+                "one engine at a time has the memory"
+            )
+            return
+        held = sum(self.profile(resident).need_bytes or 0 for resident in running)
+        free = reading.available_bytes + held
+        if reading.total_bytes is not None:
+            free = min(free, reading.total_bytes)
+        budget_bytes = max(0, free - capacity.reserve_bytes)
+        pool.ledger.capacity = attrs.evolve(capacity, budget_bytes=budget_bytes)
 
     async def _stop_extras(self, pool: Pool, extras: Sequence[ResidentId]) -> None:
+        kept = ", ".join(str(residence.resident) for residence in pool.ledger.residences)
         for resident in extras:
-            if (left := await self._clear_away(resident)) is not None:
-                logger.warning("pool %s: %s", pool.name, left)
-                self._notice(str(left))
+            self._lives.notice(f"{resident} was found running beside {kept} and is stopped: there is no room")
+        for resident in extras:
+            if (left := await self._lives.clear_away(resident)) is not None:
+                self._lives.notice(str(left))

@@ -71,6 +71,7 @@ class SimulatedMemory:
         read_s: seconds that a reading takes.
         tolerance: part of what was freed last that may still be on its way when the next start takes memory.
         others_bytes: what other tenants hold.
+        shared: residents may be there together, as long as they fit.
         held: what each resident holds.
         faults: every objection.
     """
@@ -82,6 +83,7 @@ class SimulatedMemory:
     read_s: float = 0.0
     tolerance: float = 0.05
     others_bytes: int = 0
+    shared: bool = False
     held: dict[ResidentId, int] = field(factory=dict)
     faults: list[str] = field(factory=list)
     _returning: list[_Return] = field(factory=list)
@@ -118,8 +120,13 @@ class SimulatedMemory:
         """Give memory to a resident that starts.
 
         Raises:
-            AssertionError: another resident is there, or the last one's memory is not back.
+            AssertionError: another resident is there, or it does not fit, or the last one's memory is not back.
         """
+        if self.shared:
+            if size_bytes > self.available_bytes + max(64 * 2**20, size_bytes // 10):
+                self.object(f"{resident} starts, and only {self.available_bytes / GIB:.1f} GiB are free")
+            self.held[resident] = size_bytes
+            return
         if self.held:
             self.object(f"{resident} starts beside {', '.join(map(str, self.held))}")
         last = self._returning[-1].size_bytes if self._returning else 0
@@ -135,7 +142,8 @@ class SimulatedMemory:
         size = self.held.pop(resident)
         kept = int(size * self.kept_ratio)
         self._kept_bytes += kept
-        self._returning = [_Return(size - kept, trio.current_time(), self.reclaim)]
+        still = [part for part in self._returning if self.shared and part.pending(trio.current_time())]
+        self._returning = [*still, _Return(size - kept, trio.current_time(), self.reclaim)]
 
     def object(self, what: str) -> None:
         """Note a misuse and raise it."""
@@ -208,6 +216,8 @@ class SimulatedEngine:
         scripts: how the next starts go; "ok" where there are no more.
         find_error: what is wrong with every look for what runs already; None for nothing.
         find_s: seconds that such a look takes.
+        illness: what its health checks find wrong; None for nothing.
+        check_s: seconds that one takes.
         deeds: everything it did, oldest first.
         diary: where the same goes too, to see the order among several engines.
     """
@@ -222,6 +232,8 @@ class SimulatedEngine:
     scripts: deque[Script] = field(factory=deque)
     find_error: Exception | None = None
     find_s: float = 0.0
+    illness: str | None = None
+    check_s: float = 0.0
     deeds: list[Deed] = field(factory=list)
     diary: list[Deed] = field(factory=list)
     log: LogRing = field(factory=LogRing)
@@ -289,6 +301,11 @@ class SimulatedEngine:
         if self.find_error is not None:
             raise self.find_error
         return tuple(self._running)
+
+    async def check(self, resident: ResidentId) -> str | None:
+        """Return what is wrong with a resident."""
+        await trio.sleep(self.check_s)
+        return self.illness if resident in self._running else "does not run"
 
     async def list_models(self) -> Sequence[str] | None:
         """Return the models that run; None when nothing does.

@@ -47,7 +47,7 @@ class Admin:
         """`POST /admin/swap`: make a model, or an engine, resident, as a request for it would."""
         target = await self._named(parse_object(await whole_body(request)))
         pool = self._router.supervisor.pool(target.resident)
-        before = pool.ledger.present
+        before = [str(residence.resident) for residence in pool.ledger.residences]
         began = trio.current_time()
         lease = self._router.supervisor.request(target.resident)
         scope_of(request).stack.callback(lease.release)
@@ -58,7 +58,7 @@ class Admin:
                 "engine": target.engine,
                 "resident": str(target.resident),
                 "base_url": endpoint.base_url,
-                "was": str(before.resident) if before is not None else None,
+                "was": before[0] if before else None,
                 "duration_s": round(trio.current_time() - began, 3),
             }
         )
@@ -70,11 +70,13 @@ class Admin:
         wanted = None if not {"model", "engine"} & data.keys() else await self._named(data)
         gone: list[str] = []
         for pool in self._router.supervisor.pools.values():
-            present = pool.ledger.present
-            if present is None or (wanted is not None and not _is_meant(data, wanted, present.resident)):
-                continue
-            await self._router.supervisor.until_unloaded(present.resident)
-            gone.append(str(present.resident))
+            present = [residence.resident for residence in pool.ledger.residences]
+            meant = [resident for resident in present if wanted is None or _is_meant(data, wanted, resident)]
+            for resident in meant:
+                self._router.supervisor.unload(resident)
+            for resident in meant:
+                await self._router.supervisor.until_unloaded(resident)
+                gone.append(str(resident))
         return json_response({"unloaded": gone})
 
     async def logs(self) -> Response:

@@ -33,8 +33,9 @@ from engine_router.web.admin import Admin
 from engine_router.web.ollama import OllamaApi
 from engine_router.web.openai import Models, json_response
 from engine_router.web.pages import Pages, wants_html
-from engine_router.web.proxy import Proxy, wire_headers
+from engine_router.web.proxy import Proxy, wire_headers, with_headers
 from engine_router.web.scope import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of
+from engine_router.wire.upstream import Headers
 
 logger = logging.getLogger(__name__)
 
@@ -51,27 +52,47 @@ def create_app(router: Router) -> App:
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
     app.config["MAX_CONTENT_LENGTH"] = int(router.config.server.max_body_mb * 1_000_000)
     app.url_map.merge_slashes = False
-    app.before_request(_gate(router))
+    gate = Gate(router.config.server)
+    app.before_request(_before(gate))
+    if router.config.server.cors_origins:
+        app.after_request(_after(gate))
     _add_routes(app, router)
     _add_error_handlers(app, router)
     return app
 
 
-def _gate(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
-    rules = Gate(router.config.server.api_keys)
-
-    async def gate() -> None:
-        names = [name.lower() for name, _ in wire_headers(request)]
+def _before(gate: Gate):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
+    async def check() -> Response | None:
+        headers = wire_headers(request)
+        names = [name.lower() for name, _ in headers]
         if b"transfer-encoding" in names and b"content-length" in names:
             raise AmbiguousRequest(
                 "the request has a Content-Length and a Transfer-Encoding; it must have one"
             )
+        gate.check_host(headers)
+        allowed = gate.preflight(request.method, headers)
+        if allowed is not None:
+            return _empty(allowed)
         is_greeting = request.path == "/" and not wants_html(request)
         if not is_greeting:
-            rules.check_key(request.path, wire_headers(request))
-        rules.check_origin(request.method, wire_headers(request))
+            gate.check_key(request.path, headers)
+        gate.check_origin(request.method, headers)
+        return None
 
-    return gate
+    return check
+
+
+def _empty(headers: Headers) -> Response:
+    response = Response(b"", status=204)
+    response.headers.clear()
+    return with_headers(response, headers)
+
+
+def _after(gate: Gate):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
+    async def add(response: Response) -> Response:
+        return with_headers(response, gate.answer_headers(wire_headers(request)))
+
+    return add
 
 
 def _add_routes(app: App, router: Router) -> None:

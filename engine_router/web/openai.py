@@ -13,7 +13,7 @@ from engine_router.web.status import state_of
 
 
 def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
-    return {
+    entry = {
         "id": target.model,
         "object": "model",
         "created": int(router.started_at),
@@ -22,10 +22,15 @@ def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
         "state": state,
         "aliases": list(target.aliases),
     }
+    context_length = router.catalogue.of(target).context_length
+    if context_length is not None:
+        # The second name is vLLM's, which clients of OpenAI's API have learned to read.
+        entry |= {"context_length": context_length, "max_model_len": context_length}
+    return entry
 
 
 class Models:
-    """The model list: every model of every engine, from what is known, without a swap."""
+    """The model list: every model of every engine but the unlisted ones, from what is known, without a swap."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -33,7 +38,7 @@ class Models:
     async def listed(self) -> Response:
         """`GET /v1/models`. An alias is listed as a model of its own, so that clients can offer it."""
         data: list[dict[str, Any]] = []
-        for target in self._router.discovery.targets():
+        for target in self._router.discovery.offered():
             entry = _entry(self._router, target, state_of(self._router, target))
             data.append(entry)
             data += [

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 
 from quart import Request, Response, request
 
-from engine_router.answering import Answerer, Incoming, is_proxied
+from engine_router.answering import Answerer
 from engine_router.errors import NoSuchRoute
+from engine_router.reading import Incoming
+from engine_router.routes import is_proxied
 from engine_router.web.scope import body_of, scope_of
-from engine_router.wire.upstream import ResponseHead
+from engine_router.wire.upstream import Headers, ResponseHead
 
 
 class Proxy:
@@ -46,7 +48,12 @@ def as_response(head: ResponseHead, body: AsyncIterator[bytes]) -> Response:
     """Make an answer of an engine's head and a body that comes in pieces."""
     response = Response(body, status=head.status)
     response.headers.clear()
-    for name, value in head.headers:
-        response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
     response.timeout = None
+    return with_headers(response, head.headers)
+
+
+def with_headers(response: Response, headers: Headers) -> Response:
+    """Add headers to an answer."""
+    for name, value in headers:
+        response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
     return response

@@ -18,12 +18,13 @@ from quart.asgi import ASGIHTTPConnection
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from engine_router.answering import VISIBLE, RequestScope
 from engine_router.dialects import dialect_of
 from engine_router.dialects.base import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from engine_router.events import EventHub
 from engine_router.relay import BrokenAnswer
+from engine_router.routes import VISIBLE
+from engine_router.scope import RequestScope
 from engine_router.upload import LARGE_BYTES, Upload
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,10 @@ import trio
 from engine_router._version import __version__
 from engine_router.discovery import Target
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
+from engine_router.residency.journal import Swap
+from engine_router.residency.ledger import Residence
 from engine_router.residency.pool import Pool
+from engine_router.residency.scheduling import Turn
 from engine_router.router import Router
 
 RECENT_SWAPS = 10
@@ -43,57 +47,88 @@ def status(router: Router) -> dict[str, Any]:
 
 def _pool(router: Router, pool: Pool) -> dict[str, Any]:
     now = trio.current_time()
-    present = pool.ledger.present
-    swap = pool.journal.current
-    waiting: dict[str, int] = {}
-    for ticket in pool.ledger.waiting():
-        waiting[str(ticket.resident)] = waiting.get(str(ticket.resident), 0) + 1
-    resident = None
-    if present is not None:
-        life = pool.lives.get(present.resident)
-        measured = router.state.of(present.resident)
-        resident = {
-            "resident": str(present.resident),
-            "engine": present.resident.engine,
-            "model": present.resident.model,
-            "phase": present.phase.value,
-            "in_flight": len(present.leases),
-            "for_s": round(now - life.started_at, 3) if life is not None else None,
-            "base_url": life.endpoint.base_url if life is not None and life.endpoint is not None else None,
-            "pid": life.endpoint.pid if life is not None and life.endpoint is not None else None,
-            "adopted": life.adopted if life is not None else False,
-            "footprint_bytes": measured.footprint_bytes,
-            "error": str(present.failure) if present.failure is not None else None,
-        }
+    ledger = pool.ledger
+    residents = [_resident(router, pool, residence, now) for residence in ledger.residences]
+    swaps = [_swap(router, swap, now) for swap in pool.journal.swaps]
     return {
         "gauge": pool.gauge.name,
-        "resident": resident,
-        "settling": str(pool.ledger.settling) if pool.ledger.settling is not None else None,
-        "waiting": waiting,
-        "swap": None
-        if swap is None
-        else {
-            "source": str(swap.source) if swap.source is not None else None,
-            "target": str(swap.target) if swap.target is not None else None,
-            "cause": swap.cause,
-            "phase": swap.phase,
-            "elapsed_s": round(now - swap.began_at, 3),
-            "phase_elapsed_s": round(now - swap.phase_began_at, 3),
-            "expected_s": router.supervisor.expected_s(swap.target, "start")
-            if swap.target is not None
-            else None,
+        "mode": "exclusive" if ledger.capacity.is_exclusive else "budget",
+        "budget_bytes": ledger.capacity.budget_bytes,
+        "resident": residents[0] if residents else None,
+        "residents": residents,
+        "settling": ", ".join(map(str, ledger.settling)) or None,
+        "waiting": {str(resident): count for resident, count in ledger.waiting_counts().items()},
+        "next": [_turn(turn) for turn in ledger.turns(now)],
+        "failed": {
+            str(resident): {
+                "error": str(failure.error),
+                "count": failure.count,
+                "again_in_s": round(max(0.0, failure.until - now), 3),
+            }
+            for resident, failure in ledger.failures().items()
         },
+        "swap": swaps[0] if swaps else None,
+        "swaps": swaps,
+    }
+
+
+def _resident(router: Router, pool: Pool, residence: Residence, now: float) -> dict[str, Any]:
+    resident = residence.resident
+    life = pool.lives.get(resident)
+    endpoint = life.endpoint if life is not None else None
+    expires_at = pool.ledger.expires_at(resident, now)
+    return {
+        "resident": str(resident),
+        "engine": resident.engine,
+        "model": resident.model,
+        "phase": residence.phase.value,
+        "in_flight": len(residence.leases),
+        "for_s": round(now - life.started_at, 3) if life is not None else None,
+        "base_url": endpoint.base_url if endpoint is not None else None,
+        "pid": endpoint.pid if endpoint is not None else None,
+        "adopted": life.adopted if life is not None else False,
+        "footprint_bytes": router.state.of(resident).footprint_bytes,
+        "group": residence.group,
+        "pinned": residence.pinned,
+        "idle_s": round(now - residence.idle_since, 3) if residence.is_idle else None,
+        "expires_in_s": None if expires_at in (None, math.inf) else round(expires_at - now, 3),
+        "error": str(residence.failure) if residence.failure is not None else None,
+    }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    """Say what is done for a resident that is waited for, and why it does not start at once."""
+    return {
+        "resident": str(turn.resident),
+        "cause": turn.cause,
+        "overdue": turn.is_overdue,
+        "blocked": turn.is_blocked,
+        "instead_of": [str(victim.resident) for victim in turn.victims],
+    }
+
+
+def _swap(router: Router, swap: Swap, now: float) -> dict[str, Any]:
+    target = swap.target
+    return {
+        "source": swap.source,
+        "target": None if target is None else str(target),
+        "cause": swap.cause,
+        "phase": swap.phase,
+        "elapsed_s": round(now - swap.began_at, 3),
+        "phase_elapsed_s": round(now - swap.phase_began_at, 3),
+        "expected_s": router.supervisor.expected_s(target, "start") if target is not None else None,
+        "expected_total_s": swap.expected_s,
     }
 
 
 def _engine(router: Router, name: str, targets: Sequence[Target]) -> dict[str, Any]:
     config = router.config.engines[name]
-    present = router.supervisor.pools[config.pool].ledger.present
-    state = present.phase.value if present is not None and present.resident.engine == name else "stopped"
+    residences = router.supervisor.pools[config.pool].ledger.residences
+    phases = [residence.phase.value for residence in residences if residence.resident.engine == name]
     return {
         "type": config.type,
         "pool": config.pool,
-        "state": state,
+        "state": phases[0] if phases else "stopped",
         "base_url": config.base_url,
         "models": [target.model for target in targets if target.engine == name],
     }
@@ -101,5 +136,5 @@ def _engine(router: Router, name: str, targets: Sequence[Target]) -> dict[str, A
 
 def state_of(router: Router, target: Target) -> str:
     """Return the state of one model: `ready`, another phase, or `off`."""
-    present = router.supervisor.pool(target.resident).ledger.present
-    return present.phase.value if present is not None and present.resident == target.resident else "off"
+    residence = router.supervisor.pool(target.resident).ledger.residence(target.resident)
+    return "off" if residence is None else residence.phase.value

@@ -18,20 +18,26 @@ from typing import Final
 
 import trio
 
-from engine_router.answering import Incoming, Reply, RequestScope
+from engine_router.answering import Reply
 from engine_router.dialects import dialect_of
 from engine_router.dialects.base import error_headers, to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
+from engine_router.reading import Incoming
 from engine_router.relay import BrokenAnswer
+from engine_router.scope import RequestScope
 from engine_router.upload import Upload
 from engine_router.wire.requests import RequestReader, Verdict
 from engine_router.wire.stream import ConnectionLost, RawStream
+from engine_router.wire.upstream import Headers
 
 logger = logging.getLogger(__name__)
 
 Serve = Callable[[Incoming, RequestScope], Awaitable[Reply]]
 """What answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
+
+Adds = Callable[[Headers], Headers]
+"""Tells what headers an answer carries beside its own, an error too, from those of its request."""
 
 # Bytes of further requests that are read while one is served, before reading pauses.
 MAX_AHEAD_BYTES: Final = 65536
@@ -57,10 +63,19 @@ class FastConnection:
             when something of a body came last; infinity while a request is served. The server closes what is quiet for too long.
     """
 
-    def __init__(self, stream: RawStream, reader: RequestReader, serve: Serve, hub: EventHub) -> None:
+    def __init__(
+        self,
+        stream: RawStream,
+        reader: RequestReader,
+        serve: Serve,
+        hub: EventHub,
+        adds: Adds = lambda _headers: (),
+    ) -> None:
         self.stream = stream
         self._reader = reader
         self._serve = serve
+        self._adds = adds
+        self._added: Headers = ()
         self._hub = hub
         self._news = trio.Event()
         self._room = trio.Event()
@@ -192,6 +207,7 @@ class FastConnection:
             else Upload(request.length, arriving.piece, reader.max_body_bytes)
         )
         incoming = Incoming(path.decode("ascii"), query, request.headers, body)
+        self._added = self._adds(request.headers)
         scope = self._request = RequestScope(incoming.path, self._hub)
         if arriving is None or arriving.is_over:
             self.quiet_since = math.inf
@@ -233,7 +249,7 @@ class FastConnection:
     async def _send_reply(self, reply: Reply, scope: RequestScope, *, keep_alive: bool) -> bool:
         """Send an answer. The body goes out as it comes in, framed anew."""
         scope.status = status = reply.head.status
-        headers = reply.head.headers
+        headers = [*reply.head.headers, *self._added]
         bodyless = status in _BODYLESS
         chunked = not bodyless and not any(name.lower() == b"content-length" for name, _ in headers)
         keep_alive = keep_alive and self._stays_open
@@ -267,6 +283,7 @@ class FastConnection:
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             *((name.lower().encode(), value.encode("latin-1", "replace")) for name, value in extra),
+            *self._added,
         ]
         keep_alive = keep_alive and self._stays_open
         await self.stream.send_all(_head(error.status, headers, chunked=False, keep_alive=keep_alive) + body)
@@ -275,6 +292,7 @@ class FastConnection:
     async def _refuse(self, error: RouterError) -> None:
         """Refuse a request that is still coming, and let the client finish saying it for a moment."""
         scope = RequestScope(self._reader.path, self._hub)
+        self._added = self._adds(self._reader.begin().headers)
         await self._send_error(error, scope, keep_alive=False)
         await self._linger()
 

@@ -50,6 +50,7 @@ class Answer:
     body: bytes = b""
     content_type: str = "application/json"
     pieces: AsyncGenerator[bytes, None] | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def as_json(data: Any, status: int = 200) -> Answer:
@@ -302,9 +303,8 @@ class _Connection:
         length = (
             ("transfer-encoding", "chunked") if answer.pieces else ("content-length", str(len(answer.body)))
         )
-        await self._emit(
-            h11.Response(status_code=answer.status, headers=[("content-type", answer.content_type), length])
-        )
+        headers = [("content-type", answer.content_type), length, *answer.headers]
+        await self._emit(h11.Response(status_code=answer.status, headers=headers))
         if answer.pieces is None:
             await self._emit(h11.Data(data=answer.body))
         else:

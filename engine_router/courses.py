@@ -1,0 +1,143 @@
+"""How a request goes to its engine: in which words, under which name, with which headers, and back through what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine_router.abilities import Abilities
+from engine_router.config import Config
+from engine_router.dialects import OLLAMA, anthropic_openai, dialect_of, ollama_openai, responses_openai
+from engine_router.dialects.base import Octets, Routed, Translation, parse_object, to_json
+from engine_router.dialects.footer import Footer
+from engine_router.dialects.policy import Policy
+from engine_router.dialects.renaming import Renaming
+from engine_router.dialects.waiting import forget_progress
+from engine_router.discovery import Target
+from engine_router.reading import Incoming
+from engine_router.relay import AddedHeaders, Course, Filter, Outgoing, request_headers
+from engine_router.upload import Passing
+from engine_router.wire.upstream import Arriving
+
+
+class Courses:
+    """Chooses the course of each request.
+
+    Args:
+        strip_keys: the router has keys of its own, which no engine gets to see.
+    """
+
+    def __init__(self, config: Config, abilities: Abilities, *, strip_keys: bool) -> None:
+        self._config = config
+        self._abilities = abilities
+        self._strip_keys = strip_keys
+        # Without the header an engine may choose any encoding; the router may put frames into the body.
+        self._added = {
+            name: AddedHeaders({"Accept-Encoding": "identity", **engine.headers})
+            for name, engine in config.engines.items()
+        }
+        self._policies = {
+            name: Policy(
+                strip=model.strip,
+                set=model.set,
+                disable_thinking_below=model.disable_thinking_below_max_tokens,
+            )
+            for name, model in config.models.items()
+        }
+
+    def is_native(self, path: str, target: Target) -> bool | None:
+        """Tell whether an engine serves a path itself; None where it has to be asked once it runs."""
+        if dialect_of(path) is OLLAMA:
+            return self._config.engines[target.engine].type == "ollama"
+        return self._abilities.known(target.engine, path)
+
+    def passes(self, path: str, model: str, target: Target) -> bool:
+        """Tell whether a request goes to its engine as it is, every byte of it."""
+        return target.upstream == model and not self._policy(target) and self.is_native(path, target) is True
+
+    def course(
+        self,
+        incoming: Incoming,
+        routed: Routed | Passing,
+        target: Target,
+        *,
+        native: bool,
+        load_s: Callable[[], float],
+        footer: Footer | None = None,
+    ) -> Course:
+        """Return the course of a request.
+
+        Args:
+            native: the engine serves the path itself.
+            load_s: tells, at the end, for how many seconds the request waited for its model.
+            footer: what adds a last line to the answer.
+
+        Raises:
+            BadRequest: it cannot be understood.
+        """
+        last: list[Filter] = [_Footed(footer)] if footer is not None else []
+        if isinstance(routed, Passing):
+            outgoing = self._outgoing(incoming, target, incoming.path, routed.body)
+            return Course(outgoing=outgoing, filters=last)
+        if not native:
+            translation = _translation(incoming.path, routed, target, load_s)
+            body = self._changed(translation.path, translation.body, target)
+            outgoing = self._outgoing(incoming, target, translation.path, body)
+            return Course(outgoing=outgoing, translation=translation, filters=last)
+        body = self._changed(incoming.path, self._native_body(incoming.path, routed, target), target)
+        outgoing = self._outgoing(incoming, target, incoming.path, body)
+        if target.upstream != routed.model:
+            last.insert(0, Renaming(incoming.path, body, routed.model))
+        return Course(outgoing=outgoing, filters=last)
+
+    def _native_body(self, path: str, routed: Routed, target: Target) -> Octets:
+        if path == "/v1/messages":
+            return forget_progress(routed.renamed(target.upstream))
+        if routed.keep_alive is not None and dialect_of(path) is OLLAMA:
+            # How long a model stays is the router's to decide, which has taken the client's wish to heart.
+            return to_json({**parse_object(routed.renamed(target.upstream)), "keep_alive": -1})
+        return routed.renamed(target.upstream)
+
+    def _policy(self, target: Target) -> Policy | None:
+        return self._policies.get(target.model) or None
+
+    def _changed(self, path: str, body: Octets, target: Target) -> Octets:
+        policy = self._policy(target)
+        return body if policy is None else to_json(policy.applied(path, parse_object(body)))
+
+    def _outgoing(self, incoming: Incoming, target: Target, path: str, body: Octets | Arriving) -> Outgoing:
+        engine = self._config.engines[target.engine]
+        return Outgoing(
+            engine=target.engine,
+            resident=target.resident,
+            method="POST",
+            target=incoming.target(path),
+            headers=request_headers(
+                incoming.headers, strip_keys=self._strip_keys, added=self._added[target.engine]
+            ),
+            body=body,
+            connect_timeout_s=engine.connect_timeout_s,
+        )
+
+
+def _translation(path: str, routed: Routed, target: Target, load_s: Callable[[], float]) -> Translation:
+    asked, upstream = routed.model, target.upstream
+    if path == "/v1/messages":
+        data = parse_object(forget_progress(routed.body))
+        return anthropic_openai.translate(path, data, asked=asked, upstream=upstream)
+    if path == "/v1/responses":
+        return responses_openai.translate(path, routed.data(), asked=asked, upstream=upstream)
+    return ollama_openai.translate(path, routed.data(), asked=asked, upstream=upstream, load_s=load_s)
+
+
+class _Footed:
+    """A footer as a filter: only an answer that is text gets one."""
+
+    def __init__(self, footer: Footer) -> None:
+        self.feed, self.end = footer.feed, footer.end
+
+    def begin(self, status: int, content_type: str, content_encoding: str = "") -> bool:
+        kind = content_type.partition(";")[0].strip().lower()
+        return status == 200 and content_encoding in ("", "identity") and kind in _FOOTED
+
+
+_FOOTED = frozenset(("application/json", "text/event-stream", "application/x-ndjson"))

@@ -1,0 +1,82 @@
+"""Ollama's `/api/embed` and the older `/api/embeddings` in front of an engine that speaks OpenAI's."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import struct
+from typing import Any
+
+from engine_router.dialects.base import dig_error, to_json
+from engine_router.dialects.chat_chunks import Tokens, parse_answer, understanding
+from engine_router.dialects.ollama_figures import Stopwatch
+from engine_router.dialects.ollama_request import EmbedRequest
+
+# Vectors that an engine has brought to the length 1 miss it by what 32 bits cannot hold: they stay as they are.
+_UNIT_TOLERANCE = 1e-6
+
+
+class EmbedTranslation:
+    """All vectors, cut and of the length 1 (`/api/embed`), or the first as the engine made it (`/api/embeddings`)."""
+
+    content_type = "application/json; charset=utf-8"
+    path = "/v1/embeddings"
+
+    def __init__(self, request: EmbedRequest, asked: str, stopwatch: Stopwatch, *, single: bool) -> None:
+        self.body = to_json(request.body)
+        self._dimensions = request.dimensions
+        self._asked = asked
+        self._single = single
+        self._stopwatch = stopwatch
+        self._whole = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """Collect the answer: embeddings come as one object."""
+        self._whole += data
+        return b""
+
+    def end(self) -> bytes:
+        """Return the answer in Ollama's words; see `Translation.end`."""
+        with understanding():
+            answer = parse_answer(self._whole)
+            entries = sorted(answer.get("data") or (), key=lambda entry: int(entry.get("index") or 0))
+            if not entries:
+                raise ValueError(dig_error(bytes(self._whole)) or "an answer without embeddings")
+            if self._single:
+                return to_json({"embedding": _vector(entries[0]["embedding"])})
+            vectors = [self._cut(_vector(entry["embedding"])) for entry in entries]
+            taken = int((answer.get("usage") or {}).get("prompt_tokens") or 0)
+        figures = self._stopwatch.figures(Tokens(taken, 0, None), is_written=False)
+        return to_json({"model": self._asked, "embeddings": vectors, **figures})
+
+    def _cut(self, vector: list[float]) -> list[float]:
+        """Return a vector with as many dimensions as were asked for, of the length 1."""
+        return _unit(vector[: self._dimensions] if self._dimensions else vector)
+
+
+def _vector(given: Any) -> list[float]:
+    """Return a vector, which an engine may send as base64 of 32-bit floats.
+
+    Raises:
+        TypeError: it is neither a list of numbers nor text.
+        ValueError: it is no base64 of such, or a number is not finite.
+    """
+    if isinstance(given, str):
+        try:
+            raw = base64.b64decode(given, validate=True)
+            given = list(struct.unpack(f"<{len(raw) // 4}f", raw))
+        except (binascii.Error, struct.error):
+            raise ValueError("its embedding is no base64 of 32-bit floats") from None
+    if not isinstance(given, list):
+        raise TypeError("an embedding that is no list of numbers")
+    if not all(map(math.isfinite, given)):
+        raise ValueError("its embedding has a number that is not finite")
+    return given
+
+
+def _unit(vector: list[float]) -> list[float]:
+    length = math.sqrt(math.fsum(value * value for value in vector))
+    if length == 0 or abs(length - 1) < _UNIT_TOLERANCE:
+        return vector
+    return [value / length for value in vector]

@@ -1,0 +1,95 @@
+"""Ollama's requests that only load or unload a model, and how long a model is to stay."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from engine_router.dialects.base import to_json
+from engine_router.dialects.ollama_figures import Clock, timestamp
+from engine_router.errors import BadRequest
+
+CONTENT_TYPE = "application/json; charset=utf-8"
+"""Of the answer to such a request, also where the client asked for a stream."""
+
+_SECONDS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "\u00b5s": 1e-6,
+    "\u03bcs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_PART = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:{})".format("|".join(_SECONDS))
+_DURATION = re.compile(rf"[-+]?(?:0|(?:{_PART})+)")
+_NUMBER_AND_UNIT = re.compile(r"([0-9.]+)([^0-9.]+)")
+# Go counts nanoseconds in 63 bits; Ollama means "for ever" by the largest.
+_FOR_EVER_S = 2**63 / 1e9
+
+
+def loads(path: str, data: Mapping[str, Any]) -> bool:
+    """Tell whether a request only loads a model (or unloads it, where `keep_alive` is 0): it has nothing to answer.
+
+    Args:
+        path: `/api/chat`, `/api/generate`, `/api/embed` or `/api/embeddings`; no other loads.
+    """
+    if path == "/api/chat":
+        return data.get("messages") in (None, [])
+    if path == "/api/generate":
+        return data.get("prompt") in (None, "") and not data.get("images") and not data.get("suffix")
+    if path == "/api/embed":
+        return data.get("input") in (None, "", [])
+    return path == "/api/embeddings" and data.get("prompt") in (None, "")
+
+
+def load_answer(path: str, asked: str, *, unloaded: bool, wall_clock: Clock = time.time) -> bytes:
+    """Return the answer to a request that only loads: one object, also where the client asked for a stream.
+
+    Args:
+        path: as for `loads`.
+        asked: the model as the client named it.
+        unloaded: the model was unloaded.
+        wall_clock: seconds since 1970, for `created_at`.
+    """
+    if path == "/api/embeddings":
+        return to_json({"embedding": []})
+    if path == "/api/embed":
+        return to_json({"model": asked, "embeddings": []})
+    said: dict[str, Any] = {"response": ""}
+    if path == "/api/chat":
+        said = {"message": {"role": "assistant", "content": ""}}
+    reason = "unload" if unloaded else "load"
+    ending = {"done": True, "done_reason": reason}
+    return to_json({"model": asked, "created_at": timestamp(wall_clock()), **said, **ending})
+
+
+def keep_alive_s(value: object) -> float | None:
+    """Return for how many seconds a model is to stay after its last request, as `keep_alive` says it.
+
+    A number is seconds; a string is one of Go's durations ("5m", "1h30m", "300ms"), in which only 0 needs no
+    unit, as for Ollama. What is negative, or longer than Go can count (292 years), means for ever: infinity.
+    None: nothing is said of it.
+
+    Raises:
+        BadRequest: it is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _for_ever_if_beyond(value)
+    if not isinstance(value, str):
+        raise BadRequest('"keep_alive" must be a number of seconds or a duration such as "5m"')
+    if not _DURATION.fullmatch(value):
+        raise BadRequest(f'"keep_alive" is no duration such as "5m" or "1h30m": {value[:100]!r}')
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _NUMBER_AND_UNIT.findall(value))
+    return _for_ever_if_beyond(-seconds if value.startswith("-") else seconds)
+
+
+def _for_ever_if_beyond(seconds: float) -> float:
+    # Compared first: a whole number in JSON may be too large for a float.
+    return abs(float(seconds)) if 0 <= seconds < _FOR_EVER_S else math.inf

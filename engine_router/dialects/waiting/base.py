@@ -1,0 +1,60 @@
+"""What all patience has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from engine_router.errors import RouterError
+
+
+class Patience(Protocol):
+    """One streaming client's wait for its engine: frames before the answer, then the answer, or an error."""
+
+    def quiet(self) -> bytes:
+        """Return the frame that keeps the socket open and means nothing to any client."""
+        ...
+
+    def lively(self, progress: str | None = None) -> bytes:
+        """Return frames that every watchdog of the endpoint's clients counts as a sign of life.
+
+        Args:
+            progress: a line for people. It is shown where the client shows a model's thoughts; where there is no
+                such place that does no harm, it is left out.
+        """
+        ...
+
+    def splice(self, data: bytes) -> bytes:
+        """Take in bytes of the engine's answer, in the client's dialect and split anywhere; return what goes out.
+
+        That is the very same object where nothing but quiet frames was sent.
+        """
+        ...
+
+    def end(self) -> bytes:
+        """Take in the end of the engine's answer; return what was held back."""
+        ...
+
+    def failure(self, error: RouterError) -> bytes:
+        """Return the frames that end the stream with an error, whatever has been sent of it so far.
+
+        What was held back of a frame that never became whole is dropped.
+        """
+        ...
+
+
+@frozen
+class Waiting:
+    """What the frames of one wait tell about it; see `patience_for`."""
+
+    asked: str
+    request: Callable[[], Mapping[str, Any]]
+    wall_clock: Callable[[], float]
+    new_id: Callable[[], str]
+
+    @property
+    def seconds(self) -> int:
+        """The time of day, in whole seconds since 1970."""
+        return int(self.wall_clock())

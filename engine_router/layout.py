@@ -1,0 +1,134 @@
+"""From configuration to what residency goes by: the rules, what each pool can hold, what each resident is like."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import trio
+from attrs import evolve
+
+from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
+from engine_router.config.values import expanded
+from engine_router.discovery import Discovery, Target
+from engine_router.engines.base import Engine, ResidentId
+from engine_router.engines.process import ProcessEngine
+from engine_router.errors import UnknownModel
+from engine_router.memory.estimate import estimate_bytes
+from engine_router.residency.rules import Capacity, Layout, Rules, Traits
+from engine_router.weights import model_config
+
+logger = logging.getLogger(__name__)
+
+_GB = 10**9
+
+
+def make_rules(config: Config) -> Rules:
+    """Return the ledgers' rules."""
+    scheduling = config.scheduling
+    return Rules(
+        drain_timeout_s=scheduling.drain_timeout_s,
+        max_wait_s=scheduling.max_wait_s,
+        abandon_grace_s=scheduling.abandon_grace_s,
+        failed_start_memory_s=scheduling.failed_start_memory_s,
+        max_queue=scheduling.max_queue,
+        max_queue_per_model=scheduling.max_queue_per_model,
+        min_resident_s=scheduling.min_resident_s,
+        hold_s=scheduling.hold_s if isinstance(scheduling.hold_s, float) else None,
+    )
+
+
+async def make_layout(config: Config, engines: Mapping[str, Engine], discovery: Discovery) -> Layout:
+    """Return how residents share the memories. Reads the headers of model files where a budget wants them."""
+    capacities = {name: _capacity(pool, discovery) for name, pool in pools_of(config).items()}
+    estimates = await trio.to_thread.run_sync(_estimates, config, engines, discovery)
+    known: dict[ResidentId, Traits] = {}
+
+    def traits(resident: ResidentId) -> Traits:
+        if (found := known.get(resident)) is None:
+            found = known[resident] = evolve(
+                traits_of(config, resident), estimated_bytes=estimates.get(resident)
+            )
+        return found
+
+    return Layout(capacities=capacities, traits=traits, preload=tuple(_preload(config, discovery)))
+
+
+def pools_of(config: Config) -> dict[str, PoolConfig]:
+    """Return all pools by their names, with the one that exists without being declared."""
+    return {"default": PoolConfig(), **{str(name): pool for name, pool in config.pools.items()}}
+
+
+def traits_of(config: Config, resident: ResidentId) -> Traits:
+    """Return what the configuration says of a resident: of its model first, then of its engine."""
+    engine = config.engines[resident.engine]
+    model = None if resident.model is None else model_config(config, resident.engine, resident.model)
+    model = model or ModelConfig(engine=engine.pool)  # says nothing
+    memory_gb = model.memory_gb or engine.memory_gb
+    idle_s = config.scheduling.idle_timeout_s if engine.idle_timeout_s is None else engine.idle_timeout_s
+    return Traits(
+        declared_bytes=None if memory_gb is None else int(memory_gb * _GB),
+        group=model.group or engine.group,
+        pinned=engine.pinned if model.pinned is None else model.pinned,
+        idle_timeout_s=idle_s or math.inf,
+    )
+
+
+def _capacity(pool: PoolConfig, discovery: Discovery) -> Capacity:
+    home = None if pool.default_model is None else _target(pool.default_model, discovery)
+    capacity = Capacity(
+        max_resident=pool.max_resident,
+        home=None if home is None else home.resident,
+        return_after_s=pool.return_after_s,
+    )
+    if pool.mode == "exclusive":
+        return capacity
+    if isinstance(pool.budget_gb, float):
+        return evolve(capacity, budget_bytes=int(pool.budget_gb * _GB))
+    return evolve(capacity, is_auto=True, reserve_bytes=int(pool.reserve_gb * _GB))
+
+
+def _preload(config: Config, discovery: Discovery) -> Iterator[ResidentId]:
+    wanted = config.scheduling.preload
+    if not isinstance(wanted, tuple):
+        yield from dict.fromkeys(target.resident for target in discovery.targets())
+        return
+    for name in wanted:
+        if (target := _target(name, discovery)) is not None:
+            yield target.resident
+
+
+def _target(name: str, discovery: Discovery) -> Target | None:
+    try:
+        return discovery.resolve(name)
+    except UnknownModel as error:  # an engine may list it later, but then nobody waits for it
+        logger.warning("%s, so it is not loaded ahead", error)
+        return None
+
+
+def _estimates(config: Config, engines: Mapping[str, Engine], discovery: Discovery) -> dict[ResidentId, int]:
+    """Estimate the residents whose pools have a budget. Blocks: it reads files."""
+    counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
+    found: dict[ResidentId, int] = {}
+    for target in discovery.targets():
+        settings, engine = config.engines[target.engine], engines[target.engine]
+        if (
+            settings.pool in counted
+            and isinstance(settings, ProcessConfig)
+            and isinstance(engine, ProcessEngine)
+        ):
+            need = _estimate(engine, target, settings)
+            if need is not None:
+                found[target.resident] = need
+    return found
+
+
+def _estimate(engine: ProcessEngine, target: Target, settings: ProcessConfig) -> int | None:
+    folder = Path() if settings.cwd is None else expanded(settings.cwd)
+    try:
+        return estimate_bytes(engine.command(target.resident, 0), folder)
+    except (OSError, ValueError) as error:
+        logger.info("what %s needs cannot be estimated: %s", target.model, error)
+        return None

@@ -1,0 +1,152 @@
+"""Reading a request: what it is encoded in, for which model it is, and whether it has to be held as a whole."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import trio
+from attrs import frozen
+
+from engine_router.dialects.base import Dialect, Octets, Routed, route_json, route_multipart
+from engine_router.dialects.scanning import FormScanner, JsonScanner
+from engine_router.errors import BadRequest, BodyTooLarge, UnknownEncoding
+from engine_router.routes import wire_target
+from engine_router.upload import Passing, Upload
+from engine_router.wire.upstream import Headers, first_value
+
+# Decoding so much takes longer than others should wait: it is done in a thread.
+_THREAD_BYTES = 262_144
+_STEP_BYTES = 1_048_576
+
+
+@frozen
+class Incoming:
+    """A request to a proxied route; a whole one, unless its body is large.
+
+    Attributes:
+        path: decoded, without the query.
+        query: as it came, without the question mark.
+        headers: as they came.
+    """
+
+    path: str
+    query: bytes
+    headers: Headers
+    body: Octets | Upload
+
+    def target(self, path: str) -> str:
+        """Return the target of the request to an engine: a path, and the query that the client sent."""
+        return wire_target(path, self.query)
+
+
+async def read(
+    dialect: Dialect,
+    incoming: Incoming,
+    *,
+    max_body_bytes: int,
+    passes: Callable[[str, str], Awaitable[bool]],
+) -> Routed | Passing:
+    """Read the whole request, or of a large one as much as is needed where nothing in it has to be changed.
+
+    Args:
+        passes: tells whether a request to a path, for a model, goes to its engine as it is.
+
+    Raises:
+        RouterError: it cannot be read.
+    """
+    body, headers = incoming.body, incoming.headers
+    content_type = (first_value(headers, b"content-type") or b"").decode("latin-1")
+    is_form = content_type.startswith("multipart/")
+    encoding = (first_value(headers, b"content-encoding") or b"identity").strip().lower()
+    if isinstance(body, Upload):
+        if encoding == b"identity":
+            model = await body.find_model(FormScanner(content_type) if is_form else JsonScanner())
+            if model is not None and await passes(incoming.path, model):
+                return Passing(model, body)
+        body = await body.whole()
+    if encoding != b"identity":
+        body = await decoded(body, encoding, max_body_bytes)
+    return route_multipart(content_type, body) if is_form else route_json(dialect, incoming.path, body)
+
+
+async def decoded(body: Octets, encoding: bytes, max_bytes: int) -> bytearray:
+    """Return a body without its content encoding.
+
+    Raises:
+        UnknownEncoding: it is none of gzip, deflate and zstd.
+        BodyTooLarge: decoded, it has more than `max_bytes`. No more than that is ever made of it.
+        BadRequest: it is not what it says.
+
+    Cancellation leaves a thread behind that ends soon, by the limit.
+    """
+    if encoding not in _DECODERS:
+        raise UnknownEncoding(encoding.decode("latin-1"))
+    if len(body) <= _THREAD_BYTES:
+        return _decode(body, encoding, max_bytes)
+    return await trio.to_thread.run_sync(_decode, body, encoding, max_bytes, abandon_on_cancel=True)
+
+
+def _decode(body: Octets, encoding: bytes, max_bytes: int) -> bytearray:
+    decoding = _DECODERS[encoding](body)
+    result = bytearray()
+    try:
+        for piece in decoding.pieces(body):
+            result += piece
+            if len(result) > max_bytes:
+                break
+    except decoding.faults as error:
+        raise _garbled(encoding, str(error)) from None
+    if len(result) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+    if not decoding.decoder.eof:
+        raise _garbled(encoding, "it ends too early")
+    return result
+
+
+def _garbled(encoding: bytes, why: str) -> BadRequest:
+    return BadRequest(f"the request body is not {encoding.decode('latin-1')} as its header says: {why}")
+
+
+@frozen
+class _Decoding:
+    """A decoder of zlib or of zstd, and what it raises at what it cannot decode."""
+
+    decoder: Any
+    faults: type[Exception]
+
+    def pieces(self, body: Octets) -> Iterator[bytes]:
+        """Yield what the body decodes to, in pieces of a bounded size."""
+        decoder, source = self.decoder, body
+        while not decoder.eof:
+            piece: bytes = decoder.decompress(source, _STEP_BYTES)
+            source = getattr(decoder, "unconsumed_tail", b"")  # zstd's keeps that to itself
+            if not piece and not source:
+                return
+            yield piece
+
+
+def _gzip(body: Octets) -> _Decoding:  # noqa: ARG001 - the shape that all share
+    return _Decoding(zlib.decompressobj(zlib.MAX_WBITS | 32), zlib.error)
+
+
+def _deflate(body: Octets) -> _Decoding:
+    # "deflate" is zlib's format by the standard, and the bare one in some clients.
+    is_zlib = len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
+    return _Decoding(zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS), zlib.error)
+
+
+def _zstd(body: Octets) -> _Decoding:  # noqa: ARG001 - likewise
+    zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    return _Decoding(zstd.ZstdDecompressor(), zstd.ZstdError)
+
+
+_DECODERS: dict[bytes, Callable[[Octets], _Decoding]] = {
+    b"gzip": _gzip,
+    b"x-gzip": _gzip,
+    b"deflate": _deflate,
+    b"zstd": _zstd,
+}

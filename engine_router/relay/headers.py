@@ -1,0 +1,83 @@
+"""Headers on their way to an engine and back: what belongs to one hop only, and what is nobody else's business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine_router.wire.upstream import Headers
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+# What pages of other sites may do and read is the router's to say. An engine that allows every page must not
+# open it to them, nor one that allows none, as Ollama does, refuse what was let in.
+_FOR_PAGES = frozenset(
+    b"access-control-" + name
+    for name in (
+        b"allow-origin",
+        b"allow-credentials",
+        b"allow-headers",
+        b"allow-methods",
+        b"allow-private-network",
+        b"expose-headers",
+        b"max-age",
+    )
+)
+# The router may put frames into the body, so it asks for it unencoded, and decodes what it gets itself; cookies are
+# between client and router.
+_NOT_FORWARDED = HOP_BY_HOP | frozenset(
+    (b"host", b"content-length", b"content-encoding", b"expect", b"accept-encoding", b"cookie", b"origin")
+)
+_NOT_RETURNED = HOP_BY_HOP | _FOR_PAGES | {b"set-cookie", b"server", b"date"}
+_KEYS = frozenset((b"authorization", b"x-api-key"))
+
+
+class AddedHeaders:
+    """Headers that a configuration adds to requests; they win over the client's. Made once, used for all."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.pairs = [(name.encode("latin-1"), value.encode("utf-8")) for name, value in headers.items()]
+        self._dropped = _NOT_FORWARDED | {name.lower() for name, _ in self.pairs}
+        self._dropped_with_keys = self._dropped | _KEYS
+
+    def dropped(self, *, strip_keys: bool) -> frozenset[bytes]:
+        """Return the names, in lower case, of what is not passed on."""
+        return self._dropped_with_keys if strip_keys else self._dropped
+
+
+def request_headers(headers: Headers, *, strip_keys: bool, added: AddedHeaders) -> Headers:
+    """Return the headers that an engine gets of a client's.
+
+    Args:
+        strip_keys: the router has keys of its own, which are nobody else's business.
+    """
+    dropped = added.dropped(strip_keys=strip_keys)
+    if named := named_in_connection(headers):
+        dropped |= named
+    return [item for item in headers if item[0].lower() not in dropped] + added.pairs
+
+
+def response_headers(headers: Headers) -> Headers:
+    """Return the headers that a client gets of an engine's."""
+    dropped = _NOT_RETURNED | named_in_connection(headers)
+    return [(name, value) for name, value in headers if name.lower() not in dropped]
+
+
+def named_in_connection(headers: Headers) -> frozenset[bytes]:
+    """Return the headers that a Connection header declares to be for one hop only."""
+    return frozenset(
+        token.strip().lower()
+        for name, value in headers
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    )

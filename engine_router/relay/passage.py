@@ -1,0 +1,336 @@
+"""One request on its way to its engine, and its answer on the way back.
+
+The way has steps that may take minutes: the wait for the engine, and the wait for the answer. Each can be
+interrupted for a keep-alive frame and taken up again, without a task of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+from engine_router.dialects.base import Octets, Translation, dig_error
+from engine_router.engines.base import ResidentId
+from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RouterError
+from engine_router.relay.headers import response_headers
+from engine_router.residency.lease import Lease
+from engine_router.residency.messages import Priority
+from engine_router.residency.supervisor import Supervisor
+from engine_router.wire.upstream import Arriving, Exchange, Headers, ResponseHead, Upstream, UpstreamRequest
+
+T = TypeVar("T")
+
+# Seconds that a broken connection waits for the news why: a process's death is known within milliseconds.
+NEWS_GRACE_S = 0.25
+# Seconds that an engine gets to confirm that it is gone, before the request is given up.
+DOUBT_GRACE_S = 2.0
+# What is read of an engine's error answer, for its message.
+ERROR_BODY_BYTES = 65536
+# What says something of a body that is changed.
+_OF_THE_BODY = frozenset((b"content-length", b"etag", b"content-md5", b"digest", b"content-digest"))
+
+
+class Filter(Protocol):
+    """Changes an answer that stays in its dialect."""
+
+    def begin(self, status: int, content_type: str, content_encoding: str = "") -> bool:
+        """Take in the head of the answer; tell whether its body may change. Nothing is fed where it does not."""
+        ...
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in bytes of the answer, split anywhere; return what goes on."""
+        ...
+
+    def end(self) -> bytes:
+        """Take in the end of the answer; return what was held back."""
+        ...
+
+
+@frozen(kw_only=True)
+class Outgoing:
+    """A request as it will be sent, once it is known where the resident answers."""
+
+    engine: str
+    resident: ResidentId
+    method: str
+    target: str
+    headers: Headers
+    body: Octets | Arriving
+    connect_timeout_s: float
+
+    def to(self, base_url: str) -> UpstreamRequest:
+        """Address the request."""
+        return UpstreamRequest(
+            engine=self.engine,
+            base_url=base_url,
+            method=self.method,
+            target=self.target,
+            headers=self.headers,
+            body=self.body,
+            connect_timeout_s=self.connect_timeout_s,
+        )
+
+
+@frozen(kw_only=True)
+class Course:
+    """How a request goes to its engine, and its answer back.
+
+    Attributes:
+        translation: between the client's dialect and the engine's; None where they are the same.
+        filters: what the answer passes through, in this order, in the client's dialect.
+    """
+
+    outgoing: Outgoing
+    translation: Translation | None = None
+    filters: Sequence[Filter] = ()
+
+
+Choose = Callable[[str], Awaitable[Course]]
+"""Returns the course to an engine that answers at an address, where it takes that address to know it."""
+
+
+@define(eq=False)
+class Passage:
+    """One request on its way to its engine, and its answer on the way back.
+
+    `close` is synchronous and idempotent: it gives back the lease, or the place in the queue, and ends the
+    exchange. Cancellation of any method loses nothing; `head` may be called again. Once it is closed, nothing
+    begins any more: who waits for the answer then gets an error, who waits for the engine has to be cancelled.
+
+    Attributes:
+        resident: what the request needs.
+        lease: the place in the queue, then the right to use the resident; None before `enter`.
+        queue_wait_s: seconds until the lease was granted; NaN before.
+        first_byte_s: seconds until the answer's first byte; NaN before.
+        sent_at: trio's clock when the request was about to be sent; NaN before.
+    """
+
+    _supervisor: Supervisor
+    _upstream: Upstream
+    resident: ResidentId
+    _course: Course | Choose
+    lease: Lease | None = None
+    queue_wait_s: float = math.nan
+    first_byte_s: float = math.nan
+    sent_at: float = math.nan
+    _began_at: float = field(factory=trio.current_time)
+    _exchange: Exchange | None = None
+    _raw_head: ResponseHead | None = None
+    _head: ResponseHead | None = None
+    _stages: list[Filter | Translation] = field(factory=list)
+    _retried: bool = False
+    _closed: bool = False
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the answer's length was promised, so that nothing can be added to it."""
+        return self._head is not None and self._head.header(b"content-length") is not None
+
+    @property
+    def has_chunk(self) -> bool:
+        """Whether bytes of the answer's body have come with its head."""
+        return self._exchange is not None and self._exchange.has_chunk
+
+    def enter(self, *, priority: Priority = "normal", keep_alive_s: float | None = None) -> None:
+        """Take a place in the queue. The arguments are those of `Supervisor.request`."""
+        self.lease = self._supervisor.request(self.resident, priority=priority, keep_alive_s=keep_alive_s)
+
+    def close(self) -> None:
+        """Give everything back. Never waits; may be called again."""
+        self._closed = True
+        if self._exchange is not None:
+            self._exchange.close()
+        if self.lease is not None:
+            self.lease.release()
+
+    async def head(self, until: float = math.inf) -> ResponseHead | None:
+        """Wait for the head of the answer; None if it has not come by `until` (the clock of trio).
+
+        Raises:
+            RouterError: there will be none.
+        """
+        while True:
+            try:
+                return await self._advance(until)
+            except EngineUnreachable as error:
+                await self._consider_retry(error)
+            except EngineBroke as error:
+                raise await self._explained(error) from error
+
+    async def chunk(self) -> bytes:
+        """Return the next bytes of the answer; empty at its end, when everything has been given back.
+
+        Raises:
+            RouterError: the answer broke off.
+        """
+        if self._exchange is None or self._closed:
+            return b""
+        try:
+            while True:
+                data = await self._exchange.chunk()
+                if not data:
+                    last = self._end()
+                    self.close()
+                    return last
+                if self._stages:
+                    data = self._feed(data)
+                if data:
+                    return data
+        except EngineBroke as error:
+            raise await self._explained(error) from error
+
+    async def chunk_by(self, until: float) -> bytes | None:
+        """Return what `chunk` returns; None if nothing has come by `until` (the clock of trio).
+
+        Raises:
+            RouterError: the answer broke off.
+        """
+        return await _by(until, self.chunk)
+
+    async def refusal(self, status: int) -> EngineRefused:
+        """Read the engine's own error answer and return it as an error that any dialect can render."""
+        body = b""
+        with contextlib.suppress(EngineBroke):  # the status, and what came of the message, say enough
+            while (
+                self._exchange is not None
+                and len(body) < ERROR_BODY_BYTES
+                and (data := await self._exchange.chunk())
+            ):
+                body += data
+        self.close()
+        return EngineRefused(self.resident.engine, status, dig_error(body) or f"the engine answered {status}")
+
+    async def _advance(self, until: float) -> ResponseHead | None:
+        lease = self.lease
+        if lease is None:
+            raise RuntimeError("a passage is entered before it is used")
+        if self._exchange is None:
+            await self._ensure_open()
+            await _by(until, lease.granted)
+            await self._ensure_open()
+            # The grant may have come in the very step in which the time was up.
+            if (endpoint := lease.endpoint) is None or lease.error is not None:
+                return None
+            self.queue_wait_s = lease.queue_wait_s
+            if (course := await self._known_course(endpoint.base_url, until)) is None:
+                return None
+            self.sent_at = trio.current_time()
+            exchange = self._exchange = await self._upstream.send(course.outgoing.to(endpoint.base_url))
+            if self._closed:
+                exchange.close()
+                await self._ensure_open()
+            lease.on_revoke(exchange.close)
+        if self._raw_head is None:
+            self._raw_head = await _by(until, self._exchange.head)
+            if self._raw_head is None:
+                return None
+            self.first_byte_s = trio.current_time() - self._began_at
+        if self._head is None:
+            self._head = await self._begin(self._raw_head)
+        return self._head
+
+    async def _known_course(self, base_url: str, until: float) -> Course | None:
+        """Return the course, once it is chosen; None if that has not come about by `until`."""
+        if isinstance(self._course, Course):
+            return self._course
+        choose = self._course
+        course = await _by(until, lambda: choose(base_url))
+        await self._ensure_open()
+        if course is not None:
+            self._course = course
+        return course
+
+    async def _ensure_open(self) -> None:
+        """See that nothing begins for a request that has been closed while it waited.
+
+        Its task learns of that by cancellation, one step later than by the wait that just ended.
+        """
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            raise trio.ClosedResourceError("the passage has been closed")
+
+    async def _begin(self, raw: ResponseHead) -> ResponseHead:
+        """Return the head that the client gets, and prepare what the body passes through."""
+        course = self._course
+        if not isinstance(course, Course):
+            raise TypeError("an answer without a course")
+        headers: Headers = response_headers(raw.headers)
+        if course.translation is not None:
+            if raw.status >= 400:
+                raise await self.refusal(raw.status)
+            headers = [(b"content-type", course.translation.content_type.encode())]
+            self._stages.append(course.translation)
+        if course.filters:
+            head = ResponseHead(raw.status, headers)
+            about = _text(head.header(b"content-type")), _text(head.header(b"content-encoding"))
+            changing = [step for step in course.filters if step.begin(raw.status, *about)]
+            if changing:
+                headers = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
+                self._stages += changing
+        return ResponseHead(raw.status, headers)
+
+    def _feed(self, data: bytes) -> bytes:
+        """Pass bytes of the engine's answer through every stage."""
+        try:
+            for stage in self._stages:
+                data = stage.feed(data)
+                if not data:
+                    break
+        except ValueError as error:
+            raise EngineBroke(self.resident.engine, f"broke off: {error}") from error
+        return data
+
+    def _end(self) -> bytes:
+        """Pass the end of the engine's answer through every stage, with what each has held back."""
+        data = b""
+        try:
+            for stage in self._stages:
+                data = (stage.feed(data) if data else b"") + stage.end()
+        except ValueError as error:
+            raise EngineBroke(self.resident.engine, f"broke off: {error}") from error
+        return data
+
+    async def _consider_retry(self, error: EngineUnreachable) -> None:
+        """Nothing was sent: if the engine turns out to be gone, queue up again, once. Else raise the error."""
+        lease = self.lease
+        if lease is None or self._retried:
+            raise error
+        self._supervisor.doubt(self.resident)
+        with trio.move_on_after(DOUBT_GRACE_S):
+            await lease.lost()
+        await self._ensure_open()
+        if lease.error is None:
+            raise error
+        self._retried = True
+        lease.release()
+        ticket = lease.ticket
+        self.enter(priority=ticket.priority, keep_alive_s=ticket.keep_alive_s)
+
+    async def _explained(self, error: EngineBroke) -> RouterError:
+        """Wait a moment for the news why the connection broke: a death, or a revocation, says more."""
+        lease = self.lease
+        if lease is None or self._closed:  # what was closed here is nothing that the engine did
+            return error
+        if lease.error is None:
+            self._supervisor.doubt(self.resident)
+            with trio.move_on_after(NEWS_GRACE_S):
+                await lease.lost()
+        return lease.error or error
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode("latin-1")
+
+
+async def _by(until: float, wait: Callable[[], Awaitable[T]]) -> T | None:
+    """Wait for something until a time of trio's clock; None when it passes. No end costs no cancel scope."""
+    if until == math.inf:
+        return await wait()
+    with trio.move_on_at(until):
+        return await wait()
+    return None

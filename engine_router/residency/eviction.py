@@ -1,0 +1,95 @@
+"""Who has to go so that somebody else can start: the cheapest set of residents that is enough."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from engine_router.residency.residence import Phase, Residence
+
+# A start whose length nobody knows yet. Seconds.
+UNKNOWN_START_S: Final = 10.0
+
+# After so long without use a resident is half as likely to be wanted again soon. Seconds.
+HALF_LIFE_S: Final = 60.0
+
+# More candidates than this are not tried in every combination.
+_MOST_COMBINED: Final = 8
+
+
+@frozen
+class Shortage:
+    """What is missing before a resident can start, beyond those that have to go in any case.
+
+    Attributes:
+        size_bytes: of memory.
+        residents: of the number that may be there at once.
+    """
+
+    size_bytes: float
+    residents: int
+
+    def is_covered_by(self, victims: Iterable[Residence]) -> bool:
+        """Tell whether it would be enough if these went."""
+        chosen = tuple(victims)
+        return len(chosen) >= self.residents and sum(v.need_bytes for v in chosen) >= self.size_bytes
+
+
+def regret(residence: Residence, start_s: float | None, now: float) -> float:
+    """Return what it costs to lose a resident, in seconds of loading it again, by how soon that may be.
+
+    What nobody uses costs its start, the less the longer it has been idle. What is in use costs each of its
+    leases on top. What goes anyway costs nothing, what could not be stopped before is tried last.
+    """
+    if residence.phase is Phase.DRAINING:
+        return 0.0
+    reload_s = UNKNOWN_START_S if start_s is None else start_s
+    if residence.phase is Phase.STUCK:
+        return 1e6
+    if residence.leases:
+        return 1000.0 * len(residence.leases) + reload_s
+    idle_s = max(0.0, now - residence.idle_since)
+    return reload_s * HALF_LIFE_S / (HALF_LIFE_S + idle_s)
+
+
+def cheapest(
+    candidates: Sequence[Residence], shortage: Shortage, cost: Callable[[Residence], float]
+) -> list[Residence] | None:
+    """Return the victims that cost least and are enough; None where all together are not.
+
+    Exact up to eight candidates. Beyond that, the cheapest by size are taken until it is enough, and whoever
+    turns out not to be needed stays.
+    """
+    if not shortage.is_covered_by(candidates):
+        return None
+    if len(candidates) <= _MOST_COMBINED:
+        sets = (
+            chosen
+            for count in range(len(candidates) + 1)
+            for chosen in itertools.combinations(candidates, count)
+            if shortage.is_covered_by(chosen)
+        )
+        return list(min(sets, key=lambda chosen: sum(map(cost, chosen))))
+    return _greedy(candidates, shortage, cost)
+
+
+def _greedy(
+    candidates: Sequence[Residence], shortage: Shortage, cost: Callable[[Residence], float]
+) -> list[Residence]:
+    # Smaller than what is missing counts by what it contributes, larger by no more than is needed.
+    def price(residence: Residence) -> float:
+        return cost(residence) / max(1.0, min(residence.need_bytes, shortage.size_bytes))
+
+    chosen: list[Residence] = []
+    for candidate in sorted(candidates, key=price):
+        if shortage.is_covered_by(chosen):
+            break
+        chosen.append(candidate)
+    for candidate in sorted(chosen, key=cost, reverse=True):
+        rest = [other for other in chosen if other is not candidate]
+        if shortage.is_covered_by(rest):
+            chosen = rest
+    return chosen

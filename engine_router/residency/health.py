@@ -1,0 +1,51 @@
+"""Health checks: whether a resident that is there still does its work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from engine_router.engines.base import Engine, ResidentId
+from engine_router.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+FAILURES_TO_BE_DOWN: Final = 3
+
+# A check that takes longer has failed. Seconds.
+CHECK_TIMEOUT_S: Final = 5.0
+
+
+async def until_down(
+    engine: Engine, resident: ResidentId, interval_s: float, is_used: Callable[[], bool]
+) -> str:
+    """Check a ready resident again and again. Returns what was seen when it failed three times in a row.
+
+    A check that merely gets no answer in time says nothing while the resident is used: many engines answer
+    nobody else while they generate, and requests that hang have their own ends.
+    """
+    failures = 0
+    while True:
+        await trio.sleep(interval_s)
+        fault = await _fault(engine, resident, is_used)
+        failures = 0 if fault is None else failures + 1
+        if fault is None:
+            continue
+        logger.info("%s: health check %d of %d failed: %s", resident, failures, FAILURES_TO_BE_DOWN, fault)
+        if failures >= FAILURES_TO_BE_DOWN:
+            return f"failed {failures} health checks in a row: {fault}"
+
+
+async def _fault(engine: Engine, resident: ResidentId, is_used: Callable[[], bool]) -> str | None:
+    with trio.move_on_after(CHECK_TIMEOUT_S):
+        try:
+            return await engine.check(resident)
+        except EngineError as error:
+            return error.summary
+        except Exception as error:
+            logger.exception("engine %s: unexpected error", engine.name)
+            return repr(error)
+    return None if is_used() else f"did not answer within {CHECK_TIMEOUT_S:g} s"

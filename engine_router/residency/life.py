@@ -1,0 +1,47 @@
+"""What the supervisor knows of one present resident, beside the ledger."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+from attrs import define, field
+
+from engine_router.engines.base import Endpoint, ResidentId, Supervision
+from engine_router.memory import Reading
+
+
+@define(eq=False)
+class Life:
+    """One resident from its start to its end.
+
+    Attributes:
+        supervision: the line to the task that lives with it.
+        started_at: the supervisor's clock, in seconds.
+        adopted: it ran already when this life began: it was found, or is taken up again to be stopped.
+        found: it was found running, so it is left running when the router goes down.
+        scope: ends that task at once.
+        endpoint: where it answers, once ready.
+        before: free memory just before its start.
+        late_bytes: memory that was still on its way back then.
+        footprint_bytes: memory that this start took, once measured.
+        baseline: free memory just before its stop.
+        stop_asked_at: the supervisor's clock; infinity where nobody asked.
+        health_scope: ends its health checks.
+        is_disturbed: others came or went during its start, so that what it took cannot be told.
+    """
+
+    resident: ResidentId
+    supervision: Supervision
+    started_at: float
+    adopted: bool
+    found: bool
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    endpoint: Endpoint | None = None
+    before: Reading | None = None
+    late_bytes: int = 0
+    footprint_bytes: int | None = None
+    baseline: Reading | None = None
+    stop_asked_at: float = math.inf
+    health_scope: trio.CancelScope = field(factory=trio.CancelScope)
+    is_disturbed: bool = False

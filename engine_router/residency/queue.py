@@ -1,0 +1,210 @@
+"""The tickets that wait, in the orders in which they are served.
+
+Every question that a decision asks is answered in a time that grows with the logarithm of what waits, or not
+at all: a withdrawn ticket costs as little as one that is served, however long its queue.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from engine_router.engines.base import ResidentId
+from engine_router.residency.messages import Priority, Ticket
+
+# Of `max_wait_s`. What matters more may wait less long before it is overdue, and everybody is overdue in the
+# end: that is the ageing by which nobody starves.
+_PATIENCE: Final[Mapping[Priority, float]] = {"high": 0.25, "normal": 1.0, "low": 1.0}
+_RANK: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
+
+Key = tuple[float, float]
+
+
+class _Heads:
+    """The residents that are waited for, ordered by the key of their first ticket.
+
+    A heap whose entries are never removed when a key changes: a stale one is recognised, and dropped when it
+    comes up or when they are too many.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[ResidentId, tuple[Key, int]] = {}
+        self._heap: list[tuple[Key, int, ResidentId]] = []
+        self._numbers = itertools.count()  # who came first is first, where keys are equal
+
+    def place(self, resident: ResidentId, key: Key) -> None:
+        """Put a resident where its first ticket belongs."""
+        entry = self._entries.get(resident)
+        if entry is not None and entry[0] == key:
+            return
+        number = next(self._numbers)
+        self._entries[resident] = (key, number)
+        heapq.heappush(self._heap, (key, number, resident))
+        if len(self._heap) > 2 * len(self._entries) + 16:
+            self._heap = [(key, number, resident) for resident, (key, number) in self._entries.items()]
+            heapq.heapify(self._heap)
+
+    def drop(self, resident: ResidentId) -> None:
+        """Take out a resident that nobody waits for any more."""
+        self._entries.pop(resident, None)
+
+    def first_key(self) -> Key | None:
+        """Return the first key."""
+        heap = self._heap
+        while heap and not self._is_valid(heap[0]):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def __iter__(self) -> Iterator[tuple[Key, ResidentId]]:
+        """Yield keys and residents in their order. The first few cost no more than they must."""
+        if self.first_key() is None:
+            return
+        heap = self._heap
+        frontier = [(heap[0], 0)]
+        while frontier:
+            entry, index = heapq.heappop(frontier)
+            for child in (2 * index + 1, 2 * index + 2):
+                if child < len(heap):
+                    heapq.heappush(frontier, (heap[child], child))
+            if self._is_valid(entry):
+                yield entry[0], entry[2]
+
+    def _is_valid(self, entry: tuple[Key, int, ResidentId]) -> bool:
+        return self._entries.get(entry[2]) == (entry[0], entry[1])
+
+
+_Line = dict[Priority, "OrderedDict[Ticket, None]"]
+"""The tickets that wait for one resident, by priority; no empty entries."""
+
+
+class TicketQueue:
+    """All tickets that wait in one pool.
+
+    Args:
+        max_wait_s: when a ticket is overdue; one of high priority is after a quarter of it.
+    """
+
+    def __init__(self, max_wait_s: float) -> None:
+        self._patience_s = {priority: part * max_wait_s for priority, part in _PATIENCE.items()}
+        self._lines: dict[ResidentId, _Line] = {}
+        self._counts: dict[ResidentId, int] = {}
+        self._length = 0
+        self._by_deadline = _Heads()
+        self._by_rank = _Heads()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Ticket]:
+        for line in self._lines.values():
+            for tickets in line.values():
+                yield from tickets
+
+    def counts(self) -> dict[ResidentId, int]:
+        """Return how many tickets wait for each resident that is waited for."""
+        return dict(self._counts)
+
+    def count(self, resident: ResidentId) -> int:
+        """Return how many tickets wait for a resident."""
+        return self._counts.get(resident, 0)
+
+    def patience_s(self, priority: Priority) -> float:
+        """Return after how many seconds a ticket is overdue."""
+        return self._patience_s[priority]
+
+    def add(self, ticket: Ticket, now: float) -> bool:
+        """Enter a ticket. Returns whether it changes whose turn it is, or when.
+
+        `now` is never less than at an earlier call.
+        """
+        resident = ticket.resident
+        ticket.arrived_at = now
+        ticket.deadline = now + self._patience_s[ticket.priority]
+        self._counts[resident] = self._counts.get(resident, 0) + 1
+        self._length += 1
+        line = self._lines.setdefault(resident, {})
+        if (tickets := line.get(ticket.priority)) is not None:
+            tickets[ticket] = None
+            return False
+        line[ticket.priority] = OrderedDict({ticket: None})
+        self._place(resident, line)
+        return True
+
+    def remove(self, ticket: Ticket) -> bool:
+        """Take a ticket out. Returns whether it was there."""
+        line = self._lines.get(ticket.resident, {})
+        tickets = line.get(ticket.priority)
+        if tickets is None or ticket not in tickets:
+            return False
+        del tickets[ticket]
+        self._length -= 1
+        self._counts[ticket.resident] -= 1
+        if not tickets:
+            del line[ticket.priority]
+        self._place(ticket.resident, line)
+        return True
+
+    def take(self, resident: ResidentId) -> list[Ticket]:
+        """Take out all tickets for a resident, in the order in which they came."""
+        line = self._lines.get(resident)
+        if line is None:
+            return []
+        taken = [ticket for tickets in line.values() for ticket in tickets]
+        if len(line) > 1:
+            taken.sort(key=lambda ticket: ticket.arrived_at)
+        self._length -= len(taken)
+        line.clear()
+        self._place(resident, line)
+        return taken
+
+    def take_all(self) -> list[Ticket]:
+        """Take out all tickets."""
+        return [ticket for resident in tuple(self._lines) for ticket in self.take(resident)]
+
+    def head(self, resident: ResidentId) -> Ticket | None:
+        """Return the ticket for a resident that is overdue first."""
+        line = self._lines.get(resident)
+        return None if line is None else min(_heads_of(line), key=lambda ticket: ticket.deadline)
+
+    def first_deadline(self) -> float:
+        """Return when the first of all tickets is or was overdue; infinity where none waits."""
+        key = self._by_deadline.first_key()
+        return math.inf if key is None else key[0]
+
+    def next_deadline(self, now: float) -> float:
+        """Return when the next resident's first ticket will be overdue that is not yet; infinity for none."""
+        return next((key[0] for key, _ in self._by_deadline if key[0] > now), math.inf)
+
+    def in_turn(self, now: float) -> Iterator[ResidentId]:
+        """Yield whose turn it is: who is overdue, the longest first, then by priority and arrival."""
+        seen = set[ResidentId]()
+        for key, resident in self._by_deadline:
+            if key[0] > now:
+                break
+            seen.add(resident)
+            yield resident
+        for _, resident in self._by_rank:
+            if resident not in seen:
+                yield resident
+
+    def first_in_turn(self, now: float, suits: Callable[[ResidentId], bool]) -> ResidentId | None:
+        """Return the first in turn that suits."""
+        return next((resident for resident in self.in_turn(now) if suits(resident)), None)
+
+    def _place(self, resident: ResidentId, line: _Line) -> None:
+        if not line:
+            del self._lines[resident], self._counts[resident]
+            self._by_deadline.drop(resident)
+            self._by_rank.drop(resident)
+            return
+        heads = _heads_of(line)
+        self._by_deadline.place(resident, min((head.deadline, head.arrived_at) for head in heads))
+        self._by_rank.place(resident, min((_RANK[head.priority], head.arrived_at) for head in heads))
+
+
+def _heads_of(line: _Line) -> list[Ticket]:
+    return [next(iter(tickets)) for tickets in line.values()]

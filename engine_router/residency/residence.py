@@ -1,0 +1,110 @@
+"""A resident that is there, in whatever phase of its life."""
+
+from __future__ import annotations
+
+import enum
+import math
+
+from attrs import define, field
+
+from engine_router.engines.base import ResidentId
+from engine_router.errors import RouterError
+from engine_router.residency.messages import Ticket
+
+
+class Phase(enum.Enum):
+    """Where a present resident is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STUCK = "stuck"
+
+
+@define(eq=False)
+class Residence:
+    """A present resident.
+
+    Attributes:
+        resident: which.
+        need_bytes: what it takes of the pool's budget; 0 where there is none.
+        group: whom it shares the memory with; see `Profile`.
+        pinned, idle_timeout_s: see `Profile`.
+        phase: where in its life.
+        leases: the tickets that may use it now. In dicts, for their order: what is revoked first came first.
+        ready_at: when it became ready.
+        idle_since: when its last lease ended, or it became ready for nobody; infinity while it is used.
+        busy_since: when it was idle last.
+        held_until: when it may be stopped for somebody else, once that was worked out for this idleness.
+        expires_at: when it is stopped for being idle.
+        keep_alive_s: what the last ticket that had a wish said of its idle timeout; None: as configured.
+        drain_deadline: when its leases are revoked, while draining.
+        drain_cause: why it drains.
+        makes_way_for: who waits for it to go, while draining.
+        abandon_at: when its start is given up, while nobody waits for it.
+        unloading: someone asked to have it gone.
+        unload_by: when its leases are revoked for that.
+        down: why it has to go at once, leases or not.
+        keep: its start goes on though nobody waits for it, as long as it is in nobody's way: it was found
+            running, or is loaded ahead of any request.
+        found: it was found running: no start has to be remembered as failed.
+        failure: why its last stop failed, while stuck.
+    """
+
+    resident: ResidentId
+    need_bytes: float = 0
+    group: str | None = None
+    pinned: bool = False
+    idle_timeout_s: float = math.inf
+    phase: Phase = Phase.STARTING
+    leases: dict[Ticket, None] = field(factory=dict)
+    ready_at: float = math.inf
+    idle_since: float = math.inf
+    busy_since: float = math.inf
+    held_until: float | None = None
+    expires_at: float = math.inf
+    keep_alive_s: float | None = None
+    drain_deadline: float = math.inf
+    drain_cause: str = ""
+    makes_way_for: ResidentId | None = None
+    abandon_at: float = math.inf
+    unloading: bool = False
+    unload_by: float = math.inf
+    down: RouterError | None = None
+    keep: bool = False
+    found: bool = False
+    failure: RouterError | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could serve, and nobody uses it."""
+        return self.phase is Phase.READY and not self.leases
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its end is decided for good, whoever waits."""
+        is_forced = self.unloading or self.down is not None
+        return self.phase is Phase.STOPPING or (self.phase is Phase.DRAINING and is_forced)
+
+    def lend(self, ticket: Ticket, now: float) -> None:
+        """Let a ticket use it."""
+        if not self.leases:
+            self.busy_since = now
+        self.leases[ticket] = None
+        self.idle_since = self.expires_at = math.inf
+        self.held_until = None
+
+    def take_back(self, ticket: Ticket, now: float) -> None:
+        """End a lease."""
+        del self.leases[ticket]
+        if ticket.keep_alive_s is not None:
+            self.keep_alive_s = ticket.keep_alive_s
+        if not self.leases:
+            self.idle_since = now
+
+    def take_all_back(self) -> list[Ticket]:
+        """End all leases. Returns them, the oldest first."""
+        taken = list(self.leases)
+        self.leases.clear()
+        return taken

@@ -1,0 +1,115 @@
+"""What the ledger is told once: the rules it obeys, how large its memory is, and what each resident is like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from attrs import field, frozen
+
+from engine_router.engines.base import ResidentId
+
+
+@frozen(kw_only=True)
+class Rules:
+    """The settings that the ledger obeys; seconds, but for the two sizes of queues.
+
+    Attributes:
+        max_queue_per_model: requests that may wait for one resident; 0: as many as for the pool.
+        min_resident_s: an idle resident is not stopped for somebody else earlier after it became ready.
+        hold_s: an idle resident is kept for so long, for a client that comes back; None: learned.
+    """
+
+    drain_timeout_s: float = 30.0
+    max_wait_s: float = 60.0
+    abandon_grace_s: float = 2.0
+    failed_start_memory_s: float = 5.0
+    max_queue: int = 1000
+    max_queue_per_model: int = 0
+    min_resident_s: float = 0.0
+    hold_s: float | None = 0.0
+
+
+@frozen(kw_only=True)
+class Capacity:
+    """What one memory can hold.
+
+    Attributes:
+        budget_bytes: the sum of what its residents may need; None: one resident at a time, or one group.
+        max_resident: how many may be there at once; 0: as many as fit.
+        home: the resident to return to when nobody wants another.
+        return_after_s: an idle resident makes way for it after so long, in seconds.
+        is_auto: the budget is what is free at the start, less the reserve; exclusive where that is unknown.
+        reserve_bytes: what is left to others then.
+    """
+
+    budget_bytes: int | None = None
+    is_auto: bool = False
+    reserve_bytes: int = 0
+    max_resident: int = 0
+    home: ResidentId | None = None
+    return_after_s: float = 60.0
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether residents share the memory with nobody but their group."""
+        return self.budget_bytes is None
+
+
+@frozen(kw_only=True)
+class Profile:
+    """What is known of a resident, be it present or not.
+
+    Attributes:
+        need_bytes: memory that it needs; None where nothing is known.
+        start_s: seconds that its start takes; None where unknown.
+        stop_s: seconds until it and its memory are gone; None where unknown.
+        group: residents of one group may stay together; others are stopped before one of them starts.
+        pinned: it is never stopped for somebody else's sake, nor for being idle.
+        idle_timeout_s: idle for so long, it is stopped.
+    """
+
+    need_bytes: int | None = None
+    start_s: float | None = None
+    stop_s: float | None = None
+    group: str | None = None
+    pinned: bool = False
+    idle_timeout_s: float = math.inf
+
+
+UNKNOWN = Profile()
+
+
+@frozen(kw_only=True)
+class Traits:
+    """What the configuration says of a resident; see `Profile`.
+
+    Attributes:
+        declared_bytes: memory that it needs, by the configuration.
+        estimated_bytes: memory that it needs, by its weights and context.
+    """
+
+    declared_bytes: int | None = None
+    estimated_bytes: int | None = None
+    group: str | None = None
+    pinned: bool = False
+    idle_timeout_s: float = math.inf
+
+
+def _no_traits(_: ResidentId) -> Traits:
+    return Traits()
+
+
+@frozen(kw_only=True)
+class Layout:
+    """How residents share the memories.
+
+    Attributes:
+        capacities: what each pool can hold, by its name; one resident at a time where absent.
+        traits: what the configuration says of a resident; asked often, and so not to take long.
+        preload: residents to be started before anybody asks, as far as they fit.
+    """
+
+    capacities: Mapping[str, Capacity] = field(factory=dict)
+    traits: Callable[[ResidentId], Traits] = _no_traits
+    preload: tuple[ResidentId, ...] = ()
