@@ -6,8 +6,10 @@ happens in between, and every decision in it, is here and below.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
 
 import trio
 from attrs import frozen
@@ -78,33 +80,28 @@ class Answerer:
         scope.model = routed.model
         target = await self._router.resolve(routed.model)
         scope.model, scope.engine = target.model, target.engine
-        if (counted := self._counted(incoming.path, routed, target)) is not None:
-            return counted
+        if incoming.path == COUNT_TOKENS and isinstance(routed, Routed) and not await self._can_count(target):
+            return _whole(count_tokens_body(routed.data()))
         passage = self._passage(incoming, routed, target)
         scope.queue_wait_s = lambda: passage.queue_wait_s
         scope.first_byte_s = lambda: passage.first_byte_s
         scope.stack.callback(passage.close)
         passage.enter(
             priority=_priority(incoming.headers),
-            keep_alive_s=None if isinstance(routed, Passing) else keep_alive_s(routed.keep_alive),
+            keep_alive_s=_keep_alive_s(incoming.path, routed),
         )
         return await self._begin(passage, incoming.path, routed, scope)
 
     async def _passes(self, path: str, model: str) -> bool:
         return self._courses.passes(path, model, await self._router.resolve(model))
 
-    def _counted(self, path: str, routed: Routed | Passing, target: Target) -> Reply | None:
-        """Return the answer to a count of tokens that is estimated here: nothing is loaded for a mere count."""
-        if path != COUNT_TOKENS or isinstance(routed, Passing):
-            return None
-        is_ready = self._is_ready(target)
-        if is_ready and self._courses.is_native(path, target) is not False:
-            return None
-        return _whole(count_tokens_body(routed.data()))
-
-    def _is_ready(self, target: Target) -> bool:
-        residence = self._router.supervisor.pool(target.resident).ledger.residence(target.resident)
-        return residence is not None and residence.phase is Phase.READY
+    async def _can_count(self, target: Target) -> bool:
+        """Tell whether the engine runs and counts tokens itself: nothing is loaded for a mere count."""
+        pool = self._router.supervisor.pool(target.resident)
+        residence, life = pool.ledger.residence(target.resident), pool.lives.get(target.resident)
+        if residence is None or residence.phase is not Phase.READY or life is None or life.endpoint is None:
+            return False
+        return await self._router.abilities.serves(target.engine, life.endpoint.base_url, COUNT_TOKENS)
 
     def _passage(self, incoming: Incoming, routed: Routed | Passing, target: Target) -> Passage | Loading:
         router = self._router
@@ -115,7 +112,7 @@ class Answerer:
         ):
             data = routed.data()
             if loads(incoming.path, data):
-                wish = keep_alive_s(routed.keep_alive)
+                wish = _keep_alive_s(incoming.path, routed)
                 answer = load_answer(incoming.path, routed.model, unloaded=wish == 0)
                 return Loading(router.supervisor, target.resident, answer, unloads=wish == 0)
         native = self._courses.is_native(incoming.path, target)
@@ -146,7 +143,7 @@ class Answerer:
             return None
         return footer_for(
             path,
-            routed.data(),
+            _request_of(routed),
             sent_at=lambda: passage().sent_at,
             load_s=lambda: _load_s(passage()) or math.nan,
             clock=trio.current_time,
@@ -190,11 +187,10 @@ class Answerer:
     def _manner(
         self, passage: Passage | Loading, path: str, routed: Routed | Passing, scope: RequestScope
     ) -> Manner:
-        request = dict if isinstance(routed, Passing) else routed.data
         shows = self._router.config.server.show_progress
         return Manner(
             dialect=dialect_of(path),
-            make_patience=lambda: patience_for(path, routed.model, request=request),
+            make_patience=lambda: patience_for(path, routed.model, request=lambda: _request_of(routed)),
             # An error in a stream of this endpoint has to go on from what was sent of it.
             must_splice=path == "/v1/responses",
             interval_s=self._interval_s,
@@ -223,6 +219,21 @@ def _priority(headers: Headers) -> Priority:
         case b"low":
             return "low"
     raise BadRequest("X-Request-Priority must be high, normal or low")
+
+
+def _keep_alive_s(path: str, routed: Routed | Passing) -> float | None:
+    """Return for how long the model shall stay after this request, in seconds; None where nothing is said of it."""
+    if isinstance(routed, Passing) or dialect_of(path) is not OLLAMA:
+        return None
+    return keep_alive_s(routed.keep_alive)
+
+
+def _request_of(routed: Routed | Passing) -> Mapping[str, Any]:
+    """Return the whole request; empty where it is not to be had."""
+    if isinstance(routed, Routed):
+        with contextlib.suppress(BadRequest):
+            return routed.data()
+    return {}
 
 
 def _load_s(passage: Passage) -> float:

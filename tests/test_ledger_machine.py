@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import pytest
@@ -41,6 +42,9 @@ from engine_router.errors import (
 from engine_router.residency import messages as book
 from engine_router.residency.ledger import Ledger, Phase, Residence, Rules
 from engine_router.residency.messages import Ticket
+from engine_router.residency.planning import Planner
+from engine_router.residency.queue import TicketQueue
+from engine_router.residency.scheduling import Turn
 
 # Whole seconds, so that many things happen at the same moment.
 RULES = Rules(drain_timeout_s=3, max_wait_s=5, abandon_grace_s=2, failed_start_memory_s=4, max_queue=6)
@@ -442,51 +446,64 @@ TestLedger = LedgerMachine.TestCase
 # Ledgers that were broken on purpose.
 
 
-class KnowsNoFairness(Ledger):
-    def _reason_to_yield(self, present: Residence, now: float) -> str | None:
-        return super()._reason_to_yield(present, now) if self._closing or present.unloading else None
+class BrokenPlanner(Planner):
+    """A planner with one rule broken."""
+
+
+class BrokenQueue(TicketQueue):
+    """A queue with one rule broken."""
+
+
+class KnowsNoFairness(BrokenPlanner):
+    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+        return [] if any(victim.leases for victim in turn.victims) else super()._take_turn(turn, now)
 
 
 class NeverTakesBack(Ledger):
-    def _withdraw(self, ticket: Ticket) -> None:
-        if self._present is None or ticket not in self._present.leases:
-            super()._withdraw(ticket)
+    def _give_back(self, ticket: Ticket, now: float) -> list[book.Effect]:
+        is_leased = any(ticket in residence.leases for residence in self.residences)
+        return [] if is_leased else super()._give_back(ticket, now)
 
 
 class KeepsWithdrawnTickets(Ledger):
-    def _withdraw(self, ticket: Ticket) -> None:
-        if self._present is not None:
-            self._present.leases.pop(ticket, None)
+    def _give_back(self, ticket: Ticket, now: float) -> list[book.Effect]:
+        is_leased = any(ticket in residence.leases for residence in self.residences)
+        return super()._give_back(ticket, now) if is_leased else []
 
 
-class GrantsWhileDraining(Ledger):
-    def _plan_draining(self, present: Residence, now: float) -> list[book.Effect]:
-        return [*self._grant(present), *super()._plan_draining(present, now)]
+class GrantsWhileDraining(BrokenPlanner):
+    def _go_on_draining(
+        self, residence: Residence, in_the_way_of: Turn | None, now: float
+    ) -> list[book.Effect]:
+        return [*self.grant(residence, now), *super()._go_on_draining(residence, in_the_way_of, now)]
 
 
-class DrainsForEver(Ledger):
-    def _plan_draining(self, present: Residence, now: float) -> list[book.Effect]:
-        present.drain_deadline = math.inf
-        return super()._plan_draining(present, now)
+class DrainsForEver(BrokenPlanner):
+    def _go_on_draining(
+        self, residence: Residence, in_the_way_of: Turn | None, now: float
+    ) -> list[book.Effect]:
+        residence.drain_deadline = math.inf
+        return super()._go_on_draining(residence, in_the_way_of, now)
 
 
-class RevokesTooEarly(Ledger):
-    def _plan_ready(self, present: Residence, now: float, *, batch: bool) -> list[book.Effect]:
-        effects = super()._plan_ready(present, now, batch=batch)
-        present.drain_deadline = min(present.drain_deadline, now + 1)
+class RevokesTooEarly(BrokenPlanner):
+    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+        effects = super()._take_turn(turn, now)
+        for victim in turn.victims:
+            victim.drain_deadline = min(victim.drain_deadline, now + 1)
         return effects
 
 
 class StartsBeforeMemorySettled(Ledger):
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
         effects = super()._ended(resident, error, now)
-        self._settling = None
+        self._occupancy.settling.clear()
         return effects
 
 
 class StartsBesideWhatIsStuck(Ledger):
     def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[book.Effect]:
-        self._present = None
+        self._occupancy.residences.pop(resident, None)
         return []
 
 
@@ -510,56 +527,62 @@ class KeepsLeasesOfTheDead(Ledger):
 class TestsTheDeadlineBeforeTheBatch(Ledger):
     __test__ = False
 
-    def _became_ready(self, resident: ResidentId, now: float) -> bool:
-        super()._became_ready(resident, now)
-        return False
+    def _became_ready(self, resident: ResidentId, now: float) -> list[book.Effect]:
+        residence = self.residence(resident)
+        if residence is not None and residence.phase is Phase.STARTING:
+            residence.phase, residence.ready_at, residence.idle_since = Phase.READY, now, now
+        return []
 
 
 class BelievesLateNews(Ledger):
-    def _became_ready(self, resident: ResidentId, now: float) -> bool:
-        if self._present is not None:
-            self._present.phase = Phase.STARTING
+    def _became_ready(self, resident: ResidentId, now: float) -> list[book.Effect]:
+        if (residence := self.residence(resident)) is not None:
+            residence.phase = Phase.STARTING
         return super()._became_ready(resident, now)
 
 
-class SwapsUnderLeases(Ledger):
-    def _plan_ready(self, present: Residence, now: float, *, batch: bool) -> list[book.Effect]:
-        effects = super()._plan_ready(present, now, batch=batch)
-        if present.phase is Phase.READY and self._oldest_other(present.resident) is not None:
-            effects += self._stop(present, "impatience")
+class SwapsUnderLeases(BrokenPlanner):
+    def _go_on_serving(self, residence: Residence, now: float) -> list[book.Effect]:
+        effects = super()._go_on_serving(residence, now)
+        if residence.leases and self._queue:
+            effects += self._stop(residence, "impatience", None)
         return effects
 
 
-class GrantsTwice(Ledger):
-    def _grant(self, present: Residence) -> list[book.Effect]:
-        queue = self._queues.get(present.resident, ())
-        present.leases.update(dict.fromkeys(queue))
-        return [book.Grant(ticket) for ticket in queue]
+class GrantsTwice(BrokenPlanner):
+    def grant(self, residence: Residence, now: float) -> list[book.Effect]:
+        tickets = [ticket for ticket in self._queue if ticket.resident == residence.resident]
+        for ticket in tickets:
+            residence.lend(ticket, now)
+        return [book.Grant(ticket) for ticket in tickets]
 
 
-class ServesTheYoungestFirst(Ledger):
-    def _oldest_other(self, resident: ResidentId | None) -> Ticket | None:
-        heads = (queue[0] for key, queue in self._queues.items() if key != resident)
-        return max(heads, key=lambda ticket: ticket.arrived_at, default=None)
+class ServesTheYoungestFirst(BrokenQueue):
+    def in_turn(self, now: float) -> Iterator[ResidentId]:
+        return reversed(list(super().in_turn(now)))
 
 
-class NeverGivesUpAStart(Ledger):
-    def _plan_starting(self, present: Residence, now: float) -> list[book.Effect]:
-        return super()._plan_starting(present, now) if self._closing or present.unloading else []
+class NeverGivesUpAStart(BrokenPlanner):
+    def _go_on_starting(
+        self, residence: Residence, in_the_way_of: Turn | None, now: float
+    ) -> list[book.Effect]:
+        return []
 
 
-class GivesUpWantedStarts(Ledger):
-    def _plan_starting(self, present: Residence, now: float) -> list[book.Effect]:
-        if now >= present.abandon_at:
-            return self._stop(present, "too late")
-        if present.resident in self._queues and present.abandon_at < math.inf:
+class GivesUpWantedStarts(BrokenPlanner):
+    def _go_on_starting(
+        self, residence: Residence, in_the_way_of: Turn | None, now: float
+    ) -> list[book.Effect]:
+        if now >= residence.abandon_at:
+            return self._stop(residence, "too late", None)
+        if self._queue.count(residence.resident) and residence.abandon_at < math.inf:
             return []  # nobody tells it that the client came back
-        return super()._plan_starting(present, now)
+        return super()._go_on_starting(residence, in_the_way_of, now)
 
 
 class ForgetsFailures(Ledger):
     def _enter(self, ticket: Ticket, now: float) -> list[book.Effect]:
-        self._failures.clear()
+        self._failures.forget(ticket.resident)
         return super()._enter(ticket, now)
 
 
@@ -568,20 +591,32 @@ class SleepsTooLong(Ledger):
         return super().wake_at() + 1
 
 
-class KeepsTheIdleOne(Ledger):
-    def _plan_ready(self, present: Residence, now: float, *, batch: bool) -> list[book.Effect]:
-        effects = super()._plan_ready(present, now, batch=batch)
-        if present.phase is Phase.STOPPING and not (self._closing or present.unloading):
-            present.phase = Phase.READY
-            effects.pop()
-        return effects
+class KeepsTheIdleOne(BrokenPlanner):
+    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+        return [] if any(victim.is_idle for victim in turn.victims) else super()._take_turn(turn, now)
 
 
 class AdmitsWhileClosing(Ledger):
     def _close(self, deadline: float) -> list[book.Effect]:
         effects = super()._close(deadline)
-        self._closing = False
+        self._books.closing_at = math.inf
         return effects
+
+
+def with_broken(part: type[Ledger | BrokenPlanner | BrokenQueue]) -> type[Ledger]:
+    """Make a type of ledger in which one part is the broken one."""
+    if issubclass(part, Ledger):
+        return part
+
+    class Broken(Ledger):
+        def __init__(self, rules: Rules) -> None:
+            super().__init__(rules)
+            if issubclass(part, BrokenPlanner):
+                self._planner = part(self._books)
+            else:
+                self._queue.__class__ = part
+
+    return Broken
 
 
 BROKEN = [
@@ -611,8 +646,8 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
-def test_a_broken_ledger_is_caught(broken: type[Ledger]) -> None:
-    machine = type(broken.__name__ + "Machine", (LedgerMachine,), {"ledger_type": broken})
+def test_a_broken_ledger_is_caught(broken: type[Ledger | BrokenPlanner | BrokenQueue]) -> None:
+    machine = type(broken.__name__ + "Machine", (LedgerMachine,), {"ledger_type": with_broken(broken)})
     quick = settings(
         max_examples=2000,
         stateful_step_count=40,

@@ -593,7 +593,7 @@ def test_the_whole_is_never_less_than_its_parts(
 
 
 def test_time_goes_on() -> None:
-    moments = iter([9.5, 9.9999999, 10.0, 1_790_000_000.000001])
+    moments = iter([9.5, 9.9999999, 10.0, 1_790_000_000.25])
     raw = b"".join(events(delta(content="x")) for _ in range(3)) + events(delta("stop"))
     translation = translate(
         "/api/chat", {"messages": []}, asked="q", upstream="q", wall_clock=moments.__next__
@@ -603,7 +603,7 @@ def test_time_goes_on() -> None:
         "1970-01-01T00:00:09.500000Z",
         "1970-01-01T00:00:09.999999Z",
         "1970-01-01T00:00:10.000000Z",
-        "2026-09-21T14:13:20.000001Z",
+        "2026-09-21T14:13:20.250000Z",
     ]
 
 
@@ -656,7 +656,7 @@ def test_probabilities_in_one_piece(path: str) -> None:
 def test_probabilities_of_a_completion() -> None:
     older = {"tokens": ["a", "b"], "token_logprobs": [-0.5, -1], "top_logprobs": [{"a": -0.5, "c": -3}, None]}
     data = {"prompt": "x", "raw": True, "logprobs": True}
-    for given, expected in (
+    for theirs, expected in (
         (
             older,
             [
@@ -671,7 +671,7 @@ def test_probabilities_of_a_completion() -> None:
         ({**older, "top_logprobs": None}, [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.0}]),
         (told("ab"), [probable("ab")]),  # llama.cpp
     ):
-        chunk = {"choices": [{"text": "ab", "logprobs": given, "finish_reason": "stop"}]}
+        chunk = {"choices": [{"text": "ab", "logprobs": theirs, "finish_reason": "stop"}]}
         first, last = parsed(answer("/api/generate", data, events(chunk)))
         assert first["logprobs"] == expected
         assert last["done"]
@@ -808,16 +808,211 @@ def test_what_is_no_vector_is_an_error(vector: Any, message: str) -> None:
     assert message in failing("/api/embeddings", {"prompt": "x"}, [embedded(vector)])
 
 
-@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
-def test_what_the_clients_own_library_reads(path: str) -> None:
-    raw = answer(path, {"messages": [], "prompt": "x"}, events(*STREAM))
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=b"  " + raw))
-    client = ollama.Client("http://router", transport=transport)
-    if path == "/api/chat":
-        text = "".join(part.message.content or "" for part in client.chat("qwen", stream=True))
-    else:
-        text = "".join(part.response for part in client.generate("qwen", "x", stream=True))
-    assert text == "Grüße →😀"
+# Ollama's own library.
+
+
+def client(*pieces: bytes, requests: list[tuple[str, Json]] | None = None) -> ollama.Client:
+    """Return a client of an engine that answers this, whatever it is asked; its requests are noted."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        translation = begin(request.url.path, json.loads(request.content))
+        if requests is not None:
+            requests.append((translation.path, json.loads(translation.body)))
+        body = b"".join(map(translation.feed, pieces)) + translation.end()
+        kind = {"content-type": translation.content_type}
+        return httpx.Response(200, content=b"  " + body, headers=kind)  # a keep-alive frame before it
+
+    return ollama.Client("http://router", transport=httpx.MockTransport(handle))
+
+
+def weather(city: str) -> str:
+    """Tell the weather.
+
+    Args:
+        city: where
+    """
+    return city
+
+
+def test_the_library_chats() -> None:
+    requests: list[tuple[str, Json]] = []
+    parts = list(
+        client(events(*STREAM), requests=requests).chat(
+            "qwen", [{"role": "user", "content": "hi"}], stream=True, think="low", options={"seed": 7}
+        )
+    )
+    assert "".join(part.message.content or "" for part in parts) == "Grüße →😀"
+    assert "".join(part.message.thinking or "" for part in parts) == "hm so"
+    assert [part.done for part in parts] == [False] * 4 + [True]
+    path, request = requests[0]
+    assert path == "/v1/chat/completions"
+    assert request["reasoning_effort"] == "low"
+    assert request["seed"] == 7
+    response = client(whole({"content": "hello", "reasoning": "hm"})).chat("qwen", think=True)
+    assert (response.message.content, response.message.thinking) == ("hello", "hm")
+    assert response.done_reason == "stop"
+
+
+def test_the_library_calls_tools() -> None:
+    requests: list[tuple[str, Json]] = []
+    chunks = [tool_delta(0, name="weather", arguments='{"city":"Kö'), tool_delta(0, arguments='ln"}')]
+    asking = client(events(*chunks, delta("tool_calls")), requests=requests)
+    messages: list[Any] = [{"role": "user", "content": "and the weather?"}]
+    parts = list(asking.chat("qwen", messages, tools=[weather], stream=True))
+    tool = requests[0][1]["tools"][0]
+    assert (tool["type"], tool["function"]["name"]) == ("function", "weather")
+    assert tool["function"]["parameters"]["required"] == ["city"]
+    (message,) = [part.message for part in parts if part.message.tool_calls]
+    assert message.tool_calls is not None
+    assert (message.tool_calls[0].function.name, message.tool_calls[0].function.arguments) == (
+        "weather",
+        {"city": "Köln"},
+    )
+    messages += [message, {"role": "tool", "content": "rain", "tool_name": "weather"}]
+    answering = client(whole({"content": "It rains."}), requests=requests)
+    assert answering.chat("qwen", messages).message.content == "It rains."
+    call_id = {"id": "call00000", "type": "function"}
+    assert requests[1][1]["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{**call_id, "function": {"name": "weather", "arguments": '{"city":"Köln"}'}}],
+        },
+        {"role": "tool", "content": "rain", "tool_call_id": "call00000"},
+    ]
+
+
+def test_the_library_generates() -> None:
+    requests: list[tuple[str, Json]] = []
+    png = b"\x89PNG\r\n\x1a\n"
+    parts = client(events(*STREAM), requests=requests).generate("qwen", "x", images=[png], stream=True)
+    assert "".join(part.response or "" for part in parts) == "Grüße →😀"
+    image, text = requests[0][1]["messages"][0]["content"]
+    assert image["image_url"]["url"] == f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    assert text["text"] == "x"
+    raw = json.dumps({"choices": [{"text": "b", "finish_reason": "length"}]}).encode()
+    response = client(raw, requests=requests).generate("qwen", "a", suffix="c", options={"num_predict": 1})
+    assert (response.response, response.done_reason) == ("b", "length")
+    assert requests[1] == (
+        "/v1/completions",
+        {"model": "qwen.gguf", "stream": False, "max_tokens": 1, "prompt": "a", "suffix": "c"},
+    )
+
+
+def test_the_library_embeds() -> None:
+    raw = embedded([0.6, 0.8], [1.0, 0.0])
+    assert client(raw).embed("qwen", ["a", "b"]).embeddings == [[0.6, 0.8], [1.0, 0.0]]
+    assert client(raw).embeddings("qwen", "a").embedding == [0.6, 0.8]
+
+
+def test_the_library_gets_probabilities() -> None:
+    chunk = delta("stop", content="a")
+    chunk["choices"][0]["logprobs"] = told("a")
+    first, _ = client(events(chunk)).chat("qwen", stream=True, logprobs=True, top_logprobs=1)
+    assert first.logprobs is not None
+    assert (first.logprobs[0].token, first.logprobs[0].logprob) == ("a", -0.5)
+    assert first.logprobs[0].top_logprobs is not None
+    assert first.logprobs[0].top_logprobs[0].token == "y"
+
+
+# Loading.
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "expected"),
+    [
+        ("/api/chat", {}, True),
+        ("/api/chat", {"messages": []}, True),
+        ("/api/chat", {"messages": None, "stream": True, "keep_alive": 0}, True),
+        ("/api/chat", {"messages": [{"role": "user", "content": ""}]}, False),
+        ("/api/chat", {"messages": ""}, False),  # no list: it is refused
+        ("/api/chat", {"prompt": "x"}, True),
+        ("/api/generate", {}, True),
+        ("/api/generate", {"prompt": "", "images": [], "suffix": ""}, True),
+        ("/api/generate", {"prompt": None, "raw": True}, True),
+        ("/api/generate", {"prompt": "x"}, False),
+        ("/api/generate", {"prompt": "", "images": ["abc"]}, False),
+        ("/api/generate", {"prompt": "", "suffix": "x"}, False),
+        ("/api/generate", {"prompt": 0}, False),
+        ("/api/embed", {"input": []}, True),
+        ("/api/embed", {"input": ""}, True),
+        ("/api/embed", {}, True),
+        ("/api/embed", {"input": [""]}, False),
+        ("/api/embed", {"input": "x"}, False),
+        ("/api/embeddings", {"prompt": ""}, True),
+        ("/api/embeddings", {"prompt": "x"}, False),
+        ("/v1/chat/completions", {}, False),
+    ],
+)
+def test_what_only_loads(path: str, data: Json, expected: bool) -> None:
+    assert loads(path, data) is expected
+
+
+@pytest.mark.parametrize(("unloaded", "reason"), [(False, "load"), (True, "unload")])
+def test_the_answer_to_what_only_loads(unloaded: bool, reason: str) -> None:
+    def answered(path: str) -> Json:
+        return json.loads(load_answer(path, "qwen", unloaded=unloaded, wall_clock=lambda: 1_790_000_000.25))
+
+    done = {"created_at": "2026-09-21T14:13:20.250000Z", "done": True, "done_reason": reason}
+    chat = answered("/api/chat")
+    assert chat == {"model": "qwen", "message": {"role": "assistant", "content": ""}, **done}
+    assert ollama.ChatResponse.model_validate(chat).done_reason == reason
+    assert answered("/api/generate") == {"model": "qwen", "response": "", **done}
+    assert answered("/api/embed") == {"model": "qwen", "embeddings": []}
+    assert answered("/api/embeddings") == {"embedding": []}
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        (0, 0),
+        (300, 300),
+        (2.5, 2.5),
+        (-1, math.inf),
+        (10**400, math.inf),
+        (-(10**400), math.inf),
+        ("0", 0),
+        ("-0", 0),
+        ("-0s", 0),
+        ("5m", 300),
+        ("+5m", 300),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        (".5s", 0.5),
+        ("1.s", 1),
+        ("300ms", 0.3),
+        ("7us", 7e-6),
+        ("7µs", 7e-6),
+        ("7μs", 7e-6),
+        ("7ns", 7e-9),
+        ("0m", 0),
+        ("-1m", math.inf),
+        ("-1ns", math.inf),
+        ("9999999h", math.inf),
+        ("9" * 400 + "h1s", math.inf),
+    ],
+)
+def test_how_long_a_model_is_to_stay(value: object, seconds: float | None) -> None:
+    got = keep_alive_s(value)
+    assert got == (None if seconds is None else pytest.approx(seconds))
+    assert got is None or math.copysign(1, got) == 1
+
+
+@pytest.mark.parametrize(
+    "value", ["", "300", "-1", "5x", "m", "-", "00", "1h 30m", "5M", ".s", "٣s", "5m\n", True, [5], {}]
+)
+def test_what_says_nothing_of_staying(value: object) -> None:
+    with pytest.raises(BadRequest, match='"keep_alive"'):
+        keep_alive_s(value)
+
+
+@given(st.integers(0, 99), st.integers(0, 59), st.floats(0, 59.999, allow_subnormal=False))
+def test_durations_as_go_writes_them(hours: int, minutes: int, seconds: float) -> None:
+    text = f"{hours}h{minutes}m{seconds:.9f}s"
+    assert keep_alive_s(text) == pytest.approx(hours * 3600 + minutes * 60 + seconds, abs=1e-6)
+    expected = math.inf if hours or minutes or seconds >= 1e-9 else 0
+    assert keep_alive_s(f"-{text}") == expected
 
 
 # However it is split.
@@ -836,6 +1031,151 @@ def test_a_stream_may_be_split_anywhere(cuts: list[int], end: bytes, ping: bytes
     pieces = [raw[start:stop] for start, stop in itertools.pairwise(bounds)]
     assert answer("/api/chat", {"messages": []}, *pieces, seconds=0.0) == expected
     assert len(parsed(expected)) == 6
+
+
+# Meaning is kept.
+
+WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=5,
+)
+ARGUMENTS = st.dictionaries(WORDS, VALUES, max_size=3)
+IMAGES = st.sampled_from([b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\x24\0\0\0WEBP"])
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.floats(0, 2),
+        "top_k": st.integers(0, 100),
+        "repeat_penalty": st.floats(0, 2),
+        "seed": st.integers(-(2**31), 2**31),
+        "stop": st.lists(WORDS, min_size=1, max_size=3),
+        "num_predict": st.integers(1, 9999),
+    },
+)
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[Json]:
+    """Return what is said in one turn; the results of tools come in any order, with or without ids."""
+    said: Json = {"role": draw(st.sampled_from(["system", "user", "assistant"])), "content": draw(WORDS)}
+    if said["role"] == "user":
+        images = draw(st.lists(IMAGES, max_size=2))
+        return [{**said, "images": [base64.b64encode(image).decode() for image in images]}]
+    if said["role"] == "system" or draw(st.booleans()):
+        return [said]
+    names = draw(st.lists(WORDS, min_size=1, max_size=3, unique=True))
+    has_ids = draw(st.booleans())
+    calls = [
+        {**({"id": f"id of {name}"} if has_ids else {}), **call(name, draw(ARGUMENTS))} for name in names
+    ]
+    results = [
+        {"role": "tool", "content": draw(WORDS), "tool_name": name}
+        | ({"tool_call_id": f"id of {name}"} if has_ids else {})
+        for name in draw(st.permutations(names))
+    ]
+    return [{**said, "thinking": draw(WORDS), "tool_calls": calls}, *results]
+
+
+def understood(messages: list[Json]) -> list[Json]:
+    """Return messages in OpenAI's words as those of Ollama's that mean the same, each result with its tool's name."""
+    names = {call["id"]: call["function"]["name"] for m in messages for call in m.get("tool_calls", ())}
+    meant: list[Json] = []
+    for message in messages:
+        content, images = message["content"], []
+        if isinstance(content, list):
+            *parts, last = content
+            content, images = last["text"], [part["image_url"]["url"].partition(",")[2] for part in parts]
+        entry: Json = {"role": message["role"], "content": content}
+        if message["role"] == "user":
+            entry["images"] = images
+        if "reasoning_content" in message:
+            entry["thinking"] = message["reasoning_content"]
+        if message["role"] == "tool":
+            entry["tool_name"] = names[message["tool_call_id"]]
+        for made in message.get("tool_calls", ()):
+            function = made["function"]
+            arguments = json.loads(function["arguments"])
+            entry.setdefault("tool_calls", []).append(call(function["name"], arguments))
+        meant.append(entry)
+    return meant
+
+
+def without_ids(message: Json) -> Json:
+    kept = {key: value for key, value in message.items() if key != "tool_call_id"}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = [{"function": made["function"]} for made in kept["tool_calls"]]
+    return kept
+
+
+@given(st.lists(turns(), max_size=4), OPTIONS)
+def test_a_request_keeps_its_meaning(conversation: list[list[Json]], options: Json) -> None:
+    messages = [message for turn in conversation for message in turn]
+    _, request = sent("/api/chat", messages=messages, options=options)
+    assert understood(request["messages"]) == [without_ids(message) for message in messages]
+    named = {"num_predict": "max_tokens"}
+    assert {key: request.get(named.get(key, key)) for key in options} == options
+
+
+def split(draw: Callable[..., Any], data: Any) -> list[Any]:
+    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=4)))
+    return [data[start:stop] for start, stop in itertools.pairwise([0, *cuts, len(data)])]
+
+
+@given(
+    data=st.data(),
+    thinking=st.none() | WORDS,
+    content=st.none() | WORDS,
+    made=st.lists(st.tuples(WORDS, ARGUMENTS), max_size=3),
+    finish=st.sampled_from(["stop", "length", "tool_calls"]),
+    counts=st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
+    ascii_only=st.booleans(),
+)
+def test_a_stream_means_what_the_whole_answer_means(
+    data: st.DataObject,
+    thinking: str | None,
+    content: str | None,
+    made: list[tuple[str, Json]],
+    finish: str,
+    counts: tuple[int, int],
+    ascii_only: bool,
+) -> None:
+    usage = {"prompt_tokens": counts[0], "completion_tokens": counts[1]}
+    calls = [
+        {"id": f"id{n}", "function": {"name": f, "arguments": json.dumps(a)}} for n, (f, a) in enumerate(made)
+    ]
+    chunks = [delta(reasoning_content=part) for part in split(data.draw, thinking or "")]
+    chunks += [delta(content=part) for part in split(data.draw, content or "")]
+    for index, of_call in enumerate(calls):
+        name, arguments = of_call["function"]["name"], of_call["function"]["arguments"]
+        first: Json = {"index": index, "id": of_call["id"], "function": {"name": name, "arguments": ""}}
+        chunks.append(delta(tool_calls=[first]))
+        chunks += [tool_delta(index, arguments=part) for part in split(data.draw, arguments)]
+    chunks += [delta(finish), {"choices": [], "usage": usage}]
+    raw = b"".join(
+        b"data: " + json.dumps(chunk, ensure_ascii=ascii_only).encode() + b"\n\n" for chunk in chunks
+    )
+    out = answer("/api/chat", {}, raw, seconds=0.0)
+    assert answer("/api/chat", {}, *split(data.draw, raw), seconds=0.0) == out
+    message = {"content": content, "reasoning_content": thinking, "tool_calls": calls}
+    expected = json.loads(
+        answer("/api/chat", {"stream": False}, whole(message, finish, usage=usage), seconds=0.0)
+    )
+    *lines, last = parsed(out)
+    assert [line["done"] for line in lines] == [False] * len(lines)
+    said = [line["message"] for line in lines]
+    assert "".join(m["content"] for m in said) == expected["message"]["content"] == (content or "")
+    thoughts = "".join(m.get("thinking", "") for m in said)
+    assert thoughts == expected["message"].get("thinking", "") == (thinking or "")
+    called = [made for m in said for made in m.get("tool_calls", ())]
+    assert called == expected["message"].get("tool_calls", [])
+    assert [(c["id"], c["function"]["name"], c["function"]["arguments"]) for c in called] == [
+        (f"id{n}", name, arguments) for n, (name, arguments) in enumerate(made)
+    ]
+    assert {**last, "message": None} == {**expected, "message": None}
+    assert (last["prompt_eval_count"], last["eval_count"]) == counts
+    assert last["done_reason"] == ("length" if finish == "length" else "stop")
 
 
 # Answers that cannot be translated.
@@ -893,16 +1233,22 @@ SHAPES: Sequence[Any] = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=repr)
-@pytest.mark.parametrize("key", ["choices", "usage", "timings", "data", "delta", "tool_calls", "function"])
+@pytest.mark.parametrize(
+    "key",
+    ["choices", "usage", "timings", "data", "delta", "tool_calls", "function", "text", "logprobs", "tokens"],
+)
 def test_an_unexpected_shape_is_an_error_or_nothing(key: str, shape: Any) -> None:
     inner = {
         "delta": {"choices": [{"delta": shape}]},
         "tool_calls": delta(tool_calls=shape),
         "function": delta(tool_calls=[{"index": "x", "function": shape}]),
+        "text": {"choices": [{"text": shape}]},
+        "logprobs": {"choices": [{"text": "x", "logprobs": shape}]},
+        "tokens": {"choices": [{"text": "x", "logprobs": {"tokens": shape, "token_logprobs": shape}}]},
     }.get(key, {key: shape})
     for path, data, raw in (
-        ("/api/chat", {}, events(inner, {**delta("stop"), **inner})),
-        ("/api/chat", {"stream": False}, json.dumps(inner).encode()),
+        ("/api/chat", {"logprobs": True}, events(inner, {**delta("stop"), **inner})),
+        ("/api/chat", {"stream": False, "logprobs": True}, json.dumps(inner).encode()),
         ("/api/chat", {"stream": False}, whole({"content": "x", **inner}, **inner)),
         ("/api/embed", {"input": "x"}, json.dumps(inner).encode()),
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import struct
 from typing import Any
@@ -66,7 +65,7 @@ def _vector(given: Any) -> list[float]:
         try:
             raw = base64.b64decode(given, validate=True)
             given = list(struct.unpack(f"<{len(raw) // 4}f", raw))
-        except (binascii.Error, struct.error):
+        except (ValueError, struct.error):
             raise ValueError("its embedding is no base64 of 32-bit floats") from None
     if not isinstance(given, list):
         raise TypeError("an embedding that is no list of numbers")

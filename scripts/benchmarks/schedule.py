@@ -185,12 +185,12 @@ def simulate(policy: str, mix: str, swap_s: float, seed: int, hours: float) -> O
 def longest_allowed_s(outcome: Outcome, swap_s: float, models: int) -> float:
     """Return what nobody may wait longer than: the deadline, then one batch and one swap.
 
-    A start that is under way when a ticket comes is not broken off: where it takes longer than the deadline,
-    it is what the deadline is. With more than two models, each of the others may be overdue before it, and
-    has a batch and a swap of its own.
+    A swap that is under way, its drain included, is not broken off for who comes meanwhile: where it takes
+    longer than the deadline, it is what the deadline is. With more than two models, each of the others may be
+    overdue before it, and has a batch and a swap of its own.
     """
-    batch_s = max(request.served_s for request in outcome.served)
-    return max(MAX_WAIT_S, swap_s) + (models - 1) * (batch_s + swap_s)
+    round_s = max(request.served_s for request in outcome.served) + swap_s
+    return max(MAX_WAIT_S, round_s) + (models - 1) * round_s
 
 
 def quantile(values: list[float], part: float) -> float:

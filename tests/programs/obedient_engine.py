@@ -3,7 +3,7 @@
 Usage: obedient_engine.py PORT [delay=SECONDS] [fail=TEXT] [stop=SECONDS] [models=A,B]
 
 delay: how long it takes until it listens. fail: what it says before it exits with code 3 then, instead.
-stop: how long it goes on after SIGTERM.
+stop: how long it goes on after SIGTERM. plain=1: it has neither /v1/messages nor /v1/responses.
 
 Lines on stdout: `up`, `request METHOD TARGET`, `left DO` when a client went away before the answer's end,
 `done DO`, `term`.
@@ -142,6 +142,14 @@ def do_slow(client: Client, wish: dict, request: dict) -> None:
     do_stream(client, wish, request)
 
 
+def do_late(client: Client, wish: dict, request: dict) -> None:
+    """Begin an answer at once, and think then."""
+    client.head(kind=STREAM)
+    client.wait(wish["seconds"])
+    client.chunk(frame(0) + LAST)
+    client.end()
+
+
 def do_hang(client: Client, wish: dict, request: dict) -> None:
     client.wait(1000)
 
@@ -209,6 +217,9 @@ def serve(client: Client) -> None:
         client.answer({"object": "list", "data": [{"id": name} for name in names]})
         return
     say(f"request {method} {target}")
+    if "plain" in OPTIONS and path.startswith(("/v1/messages", "/v1/responses")):
+        client.answer({"error": "File Not Found"}, 404)
+        return
     try:
         wish = json.loads(body)
     except ValueError:
