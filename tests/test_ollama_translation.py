@@ -421,6 +421,16 @@ def test_what_cannot_be_translated_is_a_bad_request(path: str, data: Json, messa
         begin(path, data)
 
 
+def test_what_is_nested_too_deeply_is_a_bad_request() -> None:
+    deep: Json = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": deep}}]}]
+    for data in ({"messages": messages}, {"format": deep}):
+        with pytest.raises(BadRequest, match="nested too deeply"):
+            begin("/api/chat", data)
+
+
 def test_what_to_embed() -> None:
     assert sent("/api/embed", input=["a", "b"], dimensions=64) == ("/v1/embeddings", {"input": ["a", "b"]})
     assert sent("/api/embed", input="a", truncate=False)[1] == {"input": "a"}

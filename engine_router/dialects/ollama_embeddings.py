@@ -10,7 +10,6 @@ from typing import Any
 from engine_router.dialects.base import dig_error, to_json
 from engine_router.dialects.chat_chunks import Tokens, parse_answer, understanding
 from engine_router.dialects.ollama_figures import Stopwatch
-from engine_router.dialects.ollama_request import EmbedRequest
 
 # Vectors that an engine has brought to the length 1 miss it by what 32 bits cannot hold: they stay as they are.
 _UNIT_TOLERANCE = 1e-6
@@ -22,9 +21,11 @@ class EmbedTranslation:
     content_type = "application/json; charset=utf-8"
     path = "/v1/embeddings"
 
-    def __init__(self, request: EmbedRequest, asked: str, stopwatch: Stopwatch, *, single: bool) -> None:
-        self.body = to_json(request.body)
-        self._dimensions = request.dimensions
+    def __init__(
+        self, body: bytes, dimensions: int | None, asked: str, stopwatch: Stopwatch, *, single: bool
+    ) -> None:
+        self.body = body
+        self._dimensions = dimensions
         self._asked = asked
         self._single = single
         self._stopwatch = stopwatch

@@ -16,6 +16,7 @@ from engine_router.dialects.ollama_request import (
     generate_request,
     wants_logprobs,
 )
+from engine_router.errors import BadRequest
 
 Json = dict[str, Any]
 
@@ -46,15 +47,33 @@ def translate(
         BadRequest: the request cannot be understood; the message says where.
     """
     stopwatch = Stopwatch(clock, began_s, load_s)
-    if path in ("/api/embed", "/api/embeddings"):
-        single = path == "/api/embeddings"
-        wanted = embed_request(data, "prompt" if single else "input")
-        wanted.body["model"] = upstream
-        return EmbedTranslation(wanted, asked, stopwatch, single=single)
-    if path == "/api/chat":
-        target, request = "/v1/chat/completions", chat_request(data)
-    else:
-        target, request = generate_request(data)
+    try:
+        if path in ("/api/embed", "/api/embeddings"):
+            return _embedding(path, data, asked, upstream, stopwatch)
+        return _writing(path, data, asked, upstream, stopwatch, Timestamps(wall_clock))
+    except RecursionError:
+        raise BadRequest("the request is nested too deeply") from None
+
+
+def _embedding(
+    path: str, data: Mapping[str, Any], asked: str, upstream: str, stopwatch: Stopwatch
+) -> Translation:
+    single = path == "/api/embeddings"
+    request = embed_request(data, "prompt" if single else "input")
+    body = to_json({"model": upstream, **request.body})
+    return EmbedTranslation(body, request.dimensions, asked, stopwatch, single=single)
+
+
+def _writing(
+    path: str,
+    data: Mapping[str, Any],
+    asked: str,
+    upstream: str,
+    stopwatch: Stopwatch,
+    timestamps: Timestamps,
+) -> Translation:
+    is_chat = path == "/api/chat"
+    target, request = ("/v1/chat/completions", chat_request(data)) if is_chat else generate_request(data)
     stream = data.get("stream") is not False
     ways: Json = (
         {"stream": stream, "stream_options": {"include_usage": True}} if stream else {"stream": False}
@@ -62,11 +81,11 @@ def translate(
     return (StreamedText if stream else WholeText)(
         target,
         to_json({"model": upstream, **ways, **request}),
-        _CHAT if path == "/api/chat" else _GENERATE,
+        _CHAT if is_chat else _GENERATE,
         ChatAnswer(stream=stream, wants_logprobs=wants_logprobs(data)),
         asked,
         stopwatch,
-        Timestamps(wall_clock),
+        timestamps,
     )
 
 

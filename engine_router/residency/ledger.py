@@ -177,7 +177,7 @@ class Ledger:
                 effects = self._adopt(resident)
             case book.Pin(resident, pinned):
                 self._occupancy.pin(resident, pinned=pinned)
-                effects = self._refuse_the_impossible()
+                self._books.is_tighter = True
             case book.Close(deadline):
                 effects = self._close(deadline)
             case _:
@@ -328,6 +328,7 @@ class Ledger:
         residence = self.residence(resident)
         if residence is not None and not self.capacity.is_exclusive:
             residence.need_bytes = weigh(residence.need_bytes)
+            self._books.is_tighter |= residence.pinned
 
     def _adopt(self, resident: ResidentId) -> list[Effect]:
         if (
@@ -338,6 +339,7 @@ class Ledger:
             return []
         residence = self._occupancy.new(resident)
         residence.keep = residence.found = True
+        self._books.is_tighter |= residence.pinned
         self._occupancy.residences[resident] = residence
         return [book.Start(resident, "found running", adopt=True)]
 
@@ -348,14 +350,6 @@ class Ledger:
             if resident not in self._occupancy.residences and self._occupancy.fits_now(resident, chosen):
                 chosen.append(self._occupancy.new(resident))
         return [residence.resident for residence in chosen]
-
-    def _refuse_the_impossible(self) -> list[Effect]:
-        """Refuse those who wait for what cannot be started any more, now that more is pinned."""
-        effects: list[Effect] = []
-        for resident in self._queue.counts():
-            if resident not in self._occupancy.residences and (error := self._occupancy.objection(resident)):
-                effects += [book.Refuse(ticket, error) for ticket in self._queue.take(resident)]
-        return effects
 
     def _close(self, deadline: float) -> list[Effect]:
         self._books.closing_at = min(deadline, self._books.closing_at)

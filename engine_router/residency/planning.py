@@ -31,6 +31,7 @@ class Books:
 
     Attributes:
         wishes: residents to be loaded ahead of any request, in this order.
+        is_tighter: somebody pinned is there who was not, or needs more: some may wait for what cannot be now.
         closing_at: when the leases end that are left, while the router goes down; infinity before.
     """
 
@@ -40,6 +41,7 @@ class Books:
     times: ThinkTimes
     failures: Failures
     wishes: dict[ResidentId, None] = field(factory=dict)
+    is_tighter: bool = False
     closing_at: float = math.inf
 
     @property
@@ -82,6 +84,8 @@ class Planner:
         victims = {victim.resident: turn for turn in turns for victim in turn.victims}
         for residence in tuple(residences.values()):
             effects += self._go_on(residence, victims.get(residence.resident), now)
+        if self._books.is_tighter:
+            effects += self._refuse_the_impossible()
         if not (self._queue or self._books.is_closing):
             effects += self._look_ahead(now)
         self.wake_at = self._next_wake(now)
@@ -258,8 +262,20 @@ class Planner:
             residence.lend(ticket, now)
         return [book.Grant(ticket) for ticket in tickets]
 
+    def _refuse_the_impossible(self) -> list[Effect]:
+        """Refuse those who wait for what cannot be started beside those who are pinned now."""
+        self._books.is_tighter = False
+        effects: list[Effect] = []
+        for resident in self._queue.counts():
+            if resident in self._occupancy.residences:
+                continue
+            if (error := self._occupancy.objection(resident)) is not None:
+                effects += [book.Refuse(ticket, error) for ticket in self._queue.take(resident)]
+        return effects
+
     def _start(self, resident: ResidentId, cause: str) -> list[Effect]:
-        self._occupancy.residences[resident] = self._occupancy.new(resident)
+        residence = self._occupancy.residences[resident] = self._occupancy.new(resident)
+        self._books.is_tighter |= residence.pinned
         return [book.Start(resident, cause)]
 
     def _drain(
