@@ -43,20 +43,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _pools(pools: Mapping[str, Data]) -> None:
-    rows = [(name, *_resident(pool), str(sum(pool["waiting"].values()))) for name, pool in pools.items()]
+    rows: list[tuple[str, ...]] = []
+    for name, pool in pools.items():
+        waiting = str(sum(pool["waiting"].values()))
+        first, *others = [_resident(resident) for resident in pool["residents"]] or [_nobody(pool)]
+        rows.append((name, *first, waiting))
+        rows += [("", *other, "") for other in others]
     headings = ("Pool", "Resident", "State", "Since", "Memory", "Running", "Waiting")
     Table(headings, rows, frozenset((3, 4, 5, 6))).show()
 
 
-def _resident(pool: Data) -> tuple[str, str, str, str, str]:
-    resident = pool["resident"]
-    if resident is None:
-        settling = pool["settling"]
-        return (
-            (settling, "settling", NOTHING, NOTHING, "0")
-            if settling
-            else (NOTHING, "empty", NOTHING, NOTHING, "0")
-        )
+def _nobody(pool: Data) -> tuple[str, str, str, str, str]:
+    settling = pool["settling"]
+    if settling:
+        return settling, "settling", NOTHING, NOTHING, "0"
+    return NOTHING, "empty", NOTHING, NOTHING, "0"
+
+
+def _resident(resident: Data) -> tuple[str, str, str, str, str]:
     return (
         resident["resident"],
         resident["phase"],
@@ -68,10 +72,17 @@ def _resident(pool: Data) -> tuple[str, str, str, str, str]:
 
 def _engines(engines: Mapping[str, Data]) -> None:
     rows = [
-        (name, engine["type"], engine["pool"], engine["state"], ", ".join(engine["models"]) or NOTHING)
+        (
+            name,
+            engine["type"],
+            engine["pool"],
+            engine["state"],
+            ", ".join(engine["models"]) or NOTHING,
+            ", ".join(path for path, is_there in engine["endpoints"].items() if is_there) or NOTHING,
+        )
         for name, engine in engines.items()
     ]
-    Table(("Engine", "Type", "Pool", "State", "Models"), rows).show()
+    Table(("Engine", "Type", "Pool", "State", "Models", "Serves itself"), rows).show()
 
 
 def _swaps(status: Data) -> None:

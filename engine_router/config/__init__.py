@@ -15,6 +15,7 @@ from engine_router.config.model import (
     ProcessConfig,
     SchedulingConfig,
     ServerConfig,
+    SleepConfig,
     SystemdConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "ProcessConfig",
     "SchedulingConfig",
     "ServerConfig",
+    "SleepConfig",
     "SystemdConfig",
     "find_config",
     "is_template",

@@ -15,6 +15,7 @@ from attrs import frozen
 from engine_router.config.values import (
     Argv,
     BaseUrl,
+    BoolOrAuto,
     Count,
     Gigabytes,
     GigabytesOrAuto,
@@ -30,6 +31,7 @@ from engine_router.config.values import (
     Seconds,
     SecondsOrAuto,
     SignalName,
+    SleepLevel,
     UrlPath,
 )
 
@@ -162,6 +164,11 @@ class SchedulingConfig:
         Seconds(30.0),
         "Seconds between two health checks of a ready engine; after three failures in a row it is stopped. 0: none.",
     )
+    read_ahead: BoolOrAuto = option(
+        BoolOrAuto("auto"),
+        "While an engine is being stopped, read the next model's files from disk into memory that is free anyway; true, "
+        "false, or auto: where the page cache does not count as used.",
+    )
     preload: NamesOrAll = option(
         NamesOrAll(()), "Models to start before anybody asks, as far as they fit: a list of ids, or all."
     )
@@ -197,6 +204,11 @@ class PoolConfig:
     )
     command: Argv | None = option(
         None, "Command whose last number on standard output is the free memory in bytes."
+    )
+    unified: BoolOrAuto = option(
+        BoolOrAuto("auto"),
+        "Whether the GPU uses this machine's main memory, so that what an engine parks there is not freed: true, false, "
+        "or auto (Apple silicon, GB10, Jetson, and wherever the gauge is memfree).",
     )
 
 
@@ -236,6 +248,46 @@ class EngineConfig:
 
 
 @frozen(kw_only=True)
+class CallConfig:
+    """One HTTP call that loads, unloads or wakes a model."""
+
+    path: UrlPath = required("Path of the call. {model} and {instance} are filled in.")
+    method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "HTTP method.")
+    headers: Mapping[str, HeaderValue] = table(dict, "Headers of the call, for example an admin key.")
+    body: JsonValue | None = option(
+        None, "JSON body; {model} and {instance} are filled in within its strings."
+    )
+
+
+@frozen(kw_only=True)
+class SleepConfig:
+    """How an engine is put to sleep, instead of being stopped, and woken again."""
+
+    kind: Literal["vllm", "sglang", "custom"] = required(
+        "vllm, sglang, or custom for the calls below. What each needs is said in engines.toml.example."
+    )
+    level: SleepLevel = option(
+        SleepLevel(1),
+        "vLLM only. 1 parks the weights in main memory: wakes in about a second, but frees nothing where the GPU uses main "
+        "memory. 2 drops them and reads them again.",
+    )
+    path: UrlPath | None = option(None, "custom only: path of the call that puts it to sleep.")
+    method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "custom only: HTTP method of that call.")
+    headers: Mapping[str, HeaderValue] = table(dict, "Headers of all these calls, for example an admin key.")
+    body: JsonValue | None = option(None, "custom only: JSON body of that call.")
+    wake: tuple[CallConfig, ...] = option((), "custom only: the calls that wake it, in this order.")
+    asleep_path: UrlPath | None = option(
+        None, "custom only: path that tells whether it sleeps; without it, the router goes by what it did."
+    )
+    asleep_check: ReadyCheck = option(
+        ReadyCheck("is_sleeping==true"), "custom only: what the answer is while it sleeps; as ready_check."
+    )
+    timeout_s: Seconds = option(
+        Seconds(60.0), "Seconds within which it must be asleep; if it is not, it is stopped."
+    )
+
+
+@frozen(kw_only=True)
 class ProcessConfig(EngineConfig):
     """`type = "process"`: a server that the router starts and stops itself."""
 
@@ -259,18 +311,7 @@ class ProcessConfig(EngineConfig):
         ReadyCheck("status == 200"),
         'What the answer must be: "status == 200", "key==value" in its JSON (nested by dots), or "model:<id>" listed.',
     )
-
-
-@frozen(kw_only=True)
-class CallConfig:
-    """One HTTP call that loads or unloads a model."""
-
-    path: UrlPath = required("Path of the call. {model} and {instance} are filled in.")
-    method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "HTTP method.")
-    headers: Mapping[str, HeaderValue] = table(dict, "Headers of the call, for example an admin key.")
-    body: JsonValue | None = option(
-        None, "JSON body; {model} and {instance} are filled in within its strings."
-    )
+    sleep: SleepConfig | None = option(None, "Put it to sleep instead of stopping it, where that frees enough.")
 
 
 @frozen(kw_only=True)
@@ -305,6 +346,7 @@ class HttpConfig(EngineConfig):
     )
     unload: CallConfig = required("Call that unloads a model.")
     loaded: LoadedConfig = required("Where it says what is loaded.")
+    sleep: SleepConfig | None = option(None, "Put it to sleep instead of stopping it, where that frees enough.")
 
 
 @frozen(kw_only=True)
@@ -331,6 +373,7 @@ class SystemdConfig(EngineConfig):
     ready_check: ReadyCheck = option(
         ReadyCheck("status == 200"), "What the answer must be; as for process engines."
     )
+    sleep: SleepConfig | None = option(None, "Put it to sleep instead of stopping it, where that frees enough.")
 
 
 AnyEngineConfig = ProcessConfig | HttpConfig | OllamaConfig | SystemdConfig

@@ -24,6 +24,8 @@ _SCALARS: dict[Any, dict[str, Any]] = {
     values.NamesOrAll: {
         "anyOf": [{"type": "array", "items": {"type": "string", "pattern": r"\S"}}, {"const": "all"}]
     },
+    values.BoolOrAuto: {"enum": [True, False, "auto"]},
+    values.SleepLevel: {"enum": [1, 2]},
     values.Port: {"type": "integer", "minimum": 1, "maximum": 65535},
     values.Count: {"type": "integer", "minimum": 0},
     values.Name: {"type": "string", "pattern": r"\S"},

@@ -23,6 +23,7 @@ from engine_router.config.model import (
     ProcessConfig,
     SchedulingConfig,
     ServerConfig,
+    SleepConfig,
     SystemdConfig,
 )
 from engine_router.config.values import READERS, HeaderValue, read_header_name, shown
@@ -41,6 +42,7 @@ _TABLES: Sequence[type[Any]] = (
     OllamaConfig,
     SystemdConfig,
     CallConfig,
+    SleepConfig,
     LoadedConfig,
     ModelConfig,
 )

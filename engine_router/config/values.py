@@ -32,6 +32,12 @@ SecondsOrAuto = NewType("SecondsOrAuto", object)
 GigabytesOrAuto = NewType("GigabytesOrAuto", object)
 """An amount of memory in GB (a float), or the word `auto`."""
 
+BoolOrAuto = NewType("BoolOrAuto", object)
+"""True, False, or the word `auto`."""
+
+SleepLevel = NewType("SleepLevel", int)
+"""How deep vLLM sleeps: 1 or 2."""
+
 NamesOrAll = NewType("NamesOrAll", object)
 """A list of names (a tuple), or the word `all`."""
 
@@ -165,6 +171,20 @@ def _or_auto(read: Callable[[Any], float]) -> Callable[[Any], float | str]:
     return read_either
 
 
+def read_bool_or_auto(value: Any) -> bool | str:
+    """Read true, false, or the word `auto`."""
+    if isinstance(value, bool) or value == "auto":
+        return bool(value) if isinstance(value, bool) else "auto"
+    raise _fail('true, false or "auto"', value)
+
+
+def read_sleep_level(value: Any) -> SleepLevel:
+    """Read 1 or 2."""
+    if isinstance(value, bool) or value not in (1, 2) or not isinstance(value, int):
+        raise _fail("1 or 2", value)
+    return SleepLevel(value)
+
+
 def read_port(value: Any) -> Port:
     """Read a TCP port."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
@@ -293,6 +313,8 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     SecondsOrAuto: _or_auto(_number('a number of seconds, or "auto",', positive=False)),
     GigabytesOrAuto: _or_auto(_number('a number of GB, or "auto",', positive=True)),
     NamesOrAll: read_names_or_all,
+    BoolOrAuto: read_bool_or_auto,
+    SleepLevel: read_sleep_level,
     Port: read_port,
     Count: read_count,
     Name: read_name,

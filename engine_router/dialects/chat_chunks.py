@@ -10,7 +10,6 @@ The answer to a request for a completion, which has text and nothing else, is ta
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,27 +18,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from engine_router.dialects.base import Octets, dig_error, to_json
+from engine_router.dialects.chat_logprobs import Logprob, logprobs_in
 from engine_router.dialects.sse import EventReader
 
 # What tells where a JSON object ends: quotes, brackets, and escapes, which hide the character behind them.
 _JSON_MARK = re.compile(r'["{}\[\]]|\\.?', re.DOTALL)
 
 Kind = Literal["thinking", "text", "call"]
-
-
-class Logprob(NamedTuple):
-    """How probable a token was.
-
-    Attributes:
-        logprob: natural logarithm of the probability.
-        bytes: of the token; empty where the engine does not tell.
-        top: the most probable tokens in its place, where they were asked for.
-    """
-
-    token: str
-    logprob: float
-    bytes: Sequence[int]
-    top: Sequence[Logprob] = ()
 
 
 class Piece(NamedTuple):
@@ -262,7 +247,7 @@ class ChatAnswer:
 
     def _add_logprobs(self, given: Mapping[str, Any], *, has_text: bool) -> None:
         """Give the text that came just now its probabilities; tokens that are no whole character yet have none."""
-        self._logprobs += tuple(_logprobs(given))
+        self._logprobs += tuple(logprobs_in(given))
         if has_text:
             text, _ = self._blocks[-1].held[-1]
             self._blocks[-1].held[-1] = (text, self._logprobs)
@@ -405,19 +390,3 @@ def _seconds(milliseconds: Any) -> float | None:
 def _completion(choice: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the text of a completion, which is no message, as one."""
     return {"content": choice["text"]} if "text" in choice else None
-
-
-def _logprobs(given: Mapping[str, Any]) -> Iterator[Logprob]:
-    """Yield what is told of each token, in the form of chats or in the older one of completions."""
-    if "tokens" not in given:
-        for entry in given.get("content") or ():
-            yield _logprob(entry)._replace(top=[_logprob(other) for other in entry.get("top_logprobs") or ()])
-        return
-    tops = given.get("top_logprobs") or itertools.repeat(None)
-    for token, logprob, top in zip(given["tokens"], given["token_logprobs"], tops, strict=False):
-        others = [Logprob(str(other), float(known), ()) for other, known in (top or {}).items()]
-        yield Logprob(str(token), float(logprob), (), others)
-
-
-def _logprob(entry: Mapping[str, Any]) -> Logprob:
-    return Logprob(str(entry["token"]), float(entry["logprob"]), list(entry.get("bytes") or ()))

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine_router.dialects.base import Translation, to_json
-from engine_router.dialects.chat_chunks import ChatAnswer, Logprob, Piece, arguments_of
+from engine_router.dialects.chat_chunks import ChatAnswer, Piece, arguments_of
+from engine_router.dialects.chat_logprobs import Logprob
 from engine_router.dialects.ollama_embeddings import EmbedTranslation
 from engine_router.dialects.ollama_figures import Clock, Stopwatch, Timestamps
 from engine_router.dialects.ollama_request import (

@@ -9,7 +9,8 @@ from typing import Any
 
 from engine_router.dialects import OPENAI
 from engine_router.dialects.base import to_json
-from engine_router.dialects.chat_chunks import ChatAnswer, Logprob, Piece
+from engine_router.dialects.chat_chunks import ChatAnswer, Piece
+from engine_router.dialects.chat_logprobs import Logprob
 from engine_router.dialects.checks import object_at, string_at
 from engine_router.dialects.responses_items import CallItem, Events, Item, Json, Status, TextItem
 from engine_router.dialects.responses_request import ChatRequest, chat_request

@@ -188,13 +188,14 @@ class Ledger:
         """Take in what concerns nobody at once."""
         match event:
             case book.Settled(resident):
-                self._occupancy.settling.pop(resident, None)
+                self._settled(resident)
             case book.Down(resident, error):
                 self._went_down(resident, error, now)
             case book.Weighed(resident, need_bytes):
-                self._weigh(resident, lambda _: need_bytes)
+                self._weigh(resident, need_bytes)
             case book.Short(resident, missing_bytes):
-                self._weigh(resident, lambda need_bytes: need_bytes + missing_bytes)
+                if (residence := self.residence(resident)) is not None:
+                    residence.short_bytes = missing_bytes
             case book.Preload(residents):
                 self._books.wishes.update(dict.fromkeys(self._fitting(residents)))
             case book.Unload(resident):
@@ -266,6 +267,7 @@ class Ledger:
         if residence is None or residence.phase is not Phase.STARTING:
             return []  # its stop was decided before the news arrived
         residence.phase = Phase.READY
+        residence.short_bytes = 0
         residence.ready_at = residence.idle_since = now
         residence.abandon_at = math.inf
         self._books.wishes.pop(resident, None)
@@ -324,10 +326,15 @@ class Ledger:
         if (residence := self.residence(resident)) is not None:
             residence.unloading = True
 
-    def _weigh(self, resident: ResidentId, weigh: Callable[[float], float]) -> None:
+    def _settled(self, resident: ResidentId) -> None:
+        self._occupancy.settling.pop(resident, None)
+        for residence in self.residences:
+            residence.short_bytes = 0  # whether that was enough is seen at the next look
+
+    def _weigh(self, resident: ResidentId, need_bytes: int) -> None:
         residence = self.residence(resident)
         if residence is not None and not self.capacity.is_exclusive:
-            residence.need_bytes = weigh(residence.need_bytes)
+            residence.need_bytes = need_bytes
             self._books.is_tighter |= residence.pinned
 
     def _adopt(self, resident: ResidentId) -> list[Effect]:

@@ -60,11 +60,14 @@ class Occupancy:
 
     @property
     def excess_bytes(self) -> float:
-        """By how much the residents that stay need more than the budget."""
+        """What has to be made free: those that stay need more than the budget, or than there really is."""
         budget = self.capacity.budget_bytes
         if budget is None:
             return 0
-        return sum(r.need_bytes for r in self.residences.values() if not r.is_leaving) - budget
+        staying = [r for r in self.residences.values() if not r.is_leaving]
+        leaving_bytes = sum(r.need_bytes for r in self.residences.values() if r.is_leaving)
+        short_bytes = sum(r.short_bytes for r in staying) - leaving_bytes - sum(self.settling.values())
+        return max(short_bytes, sum(r.need_bytes for r in staying) - budget)
 
     def fits_now(self, resident: ResidentId, starting: Iterable[Residence] = ()) -> bool:
         """Tell whether a resident has room beside everything that is there, leaves, or starts just now."""

@@ -104,7 +104,7 @@ class Pool:
             life: what is about to start.
             need_bytes: what has to be free; None where that is not known or nobody counts.
             timeout_s: longest wait for it, in seconds.
-            on_short: told once, if so, how much is missing.
+            on_short: told how much is missing, as long as some is.
 
         Raises:
             NotEnoughMemory: there was too little until the end.
@@ -126,7 +126,6 @@ class Pool:
             if trio.current_time() >= deadline:
                 raise NotEnoughMemory(life.resident.engine, need_bytes or 0, int(free), timeout_s)
             on_short(missing)
-            on_short = _tell_nobody
             await trio.sleep(SHORT_INTERVAL_S)
 
     def start_is_over(self, life: Life) -> None:
@@ -221,10 +220,6 @@ class Pool:
 def _slack(need_bytes: int) -> int:
     """Return what may be missing all the same: figures are never exact, and hosts drift."""
     return max(64 * 2**20, need_bytes // 20)
-
-
-def _tell_nobody(_: int) -> None:
-    pass
 
 
 def _learn_ratio(life: Life, measured: Measured, seen: Settled) -> None:

@@ -29,6 +29,7 @@ class Residence:
     Attributes:
         resident: which.
         need_bytes: what it takes of the pool's budget; 0 where there is none.
+        short_bytes: what was found missing before its start, and is not being made room for yet.
         group: whom it shares the memory with; see `Profile`.
         pinned, idle_timeout_s: see `Profile`.
         phase: where in its life.
@@ -54,6 +55,7 @@ class Residence:
 
     resident: ResidentId
     need_bytes: float = 0
+    short_bytes: float = 0
     group: str | None = None
     pinned: bool = False
     idle_timeout_s: float = math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -47,6 +48,12 @@ def served_in_background(config: Config) -> Iterator[Running]:
         finally:
             stop()
         over.result()
+
+
+def _pass_on(started: Future[tuple[Running, Callable[[], None]]], over: Future[object]) -> None:
+    """Tell whoever waits for the start that it failed."""
+    if not started.done():
+        started.set_exception(over.exception() or RuntimeError("the router ended before it had started"))
 
 
 async def _serve(config: Config, started: Future[tuple[Running, Callable[[], None]]]) -> None:

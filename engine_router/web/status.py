@@ -131,6 +131,7 @@ def _engine(router: Router, name: str, targets: Sequence[Target]) -> dict[str, A
         "state": phases[0] if phases else "stopped",
         "base_url": config.base_url,
         "models": [target.model for target in targets if target.engine == name],
+        "endpoints": dict(router.abilities.shown(name)),
     }
 
 

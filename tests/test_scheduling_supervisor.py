@@ -1,0 +1,412 @@
+"""The supervisor with several residents at once, under a virtual clock, with memory that is simulated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from engine_router.config import parse_config
+from engine_router.discovery import Discovery
+from engine_router.engines.base import ResidentId
+from engine_router.errors import EngineDied, NeverFits, NotEnoughMemory, QueueFull, RouterError
+from engine_router.events import Event, EventHub, ResidentDied, RouterNotice, SwapBegan, SwapEnded
+from engine_router.gguf import GGUFHeader
+from engine_router.layout import make_layout, make_rules
+from engine_router.memory.estimate import estimate_bytes, kv_cache_bytes
+from engine_router.residency.ledger import Capacity, Phase, Rules
+from engine_router.residency.rules import Layout, Traits
+from engine_router.residency.supervisor import Supervisor
+from engine_router.state import State
+from engine_router.testing.simulated import GIB, Reclaim, Script, SimulatedEngine, SimulatedMemory
+
+A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
+RULES = Rules(max_wait_s=60.0, abandon_grace_s=2.0)
+
+
+@attrs.define(eq=False)
+class World:
+    """A supervisor at work, and what can be seen of it."""
+
+    supervisor: Supervisor
+    memory: SimulatedMemory
+    engines: dict[str, SimulatedEngine]
+    events: list[Event]
+    most_held: list[int] = attrs.field(factory=lambda: [0])
+
+    def present(self) -> dict[str, Phase]:
+        return {str(r.resident): r.phase for r in self.supervisor.pools["default"].ledger.residences}
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def use(self, resident: ResidentId, seconds: float = 1.0, **options: object) -> None:
+        lease = self.supervisor.request(resident, **options)  # type: ignore[arg-type]
+        try:
+            await lease.granted()
+            await trio.sleep(seconds)
+        finally:
+            lease.release()
+
+    async def refusal(self, resident: ResidentId) -> RouterError:
+        lease = self.supervisor.request(resident)
+        try:
+            with pytest.raises(RouterError) as caught:
+                await lease.granted()
+        finally:
+            lease.release()
+        return caught.value
+
+
+@asynccontextmanager
+async def running(
+    *,
+    budget_gib: int | None = 100,
+    rules: Rules = RULES,
+    preload: tuple[ResidentId, ...] = (),
+    health_interval_s: float = 0.0,
+    prepare: Callable[[dict[str, SimulatedEngine]], object] = lambda _: None,
+    memory: SimulatedMemory | None = None,
+    capacity: Capacity | None = None,
+    **traits: Traits,
+) -> AsyncIterator[World]:
+    memory = memory or SimulatedMemory(shared=True)
+    engines = {name: SimulatedEngine(name, memory) for name in "abc"}
+    prepare(engines)
+    hub, events = EventHub(), list[Event]()
+    hub.listen(events.append)
+    budget_bytes = None if budget_gib is None else budget_gib * GIB
+    layout = Layout(
+        capacities={"default": capacity or Capacity(budget_bytes=budget_bytes)},
+        traits=lambda r: traits.get(r.engine) or Traits(declared_bytes=engines[r.engine].size_bytes),
+        preload=preload,
+    )
+    supervisor = Supervisor(
+        engines=engines,
+        gauges={"default": memory},
+        pool_of=dict.fromkeys("abc", "default"),
+        rules=rules,
+        settle_timeout_s=20.0,
+        hub=hub,
+        state=State(),
+        layout=layout,
+        health_interval_s=health_interval_s,
+        wall_clock=trio.current_time,
+    )
+    with trio.fail_after(100_000):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            yield World(supervisor, memory, engines, events)
+            nursery.cancel_scope.cancel()
+    assert memory.faults == []
+
+
+async def test_two_stay_together_and_start_at_the_same_time(autojump_clock: MockClock) -> None:
+    async with running() as world, trio.open_nursery() as nursery:
+        nursery.start_soon(world.use, A, 0.0)
+        nursery.start_soon(world.use, B, 0.0)
+        await trio.sleep(10.5)
+        assert world.present() == {"a": Phase.READY, "b": Phase.READY}
+
+
+async def test_a_request_for_what_is_ready_is_granted_before_it_returns(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        await world.use(A)
+        lease = world.supervisor.request(A)
+        assert lease.endpoint is not None
+        lease.release()
+
+
+async def test_a_start_waits_until_the_memory_of_all_who_left_is_back(autojump_clock: MockClock) -> None:
+    def prepare(engines: dict[str, SimulatedEngine]) -> None:
+        engines["c"].size_bytes = 90 * GIB
+
+    memory = SimulatedMemory(shared=True, total_bytes=100 * GIB, reclaim=Reclaim(1.5, 20 * GIB))
+    async with running(prepare=prepare, memory=memory) as world:
+        await world.use(A)
+        await world.use(B)
+        began = trio.current_time()
+        await world.use(C, 0.0)
+        assert world.present() == {"c": Phase.READY}
+        assert trio.current_time() - began > 1 + 1.5 + 40 / 20 * 0.5 + 10
+        swap = world.of(SwapEnded)[-1]
+        assert isinstance(swap, SwapEnded)
+        assert (swap.source, swap.target, swap.result) == ("a, b", "c", "ok")
+        assert list(swap.phases) == ["stop", "settle", "start"]
+
+
+async def test_a_budget_that_was_promised_but_is_not_there_is_told(autojump_clock: MockClock) -> None:
+    memory = SimulatedMemory(shared=True, others_bytes=100 * GIB)
+    async with running(memory=memory) as world:
+        began = trio.current_time()
+        error = await world.refusal(A)
+        assert isinstance(error, NotEnoughMemory)
+        assert trio.current_time() - began == pytest.approx(20, abs=0.1)
+        assert (error.need_bytes, error.free_bytes) == (40 * GIB, 28 * GIB)
+        assert world.engines["a"].deeds == []
+
+
+async def test_what_is_missing_is_taken_from_the_idle_first(autojump_clock: MockClock) -> None:
+    memory = SimulatedMemory(shared=True)
+    async with running(memory=memory) as world:
+        await world.use(A)
+        memory.others_bytes = 60 * GIB  # of 128
+        await world.use(B)
+        assert world.present() == {"b": Phase.READY}
+
+
+async def test_what_can_never_fit_is_refused_at_once(autojump_clock: MockClock) -> None:
+    async with running(budget_gib=30) as world:
+        assert isinstance(await world.refusal(A), NeverFits)
+
+
+async def test_a_budget_can_be_what_is_free_at_the_start(autojump_clock: MockClock) -> None:
+    memory = SimulatedMemory(shared=True, others_bytes=20 * GIB)
+    capacity = Capacity(is_auto=True, reserve_bytes=8 * GIB)
+    async with running(
+        memory=memory, capacity=capacity, prepare=lambda engines: engines["b"].run_already()
+    ) as world:
+        assert world.supervisor.pools["default"].ledger.capacity.budget_bytes == 100 * GIB
+        assert world.present() == {"b": Phase.READY} or world.present() == {"b": Phase.STARTING}
+
+
+async def test_without_a_gauge_one_at_a_time_has_the_memory(autojump_clock: MockClock) -> None:
+    memory = SimulatedMemory(readable=False)
+    async with running(memory=memory, capacity=Capacity(is_auto=True)) as world:
+        await world.use(A)
+        await world.use(B)
+        assert world.present() == {"b": Phase.READY}
+        [notice] = world.of(RouterNotice)
+        assert isinstance(notice, RouterNotice)
+        assert "one engine at a time" in notice.message
+
+
+async def test_all_that_fit_are_taken_over(autojump_clock: MockClock) -> None:
+    async with running(prepare=lambda e: [e[name].run_already() for name in "abc"]) as world:
+        await wait_all_tasks_blocked()
+        assert world.present() == {"a": Phase.READY, "b": Phase.READY}
+        assert not world.engines["c"].is_running(C)
+
+
+async def test_what_is_loaded_ahead_is_there_when_it_is_wanted(autojump_clock: MockClock) -> None:
+    async with running(preload=(A, B, C)) as world:
+        await trio.sleep(30)
+        assert world.present() == {"a": Phase.READY, "b": Phase.READY}
+        began = trio.current_time()
+        await world.use(B, 0.0)
+        assert trio.current_time() == began
+
+
+async def test_keep_alive_reaches_the_clock(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        await world.use(A, keep_alive_s=30.0)
+        assert world.supervisor.expires_at(A) == pytest.approx(trio.current_time() + 30)
+        await trio.sleep(29)
+        assert world.present() == {"a": Phase.READY}
+        await trio.sleep(1.1)
+        assert world.present() == {"a": Phase.STOPPING}
+        await world.use(B, keep_alive_s=math.inf)
+        assert world.supervisor.expires_at(B) == math.inf
+        world.supervisor.keep_alive(B, 0)
+        await trio.sleep(5)
+        assert world.present() == {}
+        assert world.supervisor.expires_at(B) is None
+
+
+async def test_pins_can_be_set_and_taken_away(autojump_clock: MockClock) -> None:
+    async with running(budget_gib=60) as world:
+        await world.use(A)
+        world.supervisor.pin(A)
+        assert isinstance(await world.refusal(B), NeverFits)
+        world.supervisor.unpin(A)
+        await world.use(B)
+        assert world.present() == {"b": Phase.READY}
+
+
+async def test_a_resident_that_fails_three_checks_is_stopped_and_started_again_when_it_is_wanted(
+    autojump_clock: MockClock,
+) -> None:
+    async with running(health_interval_s=30.0) as world:
+        await world.use(A)
+        world.engines["a"].illness = "answered 500"
+        lease = world.supervisor.request(A)
+        await trio.sleep(95)
+        assert isinstance(lease.error, EngineDied)
+        lease.release()
+        [died] = world.of(ResidentDied)
+        assert isinstance(died, ResidentDied)
+        assert died.message == "failed 3 health checks in a row: answered 500"
+        assert world.present() == {}
+        assert list(world.supervisor.pools["default"].ledger.failures()) == [A]
+        world.engines["a"].illness = None
+        await world.use(A)
+        assert world.engines["a"].count("start") == 2
+
+
+async def test_a_check_without_an_answer_says_nothing_while_it_is_used(autojump_clock: MockClock) -> None:
+    async with running(health_interval_s=30.0) as world:
+        world.engines["a"].check_s = math.inf
+        await world.use(A, 1000.0)
+        assert world.present() == {"a": Phase.READY}
+        await trio.sleep(3 * 35 + 1)
+        assert world.present() in ({}, {"a": Phase.STOPPING})
+
+
+async def test_failures_can_be_reset_by_hand(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        world.engines["a"].scripts.append(Script("fail"))
+        await world.refusal(A)
+        world.supervisor.reset(A)
+        await world.use(A)
+
+
+async def test_a_swap_says_what_it_should_take_and_what_it_took(autojump_clock: MockClock) -> None:
+    async with running(budget_gib=60) as world:
+        for resident in (A, B, A, B):
+            await world.use(resident)
+        began, ended = world.of(SwapBegan)[-1], world.of(SwapEnded)[-1]
+        assert isinstance(began, SwapBegan)
+        assert isinstance(ended, SwapEnded)
+        assert (began.cause, began.waiting) == ("b is wanted", 1)
+        assert began.expected_s == ended.expected_s == pytest.approx(11)
+        assert ended.duration_s == pytest.approx(11)
+
+
+async def test_a_full_queue_says_when_to_come_back(autojump_clock: MockClock) -> None:
+    async with running(budget_gib=60, rules=attrs.evolve(RULES, max_queue=1)) as world:
+        await world.use(A)
+        await world.use(B)
+        lease, waiting = world.supervisor.request(B), world.supervisor.request(A)
+        error = await world.refusal(A)
+        assert isinstance(error, QueueFull)
+        assert error.retry_after_s == pytest.approx(60 + 11, abs=1)
+        waiting.release()
+        lease.release()
+
+
+async def test_a_defect_in_the_ledger_ends_the_supervisor_and_not_the_request(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Defect(Exception):
+        pass
+
+    def fail(*_: object) -> None:
+        raise Defect
+
+    with pytest.RaisesGroup(Defect, flatten_subgroups=True):
+        async with running() as world:
+            monkeypatch.setattr(world.supervisor.pools["default"].ledger, "apply", fail)
+            lease = world.supervisor.request(A)
+            with pytest.raises(RouterError):
+                await lease.granted()
+            await trio.sleep_forever()
+
+
+# From configuration.
+
+CONFIG = """
+[scheduling]
+hold_s = 3
+idle_timeout_s = 600
+preload = ["small", "nothing"]
+[pools.default]
+mode = "budget"
+budget_gb = 24
+max_resident = 3
+default_model = "small"
+[engines.e]
+type = "process"
+argv = "serve -m {path} --port {port}"
+memory_gb = 9
+group = "work"
+models = []
+discover = false
+[models.small]
+engine = "e"
+path = "/nonexistent/small.gguf"
+memory_gb = 2.5
+pinned = true
+[models.large]
+engine = "e"
+path = "/nonexistent/large.gguf"
+group = "play"
+"""
+
+
+async def test_the_configuration_says_how_residents_share_the_memory() -> None:
+    config = parse_config(CONFIG)
+    engines = {"e": SimulatedEngine("e", SimulatedMemory(), by_model=True)}
+    layout = await make_layout(config, engines, Discovery(config, engines))
+    small, large = ResidentId("e", "small"), ResidentId("e", "large")
+    assert layout.capacities["default"] == Capacity(budget_bytes=24 * 10**9, max_resident=3, home=small)
+    assert layout.preload == (small,)
+    assert layout.traits(small) == Traits(
+        declared_bytes=2_500_000_000, group="work", pinned=True, idle_timeout_s=600
+    )
+    assert layout.traits(large) == Traits(declared_bytes=9_000_000_000, group="play", idle_timeout_s=600)
+    assert make_rules(config).hold_s == 3
+    assert make_rules(parse_config('[engines.a]\ntype = "process"\nargv = "x {port}"\n')).hold_s is None
+
+
+# Estimates.
+
+
+def header(**metadata: int) -> GGUFHeader:
+    values = {"general.architecture": "llama", **{f"llama.{key}": value for key, value in metadata.items()}}
+    return GGUFHeader(
+        metadata=values,
+        arrays={},
+        array_lengths={"tokenizer.ggml.tokens": 128_256},
+        tensor_bytes=4_900_000_000,
+        parameters=8_030_000_000,
+        file_bytes=4_920_000_000,
+        modified_at=0.0,
+    )
+
+
+LLAMA_8B = header(
+    block_count=32,
+    embedding_length=4096,
+    context_length=131_072,
+    **{"attention.head_count": 32, "attention.head_count_kv": 8},
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "mib"),
+    [
+        # What llama.cpp prints for this model: "KV self size = 1024.00 MiB" for 8192 cells of f16.
+        (["-c", "8192"], 1024),
+        (["--ctx-size=8192", "-np", "4"], 1024),
+        (["-c", "8192", "-ctk", "q8_0", "-ctv", "q8_0"], 544),
+        (["-c", "8192", "--cache-type-k", "q4_0"], 512 * (18 / 32 / 2) + 512),
+        (["-c", "1"], 32),
+        ([], 16_384),
+    ],
+)
+def test_the_cache_is_as_large_as_llama_cpp_says(options: list[str], mib: float) -> None:
+    assert kv_cache_bytes(LLAMA_8B, ["llama-server", *options]) == mib * 2**20
+
+
+def test_layers_may_have_different_numbers_of_heads() -> None:
+    mixed = attrs.evolve(LLAMA_8B, arrays={"llama.attention.head_count_kv": (8, 0, 4, 0)})
+    assert kv_cache_bytes(mixed, ["-c", "256"]) == 256 * 12 * 128 * 2 * 2
+
+
+def test_an_estimate_adds_up_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    projector = tmp_path / "mmproj.gguf"
+    projector.write_bytes(b"x" * 1000)
+    monkeypatch.setattr("engine_router.memory.estimate.read_gguf", lambda _: LLAMA_8B)
+    plain = estimate_bytes(["llama-server", "-m", "model.gguf", "-c", "8192"], tmp_path)
+    assert plain is not None
+    assert 4_900_000_000 + 2**30 < plain < 4_900_000_000 + 2 * 2**30
+    seeing = ["llama-server", "-m", "model.gguf", "-c", "8192", "--mmproj", "mmproj.gguf"]
+    assert estimate_bytes(seeing, tmp_path) == plain + 1000
+    assert estimate_bytes([*seeing, "-md", "draft.gguf"], tmp_path) == plain + 1000 + 4_900_000_000
+    assert estimate_bytes(["vllm", "serve", "model"]) is None
