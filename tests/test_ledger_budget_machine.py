@@ -647,5 +647,6 @@ def test_a_broken_part_is_caught(broken: type) -> None:
         phases=[HypothesisPhase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(AssertionError):
+    # Once a rule is broken, the world makes no sense any more: its end may fail as well, and hide the reason.
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises((AssertionError, KeyError)):
         run_state_machine_as_test(machine, settings=quick)

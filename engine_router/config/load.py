@@ -21,6 +21,7 @@ from engine_router.config.model import (
     SchedulingConfig,
     ServerConfig,
 )
+from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import Fault, close, is_table, quoted, read_engine, read_table
 from engine_router.config.values import Name, expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
@@ -206,6 +207,7 @@ def _cross_faults(
             yield f"pools.{quoted(pool_name)}.command", 'missing; gauge = "command" needs the command to run'
     for name, engine in engines.items():
         yield from _engine_faults(name, engine, data, models)
+        yield from sleep_faults(engine, f"engines.{quoted(name)}", pools.get(engine.pool, PoolConfig()))
     for name, model in models.items():
         if model.engine not in named_engines:
             near = close(model.engine, named_engines)

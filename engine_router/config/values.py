@@ -173,14 +173,16 @@ def _or_auto(read: Callable[[Any], float]) -> Callable[[Any], float | str]:
 
 def read_bool_or_auto(value: Any) -> bool | str:
     """Read true, false, or the word `auto`."""
-    if isinstance(value, bool) or value == "auto":
-        return bool(value) if isinstance(value, bool) else "auto"
+    if isinstance(value, bool):
+        return value
+    if value == "auto":
+        return "auto"
     raise _fail('true, false or "auto"', value)
 
 
 def read_sleep_level(value: Any) -> SleepLevel:
     """Read 1 or 2."""
-    if isinstance(value, bool) or value not in (1, 2) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or value not in (1, 2):
         raise _fail("1 or 2", value)
     return SleepLevel(value)
 

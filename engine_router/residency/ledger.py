@@ -194,15 +194,13 @@ class Ledger:
             case book.Weighed(resident, need_bytes):
                 self._weigh(resident, need_bytes)
             case book.Short(resident, missing_bytes):
-                if (residence := self.residence(resident)) is not None:
-                    residence.short_bytes = missing_bytes
+                self._run_short(resident, missing_bytes)
             case book.Preload(residents):
                 self._books.wishes.update(dict.fromkeys(self._fitting(residents)))
             case book.Unload(resident):
                 self._unload(resident)
             case book.KeepAlive(resident, seconds):
-                if (residence := self.residence(resident)) is not None:
-                    residence.keep_alive_s = seconds
+                self._keep(resident, seconds)
             case book.Reset(resident):
                 self._failures.forget(resident)
             case _:  # a tick
@@ -325,6 +323,14 @@ class Ledger:
         self._books.wishes.pop(resident, None)
         if (residence := self.residence(resident)) is not None:
             residence.unloading = True
+
+    def _keep(self, resident: ResidentId, seconds: float) -> None:
+        if (residence := self.residence(resident)) is not None:
+            residence.keep_alive_s = seconds
+
+    def _run_short(self, resident: ResidentId, missing_bytes: int) -> None:
+        if (residence := self.residence(resident)) is not None:
+            residence.short_bytes = missing_bytes
 
     def _settled(self, resident: ResidentId) -> None:
         self._occupancy.settling.pop(resident, None)

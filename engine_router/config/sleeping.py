@@ -1,0 +1,87 @@
+"""What is wrong with an engine's `sleep`: what can be seen before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Final
+
+from engine_router.config.model import AnyEngineConfig, OllamaConfig, PoolConfig, ProcessConfig, SleepConfig
+from engine_router.config.structure import Fault
+from engine_router.unified import is_unified
+
+_DEV_MODE: Final = "VLLM_SERVER_DEV_MODE"
+_CUSTOM_ONLY: Final = ("path", "body", "wake", "asleep_path")
+_SGLANG_FLAGS: Final = ("--enable-memory-saver", "--enable-weights-cpu-backup")
+
+
+def sleep_faults(
+    engine: AnyEngineConfig, path: str, pool: PoolConfig, environ: Mapping[str, str] = os.environ
+) -> Iterator[Fault]:
+    """Yield what is wrong with the `sleep` of an engine.
+
+    Args:
+        path: of the engine in the file.
+        pool: whose memory it uses.
+        environ: what the engine inherits.
+    """
+    if isinstance(engine, OllamaConfig) or engine.sleep is None:
+        return
+    sleep, place = engine.sleep, f"{path}.sleep"
+    yield from _call_faults(sleep, place)
+    if sleep.kind != "custom" and is_unified(pool.unified, pool.gauge):
+        yield from _unified_faults(sleep, place)
+    if isinstance(engine, ProcessConfig):
+        yield from _command_faults(engine, sleep, path, environ)
+
+
+def _call_faults(sleep: SleepConfig, place: str) -> Iterator[Fault]:
+    if sleep.kind != "vllm" and sleep.level != 1:
+        yield f"{place}.level", 'only vLLM has levels; leave it out, or say kind = "vllm"'
+    if sleep.kind != "custom":
+        for key in _CUSTOM_ONLY:
+            if getattr(sleep, key):
+                yield f"{place}.{key}", f'not allowed with kind = "{sleep.kind}"; use kind = "custom"'
+        return
+    if sleep.path is None:
+        yield f"{place}.path", 'missing; kind = "custom" needs the call that puts the engine to sleep'
+    if not sleep.wake:
+        yield f"{place}.wake", 'missing; kind = "custom" needs the calls that wake the engine'
+
+
+def _unified_faults(sleep: SleepConfig, place: str) -> Iterator[Fault]:
+    remedy = "if this pool's GPU has a memory of its own, say so with unified = false in its [pools] table"
+    if sleep.kind == "sglang":
+        yield (
+            f"{place}.kind",
+            "SGLang keeps the weights in main memory while it sleeps, which the GPU of this pool uses too, so that hardly "
+            f"anything is freed: leave sleep out; {remedy}",
+        )
+    elif sleep.level == 1:
+        yield (
+            f"{place}.level",
+            "1 parks the weights in main memory, which the GPU of this pool uses too, so that nothing is freed: use "
+            f"level = 2; {remedy}",
+        )
+
+
+def _command_faults(
+    engine: ProcessConfig, sleep: SleepConfig, path: str, environ: Mapping[str, str]
+) -> Iterator[Fault]:
+    """Yield what a command lacks that can be seen to run vLLM or SGLang itself; a script may add anything."""
+    if sleep.kind == "vllm" and _runs(engine.argv, "vllm"):
+        if "--enable-sleep-mode" not in engine.argv:
+            yield f"{path}.argv", "vLLM sleeps only if it is started with it: add --enable-sleep-mode"
+        is_on = f"{_DEV_MODE}=1" in engine.argv or "1" in (engine.env.get(_DEV_MODE), environ.get(_DEV_MODE))
+        if not is_on:
+            yield f"{path}.env", f'vLLM has no calls to sleep without it: add env = {{ {_DEV_MODE} = "1" }}'
+    if sleep.kind == "sglang" and _runs(engine.argv, "sglang"):
+        for flag in _SGLANG_FLAGS:
+            if flag not in engine.argv:
+                reason = "" if flag == _SGLANG_FLAGS[0] else ", or it wakes without its weights"
+                yield f"{path}.argv", f"SGLang sleeps only if it is started with it{reason}: add {flag}"
+
+
+def _runs(argv: Sequence[str], program: str) -> bool:
+    return any(PurePath(word).name == program or word.startswith(f"{program}.") for word in argv)
