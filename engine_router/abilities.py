@@ -26,6 +26,9 @@ OPTIONAL: Final = ("/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
 ASK_TIMEOUT_S: Final = 5.0
 _MAX_ANSWER_BYTES: Final = 65536
 _ABSENT: Final = frozenset((404, 405, 501))
+# Served, but not so that the official clients can read it: llama.cpp (2026) sends events of responses without the
+# indexes and the numbers by which openai puts them together. It makes them of chat completions, as the router does.
+_UNREADABLE: Final = frozenset({(b"llama.cpp", "/v1/responses")})
 
 
 @define(eq=False)
@@ -35,6 +38,11 @@ class Abilities:
     _config: Config
     _upstream: Upstream
     _known: dict[str, dict[str, bool]] = field(factory=dict)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by another configuration from now on."""
+        self._config = config
+        self._known.clear()
 
     def known(self, engine: str, path: str) -> bool | None:
         """Tell whether an engine serves a path itself; None where it has to be asked."""
@@ -86,7 +94,10 @@ class Abilities:
             )
         )
         try:
-            return await _is_there(await exchange.head(), exchange)
+            head = await exchange.head()
+            if (head.header(b"server"), path) in _UNREADABLE:
+                return False
+            return await _is_there(head, exchange)
         finally:
             exchange.close()
 

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from engine_router.config import Config
 from engine_router.courses import Courses
 from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.anthropic_tokens import count_tokens_body
@@ -31,6 +32,7 @@ from engine_router.residency.ledger import Phase
 from engine_router.residency.messages import Priority
 from engine_router.router import Router
 from engine_router.scope import RequestScope
+from engine_router.underway import Request
 from engine_router.upload import Passing
 from engine_router.wire.upstream import Headers, ResponseHead, first_value
 
@@ -61,8 +63,12 @@ class Answerer:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        server = router.config.server
-        self._courses = Courses(router.config, router.abilities, strip_keys=bool(server.api_keys))
+        self._configure(router.config)
+
+    def _configure(self, config: Config) -> None:
+        router, server = self._router, config.server
+        self._config = config
+        self._courses = Courses(config, router.abilities, strip_keys=bool(server.api_keys))
         self._interval_s = float(server.keepalive_interval_s) or math.inf
         self._blanks_after_s = float(server.nonstreaming_keepalive_after_s) or math.inf
         self._max_body_bytes = int(server.max_body_mb * 1_000_000)
@@ -75,6 +81,8 @@ class Answerer:
         Raises:
             RouterError: there is no answer but this error.
         """
+        if self._config is not self._router.config:  # it was read again
+            self._configure(self._router.config)
         dialect = dialect_of(incoming.path)
         routed = await read(dialect, incoming, max_body_bytes=self._max_body_bytes, passes=self._passes)
         scope.model = routed.model
@@ -86,6 +94,8 @@ class Answerer:
         scope.queue_wait_s = lambda: passage.queue_wait_s
         scope.first_byte_s = lambda: passage.first_byte_s
         scope.stack.callback(passage.close)
+        entered = Request(scope.id, incoming.path, target.model, passage)
+        scope.stack.callback(self._router.underway.enter(entered))
         passage.enter(
             priority=_priority(incoming.headers),
             keep_alive_s=_keep_alive_s(incoming.path, routed),

@@ -84,6 +84,12 @@ class Catalogue:
         self._weights: dict[Path, Weights | None] = {}
         self._signatures: dict[Path, Signature] = {}
 
+    def reconfigure(self, config: Config) -> None:
+        """Go by another configuration from now on; what was learned is kept."""
+        self._config = config
+        # Those of engines that are gone stay: they may be asked right now.
+        self._listings.update({name: _Listing() for name in config.engines if name not in self._listings})
+
     def of(self, target: Target) -> Facts:
         """Return what is known of a model; never waits."""
         listing, name = self._listings[target.engine], normal_name(target.upstream)
@@ -129,9 +135,9 @@ class Catalogue:
                     server = Server(name, config, config.base_url, client)
                     nursery.start_soon(self._ask_ollama, server)
             for name, base_url in {(resident.engine, place) for resident, place in serving.items()}:
-                config = self._config.engines[name]
-                if not isinstance(config, OllamaConfig):
-                    nursery.start_soon(self._ask_server, Server(name, config, base_url, client))
+                settings = self._config.engines.get(name)  # None: it is on its way out
+                if settings is not None and not isinstance(settings, OllamaConfig):
+                    nursery.start_soon(self._ask_server, Server(name, settings, base_url, client))
 
     # Files
 

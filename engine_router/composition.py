@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -12,17 +13,20 @@ from typing import TYPE_CHECKING
 
 import httpx
 import trio
+from attrs import define
 
 from engine_router.config import Config, ProcessConfig, load_config
 from engine_router.discovery import Discovery
-from engine_router.engines.base import ResidentId
-from engine_router.engines.build import build_engines
+from engine_router.engines.base import Engine, ResidentId
+from engine_router.engines.build import build_engine
 from engine_router.engines.control import control_client
+from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.family import Guardian
 from engine_router.events import EventHub
 from engine_router.layout import make_layout, make_rules, pools_of
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
+from engine_router.reloading import Reloader, Source
 from engine_router.residency.ledger import Phase
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
@@ -34,11 +38,16 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def open_router(config: Config | str | os.PathLike[str]) -> AsyncIterator[Router]:
+async def open_router(
+    config: Config | str | os.PathLike[str],
+    *,
+    source: Source | None = None,
+) -> AsyncIterator[Router]:
     """Run a router inside the block.
 
     Args:
         config: a configuration, or the path of one.
+        source: where a configuration is read again from, for `Router.reload`; a path needs none.
 
     Raises:
         ConfigError: the file has faults.
@@ -47,19 +56,25 @@ async def open_router(config: Config | str | os.PathLike[str]) -> AsyncIterator[
     When the block ends, what the router started is stopped. When it is cancelled, processes are killed at
     once, without waiting.
     """
-    config = config if isinstance(config, Config) else await trio.to_thread.run_sync(load_config, config)
+    if not isinstance(config, Config):
+        source = source or Source(os.fspath(config), functools.partial(load_config, config))
+        config = await trio.to_thread.run_sync(source.read)
     failure: Exception | None = None
     async with (
         # Every control call is bounded by a scope of its own.
         control_client() as client,
         trio.open_nursery() as nursery,
     ):
-        guardian = None
-        if sys.platform != "win32" and any(isinstance(e, ProcessConfig) for e in config.engines.values()):
-            guardian = Guardian()
-            await nursery.start(guardian.run)
-        router = await _compose(config, client, guardian)
+        dormitory = Dormitory()
+        await nursery.start(dormitory.run)
+        forge = _Forge(client, nursery, dormitory)
+        router = await _compose(config, forge)
+        if source is not None:
+            reloader = Reloader(source, forge.make)
+            router.set_reloader(reloader.reload)
+            nursery.start_soon(reloader.watch, router)
         await nursery.start(router.supervisor.run)
+        await nursery.start(router.jobs.run)
         nursery.start_soon(router.keep_discovering)
         nursery.start_soon(
             router.catalogue.keep_fresh, client, lambda: _serving(router.supervisor), router.events()
@@ -68,6 +83,7 @@ async def open_router(config: Config | str | os.PathLike[str]) -> AsyncIterator[
         try:
             yield router
             await router.close()
+            await dormitory.close()
             await router.save()
         except Exception as error:  # noqa: BLE001 - raised below: the nursery would put it into a group
             failure = error
@@ -78,11 +94,29 @@ async def open_router(config: Config | str | os.PathLike[str]) -> AsyncIterator[
         raise failure
 
 
-async def _compose(config: Config, client: httpx.AsyncClient, guardian: Guardian | None) -> Router:
+@define(eq=False)
+class _Forge:
+    """Makes engines, with what they share. The guardian is started with the first one that needs it."""
+
+    _client: httpx.AsyncClient
+    _nursery: trio.Nursery
+    _dormitory: Dormitory
+    _guardian: Guardian | None = None
+
+    async def make(self, name: str, config: Config) -> Engine:
+        is_process = isinstance(config.engines[name], ProcessConfig)
+        if is_process and self._guardian is None and sys.platform != "win32":
+            guardian = Guardian()
+            await self._nursery.start(guardian.run)
+            self._guardian = guardian
+        return build_engine(name, config, self._client, self._guardian, self._dormitory)
+
+
+async def _compose(config: Config, forge: _Forge) -> Router:
     state_file = default_state_file() if config.state_file is None else Path(config.state_file)
     state = await trio.to_thread.run_sync(read_state, state_file)
     hub = EventHub()
-    engines = build_engines(config, client, guardian)
+    engines = {name: await forge.make(name, config) for name in config.engines}
     discovery = Discovery(config, engines)
     for name, models in state.models.items():
         if name in config.engines and config.engines[name].discover:

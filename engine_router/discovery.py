@@ -56,6 +56,18 @@ class Discovery:
             self._configured[model_id] = self._target(model_id, entry.engine, entry.upstream)
             self._aliases.update(dict.fromkeys(entry.aliases, model_id))
 
+    def changed(self, config: Config, engines: Mapping[str, Engine]) -> Discovery:
+        """Return what is known under another configuration; what engines listed that are still there is kept."""
+        other = Discovery(config, engines)
+        for name, models in self._listed.items():
+            if name in config.engines:
+                other.set_listed(name, models)
+        return other
+
+    def take_over(self, other: Discovery) -> None:
+        """Become like another one, for all who hold this one."""
+        self.__dict__.update(other.__dict__)
+
     def resolve(self, name: str) -> Target:
         """Find a model by id, alias, or with or without Ollama's `:latest`.
 

@@ -110,6 +110,15 @@ class UnknownModel(RouterError):
         self.suggestions = tuple(suggestions)
 
 
+class NotResident(RouterError):
+    """What was asked for needs a model that is not resident, and is not worth a swap."""
+
+    status = 409
+    code = "model_not_resident"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
+
+
 class RequestTooSlow(RouterError):
     """The request's body did not arrive in time."""
 
@@ -198,6 +207,34 @@ class LeaseRevoked(RouterError):
     anthropic_kind = "overloaded_error"
 
 
+class RequestCancelled(RouterError):
+    """The person who runs the router ended this request."""
+
+    status = 503
+    code = "request_cancelled"
+    retryable = False
+
+
+class NotSupported(RouterError):
+    """The route is known, but this router cannot do what it stands for."""
+
+    status = 501
+    code = "not_supported"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
+    retryable = False
+
+
+class BadConfiguration(RouterError):
+    """The configuration was to be read again and has faults, so that nothing was changed."""
+
+    status = 422
+    code = "bad_configuration"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
+    retryable = False
+
+
 class EngineError(RouterError):
     """Something went wrong with one engine.
 
@@ -228,11 +265,14 @@ class EngineError(RouterError):
 
 
 class EngineStartFailed(EngineError):
-    """The engine could not be started: bad command, early exit, refused load."""
+    """The engine could not be started: bad command, early exit, refused load.
+
+    No `overloaded_error` to Anthropic's clients: Claude Code tries such a one again for minutes, and says nothing
+    of it meanwhile, whatever `x-should-retry` says.
+    """
 
     status = 503
     code = "engine_start_failed"
-    anthropic_kind = "overloaded_error"
     retryable = False
 
 
@@ -251,6 +291,7 @@ class NotEnoughMemory(EngineStartFailed):
     """
 
     code = "not_enough_memory"
+    anthropic_kind = "overloaded_error"
     retryable = True
 
     def __init__(self, engine: str, need_bytes: int, free_bytes: int, waited_s: float) -> None:

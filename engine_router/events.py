@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import attrs
@@ -25,10 +25,15 @@ class Event:
 
     at: float
 
+    @classmethod
+    def event_name(cls) -> str:
+        """Return the name of such an event: its class, in words joined by underscores."""
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("_")
+
     @property
     def name(self) -> str:
-        """The event's name: its class, in words joined by underscores."""
-        return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("_")
+        """The event's name."""
+        return self.event_name()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the event as plain data, for JSON."""
@@ -138,7 +143,7 @@ class EventHub:
 
     def __init__(self, recent: int = 200) -> None:
         self._listeners: list[Callable[[Event], None]] = []
-        self._subscriptions: weakref.WeakSet[_Subscription] = weakref.WeakSet()
+        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._recent: deque[Event] = deque(maxlen=recent)
 
     @property
@@ -159,32 +164,51 @@ class EventHub:
         for subscription in self._subscriptions:
             subscription.put(event)
 
-    def subscribe(self, buffer: int = 1000) -> AsyncIterator[Event]:
+    def subscribe(self, buffer: int = 1000) -> Subscription:
         """Iterate over the events from now on, for one task. The subscription ends when nobody holds it any more.
 
         At most `buffer` events are kept for a slow reader; the oldest are lost first. Cancellation loses none.
         """
-        subscription = _Subscription(buffer)
+        subscription = Subscription(buffer)
         self._subscriptions.add(subscription)
         return subscription
 
 
 # Not a generator: it has nothing to clean up, so that leaving its loop is enough to be rid of it.
-class _Subscription:
+class Subscription:
+    """The events from a moment on, for one task. Made by `EventHub.subscribe`.
+
+    Attributes:
+        lost: how many events were lost because they were not read in time.
+    """
+
     def __init__(self, buffer: int) -> None:
         self._events: deque[Event] = deque(maxlen=buffer)
         self._wake = trio.Event()
+        self.lost = 0
 
     def put(self, event: Event) -> None:
+        """Take in an event; for the hub."""
+        self.lost += len(self._events) == self._events.maxlen
         self._events.append(event)
         self._wake.set()
 
-    def __aiter__(self) -> _Subscription:
-        return self
+    def take(self) -> list[Event]:
+        """Return what has come and was not read yet, oldest first; does not wait."""
+        events = list(self._events)
+        self._events.clear()
+        return events
 
-    async def __anext__(self) -> Event:
+    async def ready(self) -> None:
+        """Wait until there is an event to read. Cancellation loses none."""
         while not self._events:
             self._wake = trio.Event()
             await self._wake.wait()
         await trio.lowlevel.checkpoint()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        await self.ready()
         return self._events.popleft()

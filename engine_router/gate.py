@@ -211,6 +211,31 @@ def _origin_pattern(origin: str) -> str:
     return f"{re.escape(scheme)}://{subdomains}{re.escape(host)}{ports}"
 
 
+
+class Gates:
+    """The gate of the configuration that is in force.
+
+    Args:
+        server: returns the settings, which may be others after a reload.
+    """
+
+    def __init__(self, server: Callable[[], ServerConfig]) -> None:
+        self._server = server
+        self._settings = server()
+        self._gate = Gate(self._settings)
+
+    @property
+    def gate(self) -> Gate:
+        """The gate that holds now."""
+        if (settings := self._server()) is not self._settings:
+            self._settings, self._gate = settings, Gate(settings)
+        return self._gate
+
+    def answer_headers(self, headers: Headers) -> Headers:
+        """See `Gate.answer_headers`."""
+        return self.gate.answer_headers(headers)
+
+
 def offered_keys(headers: Headers) -> Iterator[bytes]:
     """Yield every key that a request offers: X-API-Key, Bearer, and the password a browser asks its user for."""
     for name, value in headers:

@@ -26,12 +26,17 @@ def progress_of(supervisor: Supervisor, lease: Lease) -> str:
         return f"{resident} is thinking ({_seconds(now - lease.granted_at)})"
     swap = next((swap for swap in pool.journal.swaps if swap.concerns(resident)), None)
     if swap is not None and swap.target == resident:
-        return f"{_doing(swap)} ({_times(supervisor, swap, now)})"
+        return step_of(supervisor, swap, now)
     place = pool.ledger.place(lease.ticket)
     ahead = f"{place} request{'' if place == 1 else 's'} ahead" if place else "next in the queue"
     busy = [str(other.resident) for other in pool.ledger.residences if other.phase is Phase.READY]
     behind = f"; {', '.join(busy)} is in use" if busy and str(resident) not in busy else ""
     return f"{ahead}{behind} ({_seconds(now - lease.requested_at)})"
+
+
+def step_of(supervisor: Supervisor, swap: Swap, now: float) -> str:
+    """Say what is being done in a swap, for how long, and how long it takes."""
+    return f"{_doing(swap)} ({_times(supervisor, swap, now)})"
 
 
 def _doing(swap: Swap) -> str:

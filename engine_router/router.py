@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,18 @@ from attrs import Factory, define, field, frozen
 
 from engine_router.abilities import Abilities
 from engine_router.catalogue import Catalogue
+from engine_router.changes import Changes
 from engine_router.config import Config
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine
-from engine_router.errors import EngineError, LeaseRevoked, UnknownModel
+from engine_router.errors import ConfigError, EngineError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, ResidentReady, RouterNotice
+from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
 from engine_router.residency.supervisor import Supervisor
+from engine_router.scope import new_id
 from engine_router.state import State, save_state
+from engine_router.underway import Directly, Request, Underway
 from engine_router.wire.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -73,6 +77,9 @@ class Router:
     abilities: Abilities = field(
         init=False, default=Factory(lambda self: Abilities(self.config, self.upstream), takes_self=True)
     )
+    underway: Underway = field(init=False, factory=Underway)
+    jobs: Jobs = field(init=False, factory=Jobs)
+    _reloader: Callable[[Router], Awaitable[Changes]] | None = None
     _app: QuartTrio | None = None
     _asked_at: float = -math.inf
     _asking: trio.Event | None = None
@@ -97,6 +104,7 @@ class Router:
         """
         target = await self.resolve(model)
         lease = self.supervisor.request(target.resident)
+        leave = self.underway.enter(Request(new_id(), "lease", target.model, Directly(lease)))
         try:
             with trio.CancelScope() as scope:
                 endpoint = await lease.granted()
@@ -104,6 +112,7 @@ class Router:
                 yield HeldLease(endpoint.base_url, target.engine, target.upstream)
         finally:
             lease.release()
+            leave()
         if scope.cancelled_caught:
             raise lease.error or LeaseRevoked("the lease was taken away")
 
@@ -146,6 +155,32 @@ class Router:
         """Tell the person who runs the router something."""
         level = "error" if severity == "error" else "info" if severity == "info" else "warning"
         self.hub.publish(RouterNotice(at=time.time(), severity=level, message=message))  # type: ignore[arg-type]
+
+    async def reload(self) -> Changes:
+        """Read the configuration file again and take over what is different; see `Reloader.reload`.
+
+        Raises:
+            ConfigError: it has faults, or the router was not made from a file; nothing was changed.
+        """
+        if self._reloader is None:
+            raise ConfigError("reload", [("", "this router was not made from a file")])
+        return await self._reloader(self)
+
+    @property
+    def can_reload(self) -> bool:
+        """Whether there is a file that can be read again."""
+        return self._reloader is not None
+
+    def set_reloader(self, reloader: Callable[[Router], Awaitable[Changes]]) -> None:
+        """Say how the configuration is read again."""
+        self._reloader = reloader
+
+    def take_over(self, config: Config, engines: Mapping[str, Engine], discovery: Discovery) -> None:
+        """Go by another configuration from now on. Called by who has told the supervisor."""
+        self.config, self.engines = config, engines
+        self.discovery.take_over(discovery)
+        self.catalogue.reconfigure(config)
+        self.abilities.reconfigure(config)
 
     async def close(self) -> None:
         """Refuse new requests, let running ones end for `shutdown_timeout_s`, stop what the router started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,13 @@ from engine_router.events import EventHub, RequestEnded
 
 CLIENT_LEFT = 499
 
+_numbers = itertools.count(1)
+
+
+def new_id() -> str:
+    """Return an id that no request of this process has yet: `r1`, `r2` and so on."""
+    return f"r{next(_numbers)}"
+
 
 @define(eq=False)
 class RequestScope:
@@ -24,6 +32,7 @@ class RequestScope:
     in the very step in which it is noticed, even where its handler is stuck in a send that nobody reads.
 
     Attributes:
+        id: by which people can tell it from others.
         stack: what it holds; every exit callback is synchronous.
         model, engine: filled in once known.
         status: what the client got; 0 while nothing was sent.
@@ -40,6 +49,7 @@ class RequestScope:
     first_byte_s: Callable[[], float] = lambda: math.nan
     error: str | None = None
     finished: bool = False
+    id: str = field(init=False, factory=new_id)
     _began_at: float = field(factory=trio.current_time)
 
     def note_error(self, error: RouterError) -> None:

@@ -18,7 +18,7 @@ from hypercorn.utils import wrap_app
 
 from engine_router.answering import Answerer, Reply
 from engine_router.config import ServerConfig
-from engine_router.gate import Gate
+from engine_router.gate import Gates
 from engine_router.reading import Incoming
 from engine_router.router import Router
 from engine_router.routes import is_proxied
@@ -171,10 +171,11 @@ async def serve(
 
 def _fast_tier(router: Router) -> MakeFast:
     """Return what makes the fast tier's side of each connection."""
-    gate, answerer = Gate(router.config.server), Answerer(router)
     limit = int(router.config.server.max_body_mb * 1_000_000)
+    gates, answerer = Gates(lambda: router.config.server), Answerer(router)
 
     async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
+        gate = gates.gate
         gate.check_host(incoming.headers)
         gate.check_key(incoming.path, incoming.headers)
         gate.check_origin("POST", incoming.headers)
@@ -182,6 +183,6 @@ def _fast_tier(router: Router) -> MakeFast:
 
     def make(stream: RawStream) -> FastConnection:
         reader = RequestReader(is_proxied, limit, LARGE_BYTES)
-        return FastConnection(stream, reader, answer, router.hub, gate.answer_headers)
+        return FastConnection(stream, reader, answer, router.hub, gates.answer_headers)
 
     return make

@@ -21,6 +21,9 @@ from engine_router.engines.base import ResidentId
 
 _VERSION = 1
 
+# Where nobody knows how much has to come free, sleep has to bring back this part of what a start took.
+SLEEP_SHARE = 0.75
+
 
 @define
 class Measured:
@@ -32,6 +35,9 @@ class Measured:
         start_s: seconds that its last start took.
         stop_s: seconds that its last stop took.
         settle_s: seconds that its memory took to come back.
+        sleep_freed_bytes: memory that came back when it fell asleep the last time.
+        sleep_s: seconds that it took to fall asleep.
+        wake_s: seconds that its last wake took.
     """
 
     footprint_bytes: int | None = None
@@ -39,6 +45,23 @@ class Measured:
     start_s: float | None = None
     stop_s: float | None = None
     settle_s: float | None = None
+    sleep_freed_bytes: int | None = None
+    sleep_s: float | None = None
+    wake_s: float | None = None
+
+    def prefers_sleep(self, wanted_bytes: float | None = None) -> bool:
+        """Tell whether it should sleep rather than be stopped: that has freed enough, and wakes faster than it starts.
+
+        True as well as long as it never slept: only a try can tell.
+
+        Args:
+            wanted_bytes: what has to come free; None for nearly all that it took.
+        """
+        if self.wake_s is not None and self.start_s is not None and self.wake_s >= self.start_s:
+            return False
+        if wanted_bytes is None:
+            wanted_bytes = (self.footprint_bytes or 0) * SLEEP_SHARE
+        return self.sleep_freed_bytes is None or self.sleep_freed_bytes >= wanted_bytes
 
 
 @define
@@ -90,14 +113,21 @@ class State:
 
 
 def _measured(values: dict[str, object]) -> Measured:
-    size = _number(values.get("footprint_bytes"))
     return Measured(
-        footprint_bytes=None if size is None else int(size),
+        footprint_bytes=_size(values.get("footprint_bytes")),
         release_ratio=_number(values.get("release_ratio"), most=1.0),
         start_s=_number(values.get("start_s")),
         stop_s=_number(values.get("stop_s")),
         settle_s=_number(values.get("settle_s")),
+        sleep_freed_bytes=_size(values.get("sleep_freed_bytes")),
+        sleep_s=_number(values.get("sleep_s")),
+        wake_s=_number(values.get("wake_s")),
     )
+
+
+def _size(value: object) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
 
 
 def _number(value: object, *, most: float = 1e15) -> float | None:

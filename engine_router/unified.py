@@ -13,7 +13,11 @@ from typing import Final
 
 # Where Linux tells what machine this is: the board's name of a PC or server, the name in a device tree, and
 # what NVIDIA's driver calls each GPU.
-_PLACES: Final = ("sys/class/dmi/id/product_name", "proc/device-tree/model", "sys/firmware/devicetree/base/model")
+_PLACES: Final = (
+    "sys/class/dmi/id/product_name",
+    "proc/device-tree/model",
+    "sys/firmware/devicetree/base/model",
+)
 _GPUS: Final = "proc/driver/nvidia/gpus"
 _NAMES: Final = ("dgx spark", "dgx_spark", "gb10", "jetson", "tegra")
 _MOST_BYTES: Final = 4096

@@ -302,12 +302,18 @@ TEXTS = (
         counts_events=True,
     ),
     Client("langchain-openai response", langchain_responses, *_OPENAI, streams=False),
-    Client("langchain-openai response, streamed", langchain_responses_stream, *_OPENAI, streams=True),
+    Client(
+        "langchain-openai response, streamed",
+        langchain_responses_stream,
+        (openai.APIError, ValueError),
+        openai.APIConnectionError,
+        streams=True,
+    ),
     # It always streams.
     Client("langchain-ollama", langchain_ollama_invoke, *_OLLAMA, streams=True),
     Client("langchain-ollama, streamed", langchain_ollama_stream, *_OLLAMA, streams=True),
 )
-"""What asks for text."""
+"""What asks for text. LangChain makes an error of its own of a response that failed."""
 
 VECTORS = (
     Client("openai embeddings", vectors, *_OPENAI, streams=False),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 from attrs import frozen
 
 from engine_router.config import parse_config
@@ -26,6 +27,7 @@ DELAY_S, IDLE_S = 1.2, 0.5
 WAITING = {"keepalive_interval_s": 0.1, "nonstreaming_keepalive_after_s": 0.2}
 # Nothing is sent before the answer itself.
 PATIENT = {"keepalive_interval_s": 30, "nonstreaming_keepalive_after_s": 0}
+Errors = type[Exception] | tuple[type[Exception], ...]
 
 
 @frozen
@@ -57,8 +59,8 @@ class Client:
 
     name: str
     ask: Callable[[At, str], str]
-    error: type[Exception]
-    broken: type[Exception] | tuple[type[Exception], ...]
+    error: Errors
+    broken: Errors
     streams: bool
     counts_events: bool = False
 
@@ -70,6 +72,12 @@ class Outcome:
     answer: str | None
     error: Exception | None
     after_s: float
+
+
+def answer_in(outcome: Outcome) -> str | None:
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.answer
 
 
 def ask_all(clients: Iterable[Client], at: At, text: str = "hello") -> dict[str, Outcome]:
@@ -115,12 +123,17 @@ def serving(
         *engines,
         more,
     ]
-    with (
-        pytest.MonkeyPatch.context() as environment,
-        served_in_background(parse_config("\n".join(text))) as run,
-    ):
-        environment.setenv("NO_PROXY", "*")
-        yield run
+    with environment(), served_in_background(parse_config("\n".join(text))) as running:
+        yield running
+
+
+@contextmanager
+def environment() -> Iterator[None]:
+    """Let clients reach the router directly, and be made in a millisecond: each reads all certificates there are."""
+    with pytest.MonkeyPatch.context() as patch, trustme.CA().cert_pem.tempfile() as certificate:
+        patch.setenv("NO_PROXY", "*")
+        patch.setenv("SSL_CERT_FILE", certificate)
+        yield
 
 
 def starts(router: Router, engine: str) -> int:

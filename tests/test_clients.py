@@ -17,6 +17,7 @@ from talking import (
     At,
     Client,
     Outcome,
+    answer_in,
     ask_all,
     serving,
     starts,
@@ -36,12 +37,6 @@ each_whole = pytest.mark.parametrize(
 )
 Outcomes = dict[str, Outcome]
 VECTOR_ANSWERS = {"openai embeddings": "[3.0, 4.0]", "ollama embeddings": "[0.6, 0.8]"}
-
-
-def answer_in(outcome: Outcome) -> str | None:
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.answer
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 ENGINE = '[engines.a]\ntype = "process"\nargv = "serve {port}"\n'
 HTTP = '[engines.h]\ntype = "http"\nbase_url = "http://127.0.0.1:5000"\n'
 CALLS = 'unload = { path = "/u" }\nloaded = { path = "/l" }\n'
-COMMON = (
-    "models, pool, memory_gb, group, pinned, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, type"
-)
+COMMON = "models, pool, memory_gb, group, pinned, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, endpoints, type"
 
 
 def faults_of(text: str | bytes) -> list[tuple[str, str]]:
@@ -305,7 +303,7 @@ FAULTS = [
     (
         ENGINE + "server = 1",
         "engines.a.server",
-        f"unknown key; known keys: {COMMON}, argv, base_url, env, cwd, stop_signal, grace_s, log_file, ready_path, ready_check",
+        f"unknown key; known keys: {COMMON}, argv, base_url, env, cwd, stop_signal, grace_s, log_file, ready_path, ready_check, sleep",
         True,
     ),
     ("server = 1\n" + ENGINE, "server", "expected a table, got 1", True),
@@ -612,6 +610,38 @@ FAULTS = [
         'no model is called "zzz"',
         False,
     ),
+    (
+        "[scheduling]\npreload = ['small', 'qwen']\n"
+        + ENGINE
+        + 'models = ["qwen3"]\n[aliases]\nsmall = "qwen3"',
+        "scheduling.preload",
+        'no model is called "qwen"; did you mean "qwen3"?',
+        False,
+    ),
+    (
+        "scheduling.preload = ['zzz']\n" + ENGINE + '[models.x]\nengine = "a"\naliases = ["y"]',
+        "scheduling.preload",
+        'no model is called "zzz"; known: x, y',
+        False,
+    ),
+    (
+        "scheduling.preload = ['zzz']\n" + ENGINE + "discover = false",
+        "scheduling.preload",
+        'no model is called "zzz"; name it in the models of its engine',
+        False,
+    ),
+    (
+        ENGINE + 'models = ["qwen3"]\n[pools.default]\ndefault_model = "a"',
+        "pools.default.default_model",
+        'no model is called "a"; that is an engine; name one of its models',
+        False,
+    ),
+    (
+        ENGINE + 'models = ["qwen3"]\n[pools.gpu]\ndefault_model = "qwen3:latest"',
+        "pools.gpu.default_model",
+        'model "qwen3:latest" is not of this pool: its engine "a" uses pool "default"',
+        False,
+    ),
 ]
 
 
@@ -688,6 +718,8 @@ def test_a_fault_brings_no_others_after_it() -> None:
         '[models.x]\nengine = "a"\npath = 1\n[aliases]\ny = "x"\n[pools.p]\ngpu = -1'
     )
     assert {path for path, _ in faults_of(bad_model)} == {"models.x.path", "pools.p.gpu"}
+    bad_name = "scheduling.preload = ['x']\n" + ENGINE + "models = [3]\ndiscover = false"
+    assert [path for path, _ in faults_of(bad_name)] == ["engines.a.models[0]"]
 
 
 # Good files
@@ -777,6 +809,22 @@ def test_a_json_body_may_be_anything() -> None:
 def test_a_model_in_its_own_engines_list_may_have_a_table_too() -> None:
     config = parse_config(ENGINE + 'models = ["x"]\n[models.x]\nengine = "a"\naliases = ["y"]')
     assert config.models == {"x": ModelConfig(engine="a", aliases=("y",))}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "engines",
+    [
+        ENGINE,  # its models are not known
+        ENGINE + 'models = ["x"]\n[engines.o]\ntype = "ollama"\nmodels = ["y"]',
+        ENGINE + 'models = ["mine"]',
+        ENGINE + 'models = ["mine:latest"]',
+        ENGINE + '[models.x]\nengine = "a"\naliases = ["mine"]',
+        ENGINE + 'models = ["x"]\n[aliases]\nmine = "x"',
+    ],
+)
+def test_a_model_that_may_be_there_may_be_loaded_ahead(engines: str) -> None:
+    text = "scheduling.preload = ['mine']\npools.default.default_model = 'mine'\n" + engines
+    assert parse_config(text).scheduling.preload == ("mine",)
 
 
 def test_an_alias_of_a_model_that_an_engine_may_list_is_accepted() -> None:

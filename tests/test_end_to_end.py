@@ -37,6 +37,9 @@ T = TypeVar("T")
 LIMIT_S = 60.0
 HELLO = [{"role": "user", "content": "Good morning"}]
 KEY = "the key"
+# Of 70 answers drawn by lot, one ends before its eighth token.
+SHORT = {"max_tokens": 8, "temperature": 0}
+SHORT_BY_OLLAMA = {"num_predict": 8, "temperature": 0}
 # Long enough to be interrupted: some seconds of text.
 ENDLESS = {"max_tokens": 8000, "extra_body": {"ignore_eos": True}}
 
@@ -53,7 +56,7 @@ def engine(name: str, path: Path, *flags: str) -> str:
 
 
 def configuration(path: Path) -> engine_router.Config:
-    """Configure two engines that work, and one that does not start."""
+    """Configure two engines that work, one that does not start, and one that is not listed."""
     text = f"""
         state_file = "/nonexistent/folder/state.json"
         server = {{api_keys = ["{KEY}"], keepalive_interval_s = 0.05, shutdown_timeout_s = 0.5}}
@@ -61,6 +64,7 @@ def configuration(path: Path) -> engine_router.Config:
         {engine("alpha", path)}
         {engine("beta", path, "--embeddings", "--pooling", "mean")}
         {engine("broken", path, "--no-such-flag")}
+        {engine("other", path)}
         [models."team/alpha"]
         engine = "alpha"
         upstream = "alpha-raw"
@@ -70,6 +74,10 @@ def configuration(path: Path) -> engine_router.Config:
         upstream = "beta-raw"
         [models.broken]
         engine = "broken"
+        [models.other]
+        engine = "other"
+        upstream = "other-raw"
+        unlisted = true
     """
     return parse_config(text)
 
@@ -132,19 +140,19 @@ async def test_the_openai_client(model_file: Path) -> None:
             assert client.models.retrieve("gpt-4o").id == "gpt-4o"
 
             for model in ("team/alpha", "beta:1b", "gpt-4o"):
-                whole = client.chat.completions.create(model=model, messages=HELLO, max_tokens=8)
+                whole = client.chat.completions.create(model=model, messages=HELLO, **SHORT)
                 assert whole.choices[0].message.content
                 assert whole.usage is not None
                 assert whole.usage.completion_tokens == 8
 
                 with client.chat.completions.create(
-                    model=model, messages=HELLO, max_tokens=8, stream=True
+                    model=model, messages=HELLO, stream=True, **SHORT
                 ) as stream:
                     chunks = list(stream)
                 assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
                 assert chunks[-1].choices[0].finish_reason == "length"
 
-            text = client.completions.create(model="team/alpha", prompt="Good", max_tokens=8)
+            text = client.completions.create(model="team/alpha", prompt="Good", **SHORT)
             assert text.choices[0].text
             vectors = client.embeddings.create(model="beta:1b", input=["Good", "morning"])
             assert [len(entry.embedding) for entry in vectors.data] == [64, 64]
@@ -166,7 +174,7 @@ async def test_the_openai_client(model_file: Path) -> None:
 async def test_the_errors_of_the_openai_client(model_file: Path) -> None:
     def talk(url: str) -> None:
         with openai_client(url) as client:
-            chat = functools.partial(client.chat.completions.create, messages=HELLO, max_tokens=8)
+            chat = functools.partial(client.chat.completions.create, messages=HELLO, **SHORT)
             with pytest.raises(
                 openai.NotFoundError, match="'team/alpa' not found; did you mean 'team/alpha'"
             ):
@@ -218,18 +226,16 @@ async def test_the_ollama_client(model_file: Path) -> None:
             assert client.show("gpt-4o").capabilities == ["completion"]
 
             for model in ("team/alpha", "beta:1b", "gpt-4o:latest"):
-                whole = client.chat(model=model, messages=HELLO, options={"num_predict": 8})
+                whole = client.chat(model=model, messages=HELLO, options=SHORT_BY_OLLAMA)
                 assert whole.message.content
                 assert whole.done
                 assert whole.eval_count == 8
-                parts = list(
-                    client.chat(model=model, messages=HELLO, options={"num_predict": 8}, stream=True)
-                )
+                parts = list(client.chat(model=model, messages=HELLO, options=SHORT_BY_OLLAMA, stream=True))
                 assert "".join(part.message.content or "" for part in parts)
                 assert parts[-1].done
                 assert parts[-1].done_reason == "length"
             assert [entry.model for entry in client.ps().models] == ["team/alpha"]
-            text = client.generate(model="team/alpha", prompt="Good", options={"num_predict": 8})
+            text = client.generate(model="team/alpha", prompt="Good", options=SHORT_BY_OLLAMA)
             assert text.response
             vectors = client.embed(model="beta:1b", input=["Good", "morning"])
             assert [len(vector) for vector in vectors.embeddings] == [64, 64]
@@ -256,20 +262,19 @@ async def test_a_cold_start_longer_than_the_interval_of_the_frames(model_file: P
         with (
             openai_client(url) as client,
             client.chat.completions.create(
-                model="team/alpha", messages=HELLO, max_tokens=8, stream=True
+                model="team/alpha", messages=HELLO, stream=True, **SHORT
             ) as stream,
         ):
             return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
 
     def by_ollama(url: str) -> str:
         with ollama_client(url) as client:
-            options = {"num_predict": 8}
-            parts = client.chat(model="beta:1b", messages=HELLO, stream=True, options=options)
+            parts = client.chat(model="beta:1b", messages=HELLO, stream=True, options=SHORT_BY_OLLAMA)
             return "".join(part.message.content or "" for part in parts)
 
     async def raw(url: str, path: str, model: str) -> bytes:
         headers = {"Authorization": f"Bearer {KEY}"}
-        body = {"model": model, "messages": HELLO, "max_tokens": 8, "stream": True}
+        body = {"model": model, "messages": HELLO, "stream": True, **SHORT}
         async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
             return (await client.post(url + path, json=body, headers=headers)).content
 
@@ -286,16 +291,21 @@ async def test_requests_in_flight_together_make_at_most_two_swaps(model_file: Pa
 
     def chat(url: str, model: str) -> None:
         with openai_client(url) as client:
-            answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=8)
+            answer = client.chat.completions.create(model=model, messages=HELLO, **SHORT)
             assert answer.choices[0].message.content
             answered.append(model)
 
     async with running(model_file) as (router, url):
+        pool = router.supervisor.pools["default"]
         async with trio.open_nursery() as nursery:
-            for model in ["team/alpha", "beta:1b"] * 5:
-                nursery.start_soon(in_thread, chat, url, model)
+            # Ten clients need a moment to ask, and on a busy machine longer than an engine needs to start.
+            async with router.lease("other"):
+                for model in ["team/alpha", "beta:1b"] * 5:
+                    nursery.start_soon(in_thread, chat, url, model)
+                while len(list(pool.ledger.waiting())) < 10:
+                    await trio.sleep(0.01)
         assert len(answered) == 10
-        assert len(swaps(router)) <= 2
+        assert len(swaps(router)) == 1 + 2  # the first one is not theirs
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -321,7 +331,7 @@ async def test_a_killed_engine_fails_its_requests_and_is_started_again(
 
     def chat_again(url: str) -> str | None:
         with openai_client(url) as client:
-            answer = client.chat.completions.create(model="team/alpha", messages=HELLO, max_tokens=8)
+            answer = client.chat.completions.create(model="team/alpha", messages=HELLO, **SHORT)
             return answer.choices[0].message.content
 
     async with running(model_file) as (router, url):

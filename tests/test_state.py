@@ -27,7 +27,7 @@ A = ResidentId("a", "llama")
 
 def full_state() -> State:
     state = State()
-    state.residents["a/llama"] = Measured(2**36, 0.75, 12.5, 1.0, 0.25)
+    state.residents["a/llama"] = Measured(2**36, 0.75, 12.5, 1.0, 0.25, 2**35, 2.5, 0.75)
     state.set_models("a", ["llama", "qwen"])
     return state
 
@@ -65,7 +65,19 @@ def test_damaged_text_is_an_empty_state(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "true", '"7"', "[]", "1e400", "9" * 400, "null"])
-@pytest.mark.parametrize("key", ["footprint_bytes", "release_ratio", "start_s", "stop_s", "settle_s"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "footprint_bytes",
+        "release_ratio",
+        "start_s",
+        "stop_s",
+        "settle_s",
+        "sleep_freed_bytes",
+        "sleep_s",
+        "wake_s",
+    ],
+)
 def test_a_figure_that_cannot_have_been_measured_is_left_out_alone(key: str, value: str) -> None:
     text = (
         f'{{"version": 1, "models": {{}}, "residents": {{"a": {{"{key}": {value}}}, "b": {{"start_s": 2}}}}}}'
@@ -85,6 +97,27 @@ def test_what_a_newer_router_wrote_beside_is_left_out() -> None:
 def test_a_share_above_the_whole_was_not_measured() -> None:
     text = '{"version": 1, "models": {}, "residents": {"a": {"release_ratio": 1.5}}}'
     assert State.from_json(text).of(ResidentId("a")).release_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("measured", "wanted_bytes", "sleeps"),
+    [
+        (Measured(), None, True),
+        (Measured(), 10**12, True),
+        (Measured(100, start_s=60.0, sleep_freed_bytes=75, wake_s=1.0), None, True),
+        (Measured(100, start_s=60.0, sleep_freed_bytes=74, wake_s=1.0), None, False),
+        (Measured(100, start_s=60.0, sleep_freed_bytes=30, wake_s=1.0), 30, True),
+        (Measured(100, start_s=60.0, sleep_freed_bytes=99, wake_s=1.0), 100, False),
+        (Measured(100, start_s=60.0, sleep_freed_bytes=99, wake_s=60.0), None, False),
+        (Measured(100, sleep_freed_bytes=99, wake_s=60.0), None, True),
+        (Measured(sleep_freed_bytes=0, wake_s=1.0), None, True),
+        (Measured(sleep_freed_bytes=0, wake_s=1.0), 1, False),
+    ],
+)
+def test_the_cheaper_exit_that_frees_enough(
+    measured: Measured, wanted_bytes: float | None, sleeps: bool
+) -> None:
+    assert measured.prefers_sleep(wanted_bytes) is sleeps
 
 
 json_values = st.recursive(

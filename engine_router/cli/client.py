@@ -114,6 +114,20 @@ def get(where: Where, path: str) -> Any:
         call.close()
 
 
+def post(where: Where, path: str, body: object) -> Any:
+    """Post what is done at once, and return the JSON that the router answers; raises as `Call.read`."""
+    call = Call(where, "POST", path, body, ANSWER_TIMEOUT_S)
+    try:
+        return call.read()
+    finally:
+        call.close()
+
+
+def not_understood(where: Where) -> CommandFailed:
+    """Return the failure of a command that finds no sense in what the router says."""
+    return CommandFailed(f"the router at {where.url} is of another version; --json shows what it says")
+
+
 def get_status(where: Where) -> dict[str, Any]:
     """Return the router's status; raises as `Call.read`."""
     status = get(where, "/status")

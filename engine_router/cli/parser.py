@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_running(command)
     _add_checking(command)
     _add_asking(command)
+    _add_control(command)
     return parser
 
 
@@ -137,10 +138,12 @@ def _add_asking(command: Adder) -> None:
         "unload",
         "stop what is resident and free its memory",
         "Let running requests end, then stop what is resident: everything, or one model or engine.",
-        "unload",
         "unload qwen3-30b",
+        "unload --all",
     )
-    unload.add_argument("name", metavar="MODEL|ENGINE", nargs="?", help="default: everything")
+    which = unload.add_mutually_exclusive_group()
+    which.add_argument("name", metavar="MODEL|ENGINE", nargs="?", help="default: everything")
+    which.add_argument("--all", action="store_true", help="everything, in so many words")
     logs = command(
         "logs",
         "logs",
@@ -152,19 +155,111 @@ def _add_asking(command: Adder) -> None:
     logs.add_argument("engine", metavar="ENGINE", help="the name of an engine")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what it writes, until Ctrl-C")
     logs.add_argument("-n", "--lines", type=_count, default=200, metavar="N", help="how many (default: 200)")
-    for asking in (status, models, use, unload, logs):
-        where = asking.add_argument_group("which router")
-        where.add_argument(
-            "--url", help="default: $ENGINE_ROUTER_URL, else host and port of the configuration"
-        )
-        where.add_argument(
-            "--api-key",
-            metavar="KEY",
-            help="default: $ENGINE_ROUTER_API_KEY, else the first of server.api_keys",
-        )
-        _add_config(where)
-    for answering in (status, models, use, unload):
+    reload = command(
+        "reload",
+        "reload",
+        "have the router read its configuration again",
+        "Have the router read its configuration again. A file with any fault is refused as a whole. Engines that\n"
+        "changed start anew once their requests are done; everything else goes on undisturbed.",
+        "reload",
+    )
+    for asking in (status, models, use, unload, logs, reload):
+        _add_where(asking)
+    for answering in (status, models, use, unload, reload):
         _add_json(answering)
+
+
+def _add_control(command: Adder) -> None:
+    queue = command(
+        "queue",
+        "queue",
+        "show who waits, and what for",
+        "Show every request that waits: its place, how long it has waited, what has to happen first, and how\n"
+        "long that takes as far as is known.",
+        "queue",
+        "queue --json",
+    )
+    residents = command(
+        "residents",
+        "residents",
+        "show what is in memory, and which requests use it",
+        "Show what is in memory: what it takes, since when it is idle, when it goes by itself, and the requests\n"
+        "that use it.",
+        "residents",
+    )
+    failed = command(
+        "failed",
+        "failed",
+        "show what failed, why, and when it is tried again",
+        "Show the models that could not be started, or died, and have not worked since. See also: reset.",
+        "failed",
+    )
+    load = command(
+        "load",
+        "load",
+        "make a model resident, and say how long it shall stay",
+        "Make a model resident and wait until it is, in turn like any request. With --no-wait the router goes\n"
+        "on with it alone, and the command ends at once.",
+        "load qwen3-30b",
+        "load qwen3-30b --keep-alive 1h --no-wait",
+    )
+    load.add_argument("name", metavar="MODEL|ENGINE", help="a model id or alias, or the name of an engine")
+    load.add_argument(
+        "--keep-alive",
+        metavar="TIME",
+        help='how long it shall stay when nobody uses it: seconds, or "30m", "2h"; -1 for ever',
+    )
+    load.add_argument("--no-wait", action="store_true", help="do not wait until it is there")
+    reset = command(
+        "reset",
+        "reset",
+        "forget that a model failed, so that it is tried again at once",
+        "Forget that a model failed, so that the next request for it starts it.",
+        "reset qwen3-30b",
+    )
+    pin = command(
+        "pin",
+        "pin",
+        "never stop a model for another's sake",
+        "Once it is resident, never stop a model for another's sake, nor for being idle; until the router ends.",
+        "pin qwen3-30b",
+    )
+    unpin = command(
+        "unpin", "pin", "take a model's pin away", "Let a model be stopped again.", "unpin qwen3-30b"
+    )
+    cancel = command(
+        "cancel",
+        "cancel",
+        "end one request",
+        "End one request, or one job: it gives back what it holds, and its client is told. The ids are shown by\n"
+        "engine-router queue and engine-router residents.",
+        "cancel r12",
+    )
+    cancel.add_argument("id", metavar="ID", help="such as r12, or j3 for a job")
+    events = command(
+        "events",
+        "events",
+        "show what happens, as it happens",
+        "Show everything that happens in the router from now on, until Ctrl-C.",
+        "events",
+        "events --json | jq .",
+    )
+    for naming in (reset, pin, unpin):
+        naming.add_argument("name", metavar="MODEL", help="a model id or alias")
+    for asking in (queue, residents, failed, load, reset, pin, unpin, cancel, events):
+        _add_where(asking)
+        _add_json(asking)
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_argument_group("which router")
+    where.add_argument("--url", help="default: $ENGINE_ROUTER_URL, else host and port of the configuration")
+    where.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="default: $ENGINE_ROUTER_API_KEY, else the first of server.api_keys",
+    )
+    _add_config(where)
 
 
 def _add_config(parser: argparse._ActionsContainer) -> None:

@@ -19,6 +19,7 @@ import engine_router
 from engine_router.cli.event_text import EventLog
 from engine_router.cli.words import counted, seconds
 from engine_router.config import Config
+from engine_router.reloading import Source, say_reload
 from engine_router.router import Router
 from engine_router.serving import FLUSH_S
 
@@ -64,7 +65,7 @@ class Ending:
 
     async def listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Wait for signals; runs until cancelled."""
-        with trio.open_signal_receiver(*_signals()) as received:
+        with trio.open_signal_receiver(*_signals(for_hangup=self.has_job or _has_terminal())) as received:
             task_status.started()
             async for number in received:
                 if not self.asked.is_set():
@@ -100,12 +101,19 @@ class Ending:
         os._exit(self.code)
 
 
-def _signals() -> Iterator[signal.Signals]:
+def _has_terminal() -> bool:
+    """Tell whether the router runs in somebody's terminal: then a hangup says that it was closed."""
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def _signals(*, for_hangup: bool) -> Iterator[signal.Signals]:
     yield signal.SIGINT
     yield signal.SIGTERM
     if sys.platform == "win32":
         yield signal.SIGBREAK
-    elif signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` ignores it, and means that
+    elif (
+        for_hangup and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    ):  # `nohup` ignores it, and means that
         yield signal.SIGHUP
 
 
@@ -116,6 +124,7 @@ def run_router(
     announce: Announce,
     last_words: Callable[[], None],
     job: Job | None = None,
+    source: Source | None = None,
 ) -> int:
     """Serve until a signal comes, or until `job` is done.
 
@@ -123,12 +132,13 @@ def run_router(
         announce: called once the URLs are served.
         last_words: flushes and cleans up where the process has to be ended in the middle.
         job: something to do with the running router; its result is the exit code.
+        source: where the configuration is read again from, at a reload.
 
     Returns:
         the exit code.
     """
     try:
-        return trio.run(_run, config, sockets, announce, last_words, job)
+        return trio.run(_run, config, sockets, announce, last_words, job, source)
     except BaseException as error:
         leaves = list(_leaves(error))
         if all(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
@@ -153,13 +163,14 @@ async def _run(
     announce: Announce,
     last_words: Callable[[], None],
     job: Job | None,
+    source: Source | None,
 ) -> int:
     ending = Ending(config.server.shutdown_timeout_s, job is not None, last_words)
     try:
         with ending.scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(ending.listen)
-                async with engine_router.open_router(config) as router:
+                async with engine_router.open_router(config, source=source) as router:
                     _log_events(router)
                     ending.is_open = True
                     await _serve(router, sockets, ending, announce, job)
@@ -183,8 +194,10 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         serve = partial(engine_router.serve, router, sockets=sockets, shutdown_trigger=ending.asked.wait)
         urls: list[str] = await nursery.start(serve)
-        announce(router, urls)
         async with trio.open_nursery() as jobs:
+            if job is None and router.can_reload and not _has_terminal():
+                await jobs.start(_reload_when_asked, router)
+            announce(router, urls)
             if job is not None:
                 jobs.start_soon(_do, job, router, urls, ending)
             await ending.asked.wait()
@@ -193,6 +206,19 @@ async def _serve(
         await router.close()
         await router.save()
         ending.arm(max(ending.deadline - trio.current_time(), WATCHDOG_SLACK_S))
+
+
+async def _reload_when_asked(
+    router: Router, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Read the configuration again at each SIGHUP; runs until cancelled."""
+    if sys.platform == "win32":
+        task_status.started()
+        return
+    with trio.open_signal_receiver(signal.SIGHUP) as received:
+        task_status.started()
+        async for _ in received:
+            await say_reload(router)
 
 
 async def _do(job: Job, router: Router, urls: Sequence[str], ending: Ending) -> None:

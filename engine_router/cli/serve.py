@@ -19,6 +19,7 @@ from engine_router.cli.running import run_router
 from engine_router.cli.words import counted
 from engine_router.config import Config, ServerConfig, find_config, load_config
 from engine_router.config.values import Port
+from engine_router.reloading import Source
 from engine_router.router import Router
 from engine_router.serving import CannotListen, listen
 
@@ -33,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
         CommandFailed: the address, or the log file, cannot be used.
     """
     path = find_config(options.config)
-    config = _overridden(load_config(path), options)
+    config = _read(path, options, None)
+
     with contextlib.ExitStack() as stack:
         sockets = open_sockets(config.server, options.port, stack)
         port = Port(sockets[0].getsockname()[1])
@@ -45,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
             sockets,
             announce=lambda router, urls: _announce(router, urls, path, log),
             last_words=lambda: end_logging(log),
+            source=Source(str(path), lambda: _read(path, options, port)),
         )
 
 
@@ -65,10 +68,15 @@ def open_sockets(
     return sockets
 
 
-def _overridden(config: Config, options: argparse.Namespace) -> Config:
-    if options.host is None:
-        return config
-    return attrs.evolve(config, server=attrs.evolve(config.server, host=options.host))
+def _read(path: Path, options: argparse.Namespace, port: Port | None) -> Config:
+    """Read the configuration, with what the command line says instead of it; `port` is the one that is open."""
+    config = load_config(path)
+    server = config.server
+    if options.host is not None:
+        server = attrs.evolve(server, host=options.host)
+    if options.port is not None and port is not None:
+        server = attrs.evolve(server, port=port)
+    return attrs.evolve(config, server=server)
 
 
 def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -> None:

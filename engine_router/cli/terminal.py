@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,11 @@ def is_terminal(stream: TextIO) -> bool:
 def has_colours(stream: TextIO) -> bool:
     """Tell whether colours may be written there."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def show_json(data: object) -> None:
+    """Print what the router said, for programs and for people."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 @frozen

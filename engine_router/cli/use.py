@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import frozen
 
 from engine_router.cli.client import get_status
+from engine_router.cli.terminal import show_json
 from engine_router.cli.waiting import wait_for
 from engine_router.cli.where import locate
 from engine_router.cli.words import seconds
@@ -41,16 +42,20 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return interrupted("given up; the router ends the start too, unless somebody else waits for it")
     if options.json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
-        return 0
-    resident, was = answer["resident"], answer["was"]
-    name = options.name if options.name == resident else f"{options.name} (engine {answer['engine']})"
-    if was == resident and answer["duration_s"] < AT_ONCE_S:
-        print(f"{name} was resident already")
+        show_json(answer)
     else:
-        instead = f", instead of {was}" if was not in (None, resident) else ""
-        print(f"{name} is resident after {seconds(answer['duration_s'])}{instead}")
+        print(told(options.name, answer))
     return 0
+
+
+def told(name: str, answer: Mapping[str, Any]) -> str:
+    """Say what came of a load."""
+    resident, was = answer["resident"], answer["was"]
+    subject = name if name == resident else f"{name} (engine {answer['engine']})"
+    if was == resident and answer["duration_s"] < AT_ONCE_S:
+        return f"{subject} was resident already"
+    instead = f", instead of {was}" if was not in (None, resident) else ""
+    return f"{subject} is resident after {seconds(answer['duration_s'])}{instead}"
 
 
 def find(status: dict[str, Any], name: str) -> Named:

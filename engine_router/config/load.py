@@ -11,6 +11,7 @@ import attrs
 import platformdirs
 import tomli
 
+from engine_router.config.ahead import ahead_faults
 from engine_router.config.model import (
     AnyEngineConfig,
     Config,
@@ -124,6 +125,8 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     aliases = _named(data, "aliases", _read_alias, faults)
     state_file = _state_file(data, faults)
     faults.extend(_cross_faults(data, pools, engines, models, aliases))
+    if scheduling is not None and _is_whole(data, engines, models):
+        faults.extend(ahead_faults(scheduling, pools, engines, models, aliases))
     if faults or server is None or log is None or scheduling is None:
         return None, faults
     return Config(
@@ -213,9 +216,12 @@ def _cross_faults(
             near = close(model.engine, named_engines)
             hint = f"; did you mean {shown(near)}?" if near else ""
             yield f"models.{quoted(name)}.engine", f"no engine is called {shown(model.engine)}{hint}"
-    # An entry with a fault of its own may hold any name: then an alias may well mean something.
-    whole = len(engines) == len(named_engines) and len(models) == len(_names_in(data, "models"))
-    yield from _name_faults(engines, models, aliases, whole=whole)
+    yield from _name_faults(engines, models, aliases, whole=_is_whole(data, engines, models))
+
+
+def _is_whole(data: Mapping[str, Any], engines: Mapping[str, Any], models: Mapping[str, Any]) -> bool:
+    """Tell whether all names are known: an entry with a fault of its own may hold any."""
+    return len(engines) == len(_names_in(data, "engines")) and len(models) == len(_names_in(data, "models"))
 
 
 def _names_in(data: Mapping[str, Any], key: str) -> list[str]:

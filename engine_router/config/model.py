@@ -94,7 +94,8 @@ class ServerConfig:
         False, "Tell streaming clients what they wait for, where they show a model's thoughts."
     )
     footer: bool = option(
-        False, "Add a line with tokens per second, and how long the model took to load, to the end of answers."
+        False,
+        "Add a line with tokens per second, and how long the model took to load, to the end of answers.",
     )
     allow_destructive_ollama_api: bool = option(
         False,
@@ -103,6 +104,9 @@ class ServerConfig:
     fast_path: bool = option(
         True,
         "Serve plain requests to the proxied routes by the fast tier; false leaves them all to the ordinary one.",
+    )
+    watch_config: bool = option(
+        False, "Read the configuration again whenever the file changes; `engine-router reload` does it by hand."
     )
     shutdown_timeout_s: Seconds = option(
         Seconds(10.0),
@@ -311,7 +315,9 @@ class ProcessConfig(EngineConfig):
         ReadyCheck("status == 200"),
         'What the answer must be: "status == 200", "key==value" in its JSON (nested by dots), or "model:<id>" listed.',
     )
-    sleep: SleepConfig | None = option(None, "Put it to sleep instead of stopping it, where that frees enough.")
+    sleep: SleepConfig | None = option(
+        None, "Put it to sleep instead of stopping it, where that frees enough."
+    )
 
 
 @frozen(kw_only=True)
@@ -346,7 +352,9 @@ class HttpConfig(EngineConfig):
     )
     unload: CallConfig = required("Call that unloads a model.")
     loaded: LoadedConfig = required("Where it says what is loaded.")
-    sleep: SleepConfig | None = option(None, "Put it to sleep instead of stopping it, where that frees enough.")
+    sleep: SleepConfig | None = option(
+        None, "Put it to sleep instead of stopping it, where that frees enough."
+    )
 
 
 @frozen(kw_only=True)
@@ -373,7 +381,9 @@ class SystemdConfig(EngineConfig):
     ready_check: ReadyCheck = option(
         ReadyCheck("status == 200"), "What the answer must be; as for process engines."
     )
-    sleep: SleepConfig | None = option(None, "Put it to sleep instead of stopping it, where that frees enough.")
+    sleep: SleepConfig | None = option(
+        None, "Put it to sleep instead of stopping it, where that frees enough."
+    )
 
 
 AnyEngineConfig = ProcessConfig | HttpConfig | OllamaConfig | SystemdConfig

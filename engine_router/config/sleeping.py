@@ -12,7 +12,6 @@ from engine_router.config.structure import Fault
 from engine_router.unified import is_unified
 
 _DEV_MODE: Final = "VLLM_SERVER_DEV_MODE"
-_CUSTOM_ONLY: Final = ("path", "body", "wake", "asleep_path")
 _SGLANG_FLAGS: Final = ("--enable-memory-saver", "--enable-weights-cpu-backup")
 
 
@@ -40,8 +39,9 @@ def _call_faults(sleep: SleepConfig, place: str) -> Iterator[Fault]:
     if sleep.kind != "vllm" and sleep.level != 1:
         yield f"{place}.level", 'only vLLM has levels; leave it out, or say kind = "vllm"'
     if sleep.kind != "custom":
-        for key in _CUSTOM_ONLY:
-            if getattr(sleep, key):
+        calls = {"path": sleep.path, "body": sleep.body, "wake": sleep.wake, "asleep_path": sleep.asleep_path}
+        for key, value in calls.items():
+            if value:
                 yield f"{place}.{key}", f'not allowed with kind = "{sleep.kind}"; use kind = "custom"'
         return
     if sleep.path is None:
@@ -53,17 +53,13 @@ def _call_faults(sleep: SleepConfig, place: str) -> Iterator[Fault]:
 def _unified_faults(sleep: SleepConfig, place: str) -> Iterator[Fault]:
     remedy = "if this pool's GPU has a memory of its own, say so with unified = false in its [pools] table"
     if sleep.kind == "sglang":
-        yield (
-            f"{place}.kind",
-            "SGLang keeps the weights in main memory while it sleeps, which the GPU of this pool uses too, so that hardly "
-            f"anything is freed: leave sleep out; {remedy}",
+        reason = (
+            "SGLang keeps the weights in main memory while it sleeps, which the GPU of this pool uses too"
         )
+        yield f"{place}.kind", f"{reason}, so that hardly anything is freed: leave sleep out; {remedy}"
     elif sleep.level == 1:
-        yield (
-            f"{place}.level",
-            "1 parks the weights in main memory, which the GPU of this pool uses too, so that nothing is freed: use "
-            f"level = 2; {remedy}",
-        )
+        reason = "1 parks the weights in main memory, which the GPU of this pool uses too"
+        yield f"{place}.level", f"{reason}, so that nothing is freed: use level = 2; {remedy}"
 
 
 def _command_faults(

@@ -48,11 +48,14 @@ class Ended:
         stopped: True when the supervisor had asked for it.
         message: one clause for people, such as "exited with code 1".
         log_tail: its last log lines, oldest first.
+        asleep: it was not stopped but sleeps: most of its memory is free, the rest is not. The next `live` of
+            the same resident wakes it.
     """
 
     stopped: bool
     message: str
     log_tail: tuple[str, ...] = ()
+    asleep: bool = False
 
 
 @define(eq=False)
@@ -65,18 +68,25 @@ class Supervision:
     Attributes:
         on_ready: called by `ready()` with the endpoint.
         stop_asked: set when the resident shall end, be it ready yet or not.
+        for_good: set when it shall really be stopped then: to sleep would not do.
+        woken: it was not started but woken; set before `on_ready` is called.
     """
 
     on_ready: Callable[[Endpoint], None]
     stop_asked: trio.Event = field(factory=trio.Event)
+    for_good: trio.Event = field(factory=trio.Event)
+    woken: bool = False
     _doubted: trio.Event = field(factory=trio.Event)
 
-    def ready(self, endpoint: Endpoint) -> None:
+    def ready(self, endpoint: Endpoint, *, woken: bool = False) -> None:
         """Report that the first request can be served."""
+        self.woken = woken
         self.on_ready(endpoint)
 
-    def stop(self) -> None:
-        """Ask the resident to end."""
+    def stop(self, *, for_good: bool = False) -> None:
+        """Ask the resident to end; `for_good`: to be stopped really, also where it could sleep instead."""
+        if for_good:
+            self.for_good.set()
         self.stop_asked.set()
 
     def doubt(self) -> None:
@@ -173,7 +183,10 @@ class Engine(Protocol):
 
         Returns:
             how it ended: `stopped` when `supervision.stop_asked` was set, else it died by itself. When this
-            returns, nothing of it is left in memory, as far as the engine can see.
+            returns, nothing of it is left in memory, as far as the engine can see; or, with `asleep`, little.
+
+        An engine that can sleep does so when a stop is asked for, unless `supervision.for_good` is set, and
+        is woken by the next call. Where a stop for good is asked for before the call, what sleeps is stopped.
 
         Raises:
             EngineStartFailed: it could not be made ready; nothing of it is left running.

@@ -8,6 +8,7 @@ import httpx
 
 from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
 from engine_router.engines.base import Engine
+from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.family import Guardian
 from engine_router.engines.http_api import HttpEngine
 from engine_router.engines.ollama import OllamaEngine
@@ -15,26 +16,40 @@ from engine_router.engines.process import ProcessEngine
 from engine_router.engines.systemd import SystemdEngine
 
 
-def build_engines(config: Config, client: httpx.AsyncClient, guardian: Guardian | None) -> dict[str, Engine]:
+def build_engines(
+    config: Config,
+    client: httpx.AsyncClient,
+    guardian: Guardian | None,
+    dormitory: Dormitory | None = None,
+) -> dict[str, Engine]:
     """Make every configured engine.
 
     Args:
         client: for control calls; shared.
         guardian: kills process engines when the router dies; None where the platform needs none.
+        dormitory: where residents sleep; without one they are stopped.
     """
-    return {name: _build(name, config, client, guardian) for name in config.engines}
+    return {name: build_engine(name, config, client, guardian, dormitory) for name in config.engines}
 
 
-def _build(name: str, config: Config, client: httpx.AsyncClient, guardian: Guardian | None) -> Engine:
+def build_engine(
+    name: str,
+    config: Config,
+    client: httpx.AsyncClient,
+    guardian: Guardian | None,
+    dormitory: Dormitory | None = None,
+) -> Engine:
+    """Make one configured engine; the arguments are those of `build_engines`."""
     match config.engines[name]:
         case ProcessConfig() as process:
-            return ProcessEngine(name, process, client, guardian=guardian, paths=_paths(config, name))
+            paths = _paths(config, name)
+            return ProcessEngine(name, process, client, guardian=guardian, dormitory=dormitory, paths=paths)
         case HttpConfig() as http:
-            return HttpEngine(name, http, client)
+            return HttpEngine(name, http, client, dormitory=dormitory)
         case OllamaConfig() as ollama:
             return OllamaEngine(name, ollama, client)
         case SystemdConfig() as systemd:
-            return SystemdEngine(name, systemd, client)
+            return SystemdEngine(name, systemd, client, dormitory=dormitory)
 
 
 def _paths(config: Config, engine: str) -> Mapping[str, str]:

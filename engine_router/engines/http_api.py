@@ -7,8 +7,7 @@ are listed, is configuration. The server itself is neither started nor stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 from urllib.parse import quote
 
 import httpx
@@ -16,7 +15,9 @@ import trio
 
 from engine_router.config import CallConfig, HttpConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.common import Listed, NotListening, Reply, Server, lead, worth_repeating
+from engine_router.engines.common import Listed, NotListening, Reply, Server, fill, lead, worth_repeating
+from engine_router.engines.dormitory import Dormitory
+from engine_router.engines.slumber import Slumbers
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.pacing import Pace
 
@@ -30,30 +31,20 @@ ABORT_WATCH_S = 0.25
 """Seconds that an aborted load is watched, for servers that finish it although the caller has left."""
 
 
-def fill(template: Any, values: Mapping[str, str]) -> Any:
-    """Fill `{name}` into every string of a JSON value; keys stay as they are."""
-    if isinstance(template, str):
-        for name, value in values.items():
-            template = template.replace(f"{{{name}}}", value)
-        return template
-    if isinstance(template, Mapping):
-        return {key: fill(value, values) for key, value in template.items()}
-    if isinstance(template, (list, tuple)):
-        return [fill(value, values) for value in template]
-    return template
-
-
 class HttpEngine:
     """A server that loads models when told over HTTP; implements `engines.base.Engine`.
 
     Residents are (engine, model).
     """
 
-    def __init__(self, name: str, config: HttpConfig, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, name: str, config: HttpConfig, client: httpx.AsyncClient, *, dormitory: Dormitory | None = None
+    ) -> None:
         self.name = name
         self.config = config
         self.log = LogRing()
         self.server = Server(name, config, config.base_url, client)
+        self._slumbers = Slumbers(self.server, config.sleep, self.log, dormitory)
 
     def __repr__(self) -> str:
         return f"<HttpEngine {self.name} at {self.config.base_url}>"
@@ -71,7 +62,12 @@ class HttpEngine:
 
         Cancellation leaves the server as it is.
         """
-        return await lead(_HttpModel(self, resident.model or ""), supervision, adopt=adopt)
+        return await lead(
+            _HttpModel(self, resident.model or ""),
+            supervision,
+            adopt=adopt,
+            rest=self._slumbers.of(resident),
+        )
 
     async def check(self, resident: ResidentId) -> str | None:
         """Look whether the server answers, and still lists the model as loaded; see `Engine.check`.
@@ -82,7 +78,7 @@ class HttpEngine:
         return await _HttpModel(self, resident.model or "").missing()
 
     async def find(self) -> Sequence[ResidentId]:
-        """Return the models loaded now, or on their way; [] when nobody listens.
+        """Return the models loaded now, or on their way; [] when nobody listens, or the server sleeps.
 
         Models that the configuration does not name are included where it lets the engine be discovered.
 
@@ -97,6 +93,8 @@ class HttpEngine:
             raise
         except EngineError as error:
             raise EngineUnreachable(self.name, error.summary) from error
+        if await self._slumbers.is_asleep():
+            return []
         every = self.config.discover or not self.config.models
         return [
             ResidentId(self.name, entry.model)

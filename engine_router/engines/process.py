@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from io import FileIO
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 import httpx
 import psutil
 import trio
-from attrs import frozen
 
 from engine_router.config import ProcessConfig, is_template
 from engine_router.config.values import expanded
 from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.family import Family, Guardian, reap_later, start_family
+from engine_router.engines.common import SLEEPS, Server
+from engine_router.engines.dormitory import Dormitory
+from engine_router.engines.family import Family, Guardian, start_family
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
+from engine_router.engines.running import Running, SleepingProcess, open_log_file
+from engine_router.engines.sleep import Habits, Sleep, noting
 from engine_router.errors import (
     EngineError,
     EngineStartFailed,
@@ -30,30 +31,11 @@ from engine_router.probe import Check, ReadinessProbe, listed_ids, look, parse_j
 from engine_router.racing import first_of
 
 LOG_LINES_IN_ERRORS = 12
-# Seconds that output may still be on its way after the process that wrote it has gone.
-OUTPUT_GRACE_S = 0.05
 # A start that nobody wants any more has nothing to save: it gets less time than a serving engine.
 ABORT_GRACE_S = 2.0
-# How much of `stop_timeout_s` may pass at most before SIGKILL, so that it has time to work.
-GRACE_SHARE = 0.75
 LIST_TIMEOUT_S = 3.0
 
-
-@frozen
-class Running:
-    """A family at work.
-
-    Attributes:
-        wait: waits for the end of its head.
-        ended_how: says in words how the head ended.
-        output_ended: set when everything that it wrote was read.
-    """
-
-    base_url: str
-    family: Family
-    wait: Callable[[], Awaitable[object]]
-    ended_how: Callable[[], str]
-    output_ended: trio.Event
+Outcome = TypeVar("Outcome", bound="Ended | EngineError | None")
 
 
 class ProcessEngine:
@@ -69,6 +51,7 @@ class ProcessEngine:
         client: httpx.AsyncClient,
         *,
         guardian: Guardian | None = None,
+        dormitory: Dormitory | None = None,
         paths: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -76,11 +59,13 @@ class ProcessEngine:
         self.log = LogRing()
         self._client = client
         self._guardian = guardian
+        self._dormitory = dormitory or Dormitory()  # one that is not open
         self._paths = paths or {}
         self._is_template = is_template(config)
         self._undead: dict[ResidentId, Running] = {}
         self._listens_at: str | None = config.base_url
         self._ready_at: dict[ResidentId, str] = {}  # base URLs
+        self._habits = Habits(name, self.log)
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
@@ -101,7 +86,9 @@ class ProcessEngine:
         """Run the process from its start to its end; see `Engine.live`."""
         outcome: Ended | EngineError
         if (undead := self._undead.get(resident)) is not None:
-            outcome = await self._end(undead, self.config.grace_s)
+            outcome = await undead.end(self.config.grace_s)
+        elif resident in self._dormitory.residents:
+            outcome = await self._live_again(resident, supervision)
         elif adopt:
             outcome = await self._live_adopted(resident, supervision)
         else:
@@ -120,8 +107,14 @@ class ProcessEngine:
         return await look(probe.client, probe.url, probe.check, headers=probe.headers)
 
     async def find(self) -> Sequence[ResidentId]:
-        """Return the engine if its port is owned by a process that runs its very command."""
-        return [ResidentId(self.name)] if await self._owner() is not None else []
+        """Return the engine if its port is owned by a process that runs its very command, and does not sleep.
+
+        One that sleeps is not ready for anybody, and holds little: it is woken when it is needed.
+        """
+        resident = ResidentId(self.name)
+        if await self._owner() is None:
+            return []
+        return [] if await self._is_asleep(resident) else [resident]
 
     async def list_models(self) -> Sequence[str] | None:
         """Ask the running engine for its list; None for a template, whose residents are one model each."""
@@ -147,23 +140,13 @@ class ProcessEngine:
             return Ended(stopped=True, message="was not started")
         base_url = self.config.base_url or f"http://127.0.0.1:{free_port()}"
         if await is_taken(base_url):
-            return await self._taken(base_url)
-        async with self._log_file() as file:
-            process, family = await self._spawn(self.command(resident, address_of(base_url)[1]))
-            try:
-                async with trio.open_nursery() as nursery:
-                    ended = trio.Event()
-                    nursery.start_soon(self._read_output, process, file, ended)
-                    running = Running(
-                        base_url, family, process.wait, lambda: _exit_words(process.returncode), ended
-                    )
-                    outcome = await self._run(resident, supervision, running)
-                    nursery.cancel_scope.cancel()
-            finally:
-                family.kill()  # a family that is known to be dead is buried, and this does nothing
-                reap_later(process)
-                self.log.flush()
-        return outcome
+            outcome = await self._live_found_asleep(resident, supervision)
+            if outcome is not None:
+                return outcome
+            if await is_taken(base_url):
+                return await self._taken(base_url)
+        running = await self._start(resident, base_url)
+        return await self._accompany(resident, running, lambda: self._life(resident, supervision, running))
 
     async def _taken(self, base_url: str) -> EngineStartFailed:
         host, port = address_of(base_url)
@@ -171,6 +154,26 @@ class ProcessEngine:
         return EngineStartFailed(
             self.name,
             f"cannot be started: {host}:{port} is in use by {owner}; stop that, or give the engine another port",
+        )
+
+    async def _start(self, resident: ResidentId, base_url: str) -> Running:
+        log_start, file = self.log.count, await open_log_file(self.name, self.config)
+        try:
+            process, family = await self._spawn(self.command(resident, address_of(base_url)[1]))
+        except BaseException:
+            if file is not None:
+                file.close()
+            raise
+        return Running(
+            name=self.name,
+            config=self.config,
+            log=self.log,
+            log_start=log_start,
+            base_url=base_url,
+            family=family,
+            wait=process.wait,
+            process=process,
+            file=file,
         )
 
     async def _spawn(self, argv: Sequence[str]) -> tuple[trio.Process, Family]:
@@ -191,49 +194,70 @@ class ProcessEngine:
         self.log.write(f"[engine-router] started pid {process.pid}: {' '.join(argv)}")
         return process, family
 
-    async def _run(
-        self, resident: ResidentId, supervision: Supervision, running: Running
-    ) -> Ended | EngineError:
-        """Go through a family's life. Failures are returned: raised in a nursery they would arrive in a group."""
+    async def _accompany(
+        self, resident: ResidentId, running: Running, life: Callable[[], Awaitable[Outcome]]
+    ) -> Outcome:
+        """Go through a family's life, and leave nothing of it but where it sleeps.
+
+        Failures are returned: raised in a nursery they would arrive in a group.
+        """
+        is_asleep = False
         try:
-            outcome = await self._life(resident, supervision, running)
+            outcome = await running.attended(life)
+            if isinstance(outcome, EngineStopFailed):
+                self._undead[resident] = running
+            is_asleep = isinstance(outcome, Ended) and outcome.asleep
         finally:
             self._listens_at = self.config.base_url
             self._ready_at.pop(resident, None)
-        if isinstance(outcome, EngineStopFailed):
-            self._undead[resident] = running
+            if is_asleep:
+                self._dormitory.put(resident, SleepingProcess(running))
+            else:
+                running.abandon()
         return outcome
 
     async def _life(
         self, resident: ResidentId, supervision: Supervision, running: Running
     ) -> Ended | EngineError:
+        """From the start to the end."""
         probe = self._probe(resident, running.base_url)
         seen: list[str] = []
+        began = trio.current_time()
         happened = await first_of(
             exited=running.wait,
             stop_asked=supervision.stop_asked.wait,
             ready=lambda: probe.until_ready(seen),
             deadline=lambda: trio.sleep(self.config.start_timeout_s),
         )
-        grace_s: float = min(ABORT_GRACE_S, self.config.grace_s)
-        was_ready = happened == "ready"
-        if was_ready:
-            grace_s = self.config.grace_s
-            self._listens_at = self._ready_at[resident] = running.base_url
-            supervision.ready(Endpoint(running.base_url, running.family.pid))
-            happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
+        if happened == "ready":
+            if running.is_ours:
+                self._habits.start_s[resident] = trio.current_time() - began
+            return await self._serve(resident, supervision, running)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
-            return await self._end(running, grace_s)
+            return await running.end(min(ABORT_GRACE_S, self.config.grace_s))
         if happened == "deadline":
             running.family.kill()
-        if (undead := await self._bury(running)) is not None:
+        if (undead := await running.bury()) is not None:
             return undead
         if happened == "deadline":
-            return EngineStartTimeout(self.name, self._not_ready(seen), log_tail=self._tail())
-        if was_ready:
-            return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail())
+            return EngineStartTimeout(self.name, self._not_ready(seen), log_tail=self._tail(running))
         words = f"{running.ended_how()} before it was ready"
-        return EngineStartFailed(self.name, words, log_tail=self._tail())
+        return EngineStartFailed(self.name, words, log_tail=self._tail(running))
+
+    async def _serve(
+        self, resident: ResidentId, supervision: Supervision, running: Running, *, woken: bool = False
+    ) -> Ended | EngineError:
+        """From its readiness to the end."""
+        self._listens_at = self._ready_at[resident] = running.base_url
+        supervision.ready(Endpoint(running.base_url, running.family.pid), woken=woken)
+        happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
+        if happened == "stop_asked" or supervision.stop_asked.is_set():
+            if await self._falls_asleep(resident, supervision, running):
+                return SLEEPS
+            return await running.end(self.config.grace_s)
+        if (undead := await running.bury()) is not None:
+            return undead
+        return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail(running))
 
     def _probe(self, resident: ResidentId, base_url: str) -> ReadinessProbe:
         check = Check(self.config.ready_check.replace("{model}", resident.model or ""))
@@ -243,81 +267,109 @@ class ProcessEngine:
         last = f"; {self.config.ready_path} last: {seen[0]}" if seen else ""
         return f"was not ready within {self.config.start_timeout_s:g} s{last}"
 
-    def _tail(self) -> tuple[str, ...]:
-        return self.log.tail(LOG_LINES_IN_ERRORS)
+    def _tail(self, running: Running) -> tuple[str, ...]:
+        """Return the last lines since this start: what an earlier one wrote would only confuse."""
+        return self.log.since(running.log_start)[-LOG_LINES_IN_ERRORS:]
 
-    # The end of a family.
+    # Sleep.
 
-    async def _end(self, running: Running, grace_s: float) -> Ended | EngineStopFailed:
-        family = running.family
-        grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
-        with trio.move_on_after(self.config.stop_timeout_s):
-            family.signal(self.config.stop_signal)
-            with trio.move_on_after(grace_s) as patience:
-                await running.wait()
-                await _until_dead(family)
-            if patience.cancelled_caught and await family.is_alive():
-                self.log.write(
-                    f"[engine-router] still there {grace_s:g} s after {self.config.stop_signal}: killed"
-                )
-            await self._put_down(running)
-            return Ended(stopped=True, message=running.ended_how())
-        return self._still_there(family)
-
-    async def _bury(self, running: Running) -> EngineStopFailed | None:
-        """See that nobody is left of a family whose head has gone or was killed, however long that may take."""
-        with trio.move_on_after(self.config.stop_timeout_s):
-            await self._put_down(running)
+    def _sleep(self, resident: ResidentId, base_url: str) -> Sleep | None:
+        if self.config.sleep is None or not self._dormitory.is_open:
             return None
-        return self._still_there(running.family)
+        server = Server(self.name, self.config, base_url, self._client)
+        return Sleep(server, self.config.sleep, {"model": resident.model or ""})
 
-    def _still_there(self, family: Family) -> EngineStopFailed:
-        return EngineStopFailed(
-            self.name,
-            f"is still there {self.config.stop_timeout_s:g} s after its stop (pid {family.pid}), even after SIGKILL",
+    async def _is_asleep(self, resident: ResidentId) -> bool:
+        """Tell whether the server at the configured address says that it sleeps."""
+        sleep = None if self.config.base_url is None else self._sleep(resident, self.config.base_url)
+        return sleep is not None and await sleep.is_asleep() is True
+
+    async def _falls_asleep(self, resident: ResidentId, supervision: Supervision, running: Running) -> bool:
+        """Put a family to sleep where that is possible and wanted. Returns whether it sleeps."""
+        sleep = self._sleep(resident, running.base_url)
+        if sleep is None or supervision.for_good.is_set() or not self._habits.may_sleep(resident):
+            return False
+        faults: list[str] = []
+        happened = await first_of(
+            exited=running.wait,
+            for_good=supervision.for_good.wait,
+            done=lambda: noting(sleep.fall_asleep, faults),
+        )
+        if faults:
+            self._habits.give_up(resident, faults[0])
+        if happened != "done" or faults:
+            return False
+        self.log.write("[engine-router] sleeps")
+        return True
+
+    async def _live_again(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+        """Wake what sleeps, or stop it, if that is what is wanted; start it anew where it cannot be woken."""
+        if supervision.stop_asked.is_set() and not supervision.for_good.is_set():
+            return SLEEPS
+        sleeper = await self._dormitory.take(resident)
+        if isinstance(sleeper, SleepingProcess):
+            outcome = await self._live_woken(resident, supervision, sleeper.running)
+            if outcome is not None:
+                return outcome
+        return await self._live_started(resident, supervision)
+
+    async def _live_found_asleep(
+        self, resident: ResidentId, supervision: Supervision
+    ) -> Ended | EngineError | None:
+        """Wake a process that runs this engine's command and sleeps; None where there is none any more."""
+        running = await self._found() if await self._is_asleep(resident) else None
+        return None if running is None else await self._live_woken(resident, supervision, running)
+
+    async def _live_woken(
+        self, resident: ResidentId, supervision: Supervision, running: Running
+    ) -> Ended | EngineError | None:
+        return await self._accompany(
+            resident, running, lambda: self._woken_life(resident, supervision, running)
         )
 
-    async def _put_down(self, running: Running) -> None:
-        """Kill what is left of a family until nothing is, and read its last words."""
-        await _until_dead(running.family, kill=True)
-        await running.wait()
-        running.family.bury()
-        with trio.move_on_after(OUTPUT_GRACE_S):
-            await running.output_ended.wait()
-        self.log.flush()
+    async def _woken_life(
+        self, resident: ResidentId, supervision: Supervision, running: Running
+    ) -> Ended | EngineError | None:
+        """From the wake to the end. Returns None where it could not be woken, and is gone.
 
-    # Output.
+        To wake it may take as long as to start it took.
+        """
+        sleep = self._sleep(resident, running.base_url)
+        if sleep is None or supervision.stop_asked.is_set():
+            return await running.end(self.config.grace_s)
+        if running.config != self.config:  # it was started before a change of the configuration
+            ended = await running.end(self.config.grace_s)
+            return None if isinstance(ended, Ended) else ended
+        probe, limit_s = (
+            self._probe(resident, running.base_url),
+            self._habits.wake_limit_s(resident, self.config.start_timeout_s),
+        )
+        faults: list[str] = []
 
-    @contextlib.asynccontextmanager
-    async def _log_file(self) -> AsyncIterator[FileIO | None]:
-        """Open the log file, if one is configured."""
-        if self.config.log_file is None:
-            yield None
-            return
-        path = expanded(self.config.log_file)
-        try:
-            # Unbuffered: what a full disk refused once must not be refused again by the closing.
-            opened = await trio.open_file(path, "ab", buffering=0)
-        except OSError as error:
-            message = f"cannot be started: its log_file {path} cannot be written: {error.strerror or error}"
-            raise EngineStartFailed(self.name, message) from None
-        with opened.wrapped as file:
-            yield file
+        async def wake() -> None:
+            await noting(sleep.wake, faults)
+            if not faults:
+                await probe.until_ready()
 
-    async def _read_output(self, process: trio.Process, file: FileIO | None, ended: trio.Event) -> None:
-        """Read what the family writes until nobody can write any more."""
-        if process.stdout is None:
-            raise RuntimeError("the process was started without a pipe for its output")
-        with contextlib.suppress(trio.BrokenResourceError):
-            async for data in process.stdout:
-                self.log.feed(bytes(data))
-                if file is not None:
-                    try:
-                        await trio.to_thread.run_sync(file.write, bytes(data))
-                    except OSError as error:
-                        self.log.write(f"[engine-router] the log_file cannot be written any more: {error}")
-                        file = None
-        ended.set()
+        happened = await first_of(
+            exited=running.wait,
+            stop_asked=supervision.stop_asked.wait,
+            done=wake,
+            deadline=lambda: trio.sleep(limit_s),
+        )
+        if happened == "done" and not faults:
+            self.log.write("[engine-router] awake")
+            return await self._serve(resident, supervision, running, woken=True)
+        if happened == "exited":
+            self.log.write(f"[engine-router] {running.ended_how()} while it slept")
+            return await running.bury()
+        if happened == "deadline":
+            faults.append(f"did not wake up within {limit_s:.1f} s, in which it could be started")
+        if faults:
+            self._habits.give_up(resident, faults[0])
+        ended = await running.end(min(ABORT_GRACE_S, self.config.grace_s))
+        is_wanted = not supervision.stop_asked.is_set()
+        return None if is_wanted and isinstance(ended, Ended) else ended
 
     # A process that runs already.
 
@@ -329,25 +381,26 @@ class ProcessEngine:
         return await head_of(port, self.command(ResidentId(self.name), port))
 
     async def _live_adopted(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+        running = await self._found()
+        if running is None:
+            return EngineStartFailed(self.name, "was found running, but has gone meanwhile")
+        return await self._accompany(resident, running, lambda: self._life(resident, supervision, running))
+
+    async def _found(self) -> Running | None:
         owner = await self._owner()
         if owner is None or self.config.base_url is None:
-            return EngineStartFailed(self.name, "was found running, but has gone meanwhile")
+            return None
         self.log.write(f"[engine-router] adopted pid {owner.pid}, which runs this engine's command already")
         family = AdoptedFamily(owner)
-        output_ended = trio.Event()
-        output_ended.set()
-        running = Running(self.config.base_url, family, family.wait, lambda: "ended", output_ended)
-        return await self._run(resident, supervision, running)
-
-
-async def _until_dead(family: Family, *, kill: bool = False) -> None:
-    """Wait until nobody of a family lives. With `kill`, kill whoever is found, and who was born meanwhile."""
-    interval = 0.002
-    while await family.is_alive():
-        if kill:
-            family.kill()
-        await trio.sleep(interval)
-        interval = min(interval * 2, 0.05)
+        return Running(
+            name=self.name,
+            config=self.config,
+            log=self.log,
+            log_start=self.log.count,
+            base_url=self.config.base_url,
+            family=family,
+            wait=family.wait,
+        )
 
 
 def _refusal(program: str, cwd: str | None, error: OSError | ValueError) -> str:
@@ -358,15 +411,3 @@ def _refusal(program: str, cwd: str | None, error: OSError | ValueError) -> str:
         return f"its cwd {cwd} cannot be used: {error.strerror}"
     hint = "; is it a program, and executable?" if isinstance(error, PermissionError) else ""
     return f"{program}: {error.strerror or error}{hint}"
-
-
-def _exit_words(code: int | None) -> str:
-    """Say how a process ended."""
-    if code is None:
-        return "ended"
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"

@@ -23,6 +23,8 @@ from attrs import frozen
 from engine_router.config import SystemdConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
 from engine_router.engines.common import LOG_TAIL_LINES, Completed, Server, lead, run_command
+from engine_router.engines.dormitory import Dormitory
+from engine_router.engines.slumber import Slumbers
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.pacing import Pace
 from engine_router.probe import Check, ReadinessProbe, ask, look
@@ -109,11 +111,19 @@ class SystemdEngine:
     The unit is the resident, whichever model it serves.
     """
 
-    def __init__(self, name: str, config: SystemdConfig, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: SystemdConfig,
+        client: httpx.AsyncClient,
+        *,
+        dormitory: Dormitory | None = None,
+    ) -> None:
         self.name = name
         self.config = config
         self.log = LogRing()
         self.server = Server(name, config, config.base_url, client)
+        self._slumbers = Slumbers(self.server, config.sleep, self.log, dormitory)
         self.probe = ReadinessProbe(
             client, config.base_url + config.ready_path, Check(config.ready_check), config.headers
         )
@@ -125,7 +135,7 @@ class SystemdEngine:
         """Return the unit: the resident of all its models."""
         return ResidentId(self.name)
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:  # noqa: ARG002 - there is one
+    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
         """Start the unit, stay with it, stop it; see `Engine.live`.
 
         A unit that systemd restarted while it was in use, and that is not ready again within 2 s of the
@@ -133,7 +143,7 @@ class SystemdEngine:
 
         Cancellation leaves the unit as it is: it is systemd's.
         """
-        return await lead(_Unit(self), supervision, adopt=adopt)
+        return await lead(_Unit(self), supervision, adopt=adopt, rest=self._slumbers.of(resident))
 
     async def check(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - there is one
         """Look whether the unit runs, and ask it again what was asked before it was ready; see `Engine.check`.
@@ -147,7 +157,7 @@ class SystemdEngine:
         return await look(self.probe.client, self.probe.url, self.probe.check, headers=self.probe.headers)
 
     async def find(self) -> Sequence[ResidentId]:
-        """Return the unit unless it is at rest.
+        """Return the unit unless it is at rest, or sleeps: then it holds little, and is woken when it is needed.
 
         Its probe is not asked: a unit that is starting, or broken, holds memory as well. `live` with `adopt`
         waits for its readiness.
@@ -156,7 +166,9 @@ class SystemdEngine:
             EngineUnreachable: systemd cannot be asked.
         """
         state = await self.state()
-        return [] if state.at_rest else [ResidentId(self.name)]
+        if state.at_rest or await self._slumbers.is_asleep():
+            return []
+        return [ResidentId(self.name)]
 
     async def list_models(self) -> Sequence[str] | None:
         """Return the ids of GET /v1/models; None when nobody listens.

@@ -37,12 +37,12 @@ class Failure:
 class Failures:
     """Remembers failures; each one in a row doubles the time until the next try.
 
-    Args:
-        first_s: seconds for which the first failed start is remembered.
+    Attributes:
+        first_s: seconds for which the first failed start is remembered; may be replaced.
     """
 
     def __init__(self, first_s: float) -> None:
-        self._first_s = first_s
+        self.first_s = first_s
         self._failures: dict[ResidentId, Failure] = {}
 
     def start_failed(self, resident: ResidentId, error: RouterError, now: float) -> None:
@@ -82,6 +82,6 @@ class Failures:
         before = self._failures.get(resident)
         count = 1 if before is None else before.count + 1
         doublings = count - 1 - harmless
-        wait_s = 0.0 if doublings < 0 else self._first_s * 2.0 ** min(doublings, 30)
-        wait_s = min(wait_s, max(LONGEST_S, self._first_s))
+        wait_s = 0.0 if doublings < 0 else self.first_s * 2.0 ** min(doublings, 30)
+        wait_s = min(wait_s, max(LONGEST_S, self.first_s))
         self._failures[resident] = Failure(error, now, now + wait_s, count)

@@ -62,7 +62,6 @@ class Ledger:
         capacity: Capacity = Capacity(),  # noqa: B008 - frozen
         profile: Callable[[ResidentId], Profile] = lambda _: UNKNOWN,
     ) -> None:
-        self._rules = rules
         self._queue = TicketQueue(rules.max_wait_s)
         self._occupancy = Occupancy(capacity, profile)
         self._times = ThinkTimes()
@@ -178,6 +177,8 @@ class Ledger:
             case book.Pin(resident, pinned):
                 self._occupancy.pin(resident, pinned=pinned)
                 self._books.is_tighter = True
+            case book.Reconfigured(rules, capacity):
+                self._reconfigure(rules, capacity)
             case book.Close(deadline):
                 effects = self._close(deadline)
             case _:
@@ -224,8 +225,8 @@ class Ledger:
             effects = self._planner.plan(now)
             # What does not wait needs no room in the queue.
             if not self._admits(residence):
-                limit = self._rules.max_queue_per_model or self._rules.max_queue
-                words = f"{min(limit, self._rules.max_queue)} requests are waiting already"
+                limit = self._books.rules.max_queue_per_model or self._books.rules.max_queue
+                words = f"{min(limit, self._books.rules.max_queue)} requests are waiting already"
                 retry_s = self._planner.scheduler.retry_after_s(now)
                 return [*effects, book.Refuse(ticket, QueueFull(words, retry_after_s=retry_s))]
         if self._queue.add(ticket, now):
@@ -242,10 +243,10 @@ class Ledger:
         return self._failures.standing(resident, now) or self._occupancy.objection(resident)
 
     def _is_full_for(self, resident: ResidentId) -> bool:
-        per_model = self._rules.max_queue_per_model
+        per_model = self._books.rules.max_queue_per_model
         if per_model and self._queue.count(resident) >= per_model:
             return True
-        return len(self._queue) >= self._rules.max_queue
+        return len(self._queue) >= self._books.rules.max_queue
 
     def _give_back(self, ticket: Ticket, now: float) -> list[Effect]:
         """Forget a ticket, wherever it is. A ticket that is nowhere (refused, revoked) is forgotten already."""
@@ -363,6 +364,16 @@ class Ledger:
             if resident not in self._occupancy.residences and self._occupancy.fits_now(resident, chosen):
                 chosen.append(self._occupancy.new(resident))
         return [residence.resident for residence in chosen]
+
+    def _reconfigure(self, rules: Rules, capacity: Capacity) -> None:
+        """Go by other rules from now on. Who waits already keeps the deadline that was promised."""
+        self._books.rules = self._planner.scheduler.rules = rules
+        self._queue.be_patient(rules.max_wait_s)
+        self._failures.first_s = rules.failed_start_memory_s
+        self._occupancy.capacity = capacity
+        for residence in self._occupancy.residences.values():
+            self._occupancy.describe(residence)
+        self._books.is_tighter = True
 
     def _close(self, deadline: float) -> list[Effect]:
         self._books.closing_at = min(deadline, self._books.closing_at)

@@ -9,6 +9,7 @@ from attrs import define, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import RouterError
+from engine_router.residency.rules import Capacity, Rules
 
 Priority = Literal["high", "normal", "low"]
 """How much a request matters: who is next is decided by it first, until somebody is overdue."""
@@ -150,6 +151,14 @@ class Reset:
 
 
 @frozen
+class Reconfigured:
+    """The configuration has changed; profiles may say something else now, too."""
+
+    rules: Rules
+    capacity: Capacity
+
+
+@frozen
 class Close:
     """The router goes down: leases may run until `deadline`, then everything stops."""
 
@@ -174,6 +183,7 @@ Event = (
     | Adopt
     | Preload
     | Unload
+    | Reconfigured
     | KeepAlive
     | Pin
     | Reset

@@ -29,14 +29,18 @@ class Occupancy:
 
     def new(self, resident: ResidentId) -> Residence:
         """Make a residence, not yet present."""
+        residence = Residence(resident)
+        self.describe(residence)
+        return residence
+
+    def describe(self, residence: Residence) -> None:
+        """Fill in what is known of a resident, be it anew."""
+        resident = residence.resident
         profile = self.profile(resident)
-        return Residence(
-            resident,
-            need_bytes=self.need(resident),
-            group=profile.group,
-            pinned=self._pins.get(resident, profile.pinned),
-            idle_timeout_s=profile.idle_timeout_s,
-        )
+        residence.need_bytes = self.need(resident)
+        residence.group = profile.group
+        residence.pinned = self._pins.get(resident, profile.pinned)
+        residence.idle_timeout_s = profile.idle_timeout_s
 
     def need(self, resident: ResidentId) -> float:
         """Return what a resident takes of the budget: all of it where nothing is known; 0 without a budget."""

@@ -63,12 +63,15 @@ class Planner:
 
     def __init__(self, books: Books) -> None:
         self._books = books
-        self._rules = books.rules
         self._queue = books.queue
         self._occupancy = books.occupancy
         self._failures = books.failures
         self.scheduler = Scheduler(books.rules, books.queue, books.occupancy, books.times)
         self.wake_at = math.inf
+
+    @property
+    def _rules(self) -> Rules:
+        return self._books.rules
 
     def plan(self, now: float) -> list[Effect]:
         """Return what has to be done now, in order."""

@@ -119,7 +119,8 @@ class Pool:
             free = math.inf
             if life.before is not None and life.before.measured:
                 free = self._tide.still_free(life.before)
-            missing = 0 if need_bytes is None else int(need_bytes - _slack(need_bytes) - free)
+            lacking = 0.0 if need_bytes is None else need_bytes - _slack(need_bytes) - free
+            missing = int(max(0.0, lacking))  # nothing is lacking where nobody measures
             if missing <= 0 or life.supervision.stop_asked.is_set():
                 self._tide.starts(life, free, need_bytes or 0)
                 return

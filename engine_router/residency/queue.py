@@ -96,6 +96,10 @@ class TicketQueue:
         self._by_deadline = _Heads()
         self._by_rank = _Heads()
 
+    def be_patient(self, max_wait_s: float) -> None:
+        """Change when tickets are overdue, for those that come from now on."""
+        self._patience_s = {priority: part * max_wait_s for priority, part in _PATIENCE.items()}
+
     def __len__(self) -> int:
         return self._length
 

@@ -55,10 +55,14 @@ class Turn:
 
 
 class Scheduler:
-    """Decides about one pool. Changes nothing but what it has worked out of holds."""
+    """Decides about one pool. Changes nothing but what it has worked out of holds.
+
+    Attributes:
+        rules: may be replaced.
+    """
 
     def __init__(self, rules: Rules, queue: TicketQueue, occupancy: Occupancy, times: ThinkTimes) -> None:
-        self._rules = rules
+        self.rules = rules
         self._queue = queue
         self._occupancy = occupancy
         self._times = times
@@ -165,11 +169,11 @@ class Scheduler:
     def held_until(self, idle: Residence) -> float:
         """Return until when an idle resident is kept, for all but the overdue and the urgent."""
         if idle.held_until is None:
-            hold_s = self._rules.hold_s
+            hold_s = self.rules.hold_s
             if hold_s is None:
                 swap_s = self.swap_s(idle.resident)
                 hold_s = self._times.best_hold_s(idle.resident, swap_s, waiting=len(self._queue))
-            idle.held_until = max(idle.idle_since + hold_s, idle.ready_at + self._rules.min_resident_s)
+            idle.held_until = max(idle.idle_since + hold_s, idle.ready_at + self.rules.min_resident_s)
         return idle.held_until
 
     def swap_s(self, resident: ResidentId) -> float:

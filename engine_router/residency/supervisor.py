@@ -67,8 +67,8 @@ class Supervisor:
         health_interval_s: float = 0.0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._engines = engines
-        self._pool_of = pool_of
+        self._engines = dict(engines)
+        self._pool_of = dict(pool_of)
         self._hub = hub
         self._state = state
         self._layout = layout
@@ -88,7 +88,7 @@ class Supervisor:
             for name, gauge in gauges.items()
         }
         self._lives = Lives(
-            engines=engines,
+            engines=self._engines,
             hub=hub,
             state=state,
             tell=self._tell,
@@ -197,6 +197,37 @@ class Supervisor:
             pinned=traits.pinned,
             idle_timeout_s=traits.idle_timeout_s,
         )
+
+    def residents(self) -> list[ResidentId]:
+        """Return who is present, in whatever phase, in all pools."""
+        return [r.resident for pool in self.pools.values() for r in pool.ledger.residences]
+
+    def reconfigure(
+        self,
+        *,
+        engines: Mapping[str, Engine],
+        pool_of: Mapping[str, str],
+        rules: Rules,
+        layout: Layout,
+        settle_timeout_s: float,
+        health_interval_s: float,
+    ) -> None:
+        """Go by another configuration from now on, in the same pools; the arguments are those of the constructor.
+
+        What is present stays, and is ended by the engine that began it, be it exchanged or gone.
+        """
+        self._engines.update(engines)
+        self._pool_of.update(pool_of)
+        self._layout = layout
+        self._lives.settle_timeout_s = settle_timeout_s
+        self._health_interval_s = health_interval_s
+        for name, pool in self.pools.items():
+            capacity = layout.capacities.get(name, _EXCLUSIVE)
+            if capacity.is_auto:  # what is free was measured when the router started
+                capacity = attrs.evolve(capacity, budget_bytes=pool.ledger.capacity.budget_bytes)
+            self._tell(pool, book.Reconfigured(rules, capacity))
+            if ahead := tuple(resident for resident in layout.preload if self.pool(resident) is pool):
+                self._tell(pool, book.Preload(ahead))
 
     async def close(self, grace_s: float) -> None:
         """Refuse new requests, let leases end for `grace_s`, stop what the router started, and return.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,9 +38,7 @@ def served_in_background(config: Config) -> Iterator[Running]:
     started: Future[tuple[Running, Callable[[], None]]] = Future()
     with ThreadPoolExecutor(1, "router") as thread:
         over = thread.submit(trio.run, _serve, config, started)
-        over.add_done_callback(
-            lambda _: started.done() or started.set_exception(over.exception() or EOFError())
-        )
+        over.add_done_callback(lambda _: _tell_failure(started, over))
         running, stop = started.result()
         try:
             yield running
@@ -50,8 +47,14 @@ def served_in_background(config: Config) -> Iterator[Running]:
         over.result()
 
 
-def _pass_on(started: Future[tuple[Running, Callable[[], None]]], over: Future[object]) -> None:
+def _pass_on(started: Future[tuple[Running, Callable[[], None]]], over: Future[None]) -> None:
     """Tell whoever waits for the start that it failed."""
+    if not started.done():
+        started.set_exception(over.exception() or RuntimeError("the router ended before it had started"))
+
+
+def _tell_failure(started: Future[tuple[Running, Callable[[], None]]], over: Future[None]) -> None:
+    """Let nobody wait for a start any more that has failed."""
     if not started.done():
         started.set_exception(over.exception() or RuntimeError("the router ended before it had started"))
 

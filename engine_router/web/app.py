@@ -27,13 +27,15 @@ from engine_router.errors import (
     Unauthorized,
     WrongMethod,
 )
-from engine_router.gate import Gate
+from engine_router.gate import Gates
 from engine_router.router import Router
 from engine_router.web.admin import Admin
+from engine_router.web.control import add_control
 from engine_router.web.ollama import OllamaApi
 from engine_router.web.openai import Models, json_response
 from engine_router.web.pages import Pages, wants_html
 from engine_router.web.proxy import Proxy, wire_headers, with_headers
+from engine_router.web.rivals import add_rivals
 from engine_router.web.scope import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of
 from engine_router.wire.upstream import Headers
 
@@ -52,18 +54,17 @@ def create_app(router: Router) -> App:
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
     app.config["MAX_CONTENT_LENGTH"] = int(router.config.server.max_body_mb * 1_000_000)
     app.url_map.merge_slashes = False
-    gate = Gate(router.config.server)
-    app.before_request(_before(gate))
-    if router.config.server.cors_origins:
-        app.after_request(_after(gate))
+    gates = Gates(lambda: router.config.server)
+    app.before_request(_before(gates))
+    app.after_request(_after(gates))
     _add_routes(app, router)
     _add_error_handlers(app, router)
     return app
 
 
-def _before(gate: Gate):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
+def _before(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
     async def check() -> Response | None:
-        headers = wire_headers(request)
+        headers, gate = wire_headers(request), gates.gate
         names = [name.lower() for name, _ in headers]
         if b"transfer-encoding" in names and b"content-length" in names:
             raise AmbiguousRequest(
@@ -88,9 +89,9 @@ def _empty(headers: Headers) -> Response:
     return with_headers(response, headers)
 
 
-def _after(gate: Gate):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
+def _after(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def add(response: Response) -> Response:
-        return with_headers(response, gate.answer_headers(wire_headers(request)))
+        return with_headers(response, gates.answer_headers(wire_headers(request)))
 
     return add
 
@@ -103,11 +104,10 @@ def _add_routes(app: App, router: Router) -> None:
     app.add_url_rule("/health", "health", admin.health, methods=["GET"])
     app.add_url_rule("/status", "status", admin.status, methods=["GET"])
     app.add_url_rule("/metrics", "metrics", admin.metrics, methods=["GET"])
-    app.add_url_rule("/admin/swap", "swap", admin.swap, methods=["POST"])
-    app.add_url_rule("/admin/unload", "unload", admin.unload, methods=["POST"])
     app.add_url_rule("/admin/logs", "logs", admin.logs, methods=["GET"])
+    add_control(app, router)
+    add_rivals(app, router, models)
     app.add_url_rule("/v1/models", "models", models.listed, methods=["GET"])
-    app.add_url_rule("/v1/models/<path:model>", "model", models.one, methods=["GET"])
     app.add_url_rule("/v1/<path:rest>", "v1", proxy.v1, methods=["POST"])
     app.add_url_rule("/api/<path:rest>", "api", ollama.answer, methods=ANY_METHOD)
 

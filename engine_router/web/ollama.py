@@ -20,17 +20,16 @@ from engine_router.errors import (
     EngineError,
     Forbidden,
     NoSuchRoute,
-    RouterError,
     UnknownModel,
     WrongMethod,
 )
-from engine_router.relay import AddedHeaders, BrokenAnswer, request_headers, response_headers
+from engine_router.relay import AddedHeaders, request_headers, response_headers
 from engine_router.residency.residence import Phase
 from engine_router.router import Router
 from engine_router.routes import API_ROUTES, wire_target
 from engine_router.web import ollama_shapes
 from engine_router.web.openai import json_response
-from engine_router.web.proxy import Proxy, as_response, wire_headers
+from engine_router.web.proxy import Proxy, as_response, pieces_of, wire_headers
 from engine_router.web.scope import scope_of, whole_body
 from engine_router.web.status import state_of
 from engine_router.wire.upstream import Exchange, ResponseHead, UpstreamRequest
@@ -172,7 +171,7 @@ class OllamaApi:
     async def _relay(self, name: str, config: OllamaConfig, path: str, body: bytes | bytearray) -> Response:
         exchange = await self._exchange(name, config, path, body)
         head = await exchange.head()
-        return as_response(ResponseHead(head.status, response_headers(head.headers)), _chunks(exchange))
+        return as_response(ResponseHead(head.status, response_headers(head.headers)), pieces_of(exchange))
 
     async def _exchange(
         self, name: str, config: OllamaConfig, path: str, body: bytes | bytearray
@@ -210,14 +209,6 @@ def expires_at(router: Router, resident: ResidentId) -> dt.datetime:
 def _check_method(path: str, *methods: str) -> None:
     if request.method not in methods:
         raise WrongMethod(f"/api/{path} takes {' and '.join(methods)}")
-
-
-async def _chunks(exchange: Exchange) -> AsyncIterator[bytes]:
-    try:
-        while data := await exchange.chunk():
-            yield data
-    except RouterError as error:
-        raise BrokenAnswer(error) from error
 
 
 async def _pieces(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:

@@ -37,6 +37,10 @@ class Models:
 
     async def listed(self) -> Response:
         """`GET /v1/models`. An alias is listed as a model of its own, so that clients can offer it."""
+        return json_response({"object": "list", "data": self.entries()})
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return the entries of the list."""
         data: list[dict[str, Any]] = []
         for target in self._router.discovery.offered():
             entry = _entry(self._router, target, state_of(self._router, target))
@@ -44,7 +48,7 @@ class Models:
             data += [
                 {**entry, "id": alias, "aliases": [], "alias_of": target.model} for alias in target.aliases
             ]
-        return json_response({"object": "list", "data": data})
+        return data
 
     async def one(self, model: str) -> Response:
         """`GET /v1/models/{id}`.

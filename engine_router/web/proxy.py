@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 from quart import Request, Response, request
 
 from engine_router.answering import Answerer
-from engine_router.errors import NoSuchRoute
+from engine_router.errors import NoSuchRoute, RouterError
 from engine_router.reading import Incoming
+from engine_router.relay import BrokenAnswer
 from engine_router.routes import is_proxied
 from engine_router.web.scope import body_of, scope_of
 from engine_router.wire.upstream import Headers, ResponseHead
@@ -50,6 +52,27 @@ def as_response(head: ResponseHead, body: AsyncIterator[bytes]) -> Response:
     response.headers.clear()
     response.timeout = None
     return with_headers(response, head.headers)
+
+
+class Chunked(Protocol):
+    """An engine's answer that comes in pieces."""
+
+    async def chunk(self) -> bytes:
+        """Return the next bytes of the answer; empty at its end."""
+        ...
+
+
+async def pieces_of(answer: Chunked) -> AsyncIterator[bytes]:
+    """Yield the pieces of an answer that is passed on as it is.
+
+    Raises:
+        BrokenAnswer: it broke off.
+    """
+    try:
+        while data := await answer.chunk():
+            yield data
+    except RouterError as error:
+        raise BrokenAnswer(error) from error
 
 
 def with_headers(response: Response, headers: Headers) -> Response:

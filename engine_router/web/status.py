@@ -12,6 +12,7 @@ import trio
 from engine_router._version import __version__
 from engine_router.discovery import Target
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
+from engine_router.residency.failures import Failure
 from engine_router.residency.journal import Swap
 from engine_router.residency.ledger import Residence
 from engine_router.residency.pool import Pool
@@ -48,7 +49,7 @@ def status(router: Router) -> dict[str, Any]:
 def _pool(router: Router, pool: Pool) -> dict[str, Any]:
     now = trio.current_time()
     ledger = pool.ledger
-    residents = [_resident(router, pool, residence, now) for residence in ledger.residences]
+    residents = [resident_entry(router, pool, residence, now) for residence in ledger.residences]
     swaps = [_swap(router, swap, now) for swap in pool.journal.swaps]
     return {
         "gauge": pool.gauge.name,
@@ -60,19 +61,24 @@ def _pool(router: Router, pool: Pool) -> dict[str, Any]:
         "waiting": {str(resident): count for resident, count in ledger.waiting_counts().items()},
         "next": [_turn(turn) for turn in ledger.turns(now)],
         "failed": {
-            str(resident): {
-                "error": str(failure.error),
-                "count": failure.count,
-                "again_in_s": round(max(0.0, failure.until - now), 3),
-            }
-            for resident, failure in ledger.failures().items()
+            str(resident): failure_entry(failure, now) for resident, failure in ledger.failures().items()
         },
         "swap": swaps[0] if swaps else None,
         "swaps": swaps,
     }
 
 
-def _resident(router: Router, pool: Pool, residence: Residence, now: float) -> dict[str, Any]:
+def failure_entry(failure: Failure, now: float) -> dict[str, Any]:
+    """Tell why something failed, how often in a row, and when it is tried again."""
+    return {
+        "error": str(failure.error),
+        "count": failure.count,
+        "again_in_s": round(max(0.0, failure.until - now), 3),
+    }
+
+
+def resident_entry(router: Router, pool: Pool, residence: Residence, now: float) -> dict[str, Any]:
+    """Tell what is known of a resident that is there."""
     resident = residence.resident
     life = pool.lives.get(resident)
     endpoint = life.endpoint if life is not None else None

@@ -225,7 +225,8 @@ class Talk(BaseHTTPRequestHandler):
         )
 
     def response(self, request: dict[str, Any]) -> None:
-        self.wish = str(request["input"])
+        given = request["input"]
+        self.wish = text_of(given if isinstance(given, str) else given[-1]["content"])
         text = {"type": "output_text", "text": "".join(GREETING), "annotations": []}
         item = {
             "id": "msg_1",
@@ -304,6 +305,11 @@ class Talk(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # a client more than these has to knock again, a second later
+
+
 def main() -> None:
     sys.stdout.write("reading the weights\n")
     sys.stdout.flush()
@@ -312,8 +318,7 @@ def main() -> None:
         sys.stdout.write(OPTIONS["fail"] + "\n")
         sys.stdout.flush()
         sys.exit(3)
-    ThreadingHTTPServer.daemon_threads = True
-    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Talk).serve_forever()
+    Server(("127.0.0.1", int(sys.argv[1])), Talk).serve_forever()
 
 
 main()

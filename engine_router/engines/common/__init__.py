@@ -10,21 +10,24 @@ and then look whether it has happened. Three rules follow from that, and live he
   loaded until then is unloaded like anything else.
 """
 
-from engine_router.engines.common.answers import Listed, Reply, read_listing
+from engine_router.engines.common.answers import Listed, Reply, fill, read_listing
 from engine_router.engines.common.commands import Completed, run_command
-from engine_router.engines.common.life import LOG_TAIL_LINES, Life, Stop, lead, unless
+from engine_router.engines.common.life import LOG_TAIL_LINES, SLEEPS, Life, Rest, Stop, lead, unless
 from engine_router.engines.common.server import BadAnswer, NotListening, Server, worth_repeating
 
 __all__ = [
     "LOG_TAIL_LINES",
+    "SLEEPS",
     "BadAnswer",
     "Completed",
     "Life",
     "Listed",
     "NotListening",
     "Reply",
+    "Rest",
     "Server",
     "Stop",
+    "fill",
     "lead",
     "read_listing",
     "run_command",

@@ -25,6 +25,19 @@ def json_or_none(body: bytes | str) -> Any:
         return None
 
 
+def fill(template: Any, values: Mapping[str, str]) -> Any:
+    """Fill `{name}` into every string of a JSON value; keys stay as they are."""
+    if isinstance(template, str):
+        for name, value in values.items():
+            template = template.replace(f"{{{name}}}", value)
+        return template
+    if isinstance(template, Mapping):
+        return {key: fill(value, values) for key, value in template.items()}
+    if isinstance(template, (list, tuple)):
+        return [fill(value, values) for value in template]
+    return template
+
+
 @frozen
 class Reply:
     """A server's whole answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import trio
 
@@ -103,25 +103,71 @@ class Life(Protocol):
         ...
 
 
-async def lead(life: Life, supervision: Supervision, *, adopt: bool) -> Ended:
+class Rest(Protocol):
+    """How one resident sleeps instead of being ended."""
+
+    @property
+    def is_in_bed(self) -> bool:
+        """Whether this router has put it to sleep, and it was not woken since."""
+        ...
+
+    def started(self, seconds: float) -> None:
+        """Note how long a start took, in seconds."""
+        ...
+
+    async def wake(self, life: Life, supervision: Supervision) -> Endpoint | Literal[Stop.ASKED] | None:
+        """Wake it if it sleeps. Returns None where it does not, or could not be woken and was ended.
+
+        Raises:
+            EngineStopFailed: it could neither be woken nor ended.
+        """
+        ...
+
+    async def fall_asleep(self, life: Life, supervision: Supervision, *, adopted: bool) -> bool:
+        """Put it to sleep where that is possible and wanted. Returns whether it sleeps."""
+        ...
+
+
+SLEEPS: Final = Ended(stopped=True, message="sleeps", asleep=True)
+"""The end of a life that is no stop."""
+
+
+async def lead(life: Life, supervision: Supervision, *, adopt: bool, rest: Rest | None = None) -> Ended:
     """Lead one resident through its life; `Engine.live` says what is returned and raised.
+
+    With `rest` it is put to sleep rather than ended where that is wanted, and woken rather than started.
 
     Cancellation cancels the call in progress and asks nothing more of the engine: a server that the router
     did not start stays as it is, and the next router finds it.
     """
-    begun = await _begin(life, supervision, adopt=adopt)
+    if rest is not None and rest.is_in_bed and _may_go_on_sleeping(supervision):
+        return SLEEPS
+    began_at = trio.current_time()
+    begun: Endpoint | Ended | Literal[Stop.ASKED] | None
+    begun = None if rest is None else await rest.wake(life, supervision)
+    woken = begun is not None
+    if begun is None:
+        begun = await _begin(life, supervision, adopt=adopt)
     if isinstance(begun, Ended):
         return begun
     if begun is Stop.ASKED:
         return Ended(stopped=True, message=await life.end(aborted=life.began and not adopt))
-    supervision.ready(begun)
+    if rest is not None and not (woken or adopt):
+        rest.started(trio.current_time() - began_at)
+    supervision.ready(begun, woken=woken)
     while True:
         death = await unless(supervision.stop_asked, lambda: _doubted_to_death(life, supervision))
         if death is Stop.ASKED:
+            if rest is not None and await rest.fall_asleep(life, supervision, adopted=adopt):
+                return SLEEPS
             return Ended(stopped=True, message=await life.end(aborted=False))
         if death is not None:
             life.log.write(death)
             return Ended(stopped=False, message=death, log_tail=life.log.tail(LOG_TAIL_LINES))
+
+
+def _may_go_on_sleeping(supervision: Supervision) -> bool:
+    return supervision.stop_asked.is_set() and not supervision.for_good.is_set()
 
 
 async def _begin(

@@ -1,0 +1,133 @@
+"""What differs between two configurations, and what that means for a router that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from engine_router.config import Config, PoolConfig
+from engine_router.errors import ConfigError
+
+# Settings that are used once, when the router starts.
+_AT_START = ("server.host", "server.port", "server.fast_path", "server.max_body_mb", "log", "state_file")
+
+
+@frozen(kw_only=True)
+class Changes:
+    """What a reload changed.
+
+    Attributes:
+        added, removed: engines.
+        restarted: engines that changed: each is stopped once its requests are done, and starts anew when it is wanted.
+        settings: what else is different, by its place in the file; in force at once.
+        needs_restart: what is different, and takes effect only when the router starts again.
+    """
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything is different."""
+        return any(attrs.astuple(self, recurse=False))
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """Return the changes as plain data."""
+        return {name: list(value) for name, value in attrs.asdict(self, recurse=False).items()}
+
+
+def compare(old: Config, new: Config, source: str) -> Changes:
+    """Compare two configurations.
+
+    Raises:
+        ConfigError: a running router cannot take over the new one: memories, or whose memory an engine uses, differ.
+    """
+    _refuse_other_pools(old, new, source)
+    both = [name for name in new.engines if name in old.engines]
+    changed = {name for name in both if _made_of(old, name) != _made_of(new, name)}
+    different = [*_differences(old, new)]
+    return Changes(
+        added=tuple(name for name in new.engines if name not in old.engines),
+        removed=tuple(name for name in old.engines if name not in new.engines),
+        restarted=tuple(name for name in both if name in changed),
+        settings=tuple(place for place in different if not place.startswith(_AT_START)),
+        needs_restart=tuple(place for place in different if place.startswith(_AT_START)),
+    )
+
+
+def _refuse_other_pools(old: Config, new: Config, source: str) -> None:
+    remedy = "this takes effect only when the router starts again; nothing was changed"
+    faults = [
+        (f"pools.{name}", remedy)
+        for name in sorted({*old.pools, *new.pools, "default"})
+        if _gauge(old.pools.get(name)) != _gauge(new.pools.get(name))
+        or (name != "default" and (name in old.pools) != (name in new.pools))
+        or (_is_auto(new.pools.get(name)) and _budget(old.pools.get(name)) != _budget(new.pools.get(name)))
+    ]
+    faults += [
+        (f"engines.{name}.pool", remedy)
+        for name, engine in new.engines.items()
+        if name in old.engines and old.engines[name].pool != engine.pool
+    ]
+    if faults:
+        raise ConfigError(source, faults)
+
+
+def _gauge(pool: PoolConfig | None) -> tuple[Any, ...]:
+    pool = pool or PoolConfig()
+    return pool.gauge, pool.gpu, pool.command
+
+
+def _budget(pool: PoolConfig | None) -> tuple[Any, ...]:
+    pool = pool or PoolConfig()
+    return pool.mode, pool.budget_gb, pool.reserve_gb
+
+
+def _is_auto(pool: PoolConfig | None) -> bool:
+    """Tell whether what is free has to be measured for it, while nothing runs."""
+    return pool is not None and pool.mode == "budget" and not isinstance(pool.budget_gb, float)
+
+
+# Settings of an engine that are the router's business, and none of the engine that runs.
+_BESIDE = frozenset(
+    ("models", "memory_gb", "group", "pinned", "idle_timeout_s", "discover", "endpoints", "headers")
+)
+
+
+def _made_of(config: Config, engine: str) -> tuple[Any, ...]:
+    """Return what an engine runs with."""
+    settings = config.engines[engine]
+    names = [field.name for field in attrs.fields(type(settings)) if field.name not in _BESIDE]
+    paths = {
+        (name, model.upstream, model.path)
+        for name, model in config.models.items()
+        if model.engine == engine and model.path is not None
+    }
+    return type(settings), [getattr(settings, name) for name in names], paths
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    """Return the places that differ, engines that were added, removed or restarted left out."""
+    places: list[str] = []
+    for field in attrs.fields(Config):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if isinstance(before, Mapping):
+            both = {**before, **after}
+            places += [f"{field.name}.{name}" for name in both if before.get(name) != after.get(name)]
+        elif attrs.has(type(before)):
+            names = [part.name for part in attrs.fields(type(before))]
+            places += [
+                f"{field.name}.{name}" for name in names if getattr(before, name) != getattr(after, name)
+            ]
+        elif before != after:
+            places.append(field.name)
+    engines = {f"engines.{name}" for name in {*old.engines, *new.engines}}
+    unchanged = {
+        f"engines.{n}" for n in old.engines.keys() & new.engines if _made_of(old, n) == _made_of(new, n)
+    }
+    return [place for place in places if place not in engines or place in unchanged]

@@ -1,0 +1,27 @@
+"""`engine-router reset`."""
+
+from __future__ import annotations
+
+import argparse
+
+from engine_router.cli.client import post
+from engine_router.cli.terminal import show_json
+from engine_router.cli.where import locate
+from engine_router.cli.words import counted
+
+
+def run(options: argparse.Namespace) -> int:
+    """Forget that a model failed.
+
+    Raises:
+        CommandFailed: the router is not there, says no, or is none.
+    """
+    answer = post(locate(options), "/admin/reset", {"model": options.name})
+    if options.json:
+        show_json(answer)
+    elif answer["forgotten"]:
+        failures = counted(answer["forgotten"], "failure")
+        print(f"{options.name}: {failures} forgotten; the next request starts it")
+    else:
+        print(f"{options.name} had not failed")
+    return 0

@@ -1,0 +1,138 @@
+"""What was asked for and takes a while: done in the router's own tasks, while whoever asked goes on."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Final, Literal
+
+import trio
+from attrs import define, field
+
+from engine_router.errors import QueueFull, RouterClosing, RouterError
+
+logger = logging.getLogger(__name__)
+
+# A script that starts jobs in a loop must not fill the memory; who waits for a model needs one job for it.
+MOST_RUNNING: Final = 100
+# Ended jobs that are remembered, and for how many seconds.
+MOST_ENDED: Final = 100
+REMEMBERED_S: Final = 3600.0
+
+State = Literal["running", "done", "failed", "cancelled"]
+Work = Callable[[str, ExitStack], Awaitable[Mapping[str, Any]]]
+"""Does a job: takes its id and a stack that is closed when it ends; returns what came of it."""
+
+
+@define(eq=False)
+class Job:
+    """One job.
+
+    Attributes:
+        kind: what is done, such as `load`.
+        subject: to what.
+        began_at, ended_at: seconds since the epoch.
+        result: what came of it, once it is done.
+        error: why it failed.
+    """
+
+    id: str
+    kind: str
+    subject: str
+    began_at: float
+    state: State = "running"
+    ended_at: float | None = None
+    result: Mapping[str, Any] | None = None
+    error: RouterError | None = None
+    scope: trio.CancelScope = field(factory=trio.CancelScope, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the job as plain data, for JSON."""
+        error = self.error
+        return {
+            "job": self.id,
+            "kind": self.kind,
+            "subject": self.subject,
+            "state": self.state,
+            "began_at": self.began_at,
+            "ended_at": self.ended_at,
+            "result": self.result,
+            "error": None if error is None else {"message": str(error), "code": error.code},
+        }
+
+
+class Jobs:
+    """The jobs of one router, those under way and those that have ended lately."""
+
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
+        self._nursery: trio.Nursery | None = None
+        # What requests carry in their context is not for the tasks of jobs.
+        self._context = contextvars.copy_context()
+        self._jobs: dict[str, Job] = {}
+        self._count = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do the jobs that are started; runs until cancelled, which ends them at once."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+
+    def start(self, kind: str, subject: str, work: Work) -> Job:
+        """Start a job and return it, still running.
+
+        Raises:
+            QueueFull: too many are under way.
+            RouterClosing: nobody does them, any more.
+        """
+        if self._nursery is None:
+            raise RouterClosing("the router is not running any more")
+        self._forget()
+        if sum(job.state == "running" for job in self._jobs.values()) >= MOST_RUNNING:
+            raise QueueFull(f"{MOST_RUNNING} jobs are under way already", retry_after_s=1.0)
+        self._count += 1
+        job = Job(f"j{self._count}", kind, subject, self._wall_clock())
+        self._jobs[job.id] = job
+        self._context.run(self._nursery.start_soon, self._do, job, work)
+        return job
+
+    def get(self, job_id: str) -> Job | None:
+        """Return a job; None where there is none, or where it is forgotten."""
+        self._forget()
+        return self._jobs.get(job_id)
+
+    def listed(self) -> list[Job]:
+        """Return all that is remembered, the oldest first."""
+        self._forget()
+        return list(self._jobs.values())
+
+    async def _do(self, job: Job, work: Work) -> None:
+        result: Mapping[str, Any] | None = None
+        error: RouterError | None = None
+        try:
+            with ExitStack() as stack, job.scope:
+                result = await work(job.id, stack)
+        except RouterError as failure:
+            error = failure
+        except Exception as defect:
+            logger.exception("job %s (%s %s) failed", job.id, job.kind, job.subject)
+            error = RouterError(f"the router failed at this: {defect!r}")
+        finally:
+            job.ended_at = self._wall_clock()
+            job.result, job.error = result, error
+            job.state = "failed" if error is not None else "cancelled" if result is None else "done"
+
+    def _forget(self) -> None:
+        """Forget what ended long ago, and the oldest of what would be too much."""
+        ended = [job for job in self._jobs.values() if job.ended_at is not None]
+        too_old = self._wall_clock() - REMEMBERED_S
+        surplus = len(ended) - MOST_ENDED
+        for index, job in enumerate(ended):
+            if index < surplus or (job.ended_at or 0.0) < too_old:
+                del self._jobs[job.id]

@@ -1,0 +1,243 @@
+"""`/admin/...` for whoever wants to see and steer what is resident: who waits, load, unload, pin, reset, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from engine_router.dialects.ollama_loading import keep_alive_s
+from engine_router.discovery import Target
+from engine_router.engines.base import ResidentId
+from engine_router.errors import BadRequest, NoSuchRoute, RouterError
+from engine_router.jobs import Work
+from engine_router.router import Router
+from engine_router.underway import Directly, Request
+from engine_router.web import listing
+from engine_router.web.asking import fields, flag, named, text, whole_number
+from engine_router.web.openai import json_response
+from engine_router.web.scope import scope_of
+from engine_router.web.stream import happenings, stream_response
+
+ACCEPTED = 202
+DEFAULT_LISTED = 200
+
+
+class Control:
+    """What the person who runs the router can see of it and do to it."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    # What can be seen.
+
+    async def queue(self) -> Response:
+        """`GET /admin/queue?limit=N`: every request that waits, and what for."""
+        return json_response(listing.queue(self._router, whole_number("limit", DEFAULT_LISTED)))
+
+    async def residents(self) -> Response:
+        """`GET /admin/residents`: what is in memory, and which requests use it."""
+        return json_response(listing.residents(self._router))
+
+    async def failed(self) -> Response:
+        """`GET /admin/failed`: what could not be started, or died, and has not worked since."""
+        return json_response(listing.failed(self._router))
+
+    async def events(self) -> Response:
+        """`GET /admin/events`: everything that happens from now on, as server-sent events."""
+        return stream_response(happenings(self._router))
+
+    async def jobs(self) -> Response:
+        """`GET /admin/jobs`: every job that is remembered, the oldest first."""
+        return json_response({"jobs": [job.as_dict() for job in self._router.jobs.listed()]})
+
+    async def job(self, job_id: str) -> Response:
+        """`GET /admin/jobs/{id}`.
+
+        Raises:
+            NoSuchRoute: there is none, or it ended long ago.
+        """
+        job = self._router.jobs.get(job_id)
+        if job is None:
+            raise NoSuchRoute(
+                f"no job '{job_id}' is known; those that have ended are forgotten after a while"
+            )
+        return json_response(job.as_dict())
+
+    # What can be done.
+
+    async def load(self) -> Response:
+        """`POST /admin/load {model | engine, keep_alive?, wait?}`: make it resident, in turn like any request."""
+        data = await fields("model", "engine", "keep_alive", "wait")
+        stay_s, waits = keep_alive_s(data.get("keep_alive")), flag(data, "wait", default=False)
+        target = await named(self._router, data)
+        return await self._do("load", target.model, partial(load, self._router, target, stay_s), waits=waits)
+
+    async def swap(self) -> Response:
+        """`POST /admin/swap {model | engine}`: the same, and wait for it."""
+        target = await named(self._router, await fields("model", "engine"))
+        return await self._do("load", target.model, partial(load, self._router, target, None), waits=True)
+
+    async def unload(self) -> Response:
+        """`POST /admin/unload {model | engine | all?, wait?}`: drain and stop it; all of it where nothing is named."""
+        data = await fields("model", "engine", "all", "wait")
+        waits, is_all = flag(data, "wait", default=True), flag(data, "all", default=False)
+        names = data.keys() & {"model", "engine"}
+        if is_all and names:
+            raise BadRequest('"all" goes with no "model" and no "engine"')
+        target = await named(self._router, data) if names else None
+        meant = _present(self._router, data, target)
+        subject = "all" if target is None else str(data.get("model") or data.get("engine"))
+        return await self._do("unload", subject, partial(unload, self._router, meant), waits=waits)
+
+    async def reset(self) -> Response:
+        """`POST /admin/reset {model}`: forget its failures, so that the next request starts it."""
+        target = await self._router.resolve(text(await fields("model"), "model"))
+        return json_response({"model": target.model, "forgotten": forget_failures(self._router, target)})
+
+    async def pin(self) -> Response:
+        """`POST /admin/pin {model, pinned?}`: never stop it for another's sake, nor for being idle; or do so again."""
+        data = await fields("model", "pinned")
+        target, is_pinned = (
+            await self._router.resolve(text(data, "model")),
+            flag(data, "pinned", default=True),
+        )
+        supervisor = self._router.supervisor
+        (supervisor.pin if is_pinned else supervisor.unpin)(target.resident)
+        is_resident = supervisor.pool(target.resident).ledger.residence(target.resident) is not None
+        return json_response(
+            {
+                "model": target.model,
+                "resident": str(target.resident),
+                "pinned": is_pinned,
+                "is_resident": is_resident,
+            }
+        )
+
+    async def cancel(self) -> Response:
+        """`POST /admin/cancel {id}`: end one request, or one job; a job that waits for a model gives up its place.
+
+        Raises:
+            NoSuchRoute: nothing of that id is under way.
+        """
+        wanted = text(await fields("id"), "id")
+        job = self._router.jobs.get(wanted)
+        if job is not None and job.state == "running":
+            job.scope.cancel()
+            return json_response({"cancelled": job.id, "model": job.subject, "path": job.kind})
+        ended = self._router.underway.cancel(wanted)
+        return json_response({"cancelled": ended.id, "model": ended.model, "path": ended.path})
+
+    async def _do(self, kind: str, subject: str, work: Work, *, waits: bool) -> Response:
+        """Do something as a job and answer with its id; or at once, given up when the client leaves."""
+        if not waits:
+            job = self._router.jobs.start(kind, subject, work)
+            response = json_response(job.as_dict(), ACCEPTED)
+            response.headers["Location"] = f"/admin/jobs/{job.id}"
+            return response
+        scope = scope_of(request)
+        return json_response(await work(scope.id, scope.stack))
+
+
+async def load(
+    router: Router, target: Target, stay_s: float | None, request_id: str, stack: ExitStack
+) -> Mapping[str, Any]:
+    """Make a model resident, taking its turn.
+
+    Args:
+        stay_s: as a ticket's `keep_alive_s`.
+        stack: holds the lease.
+
+    Raises:
+        RouterError: it cannot be.
+    """
+    pool = router.supervisor.pool(target.resident)
+    before = [str(residence.resident) for residence in pool.ledger.residences]
+    began = trio.current_time()
+    lease = router.supervisor.request(target.resident, keep_alive_s=stay_s)
+    stack.callback(lease.release)
+    stack.callback(router.underway.enter(Request(request_id, "load", target.model, Directly(lease))))
+    endpoint = await lease.granted()
+    return {
+        "model": target.model,
+        "engine": target.engine,
+        "resident": str(target.resident),
+        "base_url": endpoint.base_url,
+        "was": before[0] if before else None,
+        "duration_s": round(trio.current_time() - began, 3),
+    }
+
+
+async def unload(
+    router: Router, meant: Sequence[ResidentId], _request_id: str = "", _stack: ExitStack | None = None
+) -> Mapping[str, Any]:
+    """Have residents drained and stopped, all at the same time, and wait until they are gone.
+
+    Raises:
+        RouterError: one could not be stopped; the others are gone, too.
+    """
+    failures: list[RouterError] = []
+
+    async def see_off(resident: ResidentId) -> None:
+        try:
+            await router.supervisor.until_unloaded(resident)
+        except RouterError as failure:
+            failures.append(failure)
+
+    async with trio.open_nursery() as nursery:
+        for resident in meant:
+            nursery.start_soon(see_off, resident)
+    if failures:
+        raise failures[0]
+    return {"unloaded": [str(resident) for resident in meant]}
+
+
+def present(router: Router) -> list[ResidentId]:
+    """Return everything that is resident, in whatever phase."""
+    pools = router.supervisor.pools.values()
+    return [residence.resident for pool in pools for residence in pool.ledger.residences]
+
+
+def _present(router: Router, data: Mapping[str, Any], target: Target | None) -> list[ResidentId]:
+    """Return what is resident of what was named; everything where nothing was."""
+    if target is None:
+        return present(router)
+    if data.get("model"):
+        return [resident for resident in present(router) if resident == target.resident]
+    return [resident for resident in present(router) if resident.engine == target.engine]
+
+
+def forget_failures(router: Router, target: Target) -> int:
+    """Forget a model's failures. Returns how many in a row there were."""
+    pool = router.supervisor.pool(target.resident)
+    failure = pool.ledger.failures().get(target.resident)
+    router.supervisor.reset(target.resident)
+    return 0 if failure is None else failure.count
+
+
+def add_control(app: QuartTrio, router: Router) -> None:
+    """Add the routes."""
+    control = Control(router)
+    for name, view in (
+        ("queue", control.queue),
+        ("residents", control.residents),
+        ("failed", control.failed),
+        ("events", control.events),
+        ("jobs", control.jobs),
+        ("jobs/<job_id>", control.job),
+    ):
+        app.add_url_rule(f"/admin/{name}", f"control {name}", view, methods=["GET"])
+    for name, view in (
+        ("load", control.load),
+        ("swap", control.swap),
+        ("unload", control.unload),
+        ("reset", control.reset),
+        ("pin", control.pin),
+        ("cancel", control.cancel),
+    ):
+        app.add_url_rule(f"/admin/{name}", f"control {name}", view, methods=["POST"])

@@ -1,0 +1,150 @@
+"""The routes of llama-swap: what runs, unload, and straight to the engine of a model."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import Any
+from urllib.parse import quote, unquote
+
+from quart import Response, redirect, request
+from quart_trio import QuartTrio
+
+from engine_router.config import ProcessConfig
+from engine_router.discovery import Target
+from engine_router.errors import BadRequest
+from engine_router.gate import Gate
+from engine_router.residency.ledger import Phase
+from engine_router.router import Router
+from engine_router.web.control import present, unload
+from engine_router.web.openai import json_response
+from engine_router.web.proxy import wire_headers
+from engine_router.web.rivals.passing import pass_on
+from engine_router.web.rivals.standing import standing
+from engine_router.web.strangers import refuse_strangers
+
+_STATES = {
+    Phase.STARTING: "starting",
+    Phase.READY: "ready",
+    Phase.DRAINING: "stopping",
+    Phase.STOPPING: "stopping",
+    Phase.STUCK: "stopping",
+}
+_ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+_SAFE = ("GET", "HEAD")
+
+
+class LlamaSwap:
+    """What llama-swap answers."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def running(self) -> Response:
+        """`GET /running`."""
+        found = [self._entry(target) for target in self._router.discovery.targets()]
+        running = sorted(
+            (entry for entry in found if entry is not None), key=lambda entry: str(entry["model"])
+        )
+        return json_response({"running": running})
+
+    async def unload(self) -> Response:
+        """`GET /unload`, `POST /unload`: everything.
+
+        Raises:
+            Forbidden: a page of another site may have made a browser ask for it.
+        """
+        if request.method in _SAFE:
+            refuse_strangers(Gate(self._router.config.server), wire_headers(request))
+        await unload(self._router, present(self._router))
+        return _ok()
+
+    async def unload_all(self) -> Response:
+        """`POST /api/models/unload`."""
+        await unload(self._router, present(self._router))
+        return json_response({"msg": "ok"})
+
+    async def unload_one(self, model: str) -> Response:
+        """`POST /api/models/unload/{id}`."""
+        target = await self._router.resolve(model)
+        await unload(
+            self._router, [resident for resident in present(self._router) if resident == target.resident]
+        )
+        return _ok()
+
+    async def upstream(self, rest: str) -> Response:  # noqa: ARG002 - decoded, which is not what goes on
+        """`/upstream/{id}/...`, whatever the method: straight to the model's engine, which is loaded for it.
+
+        Raises:
+            UnknownModel: the path begins with no model's id.
+            Forbidden: a page of another site may have made a browser ask for it.
+        """
+        segments = _raw_segments()
+        count, target = await self._model_in(segments)
+        if request.method in _SAFE and standing(self._router, target).phase is not Phase.READY:
+            refuse_strangers(Gate(self._router.config.server), wire_headers(request))
+        if len(segments) == count:  # so that relative links in the engine's pages lead somewhere
+            return _with_slash(segments)
+        return await pass_on(self._router, target, "/" + "/".join(segments[count:]))
+
+    async def _model_in(self, segments: list[str]) -> tuple[int, Target]:
+        """Find the longest id with which a path begins. Returns of how many segments it is, and the model."""
+        names = {
+            name for target in self._router.discovery.targets() for name in (target.model, *target.aliases)
+        }
+        decoded = [unquote(segment) for segment in segments]
+        longest = max((name.count("/") for name in names), default=0) + 1
+        for count in range(min(longest, len(segments)), 0, -1):
+            if (name := "/".join(decoded[:count])) in names:
+                return count, await self._router.resolve(name)
+        return 1, await self._router.resolve(decoded[0])
+
+    def _entry(self, target: Target) -> dict[str, Any] | None:
+        found = standing(self._router, target)
+        if found.phase is None:
+            return None
+        config = self._router.config.engines[target.engine]
+        idle_timeout_s = self._router.supervisor.profile(target.resident).idle_timeout_s
+        return {
+            "model": target.model,
+            "state": _STATES.get(found.phase, found.phase.value),
+            "cmd": shlex.join(config.argv) if isinstance(config, ProcessConfig) else "",
+            "proxy": found.base_url or config.base_url or "",
+            "ttl": int(idle_timeout_s) if math.isfinite(idle_timeout_s) else 0,
+            "name": "",
+            "description": "",
+        }
+
+
+def _raw_segments() -> list[str]:
+    """Return what comes behind `/upstream/`, piece by piece, not decoded: an id may have an encoded slash in it.
+
+    Raises:
+        BadRequest: it cannot be told apart.
+    """
+    raw = request.scope["raw_path"].partition(b"?")[0].decode("latin-1")
+    _, first, *segments = raw.split("/") if raw.startswith("/") else ("", "")
+    if unquote(first) != "upstream" or not segments:
+        raise BadRequest("the path is /upstream/, the id of a model, and what its engine is asked for")
+    return segments
+
+
+def _with_slash(segments: list[str]) -> Response:
+    query = request.query_string.decode("latin-1")
+    path = "/upstream/" + "/".join(quote(segment, safe="%:@!$&'()*+,;=~") for segment in segments) + "/"
+    location = path + (f"?{query}" if query else "")
+    return redirect(location, 301 if request.method in _SAFE else 308)  # type: ignore[return-value]
+
+
+def _ok() -> Response:
+    return Response("OK", content_type="text/plain; charset=utf-8")
+
+
+def add_llama_swap(app: QuartTrio, router: Router) -> None:
+    """Add the routes."""
+    routes = LlamaSwap(router)
+    app.add_url_rule("/running", "running", routes.running, methods=["GET"])
+    app.add_url_rule("/unload", "unload everything", routes.unload, methods=["GET", "POST"])
+    app.add_url_rule("/api/models/unload", "unload all", routes.unload_all, methods=["POST"])
+    app.add_url_rule("/api/models/unload/<path:model>", "unload one", routes.unload_one, methods=["POST"])
+    app.add_url_rule("/upstream/<path:rest>", "upstream", routes.upstream, methods=_ANY_METHOD)
