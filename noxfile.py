@@ -61,3 +61,13 @@ def tests(session: nox.Session) -> None:
     if not session.posargs:
         session.run("coverage", "combine", "--quiet", success_codes=[0, 1])
         session.run("coverage", "report", "--fail-under=85")
+
+
+@nox.session
+def litellm(session: nox.Session) -> None:
+    """Its environment has another openai than the one that `tests` has."""
+    install(session, "litellm", extras="[llamacpp]")
+    # It leaves its connections to the collector of garbage, which finds them when pytest has ended its last test.
+    ignored = ("-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisableExceptionWarning")
+    files = ("tests/test_clients_litellm.py", "tests/test_clients_page.py")
+    session.run("pytest", *ignored, "-q", "-k", "litellm", *files)

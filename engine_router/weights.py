@@ -14,7 +14,7 @@ from attrs import frozen
 
 from engine_router.config import Config, ModelConfig, ProcessConfig
 from engine_router.config.values import expanded
-from engine_router.gguf import GGUFHeader, human_number, read_gguf
+from engine_router.gguf import GGUFHeader, human_number, read_gguf, split_parts
 
 # How servers are told what to load, and with how much context. The first three names are llama.cpp's.
 _MODEL_OPTIONS: Final = ("-m", "--model", "--model-path")
@@ -116,6 +116,20 @@ def launch_of(config: Config, engine: str, upstream: str) -> Launch:
         vision=_value(argv, _VISION_OPTIONS) is not None,
         embedding=any(word in _EMBEDDING_OPTIONS for word in argv),
     )
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that hold a model's weights: all parts of a split GGUF file, or a folder's safetensors.
+
+    In the order in which they are read. Blocks: call it in a thread.
+
+    Raises:
+        ValueError: a folder has more files than any model.
+        OSError: it cannot be read.
+    """
+    if stat.S_ISDIR(path.stat().st_mode):
+        return tuple(sorted(_safetensors(path)))
+    return split_parts(path)
 
 
 def read_weights(path: Path) -> Weights:

@@ -4,13 +4,17 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import platformdirs
 import pytest
-from attrs import frozen
+from attrs import asdict, frozen
 from talking import DELAY_S, GREETING, IDLE_S, LAST_LINE, PATIENT, WAITING, At, serving, starts, talker
+
+from engine_router.router import Router
 
 FOLDER = Path(__file__).parent / "js"
 INSTALL_TIMEOUT_S = 90
@@ -37,11 +41,33 @@ ERRORS = {
 }
 BROKEN = "TypeError"
 CALLS = {
-    count: [
+    f"tools {count}": [
         [f"call_{index}", "weather", {"city": f"Zürich {index}", "days": [1, 2]}] for index in range(count)
     ]
     for count in (1, 2)
 }
+WHOLE = {"openai": "chat", "anthropic": "message"}
+OTHERS = {
+    "openai": [("vectors", "hello")],
+    "anthropic": [("tokens", "hello")],
+    "ollama": [("vectors", "hello"), ("models", "hello")],
+}
+each_text = pytest.mark.parametrize(("program", "way"), TEXTS)
+
+
+@frozen
+class Case:
+    """A question: a program's way to ask, and where it is in one scene."""
+
+    scene: str
+    program: str
+    way: str
+    at: At
+    text: str = "hello"
+
+    @property
+    def name(self) -> str:
+        return f"{self.scene} {self.program} {self.way} {self.text}"
 
 
 @frozen
@@ -51,6 +77,11 @@ class Told:
     answer: str | None
     error: dict[str, str | int | None] | None
     after_s: float
+
+    @property
+    def answered(self) -> str:
+        assert self.answer is not None, self.error
+        return self.answer
 
 
 @pytest.fixture(scope="module")
@@ -89,117 +120,142 @@ def install(npm: str, packages: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def ask(folder: Path, at: At, asked: dict[tuple[str, str], str]) -> dict[tuple[str, str], Told]:
-    """Let the programs ask, each all that it is to ask at once."""
-    programs = {}
-    for program in sorted({program for program, _ in asked}):
-        common = {"url": at.url, "model": at.model, "idle_s": at.idle_s, "retries": at.retries}
-        cases = [
-            {**common, "name": way, "ask": way.partition(" ")[0], "text": text}
-            for (its, way), text in asked.items()
-            if its == program
+Answers = dict[str, Told]
+
+
+def run(folder: Path, cases: Sequence[Case]) -> Answers:
+    """Let each program ask all that it is to ask at once, at the same time as the others."""
+    processes = []
+    for program in ERRORS:
+        asked = [
+            {"name": case.name, "ask": case.way, "text": case.text, **asdict(case.at)}
+            for case in cases
+            if case.program == program
         ]
-        programs[program] = subprocess.Popen(
-            ["node", f"{program}.js", json.dumps(cases)],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        command = ["node", f"{program}.js", json.dumps(asked)]
+        processes.append(
+            subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         )
-    told = {}
-    for program, process in programs.items():
+    answers = {}
+    for process in processes:
         with process:
             try:
                 out, complaints = process.communicate(timeout=LIMIT_S)
             finally:
                 process.kill()
         assert process.returncode == 0, complaints.decode()
-        told |= {(program, way): Told(**outcome) for way, outcome in json.loads(out).items()}
-    return told
+        answers |= {name: Told(**told) for name, told in json.loads(out).items()}
+    return answers
 
 
-def test_answers_tools_vectors_and_lists(folder: Path) -> None:
-    asked = dict.fromkeys(TEXTS, "hello")
-    for program in ERRORS:
-        asked |= {
-            (program, f"{way} {count}"): f"tools {count}"
-            for way in ("tools", "toolsStream")
-            for count in CALLS
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> Iterator[Answers]:
+    """All scenes are played at once, for Node takes longer to start than most of them take."""
+    late, fails = f"delay={DELAY_S + 0.5}", f"fail=ggml: 40 GiB wanted\n{LAST_LINE}"
+    forgets = {"failed_start_memory_s": 0}
+    with ExitStack() as stack:
+
+        def scene(*options: str, idle_s: float = 20, retries: int = 0, **sections: dict[str, object]) -> At:
+            running = stack.enter_context(serving(talker("m", *options), **sections))
+            routers[running.url] = running.router
+            return At(running.url, "m", idle_s, retries)
+
+        routers: dict[str, Router] = {}
+        scenes = {
+            "here": scene(),
+            "quiet": scene(late, idle_s=IDLE_S, server=WAITING),
+            "progress": scene(late, idle_s=IDLE_S, server={**WAITING, "show_progress": True}),
+            "nothing": scene("delay=5", idle_s=IDLE_S, server=PATIENT),
+            "fails": scene(fails, server=PATIENT),
+            "fails late": scene(late, fails, idle_s=IDLE_S, server=WAITING),
         }
-    asked |= dict.fromkeys([("openai", "vectors"), ("anthropic", "tokens"), ("ollama", "vectors")], "hello")
-    with serving(talker("talker")) as running:
-        at = At(running.url, "talker")
-        told = ask(folder, at, asked)
-        models = ask(folder, at, {("ollama", "models"): ""})["ollama", "models"]
-    assert {key: outcome.error for key, outcome in told.items() if outcome.error} == {}
-    assert {told[key].answer for key in TEXTS} == {GREETING}
-    for (program, way), outcome in told.items():
-        if way.startswith("tools"):
-            calls = CALLS[int(way[-1])]
-            assert json.loads(outcome.answer) == [call[1:] if program == "ollama" else call for call in calls]
-    assert json.loads(told["openai", "vectors"].answer) == [[3, 4, 0]]
-    assert json.loads(told["ollama", "vectors"].answer) == [[pytest.approx(0.6), pytest.approx(0.8), 0]]
-    assert int(told["anthropic", "tokens"].answer) > 0
-    assert json.loads(models.answer) == [["talker"], ["talker"], ["completion"]]
+        retried = {
+            program: scene(fails, retries=2, server=PATIENT, scheduling=forgets)
+            for program in ("openai", "anthropic")
+        }
+        cases = [Case(name, *key, at) for name, at in scenes.items() for key in TEXTS]
+        cases += [Case("retried", program, WHOLE[program], at) for program, at in retried.items()]
+        cases += [Case("breaks", *key, scenes["here"], "break") for key in TEXTS]
+        cases += [
+            Case("here", program, way, scenes["here"], text)
+            for program in ERRORS
+            for way, text in [*OTHERS[program], *product(["tools", "toolsStream"], CALLS)]
+        ]
+        told = run(folder, cases)
+        for at in (scenes["fails"], scenes["fails late"], *retried.values()):
+            assert starts(routers[at.url], "m") == 1
+        yield told
 
 
-@pytest.mark.parametrize("shows", [False, True], ids=["quiet", "progress"])
-def test_a_cold_start_longer_than_the_clients_limit(folder: Path, shows: bool) -> None:
-    with serving(
-        talker("slow", f"delay={DELAY_S + 1}"), server={**WAITING, "show_progress": shows}
-    ) as running:
-        told = ask(folder, At(running.url, "slow", IDLE_S), dict.fromkeys(TEXTS, "hello"))
-    assert {key: outcome.error for key, outcome in told.items() if outcome.error} == {}
-    assert {outcome.answer for outcome in told.values()} == {GREETING}
-    assert min(outcome.after_s for outcome in told.values()) > IDLE_S
+@each_text
+def test_an_answer(answers: Answers, program: str, way: str) -> None:
+    assert answers[f"here {program} {way} hello"].answered == GREETING
 
 
-def test_without_frames_a_client_would_give_up(folder: Path) -> None:
-    with serving(talker("slow", f"delay={DELAY_S + 1}"), server=PATIENT) as running:
-        told = ask(folder, At(running.url, "slow", IDLE_S), dict.fromkeys(TEXTS, "hello"))
-    assert {outcome.answer for outcome in told.values()} == {None}
+@pytest.mark.parametrize("program", ERRORS)
+@pytest.mark.parametrize("way", ["tools", "toolsStream"])
+@pytest.mark.parametrize("text", CALLS)
+def test_tools(answers: Answers, program: str, way: str, text: str) -> None:
+    calls = [call[1:] if program == "ollama" else call for call in CALLS[text]]
+    assert json.loads(answers[f"here {program} {way} {text}"].answered) == calls
 
 
-@pytest.fixture(scope="module", params=["at once", "after a wait"])
-def failing(request: pytest.FixtureRequest) -> Iterator[tuple[bool, At]]:
-    waits = request.param == "after a wait"
-    options = [f"delay={DELAY_S + 1}" if waits else "delay=0", f"fail=ggml: 40 GiB wanted\n{LAST_LINE}"]
-    with serving(talker("broken", *options), server=WAITING if waits else PATIENT) as running:
-        yield waits, At(running.url, "broken", IDLE_S if waits else 20)
-        assert starts(running.router, "broken") == 1
+def test_vectors_tokens_and_lists(answers: Answers) -> None:
+    assert json.loads(answers["here openai vectors hello"].answered) == [[3, 4, 0]]
+    normal = [[pytest.approx(0.6), pytest.approx(0.8), 0]]
+    assert json.loads(answers["here ollama vectors hello"].answered) == normal
+    assert int(answers["here anthropic tokens hello"].answered) > 0
+    listed, _, capabilities = json.loads(answers["here ollama models hello"].answered)
+    assert (listed, capabilities) == (["m"], ["completion"])
 
 
-def test_a_failing_start(folder: Path, failing: tuple[bool, At]) -> None:
-    """After blanks have been sent all that can be done is to break the connection."""
-    waits, at = failing
-    told = ask(folder, at, dict.fromkeys(TEXTS, "hello"))
-    for key, streams in TEXTS.items():
-        error = told[key].error
-        assert error is not None, key
-        expected = ERRORS[key[0]][waits] if streams or not waits else BROKEN
-        assert error["kind"] == expected, (key, error)
-        if streams or not waits:
-            assert LAST_LINE in str(error["message"]), key
-        if not waits:
-            assert error["status"] == 503
+@each_text
+@pytest.mark.parametrize("scene", ["quiet", "progress"])
+def test_a_cold_start_longer_than_the_clients_limit(
+    answers: Answers, scene: str, program: str, way: str
+) -> None:
+    told = answers[f"{scene} {program} {way} hello"]
+    assert told.answered == GREETING
+    assert told.after_s > DELAY_S
 
 
-def test_a_client_that_retries_starts_nothing_twice(folder: Path) -> None:
-    """Told at once, it is told not to retry; what would be retried is a start that is not remembered."""
-    retrying = dict.fromkeys([("openai", "chat"), ("anthropic", "messageStream")], "hello")
-    with serving(
-        talker("broken", f"fail={LAST_LINE}"), server=PATIENT, scheduling={"failed_start_memory_s": 0}
-    ) as running:
-        for count, key in enumerate(retrying, 1):
-            error = ask(folder, At(running.url, "broken", retries=2), {key: "hello"})[key].error
-            assert LAST_LINE in str(error["message"])
-            assert starts(running.router, "broken") == count
+@each_text
+def test_without_frames_a_client_would_give_up(answers: Answers, program: str, way: str) -> None:
+    told = answers[f"nothing {program} {way} hello"]
+    assert told.error is not None
+    assert told.after_s < 5
 
 
-def test_an_answer_that_breaks_off(folder: Path) -> None:
-    with serving(talker("talker")) as running:
-        told = ask(folder, At(running.url, "talker"), dict.fromkeys(TEXTS, "break"))
-    for key, streams in TEXTS.items():
-        error = told[key].error
-        assert error is not None, key
-        if streams:
-            assert "engine 'talker' broke off" in str(error["message"]), key
+@each_text
+def test_a_failing_start_before_anything_was_sent(answers: Answers, program: str, way: str) -> None:
+    error = answers[f"fails {program} {way} hello"].error
+    assert error is not None
+    assert (error["kind"], error["status"]) == (ERRORS[program][0], 503)
+    assert LAST_LINE in str(error["message"])
+
+
+@each_text
+def test_a_failing_start_after_a_wait(answers: Answers, program: str, way: str) -> None:
+    error = answers[f"fails late {program} {way} hello"].error
+    assert error is not None
+    if TEXTS[program, way]:
+        assert error["kind"] == ERRORS[program][1]
+        assert LAST_LINE in str(error["message"])
+    else:  # after blanks all that can be done is to break the connection
+        assert error["kind"] == BROKEN
+
+
+@pytest.mark.parametrize("program", ["openai", "anthropic"])
+def test_a_client_that_retries_is_told_not_to(answers: Answers, program: str) -> None:
+    """Every retry would have started the engine again, which the fixture sees it did not."""
+    error = answers[f"retried {program} {WHOLE[program]} hello"].error
+    assert error is not None
+    assert LAST_LINE in str(error["message"])
+
+
+@each_text
+def test_an_answer_that_breaks_off(answers: Answers, program: str, way: str) -> None:
+    error = answers[f"breaks {program} {way} break"].error
+    assert error is not None
+    if TEXTS[program, way]:
+        assert "engine 'm' broke off" in str(error["message"])

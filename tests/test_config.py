@@ -28,6 +28,7 @@ from engine_router.config.load import build_config, candidates
 from engine_router.config.model import EngineConfig
 from engine_router.config.schema import json_schema, reference
 from engine_router.errors import ConfigError
+from engine_router.unified import is_unified, is_unified_machine
 
 EXAMPLE = Path(__file__).parent.parent / "engines.toml.example"
 SCHEMA = json_schema()
@@ -54,6 +55,7 @@ def an_engine(options: str) -> ProcessConfig:
 # The example
 
 CODE = re.compile(r"#[^ ]")
+SLEEPS = re.compile(r"(Http|Systemd)Config(?=\).sleep)")
 
 
 def blocks_of_example() -> Iterator[tuple[str, list[tuple[str, bool]]]]:
@@ -91,7 +93,7 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
             place += f" ({kind})" + "".join(f".{part}" for part in rest[1:])
         entries = found.setdefault(place, [])
         for key, value in values.items():
-            if isinstance(value, dict) and key in ("load", "unload", "loaded"):
+            if isinstance(value, dict) and key in ("load", "unload", "loaded", "sleep"):
                 found.setdefault(f"{place}.{key}", []).extend(value.items())
             else:
                 entries.append((key, value))
@@ -117,7 +119,7 @@ def test_everything_that_the_example_comments_out_loads_too() -> None:
             engines += header.startswith("[engines") and header.count(".") == 1
             live += "\n" + "\n".join(text for text, _ in lines)
     config = parse_config(live.replace("[pools.gpu]", "[pools.card]"))
-    assert len(config.engines) == engines + 4 == 14
+    assert len(config.engines) == engines + 4 == 16
     assert {type(engine).__name__ for engine in config.engines.values()} == {
         "ProcessConfig",
         "HttpConfig",
@@ -146,6 +148,8 @@ def test_the_example_shows_every_option() -> None:
         (place, key)
         for place, key, _, _ in reference()
         if key not in [k for k, _ in shown.get(place, [])]
+        # Three kinds of engines sleep in the same way; it is shown once.
+        and key not in [k for k, _ in shown.get(SLEEPS.sub("ProcessConfig", place), [])]
         and not (place.startswith("engines") and place.endswith(")") and key in common & anywhere)
         and not (not place and (key in shown or key in [k for k, _ in shown[""]]))
     ]
@@ -175,6 +179,24 @@ def test_the_example_satisfies_the_schema() -> None:
 
 
 # Faults, one at a time: the file, the path and the words, and whether an editor can see it by the schema.
+
+VLLM = """
+[pools.default]
+unified = false
+[engines.v]
+type = "process"
+argv = "vllm serve some/model --port {port} --enable-sleep-mode"
+env = { VLLM_SERVER_DEV_MODE = "1" }
+sleep = { kind = "vllm" }
+"""
+SGLANG = """
+[pools.default]
+unified = false
+[engines.s]
+type = "process"
+argv = "python -m sglang.launch_server --port {port} --enable-memory-saver --enable-weights-cpu-backup"
+sleep = { kind = "sglang" }
+"""
 
 FAULTS = [
     # What is missing.
@@ -569,6 +591,102 @@ FAULTS = [
         False,
     ),
     (
+        ENGINE + 'sleep = { kind = "vlm" }',
+        "engines.a.sleep.kind",
+        'expected "vllm" or "sglang" or "custom", got "vlm"; did you mean "vllm"?',
+        True,
+    ),
+    (
+        ENGINE + 'sleep = { kind = "vllm", level = 3 }',
+        "engines.a.sleep.level",
+        "expected 1 or 2, got 3",
+        True,
+    ),
+    (
+        ENGINE + 'sleep = { kind = "vllm", level = true }',
+        "engines.a.sleep.level",
+        "expected 1 or 2, got true",
+        True,
+    ),
+    (
+        ENGINE + "sleep = { level = 1 }",
+        "engines.a.sleep.kind",
+        "missing; it is required (vllm, sglang, or custom for the calls below)",
+        True,
+    ),
+    (
+        ENGINE + 'sleep = { kind = "sglang", level = 2 }',
+        "engines.a.sleep.level",
+        'only vLLM has levels; leave it out, or say kind = "vllm"',
+        False,
+    ),
+    (
+        ENGINE + 'sleep = { kind = "vllm", level = 2, path = "/sleep" }',
+        "engines.a.sleep.path",
+        'not allowed with kind = "vllm"; use kind = "custom"',
+        False,
+    ),
+    (
+        ENGINE + 'sleep = { kind = "custom", wake = [{ path = "/up" }] }',
+        "engines.a.sleep.path",
+        'missing; kind = "custom" needs the call that puts the engine to sleep',
+        False,
+    ),
+    (
+        ENGINE + 'sleep = { kind = "custom", path = "/down" }',
+        "engines.a.sleep.wake",
+        'missing; kind = "custom" needs the calls that wake the engine',
+        False,
+    ),
+    (
+        ENGINE + 'sleep = { kind = "custom", path = "/down", wake = [{ path = "up" }] }',
+        "engines.a.sleep.wake[0].path",
+        'expected a path that begins with / and has no spaces, got "up"',
+        True,
+    ),
+    (
+        '[pools.default]\ngauge = "memfree"\n' + ENGINE + 'sleep = { kind = "vllm" }',
+        "engines.a.sleep.level",
+        "1 parks the weights in main memory, which the GPU of this pool uses too, so that nothing is freed: use level = 2; if this pool's GPU has a memory of its own, say so with unified = false in its [pools] table",
+        False,
+    ),
+    (
+        "[pools.default]\nunified = true\n" + ENGINE + 'sleep = { kind = "sglang" }',
+        "engines.a.sleep.kind",
+        "SGLang keeps the weights in main memory while it sleeps, which the GPU of this pool uses too, so that hardly anything is freed: leave sleep out; if this pool's GPU has a memory of its own, say so with unified = false in its [pools] table",
+        False,
+    ),
+    (
+        "[pools.default]\nunified = 1\n" + ENGINE,
+        "pools.default.unified",
+        'expected true, false or "auto", got 1',
+        True,
+    ),
+    (
+        VLLM.replace(" --enable-sleep-mode", ""),
+        "engines.v.argv",
+        "vLLM does not sleep unless it is started with it: add --enable-sleep-mode",
+        False,
+    ),
+    (
+        VLLM.replace('{ VLLM_SERVER_DEV_MODE = "1" }', "{}"),
+        "engines.v.env",
+        'vLLM has no calls to sleep without it: add env = { VLLM_SERVER_DEV_MODE = "1" }',
+        False,
+    ),
+    (
+        SGLANG.replace(" --enable-weights-cpu-backup", ""),
+        "engines.s.argv",
+        "SGLang wakes without its weights unless it is started with it: add --enable-weights-cpu-backup",
+        False,
+    ),
+    (
+        SGLANG.replace(" --enable-memory-saver", ""),
+        "engines.s.argv",
+        "SGLang does not sleep unless it is started with it: add --enable-memory-saver",
+        False,
+    ),
+    (
         ENGINE + 'models = ["x"]\n[aliases]\nx = "x"',
         "aliases.x",
         '"x" is the id of a model already: see engines.a.models',
@@ -938,6 +1056,78 @@ def test_where_nothing_is_found_all_places_are_named(tmp_path: Path, monkeypatch
     monkeypatch.setattr("engine_router.config.load.candidates", lambda *_: [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(ConfigError, match=r"not found; looked for .*/a, .*/b\. Write one"):
         find_config(None, {})
+
+
+# Sleep
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        VLLM,
+        SGLANG,
+        VLLM.replace('"vllm serve', '"env VLLM_SERVER_DEV_MODE=1 vllm serve').replace('{ VLLM_SERVER_DEV_MODE = "1" }', "{}"),
+        VLLM.replace('"vllm serve', '"./our-own-script').replace(" --enable-sleep-mode", ""),
+        VLLM.replace("unified = false", "unified = true").replace('"vllm" }', '"vllm", level = 2 }'),
+        SGLANG.replace("unified = false", 'gauge = "nvml"'),
+    ],
+)  # fmt: skip
+def test_an_engine_that_may_sleep(text: str) -> None:
+    VALIDATOR.validate(tomli.loads(text))
+    assert next(iter(parse_config(text).engines.values())).sleep is not None  # type: ignore[union-attr]
+
+
+def test_what_the_router_itself_inherits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = VLLM.replace('{ VLLM_SERVER_DEV_MODE = "1" }', "{}")
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    parse_config(text)
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "0")
+    with pytest.raises(ConfigError):
+        parse_config(text)
+
+
+GPU = "proc/driver/nvidia/gpus/0000:01:00.0/information"
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "files", "unified"),
+    [
+        ("darwin", "arm64", {}, True),
+        ("darwin", "x86_64", {}, False),
+        ("win32", "AMD64", {}, False),
+        ("linux", "aarch64", {}, False),
+        ("linux", "aarch64", {"sys/class/dmi/id/product_name": b"NVIDIA_DGX_Spark\n"}, True),
+        ("linux", "aarch64", {GPU: b"Model: \t\t NVIDIA GB10\nIRQ: 1\n"}, True),
+        ("linux", "x86_64", {GPU: b"Model: \t\t NVIDIA GeForce RTX 4090\n"}, False),
+        ("linux", "aarch64", {"proc/device-tree/model": b"NVIDIA Jetson AGX Orin\0"}, True),
+        ("linux", "x86_64", {"sys/class/dmi/id/product_name": b"\xff\xfe"}, False),
+    ],
+)
+def test_machines_with_one_memory_are_known(
+    system: str, machine: str, files: dict[str, bytes], unified: bool, tmp_path: Path
+) -> None:
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(data)
+    assert is_unified_machine(system, machine, tmp_path) is unified
+
+
+@pytest.mark.parametrize(
+    ("configured", "gauge", "machine", "unified"),
+    [
+        ("auto", "auto", True, True),
+        ("auto", "memavailable", False, False),
+        ("auto", "memfree", False, True),
+        ("auto", "nvml", True, False),
+        ("auto", "none", True, False),
+        (False, "memfree", True, False),
+        (True, "nvml", False, True),
+    ],
+)
+def test_a_pool_is_unified_as_configured_or_as_its_gauge_and_machine_say(
+    configured: object, gauge: str, machine: bool, unified: bool
+) -> None:
+    assert is_unified(configured, gauge, machine=machine) is unified
 
 
 # The schema and the reference

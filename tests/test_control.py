@@ -14,11 +14,15 @@ import trio.testing
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
-from engine_router.errors import QueueFull, RequestCancelled, RouterClosing, RouterError
-from engine_router.events import EventHub, RouterNotice
+from engine_router.errors import EngineUnreachable, QueueFull, RequestCancelled, RouterClosing, RouterError
+from engine_router.events import RouterNotice
 from engine_router.jobs import MOST_ENDED, MOST_RUNNING, REMEMBERED_S, Jobs
+from engine_router.relay import Course, Outgoing, Passage
 from engine_router.testing.asgi import Conversation, Received, ask, conversation
 from engine_router.testing.served import RawClient, served
+from engine_router.underway import Request
+from engine_router.web.stream import frame
+from engine_router.wire.upstream import Exchange, Upstream, UpstreamRequest
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 LIMIT_S = 20.0
@@ -38,7 +42,7 @@ async def routing(*engines: str, **server: object) -> AsyncIterator[Router]:
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     text = "\n".join(
         [
-            'state_file = "/nonexistent/folder/state.json"',
+            'state_file = "/dev/null/state.json"',
             "[server]",
             *lines,
             "[scheduling]\nabandon_grace_s = 0.05",
@@ -117,8 +121,7 @@ async def test_the_queue_tells_who_waits_for_what() -> None:
         queue = await get(router, "/admin/queue")
         assert queue["total"] == 2
         first, second = queue["waiting"]
-        assert first["waits_for"] == "a, busy with 1 request"
-        assert second["waits_for"] == "its turn: others are next"
+        assert first["waits_for"] == second["waits_for"] == "a, busy with 1 request"
         assert (first["model"], first["resident"], first["priority"]) == ("buzz", "b", "high")
         assert (second["model"], second["resident"], second["priority"]) == ("c", "c", "low")
         assert [entry["place"] for entry in queue["waiting"]] == [1, 2]
@@ -137,18 +140,17 @@ async def test_the_estimate_is_what_the_swap_took_the_last_time() -> None:
     async with routing(process("a"), process("b", "delay=0.3")) as router:
         await post(router, "/admin/swap", model="b")
         await post(router, "/admin/swap", model="a")
-        async with streaming(router, "a") as talk:
-            async with waiting(router, "b"):
-                (entry,) = (await get(router, "/admin/queue"))["waiting"]
-                assert 0.3 <= entry["estimate_s"] < 5
-                talk.disconnect()
-                while not (pool := router.supervisor.pools["default"]).journal.swaps:
-                    await trio.sleep(0.001)
-                while pool.journal.swaps[0].phase != "start":
-                    await trio.sleep(0.001)
-                (entry,) = (await get(router, "/admin/queue"))["waiting"]
-                assert entry["waits_for"].startswith("loading b (0 s of about ")
-                assert 0 <= entry["estimate_s"] < 5
+        async with streaming(router, "a") as talk, waiting(router, "b"):
+            (entry,) = (await get(router, "/admin/queue"))["waiting"]
+            assert 0.3 <= entry["estimate_s"] < 5
+            talk.disconnect()
+            while not (pool := router.supervisor.pools["default"]).journal.swaps:
+                await trio.sleep(0.001)
+            while pool.journal.swaps[0].phase != "start":
+                await trio.sleep(0.001)
+            (entry,) = (await get(router, "/admin/queue"))["waiting"]
+            assert entry["waits_for"].startswith("loading b (0 s of about ")
+            assert 0 <= entry["estimate_s"] < 5
 
 
 async def test_the_residents_with_the_requests_that_use_them() -> None:
@@ -182,7 +184,12 @@ async def test_what_failed_and_how_it_is_forgotten() -> None:
     async with routing(process("a", "fail=no weights", models=("lost", "found"))) as router:
         assert (await post(router, "/admin/swap", model="found")).status == 503
         (entry,) = (await get(router, "/admin/failed"))["failed"]
-        assert (entry["model"], entry["resident"], entry["pool"], entry["count"]) == ("lost", "a", "default", 1)
+        assert (entry["model"], entry["resident"], entry["pool"], entry["count"]) == (
+            "lost",
+            "a",
+            "default",
+            1,
+        )
         assert "no weights" in entry["error"]
         assert 0 < entry["again_in_s"] <= 5
         assert (await post(router, "/admin/reset", model="lost")).json() == {"model": "lost", "forgotten": 1}
@@ -308,6 +315,17 @@ async def test_a_request_that_runs_is_cancelled() -> None:
         assert_nothing_left(router)
 
 
+async def test_a_cancelled_request_gives_back_at_once_what_it_holds() -> None:
+    """In the very step, though its client does not read and its own task may be stuck for long."""
+    async with routing(process("a")) as router, streaming(router, "a", do="flood") as talk:
+        talk.stall()
+        ((request,),) = [entry["requests"] for entry in (await get(router, "/admin/residents"))["residents"]]
+        router.underway.cancel(request["id"])
+        assert router.supervisor.pools["default"].leases == {}
+        (residence,) = router.supervisor.pools["default"].ledger.residences
+        assert residence.is_idle
+
+
 async def test_a_job_is_cancelled() -> None:
     async with routing(process("a", "delay=60")) as router:
         await post(router, "/admin/load", model="a")
@@ -321,7 +339,7 @@ async def test_a_job_is_cancelled() -> None:
 
 async def test_a_lease_of_the_library_is_cancelled() -> None:
     async with routing(process("a")) as router:
-        with pytest.raises(RequestCancelled):
+        with pytest.raises(RequestCancelled):  # noqa: PT012 - it is raised where the block ends
             async with router.lease("a"):
                 ((request,),) = [
                     entry["requests"] for entry in (await get(router, "/admin/residents"))["residents"]
@@ -330,6 +348,42 @@ async def test_a_lease_of_the_library_is_cancelled() -> None:
                 await post(router, "/admin/cancel", id=request["id"])
                 await trio.sleep_forever()
         assert_nothing_left(router)
+
+
+async def test_a_request_that_was_cancelled_does_not_queue_up_again() -> None:
+    """Not even where its engine could not be reached in the very moment."""
+    async with routing(process("a")) as router:
+        target = await router.resolve("a")
+        outgoing = Outgoing(
+            engine="a",
+            resident=target.resident,
+            method="GET",
+            target="/",
+            headers=[],
+            body=b"",
+            connect_timeout_s=1.0,
+        )
+
+        class Unreachable(Upstream):
+            async def send(self, request: UpstreamRequest) -> Exchange:
+                router.underway.cancel("r")
+                raise EngineUnreachable("a", "cannot be reached")
+
+        passage = Passage(router.supervisor, Unreachable(), target.resident, Course(outgoing=outgoing))
+        leave = router.underway.enter(Request("r", "/", "a", passage))
+        passage.enter()
+        with pytest.raises(RequestCancelled):
+            await passage.head()
+        passage.close()
+        leave()
+        leave()
+        assert_nothing_left(router)
+
+
+async def test_a_head_request_for_events_ends() -> None:
+    async with routing(process("a")) as router, served(router) as url, RawClient.to(url) as client:
+        await client.request("HEAD", "/admin/events", headers=["Connection: close"])
+        assert (await client.rest()).startswith(b"HTTP/1.1 200")
 
 
 async def test_what_has_ended_is_entered_no_more() -> None:
@@ -465,11 +519,11 @@ async def test_jobs_end_with_the_router() -> None:
 def frames(body: bytes) -> list[tuple[str, Any]]:
     """Return the events of a stream, as (name, data); comments as (":", text)."""
     found: list[tuple[str, Any]] = []
-    for frame in body.decode().removesuffix("\n\n").split("\n\n"):
-        if frame.startswith(":"):
-            found.append((":", frame))
+    for piece in body.decode().removesuffix("\n\n").split("\n\n"):
+        if piece.startswith(":"):
+            found.append((":", piece))
             continue
-        name, data = frame.split("\n")
+        name, data = piece.split("\n")
         found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
     return found
 
@@ -489,7 +543,11 @@ async def test_events_tell_of_a_swap() -> None:
         await post(router, "/admin/swap", model="a")
         await talk.until(lambda: names(talk.body).count("status") == 2)
         told = names(talk.body)
-        assert [name for name in told if name.startswith("swap")] == ["swap_began", "swap_phase", "swap_ended"]
+        assert [name for name in told if name.startswith("swap")] == [
+            "swap_began",
+            "swap_phase",
+            "swap_ended",
+        ]
         assert "resident_ready" in told
         (ended,) = [data for name, data in frames(talk.body) if name == "swap_ended"]
         assert (ended["event"], ended["target"], ended["result"]) == ("swap_ended", "a", "ok")
@@ -504,10 +562,6 @@ async def test_events_tell_of_a_request() -> None:
         await talk.until(lambda: "request_ended" in names(talk.body))
         (ended,) = [data for name, data in frames(talk.body) if name == "request_ended"]
         assert (ended["path"], ended["model"], ended["status"]) == (CHAT, "a", 200)
-
-
-class Slow(EventHub):
-    """A hub that keeps next to nothing for a slow reader."""
 
 
 async def test_a_slow_reader_is_told_what_it_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,6 +602,7 @@ async def test_silence_is_bridged_and_snapshots_are_rare(monkeypatch: pytest.Mon
 
 async def test_events_leave_nothing_behind() -> None:
     async with routing(process("a")) as router:
+        await trio.sleep(0.1)  # the router's own tasks subscribe, too
         gc.collect()
         before = len(router.hub._subscriptions)
         for _ in range(3):
@@ -572,7 +627,5 @@ async def test_events_end_with_the_router() -> None:
 
 
 def test_an_event_is_one_line_of_data() -> None:
-    from engine_router.web.stream import frame
-
     data = RouterNotice(at=0.0, severity="info", message="one\ntwo").as_dict()
     assert frame("router_notice", data).count(b"\n") == 3

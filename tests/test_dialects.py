@@ -37,6 +37,8 @@ def make(kind: type[RouterError], text: str = "what went wrong") -> RouterError:
         return errors.BodyTooLarge(1_000_000)
     if kind is errors.EngineRefused:
         return errors.EngineRefused("a", 422, text)
+    if kind is errors.NotEnoughMemory:
+        return errors.NotEnoughMemory("a", 20_000_000_000, 12_000_000_000, 7.2)
     if issubclass(kind, EngineError):
         return kind("a", text, log_tail=["line 1", "line 2"], retry_after_s=7.2)
     return kind(text, retry_after_s=0.2) if kind is errors.QueueFull else kind(text)
@@ -188,6 +190,14 @@ def test_anthropic_names_the_event_of_an_error(kind: type[RouterError]) -> None:
     assert name == "event: error"  # only an event of this name is raised
     assert json.loads(data.removeprefix("data: "))["error"]["message"] == str(error)
     assert rest == ["", ""]
+
+
+@each_error
+def test_anthropic_calls_overloaded_what_a_retry_may_help(kind: type[RouterError]) -> None:
+    """Claude Code tries again what has this name, for minutes, even where `x-should-retry` says that it is no use."""
+    error = make(kind)
+    if not error.retryable:
+        assert ANTHROPIC.error(error)["error"]["type"] != "overloaded_error"
 
 
 @each_dialect

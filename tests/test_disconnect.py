@@ -72,7 +72,7 @@ def configuration(*engines: str, **scheduling: object) -> Config:
         "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())])
         for name, section in sections.items()
     ]
-    return parse_config("\n".join(['state_file = "/nonexistent/folder/state.json"', *tables, *engines]))
+    return parse_config("\n".join(['state_file = "/dev/null/state.json"', *tables, *engines]))
 
 
 class SlowMemory:

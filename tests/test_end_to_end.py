@@ -58,7 +58,7 @@ def engine(name: str, path: Path, *flags: str) -> str:
 def configuration(path: Path) -> engine_router.Config:
     """Configure two engines that work, one that does not start, and one that is not listed."""
     text = f"""
-        state_file = "/nonexistent/folder/state.json"
+        state_file = "/dev/null/state.json"
         server = {{api_keys = ["{KEY}"], keepalive_interval_s = 0.05, shutdown_timeout_s = 0.5}}
         scheduling.failed_start_memory_s = 0.0
         {engine("alpha", path)}
@@ -297,13 +297,12 @@ async def test_requests_in_flight_together_make_at_most_two_swaps(model_file: Pa
 
     async with running(model_file) as (router, url):
         pool = router.supervisor.pools["default"]
-        async with trio.open_nursery() as nursery:
-            # Ten clients need a moment to ask, and on a busy machine longer than an engine needs to start.
-            async with router.lease("other"):
-                for model in ["team/alpha", "beta:1b"] * 5:
-                    nursery.start_soon(in_thread, chat, url, model)
-                while len(list(pool.ledger.waiting())) < 10:
-                    await trio.sleep(0.01)
+        # Ten clients need a moment to ask, and on a busy machine longer than an engine needs to start.
+        async with trio.open_nursery() as nursery, router.lease("other"):
+            for model in ["team/alpha", "beta:1b"] * 5:
+                nursery.start_soon(in_thread, chat, url, model)
+            while len(list(pool.ledger.waiting())) < 10:
+                await trio.sleep(0.01)
         assert len(answered) == 10
         assert len(swaps(router)) == 1 + 2  # the first one is not theirs
 

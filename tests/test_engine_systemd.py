@@ -6,20 +6,32 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
+from attrs import evolve
 
-from engine_router.config import SystemdConfig, parse_config
+from engine_router.config import SleepConfig, SystemdConfig, parse_config
 from engine_router.config.values import Name
 from engine_router.engines.base import Endpoint, ResidentId
+from engine_router.engines.control import control_client
+from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.systemd import SystemdEngine, UnitState
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
-from engine_router.testing.scripted import ScriptedLlamaRouter, ScriptedServer, as_json, living, until
+from engine_router.testing.scripted import (
+    Answer,
+    Call,
+    ScriptedLlamaRouter,
+    ScriptedServer,
+    as_json,
+    living,
+    until,
+)
+from engine_router.testing.scripted.server import Handler
 
 FAKE = """#!{python} -S
 import json, pathlib, sys
@@ -117,6 +129,72 @@ async def engine_and_server(**options: object) -> AsyncIterator[tuple[SystemdEng
     with trio.fail_after(8):
         async with server.running(), httpx.AsyncClient(timeout=None, trust_env=False) as client:
             yield SystemdEngine("unit", configured(server.base_url, **options), client), server
+
+
+class ScriptedSleeper(ScriptedServer):
+    """A server that sleeps as vLLM does."""
+
+    asleep = False
+
+    def routes(self) -> Mapping[str, Handler]:
+        return {
+            "GET /health": self.say,
+            "GET /is_sleeping": self.say,
+            "POST /sleep": self.change,
+            "POST /wake_up": self.change,
+        }
+
+    async def say(self, _call: Call) -> Answer:
+        return as_json({"is_sleeping": self.asleep})
+
+    async def change(self, call: Call) -> Answer:
+        self.asleep = call.path == "/sleep"
+        return as_json({})
+
+
+async def test_a_unit_sleeps_is_woken_and_is_stopped_with_the_router(manager: Manager) -> None:
+    server = ScriptedSleeper()
+    with trio.fail_after(8):
+        async with server.running(), control_client() as client, trio.open_nursery() as nursery:
+            dormitory = Dormitory()
+            await nursery.start(dormitory.run)
+            config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm"))
+            engine = SystemdEngine("unit", config, client, dormitory=dormitory)
+            for woken in (False, True):
+                async with living(engine, "m") as resident:
+                    await resident.ready.wait()
+                    assert resident.supervision.woken is woken
+                    assert not server.asleep
+                    assert await engine.find() == [ResidentId("unit")]
+                    await resident.stop()
+                    assert resident.ended is not None
+                    assert resident.ended.asleep
+                assert server.asleep
+                assert await engine.find() == []
+                assert manager.state["ActiveState"] == "active"
+            await dormitory.close()
+            assert manager.state["ActiveState"] == "inactive"
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_unit_that_was_found_asleep_is_woken(manager: Manager) -> None:
+    server = ScriptedSleeper()
+    server.asleep = True
+    manager.set(RUNNING)
+    with trio.fail_after(8):
+        async with server.running(), control_client() as client, trio.open_nursery() as nursery:
+            dormitory = Dormitory()
+            await nursery.start(dormitory.run)
+            config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm"))
+            engine = SystemdEngine("unit", config, client, dormitory=dormitory)
+            assert await engine.find() == []
+            async with living(engine, "m") as resident:
+                await resident.ready.wait()
+                assert resident.supervision.woken
+                resident.supervision.stop(for_good=True)
+                await resident.over.wait()
+                assert manager.state["ActiveState"] == "inactive"
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_unit_is_started_found_and_stopped(manager: Manager) -> None:

@@ -393,6 +393,8 @@ def test_talk_gets_one(path: str, request_: dict[str, Any]) -> None:
         ({"timings": {"predicted_n": 7, "predicted_per_second": math.inf}}, "\n\n[7 tokens]"),
         ({"eval_count": 1, "eval_duration": 2_000_000_000}, "\n\n[0.5 tok/s, 1 token]"),
         ({"eval_count": 4, "load_duration": 600_000_000_000}, "\n\n[4 tokens, model load 600 s]"),
+        ({"eval_count": 4, "load_duration": 34_000_000}, "\n\n[4 tokens, model load 0.03 s]"),
+        ({"eval_count": 4, "load_duration": 4_000_000}, "\n\n[4 tokens]"),
     ],
 )
 def test_what_is_not_known_is_not_said(said: dict[str, Any], line: str) -> None:

@@ -392,7 +392,7 @@ async def asking(fast: bool, server: str = "") -> AsyncIterator[Asking]:
         for path in DIALECTS:
             ollama.script.answers[path] = Answer(body=b'{"model": "small"}', headers=OPEN)
         text = f"""
-            state_file = "/nonexistent/folder/state.json"
+            state_file = "/dev/null/state.json"
             [pools.default]
             gauge = "none"
             [server]

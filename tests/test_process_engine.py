@@ -186,6 +186,17 @@ async def test_an_early_exit_is_reported_at_once_with_code_and_last_words() -> N
         assert "unknown flag" in str(life.error)
 
 
+async def test_a_failed_start_tells_nothing_of_the_one_before() -> None:
+    async with the_engine("say=no memory", "exit=7") as engine:
+        for _ in range(2):
+            async with living(engine, "x") as life:
+                await life.over.wait()
+        started, *words = life.error.log_tail
+        assert started.startswith("[engine-router] started pid ")
+        assert words == ["no memory"]
+        assert engine.log.tail(99).count("no memory") == 2
+
+
 async def test_an_exit_while_loading_is_reported_before_the_timeout() -> None:
     async with the_engine("loading=60", start_timeout_s=60.0) as engine, living(engine, "x") as life:
         await until(lambda: engine.log.count)

@@ -38,6 +38,7 @@ class World:
     memory: SimulatedMemory
     engines: dict[str, SimulatedEngine]
     events: list[Event]
+    state: State
     most_held: list[int] = attrs.field(factory=lambda: [0])
 
     def present(self) -> dict[str, Phase]:
@@ -79,7 +80,7 @@ async def running(
     memory = memory or SimulatedMemory(shared=True)
     engines = {name: SimulatedEngine(name, memory) for name in "abc"}
     prepare(engines)
-    hub, events = EventHub(), list[Event]()
+    hub, events, state = EventHub(), list[Event](), State()
     hub.listen(events.append)
     budget_bytes = None if budget_gib is None else budget_gib * GIB
     layout = Layout(
@@ -94,7 +95,7 @@ async def running(
         rules=rules,
         settle_timeout_s=20.0,
         hub=hub,
-        state=State(),
+        state=state,
         layout=layout,
         health_interval_s=health_interval_s,
         wall_clock=trio.current_time,
@@ -102,7 +103,7 @@ async def running(
     with trio.fail_after(100_000):
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
-            yield World(supervisor, memory, engines, events)
+            yield World(supervisor, memory, engines, events, state)
             nursery.cancel_scope.cancel()
     assert memory.faults == []
 
@@ -201,6 +202,43 @@ async def test_what_is_loaded_ahead_is_there_when_it_is_wanted(autojump_clock: M
         began = trio.current_time()
         await world.use(B, 0.0)
         assert trio.current_time() == began
+
+
+@pytest.mark.parametrize("fate", ["stopped", "dead"])
+@pytest.mark.parametrize("sooner_s", [0.3, 0.1, 0.01, -0.1, -0.3])
+async def test_what_a_start_took_is_not_mistaken_for_less_because_another_goes(
+    autojump_clock: MockClock, sooner_s: float, fate: str
+) -> None:
+    # B is ready after 10.2 s, and what it took is known 0.2 s later. Around then A goes.
+    def prepare(engines: dict[str, SimulatedEngine]) -> None:
+        engines["a"].stop_s = 0.05
+        if fate == "dead":
+            engines["a"].scripts.append(Script(die_after_s=10.2 - sooner_s))
+
+    memory = SimulatedMemory(shared=True, read_s=0.2)
+    async with (
+        running(budget_gib=150, memory=memory, prepare=prepare) as world,
+        trio.open_nursery() as nursery,
+    ):
+        await world.use(A, 0.0)
+        nursery.start_soon(world.use, B)
+        if fate == "stopped":
+            await trio.sleep(10.2 - sooner_s)
+            world.supervisor.unload(A)
+        await trio.sleep(20)
+        assert "a" not in world.present()
+        assert world.state.of(B).footprint_bytes in (world.engines["b"].size_bytes, None)
+
+
+async def test_of_residents_that_are_loaded_one_after_another_each_is_measured(
+    autojump_clock: MockClock,
+) -> None:
+    memory = SimulatedMemory(shared=True, read_s=0.2)
+    async with running(budget_gib=150, memory=memory, preload=(A, B, C)) as world:
+        await trio.sleep(60)
+        assert {name: world.state.of(ResidentId(name)).footprint_bytes for name in "abc"} == {
+            name: engine.size_bytes for name, engine in world.engines.items()
+        }
 
 
 async def test_keep_alive_reaches_the_clock(autojump_clock: MockClock) -> None:
@@ -327,6 +365,8 @@ memory_gb = 9
 group = "work"
 models = []
 discover = false
+[engines.o]
+type = "ollama"
 [models.small]
 engine = "e"
 path = "/nonexistent/small.gguf"
@@ -341,7 +381,7 @@ group = "play"
 
 async def test_the_configuration_says_how_residents_share_the_memory() -> None:
     config = parse_config(CONFIG)
-    engines = {"e": SimulatedEngine("e", SimulatedMemory(), by_model=True)}
+    engines = {name: SimulatedEngine(name, SimulatedMemory(), by_model=True) for name in "eo"}
     layout = await make_layout(config, engines, Discovery(config, engines))
     small, large = ResidentId("e", "small"), ResidentId("e", "large")
     assert layout.capacities["default"] == Capacity(budget_bytes=24 * 10**9, max_resident=3, home=small)

@@ -31,6 +31,7 @@ from engine_router.engines import sleep as sleep_module
 from engine_router.engines.base import Ended, ResidentId
 from engine_router.engines.control import control_client
 from engine_router.engines.dormitory import Dormitory
+from engine_router.engines.family import Guardian
 from engine_router.engines.http_api import HttpEngine
 from engine_router.engines.ports import free_port, is_taken
 from engine_router.engines.process import ProcessEngine
@@ -374,6 +375,19 @@ async def test_one_that_was_started_otherwise_is_not_woken(tmp_path: Path) -> No
             assert not is_alive(pid)
 
 
+async def test_one_of_another_kind_is_stopped_before_anything_is_started(tmp_path: Path) -> None:
+    async with a_house(tmp_path) as house, a_server() as (server, other, _):
+        pid = await slept(house)
+        other._slumbers._dormitory = house.dormitory
+        slumber = other._slumbers.of(RESIDENT)
+        assert slumber is not None
+        life = Living(other, "m", adopt=False)
+        assert await slumber.wake(life, life.supervision) is None  # type: ignore[arg-type]
+        assert not is_alive(pid)
+        assert not house.dormitory.residents
+        assert server.asked == []
+
+
 # Nobody's
 
 
@@ -462,6 +476,28 @@ async def test_cancelled_anywhere_while_it_wakes_it_is_dead(after: bool, tmp_pat
             if not sweep.fired:
                 break
         assert step > 20
+
+
+async def test_who_sleeps_when_the_router_is_killed_is_killed_by_the_guardian() -> None:
+    with trio.fail_after(10):
+        async with control_client() as client, trio.open_nursery() as nursery:
+            guardian, dormitory = Guardian(), Dormitory()
+            await nursery.start(dormitory.run)
+            async with trio.open_nursery() as guarded:
+                await guarded.start(guardian.run)
+                engine = ProcessEngine(
+                    "sleepy", config("port={port}"), client, guardian=guardian, dormitory=dormitory
+                )
+                async with living(engine, "m") as life:
+                    await life.ready.wait()
+                    await life.stop()
+                    assert life.ended == SLEPT
+                assert life.endpoint is not None
+                pid = life.endpoint.pid
+                assert is_alive(pid)
+                guarded.cancel_scope.cancel()  # its line breaks, as if the router were gone
+            await until(lambda: not is_alive(pid))
+            nursery.cancel_scope.cancel()
 
 
 # Found asleep

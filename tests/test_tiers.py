@@ -104,7 +104,7 @@ def configuration(folder: Path, *, fast: bool, **scheduling: float) -> Config:
         for name in "ab"
     ]
     head = [
-        'state_file = "/nonexistent/folder/state.json"\n[pools.default]\ngauge = "none"',
+        'state_file = "/dev/null/state.json"\n[pools.default]\ngauge = "none"',
         f"[server]\nfast_path = {json.dumps(fast)}\nmax_body_mb = 0.002\nshutdown_timeout_s = 5",
         "\n".join(["[scheduling]", *(f"{key} = {value}" for key, value in scheduling.items())]),
     ]

@@ -79,7 +79,7 @@ async def uploading(
     program.write_text(ENGINE)
     argv = json.dumps([sys.executable, "-I", "-S", str(program), "{port}"])
     text = f"""
-        state_file = "/nonexistent/folder/state.json"
+        state_file = "/dev/null/state.json"
         aliases = {{ other = "m" }}
         [server]
         fast_path = {json.dumps(fast)}

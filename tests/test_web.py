@@ -76,7 +76,7 @@ async def routing(
         "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())])
         for name, section in sections.items()
     ]
-    text = "\n".join(['state_file = "/nonexistent/folder/state.json"', *tables, *engines, more])
+    text = "\n".join(['state_file = "/dev/null/state.json"', *tables, *engines, more])
     with trio.fail_after(LIMIT_S):
         async with open_router(parse_config(text)) as router:
             yield router

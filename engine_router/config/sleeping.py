@@ -12,7 +12,10 @@ from engine_router.config.structure import Fault
 from engine_router.unified import is_unified
 
 _DEV_MODE: Final = "VLLM_SERVER_DEV_MODE"
-_SGLANG_FLAGS: Final = ("--enable-memory-saver", "--enable-weights-cpu-backup")
+_SGLANG_FLAGS: Final = {
+    "--enable-memory-saver": "does not sleep",
+    "--enable-weights-cpu-backup": "wakes without its weights",
+}
 
 
 def sleep_faults(
@@ -68,15 +71,14 @@ def _command_faults(
     """Yield what a command lacks that can be seen to run vLLM or SGLang itself; a script may add anything."""
     if sleep.kind == "vllm" and _runs(engine.argv, "vllm"):
         if "--enable-sleep-mode" not in engine.argv:
-            yield f"{path}.argv", "vLLM sleeps only if it is started with it: add --enable-sleep-mode"
+            yield f"{path}.argv", "vLLM does not sleep unless it is started with it: add --enable-sleep-mode"
         is_on = f"{_DEV_MODE}=1" in engine.argv or "1" in (engine.env.get(_DEV_MODE), environ.get(_DEV_MODE))
         if not is_on:
             yield f"{path}.env", f'vLLM has no calls to sleep without it: add env = {{ {_DEV_MODE} = "1" }}'
     if sleep.kind == "sglang" and _runs(engine.argv, "sglang"):
-        for flag in _SGLANG_FLAGS:
+        for flag, fault in _SGLANG_FLAGS.items():
             if flag not in engine.argv:
-                reason = "" if flag == _SGLANG_FLAGS[0] else ", or it wakes without its weights"
-                yield f"{path}.argv", f"SGLang sleeps only if it is started with it{reason}: add {flag}"
+                yield f"{path}.argv", f"SGLang {fault} unless it is started with it: add {flag}"
 
 
 def _runs(argv: Sequence[str], program: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 from attrs import define, field
@@ -19,6 +19,8 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineError
 
 logger = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", bound="Sleeper")
 
 
 class Sleeper(Protocol):
@@ -114,11 +116,23 @@ class Dormitory:
         bed = self._beds[resident] = _Bed(sleeper)
         self._nursery.start_soon(self._look_after, resident, bed)
 
-    async def take(self, resident: ResidentId) -> Sleeper | None:
+    async def take(self, resident: ResidentId, kind: type[Kind]) -> Kind | None:
         """Hand a sleeper over to whoever wakes or stops it; None where none is left.
+
+        One of another kind, from before a change of the configuration, is stopped.
+
+        Raises:
+            EngineError: that could not be done.
 
         Cancellation kills it.
         """
+        sleeper = await self._take(resident)
+        if sleeper is None or isinstance(sleeper, kind):
+            return sleeper
+        await sleeper.end()
+        return None
+
+    async def _take(self, resident: ResidentId) -> Sleeper | None:
         bed = self._beds.pop(resident, None)
         if bed is None:
             return None
@@ -144,7 +158,7 @@ class Dormitory:
             bed.left.set()
 
     async def _end(self, resident: ResidentId) -> None:
-        sleeper = await self.take(resident)
+        sleeper = await self._take(resident)
         if sleeper is None or not sleeper.is_ours:
             return
         try:

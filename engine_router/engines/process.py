@@ -306,8 +306,8 @@ class ProcessEngine:
         """Wake what sleeps, or stop it, if that is what is wanted; start it anew where it cannot be woken."""
         if supervision.stop_asked.is_set() and not supervision.for_good.is_set():
             return SLEEPS
-        sleeper = await self._dormitory.take(resident)
-        if isinstance(sleeper, SleepingProcess):
+        sleeper = await self._dormitory.take(resident, SleepingProcess)
+        if sleeper is not None:
             outcome = await self._live_woken(resident, supervision, sleeper.running)
             if outcome is not None:
                 return outcome

@@ -42,7 +42,7 @@ class Slumber:
         Raises:
             EngineStopFailed: it could neither be woken nor ended.
         """
-        sleeper = await self.dormitory.take(self.resident)
+        sleeper = await self.dormitory.take(self.resident, _SleepingResident)
         if sleeper is None and await self.sleep.is_asleep() is not True:
             return None
         limit_s = self.habits.wake_limit_s(self.resident, life.config.start_timeout_s)

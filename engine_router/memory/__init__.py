@@ -15,6 +15,7 @@ from engine_router.memory.gauges import (
     footprint,
     make_gauge,
 )
+from engine_router.memory.page_cache import drop, read_ahead
 from engine_router.memory.settle import MemoryNotReturned, Outcome, Settled, settle
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "PsutilGauge",
     "Reading",
     "Settled",
+    "drop",
     "footprint",
     "make_gauge",
+    "read_ahead",
     "settle",
 ]

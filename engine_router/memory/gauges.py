@@ -101,9 +101,14 @@ class MeminfoGauge:
         await trio.lowlevel.checkpoint()
         # On the event loop on purpose: the kernel writes this file from counters that it holds in
         # memory, so no disk is touched, and a thread would cost more than the read itself.
-        return self._read_now()
+        return self.read_now()
 
-    def _read_now(self) -> Reading:
+    def read_now(self) -> Reading:
+        """Read the line and the total, for callers that are in a thread.
+
+        Raises:
+            GaugeUnreadable: nothing could be read.
+        """
         try:
             lines = self.path.read_bytes().splitlines()
         except OSError as error:

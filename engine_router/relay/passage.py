@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 
 from engine_router.dialects.base import Octets, Translation, dig_error
 from engine_router.engines.base import ResidentId
-from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RouterError
+from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
 from engine_router.relay.headers import response_headers
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Priority
@@ -306,6 +306,8 @@ class Passage:
         await self._ensure_open()
         if lease.error is None:
             raise error
+        if isinstance(lease.error, RequestCancelled):
+            raise lease.error
         self._retried = True
         lease.release()
         ticket = lease.ticket

@@ -29,6 +29,7 @@ class Life:
         stop_asked_at: the supervisor's clock; infinity where nobody asked.
         health_scope: ends its health checks.
         is_disturbed: others came or went during its start, so that what it took cannot be told.
+        is_measured: what it took is known, as far as it ever will be.
     """
 
     resident: ResidentId
@@ -45,3 +46,4 @@ class Life:
     stop_asked_at: float = math.inf
     health_scope: trio.CancelScope = field(factory=trio.CancelScope)
     is_disturbed: bool = False
+    is_measured: trio.Event = field(factory=trio.Event)

@@ -137,8 +137,8 @@ class Lives:
             return
         now, resident = trio.current_time(), life.resident
         life.endpoint = endpoint
-        pool.start_is_over(life)
         if not life.adopted:
+            pool.start_succeeded(life)
             self.state.of(resident).start_s = now - life.started_at
             self.state.touch()
         residence = pool.ledger.residence(resident)
@@ -175,7 +175,7 @@ class Lives:
     def _gone(self, pool: Pool, life: Life, error: RouterError | None) -> None:
         now, resident = trio.current_time(), life.resident
         life.health_scope.cancel()
-        pool.start_is_over(life)
+        pool.ended(life)
         if life.stop_asked_at < now:
             self.state.of(resident).stop_s = now - life.stop_asked_at
             self.state.touch()
@@ -190,7 +190,6 @@ class Lives:
     def _stuck(self, pool: Pool, life: Life, failure: EngineStopFailed) -> None:
         resident = life.resident
         life.health_scope.cancel()
-        pool.start_is_over(life)
         pool.journal.end(resident, "error", trio.current_time(), str(failure))
         pool.lives.pop(resident, None)
         pool.stop_failed(life)

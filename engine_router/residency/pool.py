@@ -62,6 +62,7 @@ class Pool:
         self.stuck: dict[ResidentId, Life] = {}
         self.settles: dict[ResidentId, trio.CancelScope] = {}
         self._tide = Tide()
+        self._unmeasured: set[Life] = set()
         self._late_bytes = 0
         self._settled_at = -math.inf
         self._changed: trio.Event | None = None
@@ -110,12 +111,17 @@ class Pool:
             NotEnoughMemory: there was too little until the end.
 
         It ends early where the start is not wanted any more.
+
+        Nothing is noted, and so nothing started, while it is being measured what another start took.
         """
         if trio.current_time() - self._settled_at < LATE_MEMORY_S:
             life.late_bytes = self._late_bytes
         deadline = trio.current_time() + timeout_s
         while True:
             life.before = await self.read_gauge()
+            if self._unmeasured:
+                await self._until_all_are_measured()
+                continue
             free = math.inf
             if life.before is not None and life.before.measured:
                 free = self._tide.still_free(life.before)
@@ -129,14 +135,21 @@ class Pool:
             on_short(missing)
             await trio.sleep(SHORT_INTERVAL_S)
 
-    def start_is_over(self, life: Life) -> None:
-        """Note that a start has succeeded or ended."""
+    def start_succeeded(self, life: Life) -> None:
+        """Note that a start is done; `measure_start` has to follow, and until then nobody else comes or goes."""
+        self._unmeasured.add(life)
+
+    def ended(self, life: Life) -> None:
+        """Note the end of a life, be it asked for or not."""
         self._tide.started(life)
+        if life.stop_asked_at == math.inf:
+            self._tide.ends(life)
 
     async def look_before_stop(self, life: Life) -> bool:
         """Read free memory before a stop. Returns whether the life is still there."""
         ebb = self._tide.ebb
         reading = await self.read_gauge() if ebb is None else ebb.baseline
+        await self._until_all_are_measured()
         if self.lives.get(life.resident) is not life:
             return False  # it ended by itself while the gauge was read
         self._tide.started(life)
@@ -145,13 +158,22 @@ class Pool:
 
     async def measure_start(self, life: Life, measured: Measured) -> bool:
         """Measure what a start took, now that it is done, and remember it. Returns whether it could."""
-        after = await self.read_gauge()
+        try:
+            after = await self.read_gauge()
+        finally:
+            self._unmeasured.discard(life)
+            self._tide.started(life)
+            life.is_measured.set()
         # A slow gauge may have looked when the resident was going already.
         is_whole = self.lives.get(life.resident) is life and life.stop_asked_at == math.inf
         if life.before is None or after is None or not is_whole or life.is_disturbed:
             return False
         life.footprint_bytes = measured.footprint_bytes = life.late_bytes + footprint(life.before, after)
         return life.before.measured and after.measured
+
+    async def _until_all_are_measured(self) -> None:
+        while self._unmeasured:
+            await next(iter(self._unmeasured)).is_measured.wait()
 
     async def expected_release(
         self, life: Life | None, measured: Measured, declared_bytes: int | None
@@ -209,6 +231,7 @@ class Pool:
     def stop_failed(self, life: Life) -> None:
         """Note that a life goes on, though its stop was asked for."""
         self.stuck[life.resident] = life
+        self._tide.started(life)
         self._tide.settled(life)
 
     def has_settled(self, resident: ResidentId) -> None:

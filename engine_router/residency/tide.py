@@ -6,7 +6,8 @@ several at once:
 - Stops that overlap share the baseline of the first, and each waits for all that has gone since then.
 - Starts that overlap count with the level to which free memory will have fallen once they are done, since
   what they have not taken yet still looks free.
-- What was measured while a start and a stop, or two starts, overlapped is worth nothing, and not learned.
+- What was measured while a start and a stop, or two starts, overlapped is worth nothing, and not learned. The
+  same goes for a start beside somebody who ends unasked, until the memory of that one is back.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Tide:
     def __init__(self) -> None:
         self._ebb: Ebb | None = None
         self._starting: set[Life] = set()
+        self._ended: set[Life] = set()
         self._low = math.inf  # free memory once all starts are done, in bytes
 
     # Starts.
@@ -54,12 +56,9 @@ class Tide:
 
     def starts(self, life: Life, still_free: float, need_bytes: float) -> None:
         """Note a start, which will take memory from what is still free."""
-        if self._starting or self._ebb is not None:
+        if self._starting or self._ended or self._ebb is not None:
             life.is_disturbed = True
-        for other in self._starting:
-            other.is_disturbed = True
-        if self._ebb is not None:
-            self._ebb.is_disturbed = True
+        self._disturb()
         self._starting.add(life)
         self._low = still_free - need_bytes
 
@@ -82,12 +81,15 @@ class Tide:
             self._ebb = Ebb(reading)
         else:
             self._ebb.is_single = False
-        if self._starting:
-            self._ebb.is_disturbed = True
-        for other in self._starting:
-            other.is_disturbed = True
+        if self._starting or self._ended:
+            self._disturb()
         self._ebb.lives.add(life)
         life.baseline = self._ebb.baseline
+
+    def ends(self, life: Life) -> None:
+        """Note an end that nobody asked for, and so without a baseline."""
+        self._ended.add(life)
+        self._disturb()
 
     def has_gone(self, life: Life, expected_bytes: int | None) -> int | None:
         """Note the end of a life. Returns what should be back since its baseline; None where unknown."""
@@ -106,8 +108,15 @@ class Tide:
         return ebb is None or life not in ebb.lives or (ebb.is_single and not ebb.is_disturbed)
 
     def settled(self, life: Life) -> None:
-        """Note that a stop is over."""
+        """Note that a stop is over, or that the memory of who ended unasked is not waited for any more."""
+        self._ended.discard(life)
         if self._ebb is not None:
             self._ebb.lives.discard(life)
             if not self._ebb.lives:
                 self._ebb = None
+
+    def _disturb(self) -> None:
+        for life in self._starting:
+            life.is_disturbed = True
+        if self._ebb is not None:
+            self._ebb.is_disturbed = True

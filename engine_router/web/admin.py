@@ -47,7 +47,7 @@ class Admin:
             known = ", ".join(self._router.engines)
             raise NoSuchRoute(f"no engine is called '{name}'; there are: {known}")
         lines = whole_number("lines", DEFAULT_LOG_LINES)
-        follow = request.args.get("follow", "") not in ("", "0", "false")
+        follow = request.args.get("follow", "") not in ("", "0", "false") and request.method != "HEAD"
         body = _log_lines(self._router, self._router.engines[name], lines, follow=follow)
         response = Response(body, content_type="text/plain; charset=utf-8")
         response.timeout = None

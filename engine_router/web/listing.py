@@ -10,6 +10,7 @@ import trio
 
 from engine_router.engines.base import ResidentId
 from engine_router.progress import step_of
+from engine_router.residency.journal import Swap
 from engine_router.residency.ledger import Phase
 from engine_router.residency.messages import Ticket
 from engine_router.residency.pool import Pool
@@ -83,11 +84,17 @@ def _prospect(
     supervisor = router.supervisor
     for swap in pool.journal.swaps:
         if swap.target == resident:
-            left = None if swap.expected_s is None else max(0.0, swap.expected_s - (now - swap.began_at))
-            return step_of(supervisor, swap, now), left
+            return step_of(supervisor, swap, now), _left_s(swap, supervisor.profile(resident).start_s, now)
     if (residence := pool.ledger.residence(resident)) is not None:
         return _prospect_of_present(residence), supervisor.profile(resident).start_s
     return _prospect_of_turn(router, pool, turn, now)
+
+
+def _left_s(swap: Swap, start_s: float | None, now: float) -> float | None:
+    """Return how long a swap goes on, by what it took the last time."""
+    if swap.phase == "start" and start_s is not None:
+        return max(0.0, start_s - (now - swap.phase_began_at))
+    return start_s if swap.expected_s is None else max(0.0, swap.expected_s - (now - swap.began_at))
 
 
 def _prospect_of_present(residence: Residence) -> str:

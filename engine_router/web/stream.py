@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import trio
-from quart import Response
+from quart import Response, request
 
 from engine_router.dialects.base import to_json
 from engine_router.events import Event, Subscription
@@ -31,7 +31,10 @@ def frame(name: str, data: object) -> bytes:
 def stream_response(body: AsyncIterator[bytes]) -> Response:
     """Answer with a stream of server-sent events, which nobody on its way may hold back or keep."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    response = Response(body, content_type="text/event-stream", headers=headers)
+    # Who asks for the head alone is told nothing of a body that would never end.
+    response = Response(
+        b"" if request.method == "HEAD" else body, content_type="text/event-stream", headers=headers
+    )
     response.timeout = None
     return response
 

@@ -88,9 +88,10 @@ def _number(said: Mapping[str, Any], name: str) -> float:
 
 def _rounded(value: float, whole_from: float) -> str:
     """Return a figure with as many digits as anybody reads; empty where there is none."""
-    if not 0 < value < math.inf:
+    if not 0.005 <= value < math.inf:
         return ""
-    return f"{value:.0f}" if value >= whole_from else f"{value:.1f}"
+    digits = 0 if value >= whole_from else 1 if value >= 0.1 else 2
+    return f"{value:.{digits}f}"
 
 
 def _known(text: str, figure: str) -> str:
