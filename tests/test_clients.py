@@ -65,7 +65,9 @@ def after_a_cold_start(request: pytest.FixtureRequest, at_once: Outcomes) -> Ite
         with serving(
             talker("slow", f"delay={DELAY_S}"), server={**WAITING, "show_progress": shows}
         ) as running:
-            yield ask_all(clients, At(running.url, "slow", IDLE_S))
+            outcomes = ask_all(clients, At(running.url, "slow", IDLE_S))
+        assert max(outcome.after_s for outcome in outcomes.values()) > DELAY_S
+        yield outcomes
 
 
 @each_client
@@ -74,7 +76,6 @@ def test_a_cold_start_longer_than_the_clients_limit(client: Client, after_a_cold
         pytest.skip("counts events, and quiet frames are none")
     outcome = after_a_cold_start[client.name]
     assert answer_in(outcome) == VECTOR_ANSWERS.get(client.name, GREETING)
-    assert outcome.after_s > DELAY_S
 
 
 def test_without_frames_a_client_would_give_up() -> None:
@@ -100,7 +101,7 @@ def at_a_failed_start() -> Iterator[Outcomes]:
 def after_a_failed_start() -> Iterator[Outcomes]:
     """As above, but the clients are told after they were kept waiting."""
     with serving(talker("broken", f"delay={DELAY_S}", FAILS), server=WAITING) as running:
-        yield ask_all(EVERY, At(running.url, "broken", IDLE_S))
+        yield ask_all(EVERY, At(running.url, "broken"))
 
 
 @each_client
@@ -116,7 +117,7 @@ def test_a_failing_start_after_frames_were_sent(client: Client, after_a_failed_s
     outcome = after_a_failed_start[client.name]
     assert isinstance(outcome.error, client.error)
     assert LAST_LINE in str(outcome.error)
-    assert outcome.after_s > IDLE_S
+    assert getattr(outcome.error, "status_code", None) != 503
 
 
 @each_whole
@@ -124,7 +125,6 @@ def test_a_failing_start_after_blanks_were_sent(client: Client, after_a_failed_s
     """The status has been sent: all that can be done is to break the connection, and never to end it properly."""
     outcome = after_a_failed_start[client.name]
     assert isinstance(outcome.error, client.broken)
-    assert outcome.after_s > IDLE_S
 
 
 @pytest.mark.parametrize("server", [PATIENT, WAITING], ids=["at once", "after a wait"])
