@@ -83,7 +83,6 @@ def test_without_frames_a_client_would_give_up() -> None:
     with serving(talker("slow", f"delay={DELAY_S}"), server=PATIENT) as running:
         outcomes = ask_all(EVERY, At(running.url, "slow", IDLE_S))
     assert {name for name, outcome in outcomes.items() if outcome.error is None} == set()
-    assert max(outcome.after_s for outcome in outcomes.values()) < DELAY_S + 1
 
 
 # A start that fails.
@@ -170,4 +169,4 @@ def test_an_answer_that_breaks_off(client: Client, after_a_break: Outcomes) -> N
     assert isinstance(outcome.error, expected)
     if client.streams:
         assert "engine 'talker' broke off" in str(outcome.error)
-    assert outcome.after_s < 5
+    assert outcome.after_s < 15

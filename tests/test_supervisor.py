@@ -989,6 +989,9 @@ async def test_footprint_and_times_are_learned(autojump_clock: MockClock) -> Non
             "start_s": pytest.approx(10),
             "stop_s": pytest.approx(1),
             "settle_s": 0.0,
+            "sleep_freed_bytes": None,
+            "sleep_s": None,
+            "wake_s": None,
         }
         assert world.state.changed
         assert world.supervisor.expected_s(A, "start") == pytest.approx(10)
