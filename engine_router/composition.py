@@ -7,10 +7,11 @@ import functools
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 import httpx
 import trio
 from attrs import define
@@ -26,6 +27,7 @@ from engine_router.events import EventHub
 from engine_router.layout import make_layout, make_rules, pools_of
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
+from engine_router.prefetch import Prefetch
 from engine_router.reloading import Reloader, Source
 from engine_router.residency.ledger import Phase
 from engine_router.residency.supervisor import Supervisor
@@ -70,7 +72,7 @@ async def open_router(
         forge = _Forge(client, nursery, dormitory)
         router = await _compose(config, forge)
         if source is not None:
-            reloader = Reloader(source, forge.make)
+            reloader = Reloader(source, forge.make, forge.forget)
             router.set_reloader(reloader.reload)
             nursery.start_soon(reloader.watch, router)
         await nursery.start(router.supervisor.run)
@@ -111,6 +113,10 @@ class _Forge:
             self._guardian = guardian
         return build_engine(name, config, self._client, self._guardian, self._dormitory)
 
+    async def forget(self, engines: Collection[str]) -> None:
+        """Stop what sleeps of engines that are gone, or are others now."""
+        await self._dormitory.clear([r for r in self._dormitory.residents if r.engine in engines])
+
 
 async def _compose(config: Config, forge: _Forge) -> Router:
     state_file = default_state_file() if config.state_file is None else Path(config.state_file)
@@ -130,7 +136,7 @@ async def _compose(config: Config, forge: _Forge) -> Router:
         health_interval_s=config.scheduling.health_interval_s,
         hub=hub,
         state=state,
-        layout=await make_layout(config, engines, discovery),
+        layout=attrs.evolve(await make_layout(config, engines, discovery), files=Prefetch(config)),
     )
     metrics = _metrics(supervisor)
     hub.listen(metrics.observe)

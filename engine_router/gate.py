@@ -211,7 +211,6 @@ def _origin_pattern(origin: str) -> str:
     return f"{re.escape(scheme)}://{subdomains}{re.escape(host)}{ports}"
 
 
-
 class Gates:
     """The gate of the configuration that is in force.
 

@@ -42,7 +42,7 @@ def make_rules(config: Config) -> Rules:
 
 async def make_layout(config: Config, engines: Mapping[str, Engine], discovery: Discovery) -> Layout:
     """Return how residents share the memories. Reads the headers of model files where a budget wants them."""
-    capacities = {name: _capacity(pool, discovery) for name, pool in pools_of(config).items()}
+    capacities = {name: _capacity(name, pool, config, discovery) for name, pool in pools_of(config).items()}
     estimates = await trio.to_thread.run_sync(_estimates, config, engines, discovery)
     known: dict[ResidentId, Traits] = {}
 
@@ -78,8 +78,11 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
     )
 
 
-def _capacity(pool: PoolConfig, discovery: Discovery) -> Capacity:
+def _capacity(name: str, pool: PoolConfig, config: Config, discovery: Discovery) -> Capacity:
     home = None if pool.default_model is None else _target(pool.default_model, discovery)
+    if home is not None and config.engines[home.engine].pool != name:
+        logger.warning("'%s' is not of pool '%s', so it is not its default model", home.model, name)
+        home = None
     capacity = Capacity(
         max_resident=pool.max_resident,
         home=None if home is None else home.resident,
@@ -94,12 +97,11 @@ def _capacity(pool: PoolConfig, discovery: Discovery) -> Capacity:
 
 def _preload(config: Config, discovery: Discovery) -> Iterator[ResidentId]:
     wanted = config.scheduling.preload
-    if not isinstance(wanted, tuple):
-        yield from dict.fromkeys(target.resident for target in discovery.targets())
-        return
-    for name in wanted:
-        if (target := _target(name, discovery)) is not None:
-            yield target.resident
+    if isinstance(wanted, tuple):
+        targets = [target for name in wanted if (target := _target(name, discovery)) is not None]
+    else:
+        targets = discovery.targets()
+    yield from dict.fromkeys(target.resident for target in targets)
 
 
 def _target(name: str, discovery: Discovery) -> Target | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
+import attrs
 import trio
 from attrs import define, field, frozen
 
@@ -13,6 +14,7 @@ from engine_router.config import Config
 from engine_router.engines.base import Engine
 from engine_router.errors import ConfigError
 from engine_router.layout import make_layout, make_rules
+from engine_router.prefetch import Prefetch
 from engine_router.router import Router
 
 # Seconds between two looks at the file, where it is watched.
@@ -38,10 +40,12 @@ class Reloader:
 
     Attributes:
         make: makes an engine, of this name in a configuration.
+        forget: lets go of what sleeps of some engines.
     """
 
     source: Source
     make: Callable[[str, Config], Awaitable[Engine]]
+    forget: Callable[[Collection[str]], Awaitable[None]]
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
 
     async def reload(self, router: Router) -> Changes:
@@ -70,14 +74,16 @@ class Reloader:
                 engines={name: engines[name] for name in new.engines},
                 pool_of={name: engine.pool for name, engine in new.engines.items()},
                 rules=make_rules(new),
-                layout=layout,
+                layout=attrs.evolve(layout, files=Prefetch(new)),
                 settle_timeout_s=new.scheduling.settle_timeout_s,
                 health_interval_s=new.scheduling.health_interval_s,
             )
             router.take_over(new, {name: engines[name] for name in new.engines}, discovery)
+            others = (*changes.removed, *changes.restarted)
             for resident in router.supervisor.residents():
-                if resident.engine in (*changes.removed, *changes.restarted):
+                if resident.engine in others:
                     router.supervisor.unload(resident)
+            await self.forget(others)
             return changes
 
     async def watch(self, router: Router) -> None:

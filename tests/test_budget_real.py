@@ -21,6 +21,7 @@ from memory_watch import Watch
 
 import engine_router
 from engine_router.config import parse_config
+from engine_router.engines.base import ResidentId
 from engine_router.events import Event, ResidentReady
 from engine_router.llamacpp.tiny import write_tiny_gguf
 from engine_router.memory import Reading
@@ -199,6 +200,8 @@ async def test_the_sum_of_what_is_resident_never_passes_the_budget(
                 await answers.ask_all(wanted, clients)
                 took = f"{len(starts) - before} starts, {time.monotonic() - began:.1f} s"
                 say(f"{clients} clients, {count} requests: {took}")
+    took = {name: router.state.of(ResidentId("gguf", name)).footprint_bytes for name in LAYERS}
+    say(f"measured: {took}")
     say(f"of {BUDGET_BYTES / MB:.0f} MB at most {seen.peak_bytes / MB:.1f} MB were used; {seen}")
 
     assert answers.count == 200
@@ -207,5 +210,7 @@ async def test_the_sum_of_what_is_resident_never_passes_the_budget(
         assert len({answers.texts[model, prompt].copy().pop() for model in LAYERS}) > 1, prompt
     assert WEIGHTS["middle"] + WEIGHTS["large"] < seen.peak_bytes <= BUDGET_BYTES
     assert set(seen.present) <= {0, 1, 2}
+    for name, size in took.items():  # none was disturbed by another's coming or going
+        assert size is None or WEIGHTS[name] < size < WEIGHTS[name] + 40 * MB, name
     assert seen.loaded[2] > seen.loaded.total() / 5
     assert len(LAYERS) < len(starts) < 100

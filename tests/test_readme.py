@@ -13,13 +13,15 @@ import trio
 
 from engine_router.cli.parser import build_parser
 from engine_router.config import parse_config
+from engine_router.config.schema import reference
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+SCHEDULING = (ROOT / "docs" / "scheduling.md").read_text("utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_the_table_of_options_is_the_one_that_the_classes_give() -> None:
@@ -27,7 +29,7 @@ def test_the_table_of_options_is_the_one_that_the_classes_give() -> None:
     assert table in README, "run scripts/update_readme"
 
 
-@pytest.mark.parametrize("text", blocks("toml"))
+@pytest.mark.parametrize("text", blocks("toml") + blocks("toml", SCHEDULING))
 def test_each_configuration_loads(text: str) -> None:
     if "[engines." not in text:
         text += '[engines.some]\ntype = "ollama"\n'
@@ -45,6 +47,15 @@ def test_each_command_exists() -> None:
         words = shlex.split(line.partition("#")[0])[1:]
         optional = [word for word in words if not word.startswith("[")]
         parser.parse_args([word.strip("[]") for word in optional])
+
+
+def test_what_the_page_on_scheduling_names_exists() -> None:
+    parser = build_parser()
+    for line in re.findall(r"`(engine-router [^`]*)`", SCHEDULING):
+        parser.parse_args(shlex.split(line)[1:])
+    options = {key for _, key, _, _ in reference()}
+    for key in re.findall(r"`(\w+_\w+)(?: = [^`]*)?`", SCHEDULING):
+        assert key in options or key == "keep_alive", key
 
 
 def test_the_first_commands_are_there_and_can_be_run() -> None:

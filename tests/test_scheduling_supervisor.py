@@ -352,7 +352,7 @@ CONFIG = """
 [scheduling]
 hold_s = 3
 idle_timeout_s = 600
-preload = ["small", "nothing"]
+preload = ["small", "nothing", "small"]
 [pools.default]
 mode = "budget"
 budget_gb = 24
@@ -392,6 +392,17 @@ async def test_the_configuration_says_how_residents_share_the_memory() -> None:
     assert layout.traits(large) == Traits(declared_bytes=9_000_000_000, group="play", idle_timeout_s=600)
     assert make_rules(config).hold_s == 3
     assert make_rules(parse_config('[engines.a]\ntype = "process"\nargv = "x {port}"\n')).hold_s is None
+
+
+async def test_a_model_that_turns_out_to_be_of_another_pool_is_no_default() -> None:
+    text = CONFIG + '[pools.card]\ndefault_model = "llama3"\n'
+    config = parse_config(text)
+    engines = {name: SimulatedEngine(name, SimulatedMemory(), by_model=True) for name in "eo"}
+    discovery = Discovery(config, engines)
+    discovery.set_listed("o", ["llama3:latest"])
+    layout = await make_layout(config, engines, discovery)
+    assert layout.capacities["card"] == Capacity()
+    assert layout.capacities["default"].home == ResidentId("e", "small")
 
 
 # Estimates.

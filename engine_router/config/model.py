@@ -106,7 +106,8 @@ class ServerConfig:
         "Serve plain requests to the proxied routes by the fast tier; false leaves them all to the ordinary one.",
     )
     watch_config: bool = option(
-        False, "Read the configuration again whenever the file changes; `engine-router reload` does it by hand."
+        False,
+        "Read the configuration again whenever the file changes; `engine-router reload` does it by hand.",
     )
     shutdown_timeout_s: Seconds = option(
         Seconds(10.0),

@@ -30,6 +30,7 @@ class Life:
         health_scope: ends its health checks.
         is_disturbed: others came or went during its start, so that what it took cannot be told.
         is_measured: what it took is known, as far as it ever will be.
+        is_asleep: it did not end but fell asleep.
     """
 
     resident: ResidentId
@@ -47,3 +48,4 @@ class Life:
     health_scope: trio.CancelScope = field(factory=trio.CancelScope)
     is_disturbed: bool = False
     is_measured: trio.Event = field(factory=trio.Event)
+    is_asleep: bool = False

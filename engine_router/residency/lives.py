@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Mapping
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from engine_router.engines.base import Ended, Endpoint, Engine, ResidentId, Supervision
 from engine_router.errors import EngineDied, EngineError, EngineStartFailed, EngineStopFailed, RouterError
 from engine_router.events import EventHub, MemorySettled, ResidentDied, ResidentReady, RouterNotice
+from engine_router.memory import Settled
 from engine_router.residency import messages as book
+from engine_router.residency.files import Files
 from engine_router.residency.ledger import Phase, Profile
 from engine_router.residency.life import Life
 from engine_router.residency.pool import Pool
@@ -36,6 +38,7 @@ class Lives:
         on_ready: called when a resident can serve.
         profile: what is known of a resident.
         settle_timeout_s: longest wait for memory to come back, in seconds.
+        files: what is done about residents' files.
         is_closing: the router goes down.
     """
 
@@ -48,15 +51,26 @@ class Lives:
     profile: Callable[[ResidentId], Profile]
     wall_clock: Callable[[], float]
     settle_timeout_s: float
+    files: Files
     is_closing: bool = False
+    _sleepers: set[ResidentId] = field(factory=set)
+    _clearing: dict[ResidentId, trio.Event] = field(factory=dict)
+    _reading: dict[ResidentId, trio.CancelScope] = field(factory=dict)
 
     def begin(self, pool: Pool, resident: ResidentId, *, found: bool) -> None:
         """Start a resident; or take it over, where it was found running."""
         self._begin(pool, resident, adopted=found, found=found)
 
-    def end(self, pool: Pool, resident: ResidentId) -> None:
-        """Ask a resident to end."""
-        self.spawn(self._stop, pool, resident)
+    def end(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
+        """Ask a resident to end, so that `wanted` can start where somebody waits for that."""
+        self.prepare(pool, wanted)
+        self.spawn(self._stop, pool, resident, wanted)
+
+    def prepare(self, pool: Pool, wanted: ResidentId | None) -> None:
+        """Read the files of a resident ahead that will start as soon as there is room."""
+        if wanted is not None and wanted not in pool.lives and wanted not in self._reading:
+            scope = self._reading[wanted] = trio.CancelScope()
+            self.spawn(self._read_ahead, wanted, scope)
 
     def settle(self, pool: Pool, resident: ResidentId) -> None:
         """Wait for the memory of a resident that has gone."""
@@ -69,7 +83,9 @@ class Lives:
     async def clear_away(self, resident: ResidentId) -> EngineStopFailed | None:
         """End whatever runs of a resident that no task lives with. Return why it could not be ended."""
         supervision = Supervision(lambda _: None)
-        supervision.stop()
+        supervision.stop(for_good=True)
+        self._sleepers.discard(resident)
+        cleared = self._clearing[resident] = trio.Event()
         try:
             await self.engines[resident.engine].live(resident, supervision, adopt=True)
         except EngineStopFailed as failure:
@@ -78,7 +94,21 @@ class Lives:
             logger.warning("%s", error)  # nothing of it is left
         except Exception:
             logger.exception("engine %s: unexpected error", resident.engine)
+        finally:
+            if self._clearing.get(resident) is cleared:
+                del self._clearing[resident]
+            cleared.set()
         return None
+
+    async def _read_ahead(self, resident: ResidentId, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await self.files.ahead(resident)
+        except Exception:
+            # Merely slower without.
+            logger.exception("the files of %s cannot be read ahead", resident)
+        finally:
+            del self._reading[resident]
 
     # A life.
 
@@ -119,13 +149,23 @@ class Lives:
             await self._look_before_start(pool, life)
             if life.supervision.stop_asked.is_set():
                 return None
+        if (clearing := self._clearing.get(resident)) is not None:
+            await clearing.wait()  # what sleeps of it is being stopped
+        self._sleepers.discard(resident)
         ended = await self.engines[resident.engine].live(resident, life.supervision, adopt=life.adopted)
+        life.is_asleep = ended.asleep
         if ended.stopped or is_stopping(pool, resident):
             return None
         return self._death(pool, resident, ended)
 
     async def _look_before_start(self, pool: Pool, life: Life) -> None:
         def on_short(missing_bytes: int) -> None:
+            if sleepers := [other for other in self._sleepers if other != life.resident]:
+                # They hold something still, and it is missing now.
+                self._sleepers.difference_update(sleepers)
+                for sleeper in sleepers:
+                    self.spawn(self.clear_away, sleeper)
+                return
             self.tell(pool, book.Short(life.resident, missing_bytes))
 
         counted = not pool.ledger.capacity.is_exclusive
@@ -137,10 +177,9 @@ class Lives:
             return
         now, resident = trio.current_time(), life.resident
         life.endpoint = endpoint
-        if not life.adopted:
-            pool.start_succeeded(life)
-            self.state.of(resident).start_s = now - life.started_at
-            self.state.touch()
+        if (reading := self._reading.get(resident)) is not None:
+            reading.cancel()
+        self._note_start(pool, life, now - life.started_at)
         residence = pool.ledger.residence(resident)
         if residence is not None and residence.phase is Phase.STARTING:
             pool.journal.arrived(resident, now)
@@ -155,8 +194,20 @@ class Lives:
             )
         self.tell(pool, book.BecameReady(resident))
         self.on_ready(pool, life)
-        if not life.adopted:
+        if not (life.adopted or life.supervision.woken):
             self.spawn(self._measure, pool, life)
+
+    def _note_start(self, pool: Pool, life: Life, seconds: float) -> None:
+        if life.adopted:
+            return
+        measured = self.state.of(life.resident)
+        if life.supervision.woken:
+            measured.wake_s = seconds
+            pool.woke(life)
+        else:
+            measured.start_s = seconds
+            pool.start_succeeded(life)
+        self.state.touch()
 
     async def _measure(self, pool: Pool, life: Life) -> None:
         measured = self.state.of(life.resident)
@@ -176,8 +227,14 @@ class Lives:
         now, resident = trio.current_time(), life.resident
         life.health_scope.cancel()
         pool.ended(life)
+        if life.is_asleep:
+            self._sleepers.add(resident)
         if life.stop_asked_at < now:
-            self.state.of(resident).stop_s = now - life.stop_asked_at
+            measured = self.state.of(resident)
+            if life.is_asleep:
+                measured.sleep_s = now - life.stop_asked_at
+            else:
+                measured.stop_s = now - life.stop_asked_at
             self.state.touch()
         if is_stopping(pool, resident):
             error = None  # its end was wanted, however it came about
@@ -198,7 +255,7 @@ class Lives:
             # Nothing more can be done: the router goes, and says what stays behind.
             self.notice(f"{failure}; it is left behind")
 
-    async def _stop(self, pool: Pool, resident: ResidentId) -> None:
+    async def _stop(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
         """Ask a resident to end. What could not be stopped before is taken up again first."""
         life = pool.lives.get(resident)
         if life is None and (stuck := pool.stuck.pop(resident, None)) is not None:
@@ -212,7 +269,21 @@ class Lives:
             return
         if await pool.look_before_stop(life):
             life.stop_asked_at = trio.current_time()
-            life.supervision.stop()
+            life.supervision.stop(for_good=not self._may_sleep(pool, life, wanted))
+
+    def _may_sleep(self, pool: Pool, life: Life, wanted: ResidentId | None) -> bool:
+        """Tell whether it is enough if a resident sleeps, where its engine can."""
+        residence = pool.ledger.residence(life.resident)
+        if self.is_closing or residence is None or residence.unloading or residence.down is not None:
+            return False
+        return self.state.of(life.resident).prefers_sleep(self._missing_for(wanted, life))
+
+    def _missing_for(self, wanted: ResidentId | None, life: Life) -> float | None:
+        """Return what has to come free for a resident, in bytes; None where that is not known."""
+        need = None if wanted is None else self.profile(wanted).need_bytes
+        if need is None or life.baseline is None or not life.baseline.measured:
+            return None
+        return max(0.0, need - life.baseline.available_bytes)
 
     async def _settle(self, pool: Pool, resident: ResidentId) -> None:
         scope = pool.settles[resident] = trio.CancelScope()
@@ -222,21 +293,54 @@ class Lives:
         pool.journal.settle(resident, began)
         life, measured = pool.gone.get(resident), self.state.of(resident)
         with scope:
-            expected = await pool.expected_release(life, measured, self.profile(resident).need_bytes)
-            seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
-            measured.settle_s = trio.current_time() - began
-            self.state.touch()
-            self.hub.publish(
-                MemorySettled(
-                    at=self.wall_clock(),
-                    pool=pool.name,
-                    resident=str(resident),
-                    outcome=seen.outcome.value if seen is not None else "missing",
-                    released_bytes=seen.released_bytes if seen is not None else None,
-                    expected_bytes=expected,
-                    waited_s=measured.settle_s,
-                    warning=warning,
-                )
-            )
+            if life is not None and life.is_asleep:
+                await self._settle_asleep(pool, life, began)
+            else:
+                await self._drop_files(resident)
+                expected = await pool.expected_release(life, measured, self.profile(resident).need_bytes)
+                seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
+                measured.settle_s = trio.current_time() - began
+                self._settled(pool, resident, seen, expected, measured.settle_s, warning)
         pool.has_settled(resident)
         self.tell(pool, book.Settled(resident))
+
+    async def _settle_asleep(self, pool: Pool, life: Life, began: float) -> None:
+        """Wait for what a resident set free by falling asleep; where that is too little, it is stopped after all."""
+        resident, measured = life.resident, self.state.of(life.resident)
+        expected = measured.sleep_freed_bytes
+        seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
+        if seen is not None and life.baseline is not None and life.baseline.measured:
+            measured.sleep_freed_bytes = seen.released_bytes
+        if not measured.prefers_sleep() and (left := await self.clear_away(resident)) is not None:
+            warning = str(left)
+        self._settled(pool, resident, seen, expected, trio.current_time() - began, warning)
+
+    async def _drop_files(self, resident: ResidentId) -> None:
+        try:
+            await self.files.behind(resident)
+        except Exception:
+            # The memory may be found missing then, and that is told.
+            logger.exception("the files of %s cannot be dropped", resident)
+
+    def _settled(
+        self,
+        pool: Pool,
+        resident: ResidentId,
+        seen: Settled | None,
+        expected: int | None,
+        waited_s: float,
+        warning: str | None,
+    ) -> None:
+        self.state.touch()
+        self.hub.publish(
+            MemorySettled(
+                at=self.wall_clock(),
+                pool=pool.name,
+                resident=str(resident),
+                outcome=seen.outcome.value if seen is not None else "missing",
+                released_bytes=seen.released_bytes if seen is not None else None,
+                expected_bytes=expected,
+                waited_s=waited_s,
+                warning=warning,
+            )
+        )

@@ -139,6 +139,11 @@ class Pool:
         """Note that a start is done; `measure_start` has to follow, and until then nobody else comes or goes."""
         self._unmeasured.add(life)
 
+    def woke(self, life: Life) -> None:
+        """Note that a resident was woken: what it takes cannot be told by that."""
+        self._tide.started(life)
+        life.is_measured.set()
+
     def ended(self, life: Life) -> None:
         """Note the end of a life, be it asked for or not."""
         self._tide.started(life)
@@ -218,7 +223,7 @@ class Pool:
             return None, f"free memory cannot be read: {error}"
         self._late_bytes = seen.missing_bytes if seen.outcome is Outcome.RETURNED else 0
         self._settled_at = trio.current_time()
-        if life is not None and baseline is not None and self._tide.is_clear(life):
+        if life is not None and baseline is not None and self._tide.is_clear(life) and not life.is_asleep:
             _learn_ratio(life, measured, seen)
         if seen.outcome is Outcome.SHORT:
             missing = seen.missing_bytes / 2**30

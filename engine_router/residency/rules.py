@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from attrs import field, frozen
 
 from engine_router.engines.base import ResidentId
+from engine_router.residency.files import Files, NoFiles
 
 
 @frozen(kw_only=True)
@@ -108,8 +109,10 @@ class Layout:
         capacities: what each pool can hold, by its name; one resident at a time where absent.
         traits: what the configuration says of a resident; asked often, and so not to take long.
         preload: residents to be started before anybody asks, as far as they fit.
+        files: what is done about their files when one makes way for another.
     """
 
     capacities: Mapping[str, Capacity] = field(factory=dict)
     traits: Callable[[ResidentId], Traits] = _no_traits
     preload: tuple[ResidentId, ...] = ()
+    files: Files = field(factory=NoFiles)

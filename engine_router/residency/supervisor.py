@@ -97,6 +97,7 @@ class Supervisor:
             profile=self.profile,
             wall_clock=wall_clock,
             settle_timeout_s=settle_timeout_s,
+            files=layout.files,
         )
 
     def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
@@ -220,6 +221,7 @@ class Supervisor:
         self._pool_of.update(pool_of)
         self._layout = layout
         self._lives.settle_timeout_s = settle_timeout_s
+        self._lives.files = layout.files
         self._health_interval_s = health_interval_s
         for name, pool in self.pools.items():
             capacity = layout.capacities.get(name, _EXCLUSIVE)
@@ -341,13 +343,14 @@ class Supervisor:
                     pool.journal.phase("start", now, target=resident, cause=cause)
                 self._lives.begin(pool, resident, found=adopt)
             case book.Drain(resident, cause, wanted):
+                self._lives.prepare(pool, wanted)
                 pool.journal.phase("drain", now, source=resident, target=wanted, cause=cause)
             case book.Resume(resident):
                 pool.journal.end(resident, "abandoned", now)
             case book.Stop(resident, cause, wanted):
                 pool.journal.give_up(resident, now)
                 pool.journal.phase("stop", now, source=resident, target=wanted, cause=cause)
-                self._lives.end(pool, resident)
+                self._lives.end(pool, resident, wanted)
             case book.Settle(resident):
                 self._lives.settle(pool, resident)
 
