@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 
 import trio
@@ -20,6 +21,9 @@ from engine_router.residency.pool import Pool
 from engine_router.state import State
 
 logger = logging.getLogger(__name__)
+
+# Seconds for which files that were read ahead are taken to be in memory still.
+READ_AGAIN_S = 60.0
 
 
 def is_stopping(pool: Pool, resident: ResidentId) -> bool:
@@ -56,6 +60,7 @@ class Lives:
     _sleepers: set[ResidentId] = field(factory=set)
     _clearing: dict[ResidentId, trio.Event] = field(factory=dict)
     _reading: dict[ResidentId, trio.CancelScope] = field(factory=dict)
+    _read_at: dict[ResidentId, float] = field(factory=dict)
 
     def begin(self, pool: Pool, resident: ResidentId, *, found: bool) -> None:
         """Start a resident; or take it over, where it was found running."""
@@ -68,7 +73,9 @@ class Lives:
 
     def prepare(self, pool: Pool, wanted: ResidentId | None) -> None:
         """Read the files of a resident ahead that will start as soon as there is room."""
-        if wanted is not None and wanted not in pool.lives and wanted not in self._reading:
+        if wanted is None or wanted in pool.lives or wanted in self._reading:
+            return
+        if trio.current_time() - self._read_at.get(wanted, -math.inf) >= READ_AGAIN_S:
             scope = self._reading[wanted] = trio.CancelScope()
             self.spawn(self._read_ahead, wanted, scope)
 
@@ -109,6 +116,7 @@ class Lives:
             logger.exception("the files of %s cannot be read ahead", resident)
         finally:
             del self._reading[resident]
+            self._read_at[resident] = trio.current_time()
 
     # A life.
 
