@@ -533,7 +533,7 @@ def test_a_real_client_raises_its_own_error_with_the_message(
     with pytest.raises(expected) as caught:
         READERS[path](server.serve(path, stream).url)
     if path == MESSAGES:
-        assert caught.value.body["error"] == {"type": "overloaded_error", "message": str(ERROR)}
+        assert caught.value.body["error"] == {"type": "api_error", "message": str(ERROR)}
     else:
         assert (caught.value.message if path in SSE_PATHS else caught.value.error) == str(ERROR)
 

@@ -103,7 +103,7 @@ class OllamaApi:
     async def _show(self) -> Response:
         """Answer what is known; an Ollama daemon is asked about its own models, if it answers soon."""
         routed = route_json(OLLAMA, "/api/show", await whole_body(request))
-        target = self._router.discovery.resolve(routed.model)
+        target = await self._router.resolve(routed.model)
         config = self._router.config.engines[target.engine]
         if isinstance(config, OllamaConfig):
             with trio.move_on_after(SHOW_TIMEOUT_S):
@@ -133,7 +133,7 @@ class OllamaApi:
         body = await whole_body(request)
         try:
             routed = route_json(OLLAMA, "/api/pull", body)
-            target = self._router.discovery.resolve(routed.model)
+            target = await self._router.resolve(routed.model)
         except (BadRequest, UnknownModel):
             return await self._hand_on("pull", body)
         if isinstance(self._router.config.engines[target.engine], OllamaConfig):
