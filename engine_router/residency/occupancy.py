@@ -114,8 +114,11 @@ class Occupancy:
     def _too_large(
         self, resident: ResidentId, budget: int, pinned: list[Residence], taken: float
     ) -> NeverFits:
-        need = self.profile(resident).need_bytes
+        profile = self.profile(resident)
+        need = profile.need_bytes
         size = "an unknown amount (declare memory_gb)" if need is None else f"{need / 1e9:.1f} GB"
+        if need is not None and profile.is_estimated:
+            size = f"about {size} by an estimate (memory_gb in engines.toml overrides it)"
         held = f", of which {taken / 1e9:.1f} GB belong to {_names(pinned)}, pinned" if pinned else ""
         return NeverFits(
             f"'{resident}' can never be loaded here: it needs {size}, and the budget is {budget / 1e9:.1f} GB{held}",

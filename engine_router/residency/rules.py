@@ -63,6 +63,7 @@ class Profile:
 
     Attributes:
         need_bytes: memory that it needs; None where nothing is known.
+        is_estimated: that is only an estimate.
         start_s: seconds that its start takes; None where unknown.
         stop_s: seconds until it and its memory are gone; None where unknown.
         group: residents of one group may stay together; others are stopped before one of them starts.
@@ -71,6 +72,7 @@ class Profile:
     """
 
     need_bytes: int | None = None
+    is_estimated: bool = False
     start_s: float | None = None
     stop_s: float | None = None
     group: str | None = None

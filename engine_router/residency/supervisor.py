@@ -192,6 +192,7 @@ class Supervisor:
         stop_s = None if measured.stop_s is None else measured.stop_s + (measured.settle_s or 0.0)
         return Profile(
             need_bytes=next((need for need in needs if need is not None), None),
+            is_estimated=needs[0] is None and needs[1] is None,
             start_s=measured.start_s,
             stop_s=stop_s,
             group=traits.group,
