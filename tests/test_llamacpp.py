@@ -240,7 +240,8 @@ def test_an_incomplete_file_ends_it_with_a_pointer_to_the_log(model: Path, tmp_p
     half.write_bytes(model.read_bytes()[:300_000])
     code, lines = refused("-m", half, "--port", str(free_port()))
     assert code == 1
-    assert lines[-1].endswith("half.gguf; its messages above say why")
+    # llama.cpp logs by a thread of its own, which may have the last word.
+    assert any(line.endswith("half.gguf; its messages above say why") for line in lines)
     assert any("corrupted or incomplete" in line for line in lines)
     assert not any("Traceback" in line for line in lines)
 
