@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import frozen
@@ -17,11 +17,8 @@ from attrs import frozen
 from engine_router.config import Config
 from engine_router.courses import Courses
 from engine_router.dialects import OLLAMA, dialect_of
-from engine_router.dialects.anthropic_tokens import count_tokens_body
 from engine_router.dialects.base import Dialect, Routed
-from engine_router.dialects.footer import Footer, footer_for
 from engine_router.dialects.ollama_loading import keep_alive_s, load_answer, loads
-from engine_router.dialects.waiting import patience_for
 from engine_router.discovery import Target
 from engine_router.errors import BadRequest, RouterError
 from engine_router.loading import Loading
@@ -35,6 +32,10 @@ from engine_router.scope import RequestScope
 from engine_router.underway import Request
 from engine_router.upload import Passing
 from engine_router.wire.upstream import Headers, ResponseHead, first_value
+
+if TYPE_CHECKING:
+    from engine_router.dialects.footer import Footer
+    from engine_router.dialects.waiting import Patience
 
 COUNT_TOKENS = "/v1/messages/count_tokens"
 # Answers that need not be JSON, so that no blanks can go ahead of them.
@@ -89,6 +90,8 @@ class Answerer:
         target = await self._router.resolve(routed.model)
         scope.model, scope.engine = target.model, target.engine
         if incoming.path == COUNT_TOKENS and isinstance(routed, Routed) and not await self._can_count(target):
+            from engine_router.dialects.anthropic_tokens import count_tokens_body  # noqa: PLC0415 - few need it
+
             return _whole(count_tokens_body(routed.data()))
         passage = self._passage(incoming, routed, target)
         scope.queue_wait_s = lambda: passage.queue_wait_s
@@ -151,6 +154,8 @@ class Answerer:
     def _footer(self, path: str, routed: Routed | Passing, passage: Callable[[], Passage]) -> Footer | None:
         if not self._router.config.server.footer or isinstance(routed, Passing):
             return None
+        from engine_router.dialects.footer import footer_for  # noqa: PLC0415 - few need it
+
         return footer_for(
             path,
             _request_of(routed),
@@ -200,7 +205,7 @@ class Answerer:
         shows = self._router.config.server.show_progress
         return Manner(
             dialect=dialect_of(path),
-            make_patience=lambda: patience_for(path, routed.model, request=lambda: _request_of(routed)),
+            make_patience=lambda: _patience(path, routed),
             # An error in a stream of this endpoint has to go on from what was sent of it.
             must_splice=path == "/v1/responses",
             interval_s=self._interval_s,
@@ -229,6 +234,12 @@ def _priority(headers: Headers) -> Priority:
         case b"low":
             return "low"
     raise BadRequest("X-Request-Priority must be high, normal or low")
+
+
+def _patience(path: str, routed: Routed | Passing) -> Patience:
+    from engine_router.dialects.waiting import patience_for  # noqa: PLC0415 - who need not wait need it not
+
+    return patience_for(path, routed.model, request=lambda: _request_of(routed))
 
 
 def _keep_alive_s(path: str, routed: Routed | Passing) -> float | None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from engine_router.abilities import Abilities
 from engine_router.config import Config
-from engine_router.dialects import OLLAMA, anthropic_openai, dialect_of, ollama_openai, responses_openai
+from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.base import Octets, Routed, Translation, parse_object, to_json
-from engine_router.dialects.footer import Footer
 from engine_router.dialects.policy import Policy
 from engine_router.dialects.renaming import Renaming
-from engine_router.dialects.waiting import forget_progress
 from engine_router.discovery import Target
 from engine_router.reading import Incoming
 from engine_router.relay import AddedHeaders, Course, Filter, Outgoing, request_headers
 from engine_router.upload import Passing
 from engine_router.wire.upstream import Arriving
+
+if TYPE_CHECKING:
+    from engine_router.dialects.footer import Footer
 
 
 class Courses:
@@ -91,6 +93,8 @@ class Courses:
 
     def _native_body(self, path: str, routed: Routed, target: Target) -> Octets:
         if path == "/v1/messages":
+            from engine_router.dialects.waiting import forget_progress  # noqa: PLC0415 - see _translation
+
             return forget_progress(routed.renamed(target.upstream))
         if routed.keep_alive is not None and dialect_of(path) is OLLAMA:
             # How long a model stays is the router's to decide, which has taken the client's wish to heart.
@@ -120,12 +124,20 @@ class Courses:
 
 
 def _translation(path: str, routed: Routed, target: Target, load_s: Callable[[], float]) -> Translation:
+    # Many routers never need one of these: they are imported, and take their memory, when they are.
     asked, upstream = routed.model, target.upstream
     if path == "/v1/messages":
+        from engine_router.dialects import anthropic_openai  # noqa: PLC0415
+        from engine_router.dialects.waiting import forget_progress  # noqa: PLC0415
+
         data = parse_object(forget_progress(routed.body))
         return anthropic_openai.translate(path, data, asked=asked, upstream=upstream)
     if path == "/v1/responses":
+        from engine_router.dialects import responses_openai  # noqa: PLC0415
+
         return responses_openai.translate(path, routed.data(), asked=asked, upstream=upstream)
+    from engine_router.dialects import ollama_openai  # noqa: PLC0415
+
     return ollama_openai.translate(path, routed.data(), asked=asked, upstream=upstream, load_s=load_s)
 
 

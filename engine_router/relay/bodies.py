@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncGenerator, Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 from attrs import define, field
 
 from engine_router.dialects.base import Dialect, to_json
-from engine_router.dialects.waiting import Patience
 from engine_router.errors import EngineRefused, RouterError
 from engine_router.wire.upstream import ResponseHead
+
+if TYPE_CHECKING:
+    from engine_router.dialects.waiting import Patience
 
 # Pieces that come faster than one in a millisecond, far faster than anybody reads, are let gather for a
 # millisecond: each piece costs a turn of the loop and two system calls, whatever its size.
