@@ -21,17 +21,17 @@ from engine_router.dialects.base import Dialect, Routed
 from engine_router.dialects.ollama_loading import keep_alive_s, load_answer, loads
 from engine_router.discovery import Target
 from engine_router.errors import BadRequest, RouterError
+from engine_router.importance import priority_of
 from engine_router.loading import Loading
 from engine_router.progress import progress_of
 from engine_router.reading import Incoming, read
 from engine_router.relay import Course, Manner, Passage, blank_body, plain_body, waiting_body
 from engine_router.residency.ledger import Phase
-from engine_router.residency.messages import Priority
 from engine_router.router import Router
 from engine_router.scope import RequestScope
 from engine_router.underway import Request
 from engine_router.upload import Passing
-from engine_router.wire.upstream import Headers, ResponseHead, first_value
+from engine_router.wire.upstream import ResponseHead
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
@@ -100,7 +100,7 @@ class Answerer:
         entered = Request(scope.id, incoming.path, target.model, passage)
         scope.stack.callback(self._router.underway.enter(entered))
         passage.enter(
-            priority=_priority(incoming.headers),
+            priority=priority_of(incoming.headers, self._config.server.key_priorities),
             keep_alive_s=_keep_alive_s(incoming.path, routed),
         )
         return await self._begin(passage, incoming.path, routed, scope)
@@ -215,25 +215,6 @@ class Answerer:
 
     def _progress(self, passage: Passage | Loading) -> str | None:
         return None if passage.lease is None else progress_of(self._router.supervisor, passage.lease)
-
-
-def _priority(headers: Headers) -> Priority:
-    """Return how much a request matters, as its client says.
-
-    Raises:
-        BadRequest: that is none of the three words.
-    """
-    given = first_value(headers, b"x-request-priority")
-    if given is None:
-        return "normal"
-    match given.strip().lower():
-        case b"high":
-            return "high"
-        case b"normal":
-            return "normal"
-        case b"low":
-            return "low"
-    raise BadRequest("X-Request-Priority must be high, normal or low")
 
 
 def _patience(path: str, routed: Routed | Passing) -> Patience:

@@ -8,17 +8,16 @@ of one origin, and nothing but the name gives them away.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import hmac
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from engine_router.config import ServerConfig
 from engine_router.errors import Forbidden, Unauthorized
+from engine_router.importance import offered_keys
 from engine_router.wire.upstream import Headers, first_value
 
 # Liveness is asked by machines that have no key, and tells nothing.
@@ -233,20 +232,3 @@ class Gates:
     def answer_headers(self, headers: Headers) -> Headers:
         """See `Gate.answer_headers`."""
         return self.gate.answer_headers(headers)
-
-
-def offered_keys(headers: Headers) -> Iterator[bytes]:
-    """Yield every key that a request offers: X-API-Key, Bearer, and the password a browser asks its user for."""
-    for name, value in headers:
-        header = name.lower()
-        if header == b"x-api-key":
-            yield value.strip()
-        elif header == b"authorization":
-            kind, _, rest = value.strip().partition(b" ")
-            if kind.lower() == b"bearer":
-                yield rest.strip()
-            elif kind.lower() == b"basic":
-                try:
-                    yield base64.b64decode(rest, validate=True).partition(b":")[2]
-                except (binascii.Error, ValueError):
-                    continue

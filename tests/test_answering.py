@@ -13,6 +13,8 @@ import trio
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
+from engine_router.engines.base import ResidentId
+from engine_router.residency.lease import Lease
 from engine_router.testing.asgi import Received, ask
 from engine_router.testing.served import ask as ask_over_a_socket
 from engine_router.testing.served import served
@@ -321,3 +323,23 @@ async def test_a_priority_is_one_of_three_words(is_fast: bool) -> None:
         talk = await client.post(CHAT, TALK, {"x-request-priority": "urgent"})
         assert talk.status == 400
         assert "high, normal or low" in talk.json()["error"]["message"]
+
+
+async def test_a_key_says_how_much_its_requests_matter(is_fast: bool) -> None:
+    server = 'api_keys = ["me", "batch"]\nkey_priorities = { batch = "low" }'
+    async with routing(fast=is_fast, server=server) as client:
+        seen: list[str] = []
+        request = client.router.supervisor.request
+
+        def noting(resident: ResidentId, **more: Any) -> Lease:
+            seen.append(more["priority"])
+            return request(resident, **more)
+
+        client.router.supervisor.request = noting  # type: ignore[method-assign]
+        for headers in (
+            {"authorization": "Bearer me"},
+            {"x-api-key": "batch"},
+            {"authorization": "Bearer batch", "x-request-priority": "high"},
+        ):
+            assert (await client.post(CHAT, TALK, headers)).status == 200
+        assert seen == ["normal", "low", "high"]

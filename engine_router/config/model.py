@@ -40,6 +40,9 @@ T = TypeVar("T")
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
 """What a model can do, in Ollama's words."""
 
+Priority = Literal["high", "normal", "low"]
+"""How much a request matters."""
+
 OptionalEndpoint = Literal["/v1/messages", "/v1/messages/count_tokens", "/v1/responses"]
 """An endpoint that only some engines have."""
 
@@ -79,6 +82,10 @@ class ServerConfig:
         (),
         "Origins of web pages that may use the router, such as http://localhost:* or app://obsidian.md; * allows all. "
         "Empty: none but its own page.",
+    )
+    key_priorities: Mapping[str, Priority] = table(
+        dict,
+        "How much the requests with a key matter: KEY = high, normal or low; X-Request-Priority says otherwise for one.",
     )
     max_body_mb: Megabytes = option(Megabytes(512.0), "Largest request body, in MB; larger ones get 413.")
     keepalive_interval_s: Seconds = option(
