@@ -285,11 +285,13 @@ BAD_BODIES = {
     "Infinity": (b'{"model":"m","a":[-Infinity]}', "-Infinity is no JSON number"),
     "no model": (b"{}", "names no model"),
     "null model": (b'{"model":null}', "names no model"),
-    "null model beside a name": (b'{"model":null,"name":"m"}', "names no model"),
     "number": (b'{"model":7}', "must be a string"),
     "bool": (b'{"model":true}', "must be a string"),
     "list model": (b'{"model":["m"]}', "must be a string"),
     "empty model": (b'{"model":""}', '"model" is empty'),
+    "empty model and name": (b'{"model":"","name":""}', '"model" is empty'),
+    "blank model beside a name": (b'{"model":" ","name":"m"}', '"model" is empty'),
+    "number beside a name": (b'{"model":0,"name":"m"}', "must be a string"),
     "blank model": (b'{"model":" \\n\\t"}', '"model" is empty'),
     "half a surrogate pair": (b'{"model":"\\ud800"}', "not text"),
     "control character": (b'{"model":"a\nb"}', "not JSON"),
@@ -327,6 +329,11 @@ def test_no_body_raises_anything_else(body: bytes) -> None:
         (b'{"model":"m"}', "m"),
         (b'{"name":"m"}', "m"),
         (b'{"model":"m","name":"n"}', "m"),
+        # What Ollama's own client in Go sends: members without a value are there, with Go's empty one.
+        (b'{"model":"","name":"m"}', "m"),
+        (b'{"model":null,"name":"m"}', "m"),
+        (b'{"model":"m","name":""}', "m"),
+        (b'{"model":"","name":"m","x":"\\ud800"}', "m"),
         (b'{"messages":[{"content":"{\\"model\\":\\"n\\"}"}],"model":"m"}', "m"),
         (b'{"model":"n","model":"m"}', "m"),
         (b'\xef\xbb\xbf{"model":"m"}', "m"),
@@ -359,6 +366,11 @@ def test_a_body_stays_byte_for_byte_unless_the_name_changes(data: dict[str, Any]
         renamed = json.loads(routed.renamed("new → ü"))
         assert renamed == {**data, key: "new → ü"}
         assert list(renamed) == list(data)
+
+
+def test_renaming_names_the_model_where_engines_look_first() -> None:
+    renamed = json.loads(route_json(OLLAMA, "/api/show", b'{"model":"","name":"old"}').renamed("new"))
+    assert renamed["model"] == "new"
 
 
 def test_renaming_keeps_what_utf8_cannot_say() -> None:

@@ -338,6 +338,13 @@ def test_only_the_top_level_counts(body: bytes) -> None:
         assert (scanner.model, scanner.streams) == ("a", False)
 
 
+@pytest.mark.parametrize("model", ['""', "null"])
+def test_a_model_without_a_value_counts_as_absent(model: str) -> None:
+    scanner = JsonScanner()
+    scanner.feed(f'{{"model": {model}, "name": "m", "stream": true, '.encode())
+    assert (scanner.model, scanner.streams) == (None, True)
+
+
 @pytest.mark.parametrize("member", ["model", "stream"])
 def test_a_member_twice_is_refused(member: str) -> None:
     with pytest.raises(BadRequest, match="more than one"):

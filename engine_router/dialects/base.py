@@ -185,14 +185,10 @@ def _refuse_other_text(body: Octets) -> None:
 class _Named(msgspec.Struct):
     """What the router needs of a JSON body; everything else is passed over without being taken in."""
 
-    model: Any = msgspec.UNSET
+    model: Any = None
     name: Any = None
     stream: Any = None
     keep_alive: Any = None
-
-    @property
-    def who(self) -> dict[str, Any]:
-        return {"name": self.name} if self.model is msgspec.UNSET else {"model": self.model}
 
 
 _NAMED = msgspec.json.Decoder(_Named)
@@ -209,18 +205,25 @@ def _named_in(body: Octets) -> _Named:
         # Python's own parser has the last word, and the better ones: it takes half a surrogate pair, which
         # JavaScript sends where a text was cut, and msgspec does not.
         data = parse_object(body)
-        return _Named(
-            data.get("model", msgspec.UNSET), data.get("name"), data.get("stream"), data.get("keep_alive")
-        )
+        return _Named(data.get("model"), data.get("name"), data.get("stream"), data.get("keep_alive"))
+
+
+def has_no_value(member: object) -> bool:
+    """Tell whether a member that names something is there without naming anything."""
+    return member is None or member == ""
 
 
 def model_in(data: Mapping[str, Any]) -> str:
     """Return the model that a request names (`model`, or `name` as older Ollama clients write).
 
+    An empty `model` counts as absent: Ollama's client in Go sends every member, with or without a value.
+
     Raises:
         BadRequest: it names none, or not as a string.
     """
-    model = data["model"] if "model" in data else data.get("name")
+    model = data.get("model")
+    if has_no_value(model):
+        model = data.get("name") or model
     if model is None:
         raise BadRequest('the request names no model; add "model": "..." (GET /v1/models lists them)')
     if not isinstance(model, str):
@@ -278,7 +281,8 @@ def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
     """
     named = _named_in(body)
     streams = dialect.streams(path, {"stream": named.stream})
-    return Routed(model_in(named.who), streams, body, named.keep_alive)
+    model = model_in({"model": named.model, "name": named.name})
+    return Routed(model, streams, body, named.keep_alive)
 
 
 @frozen

@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any, Protocol
 
-from engine_router.dialects.base import FormReader, Octets, model_in
+from engine_router.dialects.base import FormReader, Octets, has_no_value, model_in
 from engine_router.errors import BadRequest
 
 _WANTED = frozenset(("model", "name", "stream"))
@@ -75,7 +75,7 @@ class JsonScanner:
     @property
     def model(self) -> str | None:
         """See `Scanner.model`. An older `name` counts only where the body has ended without a `model`."""
-        return model_in(self._found) if "model" in self._found else None
+        return None if has_no_value(self._found.get("model")) else model_in(self._found)
 
     @property
     def streams(self) -> bool:
