@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import psutil
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine_router.memory import (
     GAUGE_KINDS,
@@ -24,6 +28,8 @@ from engine_router.memory import (
     footprint,
     make_gauge,
 )
+from engine_router.memory.cgroup import ControlGroups
+from engine_router.memory.command import number_of_bytes
 
 MIB = 2**20
 GIB = 2**30
@@ -34,6 +40,11 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc or 
 async def read(gauge: Gauge) -> Reading:
     with trio.fail_after(20):
         return await gauge.read()
+
+
+def meminfo(path: Path, field: Literal["MemAvailable", "MemFree"] = "MemAvailable") -> MeminfoGauge:
+    """A gauge of a host without control groups."""
+    return MeminfoGauge(field, path, ControlGroups(path.parent / "nowhere"))
 
 
 # --- choosing ------------------------------------------------------------------------------------------
@@ -89,10 +100,10 @@ MEMINFO = "MemTotal:       32000 kB\nMemFree:         2000 kB\nMemAvailable:   1
 async def test_meminfo_gives_the_chosen_line_in_bytes(tmp_path: Path) -> None:
     path = tmp_path / "meminfo"
     path.write_text(MEMINFO)
-    assert await read(MeminfoGauge(path=path)) == Reading(16000 * 1024, 32000 * 1024)
-    assert await read(MeminfoGauge("MemFree", path)) == Reading(2000 * 1024, 32000 * 1024)
+    assert await read(meminfo(path)) == Reading(16000 * 1024, 32000 * 1024)
+    assert await read(meminfo(path, "MemFree")) == Reading(2000 * 1024, 32000 * 1024)
     path.write_text(MEMINFO.replace("16000", "17000"))
-    assert (await read(MeminfoGauge(path=path))).available_bytes == 17000 * 1024
+    assert (await read(meminfo(path))).available_bytes == 17000 * 1024
 
 
 @pytest.mark.parametrize(
@@ -103,18 +114,18 @@ async def test_meminfo_without_the_line_is_unreadable(text: str, tmp_path: Path)
     path = tmp_path / "meminfo"
     path.write_text(text)
     with pytest.raises(GaugeUnreadable, match="no readable MemAvailable line"):
-        await read(MeminfoGauge(path=path))
+        await read(meminfo(path))
 
 
 async def test_meminfo_without_a_total_is_still_a_reading(tmp_path: Path) -> None:
     path = tmp_path / "meminfo"
     path.write_text("MemFree: 5 kB\n")
-    assert await read(MeminfoGauge("MemFree", path)) == Reading(5 * 1024, None)
+    assert await read(meminfo(path, "MemFree")) == Reading(5 * 1024, None)
 
 
 async def test_a_missing_meminfo_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(GaugeUnreadable, match=r"cannot read .*meminfo: No such file"):
-        await read(MeminfoGauge(path=tmp_path / "meminfo"))
+        await read(meminfo(tmp_path / "meminfo"))
 
 
 @linux_only
@@ -308,12 +319,31 @@ async def test_the_last_number_counts_with_its_unit(text: str, size_bytes: int) 
         "1e30",
         "1e999999999",
         "1e99999999 TiB",
+        "1e99999999999999999999",
+        "1e-99999999999999999999",
+        "0e99999999999999999999 GiB",
+        "9223372036854775807 KiB",
         "nan",
     ],
 )
 async def test_what_is_no_number_of_bytes_is_unreadable(text: str) -> None:
     with pytest.raises(GaugeUnreadable, match="no number"):
         await read(printing(text))
+
+
+@given(
+    st.text(alphabet="0123456789.eE+-kKMGTiB ,;|\n\t%x\u0663")
+    | st.from_regex(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,40})? ?[KMGT]?i?B?", fullmatch=True)
+)
+def test_whatever_a_command_prints_is_an_amount_or_no_number(text: str) -> None:
+    with contextlib.suppress(ValueError):  # and no other error
+        assert 0 <= number_of_bytes(text) < 2**63
+
+
+async def test_a_command_that_prints_without_end_is_killed_and_unreadable() -> None:
+    code = "import sys\nwhile True: sys.stdout.write('1' * 65536)"
+    with pytest.raises(GaugeUnreadable, match="printed more than 1 MiB"):
+        await read(CommandGauge([sys.executable, "-S", "-c", code], limit_s=60))
 
 
 async def test_a_failing_command_is_unreadable_with_what_it_said() -> None:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from engine_router.memory.gauges import (
-    GAUGE_KINDS,
-    CommandGauge,
-    Gauge,
-    GaugeUnreadable,
-    MeminfoGauge,
-    NullGauge,
-    NvmlGauge,
-    PsutilGauge,
-    Reading,
-    footprint,
-    make_gauge,
-)
+from engine_router.memory.command import CommandGauge
+from engine_router.memory.gauges import GAUGE_KINDS, NullGauge, make_gauge
+from engine_router.memory.host import MeminfoGauge, PsutilGauge
+from engine_router.memory.nvml import NvmlGauge
 from engine_router.memory.page_cache import drop, read_ahead
+from engine_router.memory.reading import Gauge, GaugeUnreadable, Reading, footprint
 from engine_router.memory.settle import MemoryNotReturned, Outcome, Settled, settle
 
 __all__ = [

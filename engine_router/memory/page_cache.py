@@ -22,7 +22,8 @@ from typing import Final
 
 import trio
 
-from engine_router.memory.gauges import GaugeUnreadable, MeminfoGauge
+from engine_router.memory.host import MeminfoGauge
+from engine_router.memory.reading import GaugeUnreadable
 
 SLICE_BYTES: Final = 8 * 2**20
 """What is read between two looks at free memory, and between two chances to be cancelled."""

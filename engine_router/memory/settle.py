@@ -35,7 +35,7 @@ from typing import Final
 import attrs
 import trio
 
-from engine_router.memory.gauges import Gauge, GaugeUnreadable, Reading
+from engine_router.memory.reading import Gauge, GaugeUnreadable, Reading
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30

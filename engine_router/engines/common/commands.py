@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import trio
 from attrs import frozen
+
+from engine_router.commands import TooMuchOutput, run_bounded
 
 
 @frozen
@@ -33,27 +34,14 @@ async def run_command(
     """
     with trio.move_on_after(timeout_s):
         try:
-            done = await trio.run_process(
-                list(argv),
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                deliver_cancel=_kill,
-                env=environment,
-            )
+            done = await run_bounded(argv, environment=environment)
+        except TooMuchOutput as error:
+            return Completed(None, "", f"{argv[0]} {error}")
         except FileNotFoundError:
             return Completed(None, "", f"{argv[0]} was not found")
-        except OSError as error:
-            return Completed(None, "", f"{argv[0]} cannot be run: {error.strerror or error}")
-        output, errors = (text.decode("utf-8", "replace").strip() for text in (done.stdout, done.stderr))
-        complaint = " ".join((errors or output or f"exit status {done.returncode}").split())
-        return Completed(done.returncode, output, complaint[:500])
+        except (OSError, ValueError) as error:
+            return Completed(None, "", f"{argv[0]} cannot be run: {error}")
+        output, errors = (text.decode("utf-8", "replace").strip() for text in (done.output, done.errors))
+        complaint = " ".join((errors or output or f"exit status {done.code}").split())
+        return Completed(done.code, output, complaint[:500])
     return Completed(None, "", f"{argv[0]} did not end within {timeout_s:g} s")
-
-
-async def _kill(process: trio.Process) -> None:
-    """End a command at once: trio waits, shielded, for a cancelled command to be gone."""
-    with suppress(
-        PermissionError
-    ):  # sudo's own process; it ends with its command, which never waits for long
-        process.kill()

@@ -1,0 +1,109 @@
+"""The gauge that runs a command and reads what it prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from decimal import Decimal, DecimalException
+from typing import Final
+
+import attrs
+import trio
+
+from engine_router.commands import Finished, TooMuchOutput, run_bounded
+from engine_router.memory.reading import GaugeUnreadable, Reading
+
+_UNITS: Final = {
+    "": 1,
+    "B": 1,
+    "bytes": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+# A unit may stand apart ("12 MiB"); whatever else touches the number belongs to it and is checked, so
+# that "12Gi" or "93%" is refused instead of being read as 12 or 93 bytes.
+_NUMBER: Final = re.compile(
+    r"(?<![\w.-])(?P<number>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+    r"(?:[ \t]+(?P<apart>[KMGT]iB|[kMGT]B|bytes|B)\b|(?P<attached>[^\s,;|]*))"
+)
+_MAX_BYTES: Final = 2**63
+# Of what a command printed, so much is repeated in a message.
+_SHOWN_CHARS: Final = 200
+
+
+def number_of_bytes(text: str) -> int:
+    """Give the last number in `text` in bytes.
+
+    Raises:
+        ValueError: there is none, or it is no amount of memory.
+    """
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        raise ValueError("it printed no number")
+    found = numbers[-1]
+    factor = _UNITS.get(found["apart"] or found["attached"] or "")
+    try:
+        amount = Decimal(found["number"])
+        # Compared before it is multiplied or made an integer: 1e999999999 would be one of a gigabyte.
+        if factor is not None and 0 <= amount < _MAX_BYTES and amount * factor < _MAX_BYTES:
+            return int(amount * factor)
+    except DecimalException:  # an exponent that no decimal can have
+        pass
+    raise ValueError(f"it printed {found[0][:_SHOWN_CHARS]!r}, which is no number of bytes")
+
+
+def _words(argv: Iterable[str]) -> tuple[str, ...]:
+    return tuple(argv)
+
+
+@attrs.frozen
+class CommandGauge:
+    """The last number that a command prints: bytes, or with a unit behind it.
+
+    Units are KiB, MiB, GiB, TiB (powers of 1024), kB, MB, GB, TB (powers of 1000) and B.
+    `nvidia-smi --query-gpu=memory.free --format=csv,noheader -i 0` fits as it is.
+    """
+
+    argv: tuple[str, ...] = attrs.field(converter=_words)
+    limit_s: float = 5.0
+    """Seconds that the command may take before it is killed, with all that it started."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.argv:
+            raise ValueError("the command gauge needs a command")
+
+    @property
+    def name(self) -> str:
+        """What is read, for logs and messages."""
+        return f"command {self.argv[0]}"
+
+    async def read(self) -> Reading:
+        """Run the command. A cancellation kills it, with all that it started, and waits for its end."""
+        finished = None
+        try:
+            with trio.move_on_after(self.limit_s):
+                finished = await run_bounded(self.argv, own_session=True)
+        except TooMuchOutput as error:
+            raise GaugeUnreadable(f"{self.name} {error}") from error
+        except (OSError, ValueError) as error:
+            raise GaugeUnreadable(f"{self.name} cannot be run: {error}") from error
+        if finished is None:
+            raise GaugeUnreadable(f"{self.name} took more than {self.limit_s:g} s")
+        return self._understand(finished)
+
+    def _understand(self, finished: Finished) -> Reading:
+        if finished.code != 0:
+            said = finished.errors.decode(errors="replace").strip()[-_SHOWN_CHARS:]
+            raise GaugeUnreadable(
+                f"{self.name} ended with status {finished.code}" + (f": {said}" if said else "")
+            )
+        try:
+            return Reading(number_of_bytes(finished.output.decode(errors="replace")))
+        except ValueError as error:
+            raise GaugeUnreadable(f"{self.name}: {error}") from error
