@@ -176,8 +176,7 @@ class Answerer:
             raise
         manner = self._manner(passage, path, routed, scope)
         if head is None and routed.streams:
-            kind = dialect.stream_type.encode()
-            head = ResponseHead(200, [(b"content-type", kind), (b"cache-control", b"no-cache")])
+            head = ResponseHead(200, [(b"content-type", dialect.stream_type.encode())])
             return Reply(head, waiting_body(passage, manner), has_body=True)
         if head is None:
             head = ResponseHead(200, [(b"content-type", b"application/json")])

@@ -536,7 +536,7 @@ async def test_events_tell_of_a_swap() -> None:
     async with routing(process("a")) as router, conversation(router.app, "GET", "/admin/events") as talk:
         await talk.until(lambda: bool(talk.pieces))
         assert talk.headers["content-type"].startswith("text/event-stream")
-        assert talk.headers["cache-control"] == "no-store"
+        assert talk.headers["cache-control"] == "no-cache"
         ((name, status),) = frames(talk.body)
         assert (name, status["event"]) == ("status", "status")
         assert status["pools"]["default"]["residents"] == []

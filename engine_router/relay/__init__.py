@@ -1,7 +1,7 @@
 """A lease and an exchange with an engine become the answer to one request."""
 
 from engine_router.relay.bodies import BrokenAnswer, Manner, blank_body, plain_body, waiting_body
-from engine_router.relay.headers import AddedHeaders, request_headers, response_headers
+from engine_router.relay.headers import AddedHeaders, as_streamed, request_headers, response_headers
 from engine_router.relay.passage import Course, Filter, Outgoing, Passage
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Manner",
     "Outgoing",
     "Passage",
+    "as_streamed",
     "blank_body",
     "plain_body",
     "request_headers",

@@ -40,6 +40,13 @@ _NOT_FORWARDED = HOP_BY_HOP | frozenset(
 )
 _NOT_RETURNED = HOP_BY_HOP | _FOR_PAGES | {b"set-cookie", b"server", b"date"}
 _KEYS = frozenset((b"authorization", b"x-api-key"))
+# A proxy that gathers an answer before it passes it on (nginx does by default) would hold back keep-alive frames,
+# and one that keeps answers would give a client another's.
+_UNBUFFERED = (b"x-accel-buffering", b"no")
+_NOT_KEPT = (b"cache-control", b"no-cache")
+# These come in pieces by their nature, even where the whole is there at once.
+_STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+_BODYLESS = frozenset((204, 304))
 
 
 class AddedHeaders:
@@ -71,6 +78,22 @@ def response_headers(headers: Headers) -> Headers:
     """Return the headers that a client gets of an engine's."""
     dropped = _NOT_RETURNED | named_in_connection(headers)
     return [(name, value) for name, value in headers if name.lower() not in dropped]
+
+
+def as_streamed(status: int, headers: Headers) -> Headers:
+    """Return the headers of an answer, with those added that keep a proxy from gathering or keeping a stream.
+
+    A stream is an answer whose length is not known at its beginning, or whose type is a stream's. Both tiers
+    of the server ask here for every answer, so that no route has to think of it. What an engine says of the
+    caching of something else, such as a page of its own, is left to it.
+    """
+    said = {name.lower(): value for name, value in headers}
+    is_stream = said.get(b"content-type", b"").partition(b";")[0].strip().lower() in _STREAM_TYPES
+    if status in _BODYLESS or (b"content-length" in said and not is_stream):
+        return headers
+    added = [_UNBUFFERED] if b"cache-control" in said and not is_stream else [_UNBUFFERED, _NOT_KEPT]
+    replaced = [name for name, _ in added]
+    return [*(item for item in headers if item[0].lower() not in replaced), *added]
 
 
 def named_in_connection(headers: Headers) -> frozenset[bytes]:

@@ -28,6 +28,7 @@ from engine_router.errors import (
     WrongMethod,
 )
 from engine_router.gate import Gates
+from engine_router.relay import as_streamed
 from engine_router.router import Router
 from engine_router.web.admin import Admin
 from engine_router.web.control import add_control
@@ -91,6 +92,11 @@ def _empty(headers: Headers) -> Response:
 
 def _after(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def add(response: Response) -> Response:
+        own = [
+            (name.encode(), value.encode("latin-1", "replace")) for name, value in response.headers.items()
+        ]
+        response.headers.clear()
+        with_headers(response, as_streamed(response.status_code, own))
         return with_headers(response, gates.answer_headers(wire_headers(request)))
 
     return add

@@ -29,12 +29,9 @@ def frame(name: str, data: object) -> bytes:
 
 
 def stream_response(body: AsyncIterator[bytes]) -> Response:
-    """Answer with a stream of server-sent events, which nobody on its way may hold back or keep."""
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    # Who asks for the head alone is told nothing of a body that would never end.
-    response = Response(
-        b"" if request.method == "HEAD" else body, content_type="text/event-stream", headers=headers
-    )
+    """Answer with a stream of server-sent events."""
+    # A HEAD request gets no body, which would never end.
+    response = Response(b"" if request.method == "HEAD" else body, content_type="text/event-stream")
     response.timeout = None
     return response
 

@@ -24,7 +24,7 @@ from engine_router.dialects.base import error_headers, to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
 from engine_router.reading import Incoming
-from engine_router.relay import BrokenAnswer
+from engine_router.relay import BrokenAnswer, as_streamed
 from engine_router.scope import RequestScope
 from engine_router.upload import Upload
 from engine_router.wire.requests import RequestReader, Verdict
@@ -249,7 +249,7 @@ class FastConnection:
     async def _send_reply(self, reply: Reply, scope: RequestScope, *, keep_alive: bool) -> bool:
         """Send an answer. The body goes out as it comes in, framed anew."""
         scope.status = status = reply.head.status
-        headers = [*reply.head.headers, *self._added]
+        headers = [*as_streamed(status, reply.head.headers), *self._added]
         bodyless = status in _BODYLESS
         chunked = not bodyless and not any(name.lower() == b"content-length" for name, _ in headers)
         keep_alive = keep_alive and self._stays_open
