@@ -28,6 +28,7 @@ from engine_router.reading import Incoming, read
 from engine_router.relay import Course, Manner, Passage, blank_body, plain_body, waiting_body
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
+from engine_router.routes import answers_json
 from engine_router.scope import RequestScope
 from engine_router.underway import Request
 from engine_router.upload import Passing
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from engine_router.dialects.waiting import Patience
 
 COUNT_TOKENS = "/v1/messages/count_tokens"
-# Answers that need not be JSON, so that no blanks can go ahead of them.
-OTHER_ANSWERS = ("/v1/audio/",)
 # A request that only loads or unloads a model says next to nothing.
 LOAD_BYTES = 2000
 # Waiting for less than this, in seconds, is no load of a model.
@@ -85,7 +84,13 @@ class Answerer:
         if self._config is not self._router.config:  # it was read again
             self._configure(self._router.config)
         dialect = dialect_of(incoming.path)
-        routed = await read(dialect, incoming, max_body_bytes=self._max_body_bytes, passes=self._passes)
+        routed = await read(
+            dialect,
+            incoming,
+            max_body_bytes=self._max_body_bytes,
+            passes=self._passes,
+            default_model=self._config.server.default_model,
+        )
         scope.model = routed.model
         target = await self._router.resolve(routed.model)
         scope.model, scope.engine = target.model, target.engine
@@ -188,8 +193,7 @@ class Answerer:
         self, passage: Passage | Loading, path: str, routed: Routed | Passing
     ) -> ResponseHead | None:
         """Wait for the head of the answer; None when the client should hear something before."""
-        may_be_blank = not path.startswith(OTHER_ANSWERS)
-        blanks_at = trio.current_time() + self._blanks_after_s if may_be_blank else math.inf
+        blanks_at = trio.current_time() + self._blanks_after_s if answers_json(path) else math.inf
         # Whether a stream is asked for may come after what the engine is asked for.
         if not (routed.streams or isinstance(routed, Passing)):
             return await passage.head(blanks_at)

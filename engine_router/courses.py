@@ -113,8 +113,8 @@ class Courses:
         return Outgoing(
             engine=target.engine,
             resident=target.resident,
-            method="POST",
-            target=incoming.target(path),
+            method=incoming.method,
+            target=incoming.target(path, target.upstream),
             headers=request_headers(
                 incoming.headers, strip_keys=self._strip_keys, added=self._added[target.engine]
             ),

@@ -43,6 +43,10 @@ class BadRequest(RouterError):
     retryable = False
 
 
+class NoModelNamed(BadRequest):
+    """The request names no model, neither in its body nor in its query."""
+
+
 class AmbiguousRequest(BadRequest):
     """The request can be read in two ways. Nothing behind it on its connection may be read."""
 

@@ -11,10 +11,19 @@ from typing import Any
 import trio
 from attrs import frozen
 
-from engine_router.dialects.base import Dialect, Octets, Routed, route_json, route_multipart
+from engine_router.dialects.base import (
+    DefaultRouted,
+    Dialect,
+    Octets,
+    QueryRouted,
+    Routed,
+    parse_object,
+    route_json,
+    route_multipart,
+)
 from engine_router.dialects.scanning import FormScanner, JsonScanner
-from engine_router.errors import BadRequest, BodyTooLarge, UnknownEncoding
-from engine_router.routes import wire_target
+from engine_router.errors import BadRequest, BodyTooLarge, NoModelNamed, UnknownEncoding
+from engine_router.routes import model_in_query, query_for, wire_target
 from engine_router.upload import Passing, Upload
 from engine_router.wire.upstream import Headers, first_value
 
@@ -31,16 +40,18 @@ class Incoming:
         path: decoded, without the query.
         query: as it came, without the question mark.
         headers: as they came.
+        method: `POST`, except where a query names the model.
     """
 
     path: str
     query: bytes
     headers: Headers
     body: Octets | Upload
+    method: str = "POST"
 
-    def target(self, path: str) -> str:
-        """Return the target of the request to an engine: a path, and the query that the client sent."""
-        return wire_target(path, self.query)
+    def target(self, path: str, model: str) -> str:
+        """Return the target of the request to an engine: a path, and the client's query with the engine's model."""
+        return wire_target(path, query_for(self.query, model))
 
 
 async def read(
@@ -49,10 +60,14 @@ async def read(
     *,
     max_body_bytes: int,
     passes: Callable[[str, str], Awaitable[bool]],
+    default_model: str | None = None,
 ) -> Routed | Passing:
     """Read the whole request, or of a large one as much as is needed where nothing in it has to be changed.
 
+    A model in the body wins over one in the query, and that over the default.
+
     Args:
+        default_model: the model of requests that name none.
         passes: tells whether a request to a path, for a model, goes to its engine as it is.
 
     Raises:
@@ -70,7 +85,36 @@ async def read(
         body = await body.whole()
     if encoding != b"identity":
         body = await decoded(body, encoding, max_body_bytes)
-    return route_multipart(content_type, body) if is_form else route_json(dialect, incoming.path, body)
+    return _routed(dialect, incoming, content_type, body, default_model)
+
+
+def _routed(
+    dialect: Dialect, incoming: Incoming, content_type: str, body: Octets, default_model: str | None
+) -> Routed:
+    in_query = model_in_query(incoming.query)
+    if in_query is not None and not _may_name_a_model(content_type, body):
+        return QueryRouted(in_query, streams=False, body=body)
+    try:
+        if content_type.startswith("multipart/"):
+            return route_multipart(content_type, body)
+        return route_json(dialect, incoming.path, body)
+    except NoModelNamed:
+        if in_query is not None:
+            return QueryRouted(in_query, streams=False, body=body)
+        if default_model is None:
+            raise
+        if content_type.startswith("multipart/"):
+            return QueryRouted(default_model, streams=False, body=body)
+        return DefaultRouted(default_model, streams=_asks_for_stream(dialect, incoming.path, body), body=body)
+
+
+def _may_name_a_model(content_type: str, body: Octets) -> bool:
+    """Tell whether a body is a form or, whatever it is called, begins like a JSON object."""
+    return content_type.startswith("multipart/") or bytes(body[:64]).lstrip().startswith(b"{")
+
+
+def _asks_for_stream(dialect: Dialect, path: str, body: Octets) -> bool:
+    return dialect.streams(path, parse_object(body))
 
 
 async def decoded(body: Octets, encoding: bytes, max_bytes: int) -> bytearray:

@@ -1,38 +1,117 @@
-"""Which paths are routed by `model`, and how a path goes on the wire."""
+"""Paths that are routed by the `model` that a request names, and how a path goes on the wire."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
+from typing import Final
+from urllib.parse import parse_qsl, quote, urlencode
 
-V1_ROUTES = frozenset(
+API_ROUTES: Final = frozenset(("chat", "generate", "embed", "embeddings"))
+"""Ollama's endpoints below `/api/` that are routed; others are answered by the router or refused."""
+
+ROOT_ROUTES: Final = frozenset(
     (
-        "chat/completions",
+        "apply-template",
+        "completion",
         "completions",
+        "detokenize",
+        "embedding",
         "embeddings",
-        "responses",
-        "messages",
-        "messages/count_tokens",
+        "infill",
         "rerank",
         "reranking",
         "score",
+        "tokenize",
     )
 )
-V1_PREFIXES = ("audio/", "images/")
-API_ROUTES = frozenset(("chat", "generate", "embed", "embeddings"))
-VISIBLE = "".join(map(chr, range(33, 127)))
-_PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)+", re.ASCII)
+"""Endpoints that engines have at their root (llama.cpp, vLLM), beside `/v1`."""
+
+ROOT_PREFIXES: Final = ("sdapi/",)
+"""Folders of endpoints at an engine's root: image generation as stable-diffusion servers have it."""
+
+WEBSOCKET_ROUTES: Final = frozenset(("/v1/realtime",))
+"""Paths below `/v1` that are WebSockets."""
+
+# What manages an engine instead of using a model: loading and removing models, adapters and templates, as TabbyAPI,
+# vLLM and text-generation-webui have it. The router sends an engine its owner's key, so not every client may use it.
+_MANAGEMENT: Final = frozenset(
+    (
+        "auth",
+        "backend",
+        "backends",
+        "download",
+        "internal",
+        "load_lora_adapter",
+        "lora",
+        "loras",
+        "model",
+        "models",
+        "sampling",
+        "template",
+        "templates",
+        "unload_lora_adapter",
+    )
+)
+# Endpoints whose whole answers are JSON, so that whitespace may go ahead of them while a client waits.
+_JSON_ANSWERS: Final = frozenset(
+    (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/rerank",
+        "/v1/reranking",
+        "/v1/responses",
+        "/v1/score",
+        *(f"/{path}" for path in ROOT_ROUTES),
+    )
+)
+_JSON_PREFIXES: Final = ("/api/", "/v1/images/", "/sdapi/")
+
+VISIBLE: Final = "".join(map(chr, range(33, 127)))
+_PLAIN_PATH: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
 
 def is_proxied(path: str) -> bool:
-    """Tell whether a POST to a path is routed by `model`; one that leads anywhere else (`audio/..`) is not."""
+    """Tell whether a path is routed by `model`; one that leads anywhere else (`audio/..`) is not."""
     kind, _, rest = path.removeprefix("/").partition("/")
+    if kind == "api":
+        return rest in API_ROUTES
     if kind == "v1":
-        return rest in V1_ROUTES or (rest.startswith(V1_PREFIXES) and _PLAIN_PATH.fullmatch(rest) is not None)
-    return kind == "api" and rest in API_ROUTES
+        return _PLAIN_PATH.fullmatch(rest) is not None and rest.partition("/")[0] not in _MANAGEMENT
+    whole = path.removeprefix("/")
+    return whole in ROOT_ROUTES or (
+        whole.startswith(ROOT_PREFIXES) and _PLAIN_PATH.fullmatch(whole) is not None
+    )
+
+
+def answers_json(path: str) -> bool:
+    """Tell whether an endpoint's answer in one piece is known to be JSON."""
+    return path in _JSON_ANSWERS or path.startswith(_JSON_PREFIXES)
 
 
 def wire_target(path: str, query: bytes) -> str:
     """Return path and query as they go on the wire: nothing in them may end the request line."""
     query_text = quote(query, safe=VISIBLE)
     return quote(path) + (f"?{query_text}" if query_text else "")
+
+
+def model_in_query(query: bytes) -> str | None:
+    """Return the model that a query names (`?model=...`); None where it names none, or an empty one."""
+    if b"model=" not in query:
+        return None
+    return next((value for name, value in _parameters(query) if name == "model" and value.strip()), None)
+
+
+def query_for(query: bytes, model: str) -> bytes:
+    """Return a query that names another model; the very same bytes where it names none, or this one."""
+    named = model_in_query(query)
+    if named is None or named == model:
+        return query
+    parameters = [(name, model if name == "model" else value) for name, value in _parameters(query)]
+    return urlencode(parameters).encode("ascii")
+
+
+def _parameters(query: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(query.decode("latin-1"), keep_blank_values=True, encoding="utf-8", errors="replace")

@@ -241,7 +241,9 @@ async def keep_sending(client: RawClient) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("POST", "/v1/nothing", 404),
+        ("POST", "/v1/model/unload", 404),
+        ("POST", "/v1/load_lora_adapter", 404),
+        ("POST", "/nothing", 404),
         ("POST", "/v1/chat/completions/", 404),
         ("POST", "/v1//chat/completions", 404),
         ("GET", "/v1/chat/completions", 405),
@@ -258,7 +260,7 @@ async def keep_sending(client: RawClient) -> None:
         ("POST", "/api/nothing", 403),
         ("POST", "/api/tags", 405),
         ("GET", "/api/show", 405),
-        ("GET", "/v1/caf\u00e9\u0000", 405),
+        ("GET", "/v1/caf\u00e9\u0000", 404),
         ("GET", "//nothing", 404),
         ("TRACE", "/", 405),
         ("PROPFIND", "/api/chat", 405),

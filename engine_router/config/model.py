@@ -97,6 +97,9 @@ class ServerConfig:
         "Seconds after which a client that waits for an answer in one piece gets blanks ahead of it, so that it does not "
         "give up. The status is 200 then, whatever follows. 0 sends none.",
     )
+    default_model: Name | None = option(
+        None, "Model of requests that name none, such as those of llama.cpp's own page. Absent: they get 400."
+    )
     show_progress: bool = option(
         False, "Tell streaming clients what they wait for, where they show a model's thoughts."
     )

@@ -16,7 +16,7 @@ from attrs import frozen
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
 
-from engine_router.errors import BadRequest, RouterError
+from engine_router.errors import BadRequest, NoModelNamed, RouterError
 
 MAX_FORM_PARTS = 1000
 
@@ -219,17 +219,18 @@ def model_in(data: Mapping[str, Any]) -> str:
     An empty `model` counts as absent: Ollama's client in Go sends every member, with or without a value.
 
     Raises:
-        BadRequest: it names none, or not as a string.
+        NoModelNamed: it names none.
+        BadRequest: it names it, but not as a string.
     """
     model = data.get("model")
     if has_no_value(model):
         model = data.get("name") or model
     if model is None:
-        raise BadRequest('the request names no model; add "model": "..." (GET /v1/models lists them)')
+        raise NoModelNamed('the request names no model; add "model": "..." (GET /v1/models lists them)')
     if not isinstance(model, str):
         raise BadRequest('"model" must be a string')
     if not model.strip():
-        raise BadRequest('"model" is empty')
+        raise NoModelNamed('"model" is empty')
     try:
         model.encode()
     except UnicodeEncodeError:
@@ -286,6 +287,24 @@ def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
 
 
 @frozen
+class QueryRouted(Routed):
+    """A request that names its model in its query, with a body of any type, which goes on as it came."""
+
+    def renamed(self, model: str) -> Octets:  # noqa: ARG002 - the query is what is renamed
+        """Return the body as it came."""
+        return self.body
+
+
+@frozen
+class DefaultRouted(Routed):
+    """A JSON request that names no model and goes to the default one."""
+
+    def renamed(self, model: str) -> Octets:
+        """Return the body with the model that the engine knows."""
+        return to_json({**self.data(), "model": model})
+
+
+@frozen
 class MultipartRouted(Routed):
     """A multipart request (audio, images).
 
@@ -314,7 +333,7 @@ def route_multipart(content_type: str, body: Octets) -> Routed:
         reader.feed(body[start : start + _PIECE_BYTES])
     reader.end()
     if not reader.values:
-        raise BadRequest('the form has no field "model"')
+        raise NoModelNamed('the form has no field "model"')
     if len(reader.values) > 1:
         raise BadRequest('the form has more than one field "model"')
     headers_end, value = reader.headers_end[0], reader.values[0]

@@ -9,7 +9,15 @@ from engine_router.dialects.base import to_json
 from engine_router.dialects.sse import events_end
 from engine_router.errors import RouterError
 
-_STREAMING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+_STREAMING = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    # llama.cpp's own, beside OpenAI's.
+    "/completion",
+    "/completions",
+    "/infill",
+)
 
 
 class OpenAI:

@@ -30,6 +30,7 @@ from engine_router.errors import (
 from engine_router.gate import Gates
 from engine_router.relay import as_streamed
 from engine_router.router import Router
+from engine_router.routes import ROOT_PREFIXES, ROOT_ROUTES
 from engine_router.web.admin import Admin
 from engine_router.web.control import add_control
 from engine_router.web.ollama import OllamaApi
@@ -43,6 +44,7 @@ from engine_router.wire.upstream import Headers
 logger = logging.getLogger(__name__)
 
 App = QuartTrio
+_ROUTED_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -104,7 +106,12 @@ def _after(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - like
 
 def _add_routes(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
-    proxy, models, admin, pages = Proxy(Answerer(router), limit), Models(router), Admin(router), Pages(router)
+    proxy, models, admin, pages = (
+        Proxy(Answerer(router), limit, lambda: router.config),
+        Models(router),
+        Admin(router),
+        Pages(router),
+    )
     ollama = OllamaApi(router, proxy)
     app.add_url_rule("/", "root", pages.root, methods=["GET"])
     app.add_url_rule("/health", "health", admin.health, methods=["GET"])
@@ -114,7 +121,8 @@ def _add_routes(app: App, router: Router) -> None:
     add_control(app, router)
     add_rivals(app, router, models)
     app.add_url_rule("/v1/models", "models", models.listed, methods=["GET"])
-    app.add_url_rule("/v1/<path:rest>", "v1", proxy.v1, methods=["POST"])
+    for rule in ("v1/<path:rest>", *ROOT_ROUTES, *(f"{prefix}<path:rest>" for prefix in ROOT_PREFIXES)):
+        app.add_url_rule(f"/{rule}", rule, proxy.routed, methods=_ROUTED_METHODS)
     app.add_url_rule("/api/<path:rest>", "api", ollama.answer, methods=ANY_METHOD)
 
 

@@ -224,6 +224,7 @@ def serve(client: Client) -> None:
         wish = json.loads(body)
     except ValueError:
         wish = {}
+    wish = wish if isinstance(wish, dict) else {}
     is_translated = "do" not in wish and path == "/v1/chat/completions"
     action = wish.get("do") or (OPTIONS.get("translated", "echo") if is_translated else "echo")
     request = {"method": method, "target": target, "headers": headers, "body": body.decode("latin-1")}
