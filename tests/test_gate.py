@@ -353,12 +353,6 @@ def test_to_let_everybody_in_deserves_a_warning(name: str) -> None:
 # Through the router, on both tiers.
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
-def fast(request: pytest.FixtureRequest) -> bool:
-    """Runs a test on the fast tier and on the ordinary one."""
-    return bool(request.param)
-
-
 class Asking:
     """A router, and an Ollama behind it that opens itself to every page."""
 

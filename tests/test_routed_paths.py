@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from test_web import fast, posting, process, routing  # noqa: F401 - a fixture
+from test_web import posting, process, routing
 
 from engine_router import Router
 from engine_router.routes import answers_json, is_proxied, model_in_query, query_for

@@ -26,12 +26,6 @@ CHAT = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_
 CHAT_OF = {"/v1/responses": {"model": "small", "input": "hi", "stream": True}}
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
-def fast(request: pytest.FixtureRequest) -> bool:
-    """Runs a test on the fast tier and on the ordinary one."""
-    return bool(request.param)
-
-
 @asynccontextmanager
 async def serving(*, fast: bool, server: str = "", load_s: float = 0.0) -> AsyncIterator[str]:
     async with ScriptedOllama("small").running() as ollama:

@@ -82,12 +82,6 @@ async def routing(
             yield router
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
-def fast(request: pytest.FixtureRequest) -> bool:
-    """Runs a test on the fast tier and on the ordinary one; it hands this to `routing`."""
-    return bool(request.param)
-
-
 class Post(Protocol):
     """Posts to a path, as `asgi.ask` does."""
 
