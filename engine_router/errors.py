@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine_router import foreign_text
+
+LOG_LINE_CHARS = 400
+"""How much of each of an engine's last lines an error repeats."""
+
 
 class RouterError(Exception):
     """Base of all errors that the router reports to a client.
@@ -28,6 +33,7 @@ class RouterError(Exception):
     retryable: bool = True
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        message = foreign_text.message(message)  # names that clients sent, words of engines
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
@@ -109,7 +115,7 @@ class UnknownModel(RouterError):
 
     def __init__(self, model: str, suggestions: Sequence[str] = ()) -> None:
         hint = f"; did you mean {' or '.join(repr(s) for s in suggestions)}?" if suggestions else ""
-        super().__init__(f"model '{model}' not found{hint}")
+        super().__init__(f"model '{foreign_text.shown(model)}' not found{hint}")
         self.model = model
         self.suggestions = tuple(suggestions)
 
@@ -258,14 +264,15 @@ class EngineError(RouterError):
         log_tail: Sequence[str] = (),
         retry_after_s: float | None = None,
     ) -> None:
-        tail = "".join(f"\n  {line}" for line in log_tail)
+        lines = [foreign_text.output_line(foreign_text.shortened(line, LOG_LINE_CHARS)) for line in log_tail]
+        tail = "".join(f"\n  {line}" for line in lines)
         super().__init__(
             f"engine '{engine}' {message}{'; its last log lines:' + tail if tail else ''}",
             retry_after_s=retry_after_s,
         )
         self.engine = engine
         self.summary = message
-        self.log_tail = tuple(log_tail)
+        self.log_tail = tuple(lines)
 
 
 class EngineStartFailed(EngineError):

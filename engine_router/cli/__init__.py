@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from engine_router.cli.failure import CommandFailed
+from engine_router.cli.terminal import say
 from engine_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _have_streams() -> None:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        say(text, to=sys.stderr)
 
 
 def _forget_stdout() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from engine_router.cli.client import post
-from engine_router.cli.terminal import show_json
+from engine_router.cli.terminal import say, show_json
 from engine_router.cli.where import locate
+from engine_router.foreign_text import indented_values
 
 
 def run(options: argparse.Namespace) -> int:
@@ -19,5 +20,6 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show_json(answer)
     else:
-        print(f"ended {answer['cancelled']}: {answer['path']} {answer['model']}")
+        answer = indented_values(answer)
+        say(f"ended {answer['cancelled']}: {answer['path']} {answer['model']}")
     return 0

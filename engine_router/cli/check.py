@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine_router.cli.terminal import Table
+from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.warnings import warnings
 from engine_router.cli.words import counted
 from engine_router.config import Config, find_config, load_config
@@ -30,11 +29,11 @@ def run(options: argparse.Namespace) -> int:
         if not options.json:
             raise
         faults = [{"path": place, "message": message} for place, message in error.faults]
-        print(json.dumps({"ok": False, "file": error.source, "faults": faults}, indent=2, ensure_ascii=False))
+        show_json({"ok": False, "file": error.source, "faults": faults})
         return BAD_CONFIG
     found = warnings(config)
     if options.json:
-        print(json.dumps(_plain(config, path, found), indent=2, ensure_ascii=False))
+        show_json(_plain(config, path, found))
     else:
         _show(config, path, found)
     return 0
@@ -82,7 +81,7 @@ def _show(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> None:
             counted(len(pools), "pool"),
         )
     )
-    print(f"{path} is fine: {counts}; listens on {config.server.host}:{config.server.port}\n")
+    say(f"{path} is fine: {counts}; listens on {config.server.host}:{config.server.port}\n")
     rows = [
         (
             name,
@@ -96,9 +95,9 @@ def _show(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> None:
     ]
     Table(("Engine", "Type", "Pool", "Listens at", "Models"), rows).show()
     if aliases := _aliases(config):
-        print("\naliases: " + ", ".join(f"{alias} = {model}" for alias, model in aliases.items()))
+        say("\naliases: " + ", ".join(f"{alias} = {model}" for alias, model in aliases.items()))
     sys.stdout.flush()
     if found:
-        print(f"\n{counted(len(found), 'warning')}:")
+        say(f"\n{counted(len(found), 'warning')}:")
         for place, message in found:
-            print(f"  {place}: {message}")
+            say(f"  {place}: {message}")

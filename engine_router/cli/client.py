@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from engine_router.cli.failure import UNREACHABLE, CommandFailed
 from engine_router.cli.where import KEY_VARIABLE, Where
+from engine_router.foreign_text import indented
 
 CONNECT_TIMEOUT_S = 5.0
 # Everything but a swap is answered from what the router knows, without waiting.
@@ -159,4 +160,4 @@ def _refused(where: Where, status: int, body: bytes) -> Refused:
         message += "; is it the router?"
     if status == 401:
         message += f"; give {'another' if where.key else 'one'} with --api-key, or in ${KEY_VARIABLE}"
-    return Refused(message, status, code)
+    return Refused(indented(message), status, code)

@@ -18,6 +18,7 @@ from engine_router.cli.failure import CommandFailed
 from engine_router.cli.log import end_logging, start_logging
 from engine_router.cli.running import run_router
 from engine_router.cli.serve import open_sockets
+from engine_router.cli.terminal import say
 from engine_router.config import load_config
 from engine_router.engines.ports import free_port
 from engine_router.router import Router
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         path = _prepare(folder, options.port or free_port())
         code = _serve(path, folder, once=options.once, keep=options.keep is not None)
     if options.keep is not None:
-        print(f"\nkept in {folder}; run it again with: engine-router serve --config {path}")
+        say(f"\nkept in {folder}; run it again with: engine-router serve --config {path}")
     return code
 
 
@@ -75,7 +76,7 @@ def _prepare(folder: Path, port: int) -> Path:
     """Write the models and the configuration; return the latter."""
     from engine_router.llamacpp.tiny import write_tiny_gguf  # noqa: PLC0415 - needs the extra
 
-    print(f"writing {' and '.join(MODELS)} to {folder}")
+    say(f"writing {' and '.join(MODELS)} to {folder}")
     try:
         for seed, model in enumerate(MODELS):
             write_tiny_gguf(folder / f"{model}.gguf", name=model, layers=LAYERS, width=WIDTH, seed=seed)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import httpx
 import trio
 
-from engine_router.cli.terminal import Table
+from engine_router.cli.terminal import Table, say
 from engine_router.cli.words import seconds
 from engine_router.events import Event, SwapEnded
 from engine_router.router import Router
@@ -39,15 +39,15 @@ async def chat_with_each(router: Router, urls: Sequence[str]) -> int:
             for turn in range(ROUNDS):
                 await _chat(client, models[turn % len(models)])
     except (_ChatFailed, httpx.HTTPError) as error:
-        print(f"\nengine-router: {str(error) or repr(error)}", file=sys.stderr)
+        say(f"\nengine-router: {str(error) or repr(error)}", to=sys.stderr)
         return 1
-    print()
+    say()
     _table(swaps).show()
     return 0 if all(swap.result == "ok" for swap in swaps) and len(swaps) == ROUNDS else 1
 
 
 async def _chat(client: httpx.AsyncClient, model: str) -> None:
-    print(f"\n{model}: ", end="", flush=True)
+    say(f"\n{model}: ", end="")
     began, first, words = trio.current_time(), None, 0
     async with client.stream("POST", "/v1/chat/completions", json={**CHAT, "model": model}) as answer:
         if answer.status_code != 200:
@@ -56,10 +56,10 @@ async def _chat(client: httpx.AsyncClient, model: str) -> None:
             if text := _text(line):
                 first = trio.current_time() if first is None else first
                 words += 1
-                print(text, end="", flush=True)
+                say(text, end="")
     if first is None:
         raise _ChatFailed(f"{model} said nothing")
-    print(
+    say(
         f"\n  [first token after {seconds(first - began)}, {words} in {seconds(trio.current_time() - first)}]"
     )
 

@@ -6,6 +6,7 @@ import argparse
 import http.client
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,9 +17,11 @@ from engine_router import events as kinds
 from engine_router.cli.client import Call
 from engine_router.cli.event_text import EventLog
 from engine_router.cli.failure import CommandFailed
+from engine_router.cli.terminal import say
 from engine_router.cli.where import locate
 from engine_router.cli.words import counted
 from engine_router.dialects.sse import EventReader
+from engine_router.foreign_text import indented_values, printable_json
 
 INTERRUPTED = 130
 PIECE_BYTES = 65536
@@ -39,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
     log = EventLog()
     try:
         for data in _events(call):
-            line = json.dumps(data, ensure_ascii=False) if options.json else _line(log, data)
+            line = printable_json(json.dumps(data, ensure_ascii=False)) if options.json else _line(log, data)
             if line is not None:
-                print(line, flush=True)
+                say(line, to=sys.stdout)
     except BrokenPipeError:  # whoever read our output has gone
         raise
     except (http.client.HTTPException, ConnectionError, TimeoutError):
@@ -71,6 +74,7 @@ def _line(log: EventLog, data: Mapping[str, Any]) -> str | None:
     if kind is None:
         return None
     known = {field.name for field in attrs.fields(kind)}
-    level, text = log.told(kind(**{name: value for name, value in data.items() if name in known}))
+    fields = indented_values({name: value for name, value in data.items() if name in known})
+    level, text = log.told(kind(**fields))
     tag = "" if level < logging.WARNING else f"{logging.getLevelName(level).lower()}: "
     return f"{time.strftime('%H:%M:%S', time.localtime(data['at']))} {tag}{text}"

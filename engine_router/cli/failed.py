@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from engine_router.cli.client import get, not_understood
-from engine_router.cli.terminal import show_json
+from engine_router.cli.terminal import say, show_json
 from engine_router.cli.where import locate
 from engine_router.cli.words import counted, seconds
+from engine_router.foreign_text import indented_values
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,13 +22,14 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show_json(answer)
         return 0
+    answer = indented_values(answer)
     try:
         for entry in answer["failed"]:
             again_s = entry["again_in_s"]
             when = f"tried again in {seconds(again_s)}" if again_s else "the next request tries it again"
-            print(f"{entry['model']}: failed {counted(entry['count'], 'time')}, {when}\n  {entry['error']}")
+            say(f"{entry['model']}: failed {counted(entry['count'], 'time')}, {when}\n  {entry['error']}")
         if not answer["failed"]:
-            print("nothing has failed")
+            say("nothing has failed")
     except (KeyError, TypeError):
         raise not_understood(where) from None
     return 0

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from engine_router.cli.client import get_status, post
-from engine_router.cli.terminal import show_json
+from engine_router.cli.terminal import say, show_json
 from engine_router.cli.use import find, interrupted, told
 from engine_router.cli.waiting import wait_for
 from engine_router.cli.where import locate
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             show_json(job)
         else:
-            print(
+            say(
                 f"{options.name} is being loaded (job {job['job']}; engine-router cancel {job['job']} ends it)"
             )
         return 0
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show_json(answer)
     else:
-        print(told(options.name, answer))
+        say(told(options.name, answer))
     return 0
 
 

@@ -18,14 +18,13 @@ from engine_router.cli.failure import CommandFailed
 from engine_router.cli.terminal import has_colours
 from engine_router.config import LogConfig
 from engine_router.config.values import expanded
+from engine_router.foreign_text import indented, printable_json
 
 # Lines that may wait for somebody to read them (a terminal that was paused, a pipe into a pager).
 BACKLOG_LINES = 10_000
 CLOSE_TIMEOUT_S = 1.0
 # Libraries that would tell about every request and connection.
 _CHATTY = ("httpx", "httpcore", "hypercorn", "engine_router.server", "asyncio")
-# A terminal obeys control characters, and an engine's last words may hold any.
-_CONTROL = {code: "?" for code in (*range(32), 127) if chr(code) not in "\t\n"}
 
 
 class LogThread(logging.Handler):
@@ -108,7 +107,7 @@ class HumanFormatter(logging.Formatter):
             text += "\n" + self.formatException(record.exc_info)
         clock = time.strftime(self._time_format, time.localtime(record.created))
         tag = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = text.translate(_CONTROL)
+        text = indented(text)  # with what strangers and engines sent, be it a line like ours
         if not self._colours:
             return f"{clock} {tag}{text}"
         colour = (
@@ -137,7 +136,7 @@ class JsonFormatter(logging.Formatter):
         )
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return printable_json(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def start_logging(config: LogConfig, *, level: str | None = None) -> LogThread:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import http.client
 import sys
 from urllib.parse import urlencode
 
 from engine_router.cli.client import ANSWER_TIMEOUT_S, Call
 from engine_router.cli.failure import CommandFailed
+from engine_router.cli.terminal import say
 from engine_router.cli.where import locate
 
 INTERRUPTED = 130
@@ -20,12 +22,12 @@ def run(options: argparse.Namespace) -> int:
     where = locate(options)
     query = {"engine": options.engine, "lines": options.lines, **({"follow": 1} if options.follow else {})}
     timeout_s = None if options.follow else ANSWER_TIMEOUT_S
+    text = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end within a character
     call = Call(where, "GET", f"/admin/logs?{urlencode(query)}", None, timeout_s)
     try:
         with call.answer() as answer:
             while piece := answer.read1(PIECE_BYTES):
-                sys.stdout.buffer.write(piece)
-                sys.stdout.buffer.flush()
+                say(text.decode(piece), to=sys.stdout, end="")
     except BrokenPipeError:  # whoever read our output has gone
         raise
     except (http.client.HTTPException, ConnectionError, TimeoutError):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from engine_router.cli.client import get
 from engine_router.cli.failure import CommandFailed
-from engine_router.cli.terminal import Table
+from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.where import locate
 
 
@@ -20,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     where = locate(options)
     listed = get(where, "/v1/models")
     if options.json:
-        print(json.dumps(listed, indent=2, ensure_ascii=False))
+        show_json(listed)
         return 0
     try:
         # An alias is in the list as a model of its own, for other clients.
@@ -32,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     except (KeyError, TypeError):
         raise CommandFailed(f"what answers at {where.url} is not an engine-router") from None
     if not rows:
-        print("no model is known yet: name some in engines.toml, or start an engine that lists its own")
+        say("no model is known yet: name some in engines.toml, or start an engine that lists its own")
         return 0
     Table(("Model", "Engine", "State", "Aliases"), rows).show()
     return 0

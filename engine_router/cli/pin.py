@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from engine_router.cli.client import post
-from engine_router.cli.terminal import show_json
+from engine_router.cli.terminal import say, show_json
 from engine_router.cli.where import locate
 
 
@@ -20,9 +20,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show_json(answer)
     elif not is_pinned:
-        print(f"{options.name} is not pinned any more")
+        say(f"{options.name} is not pinned any more")
     elif answer["is_resident"]:
-        print(f"{options.name} is pinned: it stays until it is unpinned or unloaded")
+        say(f"{options.name} is pinned: it stays until it is unpinned or unloaded")
     else:
-        print(f"{options.name} is pinned: it stays once it is loaded (engine-router load {options.name})")
+        say(f"{options.name} is pinned: it stays once it is loaded (engine-router load {options.name})")
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.cli.client import get, not_understood
-from engine_router.cli.terminal import Table, show_json
+from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.where import locate
 from engine_router.cli.words import counted, seconds
 
@@ -32,11 +32,11 @@ def run(options: argparse.Namespace) -> int:
     except (KeyError, TypeError):
         raise not_understood(where) from None
     if not rows:
-        print("nobody waits")
+        say("nobody waits")
         return 0
     Table(HEADINGS, rows, frozenset((1, 4, 5, 6))).show()
     if more > 0:
-        print(f"and {counted(more, 'other')}")
+        say(f"and {counted(more, 'other')}")
     return 0
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from engine_router.cli.client import not_understood, post
+from engine_router.cli.terminal import say, show_json
 from engine_router.cli.where import locate
+from engine_router.foreign_text import indented_values
 
 _SAID = {
     "added": "new engines",
@@ -26,11 +27,12 @@ def run(options: argparse.Namespace) -> int:
     where = locate(options)
     answer = post(where, "/admin/reload", {})
     if options.json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        show_json(answer)
         return 0
+    answer = indented_values(answer)
     try:
         said = [f"{words}: {', '.join(answer[name])}" for name, words in _SAID.items() if answer[name]]
     except (KeyError, TypeError):
         raise not_understood(where) from None
-    print("\n".join(said) or "nothing has changed")
+    say("\n".join(said) or "nothing has changed")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from engine_router.cli.client import post
-from engine_router.cli.terminal import show_json
+from engine_router.cli.terminal import say, show_json
 from engine_router.cli.where import locate
 from engine_router.cli.words import counted
 
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
         show_json(answer)
     elif answer["forgotten"]:
         failures = counted(answer["forgotten"], "failure")
-        print(f"{options.name}: {failures} forgotten; the next request starts it")
+        say(f"{options.name}: {failures} forgotten; the next request starts it")
     else:
-        print(f"{options.name} had not failed")
+        say(f"{options.name} had not failed")
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.cli.client import get, not_understood
-from engine_router.cli.terminal import Table, show_json
+from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.where import locate
 from engine_router.cli.words import gigabytes, seconds
 
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     if rows:
         Table(HEADINGS, rows, frozenset((3, 4, 5, 6, 7))).show()
     else:
-        print("nothing is resident")
+        say("nothing is resident")
     return 0
 
 

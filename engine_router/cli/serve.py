@@ -16,6 +16,7 @@ from engine_router._version import __version__
 from engine_router.cli.failure import CommandFailed
 from engine_router.cli.log import LogThread, end_logging, start_logging
 from engine_router.cli.running import run_router
+from engine_router.cli.terminal import say
 from engine_router.cli.words import counted
 from engine_router.config import Config, ServerConfig, find_config, load_config
 from engine_router.config.values import Port
@@ -112,7 +113,7 @@ def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -
 
 def _print(banner: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(banner, file=sys.stderr, flush=True)
+        say(banner, to=sys.stderr)
 
 
 def local_url(url: str) -> str:

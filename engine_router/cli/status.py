@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from engine_router.cli.client import get_status
 from engine_router.cli.failure import CommandFailed
-from engine_router.cli.terminal import Table
+from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.where import locate
 from engine_router.cli.words import doing, gigabytes, phases, seconds, transition
+from engine_router.foreign_text import indented_values
 
 Data = Mapping[str, Any]
 NOTHING = "-"
@@ -27,12 +27,13 @@ def run(options: argparse.Namespace) -> int:
     where = locate(options)
     status = get_status(where)
     if options.json:
-        print(json.dumps(status, indent=2, ensure_ascii=False))
+        show_json(status)
         return 0
+    status = indented_values(status)
     try:
-        print(f"engine-router {status['version']} at {where.url}, up {seconds(status['uptime_s'])}\n")
+        say(f"engine-router {status['version']} at {where.url}, up {seconds(status['uptime_s'])}\n")
         _pools(status["pools"])
-        print()
+        say()
         _engines(status["engines"])
         _swaps(status)
     except (KeyError, TypeError):
@@ -99,7 +100,7 @@ def _swaps(status: Data) -> None:
         )
     lines += [f"{_clock(notice['at'])} {notice['message']}" for notice in status["notices"]]
     if lines:
-        print("\n" + "\n".join(lines))
+        say("\n" + "\n".join(lines))
 
 
 def _current(swap: Data) -> str:

@@ -10,6 +10,8 @@ from typing import TextIO
 
 from attrs import frozen
 
+from engine_router.foreign_text import printable, printable_json
+
 STYLES = {
     "ready": "green",
     "starting": "yellow",
@@ -34,9 +36,17 @@ def has_colours(stream: TextIO) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
+def say(text: str = "", *, to: TextIO | None = None, end: str = "\n") -> None:
+    """Print text, to standard output unless `to` names another stream, and let a terminal find nothing to obey in it.
+
+    The only way to print in the command line: what the router says may hold what a stranger or an engine wrote.
+    """
+    print(printable(text, keep_lines=True), file=to, end=end, flush=to is not None or not end)
+
+
 def show_json(data: object) -> None:
     """Print what the router said, for programs and for people."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    print(printable_json(json.dumps(data, indent=2, ensure_ascii=False)))
 
 
 @frozen
@@ -56,11 +66,14 @@ class Table:
         if is_terminal(sys.stdout):
             self._show_rich()
         else:
-            print(self.text())
+            say(self.text())
 
     def text(self) -> str:
         """Return it as aligned text, two spaces between the columns."""
-        lines = [[heading.upper() for heading in self.headings], *self.rows]
+        lines = [
+            [heading.upper() for heading in self.headings],
+            *([printable(cell) for cell in row] for row in self.rows),
+        ]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.headings))]
         return "\n".join(
             "  ".join(
@@ -78,5 +91,5 @@ class Table:
         for column, heading in enumerate(self.headings):
             made.add_column(heading, justify="right" if column in self.right else "left", overflow="fold")
         for row in self.rows:
-            made.add_row(*(text.Text(cell, STYLES.get(cell, "")) for cell in row))
+            made.add_row(*(text.Text(printable(cell), STYLES.get(cell, "")) for cell in row))
         Console(highlight=False).print(made)

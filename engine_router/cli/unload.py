@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from engine_router.cli.client import get_status
+from engine_router.cli.terminal import say, show_json
 from engine_router.cli.use import Named, find, interrupted
 from engine_router.cli.waiting import wait_for
 from engine_router.cli.where import locate
+from engine_router.foreign_text import indented_values
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,9 +22,9 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return interrupted("not waited for any more; the router goes on with it")
     if options.json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        show_json(answer)
     elif answer["unloaded"]:
-        print(f"unloaded {', '.join(answer['unloaded'])}")
+        say(f"unloaded {', '.join(indented_values(answer['unloaded']))}")
     else:
-        print("nothing is resident" if options.name is None else f"{options.name} is not resident")
+        say("nothing is resident" if options.name is None else f"{options.name} is not resident")
     return 0

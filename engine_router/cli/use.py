@@ -10,10 +10,11 @@ from typing import Any
 from attrs import frozen
 
 from engine_router.cli.client import get_status
-from engine_router.cli.terminal import show_json
+from engine_router.cli.terminal import say, show_json
 from engine_router.cli.waiting import wait_for
 from engine_router.cli.where import locate
 from engine_router.cli.words import seconds
+from engine_router.foreign_text import indented_values
 
 INTERRUPTED = 130
 # What takes longer than this was not there yet.
@@ -44,12 +45,13 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show_json(answer)
     else:
-        print(told(options.name, answer))
+        say(told(options.name, answer))
     return 0
 
 
 def told(name: str, answer: Mapping[str, Any]) -> str:
     """Say what came of a load."""
+    answer = indented_values(answer)
     resident, was = answer["resident"], answer["was"]
     subject = name if name == resident else f"{name} (engine {answer['engine']})"
     if was == resident and answer["duration_s"] < AT_ONCE_S:
@@ -70,5 +72,5 @@ def find(status: dict[str, Any], name: str) -> Named:
 
 def interrupted(text: str) -> int:
     """Say what becomes of a call that is not waited for any more; return the exit code."""
-    print(text, file=sys.stderr)
+    say(text, to=sys.stderr)
     return INTERRUPTED

@@ -13,9 +13,10 @@ from attrs import frozen
 
 from engine_router.cli.client import Call, get_status
 from engine_router.cli.failure import CommandFailed
-from engine_router.cli.terminal import is_terminal
+from engine_router.cli.terminal import is_terminal, say
 from engine_router.cli.where import Where
 from engine_router.cli.words import counted, doing, seconds
+from engine_router.foreign_text import indented_values
 
 POLL_S = 0.2
 
@@ -106,7 +107,7 @@ def _shown(*, quiet: bool) -> Iterator[Callable[[Step, float], None]]:
         def show(step: Step, _total_s: float) -> None:
             if last != [step.text]:
                 last[:] = [step.text]
-                print(step.once(), file=sys.stderr, flush=True)
+                say(step.once(), to=sys.stderr)
 
         yield show
 
@@ -117,7 +118,7 @@ def _step(where: Where, pool: str | None) -> Step | None:
         status = get_status(where)
     except CommandFailed:
         return None
-    for name, state in status["pools"].items():
+    for name, state in indented_values(status["pools"]).items():
         if pool in (None, name) and (step := describe(state)) is not None:
             return step
     return None

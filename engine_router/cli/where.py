@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from attrs import frozen
 
 from engine_router.cli.failure import CommandFailed
+from engine_router.cli.terminal import say
 from engine_router.config import ServerConfig, find_config, load_config
 from engine_router.errors import ConfigError
 
@@ -107,4 +108,4 @@ def _place(parts: SplitResult) -> tuple[str | None, int | None]:
 
 def note(text: str) -> None:
     """Tell the person something beside the answer."""
-    print(f"engine-router: {text}", file=sys.stderr)
+    say(f"engine-router: {text}", to=sys.stderr)

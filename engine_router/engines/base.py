@@ -9,6 +9,8 @@ from typing import Protocol
 import trio
 from attrs import define, field, frozen
 
+from engine_router.foreign_text import output_line
+
 
 @frozen(order=True, cache_hash=True)  # it is the key of nearly everything
 class ResidentId:
@@ -102,7 +104,8 @@ class Supervision:
 class LogRing:
     """The last lines that an engine wrote, with a way to follow new ones.
 
-    Memory is bounded: `lines` lines of at most `line_bytes` bytes each.
+    Memory is bounded: `lines` lines of at most `line_bytes` bytes each. They are kept as a terminal may show them:
+    without colours, and with every other control character written out.
     """
 
     def __init__(self, lines: int = 2000, line_bytes: int = 4096) -> None:
@@ -131,7 +134,7 @@ class LogRing:
         """Add one line."""
         text = line if isinstance(line, str) else line.decode("utf-8", "replace")
         # A progress bar rewrites its line with carriage returns: its last state is what a reader saw.
-        self._lines.append(text.rstrip("\r").rpartition("\r")[2][: self._line_bytes])
+        self._lines.append(output_line(text.rstrip("\r").rpartition("\r")[2][: self._line_bytes]))
         self._count += 1
         self._grown.set()
         self._grown = trio.Event()
