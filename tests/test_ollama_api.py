@@ -127,7 +127,8 @@ async def test_a_model_with_a_file_is_described_by_it(weights: Path) -> None:
             "modified_at": "2023-11-14T22:13:20Z",
             "size": weights.stat().st_size,
             "digest": first["digest"],
-            "details": details,
+            "details": {**details, "context_length": 131072, "embedding_length": 3584},
+            "capabilities": ["completion", "tools", "thinking"],
         }
         assert second == {**first, "name": "gpt-4o", "model": "gpt-4o"}
         for name in ("q", "q:latest", "gpt-4o", "gpt-4o:latest"):
@@ -354,8 +355,10 @@ async def test_ollamas_own_entry_stays_as_it_is() -> None:
     async with with_daemon(process("other"), '[aliases]\n"gpt-4o" = "own:1b"') as (_, router):
         models = {entry["name"]: entry for entry in (await get(router, "/api/tags"))["models"]}
         assert [*models] == ["other", "own:1b", "gpt-4o"]
-        assert models["own:1b"] == ENTRY
-        assert models["gpt-4o"] == {**ENTRY, "name": "gpt-4o", "model": "gpt-4o"}
+        # Ollama before 0.33 lists no capabilities, which `ollama launch` looks for.
+        entry = {**ENTRY, "capabilities": ["completion", "vision"]}
+        assert models["own:1b"] == entry
+        assert models["gpt-4o"] == {**entry, "name": "gpt-4o", "model": "gpt-4o"}
         assert (await get(router, "/v1/models/own:1b"))["context_length"] == 32768
 
 
@@ -369,7 +372,8 @@ async def test_show_of_ollamas_own_model_does_not_wait_for_ollama(
             server.script.hang = {"/api/show", "/api/tags", "/api/ps"}
         else:
             server.crash()
-        assert (await get(router, "/api/tags"))["models"] == [ENTRY]
+        (entry,) = (await get(router, "/api/tags"))["models"]
+        assert {key: entry[key] for key in ENTRY} == ENTRY
         answer = await shown(router, "own:1b")
         assert {key: answer[key] for key in SHOWN} == SHOWN
         assert answer["modified_at"] == ENTRY["modified_at"]
@@ -466,9 +470,9 @@ async def test_what_ollama_has_loaded_has_ollamas_own_sizes() -> None:
         assert await get(router, "/api/ps") == {"models": []}  # the router holds none
         target = router.discovery.resolve("own:1b")
         entry = ollama_shapes.loaded(
+            "own:1b",
             target,
             router.catalogue.of(target),
-            since=0.0,
             size_bytes=1,
             expires_at=dt.datetime.now(dt.timezone.utc),
         )

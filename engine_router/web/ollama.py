@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import posixpath
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -34,11 +35,11 @@ from engine_router.web.scope import scope_of, whole_body
 from engine_router.web.status import state_of
 from engine_router.wire.upstream import Exchange, ResponseHead, UpstreamRequest
 
-# Clients read features from the version: Codex wants 0.13.4 or newer, VS Code 0.6.4.
-OLLAMA_VERSION = "0.14.0"
-# What may be handed to the daemon by anybody. Everything else changes or removes what others rely on, or is
-# not known, and is handed on only where the configuration allows it.
-HARMLESS = frozenset(("pull",))
+# Clients read features from the version: this is the release whose answers `tests/test_ollama_cases.py` lists.
+OLLAMA_VERSION = "0.33.0"
+# Routes of the daemon that change or remove what others rely on, or act in the name of its owner's account at
+# ollama.com. They are handed on only where the configuration allows it, like whatever is not known here.
+GUARDED = re.compile(r"(create|copy|delete|push|me|signin|signout|user|blobs|experimental)(/.*)?")
 # A daemon that is busy with a load may leave its clients waiting; what is known of the model must do then.
 SHOW_TIMEOUT_S = 2.0
 # What a pull of a model says that is there already.
@@ -62,7 +63,13 @@ class OllamaApi:
         if path in API_ROUTES:
             _check_method(path, "POST")
             return await self._proxy.answer(f"/api/{path}")
-        lists = {"version": self._version, "tags": self._tags, "ps": self._ps}
+        lists = {
+            "version": self._version,
+            "tags": self._tags,
+            "ps": self._ps,
+            "status": self._status,
+            "experimental/model-recommendations": self._recommendations,
+        }
         if path in lists:
             _check_method(path, "GET", "HEAD")
             return json_response(lists[path]())
@@ -74,6 +81,18 @@ class OllamaApi:
 
     def _version(self) -> dict[str, Any]:
         return {"version": OLLAMA_VERSION}
+
+    def _status(self) -> dict[str, Any]:
+        """Tell whether models that run at ollama.com can be used: where a daemon lists one of these."""
+        remote = any(
+            self._router.catalogue.of(target).listed.get("remote_model")
+            for target in self._router.discovery.offered()
+        )
+        return {"cloud": {"disabled": not remote, "source": "none" if remote else "config"}}
+
+    def _recommendations(self) -> dict[str, Any]:
+        """Recommend nothing: what can be used here is listed, and `ollama launch` offers that."""
+        return {"recommendations": []}
 
     def _tags(self) -> dict[str, Any]:
         since = self._router.started_at
@@ -87,18 +106,21 @@ class OllamaApi:
         return {"models": entries}
 
     def _ps(self) -> dict[str, Any]:
+        """List what is in memory, as Ollama does what stays longest first, under every name of `/api/tags`."""
         present = (Phase.READY.value, Phase.DRAINING.value)
-        targets = self._router.discovery.offered()
-        return {"models": [self._loaded(t) for t in targets if state_of(self._router, t) in present]}
+        targets = [t for t in self._router.discovery.offered() if state_of(self._router, t) in present]
+        timed = [(_left_s(self._router, target.resident), target) for target in targets]
+        timed.sort(key=lambda entry: int(entry[0]), reverse=True)
+        return {"models": [entry for left_s, target in timed for entry in self._loaded(target, left_s)]}
 
-    def _loaded(self, target: Target) -> dict[str, Any]:
-        return ollama_shapes.loaded(
-            target,
-            self._router.catalogue.of(target),
-            since=self._router.started_at,
-            size_bytes=self._router.state.of(target.resident).footprint_bytes or 0,
-            expires_at=expires_at(self._router, target.resident),
-        )
+    def _loaded(self, target: Target, left_s: float) -> list[dict[str, Any]]:
+        facts = self._router.catalogue.of(target)
+        until = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=left_s)
+        size_bytes = self._router.state.of(target.resident).footprint_bytes or 0
+        return [
+            ollama_shapes.loaded(name, target, facts, size_bytes=size_bytes, expires_at=until)
+            for name in (target.model, *target.aliases)
+        ]
 
     async def _show(self) -> Response:
         """Answer what is known; an Ollama daemon is asked about its own models, if it answers soon."""
@@ -157,9 +179,11 @@ class OllamaApi:
 
         Raises:
             Forbidden: it could remove or change what others rely on, and the configuration does not allow it.
-            NoSuchRoute: no Ollama is configured.
+            NoSuchRoute: Ollama has no such route, or no Ollama is configured.
         """
-        if path not in HARMLESS and not self._router.config.server.allow_destructive_ollama_api:
+        if path != "pull" and not self._router.config.server.allow_destructive_ollama_api:
+            if not GUARDED.fullmatch(path):
+                raise NoSuchRoute(f"there is no /api/{path} here")
             raise Forbidden(
                 f"/api/{path} is not allowed through this router (server.allow_destructive_ollama_api in engines.toml)"
             )
@@ -194,16 +218,15 @@ class OllamaApi:
         return exchange
 
 
-def expires_at(router: Router, resident: ResidentId) -> dt.datetime:
-    """Return when a resident will be unloaded if nobody uses it; where that is never, what Ollama says then.
+def _left_s(router: Router, resident: ResidentId) -> float:
+    """Return in how many seconds a resident is unloaded if nobody uses it; where never, what Ollama says then.
 
     One that is in use counts as used now, as with Ollama.
     """
     now = trio.current_time()
     ends_at = router.supervisor.pool(resident).ledger.expires_at(resident, now)
     longest_s = ollama_shapes.FOR_EVER.total_seconds()
-    left_s = longest_s if ends_at is None else min(ends_at - now, longest_s)
-    return dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=left_s)
+    return longest_s if ends_at is None else min(ends_at - now, longest_s)
 
 
 def _check_method(path: str, *methods: str) -> None:

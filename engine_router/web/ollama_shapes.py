@@ -33,33 +33,34 @@ def tag(name: str, target: Target, facts: Facts, *, since: float) -> dict[str, A
         **named,
         "modified_at": _modified_at(facts, since),
         "size": facts.size_bytes,
-        "digest": hashlib.sha256(target.model.encode("utf-8", "surrogatepass")).hexdigest(),
-        "details": details(target, facts),
+        "digest": _digest(target),
+        "details": {**details(target, facts), **_lengths(facts)},
+        "capabilities": list(facts.capabilities),
         **facts.listed,
         **named,
     }
 
 
 def loaded(
-    target: Target, facts: Facts, *, since: float, size_bytes: int, expires_at: dt.datetime
+    name: str, target: Target, facts: Facts, *, size_bytes: int, expires_at: dt.datetime
 ) -> dict[str, Any]:
     """Return the entry of a resident model in `/api/ps`.
 
     Args:
+        name: the id or alias to list it under.
         size_bytes: what it takes in memory, where that was measured or declared; 0 otherwise.
     """
-    entry = tag(target.model, target, facts, since=since)
-    entry.pop("modified_at")
     size = size_bytes or facts.size_bytes
     context = {} if facts.context_length is None else {"context_length": facts.context_length}
     return {
-        **entry,
+        "digest": facts.listed.get("digest") or _digest(target),
+        "details": facts.listed.get("details") or details(target, facts),
         "size": size,
         "size_vram": size,
         **context,
         **facts.loaded,
-        "name": target.model,
-        "model": target.model,
+        "name": name,
+        "model": name,
         "expires_at": timestamp(expires_at),
     }
 
@@ -95,6 +96,18 @@ def details(target: Target, facts: Facts) -> dict[str, Any]:
         "parameter_size": _parameter_size(facts),
         "quantization_level": weights.quantization if weights is not None else "",
     }
+
+
+def _digest(target: Target) -> str:
+    return hashlib.sha256(target.model.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _lengths(facts: Facts) -> dict[str, int]:
+    """Return the lengths in tokens that a list tells, as far as they are known."""
+    weights = facts.weights
+    width = None if weights is None else weights.info.get(f"{weights.architecture}.embedding_length")
+    lengths = {"context_length": facts.context_length, "embedding_length": width}
+    return {name: length for name, length in lengths.items() if isinstance(length, int)}
 
 
 def _modified_at(facts: Facts, since: float) -> str:
