@@ -19,7 +19,7 @@ from engine_router.config import Config, ModelConfig, OllamaConfig
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import ResidentId
 from engine_router.engines.common import Server
-from engine_router.engines.ollama import normal_name
+from engine_router.engines.ollama_names import normal_name
 from engine_router.errors import EngineError
 from engine_router.events import Event, ResidentReady
 from engine_router.weights import Launch, Weights, launch_of, read_weights

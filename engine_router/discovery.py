@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from engine_router.config import Config
+from engine_router.config import Config, OllamaConfig
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import UnknownModel
 
@@ -49,6 +49,7 @@ class Discovery:
         self._aliases: dict[str, str] = {str(alias): str(model) for alias, model in config.aliases.items()}
         self._configured: dict[str, Target] = {}
         self._resolved: dict[str, Target] = {}
+        self._of_ollama: dict[str, dict[ResidentId, str]] = {}
         for name, engine in config.engines.items():
             for model in engine.models:
                 self._configured[model] = self._target(model, name)
@@ -69,7 +70,7 @@ class Discovery:
         self.__dict__.update(other.__dict__)
 
     def resolve(self, name: str) -> Target:
-        """Find a model by id, alias, or with or without Ollama's `:latest`.
+        """Find a model by id, alias, with or without Ollama's `:latest`, or by any name that Ollama knows it by.
 
         Raises:
             UnknownModel: nobody serves it; close matches are named.
@@ -82,6 +83,8 @@ class Discovery:
                 if (target := self._find(spelling)) is not None:
                     self._resolved[name] = target
                     return target
+        if (target := self._as_ollama_finds(name)) is not None:
+            return target  # not remembered: there are endless ways to write it
         raise UnknownModel(name, difflib.get_close_matches(name, [*self.names()], n=3, cutoff=0.5))
 
     def targets(self) -> list[Target]:
@@ -106,7 +109,10 @@ class Discovery:
 
     def set_listed(self, engine: str, models: Iterable[str]) -> None:
         """Take in what an engine listed."""
-        self._listed[engine] = tuple(models)
+        listed = self._listed[engine] = tuple(models)
+        if isinstance(self._config.engines[engine], OllamaConfig):
+            resident_of = self._engines[engine].resident_of
+            self._of_ollama[engine] = {resident_of(model): model for model in reversed(listed)}
         self._resolved.clear()
 
     def listed(self, engine: str) -> Sequence[str]:
@@ -121,6 +127,19 @@ class Discovery:
                 return self._with_aliases(self._target(model, engine, discovered=True))
         return None
 
+    def _as_ollama_finds(self, name: str) -> Target | None:
+        """Find a model of an Ollama daemon as that daemon would: `OA` and `library/oa` are `oa`."""
+        for engine, config in self._config.engines.items():
+            if not isinstance(config, OllamaConfig):
+                continue
+            resident = self._engines[engine].resident_of(name)
+            for target in self._configured.values():
+                if target.resident == resident:
+                    return self._with_aliases(target)
+            if (model := self._of_ollama.get(engine, {}).get(resident)) is not None:
+                return self._find(model)
+        return None
+
     def _target(
         self, model: str, engine: str, upstream: str | None = None, *, discovered: bool = False
     ) -> Target:
@@ -128,17 +147,28 @@ class Discovery:
         return Target(model, engine, self._engines[engine].resident_of(known), known, (), discovered)
 
     def _with_aliases(self, target: Target) -> Target:
-        aliases = tuple(alias for alias, model in self._aliases.items() if model == target.model)
+        aliases = tuple(alias for alias, model in self._aliases.items() if self._is_meant(target, model))
         if not aliases:
             return target
         return Target(
             target.model, target.engine, target.resident, target.upstream, aliases, target.discovered
         )
 
+    def _is_meant(self, target: Target, name: str) -> bool:
+        """Tell whether a name, as an alias gives it, leads to a target: exactly, or for want of another by its tag."""
+        if name == target.model:
+            return True
+        return name in _spellings(target.model) and not self._is_exact(name)
+
+    def _is_exact(self, name: str) -> bool:
+        return name in self._configured or any(name in listed for listed in self._listed.values())
+
     def _is_known_upstream(self, engine: str, listed: str) -> bool:
         """Tell whether what an engine lists is a configured model under another name."""
+        is_ollama = isinstance(self._config.engines[engine], OllamaConfig)
+        names, resident = _spellings(listed), self._engines[engine].resident_of(listed) if is_ollama else None
         return any(
-            target.engine == engine and target.upstream in _spellings(listed)
+            target.engine == engine and (target.upstream in names or target.resident == resident)
             for target in self._configured.values()
         )
 

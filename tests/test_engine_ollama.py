@@ -15,7 +15,8 @@ import trio
 from engine_router.config import OllamaConfig, parse_config
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.engines.common import run_command
-from engine_router.engines.ollama import OllamaEngine, normal_name
+from engine_router.engines.ollama import OllamaEngine
+from engine_router.engines.ollama_names import normal_name
 from engine_router.errors import (
     EngineStartFailed,
     EngineStartTimeout,

@@ -623,7 +623,10 @@ async def test_what_ollamas_clients_ask_first() -> None:
         assert message_in("/api/show", missing) == "model 'nothing' not found"
         assert router.supervisor.pools["default"].ledger.is_empty
         await ask(router.app, "POST", CHAT, body={"model": "a"})
-        assert [m["model"] for m in (await ask(router.app, "GET", "/api/ps")).json()["models"]] == ["a"]
+        assert [m["model"] for m in (await ask(router.app, "GET", "/api/ps")).json()["models"]] == [
+            "a",
+            "gpt-4o",
+        ]
         assert (await ask(router.app, "HEAD", "/api/tags")).status == 200
 
 

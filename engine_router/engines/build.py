@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import httpx
 
@@ -47,9 +47,15 @@ def build_engine(
         case HttpConfig() as http:
             return HttpEngine(name, http, client, dormitory=dormitory)
         case OllamaConfig() as ollama:
-            return OllamaEngine(name, ollama, client)
+            return OllamaEngine(name, ollama, client, _upstream_names(config, name))
         case SystemdConfig() as systemd:
             return SystemdEngine(name, systemd, client, dormitory=dormitory)
+
+
+def _upstream_names(config: Config, engine: str) -> Sequence[str]:
+    """Return the configured models of an engine, by the names that it knows."""
+    named = [model.upstream or name for name, model in config.models.items() if model.engine == engine]
+    return [*config.engines[engine].models, *named]
 
 
 def _paths(config: Config, engine: str) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import httpx
@@ -31,6 +31,7 @@ from engine_router.engines.common import (
     run_command,
     worth_repeating,
 )
+from engine_router.engines.ollama_names import normal_name
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.pacing import Pace
 
@@ -40,30 +41,32 @@ KEEP_FOR_EVER = -1
 _PS = LoadedConfig(path=UrlPath("/api/ps"), key="models", id="name")
 
 
-def normal_name(model: str) -> str:
-    """Return a model's name without the tag that Ollama adds where none is given."""
-    return model.removesuffix(":latest")
-
-
 class OllamaEngine:
     """The Ollama daemon; implements `engines.base.Engine`.
 
-    Residents are (engine, model), where `model` and `model:latest` are the same.
+    Residents are (engine, model), where all names that mean the same model to Ollama are the same.
+
+    Args:
+        models: the models that are configured.
     """
 
-    def __init__(self, name: str, config: OllamaConfig, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, name: str, config: OllamaConfig, client: httpx.AsyncClient, models: Iterable[str] = ()
+    ) -> None:
         self.name = name
         self.config = config
         self.log = LogRing()
         self.server = Server(name, config, config.base_url, client)
         # Models that a `live` is responsible for; all others in memory were loaded past the router.
         self.living: set[str] = set()
+        # As models are called outside, by their normal names: daemons before 0.5 know no other case.
+        self._spelled = {normal_name(model): model for model in models}
 
     def __repr__(self) -> str:
         return f"<OllamaEngine {self.name} at {self.config.base_url}>"
 
     def resident_of(self, model: str) -> ResidentId:
-        """Return the resident of a model; the tag `:latest` goes without saying."""
+        """Return the resident of a model; see `normal_name`."""
         return ResidentId(self.name, normal_name(model))
 
     async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
@@ -111,7 +114,13 @@ class OllamaEngine:
         Raises:
             EngineUnreachable: it runs, but does not answer sensibly.
         """
-        return await self.server.models("/api/tags")
+        models = await self.server.models("/api/tags")
+        self._spelled.update({normal_name(model): model for model in models or ()})
+        return models
+
+    def spelled(self, model: str) -> str:
+        """Return what the daemon calls a model, as far as that is known."""
+        return self._spelled.get(model, model)
 
     async def loaded(self) -> tuple[str, ...]:
         """Ask which models are in memory; names are normal ones.
@@ -119,7 +128,9 @@ class OllamaEngine:
         Raises:
             EngineError: it cannot be told.
         """
-        return tuple(dict.fromkeys(normal_name(entry.model) for entry in await self.server.listing(_PS)))
+        named = {normal_name(entry.model): entry.model for entry in await self.server.listing(_PS)}
+        self._spelled = {**named, **self._spelled}
+        return tuple(named)
 
 
 class _OllamaModel:
@@ -191,7 +202,7 @@ class _OllamaModel:
         )
 
     async def _post(self, path: str, *, timeout_s: float = math.inf, **body: Any) -> Reply:
-        body = {"model": self.model, "stream": False, **body}
+        body = {"model": self.engine.spelled(self.model), "stream": False, **body}
         return await self.engine.server.call("POST", path, body=body, timeout_s=timeout_s)
 
     async def _until_loaded(self) -> None:
@@ -263,7 +274,10 @@ class _OllamaModel:
         """Tell the daemon to unload a model; True when it agreed. Only /api/ps says whether it did."""
         try:
             reply = await self._post(
-                "/api/generate", model=model, keep_alive=0, timeout_s=self.config.stop_timeout_s / 4
+                "/api/generate",
+                model=self.engine.spelled(model),
+                keep_alive=0,
+                timeout_s=self.config.stop_timeout_s / 4,
             )
         except NotListening:
             raise
@@ -276,7 +290,10 @@ class _OllamaModel:
 
     async def _last_resort(self) -> None:
         """Run `stop_command`, at this daemon; whatever comes of it, /api/ps decides."""
-        argv = [word.replace("{model}", self.model) for word in self.config.stop_command or ()]
+        argv = [
+            word.replace("{model}", self.engine.spelled(self.model))
+            for word in self.config.stop_command or ()
+        ]
         self.log.write(f"did not unload '{self.model}'; running {' '.join(argv)}")
         environment = {**os.environ, "OLLAMA_HOST": self.config.base_url}
         done = await run_command(argv, timeout_s=self.config.stop_timeout_s / 2, environment=environment)

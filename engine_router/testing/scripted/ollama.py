@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import math
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 
 import trio
@@ -17,10 +20,24 @@ from engine_router.testing.scripted.server import (
     as_json,
 )
 
+DEFAULT_KEEP_S = 300.0
+DEFAULT_CONTEXT = 4096
+
 
 def full_name(model: str) -> str:
-    """Add the tag that goes without saying."""
-    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+    """Return a name with its tag, without what goes without saying before it."""
+    name = model.strip().removesuffix(":local")
+    name = re.sub(r"^(registry\.ollama\.ai/)?library/(?=[^/]+$)", "", name, flags=re.IGNORECASE)
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def seconds(keep_alive: object) -> float:
+    """Read a `keep_alive`: seconds, or a duration in one unit; what is negative means for ever."""
+    if isinstance(keep_alive, str):
+        amount, unit = re.fullmatch(r"(-?[0-9.]+)(s|m|h)?", keep_alive).groups()  # type: ignore[union-attr]
+        keep_alive = float(amount) * {"h": 3600, "m": 60}.get(unit, 1)
+    kept_s = float(str(keep_alive))
+    return math.inf if kept_s < 0 else kept_s
 
 
 class ScriptedOllama(ScriptedServer):
@@ -28,19 +45,29 @@ class ScriptedOllama(ScriptedServer):
 
     - `POST /api/generate` without a prompt loads the model, or unloads it when `keep_alive` is 0; otherwise
       it and `POST /api/chat` answer, as NDJSON unless `stream` is false. A caller that leaves aborts a load.
+    - A request for another `options.num_ctx` loads the model again, to be kept for five minutes if the request
+      says nothing of that, as none to `/v1` can. The model is not listed while it loads.
     - `GET /api/ps` lists what is in memory, `GET /api/tags` what has been pulled, with full names.
     - `POST /api/show`, `GET /api/version`, `POST /api/embed`.
-    - An unknown model gets 404 `{"error": "model 'x' not found"}`.
+    - An unknown model gets 404 `{"error": "model 'x' not found"}`. Case means nothing in names.
 
     Attributes:
         embedders: models that answer /api/generate with 400, because they can only embed.
         keep_alive: what the last request for each model asked for.
+        kept_s: for how many seconds each model stays after a request; infinity for ever.
+        contexts: the context that each was loaded with.
     """
 
     def __init__(self, *models: str, embedders: tuple[str, ...] = ()) -> None:
         super().__init__(*(full_name(model) for model in (*models, *embedders)))
         self.embedders = {full_name(model) for model in embedders}
         self.keep_alive: dict[str, object] = {}
+        self.kept_s: dict[str, float] = {}
+        self.contexts: dict[str, int] = {}
+
+    def found(self, name: str) -> str | None:
+        """Return the model that a name means."""
+        return {model.lower(): model for model in self.models}.get(full_name(name).lower())
 
     def routes(self) -> Mapping[str, Handler]:
         """Map `METHOD /path` to handlers."""
@@ -57,7 +84,7 @@ class ScriptedOllama(ScriptedServer):
 
     async def version(self, _call: Call) -> Answer:
         """Tell the version."""
-        return as_json({"version": "0.12.0"})
+        return as_json({"version": "0.33.0"})
 
     async def tags(self, _call: Call) -> Answer:
         """List what has been pulled."""
@@ -65,21 +92,28 @@ class ScriptedOllama(ScriptedServer):
 
     async def ps(self, _call: Call) -> Answer:
         """List what is in memory."""
-        more = {"expires_at": "2318-01-01T00:00:00Z", "size_vram": 1_000_000}
-        return as_json({"models": [{**_entry(model), **more} for model in self.loaded]})
+        return as_json({"models": [{**_entry(model), **self._session(model)} for model in self.loaded]})
+
+    def _session(self, model: str) -> Json:
+        kept_s, until = self.kept_s.get(model, DEFAULT_KEEP_S), "2318-01-01T00:00:00Z"
+        if kept_s < math.inf:
+            moment = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=kept_s)
+            until = moment.isoformat().replace("+00:00", "Z")
+        context = self.contexts.get(model, DEFAULT_CONTEXT)
+        return {"expires_at": until, "size_vram": 1_000_000, "context_length": context}
 
     async def show(self, call: Call) -> Answer:
         """Describe a model."""
-        model = full_name(call.model)
-        if model not in self.models:
+        model = self.found(call.model or call.body.get("name") or "")
+        if model is None:
             return _not_found(call.model)
         kind = "embedding" if model in self.embedders else "completion"
         return as_json({"details": _entry(model)["details"], "model_info": {}, "capabilities": [kind]})
 
     async def generate(self, call: Call) -> Answer:
         """Load, unload or answer."""
-        model = full_name(call.model)
-        if model not in self.models:
+        model = self.found(call.model)
+        if model is None:
             return _not_found(call.model)
         if not call.body.get("prompt") and call.body.get("keep_alive") == 0:
             return self._leave(call, {"response": ""})
@@ -94,7 +128,7 @@ class ScriptedOllama(ScriptedServer):
     async def chat(self, call: Call) -> Answer:
         """Load, unload or answer a conversation."""
         empty: Json = {"message": {"role": "assistant", "content": ""}}
-        if full_name(call.model) not in self.models:
+        if self.found(call.model) is None:
             return _not_found(call.model)
         if not call.body.get("messages") and call.body.get("keep_alive") == 0:
             return self._leave(call, empty)
@@ -111,22 +145,28 @@ class ScriptedOllama(ScriptedServer):
         return as_json({"model": call.model, "embeddings": [[0.1, 0.2]] if call.body.get("input") else []})
 
     async def make_ready(self, call: Call) -> Answer | None:
-        """Load the model of a request where it is not in memory."""
-        model = full_name(call.model)
-        if model not in self.models:
+        """Load the model of a request where it is not in memory, or has another context there."""
+        model = self.found(call.model)
+        if model is None:
             return _not_found(call.model)
         if self.script.load_error is not None:
             return as_json({"error": self.script.load_error}, 500)
-        if "keep_alive" in call.body:
-            self.keep_alive[model] = call.body["keep_alive"]
+        asked = call.body if call.path.startswith("/api/") else {}
+        context = (asked.get("options") or {}).get("num_ctx", DEFAULT_CONTEXT)
+        if self.contexts.get(model, context) != context:
+            self.loaded.pop(model, None)
         if model not in self.loaded:
             await self.load(model)
+            self.kept_s[model], self.contexts[model] = DEFAULT_KEEP_S, context
+        if asked.get("keep_alive") is not None:
+            self.keep_alive[model] = asked["keep_alive"]
+            self.kept_s[model] = seconds(asked["keep_alive"])
         return None
 
     def _leave(self, call: Call, empty: Json) -> Answer:
         if self.script.unload_error is not None:
             return as_json({"error": self.script.unload_error}, 500)
-        self.unload(full_name(call.model))
+        self.unload(self.found(call.model) or "")
         return as_json({**_head(call), **empty, "done": True, "done_reason": "unload"})
 
     async def _say(self, call: Call, piece: Callable[[str], Json]) -> Answer:
