@@ -55,7 +55,7 @@ PROFILES = {
     ResidentId(name): Profile(need_bytes=need, group=group, start_s=start, idle_timeout_s=IDLE_S)
     for name, need, group, start in [
         ("a", 4, None, 10), ("b", 4, None, 2), ("c", 6, None, 30),
-        ("d", 3, "x", 5), ("e", 3, "y", 5), ("f", 2, "x", None), ("huge", 11, None, 1), ("new", None, None, None),
+        ("d", 3, "x", 5), ("e", 3, "y", 5), ("f", 2, "x", None), ("g", 1, None, 1), ("huge", 11, None, 1), ("new", None, None, None),
     ]
 }  # fmt: skip
 RESIDENTS = list(PROFILES)
@@ -466,6 +466,19 @@ class BudgetMachine(RuleBasedStateMachine):
         moving = self.settling or self.in_state("starting", "stopping") or self.those("granted")
         assert moving or self.ledger.wake_at() < math.inf, "nothing is going to happen"
 
+    @invariant()
+    def whoever_has_room_starts(self) -> None:
+        if self.settling or any(present.state != "ready" for present in self.present.values()):
+            return  # somebody was promised what comes free
+        if self.closing or any(request.deadline <= self.now for request in self.those("waiting")):
+            return  # whoever is overdue was promised it
+        for resident in {request.ticket.resident for request in self.those("waiting")} - set(self.present):
+            assert (
+                self.taken() + need_of(resident) > BUDGET
+                or len(self.present) >= CAPACITY.max_resident
+                or not all(may_share(resident, other) for other in self.present)
+            ), "waits, though there is room"
+
     # What holds in the end.
 
     def teardown(self) -> None:
@@ -588,6 +601,11 @@ class NeverTrims(Scheduler):
         return []
 
 
+class LooksAtTheFirstOnly(Scheduler):
+    def turns(self, now: float) -> list[Turn]:
+        return super().turns(now)[:1]
+
+
 class StarvesTheLow(TicketQueue):
     def in_turn(self, now: float) -> Iterator[ResidentId]:
         for _, resident in self._by_rank:
@@ -605,6 +623,7 @@ BROKEN = [
     ForgetsWhatSettles,
     KeepsNoPromises,
     KnowsNoFairness,
+    LooksAtTheFirstOnly,
     NeverExpires,
     NeverTakesBack,
     NeverTrims,

@@ -237,6 +237,25 @@ def test_two_may_start_at_the_same_time() -> None:
     assert pool.ask(B)[1] == [Start(B, "requested")]
 
 
+def test_who_has_room_starts_however_many_are_blocked_ahead() -> None:
+    names = [f"blocked-{number}" for number in range(40)]
+    pool = budget(100, a=90, d=10, **dict.fromkeys(names, 20))
+    pool.serve(A)
+    for name in names:
+        assert pool.ask(ResidentId(name))[1] == []
+    assert pool.ask(D)[1] == [Start(D, "requested")]
+
+
+def test_who_can_have_room_gets_it_however_many_are_blocked_ahead() -> None:
+    names = [f"blocked-{number}" for number in range(40)]
+    pool = budget(100, a=60, b=40, c=40, **dict.fromkeys(names, 50))
+    pool.serve(A)
+    pool.idle(B)
+    for name in names:
+        assert pool.ask(ResidentId(name))[1] == []
+    assert pool.ask(C, 1)[1] == [Stop(B, "c is wanted", C)]
+
+
 def test_nothing_starts_before_the_room_is_really_there() -> None:
     pool = budget(100, a=60, b=60, c=40)
     pool.idle(A)

@@ -11,8 +11,6 @@ is left, so that nobody is overtaken for ever by those who need less.
 
 from __future__ import annotations
 
-from typing import Final
-
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
@@ -23,9 +21,6 @@ from engine_router.residency.queue import TicketQueue
 from engine_router.residency.residence import Phase, Residence
 from engine_router.residency.rules import Rules
 from engine_router.residency.think_times import ThinkTimes
-
-# Of those in turn, so many are looked at: who comes later has to wait in any case, or may come a moment later.
-LOOKAHEAD: Final = 4
 
 
 @define(eq=False)
@@ -68,7 +63,11 @@ class Scheduler:
         self._times = times
 
     def turns(self, now: float) -> list[Turn]:
-        """Return what can be done, in turn."""
+        """Return what can be done, in turn: for all that are waited for, as any of them may have room.
+
+        That is cheap for a resident that is blocked: victims are chosen only where there are enough, and
+        who was chosen once is not there for the next.
+        """
         turns: list[Turn] = []
         occupancy = self._occupancy
         staying = [r for r in occupancy.residences.values() if not r.is_leaving]
@@ -86,11 +85,18 @@ class Scheduler:
                 promised.append(occupancy.new(resident))
                 starting += promised[-1:] if turn.starts else ()
                 staying = [r for r in staying if r not in turn.victims]
-                if occupancy.capacity.is_exclusive and promised[-1].group is None:
-                    break  # nobody can be beside it
-            if len(turns) >= LOOKAHEAD:
-                break
+                if self._is_all_promised(promised):
+                    break
         return turns
+
+    def _is_all_promised(self, promised: list[Residence]) -> bool:
+        """Tell whether nobody else can have room beside those who are to come, whoever goes."""
+        capacity = self._occupancy.capacity
+        if capacity.max_resident and len(promised) >= capacity.max_resident:
+            return True
+        if capacity.budget_bytes is None:
+            return promised[-1].group is None
+        return sum(residence.need_bytes for residence in promised) >= capacity.budget_bytes
 
     def _turn(
         self, resident: ResidentId, staying: list[Residence], promised: list[Residence], now: float
