@@ -48,7 +48,8 @@ class Abilities:
         """Tell whether an engine serves a path itself; None where it has to be asked."""
         if path not in OPTIONAL:
             return True
-        configured = self._config.engines[engine].endpoints
+        settings = self._config.engines.get(engine)
+        configured = None if settings is None else settings.endpoints
         if configured is not None:
             return path in configured
         return self._known.get(engine, {}).get(path)
@@ -64,6 +65,8 @@ class Abilities:
         """
         if (known := self.known(engine, path)) is not None:
             return known
+        if engine not in self._config.engines:  # it was taken out of the configuration under this request
+            return False
         try:
             with trio.fail_after(ASK_TIMEOUT_S):
                 found = await self._ask(engine, base_url, path)

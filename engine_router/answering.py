@@ -81,8 +81,7 @@ class Answerer:
         Raises:
             RouterError: there is no answer but this error.
         """
-        if self._config is not self._router.config:  # it was read again
-            self._configure(self._router.config)
+        self._in_force()
         dialect = dialect_of(incoming.path)
         routed = await read(
             dialect,
@@ -93,12 +92,14 @@ class Answerer:
         )
         scope.model = routed.model
         target = await self._router.resolve(routed.model)
+        # Those of the configuration by which it was found, whatever is read again from now on.
+        courses = self._in_force()
         scope.model, scope.engine = target.model, target.engine
         if incoming.path == COUNT_TOKENS and isinstance(routed, Routed) and not await self._can_count(target):
             from engine_router.dialects.anthropic_tokens import count_tokens_body  # noqa: PLC0415 - few need it
 
             return _whole(count_tokens_body(routed.data()))
-        passage = self._passage(incoming, routed, target)
+        passage = self._passage(incoming, routed, target, courses)
         scope.queue_wait_s = lambda: passage.queue_wait_s
         scope.first_byte_s = lambda: passage.first_byte_s
         scope.stack.callback(passage.close)
@@ -111,7 +112,14 @@ class Answerer:
         return await self._begin(passage, incoming.path, routed, scope)
 
     async def _passes(self, path: str, model: str) -> bool:
-        return self._courses.passes(path, model, await self._router.resolve(model))
+        target = await self._router.resolve(model)
+        return self._in_force().passes(path, model, target)
+
+    def _in_force(self) -> Courses:
+        """Return the courses of the configuration in force."""
+        if self._config is not self._router.config:  # it was read again
+            self._configure(self._router.config)
+        return self._courses
 
     async def _can_count(self, target: Target) -> bool:
         """Tell whether the engine runs and counts tokens itself: nothing is loaded for a mere count."""
@@ -121,7 +129,9 @@ class Answerer:
             return False
         return await self._router.abilities.serves(target.engine, life.endpoint.base_url, COUNT_TOKENS)
 
-    def _passage(self, incoming: Incoming, routed: Routed | Passing, target: Target) -> Passage | Loading:
+    def _passage(
+        self, incoming: Incoming, routed: Routed | Passing, target: Target, courses: Courses
+    ) -> Passage | Loading:
         router = self._router
         if (
             isinstance(routed, Routed)
@@ -133,10 +143,10 @@ class Answerer:
                 wish = _keep_alive_s(incoming.path, routed)
                 answer = load_answer(incoming.path, routed.model, unloaded=wish == 0)
                 return Loading(router.supervisor, target.resident, answer, unloads=wish == 0)
-        native = self._courses.is_native(incoming.path, target)
+        native = courses.is_native(incoming.path, target)
 
         def course(*, native: bool) -> Course:
-            return self._courses.course(
+            return courses.course(
                 incoming,
                 routed,
                 target,

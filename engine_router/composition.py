@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 import httpx
 import trio
-from attrs import define
+from attrs import define, field
 
 from engine_router.config import Config, ProcessConfig, load_config
 from engine_router.discovery import Discovery
@@ -23,6 +23,7 @@ from engine_router.engines.build import build_engine
 from engine_router.engines.control import control_client
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.family import Guardian
+from engine_router.engines.headers import HeadersInForce
 from engine_router.events import EventHub
 from engine_router.layout import make_layout, make_rules, pools_of
 from engine_router.memory import Gauge, make_gauge
@@ -34,6 +35,9 @@ from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
 from engine_router.state import default_state_file, read_state
 from engine_router.wire.upstream import Upstream
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
@@ -55,63 +59,91 @@ async def open_router(
         ConfigError: the file has faults.
         Exception: what the block raises comes out as it is, not in a group.
 
-    When the block ends, what the router started is stopped. When it is cancelled, processes are killed at
-    once, without waiting.
+    However the block ends, by an exception too, what the router started or loaded is let go. When it is
+    cancelled, processes are killed at once, without waiting.
     """
     if not isinstance(config, Config):
         source = source or Source(os.fspath(config), functools.partial(load_config, config))
         config = await trio.to_thread.run_sync(source.read)
-    failure: Exception | None = None
-    async with (
-        # Every control call is bounded by a scope of its own.
-        control_client() as client,
-        trio.open_nursery() as nursery,
-    ):
-        dormitory = Dormitory()
-        await nursery.start(dormitory.run)
-        forge = _Forge(client, nursery, dormitory)
-        router = await _compose(config, forge)
-        if source is not None:
-            reloader = Reloader(source, forge.make, forge.forget)
-            router.set_reloader(reloader.reload)
-            nursery.start_soon(reloader.watch, router)
-        await nursery.start(router.supervisor.run)
-        await nursery.start(router.jobs.run)
-        nursery.start_soon(router.keep_discovering)
-        nursery.start_soon(
-            router.catalogue.keep_fresh, client, lambda: _serving(router.supervisor), router.events()
-        )
-        nursery.start_soon(router.keep_saving)
-        try:
-            yield router
-            await router.close()
-            await dormitory.close()
-            await router.save()
-        except Exception as error:  # noqa: BLE001 - raised below: the nursery would put it into a group
-            failure = error
-        finally:
-            router.upstream.close()
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    failure: BaseException | None = None
+    try:
+        async with (
+            # Every control call is bounded by a scope of its own.
+            control_client() as client,
+            trio.open_nursery() as nursery,
+        ):
+            dormitory = Dormitory()
+            await nursery.start(dormitory.run)
+            forge = _Forge(client, nursery, dormitory)
+            router = await _compose(config, forge)
+            await _start(router, forge, source)
+            try:
+                try:
+                    yield router
+                except (Exception, BaseExceptionGroup, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
+                    failure = error  # raised below: the nursery would put it into a group
+                await _let_go(router, dormitory)
+            finally:
+                router.upstream.close()
+            nursery.cancel_scope.cancel()
+    finally:
+        # Worth more than that the end took too long, was cancelled, or failed.
+        if failure is not None:
+            raise failure
+
+
+async def _start(router: Router, forge: _Forge, source: Source | None) -> None:
+    """Start the tasks of a router."""
+    nursery = forge.nursery
+    if source is not None:
+        reloader = Reloader(source, forge.make, forge.renew, forge.forget)
+        router.set_reloader(reloader.reload)
+        nursery.start_soon(reloader.watch, router)
+    await nursery.start(router.supervisor.run)
+    await nursery.start(router.jobs.run)
+    nursery.start_soon(router.lister.run)
+    nursery.start_soon(
+        router.catalogue.keep_fresh, forge.client, lambda: _serving(router.supervisor), router.events()
+    )
+    nursery.start_soon(router.keep_saving)
+
+
+async def _let_go(router: Router, dormitory: Dormitory) -> None:
+    """Let running requests end, stop what was started or loaded, and remember what was learned."""
+    try:
+        await router.close()
+        await dormitory.close()
+    finally:
+        # A defect on the way must not cost what was learned. (Where this is cancelled, it is not saved.)
+        await router.save()
 
 
 @define(eq=False)
 class _Forge:
     """Makes engines, with what they share. The guardian is started with the first one that needs it."""
 
-    _client: httpx.AsyncClient
-    _nursery: trio.Nursery
+    client: httpx.AsyncClient
+    nursery: trio.Nursery
     _dormitory: Dormitory
     _guardian: Guardian | None = None
+    _headers: dict[str, HeadersInForce] = field(factory=dict)
 
     async def make(self, name: str, config: Config) -> Engine:
         is_process = isinstance(config.engines[name], ProcessConfig)
         if is_process and self._guardian is None and sys.platform != "win32":
             guardian = Guardian()
-            await self._nursery.start(guardian.run)
+            await self.nursery.start(guardian.run)
             self._guardian = guardian
-        return build_engine(name, config, self._client, self._guardian, self._dormitory)
+        # An engine that was made anew has headers of its own: the old one is stopped with the old ones.
+        headers = self._headers[name] = HeadersInForce(config.engines[name].headers)
+        settings = attrs.evolve(config.engines[name], headers=headers)
+        config = attrs.evolve(config, engines={**config.engines, name: settings})
+        return build_engine(name, config, self.client, self._guardian, self._dormitory)
+
+    def renew(self, config: Config) -> None:
+        """Have the headers of a configuration sent from now on."""
+        for name, settings in config.engines.items():
+            self._headers[name].headers = settings.headers
 
     async def forget(self, engines: Collection[str]) -> None:
         """Stop what sleeps of engines that are gone, or are others now."""

@@ -60,10 +60,14 @@ class Discovery:
     def changed(self, config: Config, engines: Mapping[str, Engine]) -> Discovery:
         """Return what is known under another configuration; what engines listed that are still there is kept."""
         other = Discovery(config, engines)
-        for name, models in self._listed.items():
-            if name in config.engines:
-                other.set_listed(name, models)
+        other.keep_listed(self)
         return other
+
+    def keep_listed(self, other: Discovery) -> None:
+        """Take in what another one knows that engines listed, as far as they are still there."""
+        for name, models in other._listed.items():
+            if name in self._config.engines:
+                self.set_listed(name, models)
 
     def take_over(self, other: Discovery) -> None:
         """Become like another one, for all who hold this one."""

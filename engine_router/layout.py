@@ -64,8 +64,8 @@ def pools_of(config: Config) -> dict[str, PoolConfig]:
 def traits_of(config: Config, resident: ResidentId) -> Traits:
     """Return what the configuration says of a resident: of its model first, then of its engine."""
     engine = config.engines.get(resident.engine)
-    if engine is None:  # it was taken out of the configuration, and is on its way out
-        return Traits()
+    if engine is None:  # it was taken out of the configuration: it goes as soon as nobody uses it
+        return Traits(idle_timeout_s=0.0)
     model = None if resident.model is None else model_config(config, resident.engine, resident.model)
     model = model or ModelConfig(engine=engine.pool)  # says nothing
     memory_gb = model.memory_gb or engine.memory_gb

@@ -41,7 +41,10 @@ class Prefetch:
             await drop(await trio.to_thread.run_sync(self._files, resident))
 
     def _counts_cache(self, resident: ResidentId) -> bool:
-        pool = pools_of(self.config)[self.config.engines[resident.engine].pool]
+        engine = self.config.engines.get(resident.engine)
+        if engine is None:  # it was taken out of the configuration while somebody waited for it
+            return False
+        pool = pools_of(self.config)[engine.pool]
         return is_unified(pool.unified, pool.gauge) or pool.gauge == "memfree"
 
     def _reads_ahead(self, resident: ResidentId) -> bool:
@@ -49,7 +52,9 @@ class Prefetch:
 
     def _files(self, resident: ResidentId) -> tuple[Path, ...]:
         """Return the files of a resident, as far as its command or configuration names them. Blocks."""
-        engine = self.config.engines[resident.engine]
+        engine = self.config.engines.get(resident.engine)
+        if engine is None:
+            return ()
         upstream = resident.model or next(iter(engine.models), "")
         path = launch_of(self.config, resident.engine, upstream).path
         if path is None:

@@ -40,11 +40,13 @@ class Reloader:
 
     Attributes:
         make: makes an engine, of this name in a configuration.
+        renew: gives engines that go on what a configuration says of them anew.
         forget: lets go of what sleeps of some engines.
     """
 
     source: Source
     make: Callable[[str, Config], Awaitable[Engine]]
+    renew: Callable[[Config], None]
     forget: Callable[[Collection[str]], Awaitable[None]]
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
 
@@ -70,6 +72,8 @@ class Reloader:
             discovery = router.discovery.changed(new, engines)
             layout = await make_layout(new, engines, discovery)
             # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
+            self._refuse_while_it_goes(router, new)
+            discovery.keep_listed(router.discovery)  # engines may have listed something meanwhile
             router.supervisor.reconfigure(
                 engines={name: engines[name] for name in new.engines},
                 pool_of={name: engine.pool for name, engine in new.engines.items()},
@@ -78,6 +82,7 @@ class Reloader:
                 settle_timeout_s=new.scheduling.settle_timeout_s,
                 health_interval_s=new.scheduling.health_interval_s,
             )
+            self.renew(new)
             router.take_over(new, {name: engines[name] for name in new.engines}, discovery)
             others = (*changes.removed, *changes.restarted)
             for resident in router.supervisor.residents():
@@ -85,6 +90,17 @@ class Reloader:
                     router.supervisor.unload(resident)
             await self.forget(others)
             return changes
+
+    def _refuse_while_it_goes(self, router: Router, new: Config) -> None:
+        """Refuse an engine that is to come back in another pool before it has left the one that it was in."""
+        remedy = "is still on its way out of pool '{}', which it was in; read the configuration again when it has gone"
+        faults = [
+            (f"engines.{engine}.pool", remedy.format(pool))
+            for engine, pool in router.supervisor.places().items()
+            if engine in new.engines and new.engines[engine].pool != pool
+        ]
+        if faults:
+            raise ConfigError(self.source.path, faults)
 
     async def watch(self, router: Router) -> None:
         """Reload whenever the file has changed and `server.watch_config` is set; runs until cancelled."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +17,11 @@ from engine_router.changes import Changes
 from engine_router.config import Config
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine
-from engine_router.errors import ConfigError, EngineError, LeaseRevoked, UnknownModel
-from engine_router.events import Event, EventHub, ResidentReady, RouterNotice
+from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
+from engine_router.events import Event, EventHub, RouterNotice
 from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
+from engine_router.model_lister import ModelLister
 from engine_router.residency.supervisor import Supervisor
 from engine_router.scope import new_id
 from engine_router.state import State, save_state
@@ -32,12 +31,6 @@ from engine_router.wire.upstream import Upstream
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
-logger = logging.getLogger(__name__)
-
-DISCOVERY_INTERVAL_S = 30.0
-# An unknown model is worth asking the engines again, but not more often than this.
-DISCOVERY_MIN_INTERVAL_S = 2.0
-DISCOVERY_TIMEOUT_S = 3.0
 SAVE_INTERVAL_S = 5.0
 
 
@@ -81,8 +74,13 @@ class Router:
     jobs: Jobs = field(init=False, factory=Jobs)
     _reloader: Callable[[Router], Awaitable[Changes]] | None = None
     _app: QuartTrio | None = None
-    _asked_at: float = -math.inf
-    _asking: trio.Event | None = None
+    lister: ModelLister = field(
+        init=False,
+        default=Factory(
+            lambda self: ModelLister(self.hub, self._discovered_engines, self._learn), takes_self=True
+        ),
+    )
+    _cannot_save: bool = False
 
     @property
     def app(self) -> QuartTrio:
@@ -125,27 +123,16 @@ class Router:
         try:
             return self.discovery.resolve(model)
         except UnknownModel:
-            if self._asking is None and trio.current_time() - self._asked_at < DISCOVERY_MIN_INTERVAL_S:
+            if not await self.lister.ask_if_due():
                 raise
-        if self._asking is not None:  # the answer is on its way
-            await self._asking.wait()
-        else:
-            await self.discover()
         return self.discovery.resolve(model)
 
     async def discover(self) -> None:
-        """Ask every engine that runs now which models it lists. Errors are logged; what was known stays."""
-        self._asked_at = trio.current_time()
-        asking = self._asking = trio.Event()
-        try:
-            async with trio.open_nursery() as nursery:
-                for name, engine in self.engines.items():
-                    if self.config.engines[name].discover:
-                        nursery.start_soon(self._discover, name, engine)
-        finally:
-            asking.set()
-            if self._asking is asking:
-                self._asking = None
+        """Ask every engine that runs now which models it lists. Errors are logged; what was known stays.
+
+        Cancellation ends only the wait for it.
+        """
+        await self.lister.ask()
 
     def events(self) -> AsyncIterator[Event]:
         """Iterate over everything that happens from now on."""
@@ -186,30 +173,14 @@ class Router:
         """Refuse new requests, let running ones end for `shutdown_timeout_s`, stop what the router started."""
         await self.supervisor.close(self.config.server.shutdown_timeout_s)
 
-    async def _discover(self, name: str, engine: Engine) -> None:
-        with trio.move_on_after(DISCOVERY_TIMEOUT_S):
-            try:
-                models = await engine.list_models()
-            except EngineError as error:
-                logger.info("%s", error)
-                return
-            except Exception:
-                # A defect in reading one engine's list must not end the router.
-                logger.exception("engine %s: unexpected error", name)
-                return
-            if models is not None:
-                self.discovery.set_listed(name, models)
-                self.state.set_models(name, models)
+    def _discovered_engines(self) -> Mapping[str, Engine]:
+        return {name: engine for name, engine in self.engines.items() if self.config.engines[name].discover}
 
-    async def keep_discovering(self) -> None:
-        """Ask again every half minute, and whenever something became ready; runs until cancelled."""
-        events = self.events()
-        while True:
-            await self.discover()
-            with trio.move_on_after(DISCOVERY_INTERVAL_S):
-                async for event in events:
-                    if isinstance(event, ResidentReady):
-                        break
+    def _learn(self, name: str, engine: Engine, models: Sequence[str]) -> None:
+        """Take in what an engine lists, unless it was exchanged or taken out meanwhile."""
+        if self.engines.get(name) is engine:
+            self.discovery.set_listed(name, models)
+            self.state.set_models(name, models)
 
     async def keep_saving(self) -> None:
         """Write the state file whenever there is something new; runs until cancelled."""
@@ -218,11 +189,14 @@ class Router:
             await self.save()
 
     async def save(self) -> None:
-        """Write the state file. A failure is told once; the router works without."""
+        """Write the state file. A failure is told once, until it works again; the router works without."""
         if self.state_file is None:
             return
         try:
             await save_state(self.state, self.state_file)
         except OSError as error:
-            self.note(f"the state file {self.state_file} cannot be written: {error}")
-            self.state_file = None
+            if not self._cannot_save:
+                self.note(f"the state file {self.state_file} cannot be written: {error}")
+            self._cannot_save = True
+        else:
+            self._cannot_save = False

@@ -3,17 +3,79 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import attrs
 import trio
 
 from engine_router.engines.base import Engine, ResidentId
-from engine_router.errors import EngineError
+from engine_router.errors import EngineError, EngineStopFailed
+from engine_router.residency import messages as book
+from engine_router.residency.pool import Pool
+from engine_router.residency.rules import Profile
 
 logger = logging.getLogger(__name__)
 
 # Seconds that one engine may take to say what it has running.
 ADOPTION_TIMEOUT_S = 5.0
+
+
+@attrs.frozen(kw_only=True)
+class Adoption:
+    """The takeover of what runs when the router starts.
+
+    Attributes:
+        apply: hands an event to the ledger of a pool, at once.
+        clear_away: stops a resident; returns why it could not be stopped.
+        notice: tells the person who runs the router something.
+    """
+
+    pools: Mapping[str, Pool]
+    pool_of: Mapping[str, str]
+    profile: Callable[[ResidentId], Profile]
+    apply: Callable[[Pool, book.Event], None]
+    clear_away: Callable[[ResidentId], Awaitable[EngineStopFailed | None]]
+    notice: Callable[[str], None]
+
+    async def take_over(self, engines: Mapping[str, Engine]) -> None:
+        """Take over what is found running, as far as there is room, and stop the rest."""
+        found = await find_running(engines, self.notice)
+        for pool in self.pools.values():
+            residents = [r for name in engines if self.pool_of[name] == pool.name for r in found[name]]
+            await self._measure_budget(pool, residents)
+            extras = []
+            for resident in residents:
+                self.apply(pool, book.Adopt(resident))
+                if pool.ledger.residence(resident) is None:
+                    extras.append(resident)
+            await self._stop_extras(pool, extras)
+
+    async def _measure_budget(self, pool: Pool, running: Sequence[ResidentId]) -> None:
+        """Set a budget that is to be taken from the gauge: what is free, and what our own hold of it."""
+        capacity = pool.ledger.capacity
+        if not capacity.is_auto:
+            return
+        reading = await pool.read_gauge()
+        if reading is None or not reading.measured:
+            self.notice(
+                f"pool '{pool.name}': free memory cannot be read, so budget_gb cannot be \"auto\"; "
+                "one engine at a time has the memory"
+            )
+            return
+        held = sum(self.profile(resident).need_bytes or 0 for resident in running)
+        free = reading.available_bytes + held
+        if reading.total_bytes is not None:
+            free = min(free, reading.total_bytes)
+        budget_bytes = max(0, free - capacity.reserve_bytes)
+        pool.ledger.capacity = attrs.evolve(capacity, budget_bytes=budget_bytes)
+
+    async def _stop_extras(self, pool: Pool, extras: Sequence[ResidentId]) -> None:
+        kept = ", ".join(str(residence.resident) for residence in pool.ledger.residences)
+        for resident in extras:
+            self.notice(f"{resident} was found running beside {kept} and is stopped: there is no room")
+        for resident in extras:
+            if (left := await self.clear_away(resident)) is not None:
+                self.notice(str(left))
 
 
 async def find_running(

@@ -9,6 +9,7 @@ from attrs import define, field
 
 from engine_router.engines.base import Endpoint, ResidentId, Supervision
 from engine_router.memory import Reading
+from engine_router.residency.files import Files
 
 
 @define(eq=False)
@@ -19,6 +20,7 @@ class Life:
         supervision: the line to the task that lives with it.
         started_at: the supervisor's clock, in seconds.
         adopted: it ran already when this life began: it was found, or is taken up again to be stopped.
+        files: what is done about its files, by the configuration that it began with.
         found: it was found running, so it is left running when the router goes down.
         scope: ends that task at once.
         endpoint: where it answers, once ready.
@@ -38,6 +40,7 @@ class Life:
     started_at: float
     adopted: bool
     found: bool
+    files: Files
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     endpoint: Endpoint | None = None
     before: Reading | None = None

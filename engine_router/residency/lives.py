@@ -124,7 +124,7 @@ class Lives:
         def ready(endpoint: Endpoint) -> None:
             self._ready(pool, life, endpoint)
 
-        life = Life(resident, Supervision(ready), trio.current_time(), adopted, found)
+        life = Life(resident, Supervision(ready), trio.current_time(), adopted, found, self.files)
         pool.lives[resident] = life
         self.spawn(self._live, pool, life)
         return life
@@ -304,7 +304,7 @@ class Lives:
             if life is not None and life.is_asleep:
                 await self._settle_asleep(pool, life, began)
             else:
-                await self._drop_files(resident)
+                await self._drop_files(resident, self.files if life is None else life.files)
                 expected = await pool.expected_release(life, measured, self.profile(resident).need_bytes)
                 seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
                 measured.settle_s = trio.current_time() - began
@@ -323,9 +323,9 @@ class Lives:
             warning = str(left)
         self._settled(pool, resident, seen, expected, trio.current_time() - began, warning)
 
-    async def _drop_files(self, resident: ResidentId) -> None:
+    async def _drop_files(self, resident: ResidentId, files: Files) -> None:
         try:
-            await self.files.behind(resident)
+            await files.behind(resident)
         except Exception:
             # The memory may be found missing then, and that is told.
             logger.exception("the files of %s cannot be dropped", resident)

@@ -11,10 +11,11 @@ An event that happens while another is being taken in waits until that one's eff
 from __future__ import annotations
 
 import contextvars
+import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import attrs
@@ -25,7 +26,7 @@ from engine_router.errors import EngineDied, RouterClosing
 from engine_router.events import EventHub, Phase, ResidentDied
 from engine_router.memory import Gauge
 from engine_router.residency import messages as book
-from engine_router.residency.adoption import find_running
+from engine_router.residency.adoption import Adoption
 from engine_router.residency.health import until_down
 from engine_router.residency.journal import SwapJournal
 from engine_router.residency.lease import Lease
@@ -119,7 +120,9 @@ class Supervisor:
                 or less than zero for ever, 0 not at all; None leaves that as it is.
         """
         pool = self.pools[self._pool_of[resident.engine]]
-        lease = Lease(Ticket(resident, priority, keep_alive_s), trio.current_time(), self._give_back)
+        # It goes back to the pool that it came from, whatever the configuration says by then.
+        give_back = functools.partial(self._give_back, pool)
+        lease = Lease(Ticket(resident, priority, keep_alive_s), trio.current_time(), give_back)
         if self._over:
             lease.refuse(RouterClosing("the router is not running any more"))
             return lease
@@ -135,6 +138,7 @@ class Supervisor:
         """Have a resident drained and stopped, and wait until it is gone.
 
         Raises:
+            RouterClosing: the router ended before.
             RouterError: it could not be stopped.
 
         Cancellation ends only the wait.
@@ -144,6 +148,8 @@ class Supervisor:
         self.unload(resident)
         await trio.lowlevel.checkpoint()
         while residence is not None and pool.ledger.residence(resident) is residence:
+            if self._over:
+                raise RouterClosing("the router has ended")
             if residence.phase is LifePhase.STUCK and residence.failure is not None:
                 raise residence.failure
             await pool.change()
@@ -204,6 +210,18 @@ class Supervisor:
         """Return who is present, in whatever phase, in all pools."""
         return [r.resident for pool in self.pools.values() for r in pool.ledger.residences]
 
+    def places(self) -> dict[str, str]:
+        """Return in which pool each engine is that has something in memory, or is waited for."""
+        return {
+            resident.engine: pool.name
+            for pool in self.pools.values()
+            for resident in (
+                *(residence.resident for residence in pool.ledger.residences),
+                *pool.ledger.settling,
+                *pool.ledger.waiting_counts(),
+            )
+        }
+
     def reconfigure(
         self,
         *,
@@ -254,12 +272,22 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await self._adopt()
+                await self._adoption().take_over(self._engines)
                 self._begin()
                 task_status.started()
                 await self._watch_the_clock()
         finally:
             self._end()
+
+    def _adoption(self) -> Adoption:
+        return Adoption(
+            pools=self.pools,
+            pool_of=self._pool_of,
+            profile=self.profile,
+            apply=self._apply,
+            clear_away=self._lives.clear_away,
+            notice=self._lives.notice,
+        )
 
     def _begin(self) -> None:
         """Take in what was asked for until now, and what is to be loaded ahead."""
@@ -321,8 +349,7 @@ class Supervisor:
             pool.journal.tidy(now)
         pool.note_change()
 
-    def _give_back(self, lease: Lease) -> None:
-        pool = self.pools[self._pool_of[lease.ticket.resident.engine]]
+    def _give_back(self, pool: Pool, lease: Lease) -> None:
         pool.leases.pop(lease.ticket, None)
         self._tell(pool, book.Release(lease.ticket))
 
@@ -380,46 +407,3 @@ class Supervisor:
                 ResidentDied(at=self._wall_clock(), pool=pool.name, resident=str(resident), message=fault)
             )
             self._tell(pool, book.Down(resident, EngineDied(resident.engine, fault)))
-
-    # What runs already.
-
-    async def _adopt(self) -> None:
-        """Take over what is found running, as far as there is room, and stop the rest."""
-        found = await find_running(self._engines, self._lives.notice)
-        for pool in self.pools.values():
-            engines = [name for name in self._engines if self._pool_of[name] == pool.name]
-            residents = [resident for name in engines for resident in found[name]]
-            await self._measure_budget(pool, residents)
-            extras = []
-            for resident in residents:
-                self._apply(pool, book.Adopt(resident))
-                if pool.ledger.residence(resident) is None:
-                    extras.append(resident)
-            await self._stop_extras(pool, extras)
-
-    async def _measure_budget(self, pool: Pool, running: Sequence[ResidentId]) -> None:
-        """Set a budget that is to be taken from the gauge: what is free, and what our own hold of it."""
-        capacity = pool.ledger.capacity
-        if not capacity.is_auto:
-            return
-        reading = await pool.read_gauge()
-        if reading is None or not reading.measured:
-            self._lives.notice(
-                f"pool '{pool.name}': free memory cannot be read, so budget_gb cannot be \"auto\"; "
-                "one engine at a time has the memory"
-            )
-            return
-        held = sum(self.profile(resident).need_bytes or 0 for resident in running)
-        free = reading.available_bytes + held
-        if reading.total_bytes is not None:
-            free = min(free, reading.total_bytes)
-        budget_bytes = max(0, free - capacity.reserve_bytes)
-        pool.ledger.capacity = attrs.evolve(capacity, budget_bytes=budget_bytes)
-
-    async def _stop_extras(self, pool: Pool, extras: Sequence[ResidentId]) -> None:
-        kept = ", ".join(str(residence.resident) for residence in pool.ledger.residences)
-        for resident in extras:
-            self._lives.notice(f"{resident} was found running beside {kept} and is stopped: there is no room")
-        for resident in extras:
-            if (left := await self._lives.clear_away(resident)) is not None:
-                self._lives.notice(str(left))
