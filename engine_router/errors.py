@@ -369,11 +369,17 @@ class ConfigError(Exception):
     Attributes:
         source: the file, as the user named it.
         faults: every fault found, each as (path, message); the path is empty for a fault of the file itself.
+        excerpts: for each fault the line of the file that it is about, with carets below; empty where none can be
+            shown.
     """
 
-    def __init__(self, source: str, faults: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, source: str, faults: Sequence[tuple[str, str]], excerpts: Sequence[str] = ()) -> None:
         self.source = source
         self.faults = tuple(faults)
-        lines = [f"{path}: {message}" if path else message for path, message in self.faults]
+        self.excerpts = tuple(excerpts) or ("",) * len(self.faults)
+        lines = [
+            f"{path}: {message}".removeprefix(": ") + (f"\n{excerpt}" if excerpt else "")
+            for (path, message), excerpt in zip(self.faults, self.excerpts, strict=True)
+        ]
         count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in lines))

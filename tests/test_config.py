@@ -459,7 +459,7 @@ FAULTS = [
     (
         '[engines.a]\ntype = "process"\nargv = "x \'y {port}"',
         "engines.a.argv",
-        'cannot split the command "x \'y {port}": No closing quotation',
+        'cannot split the command "x \'y {port}": a single quote is not closed',
         False,
     ),
     (
@@ -978,8 +978,14 @@ def test_what_editors_do_to_a_file_does_not_matter(raw: bytes, tmp_path: Path) -
     [
         (GOOD.encode("latin-1"), "is not UTF-8 text (byte 51): save it as UTF-8"),
         (GOOD.encode("utf-16"), "is not UTF-8 text (byte 0): save it as UTF-8"),
-        (b"[engines", "is not TOML: Expected ']' at the end of a table declaration (at end of document)"),
-        (b"[a]\n[a]", "is not TOML: Cannot declare ('a',) twice (at line 2, column 3)"),
+        (
+            b"[engines",
+            "is not TOML: Expected ']' at the end of a table declaration; the name of a table stands in brackets, [engines.NAME]; other characters than letters, digits, - and _ need quotes (line 1, column 9)",
+        ),
+        (
+            b"[a]\n[a]",
+            "the table [a] stands here and in line 1: put both together, or give this one another name (line 2, column 3)",
+        ),
     ],
 )
 def test_a_file_that_is_no_toml(raw: bytes, words: str) -> None:

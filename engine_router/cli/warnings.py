@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine_router.config import AnyEngineConfig, Config, ProcessConfig, is_template
-from engine_router.config.structure import quoted
+from engine_router.config.faults import quoted
 from engine_router.config.values import expanded
 from engine_router.serving import is_open_to_network
 

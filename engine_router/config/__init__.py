@@ -1,6 +1,6 @@
 """Configuration: the classes, and how a file becomes one of them."""
 
-from engine_router.config.load import find_config, is_template, load_config, parse_config
+from engine_router.config.load import find_config, load_config, parse_config
 from engine_router.config.model import (
     AnyEngineConfig,
     CallConfig,
@@ -19,6 +19,7 @@ from engine_router.config.model import (
     SleepConfig,
     SystemdConfig,
 )
+from engine_router.config.process import is_template
 
 __all__ = [
     "AnyEngineConfig",

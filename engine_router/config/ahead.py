@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from engine_router.config.faults import Fault, close, quoted
 from engine_router.config.model import (
     AnyEngineConfig,
     ModelConfig,
@@ -12,7 +13,6 @@ from engine_router.config.model import (
     SchedulingConfig,
     SystemdConfig,
 )
-from engine_router.config.structure import Fault, close, quoted
 from engine_router.config.values import shown
 
 _LATEST = ":latest"

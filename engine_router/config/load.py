@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import platformdirs
 import tomli
 
 from engine_router.config.ahead import ahead_faults
+from engine_router.config.environment import Environment
+from engine_router.config.faults import Fault, close, is_table, quoted
+from engine_router.config.misplaced import home_of, without_dotted
 from engine_router.config.model import (
     AnyEngineConfig,
     Config,
@@ -22,8 +25,11 @@ from engine_router.config.model import (
     SchedulingConfig,
     ServerConfig,
 )
+from engine_router.config.places import excerpts
+from engine_router.config.process import process_faults
 from engine_router.config.sleeping import sleep_faults
-from engine_router.config.structure import Fault, close, is_table, quoted, read_engine, read_table
+from engine_router.config.structure import read_engine, read_table
+from engine_router.config.syntax import syntax_fault
 from engine_router.config.values import Name, expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
 
@@ -77,8 +83,12 @@ def _is_there(place: Path) -> bool:
         return False
 
 
-def load_config(path: str | os.PathLike[str]) -> Config:
+def load_config(path: str | os.PathLike[str], environment: Environment | None = None) -> Config:
     """Read and check a file.
+
+    Args:
+        path: the file.
+        environment: what `${env:NAME}` is taken from; the process's own when absent.
 
     Raises:
         ConfigError: with every fault of the file.
@@ -88,10 +98,12 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(source, [("", f"cannot be read: {error.strerror or error}")]) from None
-    return parse_config(raw, source=source)
+    return parse_config(raw, source=source, environment=environment)
 
 
-def parse_config(raw: bytes | str, *, source: str = FILE_NAME) -> Config:
+def parse_config(
+    raw: bytes | str, *, source: str = FILE_NAME, environment: Environment | None = None
+) -> Config:
     """Check the text of a configuration.
 
     Raises:
@@ -99,17 +111,24 @@ def parse_config(raw: bytes | str, *, source: str = FILE_NAME) -> Config:
     """
     try:
         text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
-        data = tomli.loads(text)
     except UnicodeDecodeError as error:
         fault = f"is not UTF-8 text (byte {error.start}): save it as UTF-8"
         raise ConfigError(source, [("", fault)]) from None
+    try:
+        data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
-        raise ConfigError(source, [("", f"is not TOML: {error}")]) from None
+        fault, line = syntax_fault(str(error), text)
+        raise ConfigError(source, [("", fault)], [line]) from None
     except (RecursionError, ValueError) as error:  # endless brackets, a number of thousands of digits
         raise ConfigError(source, [("", f"cannot be read: {error}")]) from None
+    environment = environment or Environment()
+    data, missing = environment.filled(data)
     config, faults = build_config(data)
-    if config is None:
-        raise ConfigError(source, faults)
+    if config is None or missing:
+        places = {path for path, _ in missing}  # what stands there now would only be refused once more
+        all_faults = [*missing, *(fault for fault in faults if fault[0] not in places)]
+        told = [(environment.masked(path), environment.masked(words)) for path, words in all_faults]
+        raise ConfigError(source, told, excerpts(text, [path for path, _ in told]))
     return config
 
 
@@ -146,7 +165,9 @@ def _unknown_keys(data: Mapping[str, Any]) -> Iterator[Fault]:
     for key in data:
         if key not in known:
             near = close(key, known)
+            home = None if is_table(data[key]) else home_of(key)
             hint = f"; did you mean {near}?" if near else f"; known: {', '.join(known)}"
+            hint = f"; move it into {home}" if home else hint
             yield quoted(key), f"unknown {'table' if is_table(data[key]) else 'key'}{hint}"
 
 
@@ -170,7 +191,11 @@ def _named(data: Mapping[str, Any], key: str, read: Any, faults: list[Fault]) ->
         except ValueError as error:
             faults.append((path, str(error)))
             continue
-        entry, more = read(value, path)
+        own, dotted = without_dotted(key, name, value)
+        faults.extend(dotted)
+        if dotted and not own:
+            continue
+        entry, more = read(own, path)
         faults.extend(more)
         if entry is not None:
             found[checked] = entry
@@ -188,7 +213,7 @@ def _state_file(data: Mapping[str, Any], faults: list[Fault]) -> str | None:
     if "state_file" not in data:
         return None
     try:
-        return read_string(data["state_file"])
+        return str(expanded(read_string(data["state_file"])))
     except ValueError as error:
         faults.append(("state_file", str(error)))
         return None
@@ -239,34 +264,7 @@ def _engine_faults(
         hint = f"; did you mean {shown(near)}?" if near else "; declare it as [pools.NAME]"
         yield f"{path}.pool", f"no pool is called {shown(engine.pool)}{hint}"
     if isinstance(engine, ProcessConfig):
-        yield from _process_faults(name, engine, models, _names_in(data, "models"))
-
-
-def _process_faults(
-    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Sequence[str]
-) -> Iterator[Fault]:
-    path = f"engines.{quoted(name)}"
-    words = " ".join(engine.argv)
-    has_port = "{port}" in words
-    if is_template(engine) and not has_port:
-        yield f"{path}.argv", "{model} or {path} start it once for each model, so it needs {port} too"
-    elif engine.base_url is None and not has_port:
-        yield f"{path}.base_url", "missing; say where it listens, or put {port} into argv"
-    if engine.base_url is not None and has_port:
-        yield f"{path}.base_url", "not allowed together with {port} in argv, which takes a free port"
-    if "{path}" in words:
-        for model in engine.models:
-            if model not in named_models:
-                yield (
-                    f"{path}.models",
-                    f"{shown(model)} has no path; add [models.{quoted(model)}] with its path",
-                )
-        for model_id, config in models.items():
-            if config.engine == name and config.path is None:
-                yield (
-                    f"models.{quoted(model_id)}.path",
-                    f"missing; the argv of engine {shown(name)} asks for {{path}}",
-                )
+        yield from process_faults(name, engine, models, _names_in(data, "models"))
 
 
 def _name_faults(
@@ -320,9 +318,3 @@ def _id_faults(
                 f"the model is also in {place}; one id belongs to one engine",
             )
         owners.setdefault(model_name, f"models.{quoted(model_name)}")
-
-
-def is_template(engine: ProcessConfig) -> bool:
-    """Tell whether a process engine is started once for each model."""
-    words = " ".join(engine.argv)
-    return "{model}" in words or "{path}" in words

@@ -33,6 +33,7 @@ from engine_router.config.values import (
     SignalName,
     SleepLevel,
     UrlPath,
+    VariableValue,
 )
 
 T = TypeVar("T")
@@ -312,7 +313,7 @@ class ProcessConfig(EngineConfig):
         "free port; {model} or {path} make it a template that is started once for each model."
     )
     base_url: BaseUrl | None = option(None, "Where it listens; not needed when argv has {port}.")
-    env: Mapping[str, str] = table(dict, "Environment variables added to the router's own.")
+    env: Mapping[str, VariableValue] = table(dict, "Environment variables added to the router's own.")
     cwd: str | None = option(None, "Working directory.")
     stop_signal: SignalName = option(SignalName("SIGTERM"), "Signal that asks it to end.")
     grace_s: Seconds = option(

@@ -37,6 +37,7 @@ _SCALARS: dict[Any, dict[str, Any]] = {
             {"type": "array", "items": {"type": "string"}, "minItems": 1},
         ]
     },
+    values.VariableValue: {"type": "string"},
     values.SignalName: {"type": "string", "pattern": "^SIG"},
     values.ReadyCheck: {"type": "string", "pattern": rf"^\s*({values.READY_CHECK_PATTERN})$"},
     values.HeaderValue: {"type": "string", "pattern": r"^[\t -~]*$"},
@@ -81,7 +82,7 @@ def _of_class(cls: type[Any]) -> dict[str, Any]:
 
 def _of_type(kind: Any) -> dict[str, Any]:
     if kind in _SCALARS:
-        return dict(_SCALARS[kind])
+        return _or_reference(_SCALARS[kind])
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return {"enum": list(arguments)}
@@ -93,6 +94,18 @@ def _of_type(kind: Any) -> dict[str, Any]:
         branches = [_of_type(argument) for argument in arguments if argument is not type(None)]
         return branches[0] if len(branches) == 1 else {"oneOf": branches}
     return _of_class(kind)
+
+
+def _or_reference(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Allow `${env:NAME}`, whose value an editor does not know, wherever a string may stand."""
+    found = dict(schema)
+    if "pattern" in found:
+        found["pattern"] = rf"\$\{{env:|{found['pattern']}"
+    for key in ("anyOf", "items"):
+        if key in found:
+            inner = found[key]
+            found[key] = [_or_reference(one) for one in inner] if key == "anyOf" else _or_reference(inner)
+    return found
 
 
 def reference() -> list[tuple[str, str, str, str]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
+from engine_router.config.faults import Fault, close, quoted
+from engine_router.config.misplaced import home_of
 from engine_router.config.model import (
     ENGINE_TYPES,
     CallConfig,
@@ -26,12 +27,10 @@ from engine_router.config.model import (
     SleepConfig,
     SystemdConfig,
 )
-from engine_router.config.values import READERS, HeaderValue, read_header_name, shown
+from engine_router.config.values import READERS, HeaderValue, VariableValue, read_header_name, shown
 
 T = TypeVar("T")
-Fault = tuple[str, str]
-"""A path such as `engines.llamacpp.argv`, and what is wrong there."""
-
+_TEXTS: Sequence[Any] = (str, HeaderValue, VariableValue)
 _TABLES: Sequence[type[Any]] = (
     ServerConfig,
     LogConfig,
@@ -114,6 +113,11 @@ def _each(converter: cattrs.Converter, places: Sequence[tuple[str, Any]], kind: 
     faults: list[Exception] = []
     for place, value in places:
         try:
+            if isinstance(value, dict) and value and kind in _TEXTS:
+                whole = quoted(f"{place.lstrip('.')}.{next(iter(value))}")
+                raise ValueError(  # noqa: TRY301 - one kind of fault for the walker
+                    f"expected a string in quotes, got a table; a key with a dot has to be in quotes: {whole}"
+                )
             items.append(converter.structure(value, kind))
         except Exception as error:  # noqa: BLE001 - whatever cattrs raises becomes a fault with a path
             faults.append(_Placed(place, error))
@@ -146,18 +150,6 @@ def _table_reader(converter: cattrs.Converter, cls: type[Any]) -> Any:
 
 
 _CONVERTER = _make_converter()
-
-
-def close(value: object, known: Sequence[str]) -> str | None:
-    """Return the known word that looks most like `value`, if any does."""
-    matches = difflib.get_close_matches(str(value), known, n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
-def quoted(key: str) -> str:
-    """Show a key as TOML would write it in a path."""
-    bare = key and all(char.isascii() and (char.isalnum() or char in "-_") for char in key)
-    return key if bare else shown(key)
 
 
 def read_table(value: Any, cls: type[T], path: str) -> tuple[T | None, list[Fault]]:
@@ -196,8 +188,9 @@ def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields):
-            near = close(key, known)
+            near, home = close(key, known), home_of(key, error.cl)
             hint = f"; did you mean {near}?" if near else f"; known keys: {', '.join(known)}"
+            hint = f"; it belongs to {home}" if home else hint
             yield f"{path}.{quoted(key)}".lstrip("."), f"unknown key{hint}"
     elif isinstance(error, KeyError):
         yield path, f"missing; it is required ({_summary_of(cls, str(error.args[0]))})"
@@ -219,8 +212,3 @@ def _summary_of(cls: type[Any] | None, name: str) -> str:
     doc = str(getattr(attrs.fields_dict(cls).get(name), "metadata", {}).get("doc", "")) if cls else ""
     first = doc.partition(". ")[0].rstrip(".")
     return first[:1].lower() + first[1:] or name
-
-
-def is_table(value: object) -> bool:
-    """Tell whether TOML gave a table."""
-    return isinstance(value, Mapping)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NewType
 from urllib.parse import urlsplit
+
+from engine_router.config.command_line import split_command, with_home
 
 Seconds = NewType("Seconds", float)
 """A duration, in seconds; finite and not negative."""
@@ -57,7 +58,10 @@ UrlPath = NewType("UrlPath", str)
 """The path of a URL, beginning with a slash."""
 
 Argv = NewType("Argv", tuple[str, ...])
-"""A command: its program and arguments. A string is split as a shell would split it; no shell runs."""
+"""A command: its program and arguments. A string is split as a shell would split it; no shell runs. `~/` is home."""
+
+VariableValue = NewType("VariableValue", str)
+"""The value of an environment variable; `~/` at its beginning is the home folder."""
 
 SignalName = NewType("SignalName", str)
 """The name of a signal, such as SIGTERM."""
@@ -225,7 +229,7 @@ def read_argv(value: Any) -> Argv:
     """Read a command, as a list of strings or as one string that is split as a shell would."""
     if isinstance(value, str):
         try:
-            words = shlex.split(value)
+            words = split_command(value)
         except ValueError as error:
             raise ValueError(f"cannot split the command {shown(value)}: {error}") from None
     elif isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
@@ -236,7 +240,12 @@ def read_argv(value: Any) -> Argv:
         raise _fail("a command with at least the program", value)
     if any("\x00" in word for word in words):
         raise _fail("a command without NUL characters", value)
-    return Argv(tuple(words))
+    return Argv(tuple(with_home(word) for word in words))
+
+
+def read_variable(value: Any) -> VariableValue:
+    """Read the value of an environment variable."""
+    return VariableValue(with_home(read_string(value)))
 
 
 def read_signal(value: Any) -> SignalName:
@@ -323,6 +332,7 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     BaseUrl: read_base_url,
     UrlPath: read_path,
     Argv: read_argv,
+    VariableValue: read_variable,
     SignalName: read_signal,
     ReadyCheck: read_ready_check,
     HeaderValue: read_header_value,

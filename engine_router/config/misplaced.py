@@ -1,0 +1,94 @@
+"""Keys in the wrong table, and names whose dots TOML took for tables of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from engine_router.config.faults import Fault, quoted
+from engine_router.config.model import (
+    ENGINE_TYPES,
+    EngineConfig,
+    LogConfig,
+    ModelConfig,
+    PoolConfig,
+    SchedulingConfig,
+    ServerConfig,
+)
+
+_TABLES: Final[Mapping[str, type[Any]]] = {
+    "[server]": ServerConfig,
+    "[log]": LogConfig,
+    "[scheduling]": SchedulingConfig,
+    "[pools.NAME]": PoolConfig,
+    "[engines.NAME]": EngineConfig,
+    "[models.NAME]": ModelConfig,
+}
+
+
+def home_of(key: str, cls: type[Any] | None = None) -> str | None:
+    """Return where a key belongs that stands elsewhere; None where no table, or more than one, has it.
+
+    Args:
+        key: the key.
+        cls: the class of the table in which it stands.
+    """
+    if cls is not None and issubclass(cls, EngineConfig):
+        types = [name for name, kind in ENGINE_TYPES.items() if key in attrs.fields_dict(kind)]
+        if types:
+            return "an engine of type " + " or ".join(types)
+    homes = [table for table, kind in _TABLES.items() if kind is not cls and key in attrs.fields_dict(kind)]
+    if not homes and any(key in attrs.fields_dict(kind) for kind in ENGINE_TYPES.values()):
+        homes = ["[engines.NAME]"]
+    return homes[0] if len(homes) == 1 else None
+
+
+def without_dotted(table: str, name: str, value: Any) -> tuple[Any, list[Fault]]:
+    """Take out what a dot in a name made of an entry: `[models.qwen3.5-8b]` is a table `5-8b` in `qwen3`.
+
+    Args:
+        table: `models`, `engines`, `pools` or `aliases`.
+        name: the entry's name up to its first dot.
+        value: the entry.
+
+    Returns:
+        the entry without them, and a fault for each, with the whole name.
+    """
+    if not isinstance(value, dict):
+        return value, []
+    known = _keys_of(table)
+    dotted = {key: inner for key, inner in value.items() if key not in known and _has_entry(inner, known)}
+    names = [f"{name}.{whole}" for key, inner in dotted.items() for whole in _whole(key, inner, known)]
+    faults = [
+        (
+            f"{table}.{whole}",
+            "a name with a dot has to be in quotes: "
+            + (f"{quoted(whole)} = ..." if table == "aliases" else f"[{table}.{quoted(whole)}]"),
+        )
+        for whole in names
+    ]
+    return {key: inner for key, inner in value.items() if key not in dotted}, faults
+
+
+def _keys_of(table: str) -> frozenset[str]:
+    classes: Mapping[str, tuple[type[Any], ...]] = {
+        "models": (ModelConfig,),
+        "pools": (PoolConfig,),
+        "engines": tuple(ENGINE_TYPES.values()),
+    }
+    return frozenset(key for cls in classes.get(table, ()) for key in attrs.fields_dict(cls))
+
+
+def _has_entry(value: Any, known: frozenset[str]) -> bool:
+    """Tell whether a value is an entry, or a table with one somewhere in it. An alias is a plain string."""
+    if not isinstance(value, dict):
+        return not known and isinstance(value, str)
+    return any(key in known or _has_entry(inner, known) for key, inner in value.items())
+
+
+def _whole(key: str, value: Any, known: frozenset[str]) -> list[str]:
+    if not isinstance(value, dict) or any(inner in known for inner in value):
+        return [key]
+    return [f"{key}.{rest}" for inner, deeper in value.items() for rest in _whole(inner, deeper, known)]

@@ -1,0 +1,86 @@
+"""What is wrong with the command of a process engine: its program and its placeholders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from engine_router.config.faults import Fault, close, quoted
+from engine_router.config.model import ModelConfig, ProcessConfig
+from engine_router.config.values import shown
+
+PLACEHOLDERS: Final = ("port", "model", "path")
+_BRACES: Final = re.compile(r"\$?\{(\w+)\}|\$(\w+)|%(\w+)%")
+_ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)=")
+
+
+def process_faults(
+    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Sequence[str]
+) -> Iterator[Fault]:
+    """Yield what is wrong with the command of an engine, and with models that it cannot start."""
+    path = f"engines.{quoted(name)}"
+    yield from _program_faults(engine, path)
+    words = " ".join(engine.argv)
+    has_port = "{port}" in words
+    if is_template(engine) and not has_port:
+        yield f"{path}.argv", "{model} or {path} start it once for each model, so it needs {port} too"
+    elif engine.base_url is None and (mistaken := _mistaken(words, ("port",))) is not None:
+        yield f"{path}.argv", mistaken
+    elif engine.base_url is None and not has_port:
+        yield f"{path}.base_url", "missing; say where it listens, or put {port} into argv"
+    if engine.base_url is not None and has_port:
+        yield f"{path}.base_url", "not allowed together with {port} in argv, which takes a free port"
+    if "{path}" in words:
+        for model in engine.models:
+            if model not in named_models:
+                yield (
+                    f"{path}.models",
+                    f"{shown(model)} has no path; add [models.{quoted(model)}] with its path",
+                )
+        for model_id, config in models.items():
+            if config.engine == name and config.path is None:
+                yield (
+                    f"models.{quoted(model_id)}.path",
+                    f"missing; the argv of engine {shown(name)} asks for {{path}}",
+                )
+
+
+def _program_faults(engine: ProcessConfig, path: str) -> Iterator[Fault]:
+    """Yield variables that stand before the program, as a shell would have them."""
+    names: list[str] = []
+    for word in engine.argv:
+        if (assignment := _ASSIGNMENT.match(word)) is None:
+            break
+        names.append(assignment[1])
+    if names:
+        table = ", ".join(f'{name} = "..."' for name in names)
+        yield (
+            f"{path}.argv",
+            f"{names[0]}=... is no program, and no shell runs that would set it; write env = {{ {table} }}",
+        )
+
+
+def placeholder_hints(engine: ProcessConfig) -> Iterator[str]:
+    """Yield what looks like a placeholder in a command, but is none: `{ports}`, `${PORT}`, `{Model}`."""
+    for word in engine.argv:
+        if (mistaken := _mistaken(word, PLACEHOLDERS)) is not None:
+            yield mistaken
+
+
+def _mistaken(words: str, names: Sequence[str]) -> str | None:
+    """Say which of the placeholders was meant by something else; None where nothing looks like one."""
+    for found in _BRACES.finditer(words):
+        name = next(group for group in found.groups() if group is not None)
+        if found.group() == f"{{{name}}}" and name in PLACEHOLDERS:
+            continue
+        meant = name.lower() if name.lower() in names else close(name.lower(), names)
+        if meant is not None:
+            return f"{found.group()} is not filled in; write {{{meant}}}"
+    return None
+
+
+def is_template(engine: ProcessConfig) -> bool:
+    """Tell whether a process engine is started once for each model."""
+    words = " ".join(engine.argv)
+    return "{model}" in words or "{path}" in words
