@@ -9,11 +9,12 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from engine_router.config import ProcessConfig, load_config, parse_config
+from engine_router.config import HttpConfig, ProcessConfig, load_config, parse_config
 from engine_router.config.command_line import split_command
 from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[1]
 ENGINE = '[engines.a]\ntype = "process"\nargv = "serve {port}"\n'
 
 
@@ -275,3 +276,26 @@ def test_carets_stand_below_the_key(tmp_path: Path) -> None:
 def test_any_text_is_refused_in_words(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_config(text, environment=Environment({}))
+
+
+# The blocks that people copy
+
+
+def block(text: str, name: str) -> str:
+    """Return one engine's table of a document, its comment signs taken off."""
+    lines = [line.removeprefix("#") for line in text.split("\n")]
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"[engines.{name}]"))
+    end = next(number for number in range(start, len(lines)) if not lines[number].strip())
+    return "\n".join(lines[start:end])
+
+
+def test_what_tabby_has_loaded_is_not_asked_of_its_list() -> None:
+    engine = parse_config(block((ROOT / "README.md").read_text("utf-8"), "tabby")).engines["tabby"]
+    assert isinstance(engine, HttpConfig)
+    assert (engine.loaded.path, engine.loaded.key) == ("/v1/model", "")
+
+
+def test_mlx_is_ready_when_its_health_says_so() -> None:
+    engine = parse_config(block((ROOT / "engines.toml.example").read_text("utf-8"), "mlx")).engines["mlx"]
+    assert isinstance(engine, ProcessConfig)
+    assert (engine.ready_path, engine.ready_check, engine.discover) == ("/health", "status == 200", False)
