@@ -534,7 +534,24 @@ def test_timings_of_llama_cpp_count_before_the_clock() -> None:
 def test_no_figure_is_zero() -> None:
     last = parsed(answer("/api/chat", {"messages": []}, events(delta("stop")), seconds=0.0))[-1]
     assert not {key for key, value in last.items() if value == 0 and value is not False}
-    assert not {"total_duration", "eval_duration", "eval_count", "prompt_eval_count"} & last.keys()
+    assert not {"eval_duration", "eval_count", "prompt_eval_count"} & last.keys()
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_tokens_that_the_engine_does_not_count_are_estimated(path: str) -> None:
+    data = {"messages": [{"role": "user", "content": "x" * 36}], "prompt": "x" * 36}
+    texts = [delta(content=text) for text in ("It is", " a", " rather long word: ", "otorhinolaryngologist")]
+    (*_, last) = parsed(answer(path, data, events(*texts, delta("stop"))))
+    assert (last["prompt_eval_count"], last["eval_count"], last["estimated"]) == (13, 12, True)
+    (*_, last) = parsed(answer(path, data, events(*[delta(content="é")] * 9, delta("stop"))))
+    assert last["eval_count"] == 9  # no delta has less than a token
+    message = {"content": "x" * 12, "reasoning_content": "y" * 8}
+    line = json.loads(answer(path, {**data, "stream": False}, whole(message)))
+    assert (line["prompt_eval_count"], line["eval_count"], line["estimated"]) == (13, 5, True)
+    usage = {"prompt_tokens": 2, "completion_tokens": 3}
+    line = json.loads(answer(path, {**data, "stream": False}, whole(message, usage=usage)))
+    assert (line["prompt_eval_count"], line["eval_count"]) == (2, 3)
+    assert "estimated" not in line
 
 
 def figures_of(line: Json) -> dict[str, float]:
@@ -639,7 +656,7 @@ def test_probabilities_go_with_their_text() -> None:
     for chunk, tokens in zip(chunks, (["hm"], ["Ã"], ["©"], ["b"]), strict=True):
         chunk["choices"][0]["logprobs"] = told(*tokens)
     raw = events(*chunks, "[DONE]")
-    lines = parsed(answer("/api/chat", {"logprobs": True}, raw))
+    lines = parsed(answer("/api/chat", {"logprobs": True, "top_logprobs": 1}, raw))
     assert [[entry["token"] for entry in line.get("logprobs", ())] for line in lines] == [
         ["hm"],
         ["Ã", "©"],  # the bytes of one character
@@ -658,14 +675,17 @@ def test_probabilities_in_one_piece(path: str) -> None:
     choice = {"message": {"content": "ab", "reasoning": "hm"}, "logprobs": told("hm", "a", "b")}
     raw = json.dumps({"choices": [choice]}).encode()
     data = {"prompt": "x", "stream": False}
-    line = json.loads(answer(path, {**data, "logprobs": True}, raw))
+    asked = {**data, "logprobs": True, "top_logprobs": 1}
+    line = json.loads(answer(path, asked, raw))
     assert line["logprobs"] == [probable("hm"), probable("a"), probable("b")]
+    line = json.loads(answer(path, {**asked, "top_logprobs": 0}, raw))
+    assert line["logprobs"][1:] == [{"token": t, "logprob": -0.5, "bytes": [120]} for t in "ab"]
     assert "logprobs" not in json.loads(answer(path, data, raw))
 
 
 def test_probabilities_of_a_completion() -> None:
     older = {"tokens": ["a", "b"], "token_logprobs": [-0.5, -1], "top_logprobs": [{"a": -0.5, "c": -3}, None]}
-    data = {"prompt": "x", "raw": True, "logprobs": True}
+    data = {"prompt": "x", "raw": True, "logprobs": True, "top_logprobs": 2}
     for theirs, expected in (
         (
             older,
@@ -806,7 +826,7 @@ def test_embeddings_may_come_as_base64(vectors: list[list[float]]) -> None:
         ("AAAA", "base64"),
         ("Ä", "base64"),
         (base64.b64encode(struct.pack("<f", math.nan)).decode(), "finite"),
-        ([1.0, math.inf], "finite"),
+        ([1.0, math.inf], "is not JSON"),
         ([1.0, "x"], "unexpected shape"),
         ([[1.0]], "unexpected shape"),
         (None, "unexpected shape"),

@@ -22,6 +22,7 @@ import pytest
 from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.responses import ResponseError
 
 from engine_router.dialects import dialect_of
 from engine_router.dialects.frames import EventFrames, FrameReader, LineFrames
@@ -29,7 +30,7 @@ from engine_router.dialects.sse import EventReader
 from engine_router.dialects.waiting import Patience, forget_progress, patience_for
 from engine_router.dialects.waiting.messages import SIGNATURE
 from engine_router.dialects.waiting.responses import ResponsesPatience
-from engine_router.errors import EngineStartFailed
+from engine_router.errors import EngineError, EngineStartFailed, RouterError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -502,6 +503,16 @@ def test_a_request_that_only_loads_gets_no_lines_before_its_one_object(
 
 # Errors.
 
+
+def every_error() -> list[RouterError]:
+    """Return one error of each class that takes a message, with the engine where it needs one."""
+    kinds = list(RouterError.__subclasses__())
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    plain = [kind("a message") for kind in kinds if kind.__init__ is RouterError.__init__]
+    return plain + [kind("e", "a message") for kind in kinds if kind.__init__ is EngineError.__init__]
+
+
 MOMENTS: dict[str, Callable[[Patience, bytes], bytes]] = {
     "at once": lambda it, _: b"",
     "quiet": lambda it, _: it.quiet() * 2,
@@ -550,8 +561,16 @@ def test_a_failed_response_was_created_before_and_keeps_its_id(moment: str) -> N
     failed, last = seen[-2:]
     assert failed["type"] == "response.failed"
     assert failed["response"]["status"] == "failed"
-    assert failed["response"]["error"] == {"code": ERROR.code, "message": str(ERROR)}
+    assert failed["response"]["error"] == {"code": "invalid_prompt", "message": str(ERROR)}
     assert (last["type"], last["message"], last["error"]["message"]) == ("error", str(ERROR), str(ERROR))
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda error: type(error).__name__)
+def test_a_failed_response_has_a_code_of_the_list_by_which_codex_repeats(kind: RouterError) -> None:
+    it = patience(RESPONSES)
+    failed = events(it.lively() + it.failure(kind))[-2]["response"]
+    assert ResponseError.model_validate(failed["error"])
+    assert (failed["error"]["code"] == "server_error") == kind.retryable
 
 
 @pytest.mark.parametrize("passed", [b"what is this", b"data: 1\n\n", b": hello\n\n", b"x" * 3_000_000])

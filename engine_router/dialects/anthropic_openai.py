@@ -6,10 +6,11 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.anthropic_request import chat_request
-from engine_router.dialects.anthropic_tokens import tokens_of
 from engine_router.dialects.base import Translation, to_json
-from engine_router.dialects.chat_chunks import ChatAnswer, Piece, arguments_of
+from engine_router.dialects.chat_blocks import Piece
+from engine_router.dialects.chat_chunks import ChatAnswer
 from engine_router.errors import BadRequest
 
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
@@ -59,8 +60,7 @@ class _Message:
         self._asked = asked
         self._new_id = new_id
         self._stops = request.get("stop") or ()
-        self._estimate = tokens_of(request)
-        self._answer = ChatAnswer(stream=request["stream"])
+        self._answer = ChatAnswer(request)
 
     def _message(self, content: list[dict[str, Any]], ending: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -76,18 +76,18 @@ class _Message:
         """Return why the model stopped."""
         answer = self._answer
         stop = answer.stop if answer.stop in self._stops else None
-        reason = _STOP_REASONS.get(answer.finish_reason or "")
+        reason = _STOP_REASONS.get(answer.finish or "")
         if reason is None and answer.has_calls:
             reason = "tool_use"
         if reason is not None:
             stop = None
         return {"stop_reason": reason or ("stop_sequence" if stop else "end_turn"), "stop_sequence": stop}
 
-    def _usage(self) -> dict[str, int]:
-        """Return the engine's figures; the estimate where it has none of the input."""
-        prompt, cached, completion = self._answer.tokens
-        fresh = self._estimate if prompt is None else max(0, prompt - cached)
-        return _usage(fresh, cached, completion or 0)
+    def _usage(self) -> dict[str, Any]:
+        """Return the engine's figures, or marked estimates where it has none."""
+        tokens = self._answer.tokens
+        usage = _usage(max(0, tokens.prompt - tokens.cached), tokens.cached, tokens.completion)
+        return {**usage, "estimated": True} if tokens.is_estimated else usage
 
     def _start_of(self, piece: Piece) -> dict[str, Any]:
         """Return a block that has no content yet."""
@@ -160,7 +160,11 @@ class StreamedMessage(_Message):
 
     def _start(self) -> bytes:
         self._has_started = True
-        ending = {"stop_reason": None, "stop_sequence": None, "usage": _usage(self._estimate, 0, 0)}
+        ending = {
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _usage(self._answer.prompt_estimate, 0, 0),
+        }
         return _event("message_start", message=self._message([], ending))
 
     def _events(self, pieces: list[Piece]) -> bytes:
@@ -192,7 +196,7 @@ def _event(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), to_json({"type": kind, **fields}))
 
 
-def _usage(fresh: int, cached: int, completion: int) -> dict[str, int]:
+def _usage(fresh: int, cached: int, completion: int) -> dict[str, Any]:
     return {
         "input_tokens": fresh,
         "cache_creation_input_tokens": 0,

@@ -146,7 +146,7 @@ def _refuse_constant(text: str) -> float:
 
 
 # What Python reads more generously than others would come out as something else than it went in.
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
+STRICT_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
 
 
 def parse_object(body: Octets) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def parse_object(body: Octets) -> dict[str, Any]:
     """
     _refuse_empty(body)
     try:
-        data = _DECODER.decode(body.decode("utf-8-sig"))
+        data = STRICT_DECODER.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BadRequest(f"the request body is not UTF-8 text (byte {error.start})") from None
     except (ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +22,31 @@ class Logprob(NamedTuple):
     bytes: Sequence[int]
     top: Sequence[Logprob] = ()
 
+    def shown(self, *, full: bool) -> dict[str, Any]:
+        """Return the token as OpenAI and Ollama show it.
 
-def logprobs_in(given: Mapping[str, Any]) -> Iterator[Logprob]:
+        Args:
+            full: members that say nothing are there, and empty (OpenAI); else they are left out (Ollama).
+        """
+        shown = _shown(self, full=full)
+        if self.top or full:
+            shown["top_logprobs"] = [_shown(other, full=full) for other in self.top]
+        return shown
+
+
+def top_logprobs_asked(request: Mapping[str, Any]) -> int | None:
+    """Return how many alternatives to each token a request in OpenAI's words asks for; None for no probabilities."""
+    asked = request.get("logprobs")
+    if asked is True:  # of a chat
+        return int(request.get("top_logprobs") or 0)
+    return asked if isinstance(asked, int) and asked is not False else None
+
+
+def logprobs_in(given: Mapping[str, Any], top: int) -> Iterator[Logprob]:
     """Yield what is told of each token, in the form of chats or in the older one of completions.
+
+    Args:
+        top: so many alternatives to each token were asked for; engines tell of more.
 
     Raises:
         TypeError, LookupError, AttributeError: it has an unexpected shape.
@@ -31,13 +54,41 @@ def logprobs_in(given: Mapping[str, Any]) -> Iterator[Logprob]:
     """
     if "tokens" not in given:
         for entry in given.get("content") or ():
-            yield _logprob(entry)._replace(top=[_logprob(other) for other in entry.get("top_logprobs") or ()])
+            others = (entry.get("top_logprobs") or ())[:top]
+            yield _logprob(entry)._replace(top=[_logprob(other) for other in others])
         return
     tops = given.get("top_logprobs") or itertools.repeat(None)
-    for token, logprob, top in zip(given["tokens"], given["token_logprobs"], tops, strict=False):
-        others = [Logprob(str(other), float(known), ()) for other, known in (top or {}).items()]
-        yield Logprob(str(token), float(logprob), (), others)
+    for token, logprob, known in zip(given["tokens"], given["token_logprobs"], tops, strict=False):
+        others = itertools.islice((known or {}).items(), top)
+        alternatives = [Logprob(_token(other), _figure(figure), ()) for other, figure in others]
+        yield Logprob(_token(token), _figure(logprob), (), alternatives)
+
+
+def _shown(token: Logprob, *, full: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"token": token.token, "logprob": token.logprob}
+    return {**shown, "bytes": list(token.bytes)} if token.bytes or full else shown
 
 
 def _logprob(entry: Mapping[str, Any]) -> Logprob:
-    return Logprob(str(entry["token"]), float(entry["logprob"]), list(entry.get("bytes") or ()))
+    return Logprob(_token(entry["token"]), _figure(entry["logprob"]), _bytes(entry.get("bytes")))
+
+
+def _bytes(given: object) -> bytes:
+    if given is None:
+        return b""
+    if not isinstance(given, list):
+        raise TypeError("the bytes of a token are no list")
+    return bytes(given)
+
+
+def _token(given: object) -> str:
+    if not isinstance(given, str):
+        raise TypeError("a token that is no text")
+    return given
+
+
+def _figure(given: Any) -> float:
+    figure = float(given)
+    if not math.isfinite(figure):
+        raise ValueError("its answer has a probability that is not finite")
+    return figure

@@ -7,8 +7,9 @@ import math
 import struct
 from typing import Any
 
+from engine_router.dialects.answer_json import parse_answer, understanding
 from engine_router.dialects.base import dig_error, to_json
-from engine_router.dialects.chat_chunks import Tokens, parse_answer, understanding
+from engine_router.dialects.chat_figures import Tokens
 from engine_router.dialects.ollama_figures import Stopwatch
 
 # Vectors that an engine has brought to the length 1 miss it by what 32 bits cannot hold: they stay as they are.
@@ -47,7 +48,7 @@ class EmbedTranslation:
                 return to_json({"embedding": _vector(entries[0]["embedding"])})
             vectors = [self._cut(_vector(entry["embedding"])) for entry in entries]
             taken = int((answer.get("usage") or {}).get("prompt_tokens") or 0)
-        figures = self._stopwatch.figures(Tokens(taken, 0, None), is_written=False)
+        figures = self._stopwatch.figures(Tokens(taken, 0, 0), is_written=False)
         return to_json({"model": self._asked, "embeddings": vectors, **figures})
 
     def _cut(self, vector: list[float]) -> list[float]:

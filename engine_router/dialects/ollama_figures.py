@@ -6,7 +6,7 @@ import datetime as dt
 import math
 from collections.abc import Callable, Mapping
 
-from engine_router.dialects.chat_chunks import Times, Tokens
+from engine_router.dialects.chat_figures import Times, Tokens
 
 Clock = Callable[[], float]
 
@@ -79,7 +79,7 @@ class Stopwatch:
         }
         # Engines have clocks of their own: the whole is never less than its parts.
         total = max(_nanoseconds(now - self._began_s), sum(parts.values()))
-        counts = {"prompt_eval_count": tokens.prompt or 0, "eval_count": tokens.completion or 0}
+        counts = {"prompt_eval_count": tokens.prompt, "eval_count": tokens.completion}
         return _known({"total_duration": total, **parts, **counts})
 
 

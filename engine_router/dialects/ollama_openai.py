@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.base import Translation, to_json
-from engine_router.dialects.chat_chunks import ChatAnswer, Piece, arguments_of
-from engine_router.dialects.chat_logprobs import Logprob
+from engine_router.dialects.chat_blocks import Piece
+from engine_router.dialects.chat_chunks import ChatAnswer
 from engine_router.dialects.ollama_embeddings import EmbedTranslation
 from engine_router.dialects.ollama_figures import Clock, Stopwatch, Timestamps
 from engine_router.dialects.ollama_request import (
     chat_request,
     embed_request,
     generate_request,
-    wants_logprobs,
 )
 from engine_router.errors import BadRequest
 
@@ -83,7 +83,7 @@ def _writing(
         target,
         to_json({"model": upstream, **ways, **request}),
         _CHAT if is_chat else _GENERATE,
-        ChatAnswer(stream=stream, wants_logprobs=wants_logprobs(data)),
+        ChatAnswer({**ways, **request}),
         asked,
         stopwatch,
         timestamps,
@@ -146,9 +146,11 @@ class _Text:
 
     def _ending(self) -> Json:
         """Return why the model stopped, and the figures."""
-        reason = "length" if self._answer.finish_reason == "length" else "stop"
-        figures = self._stopwatch.figures(self._answer.tokens, self._answer.times)
-        return {"done": True, "done_reason": reason, **figures}
+        reason = "length" if self._answer.finish == "length" else "stop"
+        tokens = self._answer.tokens
+        figures = self._stopwatch.figures(tokens, self._answer.times)
+        marked = {"estimated": True} if tokens.is_estimated else {}
+        return {"done": True, "done_reason": reason, **figures, **marked}
 
 
 class WholeText(_Text):
@@ -168,7 +170,7 @@ class WholeText(_Text):
         for piece in pieces:
             texts[piece.kind] += piece.text
             self._calls.take(piece)
-        told = [_told(token) for piece in pieces for token in piece.logprobs]
+        told = [token.shown(full=False) for piece in pieces for token in piece.logprobs]
         said = self._form.said(texts["text"], texts["thinking"], self._calls.made())
         return self._line({**said, **self._ending(), **({"logprobs": told} if told else {})})
 
@@ -202,7 +204,7 @@ class StreamedText(_Text):
             before, behind = self._form.text if piece.kind == "text" else self._form.thinking
             told = b""
             if piece.logprobs:
-                told = b',"logprobs":' + to_json([_told(token) for token in piece.logprobs])
+                told = b',"logprobs":' + to_json([token.shown(full=False) for token in piece.logprobs])
             lines.append(
                 b'%b%b",%b%b%b,"done":false%b}\n'
                 % (self._begin, self._timestamps.now(), before, piece.quoted(), behind, told)
@@ -230,13 +232,3 @@ class _Calls:
             function = {"index": index, "name": pieces[-1].name, "arguments": arguments}
             calls.append({**identity, "function": function})
         return calls
-
-
-def _told(token: Logprob) -> Json:
-    told = _logprob(token)
-    return {**told, "top_logprobs": [_logprob(other) for other in token.top]} if token.top else told
-
-
-def _logprob(token: Logprob) -> Json:
-    told: Json = {"token": token.token, "logprob": token.logprob}
-    return {**told, "bytes": list(token.bytes)} if token.bytes else told

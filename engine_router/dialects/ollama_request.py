@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.base import to_json
-from engine_router.dialects.chat_chunks import arguments_of
 from engine_router.dialects.checks import count_at, list_at, number_at, object_at, string_at
 from engine_router.errors import BadRequest
 
@@ -101,11 +101,6 @@ def embed_request(data: Mapping[str, Any], key: str) -> EmbedRequest:
         body["truncate_prompt_tokens"] = -1
     dimensions = data.get("dimensions")
     return EmbedRequest(body, count_at(dimensions, "dimensions", least=0) if dimensions is not None else None)
-
-
-def wants_logprobs(data: Mapping[str, Any]) -> bool:
-    """Tell whether a request asks for probabilities."""
-    return data.get("logprobs") is True
 
 
 # Messages.
@@ -277,7 +272,7 @@ def _thinking(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chat_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:
     top = _top_logprobs(data)
-    if not wants_logprobs(data):
+    if data.get("logprobs") is not True:
         return {}
     return {"logprobs": True, "top_logprobs": top} if top else {"logprobs": True}
 
@@ -285,7 +280,7 @@ def _chat_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:
 def _completion_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same for completions, which have one number for both."""
     top = _top_logprobs(data)
-    return {"logprobs": top} if wants_logprobs(data) else {}
+    return {"logprobs": top} if data.get("logprobs") is True else {}
 
 
 def _top_logprobs(data: Mapping[str, Any]) -> int:

@@ -54,10 +54,6 @@ class Item(Protocol):
         """End the item; return the events that say so."""
         ...
 
-    def break_off(self) -> None:
-        """End the item, incomplete, without events: clients act on an item whose end they are told."""
-        ...
-
     def shown(self) -> Json:
         """Return the item as the answer shows it."""
         ...
@@ -110,10 +106,6 @@ class TextItem:
                 ),
             )
         )
-
-    def break_off(self) -> None:
-        """End the item, incomplete, without events."""
-        self._status = "incomplete"
 
     def shown(self) -> Json:
         """Return the item as the answer shows it."""
@@ -168,10 +160,6 @@ class CallItem:
         return self._last_words() + self._events.event(
             "response.output_item.done", output_index=self._index, item=self.shown()
         )
-
-    def break_off(self) -> None:
-        """End the item, incomplete, without events."""
-        self._status = "incomplete"
 
     def shown(self) -> Json:
         """Return the item as the answer shows it."""

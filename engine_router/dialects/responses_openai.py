@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine_router.dialects import OPENAI
 from engine_router.dialects.base import to_json
-from engine_router.dialects.chat_chunks import ChatAnswer, Piece
-from engine_router.dialects.chat_logprobs import Logprob
+from engine_router.dialects.chat_blocks import Piece
+from engine_router.dialects.chat_chunks import ChatAnswer
 from engine_router.dialects.checks import object_at, string_at
 from engine_router.dialects.responses_items import CallItem, Events, Item, Json, Status, TextItem
 from engine_router.dialects.responses_request import ChatRequest, chat_request
-from engine_router.errors import RouterError
 
 Clock = Callable[[], float]
 
@@ -68,7 +66,7 @@ class ResponsesTranslation:
         self._wall_clock = wall_clock
         self._identity = identity
         self._created_at = int(wall_clock())
-        self._answer = ChatAnswer(stream=self._stream, wants_logprobs="logprobs" in request.body)
+        self._answer = ChatAnswer(request.body)
         self._events = Events()
         self._is_announced = False
         self._items: list[Item] = []
@@ -106,31 +104,6 @@ class ResponsesTranslation:
         last = self._announced() + self._shown_pieces(pieces) + self._closed(self._last_status())
         return last + self._events.event(f"response.{self._last_status()}", response=self._response())
 
-    def waiting(self) -> bytes:
-        """Return a frame for a stream that has to wait, one that clients take for a sign of life."""
-        return self._announced() or self._events.event(
-            "response.in_progress", response=self._shown("in_progress")
-        )
-
-    def failure(self, error: RouterError) -> bytes:
-        """Return what ends a stream with an error, whatever has been sent of it.
-
-        Codex shows the message in `response.failed`; openai raises on the `error` behind it.
-        """
-        begun = self._announced()
-        if self._items and self._items[-1].is_open:
-            self._items[-1].break_off()
-        # OpenAI's list of codes is closed. Codex repeats a request after `server_error`, but not after the other.
-        code = "server_error" if error.retryable else "invalid_prompt"
-        failed = {**self._shown("failed"), "error": {"code": code, "message": str(error)}}
-        details = OPENAI.error(error)["error"]
-        about = {key: details[key] for key in ("code", "message", "param")}
-        return (
-            begun
-            + self._events.event("response.failed", response=failed)
-            + self._events.event("error", **about, error=details)
-        )
-
     def _announced(self) -> bytes:
         """Return the events that begin every stream; nothing when they have been sent."""
         if self._is_announced:
@@ -148,7 +121,9 @@ class ResponsesTranslation:
         before = b"" if piece.block < len(self._items) else self._begun(piece)
         if not piece.text:
             return before
-        return before + self._items[piece.block].add(piece.text, [_told(token) for token in piece.logprobs])
+        return before + self._items[piece.block].add(
+            piece.text, [token.shown(full=True) for token in piece.logprobs]
+        )
 
     def _begun(self, piece: Piece) -> bytes:
         """Begin the next item. They follow one another, as Codex expects it."""
@@ -171,11 +146,11 @@ class ResponsesTranslation:
 
     def _last_status(self) -> Status:
         """Return how the answer ended; what it had no space left for is its last item."""
-        return "incomplete" if self._answer.finish_reason in _INCOMPLETE else "completed"
+        return "incomplete" if self._answer.finish in _INCOMPLETE else "completed"
 
     def _response(self) -> Json:
         status = self._last_status()
-        why = _INCOMPLETE.get(self._answer.finish_reason or "")
+        why = _INCOMPLETE.get(self._answer.finish or "")
         return {
             **self._shown(status),
             "completed_at": int(self._wall_clock()) if status == "completed" else None,
@@ -233,22 +208,15 @@ def _echo(data: Mapping[str, Any], request: ChatRequest, asked: str) -> Json:
     return echo
 
 
-def _told(token: Logprob) -> Json:
-    return {**_logprob(token), "top_logprobs": [_logprob(other) for other in token.top]}
-
-
-def _logprob(token: Logprob) -> Json:
-    return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
-
-
 def _usage(answer: ChatAnswer) -> Json:
-    """Return how many tokens were used; 0 where the engine did not say, for some clients insist on figures."""
+    """Return how many tokens were used; marked estimates where the engine did not say."""
     tokens = answer.tokens
-    taken, made = tokens.prompt or 0, tokens.completion or 0
+    marked = {"estimated": True} if tokens.is_estimated else {}
     return {
-        "input_tokens": taken,
+        "input_tokens": tokens.prompt,
         "input_tokens_details": {"cached_tokens": tokens.cached, "cache_write_tokens": 0},
-        "output_tokens": made,
+        "output_tokens": tokens.completion,
         "output_tokens_details": {"reasoning_tokens": answer.thought_tokens},
-        "total_tokens": taken + made,
+        "total_tokens": tokens.prompt + tokens.completion,
+        **marked,
     }
