@@ -31,6 +31,14 @@ PREFLIGHT_AGE_S = 7200
 REMEMBERED_HOSTS = 64
 
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+# What a GET from any page may ask: it changes nothing and asks no engine, and the page cannot read the answer.
+# Whatever is not listed may have an effect.
+_READS = frozenset(
+    ("/", "/health", "/status", "/metrics", "/running", "/v1/models", "/api/tags", "/api/ps", "/api/version")
+)
+_READS_WITHOUT_QUERY = frozenset(("/models",))
+# Who made a browser send a request, where that is no other site: the router's own page, or the person.
+_OWN_SITES = frozenset((b"same-origin", b"none"))
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+(%[0-9a-z._~-]+)?\]|[0-9a-z_-]+(\.[0-9a-z_-]+)*)\.?(:[0-9]*)?")
 _VARY = (b"vary", b"Origin")
 _EXPOSED = (b"access-control-expose-headers", b"*")
@@ -81,24 +89,25 @@ class Gate:
                 else "this router asks for an API key (Bearer or X-API-Key)"
             )
 
-    def check_origin(self, method: str, headers: Headers) -> None:
+    def check_page(self, method: str, path: str, query: bytes, headers: Headers) -> None:
         """Refuse what a page of another site makes a browser send: it could swap models behind its user's back.
 
+        A GET is refused, too, but for reading what is known: an image is enough to make a browser send one.
+
         Raises:
-            Forbidden: the request changes something and comes from an origin that is neither the router's own
-                nor allowed.
+            Forbidden: the request could have an effect, and the page is neither the router's own nor allowed.
         """
-        if method in _SAFE_METHODS:
+        if method in _SAFE_METHODS and _only_reads(path, query):
             return
         origin = first_value(headers, b"origin")
-        if origin is None or self._allows(origin):
-            return
-        try:
-            site = urlsplit(origin.decode("latin-1")).netloc
-        except ValueError:
-            site = ""
-        if not site or site.encode("latin-1") != first_value(headers, b"host"):
-            raise _not_allowed(origin)
+        if origin is not None:
+            if not self._allows(origin) and not _is_own_url(origin, headers):
+                raise _not_allowed(origin)
+        elif not _is_own_page(method, headers):
+            raise Forbidden(
+                "a page of another site may have made the browser send this; "
+                "use the router's own page, or a program such as engine-router or curl"
+            )
 
     def preflight(self, method: str, headers: Headers) -> Headers | None:
         """Answer a browser that asks whether a page may send a request; None if that is not what is asked.
@@ -144,6 +153,35 @@ class Gate:
 
     def _allows(self, origin: bytes) -> bool:
         return self._pages is not None and self._pages.fullmatch(origin.decode("latin-1")) is not None
+
+
+def _only_reads(path: str, query: bytes) -> bool:
+    is_model = path.startswith("/v1/models/") and not query
+    return path in _READS or is_model or (path in _READS_WITHOUT_QUERY and not query)
+
+
+def _is_own_page(method: str, headers: Headers) -> bool:
+    """Tell whether a request without an Origin comes from no browser, or from the router's own page or its reader.
+
+    Browsers name the site at addresses with TLS and on this machine only. Elsewhere they send an Origin with
+    everything but a GET, so a GET has to come with word of the page that it comes from.
+    """
+    site = first_value(headers, b"sec-fetch-site")
+    if site is not None:
+        return site in _OWN_SITES
+    is_browser = (first_value(headers, b"user-agent") or b"").startswith(b"Mozilla/")
+    if method not in _SAFE_METHODS or not is_browser:
+        return True
+    return _is_own_url(first_value(headers, b"referer") or b"", headers)
+
+
+def _is_own_url(url: bytes, headers: Headers) -> bool:
+    """Tell whether a page's URL, or its origin, is of the host that the request addresses."""
+    try:
+        site = urlsplit(url.decode("latin-1")).netloc
+    except ValueError:
+        return False
+    return bool(site) and site.encode("latin-1") == first_value(headers, b"host")
 
 
 def _not_allowed(origin: bytes) -> Forbidden:

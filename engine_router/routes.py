@@ -70,6 +70,8 @@ _JSON_ANSWERS: Final = frozenset(
 _JSON_PREFIXES: Final = ("/api/", "/v1/images/", "/sdapi/")
 
 VISIBLE: Final = "".join(map(chr, range(33, 127)))
+_SLASHES: Final = re.compile(rb"//+")
+_PASSED_ON: Final = re.compile(rb"/+upstream/+")
 _PLAIN_PATH: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
 
@@ -89,6 +91,17 @@ def is_proxied(path: str) -> bool:
 def answers_json(path: str) -> bool:
     """Tell whether an endpoint's answer in one piece is known to be JSON."""
     return path in _JSON_ANSWERS or path.startswith(_JSON_PREFIXES)
+
+
+def tidied(raw_path: bytes) -> bytes:
+    """Return a path as it came, without doubled slashes and without one at its end.
+
+    Clients whose base URL ends with a slash make such paths. What comes behind `/upstream/` is the engine's to
+    understand, and encoded slashes are part of a name: both stay as they are.
+    """
+    if (passed := _PASSED_ON.match(raw_path)) is not None:
+        return b"/upstream/" + raw_path[passed.end() :]
+    return _SLASHES.sub(b"/", raw_path).removesuffix(b"/") or b"/"
 
 
 def wire_target(path: str, query: bytes) -> str:

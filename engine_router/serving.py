@@ -178,7 +178,7 @@ def _fast_tier(router: Router) -> MakeFast:
         gate = gates.gate
         gate.check_host(incoming.headers)
         gate.check_key(incoming.path, incoming.headers)
-        gate.check_origin("POST", incoming.headers)
+        gate.check_page("POST", incoming.path, incoming.query, incoming.headers)
         return await answerer.answer(incoming, scope)
 
     def make(stream: RawStream) -> FastConnection:

@@ -205,7 +205,7 @@ def is_answered(rules: Gate, origin: str) -> bool:
     headers = [(b"Host", b"localhost:8077"), (b"Origin", origin.encode("latin-1"))]
     asking = [*headers, (b"Access-Control-Request-Method", b"POST")]
     added = dict(rules.answer_headers(headers))
-    refusal = refused(lambda: rules.check_origin("POST", headers))
+    refusal = refused(lambda: rules.check_page("POST", CHAT, b"", headers))
     assert refusal == refused(lambda: rules.preflight("OPTIONS", asking))
     if refusal is not None:
         assert f"({origin})" in refusal
@@ -273,7 +273,7 @@ def test_where_nothing_is_configured_no_page_is_allowed(origin: str) -> None:
 def test_the_routers_own_page_needs_no_permission_and_gets_none() -> None:
     headers = [(b"host", b"localhost:8077"), (b"origin", b"http://localhost:8077")]
     for rules in (Gate(server_of()), pages_in(PAGE)):
-        rules.check_origin("POST", headers)
+        rules.check_page("POST", CHAT, b"", headers)
         assert b"access-control-allow-origin" not in dict(rules.answer_headers(headers))
 
 

@@ -324,7 +324,7 @@ async def test_no_page_of_another_site_loads_a_model() -> None:
         assert (await ask(router.app, "GET", "/upstream/a/x", headers=foreign)).status == 403
         assert not router.supervisor.pools["default"].ledger.residences
         await post(router, "/admin/swap", model="a")
-        assert (await ask(router.app, "GET", "/upstream/a/x", headers=foreign)).status == 200
+        assert (await ask(router.app, "GET", "/upstream/a/x", headers=foreign)).status == 403
 
 
 async def test_a_client_that_leaves_the_engine_alone() -> None:

@@ -238,20 +238,18 @@ async def keep_sending(client: RawClient) -> None:
         ("POST", "/v1/model/unload", 404),
         ("POST", "/v1/load_lora_adapter", 404),
         ("POST", "/nothing", 404),
-        ("POST", "/v1/chat/completions/", 404),
-        ("POST", "/v1//chat/completions", 404),
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/messages", 405),
         ("PUT", "/v1/models", 405),
         ("GET", "/nothing", 404),
-        ("GET", "/health/", 404),
         ("POST", "/health", 405),
         ("GET", "/admin/swap", 405),
         ("GET", "/admin/nothing", 404),
         ("GET", "/v1/models/nothing", 404),
         ("GET", "/api/chat", 405),
         ("DELETE", "/api/generate", 405),
-        ("POST", "/api/nothing", 403),
+        ("POST", "/api/nothing", 404),
+        ("POST", "/api/push", 403),
         ("POST", "/api/tags", 405),
         ("GET", "/api/show", 405),
         ("GET", "/v1/caf\u00e9\u0000", 404),
@@ -454,12 +452,13 @@ async def test_pages_of_other_sites_change_nothing(origin: str, status: int, fas
             assert message_in(path, talk)
 
 
-@pytest.mark.parametrize("path", DIALECTS)
-async def test_what_changes_nothing_may_come_from_anywhere(path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/status", "/v1/models", "/v1/models/alpha", "/models", "/api/tags"]
+)
+async def test_what_only_reads_may_come_from_anywhere(path: str) -> None:
     async with routing(NEVER) as router:
-        talk = await ask(router.app, "GET", path, headers={"origin": "https://evil.example"})
-        assert talk.status == 405
-        assert message_in(path, talk)
+        for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+            assert (await ask(router.app, "GET", path, headers=headers)).status == 200
 
 
 async def test_nor_do_they_where_no_host_is_named(fast: bool) -> None:

@@ -80,7 +80,7 @@ def _before(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Qua
         is_greeting = request.path == "/" and not wants_html(request)
         if not is_greeting:
             gate.check_key(request.path, headers)
-        gate.check_origin(request.method, headers)
+        gate.check_page(request.method, request.path, request.query_string, headers)
         return None
 
     return check
@@ -107,7 +107,7 @@ def _after(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - like
 def _add_routes(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
     proxy, models, admin, pages = (
-        Proxy(Answerer(router), limit, lambda: router.config),
+        Proxy(Answerer(router), limit),
         Models(router),
         Admin(router),
         Pages(router),

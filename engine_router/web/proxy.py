@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from quart import Request, Response, request
 
 from engine_router.answering import Answerer
-from engine_router.config import Config
 from engine_router.errors import NoSuchRoute, RouterError, WrongMethod
-from engine_router.gate import Gate
 from engine_router.reading import Incoming
 from engine_router.relay import BrokenAnswer
 from engine_router.routes import is_proxied, model_in_query
 from engine_router.web.scope import body_of, scope_of
-from engine_router.web.strangers import refuse_strangers
 from engine_router.wire.upstream import Headers, ResponseHead
 
 
 class Proxy:
     """Answers requests by relaying them to the engine that owns their model."""
 
-    def __init__(self, answerer: Answerer, max_body_bytes: int, config: Callable[[], Config]) -> None:
+    def __init__(self, answerer: Answerer, max_body_bytes: int) -> None:
         self._answerer = answerer
-        self._config = config
         self._max_body_bytes = max_body_bytes
 
     async def routed(self, rest: str = "") -> Response:  # noqa: ARG002 - the path says it, too
@@ -45,16 +41,12 @@ class Proxy:
 
         Raises:
             NoSuchRoute: it is not one of them.
-            Forbidden: a page of another site may have made a browser send it.
             RouterError: there is no answer but this error.
         """
         if not is_proxied(path):
             raise NoSuchRoute(f"there is no {request.method} {path} here")
-        headers = wire_headers(request)
-        if request.method == "GET":
-            refuse_strangers(Gate(self._config().server), headers)
         body = await body_of(request, self._max_body_bytes)
-        incoming = Incoming(path, request.query_string, headers, body, request.method)
+        incoming = Incoming(path, request.query_string, wire_headers(request), body, request.method)
         reply = await self._answerer.answer(incoming, scope_of(request))
         return as_response(reply.head, reply.body)
 

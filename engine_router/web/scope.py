@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, HTTPScope
@@ -23,7 +23,7 @@ from engine_router.dialects.base import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from engine_router.events import EventHub
 from engine_router.relay import BrokenAnswer
-from engine_router.routes import VISIBLE
+from engine_router.routes import VISIBLE, tidied
 from engine_router.scope import RequestScope
 from engine_router.upload import LARGE_BYTES, Upload
 
@@ -86,7 +86,7 @@ class Connection(TrioASGIHTTPConnection):
     hub: EventHub
 
     def __init__(self, app: QuartTrio, scope: HTTPScope) -> None:
-        scope["path"] = _path_in(scope["path"])
+        _tidy(scope)
         if not scope["query_string"].isascii():  # which HTTP/1.1 does not allow; HTTP/2 lets it pass
             scope["query_string"] = quote(scope["query_string"], safe=VISIBLE).encode("ascii")
         super().__init__(app, scope)
@@ -148,6 +148,14 @@ class Connection(TrioASGIHTTPConnection):
             self.request_scope.note_error(error.error)
         self.request_scope.leave()
         nursery.cancel_scope.cancel()
+
+
+def _tidy(scope: HTTPScope) -> None:
+    """Put the path of a request into the form by which everything else judges it, the access checks first."""
+    scope["path"] = _path_in(scope["path"])
+    raw = _path_in(scope["raw_path"].partition(b"?")[0].decode("latin-1")).encode("latin-1")
+    if (tidy := tidied(raw)) != raw:
+        scope["path"], scope["raw_path"] = unquote_to_bytes(tidy).decode("utf-8", "replace"), tidy
 
 
 def _path_in(target: str) -> str:

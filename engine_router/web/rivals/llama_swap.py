@@ -13,15 +13,12 @@ from quart_trio import QuartTrio
 from engine_router.config import ProcessConfig
 from engine_router.discovery import Target
 from engine_router.errors import BadRequest
-from engine_router.gate import Gate
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
 from engine_router.web.control import present, unload
 from engine_router.web.openai import json_response
-from engine_router.web.proxy import wire_headers
 from engine_router.web.rivals.passing import pass_on
 from engine_router.web.rivals.standing import standing
-from engine_router.web.strangers import refuse_strangers
 
 _STATES = {
     Phase.STARTING: "starting",
@@ -49,13 +46,7 @@ class LlamaSwap:
         return json_response({"running": running})
 
     async def unload(self) -> Response:
-        """`GET /unload`, `POST /unload`: everything.
-
-        Raises:
-            Forbidden: a page of another site may have made a browser ask for it.
-        """
-        if request.method in _SAFE:
-            refuse_strangers(Gate(self._router.config.server), wire_headers(request))
+        """`GET /unload`, `POST /unload`: everything."""
         await unload(self._router, present(self._router))
         return _ok()
 
@@ -77,12 +68,9 @@ class LlamaSwap:
 
         Raises:
             UnknownModel: the path begins with no model's id.
-            Forbidden: a page of another site may have made a browser ask for it.
         """
         segments = _raw_segments()
         count, target = await self._model_in(segments)
-        if request.method in _SAFE and standing(self._router, target).phase is not Phase.READY:
-            refuse_strangers(Gate(self._router.config.server), wire_headers(request))
         if len(segments) == count:  # so that relative links in the engine's pages lead somewhere
             return _with_slash(segments)
         return await pass_on(self._router, target, "/" + "/".join(segments[count:]))
