@@ -38,6 +38,7 @@ ALONE = [
         "control",
         "disconnect",
         "end_to_end",
+        "fault_runs",
         "llamacpp",
         "process_engine",
         "reload",

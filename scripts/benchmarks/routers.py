@@ -101,8 +101,8 @@ class LlamaEngines(Engines):
         return path
 
 
-def open_router(lab: Lab, program: Program, engines: Engines, label: str) -> Router:
-    """Start a router in front of engines; `label` names its files.
+def open_router(lab: Lab, program: Program, engines: Engines, label: str, *, fast: bool = True) -> Router:
+    """Start a router in front of engines; `label` names its files, `fast` is for ours: with the fast tier.
 
     Raises:
         Failed: it did not start.
@@ -116,7 +116,7 @@ def open_router(lab: Lab, program: Program, engines: Engines, label: str) -> Rou
     stem = lab.folder / f"{label}-{program.name}"
     if program.name == OURS:
         config = stem.with_suffix(".toml")
-        config.write_text(our_config(port, commands, stem.with_suffix(".state")), "utf-8")
+        config.write_text(our_config(port, commands, stem.with_suffix(".state"), fast=fast), "utf-8")
         argv = [str(program.python), "-m", "engine_router", "serve", "--config", str(config)]
     else:
         config = stem.with_suffix(".yaml")
@@ -135,9 +135,10 @@ Commands = Mapping[str, tuple[Sequence[str], int]]
 """By model: an engine's argv and its port."""
 
 
-def our_config(port: int, commands: Commands, state: Path) -> str:
+def our_config(port: int, commands: Commands, state: Path, *, fast: bool = True) -> str:
     """Return an engines.toml. A JSON string or list of strings is one of TOML too."""
     lines = [f"state_file = {json.dumps(str(state))}", "[server]", f"port = {port}"]
+    lines += [] if fast else ["fast_path = false"]
     for model, (argv, engine_port) in commands.items():
         lines += [
             f"[engines.{model}]",
