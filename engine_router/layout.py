@@ -16,7 +16,7 @@ from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.engines.process import ProcessEngine
 from engine_router.errors import UnknownModel
-from engine_router.memory.estimate import estimate_bytes
+from engine_router.memory.estimate import Estimate, estimate
 from engine_router.residency.rules import Capacity, Layout, Rules, Traits
 from engine_router.weights import model_config
 
@@ -48,9 +48,10 @@ async def make_layout(config: Config, engines: Mapping[str, Engine], discovery: 
 
     def traits(resident: ResidentId) -> Traits:
         if (found := known.get(resident)) is None:
-            found = known[resident] = evolve(
-                traits_of(config, resident), estimated_bytes=estimates.get(resident)
-            )
+            found = traits_of(config, resident)
+            if (guess := estimates.get(resident)) is not None:
+                found = evolve(found, estimated_bytes=guess.need_bytes, weights_bytes=guess.weights_bytes)
+            known[resident] = found
         return found
 
     return Layout(capacities=capacities, traits=traits, preload=tuple(_preload(config, discovery)))
@@ -112,10 +113,12 @@ def _target(name: str, discovery: Discovery) -> Target | None:
         return None
 
 
-def _estimates(config: Config, engines: Mapping[str, Engine], discovery: Discovery) -> dict[ResidentId, int]:
+def _estimates(
+    config: Config, engines: Mapping[str, Engine], discovery: Discovery
+) -> dict[ResidentId, Estimate]:
     """Estimate the residents whose pools have a budget. Blocks: it reads files."""
     counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
-    found: dict[ResidentId, int] = {}
+    found: dict[ResidentId, Estimate] = {}
     for target in discovery.targets():
         settings, engine = config.engines[target.engine], engines[target.engine]
         if (
@@ -129,10 +132,10 @@ def _estimates(config: Config, engines: Mapping[str, Engine], discovery: Discove
     return found
 
 
-def _estimate(engine: ProcessEngine, target: Target, settings: ProcessConfig) -> int | None:
+def _estimate(engine: ProcessEngine, target: Target, settings: ProcessConfig) -> Estimate | None:
     folder = Path() if settings.cwd is None else expanded(settings.cwd)
     try:
-        return estimate_bytes(engine.command(target.resident, 0), folder)
+        return estimate(engine.command(target.resident, 0), folder)
     except (OSError, ValueError) as error:
         logger.info("what %s needs cannot be estimated: %s", target.model, error)
         return None

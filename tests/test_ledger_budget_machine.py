@@ -58,15 +58,13 @@ PROFILES = {
         ("d", 3, "x", 5), ("e", 3, "y", 5), ("f", 2, "x", None), ("g", 1, None, 1), ("huge", 11, None, 1), ("new", None, None, None),
     ]
 }  # fmt: skip
+PROFILES[ResidentId("guess")] = Profile(
+    need_bytes=14, is_estimated=True, least_bytes=3, idle_timeout_s=IDLE_S
+)
 RESIDENTS = list(PROFILES)
 residents = st.sampled_from(RESIDENTS)
 priorities = st.sampled_from(["high", "normal", "normal", "low"])
 keep_alives = st.sampled_from([None, None, None, 0.0, 3.0, -1.0])
-
-
-def need_of(resident: ResidentId) -> float:
-    need = PROFILES[resident].need_bytes
-    return BUDGET if need is None else need
 
 
 def may_share(one: ResidentId, other: ResidentId) -> bool:
@@ -119,6 +117,16 @@ class BudgetMachine(RuleBasedStateMachine):
         self.holders_leave = True
 
     # What the world knows.
+
+    def need_of(self, resident: ResidentId) -> float:
+        """Return what a resident will be given; a guess takes no more than the pinned leave, but what is certain."""
+        profile = PROFILES[resident]
+        if not profile.is_guessed and profile.need_bytes is not None:
+            return profile.need_bytes
+        pinned = [p for p in self.present.values() if p.resident in self.pins and p.resident != resident]
+        room = BUDGET - sum(p.need for p in pinned)
+        guess = BUDGET if profile.need_bytes is None else profile.need_bytes
+        return max(profile.least_bytes, min(guess, room)) if room > 0 else guess
 
     def those(self, state: str) -> list[Request]:
         return [request for request in self.requests.values() if request.state == state]
@@ -179,7 +187,7 @@ class BudgetMachine(RuleBasedStateMachine):
             resident = request.ticket.resident
             pinned = [p for p in self.present.values() if p.resident in self.pins and p.resident != resident]
             assert (
-                need_of(resident) + sum(p.need for p in pinned) > BUDGET
+                self.need_of(resident) + sum(p.need for p in pinned) > BUDGET
                 or not all(may_share(resident, p.resident) for p in pinned)
                 or len(pinned) >= CAPACITY.max_resident
             ), "it could fit"
@@ -205,14 +213,14 @@ class BudgetMachine(RuleBasedStateMachine):
         assert resident not in self.settling, "started while its own memory is still to come back"
         assert not self.closing
         assert adopt == isinstance(event, book.Adopt)
-        assert self.taken() + need_of(resident) <= BUDGET, "starts where there is no room"
+        assert self.taken() + self.need_of(resident) <= BUDGET, "starts where there is no room"
         assert len(self.present) < CAPACITY.max_resident, "more residents than may be"
         assert all(may_share(resident, other) for other in self.present), "beside another group"
         wants = [request for request in self.wanted() if request.ticket.resident == resident]
         if not (wants or adopt):
             assert not self.wanted(), "loaded ahead, though somebody waits"
         self.breaks_no_promise(resident, wants)
-        self.present[resident] = Present(resident, need_of(resident))
+        self.present[resident] = Present(resident, self.need_of(resident))
 
     def breaks_no_promise(self, resident: ResidentId, wants: list[Request]) -> None:
         """Who is overdue and first in turn must not wait longer because somebody else starts."""
@@ -226,7 +234,7 @@ class BudgetMachine(RuleBasedStateMachine):
             return
         other = first.ticket.resident
         assert may_share(resident, other), "overtakes an overdue ticket of another group"
-        assert need_of(resident) + need_of(other) <= BUDGET, "overtakes an overdue ticket"
+        assert self.need_of(resident) + self.need_of(other) <= BUDGET, "overtakes an overdue ticket"
 
     def taken(self) -> float:
         return sum(present.need for present in self.present.values()) + sum(self.settling.values())
@@ -474,7 +482,7 @@ class BudgetMachine(RuleBasedStateMachine):
             return  # whoever is overdue was promised it
         for resident in {request.ticket.resident for request in self.those("waiting")} - set(self.present):
             assert (
-                self.taken() + need_of(resident) > BUDGET
+                self.taken() + self.need_of(resident) > BUDGET
                 or len(self.present) >= CAPACITY.max_resident
                 or not all(may_share(resident, other) for other in self.present)
             ), "waits, though there is room"

@@ -343,6 +343,41 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
     assert (error.need_bytes, error.budget_bytes) == (120 * GB, 100 * GB)
 
 
+def guessed(need: int, least: int) -> Profile:
+    return Profile(need_bytes=need * GB, is_estimated=True, least_bytes=least * GB)
+
+
+def test_an_estimate_never_refuses() -> None:
+    pool = a_book(capacity=Capacity(budget_bytes=100 * GB), a=guessed(260, 50), b=Profile(need_bytes=30 * GB))
+    assert pool.ask(A)[1] == [Start(A, "requested")]
+    assert pool.ledger.residence(A).need_bytes == 100 * GB  # type: ignore[union-attr]
+
+
+def test_the_weights_alone_may_refuse() -> None:
+    pool = a_book(capacity=Capacity(budget_bytes=100 * GB), a=guessed(260, 120))
+    [refusal] = pool.ask(A)[1]
+    assert isinstance(refusal, Refuse)
+    assert isinstance(refusal.error, NeverFits)
+    assert "120.0 GB for its weights alone" in str(refusal.error)
+    assert refusal.error.need_bytes == 120 * GB
+
+
+@pytest.mark.parametrize("profile", [guessed(260, 50), Profile()])
+def test_a_guess_takes_what_the_pinned_leave(profile: Profile) -> None:
+    pool = a_book(capacity=Capacity(budget_bytes=100 * GB), a=profile, b=Profile(need_bytes=30 * GB))
+    pool.tell(book.Pin(B, pinned=True))
+    pool.idle(B)
+    assert pool.ask(A)[1] == [Start(A, "requested")]
+    assert pool.ledger.residence(A).need_bytes == 70 * GB  # type: ignore[union-attr]
+
+
+def test_a_guess_is_refused_where_the_pinned_leave_too_little() -> None:
+    pool = a_book(capacity=Capacity(budget_bytes=100 * GB), a=guessed(260, 50), b=Profile(need_bytes=60 * GB))
+    pool.tell(book.Pin(B, pinned=True))
+    pool.idle(B)
+    assert isinstance(pool.ask(A)[1][0], Refuse)
+
+
 def test_residents_that_turn_out_larger_make_the_idle_go() -> None:
     pool = budget(100, a=40, b=40)
     pool.idle(A)

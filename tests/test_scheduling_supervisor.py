@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from engine_router.errors import EngineDied, NeverFits, NotEnoughMemory, QueueFu
 from engine_router.events import Event, EventHub, ResidentDied, RouterNotice, SwapBegan, SwapEnded
 from engine_router.gguf import GGUFHeader
 from engine_router.layout import make_layout, make_rules
-from engine_router.memory.estimate import estimate_bytes, kv_cache_bytes
+from engine_router.memory.estimate import Estimate, context_of, estimate
+from engine_router.memory.kv_cache import cache_bytes
 from engine_router.residency.ledger import Capacity, Phase, Rules
 from engine_router.residency.rules import Layout, Traits
 from engine_router.residency.supervisor import Supervisor
@@ -429,6 +430,10 @@ LLAMA_8B = header(
 )
 
 
+def kv_cache_bytes(header: GGUFHeader, argv: Sequence[str]) -> int:
+    return cache_bytes(header, context_of(header, argv))
+
+
 @pytest.mark.parametrize(
     ("options", "mib"),
     [
@@ -450,14 +455,141 @@ def test_layers_may_have_different_numbers_of_heads() -> None:
     assert kv_cache_bytes(mixed, ["-c", "256"]) == 256 * 12 * 128 * 2 * 2
 
 
+def model_of(
+    architecture: str, arrays: dict[str, tuple[int | bool, ...]] | None = None, **metadata: int
+) -> GGUFHeader:
+    """Make the header of a model of some architecture."""
+    values: dict[str, int | str] = {f"{architecture}.{key}": value for key, value in metadata.items()}
+    values["general.architecture"] = architecture
+    named = {f"{architecture}.{key}": value for key, value in (arrays or {}).items()}
+    return attrs.evolve(LLAMA_8B, metadata=values, arrays=named)
+
+
+GEMMA_27B = model_of(
+    "gemma3",
+    block_count=62,
+    embedding_length=5376,
+    context_length=131_072,
+    **{
+        "attention.head_count": 32,
+        "attention.head_count_kv": 16,
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "attention.sliding_window": 1024,
+    },
+)
+
+
+def test_layers_with_a_sliding_window_have_cells_for_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = 16 * 2 * 128 * 2  # bytes
+    # Each sixth layer attends to everything, as llama.cpp's `llama_kv_cache_iswa` says when it is made.
+    assert kv_cache_bytes(GEMMA_27B, []) == cell * (10 * 131_072 + 52 * (1024 + 512))
+    assert kv_cache_bytes(GEMMA_27B, ["--swa-full"]) == cell * 62 * 131_072
+    assert kv_cache_bytes(GEMMA_27B, ["-c", "512"]) == cell * 62 * 512
+    two = ["-c", "131072", "-np", "2", "-ub", "256"]
+    assert kv_cache_bytes(GEMMA_27B, two) == cell * (10 * 131_072 + 52 * 2 * (1024 + 256))
+    file = attrs.evolve(GEMMA_27B, tensor_bytes=16_600_000_000)
+    monkeypatch.setattr("engine_router.memory.estimate.read_gguf", lambda _: file)
+    found = estimate(["llama-server", "-m", "model.gguf"], tmp_path)
+    assert found is not None
+    assert 28e9 < found.need_bytes < 30e9
+
+
+def test_a_header_may_say_which_layers_have_the_window() -> None:
+    sizes = {"embedding_length": 64, "attention.head_count": 1, "attention.head_count_kv": 1}
+    sizes |= {"block_count": 4, "context_length": 65_536, "attention.sliding_window": 256}
+    windows = {"attention.sliding_window_pattern": (True, False, True, True)}
+    cell = 2 * 64 * 2
+    assert kv_cache_bytes(model_of("gemma4", windows, **sizes), []) == cell * (65_536 + 3 * 768)
+    period = {**sizes, "attention.sliding_window_pattern": 2}
+    assert kv_cache_bytes(model_of("new", **period), []) == cell * (2 * 65_536 + 2 * 768)
+    # Nothing is known of a window in this architecture: rather too much.
+    assert kv_cache_bytes(model_of("new", **sizes), []) == cell * 4 * 65_536
+    shared = {**sizes, "attention.shared_kv_layers": 1}
+    assert kv_cache_bytes(model_of("gemma4", windows, **shared), []) == cell * (65_536 + 2 * 768)
+
+
+def test_layers_with_linear_attention_have_a_state_instead_of_cells() -> None:
+    sizes = {"embedding_length": 2048, "attention.head_count": 16, "attention.head_count_kv": 2}
+    sizes |= {"attention.key_length": 256, "attention.value_length": 256, "context_length": 262_144}
+    state = {"ssm.inner_size": 4096, "ssm.state_size": 128, "ssm.conv_kernel": 4, "ssm.group_count": 16}
+    model = model_of("qwen3next", block_count=48, **sizes, **state)
+    cells = 12 * 2 * 2 * 256 * 2 * 262_144
+    states = 36 * (128 * 4096 + 3 * (4096 + 2 * 16 * 128)) * 4
+    assert kv_cache_bytes(model, []) == cells + states
+    # Four slots have four states, but share the cells.
+    assert kv_cache_bytes(model, ["-np", "4"]) == cells + 4 * states
+    hybrid = model_of("jamba", {"attention.head_count_kv": (0, 0, 0, 8)}, block_count=4, **sizes)
+    assert kv_cache_bytes(hybrid, ["-c", "256"]) == 256 * 8 * 2 * 256 * 2
+
+
+def test_mla_has_one_compressed_head() -> None:
+    model = model_of(
+        "deepseek2",
+        block_count=61,
+        embedding_length=7168,
+        context_length=163_840,
+        **{
+            "attention.head_count": 128,
+            "attention.head_count_kv": 1,
+            "attention.key_length": 576,
+            "attention.value_length": 512,
+            "attention.key_length_mla": 192,
+            "attention.value_length_mla": 128,
+            "attention.kv_lora_rank": 512,
+        },
+    )
+    assert kv_cache_bytes(model, ["-c", "4096"]) == 4096 * 61 * (576 + 512) * 2
+
+
+def test_an_encoder_keeps_nothing() -> None:
+    model = model_of("bert", block_count=12, embedding_length=768, **{"attention.head_count": 12})
+    model = attrs.evolve(model, metadata={**model.metadata, "bert.attention.causal": False})
+    assert kv_cache_bytes(model, ["-c", "512"]) == 0
+
+
+async def test_an_estimate_above_the_budget_refuses_nobody(autojump_clock: MockClock) -> None:
+    guess = Traits(estimated_bytes=84 * GIB, weights_bytes=17 * GIB)
+    memory = SimulatedMemory(shared=True, total_bytes=36 * GIB)
+
+    def prepare(engines: dict[str, SimulatedEngine]) -> None:
+        engines["a"].size_bytes = 29 * GIB
+
+    async with running(budget_gib=32, memory=memory, prepare=prepare, a=guess) as world:
+        began = trio.current_time()
+        await world.use(A)
+        assert trio.current_time() - began == pytest.approx(11)
+        assert world.supervisor.profile(A).need_bytes == 29 * GIB  # it was measured
+
+
+async def test_an_estimate_waits_for_free_memory_but_is_tried_in_the_end(autojump_clock: MockClock) -> None:
+    guess = Traits(estimated_bytes=84 * GIB, weights_bytes=17 * GIB)
+    memory = SimulatedMemory(shared=True, total_bytes=36 * GIB, others_bytes=10 * GIB)
+
+    def prepare(engines: dict[str, SimulatedEngine]) -> None:
+        engines["a"].size_bytes = 25 * GIB
+
+    async with running(budget_gib=32, memory=memory, prepare=prepare, a=guess) as world:
+        await world.use(A)
+        memory.others_bytes = 0
+        await world.supervisor.until_unloaded(A)
+        memory.others_bytes = 20 * GIB
+        world.state.residents.clear()
+        assert isinstance(await world.refusal(A), NotEnoughMemory)  # not even its weights
+
+
 def test_an_estimate_adds_up_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     projector = tmp_path / "mmproj.gguf"
     projector.write_bytes(b"x" * 1000)
     monkeypatch.setattr("engine_router.memory.estimate.read_gguf", lambda _: LLAMA_8B)
-    plain = estimate_bytes(["llama-server", "-m", "model.gguf", "-c", "8192"], tmp_path)
+    plain = estimate(["llama-server", "-m", "model.gguf", "-c", "8192"], tmp_path)
     assert plain is not None
-    assert 4_900_000_000 + 2**30 < plain < 4_900_000_000 + 2 * 2**30
+    assert plain.weights_bytes == 4_900_000_000
+    assert 4_900_000_000 + 2**30 < plain.need_bytes < 4_900_000_000 + 2 * 2**30
     seeing = ["llama-server", "-m", "model.gguf", "-c", "8192", "--mmproj", "mmproj.gguf"]
-    assert estimate_bytes(seeing, tmp_path) == plain + 1000
-    assert estimate_bytes([*seeing, "-md", "draft.gguf"], tmp_path) == plain + 1000 + 4_900_000_000
-    assert estimate_bytes(["vllm", "serve", "model"]) is None
+    more = [estimate(argv, tmp_path) for argv in (seeing, [*seeing, "-md", "draft.gguf"])]
+    for added, found in zip((1000, 1000 + 4_900_000_000), more, strict=True):
+        assert found == Estimate(plain.need_bytes + added, plain.weights_bytes + added)
+    assert estimate(["vllm", "serve", "model"]) is None

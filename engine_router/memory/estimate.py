@@ -3,12 +3,11 @@
 The formula is llama.cpp's own arithmetic, as its log prints it when it loads a model:
 
 - weights: the tensors as they are in the file, of the model and of a draft model; a projector's file;
-- KV cache: for each token of context and each layer, the keys and values of its KV heads, in the types of the
-  cache (`llama_kv_cache`: `n_embd_k_gqa` and `n_embd_v_gqa` elements for each cell). Each slot's share of the
-  context is rounded up to 256 cells. Layers with a sliding window count as if they had none: too much is safe;
+- KV cache and states: see `kv_cache.py`;
 - compute buffer: the logits and the activations of one micro-batch, and a quarter of a GiB for the rest.
 
-It is what counts until the first start was measured, and never after.
+It is what counts until the first start was measured, and never after. And it decides when somebody starts, never
+whether: only the weights are certain.
 """
 
 from __future__ import annotations
@@ -17,7 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from attrs import frozen
+
 from engine_router.gguf import GGUFHeader, read_gguf
+from engine_router.memory.kv_cache import Context, cache_bytes
 
 # Bytes for each element of the cache; the quantized ones are blocks of 32.
 _CACHE_TYPES: Final[Mapping[str, float]] = {
@@ -25,7 +27,6 @@ _CACHE_TYPES: Final[Mapping[str, float]] = {
     "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
 }  # fmt: skip
 
-_CELLS: Final = 256
 _MICRO_BATCH: Final = 512
 _ACTIVATIONS: Final = 16  # vectors of the width of an embedding that live at once
 _OTHER_BYTES: Final = 2**28
@@ -38,10 +39,24 @@ _SLOTS: Final = ("-np", "--parallel")
 _MICRO: Final = ("-ub", "--ubatch-size")
 _KEYS: Final = ("-ctk", "--cache-type-k")
 _VALUES: Final = ("-ctv", "--cache-type-v")
+_FULL_WINDOWS: Final = "--swa-full"
 
 
-def estimate_bytes(argv: Sequence[str], folder: Path = Path()) -> int | None:
-    """Estimate what a command will need, in bytes; None where it names no GGUF file.
+@frozen
+class Estimate:
+    """What a command will need.
+
+    Attributes:
+        need_bytes: all of it, as far as can be told; rather too much than too little.
+        weights_bytes: what no setting can change: the weights alone.
+    """
+
+    need_bytes: int
+    weights_bytes: int
+
+
+def estimate(argv: Sequence[str], folder: Path = Path()) -> Estimate | None:
+    """Estimate what a command will need; None where it names no GGUF file.
 
     Blocks, for milliseconds: call it in a thread.
 
@@ -57,44 +72,25 @@ def estimate_bytes(argv: Sequence[str], folder: Path = Path()) -> int | None:
     if model is None:
         return None
     header = read_gguf(folder / model)
-    need = header.tensor_bytes + kv_cache_bytes(header, argv) + _compute_bytes(header, argv)
+    weights = header.tensor_bytes
     if (draft := _value(argv, _DRAFT)) is not None:
-        need += read_gguf(folder / draft).tensor_bytes
+        weights += read_gguf(folder / draft).tensor_bytes
     if (projector := _value(argv, _PROJECTOR)) is not None:
-        need += (folder / projector).stat().st_size
-    return need
+        weights += (folder / projector).stat().st_size
+    need = weights + cache_bytes(header, context_of(header, argv)) + _compute_bytes(header, argv)
+    return Estimate(need, weights)
 
 
-def kv_cache_bytes(header: GGUFHeader, argv: Sequence[str]) -> int:
-    """Return the size of the KV cache of a model under a command, in bytes; 0 for a model without one."""
-    heads = header.number("attention.head_count") or _first(header.arrays, "attention.head_count", header)
-    layers = header.block_count or 0
-    width = 0 if not heads else (header.embedding_length or 0) // heads
-    key_width = header.number("attention.key_length") or width
-    value_width = header.number("attention.value_length") or width
-    key_bytes = _CACHE_TYPES.get(_value(argv, _KEYS) or "f16", 2.0)
-    value_bytes = _CACHE_TYPES.get(_value(argv, _VALUES) or "f16", 2.0)
-    for_each_head = key_width * key_bytes + value_width * value_bytes
-    return int(_cells(header, argv) * _kv_heads(header, layers, heads or 0) * for_each_head)
-
-
-def _kv_heads(header: GGUFHeader, layers: int, heads: int) -> int:
-    """Return the KV heads of all layers together: a number for all, or one for each."""
-    each = header.arrays.get(f"{header.architecture}.attention.head_count_kv")
-    if each is not None:
-        return int(sum(each))
-    return layers * (header.number("attention.head_count_kv") or heads)
-
-
-def _first(arrays: Mapping[str, tuple[float, ...]], key: str, header: GGUFHeader) -> int:
-    return int(max(arrays.get(f"{header.architecture}.{key}", (0,))))
-
-
-def _cells(header: GGUFHeader, argv: Sequence[str]) -> int:
-    context = _number(argv, _CONTEXT) or header.context_length or 0
-    slots = max(1, _number(argv, _SLOTS) or 1)
-    for_each_slot = -(-context // slots)
-    return -(-for_each_slot // _CELLS) * _CELLS * slots
+def context_of(header: GGUFHeader, argv: Sequence[str]) -> Context:
+    """Return how a command divides a model's context."""
+    return Context(
+        tokens=_number(argv, _CONTEXT) or header.context_length or 0,
+        slots=max(1, _number(argv, _SLOTS) or 1),
+        micro_batch=_number(argv, _MICRO) or _MICRO_BATCH,
+        key_bytes=_CACHE_TYPES.get(_value(argv, _KEYS) or "f16", 2.0),
+        value_bytes=_CACHE_TYPES.get(_value(argv, _VALUES) or "f16", 2.0),
+        is_full=_FULL_WINDOWS in argv,
+    )
 
 
 def _compute_bytes(header: GGUFHeader, argv: Sequence[str]) -> int:

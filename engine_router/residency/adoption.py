@@ -62,7 +62,8 @@ class Adoption:
                 "one engine at a time has the memory"
             )
             return
-        held = sum(self.profile(resident).need_bytes or 0 for resident in running)
+        profiles = [self.profile(resident) for resident in running]
+        held = sum(p.least_bytes if p.is_guessed else p.need_bytes or 0 for p in profiles)
         free = reading.available_bytes + held
         if reading.total_bytes is not None:
             free = min(free, reading.total_bytes)

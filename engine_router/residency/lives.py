@@ -176,9 +176,12 @@ class Lives:
                 return
             self.tell(pool, book.Short(life.resident, missing_bytes))
 
-        counted = not pool.ledger.capacity.is_exclusive
-        need_bytes = self.profile(life.resident).need_bytes if counted else None
-        await pool.look_before_start(life, need_bytes, self.settle_timeout_s, on_short)
+        residence, profile = pool.ledger.residence(life.resident), self.profile(life.resident)
+        need_bytes = None
+        if residence is not None and not pool.ledger.capacity.is_exclusive and profile.need_bytes is not None:
+            need_bytes = int(residence.need_bytes)
+        least_bytes = profile.least_bytes if profile.is_guessed else None
+        await pool.look_before_start(life, need_bytes, self.settle_timeout_s, on_short, least_bytes)
 
     def _ready(self, pool: Pool, life: Life, endpoint: Endpoint) -> None:
         if life.endpoint is not None:
@@ -305,7 +308,9 @@ class Lives:
                 await self._settle_asleep(pool, life, began)
             else:
                 await self._drop_files(resident, self.files if life is None else life.files)
-                expected = await pool.expected_release(life, measured, self.profile(resident).need_bytes)
+                profile = self.profile(resident)
+                known = None if profile.is_guessed else profile.need_bytes
+                expected = await pool.expected_release(life, measured, known)
                 seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
                 measured.settle_s = trio.current_time() - began
                 self._settled(pool, resident, seen, expected, measured.settle_s, warning)

@@ -43,12 +43,23 @@ class Occupancy:
         residence.idle_timeout_s = profile.idle_timeout_s
 
     def need(self, resident: ResidentId) -> float:
-        """Return what a resident takes of the budget: all of it where nothing is known; 0 without a budget."""
+        """Return what a resident takes of the budget; 0 without one.
+
+        What nobody declared or measured is guessed: all of the budget where nothing is known. A guess takes no
+        more than there can be beside those that are pinned, but what is certain.
+        """
         budget = self.capacity.budget_bytes
         if budget is None:
             return 0
-        need = self.profile(resident).need_bytes
-        return budget if need is None else need
+        profile = self.profile(resident)
+        guess = budget if profile.need_bytes is None else profile.need_bytes
+        if not profile.is_guessed:
+            return guess
+        room = budget - sum(other.need_bytes for other in self._pinned_beside(resident))
+        return max(profile.least_bytes, min(guess, room)) if room > 0 else guess
+
+    def _pinned_beside(self, resident: ResidentId) -> list[Residence]:
+        return [r for r in self.residences.values() if r.pinned and r.resident != resident]
 
     def pin(self, resident: ResidentId, *, pinned: bool) -> None:
         """Change whether a resident is pinned, whatever its profile says."""
@@ -94,7 +105,7 @@ class Occupancy:
 
     def objection(self, resident: ResidentId) -> NeverFits | None:
         """Tell why a resident could not be started even if everything went that may go; None if it could."""
-        pinned = [r for r in self.residences.values() if r.pinned and r.resident != resident]
+        pinned = self._pinned_beside(resident)
         budget = self.capacity.budget_bytes
         if not pinned and (budget is None or self.need(resident) <= budget):
             return None
@@ -117,8 +128,9 @@ class Occupancy:
         profile = self.profile(resident)
         need = profile.need_bytes
         size = "an unknown amount (declare memory_gb)" if need is None else f"{need / 1e9:.1f} GB"
-        if need is not None and profile.is_estimated:
-            size = f"about {size} by an estimate (memory_gb in engines.toml overrides it)"
+        if profile.is_guessed and profile.least_bytes:
+            need = profile.least_bytes
+            size = f"{need / 1e9:.1f} GB for its weights alone"
         held = f", of which {taken / 1e9:.1f} GB belong to {_names(pinned)}, pinned" if pinned else ""
         return NeverFits(
             f"'{resident}' can never be loaded here: it needs {size}, and the budget is {budget / 1e9:.1f} GB{held}",

@@ -94,7 +94,12 @@ class Pool:
         return None
 
     async def look_before_start(
-        self, life: Life, need_bytes: int | None, timeout_s: float, on_short: Callable[[int], None]
+        self,
+        life: Life,
+        need_bytes: int | None,
+        timeout_s: float,
+        on_short: Callable[[int], None],
+        least_bytes: int | None = None,
     ) -> None:
         """Read free memory before a start, and wait until there is enough of it.
 
@@ -106,6 +111,7 @@ class Pool:
             need_bytes: what has to be free; None where that is not known or nobody counts.
             timeout_s: longest wait for it, in seconds.
             on_short: told how much is missing, as long as some is.
+            least_bytes: what it needs for certain, where the rest is a guess: with that it starts in the end.
 
         Raises:
             NotEnoughMemory: there was too little until the end.
@@ -129,6 +135,9 @@ class Pool:
             missing = int(max(0.0, lacking))  # nothing is lacking where nobody measures
             if missing <= 0 or life.supervision.stop_asked.is_set():
                 self._tide.starts(life, free, need_bytes or 0)
+                return
+            if trio.current_time() >= deadline and least_bytes is not None and free >= least_bytes:
+                self._tide.starts(life, free, least_bytes)
                 return
             if trio.current_time() >= deadline:
                 raise NotEnoughMemory(life.resident.engine, need_bytes or 0, int(free), timeout_s)

@@ -63,7 +63,8 @@ class Profile:
 
     Attributes:
         need_bytes: memory that it needs; None where nothing is known.
-        is_estimated: that is only an estimate.
+        is_estimated: that is only an estimate: it says when the resident starts, never whether.
+        least_bytes: what it needs for certain, such as its weights; 0 where nothing is known.
         start_s: seconds that its start takes; None where unknown.
         stop_s: seconds until it and its memory are gone; None where unknown.
         group: residents of one group may stay together; others are stopped before one of them starts.
@@ -73,11 +74,17 @@ class Profile:
 
     need_bytes: int | None = None
     is_estimated: bool = False
+    least_bytes: int = 0
     start_s: float | None = None
     stop_s: float | None = None
     group: str | None = None
     pinned: bool = False
     idle_timeout_s: float = math.inf
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether nobody declared or measured what it needs."""
+        return self.is_estimated or self.need_bytes is None
 
 
 UNKNOWN = Profile()
@@ -90,10 +97,12 @@ class Traits:
     Attributes:
         declared_bytes: memory that it needs, by the configuration.
         estimated_bytes: memory that it needs, by its weights and context.
+        weights_bytes: memory that its weights alone need.
     """
 
     declared_bytes: int | None = None
     estimated_bytes: int | None = None
+    weights_bytes: int = 0
     group: str | None = None
     pinned: bool = False
     idle_timeout_s: float = math.inf

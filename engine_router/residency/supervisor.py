@@ -199,6 +199,7 @@ class Supervisor:
         return Profile(
             need_bytes=next((need for need in needs if need is not None), None),
             is_estimated=needs[0] is None and needs[1] is None,
+            least_bytes=traits.weights_bytes,
             start_s=measured.start_s,
             stop_s=stop_s,
             group=traits.group,
