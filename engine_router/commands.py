@@ -14,6 +14,8 @@ from typing import Final
 import trio
 from attrs import frozen
 
+from engine_router.masking import own_environment
+
 # Gauges print a line, systemctl some lines, journalctl fifteen. What prints more is not what was meant.
 MAX_OUTPUT_BYTES: Final = 2**20
 
@@ -43,7 +45,7 @@ async def run_bounded(
 
     Args:
         argv: the command.
-        environment: replaces the router's own.
+        environment: replaces the router's own, which goes without what is meant for the router alone.
         own_session: what the command starts is killed with it. Not for sudo, which may ask what terminal it is on.
 
     Raises:
@@ -75,7 +77,7 @@ async def run_bounded(
             check=False,
             deliver_cancel=_kill_group if own_session else _kill,
             start_new_session=own_session,
-            env=environment,
+            env=own_environment() if environment is None else environment,
         )
         try:
             process: trio.Process = await nursery.start(run)

@@ -9,6 +9,9 @@ from typing import Final
 
 from attrs import frozen
 
+from engine_router.config.faults import KEYS_OF_CLIENTS, is_private
+from engine_router.masking import masked_text
+
 _PART: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_\-]+')
 _HEADER: Final = re.compile(r"\[\[?[ \t]*(?P<keys>[^\n#]*?)[ \t]*\]\]?[ \t]*(#.*)?$")
 _TOKEN: Final = re.compile(r'"""|\'\'\'|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*|[\[\]{}\n]')
@@ -16,21 +19,6 @@ _LONGEST_LINE: Final = 100
 _MOST_SHOWN: Final = 50
 # A value that goes on for more lines is one that does not end.
 _MOST_LINES: Final = 500
-# Tables and options whose values may be secrets: of their lines only the keys are shown.
-_PRIVATE: Final = frozenset(
-    {
-        "api_keys",
-        "key_priorities",
-        "headers",
-        "env",
-        "body",
-        "argv",
-        "command",
-        "prefix",
-        "stop_command",
-        "set",
-    }
-)
 
 
 @frozen
@@ -54,7 +42,7 @@ class Statement:
     @property
     def is_private(self) -> bool:
         """Whether its value is not to be shown."""
-        return any(key in _PRIVATE for key in self.keys)
+        return is_private(self.keys)
 
 
 def excerpts(text: str, paths: Sequence[str]) -> list[str]:
@@ -89,6 +77,8 @@ def excerpt_at(text: str, line: int, column: int) -> str:
     if context is not None and context.is_private:
         return _drawn(context, context.column, 1)
     shown = lines[line - 1].rstrip("\r")
+    words = [found for found in re.finditer(r"[\w-]+", shown) if is_private([found[0]])]
+    shown = masked_text(shown) if not words else f"{shown[: words[0].end()]} ..."
     return _drawn(Statement(line, 0, (), shown, len(shown)), min(column - 1, len(shown)), 1)
 
 
@@ -173,7 +163,8 @@ def _common(keys: Sequence[str], wanted: Sequence[str]) -> int:
 
 def _drawn(statement: Statement, column: int, width: int) -> str:
     """Draw a line with carets below. Tabs become blanks, so that the carets stand where they should."""
-    shown = statement.text[: statement.value] + " ..." if statement.is_private else statement.text
+    end = statement.column if KEYS_OF_CLIENTS in statement.keys[:-1] else statement.value
+    shown = statement.text[:end] + " ..." if statement.is_private else masked_text(statement.text)
     shown = shown.expandtabs(1)
     if len(shown) > _LONGEST_LINE:
         shown = shown[: _LONGEST_LINE - 3] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
@@ -9,7 +10,7 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
-from engine_router.config.faults import Fault, close, quoted
+from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_private, quoted
 from engine_router.config.misplaced import home_of
 from engine_router.config.model import (
     ENGINE_TYPES,
@@ -27,10 +28,10 @@ from engine_router.config.model import (
     SleepConfig,
     SystemdConfig,
 )
-from engine_router.config.values import READERS, HeaderValue, VariableValue, read_header_name, shown
+from engine_router.config.values import READERS, HeaderValue, Unfit, VariableValue, read_header_name, shown
 
 T = TypeVar("T")
-_TEXTS: Sequence[Any] = (str, HeaderValue, VariableValue)
+_TEXTS: Sequence[Any] = (str, HeaderValue, Unfit, VariableValue)
 _TABLES: Sequence[type[Any]] = (
     ServerConfig,
     LogConfig,
@@ -85,20 +86,20 @@ def _read_literal(value: Any, kind: Any) -> Any:
     if isinstance(value, str) and value in choices:
         return value
     near = close(value, choices)
-    words = f"expected {' or '.join(shown(choice) for choice in choices)}, got {shown(value)}"
-    raise ValueError(f"{words}; did you mean {shown(near)}?" if near else words)
+    words = f"expected {' or '.join(shown(choice) for choice in choices)}"
+    raise Unfit(words, value, f"; did you mean {shown(near)}?" if near else "")
 
 
 def _read_list(converter: cattrs.Converter, value: Any, kind: Any) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"expected a list, got {shown(value)}")  # noqa: TRY004 - one kind of fault for the walker
+        raise Unfit("expected a list", value)
     item_kind = get_args(kind)[0]
     return tuple(_each(converter, [(f"[{index}]", item) for index, item in enumerate(value)], item_kind))
 
 
 def _read_mapping(converter: cattrs.Converter, value: Any, kind: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"expected a table, got {shown(value)}")  # noqa: TRY004 - likewise
+        raise Unfit("expected a table", value)
     item_kind = get_args(kind)[1]
     places = [(f".{quoted(key)}", item) for key, item in value.items()]
     if item_kind is HeaderValue:
@@ -143,7 +144,7 @@ def _table_reader(converter: cattrs.Converter, cls: type[Any]) -> Any:
 
     def read_table(value: Any, kind: Any) -> Any:
         if not isinstance(value, dict):
-            raise ValueError(f"expected a table, got {shown(value)}")  # noqa: TRY004 - likewise
+            raise Unfit("expected a table", value)
         return read(value, kind)
 
     return read_table
@@ -195,7 +196,18 @@ def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator
     elif isinstance(error, KeyError):
         yield path, f"missing; it is required ({_summary_of(cls, str(error.args[0]))})"
     else:
-        yield path, str(error)
+        yield _discreet(path, error)
+
+
+def _discreet(path: str, error: Exception) -> Fault:
+    """Return a fault that repeats no secret: no value of an option that may hold one, and no key of a client."""
+    if not is_private(re.findall(r"(?<=\.)[\w-]+", path)):
+        return path, str(error)
+    before, table, key = path.partition(f".{KEYS_OF_CLIENTS}")
+    return (
+        f"{before}{table}" if key else path,
+        error.discreet if isinstance(error, Unfit) else str(error),
+    )
 
 
 def _place_of(error: BaseException) -> str:

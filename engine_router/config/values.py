@@ -17,6 +17,7 @@ from typing import Any, NewType
 from urllib.parse import urlsplit
 
 from engine_router.config.command_line import split_command, with_home
+from engine_router.masking import masked_text
 
 Seconds = NewType("Seconds", float)
 """A duration, in seconds; finite and not negative."""
@@ -95,14 +96,42 @@ READY_CHECK_PATTERN = r"model:\s*\S.*|[\w.\-]+\s*==\s*\S.*"
 """What a readiness check looks like, without the spaces around it."""
 
 
+class Unfit(ValueError):
+    """A value that is not what was expected.
+
+    Attributes:
+        discreet: the message without the value, which may be a secret.
+    """
+
+    def __init__(self, discreet: str, value: object, hint: str = "") -> None:
+        super().__init__(f"{discreet}, got {shown(value)}{hint}")
+        self.discreet = f"{discreet}, got {_kind_of(value)} (not shown: it may be a secret)"
+
+
+def _kind_of(value: object) -> str:
+    match value:
+        case str():
+            return "a text"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "a table"
+        case _:
+            return "something else"
+
+
 def shown(value: object) -> str:
-    """Show a value in a message as the file's author would recognise it."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """Show a value in a message as the file's author would recognise it, but for a login in a URL and the like."""
+    text = masked_text(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _fail(expected: str, value: object) -> ValueError:
-    return ValueError(f"expected {expected}, got {shown(value)}")
+def _fail(expected: str, value: object) -> Unfit:
+    return Unfit(f"expected {expected}", value)
 
 
 def _number(expected: str, *, positive: bool) -> Callable[[Any], float]:
@@ -231,7 +260,7 @@ def read_argv(value: Any) -> Argv:
         try:
             words = split_command(value)
         except ValueError as error:
-            raise ValueError(f"cannot split the command {shown(value)}: {error}") from None
+            raise Unfit(f"expected a command that can be split into words ({error})", value) from None
     elif isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
         words = list(value)
     else:

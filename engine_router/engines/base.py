@@ -105,12 +105,15 @@ class LogRing:
     """The last lines that an engine wrote, with a way to follow new ones.
 
     Memory is bounded: `lines` lines of at most `line_bytes` bytes each. They are kept as a terminal may show them:
-    without colours, and with every other control character written out.
+    without colours, with every other control character written out, and without the secrets that `mask` takes out.
     """
 
-    def __init__(self, lines: int = 2000, line_bytes: int = 4096) -> None:
+    def __init__(
+        self, lines: int = 2000, line_bytes: int = 4096, *, mask: Callable[[str], str] = str
+    ) -> None:
         self._lines: deque[str] = deque(maxlen=lines)
         self._line_bytes = line_bytes
+        self._mask = mask
         self._partial = b""
         self._count = 0
         self._grown = trio.Event()
@@ -134,7 +137,8 @@ class LogRing:
         """Add one line."""
         text = line if isinstance(line, str) else line.decode("utf-8", "replace")
         # A progress bar rewrites its line with carriage returns: its last state is what a reader saw.
-        self._lines.append(output_line(text.rstrip("\r").rpartition("\r")[2][: self._line_bytes]))
+        shown = output_line(text.rstrip("\r").rpartition("\r")[2][: self._line_bytes])
+        self._lines.append(self._mask(shown))
         self._count += 1
         self._grown.set()
         self._grown = trio.Event()

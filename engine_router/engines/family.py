@@ -22,6 +22,7 @@ import trio
 
 from engine_router.engines import guardian
 from engine_router.engines.guardian import MARKER_VARIABLE, carriers
+from engine_router.masking import own_environment
 
 _unreaped: list[trio.Process] = []
 
@@ -208,7 +209,7 @@ async def start_family(
     """
     marker = uuid.uuid4().hex if watcher is None else watcher.new_marker()
     reap()
-    surroundings = {**os.environ, **env, MARKER_VARIABLE: marker}
+    surroundings = {**own_environment(), **env, MARKER_VARIABLE: marker}
     if sys.platform == "win32":
         from engine_router.engines.windows import JobFamily  # noqa: PLC0415 - exists on Windows only
 

@@ -15,7 +15,16 @@ import trio
 
 from engine_router.config import CallConfig, HttpConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.common import Listed, NotListening, Reply, Server, fill, lead, worth_repeating
+from engine_router.engines.common import (
+    Listed,
+    NotListening,
+    Reply,
+    Server,
+    engine_mask,
+    fill,
+    lead,
+    worth_repeating,
+)
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.slumber import Slumbers
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
@@ -42,7 +51,7 @@ class HttpEngine:
     ) -> None:
         self.name = name
         self.config = config
-        self.log = LogRing()
+        self.log = LogRing(mask=engine_mask(config))
         self.server = Server(name, config, config.base_url, client)
         self._slumbers = Slumbers(self.server, config.sleep, self.log, dormitory)
 

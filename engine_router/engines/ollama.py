@@ -13,7 +13,6 @@ Two of its habits are taken from it while the router is at work:
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,12 +26,14 @@ from engine_router.engines.common import (
     NotListening,
     Reply,
     Server,
+    engine_mask,
     lead,
     run_command,
     worth_repeating,
 )
 from engine_router.engines.ollama_names import normal_name
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.masking import masked_argv, own_environment
 from engine_router.pacing import Pace
 
 KEEP_FOR_EVER = -1
@@ -55,7 +56,7 @@ class OllamaEngine:
     ) -> None:
         self.name = name
         self.config = config
-        self.log = LogRing()
+        self.log = LogRing(mask=engine_mask(config))
         self.server = Server(name, config, config.base_url, client)
         # Models that a `live` is responsible for; all others in memory were loaded past the router.
         self.living: set[str] = set()
@@ -294,8 +295,8 @@ class _OllamaModel:
             word.replace("{model}", self.engine.spelled(self.model))
             for word in self.config.stop_command or ()
         ]
-        self.log.write(f"did not unload '{self.model}'; running {' '.join(argv)}")
-        environment = {**os.environ, "OLLAMA_HOST": self.config.base_url}
+        self.log.write(f"did not unload '{self.model}'; running {' '.join(masked_argv(argv))}")
+        environment = {**own_environment(), "OLLAMA_HOST": self.config.base_url}
         done = await run_command(argv, timeout_s=self.config.stop_timeout_s / 2, environment=environment)
         if done.code != 0:
             self.log.write(f"{argv[0]}: {done.complaint}")

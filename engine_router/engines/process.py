@@ -14,7 +14,7 @@ from engine_router.config import ProcessConfig, is_template
 from engine_router.config.values import expanded
 from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.common import SLEEPS, Server
+from engine_router.engines.common import SLEEPS, Server, engine_mask
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.family import Family, Guardian, start_family
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
@@ -27,6 +27,7 @@ from engine_router.errors import (
     EngineStopFailed,
     EngineUnreachable,
 )
+from engine_router.masking import masked_argv
 from engine_router.probe import Check, ReadinessProbe, listed_ids, look, parse_json
 from engine_router.racing import first_of
 
@@ -56,7 +57,7 @@ class ProcessEngine:
     ) -> None:
         self.name = name
         self.config = config
-        self.log = LogRing()
+        self.log = LogRing(mask=engine_mask(config))
         self._client = client
         self._guardian = guardian
         self._dormitory = dormitory or Dormitory()  # one that is not open
@@ -191,7 +192,7 @@ class ProcessEngine:
             raise EngineStartFailed(
                 self.name, f"cannot be started: {_refusal(argv[0], cwd, error)}"
             ) from None
-        self.log.write(f"[engine-router] started pid {process.pid}: {' '.join(argv)}")
+        self.log.write(f"[engine-router] started pid {process.pid}: {' '.join(masked_argv(argv))}")
         return process, family
 
     async def _accompany(

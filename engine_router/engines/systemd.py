@@ -22,7 +22,7 @@ from attrs import frozen
 
 from engine_router.config import SystemdConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.common import LOG_TAIL_LINES, Completed, Server, lead, run_command
+from engine_router.engines.common import LOG_TAIL_LINES, Completed, Server, engine_mask, lead, run_command
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.slumber import Slumbers
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
@@ -121,7 +121,7 @@ class SystemdEngine:
     ) -> None:
         self.name = name
         self.config = config
-        self.log = LogRing()
+        self.log = LogRing(mask=engine_mask(config))
         self.server = Server(name, config, config.base_url, client)
         self._slumbers = Slumbers(self.server, config.sleep, self.log, dormitory)
         self.probe = ReadinessProbe(

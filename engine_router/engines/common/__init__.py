@@ -13,6 +13,7 @@ and then look whether it has happened. Three rules follow from that, and live he
 from engine_router.engines.common.answers import Listed, Reply, fill, read_listing
 from engine_router.engines.common.commands import Completed, run_command
 from engine_router.engines.common.life import LOG_TAIL_LINES, SLEEPS, Life, Rest, Stop, lead, unless
+from engine_router.engines.common.masks import engine_mask
 from engine_router.engines.common.server import BadAnswer, NotListening, Server, worth_repeating
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Rest",
     "Server",
     "Stop",
+    "engine_mask",
     "fill",
     "lead",
     "read_listing",

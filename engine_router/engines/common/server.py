@@ -13,6 +13,7 @@ from attrs import frozen
 
 from engine_router.config import EngineConfig, LoadedConfig
 from engine_router.engines.common.answers import Listed, Reply, complaint_in, json_or_none, read_listing
+from engine_router.engines.common.masks import engine_mask
 from engine_router.errors import EngineBroke, EngineError, EngineUnreachable
 from engine_router.probe import dig, listed_ids
 
@@ -140,7 +141,7 @@ class Server:
             remedy = "; give it the key it wants: headers in engines.toml"
         elif reply.status in (404, 405):
             remedy = "; check the path and the model's name in engines.toml"
-        said = f": {reply.complaint}" if reply.complaint else ""
+        said = f": {engine_mask(self.config)(reply.complaint)}" if reply.complaint else ""
         return BadAnswer(self.name, f"answered {what} with {reply.status}{said}{remedy}", reply.status)
 
     async def listing(self, config: LoadedConfig) -> tuple[Listed, ...]:

@@ -13,6 +13,7 @@ from quart_trio import QuartTrio
 from engine_router.config import ProcessConfig
 from engine_router.discovery import Target
 from engine_router.errors import BadRequest
+from engine_router.masking import masked_argv
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
 from engine_router.web.control import present, unload
@@ -96,7 +97,7 @@ class LlamaSwap:
         return {
             "model": target.model,
             "state": _STATES.get(found.phase, found.phase.value),
-            "cmd": shlex.join(config.argv) if isinstance(config, ProcessConfig) else "",
+            "cmd": shlex.join(masked_argv(config.argv)) if isinstance(config, ProcessConfig) else "",
             "proxy": found.base_url or config.base_url or "",
             "ttl": int(idle_timeout_s) if math.isfinite(idle_timeout_s) else 0,
             "name": "",

@@ -1,0 +1,182 @@
+"""Secrets: no command, fault, log, error or listing tells them, and no engine gets what is the router's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+import engine_router
+from engine_router.config import ProcessConfig, parse_config
+from engine_router.config.values import Argv
+from engine_router.engines.base import LogRing, ResidentId, Supervision
+from engine_router.engines.common import engine_mask
+from engine_router.engines.process import ProcessEngine
+from engine_router.errors import ConfigError, EngineStartFailed
+from engine_router.masking import MASK, is_secret_name, mask_of, masked_argv, masked_text
+from engine_router.testing.served import served
+
+SECRET = "sk-very-secret-0815"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--api-key", SECRET],
+        [f"--api-key={SECRET}"],
+        ["--api_key", SECRET],
+        ["--api-key", "another-secret", SECRET],
+        ["--hf-token", SECRET],
+        ["-hft", SECRET],
+        ["-e", f"HF_TOKEN={SECRET}"],
+        [f"--password={SECRET}"],
+        ["-H", f"Authorization: Bearer {SECRET}"],
+        ["-H", f"X-API-Key: {SECRET}"],
+        [f"http://user:{SECRET}@host:80/path"],
+        [f"http://host/path?api_key={SECRET}&n=1"],
+        [f"exec server --api-key {SECRET} --port 80"],
+        [f"HF_TOKEN='{SECRET}' server --port 80"],
+        [json.dumps({"apiKey": SECRET})],
+    ],
+    ids=str,
+)
+def test_a_command_is_shown_without_its_secrets(words: list[str]) -> None:
+    argv = ["server", "--port", "8080", *words, "--host", "localhost"]
+    shown = " ".join(masked_argv(argv))
+    assert SECRET not in shown
+    assert MASK in shown
+    assert shown.startswith("server --port 8080 ")
+    assert shown.endswith(" --host localhost")
+    assert mask_of(commands=[argv])(f"parsed {SECRET}!") == f"parsed {MASK}!"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--max-tokens 5",
+        "--tokenizer a/b",
+        "--api-key-file /f",
+        "--ssl-keyfile /k",
+        "-ngl 99",
+        "TOKENIZERS_PARALLELISM=1",
+    ],
+)
+def test_what_only_tells_about_secrets_stays(words: str) -> None:
+    assert masked_argv(words.split()) == words.split()
+    assert masked_text(words) == words
+
+
+def test_names_of_secrets() -> None:
+    assert all(
+        map(is_secret_name, ["Authorization", "X-Api-Key", "HF_TOKEN", "apiKey", "AWS_SECRET_ACCESS_KEY"])
+    )
+    assert not any(
+        map(is_secret_name, ["Content-Type", "PATH", "keyboard", "max_tokens", "AWS_ACCESS_KEY_ID"])
+    )
+
+
+TWO = """
+[server]
+{server}
+[engines.e]
+type = "{type}"
+{engine}
+"""
+
+
+@pytest.mark.parametrize(
+    ("server", "engine"),
+    [
+        (f'api_keys = "{SECRET}"', 'argv = "x"'),
+        (f'api_keys = [["{SECRET}"]]', 'argv = "x"'),
+        (f'key_priorities = {{"{SECRET}" = "highest"}}', 'argv = "x"'),
+        (f'key_priorities = "{SECRET}"', 'argv = "x"'),
+        ("", f'argv = "x"\nheaders = {{Authorization = "Bearer {SECRET}\\n"}}'),
+        ("", f'argv = "x"\nheaders = {{"X {SECRET}" = "a"}}'),
+        ("", f'argv = "x"\nheaders = ["{SECRET}"]'),
+        ("", f'argv = ["x", "--api-key", ["{SECRET}"]]'),
+        ("", f"argv = '''x --api-key \"{SECRET}'''"),
+        ("", f'argv = "x"\nenv = {{HF_TOKEN = ["{SECRET}"]}}'),
+        ("", f'argv = "x"\nenv = "{SECRET}"'),
+        ("", f'argv = "x"\nbase_url = "http://me:{SECRET}@127.0.0.1:80/x"'),
+    ],
+)
+def test_a_fault_names_the_place_and_no_secret(server: str, engine: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(TWO.format(server=server, type="process", engine=engine))
+    assert SECRET not in str(caught.value)
+    assert any(path.startswith(("server.", "engines.e.")) for path, _ in caught.value.faults)
+
+
+def test_an_engine_s_words_are_searched_for_its_secrets() -> None:
+    config = ProcessConfig(
+        argv=Argv(("server", "--api-key", SECRET)),
+        env={"MY_TOKEN": "hidden-too"},
+        headers={"Authorization": "Bearer third-one"},
+    )
+    ring = LogRing(mask=engine_mask(config))
+    ring.feed(f"args: api_key={SECRET} MY=hidden-too third-one\n".encode())
+    assert ring.tail(1) == (f"args: api_key={MASK} MY={MASK} {MASK}",)
+
+
+PROGRAM = """
+import json, os, sys
+print(json.dumps({"argv": sys.argv, "environment": dict(os.environ)}))
+sys.exit(3)
+"""
+
+
+async def test_a_start_error_tells_no_secret_and_the_engine_gets_none_of_the_router_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ENGINE_ROUTER_API_KEY", "the-router-s-own")
+    monkeypatch.setenv("ENGINE_ROUTER_URL", "http://elsewhere")
+    monkeypatch.setenv("HF_TOKEN", "from-around-us")
+    config = ProcessConfig(argv=Argv((sys.executable, "-c", PROGRAM, "--api-key", SECRET, "{port}")))
+    async with httpx.AsyncClient(trust_env=False) as client:
+        engine = ProcessEngine("e", config, client)
+        with trio.fail_after(60), pytest.raises(EngineStartFailed) as caught:
+            await engine.live(ResidentId("e"), Supervision(lambda endpoint: None))
+    said = "\n".join((caught.value.message, *engine.log.tail(100)))
+    assert '"environment"' in said
+    for secret in (SECRET, "the-router-s-own", "from-around-us", "ENGINE_ROUTER_URL"):
+        assert secret not in said
+    assert "ENGINE_ROUTER_FAMILY" in "\n".join(engine.log.tail(100))
+    assert '"HF_TOKEN"' in "\n".join(engine.log.tail(100))  # engines need theirs
+
+
+PAGES = ("/status", "/admin/failed", "/v1/models/failed", "/v1/models", "/running", "/admin/logs?engine=e")
+
+
+async def test_no_page_tells_a_secret(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """A start fails, and a reload too; whatever the router then tells has no secret in it."""
+    caplog.set_level(logging.DEBUG)
+    path = tmp_path / "engines.toml"
+    text = (
+        f'state_file = "{tmp_path / "state.json"}"\n[server]\nKEYS\n[engines.e]\ntype = "process"\nmodels = ["m"]\n'
+        f"argv = {json.dumps([sys.executable, '-c', PROGRAM, '--api-key', SECRET, '{port}'])}\n"
+    )
+    path.write_text(text.replace("KEYS", ""))
+    with trio.fail_after(60):
+        async with engine_router.open_router(str(path)) as router:
+            async with (
+                served(router) as url,
+                httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client,
+            ):
+                body: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+                answers = [await client.post("/v1/chat/completions", json=body)]
+                assert answers[0].status_code == 503
+                path.write_text(text.replace("KEYS", f'api_keys = "{SECRET}"'))
+                answers.append(await client.post("/admin/reload", json={}))
+                assert answers[1].status_code == 422
+                answers += [await client.get(page) for page in PAGES]
+            told = "".join(answer.text for answer in answers)
+    assert SECRET not in told
+    assert MASK in told
+    assert SECRET not in caplog.text
