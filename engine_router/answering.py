@@ -151,7 +151,7 @@ class Answerer:
                 routed,
                 target,
                 native=native,
-                load_s=lambda: _load_s(passage),
+                load_s=lambda: passage.queue_wait_s,
                 footer=self._footer(incoming.path, routed, lambda: passage),
             )
 

@@ -394,6 +394,9 @@ def test_a_tool_is_a_function_unless_it_says_otherwise() -> None:
         ("/api/chat", {"options": {"num_predict": "9"}}, '"options.num_predict"'),
         ("/api/chat", {"options": {"stop": 7}}, '"options.stop"'),
         ("/api/chat", {"options": {"stop": ["a", 7]}}, '"options.stop.1"'),
+        ("/api/chat", {"stream": "yes"}, '"stream"'),
+        ("/api/chat", {"logprobs": 1}, '"logprobs"'),
+        ("/api/generate", {"prompt": "x", "raw": "yes"}, '"raw"'),
         ("/api/chat", {"format": "xml"}, '"format"'),
         ("/api/chat", {"format": [1]}, '"format"'),
         ("/api/chat", {"think": "hard"}, '"think"'),
@@ -464,7 +467,7 @@ def test_a_chat_as_a_stream() -> None:
     assert (last.done_reason, last.prompt_eval_count, last.eval_count) == ("stop", 11, 4)
     assert last.prompt_eval_duration == 1_000_000_000
     assert last.eval_duration == 8_000_000_000
-    assert last.total_duration == 9_000_000_000
+    assert last.total_duration == 9_000_000_001  # the load takes a nanosecond at least
 
 
 def test_a_generation_as_a_stream() -> None:
@@ -498,7 +501,7 @@ def test_a_chat_in_one_piece() -> None:
     assert (response.message.content, response.message.thinking) == ("hello", "hm")
     assert (response.done, response.done_reason) == (True, "stop")
     assert (response.prompt_eval_count, response.eval_count) == (3, 2)
-    assert response.total_duration == response.eval_duration == 3_000_000_000
+    assert response.total_duration - 1 == response.eval_duration == 3_000_000_000
     assert "prompt_eval_duration" not in json.loads(got)  # nobody knows it, and 0 is refused by clients
 
 
@@ -589,13 +592,24 @@ def test_waiting_for_the_model_is_told_apart(stream: bool) -> None:
     assert figures_of(last) == expected
 
 
-@pytest.mark.parametrize("load_s", [0.0, -1.0, math.nan, math.inf])
-@pytest.mark.parametrize("path", ["/api/chat", "/api/embed"])
-def test_no_wait_is_not_told(path: str, load_s: float) -> None:
+@pytest.mark.parametrize("load_s", [0.0, -1.0, math.nan, math.inf, 3e-6])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/embed"])
+def test_a_model_that_is_there_has_a_load_duration_too(path: str, load_s: float) -> None:
     raw = b'{"data":[{"embedding":[1]}]}' if path == "/api/embed" else whole({"content": "x"})
-    line = json.loads(answer(path, {"input": "x", "stream": False}, raw, load_s=lambda: load_s))
-    assert "load_duration" not in line
-    assert line["total_duration"] == 2_000_000_000
+    data = {"input": "x", "prompt": "x", "stream": False}
+    line = json.loads(answer(path, data, raw, load_s=lambda: load_s))
+    assert line["load_duration"] == (3000 if load_s == 3e-6 else 1)
+    assert line["total_duration"] >= 2_000_000_000
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_generation_ends_with_an_empty_context(stream: bool) -> None:
+    raw = events(delta("stop", content="x")) if stream else whole({"content": "x"})
+    data = {"prompt": "x", "stream": stream}
+    last = answer("/api/generate", data, raw).splitlines()[-1]
+    assert json.loads(last)["context"] == []
+    for path, more in (("/api/generate", {"raw": True}), ("/api/chat", {})):
+        assert b'"context"' not in answer(path, {**data, **more}, raw)
 
 
 @given(

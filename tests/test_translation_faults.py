@@ -408,7 +408,7 @@ def mutated_objects(draw: st.DrawFn, original: Json) -> Json:
         if isinstance(holder, dict) and draw(st.booleans()):
             del holder[key]
         else:
-            holder[key] = draw(st.sampled_from(VALUES))
+            holder[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
     return changed
 
 

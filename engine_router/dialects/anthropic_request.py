@@ -10,10 +10,25 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from engine_router.dialects.checks import list_at, object_at, string_at
+from engine_router.dialects.checks import (
+    Check,
+    count_at,
+    flag_at,
+    list_at,
+    number_at,
+    object_at,
+    string_at,
+    texts_at,
+    whole_at,
+)
 from engine_router.errors import BadRequest
 
-_SAME = ("max_tokens", "temperature", "top_p", "top_k")
+_SAME: Mapping[str, Check] = {
+    "max_tokens": lambda value, place: count_at(value, place, least=0),
+    "temperature": number_at,
+    "top_p": number_at,
+    "top_k": whole_at,
+}
 # OpenAI's scale has more at its ends, but engines refuse what they do not know: these three every engine takes.
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -25,11 +40,11 @@ def chat_request(data: Mapping[str, Any], upstream: str) -> dict[str, Any]:
     Raises:
         BadRequest: it cannot be understood; the message says where.
     """
-    stream = data.get("stream") is True
+    stream = flag_at(data.get("stream"), "stream")
     request: dict[str, Any] = {"model": upstream, "stream": stream}
     if stream:
         request["stream_options"] = {"include_usage": True}
-    request |= {key: data[key] for key in _SAME if data.get(key) is not None}
+    request |= {key: check(data[key], key) for key, check in _SAME.items() if data.get(key) is not None}
     try:
         request["messages"] = _messages(data)
     except RecursionError:
@@ -271,9 +286,7 @@ def _stops(data: Mapping[str, Any]) -> dict[str, Any]:
     stops = data.get("stop_sequences")
     if not stops:
         return {}
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise BadRequest('"stop_sequences" must be a list of strings')
-    return {"stop": stops}
+    return {"stop": texts_at(list_at(stops, "stop_sequences"), "stop_sequences")}
 
 
 def _tools(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine_router.errors import BadRequest
+
+Check = Callable[[object, str], object]
+"""Returns a value as a request may have it; raises BadRequest, with the place that is its second argument."""
 
 
 def object_at(value: object, place: str) -> Mapping[str, Any]:
@@ -41,7 +44,7 @@ def string_at(value: object, place: str) -> str:
     return value
 
 
-def number_at(value: object, place: str) -> None:
+def number_at(value: object, place: str) -> int | float:
     """Return a value that must be a number.
 
     Raises:
@@ -49,6 +52,32 @@ def number_at(value: object, place: str) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRequest(f'"{place}" must be a number')
+    return value
+
+
+def whole_at(value: object, place: str) -> int:
+    """Return a value that must be a whole number; one with a point, such as 40.0, is.
+
+    Raises:
+        BadRequest: it is not; the message names the place.
+    """
+    number = number_at(value, place)
+    if number != int(number):
+        raise BadRequest(f'"{place}" must be a whole number')
+    return int(number)
+
+
+def flag_at(value: object, place: str) -> bool:
+    """Return a value that must be true or false; none at all counts as false.
+
+    Raises:
+        BadRequest: it is not; the message names the place.
+    """
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise BadRequest(f'"{place}" must be true or false')
+    return value
 
 
 def count_at(value: object, place: str, *, least: int) -> int:
@@ -60,3 +89,16 @@ def count_at(value: object, place: str, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise BadRequest(f'"{place}" must be a whole number of at least {least}')
     return value
+
+
+def texts_at(value: object, place: str) -> str | list[str]:
+    """Return a value that must be a string or a list of strings.
+
+    Raises:
+        BadRequest: it is not; the message names the place.
+    """
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise BadRequest(f'"{place}" must be a string or a list of strings')
+    return [string_at(text, f"{place}.{index}") for index, text in enumerate(value)]

@@ -43,7 +43,7 @@ class Stopwatch:
     Args:
         clock: seconds.
         began_s: what the clock said when the request came; None for now.
-        load_s: tells, at the end, for how many seconds the request waited for its model; 0 or NaN if it did not.
+        load_s: tells, at the end, for how many seconds the request waited for its model; NaN if it did not.
     """
 
     def __init__(self, clock: Clock, began_s: float | None, load_s: Clock) -> None:
@@ -60,6 +60,8 @@ class Stopwatch:
     def figures(self, tokens: Tokens, times: Times = _NO_TIMES, *, is_written: bool = True) -> dict[str, int]:
         """Return what Ollama reports: counts, and durations in nanoseconds. None of them is 0: that one is left out.
 
+        How long the loading took is always told, as by Ollama, also where the model was there already.
+
         Args:
             times: what the engine says; else the clock does. An answer in one piece does not show how its time
                 was divided: then all of it counts as evaluation.
@@ -73,7 +75,7 @@ class Stopwatch:
         prompt_s = first - ready if times.prompt is None else times.prompt
         eval_s = now - first if times.completion is None else times.completion
         parts = {
-            "load_duration": _nanoseconds(load_s),
+            "load_duration": max(1, _nanoseconds(load_s)),
             "prompt_eval_duration": _nanoseconds(prompt_s if is_written else 0.0),
             "eval_duration": _nanoseconds(eval_s if is_written else 0.0),
         }

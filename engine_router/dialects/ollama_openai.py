@@ -10,6 +10,7 @@ from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.base import Translation, to_json
 from engine_router.dialects.chat_blocks import Piece
 from engine_router.dialects.chat_chunks import ChatAnswer
+from engine_router.dialects.checks import flag_at
 from engine_router.dialects.ollama_embeddings import EmbedTranslation
 from engine_router.dialects.ollama_figures import Clock, Stopwatch, Timestamps
 from engine_router.dialects.ollama_request import (
@@ -39,7 +40,7 @@ def translate(
         path: `/api/chat`, `/api/generate`, `/api/embed` or `/api/embeddings`.
         asked: the model as the client named it; the answer carries the same name.
         upstream: the name that the engine knows.
-        load_s: tells, at the end, for how many seconds the request waited for its model; 0 or NaN if it did not.
+        load_s: tells, at the end, for how many seconds the request waited for its model; NaN if it did not.
         began_s: what the clock said when the request came; None for now.
         clock: seconds, for durations.
         wall_clock: seconds since 1970, for `created_at`.
@@ -74,15 +75,16 @@ def _writing(
     timestamps: Timestamps,
 ) -> Translation:
     is_chat = path == "/api/chat"
+    form = _CHAT if is_chat else _RAW if data.get("raw") is True else _GENERATE
     target, request = ("/v1/chat/completions", chat_request(data)) if is_chat else generate_request(data)
-    stream = data.get("stream") is not False
+    stream = data.get("stream") is None or flag_at(data["stream"], "stream")
     ways: Json = (
         {"stream": stream, "stream_options": {"include_usage": True}} if stream else {"stream": False}
     )
     return (StreamedText if stream else WholeText)(
         target,
         to_json({"model": upstream, **ways, **request}),
-        _CHAT if is_chat else _GENERATE,
+        form,
         ChatAnswer({**ways, **request}),
         asked,
         stopwatch,
@@ -96,11 +98,13 @@ class _Form(NamedTuple):
     Attributes:
         text, thinking: what is before and behind a piece of it.
         takes_calls: there is a place for calls of tools.
+        ending: further members of the last line.
     """
 
     text: tuple[bytes, bytes]
     thinking: tuple[bytes, bytes]
     takes_calls: bool
+    ending: Mapping[str, Any] = {}
 
     def said(self, text: str, thinking: str, calls: list[Json]) -> Json:
         """Return the fields for what the model said, thought and called."""
@@ -116,7 +120,9 @@ _CHAT = _Form(
     (b'"message":{"role":"assistant","content":"","thinking":', b"}"),
     takes_calls=True,
 )
-_GENERATE = _Form((b'"response":', b""), (b'"response":"","thinking":', b""), takes_calls=False)
+_RAW = _Form((b'"response":', b""), (b'"response":"","thinking":', b""), takes_calls=False)
+# Clients send the tokens of a conversation back. No engine here tells of any, but a client may insist on the member.
+_GENERATE = _RAW._replace(ending={"context": []})
 
 
 class _Text:
@@ -150,7 +156,7 @@ class _Text:
         tokens = self._answer.tokens
         figures = self._stopwatch.figures(tokens, self._answer.times)
         marked = {"estimated": True} if tokens.is_estimated else {}
-        return {"done": True, "done_reason": reason, **figures, **marked}
+        return {"done": True, "done_reason": reason, **self._form.ending, **figures, **marked}
 
 
 class WholeText(_Text):

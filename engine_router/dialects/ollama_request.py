@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.base import to_json
-from engine_router.dialects.checks import count_at, list_at, number_at, object_at, string_at
+from engine_router.dialects.checks import (
+    count_at,
+    flag_at,
+    list_at,
+    number_at,
+    object_at,
+    string_at,
+    texts_at,
+)
 from engine_router.errors import BadRequest
 
 # Beside OpenAI's own, extensions that llama.cpp reads under Ollama's names; engines ignore what they do not know.
@@ -59,7 +67,7 @@ def generate_request(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """
     prompt = _text(data, "prompt")
     suffix = _text(data, "suffix")
-    if data.get("raw") is True or suffix:
+    if flag_at(data.get("raw"), "raw") or suffix:
         request = {**_sampling(data), **_completion_logprobs(data), "prompt": prompt}
         return "/v1/completions", {**request, "suffix": suffix} if suffix else request
     said: list[dict[str, Any]] = [{"role": "user", "content": _content(data, prompt)}]
@@ -233,16 +241,7 @@ def _sampling(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stops(options: Mapping[str, Any]) -> dict[str, Any]:
     stops = options.get("stop")
-    if not stops:
-        return {}
-    if isinstance(stops, str):
-        return {"stop": stops}
-    return {
-        "stop": [
-            string_at(stop, f"options.stop.{index}")
-            for index, stop in enumerate(list_at(stops, "options.stop"))
-        ]
-    }
+    return {"stop": texts_at(stops, "options.stop")} if stops else {}
 
 
 def _format(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +271,7 @@ def _thinking(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chat_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:
     top = _top_logprobs(data)
-    if data.get("logprobs") is not True:
+    if not flag_at(data.get("logprobs"), "logprobs"):
         return {}
     return {"logprobs": True, "top_logprobs": top} if top else {"logprobs": True}
 
@@ -280,7 +279,7 @@ def _chat_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:
 def _completion_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same for completions, which have one number for both."""
     top = _top_logprobs(data)
-    return {"logprobs": top} if data.get("logprobs") is True else {}
+    return {"logprobs": top} if flag_at(data.get("logprobs"), "logprobs") else {}
 
 
 def _top_logprobs(data: Mapping[str, Any]) -> int:

@@ -11,13 +11,11 @@ from typing import Any
 from attrs import frozen
 
 from engine_router.dialects.base import to_json
-from engine_router.dialects.checks import count_at, list_at, number_at, object_at, string_at
+from engine_router.dialects.checks import flag_at, list_at, object_at, string_at
+from engine_router.dialects.responses_options import chat_options
 from engine_router.dialects.responses_tools import CUSTOM_INPUT, Toolbox, flat_name, tool_choice
 from engine_router.errors import BadRequest
 
-_SAME = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "user")
-# Extensions that engines read by these names; clients send them as additional fields.
-_ENGINE_OPTIONS = ("top_k", "min_p", "typical_p", "repeat_penalty", "repetition_penalty", "logit_bias")
 # Traces of what OpenAI's own servers did: encrypted, or without anything that a model here could read.
 _PASSED_OVER = frozenset(
     {
@@ -58,14 +56,14 @@ def chat_request(data: Mapping[str, Any], upstream: str) -> ChatRequest:
             have had to keep.
     """
     _refuse_kept_state(data)
-    stream = data.get("stream") is True
+    stream = flag_at(data.get("stream"), "stream")
     body: dict[str, Any] = {"model": upstream, "stream": stream}
     if stream:
         body["stream_options"] = {"include_usage": True}
     tools = Toolbox()
     tools.add(data.get("tools") or [], "tools")
     body["messages"] = _messages(data, tools)
-    body.update(_options(data))
+    body.update(chat_options(data))
     choice, chat_choice = tool_choice(data.get("tool_choice"), tools)
     if tools.functions:
         body["tools"] = tools.functions
@@ -83,56 +81,6 @@ def _refuse_kept_state(data: Mapping[str, Any]) -> None:
             )
     if data.get("background") is True:
         raise BadRequest('"background" is not supported: the router keeps no answers')
-
-
-def _options(data: Mapping[str, Any]) -> dict[str, Any]:
-    options = {key: data[key] for key in (*_SAME, *_ENGINE_OPTIONS) if data.get(key) is not None}
-    for key in ("temperature", "top_p"):
-        if key in options:
-            number_at(options[key], key)
-    if data.get("max_output_tokens") is not None:
-        options["max_tokens"] = count_at(data["max_output_tokens"], "max_output_tokens", least=1)
-    if wants_logprobs(data):
-        options["logprobs"] = True
-        options["top_logprobs"] = count_at(data.get("top_logprobs") or 0, "top_logprobs", least=0)
-    wanted = object_at(data.get("text") or {}, "text").get("format")
-    if wanted is not None:
-        options.update(_response_format(object_at(wanted, "text.format")))
-    effort = object_at(data.get("reasoning") or {}, "reasoning").get("effort")
-    kwargs = dict(object_at(data.get("chat_template_kwargs") or {}, "chat_template_kwargs"))
-    if effort is not None:
-        options["reasoning_effort"] = string_at(effort, "reasoning.effort")
-        kwargs.setdefault("enable_thinking", effort != "none")
-    if kwargs:
-        options["chat_template_kwargs"] = kwargs
-    return options
-
-
-def wants_logprobs(data: Mapping[str, Any]) -> bool:
-    """Tell whether the client asked for the probabilities of the tokens.
-
-    Raises:
-        BadRequest: `include` is no list.
-    """
-    return bool(data.get("top_logprobs")) or "message.output_text.logprobs" in list_at(
-        data.get("include") or [], "include"
-    )
-
-
-def _response_format(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    kind = wanted.get("type")
-    if kind == "text":
-        return {}
-    if kind == "json_object":
-        return {"response_format": {"type": kind}}
-    if kind != "json_schema":
-        raise BadRequest('"text.format.type" must be text, json_object or json_schema')
-    schema: dict[str, Any] = {
-        "name": string_at(wanted.get("name", "answer"), "text.format.name"),
-        "schema": object_at(wanted.get("schema"), "text.format.schema"),
-    }
-    schema.update({key: wanted[key] for key in ("strict", "description") if wanted.get(key) is not None})
-    return {"response_format": {"type": kind, "json_schema": schema}}
 
 
 def _messages(data: Mapping[str, Any], tools: Toolbox) -> list[dict[str, Any]]:

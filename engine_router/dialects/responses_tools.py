@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from engine_router.dialects.checks import list_at, object_at, string_at
+from engine_router.dialects.checks import flag_at, list_at, object_at, string_at
 from engine_router.errors import BadRequest
 
 CUSTOM_INPUT = "input"
@@ -70,7 +70,7 @@ class Toolbox:
             return False
         name = string_at(tool.get("name"), f"{place}.name")
         known = Tool(name, namespace, is_custom=kind == "custom")
-        function = _custom_function(tool) if known.is_custom else _function(tool)
+        function = _custom_function(tool) if known.is_custom else _function(tool, place)
         flat = flat_name(name, namespace)
         self.functions.append({"type": "function", "function": {"name": flat, **function}})
         self._by_name[flat] = known
@@ -91,9 +91,14 @@ def flat_name(name: str, namespace: object) -> str:
     return f"{namespace.removesuffix('__')}__{name}"
 
 
-def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function = {"parameters": tool.get("parameters") or {"type": "object", "properties": {}}}
-    function.update({key: tool[key] for key in ("description", "strict") if tool.get(key) is not None})
+def _function(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
+    function: dict[str, Any] = {"parameters": {"type": "object", "properties": {}}}
+    if tool.get("parameters"):
+        function["parameters"] = object_at(tool["parameters"], f"{place}.parameters")
+    if tool.get("description") is not None:
+        function["description"] = string_at(tool["description"], f"{place}.description")
+    if tool.get("strict") is not None:
+        function["strict"] = flag_at(tool["strict"], f"{place}.strict")
     return function
 
 
