@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hmac
+import ipaddress
 import re
 import socket
 from collections.abc import Callable
@@ -29,8 +30,14 @@ LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".home", ".lan"
 PREFLIGHT_AGE_S = 7200
 # Different Host headers whose verdict is remembered.
 REMEMBERED_HOSTS = 64
+# Different addresses of peers that are remembered as parsed.
+REMEMBERED_PEERS = 1024
 
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+# What a proxy adds to a request.
+_PROXIES_WORDS = frozenset(
+    (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"cf-connecting-ip")
+)
 # What a GET from any page may ask: it changes nothing and asks no engine, and the page cannot read the answer.
 # Whatever is not listed may have an effect.
 _READS = frozenset(
@@ -49,6 +56,9 @@ class Gate:
 
     def __init__(self, server: ServerConfig) -> None:
         self._keys = [key.encode() for key in server.api_keys]
+        self._networks = [ipaddress.ip_network(network) for network in server.trusted_networks]
+        # Any name will do for a request with a key, which a page under a false name has not.
+        self._keys_excuse_names = bool(server.api_keys) and not isinstance(server.allowed_hosts, tuple)
         names = _allowed_names(server)
         self._is_own: Callable[[bytes], bool] | None = None
         if names is not None:
@@ -63,7 +73,7 @@ class Gate:
         Raises:
             Forbidden: it uses another name.
         """
-        if self._is_own is None:
+        if self._is_own is None or (self._keys_excuse_names and self._has_key(headers)):
             return
         host = first_value(headers, b"host")
         if host and not self._is_own(host):
@@ -72,22 +82,45 @@ class Gate:
                 "if it is its name, add it to server.allowed_hosts in engines.toml"
             )
 
-    def check_key(self, path: str, headers: Headers) -> None:
-        """See that a request carries one of the keys; any of those that it offers may be the right one.
+    def check_key(self, path: str, headers: Headers, peer: str | None = None) -> None:
+        """See that a request carries one of the keys, or comes from a machine that needs none.
+
+        Args:
+            peer: the address that the connection comes from; None where it is not known.
 
         Raises:
-            Unauthorized: none of them is. Every comparison takes the same time, whatever is right or wrong.
+            Unauthorized: neither. Every comparison takes the same time, whatever is right or wrong.
         """
-        if not self._keys or path in PUBLIC_PATHS:
+        if (
+            not self._keys
+            or path in PUBLIC_PATHS
+            or self._has_key(headers)
+            or self._is_trusted(headers, peer)
+        ):
             return
-        offers = list(offered_keys(headers))
-        matches = [hmac.compare_digest(offer, key) for offer in offers for key in self._keys]
-        if not any(matches):
-            raise Unauthorized(
-                "the API key is not one of the router's"
-                if offers
-                else "this router asks for an API key (Bearer or X-API-Key)"
-            )
+        raise Unauthorized(
+            "the API key is not one of the router's"
+            if any(True for _ in offered_keys(headers))
+            else "this router asks for an API key (Bearer or X-API-Key)"
+        )
+
+    def _has_key(self, headers: Headers) -> bool:
+        """Tell whether any of the keys that a request offers is right."""
+        matches = [hmac.compare_digest(offer, key) for offer in offered_keys(headers) for key in self._keys]
+        return any(matches)  # after all of them were compared, so that time tells nothing
+
+    def _is_trusted(self, headers: Headers, peer: str | None) -> bool:
+        """Tell whether a request needs no key because of where it comes from.
+
+        What came through a proxy comes from anywhere: the peer is the proxy, and what it says of its client may
+        be the client's own words.
+        """
+        if peer is None or not self._networks:
+            return False
+        if any(name.lower() in _PROXIES_WORDS for name, _ in headers):
+            return False
+        address = _address(peer)
+        return address is not None and any(address in network for network in self._networks)
 
     def check_page(self, method: str, path: str, query: bytes, headers: Headers) -> None:
         """Refuse what a page of another site makes a browser send: it could swap models behind its user's back.
@@ -155,6 +188,16 @@ class Gate:
         return self._pages is not None and self._pages.fullmatch(origin.decode("latin-1")) is not None
 
 
+@functools.lru_cache(REMEMBERED_PEERS)
+def _address(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return a peer's address; an IPv4 one also where it came in over IPv6, as on a socket for both."""
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
+
+
 def _only_reads(path: str, query: bytes) -> bool:
     is_model = path.startswith("/v1/models/") and not query
     return path in _READS or is_model or (path in _READS_WITHOUT_QUERY and not query)
@@ -199,7 +242,8 @@ def _allowed_names(server: ServerConfig) -> tuple[str, ...] | None:
     """Return the names and patterns that are allowed beside the local ones; None where every name is."""
     allowed = server.allowed_hosts
     if not isinstance(allowed, tuple):  # auto; a page under a false name has no key
-        return None if server.api_keys else _own_names(server)
+        is_free = server.api_keys and not server.trusted_networks
+        return None if is_free else _own_names(server)
     return None if "*" in allowed else (*allowed, *_own_names(server))
 
 

@@ -10,14 +10,17 @@ from engine_router.config import Priority
 from engine_router.errors import BadRequest
 from engine_router.wire.upstream import Headers, first_value
 
+# What carries a key that came in the path of a request. No engine gets it.
+KEY_HEADER = b"x-engine-router-key"
+
 _WORDS: Mapping[bytes, Priority] = {b"high": "high", b"normal": "normal", b"low": "low"}
 
 
 def offered_keys(headers: Headers) -> Iterator[bytes]:
-    """Yield every key that a request offers: X-API-Key, Bearer, and the password a browser asks its user for."""
+    """Yield every key that a request offers: X-API-Key, Bearer, the password a browser asks its user for, one in the path."""
     for name, value in headers:
         header = name.lower()
-        if header == b"x-api-key":
+        if header in (b"x-api-key", KEY_HEADER):
             yield value.strip()
         elif header == b"authorization":
             kind, _, rest = value.strip().partition(b" ")

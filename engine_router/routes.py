@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
 API_ROUTES: Final = frozenset(("chat", "generate", "embed", "embeddings"))
 """Ollama's endpoints below `/api/` that are routed; others are answered by the router or refused."""
@@ -71,6 +71,7 @@ _JSON_PREFIXES: Final = ("/api/", "/v1/images/", "/sdapi/")
 
 VISIBLE: Final = "".join(map(chr, range(33, 127)))
 _SLASHES: Final = re.compile(rb"//+")
+_KEY_AHEAD: Final = re.compile(rb"/+k/+([^/]+)(.*)", re.DOTALL)
 _PASSED_ON: Final = re.compile(rb"/+upstream/+")
 _PLAIN_PATH: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
@@ -102,6 +103,12 @@ def tidied(raw_path: bytes) -> bytes:
     if (passed := _PASSED_ON.match(raw_path)) is not None:
         return b"/upstream/" + raw_path[passed.end() :]
     return _SLASHES.sub(b"/", raw_path).removesuffix(b"/") or b"/"
+
+
+def without_key(raw_path: bytes) -> tuple[bytes | None, bytes]:
+    """Return the key that stands in front of a path (`/k/KEY/v1/models`), if any, and the path without it."""
+    found = _KEY_AHEAD.fullmatch(raw_path)
+    return (None, raw_path) if found is None else (unquote_to_bytes(found[1]), found[2] or b"/")
 
 
 def wire_target(path: str, query: bytes) -> str:

@@ -174,14 +174,16 @@ def _fast_tier(router: Router) -> MakeFast:
     limit = int(router.config.server.max_body_mb * 1_000_000)
     gates, answerer = Gates(lambda: router.config.server), Answerer(router)
 
-    async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
-        gate = gates.gate
-        gate.check_host(incoming.headers)
-        gate.check_key(incoming.path, incoming.headers)
-        gate.check_page("POST", incoming.path, incoming.query, incoming.headers)
-        return await answerer.answer(incoming, scope)
-
     def make(stream: RawStream) -> FastConnection:
+        peer = stream.peer()
+
+        async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
+            gate = gates.gate
+            gate.check_host(incoming.headers)
+            gate.check_key(incoming.path, incoming.headers, peer)
+            gate.check_page("POST", incoming.path, incoming.query, incoming.headers)
+            return await answerer.answer(incoming, scope)
+
         reader = RequestReader(is_proxied, limit, LARGE_BYTES)
         return FastConnection(stream, reader, answer, router.hub, gates.answer_headers)
 

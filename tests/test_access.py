@@ -1,6 +1,8 @@
 """What pages of other sites, careless clients and attackers make of paths, methods and headers."""
 
+import contextlib
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +13,8 @@ import trio
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
+from engine_router.errors import ConfigError, Unauthorized
+from engine_router.gate import Gate
 from engine_router.routes import tidied
 from engine_router.testing.asgi import Received, ask
 from engine_router.testing.served import RawClient, served
@@ -166,7 +170,7 @@ async def test_no_spelling_of_a_path_gets_past_the_key(fast: bool) -> None:
         "/status", "//status", "/status/", "/health/../status", "//health/../status", "/health//../status",
         "/health/%2e%2e/status", "/health%2f..%2fstatus", "/./status", "/%2fstatus", "/%73tatus", "/;/status",
         "/health;/status", "http://x/status", "http://x//status/", "/\\status",
-        "/health%00/status", "/k", "/k/", "/k//status", "/k/wrong/status", "/v1//models/", "/api/./tags",
+        "/health%00/status", "/k", "/k/", "/k//status/status", "/k/wrong/status", "/v1//models/", "/api/./tags",
         "/upstream/m/health", "//upstream//m/health", "/upstream/../health/x",
     ]  # fmt: skip
     async with routing('api_keys = ["secret"]', fast=fast) as router, served(router) as url:
@@ -176,3 +180,138 @@ async def test_no_spelling_of_a_path_gets_past_the_key(fast: bool) -> None:
                 answer = await said(url, method, target, {} if method == "POST" else None)
                 assert answer.status in (400, 401), (method, target, answer.body)
         assert not is_loaded(router)
+
+
+# Clients that cannot send a key.
+
+KEYED = 'api_keys = ["s3cret/key", "plain"]'
+IN_PATH = ["/k/plain", "/k/s3cret%2Fkey", "//k//plain/", "/k/pl%61in"]
+
+
+@pytest.mark.parametrize("prefix", IN_PATH)
+async def test_a_key_in_the_path(prefix: str, fast: bool) -> None:
+    async with routing(KEYED, fast=fast) as router, served(router) as url:
+        assert (await said(url, "GET", f"{prefix}/v1/models")).status == 200
+        assert (await said(url, "GET", f"{prefix}/status")).status == 200
+        answer = await said(url, "POST", f"{prefix}/v1/chat/completions?a=b", CHAT)
+        assert answer.status == 200
+        assert answer.json()["target"] == "/v1/chat/completions?a=b"
+        assert (await said(url, "GET", f"{prefix}/upstream/m/props?a")).json()["target"] == "/props?a"
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "/k/wrong", "/k/plai", "/k/plainx", "/k/PLAIN", "/K/plain", "/k/plain%00", "/k/plain;x",
+        "/k/wrong/k/plain", "/x/k/plain", "/k/../k/plain", "/k/%2e%2e/plain", "/k%2Fplain", "/k",
+    ],
+)  # fmt: skip
+async def test_nothing_but_a_key_in_the_path_is_one(prefix: str, fast: bool) -> None:
+    async with routing(KEYED, fast=fast) as router, served(router) as url:
+        assert (await said(url, "GET", f"{prefix}/v1/models")).status == 401
+        assert (await said(url, "POST", f"{prefix}/v1/chat/completions", CHAT)).status == 401
+        assert not is_loaded(router)
+
+
+async def test_a_key_in_the_path_is_told_to_nobody(fast: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with routing(KEYED, fast=fast) as router, served(router) as url:
+        events = router.hub.subscribe()
+        page = f"Referer: {url}/k/plain/upstream/m/"
+        got: list[object] = []
+        for prefix, headers in (("/k/plain", [page]), ("", ["X-API-Key: plain", page])):
+            answer = await said(url, "POST", f"{prefix}/v1/chat/completions", CHAT, headers)
+            got.append(answer.json())
+            got.append((await said(url, "GET", f"{prefix}/upstream/m/props", None, headers)).json())
+            got.append((await said(url, "GET", f"{prefix}/nothing", None, headers)).json())
+            got.append((await said(url, "POST", f"{prefix}/v1/models", {}, headers)).json())
+        told = [event.as_dict() for event in events.take()]
+        assert [event["path"] for event in told if event["event"] == "request_ended"]
+        shown = (await said(url, "GET", "/status", None, ["X-API-Key: plain"])).body
+        metrics = (await said(url, "GET", "/metrics", None, ["X-API-Key: plain"])).body
+        everything = json.dumps([got, told, caplog.messages]) + repr(shown) + repr(metrics)
+        assert "/props" in everything
+        assert "plain" not in everything
+        assert "engine-router-key" not in everything.lower()
+
+
+async def test_without_keys_one_in_the_path_is_nobodys_either(fast: bool) -> None:
+    async with routing(fast=fast) as router, served(router) as url:
+        answer = await said(url, "POST", "/k/plain/v1/chat/completions", CHAT)
+        assert answer.status == 200
+        assert b"plain" not in answer.body
+
+
+NEARBY = 'api_keys = ["plain"]\ntrusted_networks = ["127.0.0.0/8"]'
+PROXIED = ["X-Forwarded-For: 127.0.0.1", "Forwarded: for=127.0.0.1", "Via: 1.1 x", "X-Real-IP: 127.0.0.1"]
+
+
+async def test_a_trusted_network_needs_no_key(fast: bool) -> None:
+    async with routing(NEARBY, fast=fast) as router, served(router) as url:
+        assert (await said(url, "GET", "/status")).status == 200
+        assert (await said(url, "POST", "/v1/chat/completions", CHAT)).status == 200
+        assert (
+            await said(url, "POST", "/v1/chat/completions", CHAT, ["Authorization: Bearer none"])
+        ).status == 200
+        for line in PROXIED:
+            assert (await said(url, "GET", "/status", None, [line])).status == 401
+            assert (await said(url, "POST", "/v1/chat/completions", CHAT, [line])).status == 401
+            with_key = [line, "X-API-Key: plain"]
+            assert (await said(url, "POST", "/v1/chat/completions", CHAT, with_key)).status == 200
+
+
+async def test_another_network_does(fast: bool) -> None:
+    server = 'api_keys = ["plain"]\ntrusted_networks = ["192.168.0.0/16", "127.0.0.2", "fd00::/8"]'
+    async with routing(server, fast=fast) as router, served(router) as url:
+        assert (await said(url, "GET", "/status")).status == 401
+        for line in ("X-Forwarded-For: 127.0.0.2", "X-Other: 1"):
+            assert (await said(url, "POST", "/v1/chat/completions", CHAT, [line])).status == 401
+
+
+async def test_a_page_under_a_false_name_is_not_trusted_for_its_network(fast: bool) -> None:
+    async with routing(NEARBY, fast=fast) as router, served(router) as url:
+        for headers, status in (
+            (["Host: evil.example"], 403),
+            (["Host: evil.example", "Authorization: Bearer wrong"], 403),
+            (["Host: llm.example.com", "X-API-Key: plain"], 200),
+        ):
+            async with RawClient.to(url) as client:
+                body = json.dumps(CHAT).encode()
+                lines = [
+                    "POST /v1/chat/completions HTTP/1.1",
+                    *headers,
+                    f"Content-Length: {len(body)}",
+                    "",
+                    "",
+                ]
+                await client.send("\r\n".join(lines).encode() + body)
+                assert (await client.answer()).status == status
+
+
+@pytest.mark.parametrize(
+    ("network", "peer", "is_in"),
+    [
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.5/8", "10.1.2.3", True),
+        ("10.1.2.3", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.1.2.3", False),
+        ("10.0.0.0/8", "::ffff:10.1.2.3", True),
+        ("fe80::/10", "fe80::1%eth0", True),
+        ("::/0", "10.1.2.3", False),
+        ("0.0.0.0/0", "::1", False),
+        ("10.0.0.0/8", "somewhere", False),
+    ],
+)
+def test_who_is_in_a_network(network: str, peer: str, is_in: bool) -> None:
+    text = f'[server]\napi_keys = ["k"]\ntrusted_networks = ["{network}"]\n[engines.o]\ntype = "ollama"'
+    gate = Gate(parse_config(text).server)
+    with contextlib.nullcontext() if is_in else pytest.raises(Unauthorized):
+        gate.check_key("/status", [], peer)
+    with pytest.raises(Unauthorized):
+        gate.check_key("/status", [], None)
+
+
+@pytest.mark.parametrize("network", ["", "10.0.0.0/33", "box", "10.0.0", "10.0.0.1-10.0.0.9"])
+def test_what_is_no_network_is_a_fault(network: str) -> None:
+    with pytest.raises(ConfigError, match=r"192\.168\.1\.0/24"):
+        parse_config(f'[server]\ntrusted_networks = ["{network}"]\n[engines.o]\ntype = "ollama"')

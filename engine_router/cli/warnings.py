@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,12 @@ def _server_warnings(config: Config) -> Iterator[Warned]:
             "server.api_keys",
             f"empty, and {config.server.host} is reachable from other machines: anybody there can use the models",
         )
+    for network in map(ipaddress.ip_network, config.server.trusted_networks):
+        if not network.prefixlen or not network.is_private:
+            yield (
+                "server.trusted_networks",
+                f"{network} lets machines of the internet use the models without a key",
+            )
     open_to_pages = {"allowed_hosts": config.server.allowed_hosts, "cors_origins": config.server.cors_origins}
     for name, allowed in open_to_pages.items():
         if not config.server.api_keys and isinstance(allowed, tuple) and "*" in allowed:

@@ -25,6 +25,7 @@ from engine_router.config.values import (
     Megabytes,
     Name,
     NamesOrAll,
+    Network,
     Origin,
     Port,
     ReadyCheck,
@@ -74,10 +75,15 @@ class ServerConfig:
     api_keys: tuple[Name, ...] = option(
         (), "Keys of which a client must send one, as Bearer token or X-API-Key. Empty: no key is asked for."
     )
+    trusted_networks: tuple[Network, ...] = option(
+        (),
+        "Networks such as 192.168.1.0/24 whose machines need no key, for clients that cannot send one. Not for requests "
+        "that say that they came through a proxy.",
+    )
     allowed_hosts: HostsOrAuto = option(
         HostsOrAuto("auto"),
         "Names of the router, beside addresses and local names, by which clients may address it; *.example.com and * "
-        "are understood. auto: any name where api_keys are set, none but those otherwise.",
+        "are understood. auto: any name for requests with one of the api_keys, none but those otherwise.",
     )
     cors_origins: tuple[Origin, ...] = option(
         (),

@@ -48,6 +48,7 @@ _SCALARS: dict[Any, dict[str, Any]] = {
             {"const": "auto"},
         ]
     },
+    values.Network: {"type": "string", "pattern": r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"},
     values.Origin: {"type": "string", "pattern": rf"^({values.ORIGIN_PATTERN})$"},
 }
 

@@ -7,6 +7,7 @@ number, `true` is not 1, NaN and infinity are not durations.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 import re
@@ -78,6 +79,9 @@ JsonValue = NewType("JsonValue", object)
 
 HostsOrAuto = NewType("HostsOrAuto", object)
 """A list of names of hosts (a tuple, in lower case), or the word `auto`."""
+
+Network = NewType("Network", str)
+"""Addresses of machines, such as `192.168.1.0/24`."""
 
 Origin = NewType("Origin", str)
 """`scheme://host:port` of a web page, as a browser writes it, or a pattern of such with stars."""
@@ -324,6 +328,16 @@ def read_hosts_or_auto(value: Any) -> tuple[str, ...] | str:
     return tuple(item.lower().rstrip(".") for item in value)
 
 
+def read_network(value: Any) -> Network:
+    """Read an address, or a network in CIDR notation."""
+    try:
+        return Network(str(ipaddress.ip_network(str(value) if isinstance(value, str) else "", strict=False)))
+    except ValueError:
+        raise _fail(
+            'a network or address such as "192.168.1.0/24", "192.168.1.7" or "fd00::/8"', value
+        ) from None
+
+
 def read_origin(value: Any) -> Origin:
     """Read an origin, and return it as browsers write it: in lower case, without the port that goes without saying."""
     if not isinstance(value, str) or not re.fullmatch(ORIGIN_PATTERN, value):
@@ -367,6 +381,7 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     HeaderValue: read_header_value,
     JsonValue: lambda value: value,
     HostsOrAuto: read_hosts_or_auto,
+    Network: read_network,
     Origin: read_origin,
 }
 """The reader of each kind of value."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engine_router.importance import KEY_HEADER
 from engine_router.wire.upstream import Headers
 
 HOP_BY_HOP = frozenset(
@@ -34,9 +35,19 @@ _FOR_PAGES = frozenset(
     )
 )
 # The router may put frames into the body, so it asks for it unencoded, and decodes what it gets itself; cookies are
-# between client and router.
+# between client and router, and so is a key in the path of the page that a browser comes from.
 _NOT_FORWARDED = HOP_BY_HOP | frozenset(
-    (b"host", b"content-length", b"content-encoding", b"expect", b"accept-encoding", b"cookie", b"origin")
+    (
+        b"host",
+        b"content-length",
+        b"content-encoding",
+        b"expect",
+        b"accept-encoding",
+        b"cookie",
+        b"origin",
+        b"referer",
+        KEY_HEADER,
+    )
 )
 _NOT_RETURNED = HOP_BY_HOP | _FOR_PAGES | {b"set-cookie", b"server", b"date"}
 _KEYS = frozenset((b"authorization", b"x-api-key"))

@@ -79,7 +79,8 @@ def _before(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Qua
             return _empty(allowed)
         is_greeting = request.path == "/" and not wants_html(request)
         if not is_greeting:
-            gate.check_key(request.path, headers)
+            client = request.scope["client"]
+            gate.check_key(request.path, headers, None if client is None else str(client[0]))
         gate.check_page(request.method, request.path, request.query_string, headers)
         return None
 

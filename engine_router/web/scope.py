@@ -22,8 +22,9 @@ from engine_router.dialects import dialect_of
 from engine_router.dialects.base import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from engine_router.events import EventHub
+from engine_router.importance import KEY_HEADER
 from engine_router.relay import BrokenAnswer
-from engine_router.routes import VISIBLE, tidied
+from engine_router.routes import VISIBLE, tidied, without_key
 from engine_router.scope import RequestScope
 from engine_router.upload import LARGE_BYTES, Upload
 
@@ -154,7 +155,10 @@ def _tidy(scope: HTTPScope) -> None:
     """Put the path of a request into the form by which everything else judges it, the access checks first."""
     scope["path"] = _path_in(scope["path"])
     raw = _path_in(scope["raw_path"].partition(b"?")[0].decode("latin-1")).encode("latin-1")
-    if (tidy := tidied(raw)) != raw:
+    key, path = without_key(raw)
+    if key is not None:
+        scope["headers"] = [*scope["headers"], (KEY_HEADER, key)]
+    if (tidy := tidied(path)) != raw:
         scope["path"], scope["raw_path"] = unquote_to_bytes(tidy).decode("utf-8", "replace"), tidy
 
 

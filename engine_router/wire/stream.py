@@ -79,6 +79,14 @@ class RawStream:
             except (OSError, trio.ClosedResourceError, ValueError) as error:
                 raise ConnectionLost(str(error)) from error
 
+    def peer(self) -> str | None:
+        """Return the address at the other end; None where it is not known, or has left already."""
+        try:
+            name = self.sock.getpeername()
+        except OSError:
+            return None
+        return str(name[0]) if isinstance(name, tuple) else None
+
     def is_quiet(self) -> bool:
         """Tell whether the connection is open and nothing has come on it."""
         try:
