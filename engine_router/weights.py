@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import stat
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +14,7 @@ from attrs import frozen
 from engine_router.config import Config, ModelConfig, ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.gguf import GGUFHeader, human_number, read_gguf, split_parts
-
-# How servers are told what to load, and with how much context. The first three names are llama.cpp's.
-_MODEL_OPTIONS: Final = ("-m", "--model", "--model-path")
-_CONTEXT_OPTIONS: Final = ("-c", "--ctx-size", "--max-model-len", "--context-length", "--contextsize")
-_VISION_OPTIONS: Final = ("--mmproj", "-mm")
-_EMBEDDING_OPTIONS: Final = ("--embedding", "--embeddings")
+from engine_router.models.options import model_options
 
 # What a chat template that knows of tools, or of thinking, has in it.
 _TOOL_MARKS: Final = ("tools", "tool_calls", "tool_call")
@@ -105,16 +99,14 @@ def launch_of(config: Config, engine: str, upstream: str) -> Launch:
     path = model.path if model is not None else None
     if not isinstance(settings, ProcessConfig):
         return Launch(path=None if path is None else expanded(path))
-    argv = settings.argv
-    if path is None:
-        path = _value(argv, _MODEL_OPTIONS)
-        path = None if path is None else path.replace("{model}", upstream)
-    context = _value(argv, _CONTEXT_OPTIONS) or ""
+    options = model_options(settings.argv)
+    if path is None and options.model is not None:
+        path = options.model.replace("{model}", upstream)
     return Launch(
         path=None if path is None else expanded(settings.cwd or "") / expanded(path),
-        context_length=int(context) if context.isascii() and context.isdigit() and int(context) else None,
-        vision=_value(argv, _VISION_OPTIONS) is not None,
-        embedding=any(word in _EMBEDDING_OPTIONS for word in argv),
+        context_length=options.context_length,
+        vision=options.vision,
+        embedding=options.embedding,
     )
 
 
@@ -144,19 +136,6 @@ def read_weights(path: Path) -> Weights:
     if stat.S_ISDIR(path.stat().st_mode):
         return _of_folder(path)
     return _of_gguf(read_gguf(path))
-
-
-def _value(argv: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the value that an option has in a command: `--name value` or `--name=value`.
-
-    Of several the last one, as servers do; an earlier `-m` may be Python's.
-    """
-    found = None
-    for word, following in zip_longest(argv, argv[1:]):
-        name, equals, value = word.partition("=")
-        if name in names:
-            found = value if equals else following
-    return found
 
 
 def _of_gguf(header: GGUFHeader) -> Weights:

@@ -20,6 +20,7 @@ from attrs import frozen
 
 from engine_router.gguf import GGUFHeader, read_gguf
 from engine_router.memory.kv_cache import Context, cache_bytes
+from engine_router.models.options import LLAMA_CPP, number_of, value_of
 
 # Bytes for each element of the cache; the quantized ones are blocks of 32.
 _CACHE_TYPES: Final[Mapping[str, float]] = {
@@ -31,10 +32,7 @@ _MICRO_BATCH: Final = 512
 _ACTIVATIONS: Final = 16  # vectors of the width of an embedding that live at once
 _OTHER_BYTES: Final = 2**28
 
-_MODEL: Final = ("-m", "--model")
 _DRAFT: Final = ("-md", "--model-draft", "--spec-draft-model")
-_PROJECTOR: Final = ("-mm", "--mmproj")
-_CONTEXT: Final = ("-c", "--ctx-size")
 _SLOTS: Final = ("-np", "--parallel")
 _MICRO: Final = ("-ub", "--ubatch-size")
 _KEYS: Final = ("-ctk", "--cache-type-k")
@@ -68,14 +66,14 @@ def estimate(argv: Sequence[str], folder: Path = Path()) -> Estimate | None:
         ValueError: the file is damaged, or not a GGUF file.
         OSError: it cannot be read.
     """
-    model = _value(argv, _MODEL)
+    model = value_of(argv, LLAMA_CPP.model)
     if model is None:
         return None
     header = read_gguf(folder / model)
     weights = header.tensor_bytes
-    if (draft := _value(argv, _DRAFT)) is not None:
+    if (draft := value_of(argv, _DRAFT)) is not None:
         weights += read_gguf(folder / draft).tensor_bytes
-    if (projector := _value(argv, _PROJECTOR)) is not None:
+    if (projector := value_of(argv, LLAMA_CPP.vision)) is not None:
         weights += (folder / projector).stat().st_size
     need = weights + cache_bytes(header, context_of(header, argv)) + _compute_bytes(header, argv)
     return Estimate(need, weights)
@@ -84,11 +82,11 @@ def estimate(argv: Sequence[str], folder: Path = Path()) -> Estimate | None:
 def context_of(header: GGUFHeader, argv: Sequence[str]) -> Context:
     """Return how a command divides a model's context."""
     return Context(
-        tokens=_number(argv, _CONTEXT) or header.context_length or 0,
-        slots=max(1, _number(argv, _SLOTS) or 1),
-        micro_batch=_number(argv, _MICRO) or _MICRO_BATCH,
-        key_bytes=_CACHE_TYPES.get(_value(argv, _KEYS) or "f16", 2.0),
-        value_bytes=_CACHE_TYPES.get(_value(argv, _VALUES) or "f16", 2.0),
+        tokens=number_of(argv, LLAMA_CPP.context) or header.context_length or 0,
+        slots=max(1, number_of(argv, _SLOTS) or 1),
+        micro_batch=number_of(argv, _MICRO) or _MICRO_BATCH,
+        key_bytes=_CACHE_TYPES.get(value_of(argv, _KEYS) or "f16", 2.0),
+        value_bytes=_CACHE_TYPES.get(value_of(argv, _VALUES) or "f16", 2.0),
         is_full=_FULL_WINDOWS in argv,
     )
 
@@ -96,22 +94,5 @@ def context_of(header: GGUFHeader, argv: Sequence[str]) -> Context:
 def _compute_bytes(header: GGUFHeader, argv: Sequence[str]) -> int:
     vocabulary = header.array_lengths.get("tokenizer.ggml.tokens", 0)
     width = header.embedding_length or 0
-    batch = _number(argv, _MICRO) or _MICRO_BATCH
+    batch = number_of(argv, _MICRO) or _MICRO_BATCH
     return batch * (vocabulary + _ACTIVATIONS * width) * 4 + _OTHER_BYTES
-
-
-def _value(argv: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the value that an option has in a command, the last one where it is given twice."""
-    found = None
-    for index, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name in names and equals:
-            found = value
-        elif word in names and index + 1 < len(argv):
-            found = argv[index + 1]
-    return found
-
-
-def _number(argv: Sequence[str], names: Sequence[str]) -> int | None:
-    text = _value(argv, names)
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
