@@ -98,12 +98,18 @@ class Catalogue:
             return _ollama_facts(
                 configured, listing.models.get(name), listing.shown.get(name), listing.loaded.get(name)
             )
-        launch = launch_of(self._config, target.engine, target.upstream)
+        launch = self._launch(target)
         weights = None if launch.path is None else self._weights.get(launch.path)
         entry = listing.models.get(name)
         if entry is None and target.resident.model is None and len(listing.models) == 1:
             (entry,) = listing.models.values()  # a server of one model may call it by the path of its file
         return _facts(configured, launch, weights, entry or {})
+
+    def _launch(self, target: Target) -> Launch:
+        """Return how a model is started; the configuration does not know what its engine calls it."""
+        configured = self._config.models.get(target.model)
+        known = configured.upstream if configured is not None else None
+        return launch_of(self._config, target.engine, known or target.model)
 
     async def keep_fresh(
         self,
@@ -143,7 +149,7 @@ class Catalogue:
 
     async def _read_files(self) -> None:
         for target in self._discovery.targets():
-            path = launch_of(self._config, target.engine, target.upstream).path
+            path = self._launch(target).path
             if path is not None:
                 # Only reads: a disk that hangs must not hold up the end of the router.
                 await trio.to_thread.run_sync(self._read_file, path, abandon_on_cancel=True)

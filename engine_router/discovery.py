@@ -10,6 +10,7 @@ from attrs import frozen
 from engine_router.config import Config, OllamaConfig
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import UnknownModel
+from engine_router.weights import launch_of
 
 LATEST = ":latest"
 
@@ -50,12 +51,16 @@ class Discovery:
         self._configured: dict[str, Target] = {}
         self._resolved: dict[str, Target] = {}
         self._of_ollama: dict[str, dict[ResidentId, str]] = {}
+        # What engines list under a name of their own, though the model is configured: by engine, and by model.
+        self._own_names: dict[str, dict[str, str]] = {}
+        self._called: dict[str, str] = {}
         for name, engine in config.engines.items():
             for model in engine.models:
                 self._configured[model] = self._target(model, name)
         for model_id, entry in config.models.items():
             self._configured[model_id] = self._target(model_id, entry.engine, entry.upstream)
             self._aliases.update(dict.fromkeys(entry.aliases, model_id))
+        self._files = _files(config, self._configured.values())
 
     def changed(self, config: Config, engines: Mapping[str, Engine]) -> Discovery:
         """Return what is known under another configuration; what engines listed that are still there is kept."""
@@ -117,7 +122,27 @@ class Discovery:
         if isinstance(self._config.engines[engine], OllamaConfig):
             resident_of = self._engines[engine].resident_of
             self._of_ollama[engine] = {resident_of(model): model for model in reversed(listed)}
+        else:
+            self._learn_own_names(engine, listed)
         self._resolved.clear()
+
+    def _learn_own_names(self, engine: str, listed: Sequence[str]) -> None:
+        """Find the configured models in what an engine lists under names of its own.
+
+        These are the paths of their files, and, where an engine serves one model and lists one, whatever it lists.
+        """
+        models = [target for target in self._configured.values() if target.engine == engine]
+        own = {name: files for name in listed if (files := self._files.get((engine, name)))}
+        only = models[0] if len(models) == 1 else None
+        if only is not None and only.resident.model is None and len(listed) == 1:
+            own.setdefault(listed[0], (only.model,))
+        known = {spelling for target in models for spelling in _spellings(target.upstream)}
+        own = {name: found for name, found in own.items() if name not in known}
+        for target in models:
+            self._called.pop(target.model, None)
+        for name, found in own.items():
+            self._called.update(dict.fromkeys(found, name))
+        self._own_names[engine] = {name: found[0] for name, found in own.items()}
 
     def listed(self, engine: str) -> Sequence[str]:
         """Return what an engine listed last."""
@@ -127,6 +152,8 @@ class Discovery:
         if (target := self._configured.get(model)) is not None:
             return self._with_aliases(target)
         for engine in self._config.engines:
+            if (configured := self._own_names.get(engine, {}).get(model)) is not None:
+                return self._with_aliases(self._configured[configured])
             if model in self._listed.get(engine, ()):
                 return self._with_aliases(self._target(model, engine, discovered=True))
         return None
@@ -152,11 +179,17 @@ class Discovery:
 
     def _with_aliases(self, target: Target) -> Target:
         aliases = tuple(alias for alias, model in self._aliases.items() if self._is_meant(target, model))
-        if not aliases:
-            return target
-        return Target(
-            target.model, target.engine, target.resident, target.upstream, aliases, target.discovered
+        upstream = (
+            self._called.get(target.model, target.upstream) if self._may_rename(target) else target.upstream
         )
+        if not aliases and upstream == target.upstream:
+            return target
+        return Target(target.model, target.engine, target.resident, upstream, aliases, target.discovered)
+
+    def _may_rename(self, target: Target) -> bool:
+        """Tell whether the engine's own name is to be used: the file says none."""
+        entry = self._config.models.get(target.model)
+        return not target.discovered and (entry is None or entry.upstream is None)
 
     def _is_meant(self, target: Target, name: str) -> bool:
         """Tell whether a name, as an alias gives it, leads to a target: exactly, or for want of another by its tag."""
@@ -170,11 +203,25 @@ class Discovery:
     def _is_known_upstream(self, engine: str, listed: str) -> bool:
         """Tell whether what an engine lists is a configured model under another name."""
         is_ollama = isinstance(self._config.engines[engine], OllamaConfig)
+        if listed in self._own_names.get(engine, {}):
+            return True
         names, resident = _spellings(listed), self._engines[engine].resident_of(listed) if is_ollama else None
         return any(
             target.engine == engine and (target.upstream in names or target.resident == resident)
             for target in self._configured.values()
         )
+
+
+def _files(config: Config, targets: Iterable[Target]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the configured models by engine and by what an engine may call the file of their weights."""
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for target in targets:
+        if isinstance(config.engines[target.engine], OllamaConfig):
+            continue
+        path = launch_of(config, target.engine, target.upstream).path
+        for name in () if path is None else dict.fromkeys((str(path), path.name)):
+            found[target.engine, name] = (*found.get((target.engine, name), ()), target.model)
+    return found
 
 
 def _spellings(name: str) -> tuple[str, ...]:

@@ -195,3 +195,88 @@ def test_any_name_is_found_or_unknown(name: str, listed: list[str]) -> None:
         assert name.removesuffix(":latest") in {
             known.removesuffix(":latest") for known in (target.model, *target.aliases)
         }
+
+
+# What an engine calls a configured model
+
+OWN_NAMES = """
+[engines.llama]
+type = "process"
+argv = ["llama-server", "-m", "/w/one.gguf", "--port", "{port}"]
+models = ["one"]
+
+[engines.template]
+type = "process"
+argv = ["vllm", "serve", "{path}", "--port", "{port}"]
+
+[engines.kobold]
+type = "systemd"
+unit = "k.service"
+base_url = "http://127.0.0.1:1"
+models = ["k"]
+
+[engines.ollama]
+type = "ollama"
+models = ["o"]
+
+[models.two]
+engine = "template"
+path = "/w/two"
+[models.two-hot]
+engine = "template"
+path = "/w/two"
+[models.three]
+engine = "template"
+path = "/w/three"
+upstream = "3"
+"""
+
+
+def ids(found: Discovery) -> list[str]:
+    return [target.model for target in found.targets()]
+
+
+CONFIGURED = ["one", "k", "o", "two", "two-hot", "three"]
+
+
+@pytest.mark.parametrize("listed", ["/w/one.gguf", "one.gguf", "gpt-x", "/elsewhere/one"])
+def test_the_one_id_that_an_engine_of_one_model_lists_is_that_model(listed: str) -> None:
+    found = discovery(OWN_NAMES, llama=[listed])
+    assert ids(found) == CONFIGURED
+    assert where(found.resolve("one")) == ("one", "llama", listed)
+    assert where(found.resolve(listed)) == ("one", "llama", listed)
+    found.set_listed("llama", ["one"])
+    assert where(found.resolve("one")) == ("one", "llama", "one")
+    assert ids(found) == CONFIGURED
+
+
+def test_an_engine_that_lists_more_lists_other_models() -> None:
+    found = discovery(OWN_NAMES, llama=["/w/one.gguf", "lora"])
+    assert ids(found) == [*CONFIGURED, "lora"]
+    assert where(found.resolve("one")) == ("one", "llama", "/w/one.gguf")
+    assert where(found.resolve("lora")) == ("lora", "llama", "lora")
+
+
+def test_paths_of_a_template_are_its_models() -> None:
+    found = discovery(OWN_NAMES, template=["/w/two", "/w/three", "/w/four"])
+    assert ids(found) == [*CONFIGURED, "/w/four"]
+    assert where(found.resolve("two")) == ("two", "template/two", "/w/two")
+    assert where(found.resolve("two-hot")) == ("two-hot", "template/two-hot", "/w/two")
+    # What the configuration says is what counts.
+    assert where(found.resolve("three")) == ("three", "template/3", "3")
+
+
+def test_a_unit_of_one_model_may_call_it_what_it_likes() -> None:
+    found = discovery(OWN_NAMES, kobold=["koboldcpp/x"])
+    assert ids(found) == CONFIGURED
+    assert where(found.resolve("k")) == ("k", "kobold", "koboldcpp/x")
+
+
+def test_what_an_ollama_daemon_lists_beside_is_another_model() -> None:
+    assert ids(discovery(OWN_NAMES, ollama=["p:latest"])) == [*CONFIGURED, "p:latest"]
+
+
+def test_an_own_name_outlives_a_reload() -> None:
+    config = parse_config(OWN_NAMES)
+    before = discovery(OWN_NAMES, llama=["gpt-x"])
+    assert where(before.changed(config, before._engines).resolve("one")) == ("one", "llama", "gpt-x")
