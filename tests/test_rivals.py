@@ -68,6 +68,28 @@ async def test_a_models_own_id_goes_first() -> None:
             assert (await get(router, f"/v1/models/{model}"))["id"] == model
 
 
+async def test_an_id_may_begin_with_a_slash() -> None:
+    async with routing(process("file", models=("/w/x.gguf", "plain"))) as router, served(router) as url:
+        name = "%2Fw%2Fx.gguf"
+
+        async def told(method: str, target: str, status: int = 200) -> Any:
+            async with RawClient.to(url) as client:
+                await client.request(method, target, headers=["Connection: close"])
+                answer = await client.answer(method)
+                assert answer.status == status, (target, answer.body)
+                return None if answer.body == b"OK" else answer.json()
+
+        assert (await told("GET", f"/v1/models/{name}"))["id"] == "/w/x.gguf"
+        assert (await told("GET", f"/v1/models/{name}/status"))["status"] == "off"
+        assert (await told("GET", f"/upstream/{name}/props"))["target"] == "/props"
+        assert (await told("GET", f"/v1/models/{name}/status"))["status"] == "ready"
+        assert (await told("POST", f"/v1/models/{name}/reset"))["status"] == "not_found"
+        await told("POST", f"/api/models/unload/{name}")
+        assert (await told("GET", f"/v1/models/{name}/status"))["status"] == "off"
+        await told("GET", "/v1/models/%2Fw%2Fy.gguf", 404)
+        await told("GET", "/upstream/%2Fw%2Fy.gguf/x", 404)
+
+
 async def test_eject() -> None:
     async with routing(SLASHED) as router:
         body = {"model": "team/beta:7b"}

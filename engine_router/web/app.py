@@ -13,6 +13,7 @@ from werkzeug.exceptions import (
     RequestEntityTooLarge,
     RequestTimeout,
 )
+from werkzeug.routing import BaseConverter
 
 from engine_router.answering import Answerer
 from engine_router.dialects import OPENAI, dialect_of
@@ -48,6 +49,14 @@ _ROUTED_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
+class IdConverter(BaseConverter):
+    """The part of a path that is a model's id: it may have slashes in it, and begin with one."""
+
+    regex = ".+?"
+    weight = 200
+    part_isolating = False
+
+
 def create_app(router: Router) -> App:
     """Make the ASGI app of a router."""
     app = QuartTrio("engine_router", static_folder=None)
@@ -57,6 +66,7 @@ def create_app(router: Router) -> App:
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
     app.config["MAX_CONTENT_LENGTH"] = int(router.config.server.max_body_mb * 1_000_000)
     app.url_map.merge_slashes = False
+    app.url_map.converters["id"] = IdConverter
     gates = Gates(lambda: router.config.server)
     app.before_request(_before(gates))
     app.after_request(_after(gates))

@@ -80,7 +80,7 @@ def add_llama_router(app: QuartTrio, router: Router) -> None:
     routes = LlamaRouter(router)
     for asked in ASKED:
         of_model = partial(routes.of_model, asked=asked)
-        app.add_url_rule(f"/<path:model>/{asked}", f"{asked} of a model", of_model, methods=["GET"])
+        app.add_url_rule(f"/<id:model>/{asked}", f"{asked} of a model", of_model, methods=["GET"])
     for asked in ("props", "slots"):
         app.add_url_rule(
             f"/{asked}", f"{asked} of the last", partial(routes.of_last, asked=asked), methods=["GET"]

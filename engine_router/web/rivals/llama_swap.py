@@ -135,5 +135,5 @@ def add_llama_swap(app: QuartTrio, router: Router) -> None:
     app.add_url_rule("/running", "running", routes.running, methods=["GET"])
     app.add_url_rule("/unload", "unload everything", routes.unload, methods=["GET", "POST"])
     app.add_url_rule("/api/models/unload", "unload all", routes.unload_all, methods=["POST"])
-    app.add_url_rule("/api/models/unload/<path:model>", "unload one", routes.unload_one, methods=["POST"])
-    app.add_url_rule("/upstream/<path:rest>", "upstream", routes.upstream, methods=_ANY_METHOD)
+    app.add_url_rule("/api/models/unload/<id:model>", "unload one", routes.unload_one, methods=["POST"])
+    app.add_url_rule("/upstream/<id:rest>", "upstream", routes.upstream, methods=_ANY_METHOD)

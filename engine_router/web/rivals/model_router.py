@@ -264,9 +264,9 @@ def _time(at: float | None) -> str | None:
 def add_model_router(app: QuartTrio, router: Router, models: Models) -> None:
     """Add the routes."""
     routes = ModelRouter(router, models)
-    app.add_url_rule("/v1/models/<path:rest>", "model", routes.get, methods=["GET"])
+    app.add_url_rule("/v1/models/<id:rest>", "model", routes.get, methods=["GET"])
     app.add_url_rule("/v1/models/eject", "eject", routes.eject, methods=["POST"])
-    app.add_url_rule("/v1/models/<path:model>/reset", "reset", routes.reset, methods=["POST"])
+    app.add_url_rule("/v1/models/<id:model>/reset", "reset", routes.reset, methods=["POST"])
     app.add_url_rule("/v1/queue/stats", "queue stats", routes.queue, methods=["GET"])
     app.add_url_rule("/v1/telemetry/summary", "telemetry", routes.telemetry, methods=["GET"])
     app.add_url_rule("/vram", "vram", routes.vram, methods=["GET"])
