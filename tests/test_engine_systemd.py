@@ -45,7 +45,8 @@ if sys.argv[0].endswith("journalctl"):
     sys.exit()
 verb = next(word for word in sys.argv[1:] if not word.startswith("-"))
 if verb in plan.get("refuse", []):
-    print(f"Failed to {{verb}} fake.service: Interactive authentication required.", file=sys.stderr)
+    words = f"Failed to {{verb}} fake.service: Interactive authentication required."
+    print(plan.get("words", words), file=sys.stderr)
     sys.exit(4)
 if verb == "show":
     print("\\n".join(f"{{key}}={{value}}" for key, value in state.items()))
@@ -369,7 +370,10 @@ async def test_a_unit_that_keeps_loading_after_a_restart_has_died_and_is_stopped
         resident.supervision.doubt()
         await resident.over.wait()
         assert resident.died
-        assert "restarted by systemd" in str(resident.ended)
+        assert resident.ended is not None
+        assert resident.ended.message.startswith(
+            "was restarted by systemd and is not ready again: fake.service is"
+        )
         assert manager.state["ActiveState"] == "inactive"
 
 
@@ -405,6 +409,48 @@ async def test_an_error_while_asking_is_never_taken_for_at_rest(manager: Manager
             await engine.find()
         await resident.stop()
         assert isinstance(resident.error, EngineStopFailed)
+
+
+BUS = "Failed to connect to bus: No such file or directory"
+
+
+async def test_a_start_that_nobody_hears_is_told_at_once_and_holds_nothing(manager: Manager) -> None:
+    manager.plan(refuse=["start", "stop", "show"], words=BUS)
+    async with (
+        engine_and_server(stop_timeout_s=600, scope="user") as (engine, _),
+        living(engine, "m") as resident,
+    ):
+        await resident.over.wait()
+        assert isinstance(resident.error, EngineStartFailed)
+        assert not isinstance(resident.error, EngineStopFailed)
+        assert "Failed to connect to bus" in str(resident.error)
+        assert "loginctl enable-linger" in str(resident.error)
+        assert not any(" stop " in call for call in manager.calls)
+
+
+async def test_a_unit_that_cannot_be_started_but_is_there_holds_its_memory(manager: Manager) -> None:
+    manager.set(RUNNING)
+    manager.plan(refuse=["start", "stop"])
+    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+        await resident.over.wait()
+        assert isinstance(resident.error, EngineStopFailed)
+
+
+async def test_a_stop_that_nobody_hears_fails_at_once(manager: Manager) -> None:
+    async with engine_and_server(stop_timeout_s=600) as (engine, _), living(engine, "m") as resident:
+        await resident.ready.wait()
+        manager.plan(refuse=["stop", "show"], words=BUS)
+        await resident.stop()
+        assert isinstance(resident.error, EngineStopFailed)
+        assert "cannot be controlled: it cannot be looked at" in str(resident.error)
+
+
+async def test_the_remedy_for_an_unknown_unit_is_its_name(manager: Manager) -> None:
+    manager.plan(refuse=["start"], words="Failed to start fake.service: Unit fake.service not found.")
+    async with engine_and_server(scope="user") as (engine, _), living(engine, "m") as resident:
+        await resident.over.wait()
+        assert "check the name in `unit`" in str(resident.error)
+        assert "loginctl" not in str(resident.error)
 
 
 async def test_without_systemd_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

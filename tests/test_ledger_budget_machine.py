@@ -408,6 +408,8 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @rule(resident=residents)
     def reset(self, resident: ResidentId) -> None:
+        if resident in self.present and self.present[resident].state == "stuck":
+            del self.present[resident]  # whoever asks for this has seen to it that it is gone
         self.apply(book.Reset(resident))
         assert resident not in self.ledger.failures()
 

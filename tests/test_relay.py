@@ -18,7 +18,7 @@ from engine_router.dialects import OLLAMA, OPENAI, Dialect
 from engine_router.dialects.base import Translation
 from engine_router.dialects.ollama_openai import translate
 from engine_router.dialects.waiting import patience_for
-from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
+from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
 from engine_router.errors import (
     EngineBroke,
     EngineDied,
@@ -145,11 +145,13 @@ class Engine(SimulatedEngine):
         base_urls: where it answers, start after start; the last one stays.
         doubts: how often somebody doubted that it is there.
         dies_of_doubt: it finds that it is gone when it is doubted.
+        doubt_s: seconds that it takes to find that.
     """
 
     base_urls: list[str] = attrs.field(factory=list)
     doubts: int = 0
     dies_of_doubt: bool = False
+    doubt_s: float = 0.0
 
     async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
         ready = supervision.on_ready
@@ -166,6 +168,7 @@ class Engine(SimulatedEngine):
             await supervision.doubted()
             self.doubts += 1
             if self.dies_of_doubt:
+                await trio.sleep(self.doubt_s)
                 self.kill(resident)
 
 
@@ -881,6 +884,24 @@ async def test_an_engine_that_cannot_be_reached_gets_a_moment_to_be_found_dead(
         await error_of(passage.head, EngineUnreachable)
         assert trio.current_time() - began == pytest.approx(engine.start_s + passages.DOUBT_GRACE_S)
         assert engine.doubts == 1
+        passage.close()
+
+
+async def test_a_request_waits_for_an_engine_that_takes_its_time_to_find_that_it_is_gone(
+    autojump_clock: MockClock,
+) -> None:
+    async with simulated() as (supervisor, engine):
+        engine.dies_of_doubt, engine.doubt_s = True, DOUBT_S
+        upstream = Breaking(EngineUnreachable)
+        passage = by_hand(supervisor, upstream)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(error_of, passage.head, EngineUnreachable)
+            # It is started again for the request, which waits for that.
+            while engine.count("start") < 2:
+                await trio.sleep(0.1)
+            assert upstream.sent == 1
+            nursery.cancel_scope.cancel()
         passage.close()
 
 

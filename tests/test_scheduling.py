@@ -402,6 +402,24 @@ def test_what_is_stuck_keeps_its_room_and_no_more() -> None:
     assert pool.present() == {A: Phase.STUCK, C: Phase.STARTING}
 
 
+def test_what_is_stuck_can_be_declared_gone_by_hand() -> None:
+    pool = budget(100, a=60, b=60)
+    pool.idle(A)
+    pool.ask(B)
+    pool.tell(book.StopFailed(A, EngineStopFailed("a", "is still there")))
+    assert pool.present() == {A: Phase.STUCK}
+    pool.tell(book.Reset(A))
+    assert pool.present() == {}
+    assert pool.ask(B)[1] == [Start(B, "requested")]
+
+
+def test_a_reset_ends_nothing_that_is_not_stuck() -> None:
+    pool = budget(100, a=60)
+    pool.serve(A)
+    assert pool.tell(book.Reset(A)) == []
+    assert pool.present() == {A: Phase.READY}
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=11),
     st.integers(0, 300),

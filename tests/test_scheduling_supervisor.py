@@ -15,7 +15,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from engine_router.config import parse_config
 from engine_router.discovery import Discovery
 from engine_router.engines.base import ResidentId
-from engine_router.errors import EngineDied, NeverFits, NotEnoughMemory, QueueFull, RouterError
+from engine_router.errors import (
+    EngineDied,
+    EngineStopFailed,
+    NeverFits,
+    NotEnoughMemory,
+    QueueFull,
+    RouterError,
+)
 from engine_router.events import Event, EventHub, ResidentDied, RouterNotice, SwapBegan, SwapEnded
 from engine_router.gguf import GGUFHeader
 from engine_router.layout import make_layout, make_rules
@@ -161,6 +168,35 @@ async def test_what_is_missing_is_taken_from_the_idle_first(autojump_clock: Mock
         memory.others_bytes = 60 * GIB  # of 128
         await world.use(B)
         assert world.present() == {"b": Phase.READY}
+
+
+async def test_what_is_being_stopped_is_not_asked_for_its_health(autojump_clock: MockClock) -> None:
+    async with running(health_interval_s=5.0) as world:
+        world.engines["a"].stop_s = 100.0
+        await world.use(A)
+        world.supervisor.unload(A)
+        world.engines["a"].illness = "does not answer while it ends"
+        await trio.sleep(200)
+        assert world.of(ResidentDied) == []
+        assert world.present() == {}
+
+
+async def test_what_is_stuck_can_be_cleared_by_hand(autojump_clock: MockClock) -> None:
+    def prepare(engines: dict[str, SimulatedEngine]) -> None:
+        engines["a"].scripts.append(Script(stop_failures=100))
+
+    async with running(budget_gib=60, prepare=prepare) as world:
+        await world.use(A)
+        refusal = await world.refusal(B)
+        assert isinstance(refusal, EngineStopFailed)
+        assert "`engine-router reset`" in str(refusal)
+        with pytest.raises(EngineStopFailed):
+            await world.supervisor.until_unloaded(A)
+        world.engines["a"].kill(A)
+        world.supervisor.reset(A)
+        await world.use(B)
+        assert world.present() == {"b": Phase.READY}
+        assert world.supervisor.pools["default"].stuck == {}
 
 
 async def test_what_can_never_fit_is_refused_at_once(autojump_clock: MockClock) -> None:

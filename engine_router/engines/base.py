@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 from attrs import define, field, frozen
 
 from engine_router.foreign_text import output_line
+
+DOUBT_S: Final = 2.0
+"""Within so many seconds of a doubt an engine has seen whether its resident is still there."""
 
 
 @frozen(order=True, cache_hash=True)  # it is the key of nearly everything
@@ -92,7 +95,7 @@ class Supervision:
         self.stop_asked.set()
 
     def doubt(self) -> None:
-        """Tell that a request could not reach the resident: it should look whether it is still there."""
+        """Tell that a request could not reach the resident: it should look, for `DOUBT_S`, whether it is still there."""
         self._doubted.set()
 
     async def doubted(self) -> None:

@@ -21,7 +21,7 @@ import trio
 from attrs import frozen
 
 from engine_router.config import SystemdConfig
-from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
+from engine_router.engines.base import DOUBT_S, Ended, Endpoint, LogRing, ResidentId, Supervision
 from engine_router.engines.common import LOG_TAIL_LINES, Completed, Server, engine_mask, lead, run_command
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.slumber import Slumbers
@@ -32,7 +32,7 @@ from engine_router.probe import Check, ReadinessProbe, ask, look
 WATCH_INTERVAL_S = 0.25
 """Seconds between two looks at a unit that is starting."""
 
-REVIVE_S = 2.0
+REVIVE_S = DOUBT_S
 """Seconds that a doubted unit is given to show that it is well, or was restarted and is ready again."""
 
 ALLOWED_EXITS = 2
@@ -42,6 +42,9 @@ COMMAND_TIMEOUT_S = 10.0
 """Longest wait for one command, in seconds."""
 
 _PROPERTIES = "LoadState,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts,Job"
+# What systemctl says, with any exit status, where there is no such unit, and where nobody answers it.
+_UNKNOWN_UNIT = ("not found", "not loaded", "does not exist")
+_NO_BUS = ("connect to bus", "connect to user", "XDG_RUNTIME_DIR", "No medium found", "not been booted")
 _AT_REST = frozenset({"inactive", "failed"})
 
 
@@ -153,7 +156,7 @@ class SystemdEngine:
         """
         state = await self.state()
         if state.at_rest:
-            return f"{self.config.unit} is {state}"
+            return f"is down: {self.config.unit} is {state}"
         return await look(self.probe.client, self.probe.url, self.probe.check, headers=self.probe.headers)
 
     async def find(self) -> Sequence[ResidentId]:
@@ -208,7 +211,10 @@ class SystemdEngine:
         """Say what to do about a command that failed."""
         if done.code is None and "not found" in done.complaint:
             return 'install systemd, or use an engine of type "process"'
-        if self.config.scope == "user":
+        if any(words in done.complaint for words in _UNKNOWN_UNIT):
+            which = " --user" if self.config.scope == "user" else ""
+            return f"check the name in `unit` (systemctl{which} list-unit-files shows those that exist) and its `scope`"
+        if self.config.scope == "user" and any(words in done.complaint for words in _NO_BUS):
             return "check that this user's systemd runs (loginctl enable-linger keeps it running without a login)"
         return 'check that the router may do that; a prefix such as ["sudo", "-n"] may be needed'
 
@@ -237,10 +243,11 @@ class _Unit:
         return "; ".join(self._seen)
 
     async def start(self) -> Endpoint:
-        self.began = True
+        self.began = True  # also where this is cancelled: the command may have been heard
         self.log.write(f"starting {self.unit}")
         done = await self.engine.systemctl("start", "--no-block")
         if done.code != 0:
+            self.began = await self._is_there()
             raise EngineStartFailed(
                 self.name,
                 f"could not be started: systemctl start {self.unit}: {done.complaint}; {self.engine.remedy(done)}",
@@ -251,8 +258,15 @@ class _Unit:
         self.began = True
         state = await self.engine.state()
         if state.at_rest:
-            return Ended(stopped=False, message=f"{self.unit} is {state}")
+            return Ended(stopped=False, message=f"is down: {self.unit} is {state}")
         return await self._until_ready()
+
+    async def _is_there(self) -> bool:
+        """Tell whether the unit is known to be there, and so to hold memory, though it could not be started."""
+        try:
+            return not (await self._look()).at_rest
+        except EngineError:
+            return False  # nobody knows: that must not hold up others
 
     async def gone(self) -> str | None:
         try:
@@ -273,8 +287,8 @@ class _Unit:
             return f"{self.unit} is {state.active}"
         raise EngineStopFailed(
             self.name,
-            f"did not stop within {timeout_s:g} s (stop_timeout_s in engines.toml): {self.unit} is "
-            f"{self.obstacle or 'silent'}; compare it with the unit's TimeoutStopSec",
+            f"did not stop within {timeout_s:g} s (stop_timeout_s in engines.toml): "
+            f"{self.obstacle or 'systemd is silent'}; compare it with the unit's TimeoutStopSec",
         )
 
     async def _until_ready(self) -> Endpoint:
@@ -320,7 +334,7 @@ class _Unit:
 
     async def _look(self) -> UnitState:
         state = await self.engine.state()
-        self._seen = [str(state)]
+        self._seen = [f"{self.unit} is {state}"]
         return state
 
     async def _look_again(self) -> str | None:
@@ -330,7 +344,7 @@ class _Unit:
         while True:
             state = await self._look()
             if state.at_rest:
-                return f"{self.unit} is {state}"
+                return f"is down: {self.unit} is {state}"
             probe = self.engine.probe
             ready = await ask(probe.client, probe.url, probe.check, headers=probe.headers) is None
             if ready and state.active == "active":
@@ -341,7 +355,7 @@ class _Unit:
             await pace.pause()
         if state.active == "active" and state.pid == self._pid:
             return None  # busy or hung: it is there, and holds its memory
-        return f"{self.unit} was restarted by systemd and is not ready again: {state}"
+        return f"was restarted by systemd and is not ready again: {self.unit} is {state}"
 
     async def _until_at_rest(self) -> UnitState:
         pace = Pace()
@@ -350,6 +364,8 @@ class _Unit:
             try:
                 state = await self._look()
             except EngineError as error:
+                if done.code != 0:  # nobody hears it, and to wait would not help
+                    raise EngineStopFailed(self.name, f"cannot be controlled: it {error.summary}") from error
                 self._seen = [error.summary]
             else:
                 if state.at_rest:

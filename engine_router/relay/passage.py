@@ -15,7 +15,7 @@ import trio
 from attrs import define, field, frozen
 
 from engine_router.dialects.base import Octets, Translation, dig_error
-from engine_router.engines.base import ResidentId
+from engine_router.engines.base import DOUBT_S, ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
 from engine_router.relay.headers import response_headers
 from engine_router.residency.lease import Lease
@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 # Seconds that a broken connection waits for the news why: a process's death is known within milliseconds.
 NEWS_GRACE_S = 0.25
-# Seconds that an engine gets to confirm that it is gone, before the request is given up.
-DOUBT_GRACE_S = 2.0
+# Seconds that an engine gets to see that it is gone and to end what is left of it, before the request is given up.
+DOUBT_GRACE_S = DOUBT_S + 3.0
 # What is read of an engine's error answer, for its message.
 ERROR_BODY_BYTES = 65536
 # What says something of a body that is changed.

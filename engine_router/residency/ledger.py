@@ -7,7 +7,7 @@ The life of a resident::
 
     (absent) --Start--> STARTING --BecameReady--> READY <--> DRAINING --Stop--> STOPPING --Ended--> (absent)
                            |                                                      |
-                           `-- abandoned, failed ----------------> settle     StopFailed --> STUCK
+                           `-- abandoned, failed ----------------> settle     StopFailed --> STUCK --Reset--> (absent)
 
 The rules, in the order in which they are tested:
 
@@ -203,7 +203,7 @@ class Ledger:
             case book.KeepAlive(resident, seconds):
                 self._keep(resident, seconds)
             case book.Reset(resident):
-                self._failures.forget(resident)
+                self._reset(resident)
             case _:  # a tick
                 pass
 
@@ -324,6 +324,13 @@ class Ledger:
         self._books.wishes.pop(resident, None)
         if (residence := self.residence(resident)) is not None:
             residence.unloading = True
+
+    def _reset(self, resident: ResidentId) -> None:
+        """Forget what went wrong with a resident. One that could not be stopped is taken to be gone."""
+        self._failures.forget(resident)
+        residence = self.residence(resident)
+        if residence is not None and residence.phase is Phase.STUCK:
+            del self._occupancy.residences[resident]
 
     def _keep(self, resident: ResidentId, seconds: float) -> None:
         if (residence := self.residence(resident)) is not None:

@@ -68,6 +68,8 @@ class Lives:
 
     def end(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
         """Ask a resident to end, so that `wanted` can start where somebody waits for that."""
+        if (life := pool.lives.get(resident)) is not None:
+            life.health_scope.cancel()  # whether it does its work is of no interest any more
         self.prepare(pool, wanted)
         self.spawn(self._stop, pool, resident, wanted)
 
@@ -255,8 +257,14 @@ class Lives:
         pool.gone[resident] = life
         self.tell(pool, book.HasEnded(resident, error))
 
-    def _stuck(self, pool: Pool, life: Life, failure: EngineStopFailed) -> None:
+    def _stuck(self, pool: Pool, life: Life, cause: EngineStopFailed) -> None:
         resident = life.resident
+        failure = EngineStopFailed(
+            cause.engine,
+            f"{cause.summary}; so nothing is started in its memory: `engine-router unload` tries again to stop it, "
+            "`engine-router reset` takes your word that it is gone",
+            log_tail=cause.log_tail,
+        )
         life.health_scope.cancel()
         pool.journal.end(resident, "error", trio.current_time(), str(failure))
         pool.lives.pop(resident, None)

@@ -174,8 +174,14 @@ class Supervisor:
         self._tell(self.pool(resident), book.Pin(resident, pinned=False))
 
     def reset(self, resident: ResidentId) -> None:
-        """Forget a resident's failures, so that the next request starts it."""
-        self._tell(self.pool(resident), book.Reset(resident))
+        """Forget a resident's failures, so that the next request starts it.
+
+        One that could not be stopped is taken to be gone: whoever asks for this has seen to it.
+        """
+        pool = self.pool(resident)
+        self._tell(pool, book.Reset(resident))
+        if pool.ledger.residence(resident) is None:
+            pool.stuck.pop(resident, None)
 
     def doubt(self, resident: ResidentId) -> None:
         """Tell that a resident could not be reached, so that its engine looks whether it is still there."""
