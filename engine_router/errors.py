@@ -38,6 +38,24 @@ class RouterError(Exception):
         self.message = message
         self.retry_after_s = retry_after_s
 
+    @property
+    def anthropic_message(self) -> str:
+        """The message as Anthropic's clients look for it."""
+        return str(self)
+
+    @property
+    def ollama_message(self) -> str:
+        """The message as Ollama's clients look for it."""
+        return str(self)
+
+    @property
+    def response_code(self) -> str:
+        """The code in a failed response (`/v1/responses`): one of a closed list.
+
+        Codex repeats a request after `server_error`, and not after the other.
+        """
+        return "server_error" if self.retryable else "invalid_prompt"
+
 
 class BadRequest(RouterError):
     """The request cannot be understood: not JSON, not an object, no model, a bad field."""
@@ -361,6 +379,61 @@ class EngineRefused(EngineError):
         if status < 500:
             self.kind = "invalid_request_error"
             self.anthropic_kind = "invalid_request_error"
+
+
+class ContextTooLong(EngineRefused):
+    """The request has more tokens than the engine's context, or leaves too few of it for its answer.
+
+    Clients shorten the conversation and try again where they understand this, so it is said in their words.
+
+    Attributes:
+        prompt: tokens of the request; None where the engine did not say.
+        answer: tokens that its answer may have; 0 where nothing is said of that.
+        limit: tokens of the context; None where the engine did not say.
+    """
+
+    code = "context_length_exceeded"
+    response_code = "context_length_exceeded"  # not of the list, but what OpenAI sends and Codex looks for
+
+    def __init__(
+        self,
+        engine: str,
+        message: str,
+        *,
+        prompt: int | None = None,
+        answer: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        if prompt is not None and limit is not None:
+            asked = f"your messages resulted in {prompt} tokens"
+            if answer:
+                asked = f"you requested {prompt + answer} tokens ({prompt} in the messages, {answer} in the completion)"
+            message = f"This model's maximum context length is {limit} tokens. However, {asked}."
+        super().__init__(engine, 400, message)
+        self.prompt = prompt
+        self.answer = answer
+        self.limit = limit
+
+    @property
+    def anthropic_message(self) -> str:
+        """The message as Claude Code reads it, figures included."""
+        if self.prompt is None or self.limit is None:
+            return f"prompt is too long: {self}"
+        if self.answer and self.prompt <= self.limit:
+            return (
+                f"input length and `max_tokens` exceed context limit: {self.prompt} + {self.answer} > {self.limit}, "
+                "decrease input length or `max_tokens` and try again"
+            )
+        return f"prompt is too long: {self.prompt} tokens > {self.limit} maximum"
+
+    @property
+    def ollama_message(self) -> str:
+        """The message as Ollama says it."""
+        if self.prompt is None or self.limit is None:
+            return f"the input length exceeds the context length: {self}"
+        return (
+            f"the input length exceeds the context length: {self.prompt + self.answer} tokens > {self.limit}"
+        )
 
 
 class ConfigError(Exception):

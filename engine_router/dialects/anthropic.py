@@ -23,7 +23,7 @@ class Anthropic:
 
     def error(self, error: RouterError) -> dict[str, Any]:
         """Render an error as Anthropic does."""
-        return {"type": "error", "error": {"type": error.anthropic_kind, "message": str(error)}}
+        return {"type": "error", "error": {"type": error.anthropic_kind, "message": error.anthropic_message}}
 
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as the named event that the SDKs raise on."""

@@ -11,6 +11,8 @@ from engine_router.dialects.answer_json import understanding
 # English has about four characters a token (OpenAI, "What are tokens and how to count them?"); counting bytes
 # of UTF-8 serves other scripts better.
 TOKEN_BYTES = 4
+# Tokens, or seconds: more cannot be meant, and clients could not read it (nanoseconds have 63 bits for Ollama's).
+_MAX_FIGURE = 2**32
 
 
 class Tokens(NamedTuple):
@@ -43,9 +45,10 @@ class Times(NamedTuple):
 class Figures:
     """What an engine says of an answer in figures: its `usage`, and the `timings` of llama.cpp."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Mapping[str, Any] | None = None) -> None:
         self._usage: Mapping[str, Any] = {}
         self._timings: Mapping[str, Any] = {}
+        self.note(answer or {})
 
     def note(self, chunk: Mapping[str, Any]) -> None:
         """Keep the figures in a chunk; later ones count."""
@@ -120,13 +123,18 @@ def text_bytes(text: str) -> int:
 
 
 def _count(figure: Any) -> int | None:
-    return None if figure is None else max(0, int(figure))
+    if figure is None:
+        return None
+    count = max(0, int(figure))
+    if count > _MAX_FIGURE:
+        raise ValueError("its answer has a number of tokens that cannot be")
+    return count
 
 
 def _seconds(milliseconds: Any) -> float | None:
     if milliseconds is None:
         return None
     seconds = float(milliseconds) / 1e3
-    if not math.isfinite(seconds):
-        raise ValueError("its answer has a duration that is not finite")
+    if not seconds < _MAX_FIGURE:
+        raise ValueError("its answer has a duration that cannot be")
     return max(0.0, seconds)

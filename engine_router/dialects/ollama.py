@@ -25,7 +25,7 @@ class Ollama:
 
     def error(self, error: RouterError) -> dict[str, Any]:
         """Render an error as Ollama does: its clients want a string."""
-        return {"error": str(error)}
+        return {"error": error.ollama_message}
 
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as the line that the clients raise on."""

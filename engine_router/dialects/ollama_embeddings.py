@@ -9,7 +9,7 @@ from typing import Any
 
 from engine_router.dialects.answer_json import parse_answer, understanding
 from engine_router.dialects.base import dig_error, to_json
-from engine_router.dialects.chat_figures import Tokens
+from engine_router.dialects.chat_figures import Figures, Tokens
 from engine_router.dialects.ollama_figures import Stopwatch
 
 # Vectors that an engine has brought to the length 1 miss it by what 32 bits cannot hold: they stay as they are.
@@ -47,7 +47,7 @@ class EmbedTranslation:
             if self._single:
                 return to_json({"embedding": _vector(entries[0]["embedding"])})
             vectors = [self._cut(_vector(entry["embedding"])) for entry in entries]
-            taken = int((answer.get("usage") or {}).get("prompt_tokens") or 0)
+        taken = Figures(answer).tokens(0, 0).prompt
         figures = self._stopwatch.figures(Tokens(taken, 0, 0), is_written=False)
         return to_json({"model": self._asked, "embeddings": vectors, **figures})
 

@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar
 import trio
 from attrs import define, field, frozen
 
-from engine_router.dialects.base import Octets, Translation, dig_error
+from engine_router.dialects.base import Octets, Translation
+from engine_router.dialects.engine_words import broken, refused
 from engine_router.engines.base import DOUBT_S, ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
 from engine_router.relay.headers import response_headers
@@ -203,7 +204,7 @@ class Passage:
             ):
                 body += data
         self.close()
-        return EngineRefused(self.resident.engine, status, dig_error(body) or f"the engine answered {status}")
+        return refused(self.resident.engine, status, body)
 
     async def _advance(self, until: float) -> ResponseHead | None:
         lease = self.lease
@@ -282,7 +283,7 @@ class Passage:
                 if not data:
                     break
         except ValueError as error:
-            raise EngineBroke(self.resident.engine, f"broke off: {error}") from error
+            raise broken(self.resident.engine, error) from error
         return data
 
     def _end(self) -> bytes:
@@ -292,7 +293,7 @@ class Passage:
             for stage in self._stages:
                 data = (stage.feed(data) if data else b"") + stage.end()
         except ValueError as error:
-            raise EngineBroke(self.resident.engine, f"broke off: {error}") from error
+            raise broken(self.resident.engine, error) from error
         return data
 
     async def _consider_retry(self, error: EngineUnreachable) -> None:

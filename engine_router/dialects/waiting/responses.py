@@ -64,9 +64,7 @@ class ResponsesPatience:
         begin = self.lively() if self._own is None and not self._head else b""
         response = self._own or self._adopted()
         if response is not None:
-            # OpenAI's list of codes is closed. Codex repeats a request after `server_error`, not after the other.
-            code = "server_error" if error.retryable else "invalid_prompt"
-            reason = {"code": code, "message": str(error)}
+            reason = {"code": error.response_code, "message": str(error)}
             begin += self._event(
                 "response.failed", response={**response, "status": "failed", "error": reason}
             )
