@@ -9,6 +9,7 @@ from engine_router.abilities import Abilities
 from engine_router.config import Config
 from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.base import Octets, Routed, Translation, parse_object, to_json
+from engine_router.dialects.ollama_loading import kept_for_ever
 from engine_router.dialects.policy import Policy
 from engine_router.dialects.renaming import Renaming
 from engine_router.discovery import Target
@@ -54,6 +55,8 @@ class Courses:
 
     def passes(self, path: str, model: str, target: Target) -> bool:
         """Tell whether a request goes to its engine as it is, every byte of it."""
+        if dialect_of(path) is OLLAMA:  # each one says for how long its model stays
+            return False
         return target.upstream == model and not self._policy(target) and self.is_native(path, target) is True
 
     def course(
@@ -96,10 +99,12 @@ class Courses:
             from engine_router.dialects.waiting import forget_progress  # noqa: PLC0415 - see _translation
 
             return forget_progress(routed.renamed(target.upstream))
-        if routed.keep_alive is not None and dialect_of(path) is OLLAMA:
-            # How long a model stays is the router's to decide, which has taken the client's wish to heart.
-            return to_json({**parse_object(routed.renamed(target.upstream)), "keep_alive": -1})
-        return routed.renamed(target.upstream)
+        body = routed.renamed(target.upstream)
+        if dialect_of(path) is not OLLAMA:
+            return body
+        # How long a model stays is the router's to decide, which has taken the client's wish to heart. Where
+        # nothing is said of it, the daemon would keep a model that it has to load anew for five minutes.
+        return kept_for_ever(body)
 
     def _policy(self, target: Target) -> Policy | None:
         return self._policies.get(target.model) or None

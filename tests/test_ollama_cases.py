@@ -57,12 +57,6 @@ OTHERS = (
 )
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
-def fast(request: pytest.FixtureRequest) -> bool:
-    """Runs a test on the fast tier and on the ordinary one."""
-    return bool(request.param)
-
-
 @frozen
 class Routed:
     """A router that serves Ollama's models and another one, and a client of it."""

@@ -68,7 +68,7 @@ class Dozer:
     async def find(self) -> Sequence[ResidentId]:
         return ()
 
-    async def check(self, resident: ResidentId) -> str | None:
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
         return None
 
     async def list_models(self) -> Sequence[str] | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from engine_router.dialects.base import to_json
+from engine_router.dialects.base import Octets, to_json
 from engine_router.dialects.ollama_figures import Clock, timestamp
 from engine_router.errors import BadRequest
 
@@ -66,6 +66,18 @@ def load_answer(path: str, asked: str, *, unloaded: bool, wall_clock: Clock = ti
     reason = "unload" if unloaded else "load"
     ending = {"done": True, "done_reason": reason}
     return to_json({"model": asked, "created_at": timestamp(wall_clock()), **said, **ending})
+
+
+def kept_for_ever(body: Octets) -> Octets:
+    """Return a request that keeps its model for ever, whatever it said of that.
+
+    The member goes to the end, where it wins over one before it for Ollama, which reads the last one. So the
+    rest of the body, which may be large, need not be understood.
+    """
+    end = len(body)
+    while body[end - 1 : end].isspace():
+        end -= 1
+    return body[: end - 1] + b',"keep_alive":-1}'
 
 
 def keep_alive_s(value: object) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -39,10 +39,16 @@ class Endpoint:
     Attributes:
         base_url: `http://host:port`, without a path.
         pid: process id, where the router knows it.
+        on_use: called with the path of each request that is sent there; what it returns is called when the
+            request has ended. Neither waits.
+        let_go: called when the router ends and leaves the resident as it was found: undoes what the router has
+            set there.
     """
 
     base_url: str
     pid: int | None = None
+    on_use: Callable[[str], Callable[[], None]] | None = field(default=None, eq=False, repr=False)
+    let_go: Callable[[], Awaitable[None]] | None = field(default=None, eq=False, repr=False)
 
 
 @frozen
@@ -208,8 +214,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def check(self, resident: ResidentId) -> str | None:
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
         """Look whether a ready resident still does its work. Return None if so, else what is wrong.
+
+        `used`: somebody uses it right now. A server that loads models by itself may be loading it again, for a
+        request that needs it so, and not list it meanwhile: that is nothing wrong.
 
         Not bounded in time: the caller does that. Cancellation ends the check and leaves nothing behind.
         """

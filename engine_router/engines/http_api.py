@@ -78,13 +78,14 @@ class HttpEngine:
             rest=self._slumbers.of(resident),
         )
 
-    async def check(self, resident: ResidentId) -> str | None:
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
         """Look whether the server answers, and still lists the model as loaded; see `Engine.check`.
 
         Raises:
             EngineError: it does not answer, or not sensibly.
         """
-        return await _HttpModel(self, resident.model or "").missing()
+        missing = await _HttpModel(self, resident.model or "").missing()
+        return None if used else missing
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the models loaded now, or on their way; [] when nobody listens, or the server sleeps.

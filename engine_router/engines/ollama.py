@@ -3,8 +3,10 @@
 Two of its habits are taken from it while the router is at work:
 
 - It unloads a model five minutes after its last request. The router owns residency, so it loads with
-  `keep_alive: -1` (for ever): a model must not vanish while the router believes it resident. Requests
-  without a `keep_alive` of their own leave that as it is.
+  `keep_alive: -1` (for ever), and every request says so again: a model must not vanish while the router believes
+  it resident, and a request for another context makes the daemon load it anew, for as long as that request says.
+  A request to `/v1` cannot say it, so the daemon is told after it. A model that was found loaded gets back what
+  it had when the router ends.
 - It loads whatever anybody asks it for. What others have loaded directly holds the memory that the router
   has promised to somebody else, so before a load, and at a stop, models that the router does not know of
   are unloaded too. Whoever shares the daemon with the router should therefore go through the router.
@@ -13,7 +15,7 @@ Two of its habits are taken from it while the router is at work:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import httpx
@@ -32,12 +34,17 @@ from engine_router.engines.common import (
     worth_repeating,
 )
 from engine_router.engines.ollama_names import normal_name
+from engine_router.engines.ollama_session import Session
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.masking import masked_argv, own_environment
 from engine_router.pacing import Pace
+from engine_router.probe import as_text, dig
 
 KEEP_FOR_EVER = -1
 """Ollama's `keep_alive` for a model that stays until it is unloaded."""
+
+DEFAULT_KEEP_S = 300
+"""For how many seconds a model stays where nobody says it."""
 
 _PS = LoadedConfig(path=UrlPath("/api/ps"), key="models", id="name")
 
@@ -81,18 +88,19 @@ class OllamaEngine:
         model = normal_name(resident.model or "")
         self.living.add(model)
         try:
-            return await lead(_OllamaModel(self, model), supervision, adopt=adopt)
+            return await lead(_OllamaModel(self, model, supervision), supervision, adopt=adopt)
         finally:
             self.living.discard(model)
 
-    async def check(self, resident: ResidentId) -> str | None:
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
         """Look whether the daemon answers, and still holds the model; see `Engine.check`.
 
         Raises:
             EngineError: it does not answer, or not sensibly.
         """
         model = normal_name(resident.model or "")
-        return None if model in await self.loaded() else f"does not hold '{model}' any more"
+        holds = model in await self.loaded()
+        return None if holds or used else f"does not hold '{model}' any more"
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the models in memory; [] when nobody listens.
@@ -133,16 +141,32 @@ class OllamaEngine:
         self._spelled = {**named, **self._spelled}
         return tuple(named)
 
+    async def session(self, model: str) -> Session | None:
+        """Ask how a model is in memory; None where it is not, or that is not told.
+
+        Raises:
+            EngineError: it cannot be told.
+        """
+        entries = dig((await self.server.get("/api/ps")).data, "models")
+        for entry in entries if isinstance(entries, list) else ():
+            if normal_name(as_text(dig(entry, "name"))) == model:
+                return Session.read(entry)
+        return None
+
 
 class _OllamaModel:
     """The life of one model in the daemon; the steps are described at `Life`."""
 
-    def __init__(self, engine: OllamaEngine, model: str) -> None:
+    def __init__(self, engine: OllamaEngine, model: str, supervision: Supervision) -> None:
         self.name, self.config, self.log = engine.name, engine.config, engine.log
         self.engine = engine
         self.model = model
         self.began = False
         self.obstacle = ""
+        self._supervision = supervision
+        self._in_use = 0
+        self._unsaid = self._missed = False
+        self._found_s: float | None = None
 
     async def start(self) -> Endpoint:
         await self._unload_strangers()
@@ -150,9 +174,7 @@ class _OllamaModel:
         self.log.write(f"loading '{self.model}'")
         self.obstacle = "its load has not ended"
         # Loading again what is loaded already costs nothing, and sets its keep_alive.
-        reply = await self._post("/api/generate", keep_alive=KEEP_FOR_EVER)
-        if reply.status == 400 and "does not support generate" in reply.complaint:
-            reply = await self._post("/api/embed", input="", keep_alive=KEEP_FOR_EVER)
+        reply = await self._keep(KEEP_FOR_EVER)
         if reply.status == 404:
             raise EngineStartFailed(
                 self.name, f"does not have the model '{self.model}'; ollama pull {self.model}"
@@ -162,7 +184,7 @@ class _OllamaModel:
             raise EngineStartFailed(self.name, refusal.summary)
         await self._until_loaded()
         self.log.write(f"loaded '{self.model}'")
-        return Endpoint(self.config.base_url)
+        return Endpoint(self.config.base_url, on_use=self._used)
 
     async def adopt(self) -> Endpoint | Ended:
         try:
@@ -172,18 +194,58 @@ class _OllamaModel:
         if self.model not in loaded:
             return Ended(stopped=False, message=f"does not hold '{self.model}' any more")
         self.began = True
-        await self._post("/api/generate", keep_alive=KEEP_FOR_EVER)
-        return Endpoint(self.config.base_url)
+        session = await self.engine.session(self.model)
+        self._found_s = None if session is None else session.left_s
+        await self._keep(KEEP_FOR_EVER, session)
+        return Endpoint(self.config.base_url, on_use=self._used, let_go=self._let_go)
 
     async def gone(self) -> str | None:
+        """See `Life.gone`. Sees also that the model stays, where a request did not say for how long."""
+        (unsaid, self._unsaid), missed, self._missed = (self._unsaid, False), self._missed, False
         try:
-            loaded = await self.engine.loaded()
+            if self.model in await self.engine.loaded():
+                if unsaid:
+                    await self._stay()
+                return None
+            if self._in_use:  # it is being loaded again, for a request that asked for other options
+                self._missed = True
+                return None
+            if unsaid and not missed and (await self._keep(KEEP_FOR_EVER)).good:
+                return None
         except NotListening as error:
             return error.summary
         except EngineError as error:
             self.log.write(f"cannot tell whether '{self.model}' is loaded: {error.summary}")
             return None
-        return None if self.model in loaded else f"does not hold '{self.model}' any more"
+        return f"does not hold '{self.model}' any more"
+
+    async def _stay(self) -> None:
+        session = await self.engine.session(self.model)
+        if session is not None and session.left_s is not None:
+            await self._keep(KEEP_FOR_EVER, session)
+
+    def _used(self, path: str) -> Callable[[], None]:
+        """Note that a request is sent to a path; returns what notes its end."""
+        self._in_use += 1
+        cannot_say = not path.startswith("/api/")
+
+        def ended() -> None:
+            self._in_use -= 1
+            self._unsaid = self._unsaid or cannot_say
+            if not self._in_use and (self._unsaid or self._missed):
+                self._supervision.doubt()
+
+        return ended
+
+    async def _let_go(self) -> None:
+        """Give a model that was found loaded the time back that it had then."""
+        if self._found_s is None:
+            return
+        seconds = max(1, round(self._found_s)) if self._found_s > 0 else DEFAULT_KEEP_S
+        try:
+            await self._keep(f"{seconds}s", await self.engine.session(self.model))
+        except EngineError as error:
+            self.log.write(f"'{self.model}' stays loaded: {error.summary}")
 
     async def end(self, *, aborted: bool) -> str:
         timeout_s = self.config.stop_timeout_s
@@ -201,6 +263,20 @@ class _OllamaModel:
             f"may still hold '{self.model}' {timeout_s:g} s after it was told to unload it "
             f"(stop_timeout_s in engines.toml); last seen: {self.obstacle or 'no answer'}",
         )
+
+    async def _keep(self, keep_alive: int | str, session: Session | None = None) -> Reply:
+        """Tell how long the model is to stay, and load it where it is not there.
+
+        Args:
+            session: how it is there: with other options it would be loaded again.
+        """
+        more: dict[str, Any] = (
+            {} if session is None or not session.context else {"options": {"num_ctx": session.context}}
+        )
+        reply = await self._post("/api/generate", keep_alive=keep_alive, **more)
+        if reply.status == 400 and "does not support generate" in reply.complaint:
+            reply = await self._post("/api/embed", input="", keep_alive=keep_alive, **more)
+        return reply
 
     async def _post(self, path: str, *, timeout_s: float = math.inf, **body: Any) -> Reply:
         body = {"model": self.engine.spelled(self.model), "stream": False, **body}

@@ -99,7 +99,7 @@ class ProcessEngine:
         self._undead.pop(resident, None)
         return outcome
 
-    async def check(self, resident: ResidentId) -> str | None:
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - it does not matter
         """Ask a ready resident again what was asked before it was ready; see `Engine.check`."""
         base_url = self._ready_at.get(resident)
         if base_url is None:

@@ -148,7 +148,7 @@ class SystemdEngine:
         """
         return await lead(_Unit(self), supervision, adopt=adopt, rest=self._slumbers.of(resident))
 
-    async def check(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - there is one
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - there is one
         """Look whether the unit runs, and ask it again what was asked before it was ready; see `Engine.check`.
 
         Raises:

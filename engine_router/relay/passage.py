@@ -126,6 +126,7 @@ class Passage:
     _stages: list[Filter | Translation] = field(factory=list)
     _retried: bool = False
     _closed: bool = False
+    _on_end: Callable[[], None] | None = None
 
     @property
     def has_length(self) -> bool:
@@ -148,6 +149,9 @@ class Passage:
             self._exchange.close()
         if self.lease is not None:
             self.lease.release()
+        if self._on_end is not None:
+            on_end, self._on_end = self._on_end, None
+            on_end()
 
     async def head(self, until: float = math.inf) -> ResponseHead | None:
         """Wait for the head of the answer; None if it has not come by `until` (the clock of trio).
@@ -225,6 +229,8 @@ class Passage:
             if self._closed:
                 exchange.close()
                 await self._ensure_open()
+            if endpoint.on_use is not None:
+                self._on_end = endpoint.on_use(course.outgoing.target)
             lease.on_revoke(exchange.close)
         if self._raw_head is None:
             self._raw_head = await _by(until, self._exchange.head)

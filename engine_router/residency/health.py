@@ -42,7 +42,7 @@ async def until_down(
 async def _fault(engine: Engine, resident: ResidentId, is_used: Callable[[], bool]) -> str | None:
     with trio.move_on_after(CHECK_TIMEOUT_S):
         try:
-            return await engine.check(resident)
+            return await engine.check(resident, used=is_used())
         except EngineError as error:
             return error.summary
         except Exception as error:

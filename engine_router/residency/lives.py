@@ -22,6 +22,8 @@ from engine_router.state import State
 
 logger = logging.getLogger(__name__)
 
+# Seconds that an engine gets to be as it was found, when the router ends.
+LET_GO_S = 5.0
 # Seconds for which files that were read ahead are taken to be in memory still.
 READ_AGAIN_S = 60.0
 
@@ -284,11 +286,22 @@ class Lives:
         if life is None:
             return  # it ended by itself; the news is on its way
         if self.is_closing and life.found:
+            await self._let_go(life)
             life.scope.cancel()
             return
         if await pool.look_before_stop(life):
             life.stop_asked_at = trio.current_time()
             life.supervision.stop(for_good=not self._may_sleep(pool, life, wanted))
+
+    async def _let_go(self, life: Life) -> None:
+        """Leave a resident that was found running as it was."""
+        if life.endpoint is None or life.endpoint.let_go is None:
+            return
+        try:
+            with trio.move_on_after(LET_GO_S):
+                await life.endpoint.let_go()
+        except Exception:
+            logger.exception("engine %s: unexpected error", life.resident.engine)
 
     def _may_sleep(self, pool: Pool, life: Life, wanted: ResidentId | None) -> bool:
         """Tell whether it is enough if a resident sleeps, where its engine can."""

@@ -302,7 +302,7 @@ class SimulatedEngine:
             raise self.find_error
         return tuple(self._running)
 
-    async def check(self, resident: ResidentId) -> str | None:
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - it does not matter
         """Return what is wrong with a resident."""
         await trio.sleep(self.check_s)
         return self.illness if resident in self._running else "does not run"

@@ -20,7 +20,6 @@ from engine_router.testing.scripted.server import (
     as_json,
 )
 
-DEFAULT_KEEP_S = 300.0
 DEFAULT_CONTEXT = 4096
 
 
@@ -54,7 +53,9 @@ class ScriptedOllama(ScriptedServer):
     Attributes:
         embedders: models that answer /api/generate with 400, because they can only embed.
         keep_alive: what the last request for each model asked for.
-        kept_s: for how many seconds each model stays after a request; infinity for ever.
+        default_keep_s: for how many seconds a model stays that is loaded by a request that does not say it.
+        kept_s: for how many seconds each model stays after a request; infinity for ever. Where that is none, a
+            request to `/v1` leaves it unloaded.
         contexts: the context that each was loaded with.
     """
 
@@ -62,6 +63,7 @@ class ScriptedOllama(ScriptedServer):
         super().__init__(*(full_name(model) for model in (*models, *embedders)))
         self.embedders = {full_name(model) for model in embedders}
         self.keep_alive: dict[str, object] = {}
+        self.default_keep_s = 300.0
         self.kept_s: dict[str, float] = {}
         self.contexts: dict[str, int] = {}
 
@@ -95,7 +97,7 @@ class ScriptedOllama(ScriptedServer):
         return as_json({"models": [{**_entry(model), **self._session(model)} for model in self.loaded]})
 
     def _session(self, model: str) -> Json:
-        kept_s, until = self.kept_s.get(model, DEFAULT_KEEP_S), "2318-01-01T00:00:00Z"
+        kept_s, until = self.kept_s.get(model, self.default_keep_s), "2318-01-01T00:00:00Z"
         if kept_s < math.inf:
             moment = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=kept_s)
             until = moment.isoformat().replace("+00:00", "Z")
@@ -138,6 +140,14 @@ class ScriptedOllama(ScriptedServer):
             return as_json({**_head(call), **empty, "done": True, "done_reason": "load"})
         return await self._say(call, lambda word: {"message": {"role": "assistant", "content": word}})
 
+    async def openai_chat(self, call: Call) -> Answer:
+        """Answer a chat request in OpenAI's shape."""
+        answer = await super().openai_chat(call)
+        model = self.found(call.model)
+        if model is not None and self.kept_s.get(model) == 0:
+            self.loaded.pop(model, None)
+        return answer
+
     async def embed(self, call: Call) -> Answer:
         """Embed a text, or load the model for an empty one."""
         if refusal := await self.make_ready(call):
@@ -157,7 +167,7 @@ class ScriptedOllama(ScriptedServer):
             self.loaded.pop(model, None)
         if model not in self.loaded:
             await self.load(model)
-            self.kept_s[model], self.contexts[model] = DEFAULT_KEEP_S, context
+            self.kept_s[model], self.contexts[model] = self.default_keep_s, context
         if asked.get("keep_alive") is not None:
             self.keep_alive[model] = asked["keep_alive"]
             self.kept_s[model] = seconds(asked["keep_alive"])
