@@ -76,6 +76,7 @@ async def open_router(
             await nursery.start(dormitory.run)
             forge = _Forge(client, nursery, dormitory)
             router = await _compose(config, forge)
+            router.sleeping = lambda: dormitory.residents
             await _start(router, forge, source)
             try:
                 try:

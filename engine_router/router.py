@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from engine_router.catalogue import Catalogue
 from engine_router.changes import Changes
 from engine_router.config import Config
 from engine_router.discovery import Discovery, Target
-from engine_router.engines.base import Engine
+from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
 from engine_router.jobs import Jobs
@@ -72,6 +72,7 @@ class Router:
     )
     underway: Underway = field(init=False, factory=Underway)
     jobs: Jobs = field(init=False, factory=Jobs)
+    sleeping: Callable[[], Collection[ResidentId]] = tuple
     _reloader: Callable[[Router], Awaitable[Changes]] | None = None
     _app: QuartTrio | None = None
     lister: ModelLister = field(

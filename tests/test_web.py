@@ -20,6 +20,7 @@ import trio
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
+from engine_router.engines.base import ResidentId
 from engine_router.testing.asgi import Conversation, Received, ask, conversation
 from engine_router.testing.scripted import Answer, Call, ScriptedOllama
 from engine_router.testing.served import RawClient, served
@@ -672,6 +673,7 @@ async def test_the_model_list() -> None:
         assert [entry["id"] for entry in listed["data"]] == ["small", "big/one:7b", "gpt-4o"]
         assert {entry["object"] for entry in listed["data"]} == {"model"}
         assert {entry["state"] for entry in listed["data"]} == {"off"}
+        assert [entry["status"] for entry in listed["data"]] == [{"value": "unloaded"}] * 3
         for name in ("small", "big/one:7b", "gpt-4o"):
             one = await ask(router.app, "GET", f"/v1/models/{name}")
             assert one.status == 200
@@ -693,8 +695,31 @@ async def test_the_model_list() -> None:
         raw = await ask(router.app, "GET", "/v1/models/raw-name")
         assert raw.status == 200
         assert raw.json()["state"] == "ready"
+        assert raw.json()["status"] == {"value": "loaded"}
         assert (await ask(router.app, "POST", CHAT, body={"model": "found"})).status == 200
         assert (await ask(router.app, "POST", CHAT, body={"model": "raw-name"})).status == 200
+
+
+async def test_the_model_list_says_what_is_loaded() -> None:
+    async with routing(
+        process("a", "fail=no"), process("b", "delay=60"), process("c"), process("d")
+    ) as router:
+
+        async def status() -> dict[str, str]:
+            listed = (await ask(router.app, "GET", "/v1/models")).json()["data"]
+            return {entry["id"]: entry["status"]["value"] for entry in listed}
+
+        assert await status() == dict.fromkeys("abcd", "unloaded")
+        assert (await ask(router.app, "POST", CHAT, body={"model": "a"})).status == 503
+        assert (await status())["a"] == "failed"
+        assert (await ask(router.app, "POST", CHAT, body={"model": "c"})).status == 200
+        assert await status() == {"a": "failed", "b": "unloaded", "c": "loaded", "d": "unloaded"}
+        router.sleeping = lambda: [ResidentId("d")]
+        assert (await status())["d"] == "sleeping"
+        await ask(router.app, "POST", "/admin/load", body={"model": "b"})
+        while (found := await status())["b"] != "loading":
+            await trio.sleep(0.01)
+        assert found["c"] == "unloaded"
 
 
 async def test_a_request_during_the_first_discovery_waits_for_it(fast: bool) -> None:

@@ -9,7 +9,7 @@ from quart import Response
 from engine_router.dialects.base import to_json
 from engine_router.discovery import Target
 from engine_router.router import Router
-from engine_router.web.status import state_of
+from engine_router.web.status import state_of, status_of
 
 
 def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
@@ -20,6 +20,7 @@ def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
         "owned_by": target.engine,
         "engine": target.engine,
         "state": state,
+        "status": {"value": status_of(router, target)},
         "aliases": list(target.aliases),
     }
     context_length = router.catalogue.of(target).context_length

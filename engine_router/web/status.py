@@ -14,10 +14,17 @@ from engine_router.discovery import Target
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
 from engine_router.residency.failures import Failure
 from engine_router.residency.journal import Swap
-from engine_router.residency.ledger import Residence
+from engine_router.residency.ledger import Phase, Residence
 from engine_router.residency.pool import Pool
 from engine_router.residency.scheduling import Turn
 from engine_router.router import Router
+
+_STATUS = {
+    Phase.STARTING: "loading",
+    Phase.READY: "loaded",
+    Phase.DRAINING: "loaded",
+    Phase.STUCK: "failed",
+}
 
 RECENT_SWAPS = 10
 RECENT_NOTICES = 10
@@ -145,3 +152,14 @@ def state_of(router: Router, target: Target) -> str:
     """Return the state of one model: `ready`, another phase, or `off`."""
     residence = router.supervisor.pool(target.resident).ledger.residence(target.resident)
     return "off" if residence is None else residence.phase.value
+
+
+def status_of(router: Router, target: Target) -> str:
+    """Return the state of one model in llama.cpp's words, by which clients tell what is loaded."""
+    ledger = router.supervisor.pool(target.resident).ledger
+    residence = ledger.residence(target.resident)
+    if residence is not None and residence.phase is not Phase.STOPPING:
+        return _STATUS[residence.phase]
+    if target.resident in router.sleeping():
+        return "sleeping"
+    return "failed" if residence is None and target.resident in ledger.failures() else "unloaded"
