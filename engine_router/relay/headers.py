@@ -99,12 +99,17 @@ def as_streamed(status: int, headers: Headers) -> Headers:
     caching of something else, such as a page of its own, is left to it.
     """
     said = {name.lower(): value for name, value in headers}
-    is_stream = said.get(b"content-type", b"").partition(b";")[0].strip().lower() in _STREAM_TYPES
+    is_stream = is_stream_type(said.get(b"content-type", b""))
     if status in _BODYLESS or (b"content-length" in said and not is_stream):
         return headers
     added = [_UNBUFFERED] if b"cache-control" in said and not is_stream else [_UNBUFFERED, _NOT_KEPT]
     replaced = [name for name, _ in added]
     return [*(item for item in headers if item[0].lower() not in replaced), *added]
+
+
+def is_stream_type(content_type: bytes) -> bool:
+    """Tell whether answers of a type come in pieces by their nature."""
+    return content_type.partition(b";")[0].strip().lower() in _STREAM_TYPES
 
 
 def named_in_connection(headers: Headers) -> frozenset[bytes]:

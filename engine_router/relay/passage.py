@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
-from engine_router.dialects.base import Octets, Translation
+from engine_router.dialects.base import Translation
 from engine_router.dialects.engine_words import broken, refused
-from engine_router.engines.base import DOUBT_S, ResidentId
+from engine_router.engines.base import DOUBT_S, Endpoint, ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
-from engine_router.relay.headers import response_headers
+from engine_router.relay.course import Choose, Course, Filter
+from engine_router.relay.headers import is_stream_type, response_headers
+from engine_router.relay.whole import Whole
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Priority
 from engine_router.residency.supervisor import Supervisor
-from engine_router.wire.upstream import Arriving, Exchange, Headers, ResponseHead, Upstream, UpstreamRequest
+from engine_router.wire.upstream import Exchange, Headers, ResponseHead, Upstream
 
 T = TypeVar("T")
 
@@ -34,65 +36,6 @@ DOUBT_GRACE_S = DOUBT_S + 3.0
 ERROR_BODY_BYTES = 65536
 # What says something of a body that is changed.
 _OF_THE_BODY = frozenset((b"content-length", b"etag", b"content-md5", b"digest", b"content-digest"))
-
-
-class Filter(Protocol):
-    """Changes an answer that stays in its dialect."""
-
-    def begin(self, status: int, content_type: str, content_encoding: str = "") -> bool:
-        """Take in the head of the answer; tell whether its body may change. Nothing is fed where it does not."""
-        ...
-
-    def feed(self, data: bytes) -> bytes:
-        """Take in bytes of the answer, split anywhere; return what goes on."""
-        ...
-
-    def end(self) -> bytes:
-        """Take in the end of the answer; return what was held back."""
-        ...
-
-
-@frozen(kw_only=True)
-class Outgoing:
-    """A request as it will be sent, once it is known where the resident answers."""
-
-    engine: str
-    resident: ResidentId
-    method: str
-    target: str
-    headers: Headers
-    body: Octets | Arriving
-    connect_timeout_s: float
-
-    def to(self, base_url: str) -> UpstreamRequest:
-        """Address the request."""
-        return UpstreamRequest(
-            engine=self.engine,
-            base_url=base_url,
-            method=self.method,
-            target=self.target,
-            headers=self.headers,
-            body=self.body,
-            connect_timeout_s=self.connect_timeout_s,
-        )
-
-
-@frozen(kw_only=True)
-class Course:
-    """How a request goes to its engine, and its answer back.
-
-    Attributes:
-        translation: between the client's dialect and the engine's; None where they are the same.
-        filters: what the answer passes through, in this order, in the client's dialect.
-    """
-
-    outgoing: Outgoing
-    translation: Translation | None = None
-    filters: Sequence[Filter] = ()
-
-
-Choose = Callable[[str], Awaitable[Course]]
-"""Returns the course to an engine that answers at an address, where it takes that address to know it."""
 
 
 @define(eq=False)
@@ -120,10 +63,12 @@ class Passage:
     first_byte_s: float = math.nan
     sent_at: float = math.nan
     _began_at: float = field(factory=trio.current_time)
+    _sending: trio.CancelScope | None = None
     _exchange: Exchange | None = None
     _raw_head: ResponseHead | None = None
     _head: ResponseHead | None = None
     _stages: list[Filter | Translation] = field(factory=list)
+    _whole: Whole | None = None
     _retried: bool = False
     _closed: bool = False
     _on_end: Callable[[], None] | None = None
@@ -136,11 +81,12 @@ class Passage:
     @property
     def has_chunk(self) -> bool:
         """Whether bytes of the answer's body have come with its head."""
-        return self._exchange is not None and self._exchange.has_chunk
+        return self._whole is not None or (self._exchange is not None and self._exchange.has_chunk)
 
     def enter(self, *, priority: Priority = "normal", keep_alive_s: float | None = None) -> None:
         """Take a place in the queue. The arguments are those of `Supervisor.request`."""
         self.lease = self._supervisor.request(self.resident, priority=priority, keep_alive_s=keep_alive_s)
+        self.lease.on_revoke(self._revoked)
 
     def close(self) -> None:
         """Give everything back. Never waits; may be called again."""
@@ -155,6 +101,8 @@ class Passage:
 
     async def head(self, until: float = math.inf) -> ResponseHead | None:
         """Wait for the head of the answer; None if it has not come by `until` (the clock of trio).
+
+        A translated answer in one piece is waited for to its end: a head promises that the body is understood.
 
         Raises:
             RouterError: there will be none.
@@ -173,6 +121,8 @@ class Passage:
         Raises:
             RouterError: the answer broke off.
         """
+        if self._whole is not None:
+            return self._whole.take()
         if self._exchange is None or self._closed:
             return b""
         try:
@@ -214,7 +164,8 @@ class Passage:
         lease = self.lease
         if lease is None:
             raise RuntimeError("a passage is entered before it is used")
-        if self._exchange is None:
+        exchange = self._exchange
+        if exchange is None:
             await self._ensure_open()
             await _by(until, lease.granted)
             await self._ensure_open()
@@ -222,7 +173,32 @@ class Passage:
             if (endpoint := lease.endpoint) is None or lease.error is not None:
                 return None
             self.queue_wait_s = lease.queue_wait_s
-            if (course := await self._known_course(endpoint.base_url, until)) is None:
+            exchange = await self._send(lease, endpoint, until)
+            if exchange is None:
+                return None
+        if self._raw_head is None:
+            self._raw_head = await _by(until, exchange.head)
+            if self._raw_head is None:
+                return None
+            self.first_byte_s = trio.current_time() - self._began_at
+        if self._head is None:
+            self._head = await self._begin(self._raw_head)
+        if self._whole is not None and not self._whole.is_complete:
+            whole = self._whole
+            if await _by(until, lambda: self._gather(exchange, whole)) is None:
+                return None
+            self._head = ResponseHead(self._head.status, [*self._head.headers, whole.length])
+        return self._head
+
+    async def _send(self, lease: Lease, endpoint: Endpoint, until: float) -> Exchange | None:
+        """Send the request, once its course is known; None if that has not come about by `until`.
+
+        Whatever is done for it ends when the lease is taken away: the question what the engine can do, the
+        connecting, the upload.
+        """
+        with trio.CancelScope() as self._sending:
+            course = await self._known_course(endpoint.base_url, until)
+            if course is None:
                 return None
             self.sent_at = trio.current_time()
             exchange = self._exchange = await self._upstream.send(course.outgoing.to(endpoint.base_url))
@@ -231,15 +207,26 @@ class Passage:
                 await self._ensure_open()
             if endpoint.on_use is not None:
                 self._on_end = endpoint.on_use(course.outgoing.target)
-            lease.on_revoke(exchange.close)
-        if self._raw_head is None:
-            self._raw_head = await _by(until, self._exchange.head)
-            if self._raw_head is None:
-                return None
-            self.first_byte_s = trio.current_time() - self._began_at
-        if self._head is None:
-            self._head = await self._begin(self._raw_head)
-        return self._head
+            return exchange
+        raise lease.error or RuntimeError("a request was interrupted by nobody")
+
+    def _revoked(self) -> None:
+        """End what is being done with a lease that was taken away; for the step in which it was."""
+        if self._exchange is not None:
+            self._exchange.close()
+        elif self._sending is not None:
+            self._sending.cancel()
+
+    async def _gather(self, exchange: Exchange, whole: Whole) -> bool:
+        """Take in an answer in one piece to its end. May be cancelled and called again."""
+        while data := await exchange.chunk():
+            if not whole.counts(data):
+                raise EngineBroke(self.resident.engine, f"broke off: its answer {whole.too_long}")
+            whole.parts.append(self._feed(data))
+        whole.parts.append(self._end())
+        whole.is_complete = True
+        self.close()
+        return True
 
     async def _known_course(self, base_url: str, until: float) -> Course | None:
         """Return the course, once it is chosen; None if that has not come about by `until`."""
@@ -272,6 +259,8 @@ class Passage:
                 raise await self.refusal(raw.status)
             headers = [(b"content-type", course.translation.content_type.encode())]
             self._stages.append(course.translation)
+            if not is_stream_type(course.translation.content_type.encode()):
+                self._whole = Whole()
         if course.filters:
             head = ResponseHead(raw.status, headers)
             about = _text(head.header(b"content-type")), _text(head.header(b"content-encoding"))

@@ -23,6 +23,8 @@ import time
 PORT = int(sys.argv[1])
 OPTIONS = dict(word.split("=", 1) for word in sys.argv[2:])
 
+SAYINGS = OPTIONS.get("said", "").split("|")
+
 
 def say(text: str) -> None:
     os.write(1, text.encode() + b"\n")
@@ -119,6 +121,19 @@ def do_chat(client: Client, wish: dict, request: dict) -> None:
     head = {"id": "1", "object": "chat.completion", "created": 0, "model": wish["model"]}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     client.answer({**head, "choices": [choice], "usage": usage})
+
+
+def do_said(client: Client, wish: dict, request: dict) -> None:
+    """Answer with status 200 and what the option `said` has (one after the other of what `|` separates).
+
+    Half of it where `half` is set.
+    """
+    SAYINGS.append(SAYINGS.pop(0))
+    body = SAYINGS[-1].encode()
+    client.head(length=len(body) * 2 if "half" in OPTIONS else len(body))
+    client.send(body)
+    if "half" in OPTIONS:
+        raise EOFError
 
 
 def do_status(client: Client, wish: dict, request: dict) -> None:
@@ -225,7 +240,7 @@ def serve(client: Client) -> None:
     except ValueError:
         wish = {}
     wish = wish if isinstance(wish, dict) else {}
-    is_translated = "do" not in wish and path == "/v1/chat/completions"
+    is_translated = "do" not in wish and path in ("/v1/chat/completions", "/v1/embeddings")
     action = wish.get("do") or (OPTIONS.get("translated", "echo") if is_translated else "echo")
     request = {"method": method, "target": target, "headers": headers, "body": body.decode("latin-1")}
     try:
