@@ -3,7 +3,8 @@
 Usage: obedient_engine.py PORT [delay=SECONDS] [fail=TEXT] [stop=SECONDS] [models=A,B]
 
 delay: how long it takes until it listens. fail: what it says before it exits with code 3 then, instead.
-stop: how long it goes on after SIGTERM. plain=1: it has neither /v1/messages nor /v1/responses.
+stop: how long it goes on after SIGTERM. deaf: bodies of more bytes are not read.
+said: what `do_said` answers. plain=1: it has neither /v1/messages nor /v1/responses.
 
 Lines on stdout: `up`, `request METHOD TARGET`, `left DO` when a client went away before the answer's end,
 `done DO`, `term`.
@@ -59,6 +60,9 @@ class Client:
         method, target, _ = first.split(" ", 2)
         headers = [tuple(line.split(": ", 1)) for line in lines]
         length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
+        if "deaf" in OPTIONS and length > int(OPTIONS["deaf"]):
+            say("deaf")  # and reads no further, while its system buffers some of what comes
+            time.sleep(1000)
         while len(self.buffer) < length:
             self.receive()
         body, self.buffer = self.buffer[:length], self.buffer[length:]

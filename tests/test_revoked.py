@@ -1,0 +1,91 @@
+"""A lease that is taken away ends its request in every phase: the question, the connecting, the upload."""
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import pytest
+import trio
+from test_answering import CHAT, TALK, routing
+from test_relay import A, B, World, error_of, hanging, world
+
+from engine_router.errors import LeaseRevoked
+from engine_router.relay import Course, Outgoing, Passage
+from engine_router.testing.asgi import Received
+
+LARGE = b"x" * 32_000_000
+
+
+async def deaf(_: trio.SocketStream) -> None:
+    await trio.sleep_forever()
+
+
+class Trickle:
+    """A body that never comes."""
+
+    length = 1_000_000
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        yield b"{"
+        await trio.sleep_forever()
+
+
+async def asking_for_ever(_: str) -> Course:
+    await trio.sleep_forever()
+    raise AssertionError("unreachable")
+
+
+def passage_of(w: World, body: bytes | Trickle) -> Passage:
+    course = Course(
+        outgoing=Outgoing(
+            engine="a", resident=A, method="POST", target="/", headers=[], body=body, connect_timeout_s=1.0
+        )
+    )
+    passage = Passage(w.supervisor, w.upstream, A, course)
+    passage.enter()
+    return passage
+
+
+def asking(w: World) -> Passage:
+    passage = Passage(w.supervisor, w.upstream, A, asking_for_ever)
+    passage.enter()
+    return passage
+
+
+PHASES: dict[str, tuple[Callable[[trio.SocketStream], Awaitable[None]], Callable[[World], Passage]]] = {
+    "asking what the engine can": (hanging, asking),
+    "sending what the engine does not read": (deaf, lambda w: passage_of(w, LARGE)),
+    "relaying what does not come": (hanging, lambda w: passage_of(w, Trickle())),
+    "waiting for the head": (hanging, lambda w: passage_of(w, b"{}")),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_a_revoked_lease_ends_its_request(phase: str) -> None:
+    answer, make = PHASES[phase]
+    async with world(answer) as w:
+        await w.warm_up()
+        passage = make(w)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(error_of, passage.head, LeaseRevoked)
+            await trio.testing.wait_all_tasks_blocked()
+            await w.warm_up(B)
+        passage.close()
+        assert w.supervisor.pools["default"].leases == {}
+
+
+async def test_a_cancelled_upload_ends_at_once(fast: bool) -> None:
+    async with routing("deaf=1000000", fast=fast) as client:
+        answers: list[Received] = []
+        body = json.dumps({**TALK, "pad": "x" * 32_000_000}).encode()
+
+        async def post() -> None:
+            answers.append(await client.post(CHAT, body, {"content-type": "application/json"}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(post)
+            while "deaf" not in client.router.engines["e"].log.tail(100):
+                await trio.sleep(0.01)
+            (request,) = client.router.underway.by_ticket().values()
+            client.router.underway.cancel(request.id)
+        assert "ended by the person" in answers[0].json()["error"]["message"]
+        assert client.router.supervisor.pools["default"].leases == {}
