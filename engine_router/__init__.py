@@ -12,8 +12,7 @@ The library::
 from __future__ import annotations
 
 import importlib
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine_router._version import __version__
 
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     from engine_router.errors import ConfigError, RouterError
     from engine_router.router import HeldLease, Router
     from engine_router.serving import serve
-
-# httpx imports its own command line where rich and click are installed, and does without where they are not: that
-# saves 4 MB of memory, and time, in a router that never uses it.
-_modules: dict[str, Any] = sys.modules
-_modules.setdefault("httpx._main", None)
 
 # Imported when they are asked for: the command line starts in a tenth of the time that all of it would take.
 _HOMES = {
