@@ -28,7 +28,7 @@ from engine_router.relay import BrokenAnswer, as_streamed
 from engine_router.scope import RequestScope
 from engine_router.upload import Upload
 from engine_router.wire.requests import RequestReader, Verdict
-from engine_router.wire.stream import ConnectionLost, RawStream
+from engine_router.wire.stream import ConnectionLost, RawStream, moved_on
 from engine_router.wire.upstream import Headers
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class FastConnection:
     """One client's connection in the fast tier.
 
     Attributes:
-        quiet_since: trio's clock when the connection became idle, when the head that is being read began, or
-            when something of a body came last; infinity while a request is served. The server closes what is quiet for too long.
+        quiet_since: trio's clock when the connection became idle, or when the head that is being read began,
+            moved on by what has come of a body; infinity while a request is served. The server closes what is quiet for too long.
     """
 
     def __init__(
@@ -118,11 +118,10 @@ class FastConnection:
                 if self._unheard:
                     continue
                 if self._verdict is None:
-                    if reader.is_between or reader.path:  # a body may take its time, as long as it comes
-                        self.quiet_since = trio.current_time()
+                    self._heard(len(data))
                     self._take(reader.feed(data))
                 elif self._arriving is not None and not self._arriving.is_over:
-                    self.quiet_since = trio.current_time()
+                    self._heard(len(data))
                     self._take_in(self._arriving, reader.feed(data))
                     with trio.move_on_after(BACKPRESSURE_S):
                         await self._arriving.room()
@@ -140,6 +139,12 @@ class FastConnection:
             self._request.client_left()
         if self._scope is not None:
             self._scope.cancel()
+
+    def _heard(self, count: int) -> None:
+        if self._reader.is_between:
+            self.quiet_since = trio.current_time()
+        elif self._reader.path:  # a body may take its time, as long as it comes
+            self.quiet_since = moved_on(self.quiet_since, count)
 
     def _take(self, verdict: Verdict) -> None:
         if verdict is Verdict.LARGE:

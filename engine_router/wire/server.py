@@ -23,6 +23,7 @@ from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
 from engine_router.wire.connection import FastConnection
+from engine_router.wire.ordinary import OrdinaryConnection, ReplayedStream
 from engine_router.wire.stream import RawStream
 
 logger = logging.getLogger(__name__)
@@ -67,50 +68,6 @@ def check_hypercorn() -> None:
                 raise UnknownHypercorn(f"{kind.__name__} has no {name}")
 
 
-class ReplayedStream:
-    """A connection for Hypercorn whose first bytes were read already. Has what `TCPServer` uses of a stream."""
-
-    def __init__(self, sock: socket.socket, first: bytes) -> None:
-        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        self._first = first
-        self.socket = self._stream.socket
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return the bytes that were read already, then what comes."""
-        if self._first:
-            await trio.lowlevel.checkpoint()
-            first, self._first = self._first, b""
-            return first
-        return bytes(await self._stream.receive_some(max_bytes))
-
-    async def send_all(self, data: bytes) -> None:
-        """Send everything."""
-        await self._stream.send_all(data)
-
-    async def send_eof(self) -> None:
-        """End our side."""
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._stream.aclose()
-
-
-class OrdinaryConnection(TCPServer):
-    """Hypercorn's, which would keep the socket of a client that has left until it was idle for long enough."""
-
-    _is_over = False
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        self._is_over = True
-        await self.idle_task.stop()
-
-    async def _idle_timeout(self) -> None:
-        if not self._is_over:
-            await super()._idle_timeout()
-
-
 @define(eq=False)
 class Server:
     """One server: its listening sockets, its connections, its end.
@@ -126,6 +83,7 @@ class Server:
     make_fast: MakeFast | None
     _context: WorkerContext = field(factory=lambda: WorkerContext(None))
     _fast: set[FastConnection] = field(factory=set)
+    _ordinary: set[OrdinaryConnection] = field(factory=set)
     _sockets: set[socket.socket] = field(factory=set)
     _ending: trio.Event = field(factory=trio.Event)
     _deadline: float = math.inf
@@ -202,10 +160,7 @@ class Server:
         try:
             first = await self._serve_fast(sock, self.make_fast) if self.make_fast is not None else b""
             if first is not None:
-                stream: Any = ReplayedStream(sock, first)
-                await OrdinaryConnection(
-                    self.app, self.config, self._context, ConnectionState(state.copy()), stream
-                ).run()
+                await self._serve_ordinarily(ReplayedStream(sock, first), state)
         except Exception:
             # One connection's trouble, a defect even, is no other one's.
             logger.exception("a connection failed")
@@ -223,14 +178,26 @@ class Server:
         finally:
             self._fast.discard(fast)
 
+    async def _serve_ordinarily(self, stream: ReplayedStream, state: dict[str, Any]) -> None:
+        held = ConnectionState(state.copy())
+        connection = OrdinaryConnection(self.app, self.config, self._context, held, stream)
+        self._ordinary.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._ordinary.discard(connection)
+
     async def _sweep(self) -> None:
-        """Close fast connections on which nothing has happened for long. Hypercorn looks after its own."""
+        """Close connections on which nothing, or next to nothing, has happened for long though it should."""
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
             oldest = trio.current_time() - self.config.keep_alive_timeout
             for connection in self._fast:
                 if connection.quiet_since < oldest:
                     connection.stream.close()
+            for ordinary in self._ordinary:
+                if ordinary.is_stuck(self.config.keep_alive_timeout):
+                    ordinary.stream.socket.close()
 
     async def _close_the_last(self) -> None:
         """Close every socket when its time is over: Hypercorn's sends are shielded, and end in no other way."""

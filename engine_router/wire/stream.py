@@ -13,7 +13,15 @@ import socket
 import trio
 
 RECEIVE_BYTES = 65536
+# A client that owes bytes of a request has to send so many a second, on average. Each byte buys a little time, up to
+# what an idle connection is given, so that a pause is no fault, and one byte now and then no progress.
+SLOWEST_BYTES_PER_S = 100
 _WOULD_BLOCK = (BlockingIOError, InterruptedError)
+
+
+def moved_on(quiet_since: float, count: int) -> float:
+    """Return since when a client that has sent so many bytes counts as quiet, by the clock of trio."""
+    return min(trio.current_time(), quiet_since + count / SLOWEST_BYTES_PER_S)
 
 
 class ConnectionLost(Exception):
