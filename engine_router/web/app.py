@@ -16,7 +16,7 @@ from werkzeug.exceptions import (
 from werkzeug.routing import BaseConverter
 
 from engine_router.answering import Answerer
-from engine_router.dialects import OPENAI, dialect_of
+from engine_router.dialects import OPENAI
 from engine_router.dialects.base import error_headers
 from engine_router.errors import (
     AmbiguousRequest,
@@ -33,6 +33,7 @@ from engine_router.relay import as_streamed
 from engine_router.router import Router
 from engine_router.routes import ROOT_PREFIXES, ROOT_ROUTES
 from engine_router.web.admin import Admin
+from engine_router.web.anthropic import dialect_for
 from engine_router.web.control import add_control
 from engine_router.web.ollama import OllamaApi
 from engine_router.web.openai import Models, json_response
@@ -175,7 +176,7 @@ def _from_werkzeug(error: HTTPException, limit: int) -> RouterError:
 def _render(error: RouterError) -> Response:
     if SCOPE_KEY in request.scope:
         scope_of(request).error = str(error)
-    response = json_response(dialect_of(request.path).error(error), error.status)
+    response = json_response(dialect_for(request).error(error), error.status)
     response.headers.update(error_headers(error))
     if isinstance(error, AmbiguousRequest):
         response.headers["Connection"] = "close"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from quart import Response
+from quart import Response, request
 
 from engine_router.dialects.base import to_json
 from engine_router.discovery import Target
 from engine_router.router import Router
+from engine_router.web.anthropic import model_info, model_page, speaks_anthropic
 from engine_router.web.status import state_of, status_of
 
 
@@ -38,6 +39,8 @@ class Models:
 
     async def listed(self) -> Response:
         """`GET /v1/models`. An alias is listed as a model of its own, so that clients can offer it."""
+        if speaks_anthropic(request):
+            return json_response(model_page(self.entries(), request.args))
         return json_response({"object": "list", "data": self.entries()})
 
     def entries(self) -> list[dict[str, Any]]:
@@ -59,7 +62,8 @@ class Models:
         """
         target = self._router.discovery.resolve(model)
         entry = _entry(self._router, target, state_of(self._router, target))
-        return json_response({**entry, "id": model})
+        entry = {**entry, "id": model}
+        return json_response(model_info(entry) if speaks_anthropic(request) else entry)
 
 
 def json_response(data: object, status: int = 200) -> Response:
