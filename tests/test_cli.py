@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -371,6 +372,104 @@ def test_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert any(place == path and words in message for path, message in found), place
     assert len(found) == 11
+
+
+SUSPECT = """
+state_file = "{here}/absent/state.json"
+[log]
+file = "{here}/absent/log"
+[pools.big]
+mode = "budget"
+budget_gb = 10
+[engines.a]
+type = "process"
+argv = "sh -m file:///absent/a.gguf --port 8001 && x $HOME"
+base_url = "http://127.0.0.1:8000"
+models = ["alpha"]
+log_file = "{here}"
+[engines.b]
+type = "process"
+argv = "sh x"
+base_url = "http://localhost:8000"
+models = ["b"]
+[engines.c]
+type = "process"
+argv = "sh {{Model}} ollama://x.gguf {{port}} --api-key s3cret-1"
+models = ["c"]
+pool = "big"
+memory_gb = 11
+[engines.d]
+type = "systemd"
+unit = "d.service"
+base_url = "http://127.0.0.1:8000"
+models = ["d"]
+discover = false
+[engines.e]
+type = "process"
+argv = "docker run -p 9000:8000 image --port 8000"
+base_url = "http://127.0.0.1:9000"
+models = ["e"]
+pool = "big"
+[models.f]
+engine = "c"
+memory_gb = 12
+[aliases]
+near = "alhpa"
+far = "nothing-like-it"
+"""
+
+
+def test_what_will_hardly_work_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "engines.toml"
+    path.write_text(SUSPECT.format(here=tmp_path))
+    assert main(["check", "--json", "--config", str(path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    found = {(warning["path"], warning["message"]) for warning in told["warnings"]}
+    wanted = [
+        ("log.file", f"there is no folder {tmp_path}/absent"),
+        ("engines.a.argv", "there is no file /absent/a.gguf"),
+        ("engines.a.argv", "no shell runs: && is one more argument"),
+        ("engines.a.log_file", "is a folder"),
+        ("engines.a.base_url", "its port is 8000, but argv has 8001"),
+        ("engines.b.base_url", "also where engine a listens: that works only while one is gone"),
+        ("engines.d.base_url", "also where engine a listens"),
+        ("engines.c.argv", "{Model} is not filled in; write {model}"),
+        ("engines.c.memory_gb", "11 is more than the 10 of pools.big.budget_gb"),
+        ("models.f.memory_gb", "12 is more than the 10"),
+        ("aliases.near", 'no model is called "alhpa"; did you mean "alpha"?'),
+        ("aliases.far", 'no model is called "nothing-like-it", and no engine may list it'),
+    ]
+    if shutil.which("docker") is None:
+        wanted.append(("engines.e.argv", "the program docker was not found on PATH"))
+    for place, words in wanted:
+        assert any(place == path and words in message for path, message in found), (place, found)
+    assert len(found) == len(wanted), found
+    assert told["engines"]["c"]["argv"][-2:] == ["--api-key", "***"]
+
+
+def test_a_variable_of_a_shell_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(tmp_path, more='[engines.x]\ntype = "process"\nargv = "env $HOME/run {port}"\n')
+    assert main(["check", "--config", str(path)]) == 0
+    assert "no shell runs: $HOME stays as it is; write ${env:HOME}" in capsys.readouterr().out
+
+
+def test_warnings_are_no_failure_unless_they_are_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_MODEL", "/somewhere/else")
+    path = tmp_path / "engines.toml"
+    argv = "no-such-program \\\n  -m ${env:MY_MODEL} # the model\n --port {port}\n"
+    path.write_text(f"[engines.a]\ntype = 'process'\nmodels = ['m']\nargv = '''\n{argv}'''\n")
+    assert main(["check", "--config", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{path} has no faults, but 1 warning: 1 engine")
+    assert "\n  a: no-such-program -m '${env:MY_MODEL}' --port '{port}'\n" in shown
+    assert "the router starts all the same; with --strict, warnings count as failures" in shown
+    assert main(["check", "--strict", "--config", str(path)]) == 1
+    assert "warnings count as failures" in capsys.readouterr().out
+    assert main(["check", "--strict", "--json", "--config", str(path)]) == 1
+    capsys.readouterr()
+    assert main(["check", "--strict", "--config", str(write_config(tmp_path))]) == 0
 
 
 def test_schema_accepts_a_good_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine_router.cli.failure import FAILED
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.warnings import warnings
 from engine_router.cli.words import counted
-from engine_router.config import Config, find_config, load_config
+from engine_router.config import Config, ProcessConfig, find_config, load_config
+from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError
+from engine_router.masking import masked_argv
 
 BAD_CONFIG = 2
 
@@ -24,19 +27,29 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         path = find_config(options.config)
-        config = load_config(path)
+        environment = Environment()
+        config = load_config(path, environment)
     except ConfigError as error:
         if not options.json:
             raise
-        faults = [{"path": place, "message": message} for place, message in error.faults]
+        faults = [
+            {"path": place, "message": message, "excerpt": excerpt}
+            for (place, message), excerpt in zip(error.faults, error.excerpts, strict=True)
+        ]
         show_json({"ok": False, "file": error.source, "faults": faults})
         return BAD_CONFIG
-    found = warnings(config)
+    found = [(place, environment.masked(message)) for place, message in warnings(config)]
+    commands = {
+        name: [environment.masked(word) for word in masked_argv(engine.argv)]
+        for name, engine in config.engines.items()
+        if isinstance(engine, ProcessConfig)
+    }
     if options.json:
-        show_json(_plain(config, path, found))
+        show_json(_plain(config, path, found, commands))
     else:
-        _show(config, path, found)
-    return 0
+        _show(config, path, found, commands)
+        _show_warnings(found, strict=options.strict)
+    return FAILED if found and options.strict else 0
 
 
 def models_of(config: Config) -> dict[str, str]:
@@ -56,13 +69,20 @@ def _aliases(config: Config) -> dict[str, str]:
     return {**of_models, **config.aliases}
 
 
-def _plain(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> dict[str, object]:
+def _plain(
+    config: Config, path: Path, found: Sequence[tuple[str, str]], commands: Mapping[str, Sequence[str]]
+) -> dict[str, object]:
     return {
         "ok": True,
         "file": str(path),
         "listens": f"{config.server.host}:{config.server.port}",
         "engines": {
-            name: {"type": engine.type, "pool": engine.pool, "base_url": engine.base_url}
+            name: {
+                "type": engine.type,
+                "pool": engine.pool,
+                "base_url": engine.base_url,
+                **({"argv": list(commands[name])} if name in commands else {}),
+            }
             for name, engine in config.engines.items()
         },
         "models": models_of(config),
@@ -72,7 +92,9 @@ def _plain(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> dict
     }
 
 
-def _show(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> None:
+def _show(
+    config: Config, path: Path, found: Sequence[tuple[str, str]], commands: Mapping[str, Sequence[str]]
+) -> None:
     models, pools = models_of(config), _pools(config)
     counts = ", ".join(
         (
@@ -81,7 +103,8 @@ def _show(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> None:
             counted(len(pools), "pool"),
         )
     )
-    say(f"{path} is fine: {counts}; listens on {config.server.host}:{config.server.port}\n")
+    verdict = f"has no faults, but {counted(len(found), 'warning')}" if found else "is fine"
+    say(f"{path} {verdict}: {counts}; listens on {config.server.host}:{config.server.port}\n")
     rows = [
         (
             name,
@@ -96,8 +119,19 @@ def _show(config: Config, path: Path, found: Sequence[tuple[str, str]]) -> None:
     Table(("Engine", "Type", "Pool", "Listens at", "Models"), rows).show()
     if aliases := _aliases(config):
         say("\naliases: " + ", ".join(f"{alias} = {model}" for alias, model in aliases.items()))
-    sys.stdout.flush()
-    if found:
-        say(f"\n{counted(len(found), 'warning')}:")
-        for place, message in found:
-            say(f"  {place}: {message}")
+    if commands:
+        say("\ncommands:")
+        for name, argv in commands.items():
+            say(f"  {name}: {shlex.join(argv)}")
+
+
+def _show_warnings(found: Sequence[tuple[str, str]], *, strict: bool) -> None:
+    if not found:
+        return
+    say(f"\n{counted(len(found), 'warning')}:")
+    for place, message in found:
+        say(f"  {place}: {message}")
+    if strict:
+        say("\n--strict: warnings count as failures")
+    else:
+        say("\nthe router starts all the same; with --strict, warnings count as failures (exit code 1)")

@@ -95,8 +95,10 @@ def _add_checking(command: Adder) -> None:
         "Check the configuration: every fault at once, and warnings about what will not work on this machine.",
         "check",
         "check --config ~/engines.toml --json",
+        "check --strict",
     )
     _add_config(check)
+    check.add_argument("--strict", action="store_true", help="exit with 1 if there are warnings")
     _add_json(check)
     command(
         "schema",

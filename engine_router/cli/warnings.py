@@ -5,17 +5,27 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from engine_router.config import AnyEngineConfig, Config, ProcessConfig, is_template
-from engine_router.config.faults import quoted
-from engine_router.config.values import expanded
+from engine_router.config import AnyEngineConfig, Config, ProcessConfig, SystemdConfig, is_template
+from engine_router.config.ahead import may_list
+from engine_router.config.faults import close, quoted
+from engine_router.config.process import placeholder_hints
+from engine_router.config.values import expanded, shown
+from engine_router.models.options import number_of
 from engine_router.serving import is_open_to_network
 
 Warned = tuple[str, str]
+# What the router starts and stops as a whole.
+_STARTED = (ProcessConfig, SystemdConfig)
+_PORT_OPTIONS = ("--port",)
+_OPERATORS = frozenset(("&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1", "2>", "&>"))
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_SHELLS = frozenset(("sh", "bash", "zsh", "dash"))
 _LOCAL = frozenset(("localhost", "127.0.0.1", "::1", "0.0.0.0"))  # noqa: S104 - nothing listens here
 
 
@@ -23,10 +33,13 @@ def warnings(config: Config) -> list[Warned]:
     """Return every warning, as (place in the file, words)."""
     return [
         *_server_warnings(config),
+        *_file_warnings(config),
         *_pool_warnings(config),
         *(w for name, engine in config.engines.items() for w in _engine_warnings(config, name, engine)),
-        *_shared_urls(config),
+        *_shared_places(config),
+        *_size_warnings(config),
         *_model_warnings(config),
+        *_alias_warnings(config),
     ]
 
 
@@ -83,20 +96,52 @@ def _command_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:
     if folder is not None and not folder.is_dir():
         yield f"{place}.cwd", f"there is no folder {folder}"
         return
+    if engine.log_file is not None and (fault := _unwritable(expanded(engine.log_file))):
+        yield f"{place}.log_file", fault
     program = engine.argv[0]
     if "{" not in program and (fault := _program_fault(program, folder, engine.env.get("PATH"))):
         yield f"{place}.argv", fault
     for word in engine.argv[1:]:
-        if (
-            word.endswith(".gguf")
-            and "{" not in word
-            and not _in(folder, word.partition("=")[2] or word).exists()
-        ):
-            yield f"{place}.argv", f"there is no file {word.partition('=')[2] or word}"
+        if (file := _weights_file(word)) is not None and not _in(folder, file).exists():
+            yield f"{place}.argv", f"there is no file {file}"
+    yield from ((f"{place}.argv", hint) for hint in placeholder_hints(engine))
+    yield from ((f"{place}.argv", hint) for hint in _shell_hints(engine.argv))
+    listens, meant = number_of(engine.argv, _PORT_OPTIONS), _port_of(engine.base_url)
+    if listens is not None and meant is not None and listens != meant and not _is_container(program):
+        yield (
+            f"{place}.base_url",
+            f"its port is {meant}, but argv has {listens}; write {{port}} into argv and leave base_url out",
+        )
+
+
+def _weights_file(word: str) -> str | None:
+    """Return the GGUF file that a word of a command names, if it is one of this machine."""
+    file = (word.partition("=")[2] or word) if word.startswith("-") else word
+    if not file.endswith(".gguf") or "{" in file:
+        return None
+    if file.startswith("file://"):
+        return unquote(urlsplit(file).path)
+    return None if "://" in file else file
+
+
+def _shell_hints(argv: Sequence[str]) -> Iterator[str]:
+    """Yield what only a shell would understand in a command."""
+    for word in argv:
+        if word in _OPERATORS:
+            yield (
+                f"no shell runs: {word} is one more argument; write one command, or "
+                'argv = ["sh", "-c", "exec ..."]'
+            )
+        elif (found := _VARIABLE.search(word)) and Path(argv[0]).name not in _SHELLS:
+            yield f"no shell runs: {found[0]} stays as it is; write ${{env:{found[1] or found[2]}}}"
+
+
+def _is_container(program: str) -> bool:
+    return Path(program).name in ("docker", "podman", "nerdctl")
 
 
 def _in(folder: Path | None, word: str) -> Path:
-    return (folder or Path()) / word  # no `~` here: a program gets its arguments as they are
+    return (folder or Path()) / word
 
 
 def _program_fault(program: str, folder: Path | None, search: str | None = None) -> str | None:
@@ -116,18 +161,104 @@ def _is_own_port(config: Config, base_url: str) -> bool:
     return port == config.server.port and (url.hostname in _LOCAL or url.hostname == config.server.host)
 
 
-def _shared_urls(config: Config) -> Iterator[Warned]:
-    """Yield engines of different pools that would listen at the same place: they can be resident together."""
-    seen: dict[str, str] = {}
+def _shared_places(config: Config) -> Iterator[Warned]:
+    """Yield engines that would listen at the same place."""
+    seen: dict[tuple[str | None, int | None], str] = {}
     for name, engine in config.engines.items():
-        if engine.base_url is None or not isinstance(engine, ProcessConfig):
+        port = _port_of(engine.base_url)
+        if engine.base_url is None or port is None:
             continue
-        other = seen.setdefault(engine.base_url, name)
-        if config.engines[other].pool != engine.pool:
+        host = urlsplit(engine.base_url).hostname
+        first = seen.setdefault(("127.0.0.1" if host in _LOCAL else host, port), name)
+        if first == name:
+            continue
+        other = config.engines[first]
+        both = f"{engine.base_url} is also where engine {first} listens"
+        place = f"engines.{quoted(name)}.base_url"
+        if not isinstance(engine, _STARTED) or not isinstance(other, _STARTED):
+            yield place, f"{both}: give each a port of its own"
+        elif other.pool != engine.pool:
+            yield place, f"{both}, and both may run at once, in different pools: give each a port of its own"
+        elif _may_stay_together(config, engine, other):
+            yield place, f"{both}, and both may stay in memory: give each a port of its own"
+        else:
             yield (
-                f"engines.{quoted(name)}.base_url",
-                f"{engine.base_url} is also where engine {other} listens, and both may run at once, in different pools",
+                place,
+                f"{both}: that works only while one is gone before the other starts; {{port}} is safer",
             )
+
+
+def _may_stay_together(config: Config, engine: AnyEngineConfig, other: AnyEngineConfig) -> bool:
+    pool = config.pools.get(engine.pool)
+    in_group = engine.group is not None and engine.group == other.group
+    return in_group or (pool is not None and pool.mode == "budget")
+
+
+def _port_of(base_url: str | None) -> int | None:
+    if base_url is None:
+        return None
+    url = urlsplit(base_url)
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def _file_warnings(config: Config) -> Iterator[Warned]:
+    """Yield files that the router itself cannot write."""
+    for place, name in (("log.file", config.log.file), ("state_file", config.state_file)):
+        if name is not None and (fault := _unwritable(expanded(name), may_make_folder=place == "state_file")):
+            yield place, fault
+
+
+def _unwritable(path: Path, *, may_make_folder: bool = False) -> str | None:
+    """Say why a file cannot be written; None where it can."""
+    try:
+        if path.is_dir():
+            return f"{path} is a folder, not a file"
+        if path.exists():
+            return None if os.access(path, os.W_OK) else f"{path} cannot be written"
+        folder = path.absolute().parent
+        while may_make_folder and not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            return f"there is no folder {folder}"
+        return None if os.access(folder, os.W_OK) else f"nothing can be written in {folder}"
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror or error}"
+
+
+def _size_warnings(config: Config) -> Iterator[Warned]:
+    """Yield engines and models that are declared larger than all the memory they may use."""
+    needs = [
+        (f"engines.{quoted(name)}", engine.memory_gb, engine.pool) for name, engine in config.engines.items()
+    ]
+    needs += [
+        (f"models.{quoted(name)}", model.memory_gb, config.engines[model.engine].pool)
+        for name, model in config.models.items()
+    ]
+    for place, need, pool_name in needs:
+        pool = config.pools.get(pool_name)
+        budget: object = pool.budget_gb if pool is not None and pool.mode == "budget" else None
+        if need is not None and isinstance(budget, float) and need > budget:
+            yield (
+                f"{place}.memory_gb",
+                f"{need:g} is more than the {budget:g} of pools.{quoted(pool_name)}.budget_gb: it can never be loaded",
+            )
+
+
+def _alias_warnings(config: Config) -> Iterator[Warned]:
+    """Yield aliases of what no engine is known to have, and none may turn out to have."""
+    known = {str(model) for engine in config.engines.values() for model in engine.models}
+    known.update(map(str, config.models))
+    for alias, model in config.aliases.items():
+        if model in known or model.removesuffix(":latest") in known or f"{model}:latest" in known:
+            continue
+        near = close(model, list(known))
+        if near is not None:
+            yield (
+                f"aliases.{quoted(alias)}",
+                f"no model is called {shown(model)}; did you mean {shown(near)}?",
+            )
+        elif not any(may_list(name, engine, config.models) for name, engine in config.engines.items()):
+            yield f"aliases.{quoted(alias)}", f"no model is called {shown(model)}, and no engine may list it"
 
 
 def _model_warnings(config: Config) -> Iterator[Warned]:

@@ -65,7 +65,7 @@ def _name_faults(
     models: Mapping[str, ModelConfig],
     owners: Mapping[str, str],
 ) -> Iterator[Fault]:
-    if _owner(name, owners) is not None or any(_may_list(engine, e, models) for engine, e in engines.items()):
+    if _owner(name, owners) is not None or any(may_list(engine, e, models) for engine, e in engines.items()):
         return
     near = close(name, list(owners))
     if near is not None:
@@ -77,7 +77,7 @@ def _name_faults(
     yield place, f"no model is called {shown(name)}; {remedy}"
 
 
-def _may_list(name: str, engine: AnyEngineConfig, models: Mapping[str, ModelConfig]) -> bool:
+def may_list(name: str, engine: AnyEngineConfig, models: Mapping[str, ModelConfig]) -> bool:
     """Tell whether an engine may have models that the file does not name.
 
     A server of one command may list more than what is configured, but that is known only while it runs: who
