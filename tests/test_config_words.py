@@ -183,7 +183,7 @@ def test_a_reference_that_names_nothing() -> None:
 )
 def test_what_the_environment_gave_is_not_in_a_message(text: str, secret: str) -> None:
     message = told(text, KEY=secret)
-    assert "${env:KEY}" in message
+    assert "${env:KEY}" in message or "not shown" in message
     assert secret[:6] not in message
     assert json.dumps(secret)[1:-1] not in message
 
