@@ -24,6 +24,7 @@ class RouterError(Exception):
         anthropic_kind: Anthropic's `error.type`.
         retry_after_s: seconds after which a retry makes sense, or None.
         retryable: False where a retry cannot help; clients are told so.
+        is_engines_fault: False where a start that failed with it says nothing about the next one.
     """
 
     status: int = 500
@@ -31,6 +32,7 @@ class RouterError(Exception):
     kind: str = "server_error"
     anthropic_kind: str = "api_error"
     retryable: bool = True
+    is_engines_fault: bool = True
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         message = foreign_text.message(message)  # names that clients sent, words of engines
@@ -309,6 +311,15 @@ class EngineStartTimeout(EngineStartFailed):
     """The engine did not become ready within its `start_timeout_s`."""
 
     code = "engine_start_timeout"
+
+
+class OutOfResources(EngineStartFailed):
+    """The router, or its machine, had no descriptors or processes left for a start: nobody's fault, and soon over."""
+
+    code = "out_of_resources"
+    anthropic_kind = "overloaded_error"
+    retryable = True
+    is_engines_fault = False
 
 
 class NotEnoughMemory(EngineStartFailed):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -14,6 +15,9 @@ from engine_router.pacing import Pace
 
 # One probe that is accepted and never answered must not hold up the next: engines do that while they load.
 PROBE_TIMEOUT_S = 2.0
+CANNOT_ASK = "the router has no file descriptor left to ask with"
+"""What is seen of an engine then: nothing."""
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 @frozen
@@ -99,8 +103,19 @@ async def look(
     try:
         answer = await client.get(url, headers=dict(headers))
     except httpx.HTTPError as error:
+        if any(isinstance(cause, OSError) and cause.errno in _NO_DESCRIPTORS for cause in causes(error)):
+            return CANNOT_ASK
         return f"no answer ({type(error).__name__})"
     return check.verdict(answer.status_code, answer.content)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and all that lies below it: trio and httpcore wrap what happened, and group it by address."""
+    while error is not None:
+        yield error
+        for member in getattr(error, "exceptions", ()):
+            yield from causes(member)
+        error = error.__cause__ or error.__context__
 
 
 @frozen

@@ -22,7 +22,7 @@ import trio
 import trio.testing
 
 from engine_router.config import ProcessConfig
-from engine_router.engines import process as process_module
+from engine_router.engines import spawning
 from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.family import Guardian, ProcessGroup
@@ -383,6 +383,19 @@ async def test_nothing_that_it_started_survives(kind: str, end: str, tmp_path: P
             await until(lambda: not any(is_alive(pid) for pid in noted(pids)))
 
 
+@linux
+async def test_who_left_the_group_is_asked_to_end_too(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    waiting = {"grace_s": 3600.0, "stop_timeout_s": 4800.0}  # whoever is not asked would be waited for
+    async with the_engine("lose=own", f"pids={pids}", **waiting) as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        assert len(noted(pids)) == 2
+        await life.stop()
+        assert life.stopped
+    assert "asked to end" in engine.log.tail(10)
+    assert not any(is_alive(pid) for pid in noted(pids))
+
+
 async def test_a_zombie_in_the_group_does_not_count_as_alive(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     async with the_engine("lose=zombie", f"pids={pids}") as engine, living(engine, "x") as life:
@@ -415,7 +428,7 @@ async def test_a_group_of_zombies_is_dead() -> None:
         family = ProcessGroup(group, "none", None)
         with trio.fail_after(2):
             assert not await family.is_alive()
-        family.kill()
+        await family.kill()
         family.bury()
         assert repr(family) == f"<ProcessGroup {group} buried>"
 
@@ -424,8 +437,8 @@ async def test_a_buried_family_is_never_signalled_again(monkeypatch: pytest.Monk
     family = ProcessGroup(os.getpid(), "none", None)
     family.bury()
     monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("signalled"))
-    family.signal("SIGTERM")
-    family.kill()
+    await family.signal("SIGTERM")
+    await family.kill()
     assert not await family.is_alive()
 
 
@@ -483,12 +496,15 @@ class Stubborn:
     def __init__(self, family: Any, kills: float) -> None:
         self.family, self.kills, self.pid = family, kills, family.pid
 
-    def signal(self, name: str) -> None:
-        self.family.signal(name)
+    async def signal(self, name: str) -> None:
+        await self.family.signal(name)
 
-    def kill(self) -> None:
-        self.family.kill()
+    async def kill(self) -> None:
+        await self.family.kill()
         self.kills -= 1
+
+    def abandon(self) -> None:
+        self.family.abandon()
 
     async def is_alive(self) -> bool:
         return self.kills > 0 or await self.family.is_alive()
@@ -498,14 +514,14 @@ class Stubborn:
 
 
 def make_stubborn(monkeypatch: pytest.MonkeyPatch, kills: float) -> list[Stubborn]:
-    start, made = process_module.start_family, list[Stubborn]()
+    start, made = spawning.start_family, list[Stubborn]()
 
     async def start_stubborn(*arguments: Any, **more: Any) -> Any:
         process, family = await start(*arguments, **more)
         made.append(Stubborn(family, kills))
         return process, made[-1]
 
-    monkeypatch.setattr(process_module, "start_family", start_stubborn)
+    monkeypatch.setattr(spawning, "start_family", start_stubborn)
     return made
 
 
@@ -807,7 +823,7 @@ async def test_an_error_is_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) ->
             mute.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             mute.bind(("127.0.0.1", port))
             mute.listen()
-            monkeypatch.setattr(process_module, "LIST_TIMEOUT_S", 0.1)
+            monkeypatch.setattr("engine_router.engines.process.LIST_TIMEOUT_S", 0.1)
             with pytest.raises(EngineUnreachable, match=r"did not say within 0\.1 s"):
                 await engine.list_models()
 
@@ -983,18 +999,18 @@ async def test_the_routers_own_process_group_is_never_signalled(
     monkeypatch.setattr(os, "killpg", lambda group, _: groups.append(group))
     with started(command(), start_new_session=session) as process:
         family = AdoptedFamily(psutil.Process(process.pid))
-        family.signal("SIGTERM")
+        await family.signal("SIGTERM")
         assert groups == ([process.pid] if session else [])
         if session:
             # Were the router a member of that group, its head would be signalled alone.
             monkeypatch.setattr(os, "getpgrp", lambda: process.pid)
-            family.signal("SIGTERM")
+            await family.signal("SIGTERM")
             assert groups == [process.pid]
         assert await trio.to_thread.run_sync(process.wait) == -signal.SIGTERM
         assert not await family.is_alive()
         assert repr(family) == f"<AdoptedFamily {process.pid}>"
-        family.kill()
-        family.signal("SIGTERM")
+        await family.kill()
+        await family.signal("SIGTERM")
         family.bury()
 
 
@@ -1280,12 +1296,12 @@ async def test_a_family_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert family.pid == process.pid
     assert jobs.deeds == [("assign", 5, 99)]
     assert await family.is_alive()
-    family.signal("SIGTERM")
+    await family.signal("SIGTERM")
     assert jobs.deeds[1:] == [("terminate", 5)]
     assert not await family.is_alive()
     family.bury()
     family.bury()
-    family.kill()
+    await family.kill()
     assert jobs.deeds[2:] == [("close", 5)]
     assert not await family.is_alive()
 

@@ -18,6 +18,8 @@ class AdoptedFamily:
 
     psutil pins the process by its start time, so that a reused id is never signalled. A group is signalled
     only where the process is its head: the group of a shell, or of the router itself, stays untouched.
+
+    It looks at the process table, from the beginning on: it is made in a thread, and does its work in threads.
     """
 
     def __init__(self, head: psutil.Process) -> None:
@@ -45,8 +47,25 @@ class AdoptedFamily:
         while self._is_living(self._head):
             await trio.sleep(POLL_INTERVAL_S)
 
-    def signal(self, name: str) -> None:
+    async def signal(self, name: str) -> None:
         """Send a signal to the group that the process heads, else to the process alone."""
+        await trio.to_thread.run_sync(self._signal, name)
+
+    async def kill(self) -> None:
+        """Kill the process and its descendants."""
+        await trio.to_thread.run_sync(self._kill)
+
+    def abandon(self) -> None:
+        """Leave it: what the router did not start stays when the router goes."""
+
+    async def is_alive(self) -> bool:
+        """Tell whether any of it still runs."""
+        return await trio.to_thread.run_sync(self._has_living, abandon_on_cancel=True)
+
+    def _has_living(self) -> bool:
+        return any(self._is_living(process) for process in self._known)
+
+    def _signal(self, name: str) -> None:
         self._look()
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
             if os.name == "posix" and self._head.is_running() and self._has_own_group():
@@ -54,16 +73,11 @@ class AdoptedFamily:
             else:
                 self._head.send_signal(signal.Signals[name])
 
-    def kill(self) -> None:
-        """Kill the process and its descendants."""
+    def _kill(self) -> None:
         self._look()
         for process in self._known:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-
-    async def is_alive(self) -> bool:
-        """Tell whether any of it still runs."""
-        return any(self._is_living(process) for process in self._known)
 
     def bury(self) -> None:
         """Note that all of it is dead."""

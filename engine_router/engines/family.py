@@ -8,21 +8,29 @@ if the router dies. On Windows it is a job object that dies with the router's ha
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from signal import SIGKILL, Signals
 from typing import Protocol
 
 import psutil
 import trio
 
 from engine_router.engines import guardian
+from engine_router.engines.descriptors import Reserve, is_lack
 from engine_router.engines.guardian import MARKER_VARIABLE, carriers
 from engine_router.masking import own_environment
+
+logger = logging.getLogger(__name__)
+
+# Seconds until what failed for lack of something is tried again.
+RETRY_S = 0.5
 
 _unreaped: list[trio.Process] = []
 
@@ -46,12 +54,16 @@ class Family(Protocol):
         """Id of the process that was started."""
         ...
 
-    def signal(self, name: str) -> None:
-        """Send a signal to all of it. Never waits; silent when nobody is left."""
+    async def signal(self, name: str) -> None:
+        """Send a signal to all of it; silent when nobody is left."""
         ...
 
-    def kill(self) -> None:
-        """End all of it at once. Never waits; silent when nobody is left."""
+    async def kill(self) -> None:
+        """End all of it at once; silent when nobody is left."""
+        ...
+
+    def abandon(self) -> None:
+        """End all of it at once, without waiting: for whoever is cancelled, and is not there any more to see it."""
         ...
 
     async def is_alive(self) -> bool:
@@ -67,44 +79,73 @@ class Guardian:
     """The line to the guardian program: which families it has to kill when the router is gone.
 
     `run` keeps one guardian alive; `watch` and `forget` never wait.
+
+    Attributes:
+        reserve: for what it starts, and for the engines.
     """
 
     def __init__(self) -> None:
         self._line: int | None = None
         self._watched: set[int] = set()
         self._run = uuid.uuid4().hex
+        self.reserve = Reserve()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the guardian, and start it again should it end. Cancellation lets it finish its work and go."""
+        announced = told = False
+        try:
+            while True:
+                try:
+                    process, line = await self._start()
+                except OSError as error:
+                    # Nothing is to end for this: what lacks now may be there in a moment.
+                    if not told:
+                        logger.warning(
+                            "the guardian program cannot be started (%s); it is tried again", error
+                        )
+                    told = True
+                    if not is_lack(error):
+                        raise
+                    await trio.sleep(RETRY_S)
+                    continue
+                told = False
+                try:
+                    self._line = line
+                    for group in self._watched:
+                        self._write(f"+{group}\n")
+                    if not announced:
+                        task_status.started()
+                        announced = True
+                    try:
+                        await process.wait()
+                    finally:
+                        reap_later(process)
+                finally:
+                    self._line = None
+                    os.close(line)
+                await trio.sleep(0.1)
+        finally:
+            self.reserve.close()
+
+    async def _start(self) -> tuple[trio.Process, int]:
+        """Start a guardian; return it and our end of its line."""
         argv = [sys.executable, "-I", "-S", str(Path(guardian.__file__)), self._run]
-        announced = False
-        while True:
+        with self.reserve.lent():
             reading, writing = os.pipe()
             try:
-                try:
-                    process = await trio.lowlevel.open_process(
-                        argv,
-                        stdin=reading,
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
-                        start_new_session=True,
-                    )
-                finally:
-                    os.close(reading)
-                self._line = writing
-                for group in self._watched:
-                    self._write(f"+{group}\n")
-                if not announced:
-                    task_status.started()
-                    announced = True
-                try:
-                    await process.wait()
-                finally:
-                    reap_later(process)
-            finally:
-                self._line = None
+                process = await trio.lowlevel.open_process(
+                    argv,
+                    stdin=reading,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except BaseException:
                 os.close(writing)
-            await trio.sleep(0.1)
+                raise
+            finally:
+                os.close(reading)
+        return process, writing
 
     def new_marker(self) -> str:
         """Return a marker for a family; whoever carries it is killed when the router is gone."""
@@ -142,26 +183,37 @@ class ProcessGroup:
     def __repr__(self) -> str:
         return f"<ProcessGroup {self.pid}{' buried' if self._buried else ''}>"
 
-    def signal(self, name: str) -> None:
-        """Send a signal to the group."""
+    async def signal(self, name: str) -> None:
+        """Send a signal to the group and to whoever left it."""
         if not self._buried:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.Signals[name])
+            self._signal_group(Signals[name])
+            # Walking the process table takes milliseconds: not in the event loop.
+            await trio.to_thread.run_sync(self._signal_others, Signals[name])
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """Kill the group and whoever left it."""
-        if self._buried:
-            return
-        self.signal("SIGKILL")
+        await self.signal("SIGKILL")
+
+    def abandon(self) -> None:
+        """Kill the group at once, and in a thread whoever left it; the program ends after that thread."""
+        if not self._buried:
+            self._signal_group(SIGKILL)
+            threading.Thread(target=self._signal_others, args=(SIGKILL,), name="kill").start()
+
+    def _signal_group(self, number: Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def _signal_others(self, number: Signals) -> None:
         for pid in carriers({self._marker}):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+            if _group_of(pid) != self.pid:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
 
     async def is_alive(self) -> bool:
         """Tell whether any of it still runs."""
         if self._buried:
             return False
-        # Walking the process table takes milliseconds and may block: in a thread, and without side effects.
         return await trio.to_thread.run_sync(self._has_living, abandon_on_cancel=True)
 
     def bury(self) -> None:
@@ -214,13 +266,14 @@ async def start_family(
         from engine_router.engines.windows import JobFamily  # noqa: PLC0415 - exists on Windows only
 
         return await JobFamily.start(argv, env=surroundings, cwd=cwd)
-    process = await trio.lowlevel.open_process(
-        list(argv),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=cwd,
-        env=surroundings,
-        start_new_session=True,
-    )
+    with contextlib.nullcontext() if watcher is None else watcher.reserve.lent():
+        process = await trio.lowlevel.open_process(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=surroundings,
+            start_new_session=True,
+        )
     return process, ProcessGroup(process.pid, marker, watcher)

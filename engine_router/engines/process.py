@@ -15,20 +15,23 @@ from engine_router.config.values import expanded
 from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
 from engine_router.engines.common import SLEEPS, Server, engine_mask
+from engine_router.engines.descriptors import is_lack
 from engine_router.engines.dormitory import Dormitory
-from engine_router.engines.family import Family, Guardian, start_family
+from engine_router.engines.family import Guardian
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
 from engine_router.engines.running import Running, SleepingProcess, open_log_file
 from engine_router.engines.sleep import Habits, Sleep, noting
+from engine_router.engines.spawning import out_of_resources, spawn
 from engine_router.errors import (
     EngineError,
     EngineStartFailed,
     EngineStartTimeout,
     EngineStopFailed,
     EngineUnreachable,
+    OutOfResources,
 )
 from engine_router.masking import masked_argv
-from engine_router.probe import Check, ReadinessProbe, listed_ids, look, parse_json
+from engine_router.probe import CANNOT_ASK, Check, ReadinessProbe, listed_ids, look, parse_json
 from engine_router.racing import first_of
 
 LOG_LINES_IN_ERRORS = 12
@@ -85,19 +88,27 @@ class ProcessEngine:
 
     async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
         """Run the process from its start to its end; see `Engine.live`."""
-        outcome: Ended | EngineError
-        if (undead := self._undead.get(resident)) is not None:
-            outcome = await undead.end(self.config.grace_s)
-        elif resident in self._dormitory.residents:
-            outcome = await self._live_again(resident, supervision)
-        elif adopt:
-            outcome = await self._live_adopted(resident, supervision)
-        else:
-            outcome = await self._live_started(resident, supervision)
+        try:
+            outcome = await self._lived(resident, supervision, adopt=adopt)
+        except OSError as error:
+            if is_lack(error):
+                raise out_of_resources(self.name, error) from error
+            raise
         if isinstance(outcome, EngineError):
             raise outcome
         self._undead.pop(resident, None)
         return outcome
+
+    async def _lived(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool
+    ) -> Ended | EngineError:
+        if (undead := self._undead.get(resident)) is not None:
+            return await undead.end(self.config.grace_s)
+        if resident in self._dormitory.residents:
+            return await self._live_again(resident, supervision)
+        if adopt:
+            return await self._live_adopted(resident, supervision)
+        return await self._live_started(resident, supervision)
 
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - it does not matter
         """Ask a ready resident again what was asked before it was ready; see `Engine.check`."""
@@ -105,7 +116,8 @@ class ProcessEngine:
         if base_url is None:
             return "does not run"
         probe = self._probe(resident, base_url)
-        return await look(probe.client, probe.url, probe.check, headers=probe.headers)
+        seen = await look(probe.client, probe.url, probe.check, headers=probe.headers)
+        return None if seen == CANNOT_ASK else seen  # that is no fault of the engine's
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the engine if its port is owned by a process that runs its very command, and does not sleep.
@@ -160,11 +172,13 @@ class ProcessEngine:
     async def _start(self, resident: ResidentId, base_url: str) -> Running:
         log_start, file = self.log.count, await open_log_file(self.name, self.config)
         try:
-            process, family = await self._spawn(self.command(resident, address_of(base_url)[1]))
+            argv = self.command(resident, address_of(base_url)[1])
+            process, family = await spawn(self.name, self.config, argv, self._guardian)
         except BaseException:
             if file is not None:
                 file.close()
             raise
+        self.log.write(f"[engine-router] started pid {process.pid}: {' '.join(masked_argv(argv))}")
         return Running(
             name=self.name,
             config=self.config,
@@ -176,24 +190,6 @@ class ProcessEngine:
             process=process,
             file=file,
         )
-
-    async def _spawn(self, argv: Sequence[str]) -> tuple[trio.Process, Family]:
-        cwd = None if self.config.cwd is None else str(expanded(self.config.cwd))
-        try:
-            process, family = await start_family(argv, env=self.config.env, cwd=cwd, watcher=self._guardian)
-        except FileNotFoundError as error:
-            if cwd is not None and error.filename == cwd:
-                raise EngineStartFailed(
-                    self.name, f"cannot be started: its cwd {cwd} does not exist"
-                ) from None
-            message = f"cannot be started: {argv[0]} was not found; give its full path in argv"
-            raise EngineStartFailed(self.name, message) from None
-        except (OSError, ValueError) as error:
-            raise EngineStartFailed(
-                self.name, f"cannot be started: {_refusal(argv[0], cwd, error)}"
-            ) from None
-        self.log.write(f"[engine-router] started pid {process.pid}: {' '.join(masked_argv(argv))}")
-        return process, family
 
     async def _accompany(
         self, resident: ResidentId, running: Running, life: Callable[[], Awaitable[Outcome]]
@@ -236,10 +232,10 @@ class ProcessEngine:
             return await self._serve(resident, supervision, running)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
             return await running.end(min(ABORT_GRACE_S, self.config.grace_s))
-        if happened == "deadline":
-            running.family.kill()
         if (undead := await running.bury()) is not None:
             return undead
+        if happened == "deadline" and seen == [CANNOT_ASK]:
+            return OutOfResources(self.name, self._not_ready(seen))
         if happened == "deadline":
             return EngineStartTimeout(self.name, self._not_ready(seen), log_tail=self._tail(running))
         words = f"{running.ended_how()} before it was ready"
@@ -392,7 +388,7 @@ class ProcessEngine:
         if owner is None or self.config.base_url is None:
             return None
         self.log.write(f"[engine-router] adopted pid {owner.pid}, which runs this engine's command already")
-        family = AdoptedFamily(owner)
+        family = await trio.to_thread.run_sync(AdoptedFamily, owner)
         return Running(
             name=self.name,
             config=self.config,
@@ -402,13 +398,3 @@ class ProcessEngine:
             family=family,
             wait=family.wait,
         )
-
-
-def _refusal(program: str, cwd: str | None, error: OSError | ValueError) -> str:
-    """Say why the system would not start a program."""
-    if not isinstance(error, OSError):
-        return f"{program}: {error}"
-    if cwd is not None and error.filename == cwd:
-        return f"its cwd {cwd} cannot be used: {error.strerror}"
-    hint = "; is it a program, and executable?" if isinstance(error, PermissionError) else ""
-    return f"{program}: {error.strerror or error}{hint}"

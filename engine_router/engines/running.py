@@ -14,7 +14,9 @@ from attrs import define, field, frozen
 from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, LogRing
+from engine_router.engines.descriptors import is_lack
 from engine_router.engines.family import Family, reap_later
+from engine_router.engines.spawning import out_of_resources
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed
 
 T = TypeVar("T")
@@ -69,7 +71,7 @@ class Running:
         """Kill what is left of what the router started, without waiting, and close what was opened for it."""
         if self.process is None:
             return
-        self.family.kill()  # a family that is known to be dead is buried, and this does nothing
+        self.family.abandon()  # a family that is known to be dead is buried, and this does nothing
         reap_later(self.process)
         self.log.flush()
         if self.file is not None:
@@ -82,7 +84,7 @@ class Running:
         family = self.family
         grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
         with trio.move_on_after(self.config.stop_timeout_s):
-            family.signal(self.config.stop_signal)
+            await family.signal(self.config.stop_signal)
             with trio.move_on_after(grace_s) as patience:
                 await self.wait()
                 await _until_dead(family)
@@ -184,6 +186,8 @@ async def open_log_file(name: str, config: ProcessConfig) -> FileIO | None:
         # Unbuffered: what a full disk refused once must not be refused again by the closing.
         opened = await trio.open_file(path, "ab", buffering=0)
     except OSError as error:
+        if is_lack(error):
+            raise out_of_resources(name, error) from None
         message = f"cannot be started: its log_file {path} cannot be written: {error.strerror or error}"
         raise EngineStartFailed(name, message) from None
     return opened.wrapped
@@ -194,7 +198,7 @@ async def _until_dead(family: Family, *, kill: bool = False) -> None:
     interval = 0.002
     while await family.is_alive():
         if kill:
-            family.kill()
+            await family.kill()
         await trio.sleep(interval)
         interval = min(interval * 2, 0.05)
 

@@ -172,11 +172,15 @@ class JobFamily:
             raise
         return process, cls(process.pid, job, jobs)
 
-    def signal(self, name: str) -> None:  # noqa: ARG002 - the seam's signature
+    async def signal(self, name: str) -> None:  # noqa: ARG002 - the seam's signature
         """End all of it."""
-        self.kill()
+        self.abandon()
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
+        """End all of it."""
+        self.abandon()
+
+    def abandon(self) -> None:
         """End all of it."""
         if not self._buried:
             self._jobs.terminate(self._job)

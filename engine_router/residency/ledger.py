@@ -284,7 +284,8 @@ class Ledger:
             self._note_death(residence, error, now)
         # A takeover that came too late is no failed start: what waits for it is started properly.
         elif error is not None and residence.phase is Phase.STARTING and not residence.found:
-            self._failures.start_failed(resident, error, now)
+            if error.is_engines_fault:
+                self._failures.start_failed(resident, error, now)
             effects += [book.Refuse(ticket, error) for ticket in self._queue.take(resident)]
         return [*effects, book.Settle(resident)]
 

@@ -13,7 +13,7 @@ stop=SECONDS      how long it goes on after SIGTERM
 models=A,B        what it lists
 lose=KIND         starts a child that outlives it unless it is killed: `group` stays in its process group,
                   `session` leaves it, `orphan` leaves it by a double fork, `zombie` is dead but never waited
-                  for, `worker` runs the same command and holds the same socket
+                  for, `own` leaves it and ends when asked, `worker` runs the same command and holds the same socket
 pids=FILE         where it writes its own process id and those of its children, one in a line
 
 GET /exit/N makes it exit with a code, /say/TEXT print, /argv tell its arguments, /env/NAME a variable.
@@ -52,7 +52,7 @@ def lose(kind: str) -> None:
         if kind == "zombie":
             note()
             os._exit(0)
-        if kind in ("session", "orphan"):
+        if kind in ("session", "orphan", "own"):
             os.setsid()
         if kind == "orphan" and os.fork() != 0:
             os._exit(0)
@@ -62,7 +62,7 @@ def lose(kind: str) -> None:
             os.close(writing)
             return
         note()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, end if kind == "own" else signal.SIG_IGN)
         os.close(writing)  # the parent goes on when the child has settled, not before
         linger()
     os.close(writing)

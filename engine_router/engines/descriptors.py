@@ -1,0 +1,51 @@
+"""File descriptors kept in reserve, for what must work when connections have taken all others."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final
+
+# A start opens about ten for a moment: pipes, a log file, the sockets that look at the port.
+_KEPT: Final = 16
+_LACKS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS})
+
+
+def is_lack(error: BaseException | None) -> bool:
+    """Tell whether an error says that this machine, or this process, had too little of something just then."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _LACKS:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Reserve:
+    """Descriptors that are open only to be closed when they are needed."""
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+        self._fill()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Make room for a few descriptors within the block."""
+        self.close()
+        try:
+            yield
+        finally:
+            self._fill()
+
+    def close(self) -> None:
+        """Let go of them."""
+        while self._held:
+            os.close(self._held.pop())
+
+    def _fill(self) -> None:
+        with contextlib.suppress(OSError):  # as many as there are
+            while len(self._held) < _KEPT:
+                self._held.append(os.open(os.devnull, os.O_RDONLY))
