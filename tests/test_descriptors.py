@@ -73,7 +73,7 @@ async def test_a_guardian_that_cannot_be_started_again_is_waited_for(
             guardian.reserve.close()
             (program,) = [p for p in psutil.Process().children() if guardian._run in p.cmdline()]
             with no_descriptor_left():
-                program.send_signal(signal.SIGKILL)
+                os.kill(program.pid, signal.SIGKILL)
                 while "cannot be started" not in caplog.text:
                     await trio.sleep(0.01)
                 assert not is_guarded(guardian)
