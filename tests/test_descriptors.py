@@ -44,6 +44,13 @@ def no_descriptor_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # a zombie
+        return []
+
+
 def is_guarded(guardian: Guardian) -> bool:
     return guardian._line is not None
 
@@ -71,7 +78,7 @@ async def test_a_guardian_that_cannot_be_started_again_is_waited_for(
             guardian = Guardian()
             await nursery.start(guardian.run)
             guardian.reserve.close()
-            (program,) = [p for p in psutil.Process().children() if guardian._run in p.cmdline()]
+            (program,) = [p for p in psutil.Process().children() if guardian._run in words_of(p)]
             with no_descriptor_left():
                 os.kill(program.pid, signal.SIGKILL)
                 while "cannot be started" not in caplog.text:
