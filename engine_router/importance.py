@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from engine_router.config import Priority
 from engine_router.errors import BadRequest
@@ -16,12 +17,20 @@ KEY_HEADER = b"x-engine-router-key"
 _WORDS: Mapping[bytes, Priority] = {b"high": "high", b"normal": "normal", b"low": "low"}
 
 
+KEY_PROTOCOL: Final = "openai-insecure-api-key."
+"""What a page's WebSocket puts ahead of its key, in a subprotocol: it can send no header of its own (OpenAI, Realtime)."""
+
+
 def offered_keys(headers: Headers) -> Iterator[bytes]:
-    """Yield every key that a request offers: X-API-Key, Bearer, the password a browser asks its user for, one in the path."""
+    """Yield every key that a request offers: X-API-Key, Bearer, a browser's password, one in the path, a subprotocol."""
     for name, value in headers:
         header = name.lower()
         if header in (b"x-api-key", KEY_HEADER):
             yield value.strip()
+        elif header == b"sec-websocket-protocol":
+            names = (name.strip() for name in value.split(b","))
+            marked = KEY_PROTOCOL.encode()
+            yield from (name.removeprefix(marked) for name in names if name.startswith(marked))
         elif header == b"authorization":
             kind, _, rest = value.strip().partition(b" ")
             if kind.lower() == b"bearer":

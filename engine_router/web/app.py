@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from quart import Response, has_request_context, request
+from quart import Response, has_request_context, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import (
     HTTPException,
@@ -41,6 +41,7 @@ from engine_router.web.pages import Pages, wants_html
 from engine_router.web.proxy import Proxy, wire_headers, with_headers
 from engine_router.web.rivals import add_rivals
 from engine_router.web.scope import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of
+from engine_router.web.websockets import add_websockets
 from engine_router.wire.upstream import Headers
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def create_app(router: Router) -> App:
     app.url_map.converters["id"] = IdConverter
     gates = Gates(lambda: router.config.server)
     app.before_request(_before(gates))
+    app.before_websocket(_before_websocket(gates))
     app.after_request(_after(gates))
     _add_routes(app, router)
     _add_error_handlers(app, router)
@@ -94,6 +96,17 @@ def _before(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Qua
             gate.check_key(request.path, headers, None if client is None else str(client[0]))
         gate.check_page(request.method, request.path, request.query_string, headers)
         return None
+
+    return check
+
+
+def _before_websocket(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
+    async def check() -> None:
+        headers, gate = [(name, value) for name, value in websocket.scope["headers"]], gates.gate
+        gate.check_host(headers)
+        client = websocket.scope["client"]
+        gate.check_key(websocket.path, headers, None if client is None else str(client[0]))
+        gate.check_page("GET", websocket.path, websocket.query_string, headers)
 
     return check
 
@@ -132,6 +145,7 @@ def _add_routes(app: App, router: Router) -> None:
     app.add_url_rule("/admin/logs", "logs", admin.logs, methods=["GET"])
     add_control(app, router)
     add_rivals(app, router, models)
+    add_websockets(app, router)
     app.add_url_rule("/v1/models", "models", models.listed, methods=["GET"])
     for rule in ("v1/<path:rest>", *ROOT_ROUTES, *(f"{prefix}<path:rest>" for prefix in ROOT_PREFIXES)):
         app.add_url_rule(f"/{rule}", rule, proxy.routed, methods=_ROUTED_METHODS)
@@ -142,18 +156,20 @@ def _add_error_handlers(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
 
     async def on_router_error(error: RouterError) -> Response:
-        return _render(error)
+        return _render(error) if has_request_context() else _render_for_websocket(error)
 
     async def on_http_exception(error: HTTPException) -> Response:
         if not has_request_context():
-            return json_response(
-                OPENAI.error(NoSuchRoute("there are no websockets here")), NoSuchRoute.status
-            )
+            return _render_for_websocket(NoSuchRoute(f"there is no WebSocket at {websocket.path}"))
         return _render(_from_werkzeug(error, limit))
 
     async def on_defect(error: Exception) -> Response:
+        defect = RouterError("the router failed at this request; its log has the details")
+        if not has_request_context():
+            logger.error("the WebSocket at %s failed", websocket.path, exc_info=error)
+            return _render_for_websocket(defect)
         logger.error("%s %s failed", request.method, request.path, exc_info=error)
-        return _render(RouterError("the router failed at this request; its log has the details"))
+        return _render(defect)
 
     app.register_error_handler(RouterError, on_router_error)
     app.register_error_handler(HTTPException, on_http_exception)
@@ -171,6 +187,15 @@ def _from_werkzeug(error: HTTPException, limit: int) -> RouterError:
     if isinstance(error, MethodNotAllowed):
         return WrongMethod(f"{request.path} takes {', '.join(sorted(error.valid_methods or ()))}")
     return BadRequest(error.description or "the request cannot be understood")
+
+
+def _render_for_websocket(error: RouterError) -> Response:
+    """Return the answer to a handshake that is refused."""
+    if SCOPE_KEY in websocket.scope:
+        websocket.scope[SCOPE_KEY].note_error(error)  # type: ignore[literal-required]
+    response = json_response(OPENAI.error(error), error.status)
+    response.headers.update(error_headers(error))
+    return response
 
 
 def _render(error: RouterError) -> Response:

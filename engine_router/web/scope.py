@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, HTTPScope
+from hypercorn.typing import (
+    ASGIReceiveCallable,
+    ASGIReceiveEvent,
+    ASGISendCallable,
+    ASGISendEvent,
+    HTTPScope,
+    WebsocketScope,
+)
 from quart import Request, Response
 from quart.asgi import ASGIHTTPConnection
 from quart_trio.asgi import TrioASGIHTTPConnection
@@ -87,7 +94,7 @@ class Connection(TrioASGIHTTPConnection):
     hub: EventHub
 
     def __init__(self, app: QuartTrio, scope: HTTPScope) -> None:
-        _tidy(scope)
+        tidy(scope)
         if not scope["query_string"].isascii():  # which HTTP/1.1 does not allow; HTTP/2 lets it pass
             scope["query_string"] = quote(scope["query_string"], safe=VISIBLE).encode("ascii")
         super().__init__(app, scope)
@@ -151,15 +158,15 @@ class Connection(TrioASGIHTTPConnection):
         nursery.cancel_scope.cancel()
 
 
-def _tidy(scope: HTTPScope) -> None:
+def tidy(scope: HTTPScope | WebsocketScope) -> None:
     """Put the path of a request into the form by which everything else judges it, the access checks first."""
     scope["path"] = _path_in(scope["path"])
     raw = _path_in(scope["raw_path"].partition(b"?")[0].decode("latin-1")).encode("latin-1")
     key, path = without_key(raw)
     if key is not None:
         scope["headers"] = [*scope["headers"], (KEY_HEADER, key)]
-    if (tidy := tidied(path)) != raw:
-        scope["path"], scope["raw_path"] = unquote_to_bytes(tidy).decode("utf-8", "replace"), tidy
+    if (plain := tidied(path)) != raw:
+        scope["path"], scope["raw_path"] = unquote_to_bytes(plain).decode("utf-8", "replace"), plain
 
 
 def _path_in(target: str) -> str:

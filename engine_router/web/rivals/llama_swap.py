@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import shlex
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from quart import Response, redirect, request
 from quart_trio import QuartTrio
 
 from engine_router.config import ProcessConfig
 from engine_router.discovery import Target
-from engine_router.errors import BadRequest
 from engine_router.masking import masked_argv
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
 from engine_router.web.control import present, unload
 from engine_router.web.openai import json_response
-from engine_router.web.rivals.passing import pass_on
+from engine_router.web.rivals.passing import model_in, pass_on, segments_of
 from engine_router.web.rivals.standing import standing
 
 _STATES = {
@@ -70,23 +69,11 @@ class LlamaSwap:
         Raises:
             UnknownModel: the path begins with no model's id.
         """
-        segments = _raw_segments()
-        count, target = await self._model_in(segments)
+        segments = segments_of(request.scope["raw_path"])
+        count, target = await model_in(self._router, segments)
         if len(segments) == count:  # so that relative links in the engine's pages lead somewhere
             return _with_slash(segments)
         return await pass_on(self._router, target, "/" + "/".join(segments[count:]))
-
-    async def _model_in(self, segments: list[str]) -> tuple[int, Target]:
-        """Find the longest id with which a path begins. Returns of how many segments it is, and the model."""
-        names = {
-            name for target in self._router.discovery.targets() for name in (target.model, *target.aliases)
-        }
-        decoded = [unquote(segment) for segment in segments]
-        longest = max((name.count("/") for name in names), default=0) + 1
-        for count in range(min(longest, len(segments)), 0, -1):
-            if (name := "/".join(decoded[:count])) in names:
-                return count, await self._router.resolve(name)
-        return 1, await self._router.resolve(decoded[0])
 
     def _entry(self, target: Target) -> dict[str, Any] | None:
         found = standing(self._router, target)
@@ -103,19 +90,6 @@ class LlamaSwap:
             "name": "",
             "description": "",
         }
-
-
-def _raw_segments() -> list[str]:
-    """Return what comes behind `/upstream/`, piece by piece, not decoded: an id may have an encoded slash in it.
-
-    Raises:
-        BadRequest: it cannot be told apart.
-    """
-    raw = request.scope["raw_path"].partition(b"?")[0].decode("latin-1")
-    _, first, *segments = raw.split("/") if raw.startswith("/") else ("", "")
-    if unquote(first) != "upstream" or not segments:
-        raise BadRequest("the path is /upstream/, the id of a model, and what its engine is asked for")
-    return segments
 
 
 def _with_slash(segments: list[str]) -> Response:

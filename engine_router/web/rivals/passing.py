@@ -43,7 +43,7 @@ async def pass_to_resident(router: Router, target: Target, path: str) -> Respons
             base_url=found.base_url,
             method=request.method,
             target=wire_target(path, request.query_string),
-            headers=_headers(router, target),
+            headers=headers_for(router, target, wire_headers(request)),
             body=b"",
             connect_timeout_s=router.config.engines[target.engine].connect_timeout_s,
         )
@@ -51,6 +51,52 @@ async def pass_to_resident(router: Router, target: Target, path: str) -> Respons
     scope.stack.callback(exchange.close)
     head = await exchange.head()
     return as_response(ResponseHead(head.status, response_headers(head.headers)), pieces_of(exchange))
+
+
+def segments_of(raw_path: bytes) -> list[str]:
+    """Return what comes behind `/upstream/`, piece by piece, not decoded: an id may have an encoded slash in it.
+
+    Raises:
+        BadRequest: it cannot be told apart.
+    """
+    raw = raw_path.partition(b"?")[0].decode("latin-1")
+    _, first, *segments = raw.split("/") if raw.startswith("/") else ("", "")
+    if unquote(first) != "upstream" or not segments:
+        raise BadRequest("the path is /upstream/, the id of a model, and what its engine is asked for")
+    return segments
+
+
+async def model_in(router: Router, segments: list[str]) -> tuple[int, Target]:
+    """Find the longest id with which a path begins. Returns of how many segments it is, and the model.
+
+    Raises:
+        UnknownModel: the path begins with no model's id.
+    """
+    names = {name for target in router.discovery.targets() for name in (target.model, *target.aliases)}
+    decoded = [unquote(segment) for segment in segments]
+    longest = max((name.count("/") for name in names), default=0) + 1
+    for count in range(min(longest, len(segments)), 0, -1):
+        if (name := "/".join(decoded[:count])) in names:
+            return count, await router.resolve(name)
+    return 1, await router.resolve(decoded[0])
+
+
+def check_path(router: Router, target: Target, path: str) -> None:
+    """See that a path may be passed on to a model's engine.
+
+    Raises:
+        BadRequest: the path leads up.
+        Forbidden: the engine is a daemon that others rely on, too.
+    """
+    decoded = unquote(path)
+    if ".." in _SEPARATOR.split(unquote(decoded)) or any(ord(char) < 32 for char in decoded):
+        raise BadRequest("the path behind the model's id must not lead up")
+    is_daemon = isinstance(router.config.engines[target.engine], OllamaConfig)
+    if is_daemon and not router.config.server.allow_destructive_ollama_api:
+        raise Forbidden(
+            "what goes straight to Ollama could remove models: use /api and /v1 of this router, "
+            "or allow it (server.allow_destructive_ollama_api in engines.toml)"
+        )
 
 
 async def pass_on(router: Router, target: Target, path: str) -> Response:
@@ -64,20 +110,15 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
         Forbidden: the engine is a daemon that others rely on, too.
         RouterError: there is no answer but this error.
     """
-    _see_that_it_leads_down(path)
+    check_path(router, target, path)
     config = router.config.engines[target.engine]
-    if isinstance(config, OllamaConfig) and not router.config.server.allow_destructive_ollama_api:
-        raise Forbidden(
-            "what goes straight to Ollama could remove models: use /api and /v1 of this router, "
-            "or allow it (server.allow_destructive_ollama_api in engines.toml)"
-        )
     query = quote(request.query_string, safe=VISIBLE)
     outgoing = Outgoing(
         engine=target.engine,
         resident=target.resident,
         method=request.method,
         target=quote(path, safe=VISIBLE) + (f"?{query}" if query else ""),
-        headers=_headers(router, target),
+        headers=headers_for(router, target, wire_headers(request)),
         body=await whole_body(request),
         connect_timeout_s=config.connect_timeout_s,
     )
@@ -95,16 +136,9 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
     return as_response(head, pieces_of(passage))
 
 
-def _headers(router: Router, target: Target) -> Headers:
+def headers_for(router: Router, target: Target, sent: Headers) -> Headers:
     """Return the headers that the engine gets: the client's, but not the router's keys, and the engine's own."""
-    sent = wire_headers(request)
     added = AddedHeaders({"Accept-Encoding": "identity", **router.config.engines[target.engine].headers})
     headers = request_headers(sent, strip_keys=bool(router.config.server.api_keys), added=added)
     encoding = first_value(sent, b"content-encoding")  # the body goes on as it is
     return headers if encoding is None else [*headers, (b"content-encoding", encoding)]
-
-
-def _see_that_it_leads_down(path: str) -> None:
-    decoded = unquote(path)
-    if ".." in _SEPARATOR.split(unquote(decoded)) or any(ord(char) < 32 for char in decoded):
-        raise BadRequest("the path behind the model's id must not lead up")
