@@ -123,6 +123,20 @@ async def test_a_model_is_loaded_found_and_unloaded(text: str, kind: type[Script
 
 
 @every_kind
+async def test_a_model_that_is_not_listed_while_it_is_used_may_be_on_its_way(
+    text: str, kind: type[ScriptedServer]
+) -> None:
+    """Servers load models again by themselves, for requests that need it so."""
+    server = kind(*MODELS)
+    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+        await resident.ready.wait()
+        assert await engine.check(resident.resident) is None
+        server.loaded.clear()
+        assert await engine.check(resident.resident, used=True) is None
+        assert "does not hold" in str(await engine.check(resident.resident))
+
+
+@every_kind
 async def test_a_slow_load_and_a_slow_unload_are_waited_for(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
     server.script.load_s = server.script.unload_s = 0.1
