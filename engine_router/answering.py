@@ -68,7 +68,9 @@ class Answerer:
     def _configure(self, config: Config) -> None:
         router, server = self._router, config.server
         self._config = config
-        self._courses = Courses(config, router.abilities, strip_keys=bool(server.api_keys))
+        self._courses = Courses(
+            config, router.abilities, router.catalogue.traits_of, strip_keys=bool(server.api_keys)
+        )
         self._interval_s = float(server.keepalive_interval_s) or math.inf
         self._blanks_after_s = float(server.nonstreaming_keepalive_after_s) or math.inf
         self._max_body_bytes = int(server.max_body_mb * 1_000_000)

@@ -15,13 +15,15 @@ import httpx
 import trio
 from attrs import define, field, frozen
 
-from engine_router.config import Config, ModelConfig, OllamaConfig
+from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig
+from engine_router.dialects.extensions import Traits
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import ResidentId
 from engine_router.engines.common import Server
 from engine_router.engines.ollama_names import normal_name
 from engine_router.errors import EngineError
 from engine_router.events import Event, ResidentReady
+from engine_router.models.options import model_options
 from engine_router.weights import Launch, Weights, launch_of, read_weights
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,15 @@ ASK_ALL_TIMEOUT_S = 10.0
 # The keys under which engines tell how much context they serve, the surest first: vLLM and SGLang; llama.cpp,
 # which tells both what it was started with and what the model was made for.
 _CONTEXT_KEYS: Final = ("max_model_len", "max_context_length", "context_length", "n_ctx", "n_ctx_train")
+
+# What engines call themselves in their lists.
+_OWNERS: Final = {
+    "llamacpp": "llama.cpp",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "tabbyapi": "TabbyAPI",
+    "koboldcpp": "KoboldCpp",
+}
 
 Json = Mapping[str, Any]
 Signature = tuple[float, int]
@@ -104,6 +115,16 @@ class Catalogue:
         if entry is None and target.resident.model is None and len(listing.models) == 1:
             (entry,) = listing.models.values()  # a server of one model may call it by the path of its file
         return _facts(configured, launch, weights, entry or {})
+
+    def traits_of(self, target: Target) -> Traits:
+        """Return what a translation needs to know of a model's engine: by its command, else by what it lists."""
+        settings = self._config.engines[target.engine]
+        kind = model_options(settings.argv).kind.name if isinstance(settings, ProcessConfig) else ""
+        if not kind:
+            entries = self._listings[target.engine].models.values()
+            owners = [str(entry.get("owned_by")).lower() for entry in entries]
+            kind = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), "")
+        return Traits(kind, self.of(target).context_length)
 
     def _launch(self, target: Target) -> Launch:
         """Return how a model is started; the configuration does not know what its engine calls it."""

@@ -9,6 +9,7 @@ from engine_router.abilities import Abilities
 from engine_router.config import Config
 from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.base import Octets, Routed, Translation, parse_object, to_json
+from engine_router.dialects.extensions import Traits
 from engine_router.dialects.ollama_loading import kept_for_ever
 from engine_router.dialects.policy import Policy
 from engine_router.dialects.renaming import Renaming
@@ -26,11 +27,15 @@ class Courses:
     """Chooses the course of each request.
 
     Args:
+        traits_of: returns what a translation needs to know of a model's engine.
         strip_keys: the router has keys of its own, which no engine gets to see.
     """
 
-    def __init__(self, config: Config, abilities: Abilities, *, strip_keys: bool) -> None:
+    def __init__(
+        self, config: Config, abilities: Abilities, traits_of: Callable[[Target], Traits], *, strip_keys: bool
+    ) -> None:
         self._config = config
+        self._traits_of = traits_of
         self._abilities = abilities
         self._strip_keys = strip_keys
         # Without the header an engine may choose any encoding; the router may put frames into the body.
@@ -84,7 +89,7 @@ class Courses:
             outgoing = self._outgoing(incoming, target, incoming.path, routed.body)
             return Course(outgoing=outgoing, filters=last)
         if not native:
-            translation = _translation(incoming.path, routed, target, load_s)
+            translation = _translation(incoming.path, routed, target, load_s, lambda: self._traits_of(target))
             body = self._changed(translation.path, translation.body, target)
             outgoing = self._outgoing(incoming, target, translation.path, body)
             return Course(outgoing=outgoing, translation=translation, filters=last)
@@ -128,7 +133,13 @@ class Courses:
         )
 
 
-def _translation(path: str, routed: Routed, target: Target, load_s: Callable[[], float]) -> Translation:
+def _translation(
+    path: str,
+    routed: Routed,
+    target: Target,
+    load_s: Callable[[], float],
+    traits: Callable[[], Traits],
+) -> Translation:
     # Many routers never need one of these: they are imported, and take their memory, when they are.
     asked, upstream = routed.model, target.upstream
     if path == "/v1/messages":
@@ -143,7 +154,9 @@ def _translation(path: str, routed: Routed, target: Target, load_s: Callable[[],
         return responses_openai.translate(path, routed.data(), asked=asked, upstream=upstream)
     from engine_router.dialects import ollama_openai  # noqa: PLC0415
 
-    return ollama_openai.translate(path, routed.data(), asked=asked, upstream=upstream, load_s=load_s)
+    return ollama_openai.translate(
+        path, routed.data(), asked=asked, upstream=upstream, traits=traits, load_s=load_s
+    )
 
 
 class _Footed:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_router.dialects.base import Translation
+from engine_router.dialects.extensions import Traits
 from engine_router.dialects.ollama_loading import keep_alive_s, load_answer, loads
 from engine_router.dialects.ollama_openai import translate
 from engine_router.errors import BadRequest
@@ -129,10 +130,29 @@ def test_options_keep_their_meaning() -> None:
     }
     fixed_at_launch = {"num_ctx": 8192, "num_gpu": 99, "num_batch": 512, "use_mmap": True}
     request = chat_of(options={**options, **fixed_at_launch, "mirostat": None}, stream=False, keep_alive=-1)
-    assert request.keys() - options.keys() == {"stream", "messages", "repetition_penalty"}
+    assert request.keys() - options.keys() == {"stream", "messages"}
     assert {key: request[key] for key in options} == options
-    assert request["repetition_penalty"] == 1.1  # as vLLM calls it
     assert chat_of(options=None, stream=False).keys() == {"stream", "messages"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("", {"top_k", "min_p", "repeat_penalty", "mirostat"}),
+        ("llama.cpp", {"top_k", "min_p", "repeat_penalty", "mirostat"}),
+        ("vLLM", {"top_k", "min_p", "repetition_penalty"}),
+        ("SGLang", {"top_k", "min_p", "repetition_penalty"}),
+        ("MAX", {"top_k", "min_p", "repetition_penalty"}),
+        ("transformers", set()),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_extensions_have_the_names_that_the_engine_knows(path: str, kind: str, names: set[str]) -> None:
+    options = {"top_k": 40, "min_p": 0.05, "repeat_penalty": 1.1, "mirostat": 0, "temperature": 0.5}
+    data = {"messages": [], "prompt": "x", "stream": False, "options": options}
+    request = json.loads(begin(path, data, traits=lambda: Traits(kind)).body)
+    assert request.keys() - {"model", "messages", "stream", "temperature"} == names
+    assert {request.get("repeat_penalty"), request.get("repetition_penalty")} <= {1.1, None}
 
 
 def test_what_cannot_be_mapped_is_passed_over() -> None:
@@ -414,6 +434,8 @@ def test_a_tool_is_a_function_unless_it_says_otherwise() -> None:
         ("/api/embed", {"input": [1, 2]}, '"input"'),
         ("/api/embed", {"input": {"a": 1}}, '"input"'),
         ("/api/embed", {"input": "x", "dimensions": -1}, '"dimensions"'),
+        ("/api/embed", {"input": "x", "options": {"num_ctx": "many"}}, '"options.num_ctx"'),
+        ("/api/embed", {"input": "x", "truncate": "yes"}, '"truncate"'),
         ("/api/embeddings", {"prompt": None}, '"prompt"'),
         ("/api/embeddings", {"prompt": ["x"]}, '"prompt"'),
         ("/api/embeddings", {"input": "x"}, '"prompt"'),
@@ -437,7 +459,7 @@ def test_what_is_nested_too_deeply_is_a_bad_request() -> None:
 def test_what_to_embed() -> None:
     assert sent("/api/embed", input=["a", "b"], dimensions=64) == ("/v1/embeddings", {"input": ["a", "b"]})
     assert sent("/api/embed", input="a", truncate=False)[1] == {"input": "a"}
-    assert sent("/api/embed", input="a", truncate=True)[1] == {"input": "a", "truncate_prompt_tokens": -1}
+    assert sent("/api/embed", input="a", truncate=True)[1] == {"input": "a"}
     assert sent("/api/embeddings", prompt="a", keep_alive=0)[1] == {"input": "a"}
 
 
@@ -850,6 +872,25 @@ def test_embeddings_may_come_as_base64(vectors: list[list[float]]) -> None:
 def test_what_is_no_vector_is_an_error(vector: Any, message: str) -> None:
     assert message in failing("/api/embed", {"input": "x"}, [embedded(vector)])
     assert message in failing("/api/embeddings", {"prompt": "x"}, [embedded(vector)])
+
+
+@pytest.mark.parametrize(
+    ("data", "tokens"),
+    [
+        ({}, -1),
+        ({"truncate": True}, -1),
+        ({"truncate": False}, None),
+        ({"options": {"num_ctx": 256}}, 256),
+        ({"options": {"num_ctx": 256.0}, "truncate": None}, 256),
+        ({"options": {"num_ctx": 256}, "truncate": False}, None),
+        ({"options": {"num_ctx": 8193}}, -1),  # beyond what the engine has, which vLLM refuses
+    ],
+)
+def test_vllm_cuts_what_is_too_long_to_embed_as_ollama_does(data: Json, tokens: int | None) -> None:
+    body = json.loads(begin("/api/embed", {"input": "a", **data}, traits=lambda: Traits("vLLM", 8192)).body)
+    assert body.get("truncate_prompt_tokens") == tokens
+    other = begin("/api/embed", {"input": "a", **data}, traits=lambda: Traits("llama.cpp", 8192))
+    assert json.loads(other.body) == {"model": "qwen.gguf", "input": "a"}
 
 
 # Ollama's own library.

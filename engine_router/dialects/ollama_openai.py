@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine_router.dialects.answer_json import arguments_of
@@ -11,6 +11,7 @@ from engine_router.dialects.base import Translation, to_json
 from engine_router.dialects.chat_blocks import Piece
 from engine_router.dialects.chat_chunks import ChatAnswer
 from engine_router.dialects.checks import flag_at
+from engine_router.dialects.extensions import Traits
 from engine_router.dialects.ollama_embeddings import EmbedTranslation
 from engine_router.dialects.ollama_figures import Clock, Stopwatch, Timestamps
 from engine_router.dialects.ollama_request import (
@@ -29,6 +30,7 @@ def translate(
     *,
     asked: str,
     upstream: str,
+    traits: Callable[[], Traits] = Traits,
     load_s: Clock = lambda: 0.0,
     began_s: float | None = None,
     clock: Clock = time.monotonic,
@@ -40,6 +42,7 @@ def translate(
         path: `/api/chat`, `/api/generate`, `/api/embed` or `/api/embeddings`.
         asked: the model as the client named it; the answer carries the same name.
         upstream: the name that the engine knows.
+        traits: returns what is known of the engine; called where that matters.
         load_s: tells, at the end, for how many seconds the request waited for its model; NaN if it did not.
         began_s: what the clock said when the request came; None for now.
         clock: seconds, for durations.
@@ -51,17 +54,22 @@ def translate(
     stopwatch = Stopwatch(clock, began_s, load_s)
     try:
         if path in ("/api/embed", "/api/embeddings"):
-            return _embedding(path, data, asked, upstream, stopwatch)
-        return _writing(path, data, asked, upstream, stopwatch, Timestamps(wall_clock))
+            return _embedding(path, data, asked, upstream, traits, stopwatch)
+        return _writing(path, data, asked, upstream, traits, stopwatch, Timestamps(wall_clock))
     except RecursionError:
         raise BadRequest("the request is nested too deeply") from None
 
 
 def _embedding(
-    path: str, data: Mapping[str, Any], asked: str, upstream: str, stopwatch: Stopwatch
+    path: str,
+    data: Mapping[str, Any],
+    asked: str,
+    upstream: str,
+    traits: Callable[[], Traits],
+    stopwatch: Stopwatch,
 ) -> Translation:
     single = path == "/api/embeddings"
-    request = embed_request(data, "prompt" if single else "input")
+    request = embed_request(data, "prompt" if single else "input", traits)
     body = to_json({"model": upstream, **request.body})
     return EmbedTranslation(body, request.dimensions, asked, stopwatch, single=single)
 
@@ -71,12 +79,15 @@ def _writing(
     data: Mapping[str, Any],
     asked: str,
     upstream: str,
+    traits: Callable[[], Traits],
     stopwatch: Stopwatch,
     timestamps: Timestamps,
 ) -> Translation:
-    is_chat = path == "/api/chat"
-    form = _CHAT if is_chat else _RAW if data.get("raw") is True else _GENERATE
-    target, request = ("/v1/chat/completions", chat_request(data)) if is_chat else generate_request(data)
+    if path == "/api/chat":
+        form, target, request = _CHAT, "/v1/chat/completions", chat_request(data, traits)
+    else:
+        form = _RAW if data.get("raw") is True else _GENERATE
+        target, request = generate_request(data, traits)
     stream = data.get("stream") is None or flag_at(data["stream"], "stream")
     ways: Json = (
         {"stream": stream, "stream_options": {"include_usage": True}} if stream else {"stream": False}

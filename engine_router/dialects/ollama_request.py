@@ -1,13 +1,13 @@
 """An Ollama request in OpenAI's words.
 
 What cannot be mapped is passed over: `template` and `context` (engines have templates of their own, and take
-no tokens), `truncate` and `shift` of texts, the options that say how a model is loaded (`num_ctx`, `num_gpu`,
+no tokens), `truncate` and `shift` of chats, the options that say how a model is loaded (`num_ctx`, `num_gpu`,
 `use_mmap` and their kin). `keep_alive` is the router's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine_router.dialects.answer_json import arguments_of
@@ -20,30 +20,27 @@ from engine_router.dialects.checks import (
     object_at,
     string_at,
     texts_at,
+    whole_at,
 )
+from engine_router.dialects.extensions import Traits, named_for, truncation_for
 from engine_router.errors import BadRequest
 
-# Beside OpenAI's own, extensions that llama.cpp reads under Ollama's names; engines ignore what they do not know.
-_NUMBERS = (
-    "temperature",
-    "top_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "min_p",
-    "typical_p",
-    "repeat_penalty",
-    "mirostat_tau",
-    "mirostat_eta",
-)
-_WHOLE_NUMBERS = ("seed", "top_k", "repeat_last_n", "mirostat")
+# OpenAI has these too; the others are extensions, for which engines have names of their own.
+_NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+_WHOLE_NUMBERS = ("seed",)
+_MORE_NUMBERS = ("min_p", "typical_p", "repeat_penalty", "mirostat_tau", "mirostat_eta")
+_MORE_WHOLE_NUMBERS = ("top_k", "repeat_last_n", "mirostat")
 _EFFORTS = {True: "medium", False: "none", "low": "low", "medium": "medium", "high": "high", "max": "high"}
 _MAX_TOP_LOGPROBS = 20
 # How the base64 of a file begins.
 _IMAGE_SIGNATURES = (("/9j/", "jpeg"), ("iVBOR", "png"), ("R0lGOD", "gif"), ("UklGR", "webp"))
 
 
-def chat_request(data: Mapping[str, Any]) -> dict[str, Any]:
+def chat_request(data: Mapping[str, Any], traits: Callable[[], Traits] = Traits) -> dict[str, Any]:
     """Return the chat completion request for `/api/chat`, but for `model`.
+
+    Args:
+        traits: returns what is known of the engine; called where that matters.
 
     Raises:
         BadRequest: it cannot be understood; the message says where.
@@ -52,15 +49,20 @@ def chat_request(data: Mapping[str, Any]) -> dict[str, Any]:
         {"type": "function", **object_at(tool, f"tools.{index}")}
         for index, tool in enumerate(list_at(data.get("tools") or [], "tools"))
     ]
-    request = _sampling(data) | _thinking(data) | _chat_logprobs(data)
+    request = _sampling(data, traits) | _thinking(data) | _chat_logprobs(data)
     request["messages"] = _Conversation(list_at(data.get("messages") or [], "messages")).messages
     return {**request, "tools": tools} if tools else request
 
 
-def generate_request(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def generate_request(
+    data: Mapping[str, Any], traits: Callable[[], Traits] = Traits
+) -> tuple[str, dict[str, Any]]:
     """Return path and body, but for `model`, of the request for `/api/generate`.
 
     It is a chat, or a completion where the prompt is to be taken as it is, or something to be filled in.
+
+    Args:
+        traits: as for `chat_request`.
 
     Raises:
         BadRequest: it cannot be understood; the message says where.
@@ -68,12 +70,12 @@ def generate_request(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     prompt = _text(data, "prompt")
     suffix = _text(data, "suffix")
     if flag_at(data.get("raw"), "raw") or suffix:
-        request = {**_sampling(data), **_completion_logprobs(data), "prompt": prompt}
+        request = {**_sampling(data, traits), **_completion_logprobs(data), "prompt": prompt}
         return "/v1/completions", {**request, "suffix": suffix} if suffix else request
     said: list[dict[str, Any]] = [{"role": "user", "content": _content(data, prompt)}]
     if system := _text(data, "system"):
         said.insert(0, {"role": "system", "content": system})
-    request = _sampling(data) | _thinking(data) | _chat_logprobs(data)
+    request = _sampling(data, traits) | _thinking(data) | _chat_logprobs(data)
     return "/v1/chat/completions", {**request, "messages": said}
 
 
@@ -89,11 +91,14 @@ class EmbedRequest(NamedTuple):
     dimensions: int | None
 
 
-def embed_request(data: Mapping[str, Any], key: str) -> EmbedRequest:
+def embed_request(data: Mapping[str, Any], key: str, traits: Callable[[], Traits] = Traits) -> EmbedRequest:
     """Return the request for `/api/embed` (key `input`) or `/api/embeddings` (key `prompt`).
 
     The engine is not told of `dimensions`: not all can cut vectors, some refuse. An input that is too long is
-    cut by those that can (vLLM) if `truncate` is true, and refused if it is false; else as the engine likes.
+    cut by those that can (vLLM), to `options.num_ctx` where that is given, unless `truncate` is false.
+
+    Args:
+        traits: as for `chat_request`.
 
     Raises:
         BadRequest: there is nothing to embed, or it is no text.
@@ -105,8 +110,10 @@ def embed_request(data: Mapping[str, Any], key: str) -> EmbedRequest:
     if not all(isinstance(text, str) for text in texts):
         raise BadRequest(f'"{key}" must be a string' + (" or a list of strings" if key == "input" else ""))
     body = {"input": given}
-    if data.get("truncate") is True:
-        body["truncate_prompt_tokens"] = -1
+    num_ctx = _options(data).get("num_ctx")
+    length = None if num_ctx is None else whole_at(num_ctx, "options.num_ctx")
+    if data.get("truncate") is None or flag_at(data["truncate"], "truncate"):
+        body.update(truncation_for(traits(), length))
     dimensions = data.get("dimensions")
     return EmbedRequest(body, count_at(dimensions, "dimensions", least=0) if dimensions is not None else None)
 
@@ -219,22 +226,26 @@ def _data_uri(image: str) -> str:
 # Everything else.
 
 
-def _sampling(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how to choose tokens, when to stop, and the form that the answer must have."""
-    options = {
-        key: value
-        for key, value in object_at(data.get("options") or {}, "options").items()
-        if value is not None
+def _options(data: Mapping[str, Any]) -> dict[str, Any]:
+    given = object_at(data.get("options") or {}, "options")
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _numbers(options: Mapping[str, Any], names: Sequence[str], whole_names: Sequence[str]) -> dict[str, Any]:
+    numbers = {key: number_at(options[key], f"options.{key}") for key in names if key in options}
+    return numbers | {
+        key: int(number_at(options[key], f"options.{key}")) for key in whole_names if key in options
     }
-    for key in (*_NUMBERS, *_WHOLE_NUMBERS, "num_predict"):
-        if key in options:
-            number_at(options[key], f"options.{key}")
-    request = {key: options[key] for key in _NUMBERS if key in options}
-    request |= {key: int(options[key]) for key in _WHOLE_NUMBERS if key in options}
-    if "repeat_penalty" in options:
-        request["repetition_penalty"] = options["repeat_penalty"]  # as vLLM and SGLang call it
+
+
+def _sampling(data: Mapping[str, Any], traits: Callable[[], Traits]) -> dict[str, Any]:
+    """Return how to choose tokens, when to stop, and the form that the answer must have."""
+    options = _options(data)
+    request = _numbers(options, _NUMBERS, _WHOLE_NUMBERS)
+    if more := _numbers(options, _MORE_NUMBERS, _MORE_WHOLE_NUMBERS):
+        request |= named_for(traits().kind, more)
     # 0, -1 and -2 mean "until the model is done" (or the context is full).
-    if (limit := int(options.get("num_predict", -1))) > 0:
+    if (limit := int(number_at(options.get("num_predict", -1), "options.num_predict"))) > 0:
         request["max_tokens"] = limit
     return request | _stops(options) | _format(data)
 
