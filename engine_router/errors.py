@@ -196,6 +196,15 @@ class QueueFull(RouterError):
     anthropic_kind = "overloaded_error"
 
 
+class TooManyReaders(RouterError):
+    """As many streams of events and logs are open as there may be."""
+
+    status = 503
+    code = "too_many_readers"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
 class NeverFits(RouterError):
     """The model can never be loaded: its pool's budget, less what is pinned there, is too small.
 

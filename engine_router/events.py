@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -139,12 +139,16 @@ class EventHub:
     """Hands each event to every listener at once and to every subscriber through a bounded buffer.
 
     A subscriber that is slower than the events loses the oldest ones; nobody else waits for it.
+
+    Attributes:
+        readers: how many streams of what happens are open over HTTP, by client.
     """
 
     def __init__(self, recent: int = 200) -> None:
         self._listeners: list[Callable[[Event], None]] = []
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._recent: deque[Event] = deque(maxlen=recent)
+        self.readers: Counter[str] = Counter()
 
     @property
     def recent(self) -> tuple[Event, ...]:

@@ -38,6 +38,9 @@ FLUSH_S = 2.0
 _NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
 
 
+_ANY_ADDRESS = "::"
+
+
 class CannotListen(OSError):
     """The address to listen on cannot be used; the message says why and what to do."""
 
@@ -82,7 +85,8 @@ def _opened(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> 
         if os.name == "posix":  # elsewhere it would let two programs share the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # `::` is every address of this machine, the old ones too, as with other servers.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != _ANY_ADDRESS))
         sock.bind(address)
         # At once: two sockets can be bound to one port, and only the second one's listening would fail.
         sock.listen(BACKLOG)

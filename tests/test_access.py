@@ -3,11 +3,13 @@
 import contextlib
 import json
 import logging
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
@@ -18,6 +20,8 @@ from engine_router.gate import Gate
 from engine_router.routes import tidied
 from engine_router.testing.asgi import Received, ask
 from engine_router.testing.served import RawClient, served
+from engine_router.web import readers
+from engine_router.wire import server as wire_server
 
 LIMIT_S = 30.0
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
@@ -315,3 +319,81 @@ def test_who_is_in_a_network(network: str, peer: str, is_in: bool) -> None:
 def test_what_is_no_network_is_a_fault(network: str) -> None:
     with pytest.raises(ConfigError, match=r"192\.168\.1\.0/24"):
         parse_config(f'[server]\ntrusted_networks = ["{network}"]\n[engines.o]\ntype = "ollama"')
+
+
+# Streams that go on until their reader leaves.
+
+STREAMS = ["/admin/events", "/models/sse", "/v1/models/status/stream", "/admin/logs?engine=m&follow=1"]
+
+
+@pytest.mark.parametrize("target", STREAMS)
+async def test_a_key_that_is_taken_away_ends_its_streams(target: str) -> None:
+    async with routing('api_keys = ["a", "b"]') as router, served(router) as url:
+        async with RawClient.to(url) as gone, RawClient.to(url) as stays:
+            await gone.request("GET", target, headers=["X-API-Key: a"])
+            await stays.request("GET", target, headers=["X-API-Key: b"])
+            for client in (gone, stays):
+                assert b" 200 " in await client.until(b"\r\n\r\n")
+            server = attrs.evolve(router.config.server, api_keys=("b",))
+            router.config = attrs.evolve(router.config, server=server)
+            await gone.until(b"\r\n0\r\n\r\n")
+            assert sum(router.hub.readers.values()) == 1
+        while router.hub.readers:
+            await trio.sleep(0.01)
+
+
+async def test_streams_are_bounded_for_each_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_READERS_OF_ONE", 3)
+    monkeypatch.setattr(readers, "MAX_READERS", 5)
+    async with routing('api_keys = ["a", "b"]') as router, served(router) as url, AsyncExitStack() as stack:
+        for key, status in (
+            ("a", 200),
+            ("a", 200),
+            ("a", 200),
+            ("a", 503),
+            ("b", 200),
+            ("b", 200),
+            ("b", 503),
+        ):
+            client = await stack.enter_async_context(RawClient.to(url))
+            await client.request("GET", STREAMS[0], headers=[f"X-API-Key: {key}"])
+            assert f" {status} ".encode() in await client.until(b"\r\n\r\n")
+        assert (await said(url, "GET", "/status", None, ["X-API-Key: a"])).status == 200
+
+
+async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "STALL_S", 0.2)
+    monkeypatch.setattr(wire_server, "SWEEP_INTERVAL_S", 0.05)
+    async with (
+        routing() as router,
+        served(router) as url,
+        RawClient.to(url, receive_buffer_bytes=2048) as client,
+    ):
+        await client.request("GET", STREAMS[0])
+        await client.until(b"\r\n\r\n")
+        note = "x" * 10_000
+        while router.hub.readers:
+            for _ in range(20):
+                router.note(note)
+            await trio.sleep(0.01)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+async def test_every_address_is_every_address_of_both_kinds() -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with (
+        routing('host = "::"\napi_keys = ["k"]\ntrusted_networks = ["127.0.0.1"]') as router,
+        served(router) as url,
+    ):
+        port = url.rpartition(":")[2]
+        for target in ("/v1/models", "/status"):  # an old address is the same one on a socket for both
+            assert (await said(f"http://127.0.0.1:{port}", "GET", target)).status == 200
+        assert (await said(f"http://127.0.0.1:{port}", "POST", "/v1/chat/completions", CHAT)).status == 200
+        stream = await trio.open_tcp_stream("::1", int(port))
+        await stream.send_all(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 401 " in await stream.receive_some()
+        await stream.aclose()

@@ -12,8 +12,8 @@ from engine_router.errors import NoSuchRoute
 from engine_router.router import Router
 from engine_router.web.asking import whole_number
 from engine_router.web.openai import json_response
+from engine_router.web.readers import Reader
 from engine_router.web.status import status
-from engine_router.web.stream import is_over
 
 DEFAULT_LOG_LINES = 200
 # Seconds between two looks whether the router has gone down, which ends a log that is followed.
@@ -48,19 +48,22 @@ class Admin:
             raise NoSuchRoute(f"no engine is called '{name}'; there are: {known}")
         lines = whole_number("lines", DEFAULT_LOG_LINES)
         follow = request.args.get("follow", "") not in ("", "0", "false") and request.method != "HEAD"
-        body = _log_lines(self._router, self._router.engines[name], lines, follow=follow)
+        reader = Reader(self._router) if follow else None
+        body = _log_lines(self._router.engines[name], lines, reader)
         response = Response(body, content_type="text/plain; charset=utf-8")
         response.timeout = None
         return response
 
 
-async def _log_lines(router: Router, engine: Engine, lines: int, *, follow: bool) -> AsyncIterator[bytes]:
+async def _log_lines(engine: Engine, lines: int, reader: Reader | None) -> AsyncIterator[bytes]:
+    """Yield the last lines of a log, and what is written from then on as long as somebody is to read it."""
     seen = engine.log.count
     for line in engine.log.tail(lines):
         yield f"{line}\n".encode()
-    while follow:
+    follow = reader is not None
+    while reader is not None and follow:
         # Asked before the last lines are read, so that none comes in between and is never shown.
-        follow = not is_over(router)
+        follow = not reader.is_over
         # What was written while the client took in the last lines is there already.
         if follow and engine.log.count == seen:
             with trio.move_on_after(FOLLOW_INTERVAL_S):

@@ -21,6 +21,7 @@ from engine_router.underway import Directly, Request
 from engine_router.web import listing
 from engine_router.web.asking import fields, flag, named, text, whole_number
 from engine_router.web.openai import json_response
+from engine_router.web.readers import Reader
 from engine_router.web.scope import scope_of
 from engine_router.web.stream import happenings, stream_response
 
@@ -50,7 +51,7 @@ class Control:
 
     async def events(self) -> Response:
         """`GET /admin/events`: everything that happens from now on, as server-sent events."""
-        return stream_response(happenings(self._router))
+        return stream_response(happenings(self._router, Reader(self._router)))
 
     async def jobs(self) -> Response:
         """`GET /admin/jobs`: every job that is remembered, the oldest first."""

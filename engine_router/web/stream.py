@@ -11,6 +11,7 @@ from quart import Response, request
 from engine_router.dialects.base import to_json
 from engine_router.events import Event, Subscription
 from engine_router.router import Router
+from engine_router.web.readers import Reader
 from engine_router.web.status import status
 
 # Events that are kept for a client that reads slowly. Were there more, it would be told of a past long gone.
@@ -36,11 +37,6 @@ def stream_response(body: AsyncIterator[bytes]) -> Response:
     return response
 
 
-def is_over(router: Router) -> bool:
-    """Tell whether the router has gone down, so that nothing more will happen in it."""
-    return all(pool.is_closed for pool in router.supervisor.pools.values())
-
-
 async def news(events: Subscription) -> list[Event]:
     """Wait a moment for events and return what has come, which may be nothing. Cancellation loses none."""
     with trio.move_on_after(LOOK_INTERVAL_S):
@@ -48,19 +44,19 @@ async def news(events: Subscription) -> list[Event]:
     return events.take()
 
 
-async def happenings(router: Router) -> AsyncIterator[bytes]:
+async def happenings(router: Router, reader: Reader) -> AsyncIterator[bytes]:
     """Yield the body of `GET /admin/events`.
 
     First comes a `status`; then each event under its name, and another `status` when something has changed,
     at most once a second. A client that reads too slowly loses the oldest events, and is told in `lost` how
-    many. It ends when the router has gone down. It holds nothing but its subscription, which ends with it.
+    many. It ends when the router has gone down, or the reader's key is none any more. It holds nothing but its subscription, which ends with it.
     """
     events = router.hub.subscribe(BUFFER)
     told_lost = 0
     seen = _picture(router)
     yield _snapshot(router)
     spoke_at = snapshot_at = trio.current_time()
-    while not is_over(router):
+    while not reader.is_over:
         pieces = [frame(event.name, event.as_dict()) for event in await news(events)]
         if events.lost > told_lost:
             pieces.insert(0, frame("lost", {"event": "lost", "count": events.lost - told_lost}))
@@ -97,6 +93,7 @@ def _picture(router: Router) -> Any:
 
 async def updates(
     router: Router,
+    reader: Reader,
     picture: Callable[[], Mapping[str, object]],
     first: bytes,
     changed: Callable[[str], bytes],
@@ -115,7 +112,7 @@ async def updates(
     before = dict(picture())
     yield first
     spoke_at = trio.current_time()
-    while not is_over(router):
+    while not reader.is_over:
         await news(events)
         now = dict(picture())
         pieces = [changed(name) for name, value in now.items() if before.get(name) != value]

@@ -15,6 +15,7 @@ from engine_router.router import Router
 from engine_router.web.asking import fields, text
 from engine_router.web.control import load, present, unload
 from engine_router.web.openai import Models, json_response
+from engine_router.web.readers import Reader
 from engine_router.web.rivals.standing import Standing, standing
 from engine_router.web.stream import KEEP_ALIVE, KEEP_ALIVE_S, stream_response, updates
 
@@ -62,7 +63,10 @@ class LlamaCpp:
             status = self._states()[model]
             return _frame({"model": model, "event": "model_status", "data": {"status": status["value"]}})
 
-        body = updates(self._router, self._states, KEEP_ALIVE, changed, lambda: KEEP_ALIVE, KEEP_ALIVE_S)
+        reader = Reader(self._router)
+        body = updates(
+            self._router, reader, self._states, KEEP_ALIVE, changed, lambda: KEEP_ALIVE, KEEP_ALIVE_S
+        )
         return stream_response(body)
 
     def _states(self) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from engine_router.router import Router
 from engine_router.web.asking import fields, text
 from engine_router.web.control import forget_failures, present, unload
 from engine_router.web.openai import Models, json_response
+from engine_router.web.readers import Reader
 from engine_router.web.rivals.standing import Standing, standing
 from engine_router.web.rivals.telemetry import Telemetry
 from engine_router.web.stream import frame, stream_response, updates
@@ -183,7 +184,9 @@ class ModelRouter:
             return frame("heartbeat", {"timestamp": _time(time.time()), "server_status": "ready"})
 
         first = frame("full_status", self._full())
-        return stream_response(updates(self._router, self._words, first, changed, alive, HEARTBEAT_S))
+        return stream_response(
+            updates(self._router, Reader(self._router), self._words, first, changed, alive, HEARTBEAT_S)
+        )
 
     def _failed(self) -> Response:
         failed = [

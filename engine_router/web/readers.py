@@ -1,0 +1,69 @@
+"""Who reads a stream that goes on until its reader leaves: how many may, for how long, and how slowly."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quart import request
+
+from engine_router.errors import TooManyReaders, Unauthorized
+from engine_router.gate import Gates
+from engine_router.importance import offered_keys
+from engine_router.router import Router
+from engine_router.web.proxy import wire_headers
+from engine_router.web.scope import scope_of
+from engine_router.wire.ordinary import STALLS, Stalls
+
+# Streams that are open together: of all clients, and of each by its address and key. Each one costs a connection,
+# what the system holds of it, and up to a few hundred KB where it is read slowly.
+MAX_READERS: Final = 128
+MAX_READERS_OF_ONE: Final = 32
+# Seconds for which a reader may leave unread what was sent to it.
+STALL_S: Final = 30.0
+
+
+class Reader:
+    """The client that reads a stream. Made within the request that opens the stream, and gone with it.
+
+    Raises:
+        TooManyReaders: too many streams are open already.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._gates = Gates(lambda: router.config.server)
+        self._path, self._headers = request.path, wire_headers(request)
+        client = request.scope["client"]
+        self._peer = None if client is None else str(client[0])
+        self._enter(f"{self._peer} {next(offered_keys(self._headers), b'')!r}")
+        held = (request.scope.get("extensions") or {}).get(STALLS, {}).get("stalls")
+        if isinstance(held, Stalls):
+            held.limit_s = STALL_S
+
+    def _enter(self, name: str) -> None:
+        readers = self._router.hub.readers
+        if readers.total() >= MAX_READERS or readers[name] >= MAX_READERS_OF_ONE:
+            raise TooManyReaders(
+                f"{readers[name]} streams of events and logs are open to this client already, and "
+                f"{readers.total()} in all; close some",
+                retry_after_s=STALL_S,
+            )
+        readers[name] += 1
+
+        def leave() -> None:
+            readers[name] -= 1
+            if not readers[name]:
+                del readers[name]
+
+        scope_of(request).stack.callback(leave)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the stream ends: the router has gone down, or does not know the client's key any more."""
+        if all(pool.is_closed for pool in self._router.supervisor.pools.values()):
+            return True
+        try:
+            self._gates.gate.check_key(self._path, self._headers, self._peer)
+        except Unauthorized:
+            return True
+        return False
