@@ -70,6 +70,9 @@ _JSON_ANSWERS: Final = frozenset(
 _JSON_PREFIXES: Final = ("/api/", "/v1/images/", "/sdapi/")
 
 VISIBLE: Final = "".join(map(chr, range(33, 127)))
+_WITHOUT_V1: Final = re.compile(
+    r"/(chat/completions|messages(/count_tokens)?|responses(/.*)?|models/.*|(audio|images)/.*|moderations)"
+)
 _SLASHES: Final = re.compile(rb"//+")
 _KEY_AHEAD: Final = re.compile(rb"/+k/+([^/]+)(.*)", re.DOTALL)
 _PASSED_ON: Final = re.compile(rb"/+upstream/+")
@@ -87,6 +90,11 @@ def is_proxied(path: str) -> bool:
     return whole in ROOT_ROUTES or (
         whole.startswith(ROOT_PREFIXES) and _PLAIN_PATH.fullmatch(whole) is not None
     )
+
+
+def lacks_v1(path: str) -> bool:
+    """Tell whether a path is one of OpenAI's or Anthropic's without the `/v1` that its base URL should end in."""
+    return _WITHOUT_V1.fullmatch(path) is not None
 
 
 def answers_json(path: str) -> bool:

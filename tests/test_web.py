@@ -700,6 +700,14 @@ async def test_the_model_list() -> None:
         assert (await ask(router.app, "POST", CHAT, body={"model": "raw-name"})).status == 200
 
 
+async def test_a_path_without_v1_is_told_of() -> None:
+    async with routing(NEVER) as router:
+        talk = await ask(router.app, "POST", "/chat/completions", body={"model": "alpha"})
+        assert talk.status == 404
+        assert "it is /v1/chat/completions: the base URL ends in /v1" in talk.json()["error"]["message"]
+        assert "/v1" not in (await ask(router.app, "POST", "/chat", body={})).json()["error"]["message"]
+
+
 async def test_the_model_list_says_what_is_loaded() -> None:
     async with routing(
         process("a", "fail=no"), process("b", "delay=60"), process("c"), process("d")

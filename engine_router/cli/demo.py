@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine_router.cli.demo_once import chat_with_each
+from engine_router.cli.demo_once import GIBBERISH, chat_with_each
 from engine_router.cli.failure import CommandFailed
 from engine_router.cli.log import end_logging, start_logging
 from engine_router.cli.running import run_router
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         path = _prepare(folder, options.port or free_port())
         code = _serve(path, folder, once=options.once, keep=options.keep is not None)
     if options.keep is not None:
-        say(f"\nkept in {folder}; run it again with: engine-router serve --config {path}")
+        say(f"\nkept in {folder}; run it again with: {own_command()} serve --config {path}")
     return code
 
 
@@ -122,6 +123,17 @@ def _serve(path: Path, folder: Path, *, once: bool, keep: bool) -> int:
         )
 
 
+def own_command() -> str:
+    """Return how this very program is called in another terminal: by its name where it is found on PATH."""
+    called = Path(sys.argv[0])
+    if called.stem != "engine-router":
+        return f"{shlex.quote(sys.executable)} -m engine_router"
+    found = shutil.which("engine-router")
+    if found is not None and Path(found).resolve() == called.resolve():
+        return "engine-router"
+    return shlex.quote(str(called.absolute()))
+
+
 def _banner(router: Router, url: str, end: str) -> str:
     first, second = router.config.engines
     say = '"messages":[{"role":"user","content":"Hello"}]'
@@ -131,8 +143,8 @@ Two engines, one memory: asking for the other model swaps them. In another termi
   curl -N {url}/v1/chat/completions -d '{{"model":"{first}","stream":true,"max_tokens":60,{say}}}'
   curl -N {url}/api/chat -d '{{"model":"{second}","options":{{"num_predict":60}},{say}}}'
   curl {url}/v1/models
-  engine-router status --url {url}
+  {own_command()} status --url {url}
 
-or look at {url}/ in a browser. What they say is no language: their weights are random.
+or look at {url}/ in a browser. {GIBBERISH}
 {end}
 """

@@ -14,6 +14,7 @@ from engine_router.cli.words import seconds
 from engine_router.events import Event, SwapEnded
 from engine_router.router import Router
 
+GIBBERISH = "What the models say is gibberish, as expected: their weights are random."
 ROUNDS = 3
 TIMEOUT_S = 120
 PHASES = ("drain", "stop", "settle", "start")
@@ -34,6 +35,7 @@ async def chat_with_each(router: Router, urls: Sequence[str]) -> int:
 
     router.hub.listen(note)
     models = [target.model for target in router.discovery.targets()]
+    say(f"\n{GIBBERISH}")
     try:
         async with httpx.AsyncClient(base_url=urls[0], timeout=TIMEOUT_S, trust_env=False) as client:
             for turn in range(ROUNDS):

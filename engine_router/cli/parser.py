@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import difflib
+import sys
+from collections.abc import Callable, Collection, Sequence
 
 from engine_router._version import __version__
+from engine_router.foreign_text import printable
 
 EXIT_CODES = """\
 exit codes:
@@ -16,9 +19,44 @@ exit codes:
   130  interrupted (143 after a second SIGTERM)"""
 
 
+# What other programs of this kind call a command.
+_ELSEWHERE = {
+    "list": "models", "ls": "models", "ps": "residents", "run": "serve", "start": "serve", "stop": "unload",
+    "validate": "check", "test": "check", "log": "logs", "restart": "reload", "switch": "use", "swap": "use",
+}  # fmt: skip
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The whole command line: lists the commands where none is given, and knows what was meant by another word.
+
+    Attributes:
+        commands: the commands, by name.
+    """
+
+    commands: Collection[str] = ()
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse a command line; exits with code 2 where there is no command in it."""
+        words = sys.argv[1:] if args is None else list(args)
+        if not words:
+            self.print_help(sys.stderr)
+            self.exit(2)
+        if not words[0].startswith("-") and words[0] not in self.commands:
+            near = _ELSEWHERE.get(words[0]) or next(
+                iter(difflib.get_close_matches(words[0][:40], list(self.commands), n=1)), None
+            )
+            hint = f"; did you mean {near}?" if near else ""
+            self.error(
+                f"there is no command {printable(words[0][:40])}{hint}\nengine-router --help lists them"
+            )
+        return super().parse_args(words, namespace)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; a parsed command line has the command's module in `module`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="engine-router",
         description="One port in front of many local engines that share one memory.",
         epilog=f"{EXIT_CODES}\n\nFirst steps: engine-router demo, then engine-router COMMAND --help.",
@@ -26,7 +64,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"engine-router {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
+    parser.commands = commands.choices
 
     def command(
         name: str, module: str, summary: str, details: str, *examples: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -63,10 +64,13 @@ class Table:
 
     def show(self) -> None:
         """Print it to standard output."""
-        if is_terminal(sys.stdout):
-            self._show_rich()
+        text = self.text()
+        if not is_terminal(sys.stdout):
+            say(text)
+        elif max(map(len, text.split("\n"))) > shutil.get_terminal_size().columns:
+            say(self.records())
         else:
-            say(self.text())
+            self._show_rich()
 
     def text(self) -> str:
         """Return it as aligned text, two spaces between the columns."""
@@ -81,6 +85,18 @@ class Table:
                 for column, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
+        )
+
+    def records(self) -> str:
+        """Return each row as lines of their own, a cell in each: for what is wider than the terminal."""
+        headings = [heading.upper() for heading in self.headings]
+        width = max(map(len, headings))
+        return "\n\n".join(
+            "\n".join(
+                f"{heading.ljust(width)}  {printable(cell)}".rstrip()
+                for heading, cell in zip(headings, row, strict=True)
+            )
+            for row in self.rows
         )
 
     def _show_rich(self) -> None:

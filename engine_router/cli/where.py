@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
@@ -18,6 +19,7 @@ from engine_router.errors import ConfigError
 URL_VARIABLE = "ENGINE_ROUTER_URL"
 KEY_VARIABLE = "ENGINE_ROUTER_API_KEY"
 BAD_USAGE = 2
+_BASE_PATH = re.compile(r"/(v1|api)(/.*)?")
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - nothing listens here
 _LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
 
@@ -93,7 +95,8 @@ def _checked(text: str) -> str:
         is_good = False
     if not is_good:
         raise CommandFailed(f"{text} is not a URL such as http://127.0.0.1:8077", BAD_USAGE)
-    return url
+    # What clients are given as their base URL is taken for the router's own.
+    return url.removesuffix(parts.path) if _BASE_PATH.fullmatch(parts.path) else url
 
 
 def _is_same_place(url: str, configured: str) -> bool:

@@ -31,7 +31,7 @@ from engine_router.errors import (
 from engine_router.gate import Gates
 from engine_router.relay import as_streamed
 from engine_router.router import Router
-from engine_router.routes import ROOT_PREFIXES, ROOT_ROUTES
+from engine_router.routes import ROOT_PREFIXES, ROOT_ROUTES, lacks_v1
 from engine_router.web.admin import Admin
 from engine_router.web.anthropic import dialect_for
 from engine_router.web.control import add_control
@@ -183,7 +183,8 @@ def _from_werkzeug(error: HTTPException, limit: int) -> RouterError:
     if isinstance(error, RequestTimeout):
         return RequestTooSlow(f"the request body did not arrive within {BODY_TIMEOUT_S} s")
     if isinstance(error, NotFound):
-        return NoSuchRoute(f"there is no {request.method} {request.path} here")
+        hint = f"; it is /v1{request.path}: the base URL ends in /v1" if lacks_v1(request.path) else ""
+        return NoSuchRoute(f"there is no {request.method} {request.path} here{hint}")
     if isinstance(error, MethodNotAllowed):
         return WrongMethod(f"{request.path} takes {', '.join(sorted(error.valid_methods or ()))}")
     return BadRequest(error.description or "the request cannot be understood")

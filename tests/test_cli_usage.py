@@ -1,0 +1,159 @@
+"""The command line for a newcomer: words that are no command, narrow terminals, URLs as clients have them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from engine_router.cli import main
+from engine_router.cli.demo import own_command
+from engine_router.cli.terminal import Table
+from engine_router.cli.where import locate
+from engine_router.routes import lacks_v1
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+
+def usage(*words: str) -> tuple[int, str]:
+    """Return the exit code and the complaint of a command line that cannot be run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "engine_router", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_without_a_command_the_commands_are_listed() -> None:
+    code, told = usage()
+    assert code == 2
+    for name in ("serve", "demo", "check", "status", "events"):
+        assert re.search(rf"^    {name} ", told, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("statsu", "status"),
+        ("chekc", "check"),
+        ("stop", "unload"),
+        ("ps", "residents"),
+        ("models2", "models"),
+    ],
+)
+def test_a_word_that_is_no_command(word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([word])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"there is no command {word}; did you mean {meant}?" in told
+    assert "engine-router --help lists them" in told
+
+
+def test_a_word_that_is_like_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["\x1b[2Jxyzzy" + "x" * 1000])
+    told = capsys.readouterr().err
+    assert "there is no command \\x1b[2Jxyzzy" in told
+    assert "did you mean" not in told
+    assert len(told) < 300
+
+
+TABLE = Table(("Engine", "Models"), [("alpha", "a-model-with-a-long-name, " * 3), ("beta", "b")])
+
+
+def test_what_is_wider_than_the_terminal_is_written_line_by_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engine_router.cli.terminal.is_terminal", lambda _stream: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    TABLE.show()
+    shown = capsys.readouterr().out
+    assert shown.split("\n\n")[1] == "ENGINE  beta\nMODELS  b\n"
+    assert shown.startswith("ENGINE  alpha\nMODELS  a-model-with-a-long-name, a-model-with-a-long-name, ")
+    monkeypatch.setenv("COLUMNS", "160")
+    TABLE.show()
+    assert re.match(r" *Engine +Models", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/api", "/v1/chat/completions", "/v1/models"])
+def test_the_url_that_clients_get_is_the_routers(behind: str) -> None:
+    given = Namespace(url=f"http://box:3{behind}", api_key="k", config=None)
+    assert locate(given, {}).url == "http://box:3"
+
+
+def test_a_router_behind_another_path_keeps_it() -> None:
+    assert locate(Namespace(url="http://box/llm/", api_key="k", config=None), {}).url == "http://box/llm"
+
+
+def test_paths_without_v1_are_known() -> None:
+    for path in (
+        "/chat/completions",
+        "/messages",
+        "/messages/count_tokens",
+        "/responses",
+        "/models/x",
+        "/audio/speech",
+    ):
+        assert lacks_v1(path), path
+    for path in ("/", "/v1/chat/completions", "/chat", "/completions", "/x/chat/completions"):
+        assert not lacks_v1(path), path
+
+
+# How the demonstration names itself.
+
+
+def test_the_demo_names_a_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "bin" / "engine-router"
+    there.parent.mkdir()
+    there.write_text("#!/bin/sh\n")
+    there.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", [str(there)])
+    assert own_command() == str(there)
+    monkeypatch.setenv("PATH", str(there.parent))
+    assert own_command() == ("engine-router" if shutil.which("engine-router") else str(there))
+    monkeypatch.setattr(sys, "argv", ["/x/engine_router/__main__.py"])
+    assert own_command().endswith(" -m engine_router")
+
+
+# Benchmarks, from an interpreter that has nothing of the router.
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-E", "-S", str(SCRIPTS / "bench"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env={**os.environ, "ENGINE_ROUTER_PYTHON": sys.executable},
+    )
+
+
+@pytest.mark.parametrize("name", ["swap", "relay", "schedule", "pagecache", "soak", "faults", "mutations"])
+def test_every_benchmark_starts_from_a_bare_interpreter(name: str) -> None:
+    done = bench(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: " in done.stdout
+
+
+def test_the_list_of_benchmarks_is_whole() -> None:
+    told = bench("--help")
+    assert re.findall(r"^  (\w+) ", told.stdout, re.MULTILINE) == [
+        "swap", "relay", "schedule", "pagecache", "soak", "faults", "mutations",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures Linux's page cache")
+def test_the_page_cache_is_measured_from_a_bare_interpreter(tmp_path: Path) -> None:
+    done = bench("pagecache", "--mib", "1", "--rounds", "1", "--drain", "0.01", "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
