@@ -39,13 +39,18 @@ class Finished:
 
 
 async def run_bounded(
-    argv: Sequence[str], *, environment: Mapping[str, str] | None = None, own_session: bool = False
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    own_session: bool = False,
 ) -> Finished:
     """Run a command to its end. Not bounded in time: the caller does that.
 
     Args:
         argv: the command.
         environment: replaces the router's own, which goes without what is meant for the router alone.
+        cwd: where it runs; None: where the router does.
         own_session: what the command starts is killed with it. Not for sudo, which may ask what terminal it is on.
 
     Raises:
@@ -77,6 +82,7 @@ async def run_bounded(
             check=False,
             deliver_cancel=_kill_group if own_session else _kill,
             start_new_session=own_session,
+            cwd=cwd,
             env=own_environment() if environment is None else environment,
         )
         try:

@@ -17,7 +17,13 @@ _REFERENCE: Final = re.compile(r"\$\{env:([^{}]*)\}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_()]*")
 # The strings that are split into words: a value with blanks in it stays one word.
 _COMMANDS: Final = frozenset(
-    {("engines", "argv"), ("engines", "prefix"), ("engines", "stop_command"), ("pools", "command")}
+    {
+        ("engines", "argv"),
+        ("engines", "prefix"),
+        ("engines", "stop_command"),
+        ("engines", "kill_command"),
+        ("pools", "command"),
+    }
 )
 # Values shorter than this are no secrets, and would blot out parts of ordinary words.
 _SHORTEST_HIDDEN: Final = 4

@@ -322,6 +322,15 @@ class ProcessConfig(EngineConfig):
     env: Mapping[str, VariableValue] = table(dict, "Environment variables added to the router's own.")
     cwd: str | None = option(None, "Working directory.")
     stop_signal: SignalName = option(SignalName("SIGTERM"), "Signal that asks it to end.")
+    stop_command: Argv | None = option(
+        None,
+        "Command run ahead of that signal, for what a daemon holds for it, such as docker stop NAME; {port}, {model}, "
+        "{path} and {pid} are filled in.",
+    )
+    kill_command: Argv | None = option(
+        None,
+        "Command run beside SIGKILL, and when the router itself dies, such as docker rm -f NAME; stop_command when absent.",
+    )
     grace_s: Seconds = option(
         Seconds(10.0), "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s."
     )

@@ -8,6 +8,7 @@ if the router dies. On Windows it is a job object that dies with the router's ha
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -86,7 +87,7 @@ class Guardian:
 
     def __init__(self) -> None:
         self._line: int | None = None
-        self._watched: set[int] = set()
+        self._watched: dict[int, str] = {}  # and the line about what else is to be run
         self._run = uuid.uuid4().hex
         self.reserve = Reserve()
 
@@ -111,8 +112,8 @@ class Guardian:
                 told = False
                 try:
                     self._line = line
-                    for group in self._watched:
-                        self._write(f"+{group}\n")
+                    for group, more in self._watched.items():
+                        self._write(f"+{group}\n{more}")
                     if not announced:
                         task_status.started()
                         announced = True
@@ -139,6 +140,7 @@ class Guardian:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
+                    env=own_environment(),
                 )
             except BaseException:
                 os.close(writing)
@@ -153,13 +155,19 @@ class Guardian:
 
     def watch(self, group: int) -> None:
         """Have a process group killed when the router is gone."""
-        self._watched.add(group)
+        self._watched[group] = ""
         self._write(f"+{group}\n")
+
+    def run_at_end(self, group: int, argv: Sequence[str], env: Mapping[str, str], cwd: str | None) -> None:
+        """Have a command run, too, when the router is gone before that group is."""
+        if group in self._watched:
+            command = json.dumps([list(argv), dict(env), cwd]).encode().hex()
+            self._watched[group] = f"*{group} {command}\n"
+            self._write(self._watched[group])
 
     def forget(self, group: int) -> None:
         """Note that a process group is dead."""
-        if group in self._watched:
-            self._watched.discard(group)
+        if self._watched.pop(group, None) is not None:
             self._write(f"-{group}\n")
 
     def _write(self, line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -17,7 +16,9 @@ from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Sup
 from engine_router.engines.common import SLEEPS, Server, engine_mask
 from engine_router.engines.descriptors import is_lack
 from engine_router.engines.dormitory import Dormitory
+from engine_router.engines.end_commands import EndCommands, end_commands, fill_command
 from engine_router.engines.family import Guardian
+from engine_router.engines.output import EngineOutput, last_words
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
 from engine_router.engines.running import Running, SleepingProcess, open_log_file
 from engine_router.engines.sleep import Habits, Sleep, noting
@@ -34,7 +35,6 @@ from engine_router.masking import masked_argv
 from engine_router.probe import CANNOT_ASK, Check, ReadinessProbe, listed_ids, look, parse_json
 from engine_router.racing import first_of
 
-LOG_LINES_IN_ERRORS = 12
 # A start that nobody wants any more has nothing to save: it gets less time than a serving engine.
 ABORT_GRACE_S = 2.0
 LIST_TIMEOUT_S = 3.0
@@ -77,14 +77,16 @@ class ProcessEngine:
 
     def command(self, resident: ResidentId, port: int) -> list[str]:
         """Return the argv for a resident, its placeholders filled in. Braces of other kinds stay."""
+        return fill_command(self.config.argv, self._values(resident, port))
+
+    def _values(self, resident: ResidentId, port: int) -> dict[str, str]:
         model = resident.model or ""
         path = str(expanded(self._paths[model])) if model in self._paths else model
-        filled = {"{port}": str(port), "{model}": model, "{path}": path}
-        program, *arguments = (
-            re.sub(r"\{(port|model|path)\}", lambda found: filled[found[0]], word)
-            for word in self.config.argv
-        )
-        return [str(expanded(program)) if program.startswith("~") else program, *arguments]
+        return {"port": str(port), "model": model, "path": path}
+
+    def _end_commands(self, resident: ResidentId, base_url: str, pid: int) -> EndCommands:
+        values = {**self._values(resident, address_of(base_url)[1]), "pid": str(pid)}
+        return end_commands(self.config, values)
 
     async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
         """Run the process from its start to its end; see `Engine.live`."""
@@ -179,6 +181,9 @@ class ProcessEngine:
                 file.close()
             raise
         self.log.write(f"[engine-router] started pid {process.pid}: {' '.join(masked_argv(argv))}")
+        commands = self._end_commands(resident, base_url, process.pid)
+        if self._guardian is not None and commands.kill is not None:
+            self._guardian.run_at_end(process.pid, commands.kill, commands.env, commands.cwd)
         return Running(
             name=self.name,
             config=self.config,
@@ -188,7 +193,8 @@ class ProcessEngine:
             family=family,
             wait=process.wait,
             process=process,
-            file=file,
+            output=EngineOutput(self.log, file),
+            commands=commands,
         )
 
     async def _accompany(
@@ -246,6 +252,7 @@ class ProcessEngine:
     ) -> Ended | EngineError:
         """From its readiness to the end."""
         self._listens_at = self._ready_at[resident] = running.base_url
+        running.has_served = True
         supervision.ready(Endpoint(running.base_url, running.family.pid), woken=woken)
         happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
@@ -265,8 +272,8 @@ class ProcessEngine:
         return f"was not ready within {self.config.start_timeout_s:g} s{last}"
 
     def _tail(self, running: Running) -> tuple[str, ...]:
-        """Return the last lines since this start: what an earlier one wrote would only confuse."""
-        return self.log.since(running.log_start)[-LOG_LINES_IN_ERRORS:]
+        """Return the last words since this start: what an earlier one wrote would only confuse."""
+        return last_words(self.log.since(running.log_start), (self.config.ready_path, "/v1/models"))
 
     # Sleep.
 
@@ -397,4 +404,6 @@ class ProcessEngine:
             base_url=self.config.base_url,
             family=family,
             wait=family.wait,
+            output=EngineOutput(self.log),
+            commands=self._end_commands(ResidentId(self.name), self.config.base_url, owner.pid),
         )

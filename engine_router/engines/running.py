@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from io import FileIO
 from typing import TypeVar
 
+import psutil
 import trio
 from attrs import define, field, frozen
 
@@ -15,14 +17,20 @@ from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, LogRing
 from engine_router.engines.descriptors import is_lack
+from engine_router.engines.end_commands import EndCommands
 from engine_router.engines.family import Family, reap_later
+from engine_router.engines.output import EngineOutput
+from engine_router.engines.ports import address_of, described, is_taken, owner_of
 from engine_router.engines.spawning import out_of_resources
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed
+from engine_router.masking import masked_argv
 
 T = TypeVar("T")
 
 # Seconds that output may still be on its way after the process that wrote it has gone.
 OUTPUT_GRACE_S = 0.05
+# The kernel counts the beginnings of processes in hundredths of a second.
+_TICK_S = 0.02
 # How much of `stop_timeout_s` may pass at most before SIGKILL, so that it has time to work.
 GRACE_SHARE = 0.75
 
@@ -36,7 +44,9 @@ class Running:
         log_start: how many lines the log had before its start.
         wait: waits for the end of its head.
         process: its head, where the router started it.
-        file: what its output is appended to.
+        output: where its output goes.
+        commands: what is run at its end.
+        has_served: it was ready, so that whoever listens at its address is it, or came after it.
     """
 
     name: str
@@ -47,7 +57,11 @@ class Running:
     family: Family
     wait: Callable[[], Awaitable[object]]
     process: trio.Process | None = None
-    file: FileIO | None = None
+    output: EngineOutput
+    commands: EndCommands
+    has_served: bool = False
+    _is_buried: bool = False
+    _listener: str | None = None
     _output_ended: trio.Event = field(factory=trio.Event)
 
     @property
@@ -72,10 +86,11 @@ class Running:
         if self.process is None:
             return
         self.family.abandon()  # a family that is known to be dead is buried, and this does nothing
+        if not self._is_buried:
+            self.commands.kill_detached()
         reap_later(self.process)
         self.log.flush()
-        if self.file is not None:
-            self.file.close()
+        self.output.close()
 
     # Its end.
 
@@ -83,16 +98,19 @@ class Running:
         """Ask it to end, and kill what is left after `grace_s` seconds."""
         family = self.family
         grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
+        is_asked = False
         with trio.move_on_after(self.config.stop_timeout_s):
-            await family.signal(self.config.stop_signal)
             with trio.move_on_after(grace_s) as patience:
+                if self.commands.stop is not None:
+                    is_asked = await self._run(self.commands.stop)
+                await family.signal(self.config.stop_signal)
                 await self.wait()
                 await _until_dead(family)
             if patience.cancelled_caught and await family.is_alive():
                 self.log.write(
                     f"[engine-router] still there {grace_s:g} s after {self.config.stop_signal}: killed"
                 )
-            await self.put_down()
+            await self.put_down(is_asked=is_asked and not patience.cancelled_caught)
             return Ended(stopped=True, message=self.ended_how())
         return self._still_there()
 
@@ -103,19 +121,56 @@ class Running:
             return None
         return self._still_there()
 
-    async def put_down(self) -> None:
-        """Kill what is left of a family until nothing is, and read its last words."""
+    async def put_down(self, *, is_asked: bool = False) -> None:
+        """Kill what is left of a family until nothing is, and read its last words.
+
+        Args:
+            is_asked: what a daemon held for it was told to end, and did.
+        """
         await _until_dead(self.family, kill=True)
         await self.wait()
+        if self.commands.kill is not None and not is_asked:
+            await self._run(self.commands.kill)
+        if self.has_served:
+            await self._until_silent()
         self.family.bury()
+        self._is_buried = True
         with trio.move_on_after(OUTPUT_GRACE_S):
             await self._output_ended.wait()
-        self.log.flush()
+        self.output.end()
+
+    async def _run(self, argv: tuple[str, ...]) -> bool:
+        """Run a command for its end; return whether that worked."""
+        self.log.write(f"[engine-router] running {' '.join(masked_argv(argv))}")
+        done = await self.commands.run(argv, self.config.stop_timeout_s)
+        if done.code != 0:
+            self.log.write(f"[engine-router] {argv[0]}: {done.complaint}")
+        return done.code == 0
+
+    async def _until_silent(self) -> None:
+        """Wait until nobody listens where it did: what a daemon runs for it is not seen among its processes.
+
+        Who came after its death is a stranger, and not waited for.
+        """
+        died_at = _now_of_processes()
+        interval = 0.01
+        while await is_taken(self.base_url):
+            owner = await owner_of(address_of(self.base_url)[1])
+            if owner is not None and await trio.to_thread.run_sync(_began, owner) > died_at - _TICK_S:
+                return
+            self._listener = described(owner)
+            await trio.sleep(interval)
+            interval = min(interval * 2, 0.5)
+        self._listener = None
 
     def _still_there(self) -> EngineStopFailed:
         return EngineStopFailed(
             self.name,
-            f"is still there {self.config.stop_timeout_s:g} s after its stop (pid {self.family.pid}), even after SIGKILL",
+            f"has ended, but {self._listener} still accepts connections at {self.base_url} "
+            f"{self.config.stop_timeout_s:g} s after its stop; where a daemon runs it (a container), give its "
+            "stop_command and kill_command"
+            if self._listener is not None
+            else f"is still there {self.config.stop_timeout_s:g} s after its stop (pid {self.family.pid}), even after SIGKILL",
         )
 
     # Its output.
@@ -123,20 +178,8 @@ class Running:
     async def _read_output(self) -> None:
         """Read what the family writes until nobody can write any more."""
         if self.process is not None and self.process.stdout is not None:
-            with contextlib.suppress(trio.BrokenResourceError):
-                async for data in self.process.stdout:
-                    await self._keep(bytes(data))
+            await self.output.read(self.process.stdout)
         self._output_ended.set()
-
-    async def _keep(self, data: bytes) -> None:
-        self.log.feed(data)
-        if self.file is not None:
-            try:
-                await trio.to_thread.run_sync(self.file.write, data)
-            except OSError as error:
-                self.log.write(f"[engine-router] the log_file cannot be written any more: {error}")
-                self.file.close()
-                self.file = None
 
 
 @frozen
@@ -191,6 +234,21 @@ async def open_log_file(name: str, config: ProcessConfig) -> FileIO | None:
         message = f"cannot be started: its log_file {path} cannot be written: {error.strerror or error}"
         raise EngineStartFailed(name, message) from None
     return opened.wrapped
+
+
+def _now_of_processes() -> float:
+    """Return the time by the clock that the beginning of a process is told by: from the boot on, on Linux."""
+    if sys.platform == "linux":
+        return psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time()
+
+
+def _began(process: psutil.Process) -> float:
+    """Return when a process began, in seconds since 1970; the distant past where that cannot be seen."""
+    try:
+        return process.create_time()
+    except psutil.Error:
+        return 0.0
 
 
 async def _until_dead(family: Family, *, kill: bool = False) -> None:

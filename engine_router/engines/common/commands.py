@@ -26,7 +26,11 @@ class Completed:
 
 
 async def run_command(
-    argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+    cwd: str | None = None,
 ) -> Completed:
     """Run a command to its end, without a shell and without input; kill it after `timeout_s` seconds.
 
@@ -34,7 +38,7 @@ async def run_command(
     """
     with trio.move_on_after(timeout_s):
         try:
-            done = await run_bounded(argv, environment=environment)
+            done = await run_bounded(argv, environment=environment, cwd=cwd)
         except TooMuchOutput as error:
             return Completed(None, "", f"{argv[0]} {error}")
         except FileNotFoundError:

@@ -17,6 +17,8 @@ def _commands(config: EngineConfig) -> Iterator[Sequence[str]]:
     match config:
         case ProcessConfig():
             yield config.argv
+            yield config.stop_command or ()
+            yield config.kill_command or ()
         case OllamaConfig():
             yield config.stop_command or ()
         case SystemdConfig():
