@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import platform
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from io import FileIO
@@ -238,7 +238,7 @@ async def open_log_file(name: str, config: ProcessConfig) -> FileIO | None:
 
 def _now_of_processes() -> float:
     """Return the time by the clock that the beginning of a process is told by: from the boot on, on Linux."""
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         return psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.time()
 
