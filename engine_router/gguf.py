@@ -119,11 +119,6 @@ class GGUFHeader:
         """Label of the quantization, such as "Q4_K_M"; "unknown" where it is not told."""
         return "unknown" if self.file_type is None else _FILE_TYPES.get(self.file_type & ~_GUESSED, "unknown")
 
-    @property
-    def parameter_size(self) -> str:
-        """Number of weights as Ollama writes it, such as "7.6B"."""
-        return human_number(self.parameters)
-
     def text(self, key: str) -> str:
         """Return the text at a key, empty where there is none."""
         value = self.metadata.get(key)

@@ -7,6 +7,7 @@ import math
 import trio
 from attrs import define
 
+from engine_router.dialects.ollama_loading import CONTENT_TYPE
 from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineRefused
 from engine_router.residency.lease import Lease
@@ -61,7 +62,7 @@ class Loading:
                 return None
             self.queue_wait_s = self.first_byte_s = self.lease.queue_wait_s
         length = b"%d" % len(self._answer)
-        return ResponseHead(200, [(b"content-type", b"application/json"), (b"content-length", length)])
+        return ResponseHead(200, [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", length)])
 
     async def chunk(self) -> bytes:
         """Return the answer; then nothing, when everything has been given back."""

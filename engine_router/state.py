@@ -36,7 +36,6 @@ class Measured:
         stop_s: seconds that its last stop took.
         settle_s: seconds that its memory took to come back.
         sleep_freed_bytes: memory that came back when it fell asleep the last time.
-        sleep_s: seconds that it took to fall asleep.
         wake_s: seconds that its last wake took.
     """
 
@@ -46,7 +45,6 @@ class Measured:
     stop_s: float | None = None
     settle_s: float | None = None
     sleep_freed_bytes: int | None = None
-    sleep_s: float | None = None
     wake_s: float | None = None
 
     def prefers_sleep(self, wanted_bytes: float | None = None) -> bool:
@@ -120,7 +118,6 @@ def _measured(values: dict[str, object]) -> Measured:
         stop_s=_number(values.get("stop_s")),
         settle_s=_number(values.get("settle_s")),
         sleep_freed_bytes=_size(values.get("sleep_freed_bytes")),
-        sleep_s=_number(values.get("sleep_s")),
         wake_s=_number(values.get("wake_s")),
     )
 

@@ -14,13 +14,13 @@ import httpx
 import ollama
 import pytest
 import trio
+from building import build_engines
 
 from engine_router import Router, open_router
 from engine_router.catalogue import Catalogue, Facts
 from engine_router.config import parse_config
 from engine_router.discovery import Discovery
 from engine_router.engines.base import ResidentId
-from engine_router.engines.build import build_engines
 from engine_router.testing.asgi import ask
 from engine_router.testing.scripted import Answer, ScriptedLlamaRouter, ScriptedOllama, as_json, until
 from engine_router.testing.served import served
@@ -213,7 +213,7 @@ async def test_a_damaged_file_leaves_what_can_be_told_without(tmp_path: Path) ->
 
 @pytest.mark.parametrize("date", [-(10**13), 10**13])
 def test_a_file_of_any_date(date: int) -> None:
-    target = Discovery(config := parse_config(process("q")), build_engines(config, None, None)).resolve("q")  # type: ignore[arg-type]
+    target = Discovery(config := parse_config(process("q")), build_engines(config, None)).resolve("q")
     entry = ollama_shapes.tag("q", target, Facts(modified_at=date), since=0.0)
     assert entry["modified_at"] == "1970-01-01T00:00:00Z"
 
@@ -222,7 +222,7 @@ async def test_a_file_that_changes_is_read_again(weights: Path, tmp_path: Path) 
     path = tmp_path / "m.gguf"
     config = parse_config(process("q", f"--model={path}"))
     async with httpx.AsyncClient() as client:
-        discovery = Discovery(config, build_engines(config, client, None))
+        discovery = Discovery(config, build_engines(config, client))
         catalogue, target = Catalogue(config, discovery), discovery.resolve("q")
         await catalogue.refresh(client, {})
         assert catalogue.of(target).weights is None
@@ -262,7 +262,7 @@ async def test_what_an_engine_lists(
     config = parse_config(process("a"))
     async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
         server.script.answers["/v1/models"] = as_json({"data": [{"id": name, **entry}, 5, {}, {"id": 3}]})
-        discovery = Discovery(config, build_engines(config, client, None))
+        discovery = Discovery(config, build_engines(config, client))
         catalogue = Catalogue(config, discovery)
         with trio.fail_after(LIMIT_S):
             await catalogue.refresh(client, {ResidentId("a"): server.base_url})
@@ -278,7 +278,7 @@ async def test_an_engine_tells_whether_its_model_sees(kinds: object, sees: bool)
     async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
         entry = {"id": "a", "architecture": {"input_modalities": kinds}}
         server.script.answers["/v1/models"] = as_json({"data": [entry]})
-        discovery = Discovery(config, build_engines(config, client, None))
+        discovery = Discovery(config, build_engines(config, client))
         catalogue = Catalogue(config, discovery)
         await catalogue.refresh(client, {ResidentId("a"): server.base_url})
     assert ("vision" in catalogue.of(discovery.resolve("a")).capabilities) is sees
@@ -289,7 +289,7 @@ async def test_the_least_context_is_what_is_served(option: int, listed: int, con
     config = parse_config(process("a", f"--ctx-size={option}"))
     async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
         server.script.answers["/v1/models"] = as_json({"data": [{"id": "a", "max_model_len": listed}]})
-        discovery = Discovery(config, build_engines(config, client, None))
+        discovery = Discovery(config, build_engines(config, client))
         catalogue = Catalogue(config, discovery)
         await catalogue.refresh(client, {ResidentId("a"): server.base_url})
     assert catalogue.of(discovery.resolve("a")).context_length == context
@@ -299,7 +299,7 @@ async def test_the_least_context_is_what_is_served(option: int, listed: int, con
 async def test_an_engine_that_lists_nothing_of_use(answer: Answer) -> None:
     async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
         config = parse_config(llama_router(server, "a"))
-        discovery = Discovery(config, build_engines(config, client, None))
+        discovery = Discovery(config, build_engines(config, client))
         catalogue = Catalogue(config, discovery)
         for kept in ("/v1/models", "/api/tags", "/api/show"):
             server.script.answers[kept] = answer
@@ -389,7 +389,7 @@ async def test_show_gives_what_ollama_answers_even_an_error() -> None:
 async def test_a_model_of_ollama_is_asked_about_once_until_it_changes() -> None:
     async with ScriptedOllama("own:1b").running() as server, httpx.AsyncClient() as client:
         config = parse_config(daemon(server))
-        catalogue = Catalogue(config, Discovery(config, build_engines(config, client, None)))
+        catalogue = Catalogue(config, Discovery(config, build_engines(config, client)))
         for _ in range(3):
             await catalogue.refresh(client, {})
         assert len(server.called("POST", "/api/show")) == 1

@@ -8,21 +8,24 @@ one of another engine, in front of which the router speaks Ollama's dialect.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import trio
 from attrs import frozen
+from building import build_engines
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.discovery import Discovery
-from engine_router.engines.build import build_engines
 from engine_router.engines.ollama_names import normal_name
 from engine_router.errors import UnknownModel
+from engine_router.testing.asgi import ask
 from engine_router.testing.scripted import ScriptedLlamaRouter, ScriptedOllama, until
 from engine_router.testing.served import served
 
@@ -240,7 +243,7 @@ def test_names_that_mean_something_else() -> None:
 def test_spellings_are_not_remembered() -> None:
     """There are endless ways to write a name, and anybody may send them."""
     config = parse_config('[engines.ollama]\ntype = "ollama"\nmodels = ["oa"]\n')
-    discovery = Discovery(config, build_engines(config, httpx.AsyncClient(), None))
+    discovery = Discovery(config, build_engines(config, httpx.AsyncClient()))
     for spaces in range(100):
         assert discovery.resolve(" " * spaces + "OA").model == "oa"
     assert len(discovery._resolved) <= 1
@@ -255,7 +258,7 @@ async def test_what_is_configured_in_another_spelling_is_one_model() -> None:
             text + '[models.fast]\nengine = "ollama"\nupstream = "hf.co/org/model-gguf:q4"\n'
         )
         async with httpx.AsyncClient() as client:
-            engines = build_engines(config, client, None)
+            engines = build_engines(config, client)
             discovery = Discovery(config, engines)
             discovery.set_listed("ollama", await engines["ollama"].list_models() or ())
         assert [target.model for target in discovery.targets()] == ["fast"]
@@ -277,7 +280,7 @@ async def test_a_model_is_asked_for_as_its_daemon_writes_it(fast: bool) -> None:
 def test_an_alias_of_a_name_without_its_tag_is_listed() -> None:
     text = '[engines.ollama]\ntype = "ollama"\n[engines.other]\ntype = "ollama"\n[aliases]\n"gpt-4o" = "oa"\n'
     config = parse_config(text)
-    discovery = Discovery(config, build_engines(config, httpx.AsyncClient(), None))
+    discovery = Discovery(config, build_engines(config, httpx.AsyncClient()))
     discovery.set_listed("ollama", ["oa:latest"])
     assert [target.aliases for target in discovery.targets()] == [("gpt-4o",)]
     discovery.set_listed("other", ["oa"])
@@ -301,3 +304,17 @@ async def test_what_is_loaded_is_listed_under_every_name(fast: bool) -> None:
 
 
 LOADED = {"name", "model", "size", "digest", "details", "expires_at", "size_vram", "context_length"}
+
+
+async def test_the_answer_to_a_load_names_its_charset_as_ollama_does(tmp_path: Path) -> None:
+    program = Path(__file__).parent / "programs" / "obedient_engine.py"
+    argv = [sys.executable, "-I", "-S", str(program), "{port}"]
+    text = f'state_file = "{tmp_path / "state.json"}"\n[pools.default]\ngauge = "none"\n'
+    text += f'[engines.e]\ntype = "process"\nargv = {json.dumps(argv)}\n[models.q]\nengine = "e"\n'
+    with trio.fail_after(30):
+        async with open_router(parse_config(text)) as router:
+            for more in ({}, {"keep_alive": 0}):
+                for path in ("/api/chat", "/api/generate"):
+                    talk = await ask(router.app, "POST", path, body={"model": "q", **more})
+                    assert (talk.status, talk.json()["done"]) == (200, True)
+                    assert talk.headers["content-type"] == "application/json; charset=utf-8"

@@ -27,7 +27,7 @@ A = ResidentId("a", "llama")
 
 def full_state() -> State:
     state = State()
-    state.residents["a/llama"] = Measured(2**36, 0.75, 12.5, 1.0, 0.25, 2**35, 2.5, 0.75)
+    state.residents["a/llama"] = Measured(2**36, 0.75, 12.5, 1.0, 0.25, 2**35, 0.75)
     state.set_models("a", ["llama", "qwen"])
     return state
 
@@ -74,7 +74,6 @@ def test_damaged_text_is_an_empty_state(text: str) -> None:
         "stop_s",
         "settle_s",
         "sleep_freed_bytes",
-        "sleep_s",
         "wake_s",
     ],
 )

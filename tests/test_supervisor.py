@@ -990,7 +990,6 @@ async def test_footprint_and_times_are_learned(autojump_clock: MockClock) -> Non
             "stop_s": pytest.approx(1),
             "settle_s": 0.0,
             "sleep_freed_bytes": None,
-            "sleep_s": None,
             "wake_s": None,
         }
         assert world.state.changed

@@ -16,22 +16,6 @@ from engine_router.engines.process import ProcessEngine
 from engine_router.engines.systemd import SystemdEngine
 
 
-def build_engines(
-    config: Config,
-    client: httpx.AsyncClient,
-    guardian: Guardian | None,
-    dormitory: Dormitory | None = None,
-) -> dict[str, Engine]:
-    """Make every configured engine.
-
-    Args:
-        client: for control calls; shared.
-        guardian: kills process engines when the router dies; None where the platform needs none.
-        dormitory: where residents sleep; without one they are stopped.
-    """
-    return {name: build_engine(name, config, client, guardian, dormitory) for name in config.engines}
-
-
 def build_engine(
     name: str,
     config: Config,
@@ -39,7 +23,13 @@ def build_engine(
     guardian: Guardian | None,
     dormitory: Dormitory | None = None,
 ) -> Engine:
-    """Make one configured engine; the arguments are those of `build_engines`."""
+    """Make one configured engine.
+
+    Args:
+        client: for control calls; shared.
+        guardian: kills process engines when the router dies; None where the platform needs none.
+        dormitory: where residents sleep; without one they are stopped.
+    """
     match config.engines[name]:
         case ProcessConfig() as process:
             paths = _paths(config, name)

@@ -244,12 +244,8 @@ class Lives:
         pool.ended(life)
         if life.is_asleep:
             self._sleepers.add(resident)
-        if life.stop_asked_at < now:
-            measured = self.state.of(resident)
-            if life.is_asleep:
-                measured.sleep_s = now - life.stop_asked_at
-            else:
-                measured.stop_s = now - life.stop_asked_at
+        if life.stop_asked_at < now and not life.is_asleep:
+            self.state.of(resident).stop_s = now - life.stop_asked_at
             self.state.touch()
         if is_stopping(pool, resident):
             error = None  # its end was wanted, however it came about

@@ -34,15 +34,13 @@ from engine_router.relay import BrokenAnswer
 from engine_router.routes import VISIBLE, tidied, without_key
 from engine_router.scope import RequestScope
 from engine_router.upload import LARGE_BYTES, Upload
+from engine_router.wire.connection import LINGER_S
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a refused upload may go on: a connection that is closed with bytes unread is reset, and the
-# reset may overtake the answer that says why.
-LINGER_S = 2.0
 # A body that trickles in holds nothing but its connection; still it has to end some day. Seconds.
 BODY_TIMEOUT_S = 600
 SCOPE_KEY = "engine_router.request"
