@@ -24,8 +24,8 @@ from engine_router.config import (
     load_config,
     parse_config,
 )
+from engine_router.config.engines import EngineConfig
 from engine_router.config.load import build_config, candidates
-from engine_router.config.model import EngineConfig
 from engine_router.config.schema import json_schema, reference
 from engine_router.errors import ConfigError
 from engine_router.unified import is_unified, is_unified_machine

@@ -1,23 +1,25 @@
 """Configuration: the classes, and how a file becomes one of them."""
 
-from engine_router.config.load import find_config, load_config, parse_config
-from engine_router.config.model import (
+from engine_router.config.engines import (
     AnyEngineConfig,
     CallConfig,
-    Config,
     EngineConfig,
     HttpConfig,
     LoadedConfig,
-    LogConfig,
-    ModelConfig,
     OllamaConfig,
-    PoolConfig,
-    Priority,
     ProcessConfig,
-    SchedulingConfig,
-    ServerConfig,
     SleepConfig,
     SystemdConfig,
+)
+from engine_router.config.load import find_config, load_config, parse_config
+from engine_router.config.model import (
+    Config,
+    LogConfig,
+    ModelConfig,
+    PoolConfig,
+    Priority,
+    SchedulingConfig,
+    ServerConfig,
 )
 from engine_router.config.process import is_template
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from engine_router.config.engines import AnyEngineConfig, ProcessConfig, SystemdConfig
 from engine_router.config.faults import Fault, close, quoted
-from engine_router.config.model import (
-    AnyEngineConfig,
-    ModelConfig,
-    PoolConfig,
-    ProcessConfig,
-    SchedulingConfig,
-    SystemdConfig,
-)
+from engine_router.config.model import ModelConfig, PoolConfig, SchedulingConfig
 from engine_router.config.values import shown
 
 _LATEST = ":latest"

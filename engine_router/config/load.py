@@ -12,16 +12,15 @@ import platformdirs
 import tomli
 
 from engine_router.config.ahead import ahead_faults
+from engine_router.config.engines import AnyEngineConfig, ProcessConfig
 from engine_router.config.environment import Environment
 from engine_router.config.faults import Fault, close, is_table, quoted
 from engine_router.config.misplaced import home_of, without_dotted
 from engine_router.config.model import (
-    AnyEngineConfig,
     Config,
     LogConfig,
     ModelConfig,
     PoolConfig,
-    ProcessConfig,
     SchedulingConfig,
     ServerConfig,
 )

@@ -7,16 +7,9 @@ from typing import Any, Final
 
 import attrs
 
+from engine_router.config.engines import ENGINE_TYPES, EngineConfig
 from engine_router.config.faults import Fault, quoted
-from engine_router.config.model import (
-    ENGINE_TYPES,
-    EngineConfig,
-    LogConfig,
-    ModelConfig,
-    PoolConfig,
-    SchedulingConfig,
-    ServerConfig,
-)
+from engine_router.config.model import LogConfig, ModelConfig, PoolConfig, SchedulingConfig, ServerConfig
 
 _TABLES: Final[Mapping[str, type[Any]]] = {
     "[server]": ServerConfig,

@@ -6,20 +6,19 @@ README are made from it, so there is one place to read and to change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Literal
 
-import attrs
 from attrs import frozen
 
+from engine_router.config.engines import AnyEngineConfig
+from engine_router.config.options import option, required, table
 from engine_router.config.values import (
     Argv,
-    BaseUrl,
     BoolOrAuto,
     Count,
     Gigabytes,
     GigabytesOrAuto,
-    HeaderValue,
     HostsOrAuto,
     JsonValue,
     Megabytes,
@@ -28,40 +27,15 @@ from engine_router.config.values import (
     Network,
     Origin,
     Port,
-    ReadyCheck,
     Seconds,
     SecondsOrAuto,
-    SignalName,
-    SleepLevel,
-    UrlPath,
-    VariableValue,
 )
-
-T = TypeVar("T")
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
 """What a model can do, in Ollama's words."""
 
 Priority = Literal["high", "normal", "low"]
 """How much a request matters."""
-
-OptionalEndpoint = Literal["/v1/messages", "/v1/messages/count_tokens", "/v1/responses"]
-"""An endpoint that only some engines have."""
-
-
-def required(doc: str) -> Any:
-    """Declare an option that must be given."""
-    return attrs.field(metadata={"doc": doc})
-
-
-def option(default: T, doc: str) -> T:
-    """Declare an option with a default."""
-    return attrs.field(default=default, metadata={"doc": doc})
-
-
-def table(factory: Callable[[], T], doc: str) -> T:
-    """Declare an option whose default is made anew: a table of its own."""
-    return attrs.field(factory=factory, metadata={"doc": doc})
 
 
 @frozen(kw_only=True)
@@ -232,197 +206,6 @@ class PoolConfig:
         "Whether the GPU uses this machine's main memory, so that what an engine parks there is not freed: true, false, "
         "or auto (Apple silicon, GB10, Jetson, and wherever the gauge is memfree).",
     )
-
-
-@frozen(kw_only=True)
-class EngineConfig:
-    """What every engine has."""
-
-    type: str = option("", "Kind of engine.")
-    models: tuple[Name, ...] = option((), "Ids of the models that this engine serves.")
-    pool: Name = option(Name("default"), "Pool whose memory it uses.")
-    memory_gb: Gigabytes | None = option(
-        None,
-        "Memory that it takes, in GB; measured when absent. The settle after its stop waits for this much.",
-    )
-    group: Name | None = option(
-        None, "Engines of one group may stay together; those of others are stopped before one of them starts."
-    )
-    pinned: bool = option(False, "Once running, it is never stopped for another's sake, nor for being idle.")
-    idle_timeout_s: Seconds | None = option(
-        None,
-        "Seconds after which it is stopped when nobody uses it; 0 keeps it. As in [scheduling] when absent.",
-    )
-    start_timeout_s: Seconds = option(Seconds(300.0), "Seconds within which it must be ready.")
-    stop_timeout_s: Seconds = option(Seconds(30.0), "Seconds within which it must be gone after a stop.")
-    connect_timeout_s: Seconds = option(Seconds(15.0), "Seconds within which it must accept a connection.")
-    headers: Mapping[str, HeaderValue] = table(
-        dict, "Headers added to every request to it, for example its own Authorization."
-    )
-    discover: bool = option(
-        True, "Ask the running engine which models it serves and accept requests for those too."
-    )
-    endpoints: tuple[OptionalEndpoint, ...] | None = option(
-        None,
-        "Which of /v1/messages, /v1/messages/count_tokens and /v1/responses it serves itself; the others are translated. "
-        "When absent, the running engine is asked.",
-    )
-
-
-@frozen(kw_only=True)
-class CallConfig:
-    """One HTTP call that loads, unloads or wakes a model."""
-
-    path: UrlPath = required("Path of the call. {model} and {instance} are filled in.")
-    method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "HTTP method.")
-    headers: Mapping[str, HeaderValue] = table(dict, "Headers of the call, for example an admin key.")
-    body: JsonValue | None = option(
-        None, "JSON body; {model} and {instance} are filled in within its strings."
-    )
-
-
-@frozen(kw_only=True)
-class SleepConfig:
-    """How an engine is put to sleep, instead of being stopped, and woken again."""
-
-    kind: Literal["vllm", "sglang", "custom"] = required(
-        "vllm, sglang, or custom for the calls below. What each needs is said in engines.toml.example."
-    )
-    level: SleepLevel = option(
-        SleepLevel(1),
-        "vLLM only. 1 parks the weights in main memory: wakes in about a second, but frees nothing where the GPU uses main "
-        "memory. 2 drops them and reads them again.",
-    )
-    path: UrlPath | None = option(None, "custom only: path of the call that puts it to sleep.")
-    method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "custom only: HTTP method of that call.")
-    headers: Mapping[str, HeaderValue] = table(dict, "Headers of all these calls, for example an admin key.")
-    body: JsonValue | None = option(None, "custom only: JSON body of that call.")
-    wake: tuple[CallConfig, ...] = option((), "custom only: the calls that wake it, in this order.")
-    asleep_path: UrlPath | None = option(
-        None, "custom only: path that tells whether it sleeps; without it, the router goes by what it did."
-    )
-    asleep_check: ReadyCheck = option(
-        ReadyCheck("is_sleeping==true"), "custom only: what the answer is while it sleeps; as ready_check."
-    )
-    timeout_s: Seconds = option(
-        Seconds(60.0), "Seconds within which it must be asleep; if it is not, it is stopped."
-    )
-
-
-@frozen(kw_only=True)
-class ProcessConfig(EngineConfig):
-    """`type = "process"`: a server that the router starts and stops itself."""
-
-    type: Literal["process"] = option("process", "A server that the router starts and stops.")
-    argv: Argv = required(
-        "Command, as a list or one string (no shell runs). {port}, {model} and {path} are filled in; {port} takes a "
-        "free port; {model} or {path} make it a template that is started once for each model."
-    )
-    base_url: BaseUrl | None = option(None, "Where it listens; not needed when argv has {port}.")
-    env: Mapping[str, VariableValue] = table(dict, "Environment variables added to the router's own.")
-    cwd: str | None = option(None, "Working directory.")
-    stop_signal: SignalName = option(SignalName("SIGTERM"), "Signal that asks it to end.")
-    stop_command: Argv | None = option(
-        None,
-        "Command run ahead of that signal, for what a daemon holds for it, such as docker stop NAME; {port}, {model}, "
-        "{path} and {pid} are filled in.",
-    )
-    kill_command: Argv | None = option(
-        None,
-        "Command run beside SIGKILL, and when the router itself dies, such as docker rm -f NAME; stop_command when absent.",
-    )
-    grace_s: Seconds = option(
-        Seconds(10.0), "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s."
-    )
-    log_file: str | None = option(
-        None, "File that its output is appended to, besides the log kept in memory."
-    )
-    ready_path: UrlPath = option(UrlPath("/health"), "Path that tells whether it is ready.")
-    ready_check: ReadyCheck = option(
-        ReadyCheck("status == 200"),
-        'What the answer must be: "status == 200", "key==value" in its JSON (nested by dots), or "model:<id>" listed.',
-    )
-    sleep: SleepConfig | None = option(
-        None, "Put it to sleep instead of stopping it, where that frees enough."
-    )
-
-
-@frozen(kw_only=True)
-class LoadedConfig:
-    """Where an engine says what it has loaded."""
-
-    path: UrlPath = required("Path that lists what is loaded.")
-    key: str = option(
-        "", "Key of the list in the answer, nested by dots; empty when the answer itself is the list."
-    )
-    id: str = option("id", "Key of a model's id in an entry, nested by dots.")
-    instances: str | None = option(
-        None,
-        "Key, in an entry, of a list of loaded instances; an entry counts as loaded when the list is not empty.",
-    )
-    instance_id: str = option(
-        "id", "Key of an instance's own id, which the unload call may need as {instance}."
-    )
-    filter: Mapping[str, str] = table(
-        dict, "Keys (nested by dots) and the values that a loaded entry has in them."
-    )
-
-
-@frozen(kw_only=True)
-class HttpConfig(EngineConfig):
-    """`type = "http"`: a running server that loads and unloads models when told over HTTP."""
-
-    type: Literal["http"] = option("http", "A running server that loads models when told over HTTP.")
-    base_url: BaseUrl = required("Where it listens.")
-    load: CallConfig | None = option(
-        None, "Call that loads a model; absent where the first request loads it."
-    )
-    unload: CallConfig = required("Call that unloads a model.")
-    loaded: LoadedConfig = required("Where it says what is loaded.")
-    sleep: SleepConfig | None = option(
-        None, "Put it to sleep instead of stopping it, where that frees enough."
-    )
-
-
-@frozen(kw_only=True)
-class OllamaConfig(EngineConfig):
-    """`type = "ollama"`: the Ollama daemon."""
-
-    type: Literal["ollama"] = option("ollama", "The Ollama daemon.")
-    base_url: BaseUrl = option(BaseUrl("http://127.0.0.1:11434"), "Where it listens.")
-    stop_command: Argv | None = option(
-        Argv(("ollama", "stop", "{model}")), "Last resort when keep_alive 0 did not unload a model."
-    )
-
-
-@frozen(kw_only=True)
-class SystemdConfig(EngineConfig):
-    """`type = "systemd"`: a unit that systemd runs, `Restart=always` included."""
-
-    type: Literal["systemd"] = option("systemd", "A unit that systemd runs.")
-    base_url: BaseUrl = required("Where it listens.")
-    unit: Name = required("Name of the unit, such as vllm.service.")
-    scope: Literal["user", "system"] = option("user", "systemctl --user, or the system's own.")
-    prefix: Argv | None = option(None, 'Command put before systemctl, such as ["sudo", "-n"].')
-    ready_path: UrlPath = option(UrlPath("/health"), "Path that tells whether it is ready.")
-    ready_check: ReadyCheck = option(
-        ReadyCheck("status == 200"), "What the answer must be; as for process engines."
-    )
-    sleep: SleepConfig | None = option(
-        None, "Put it to sleep instead of stopping it, where that frees enough."
-    )
-
-
-AnyEngineConfig = ProcessConfig | HttpConfig | OllamaConfig | SystemdConfig
-"""Any engine's configuration."""
-
-ENGINE_TYPES: Mapping[str, type[AnyEngineConfig]] = {
-    "process": ProcessConfig,
-    "http": HttpConfig,
-    "ollama": OllamaConfig,
-    "systemd": SystemdConfig,
-}
-"""The class for each value of `type`."""
 
 
 @frozen(kw_only=True)

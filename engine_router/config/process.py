@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from engine_router.config.engines import ProcessConfig
 from engine_router.config.faults import Fault, close, quoted
-from engine_router.config.model import ModelConfig, ProcessConfig
+from engine_router.config.model import ModelConfig
 from engine_router.config.values import shown
 
 PLACEHOLDERS: Final = ("port", "model", "path")

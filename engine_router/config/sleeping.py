@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Final
 
+from engine_router.config.engines import AnyEngineConfig, OllamaConfig, ProcessConfig, SleepConfig
 from engine_router.config.faults import Fault
-from engine_router.config.model import AnyEngineConfig, OllamaConfig, PoolConfig, ProcessConfig, SleepConfig
+from engine_router.config.model import PoolConfig
 from engine_router.unified import is_unified
 
 _DEV_MODE: Final = "VLLM_SERVER_DEV_MODE"

@@ -10,24 +10,20 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
-from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_private, quoted
-from engine_router.config.misplaced import home_of
-from engine_router.config.model import (
+from engine_router.config.engines import (
     ENGINE_TYPES,
     CallConfig,
     EngineConfig,
     HttpConfig,
     LoadedConfig,
-    LogConfig,
-    ModelConfig,
     OllamaConfig,
-    PoolConfig,
     ProcessConfig,
-    SchedulingConfig,
-    ServerConfig,
     SleepConfig,
     SystemdConfig,
 )
+from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_private, quoted
+from engine_router.config.misplaced import home_of
+from engine_router.config.model import LogConfig, ModelConfig, PoolConfig, SchedulingConfig, ServerConfig
 from engine_router.config.values import READERS, HeaderValue, Unfit, VariableValue, read_header_name, shown
 
 T = TypeVar("T")

@@ -1,0 +1,25 @@
+"""How an option of the configuration is declared: with its documentation, and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+
+T = TypeVar("T")
+
+
+def required(doc: str) -> Any:
+    """Declare an option that must be given."""
+    return attrs.field(metadata={"doc": doc})
+
+
+def option(default: T, doc: str) -> T:
+    """Declare an option with a default."""
+    return attrs.field(default=default, metadata={"doc": doc})
+
+
+def table(factory: Callable[[], T], doc: str) -> T:
+    """Declare an option whose default is made anew: a table of its own."""
+    return attrs.field(factory=factory, metadata={"doc": doc})
