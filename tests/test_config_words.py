@@ -4,14 +4,18 @@ import contextlib
 import json
 import shlex
 from pathlib import Path
+from typing import get_args
 
+import attrs
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from engine_router.config import HttpConfig, ProcessConfig, load_config, parse_config
+from engine_router.config import HttpConfig, PoolConfig, ProcessConfig, load_config, parse_config
 from engine_router.config.command_line import split_command
-from engine_router.config.environment import Environment
+from engine_router.config.engines import ENGINE_TYPES
+from engine_router.config.environment import COMMANDS, Environment
+from engine_router.config.values import Argv
 from engine_router.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -299,3 +303,15 @@ def test_mlx_is_ready_when_its_health_says_so() -> None:
     engine = parse_config(block((ROOT / "engines.toml.example").read_text("utf-8"), "mlx")).engines["mlx"]
     assert isinstance(engine, ProcessConfig)
     assert (engine.ready_path, engine.ready_check, engine.discover) == ("/health", "status == 200", False)
+
+
+def test_every_command_is_split_before_the_environment_is_filled_in() -> None:
+    """A value with a blank in it stays one word, whichever option it stands in."""
+    commands = {
+        (table, field.name)
+        for table, classes in (("engines", ENGINE_TYPES.values()), ("pools", (PoolConfig,)))
+        for cls in classes
+        for field in attrs.fields(attrs.resolve_types(cls))
+        if Argv in (field.type, *get_args(field.type))
+    }
+    assert commands == COMMANDS

@@ -16,7 +16,7 @@ from engine_router.config.faults import Fault, quoted
 _REFERENCE: Final = re.compile(r"\$\{env:([^{}]*)\}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_()]*")
 # The strings that are split into words: a value with blanks in it stays one word.
-_COMMANDS: Final = frozenset(
+COMMANDS: Final = frozenset(
     {
         ("engines", "argv"),
         ("engines", "prefix"),
@@ -71,7 +71,7 @@ class Environment:
     def _fill_string(self, text: str, keys: tuple[str, ...], place: str, faults: list[Fault]) -> Any:
         if "${env" not in text:
             return text
-        if len(keys) == 3 and (keys[0], keys[2]) in _COMMANDS:
+        if len(keys) == 3 and (keys[0], keys[2]) in COMMANDS:
             try:
                 return [self._replace(word, place, faults) for word in split_command(text)]
             except ValueError:  # its reader says what is wrong with it
