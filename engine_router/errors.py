@@ -58,6 +58,22 @@ class RouterError(Exception):
         """
         return "server_error" if self.retryable else "invalid_prompt"
 
+    def remembered(self, *, ago_s: float, again_in_s: float) -> RouterError:
+        """Return this error as it is told to those who come later, and are not tried again for now."""
+        note = (
+            f" (remembered: that was {ago_s:.0f} s ago; it is tried again in {again_in_s:.0f} s, "
+            "and at once after `engine-router reset`)"
+        )
+        other = self.__class__.__new__(self.__class__)  # each class has arguments of its own
+        other.__dict__.update(self.__dict__)
+        other.message = self._with_note(note)
+        other.args = (other.message,)
+        other.retry_after_s = max(1.0, again_in_s)
+        return other
+
+    def _with_note(self, note: str) -> str:
+        return self.message + note
+
 
 class BadRequest(RouterError):
     """The request cannot be understood: not JSON, not an object, no model, a bad field."""
@@ -302,6 +318,10 @@ class EngineError(RouterError):
         self.engine = engine
         self.summary = message
         self.log_tail = tuple(lines)
+
+    def _with_note(self, note: str) -> str:
+        head = f"engine '{self.engine}' {self.summary}"
+        return head + note + str(self).removeprefix(head)  # its log lines come last
 
 
 class EngineStartFailed(EngineError):

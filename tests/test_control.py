@@ -88,7 +88,9 @@ async def waiting(router: Router, model: str, priority: str = "normal") -> Async
     headers = {"content-length": str(len(body)), "x-request-priority": priority}
     count = len(router.underway)
     async with conversation(router.app, "POST", CHAT, headers=headers, body=[body]) as talk:
-        while len(router.underway) == count:
+        while len(router.underway) == count or any(
+            len(pool.ledger._prechecks) for pool in router.supervisor.pools.values()
+        ):
             await trio.sleep(0.001)
         yield talk
 
@@ -629,3 +631,17 @@ async def test_events_end_with_the_router() -> None:
 def test_an_event_is_one_line_of_data() -> None:
     data = RouterNotice(at=0.0, severity="info", message="one\ntwo").as_dict()
     assert frame("router_notice", data).count(b"\n") == 3
+
+
+async def test_a_load_names_those_that_made_way_and_no_others() -> None:
+    budget = '[pools.room]\ngauge = "none"\nmode = "budget"\nbudget_gb = 3'
+    engines = [process(name, memory_gb=1.5, pool="room") for name in "abc"]
+    async with routing(budget, *engines) as router:
+        assert (await post(router, "/admin/swap", model="a")).json()["was"] is None
+        assert (await post(router, "/admin/swap", model="b")).json()["was"] is None  # beside it
+        again = (await post(router, "/admin/swap", model="b")).json()
+        assert again["was"] == "b"  # it was there
+        assert again["duration_s"] < 1
+        assert (await post(router, "/admin/swap", model="c")).json()["was"] in ("a", "b")
+        third = (await post(router, "/admin/swap", model="c")).json()
+        assert third["was"] == "c"

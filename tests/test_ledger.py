@@ -320,8 +320,11 @@ def test_a_failed_start_is_remembered_for_a_while(book: Book) -> None:
     book.waiting(A)
     book.ledger.apply(HasEnded(A, FAILED), 1)
     book.ledger.apply(Settled(A), 1)
-    ticket, effects = book.ask(A, 5.9)
-    assert effects == [Refuse(ticket, FAILED)]
+    ticket, [refusal] = book.ask(A, 5.9)
+    assert isinstance(refusal, Refuse)
+    assert (refusal.ticket, type(refusal.error), refusal.error.retry_after_s) == (ticket, type(FAILED), 1.0)
+    assert str(refusal.error).startswith(f"{FAILED} (remembered: that was 5 s ago; it is tried again in 0 s")
+    assert "remembered" not in str(FAILED)
     assert book.ask(A, 6)[1] == [Start(A, "requested")]
 
 

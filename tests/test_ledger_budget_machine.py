@@ -52,7 +52,9 @@ BUDGET = 10
 CAPACITY = Capacity(budget_bytes=BUDGET, max_resident=3)
 IDLE_S = 12
 PROFILES = {
-    ResidentId(name): Profile(need_bytes=need, group=group, start_s=start, idle_timeout_s=IDLE_S)
+    ResidentId(name): Profile(
+        need_bytes=need, group=group, start_s=start, idle_timeout_s=IDLE_S, is_checkable=name in "acf"
+    )
     for name, need, group, start in [
         ("a", 4, None, 10), ("b", 4, None, 2), ("c", 6, None, 30),
         ("d", 3, "x", 5), ("e", 3, "y", 5), ("f", 2, "x", None), ("g", 1, None, 1), ("huge", 11, None, 1), ("new", None, None, None),
@@ -113,6 +115,7 @@ class BudgetMachine(RuleBasedStateMachine):
         self.present: dict[ResidentId, Present] = {}
         self.settling: dict[ResidentId, float] = {}
         self.pins: set[ResidentId] = set()
+        self.looks: set[ResidentId] = set()  # at engines, before others are stopped for them
         self.closing_at = math.inf
         self.holders_leave = True
 
@@ -169,9 +172,18 @@ class BudgetMachine(RuleBasedStateMachine):
                     self.present[resident].drain_began = None
                 case book.Stop(resident, _, wanted):
                     self.stopped(self.present[resident], wanted)
-                case book.Settle(resident):
-                    assert resident in self.settling
+                case _:
+                    self.noted(effect)
         return effects
+
+    def noted(self, effect: book.Effect) -> None:
+        match effect:
+            case book.Settle(resident):
+                assert resident in self.settling
+            case book.Check(resident):
+                assert PROFILES[resident].is_checkable
+                assert resident not in self.looks, "looks twice"
+                self.looks.add(resident)
 
     def granted(self, request: Request) -> None:
         assert request.state in ("new", "waiting"), "granted, though it does not wait"
@@ -225,7 +237,9 @@ class BudgetMachine(RuleBasedStateMachine):
     def breaks_no_promise(self, resident: ResidentId, wants: list[Request]) -> None:
         """Who is overdue and first in turn must not wait longer because somebody else starts."""
         absent = [
-            r for r in self.wanted() if r.ticket.resident not in self.present and r.deadline <= self.now
+            r
+            for r in self.wanted()
+            if r.ticket.resident not in {*self.present, *self.looks} and r.deadline <= self.now
         ]
         first = min(absent, key=lambda request: request.deadline, default=None)
         if first is None or first.ticket.resident == resident or not wants:
@@ -355,6 +369,16 @@ class BudgetMachine(RuleBasedStateMachine):
             del self.present[present.resident]
         self.apply(book.StopFailed(present.resident, EngineStopFailed(present.resident.engine, "is there")))
 
+    @precondition(lambda self: self.looks)
+    @rule(data=st.data(), objects=st.booleans())
+    def a_look_ends(self, data: st.DataObject, objects: bool) -> None:
+        self.look_ends(data.draw(st.sampled_from(sorted(self.looks))), objects=objects)
+
+    def look_ends(self, resident: ResidentId, *, objects: bool) -> None:
+        self.looks.remove(resident)
+        error = EngineStartFailed(resident.engine, "its program is missing") if objects else None
+        self.apply(book.Checked(resident, error))
+
     @precondition(lambda self: self.settling)
     @rule(data=st.data())
     def memory_settles(self, data: st.DataObject) -> None:
@@ -473,7 +497,7 @@ class BudgetMachine(RuleBasedStateMachine):
         assert not self.closing
         for present in self.in_state("ready"):
             assert present.drain_began is not None or not self.waiting_for(present.resident)
-        moving = self.settling or self.in_state("starting", "stopping") or self.those("granted")
+        moving = self.settling or self.in_state("starting", "stopping") or self.those("granted") or self.looks
         assert moving or self.ledger.wake_at() < math.inf, "nothing is going to happen"
 
     @invariant()
@@ -482,7 +506,9 @@ class BudgetMachine(RuleBasedStateMachine):
             return  # somebody was promised what comes free
         if self.closing or any(request.deadline <= self.now for request in self.those("waiting")):
             return  # whoever is overdue was promised it
-        for resident in {request.ticket.resident for request in self.those("waiting")} - set(self.present):
+        for resident in {request.ticket.resident for request in self.those("waiting")}:
+            if resident in self.present or resident in self.looks:
+                continue
             assert (
                 self.taken() + self.need_of(resident) > BUDGET
                 or len(self.present) >= CAPACITY.max_resident
@@ -508,6 +534,8 @@ class BudgetMachine(RuleBasedStateMachine):
                 return
             if self.settling:
                 self.settles(next(iter(self.settling)))
+            elif self.looks:
+                self.look_ends(next(iter(self.looks)), objects=False)
             elif self.in_state("starting"):
                 self.becomes_ready(self.in_state("starting")[0])
             elif self.in_state("stopping"):

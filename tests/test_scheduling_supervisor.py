@@ -17,6 +17,7 @@ from engine_router.discovery import Discovery
 from engine_router.engines.base import ResidentId
 from engine_router.errors import (
     EngineDied,
+    EngineStartFailed,
     EngineStopFailed,
     NeverFits,
     NotEnoughMemory,
@@ -179,6 +180,89 @@ async def test_what_is_being_stopped_is_not_asked_for_its_health(autojump_clock:
         await trio.sleep(200)
         assert world.of(ResidentDied) == []
         assert world.present() == {}
+
+
+async def test_nobody_is_stopped_for_a_start_that_is_known_to_be_in_vain(autojump_clock: MockClock) -> None:
+    async with running(budget_gib=60) as world:
+        await world.use(A)
+        world.engines["b"].hindrance = "cannot be started: llama-server was not found"
+        world.engines["b"].check_s = 0.5
+        began = trio.current_time()
+        refusals = [await world.refusal(B), await world.refusal(B)]
+        for refusal in refusals:
+            assert isinstance(refusal, EngineStartFailed)
+            assert "llama-server was not found" in str(refusal)
+        assert trio.current_time() - began == pytest.approx(1.0)
+        assert world.present() == {"a": Phase.READY}
+        assert world.engines["b"].deeds == []
+        assert world.of(SwapBegan)[1:] == []
+        world.engines["b"].hindrance = None
+        await world.use(B)
+        assert world.present() == {"b": Phase.READY}
+
+
+async def test_a_look_before_a_stop_is_bounded_and_shared(autojump_clock: MockClock) -> None:
+    async with running(budget_gib=60) as world:
+        await world.use(A)
+        world.engines["b"].check_s = 1000.0
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(world.use, B, 0.0)
+        assert trio.current_time() - began == pytest.approx(2 + 1 + 10, abs=0.2)
+        assert world.engines["b"].looks == 1
+
+
+async def test_a_request_that_leaves_during_the_look_leaves_nothing(autojump_clock: MockClock) -> None:
+    async with running(budget_gib=60) as world:
+        await world.use(A)
+        world.engines["b"].check_s = 1.0
+        with trio.move_on_after(0.5):
+            await world.use(B)
+        ledger = world.supervisor.pools["default"].ledger
+        assert (list(ledger.waiting()), dict(ledger.waiting_counts())) == ([], {})
+        await trio.sleep(100)
+        assert world.present() == {"a": Phase.READY}
+
+
+async def test_what_is_there_already_needs_no_look(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        await world.use(A)
+        await world.use(A)
+        await world.use(B)  # fits beside it
+        assert (world.engines["a"].looks, world.engines["b"].looks) == (0, 0)
+
+
+async def test_a_daemon_that_is_up_again_is_tried_at_once(autojump_clock: MockClock) -> None:
+    rules = attrs.evolve(RULES, failed_start_memory_s=60.0)
+    async with running(rules=rules) as world:
+        engine = world.engines["a"]
+        engine.hindrance = "does not accept connections"
+        for _ in range(30):
+            engine.scripts.append(Script("fail"))
+            assert isinstance(await world.refusal(A), EngineStartFailed)
+            await trio.sleep(3)
+        starts = engine.count("start")
+        assert starts <= 2
+        refusal = await world.refusal(A)
+        assert "remembered" in str(refusal)
+        assert refusal.retry_after_s is not None
+        engine.hindrance = None
+        engine.scripts.clear()
+        began = trio.current_time()
+        await world.use(A)
+        assert trio.current_time() - began == pytest.approx(11)
+
+
+async def test_a_failure_that_no_look_shows_is_remembered(autojump_clock: MockClock) -> None:
+    rules = attrs.evolve(RULES, failed_start_memory_s=60.0)
+    async with running(rules=rules) as world:
+        world.engines["a"].scripts.append(Script("fail"))
+        await world.refusal(A)
+        for _ in range(5):
+            await trio.sleep(3)
+            assert "remembered" in str(await world.refusal(A))
+        assert world.engines["a"].count("start") == 1
 
 
 async def test_what_is_stuck_can_be_cleared_by_hand(autojump_clock: MockClock) -> None:
@@ -358,6 +442,7 @@ async def test_a_full_queue_says_when_to_come_back(autojump_clock: MockClock) ->
         await world.use(A)
         await world.use(B)
         lease, waiting = world.supervisor.request(B), world.supervisor.request(A)
+        await wait_all_tasks_blocked()
         error = await world.refusal(A)
         assert isinstance(error, QueueFull)
         assert error.retry_after_s == pytest.approx(60 + 11, abs=1)

@@ -453,6 +453,29 @@ async def test_without_a_baseline_what_is_not_even_free_cannot_be_back(autojump_
     assert (result.outcome, result.missing_bytes) == (Outcome.SHORT, HELD - BASELINE)
 
 
+def restless(at: float) -> int:
+    """Give the free memory of a host on which others take and give back some 20 MiB all the time."""
+    return BASELINE + int(20 * MIB * math.sin(at * 7) + 3 * MIB * at)
+
+
+async def test_without_a_baseline_it_ends_although_others_move(autojump_clock: MockClock) -> None:
+    result = await settled(ScriptedGauge(restless), baseline=None, expected=5 * GIB // 2)
+    assert result.waited_s < 5
+
+
+async def test_without_a_baseline_too_little_is_seen_as_soon_as_it_is_flat(autojump_clock: MockClock) -> None:
+    result = await settled(ScriptedGauge(ramp(0)), baseline=None)
+    assert result.outcome is Outcome.SHORT
+    assert lasted(result, 2.0)
+
+
+def test_the_words_of_a_failure_add_up() -> None:
+    flat = MemoryNotReturned(0, int(0.8 * GIB), int(2.4 * GIB), 25.0)
+    assert str(flat) == "free memory had not come to rest after 25.0 s (released so far: 0.80 GiB)"
+    short = MemoryNotReturned(int(1.6 * GIB), int(0.8 * GIB), int(2.4 * GIB), 25.0)
+    assert str(short) == "1.60 GiB of 2.40 GiB had not come back after 25.0 s (released so far: 0.80 GiB)"
+
+
 # --- properties ----------------------------------------------------------------------------------------
 
 sizes = st.integers(min_value=-15 * GIB, max_value=100 * GIB)

@@ -438,7 +438,11 @@ async def test_a_failed_start_is_told_to_every_waiter_at_once_remembered_and_the
         assert all(
             isinstance(error, EngineStartFailed) and error.log_tail == ("bad flag",) for error in errors
         )
-        assert await world.refusal(A) is errors[0]
+        again = await world.refusal(A)
+        assert (type(again), again.log_tail) == (EngineStartFailed, ("bad flag",))  # type: ignore[attr-defined]
+        assert "(remembered: that was 0 s ago; it is tried again in 5 s, and at once after" in str(again)
+        assert str(again).endswith("its last log lines:\n  bad flag")
+        assert again.retry_after_s == pytest.approx(5)
         assert world.engine(A).count("start") == 1
         await trio.sleep(RULES.failed_start_memory_s)
         await world.use(A)

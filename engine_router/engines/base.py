@@ -224,6 +224,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def obstacle(self, resident: ResidentId) -> str | None:
+        """Say why a start would be in vain, as far as can be seen without one; None where nothing is known.
+
+        Cheap: it is asked before others are stopped for the resident. Not bounded in time: the caller does that.
+        """
+        ...
+
     async def find(self) -> Sequence[ResidentId]:
         """Return the residents that run already, started by someone else, and whose identity is sure.
 

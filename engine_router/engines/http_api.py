@@ -87,6 +87,16 @@ class HttpEngine:
         missing = await _HttpModel(self, resident.model or "").missing()
         return None if used else missing
 
+    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - one server has them all
+        """Say so where nobody listens; see `Engine.obstacle`."""
+        try:
+            await self.server.listing(self.config.loaded)
+        except NotListening as error:
+            return error.summary
+        except EngineError:
+            pass  # it is there, and to load will show what is wrong
+        return None
+
     async def find(self) -> Sequence[ResidentId]:
         """Return the models loaded now, or on their way; [] when nobody listens, or the server sleeps.
 

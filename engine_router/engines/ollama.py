@@ -102,6 +102,16 @@ class OllamaEngine:
         holds = model in await self.loaded()
         return None if holds or used else f"does not hold '{model}' any more"
 
+    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - one daemon has them all
+        """Say so where no daemon listens; see `Engine.obstacle`."""
+        try:
+            await self.loaded()
+        except NotListening as error:
+            return error.summary
+        except EngineError:
+            pass  # it is there, and to load will show what is wrong
+        return None
+
     async def find(self) -> Sequence[ResidentId]:
         """Return the models in memory; [] when nobody listens.
 

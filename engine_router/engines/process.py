@@ -18,6 +18,7 @@ from engine_router.engines.descriptors import is_lack
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.end_commands import EndCommands, end_commands, fill_command
 from engine_router.engines.family import Guardian
+from engine_router.engines.obstacles import missing
 from engine_router.engines.output import EngineOutput, last_words
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
 from engine_router.engines.running import Running, SleepingProcess, open_log_file
@@ -120,6 +121,13 @@ class ProcessEngine:
         probe = self._probe(resident, base_url)
         seen = await look(probe.client, probe.url, probe.check, headers=probe.headers)
         return None if seen == CANNOT_ASK else seen  # that is no fault of the engine's
+
+    async def obstacle(self, resident: ResidentId) -> str | None:
+        """Say so where the program, its folder or its model file is missing; see `Engine.obstacle`."""
+        cwd = None if self.config.cwd is None else str(expanded(self.config.cwd))
+        return await trio.to_thread.run_sync(
+            missing, self.command(resident, 0), cwd, self.config.env, abandon_on_cancel=True
+        )
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the engine if its port is owned by a process that runs its very command, and does not sleep.

@@ -44,6 +44,7 @@ COMMAND_TIMEOUT_S = 10.0
 _PROPERTIES = "LoadState,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts,Job"
 # What systemctl says, with any exit status, where there is no such unit, and where nobody answers it.
 _UNKNOWN_UNIT = ("not found", "not loaded", "does not exist")
+_CHECK_UNIT = "check the name in `unit`, and its `scope`"
 _NO_BUS = ("connect to bus", "connect to user", "XDG_RUNTIME_DIR", "No medium found", "not been booted")
 _AT_REST = frozenset({"inactive", "failed"})
 
@@ -158,6 +159,16 @@ class SystemdEngine:
         if state.at_rest:
             return f"is down: {self.config.unit} is {state}"
         return await look(self.probe.client, self.probe.url, self.probe.check, headers=self.probe.headers)
+
+    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - there is one
+        """Say so where systemd cannot be asked, or knows no such unit; see `Engine.obstacle`."""
+        try:
+            state = await self.state()
+        except EngineUnreachable as error:
+            return error.summary
+        if state.load in ("not-found", "masked", "bad-setting", "error"):
+            return f"cannot be started: systemd says that {self.config.unit} is {state.load}; {_CHECK_UNIT}"
+        return None
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the unit unless it is at rest, or sleeps: then it holds little, and is woken when it is needed.

@@ -23,6 +23,8 @@ as well. A large fall lowers that level, because our memory may be returning und
 back to where the reading was before is progress that a mere record would not show. To keep a tenant
 whose use goes up and down from posing as progress for ever, only a few falls between two records do so.
 
+Without a baseline (it died, and nobody looked before) the wait ends as soon as the reading is flat.
+
 An unreadable gauge is no information: it is asked again, until the deadline.
 """
 
@@ -113,7 +115,7 @@ class MemoryNotReturned(Exception):
         self.released_bytes = released_bytes
         self.expected_bytes = expected_bytes
         self.waited_s = waited_s
-        if expected_bytes is None:
+        if expected_bytes is None or missing_bytes <= 0:
             what = "free memory had not come to rest"
         else:
             what = f"{_gib(missing_bytes)} of {_gib(expected_bytes)} had not come back"
@@ -244,7 +246,8 @@ class _Watch:
             return Outcome.PLATEAU, _AFTER_MOST_S
         if self.likely >= self.expected / 2:
             return Outcome.PLATEAU, _AFTER_LATE_START_S
-        return Outcome.SHORT, _AFTER_TOO_LITTLE_S
+        # Without a baseline its memory may have been back before the first reading: flat is all that can be seen.
+        return Outcome.SHORT, _AFTER_LATE_START_S if self.baseline is None else _AFTER_TOO_LITTLE_S
 
     def _take(self, available: int, now: float) -> None:
         if self.samples == 0:
@@ -259,6 +262,9 @@ class _Watch:
 
     def _note_rise_or_fall(self, available: int, now: float) -> None:
         noise = 16 * _MIB if self.expected is None else max(4 * _MIB, self.expected // 1000)
+        if self.baseline is None:
+            # There is no amount at which to stop, so what others do all the time must not look like progress.
+            noise = max(16 * _MIB, (self.expected or 0) // 50)
         if available >= self._record + noise:
             self._record = available
             self._falls_left = _FALLS_BETWEEN_RECORDS

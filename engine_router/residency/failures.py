@@ -26,12 +26,18 @@ class Failure:
         at: when.
         until: requests are refused with that error until then.
         count: how often in a row.
+        was_seen: a look at the engine shows what is wrong. So it shows as well when that is over.
     """
 
     error: RouterError
     at: float
     until: float
     count: int
+    was_seen: bool = False
+
+    def told(self, now: float) -> RouterError:
+        """Return the error as it is told to whoever comes now: remembered, and until when."""
+        return self.error.remembered(ago_s=now - self.at, again_in_s=self.until - now)
 
 
 class Failures:
@@ -64,10 +70,10 @@ class Failures:
         """Forget what a resident did."""
         self._failures.pop(resident, None)
 
-    def standing(self, resident: ResidentId, now: float) -> RouterError | None:
-        """Return the error with which requests for a resident are refused now."""
+    def standing(self, resident: ResidentId, now: float) -> Failure | None:
+        """Return the failure for which requests for a resident are refused now."""
         failure = self._failures.get(resident)
-        return failure.error if failure is not None and now < failure.until else None
+        return failure if failure is not None and now < failure.until else None
 
     def until(self, resident: ResidentId) -> float:
         """Return until when a resident is not started again, the distant past where it did not fail."""

@@ -1,4 +1,4 @@
-"""Health checks: whether a resident that is there still does its work."""
+"""Health checks: whether a resident that is there still does its work, and whether one can be started at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from engine_router.engines.base import Engine, ResidentId
-from engine_router.errors import EngineError
+from engine_router.errors import EngineError, EngineStartFailed
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +17,24 @@ FAILURES_TO_BE_DOWN: Final = 3
 
 # A check that takes longer has failed. Seconds.
 CHECK_TIMEOUT_S: Final = 5.0
+
+
+# Nobody waits longer for a look before a start. Seconds.
+PRECHECK_TIMEOUT_S: Final = 2.0
+
+
+async def objection_of(engine: Engine, resident: ResidentId) -> EngineStartFailed | None:
+    """Look whether a start would be in vain; None where it need not be, or nothing can be said in time."""
+    with trio.move_on_after(PRECHECK_TIMEOUT_S):
+        try:
+            fault = await engine.obstacle(resident)
+        except EngineError as error:
+            logger.info("%s", error)
+        except Exception:
+            logger.exception("engine %s: unexpected error", engine.name)
+        else:
+            return None if fault is None else EngineStartFailed(engine.name, fault)
+    return None
 
 
 async def until_down(

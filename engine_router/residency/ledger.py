@@ -30,15 +30,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TypeGuard
 
 from engine_router.engines.base import ResidentId
-from engine_router.errors import EngineDied, QueueFull, RouterClosing, RouterError
+from engine_router.errors import EngineDied, RouterClosing, RouterError
 from engine_router.residency import messages as book
+from engine_router.residency.admission import Admission
 from engine_router.residency.failures import Failure, Failures
 from engine_router.residency.messages import Effect, Event, Ticket
 from engine_router.residency.occupancy import Occupancy
 from engine_router.residency.planning import Books, Planner
+from engine_router.residency.prechecks import Prechecks
 from engine_router.residency.queue import TicketQueue
 from engine_router.residency.residence import Phase, Residence
 from engine_router.residency.rules import UNKNOWN, Capacity, Profile, Rules
@@ -68,10 +69,12 @@ class Ledger:
         self._failures = Failures(rules.failed_start_memory_s)
         self._books = Books(rules, self._queue, self._occupancy, self._times, self._failures)
         self._planner = Planner(self._books)
+        self._prechecks = Prechecks()
+        self._admission = Admission(self._books, self._planner, self._prechecks)
 
     def __repr__(self) -> str:
         present = ", ".join(f"{r.resident} {r.phase.value}" for r in self.residences) or "empty"
-        waiting = {str(resident): count for resident, count in self._queue.counts().items()}
+        waiting = {str(resident): count for resident, count in self.waiting_counts().items()}
         settling = ", ".join(map(str, self.settling)) or None
         return f"<Ledger {present}, waiting {waiting}, settling {settling}>"
 
@@ -113,10 +116,14 @@ class Ledger:
     def waiting(self) -> Iterator[Ticket]:
         """Yield the tickets that wait."""
         yield from self._queue
+        yield from self._prechecks
 
     def waiting_counts(self) -> Mapping[ResidentId, int]:
         """Return how many tickets wait, for each resident that is waited for."""
-        return self._queue.counts()
+        counts = self._queue.counts()
+        for resident, count in self._prechecks.counts().items():
+            counts[resident] = counts.get(resident, 0) + count
+        return counts
 
     def place(self, ticket: Ticket) -> int:
         """Return how many tickets arrived before this one and still wait."""
@@ -172,6 +179,8 @@ class Ledger:
                 effects = self._ended(resident, error, now)
             case book.StopFailed(resident, error):
                 effects = self._stop_failed(resident, error)
+            case book.Checked(resident, objection):
+                effects = self._admission.checked(resident, objection, now)
             case book.Adopt(resident):
                 effects = self._adopt(resident)
             case book.Pin(resident, pinned):
@@ -210,43 +219,7 @@ class Ledger:
     # What each event changes.
 
     def _enter(self, ticket: Ticket, now: float) -> list[Effect]:
-        resident = ticket.resident
-        self._times.arrived(resident, now)
-        residence = self._occupancy.residences.get(resident)
-        # Nothing that could be decided changes by one more lease while nobody is overdue. This is the way of
-        # nearly every request.
-        if self._admits(residence) and now < self._queue.first_deadline():
-            residence.lend(ticket, now)
-            return [book.Grant(ticket)]
-        if (error := self._refusal(resident, now)) is not None:
-            return [book.Refuse(ticket, error)]
-        effects: list[Effect] = []
-        if self._is_full_for(resident):
-            effects = self._planner.plan(now)
-            # What does not wait needs no room in the queue.
-            if not self._admits(residence):
-                limit = self._books.rules.max_queue_per_model or self._books.rules.max_queue
-                words = f"{min(limit, self._books.rules.max_queue)} requests are waiting already"
-                retry_s = self._planner.scheduler.retry_after_s(now)
-                return [*effects, book.Refuse(ticket, QueueFull(words, retry_after_s=retry_s))]
-        if self._queue.add(ticket, now):
-            effects += self._planner.plan(now)
-        return effects
-
-    @staticmethod
-    def _admits(residence: Residence | None) -> TypeGuard[Residence]:
-        return residence is not None and residence.phase is Phase.READY
-
-    def _refusal(self, resident: ResidentId, now: float) -> RouterError | None:
-        if self._books.is_closing:
-            return RouterClosing("the router is shutting down")
-        return self._failures.standing(resident, now) or self._occupancy.objection(resident)
-
-    def _is_full_for(self, resident: ResidentId) -> bool:
-        per_model = self._books.rules.max_queue_per_model
-        if per_model and self._queue.count(resident) >= per_model:
-            return True
-        return len(self._queue) >= self._books.rules.max_queue
+        return self._admission.enter(ticket, now)
 
     def _give_back(self, ticket: Ticket, now: float) -> list[Effect]:
         """Forget a ticket, wherever it is. A ticket that is nowhere (refused, revoked) is forgotten already."""
@@ -257,7 +230,7 @@ class Ledger:
                 return []
             self._times.released(ticket.resident, now, busy_s=now - residence.busy_since)
             return self._planner.after_idle(residence, now)
-        if not self._queue.remove(ticket):
+        if self._prechecks.remove(ticket) or not self._queue.remove(ticket):
             return []
         return self._planner.plan(now)
 
@@ -287,6 +260,8 @@ class Ledger:
             if error.is_engines_fault:
                 self._failures.start_failed(resident, error, now)
             effects += [book.Refuse(ticket, error) for ticket in self._queue.take(resident)]
+            if self._occupancy.profile(resident).is_checkable and not self._books.is_closing:
+                effects += self._prechecks.begin(resident)
         return [*effects, book.Settle(resident)]
 
     def _note_death(self, residence: Residence, error: RouterError, now: float) -> None:
@@ -386,4 +361,6 @@ class Ledger:
     def _close(self, deadline: float) -> list[Effect]:
         self._books.closing_at = min(deadline, self._books.closing_at)
         error = RouterClosing("the router is shutting down")
-        return [book.Refuse(ticket, error) for ticket in self._queue.take_all()]
+        return [
+            book.Refuse(ticket, error) for ticket in (*self._queue.take_all(), *self._prechecks.take_all())
+        ]

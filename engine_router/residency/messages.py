@@ -107,6 +107,14 @@ class Down:
 
 
 @frozen
+class Checked:
+    """An engine was looked at. `objection` says why a start would be in vain; None where nothing is known."""
+
+    resident: ResidentId
+    objection: RouterError | None
+
+
+@frozen
 class Adopt:
     """A resident was found running when the router started."""
 
@@ -180,6 +188,7 @@ Event = (
     | StopFailed
     | Settled
     | Down
+    | Checked
     | Adopt
     | Preload
     | Unload
@@ -261,4 +270,11 @@ class Settle:
     resident: ResidentId
 
 
-Effect = Grant | Refuse | Revoke | Start | Drain | Resume | Stop | Settle
+@frozen
+class Check:
+    """Look whether a start would be in vain, then report `Checked`."""
+
+    resident: ResidentId
+
+
+Effect = Check | Grant | Refuse | Revoke | Start | Drain | Resume | Stop | Settle

@@ -126,8 +126,8 @@ class TicketQueue:
         `now` is never less than at an earlier call.
         """
         resident = ticket.resident
-        ticket.arrived_at = now
-        ticket.deadline = now + self._patience_s[ticket.priority]
+        if ticket.deadline == math.inf:
+            self.stamp(ticket, now)
         self._counts[resident] = self._counts.get(resident, 0) + 1
         self._length += 1
         line = self._lines.setdefault(resident, {})
@@ -137,6 +137,11 @@ class TicketQueue:
         line[ticket.priority] = OrderedDict({ticket: None})
         self._place(resident, line)
         return True
+
+    def stamp(self, ticket: Ticket, now: float) -> None:
+        """Note when a ticket arrived, and so when it is overdue."""
+        ticket.arrived_at = now
+        ticket.deadline = now + self._patience_s[ticket.priority]
 
     def remove(self, ticket: Ticket) -> bool:
         """Take a ticket out. Returns whether it was there."""

@@ -70,6 +70,7 @@ class Profile:
         group: residents of one group may stay together; others are stopped before one of them starts.
         pinned: it is never stopped for somebody else's sake, nor for being idle.
         idle_timeout_s: idle for so long, it is stopped.
+        is_checkable: its engine can be asked beforehand whether a start would be in vain.
     """
 
     need_bytes: int | None = None
@@ -80,6 +81,7 @@ class Profile:
     group: str | None = None
     pinned: bool = False
     idle_timeout_s: float = math.inf
+    is_checkable: bool = False
 
     @property
     def is_guessed(self) -> bool:

@@ -27,7 +27,7 @@ from engine_router.events import EventHub, Phase, ResidentDied
 from engine_router.memory import Gauge
 from engine_router.residency import messages as book
 from engine_router.residency.adoption import Adoption
-from engine_router.residency.health import until_down
+from engine_router.residency.health import objection_of, until_down
 from engine_router.residency.journal import SwapJournal
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Capacity, Ledger, Profile, Rules
@@ -211,6 +211,7 @@ class Supervisor:
             group=traits.group,
             pinned=traits.pinned,
             idle_timeout_s=traits.idle_timeout_s,
+            is_checkable=True,
         )
 
     def residents(self) -> list[ResidentId]:
@@ -373,6 +374,14 @@ class Supervisor:
             case book.Refuse(ticket, error) | book.Revoke(ticket, error):
                 if (lease := pool.leases.get(ticket)) is not None:
                     lease.refuse(error)
+            case book.Check(resident):
+                self._spawn(self._look, pool, resident)
+            case _:
+                self._conduct(pool, effect, now)
+
+    def _conduct(self, pool: Pool, effect: book.Effect, now: float) -> None:
+        """Perform a step of a swap."""
+        match effect:
             case book.Start(resident, cause, adopt):
                 if not adopt:
                     pool.journal.phase("start", now, target=resident, cause=cause)
@@ -395,6 +404,9 @@ class Supervisor:
             lease.grant(life.endpoint, now)
 
     # Health.
+
+    async def _look(self, pool: Pool, resident: ResidentId) -> None:
+        self._tell(pool, book.Checked(resident, await objection_of(self._engines[resident.engine], resident)))
 
     def _watch(self, pool: Pool, life: Life) -> None:
         if self._health_interval_s > 0:

@@ -218,6 +218,8 @@ class SimulatedEngine:
         find_s: seconds that such a look takes.
         illness: what its health checks find wrong; None for nothing.
         check_s: seconds that one takes.
+        hindrance: why a start would be in vain, by a look at it; None for nothing.
+        looks: how often that was asked.
         deeds: everything it did, oldest first.
         diary: where the same goes too, to see the order among several engines.
     """
@@ -234,6 +236,8 @@ class SimulatedEngine:
     find_s: float = 0.0
     illness: str | None = None
     check_s: float = 0.0
+    hindrance: str | None = None
+    looks: int = 0
     deeds: list[Deed] = field(factory=list)
     diary: list[Deed] = field(factory=list)
     log: LogRing = field(factory=LogRing)
@@ -306,6 +310,12 @@ class SimulatedEngine:
         """Return what is wrong with a resident."""
         await trio.sleep(self.check_s)
         return self.illness if resident in self._running else "does not run"
+
+    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - the same for all of them
+        """Return why a start would be in vain."""
+        self.looks += 1
+        await trio.sleep(self.check_s)
+        return self.hindrance
 
     async def list_models(self) -> Sequence[str] | None:
         """Return the models that run; None when nothing does.

@@ -158,18 +158,22 @@ async def load(
         RouterError: it cannot be.
     """
     pool = router.supervisor.pool(target.resident)
-    before = [str(residence.resident) for residence in pool.ledger.residences]
+    before = [residence.resident for residence in pool.ledger.residences]
+    life = pool.lives.get(target.resident)
+    was_ready = life is not None and life.endpoint is not None
     began = trio.current_time()
     lease = router.supervisor.request(target.resident, keep_alive_s=stay_s)
     stack.callback(lease.release)
     stack.callback(router.underway.enter(Request(request_id, "load", target.model, Directly(lease))))
     endpoint = await lease.granted()
+    made_way = [str(resident) for resident in before if pool.ledger.residence(resident) is None]
     return {
         "model": target.model,
         "engine": target.engine,
         "resident": str(target.resident),
         "base_url": endpoint.base_url,
-        "was": before[0] if before else None,
+        # Who had the memory before: the model itself where it was there, else those that made way for it.
+        "was": str(target.resident) if was_ready else ", ".join(made_way) or None,
         "duration_s": round(trio.current_time() - began, 3),
     }
 

@@ -1,0 +1,103 @@
+"""Admission: what becomes of a ticket that comes: granted, refused, looked into, or put into the queue."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+from engine_router.engines.base import ResidentId
+from engine_router.errors import QueueFull, RouterClosing, RouterError
+from engine_router.residency import messages as book
+from engine_router.residency.messages import Effect, Ticket
+from engine_router.residency.planning import Books, Planner
+from engine_router.residency.prechecks import Prechecks
+from engine_router.residency.residence import Phase, Residence
+
+
+class Admission:
+    """Admits tickets to one pool."""
+
+    def __init__(self, books: Books, planner: Planner, prechecks: Prechecks) -> None:
+        self._books = books
+        self._planner = planner
+        self._prechecks = prechecks
+
+    def enter(self, ticket: Ticket, now: float) -> list[Effect]:
+        """Take in a new ticket."""
+        resident = ticket.resident
+        self._books.times.arrived(resident, now)
+        residence = self._books.occupancy.residences.get(resident)
+        # Nothing that could be decided changes by one more lease while nobody is overdue. This is the way of
+        # nearly every request.
+        if self._admits(residence) and now < self._books.queue.first_deadline():
+            residence.lend(ticket, now)
+            return [book.Grant(ticket)]
+        if (error := self._refusal(resident, now)) is not None:
+            return [book.Refuse(ticket, error)]
+        if self._is_worth_a_look(resident, now):
+            self._books.queue.stamp(ticket, now)
+            return self._if_there_is_room(ticket, now) or self._prechecks.park(ticket)
+        return self._line_up(ticket, now)
+
+    def _line_up(self, ticket: Ticket, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if self._is_full_for(ticket.resident):
+            effects = self._planner.plan(now)
+            # What does not wait needs no room in the queue.
+            if not self._admits(self._books.occupancy.residences.get(ticket.resident)):
+                return [*effects, *self._if_there_is_room(ticket, now)]
+        if self._books.queue.add(ticket, now):
+            effects += self._planner.plan(now)
+        return effects
+
+    def _if_there_is_room(self, ticket: Ticket, now: float) -> list[Effect]:
+        """Refuse a ticket for which the queue has no room."""
+        if not self._is_full_for(ticket.resident):
+            return []
+        limit = self._books.rules.max_queue_per_model or self._books.rules.max_queue
+        words = f"{min(limit, self._books.rules.max_queue)} requests are waiting already"
+        retry_s = self._planner.scheduler.retry_after_s(now)
+        return [book.Refuse(ticket, QueueFull(words, retry_after_s=retry_s))]
+
+    def _is_worth_a_look(self, resident: ResidentId, now: float) -> bool:
+        """Tell whether to look at an engine before a ticket lines up: where others would have to go, or it failed."""
+        if (
+            resident in self._books.occupancy.residences
+            or not self._books.occupancy.profile(resident).is_checkable
+        ):
+            return False
+        if self._prechecks.count(resident) or self._books.failures.standing(resident, now) is not None:
+            return True
+        return not (self._books.queue.count(resident) or self._books.occupancy.fits_now(resident))
+
+    @staticmethod
+    def _admits(residence: Residence | None) -> TypeGuard[Residence]:
+        return residence is not None and residence.phase is Phase.READY
+
+    def _refusal(self, resident: ResidentId, now: float) -> RouterError | None:
+        if self._books.is_closing:
+            return RouterClosing("the router is shutting down")
+        failure = self._books.failures.standing(resident, now)
+        if failure is not None and not (
+            failure.was_seen and self._books.occupancy.profile(resident).is_checkable
+        ):
+            return failure.told(now)
+        return self._books.occupancy.objection(resident)
+
+    def checked(self, resident: ResidentId, objection: RouterError | None, now: float) -> list[Effect]:
+        """Let those line up who waited for a look, or refuse them."""
+        tickets = self._prechecks.end(resident)
+        failure = self._books.failures.standing(resident, now)
+        if objection is not None:
+            if failure is not None:
+                failure.was_seen = True
+                objection = failure.told(now)
+            return [book.Refuse(ticket, objection) for ticket in tickets]
+        if failure is not None and failure.was_seen:
+            self._books.failures.forget(resident)  # what was wrong is over
+        return [effect for ticket in tickets for effect in self._line_up(ticket, now)]
+
+    def _is_full_for(self, resident: ResidentId) -> bool:
+        per_model = self._books.rules.max_queue_per_model
+        if per_model and self._books.queue.count(resident) + self._prechecks.count(resident) >= per_model:
+            return True
+        return len(self._books.queue) + len(self._prechecks) >= self._books.rules.max_queue
