@@ -257,7 +257,8 @@ def _add_control(command: Adder) -> None:
         "reset",
         "reset",
         "forget that a model failed, so that it is tried again at once",
-        "Forget that a model failed, so that the next request for it starts it.",
+        "Forget that a model failed, so that the next request for it starts it. One that could not be stopped is "
+        "taken to be gone: see to that first.",
         "reset qwen3-30b",
     )
     pin = command(
