@@ -543,7 +543,9 @@ class BudgetMachine(RuleBasedStateMachine):
             elif self.holders_leave and self.those("granted"):
                 self.let_go(self.those("granted")[0])
             else:
-                assert self.ledger.wake_at() < math.inf, "nothing is going to happen"
+                assert self.ledger.wake_at() < math.inf, (
+                    f"nothing is going to happen: {self.ledger}, {self.pins}"
+                )
                 self.wake()
             self.the_ledger_knows_the_world()
         raise AssertionError("somebody waits for ever")

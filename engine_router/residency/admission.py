@@ -9,17 +9,16 @@ from engine_router.errors import QueueFull, RouterClosing, RouterError
 from engine_router.residency import messages as book
 from engine_router.residency.messages import Effect, Ticket
 from engine_router.residency.planning import Books, Planner
-from engine_router.residency.prechecks import Prechecks
 from engine_router.residency.residence import Phase, Residence
 
 
 class Admission:
     """Admits tickets to one pool."""
 
-    def __init__(self, books: Books, planner: Planner, prechecks: Prechecks) -> None:
+    def __init__(self, books: Books, planner: Planner) -> None:
         self._books = books
         self._planner = planner
-        self._prechecks = prechecks
+        self._prechecks = books.prechecks
 
     def enter(self, ticket: Ticket, now: float) -> list[Effect]:
         """Take in a new ticket."""
@@ -94,7 +93,12 @@ class Admission:
             return [book.Refuse(ticket, objection) for ticket in tickets]
         if failure is not None and failure.was_seen:
             self._books.failures.forget(resident)  # what was wrong is over
-        return [effect for ticket in tickets for effect in self._line_up(ticket, now)]
+        effects: list[Effect] = []
+        for ticket in tickets:
+            # Somebody may have been pinned meanwhile.
+            error = self._refusal(resident, now)
+            effects += [book.Refuse(ticket, error)] if error is not None else self._line_up(ticket, now)
+        return effects
 
     def _is_full_for(self, resident: ResidentId) -> bool:
         per_model = self._books.rules.max_queue_per_model

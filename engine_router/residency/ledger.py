@@ -39,7 +39,6 @@ from engine_router.residency.failures import Failure, Failures
 from engine_router.residency.messages import Effect, Event, Ticket
 from engine_router.residency.occupancy import Occupancy
 from engine_router.residency.planning import Books, Planner
-from engine_router.residency.prechecks import Prechecks
 from engine_router.residency.queue import TicketQueue
 from engine_router.residency.residence import Phase, Residence
 from engine_router.residency.rules import UNKNOWN, Capacity, Profile, Rules
@@ -69,8 +68,8 @@ class Ledger:
         self._failures = Failures(rules.failed_start_memory_s)
         self._books = Books(rules, self._queue, self._occupancy, self._times, self._failures)
         self._planner = Planner(self._books)
-        self._prechecks = Prechecks()
-        self._admission = Admission(self._books, self._planner, self._prechecks)
+        self._prechecks = self._books.prechecks
+        self._admission = Admission(self._books, self._planner)
 
     def __repr__(self) -> str:
         present = ", ".join(f"{r.resident} {r.phase.value}" for r in self.residences) or "empty"

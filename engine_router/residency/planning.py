@@ -18,6 +18,7 @@ from engine_router.residency import messages as book
 from engine_router.residency.failures import Failures
 from engine_router.residency.messages import Effect
 from engine_router.residency.occupancy import Occupancy
+from engine_router.residency.prechecks import Prechecks
 from engine_router.residency.queue import TicketQueue
 from engine_router.residency.residence import Phase, Residence
 from engine_router.residency.rules import Rules
@@ -40,6 +41,7 @@ class Books:
     occupancy: Occupancy
     times: ThinkTimes
     failures: Failures
+    prechecks: Prechecks = field(factory=Prechecks)
     wishes: dict[ResidentId, None] = field(factory=dict)
     is_tighter: bool = False
     closing_at: float = math.inf
@@ -89,7 +91,7 @@ class Planner:
             effects += self._go_on(residence, victims.get(residence.resident), now)
         if self._books.is_tighter:
             effects += self._refuse_the_impossible()
-        if not (self._queue or self._books.is_closing):
+        if not (self._queue or self._books.prechecks or self._books.is_closing):
             effects += self._look_ahead(now)
         self.wake_at = self._next_wake(now)
         return effects
