@@ -315,3 +315,8 @@ def test_every_command_is_split_before_the_environment_is_filled_in() -> None:
         if Argv in (field.type, *get_args(field.type))
     }
     assert commands == COMMANDS
+
+
+def test_a_value_with_blanks_and_quotes_stays_one_word() -> None:
+    value = '/a b/it\'s \\x # "y"'
+    assert argv_of("'serve -m ${env:FILE} x'", FILE=value) == ("serve", "-m", value, "x")

@@ -9,6 +9,8 @@ import argparse
 from typing import Final
 
 from engine_router.llamacpp import values
+from engine_router.llamacpp.generation import SWITCH, add_chat, add_sampling, add_speculation
+from engine_router.llamacpp.listening import add_endpoints, add_listening
 from engine_router.llamacpp.values import EXPERTS_ON_CPU
 
 PROG: Final = "python -m engine_router.llamacpp"
@@ -24,7 +26,6 @@ once: with exit code 0 when the model is loaded, by the signal itself while it i
 exit codes: 0 ended by SIGTERM or SIGINT, 1 the server could not start, 2 wrong usage"""
 
 _CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-_SWITCH: Final = ("on", "off", "auto")
 _ALL_VERBOSE: Final = 2**31 - 1  # the largest C int: every message
 
 
@@ -40,13 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_model(parser.add_argument_group("model"))
-    _add_listening(parser.add_argument_group("listening"))
+    add_listening(parser.add_argument_group("listening"))
     _add_context(parser.add_argument_group("context and batches"))
     _add_placement(parser.add_argument_group("memory and devices"))
-    _add_endpoints(parser.add_argument_group("endpoints"))
-    _add_chat(parser.add_argument_group("chat"))
-    _add_sampling(parser.add_argument_group("sampling, where the request does not say"))
-    _add_speculation(parser.add_argument_group("speculative decoding"))
+    add_endpoints(parser.add_argument_group("endpoints"))
+    add_chat(parser.add_argument_group("chat"))
+    add_sampling(parser.add_argument_group("sampling, where the request does not say"))
+    add_speculation(parser.add_argument_group("speculative decoding"))
     _add_logging(parser.add_argument_group("log"))
     return parser
 
@@ -84,58 +85,6 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         type=values.scaled_adapters,
         metavar="FILE:SCALE[,...]",
         help="LoRA adapters to apply by a factor",
-    )
-
-
-def _add_listening(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--host",
-        dest="hostnames",
-        type=values.parts,
-        default=["127.0.0.1"],
-        metavar="ADDRESS[,ADDRESS]",
-        help="addresses to listen on; 0.0.0.0 opens the server to the network (default: 127.0.0.1)",
-    )
-    add(
-        "--port",
-        type=values.port,
-        default=8080,
-        metavar="N",
-        help="TCP port; 0 picks a free one (default: 8080)",
-    )
-    add(
-        "--api-key",
-        dest="api_keys",
-        action="extend",
-        type=values.parts,
-        metavar="KEY[,KEY]",
-        help="keys, one of which each request must carry as a bearer token",
-    )
-    add(
-        "--api-key-file",
-        dest="api_keys",
-        action="extend",
-        type=values.lines_of,
-        metavar="FILE",
-        help="a file with one such key per line",
-    )
-    add("--api-prefix", metavar="PREFIX", help="path that comes before every endpoint's path")
-    add("--ssl-key-file", dest="ssl_file_key", metavar="FILE", help="the private key for HTTPS, PEM")
-    add("--ssl-cert-file", dest="ssl_file_cert", metavar="FILE", help="the certificate for HTTPS, PEM")
-    add(
-        "-to",
-        "--timeout",
-        type=values.natural,
-        metavar="SECONDS",
-        help="limit of one read or write (default: 3600)",
-    )
-    add(
-        "--threads-http",
-        dest="n_threads_http",
-        type=values.whole,
-        metavar="N",
-        help="threads that handle requests",
     )
 
 
@@ -281,7 +230,7 @@ def _add_placement(group: argparse._ArgumentGroup) -> None:
         "-fa",
         "--flash-attn",
         dest="flash_attn_type",
-        choices=_SWITCH,
+        choices=SWITCH,
         nargs="?",
         const="on",
         help="flash attention",
@@ -378,177 +327,6 @@ def _add_placement(group: argparse._ArgumentGroup) -> None:
         type=values.whole,
         metavar="SECONDS",
         help="unload the model after so long without a request",
-    )
-
-
-def _add_endpoints(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--embedding", "--embeddings", dest="embedding", action="store_true", help="serve embeddings")
-    add(
-        "--pooling",
-        dest="pooling_type",
-        choices=("none", "mean", "cls", "last", "rank"),
-        help="how the vectors of a text's tokens become one (default: what the model says)",
-    )
-    add(
-        "--rerank",
-        "--reranking",
-        dest="rerank",
-        action="store_true",
-        help="serve reranking; implies --embedding and --pooling rank",
-    )
-    add("--metrics", dest="endpoint_metrics", action="store_true", help="serve GET /metrics for Prometheus")
-    add("--props", dest="endpoint_props", action="store_true", help="allow POST /props")
-    add("--slots", dest="endpoint_slots", action="store_true", help="serve GET /slots (default)")
-    add("--no-slots", dest="endpoint_slots", action="store_false", help="do not serve GET /slots")
-    add(
-        "--slot-save-path",
-        type=values.folder,
-        metavar="FOLDER",
-        help="where slots are saved to and restored from",
-    )
-    add("--no-ui", "--no-webui", dest="ui", action="store_false", help="do not serve the web page")
-
-
-def _add_chat(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--jinja", dest="use_jinja", action="store_true", help="use the chat template as it is (default)")
-    add(
-        "--no-jinja",
-        dest="use_jinja",
-        action="store_false",
-        help="use llama.cpp's approximation of the template",
-    )
-    add(
-        "--chat-template",
-        metavar="TEMPLATE",
-        help="a Jinja template, or the name of one that llama.cpp knows",
-    )
-    add(
-        "--chat-template-file",
-        dest="chat_template",
-        type=values.text_of,
-        metavar="FILE",
-        help="the same from a file",
-    )
-    add(
-        "--chat-template-kwargs",
-        dest="default_template_kwargs",
-        type=values.template_values,
-        metavar="JSON",
-        help="values for the template, a JSON object",
-    )
-    add(
-        "--reasoning-format",
-        choices=("none", "auto", "deepseek", "deepseek-legacy"),
-        help="where the model's thoughts go: none leaves them in the text (default: deepseek)",
-    )
-    add("-rea", "--reasoning", choices=_SWITCH, help="whether the model thinks first (default: auto)")
-    add(
-        "--reasoning-budget",
-        dest="sampling.reasoning_budget_tokens",
-        type=values.whole,
-        metavar="N",
-        help="most tokens of thought; -1 is no limit (default: -1)",
-    )
-
-
-def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "-s",
-        "--seed",
-        dest="sampling.seed",
-        type=values.natural,
-        metavar="N",
-        help="seed (default: a new one each time)",
-    )
-    add("--temp", "--temperature", dest="sampling.temp", type=values.number, metavar="N", help="temperature")
-    add("--top-k", dest="sampling.top_k", type=values.whole, metavar="N", help="most tokens to choose from")
-    add(
-        "--top-p",
-        dest="sampling.top_p",
-        type=values.number,
-        metavar="N",
-        help="most probability to choose from",
-    )
-    add(
-        "--min-p",
-        dest="sampling.min_p",
-        type=values.number,
-        metavar="N",
-        help="least probability, against the best token",
-    )
-    add(
-        "--repeat-penalty",
-        dest="sampling.penalty_repeat",
-        type=values.number,
-        metavar="N",
-        help="1 is no penalty",
-    )
-    add(
-        "--presence-penalty",
-        dest="sampling.penalty_present",
-        type=values.number,
-        metavar="N",
-        help="0 is no penalty",
-    )
-    add(
-        "--frequency-penalty",
-        dest="sampling.penalty_freq",
-        type=values.number,
-        metavar="N",
-        help="0 is no penalty",
-    )
-
-
-def _add_speculation(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "-md",
-        "--model-draft",
-        dest="speculative.draft.mparams.path",
-        metavar="FILE",
-        help="the draft model's GGUF",
-    )
-    add(
-        "--spec-type",
-        dest="speculative.types",
-        type=values.parts,
-        metavar="TYPE[,TYPE]",
-        help="how tokens are guessed, for instance draft-mtp or ngram-simple (with -md: draft-simple)",
-    )
-    add(
-        "-ngld",
-        "--gpu-layers-draft",
-        dest="speculative.draft.n_gpu_layers",
-        type=values.gpu_layers,
-        metavar="N|auto|all",
-        help="layers of the draft model to keep on the GPU (default: auto)",
-    )
-    add(
-        "--draft-max",
-        "--spec-draft-n-max",
-        dest="speculative.draft.n_max",
-        type=values.natural,
-        metavar="N",
-        help="most tokens to guess at once",
-    )
-    add(
-        "--draft-min",
-        "--spec-draft-n-min",
-        dest="speculative.draft.n_min",
-        type=values.natural,
-        metavar="N",
-        help="fewest tokens worth a guess",
-    )
-    add(
-        "--draft-p-min",
-        "--spec-draft-p-min",
-        dest="speculative.draft.p_min",
-        type=values.number,
-        metavar="N",
-        help="least probability of a guessed token",
     )
 
 
