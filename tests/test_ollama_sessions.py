@@ -176,6 +176,23 @@ async def test_a_client_that_leaves_while_its_model_is_loaded_again() -> None:
         await house.post("/api/generate", {"prompt": "x"})
 
 
+# Models that run elsewhere.
+
+
+async def test_a_model_that_runs_elsewhere_is_ready_though_it_is_never_listed(fast: bool) -> None:
+    async with ScriptedOllama("oa").running() as daemon, routing(daemon, fast=fast) as house:
+        daemon.remote = {MODEL}
+        for path, said in (("/api/generate", {"prompt": "x"}), ("/v1/chat/completions", CHAT)):
+            await house.post(path, said)
+        checked = len(daemon.called("GET", "/api/ps"))
+        await until(lambda: len(daemon.called("GET", "/api/ps")) > checked + 5)
+        assert house.phase is Phase.READY
+        await house.post("/api/generate", {"keep_alive": 0})
+        await until(lambda: house.phase is None)
+        assert daemon.loads == 0
+        await house.post("/api/generate", {"prompt": "x"})
+
+
 # What was found is left as it was.
 
 

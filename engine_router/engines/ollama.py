@@ -67,6 +67,8 @@ class OllamaEngine:
         self.server = Server(name, config, config.base_url, client)
         # Models that a `live` is responsible for; all others in memory were loaded past the router.
         self.living: set[str] = set()
+        # Those among them that run at another host: the daemon holds nothing of them, and never lists them.
+        self.remote: set[str] = set()
         # As models are called outside, by their normal names: daemons before 0.5 know no other case.
         self._spelled = {normal_name(model): model for model in models}
 
@@ -91,6 +93,7 @@ class OllamaEngine:
             return await lead(_OllamaModel(self, model, supervision), supervision, adopt=adopt)
         finally:
             self.living.discard(model)
+            self.remote.discard(model)
 
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
         """Look whether the daemon answers, and still holds the model; see `Engine.check`.
@@ -99,7 +102,7 @@ class OllamaEngine:
             EngineError: it does not answer, or not sensibly.
         """
         model = normal_name(resident.model or "")
-        holds = model in await self.loaded()
+        holds = model in await self.loaded() or model in self.remote
         return None if holds or used else f"does not hold '{model}' any more"
 
     async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - one daemon has them all
@@ -192,6 +195,10 @@ class _OllamaModel:
         if not reply.good:
             refusal = self.engine.server.refusal(f"the load of '{self.model}'", reply)
             raise EngineStartFailed(self.name, refusal.summary)
+        if dig(reply.data, "remote_model"):
+            self.engine.remote.add(self.model)
+            self.log.write(f"'{self.model}' runs at {dig(reply.data, 'remote_host')}")
+            return Endpoint(self.config.base_url)
         await self._until_loaded()
         self.log.write(f"loaded '{self.model}'")
         return Endpoint(self.config.base_url, on_use=self._used)
@@ -213,7 +220,7 @@ class _OllamaModel:
         """See `Life.gone`. Sees also that the model stays, where a request did not say for how long."""
         (unsaid, self._unsaid), missed, self._missed = (self._unsaid, False), self._missed, False
         try:
-            if self.model in await self.engine.loaded():
+            if self.model in await self.engine.loaded() or self.model in self.engine.remote:
                 if unsaid:
                     await self._stay()
                 return None
@@ -259,6 +266,8 @@ class _OllamaModel:
 
     async def end(self, *, aborted: bool) -> str:
         timeout_s = self.config.stop_timeout_s
+        if self.model in self.engine.remote:
+            return f"'{self.model}' runs elsewhere, so nothing is loaded"
         self.log.write(f"unloading '{self.model}'")
         with trio.move_on_after(timeout_s):
             try:

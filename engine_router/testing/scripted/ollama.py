@@ -51,6 +51,7 @@ class ScriptedOllama(ScriptedServer):
     - An unknown model gets 404 `{"error": "model 'x' not found"}`. Case means nothing in names.
 
     Attributes:
+        remote: models that run at another host: they are never in memory here.
         embedders: models that answer /api/generate with 400, because they can only embed.
         keep_alive: what the last request for each model asked for.
         default_keep_s: for how many seconds a model stays that is loaded by a request that does not say it.
@@ -62,6 +63,7 @@ class ScriptedOllama(ScriptedServer):
     def __init__(self, *models: str, embedders: tuple[str, ...] = ()) -> None:
         super().__init__(*(full_name(model) for model in (*models, *embedders)))
         self.embedders = {full_name(model) for model in embedders}
+        self.remote: set[str] = set()
         self.keep_alive: dict[str, object] = {}
         self.default_keep_s = 300.0
         self.kept_s: dict[str, float] = {}
@@ -124,7 +126,8 @@ class ScriptedOllama(ScriptedServer):
         if refusal := await self.make_ready(call):
             return refusal
         if not call.body.get("prompt"):
-            return as_json({**_head(call), "response": "", "done": True, "done_reason": "load"})
+            more = {"remote_model": "x", "remote_host": "https://ollama.com"} if model in self.remote else {}
+            return as_json({**_head(call), **more, "response": "", "done": True, "done_reason": "load"})
         return await self._say(call, lambda word: {"response": word})
 
     async def chat(self, call: Call) -> Answer:
@@ -161,6 +164,8 @@ class ScriptedOllama(ScriptedServer):
             return _not_found(call.model)
         if self.script.load_error is not None:
             return as_json({"error": self.script.load_error}, 500)
+        if model in self.remote:
+            return None
         asked = call.body if call.path.startswith("/api/") else {}
         context = (asked.get("options") or {}).get("num_ctx", DEFAULT_CONTEXT)
         if self.contexts.get(model, context) != context:
