@@ -140,14 +140,15 @@ class ChatAnswer:
         if not choices or answer.get("error") is not None:
             raise ValueError(dig_error(bytes(self._whole)) or "an answer without choices")
         self._take(choices[0], _completion(choices[0]) or choices[0]["message"])
+        self.finish = self.finish or "stop"
         self._note(answer)
         self.began = True
-        self.finish = self.finish or "stop"
 
     def _note(self, chunk: Mapping[str, Any]) -> None:
-        """Keep the figures, and the stop sequence of llama.cpp."""
+        """Keep the figures, and the stop sequence of llama.cpp, which comes with the end."""
         self._figures.note(chunk)
-        self._note_stop(chunk.get("stopping_word") or (chunk.get("__verbose") or {}).get("stopping_word"))
+        if self.finish is not None:
+            self._note_stop(chunk.get("stopping_word") or (chunk.get("__verbose") or {}).get("stopping_word"))
 
     def _note_stop(self, stop: object) -> None:
         # vLLM and SGLang also name tokens that ended the answer, as numbers.
