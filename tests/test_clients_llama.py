@@ -176,8 +176,8 @@ def test_an_ollama_client_lists_shows_loads_and_unloads(at: At) -> None:
         wait_until(lambda: client.ps().models == [])
         loaded = client.generate(model="tiny", keep_alive="5m")
         assert (loaded.done, loaded.done_reason, loaded.response) == (True, "load", "")
-        (entry,) = client.ps().models
-        assert (entry.model, entry.context_length) == ("tiny", 8192)
+        entry, alias = client.ps().models
+        assert (entry.model, entry.context_length, alias.model) == ("tiny", 8192, "gpt-4o")
         (unloaded,) = list(client.chat(model="tiny", keep_alive=0, stream=True))
         assert (unloaded.done, unloaded.done_reason) == (True, "unload")
         wait_until(lambda: client.ps().models == [])
