@@ -500,6 +500,19 @@ def test_a_pin_makes_impossible_what_needs_its_room() -> None:
     assert pool.ask(B)[1] == [Stop(A, "b is wanted", B)]
 
 
+def test_who_waits_for_one_on_its_way_out_is_refused_where_a_pinned_one_took_its_room() -> None:
+    pool = budget(100, a=40, d=30)
+    pool.idle(D)
+    waiting, _ = pool.ask(A)
+    pool.tell(book.Unload(A))
+    pool.tell(book.Pin(D, pinned=True))
+    assert pool.tell(book.Weighed(D, 90 * GB)) == []
+    refusal, _ = pool.tell(book.HasEnded(A, None))[::-1]
+    assert isinstance(refusal, Refuse)
+    assert refusal.ticket is waiting
+    assert isinstance(refusal.error, NeverFits)
+
+
 def test_beside_a_pinned_one_nobody_else_has_the_memory_alone() -> None:
     pool = a_book(a=Profile(pinned=True))
     pool.idle(A)

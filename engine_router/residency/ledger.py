@@ -250,6 +250,7 @@ class Ledger:
         if residence is None:
             return []
         self._occupancy.settling[resident] = residence.need_bytes
+        self._books.is_tighter = True  # who waits for it to come back may find its room taken by a pinned one
         lost = error or EngineDied(resident.engine, "ended")
         effects: list[Effect] = [book.Revoke(ticket, lost) for ticket in residence.leases]
         if error is not None and residence.phase in (Phase.READY, Phase.DRAINING):
