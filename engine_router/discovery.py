@@ -10,6 +10,7 @@ from attrs import frozen
 from engine_router.config import Config, OllamaConfig
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import UnknownModel
+from engine_router.foreign_text import MODEL_NAME_CHARS
 from engine_router.weights import launch_of
 
 LATEST = ":latest"
@@ -94,7 +95,7 @@ class Discovery:
                     return target
         if (target := self._as_ollama_finds(name)) is not None:
             return target  # not remembered: there are endless ways to write it
-        raise UnknownModel(name, difflib.get_close_matches(name, [*self.names()], n=3, cutoff=0.5))
+        raise UnknownModel(name, _close_matches(name, self.names()))
 
     def targets(self) -> list[Target]:
         """Return every known model, the configured ones first, each once."""
@@ -229,3 +230,12 @@ def _spellings(name: str) -> tuple[str, ...]:
     if name.endswith(LATEST):
         return (name, name.removesuffix(LATEST))
     return (name,) if ":" in name else (name, name + LATEST)
+
+
+def _close_matches(name: str, known: Iterable[str]) -> list[str]:
+    """Return known names that look like one that a client sent, whatever the case; none for one of absurd length."""
+    if len(name) > MODEL_NAME_CHARS:
+        return []
+    by_folded = {model.casefold(): model for model in known}
+    found = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
+    return [by_folded[match] for match in found]

@@ -20,6 +20,8 @@ _SEQUENCE: Final = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]{0,16}[0-OQ-WYZ\\`-~]"
 )
+# The longest model name that a client may send: paths of files are the longest real ones, and stay below it.
+MODEL_NAME_CHARS: Final = 512
 _ENTRY_CHARS: Final = 200
 _MESSAGE_CHARS: Final = 16_000
 

@@ -17,6 +17,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
 
 from engine_router.errors import BadRequest, NoModelNamed, RouterError
+from engine_router.foreign_text import MODEL_NAME_CHARS
 
 MAX_FORM_PARTS = 1000
 
@@ -231,6 +232,10 @@ def model_in(data: Mapping[str, Any]) -> str:
         raise BadRequest('"model" must be a string')
     if not model.strip():
         raise NoModelNamed('"model" is empty')
+    if len(model) > MODEL_NAME_CHARS:
+        raise BadRequest(
+            f'"model" has {len(model)} characters, more than {MODEL_NAME_CHARS}: {model[:40]!r}...'
+        )
     try:
         model.encode()
     except UnicodeEncodeError:
