@@ -127,7 +127,7 @@ def configured(base_url: str, **options: object) -> SystemdConfig:
 @asynccontextmanager
 async def engine_and_server(**options: object) -> AsyncIterator[tuple[SystemdEngine, ScriptedServer]]:
     server = ScriptedLlamaRouter("m")
-    with trio.fail_after(8):
+    with trio.fail_after(60):
         async with server.running(), httpx.AsyncClient(timeout=None, trust_env=False) as client:
             yield SystemdEngine("unit", configured(server.base_url, **options), client), server
 
@@ -155,7 +155,7 @@ class ScriptedSleeper(ScriptedServer):
 
 async def test_a_unit_sleeps_is_woken_and_is_stopped_with_the_router(manager: Manager) -> None:
     server = ScriptedSleeper()
-    with trio.fail_after(8):
+    with trio.fail_after(60):
         async with server.running(), control_client() as client, trio.open_nursery() as nursery:
             dormitory = Dormitory()
             await nursery.start(dormitory.run)
@@ -182,7 +182,7 @@ async def test_a_unit_that_was_found_asleep_is_woken(manager: Manager) -> None:
     server = ScriptedSleeper()
     server.asleep = True
     manager.set(RUNNING)
-    with trio.fail_after(8):
+    with trio.fail_after(60):
         async with server.running(), control_client() as client, trio.open_nursery() as nursery:
             dormitory = Dormitory()
             await nursery.start(dormitory.run)

@@ -29,7 +29,7 @@ from engine_router.testing.asgi import ask
 from engine_router.testing.scripted import ScriptedLlamaRouter, ScriptedOllama, until
 from engine_router.testing.served import served
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 # What an empty member means to Ollama's client in Go: it sends all of them.
 GO_SHOW = {"model": "", "system": "", "template": "", "verbose": False, "options": None}
 GO_PULL = {"model": "", "username": "", "password": ""}

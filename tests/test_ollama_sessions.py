@@ -21,7 +21,7 @@ from engine_router.residency.residence import Phase
 from engine_router.testing.scripted import ScriptedOllama, as_json, until
 from engine_router.testing.served import served
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 MODEL = "oa:latest"
 RESIDENT = ResidentId("ollama", "oa")
 CHAT = {"messages": [{"role": "user", "content": "x"}]}

@@ -214,7 +214,7 @@ class World:
             assert not any(residence.leases for residence in pool.ledger.residences)
         idle = sum(map(len, self.upstream._idle.values()))
         assert kept is None or idle == kept
-        with trio.fail_after(2):
+        with trio.fail_after(30):
             while len(self.open_lines) > idle:
                 await trio.sleep(0.001)
 

@@ -63,13 +63,13 @@ class Lab:
 async def lab(folder: Path, content: str) -> AsyncIterator[Lab]:
     path = folder / "engines.toml"
     path.write_text(content)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with open_router(path) as router, served(router) as url:
             yield Lab(path, router, url)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while not condition():
             await trio.sleep(0.01)
 

@@ -19,7 +19,7 @@ from engine_router.testing.asgi import Received, as_text
 from engine_router.testing.scripted import Answer, ScriptedOllama
 from engine_router.testing.served import RawClient, served
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 CHATS = ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"]
 CHAT = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True}

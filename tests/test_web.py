@@ -28,7 +28,7 @@ from engine_router.testing.served import ask as ask_over_a_socket
 from engine_router.wire.server import UnknownHypercorn
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 CHAT, COMPLETIONS, MESSAGES, OLLAMA_CHAT = (
     "/v1/chat/completions",
     "/v1/completions",

@@ -28,7 +28,7 @@ from engine_router.wire.requests import (
 )
 from engine_router.wire.stream import ConnectionLost, RawStream
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 MAX_BODY_BYTES = 1000
 LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
 HOST = b"Host: localhost:8080\r\n"
