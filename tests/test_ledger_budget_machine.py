@@ -630,13 +630,6 @@ class ForgetsHolds(Scheduler):
         return 0.0
 
 
-class KeepsNoPromises(Scheduler):
-    def _victims(
-        self, head: Ticket, staying: list[Residence], promised: list[Residence], now: float
-    ) -> list[Residence] | None:
-        return super()._victims(head, staying, [], now)
-
-
 class NeverTrims(Scheduler):
     def to_trim(self, now: float) -> list[Residence]:
         return []
@@ -662,7 +655,6 @@ BROKEN = [
     ForgetsTheBudget,
     ForgetsTheNumber,
     ForgetsWhatSettles,
-    KeepsNoPromises,
     KnowsNoFairness,
     LooksAtTheFirstOnly,
     NeverExpires,

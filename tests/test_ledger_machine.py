@@ -216,7 +216,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.closing:
             assert isinstance(request.error, RouterClosing)
         elif remembered is not None and self.now < until:
-            assert request.error is remembered
+            assert type(request.error) is type(remembered)
+            assert str(request.error).startswith(f"{remembered} (remembered: ")
         elif request.state == "over":
             assert isinstance(request.error, QueueFull)
             assert queued >= RULES.max_queue

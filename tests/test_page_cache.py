@@ -254,10 +254,12 @@ async def test_what_is_done_where(
     for resident, path in ((ONE, tmp_path / "one.gguf"), (MANY, tmp_path / "many.gguf")):
         await drop([path])
         assert await files.ahead(resident) == (8 * MIB if reads else 0)
-        assert cached_bytes(path) == (8 * MIB if reads else 0)
+        # The kernel may take some of it back at once, where memory is short.
+        cached = cached_bytes(path)
+        assert cached > 4 * MIB if reads else cached == 0
         path.read_bytes()
         await files.behind(resident)
-        assert cached_bytes(path) == (0 if drops else 8 * MIB)
+        assert (cached_bytes(path) == 0) is drops
 
 
 @linux

@@ -256,6 +256,14 @@ def test_who_can_have_room_gets_it_however_many_are_blocked_ahead() -> None:
     assert pool.ask(C, 1)[1] == [Stop(B, "c is wanted", C)]
 
 
+def test_what_is_promised_to_one_is_no_room_for_the_next() -> None:
+    pool = budget(100, a=60, b=60, c=40, d=40)
+    pool.idle(A)
+    pool.idle(D)
+    assert pool.ask(B, 1)[1] == [Stop(A, "b is wanted", B)]
+    assert pool.ask(C, 2)[1] == [Stop(D, "c is wanted", C)]  # for B takes all that A leaves
+
+
 def test_nothing_starts_before_the_room_is_really_there() -> None:
     pool = budget(100, a=60, b=60, c=40)
     pool.idle(A)

@@ -325,8 +325,6 @@ REFUSED = {
     "two spaces": PLAIN.replace(b"POST ", b"POST  ", 1),
     "a space in the target": PLAIN.replace(b"/chat", b"/ch at", 1),
     "dot segments": PLAIN.replace(b"/chat", b"/audio/../chat", 1),
-    "two slashes": PLAIN.replace(b"/chat", b"//chat", 1),
-    "a slash behind": PLAIN.replace(b"completions ", b"completions/ ", 1),
     "chunk 0xd": head(framing=CODING) + b"0x" + CHUNKS,
     "chunk +d": head(framing=CODING) + b"+" + CHUNKS,
     "chunk -d": head(framing=CODING) + b"-" + CHUNKS,
