@@ -16,6 +16,7 @@ from attrs import define, field
 from engine_router.config import Config
 from engine_router.errors import RouterError
 from engine_router.events import Event, ResidentReady
+from engine_router.limits import ABILITY_ANSWER_BYTES
 from engine_router.wire.upstream import Exchange, ResponseHead, Upstream, UpstreamRequest
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ OPTIONAL: Final = ("/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
 """The endpoints that only some engines have. Requests to the others go to the engine whatever it says."""
 
 ASK_TIMEOUT_S: Final = 5.0
-_MAX_ANSWER_BYTES: Final = 65536
 _ABSENT: Final = frozenset((404, 405, 501))
 # Served, but not so that the official clients can read it: llama.cpp (2026) sends events of responses without the
 # indexes and the numbers by which openai puts them together. It makes them of chat completions, as the router does.
@@ -113,6 +113,6 @@ async def _is_there(head: ResponseHead, exchange: Exchange) -> bool:
         return True
     # LM Studio answers what it does not know with 200 and an error.
     body = b""
-    while len(body) < _MAX_ANSWER_BYTES and (data := await exchange.chunk()):
+    while len(body) < ABILITY_ANSWER_BYTES and (data := await exchange.chunk()):
         body += data
     return not body.lstrip().startswith(b'{"error"')

@@ -9,15 +9,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import trio
 from attrs import frozen
 
+from engine_router.limits import MAX_OUTPUT_BYTES
 from engine_router.masking import own_environment
-
-# Gauges print a line, systemctl some lines, journalctl fifteen. What prints more is not what was meant.
-MAX_OUTPUT_BYTES: Final = 2**20
 
 
 class TooMuchOutput(Exception):

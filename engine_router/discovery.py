@@ -10,7 +10,7 @@ from attrs import frozen
 from engine_router.config import Config, OllamaConfig
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import UnknownModel
-from engine_router.foreign_text import MODEL_NAME_CHARS
+from engine_router.limits import MODEL_NAME_CHARS
 from engine_router.weights import launch_of
 
 LATEST = ":latest"

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine_router import foreign_text
-
-LOG_LINE_CHARS = 400
-"""How much of each of an engine's last lines an error repeats."""
+from engine_router.limits import LOG_LINE_CHARS
 
 
 class RouterError(Exception):

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from engine_router.limits import ENTRY_CHARS, MESSAGE_CHARS
+
 # What Unicode calls a format character and belongs to ordinary words: two joiners (Persian, Hindi, emoji) and the
 # soft hyphen. The others turn the direction of writing around, or are invisible.
 _HARMLESS: Final = frozenset("\t\u00ad\u200c\u200d")
@@ -20,10 +22,6 @@ _SEQUENCE: Final = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]{0,16}[0-OQ-WYZ\\`-~]"
 )
-# The longest model name that a client may send: paths of files are the longest real ones, and stay below it.
-MODEL_NAME_CHARS: Final = 512
-_ENTRY_CHARS: Final = 200
-_MESSAGE_CHARS: Final = 16_000
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
@@ -48,19 +46,19 @@ def indented(text: str) -> str:
     )
 
 
-def shortened(text: str, limit: int = _ENTRY_CHARS) -> str:
+def shortened(text: str, limit: int = ENTRY_CHARS) -> str:
     """Return the beginning of a text, with its length where it was longer than `limit` characters."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
-def shown(name: str, limit: int = _ENTRY_CHARS) -> str:
+def shown(name: str, limit: int = ENTRY_CHARS) -> str:
     """Return a name or a value as it may stand in a sentence: printable and short."""
     return printable(shortened(name, limit))
 
 
 def message(text: str) -> str:
     """Return the text of an error: printable, its lines kept, and bounded."""
-    return printable(shortened(text, _MESSAGE_CHARS), keep_lines=True)
+    return printable(shortened(text, MESSAGE_CHARS), keep_lines=True)
 
 
 def output_line(text: str) -> str:

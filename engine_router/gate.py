@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from engine_router.config import ServerConfig
 from engine_router.errors import Forbidden, Unauthorized
 from engine_router.importance import offered_keys
+from engine_router.limits import REMEMBERED_HOSTS, REMEMBERED_PEERS
 from engine_router.wire.upstream import Headers, first_value
 
 # Liveness is asked by machines that have no key, and tells nothing.
@@ -28,10 +29,6 @@ PUBLIC_PATHS = frozenset(("/health",))
 LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".home", ".lan", ".test")
 # Seconds for which a browser remembers what a page may do; more than two hours none of them does.
 PREFLIGHT_AGE_S = 7200
-# Different Host headers whose verdict is remembered.
-REMEMBERED_HOSTS = 64
-# Different addresses of peers that are remembered as parsed.
-REMEMBERED_PEERS = 1024
 
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 # What a proxy adds to a request.

@@ -17,20 +17,22 @@ from typing import BinaryIO, Final
 
 from attrs import define, field, frozen
 
+from engine_router.limits import (
+    MAX_GGUF_KEPT_BYTES,
+    MAX_GGUF_KEPT_ITEMS,
+    MAX_GGUF_KEY_BYTES,
+    MAX_GGUF_KEYS,
+    MAX_GGUF_TENSORS,
+    MAX_GGUF_TEXT_BYTES,
+    MAX_GGUF_WALKED,
+)
+
 Scalar = int | float | bool | str
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)  # 1 had other lengths, and has not been written since August 2023
 _SPLIT: Final = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
 
-# Far beyond what models have: about 60 keys, 2000 tensors, 800 000 strings in the tokenizer's arrays.
-_MAX_KEYS: Final = 1 << 14
-_MAX_TENSORS: Final = 1 << 17
-_MAX_WALKED: Final = 1 << 22
-_MAX_KEY_BYTES: Final = (1 << 16) - 1
-_MAX_TEXT_BYTES: Final = 1 << 20
-_MAX_KEPT_BYTES: Final = 8 << 20
-_MAX_KEPT_ITEMS: Final = 1 << 10
 _ITEM_BYTES: Final = 40  # what a number takes in a tuple
 _BLOCK_BYTES: Final = 4096
 _MAX_DIMENSIONS: Final = 4
@@ -206,7 +208,7 @@ class _Reader:
     def header(self, modified_at: float) -> GGUFHeader:
         self._preamble()
         tensors, keys = self._count(), self._count()
-        if tensors > _MAX_TENSORS or keys > _MAX_KEYS:
+        if tensors > MAX_GGUF_TENSORS or keys > MAX_GGUF_KEYS:
             raise _Fault(f"has {tensors} tensors and {keys} keys, more than any model")
         for _ in range(keys):
             self._pair()
@@ -235,7 +237,7 @@ class _Reader:
 
     def _pair(self) -> None:
         """Read a key and its value."""
-        key = self._text(_MAX_KEY_BYTES)
+        key = self._text(MAX_GGUF_KEY_BYTES)
         if key is None:
             raise _Fault("a key is too long")
         if key in self._metadata or key in self._array_lengths:
@@ -244,7 +246,7 @@ class _Reader:
         if kind == _ARRAY:
             self._array_lengths[key] = self._array(key)
         elif kind == _STRING:
-            text = self._text(_MAX_TEXT_BYTES)
+            text = self._text(MAX_GGUF_TEXT_BYTES)
             if text is not None:
                 self._metadata[key] = text
         else:
@@ -255,7 +257,7 @@ class _Reader:
         kind, length = int(self._number("I")), self._count()
         if kind in (_STRING, _ARRAY):
             self._walked += length
-            if self._walked > _MAX_WALKED or depth > _MAX_NESTING:
+            if self._walked > MAX_GGUF_WALKED or depth > _MAX_NESTING:
                 raise _Fault("its arrays are larger than any model's")
             if kind == _STRING:
                 self._walk(length)
@@ -264,7 +266,7 @@ class _Reader:
                     self._array(None, depth + 1)
             return length
         code = self._code(kind)
-        if key is None or length > _MAX_KEPT_ITEMS:
+        if key is None or length > MAX_GGUF_KEPT_ITEMS:
             self._skip(length * struct.calcsize(f"{self._order}{code}"))
         else:
             self._keep(length * _ITEM_BYTES)
@@ -337,7 +339,7 @@ class _Reader:
 
     def _keep(self, size: int) -> None:
         self._kept += size
-        if self._kept > _MAX_KEPT_BYTES:
+        if self._kept > MAX_GGUF_KEPT_BYTES:
             raise _Fault("its metadata are larger than any model's")
 
     def _take(self, size: int) -> bytes:

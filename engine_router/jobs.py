@@ -13,13 +13,11 @@ import trio
 from attrs import define, field
 
 from engine_router.errors import QueueFull, RouterClosing, RouterError
+from engine_router.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
 
 logger = logging.getLogger(__name__)
 
-# A script that starts jobs in a loop must not fill the memory; who waits for a model needs one job for it.
-MOST_RUNNING: Final = 100
-# Ended jobs that are remembered, and for how many seconds.
-MOST_ENDED: Final = 100
+# Seconds for which ended jobs are remembered.
 REMEMBERED_S: Final = 3600.0
 
 State = Literal["running", "done", "failed", "cancelled"]
@@ -94,8 +92,8 @@ class Jobs:
         if self._nursery is None:
             raise RouterClosing("the router is not running any more")
         self._forget()
-        if sum(job.state == "running" for job in self._jobs.values()) >= MOST_RUNNING:
-            raise QueueFull(f"{MOST_RUNNING} jobs are under way already", retry_after_s=1.0)
+        if sum(job.state == "running" for job in self._jobs.values()) >= MOST_RUNNING_JOBS:
+            raise QueueFull(f"{MOST_RUNNING_JOBS} jobs are under way already", retry_after_s=1.0)
         self._count += 1
         job = Job(f"j{self._count}", kind, subject, self._wall_clock())
         self._jobs[job.id] = job
@@ -132,7 +130,7 @@ class Jobs:
         """Forget what ended long ago, and the oldest of what would be too much."""
         ended = [job for job in self._jobs.values() if job.ended_at is not None]
         too_old = self._wall_clock() - REMEMBERED_S
-        surplus = len(ended) - MOST_ENDED
+        surplus = len(ended) - MOST_ENDED_JOBS
         for index, job in enumerate(ended):
             if index < surplus or (job.ended_at or 0.0) < too_old:
                 del self._jobs[job.id]

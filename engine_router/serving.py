@@ -19,11 +19,11 @@ from hypercorn.utils import wrap_app
 from engine_router.answering import Answerer, Reply
 from engine_router.config import ServerConfig
 from engine_router.gate import Gates
+from engine_router.limits import LARGE_BYTES
 from engine_router.reading import Incoming
 from engine_router.router import Router
 from engine_router.routes import is_proxied
 from engine_router.scope import RequestScope
-from engine_router.upload import LARGE_BYTES
 from engine_router.wire.connection import FastConnection
 from engine_router.wire.requests import RequestReader
 from engine_router.wire.server import MakeFast, Server, UnknownHypercorn, check_hypercorn

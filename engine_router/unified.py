@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from engine_router.limits import MAX_NAME_FILE_BYTES
+
 # Where Linux tells what machine this is: the board's name of a PC or server, the name in a device tree, and
 # what NVIDIA's driver calls each GPU.
 _PLACES: Final = (
@@ -20,7 +22,6 @@ _PLACES: Final = (
 )
 _GPUS: Final = "proc/driver/nvidia/gpus"
 _NAMES: Final = ("dgx spark", "dgx_spark", "gb10", "jetson", "tegra")
-_MOST_BYTES: Final = 4096
 
 
 def is_unified_machine(
@@ -67,6 +68,6 @@ def is_unified(configured: object, gauge: str, *, machine: bool | None = None) -
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(_MOST_BYTES).decode("utf-8", "replace").lower()
+            return file.read(MAX_NAME_FILE_BYTES).decode("utf-8", "replace").lower()
     except OSError:
         return ""

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final
 
 from attrs import define, field, frozen
 
 from engine_router.dialects.scanning import Scanner
 from engine_router.errors import BodyTooLarge
-
-LARGE_BYTES: Final = 2_097_152
-"""Bodies up to here are read as a whole, which costs less and shows every fault before an engine is asked."""
+from engine_router.limits import LARGE_BYTES
 
 Source = Callable[[], Awaitable[bytes | bytearray]]
 """Returns the next piece of a body; empty at its proper end."""

@@ -14,6 +14,7 @@ from attrs import frozen
 from engine_router.config import Config, ModelConfig, ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.gguf import GGUFHeader, human_number, read_gguf, split_parts
+from engine_router.limits import MAX_CONFIG_BYTES, MAX_WEIGHT_FILES
 from engine_router.models.options import model_options
 
 # What a chat template that knows of tools, or of thinking, has in it.
@@ -22,8 +23,6 @@ _THINKING_MARKS: Final = ("<think>", "enable_thinking", "reasoning_content", "re
 
 _TEMPLATE: Final = "tokenizer.chat_template"
 _LONGEST_SHOWN: Final = 5  # numbers of an array; Ollama's own limit
-_MAX_CONFIG_BYTES: Final = 1 << 20
-_MAX_FILES: Final = 10_000
 
 
 @frozen(kw_only=True)
@@ -218,7 +217,7 @@ def _of_folder(folder: Path) -> Weights:
 def _safetensors(folder: Path) -> list[Path]:
     found = []
     for number, file in enumerate(folder.iterdir()):
-        if number >= _MAX_FILES:
+        if number >= MAX_WEIGHT_FILES:
             raise ValueError(f"{folder}: has more files than any model")
         if file.suffix == ".safetensors":
             found.append(file)
@@ -248,8 +247,8 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_CONFIG_BYTES:
-        raise ValueError(f"{path}: not a file of at most {_MAX_CONFIG_BYTES} bytes")
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path}: not a file of at most {MAX_CONFIG_BYTES} bytes")
     return path.read_text("utf-8")
 
 

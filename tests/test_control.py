@@ -16,7 +16,8 @@ from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.errors import EngineUnreachable, QueueFull, RequestCancelled, RouterClosing, RouterError
 from engine_router.events import RouterNotice
-from engine_router.jobs import MOST_ENDED, MOST_RUNNING, REMEMBERED_S, Jobs
+from engine_router.jobs import REMEMBERED_S, Jobs
+from engine_router.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
 from engine_router.relay import Course, Outgoing, Passage
 from engine_router.testing.asgi import Conversation, Received, ask, conversation
 from engine_router.testing.served import RawClient, served
@@ -475,11 +476,11 @@ async def test_jobs_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             await nursery.start(jobs.run)
-            for _ in range(MOST_ENDED + 5):
+            for _ in range(MOST_ENDED_JOBS + 5):
                 jobs.start("load", "a", at_once)
                 await trio.testing.wait_all_tasks_blocked()
-            assert [job.id for job in jobs.listed()] == [f"j{n}" for n in range(6, MOST_ENDED + 6)]
-            running = [jobs.start("load", "b", nothing) for _ in range(MOST_RUNNING)]
+            assert [job.id for job in jobs.listed()] == [f"j{n}" for n in range(6, MOST_ENDED_JOBS + 6)]
+            running = [jobs.start("load", "b", nothing) for _ in range(MOST_RUNNING_JOBS)]
             with pytest.raises(QueueFull):
                 jobs.start("load", "b", nothing)
             now += REMEMBERED_S + 1

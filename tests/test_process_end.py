@@ -19,10 +19,11 @@ from engine_router.config.values import Argv
 from engine_router.engines import guardian as guardian_program
 from engine_router.engines.base import LogRing
 from engine_router.engines.family import Guardian
-from engine_router.engines.output import LINES_IN_ERRORS, LINES_PER_S, EngineOutput, last_words
+from engine_router.engines.output import LINES_IN_ERRORS, EngineOutput, last_words
 from engine_router.engines.ports import free_port, is_taken
 from engine_router.engines.process import ProcessEngine
 from engine_router.errors import EngineStopFailed
+from engine_router.limits import LINES_PER_S
 from engine_router.testing.scripted import living, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells")

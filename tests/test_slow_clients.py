@@ -13,10 +13,11 @@ import trio.testing
 
 from engine_router import open_router, serving
 from engine_router.config import parse_config
+from engine_router.limits import SLOWEST_BYTES_PER_S
 from engine_router.testing.served import RawClient, served
 from engine_router.wire import server as wire_server
 from engine_router.wire.ordinary import ReplayedStream
-from engine_router.wire.stream import SLOWEST_BYTES_PER_S, moved_on
+from engine_router.wire.stream import moved_on
 
 LIMIT_S = 60.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"

@@ -18,8 +18,9 @@ from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.dialects.scanning import FormScanner, JsonScanner
 from engine_router.errors import BadRequest
+from engine_router.limits import LARGE_BYTES
 from engine_router.testing.served import RawClient, served
-from engine_router.upload import LARGE_BYTES, Upload
+from engine_router.upload import Upload
 
 CHAT = "/v1/chat/completions"
 LIMIT_S = 60.0

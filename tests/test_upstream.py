@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 import engine_router.wire.upstream
 from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable
+from engine_router.limits import MAX_ENGINE_OVERHEAD_BYTES
 from engine_router.testing.cancel_at import CancelAt
-from engine_router.wire.upstream import MAX_OVERHEAD_BYTES, Exchange, ResponseHead, Upstream, UpstreamRequest
+from engine_router.wire.upstream import Exchange, ResponseHead, Upstream, UpstreamRequest
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -361,9 +362,10 @@ NOT_HTTP = {
     "identity": OK + b"Transfer-Encoding: identity\r\n\r\nhello",
     "switching protocols": b"HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n" + HELLO,
     "a status below 100": b"HTTP/1.1 099 x\r\n\r\n" + HELLO,
-    "a header without an end": OK + b"X-A: " + b"x" * (MAX_OVERHEAD_BYTES + 1),
-    "headers without an end": OK + b"X-A: x\r\n" * (MAX_OVERHEAD_BYTES // 8 + 1),
-    "interim answers without an end": b"HTTP/1.1 102 Processing\r\n\r\n" * (MAX_OVERHEAD_BYTES // 27 + 1),
+    "a header without an end": OK + b"X-A: " + b"x" * (MAX_ENGINE_OVERHEAD_BYTES + 1),
+    "headers without an end": OK + b"X-A: x\r\n" * (MAX_ENGINE_OVERHEAD_BYTES // 8 + 1),
+    "interim answers without an end": b"HTTP/1.1 102 Processing\r\n\r\n"
+    * (MAX_ENGINE_OVERHEAD_BYTES // 27 + 1),
 }
 
 
@@ -380,7 +382,7 @@ BROKEN_CHUNKS = {
     "size": b"5\r\nhello\r\nzz\r\n",
     "line break": b"5\r\nhelloX",
     "bare LF": b"5\r\nhello\r\n3\nabc\n",
-    "trailers without an end": b"5\r\nhello\r\n0\r\nX-A: " + b"x" * (MAX_OVERHEAD_BYTES + 65536),
+    "trailers without an end": b"5\r\nhello\r\n0\r\nX-A: " + b"x" * (MAX_ENGINE_OVERHEAD_BYTES + 65536),
 }
 
 

@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 
 from engine_router.answering import Reply
 from engine_router.events import EventHub
+from engine_router.limits import LARGE_BYTES, MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
 from engine_router.reading import Incoming
 from engine_router.routes import is_proxied
 from engine_router.scope import RequestScope
-from engine_router.upload import LARGE_BYTES
 from engine_router.wire.connection import FastConnection
 from engine_router.wire.requests import (
-    MAX_HEAD_BYTES,
-    MAX_OVERHEAD_BYTES,
     RequestReader,
     Verdict,
     WireRequest,

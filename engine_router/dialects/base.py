@@ -17,10 +17,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
 
 from engine_router.errors import BadRequest, NoModelNamed, RouterError
-from engine_router.foreign_text import MODEL_NAME_CHARS
-
-MAX_FORM_PARTS = 1000
-
+from engine_router.limits import MAX_FORM_PARTS, MODEL_NAME_CHARS
 
 Octets = bytes | bytearray
 """A body. Whoever collected it hands it over: nobody changes it any more."""

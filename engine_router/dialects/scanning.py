@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 from engine_router.dialects.base import FormReader, Octets, has_no_value, model_in
 from engine_router.errors import BadRequest
+from engine_router.limits import MAX_TOKEN_BYTES
 
 _WANTED = frozenset(("model", "name", "stream"))
-# A longer name, or value of one of the wanted members, is none that anybody meant.
-_MAX_TOKEN_BYTES = 65536
 _BLANK = b" \t\r\n"
 _NOT_BLANK = re.compile(rb"[^ \t\r\n]")
 _STRUCTURE = re.compile(rb'["{}\[\]]')
@@ -189,7 +188,7 @@ class JsonScanner:
         if not self._is_kept:
             return
         self._token += data
-        if len(self._token) > _MAX_TOKEN_BYTES:
+        if len(self._token) > MAX_TOKEN_BYTES:
             raise BadRequest("the request has a member whose name, or model, is far too long")
 
 

@@ -12,13 +12,11 @@ import trio
 from attrs import define
 
 from engine_router.engines.base import LogRing
+from engine_router.limits import LINES_PER_S, LONG_LINE_BYTES
 
-# No person reads so many lines. An engine that writes more is in a loop, and would take the router's time.
-LINES_PER_S: Final = 2000
 _WINDOW_S: Final = 1.0
 # Of what was dropped the end is kept, because it tells how the flood ended.
 _LAST_LINES: Final = 20
-_LONG_LINE_BYTES: Final = 4096
 # Pause after a piece (64 KiB) of a flood. What cannot be read yet waits in the engine.
 _PAUSE_S: Final = 0.002
 
@@ -63,14 +61,14 @@ class EngineOutput:
         if now - self._window_began >= _WINDOW_S:
             self._tell_dropped()
             self._window_began, self._kept = now, 0
-        lines = data.count(b"\n") + len(data) // _LONG_LINE_BYTES
+        lines = data.count(b"\n") + len(data) // LONG_LINE_BYTES
         if self._kept + lines <= LINES_PER_S:
             self._kept += lines
             self.log.feed(data)
             return False
         if self._kept < LINES_PER_S:
             *first, data = data.split(b"\n", LINES_PER_S - self._kept)
-            self.log.feed(b"".join(line[:_LONG_LINE_BYTES] + b"\n" for line in first))
+            self.log.feed(b"".join(line[:LONG_LINE_BYTES] + b"\n" for line in first))
             self._kept = LINES_PER_S
         self._dropped += data.count(b"\n")
         self._last = data
@@ -96,7 +94,7 @@ class EngineOutput:
             f"[engine-router] {dropped} lines were dropped: more than {LINES_PER_S} came in a second"
         )
         self._dropped, self._last = 0, b""
-        self.log.feed(b"\n".join(line[:_LONG_LINE_BYTES] for line in last))
+        self.log.feed(b"\n".join(line[:LONG_LINE_BYTES] for line in last))
 
     async def _write(self, data: bytes) -> None:
         if self.file is None:

@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from engine_router.commands import Finished, TooMuchOutput, run_bounded
+from engine_router.limits import MAX_AMOUNT_BYTES, PRINTED_CHARS
 from engine_router.memory.reading import GaugeUnreadable, Reading
 
 _UNITS: Final = {
@@ -32,9 +33,6 @@ _NUMBER: Final = re.compile(
     r"(?<![\w.-])(?P<number>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
     r"(?:[ \t]+(?P<apart>[KMGT]iB|[kMGT]B|bytes|B)\b|(?P<attached>[^\s,;|]*))"
 )
-_MAX_BYTES: Final = 2**63
-# Of what a command printed, so much is repeated in a message.
-_SHOWN_CHARS: Final = 200
 
 
 def number_of_bytes(text: str) -> int:
@@ -51,11 +49,11 @@ def number_of_bytes(text: str) -> int:
     try:
         amount = Decimal(found["number"])
         # Compared before it is multiplied or made an integer: 1e999999999 would be one of a gigabyte.
-        if factor is not None and 0 <= amount < _MAX_BYTES and amount * factor < _MAX_BYTES:
+        if factor is not None and 0 <= amount < MAX_AMOUNT_BYTES and amount * factor < MAX_AMOUNT_BYTES:
             return int(amount * factor)
     except DecimalException:  # an exponent that no decimal can have
         pass
-    raise ValueError(f"it printed {found[0][:_SHOWN_CHARS]!r}, which is no number of bytes")
+    raise ValueError(f"it printed {found[0][:PRINTED_CHARS]!r}, which is no number of bytes")
 
 
 def _words(argv: Iterable[str]) -> tuple[str, ...]:
@@ -99,7 +97,7 @@ class CommandGauge:
 
     def _understand(self, finished: Finished) -> Reading:
         if finished.code != 0:
-            said = finished.errors.decode(errors="replace").strip()[-_SHOWN_CHARS:]
+            said = finished.errors.decode(errors="replace").strip()[-PRINTED_CHARS:]
             raise GaugeUnreadable(
                 f"{self.name} ended with status {finished.code}" + (f": {said}" if said else "")
             )

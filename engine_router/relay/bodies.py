@@ -12,6 +12,7 @@ from attrs import define, field
 
 from engine_router.dialects.base import Dialect, to_json
 from engine_router.errors import EngineRefused, RouterError
+from engine_router.limits import MAX_FRAME_BYTES
 from engine_router.wire.upstream import ResponseHead
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 # millisecond: each piece costs a turn of the loop and two system calls, whatever its size.
 COALESCE_S = 0.001
 COALESCE_BYTES = 16_384
-# A frame longer than this is passed on before it is complete.
-MAX_FRAME_BYTES = 262_144
 # Seconds of waiting after which clients that count events, and not bytes, are thought of too. The least patient
 # one gives up after 120 s without an event.
 LIVELY_AFTER_S = 30.0

@@ -18,6 +18,7 @@ from engine_router.dialects.base import Translation
 from engine_router.dialects.engine_words import broken, refused
 from engine_router.engines.base import DOUBT_S, Endpoint, ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
+from engine_router.limits import ERROR_BODY_BYTES
 from engine_router.relay.course import Choose, Course, Filter
 from engine_router.relay.headers import is_stream_type, response_headers
 from engine_router.relay.whole import Whole
@@ -32,8 +33,6 @@ T = TypeVar("T")
 NEWS_GRACE_S = 0.25
 # Seconds that an engine gets to see that it is gone and to end what is left of it, before the request is given up.
 DOUBT_GRACE_S = DOUBT_S + 3.0
-# What is read of an engine's error answer, for its message.
-ERROR_BODY_BYTES = 65536
 # What says something of a body that is changed.
 _OF_THE_BODY = frozenset((b"content-length", b"etag", b"content-md5", b"digest", b"content-digest"))
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-# What a translated answer in one piece may be long: it is held until it is understood. The longest are embeddings,
-# a batch of 2,048 texts with 4,096 numbers of a dozen digits each.
-MAX_WHOLE_BYTES = 134_217_728
+from engine_router.limits import MAX_WHOLE_BYTES
 
 
 @define(eq=False)

@@ -9,15 +9,12 @@ from quart import request
 from engine_router.errors import TooManyReaders, Unauthorized
 from engine_router.gate import Gates
 from engine_router.importance import offered_keys
+from engine_router.limits import MAX_READERS, MAX_READERS_OF_ONE
 from engine_router.router import Router
 from engine_router.web.proxy import wire_headers
 from engine_router.web.scope import scope_of
 from engine_router.wire.ordinary import STALLS, Stalls
 
-# Streams that are open together: of all clients, and of each by its address and key. Each one costs a connection,
-# what the system holds of it, and up to a few hundred KB where it is read slowly.
-MAX_READERS: Final = 128
-MAX_READERS_OF_ONE: Final = 32
 # Seconds for which a reader may leave unread what was sent to it.
 STALL_S: Final = 30.0
 

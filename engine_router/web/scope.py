@@ -30,10 +30,11 @@ from engine_router.dialects.base import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from engine_router.events import EventHub
 from engine_router.importance import KEY_HEADER
+from engine_router.limits import LARGE_BYTES
 from engine_router.relay import BrokenAnswer
 from engine_router.routes import VISIBLE, tidied, without_key
 from engine_router.scope import RequestScope
-from engine_router.upload import LARGE_BYTES, Upload
+from engine_router.upload import Upload
 from engine_router.wire.connection import LINGER_S
 
 if TYPE_CHECKING:

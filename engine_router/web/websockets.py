@@ -23,6 +23,7 @@ from engine_router.errors import EngineRefused, EngineUnreachable, NoModelNamed,
 from engine_router.events import EventHub
 from engine_router.foreign_text import printable
 from engine_router.importance import KEY_PROTOCOL, priority_of
+from engine_router.limits import MAX_MESSAGE_BYTES, MAX_QUEUED
 from engine_router.router import Router
 from engine_router.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
 from engine_router.scope import RequestScope
@@ -38,10 +39,6 @@ if sys.version_info < (3, 11):
 if TYPE_CHECKING:
     from trio_websocket import WebSocketConnection as EngineConnection
 
-MAX_MESSAGE_BYTES: Final = 16_777_216
-"""Largest message from an engine: as large as the server takes one from a client."""
-MAX_QUEUED: Final = 16
-"""Messages of an engine that wait until the client reads them."""
 _MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: a control frame has 125, two of them for the code
 _ENGINE_FAILED, _TRY_AGAIN = 1011, 1013
 # Codes that stand for the absence of one, and never go on the wire (RFC 6455, 7.4.1).

@@ -23,6 +23,7 @@ from engine_router.dialects import dialect_of
 from engine_router.dialects.base import error_headers, to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
+from engine_router.limits import MAX_AHEAD_BYTES, MAX_BACKLOG_BYTES
 from engine_router.reading import Incoming
 from engine_router.relay import BrokenAnswer, as_streamed
 from engine_router.scope import RequestScope
@@ -39,11 +40,8 @@ Serve = Callable[[Incoming, RequestScope], Awaitable[Reply]]
 Adds = Callable[[Headers], Headers]
 """Tells what headers an answer carries beside its own, an error too, from those of its request."""
 
-# Bytes of further requests that are read while one is served, before reading pauses.
-MAX_AHEAD_BYTES: Final = 65536
-# A large body that its engine takes in more slowly than it comes: beyond so many bytes reading slows down. It
-# never stops, for a client that leaves is noticed by reading only. Seconds for each piece of 64 KiB.
-MAX_BACKLOG_BYTES: Final = 1_048_576
+# Seconds that reading pauses for each piece of 64 KiB beyond `MAX_BACKLOG_BYTES`. It never stops, for a client that
+# leaves is noticed by reading only.
 BACKPRESSURE_S: Final = 0.02
 # Seconds that a refused upload may go on: a connection that is closed with bytes unread is reset, and the
 # reset may overtake the answer that says why.

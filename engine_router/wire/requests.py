@@ -14,9 +14,8 @@ from collections.abc import Callable
 import httptools
 from attrs import define, field, frozen
 
-MAX_HEAD_BYTES = 65536
-# Bytes behind a chunked head that bring the body no further: chunks' extensions, trailers.
-MAX_OVERHEAD_BYTES = 65536
+from engine_router.limits import MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
+
 _PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9_\-/]*(\?[!-\"$-~]*)?")
 _PLAIN_HOST = re.compile(rb"[A-Za-z0-9._\-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 _LENGTH = re.compile(rb"[0-9]{1,15}")

@@ -12,10 +12,9 @@ import socket
 
 import trio
 
+from engine_router.limits import SLOWEST_BYTES_PER_S
+
 RECEIVE_BYTES = 65536
-# A client that owes bytes of a request has to send so many a second, on average. Each byte buys a little time, up to
-# what an idle connection is given, so that a pause is no fault, and one byte now and then no progress.
-SLOWEST_BYTES_PER_S = 100
 _WOULD_BLOCK = (BlockingIOError, InterruptedError)
 
 

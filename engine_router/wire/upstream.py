@@ -25,6 +25,7 @@ import trio
 from attrs import define, field, frozen
 
 from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable, RouterError
+from engine_router.limits import MAX_ENGINE_OVERHEAD_BYTES
 from engine_router.wire.dialing import Wire, dial
 from engine_router.wire.stream import RECEIVE_BYTES, ConnectionLost
 
@@ -32,9 +33,6 @@ from engine_router.wire.stream import RECEIVE_BYTES, ConnectionLost
 # sent into a connection that is being closed.
 MAX_IDLE_S = 4.0
 MAX_IDLE_CONNECTIONS = 64
-# What an engine may send before its body begins, or instead of its body's next bytes: headers without an end,
-# interim answers without an end, and trailers without an end fill no memory and keep nobody waiting.
-MAX_OVERHEAD_BYTES = 262_144
 
 _UNSAFE_IN_TARGET = re.compile(rb"[^\x21-\x7e]+")
 
@@ -326,7 +324,7 @@ class Exchange:
         self._overhead_bytes = 0 if parsed.body or parsed.complete else self._overhead_bytes + len(data)
         if parsed.fault:
             return self._broke(parsed.fault)
-        if self._overhead_bytes > MAX_OVERHEAD_BYTES:
+        if self._overhead_bytes > MAX_ENGINE_OVERHEAD_BYTES:
             return self._broke("its answer has headers without an end")
         return None
 

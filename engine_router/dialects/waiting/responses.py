@@ -10,10 +10,9 @@ from engine_router.dialects.frames import EventFrames, as_object, event_data, na
 from engine_router.dialects.sse import EventReader, events_end
 from engine_router.dialects.waiting.base import Waiting
 from engine_router.errors import RouterError
+from engine_router.limits import MAX_BEGINNING_BYTES
 
 _BEGINNINGS = frozenset(("response.created", "response.queued", "response.in_progress"))
-# An answer without an event so far is none of this endpoint's: nothing more of it is kept.
-_MAX_HEAD_BYTES = 1_048_576
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
 
 
@@ -109,7 +108,7 @@ class ResponsesPatience:
     def _note(self, data: bytes) -> None:
         """Keep what an error would have to go on from, should the answer break off."""
         self._tail = data
-        if not events_end(self._head) and len(self._head) < _MAX_HEAD_BYTES:
+        if not events_end(self._head) and len(self._head) < MAX_BEGINNING_BYTES:
             self._head += data
 
     def _adopted(self) -> dict[str, Any] | None:

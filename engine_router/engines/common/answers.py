@@ -9,9 +9,8 @@ from typing import Any
 from attrs import frozen
 
 from engine_router.config import LoadedConfig
+from engine_router.limits import COMPLAINT_CHARS
 from engine_router.probe import as_text, dig
-
-_SHOWN_CHARS = 300
 
 # What an entry that is not loaded says of itself while it holds memory all the same (llama.cpp's router).
 _UNDERWAY = frozenset({"loading", "unloading", "starting", "stopping"})
@@ -63,7 +62,7 @@ class Reply:
     @property
     def complaint(self) -> str:
         """What the server says is wrong, or the beginning of what it sent."""
-        return complaint_in(self.data) or self.body[:_SHOWN_CHARS].decode("utf-8", "replace").strip()
+        return complaint_in(self.data) or self.body[:COMPLAINT_CHARS].decode("utf-8", "replace").strip()
 
 
 def complaint_in(data: Any) -> str | None:
@@ -71,9 +70,9 @@ def complaint_in(data: Any) -> str | None:
     for key in ("error.message", "error", "detail"):
         found = dig(data, key)
         if found:
-            return (found if isinstance(found, str) else json.dumps(found))[:_SHOWN_CHARS]
+            return (found if isinstance(found, str) else json.dumps(found))[:COMPLAINT_CHARS]
     if dig(data, "success") is False:
-        return str(dig(data, "message") or "success is false")[:_SHOWN_CHARS]
+        return str(dig(data, "message") or "success is false")[:COMPLAINT_CHARS]
     return None
 
 

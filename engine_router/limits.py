@@ -1,0 +1,160 @@
+"""The limits on whatever comes from clients, engines, child processes and files, each with its reason.
+
+What somebody else sends or writes has a bound, and the bound is enforced before work is spent on it. The limits that
+an operator may want to change are options (`max_body_mb`, `max_queue` ...). What a protocol says (the length of a
+WebSocket's closing words, of a page of Anthropic's list) stands where that protocol is spoken.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# From clients
+
+MODEL_NAME_CHARS: Final = 512
+"""A model's name: paths of files are the longest real ones, and stay below it."""
+
+MAX_TOKEN_BYTES: Final = 65536
+"""The text of one member that is looked for in a large body: no name, and no flag, is longer even when escaped."""
+
+MAX_FORM_PARTS: Final = 1000
+"""Parts of a form: an upload of many images has dozens, and each part costs as much as a small request."""
+
+LARGE_BYTES: Final = 2_097_152
+"""Bodies up to here are read as a whole, which costs less and shows every fault before an engine is asked."""
+
+MAX_HEAD_BYTES: Final = 65536
+"""A request's line and headers: browsers and servers of the web stay below 16 KiB."""
+
+MAX_OVERHEAD_BYTES: Final = 65536
+"""Bytes behind a chunked head that bring the body no further: chunks' extensions, trailers."""
+
+MAX_AHEAD_BYTES: Final = 65536
+"""Bytes of further requests that are read while one is served, before reading pauses."""
+
+MAX_BACKLOG_BYTES: Final = 1_048_576
+"""What is kept of a large body that its engine takes in more slowly than it comes; beyond it reading slows down."""
+
+SLOWEST_BYTES_PER_S: Final = 100
+"""What a client sends that owes bytes of a request, on average: the slowest modems were faster.
+
+Each byte buys a little time, up to what an idle connection is given, so that a pause is no fault, and one byte now
+and then no progress.
+"""
+
+REMEMBERED_HOSTS: Final = 64
+"""Different Host headers whose verdict is remembered: a router has a few names, a stranger any number."""
+
+REMEMBERED_PEERS: Final = 1024
+"""Different addresses of peers that are remembered as parsed."""
+
+MAX_READERS: Final = 128
+"""Streams of events and logs that are open together.
+
+Each one costs a connection, what the system holds of it, and up to a few hundred KB where it is read slowly.
+"""
+
+MAX_READERS_OF_ONE: Final = 32
+"""The same for one client, by its address and key: a few open pages have a few each."""
+
+MAX_MESSAGE_BYTES: Final = 16_777_216
+"""The largest WebSocket message from an engine: as large as the server takes one from a client."""
+
+MAX_QUEUED: Final = 16
+"""WebSocket messages of an engine that wait until the client reads them; then the engine waits."""
+
+MOST_RUNNING_JOBS: Final = 100
+"""Jobs under way: a script that starts them in a loop must not fill the memory; a model needs one job."""
+
+MOST_ENDED_JOBS: Final = 100
+"""Ended jobs that are remembered for whoever asks how they ended."""
+
+# From engines
+
+MAX_ENGINE_OVERHEAD_BYTES: Final = 262_144
+"""What an engine may send before its body begins, or instead of its body's next bytes.
+
+Headers without an end, interim answers without an end, and trailers without an end fill no memory and keep nobody
+waiting.
+"""
+
+MAX_WHOLE_BYTES: Final = 134_217_728
+"""A translated answer in one piece, which is held until it is understood.
+
+The longest are embeddings: a batch of 2,048 texts with 4,096 numbers of a dozen digits each.
+"""
+
+MAX_FRAME_BYTES: Final = 262_144
+"""A frame of a streamed answer that is longer is passed on before it is complete."""
+
+MAX_BEGINNING_BYTES: Final = 1_048_576
+"""The beginning of a response in events: without an event so far it is none of that endpoint's."""
+
+ERROR_BODY_BYTES: Final = 65536
+"""What is read of an engine's error answer, for its message."""
+
+ABILITY_ANSWER_BYTES: Final = 65536
+"""What is read of an answer that is asked for only to see whether an engine has an endpoint."""
+
+COMPLAINT_CHARS: Final = 300
+"""How much of an engine's own words about a failed load or unload is repeated."""
+
+LINES_PER_S: Final = 2000
+"""Lines of an engine's output: no person reads so many, and an engine that writes more is in a loop."""
+
+LONG_LINE_BYTES: Final = 4096
+"""One line of such a flood; a longer one counts as several."""
+
+LOG_LINE_CHARS: Final = 400
+"""How much of each of an engine's last lines an error repeats."""
+
+# From other programs
+
+MAX_OUTPUT_BYTES: Final = 2**20
+"""What a command prints: gauges a line, systemctl some lines, journalctl fifteen. More is not what was meant."""
+
+PRINTED_CHARS: Final = 200
+"""How much of what a gauge's command printed is repeated in a message."""
+
+MAX_AMOUNT_BYTES: Final = 2**63
+"""An amount of memory: no machine has more, and 1e999999999 would be a number of a gigabyte."""
+
+# From files
+
+MAX_GGUF_KEYS: Final = 1 << 14
+"""Keys of a GGUF header: models have about 60."""
+
+MAX_GGUF_TENSORS: Final = 1 << 17
+"""Tensors of a GGUF file: models have about 2,000."""
+
+MAX_GGUF_WALKED: Final = 1 << 22
+"""Strings and arrays that are stepped over: a tokenizer has up to 800,000."""
+
+MAX_GGUF_KEY_BYTES: Final = (1 << 16) - 1
+"""A key of a GGUF header: the format's own bound."""
+
+MAX_GGUF_TEXT_BYTES: Final = 1 << 20
+"""A text in a GGUF header: chat templates are the longest, with some 20 KB."""
+
+MAX_GGUF_KEPT_BYTES: Final = 8 << 20
+"""What is kept of one GGUF header in all."""
+
+MAX_GGUF_KEPT_ITEMS: Final = 1 << 10
+"""Items of an array that are kept: layers have a number each, vocabularies are counted only."""
+
+MAX_CONFIG_BYTES: Final = 1 << 20
+"""A model's config.json, or an index of its files: the longest have some 100 KB."""
+
+MAX_WEIGHT_FILES: Final = 10_000
+"""Files of a folder that are looked at for weights."""
+
+MAX_NAME_FILE_BYTES: Final = 4096
+"""A file of the system that says what machine this is."""
+
+# Into messages and logs
+
+ENTRY_CHARS: Final = 200
+"""A name or a value that stands in a sentence: the rest tells nobody more."""
+
+MESSAGE_CHARS: Final = 16_000
+"""The text of an error: that of an engine that failed repeats its last lines."""
