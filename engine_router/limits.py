@@ -69,6 +69,12 @@ MOST_RUNNING_JOBS: Final = 100
 MOST_ENDED_JOBS: Final = 100
 """Ended jobs that are remembered for whoever asks how they ended."""
 
+MAX_COUNTED_MODELS: Final = 1000
+"""Models that counters and metrics keep apart; an engine may list any number, and a client ask for each of them."""
+
+MAX_CANDIDATES: Final = 1000
+"""Known names that are compared with an unknown one for a suggestion: some milliseconds of work."""
+
 # From engines
 
 MAX_ENGINE_OVERHEAD_BYTES: Final = 262_144

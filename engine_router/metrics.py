@@ -10,6 +10,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from engine_router.events import Event, MemorySettled, RequestEnded, ResidentDied, ResidentReady, SwapEnded
+from engine_router.limits import MAX_COUNTED_MODELS
 
 SLOW = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -100,6 +101,7 @@ class Metrics:
             f"{prefix}_request_seconds", "Whole requests.", ("engine",), buckets=FAST, registry=registry
         )
 
+        self._counted: set[str] = set()
         self._counts: dict[tuple[str, int], Counter] = {}
         self._times: dict[tuple[Histogram, str], Histogram] = {}
 
@@ -130,7 +132,13 @@ class Metrics:
 
     def _observe_request(self, event: RequestEnded, engine: str) -> None:
         """Take in the one event that comes with every request, without looking its labels up again each time."""
-        key = (event.model or "none", event.status)
+        model = event.model or "none"
+        if model not in self._counted:
+            if len(self._counted) < MAX_COUNTED_MODELS:
+                self._counted.add(model)
+            else:
+                model = "(other models)"
+        key = (model, event.status)
         if (count := self._counts.get(key)) is None:
             count = self._counts[key] = self._requests.labels(key[0], str(key[1]))
         count.inc()

@@ -6,13 +6,16 @@ from collections import Counter, deque
 from typing import Any, Final
 
 from engine_router.events import Event, RequestEnded
+from engine_router.limits import MAX_COUNTED_MODELS
 
 # Of so many requests, the last ones, the times are remembered.
 REMEMBERED: Final = 1000
+# Stands for the models beyond those that are counted one by one.
+_OTHERS: Final = "(other models)"
 
 
 class Telemetry:
-    """Counts requests; made for `EventHub.listen`.
+    """Counts requests for known models; made for `EventHub.listen`. Of names that nobody serves it keeps nothing.
 
     Attributes:
         requests: how many ended, by model.
@@ -27,14 +30,16 @@ class Telemetry:
 
     def observe(self, event: Event) -> None:
         """Take in an event."""
-        if not isinstance(event, RequestEnded) or event.model is None:
+        if not isinstance(event, RequestEnded) or event.model is None or event.engine is None:
             return
-        self.requests[event.model] += 1
+        is_apart = event.model in self.requests or len(self.requests) < MAX_COUNTED_MODELS
+        model = event.model if is_apart else _OTHERS
+        self.requests[model] += 1
         self._durations_s.append(event.duration_s)
         if event.status >= 400 or event.error is not None:
             self._errors[str(event.status)] += 1
         if event.status == 503:
-            self.refused[event.model] += 1
+            self.refused[model] += 1
 
     def summary(self) -> dict[str, Any]:
         """Return the sums. Times are of the last requests; tokens are not counted here."""
