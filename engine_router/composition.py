@@ -110,13 +110,19 @@ async def _start(router: Router, forge: _Forge, source: Source | None) -> None:
 
 
 async def _let_go(router: Router, dormitory: Dormitory) -> None:
-    """Let running requests end, stop what was started or loaded, and remember what was learned."""
+    """Let running requests end, stop what was started or loaded, and remember what was learned.
+
+    Where this is cancelled, nothing is saved.
+    """
+    failure: Exception | None = None
     try:
         await router.close()
         await dormitory.close()
-    finally:
-        # A defect on the way must not cost what was learned. (Where this is cancelled, it is not saved.)
-        await router.save()
+    except Exception as error:  # noqa: BLE001 - a defect on the way must not cost what was learned
+        failure = error
+    await router.save()
+    if failure is not None:
+        raise failure
 
 
 @define(eq=False)

@@ -123,9 +123,10 @@ class Router:
         """
         try:
             return self.discovery.resolve(model)
-        except UnknownModel:
-            if not await self.lister.ask_if_due():
-                raise
+        except UnknownModel as error:
+            unknown = error
+        if not await self.lister.ask_if_due():
+            raise unknown
         return self.discovery.resolve(model)
 
     async def discover(self) -> None:
