@@ -28,6 +28,7 @@ from engine_router.wire.connection import FastConnection
 from engine_router.wire.requests import RequestReader
 from engine_router.wire.server import MakeFast, Server, UnknownHypercorn, check_hypercorn
 from engine_router.wire.stream import RawStream
+from engine_router.wire.upstream import Headers
 
 # Seconds that an idle connection of a client is kept: longer than clients' pools keep theirs (httpx 5, Node 5,
 # Go 90), so that it is the client that closes and no request meets a closing connection.
@@ -181,14 +182,17 @@ def _fast_tier(router: Router) -> MakeFast:
     def make(stream: RawStream) -> FastConnection:
         peer = stream.peer()
 
-        async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
+        def admit(path: str, query: bytes, headers: Headers) -> None:
             gate = gates.gate
-            gate.check_host(incoming.headers)
-            gate.check_key(incoming.path, incoming.headers, peer)
-            gate.check_page("POST", incoming.path, incoming.query, incoming.headers)
+            gate.check_host(headers)
+            gate.check_key(path, headers, peer)
+            gate.check_page("POST", path, query, headers)
+
+        async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
+            admit(incoming.path, incoming.query, incoming.headers)
             return await answerer.answer(incoming, scope)
 
         reader = RequestReader(is_proxied, limit, LARGE_BYTES)
-        return FastConnection(stream, reader, answer, router.hub, gates.answer_headers)
+        return FastConnection(stream, reader, answer, router.hub, gates.answer_headers, admit)
 
     return make

@@ -119,8 +119,14 @@ class Connection(TrioASGIHTTPConnection):
 
         async def noting_receive() -> ASGIReceiveEvent:
             message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body", False):
-                self.uploaded.set()
+            if message["type"] == "http.request":
+                if not message.get("more_body", False):
+                    self.uploaded.set()
+                if (
+                    self.request_scope.finished
+                ):  # answered: nobody reads what still comes, a refused body above all
+                    request.body.clear()
+                    message["body"] = b""
             return message
 
         await ASGIHTTPConnection.handle_messages(self, request, noting_receive)

@@ -8,12 +8,9 @@ unusual is handed to the ordinary tier, with every byte as it came, for the rest
 from __future__ import annotations
 
 import contextlib
-import http
 import logging
 import math
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from email.utils import formatdate
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -29,6 +26,7 @@ from engine_router.relay import BrokenAnswer, as_streamed
 from engine_router.scope import RequestScope
 from engine_router.upload import Upload
 from engine_router.wire.requests import RequestReader, Verdict
+from engine_router.wire.response_head import response_head
 from engine_router.wire.stream import ConnectionLost, RawStream, moved_on
 from engine_router.wire.upstream import Headers
 
@@ -36,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 Serve = Callable[[Incoming, RequestScope], Awaitable[Reply]]
 """What answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
+
+Admits = Callable[[str, bytes, Headers], None]
+"""Raises what a request is refused with for its path, query and headers alone."""
 
 Adds = Callable[[Headers], Headers]
 """Tells what headers an answer carries beside its own, an error too, from those of its request."""
@@ -47,9 +48,6 @@ BACKPRESSURE_S: Final = 0.02
 # reset may overtake the answer that says why.
 LINGER_S: Final = 2.0
 
-_STATUS_LINES: Final = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
-}
 _BODYLESS: Final = frozenset((204, 304))
 
 
@@ -68,11 +66,15 @@ class FastConnection:
         serve: Serve,
         hub: EventHub,
         adds: Adds = lambda _headers: (),
+        admits: Admits = lambda _path, _query, _headers: None,
     ) -> None:
         self.stream = stream
         self._reader = reader
         self._serve = serve
         self._adds = adds
+        self._admits = admits
+        self._awaits_body = False
+        self._refused: RouterError | None = None
         self._added: Headers = ()
         self._hub = hub
         self._news = trio.Event()
@@ -148,8 +150,23 @@ class FastConnection:
         if verdict is Verdict.LARGE:
             self._arriving = _Arriving()
             self._arriving.put(self._reader.drain())
-        if verdict is not Verdict.MORE:
+        if verdict is Verdict.MORE:
+            self._judge()
+        else:
             self._verdict = verdict
+            self._news.set()
+
+    def _judge(self) -> None:
+        """Refuse a request whose body is still coming, once, for what its head says: nothing of it is gathered."""
+        if self._awaits_body or not self._reader.path:
+            return
+        self._awaits_body = True
+        request = self._reader.begin()
+        path, _, query = request.target.partition(b"?")
+        try:
+            self._admits(path.decode("ascii"), query, request.headers)
+        except RouterError as error:
+            self._refused, self._unheard = error, True
             self._news.set()
 
     def _take_in(self, arriving: _Arriving, verdict: Verdict) -> None:
@@ -175,6 +192,9 @@ class FastConnection:
         try:
             while True:
                 verdict = await self._next()
+                if self._refused is not None:
+                    await self._refuse(self._refused)
+                    return False
                 if verdict is None:
                     return False
                 if verdict is Verdict.UNUSUAL:
@@ -185,6 +205,7 @@ class FastConnection:
                 if not await self._serve_one():
                     return False
                 self._verdict = self._arriving = None
+                self._awaits_body = False
                 self.quiet_since = trio.current_time()
                 if reader.raw:  # it came while the last one was served
                     self._take(reader.feed(b""))
@@ -194,10 +215,14 @@ class FastConnection:
 
     async def _next(self) -> Verdict | None:
         """Wait for a verdict; None when there will be none."""
-        while self._verdict is None and not self._gone and not (self._closing and self._reader.is_between):
+        while not (self._verdict or self._refused or self._gone or self._is_finished):
             self._news = trio.Event()
             await self._news.wait()
         return None if self._gone else self._verdict
+
+    @property
+    def _is_finished(self) -> bool:
+        return self._closing and self._reader.is_between
 
     async def _serve_one(self) -> bool:
         """Serve a request. Returns whether the connection can be used again."""
@@ -256,7 +281,7 @@ class FastConnection:
         bodyless = status in _BODYLESS
         chunked = not bodyless and not any(name.lower() == b"content-length" for name, _ in headers)
         keep_alive = keep_alive and self._stays_open
-        head = _head(status, headers, chunked=chunked, keep_alive=keep_alive)
+        head = response_head(status, headers, chunked=chunked, keep_alive=keep_alive)
         send = self.stream.send_all
         if not reply.has_body:
             await send(head)
@@ -289,7 +314,9 @@ class FastConnection:
             *self._added,
         ]
         keep_alive = keep_alive and self._stays_open
-        await self.stream.send_all(_head(error.status, headers, chunked=False, keep_alive=keep_alive) + body)
+        await self.stream.send_all(
+            response_head(error.status, headers, chunked=False, keep_alive=keep_alive) + body
+        )
         return keep_alive
 
     async def _refuse(self, error: RouterError) -> None:
@@ -357,32 +384,3 @@ class _Arriving:
         while len(self._data) > MAX_BACKLOG_BYTES and not self.is_over:
             self._room = trio.Event()
             await self._room.wait()
-
-
-def _head(status: int, headers: Sequence[tuple[bytes, bytes]], *, chunked: bool, keep_alive: bool) -> bytes:
-    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, _date.line()]
-    lines += [b"%b: %b\r\n" % header for header in headers]
-    if chunked:
-        lines.append(b"transfer-encoding: chunked\r\n")
-    if not keep_alive:
-        lines.append(b"connection: close\r\n")
-    lines.append(b"\r\n")
-    return b"".join(lines)
-
-
-class _Date:
-    """The Date header, made anew once a second."""
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._line = b""
-
-    def line(self) -> bytes:
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._line = b"date: " + formatdate(second, usegmt=True).encode() + b"\r\n"
-        return self._line
-
-
-_date = _Date()
