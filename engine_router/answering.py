@@ -110,6 +110,7 @@ class Answerer:
         passage.enter(
             priority=priority_of(incoming.headers, self._config.server.key_priorities),
             keep_alive_s=_keep_alive_s(incoming.path, routed),
+            client=scope.client,
         )
         return await self._begin(passage, incoming.path, routed, scope)
 

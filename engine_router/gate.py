@@ -101,6 +101,21 @@ class Gate:
             else "this router asks for an API key (Bearer or X-API-Key)"
         )
 
+    def client(self, headers: Headers, peer: str | None) -> str:
+        """Return a name for who sends a request: its key's where it has one, else that of its address or network.
+
+        Nobody is somebody else by offering another key that is none, or by one of the many addresses that a
+        machine has in a network of the new kind (IPv6).
+        """
+        offers = list(offered_keys(headers))
+        held = [any([hmac.compare_digest(offer, key) for offer in offers]) for key in self._keys]  # noqa: C419 - as below
+        if True in held:
+            return f"key {held.index(True)}"
+        address = None if peer is None else _address(peer)
+        if isinstance(address, ipaddress.IPv6Address):
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        return str(address or "unknown")
+
     def _has_key(self, headers: Headers) -> bool:
         """Tell whether any of the keys that a request offers is right."""
         matches = [hmac.compare_digest(offer, key) for offer in offered_keys(headers) for key in self._keys]

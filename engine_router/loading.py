@@ -37,12 +37,16 @@ class Loading:
     has_length: bool = True
     has_chunk: bool = True
 
-    def enter(self, *, priority: Priority = "normal", keep_alive_s: float | None = None) -> None:
+    def enter(
+        self, *, priority: Priority = "normal", keep_alive_s: float | None = None, client: str = ""
+    ) -> None:
         """Take a place in the queue, or have the model unloaded."""
         if self._unloads:
             self._supervisor.keep_alive(self.resident, 0)
         else:
-            self.lease = self._supervisor.request(self.resident, priority=priority, keep_alive_s=keep_alive_s)
+            self.lease = self._supervisor.request(
+                self.resident, priority=priority, keep_alive_s=keep_alive_s, client=client
+            )
 
     def close(self) -> None:
         """Give everything back. Never waits; may be called again."""

@@ -32,6 +32,7 @@ class RequestScope:
     in the very step in which it is noticed, even where its handler is stuck in a send that nobody reads.
 
     Attributes:
+        client: who asks, by a name that is told to nobody: one of the keys, or where the request comes from.
         id: by which people can tell it from others.
         stack: what it holds; every exit callback is synchronous.
         model, engine: filled in once known.
@@ -42,6 +43,7 @@ class RequestScope:
     path: str
     hub: EventHub
     stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
+    client: str = ""
     model: str | None = None
     engine: str | None = None
     status: int = 0

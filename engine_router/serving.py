@@ -190,6 +190,7 @@ def _fast_tier(router: Router) -> MakeFast:
 
         async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
             admit(incoming.path, incoming.query, incoming.headers)
+            scope.client = gates.gate.client(incoming.headers, peer)
             return await answerer.answer(incoming, scope)
 
         reader = RequestReader(is_proxied, limit, LARGE_BYTES)

@@ -328,7 +328,7 @@ async def test_an_old_client_that_names_no_host() -> None:
         assert b'{"status":"ok"}' in await client.rest()
 
 
-async def test_there_are_no_websockets() -> None:
+async def test_there_are_no_websockets_but_those_that_are_routed() -> None:
     upgrade = [
         "Connection: upgrade",
         "Upgrade: websocket",
@@ -337,7 +337,7 @@ async def test_there_are_no_websockets() -> None:
     ]
     async with routing(NEVER) as router, served(router) as url, RawClient.to(url) as client:
         await client.request("GET", CHAT, headers=upgrade)
-        await client.until(b"no websockets")
+        await client.until(b"there is no WebSocket at")
         assert client.received.startswith(b"HTTP/1.1 404")
 
 

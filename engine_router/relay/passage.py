@@ -82,9 +82,13 @@ class Passage:
         """Whether bytes of the answer's body have come with its head."""
         return self._whole is not None or (self._exchange is not None and self._exchange.has_chunk)
 
-    def enter(self, *, priority: Priority = "normal", keep_alive_s: float | None = None) -> None:
+    def enter(
+        self, *, priority: Priority = "normal", keep_alive_s: float | None = None, client: str = ""
+    ) -> None:
         """Take a place in the queue. The arguments are those of `Supervisor.request`."""
-        self.lease = self._supervisor.request(self.resident, priority=priority, keep_alive_s=keep_alive_s)
+        self.lease = self._supervisor.request(
+            self.resident, priority=priority, keep_alive_s=keep_alive_s, client=client
+        )
         self.lease.on_revoke(self._revoked)
 
     def close(self) -> None:

@@ -34,28 +34,41 @@ class Admission:
             return [book.Refuse(ticket, error)]
         if self._is_worth_a_look(resident, now):
             self._books.queue.stamp(ticket, now)
-            return self._if_there_is_room(ticket, now) or self._prechecks.park(ticket)
+            effects, may_wait = self._make_room(ticket, now)
+            return [*effects, *self._prechecks.park(ticket)] if may_wait else effects
         return self._line_up(ticket, now)
 
     def _line_up(self, ticket: Ticket, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        if self._is_full_for(ticket.resident):
+        if self._is_full_for(ticket.resident) and not ticket.is_control:
             effects = self._planner.plan(now)
             # What does not wait needs no room in the queue.
             if not self._admits(self._books.occupancy.residences.get(ticket.resident)):
-                return [*effects, *self._if_there_is_room(ticket, now)]
+                more, may_wait = self._make_room(ticket, now)
+                effects += more
+                if not may_wait:
+                    return effects
         if self._books.queue.add(ticket, now):
             effects += self._planner.plan(now)
         return effects
 
-    def _if_there_is_room(self, ticket: Ticket, now: float) -> list[Effect]:
-        """Refuse a ticket for which the queue has no room."""
-        if not self._is_full_for(ticket.resident):
-            return []
-        limit = self._books.rules.max_queue_per_model or self._books.rules.max_queue
-        words = f"{min(limit, self._books.rules.max_queue)} requests are waiting already"
+    def _make_room(self, ticket: Ticket, now: float) -> tuple[list[Effect], bool]:
+        """Have another ticket make room for this one where the queue is full, or refuse this one.
+
+        Returns:
+            what follows, and whether the ticket may wait.
+        """
+        if ticket.is_control or not self._is_full_for(ticket.resident):
+            return [], True
+        rules, queue = self._books.rules, self._books.queue
+        limit = min(rules.max_queue_per_model or rules.max_queue, rules.max_queue)
         retry_s = self._planner.scheduler.retry_after_s(now)
-        return [book.Refuse(ticket, QueueFull(words, retry_after_s=retry_s))]
+        error = QueueFull(f"{limit} requests are waiting already", retry_after_s=retry_s)
+        other = queue.yielding(ticket, in_line=self._has_full_line(ticket.resident))
+        if other is None:
+            return [book.Refuse(ticket, error)], False
+        queue.remove(other)  # its resident may be waited for by nobody now
+        return [book.Refuse(other, error), *self._planner.plan(now)], True
 
     def _is_worth_a_look(self, resident: ResidentId, now: float) -> bool:
         """Tell whether to look at an engine before a ticket lines up: where others would have to go, or it failed."""
@@ -100,8 +113,11 @@ class Admission:
             effects += [book.Refuse(ticket, error)] if error is not None else self._line_up(ticket, now)
         return effects
 
-    def _is_full_for(self, resident: ResidentId) -> bool:
+    def _has_full_line(self, resident: ResidentId) -> bool:
         per_model = self._books.rules.max_queue_per_model
-        if per_model and self._books.queue.count(resident) + self._prechecks.count(resident) >= per_model:
-            return True
-        return len(self._books.queue) + len(self._prechecks) >= self._books.rules.max_queue
+        waiting = self._books.queue.count(resident) + self._prechecks.count(resident)
+        return bool(per_model) and waiting >= per_model
+
+    def _is_full_for(self, resident: ResidentId) -> bool:
+        waiting = len(self._books.queue) + len(self._prechecks)
+        return self._has_full_line(resident) or waiting >= self._books.rules.max_queue

@@ -24,6 +24,8 @@ class Ticket:
         priority: how much it matters.
         keep_alive_s: seconds that the resident shall stay once it is idle: infinity or less than zero for
             ever, 0 not at all; None leaves that as it is.
+        client: who waits, by any name; where the queue is full, clients share it. Empty where nobody is named.
+        is_control: it was asked for by the person who runs the router, and needs no room in a queue.
         arrived_at: when it was entered.
         deadline: when it is overdue.
     """
@@ -31,6 +33,8 @@ class Ticket:
     resident: ResidentId
     priority: Priority = "normal"
     keep_alive_s: float | None = None
+    client: str = ""
+    is_control: bool = False
     arrived_at: float = 0.0
     deadline: float = math.inf
 

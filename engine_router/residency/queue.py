@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -77,6 +77,64 @@ class _Heads:
         return self._entries.get(entry[2]) == (entry[0], entry[1])
 
 
+class _Shares:
+    """What part of the queue each client has, and of what it waits for."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, dict[ResidentId, OrderedDict[Ticket, None]]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, ticket: Ticket) -> None:
+        """Count a ticket in."""
+        if ticket.client and not ticket.is_control:
+            lines = self._lines.setdefault(ticket.client, {})
+            lines.setdefault(ticket.resident, OrderedDict())[ticket] = None
+            self._counts[ticket.client] += 1
+
+    def remove(self, ticket: Ticket) -> None:
+        """Count a ticket out."""
+        lines = self._lines.get(ticket.client, {})
+        line = lines.get(ticket.resident, OrderedDict())
+        if ticket not in line:
+            return
+        del line[ticket]
+        self._counts[ticket.client] -= 1
+        if not line:
+            del lines[ticket.resident]
+        if not lines:
+            del self._lines[ticket.client], self._counts[ticket.client]
+
+    def yielding(self, newcomer: Ticket) -> Ticket | None:
+        """Return the ticket that makes room: the newest of the client with most, for what it has most tickets for.
+
+        None where that would leave the client, or its other requests, with less than the newcomer's.
+        """
+        if not newcomer.client or not self._counts:
+            return None
+        client = max(self._counts, key=self._counts.__getitem__)
+        lines = self._lines[client]
+        line = max(lines.values(), key=len)
+        if client != newcomer.client:
+            is_fair = self._counts.get(newcomer.client, 0) + 1 < self._counts[client]
+        else:
+            is_fair = len(lines.get(newcomer.resident, ())) + 1 < len(line)
+        return next(reversed(line)) if is_fair else None
+
+    def yielding_in_line(self, newcomer: Ticket) -> Ticket | None:
+        """Return the ticket that makes room among those for what the newcomer wants."""
+        counts = {
+            client: len(lines[newcomer.resident])
+            for client, lines in self._lines.items()
+            if newcomer.resident in lines
+        }
+        if not newcomer.client or not counts:
+            return None
+        client = max(counts, key=counts.__getitem__)
+        if counts.get(newcomer.client, 0) + 1 >= counts[client]:
+            return None
+        return next(reversed(self._lines[client][newcomer.resident]))
+
+
 _Line = dict[Priority, "OrderedDict[Ticket, None]"]
 """The tickets that wait for one resident, by priority; no empty entries."""
 
@@ -95,6 +153,7 @@ class TicketQueue:
         self._length = 0
         self._by_deadline = _Heads()
         self._by_rank = _Heads()
+        self._shares = _Shares()
 
     def be_patient(self, max_wait_s: float) -> None:
         """Change when tickets are overdue, for those that come from now on."""
@@ -120,6 +179,14 @@ class TicketQueue:
         """Return after how many seconds a ticket is overdue."""
         return self._patience_s[priority]
 
+    def yielding(self, newcomer: Ticket, *, in_line: bool) -> Ticket | None:
+        """Return the ticket that makes room for one of a client that has less of a full queue; None for no such.
+
+        Args:
+            in_line: the line for what the newcomer wants is full, and not only the queue.
+        """
+        return self._shares.yielding_in_line(newcomer) if in_line else self._shares.yielding(newcomer)
+
     def add(self, ticket: Ticket, now: float) -> bool:
         """Enter a ticket. Returns whether it changes whose turn it is, or when.
 
@@ -130,6 +197,7 @@ class TicketQueue:
             self.stamp(ticket, now)
         self._counts[resident] = self._counts.get(resident, 0) + 1
         self._length += 1
+        self._shares.add(ticket)
         line = self._lines.setdefault(resident, {})
         if (tickets := line.get(ticket.priority)) is not None:
             tickets[ticket] = None
@@ -151,6 +219,7 @@ class TicketQueue:
             return False
         del tickets[ticket]
         self._length -= 1
+        self._shares.remove(ticket)
         self._counts[ticket.resident] -= 1
         if not tickets:
             del line[ticket.priority]
@@ -166,6 +235,8 @@ class TicketQueue:
         if len(line) > 1:
             taken.sort(key=lambda ticket: ticket.arrived_at)
         self._length -= len(taken)
+        for ticket in taken:
+            self._shares.remove(ticket)
         line.clear()
         self._place(resident, line)
         return taken

@@ -109,7 +109,13 @@ class Supervisor:
     # What others call: synchronous, from any task.
 
     def request(
-        self, resident: ResidentId, *, priority: Priority = "normal", keep_alive_s: float | None = None
+        self,
+        resident: ResidentId,
+        *,
+        priority: Priority = "normal",
+        keep_alive_s: float | None = None,
+        client: str = "",
+        is_control: bool = False,
     ) -> Lease:
         """Enter a request for a resident; wait for it with `Lease.granted`, end it with `Lease.release`.
 
@@ -118,11 +124,14 @@ class Supervisor:
             priority: how much it matters.
             keep_alive_s: seconds that the resident shall stay once it is idle after this request: infinity
                 or less than zero for ever, 0 not at all; None leaves that as it is.
+            client, is_control: as a ticket's.
         """
         pool = self.pools[self._pool_of[resident.engine]]
         # It goes back to the pool that it came from, whatever the configuration says by then.
         give_back = functools.partial(self._give_back, pool)
-        lease = Lease(Ticket(resident, priority, keep_alive_s), trio.current_time(), give_back)
+        lease = Lease(
+            Ticket(resident, priority, keep_alive_s, client, is_control), trio.current_time(), give_back
+        )
         if self._over:
             lease.refuse(RouterClosing("the router is not running any more"))
             return lease

@@ -90,10 +90,11 @@ def _before(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Qua
         allowed = gate.preflight(request.method, headers)
         if allowed is not None:
             return _empty(allowed)
+        peer = None if request.scope["client"] is None else str(request.scope["client"][0])
+        scope_of(request).client = gate.client(headers, peer)
         is_greeting = request.path == "/" and not wants_html(request)
         if not is_greeting:
-            client = request.scope["client"]
-            gate.check_key(request.path, headers, None if client is None else str(client[0]))
+            gate.check_key(request.path, headers, peer)
         gate.check_page(request.method, request.path, request.query_string, headers)
         return None
 

@@ -162,7 +162,7 @@ async def load(
     life = pool.lives.get(target.resident)
     was_ready = life is not None and life.endpoint is not None
     began = trio.current_time()
-    lease = router.supervisor.request(target.resident, keep_alive_s=stay_s)
+    lease = router.supervisor.request(target.resident, keep_alive_s=stay_s, is_control=True)
     stack.callback(lease.release)
     stack.callback(router.underway.enter(Request(request_id, "load", target.model, Directly(lease))))
     endpoint = await lease.granted()

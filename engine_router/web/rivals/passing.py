@@ -129,7 +129,7 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
     scope.first_byte_s = lambda: passage.first_byte_s
     scope.stack.callback(passage.close)
     scope.stack.callback(router.underway.enter(Entered(scope.id, scope.path, target.model, passage)))
-    passage.enter()
+    passage.enter(client=scope.client)
     head = await passage.head()
     if head is None:
         raise RuntimeError("a head that was waited for without end has not come")
