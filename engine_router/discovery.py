@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
@@ -10,7 +9,7 @@ from attrs import frozen
 from engine_router.config import Config, OllamaConfig
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import UnknownModel
-from engine_router.limits import MODEL_NAME_CHARS
+from engine_router.models.names import checked_name, close_names
 from engine_router.weights import launch_of
 
 LATEST = ":latest"
@@ -47,7 +46,7 @@ class Discovery:
     def __init__(self, config: Config, engines: Mapping[str, Engine]) -> None:
         self._config = config
         self._engines = engines
-        self._listed: dict[str, tuple[str, ...]] = {}
+        self._listed: dict[str, dict[str, None]] = {}  # in their order; looked up by name
         self._aliases: dict[str, str] = {str(alias): str(model) for alias, model in config.aliases.items()}
         self._configured: dict[str, Target] = {}
         self._resolved: dict[str, Target] = {}
@@ -83,19 +82,14 @@ class Discovery:
         """Find a model by id, alias, with or without Ollama's `:latest`, or by any name that Ollama knows it by.
 
         Raises:
+            BadRequest: it is longer than any name of a model.
             UnknownModel: nobody serves it; close matches are named.
         """
         if (known := self._resolved.get(name)) is not None:
             return known
-        for candidate in _spellings(name):
-            model = self._aliases.get(candidate, candidate)
-            for spelling in _spellings(model):
-                if (target := self._find(spelling)) is not None:
-                    self._resolved[name] = target
-                    return target
-        if (target := self._as_ollama_finds(name)) is not None:
-            return target  # not remembered: there are endless ways to write it
-        raise UnknownModel(name, _close_matches(name, self.names()))
+        if (target := self._known(checked_name(name))) is not None:
+            return target
+        raise UnknownModel(name, close_names(name, self._candidates(), self._is_offered))
 
     def targets(self) -> list[Target]:
         """Return every known model, the configured ones first, each once."""
@@ -111,15 +105,10 @@ class Discovery:
         hidden = {name for name, model in self._config.models.items() if model.unlisted}
         return [target for target in self.targets() if target.model not in hidden]
 
-    def names(self) -> Iterator[str]:
-        """Yield every name that clients are shown."""
-        for target in self.offered():
-            yield target.model
-            yield from target.aliases
-
     def set_listed(self, engine: str, models: Iterable[str]) -> None:
         """Take in what an engine listed."""
-        listed = self._listed[engine] = tuple(models)
+        listed = tuple(models)
+        self._listed[engine] = dict.fromkeys(listed)
         if isinstance(self._config.engines[engine], OllamaConfig):
             resident_of = self._engines[engine].resident_of
             self._of_ollama[engine] = {resident_of(model): model for model in reversed(listed)}
@@ -147,7 +136,36 @@ class Discovery:
 
     def listed(self, engine: str) -> Sequence[str]:
         """Return what an engine listed last."""
-        return self._listed.get(engine, ())
+        return tuple(self._listed.get(engine, ()))
+
+    def is_name(self, name: str) -> bool:
+        """Tell whether a model is called so, letter for letter."""
+        return name in self._aliases or self._is_exact(name)
+
+    def _known(self, name: str) -> Target | None:
+        for candidate in _spellings(name):
+            model = self._aliases.get(candidate, candidate)
+            for spelling in _spellings(model):
+                if (target := self._find(spelling)) is not None:
+                    self._resolved[name] = target
+                    return target
+        return self._as_ollama_finds(name)  # not remembered: there are endless ways to write it
+
+    def _candidates(self) -> Iterator[str]:
+        """Yield what may be meant by an unknown name. Costs next to nothing for each: engines may list very many."""
+        yield from self._configured
+        yield from self._aliases
+        for engine in self._config.engines:
+            yield from self._listed.get(engine, ())
+
+    def _is_offered(self, name: str) -> bool:
+        """Tell whether a name leads to a model that clients are shown, and is not one that only its engine uses."""
+        target = self._known(name)
+        if target is None or ((entry := self._config.models.get(target.model)) and entry.unlisted):
+            return False
+        if target.discovered:
+            return not self._is_known_upstream(target.engine, target.model)
+        return name == target.model or name in self._aliases
 
     def _find(self, model: str) -> Target | None:
         if (target := self._configured.get(model)) is not None:
@@ -230,12 +248,3 @@ def _spellings(name: str) -> tuple[str, ...]:
     if name.endswith(LATEST):
         return (name, name.removesuffix(LATEST))
     return (name,) if ":" in name else (name, name + LATEST)
-
-
-def _close_matches(name: str, known: Iterable[str]) -> list[str]:
-    """Return known names that look like one that a client sent, whatever the case; none for one of absurd length."""
-    if len(name) > MODEL_NAME_CHARS:
-        return []
-    by_folded = {model.casefold(): model for model in known}
-    found = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
-    return [by_folded[match] for match in found]

@@ -148,7 +148,11 @@ class UnknownModel(RouterError):
     retryable = False
 
     def __init__(self, model: str, suggestions: Sequence[str] = ()) -> None:
-        hint = f"; did you mean {' or '.join(repr(s) for s in suggestions)}?" if suggestions else ""
+        hint = (
+            f"; did you mean {' or '.join(repr(foreign_text.shown(s)) for s in suggestions)}?"
+            if suggestions
+            else ""
+        )
         super().__init__(f"model '{foreign_text.shown(model)}' not found{hint}")
         self.model = model
         self.suggestions = tuple(suggestions)

@@ -15,7 +15,7 @@ from engine_router.config.values import expanded
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.engines.process import ProcessEngine
-from engine_router.errors import UnknownModel
+from engine_router.errors import BadRequest, UnknownModel
 from engine_router.memory.estimate import Estimate, estimate
 from engine_router.residency.rules import Capacity, Layout, Rules, Traits
 from engine_router.weights import model_config
@@ -108,7 +108,7 @@ def _preload(config: Config, discovery: Discovery) -> Iterator[ResidentId]:
 def _target(name: str, discovery: Discovery) -> Target | None:
     try:
         return discovery.resolve(name)
-    except UnknownModel as error:  # an engine may list it later, but then nobody waits for it
+    except (BadRequest, UnknownModel) as error:  # an engine may list it later, but then nobody waits for it
         logger.warning("%s, so it is not loaded ahead", error)
         return None
 

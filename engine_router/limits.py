@@ -72,8 +72,11 @@ MOST_ENDED_JOBS: Final = 100
 MAX_COUNTED_MODELS: Final = 1000
 """Models that counters and metrics keep apart; an engine may list any number, and a client ask for each of them."""
 
-MAX_CANDIDATES: Final = 1000
+MAX_CANDIDATES: Final = 300
 """Known names that are compared with an unknown one for a suggestion: some milliseconds of work."""
+
+MAX_SUGGESTED: Final = 10
+"""Names that an error suggests: three that look alike, or all that differ in the case of letters only."""
 
 # From engines
 

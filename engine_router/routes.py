@@ -6,6 +6,8 @@ import re
 from typing import Final
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
+from engine_router.models.names import checked_name
+
 API_ROUTES: Final = frozenset(("chat", "generate", "embed", "embeddings"))
 """Ollama's endpoints below `/api/` that are routed; others are answered by the router or refused."""
 
@@ -126,10 +128,15 @@ def wire_target(path: str, query: bytes) -> str:
 
 
 def model_in_query(query: bytes) -> str | None:
-    """Return the model that a query names (`?model=...`); None where it names none, or an empty one."""
+    """Return the model that a query names (`?model=...`); None where it names none, or an empty one.
+
+    Raises:
+        BadRequest: the name is longer than any model's.
+    """
     if b"model=" not in query:
         return None
-    return next((value for name, value in _parameters(query) if name == "model" and value.strip()), None)
+    named = (value for name, value in _parameters(query) if name == "model" and value.strip())
+    return next(map(checked_name, named), None)
 
 
 def query_for(query: bytes, model: str) -> bytes:

@@ -166,7 +166,7 @@ def test_every_model_is_listed_once_and_the_configured_ones_first() -> None:
         "qwen3-30b": ["default"],
         "coder": ["code", "gpt-4o", "tool:latest"],
     }
-    names = list(found.names())
+    names = [name for target in found.offered() for name in (target.model, *target.aliases)]
     assert len(names) == len(set(names)) == 9 + 4
 
 

@@ -17,7 +17,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
 
 from engine_router.errors import BadRequest, NoModelNamed, RouterError
-from engine_router.limits import MAX_FORM_PARTS, MODEL_NAME_CHARS
+from engine_router.limits import MAX_FORM_PARTS
+from engine_router.models.names import checked_name
 
 Octets = bytes | bytearray
 """A body. Whoever collected it hands it over: nobody changes it any more."""
@@ -229,12 +230,8 @@ def model_in(data: Mapping[str, Any]) -> str:
         raise BadRequest('"model" must be a string')
     if not model.strip():
         raise NoModelNamed('"model" is empty')
-    if len(model) > MODEL_NAME_CHARS:
-        raise BadRequest(
-            f'"model" has {len(model)} characters, more than {MODEL_NAME_CHARS}: {model[:40]!r}...'
-        )
     try:
-        model.encode()
+        checked_name(model).encode()
     except UnicodeEncodeError:
         raise BadRequest('"model" is not text (half a surrogate pair)') from None
     return model

@@ -20,6 +20,8 @@ from engine_router.web.rivals.standing import standing
 from engine_router.web.scope import scope_of, whole_body
 from engine_router.wire.upstream import Headers, ResponseHead, UpstreamRequest, first_value
 
+# Ids are looked for in so many pieces of a path; the deepest ones are paths of files.
+_MOST_SEGMENTS = 64
 _SEPARATOR = re.compile(r"[/\\]")
 
 
@@ -70,13 +72,12 @@ async def model_in(router: Router, segments: list[str]) -> tuple[int, Target]:
     """Find the longest id with which a path begins. Returns of how many segments it is, and the model.
 
     Raises:
+        BadRequest: it begins with a name that is longer than any model's.
         UnknownModel: the path begins with no model's id.
     """
-    names = {name for target in router.discovery.targets() for name in (target.model, *target.aliases)}
-    decoded = [unquote(segment) for segment in segments]
-    longest = max((name.count("/") for name in names), default=0) + 1
-    for count in range(min(longest, len(segments)), 0, -1):
-        if (name := "/".join(decoded[:count])) in names:
+    decoded = [unquote(segment) for segment in segments[:_MOST_SEGMENTS]]
+    for count in range(len(decoded), 0, -1):
+        if router.discovery.is_name(name := "/".join(decoded[:count])):
             return count, await router.resolve(name)
     return 1, await router.resolve(decoded[0])
 
