@@ -21,6 +21,7 @@ from engine_router.dialects.base import Dialect, Routed
 from engine_router.dialects.ollama_loading import keep_alive_s, load_answer, loads
 from engine_router.discovery import Target
 from engine_router.errors import BadRequest, RouterError
+from engine_router.held_bodies import HeldShare
 from engine_router.importance import priority_of
 from engine_router.loading import Loading
 from engine_router.progress import progress_of
@@ -85,10 +86,13 @@ class Answerer:
         """
         self._in_force()
         dialect = dialect_of(incoming.path)
+        held = self._router.held_bodies.share()
+        scope.stack.callback(held.release)
         routed = await read(
             dialect,
             incoming,
             max_body_bytes=self._max_body_bytes,
+            held=held,
             passes=self._passes,
             default_model=self._config.server.default_model,
         )
@@ -101,7 +105,7 @@ class Answerer:
             from engine_router.dialects.anthropic_tokens import count_tokens_body  # noqa: PLC0415 - few need it
 
             return _whole(count_tokens_body(routed.data()))
-        passage = self._passage(incoming, routed, target, courses)
+        passage = self._passage(incoming, routed, target, courses, held)
         scope.queue_wait_s = lambda: passage.queue_wait_s
         scope.first_byte_s = lambda: passage.first_byte_s
         scope.stack.callback(passage.close)
@@ -133,7 +137,7 @@ class Answerer:
         return await self._router.abilities.serves(target.engine, life.endpoint.base_url, COUNT_TOKENS)
 
     def _passage(
-        self, incoming: Incoming, routed: Routed | Passing, target: Target, courses: Courses
+        self, incoming: Incoming, routed: Routed | Passing, target: Target, courses: Courses, held: HeldShare
     ) -> Passage | Loading:
         router = self._router
         if (
@@ -149,7 +153,7 @@ class Answerer:
         native = courses.is_native(incoming.path, target)
 
         def course(*, native: bool) -> Course:
-            return courses.course(
+            made = courses.course(
                 incoming,
                 routed,
                 target,
@@ -157,6 +161,10 @@ class Answerer:
                 load_s=lambda: passage.queue_wait_s,
                 footer=self._footer(incoming.path, routed, lambda: passage),
             )
+            body = made.outgoing.body
+            if body is not routed.body and isinstance(body, (bytes, bytearray)):
+                held.grow(len(body))
+            return made
 
         async def choose(base_url: str) -> Course:
             return course(native=await router.abilities.serves(target.engine, base_url, incoming.path))

@@ -214,6 +214,15 @@ class QueueFull(RouterError):
     anthropic_kind = "overloaded_error"
 
 
+class TooMuchHeld(RouterError):
+    """The bodies of all requests together hold as much memory as `server.max_held_mb` allows."""
+
+    status = 503
+    code = "too_much_held"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
 class TooManyReaders(RouterError):
     """As many streams of events and logs are open as there may be."""
 
@@ -221,6 +230,16 @@ class TooManyReaders(RouterError):
     code = "too_many_readers"
     kind = "overloaded_error"
     anthropic_kind = "overloaded_error"
+
+
+class UnpacksTooLarge(RouterError):
+    """The body is so much larger without its content encoding that nobody can mean it."""
+
+    status = 413
+    code = "request_too_large"
+    kind = "invalid_request_error"
+    anthropic_kind = "request_too_large"
+    retryable = False
 
 
 class NeverFits(RouterError):

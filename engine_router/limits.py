@@ -23,6 +23,19 @@ MAX_FORM_PARTS: Final = 1000
 LARGE_BYTES: Final = 2_097_152
 """Bodies up to here are read as a whole, which costs less and shows every fault before an engine is asked."""
 
+MAX_UNPACK_RATIO: Final = 100
+"""How many times its size a body may be without its content encoding.
+
+JSON of chats becomes three to ten times as large, and lists of like numbers thirty times; gzip can make 1,000 times as
+much, and zstd 30,000 times.
+"""
+
+UNPACK_FREE_BYTES: Final = 16_777_216
+"""So much may come of any body, however small: a long text of the same word is no attack."""
+
+HELD_RETRY_S: Final = 5.0
+"""When a client may ask again that was refused because all requests hold too much: about a swap of a small model."""
+
 MAX_HEAD_BYTES: Final = 65536
 """A request's line and headers: browsers and servers of the web stay below 16 KiB."""
 

@@ -22,13 +22,15 @@ from engine_router.dialects.base import (
     route_multipart,
 )
 from engine_router.dialects.scanning import FormScanner, JsonScanner
-from engine_router.errors import BadRequest, BodyTooLarge, NoModelNamed, UnknownEncoding
+from engine_router.errors import BadRequest, BodyTooLarge, NoModelNamed, UnknownEncoding, UnpacksTooLarge
+from engine_router.held_bodies import HeldShare
+from engine_router.limits import MAX_UNPACK_RATIO, UNPACK_FREE_BYTES
 from engine_router.routes import model_in_query, query_for, wire_target
 from engine_router.upload import Passing, Upload
 from engine_router.wire.upstream import Headers, first_value
 
-# Decoding so much takes longer than others should wait: it is done in a thread.
-_THREAD_BYTES = 262_144
+# Decoding so much may take longer than others should wait, small as it is: it is done in a thread.
+_THREAD_BYTES = 16_384
 _STEP_BYTES = 1_048_576
 
 
@@ -59,6 +61,7 @@ async def read(
     incoming: Incoming,
     *,
     max_body_bytes: int,
+    held: HeldShare,
     passes: Callable[[str, str], Awaitable[bool]],
     default_model: str | None = None,
 ) -> Routed | Passing:
@@ -67,6 +70,7 @@ async def read(
     A model in the body wins over one in the query, and that over the default.
 
     Args:
+        held: counts what is kept of the body.
         default_model: the model of requests that name none.
         passes: tells whether a request to a path, for a model, goes to its engine as it is.
 
@@ -78,13 +82,16 @@ async def read(
     is_form = content_type.startswith("multipart/")
     encoding = (first_value(headers, b"content-encoding") or b"identity").strip().lower()
     if isinstance(body, Upload):
+        body.hold(held)
         if encoding == b"identity":
             model = await body.find_model(FormScanner(content_type) if is_form else JsonScanner())
             if model is not None and await passes(incoming.path, model):
                 return Passing(model, body)
         body = await body.whole()
+    else:
+        held.grow(len(body))
     if encoding != b"identity":
-        body = await decoded(body, encoding, max_body_bytes)
+        body = await decoded(body, encoding, max_body_bytes, held.grow)
     return _routed(dialect, incoming, content_type, body, default_model)
 
 
@@ -117,12 +124,22 @@ def _asks_for_stream(dialect: Dialect, path: str, body: Octets) -> bool:
     return dialect.streams(path, parse_object(body))
 
 
-async def decoded(body: Octets, encoding: bytes, max_bytes: int) -> bytearray:
+def _uncounted(_count: int) -> None:
+    pass
+
+
+async def decoded(
+    body: Octets, encoding: bytes, max_bytes: int, grow: Callable[[int], None] = _uncounted
+) -> bytearray:
     """Return a body without its content encoding.
+
+    Args:
+        grow: is told of every piece, in a thread too; what it raises ends the decoding.
 
     Raises:
         UnknownEncoding: it is none of gzip, deflate and zstd.
         BodyTooLarge: decoded, it has more than `max_bytes`. No more than that is ever made of it.
+        UnpacksTooLarge: that is out of all proportion.
         BadRequest: it is not what it says.
 
     Cancellation leaves a thread behind that ends soon, by the limit.
@@ -130,22 +147,31 @@ async def decoded(body: Octets, encoding: bytes, max_bytes: int) -> bytearray:
     if encoding not in _DECODERS:
         raise UnknownEncoding(encoding.decode("latin-1"))
     if len(body) <= _THREAD_BYTES:
-        return _decode(body, encoding, max_bytes)
-    return await trio.to_thread.run_sync(_decode, body, encoding, max_bytes, abandon_on_cancel=True)
+        return _decode(body, encoding, max_bytes, grow)
+    return await trio.to_thread.run_sync(_decode, body, encoding, max_bytes, grow, abandon_on_cancel=True)
 
 
-def _decode(body: Octets, encoding: bytes, max_bytes: int) -> bytearray:
+def _decode(
+    body: Octets, encoding: bytes, max_bytes: int, grow: Callable[[int], None] = _uncounted
+) -> bytearray:
     decoding = _DECODERS[encoding](body)
     result = bytearray()
+    most = max(UNPACK_FREE_BYTES, MAX_UNPACK_RATIO * len(body))
     try:
         for piece in decoding.pieces(body):
+            grow(len(piece))
             result += piece
-            if len(result) > max_bytes:
+            if len(result) > min(max_bytes, most):
                 break
     except decoding.faults as error:
         raise _garbled(encoding, str(error)) from None
     if len(result) > max_bytes:
         raise BodyTooLarge(max_bytes)
+    if len(result) > most:
+        raise UnpacksTooLarge(
+            f"without its {encoding.decode('latin-1')} the request body is more than {MAX_UNPACK_RATIO} times as "
+            "large; send it as it is"
+        )
     if not decoding.decoder.eof:
         raise _garbled(encoding, "it ends too early")
     return result

@@ -19,6 +19,7 @@ from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
+from engine_router.held_bodies import HeldBodies
 from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
 from engine_router.model_lister import ModelLister
@@ -71,6 +72,12 @@ class Router:
         init=False, default=Factory(lambda self: Abilities(self.config, self.upstream), takes_self=True)
     )
     underway: Underway = field(init=False, factory=Underway)
+    held_bodies: HeldBodies = field(
+        init=False,
+        default=Factory(
+            lambda self: HeldBodies(lambda: int(self.config.server.max_held_mb * 1_000_000)), takes_self=True
+        ),
+    )
     jobs: Jobs = field(init=False, factory=Jobs)
     sleeping: Callable[[], Collection[ResidentId]] = tuple
     _reloader: Callable[[Router], Awaitable[Changes]] | None = None

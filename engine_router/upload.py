@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from engine_router.dialects.scanning import Scanner
 from engine_router.errors import BodyTooLarge
+from engine_router.held_bodies import HeldShare
 from engine_router.limits import LARGE_BYTES
 
 Source = Callable[[], Awaitable[bytes | bytearray]]
@@ -34,6 +35,7 @@ class Upload:
     _received: int = 0
     _ended: bool = False
     _scanner: Scanner | None = None
+    _held: HeldShare | None = None
 
     @property
     def streams(self) -> bool:
@@ -44,6 +46,10 @@ class Upload:
     def is_large(self) -> bool:
         """Whether it is worth relaying as it comes."""
         return max(self.length or 0, self._received) > LARGE_BYTES
+
+    def hold(self, share: HeldShare) -> None:
+        """Count what is kept of the body from now on."""
+        self._held = share
 
     async def find_model(self, scanner: Scanner) -> str | None:
         """Read until the model is known, and return it; None where the whole body had to be read.
@@ -85,13 +91,18 @@ class Upload:
             RouterError: as for `find_model`.
         """
         while self._gathered:
-            yield self._gathered.popleft()
+            piece = self._gathered.popleft()
+            if self._held is not None:
+                self._held.grow(-len(piece))
+            yield piece
         while data := await self._next():
             yield data
 
     async def _gather(self) -> bool:
         """Read another piece and keep it. Returns whether there may be more."""
         if data := await self._next():
+            if self._held is not None:
+                self._held.grow(len(data))
             self._gathered.append(data)
         return bool(data)
 

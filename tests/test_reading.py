@@ -13,6 +13,7 @@ from engine_router import reading
 from engine_router.dialects import OPENAI
 from engine_router.dialects.base import Routed
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError, UnknownEncoding
+from engine_router.held_bodies import HeldBodies
 from engine_router.reading import Incoming, decoded, read
 
 if sys.version_info >= (3, 14):
@@ -43,7 +44,9 @@ async def no(_path: str, _model: str) -> bool:
 async def read_body(body: bytes, encoding: str) -> Routed:
     headers = [(b"Content-Type", b"application/json"), (b"Content-Encoding", encoding.encode())]
     incoming = Incoming("/v1/chat/completions", b"", headers, body)
-    routed = await read(OPENAI, incoming, max_body_bytes=LIMIT, passes=no)
+    routed = await read(
+        OPENAI, incoming, max_body_bytes=LIMIT, held=HeldBodies(lambda: LIMIT).share(), passes=no
+    )
     assert isinstance(routed, Routed)
     return routed
 

@@ -69,6 +69,11 @@ class ServerConfig:
         "How much the requests with a key matter: KEY = high, normal or low; X-Request-Priority says otherwise for one.",
     )
     max_body_mb: Megabytes = option(Megabytes(512.0), "Largest request body, in MB; larger ones get 413.")
+    max_held_mb: Megabytes = option(
+        Megabytes(2048.0),
+        "What the bodies of all requests hold in memory together, in MB, while they wait and are answered; beyond it "
+        "a further one gets 503. One request alone is always taken.",
+    )
     keepalive_interval_s: Seconds = option(
         Seconds(5.0),
         "Seconds of silence before a streaming client that waits gets a keep-alive frame; 0 sends none.",
