@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine_router import foreign_text
-from engine_router.limits import LOG_LINE_CHARS
+from engine_router.limits import CLIENT_ERROR_CHARS, LOG_LINE_CHARS, MESSAGE_CHARS
 
 
 class RouterError(Exception):
@@ -23,6 +23,7 @@ class RouterError(Exception):
         retry_after_s: seconds after which a retry makes sense, or None.
         retryable: False where a retry cannot help; clients are told so.
         is_engines_fault: False where a start that failed with it says nothing about the next one.
+        message_chars: how long its message may be.
     """
 
     status: int = 500
@@ -31,9 +32,12 @@ class RouterError(Exception):
     anthropic_kind: str = "api_error"
     retryable: bool = True
     is_engines_fault: bool = True
+    message_chars: int = MESSAGE_CHARS
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        message = foreign_text.message(message)  # names that clients sent, words of engines
+        message = foreign_text.message(
+            message, self.message_chars
+        )  # names that clients sent, words of engines
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
@@ -81,6 +85,7 @@ class BadRequest(RouterError):
     kind = "invalid_request_error"
     anthropic_kind = "invalid_request_error"
     retryable = False
+    message_chars = CLIENT_ERROR_CHARS
 
 
 class NoModelNamed(BadRequest):
@@ -101,6 +106,7 @@ class Unauthorized(RouterError):
     kind = "authentication_error"
     anthropic_kind = "authentication_error"
     retryable = False
+    message_chars = CLIENT_ERROR_CHARS
 
 
 class Forbidden(RouterError):
@@ -111,6 +117,7 @@ class Forbidden(RouterError):
     kind = "permission_error"
     anthropic_kind = "permission_error"
     retryable = False
+    message_chars = CLIENT_ERROR_CHARS
 
 
 class NoSuchRoute(RouterError):
@@ -121,6 +128,7 @@ class NoSuchRoute(RouterError):
     kind = "invalid_request_error"
     anthropic_kind = "not_found_error"
     retryable = False
+    message_chars = CLIENT_ERROR_CHARS
 
 
 class WrongMethod(RouterError):
@@ -131,6 +139,7 @@ class WrongMethod(RouterError):
     kind = "invalid_request_error"
     anthropic_kind = "invalid_request_error"
     retryable = False
+    message_chars = CLIENT_ERROR_CHARS
 
 
 class UnknownModel(RouterError):
@@ -146,6 +155,7 @@ class UnknownModel(RouterError):
     kind = "invalid_request_error"
     anthropic_kind = "not_found_error"
     retryable = False
+    message_chars = CLIENT_ERROR_CHARS
 
     def __init__(self, model: str, suggestions: Sequence[str] = ()) -> None:
         hint = (
@@ -200,9 +210,12 @@ class UnknownEncoding(RouterError):
     kind = "invalid_request_error"
     anthropic_kind = "invalid_request_error"
     retryable = False
+    message_chars = CLIENT_ERROR_CHARS
 
     def __init__(self, encoding: str) -> None:
-        super().__init__(f"the content encoding '{encoding}' is not known; send gzip, deflate, zstd or none")
+        super().__init__(
+            f"the content encoding '{foreign_text.shown(encoding)}' is not known; send gzip, deflate, zstd or none"
+        )
 
 
 class QueueFull(RouterError):

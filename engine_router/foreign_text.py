@@ -56,9 +56,9 @@ def shown(name: str, limit: int = ENTRY_CHARS) -> str:
     return printable(shortened(name, limit))
 
 
-def message(text: str) -> str:
+def message(text: str, limit: int = MESSAGE_CHARS) -> str:
     """Return the text of an error: printable, its lines kept, and bounded."""
-    return printable(shortened(text, MESSAGE_CHARS), keep_lines=True)
+    return printable(shortened(text, limit), keep_lines=True)
 
 
 def output_line(text: str) -> str:

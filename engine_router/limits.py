@@ -178,5 +178,8 @@ MAX_NAME_FILE_BYTES: Final = 4096
 ENTRY_CHARS: Final = 200
 """A name or a value that stands in a sentence: the rest tells nobody more."""
 
+CLIENT_ERROR_CHARS: Final = 4000
+"""The text of an error that is the client's own: what is long in it is what the client sent."""
+
 MESSAGE_CHARS: Final = 16_000
 """The text of an error: that of an engine that failed repeats its last lines."""

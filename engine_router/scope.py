@@ -13,6 +13,7 @@ from attrs import define, field
 
 from engine_router.errors import RouterError
 from engine_router.events import EventHub, RequestEnded
+from engine_router.foreign_text import shown
 
 CLIENT_LEFT = 499
 
@@ -34,13 +35,14 @@ class RequestScope:
     Attributes:
         client: who asks, by a name that is told to nobody: one of the keys, or where the request comes from.
         id: by which people can tell it from others.
+        path: of the HTTP request, shortened: it is told in events and in the log.
         stack: what it holds; every exit callback is synchronous.
         model, engine: filled in once known.
         status: what the client got; 0 while nothing was sent.
         error: in words, where something failed.
     """
 
-    path: str
+    path: str = field(converter=shown)
     hub: EventHub
     stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
     client: str = ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from engine_router.errors import NoSuchRoute, RequestCancelled
+from engine_router.foreign_text import shown
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Ticket
 
@@ -39,7 +40,7 @@ class Request:
     """
 
     id: str
-    path: str
+    path: str = field(converter=shown)
     model: str
     holder: Holder
 
@@ -79,7 +80,7 @@ class Underway:
         request = self._requests.get(request_id)
         lease = None if request is None else request.holder.lease
         if request is None or lease is None or lease.error is not None:
-            raise NoSuchRoute(f"no request '{request_id}' waits or runs")
+            raise NoSuchRoute(f"no request '{shown(request_id)}' waits or runs")
         lease.refuse(RequestCancelled("the request was ended by the person who runs the router"))
         lease.release()
         return request

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from engine_router.events import RequestEnded
+import json
+import logging
+
+import pytest
+import trio
+from test_control import process, routing
+
+from engine_router.cli.event_text import EventLog
+from engine_router.events import Event, RequestEnded
 from engine_router.limits import MAX_COUNTED_MODELS
 from engine_router.metrics import Metrics
+from engine_router.testing.served import RawClient, served
 from engine_router.web.rivals.telemetry import Telemetry
 
 
@@ -50,3 +59,58 @@ def test_metrics_have_labels_for_so_many_models() -> None:
     assert text.count("engine_router_requests_total{") == MAX_COUNTED_MODELS + 1
     assert "nobody" not in text
     assert 'engine_router_requests_total{model="(other models)",status="200"} 5.0' in text
+
+
+LONG, LONGER = "n" * 600, "p" * 20_000
+HANDSHAKE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+REQUESTS: dict[str, tuple[str, str, dict[str, object] | None, tuple[str, ...], int]] = {
+    "a model in the body": ("POST", "/v1/chat/completions", {"model": "m" * 2_000_000}, (), 400),
+    "a model in Anthropic's body": ("POST", "/v1/messages", {"model": LONG}, (), 400),
+    "a model in Ollama's body": ("POST", "/api/show", {"model": LONG}, (), 400),
+    "a model in the query": ("GET", f"/v1/audio/voices?model={LONG}", None, (), 400),
+    "a model in the path": ("GET", f"/v1/models/{LONG}", None, (), 400),
+    "a model's status": ("GET", f"/v1/models/{LONG}/status", None, (), 400),
+    "a model to pass on to": ("GET", f"/upstream/{LONG}/x", None, (), 400),
+    "a model far down a path": ("GET", f"/upstream/{'b/' * 10_000}", None, (), 404),
+    "a model to load": ("POST", "/admin/load", {"model": LONG}, (), 400),
+    "a model to unload": ("POST", f"/api/models/unload/{LONG}", None, (), 400),
+    "a model of a WebSocket": ("GET", f"/upstream/{LONG}/x", None, HANDSHAKE, 400),
+    "a model in a WebSocket's query": ("GET", f"/v1/realtime?model={LONG}", None, HANDSHAKE, 400),
+    "a WebSocket's path": ("GET", f"/{LONGER}", None, HANDSHAKE, 404),
+    "a path": ("GET", f"/{LONGER}", None, (), 404),
+    "a path below /v1": ("POST", f"/v1/{LONGER}", {"model": "nobody"}, (), 404),
+    "a path below /api": ("POST", f"/api/{LONGER}", {}, (), 404),
+    "an engine": ("GET", f"/admin/logs?engine={LONGER}", None, (), 404),
+    "an engine to load": ("POST", "/admin/load", {"engine": LONGER}, (), 404),
+    "a member": ("POST", "/admin/load", {LONGER: 1}, (), 400),
+    "a pool": ("GET", f"/vram?pool={LONGER}", None, (), 404),
+    "a request to end": ("POST", "/admin/cancel", {"id": LONGER}, (), 404),
+    "an encoding": ("POST", "/v1/chat/completions", {"model": "a"}, (f"Content-Encoding: {LONGER}",), 415),
+    "an origin": ("POST", "/admin/load", {"model": "a"}, (f"Origin: http://{LONGER}",), 403),
+}
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+async def test_what_is_too_long_is_refused_and_not_repeated(
+    case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    method, target, body, headers, status = REQUESTS[case]
+    events: list[Event] = []
+    with caplog.at_level(logging.DEBUG, "engine_router"), trio.fail_after(60):
+        async with routing(process("a")) as router, served(router) as base_url:
+            router.hub.listen(events.append)
+            async with RawClient.to(base_url) as client:
+                data = b"" if body is None else json.dumps(body).encode()
+                await client.request(method, target, data, headers=headers)
+                answer = await client.answer(method)
+        told = [EventLog().told(event)[1] for event in events]
+    assert answer.status == status, answer.body[:500]
+    assert len(answer.body) < 1000
+    assert b"error" in answer.body
+    assert all(len(line) < 1000 for line in [*told, *(json.dumps(event.as_dict()) for event in events)])
+    assert all(len(line) < 1000 for line in caplog.messages)

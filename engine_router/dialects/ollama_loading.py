@@ -11,6 +11,7 @@ from typing import Any
 from engine_router.dialects.base import Octets, to_json
 from engine_router.dialects.ollama_figures import Clock, timestamp
 from engine_router.errors import BadRequest
+from engine_router.foreign_text import shown
 
 CONTENT_TYPE = "application/json; charset=utf-8"
 """Of the answer to such a request, also where the client asked for a stream."""
@@ -97,7 +98,7 @@ def keep_alive_s(value: object) -> float | None:
     if not isinstance(value, str):
         raise BadRequest('"keep_alive" must be a number of seconds or a duration such as "5m"')
     if not _DURATION.fullmatch(value):
-        raise BadRequest(f'"keep_alive" is no duration such as "5m" or "1h30m": {value[:100]!r}')
+        raise BadRequest(f'"keep_alive" is no duration such as "5m" or "1h30m": {shown(value)!r}')
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _NUMBER_AND_UNIT.findall(value))
     return _for_ever_if_beyond(-seconds if value.startswith("-") else seconds)
 

@@ -15,6 +15,7 @@ from engine_router.dialects.checks import flag_at, list_at, object_at, string_at
 from engine_router.dialects.responses_options import chat_options
 from engine_router.dialects.responses_tools import CUSTOM_INPUT, Toolbox, flat_name, tool_choice
 from engine_router.errors import BadRequest
+from engine_router.foreign_text import shown
 
 # Traces of what OpenAI's own servers did: encrypted, or without anything that a model here could read.
 _PASSED_OVER = frozenset(
@@ -133,7 +134,7 @@ class _Conversation:
         elif kind == "item_reference":
             raise BadRequest(f'"{place}.type" item_reference is not supported: the router keeps no items')
         elif kind not in _PASSED_OVER:
-            raise BadRequest(f'"{place}.type" {json.dumps(kind)} is unknown')
+            raise BadRequest(f'"{place}.type" {json.dumps(shown(kind))} is unknown')
 
     def add_system(self, content: Any) -> None:
         """Add instructions: to the one system message, or as the user's words once the conversation runs."""
@@ -295,7 +296,7 @@ def _part(part: Mapping[str, Any], place: str) -> dict[str, Any]:
         return _file(part, place)
     if kind == "input_audio":
         return {"type": kind, "input_audio": object_at(part.get("input_audio"), f"{place}.input_audio")}
-    raise BadRequest(f'"{place}.type" {json.dumps(kind)} is unknown')
+    raise BadRequest(f'"{place}.type" {json.dumps(shown(kind))} is unknown')
 
 
 def _image(part: Mapping[str, Any], place: str) -> dict[str, Any]:

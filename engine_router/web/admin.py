@@ -9,6 +9,7 @@ from quart import Response, request
 
 from engine_router.engines.base import Engine
 from engine_router.errors import NoSuchRoute
+from engine_router.foreign_text import shown
 from engine_router.router import Router
 from engine_router.web.asking import whole_number
 from engine_router.web.openai import json_response
@@ -45,7 +46,7 @@ class Admin:
         name = request.args.get("engine", "")
         if name not in self._router.engines:
             known = ", ".join(self._router.engines)
-            raise NoSuchRoute(f"no engine is called '{name}'; there are: {known}")
+            raise NoSuchRoute(f"no engine is called '{shown(name)}'; there are: {known}")
         lines = whole_number("lines", DEFAULT_LOG_LINES)
         follow = request.args.get("follow", "") not in ("", "0", "false") and request.method != "HEAD"
         reader = Reader(self._router) if follow else None

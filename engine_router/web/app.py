@@ -28,6 +28,7 @@ from engine_router.errors import (
     Unauthorized,
     WrongMethod,
 )
+from engine_router.foreign_text import shown
 from engine_router.gate import Gates
 from engine_router.relay import as_streamed
 from engine_router.router import Router
@@ -161,15 +162,15 @@ def _add_error_handlers(app: App, router: Router) -> None:
 
     async def on_http_exception(error: HTTPException) -> Response:
         if not has_request_context():
-            return _render_for_websocket(NoSuchRoute(f"there is no WebSocket at {websocket.path}"))
+            return _render_for_websocket(NoSuchRoute(f"there is no WebSocket at {shown(websocket.path)}"))
         return _render(_from_werkzeug(error, limit))
 
     async def on_defect(error: Exception) -> Response:
         defect = RouterError("the router failed at this request; its log has the details")
         if not has_request_context():
-            logger.error("the WebSocket at %s failed", websocket.path, exc_info=error)
+            logger.error("the WebSocket at %s failed", shown(websocket.path), exc_info=error)
             return _render_for_websocket(defect)
-        logger.error("%s %s failed", request.method, request.path, exc_info=error)
+        logger.error("%s %s failed", shown(request.method), shown(request.path), exc_info=error)
         return _render(defect)
 
     app.register_error_handler(RouterError, on_router_error)
@@ -184,10 +185,10 @@ def _from_werkzeug(error: HTTPException, limit: int) -> RouterError:
     if isinstance(error, RequestTimeout):
         return RequestTooSlow(f"the request body did not arrive within {BODY_TIMEOUT_S} s")
     if isinstance(error, NotFound):
-        hint = f"; it is /v1{request.path}: the base URL ends in /v1" if lacks_v1(request.path) else ""
-        return NoSuchRoute(f"there is no {request.method} {request.path} here{hint}")
+        hint = f"; it is /v1{shown(request.path)}: the base URL ends in /v1" if lacks_v1(request.path) else ""
+        return NoSuchRoute(f"there is no {shown(request.method)} {shown(request.path)} here{hint}")
     if isinstance(error, MethodNotAllowed):
-        return WrongMethod(f"{request.path} takes {', '.join(sorted(error.valid_methods or ()))}")
+        return WrongMethod(f"{shown(request.path)} takes {', '.join(sorted(error.valid_methods or ()))}")
     return BadRequest(error.description or "the request cannot be understood")
 
 

@@ -11,6 +11,7 @@ from quart import request
 from engine_router.dialects.base import parse_object
 from engine_router.discovery import Target
 from engine_router.errors import BadRequest, NoSuchRoute
+from engine_router.foreign_text import shown
 from engine_router.router import Router
 from engine_router.web.scope import whole_body
 
@@ -25,7 +26,7 @@ async def fields(*known: str) -> dict[str, Any]:
     data = parse_object(body) if body.strip() else {}
     if unknown := [name for name in data if name not in known]:
         there_are = ", ".join(f'"{name}"' for name in known)
-        raise BadRequest(f'"{unknown[0][:100]}" means nothing here; there are: {there_are}')
+        raise BadRequest(f'"{shown(unknown[0])}" means nothing here; there are: {there_are}')
     return data
 
 
@@ -79,7 +80,7 @@ async def named(router: Router, data: Mapping[str, Any]) -> Target:
     if not isinstance(engine, str) or not engine:
         raise BadRequest('name a "model" or an "engine"')
     if engine not in router.engines:
-        raise NoSuchRoute(f"no engine is called '{engine}'; there are: {', '.join(router.engines)}")
+        raise NoSuchRoute(f"no engine is called '{shown(engine)}'; there are: {', '.join(router.engines)}")
     for target in router.discovery.targets():
         if target.engine == engine:
             return target

@@ -24,6 +24,7 @@ from engine_router.errors import (
     UnknownModel,
     WrongMethod,
 )
+from engine_router.foreign_text import shown
 from engine_router.relay import AddedHeaders, request_headers, response_headers
 from engine_router.residency.residence import Phase
 from engine_router.router import Router
@@ -183,13 +184,15 @@ class OllamaApi:
         """
         if path != "pull" and not self._router.config.server.allow_destructive_ollama_api:
             if not GUARDED.fullmatch(path):
-                raise NoSuchRoute(f"there is no /api/{path} here")
+                raise NoSuchRoute(f"there is no /api/{shown(path)} here")
             raise Forbidden(
-                f"/api/{path} is not allowed through this router (server.allow_destructive_ollama_api in engines.toml)"
+                f"/api/{shown(path)} is not allowed through this router (server.allow_destructive_ollama_api in engines.toml)"
             )
         found = self._daemon()
         if found is None:
-            raise NoSuchRoute(f'there is no /api/{path} here: no engine of type "ollama" is configured')
+            raise NoSuchRoute(
+                f'there is no /api/{shown(path)} here: no engine of type "ollama" is configured'
+            )
         return await self._relay(*found, path, await whole_body(request) if body is None else body)
 
     async def _relay(self, name: str, config: OllamaConfig, path: str, body: bytes | bytearray) -> Response:

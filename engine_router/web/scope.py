@@ -29,6 +29,7 @@ from engine_router.dialects import dialect_of
 from engine_router.dialects.base import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from engine_router.events import EventHub
+from engine_router.foreign_text import shown
 from engine_router.importance import KEY_HEADER
 from engine_router.limits import LARGE_BYTES
 from engine_router.relay import BrokenAnswer
@@ -141,7 +142,8 @@ class Connection(TrioASGIHTTPConnection):
         try:
             response = await self.app.handle_request(request)
         except Exception as error:  # noqa: BLE001 - the app handles its own; this came before it could begin
-            logger.info("%s %s cannot be understood: %r", request.method, request.path, error)
+            why = shown(repr(error))
+            logger.info("%s %s cannot be understood: %s", shown(request.method), shown(request.path), why)
             response = _not_understood(request.path)
         self.request_scope.status = response.status_code
 

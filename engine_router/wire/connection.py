@@ -20,6 +20,7 @@ from engine_router.dialects import dialect_of
 from engine_router.dialects.base import error_headers, to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
+from engine_router.foreign_text import shown
 from engine_router.limits import MAX_AHEAD_BYTES, MAX_BACKLOG_BYTES
 from engine_router.reading import Incoming
 from engine_router.relay import BrokenAnswer, as_streamed
@@ -264,7 +265,7 @@ class FastConnection:
         except RouterError as error:
             return await self._send_error(error, scope, keep_alive=keep_alive)
         except Exception:
-            logger.exception("POST %s failed", incoming.path)
+            logger.exception("POST %s failed", shown(incoming.path))
             defect = RouterError("the router failed at this request; its log has the details")
             return await self._send_error(defect, scope, keep_alive=keep_alive)
         try:

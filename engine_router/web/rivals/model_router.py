@@ -12,6 +12,7 @@ from quart_trio import QuartTrio
 
 from engine_router.discovery import Target
 from engine_router.errors import NoSuchRoute, UnknownModel
+from engine_router.foreign_text import shown
 from engine_router.memory import Reading
 from engine_router.residency.ledger import Phase
 from engine_router.residency.pool import Pool
@@ -122,7 +123,7 @@ class ModelRouter:
         pools = self._router.supervisor.pools
         name = request.args.get("pool", next(iter(pools)))
         if name not in pools:
-            raise NoSuchRoute(f"no pool is called '{name}'; there are: {', '.join(pools)}")
+            raise NoSuchRoute(f"no pool is called '{shown(name)}'; there are: {', '.join(pools)}")
         pool = pools[name]
         reading = await pool.read_gauge()
         if reading is not None and not reading.measured:
