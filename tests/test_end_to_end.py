@@ -234,7 +234,7 @@ async def test_the_ollama_client(model_file: Path) -> None:
                 assert "".join(part.message.content or "" for part in parts)
                 assert parts[-1].done
                 assert parts[-1].done_reason == "length"
-            assert [entry.model for entry in client.ps().models] == ["team/alpha"]
+            assert [entry.model for entry in client.ps().models] == ["team/alpha", "gpt-4o"]
             text = client.generate(model="team/alpha", prompt="Good", options=SHORT_BY_OLLAMA)
             assert text.response
             vectors = client.embed(model="beta:1b", input=["Good", "morning"])

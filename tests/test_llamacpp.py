@@ -45,7 +45,11 @@ def starting(model: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[by
     port = free_port()
     process = subprocess.Popen(command("-m", model, "--port", str(port), "-lv", "0", *arguments))
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        # The server closes what is idle for 5 s, which a busy machine makes of any two requests: none is kept.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False, limits=limits
+        ) as client:
             yield process, client
     finally:
         process.kill()
