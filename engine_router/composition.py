@@ -166,6 +166,7 @@ async def _compose(config: Config, forge: _Forge) -> Router:
     for name, models in state.models.items():
         if name in config.engines and config.engines[name].discover:
             discovery.set_listed(name, models)
+    upstream = Upstream()
     supervisor = Supervisor(
         engines=engines,
         gauges=_gauges(config),
@@ -177,6 +178,7 @@ async def _compose(config: Config, forge: _Forge) -> Router:
         state=state,
         layout=attrs.evolve(await make_layout(config, engines, discovery), files=Prefetch(config)),
     )
+    supervisor.on_stop(upstream.forget)
     metrics = _metrics(supervisor)
     hub.listen(metrics.observe)
     router = Router(
@@ -185,7 +187,7 @@ async def _compose(config: Config, forge: _Forge) -> Router:
         engines,
         discovery,
         supervisor,
-        Upstream(),
+        upstream,
         state,
         metrics,
         state_file,

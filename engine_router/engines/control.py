@@ -8,11 +8,15 @@ import httpx
 
 
 def control_client() -> httpx.AsyncClient:
-    """Return a client without limits of its own: every call says how long it may take."""
+    """Return a client without limits of its own: every call says how long it may take.
+
+    It keeps no connection: some servers wait for those that are idle when they are asked to end, and others close
+    them just when the next call begins.
+    """
     return httpx.AsyncClient(
         trust_env=False,
         timeout=None,  # noqa: S113
-        limits=httpx.Limits(max_connections=None),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         event_hooks={"request": [_with_plain_body]},
     )
 

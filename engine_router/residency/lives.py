@@ -45,6 +45,7 @@ class Lives:
         profile: what is known of a resident.
         settle_timeout_s: longest wait for memory to come back, in seconds.
         files: what is done about residents' files.
+        on_stop: called with a resident's address just before it is asked to end.
         is_closing: the router goes down.
     """
 
@@ -58,6 +59,7 @@ class Lives:
     wall_clock: Callable[[], float]
     settle_timeout_s: float
     files: Files
+    on_stop: Callable[[str], object] = lambda _: None
     is_closing: bool = False
     _sleepers: set[ResidentId] = field(factory=set)
     _clearing: dict[ResidentId, trio.Event] = field(factory=dict)
@@ -287,6 +289,8 @@ class Lives:
             return
         if await pool.look_before_stop(life):
             life.stop_asked_at = trio.current_time()
+            if life.endpoint is not None:
+                self.on_stop(life.endpoint.base_url)
             life.supervision.stop(for_good=not self._may_sleep(pool, life, wanted))
 
     async def _let_go(self, life: Life) -> None:

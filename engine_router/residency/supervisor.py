@@ -106,6 +106,10 @@ class Supervisor:
         journal = SwapJournal(name, self._hub, self._wall_clock, self.expected_s, ledger)
         return Pool(name, ledger, gauge, journal)
 
+    def on_stop(self, callback: Callable[[str], object]) -> None:
+        """Call `callback` with a resident's address just before it is asked to end."""
+        self._lives.on_stop = callback
+
     # What others call: synchronous, from any task.
 
     def request(

@@ -12,72 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import re
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Protocol
-from urllib.parse import quote_from_bytes, urlsplit
 
 import httptools
 import trio
-from attrs import define, field, frozen
+from attrs import frozen
 
-from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable, RouterError
+from engine_router.errors import EngineBroke, EngineUnreachable, RouterError
 from engine_router.limits import MAX_ENGINE_OVERHEAD_BYTES
 from engine_router.wire.dialing import Wire, dial
+from engine_router.wire.outgoing import Arriving, Headers, UpstreamRequest, first_value, head_bytes
+from engine_router.wire.responses import ResponseReader
 from engine_router.wire.stream import RECEIVE_BYTES, ConnectionLost
+
+__all__ = ["Arriving", "Exchange", "Headers", "ResponseHead", "Upstream", "UpstreamRequest", "first_value"]
 
 # Servers close idle connections after 5 s (uvicorn, cpp-httplib); ours must go first, or a request may be
 # sent into a connection that is being closed.
 MAX_IDLE_S = 4.0
 MAX_IDLE_CONNECTIONS = 64
-
-_UNSAFE_IN_TARGET = re.compile(rb"[^\x21-\x7e]+")
-
-Headers = Sequence[tuple[bytes, bytes]]
-
-
-class Arriving(Protocol):
-    """A body that is still coming.
-
-    Attributes:
-        length: in bytes; None where nobody knows it yet.
-    """
-
-    length: int | None
-
-    def pieces(self) -> AsyncGenerator[bytes | bytearray, None]:
-        """Yield the body from its beginning; asked for once."""
-        ...
-
-
-@frozen(kw_only=True)
-class UpstreamRequest:
-    """What is sent to an engine.
-
-    Attributes:
-        engine: its name, for error messages.
-        base_url: `http://host:port`.
-        target: path and query, as they go on the wire.
-        headers: without Host and framing headers, which are added.
-        body: the whole body, or one that is relayed as it comes.
-        connect_timeout_s: seconds within which it must accept the connection.
-    """
-
-    engine: str
-    base_url: str
-    method: str
-    target: str
-    headers: Headers
-    body: bytes | bytearray | Arriving
-    connect_timeout_s: float = 15.0
-
-
-def first_value(headers: Headers, name: bytes) -> bytes | None:
-    """Return the first value of a header; `name` in lower case."""
-    return next((value for key, value in headers if key.lower() == name), None)
 
 
 @frozen
@@ -92,106 +46,26 @@ class ResponseHead:
         return first_value(self.headers, name)
 
 
-@define(eq=False)
-class _Parsed:
-    """Collects what the parser finds in one response."""
-
-    status: int = 0
-    headers: list[tuple[bytes, bytes]] = field(factory=list)
-    body: deque[bytes] = field(factory=deque)
-    head_done: bool = False
-    complete: bool = False
-    pieces_at_end: int = 0
-    reusable: bool = False
-    fault: str = ""
-
-
-class _ResponseReader:
-    """The callbacks of httptools, feeding `_Parsed`. Interim responses (1xx) are passed over."""
-
-    def __init__(self, *, bodyless: bool) -> None:
-        self.parsed = _Parsed()
-        self._bodyless = bodyless
-        # Called for every chunk of every stream: a method of ours would cost more than all else here. What does
-        # not belong to the body (an interim answer's, or what follows the end) is taken out afterwards.
-        self.on_body = self.parsed.body.append
-        self._parser = httptools.HttpResponseParser(self)
-
-    def feed(self, data: bytes) -> None:
-        """Parse what came in.
-
-        Raises:
-            httptools.HttpParserError: it is not HTTP.
-
-        What llhttp lets pass, but has no sure end, is noted in `_Parsed.fault`.
-        """
-        parsed = self.parsed
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # noted as a fault
-        finally:
-            if not parsed.head_done:
-                parsed.body.clear()
-            while parsed.complete and len(parsed.body) > parsed.pieces_at_end:
-                parsed.body.pop()
-
-    def on_message_begin(self) -> None:
-        if not self.parsed.complete:
-            self.parsed.headers = []
-        else:
-            self.parsed.reusable = False  # bytes after the end: nobody asked for them
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.parsed.head_done:  # what comes later is a trailer
-            self.parsed.headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if self.parsed.complete or (100 <= status < 200 and status != 101):
-            return
-        self.parsed.fault = self._fault(status)
-        if self.parsed.fault:
-            return
-        self.parsed.status = status
-        self.parsed.head_done = True
-        self.parsed.body.clear()
-        if self._bodyless or status in (204, 304):
-            self.parsed.complete = True
-            self.parsed.reusable = self._bodyless is False and self._parser.should_keep_alive()
-
-    def _fault(self, status: int) -> str:
-        """Tell what is wrong with a head that llhttp lets pass; empty for nothing."""
-        if status < 200:
-            return f"its answer has the status {status}, which nobody asked for"
-        codings = [value for name, value in self.parsed.headers if name.lower() == b"transfer-encoding"]
-        if codings and [value.lower() for value in codings] != [b"chunked"]:
-            # Anything else is encoded in a way that the client is not told of, or ends nobody knows where.
-            return f"its answer has the transfer encoding '{b', '.join(codings).decode('latin-1')}'"
-        return ""
-
-    def on_message_complete(self) -> None:
-        if self.parsed.head_done and not self.parsed.complete:
-            self.parsed.complete = True
-            self.parsed.pieces_at_end = len(self.parsed.body)
-            self.parsed.reusable = self._parser.should_keep_alive()
-
-    def ends_with_connection(self) -> bool:
-        """Tell whether the body has no framing, so that the connection's end is its end."""
-        names = {name.lower() for name, _ in self.parsed.headers}
-        return self.parsed.head_done and not names & {b"content-length", b"transfer-encoding"}
-
-
 class Exchange:
-    """One request and its response. Made by `Upstream.send`."""
+    """One request and its response. Made by `Upstream.send`.
 
-    def __init__(self, pool: Upstream, request: UpstreamRequest, stream: Wire) -> None:
+    Args:
+        is_reused: the connection has served a request before. An engine may close such a one at any time (uvicorn
+            does after each exception that nobody handles, without a word). Where it ends before a byte of the
+            answer has come, the request is sent once again, over a fresh connection.
+    """
+
+    def __init__(
+        self, pool: Upstream, request: UpstreamRequest, stream: Wire, *, is_reused: bool = False
+    ) -> None:
         self._pool = pool
         self._request = request
         self._stream = stream
-        self._reader = _ResponseReader(bodyless=request.method == "HEAD")
+        self._reader = ResponseReader(bodyless=request.method == "HEAD")
         self._overhead_bytes = 0
         self._is_sent = False
+        self._may_repeat = is_reused
+        self._must_repeat = False
         self._failure: EngineBroke | None = None
         self._closed = False
 
@@ -203,9 +77,10 @@ class Exchange:
         """Send the request. To be called once, before anything else.
 
         An engine may answer before it has read all, or not at all: what comes, or its absence, tells. So an
-        answer that comes early ends the sending, and a connection that breaks here is no error yet.
+        answer that comes early, or a connection's end, ends the sending, and a connection that breaks here is
+        no error yet.
         """
-        head, body = _head_bytes(self._request), self._request.body
+        head, body = head_bytes(self._request), self._request.body
         with contextlib.suppress(ConnectionLost):
             if isinstance(body, (bytes, bytearray)) and len(body) <= RECEIVE_BYTES:
                 await self._stream.send_all(head + body)
@@ -242,7 +117,8 @@ class Exchange:
 
     async def _listen(self, sending: trio.CancelScope) -> None:
         with contextlib.suppress(EngineBroke):  # it is raised again to whom waits for the head
-            await self.head()
+            while not (self._reader.parsed.head_done or self._must_repeat):
+                await self._receive()
         sending.cancel()
 
     async def head(self) -> ResponseHead:
@@ -296,22 +172,48 @@ class Exchange:
     async def _receive(self) -> None:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
+        if self._must_repeat:
+            await self._repeat()
         try:
             data = await self._stream.receive()
         except ConnectionLost as error:
+            if self._may_repeat and not self._closed:
+                self._must_repeat = True
+                return
             raise self._broke(
                 "the connection was closed" if self._closed else "the connection broke"
             ) from error
         parsed = self._reader.parsed
         if not data:
+            if self._may_repeat:
+                self._must_repeat = True
+                return
             if self._reader.ends_with_connection():
                 parsed.complete = True
                 return
             where = "in the middle of its answer" if parsed.head_done else "without an answer"
             raise self._broke(f"it closed the connection {where}")
+        self._may_repeat = False
         failure = self._take_in(data)
         if failure is not None and not parsed.body:  # what came before it is handed out first
             raise failure
+
+    async def _repeat(self) -> None:
+        """Send the request once again, over a fresh connection. May be cancelled, and is begun anew then."""
+        self._stream.close()
+        try:
+            self._stream = await self._pool.connect(self._request)
+        except EngineUnreachable as error:
+            raise self._broke("it closed the connection without an answer") from error
+        if self._closed:
+            self._stream.close()
+        self._may_repeat = self._must_repeat = self._is_sent = False
+        try:
+            await self.transmit()
+        except BaseException:
+            self._must_repeat = True
+            self._stream.close()
+            raise
 
     def _take_in(self, data: bytes) -> EngineBroke | None:
         parsed = self._reader.parsed
@@ -351,8 +253,10 @@ class Upstream:
 
         Cancellation closes the connection: the engine sees its client leave.
         """
-        stream = self._take(request.base_url) or await self._connect(request)
-        exchange = Exchange(self, request, stream)
+        # A body that is gone once it was sent cannot be sent again: it goes over a fresh connection at once.
+        is_lasting = isinstance(request.body, (bytes, bytearray))
+        kept = self._take(request.base_url) if is_lasting else None
+        exchange = Exchange(self, request, kept or await self.connect(request), is_reused=kept is not None)
         try:
             await exchange.transmit()
         except BaseException:
@@ -376,6 +280,11 @@ class Upstream:
                 stream.close()
         self._idle.clear()
 
+    def forget(self, base_url: str) -> None:
+        """Close the idle connections to an engine that is about to end: some servers wait for them. Never waits."""
+        for stream, _ in self._idle.pop(base_url, ()):
+            stream.close()
+
     def _forget_old(self) -> None:
         """Close what is too old, for every address: an engine may never come back to the port that it had."""
         oldest = trio.current_time() - MAX_IDLE_S
@@ -395,7 +304,12 @@ class Upstream:
             stream.close()
         return None
 
-    async def _connect(self, request: UpstreamRequest) -> Wire:
+    async def connect(self, request: UpstreamRequest) -> Wire:
+        """Make a connection for a request.
+
+        Raises:
+            EngineUnreachable: it was not accepted.
+        """
         if self._tls is None and request.base_url.startswith("https:"):
             self._tls = ssl.create_default_context()
         try:
@@ -406,40 +320,6 @@ class Upstream:
         except OSError as error:
             why = f"does not accept connections at {request.base_url}: {_reason(error)}"
         raise EngineUnreachable(request.engine, why)
-
-
-def _head_bytes(request: UpstreamRequest) -> bytes:
-    # A path that was decoded on its way in must not bring line breaks into what goes out.
-    target = _UNSAFE_IN_TARGET.sub(_escaped, request.target.encode("utf-8", "surrogatepass"))
-    lines: list[Iterable[bytes]] = [
-        (request.method.encode("ascii"), b" ", target, b" HTTP/1.1\r\nhost: "),
-        (_host_of(request.base_url), b"\r\n"),
-    ]
-    lines += [(name, b": ", value, b"\r\n") for name, value in request.headers]
-    lines += _framing(request)
-    head = b"".join(b"".join(parts) for parts in lines)
-    if not head.count(b"\r") == head.count(b"\n") == len(lines):
-        raise BadRequest("a header has a line break in it")
-    return head + b"\r\n"
-
-
-def _framing(request: UpstreamRequest) -> list[Iterable[bytes]]:
-    body = request.body
-    length = len(body) if isinstance(body, (bytes, bytearray)) else body.length
-    if length is None:
-        return [(b"transfer-encoding: chunked\r\n",)]
-    if not length and request.method not in ("POST", "PUT", "PATCH"):
-        return []
-    return [(b"content-length: ", str(length).encode(), b"\r\n")]
-
-
-@functools.lru_cache(maxsize=256)
-def _host_of(base_url: str) -> bytes:
-    return urlsplit(base_url).netloc.encode("idna")
-
-
-def _escaped(unsafe: re.Match[bytes]) -> bytes:
-    return quote_from_bytes(unsafe[0]).encode("ascii")
 
 
 def _reason(error: OSError) -> str:

@@ -3,7 +3,8 @@
 Usage: obedient_engine.py PORT [delay=SECONDS] [fail=TEXT] [stop=SECONDS] [models=A,B]
 
 delay: how long it takes until it listens. fail: what it says before it exits with code 3 then, instead.
-stop: how long it goes on after SIGTERM. deaf: bodies of more bytes are not read.
+stop: how long it goes on after SIGTERM. deaf: bodies of more bytes are not read. closes=1: the second
+request on a connection ends it, as where it closes just when that request comes.
 said: what `do_said` answers. plain=1: it has neither /v1/messages nor /v1/responses.
 
 Lines on stdout: `up`, `request METHOD TARGET`, `left DO` when a client went away before the answer's end,
@@ -45,6 +46,7 @@ class Client:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.buffer = b""
+        self.answered = 0
 
     def receive(self) -> None:
         data = self.sock.recv(65536)
@@ -227,6 +229,8 @@ def do_die(client: Client, wish: dict, request: dict) -> None:
 
 def serve(client: Client) -> None:
     method, target, headers, body = client.request()
+    if "closes" in OPTIONS and client.answered:
+        raise EOFError
     path = target.partition("?")[0]
     if path == "/health":
         client.answer({"status": "ok"})
@@ -253,6 +257,7 @@ def serve(client: Client) -> None:
         say(f"left {action}")
         raise EOFError from None
     say(f"done {action}")
+    client.answered += 1
 
 
 def attend(sock: socket.socket) -> None:
