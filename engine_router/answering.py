@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from engine_router.dialects.waiting import Patience
 
 COUNT_TOKENS = "/v1/messages/count_tokens"
-# A request that only loads or unloads a model says next to nothing.
-LOAD_BYTES = 2000
 # Waiting for less than this, in seconds, is no load of a model.
 WARM_S = 0.001
 
@@ -142,14 +140,12 @@ class Answerer:
         router = self._router
         if (
             isinstance(routed, Routed)
-            and len(routed.body) < LOAD_BYTES
             and dialect_of(incoming.path) is OLLAMA
+            and loads(incoming.path, routed.body)
         ):
-            data = routed.data()
-            if loads(incoming.path, data):
-                wish = _keep_alive_s(incoming.path, routed)
-                answer = load_answer(incoming.path, routed.model, unloaded=wish == 0)
-                return Loading(router.supervisor, target.resident, answer, unloads=wish == 0)
+            wish = _keep_alive_s(incoming.path, routed)
+            answer = load_answer(incoming.path, routed.model, unloaded=wish == 0)
+            return Loading(router.supervisor, target.resident, answer, unloads=wish == 0)
         native = courses.is_native(incoming.path, target)
 
         def course(*, native: bool) -> Course:

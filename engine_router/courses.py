@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from engine_router.abilities import Abilities
 from engine_router.config import Config
-from engine_router.dialects import OLLAMA, dialect_of
+from engine_router.dialects import OLLAMA, OPENAI, dialect_of
 from engine_router.dialects.base import Octets, Routed, Translation, parse_object, to_json
 from engine_router.dialects.extensions import Traits
 from engine_router.dialects.ollama_loading import kept_for_ever
 from engine_router.dialects.policy import Policy
 from engine_router.dialects.renaming import Renaming
 from engine_router.discovery import Target
-from engine_router.reading import Incoming
-from engine_router.relay import AddedHeaders, Course, Filter, Outgoing, request_headers
+from engine_router.reading import Incoming, is_form
+from engine_router.relay import AddedHeaders, Course, Filter, Outgoing, as_json, request_headers
 from engine_router.upload import Passing
 from engine_router.wire.upstream import Arriving
 
@@ -59,10 +59,25 @@ class Courses:
         return self._abilities.known(target.engine, path)
 
     def passes(self, path: str, model: str, target: Target) -> bool:
-        """Tell whether a request goes to its engine as it is, every byte of it."""
-        if dialect_of(path) is OLLAMA:  # each one says for how long its model stays
+        """Tell whether a request goes to its engine as it is, every byte of it, whatever stands in it.
+
+        Only such a one may be relayed before it is known as a whole: a large body means what a small one means.
+        """
+        if self._depends_on_body(path):
             return False
         return target.upstream == model and not self._policy(target) and self.is_native(path, target) is True
+
+    def _depends_on_body(self, path: str) -> bool:
+        """Tell whether what is done with a request, or its answer, depends on more of its body than the model."""
+        # Ollama's says how long its model stays, or only loads it. Anthropic's may carry progress that the router
+        # wrote, and has what tokens are counted of. What is said to a client of responses who waits repeats it.
+        if dialect_of(path) is not OPENAI or path == "/v1/responses":
+            return True
+        if not self._config.server.footer:
+            return False
+        from engine_router.dialects.footer import may_have_footer  # noqa: PLC0415 - few need it
+
+        return may_have_footer(path)
 
     def course(
         self,
@@ -86,15 +101,17 @@ class Courses:
         """
         last: list[Filter] = [_Footed(footer)] if footer is not None else []
         if isinstance(routed, Passing):
-            outgoing = self._outgoing(incoming, target, incoming.path, routed.body)
+            outgoing = self._outgoing(
+                incoming, target, incoming.path, routed.body, is_json=not is_form(incoming)
+            )
             return Course(outgoing=outgoing, filters=last)
         if not native:
             translation = _translation(incoming.path, routed, target, load_s, lambda: self._traits_of(target))
             body = self._changed(translation.path, translation.body, target)
-            outgoing = self._outgoing(incoming, target, translation.path, body)
+            outgoing = self._outgoing(incoming, target, translation.path, body, is_json=True)
             return Course(outgoing=outgoing, translation=translation, filters=last)
         body = self._changed(incoming.path, self._native_body(incoming.path, routed, target), target)
-        outgoing = self._outgoing(incoming, target, incoming.path, body)
+        outgoing = self._outgoing(incoming, target, incoming.path, body, is_json=routed.is_json)
         if target.upstream != routed.model:
             last.insert(0, Renaming(incoming.path, body, routed.model))
         return Course(outgoing=outgoing, filters=last)
@@ -118,16 +135,18 @@ class Courses:
         policy = self._policy(target)
         return body if policy is None else to_json(policy.applied(path, parse_object(body)))
 
-    def _outgoing(self, incoming: Incoming, target: Target, path: str, body: Octets | Arriving) -> Outgoing:
+    def _outgoing(
+        self, incoming: Incoming, target: Target, path: str, body: Octets | Arriving, *, is_json: bool
+    ) -> Outgoing:
         engine = self._config.engines[target.engine]
+        # Clients that say nothing of the type of their JSON, or what curl says of it, were understood all the same.
+        sent = as_json(incoming.headers) if is_json else incoming.headers
         return Outgoing(
             engine=target.engine,
             resident=target.resident,
             method=incoming.method,
             target=incoming.target(path, target.upstream),
-            headers=request_headers(
-                incoming.headers, strip_keys=self._strip_keys, added=self._added[target.engine]
-            ),
+            headers=request_headers(sent, strip_keys=self._strip_keys, added=self._added[target.engine]),
             body=body,
             connect_timeout_s=engine.connect_timeout_s,
         )

@@ -56,6 +56,11 @@ class Incoming:
         return wire_target(path, query_for(self.query, model))
 
 
+def is_form(incoming: Incoming) -> bool:
+    """Tell whether a body is a form, not JSON."""
+    return (first_value(incoming.headers, b"content-type") or b"").startswith(b"multipart/")
+
+
 async def read(
     dialect: Dialect,
     incoming: Incoming,

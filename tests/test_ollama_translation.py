@@ -1030,7 +1030,7 @@ def test_the_library_gets_probabilities() -> None:
     ],
 )
 def test_what_only_loads(path: str, data: Json, expected: bool) -> None:
-    assert loads(path, data) is expected
+    assert loads(path, json.dumps(data).encode()) is expected
 
 
 @pytest.mark.parametrize(("unloaded", "reason"), [(False, "load"), (True, "unload")])

@@ -9,7 +9,7 @@ import codecs
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 from attrs import frozen
@@ -246,12 +246,14 @@ class Routed:
         streams: it asked for a stream, in which keep-alive frames may be sent.
         body: the body as it came.
         keep_alive: how long the model shall stay, in Ollama's words; None where nothing is said of that.
+        is_json: the body is JSON, whatever its headers call it.
     """
 
     model: str
     streams: bool
     body: Octets
     keep_alive: Any = None
+    is_json: ClassVar[bool] = True
 
     def data(self) -> dict[str, Any]:
         """Parse the whole body.
@@ -289,6 +291,8 @@ def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
 class QueryRouted(Routed):
     """A request that names its model in its query, with a body of any type, which goes on as it came."""
 
+    is_json: ClassVar[bool] = False
+
     def renamed(self, model: str) -> Octets:  # noqa: ARG002 - the query is what is renamed
         """Return the body as it came."""
         return self.body
@@ -313,6 +317,7 @@ class MultipartRouted(Routed):
 
     start: int = 0
     end: int = 0
+    is_json: ClassVar[bool] = False
 
     def renamed(self, model: str) -> Octets:
         """Return the body with another model in its field `model`; every other byte stays."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 import time
-from collections.abc import Mapping
 from typing import Any
 
-from engine_router.dialects.base import Octets, to_json
+import msgspec
+
+from engine_router.dialects.base import Octets, parse_object, to_json
 from engine_router.dialects.ollama_figures import Clock, timestamp
 from engine_router.errors import BadRequest
 from engine_router.foreign_text import shown
@@ -31,21 +33,57 @@ _DURATION = re.compile(rf"[-+]?(?:0|(?:{_PART})+)")
 _NUMBER_AND_UNIT = re.compile(r"([0-9.]+)([^0-9.]+)")
 # Go counts nanoseconds in 63 bits; Ollama means "for ever" by the largest.
 _FOR_EVER_S = 2**63 / 1e9
+_NOTHING = msgspec.Raw(b"null")
+_EMPTY = (b"null", b'""', b"[]")
+_LONGEST_EMPTY = 100
 
 
-def loads(path: str, data: Mapping[str, Any]) -> bool:
+class _Asked(msgspec.Struct):
+    """What a request asks a model to answer: members as they stand in its body, which may be large, unread."""
+
+    messages: msgspec.Raw = _NOTHING
+    prompt: msgspec.Raw = _NOTHING
+    images: msgspec.Raw = _NOTHING
+    suffix: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
+
+
+_ASKED = msgspec.json.Decoder(_Asked)
+
+
+def loads(path: str, body: Octets) -> bool:
     """Tell whether a request only loads a model (or unloads it, where `keep_alive` is 0): it has nothing to answer.
 
     Args:
         path: `/api/chat`, `/api/generate`, `/api/embed` or `/api/embeddings`; no other loads.
+
+    Raises:
+        BadRequest: the body is no JSON object.
     """
+    try:
+        asked = _ASKED.decode(body.removeprefix(codecs.BOM_UTF8))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Python's own parser has the last word: it takes half a surrogate pair.
+        asked = _Asked(
+            **{
+                name: msgspec.Raw(to_json(value))
+                for name, value in parse_object(body).items()
+                if name in _Asked.__struct_fields__
+            }
+        )
     if path == "/api/chat":
-        return data.get("messages") in (None, [])
+        return _is_one_of(asked.messages, b"null", b"[]")
     if path == "/api/generate":
-        return data.get("prompt") in (None, "") and not data.get("images") and not data.get("suffix")
+        is_complete = _is_one_of(asked.images, *_EMPTY) and _is_one_of(asked.suffix, *_EMPTY)
+        return is_complete and _is_one_of(asked.prompt, b"null", b'""')
     if path == "/api/embed":
-        return data.get("input") in (None, "", [])
-    return path == "/api/embeddings" and data.get("prompt") in (None, "")
+        return _is_one_of(asked.input, *_EMPTY)
+    return path == "/api/embeddings" and _is_one_of(asked.prompt, b"null", b'""')
+
+
+def _is_one_of(member: msgspec.Raw, *values: bytes) -> bool:
+    # Blanks between the brackets of an empty list are all that can make it longer.
+    return len(member) < _LONGEST_EMPTY and b"".join(bytes(member).split()) in values
 
 
 def load_answer(path: str, asked: str, *, unloaded: bool, wall_clock: Clock = time.time) -> bytes:

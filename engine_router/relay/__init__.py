@@ -2,7 +2,7 @@
 
 from engine_router.relay.bodies import BrokenAnswer, Manner, blank_body, plain_body, waiting_body
 from engine_router.relay.course import Course, Filter, Outgoing
-from engine_router.relay.headers import AddedHeaders, as_streamed, request_headers, response_headers
+from engine_router.relay.headers import AddedHeaders, as_json, as_streamed, request_headers, response_headers
 from engine_router.relay.passage import Passage
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Manner",
     "Outgoing",
     "Passage",
+    "as_json",
     "as_streamed",
     "blank_body",
     "plain_body",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from engine_router.importance import KEY_HEADER
@@ -57,6 +58,7 @@ _UNBUFFERED = (b"x-accel-buffering", b"no")
 _NOT_KEPT = (b"cache-control", b"no-cache")
 # These come in pieces by their nature, even where the whole is there at once.
 _STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+_JSON_TYPE = re.compile(rb"\s*application/json\s*(;|$)", re.IGNORECASE)
 _BODYLESS = frozenset((204, 304))
 
 
@@ -83,6 +85,14 @@ def request_headers(headers: Headers, *, strip_keys: bool, added: AddedHeaders) 
     if named := named_in_connection(headers):
         dropped |= named
     return [item for item in headers if item[0].lower() not in dropped] + added.pairs
+
+
+def as_json(headers: Headers) -> Headers:
+    """Return the headers of a request whose body is JSON, with a type that says so."""
+    if any(name.lower() == b"content-type" and _JSON_TYPE.match(value) for name, value in headers):
+        return headers
+    kept = [item for item in headers if item[0].lower() != b"content-type"]
+    return [*kept, (b"content-type", b"application/json")]
 
 
 def response_headers(headers: Headers) -> Headers:

@@ -76,6 +76,11 @@ def footer_for(
     return WholeFooter(pace, kind.whole)
 
 
+def may_have_footer(path: str) -> bool:
+    """Tell whether answers of an endpoint can have a footer; each request says whether its own does."""
+    return path in _KINDS
+
+
 def _is_for_programs(request: Mapping[str, Any]) -> bool:
     shape = request.get("response_format")
     is_shaped = isinstance(shape, dict) and shape.get("type") != "text"
