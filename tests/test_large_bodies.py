@@ -9,6 +9,7 @@ from test_answering import CHAT, HELLO, MESSAGES, OLLAMA_CHAT, RESPONSES, TALK, 
 from engine_router.abilities import Abilities
 from engine_router.config import parse_config
 from engine_router.courses import Courses
+from engine_router.dialects.extensions import Traits
 from engine_router.dialects.ollama_loading import loads
 from engine_router.dialects.waiting.messages import SIGNATURE
 from engine_router.discovery import Target
@@ -74,7 +75,7 @@ def test_only_what_means_nothing_else_is_relayed_as_it_comes() -> None:
     def passing(server: str) -> set[str]:
         text = f"[server]\nfooter={server}\n[engines.e]\ntype='http'\nbase_url='http://h:1'\nmodels=['m']\nendpoints=['{MESSAGES}','{RESPONSES}','{COUNT}']\n[engines.e.unload]\npath='/u'\n[engines.e.loaded]\npath='/l'"
         config = parse_config(text)
-        courses = Courses(config, Abilities(config, Upstream()), strip_keys=False)
+        courses = Courses(config, Abilities(config, Upstream()), lambda _: Traits(), strip_keys=False)
         target = Target("m", "e", ResidentId("e", "m"), "m")
         paths = (CHAT, "/v1/audio/transcriptions", MESSAGES, COUNT, RESPONSES, OLLAMA_CHAT, "/api/generate")
         return {path for path in paths if courses.passes(path, "m", target)}
