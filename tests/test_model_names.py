@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine_router.dialects.base import model_in
+from engine_router.dialects.base import FormReader, model_in
 from engine_router.errors import BadRequest
 from engine_router.limits import MAX_CANDIDATES
 from engine_router.models.names import close_names
@@ -59,3 +59,12 @@ def test_the_best_of_many_candidates_is_found() -> None:
 def test_a_name_of_absurd_length_in_a_query_is_refused(query: bytes) -> None:
     with pytest.raises(BadRequest, match=r'"model" has 513 characters, more than 512'):
         model_in_query(query)
+
+
+def test_a_forms_model_of_absurd_length_is_refused_before_its_end() -> None:
+    reader = FormReader("multipart/form-data; boundary=x")
+    reader.feed(b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n')
+    for _ in range(3):
+        reader.feed(b"m" * 16_384)
+    with pytest.raises(BadRequest, match="far too long"):
+        reader.feed(b"m" * 65_536)

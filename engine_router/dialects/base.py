@@ -17,7 +17,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
 
 from engine_router.errors import BadRequest, NoModelNamed, RouterError
-from engine_router.limits import MAX_FORM_PARTS
+from engine_router.limits import MAX_FORM_PARTS, MAX_TOKEN_BYTES
 from engine_router.models.names import checked_name
 
 Octets = bytes | bytearray
@@ -404,6 +404,8 @@ class FormReader:
                 self.headers_end.append(self._fed - len(self._decoder.buffer))
         elif isinstance(event, multipart.Data) and self._value is not None:
             self._value += event.data
+            if len(self._value) > MAX_TOKEN_BYTES:
+                raise BadRequest('the field "model" is far too long')
             if not event.more_data:
                 # werkzeug leaves half of the line break to the value where a piece ends just behind the boundary.
                 self.values.append(bytes(self._value).removesuffix(b"\r"))
