@@ -215,9 +215,15 @@ class Answerer:
         if not (routed.streams or isinstance(routed, Passing)):
             return await passage.head(blanks_at)
         while True:
-            head = await passage.head(trio.current_time() + self._interval_s)
-            if head is not None or routed.streams or trio.current_time() >= blanks_at:
+            streams, now = routed.streams, trio.current_time()
+            due = now + self._interval_s
+            head = await passage.head(due if streams else min(due, blanks_at))
+            if head is not None or streams:
                 return head
+            # Where it turned out to be a stream, nothing is due before its first keep-alive.
+            is_due = due < math.inf if routed.streams else trio.current_time() >= blanks_at
+            if is_due:
+                return None
 
     def _manner(
         self, passage: Passage | Loading, path: str, routed: Routed | Passing, scope: RequestScope

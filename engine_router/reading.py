@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import zlib
@@ -31,6 +32,8 @@ from engine_router.wire.upstream import Headers, first_value
 
 # Decoding so much may take longer than others should wait, small as it is: it is done in a thread.
 _THREAD_BYTES = 16_384
+# So much is read in the time that a thread takes to begin.
+_ROUTED_HERE_BYTES = 262_144
 _STEP_BYTES = 1_048_576
 
 
@@ -97,7 +100,10 @@ async def read(
         held.grow(len(body))
     if encoding != b"identity":
         body = await decoded(body, encoding, max_body_bytes, held.grow)
-    return _routed(dialect, incoming, content_type, body, default_model)
+    routing = functools.partial(_routed, dialect, incoming, content_type, body, default_model)
+    if len(body) <= _ROUTED_HERE_BYTES:
+        return routing()
+    return await trio.to_thread.run_sync(routing, abandon_on_cancel=True)
 
 
 def _routed(

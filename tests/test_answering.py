@@ -245,6 +245,15 @@ async def test_an_error_behind_blanks_breaks_the_connection(path: str, is_fast: 
         assert json.loads(talk.body)["error"]
 
 
+async def test_blanks_ahead_of_the_answer_to_a_large_upload_do_not_need_keepalives(is_fast: bool) -> None:
+    server = "nonstreaming_keepalive_after_s = 0.1\nkeepalive_interval_s = 0"
+    async with routing("delay=0.5", fast=is_fast, server=server) as client:
+        large = {**TALK, "do": "chat", "x": "x" * 2_200_000}
+        talk = await client.post(CHAT, large)
+        assert talk.status == 200
+        assert talk.pieces[0] == b" "
+
+
 async def test_no_blanks_where_they_are_turned_off(is_fast: bool) -> None:
     server = "nonstreaming_keepalive_after_s = 0"
     async with routing("delay=0.3", "fail=out of luck", fast=is_fast, server=server) as client:

@@ -20,6 +20,17 @@ _WANTED = frozenset(("model", "name", "stream"))
 _BLANK = b" \t\r\n"
 _NOT_BLANK = re.compile(rb"[^ \t\r\n]")
 _STRUCTURE = re.compile(rb'["{}\[\]]')
+# Whole members at the top level that nobody looks for, and their commas: passed over together, however many they are.
+# An escape in a name may hide a wanted one, so that such a member is read by itself.
+_UNWANTED = re.compile(
+    rb'(?:[ \t\r\n]*"(?!(?:model|name|stream)")[^"\\]*"[ \t\r\n]*:[ \t\r\n]*'
+    rb'(?:"[^"\\]*"|[A-Za-z0-9.+-]+|\[[^"\[\]{}]*\]|\{[ \t\r\n]*\})[ \t\r\n]*,)+'
+)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_PAIR = re.compile(rb"[{\[][^{}\[\]]*[}\]]")
+# Values inside of values are looked at in windows of so many bytes, the innermost pairs of brackets so many times.
+_WINDOW_BYTES = 65536
+_PAIR_PASSES = 4
 _SCALAR_END = re.compile(rb"[,}\s]")
 
 
@@ -70,6 +81,7 @@ class JsonScanner:
         self._is_kept = False
         self._escaped = False
         self._depth = 0
+        self._looked_to = 0
 
     @property
     def model(self) -> str | None:
@@ -83,7 +95,7 @@ class JsonScanner:
 
     def feed(self, data: Octets) -> None:
         """See `Scanner.feed`."""
-        position = 0
+        position = self._looked_to = 0
         while position < len(data) and self._at is not _At.OVER:
             if self._at in (_At.IN_NAME, _At.IN_STRING, _At.IN_NESTED_STRING):
                 position = self._string(data, position)
@@ -96,6 +108,8 @@ class JsonScanner:
 
     def _between(self, data: Octets, position: int) -> int:
         """Pass over blanks and read the one character that tells what comes next."""
+        if self._at is _At.NAME and (found := _UNWANTED.match(data, position)) is not None:
+            return found.end()
         if self._at is _At.START and data.startswith(codecs.BOM_UTF8, position):
             return position + len(codecs.BOM_UTF8)
         found = _NOT_BLANK.search(data, position)
@@ -164,7 +178,28 @@ class JsonScanner:
             self._value_done(_parsed(bytes(self._token)) if self._is_kept else None)
         return end
 
+    def _whole_window(self, data: Octets, position: int) -> int:
+        """Pass over the next bytes of a nested value if it cannot end there; return how many they are, or 0."""
+        window = bytes(data[position : position + _WINDOW_BYTES])
+        rest = _STRING.sub(b"", window)
+        if (cut := rest.find(b'"')) >= 0:  # a string that goes on behind the window
+            window = window[: len(window) - (len(rest) - cut)]
+            rest = rest[:cut]
+        for _ in range(_PAIR_PASSES):
+            rest, count = _PAIR.subn(b"", rest)
+            if not count:
+                break
+        closing = rest.count(b"}") + rest.count(b"]")
+        if closing >= self._depth:
+            return 0
+        self._depth += rest.count(b"{") + rest.count(b"[") - closing
+        return len(window)
+
     def _nested(self, data: Octets, position: int) -> int:
+        if position >= self._looked_to:
+            if count := self._whole_window(data, position):
+                return position + count
+            self._looked_to = position + _WINDOW_BYTES
         found = _STRUCTURE.search(data, position)
         if found is None:
             return len(data)
