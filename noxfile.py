@@ -108,3 +108,10 @@ def litellm(session: nox.Session) -> None:
     ignored = ("-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisableExceptionWarning")
     files = ("tests/test_clients_litellm.py", "tests/test_clients_page.py")
     session.run("pytest", *ignored, "-q", "-k", "litellm", *files)
+
+
+@nox.session(default=False)
+def mlx(session: nox.Session) -> None:
+    """A second real engine, some 220 MB: only run where it is asked for."""
+    install(session, "mlx", extras="[llamacpp]")
+    session.run("pytest", "-q", *(session.posargs or ["tests/test_mlx.py"]))
