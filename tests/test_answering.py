@@ -252,6 +252,8 @@ async def test_blanks_ahead_of_the_answer_to_a_large_upload_do_not_need_keepaliv
         talk = await client.post(CHAT, large)
         assert talk.status == 200
         assert talk.pieces[0] == b" "
+        assert talk.is_complete
+        assert json.loads(talk.body)["choices"]
 
 
 async def test_no_blanks_where_they_are_turned_off(is_fast: bool) -> None:

@@ -75,11 +75,13 @@ async def body_of(request: Request, max_bytes: int) -> bytes | Upload:
     length = request.content_length
     if length is not None and length <= LARGE_BYTES:
         return await whole_body(request)
+    # Looked up now: it may be read by the answer's body, when the request is not Quart's current one any more.
+    body = request.body
 
     async def piece() -> bytes:
         try:
             with trio.fail_after(BODY_TIMEOUT_S):
-                return bytes(await anext(request.body, b""))
+                return bytes(await anext(body, b""))
         except trio.TooSlowError:
             raise RequestTooSlow(f"nothing of the request body came within {BODY_TIMEOUT_S} s") from None
         except RequestEntityTooLarge:
