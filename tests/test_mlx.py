@@ -53,12 +53,6 @@ WORDS = {
     "ffn_down": "mlp.down_proj",
 }
 
-# Its bodies end where the connection ends, so a body that is passed on as it is seems whole after a kill.
-UNTRANSLATED = pytest.param(
-    "/v1/chat/completions",
-    marks=pytest.mark.xfail(strict=True, reason="a stream that a kill cut off ends without an error"),
-)
-
 
 def write_tiny_mlx(folder: Path, source: Path) -> None:
     """Write the weights and the vocabulary of a tiny GGUF model as a folder that MLX loads.
@@ -281,7 +275,7 @@ async def test_it_makes_room_for_llama_cpp_and_comes_back(home: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-@pytest.mark.parametrize("path", [UNTRANSLATED, "/api/chat", "/v1/messages"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat", "/v1/messages"])
 async def test_a_kill_in_the_middle_of_a_stream_is_said(home: Path, path: str) -> None:
     settings = {"max_tokens": 15000, "options": {"num_predict": 15000}}
     async with running(home) as (router, client):

@@ -21,6 +21,7 @@ from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, 
 from engine_router.limits import ERROR_BODY_BYTES
 from engine_router.relay.course import Choose, Course, Filter
 from engine_router.relay.headers import is_stream_type, response_headers
+from engine_router.relay.stream_end import StreamEnd, stream_end_of
 from engine_router.relay.whole import Whole
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Priority
@@ -66,7 +67,7 @@ class Passage:
     _exchange: Exchange | None = None
     _raw_head: ResponseHead | None = None
     _head: ResponseHead | None = None
-    _stages: list[Filter | Translation] = field(factory=list)
+    _stages: list[Filter | Translation | StreamEnd] = field(factory=list)
     _whole: Whole | None = None
     _retried: bool = False
     _closed: bool = False
@@ -264,6 +265,8 @@ class Passage:
             self._stages.append(course.translation)
             if not is_stream_type(course.translation.content_type.encode()):
                 self._whole = Whole()
+        elif (end := stream_end_of(course.outgoing.target, raw)) is not None:
+            self._stages.append(end)
         if course.filters:
             head = ResponseHead(raw.status, headers)
             about = _text(head.header(b"content-type")), _text(head.header(b"content-encoding"))

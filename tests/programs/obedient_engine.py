@@ -217,6 +217,13 @@ def do_garbage(client: Client, wish: dict, request: dict) -> None:
     raise EOFError
 
 
+def do_unframed(client: Client, wish: dict, request: dict) -> None:
+    """Answer as HTTP/1.0 does: the end of the connection is the end of the body."""
+    kind = wish.get("kind", STREAM)
+    client.send(f"HTTP/1.0 200 OK\r\nContent-Type: {kind}\r\n\r\n{wish['said']}".encode())
+    raise EOFError
+
+
 def do_gzip(client: Client, wish: dict, request: dict) -> None:
     body = gzip.compress(frame(0) + LAST)
     client.head(kind=STREAM, length=len(body), more=("Content-Encoding: gzip",))
