@@ -260,7 +260,7 @@ def _allowed_names(server: ServerConfig) -> tuple[str, ...] | None:
 
 
 def _own_names(server: ServerConfig) -> tuple[str, ...]:
-    return (socket.gethostname().lower(), server.host.lower())
+    return (socket.gethostname().lower(), *(host.lower() for host in server.host))
 
 
 def _is_own(names: tuple[str, ...], host: bytes) -> bool:

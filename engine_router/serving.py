@@ -56,19 +56,35 @@ def listen(server: ServerConfig, port: int | None = None) -> list[socket.socket]
         CannotListen: the address is in use, not allowed, or not one of this machine.
     """
     port = server.port if port is None else port
+    sockets: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(server.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for host in server.host:
+            # A free port, once taken, is the port of every address.
+            sockets += _listen_at(host, sockets[0].getsockname()[1] if sockets else port, sockets)
+    except CannotListen:
+        for opened in sockets:
+            opened.close()
+        raise
+    return sockets
+
+
+def _listen_at(host: str, port: int, others: Sequence[socket.socket]) -> list[socket.socket]:
+    """Open the sockets of one host, but for the addresses that others have already."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise CannotListen(f"server.host {server.host} cannot be used: {error.strerror}") from None
+        raise CannotListen(f"server.host {host} cannot be used: {error.strerror}") from None
     except UnicodeError:
-        raise CannotListen(f"server.host {server.host} is no name of a host") from None
+        raise CannotListen(f"server.host {host} is no name of a host") from None
+    taken = {sock.getsockname()[0] for sock in others}
     sockets: list[socket.socket] = []
     refusals: list[OSError] = []
     for family, kind, protocol, _, address in dict.fromkeys(found):  # a hosts file may say it twice
-        # A free port, once taken, is the port of every address that the host's name stands for.
-        taken = sockets[0].getsockname()[1] if sockets else address[1]
+        if address[0] in taken:
+            continue
+        free = sockets[0].getsockname()[1] if sockets else address[1]
         try:
-            sockets.append(_opened(family, kind, protocol, (address[0], taken, *address[2:])))
+            sockets.append(_opened(family, kind, protocol, (address[0], free, *address[2:])))
         except OSError as error:
             refusals.append(error)
     # `localhost` may name an address of a family that this machine has switched off: the others will do.
@@ -76,7 +92,7 @@ def listen(server: ServerConfig, port: int | None = None) -> list[socket.socket]
     if fatal:
         for opened in sockets:
             opened.close()
-        raise CannotListen(_why(server.host, port, fatal[0]))
+        raise CannotListen(_why(host, port, fatal[0]))
     return sockets
 
 
@@ -108,12 +124,14 @@ def _why(host: str, port: int, error: OSError) -> str:
 
 def is_open_to_network(server: ServerConfig) -> bool:
     """Tell whether others than this machine can reach the router without a key."""
-    if server.api_keys or server.host == "localhost":
-        return False
+    return not server.api_keys and not all(map(_is_loopback, server.host))
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        return not ipaddress.ip_address(server.host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return True
+        return False
 
 
 def hypercorn_config(server: ServerConfig) -> HypercornConfig:
@@ -154,7 +172,7 @@ async def serve(
     opened = list(sockets) if sockets is not None else listen(server)
     if is_open_to_network(server):
         router.note(
-            f"{server.host} is reachable from other machines and server.api_keys is empty: "
+            f"{', '.join(server.host)} is reachable from other machines and server.api_keys is empty: "
             "anybody on the network can use the models; set api_keys, or listen on 127.0.0.1"
         )
     app: Any = wrap_app(router.app, 0, "asgi")

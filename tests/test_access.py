@@ -397,3 +397,10 @@ async def test_every_address_is_every_address_of_both_kinds() -> None:
         await stream.send_all(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b" 401 " in await stream.receive_some()
         await stream.aclose()
+
+
+async def test_a_list_of_hosts_listens_at_each_of_them() -> None:
+    async with routing('host = ["127.0.0.1", "127.0.0.2", "localhost"]') as router, served(router) as url:
+        port = url.rpartition(":")[2]
+        for host in ("127.0.0.1", "127.0.0.2"):
+            assert (await said(f"http://{host}:{port}", "GET", "/health")).status == 200

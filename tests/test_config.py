@@ -324,7 +324,13 @@ FAULTS = [
     (
         ENGINE + "[server]\nhost = 1",
         "server.host",
-        "expected a string in quotes, got 1",
+        "expected an address, or a list of addresses, got 1",
+        True,
+    ),
+    (
+        ENGINE + "[server]\nhost = []",
+        "server.host",
+        "expected an address, or a list of addresses, got []",
         True,
     ),
     (
@@ -870,7 +876,7 @@ def test_a_fault_brings_no_others_after_it() -> None:
 
 def test_a_small_file_gets_the_defaults() -> None:
     config = parse_config('[engines.o]\ntype = "ollama"')
-    assert (config.server.host, config.server.port) == ("127.0.0.1", 8077)
+    assert (config.server.host, config.server.port) == (("127.0.0.1",), 8077)
     assert config.scheduling.max_wait_s == 60
     assert config.models == {}
     assert config.state_file is None

@@ -11,7 +11,7 @@ from engine_router.cli.failure import FAILED
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.warnings import warnings
 from engine_router.cli.words import counted
-from engine_router.config import Config, ProcessConfig, find_config, load_config
+from engine_router.config import Config, ProcessConfig, ServerConfig, find_config, load_config
 from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError
 from engine_router.masking import masked_argv
@@ -69,13 +69,19 @@ def _aliases(config: Config) -> dict[str, str]:
     return {**of_models, **config.aliases}
 
 
+def _listens(server: ServerConfig) -> str:
+    """Return where a router listens, for people: each address with the port."""
+    hosts = [f"[{host}]" if ":" in host else host for host in server.host]
+    return ", ".join(f"{host}:{server.port}" for host in hosts)
+
+
 def _plain(
     config: Config, path: Path, found: Sequence[tuple[str, str]], commands: Mapping[str, Sequence[str]]
 ) -> dict[str, object]:
     return {
         "ok": True,
         "file": str(path),
-        "listens": f"{config.server.host}:{config.server.port}",
+        "listens": _listens(config.server),
         "engines": {
             name: {
                 "type": engine.type,
@@ -104,7 +110,7 @@ def _show(
         )
     )
     verdict = f"has no faults, but {counted(len(found), 'warning')}" if found else "is fine"
-    say(f"{path} {verdict}: {counts}; listens on {config.server.host}:{config.server.port}\n")
+    say(f"{path} {verdict}: {counts}; listens on {_listens(config.server)}\n")
     rows = [
         (
             name,

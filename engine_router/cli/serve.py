@@ -19,7 +19,7 @@ from engine_router.cli.running import run_router
 from engine_router.cli.terminal import say
 from engine_router.cli.words import counted
 from engine_router.config import Config, ServerConfig, find_config, load_config
-from engine_router.config.values import Port
+from engine_router.config.values import Addresses, Port
 from engine_router.reloading import Source
 from engine_router.router import Router
 from engine_router.serving import CannotListen, listen
@@ -74,7 +74,7 @@ def _read(path: Path, options: argparse.Namespace, port: Port | None) -> Config:
     config = load_config(path)
     server = config.server
     if options.host is not None:
-        server = attrs.evolve(server, host=options.host)
+        server = attrs.evolve(server, host=Addresses((options.host,)))
     if options.port is not None and port is not None:
         server = attrs.evolve(server, port=port)
     return attrs.evolve(config, server=server)

@@ -47,7 +47,7 @@ def _server_warnings(config: Config) -> Iterator[Warned]:
     if is_open_to_network(config.server):
         yield (
             "server.api_keys",
-            f"empty, and {config.server.host} is reachable from other machines: anybody there can use the models",
+            f"empty, and {', '.join(config.server.host)} is reachable from other machines: anybody there can use the models",
         )
     for network in map(ipaddress.ip_network, config.server.trusted_networks):
         if not network.prefixlen or not network.is_private:
@@ -158,7 +158,7 @@ def _program_fault(program: str, folder: Path | None, search: str | None = None)
 def _is_own_port(config: Config, base_url: str) -> bool:
     url = urlsplit(base_url)
     port = url.port or (443 if url.scheme == "https" else 80)
-    return port == config.server.port and (url.hostname in _LOCAL or url.hostname == config.server.host)
+    return port == config.server.port and (url.hostname in _LOCAL or url.hostname in config.server.host)
 
 
 def _shared_places(config: Config) -> Iterator[Warned]:

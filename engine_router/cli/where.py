@@ -80,7 +80,7 @@ def _configured(explicit: str | None, *, is_needed: bool) -> ServerConfig:
 
 
 def _url_of(server: ServerConfig) -> str:
-    host = _ANY.get(server.host, server.host)
+    host = _ANY.get(server.host[0], server.host[0])
     return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
 
 

@@ -14,6 +14,7 @@ from attrs import frozen
 from engine_router.config.engines import AnyEngineConfig
 from engine_router.config.options import option, required, table
 from engine_router.config.values import (
+    Addresses,
     Argv,
     BoolOrAuto,
     Count,
@@ -42,8 +43,10 @@ Priority = Literal["high", "normal", "low"]
 class ServerConfig:
     """`[server]`: the one port that clients talk to."""
 
-    host: str = option(
-        "127.0.0.1", "Address to listen on. Use 0.0.0.0 to serve the network, together with api_keys."
+    host: Addresses = option(
+        Addresses(("127.0.0.1",)),
+        "Address to listen on, or a list of them. Use 0.0.0.0, or :: for IPv6 too, to serve the network, together with "
+        "api_keys.",
     )
     port: Port = option(Port(8077), "Port to listen on.")
     api_keys: tuple[Name, ...] = option(

@@ -37,6 +37,12 @@ _SCALARS: dict[Any, dict[str, Any]] = {
             {"type": "array", "items": {"type": "string"}, "minItems": 1},
         ]
     },
+    values.Addresses: {
+        "anyOf": [
+            {"type": "string", "pattern": r"\S"},
+            {"type": "array", "items": {"type": "string", "pattern": r"\S"}, "minItems": 1},
+        ]
+    },
     values.VariableValue: {"type": "string"},
     values.SignalName: {"type": "string", "pattern": "^SIG"},
     values.ReadyCheck: {"type": "string", "pattern": rf"^\s*({values.READY_CHECK_PATTERN})$"},

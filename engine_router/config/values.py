@@ -62,6 +62,9 @@ UrlPath = NewType("UrlPath", str)
 Argv = NewType("Argv", tuple[str, ...])
 """A command: its program and arguments. A string is split as a shell would split it; no shell runs. `~/` is home."""
 
+Addresses = NewType("Addresses", tuple[str, ...])
+"""Addresses or names of this machine to listen on: a list of strings, or one."""
+
 VariableValue = NewType("VariableValue", str)
 """The value of an environment variable; `~/` at its beginning is the home folder."""
 
@@ -276,6 +279,17 @@ def read_argv(value: Any) -> Argv:
     return Argv(tuple(with_home(word) for word in words))
 
 
+def read_addresses(value: Any) -> Addresses:
+    """Read the addresses to listen on."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, (list, tuple)) or not found:
+        raise _fail("an address, or a list of addresses", value)
+    for address in found:
+        if not isinstance(address, str) or not address.strip():
+            raise _fail("an address, or a list of addresses", address)
+    return Addresses(tuple(address.strip() for address in found))
+
+
 def read_variable(value: Any) -> VariableValue:
     """Read the value of an environment variable."""
     return VariableValue(with_home(read_string(value)))
@@ -375,6 +389,7 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     BaseUrl: read_base_url,
     UrlPath: read_path,
     Argv: read_argv,
+    Addresses: read_addresses,
     VariableValue: read_variable,
     SignalName: read_signal,
     ReadyCheck: read_ready_check,

@@ -38,7 +38,8 @@ async def served(what: Router | Config | str | os.PathLike[str]) -> AsyncIterato
             await serve(router, sockets=sockets, task_status=task_status)
 
         await nursery.start(run)
-        host = f"[{server.host}]" if ":" in server.host else server.host
+        first = server.host[0]
+        host = f"[{first}]" if ":" in first else first
         yield f"http://{host}:{port}"
         nursery.cancel_scope.cancel()
 
