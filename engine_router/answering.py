@@ -7,6 +7,7 @@ happens in between, and every decision in it, is here and below.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from engine_router.held_bodies import HeldShare
 from engine_router.importance import priority_of
 from engine_router.loading import Loading
 from engine_router.progress import progress_of
-from engine_router.reading import Incoming, read
+from engine_router.reading import Incoming, off_loop, read
 from engine_router.relay import Course, Manner, Passage, blank_body, plain_body, waiting_body
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
@@ -102,8 +103,8 @@ class Answerer:
         if incoming.path == COUNT_TOKENS and isinstance(routed, Routed) and not await self._can_count(target):
             from engine_router.dialects.anthropic_tokens import count_tokens_body  # noqa: PLC0415 - few need it
 
-            return _whole(count_tokens_body(routed.data()))
-        passage = self._passage(incoming, routed, target, courses, held)
+            return _whole(await off_loop(len(routed.body), lambda: count_tokens_body(routed.data())))
+        passage = await self._passage(incoming, routed, target, courses, held)
         scope.queue_wait_s = lambda: passage.queue_wait_s
         scope.first_byte_s = lambda: passage.first_byte_s
         scope.stack.callback(passage.close)
@@ -134,7 +135,7 @@ class Answerer:
             return False
         return await self._router.abilities.serves(target.engine, life.endpoint.base_url, COUNT_TOKENS)
 
-    def _passage(
+    async def _passage(
         self, incoming: Incoming, routed: Routed | Passing, target: Target, courses: Courses, held: HeldShare
     ) -> Passage | Loading:
         router = self._router
@@ -146,31 +147,33 @@ class Answerer:
             wish = _keep_alive_s(incoming.path, routed)
             answer = load_answer(incoming.path, routed.model, unloaded=wish == 0)
             return Loading(router.supervisor, target.resident, answer, unloads=wish == 0)
+        passage: Passage
         native = courses.is_native(incoming.path, target)
+        size_bytes = len(routed.body) if isinstance(routed, Routed) else 0
+        make_footer = functools.partial(self._footer, incoming.path, routed, lambda: passage)
+        footer = await off_loop(size_bytes, make_footer)
 
-        def course(*, native: bool) -> Course:
-            made = courses.course(
+        async def course(*, native: bool) -> Course:
+            make = functools.partial(
+                courses.course,
                 incoming,
                 routed,
                 target,
                 native=native,
                 load_s=lambda: passage.queue_wait_s,
-                footer=self._footer(incoming.path, routed, lambda: passage),
+                footer=footer,
             )
+            made = await off_loop(size_bytes, make)
             body = made.outgoing.body
             if body is not routed.body and isinstance(body, (bytes, bytearray)):
                 held.grow(len(body))
             return made
 
         async def choose(base_url: str) -> Course:
-            return course(native=await router.abilities.serves(target.engine, base_url, incoming.path))
+            return await course(native=await router.abilities.serves(target.engine, base_url, incoming.path))
 
-        passage = Passage(
-            router.supervisor,
-            router.upstream,
-            target.resident,
-            choose if native is None else course(native=native),
-        )
+        way = choose if native is None else await course(native=native)
+        passage = Passage(router.supervisor, router.upstream, target.resident, way)
         return passage
 
     def _footer(self, path: str, routed: Routed | Passing, passage: Callable[[], Passage]) -> Footer | None:

@@ -7,7 +7,7 @@ import importlib
 import sys
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 from attrs import frozen
@@ -30,10 +30,12 @@ from engine_router.routes import model_in_query, query_for, wire_target
 from engine_router.upload import Passing, Upload
 from engine_router.wire.upstream import Headers, first_value
 
+T = TypeVar("T")
+
 # Decoding so much may take longer than others should wait, small as it is: it is done in a thread.
 _THREAD_BYTES = 16_384
-# So much is read in the time that a thread takes to begin.
-_ROUTED_HERE_BYTES = 262_144
+# So much is read, or translated, in the time that a thread takes to begin.
+_IN_THE_LOOP_BYTES = 262_144
 _STEP_BYTES = 1_048_576
 
 
@@ -101,9 +103,17 @@ async def read(
     if encoding != b"identity":
         body = await decoded(body, encoding, max_body_bytes, held.grow)
     routing = functools.partial(_routed, dialect, incoming, content_type, body, default_model)
-    if len(body) <= _ROUTED_HERE_BYTES:
-        return routing()
-    return await trio.to_thread.run_sync(routing, abandon_on_cancel=True)
+    return await off_loop(len(body), routing)
+
+
+async def off_loop(size_bytes: int, work: Callable[[], T]) -> T:
+    """Do what only computes: at once where little has to be read for it, else in a thread, so that nobody waits.
+
+    Cancellation leaves a thread behind, whose result nobody gets.
+    """
+    if size_bytes <= _IN_THE_LOOP_BYTES:
+        return work()
+    return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
 def _routed(
