@@ -22,7 +22,7 @@ import trio
 import trio.testing
 
 from engine_router.config import ProcessConfig
-from engine_router.engines import spawning
+from engine_router.engines import family, spawning
 from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.family import Guardian, ProcessGroup
@@ -477,6 +477,30 @@ def _words(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+async def test_processes_are_reaped_by_one_thread_at_a_time() -> None:
+    """As where several routers run in one program: looking at a process that has ended closes a file of it."""
+
+    async def kill_one() -> None:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-I", "-S", "-c", ""], stdin=subprocess.DEVNULL
+        )
+        process.kill()
+        family.reap_later(process)
+
+    def in_a_loop_of_its_own() -> None:
+        async def many() -> None:
+            for _ in range(20):
+                await kill_one()
+                family.reap()
+
+        trio.run(many)
+
+    with trio.fail_after(120):
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(trio.to_thread.run_sync, in_a_loop_of_its_own)
 
 
 async def test_what_was_killed_does_not_stay_a_zombie_for_ever() -> None:

@@ -34,17 +34,21 @@ logger = logging.getLogger(__name__)
 RETRY_S = 0.5
 
 _unreaped: list[trio.Process] = []
+# Routers may run in several threads of one program, and two of them must not look at one process at a time.
+_reaping = threading.Lock()
 
 
 def reap_later(process: trio.Process) -> None:
     """Take care of a process that was killed without waiting for its end: see `reap`."""
-    _unreaped.append(process)
+    with _reaping:
+        _unreaped.append(process)
     reap()
 
 
 def reap() -> None:
     """Collect the processes that have ended by now: until then the kernel keeps a zombie of each."""
-    _unreaped[:] = [process for process in _unreaped if process.poll() is None]
+    with _reaping:
+        _unreaped[:] = [process for process in _unreaped if process.poll() is None]
 
 
 class Family(Protocol):

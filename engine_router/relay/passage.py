@@ -30,8 +30,9 @@ from engine_router.wire.upstream import Exchange, Headers, ResponseHead, Upstrea
 
 T = TypeVar("T")
 
-# Seconds that a broken connection waits for the news why: a process's death is known within milliseconds.
-NEWS_GRACE_S = 0.25
+# Seconds that a broken connection waits for the news why: a process's death is known within milliseconds, where the
+# machine has nothing else to do.
+NEWS_GRACE_S = 2.0
 # Seconds that an engine gets to see that it is gone and to end what is left of it, before the request is given up.
 DOUBT_GRACE_S = DOUBT_S + 3.0
 # What says something of a body that is changed.
