@@ -95,7 +95,17 @@ def _is_auto(pool: PoolConfig | None) -> bool:
 
 # Settings of an engine that are the router's business, and none of the engine that runs.
 _BESIDE = frozenset(
-    ("models", "memory_gb", "group", "pinned", "idle_timeout_s", "discover", "endpoints", "headers")
+    (
+        "models",
+        "memory_gb",
+        "group",
+        "pinned",
+        "idle_timeout_s",
+        "discover",
+        "endpoints",
+        "headers",
+        "stream_upstream",
+    )
 )
 
 

@@ -9,6 +9,7 @@ from engine_router.abilities import Abilities
 from engine_router.config import Config
 from engine_router.dialects import OLLAMA, OPENAI, dialect_of
 from engine_router.dialects.base import Octets, Routed, Translation, parse_object, to_json
+from engine_router.dialects.chat_streaming import STREAMABLE, as_stream
 from engine_router.dialects.extensions import Traits
 from engine_router.dialects.ollama_loading import kept_for_ever
 from engine_router.dialects.policy import Policy
@@ -63,7 +64,7 @@ class Courses:
 
         Only such a one may be relayed before it is known as a whole: a large body means what a small one means.
         """
-        if self._depends_on_body(path):
+        if self._depends_on_body(path) or self._collects(path, target):
             return False
         return target.upstream == model and not self._policy(target) and self.is_native(path, target) is True
 
@@ -111,10 +112,24 @@ class Courses:
             outgoing = self._outgoing(incoming, target, translation.path, body, is_json=True)
             return Course(outgoing=outgoing, translation=translation, filters=last)
         body = self._changed(incoming.path, self._native_body(incoming.path, routed, target), target)
+        collected = self._collected(incoming.path, body, routed, target)
+        body = body if collected is None else collected.body
         outgoing = self._outgoing(incoming, target, incoming.path, body, is_json=routed.is_json)
         if target.upstream != routed.model:
             last.insert(0, Renaming(incoming.path, body, routed.model))
-        return Course(outgoing=outgoing, filters=last)
+        return Course(outgoing=outgoing, translation=collected, is_native=True, filters=last)
+
+    def _collects(self, path: str, target: Target) -> bool:
+        return self._config.engines[target.engine].stream_upstream and path in STREAMABLE
+
+    def _collected(self, path: str, body: Octets, routed: Routed, target: Target) -> Translation | None:
+        """Return how an answer in one piece is asked for as a stream; None where it is not."""
+        if not self._collects(path, target) or routed.streams or not routed.is_json:
+            return None
+        from engine_router.dialects.chat_collecting import CollectedAnswer  # noqa: PLC0415 - see _translation
+
+        sent = as_stream(parse_object(body))
+        return CollectedAnswer(path, to_json(sent)) if sent.get("stream") is True else None
 
     def _native_body(self, path: str, routed: Routed, target: Target) -> Octets:
         if path == "/v1/messages":

@@ -22,6 +22,7 @@ from engine_router.errors import BadRequest
 Json = dict[str, Any]
 ASK: Json = {"max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}
 STREAMED: Json = {**ASK, "stream": True}
+AS_STREAM: Json = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def numbered() -> Callable[[], str]:
@@ -73,7 +74,7 @@ def test_a_plain_request() -> None:
     translation = begin(ASK)
     assert translation.path == "/v1/chat/completions"
     assert translation.content_type == "application/json"
-    assert sent() == {"max_tokens": 100, "stream": False, "messages": [{"role": "user", "content": "hi"}]}
+    assert sent() == {"max_tokens": 100, **AS_STREAM, "messages": [{"role": "user", "content": "hi"}]}
 
 
 def test_a_stream_asks_for_usage() -> None:

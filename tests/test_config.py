@@ -37,7 +37,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 ENGINE = '[engines.a]\ntype = "process"\nargv = "serve {port}"\n'
 HTTP = '[engines.h]\ntype = "http"\nbase_url = "http://127.0.0.1:5000"\n'
 CALLS = 'unload = { path = "/u" }\nloaded = { path = "/l" }\n'
-COMMON = "models, pool, memory_gb, group, pinned, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, endpoints, type"
+COMMON = "models, pool, memory_gb, group, pinned, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, endpoints, stream_upstream, type"
 
 
 def faults_of(text: str | bytes) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from engine_router.dialects.responses_openai import ResponsesTranslation, transl
 from engine_router.errors import BadRequest
 
 Json = dict[str, Any]
+STREAMED: Json = {"stream": True, "stream_options": {"include_usage": True}}
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
@@ -114,7 +115,7 @@ def kinds(events: Sequence[Json]) -> list[str]:
 
 
 def test_the_least_request() -> None:
-    assert sent() == {"stream": False, "messages": [user("hi")]}
+    assert sent() == {**STREAMED, "messages": [user("hi")]}
     streaming = sent(stream=True)
     assert streaming["stream"] is True
     assert streaming["stream_options"] == {"include_usage": True}
@@ -352,7 +353,7 @@ def test_tool_choice(choice: Any, wanted: object) -> None:
     assert request["parallel_tool_calls"] is False
     # Engines refuse a choice where there is nothing to choose from.
     assert sent(tools=tools[2:], tool_choice=choice, parallel_tool_calls=True).keys() == {
-        "stream",
+        *STREAMED,
         "messages",
     }
 
@@ -371,7 +372,7 @@ def test_allowed_tools() -> None:
     request = allowed("f", "other")
     assert [tool["function"]["name"] for tool in request["tools"]] == ["f"]
     assert request["tool_choice"] == "required"
-    assert allowed("other").keys() == {"stream", "messages"}
+    assert allowed("other").keys() == {*STREAMED, "messages"}
 
 
 def test_options_keep_their_meaning() -> None:
@@ -390,7 +391,7 @@ def test_options_keep_their_meaning() -> None:
     unknown = {"store": True, "include": [], "truncation": "auto", "prompt_cache_key": "k", "new": {"x": 1}}
     request = sent(**same, **unknown, max_output_tokens=9, top_logprobs=2, text={"verbosity": "low"})
     wanted = {**same, "max_tokens": 9, "logprobs": True, "top_logprobs": 2}
-    assert request == {"stream": False, "messages": [user("hi")], **wanted}
+    assert request == {**STREAMED, "messages": [user("hi")], **wanted}
     assert sent(include=["message.output_text.logprobs"])["logprobs"] is True
 
 
@@ -412,7 +413,7 @@ def test_reasoning(effort: str, enabled: bool) -> None:
     request = sent(reasoning={"effort": effort, "summary": "auto"})
     assert request["reasoning_effort"] == effort
     assert request["chat_template_kwargs"] == {"enable_thinking": enabled}
-    assert sent(reasoning={"effort": None}).keys() == sent(reasoning=None).keys() == {"stream", "messages"}
+    assert sent(reasoning={"effort": None}).keys() == sent(reasoning=None).keys() == {*STREAMED, "messages"}
     own = sent(reasoning={"effort": effort}, chat_template_kwargs={"enable_thinking": 7, "x": 1})
     assert own["chat_template_kwargs"] == {"enable_thinking": 7, "x": 1}
 

@@ -60,6 +60,10 @@ class EngineConfig:
         "Which of /v1/messages, /v1/messages/count_tokens and /v1/responses it serves itself; the others are translated. "
         "When absent, the running engine is asked.",
     )
+    stream_upstream: bool = option(
+        False,
+        "Ask it for a stream where a client wants a chat or a completion in one piece: it stops when that client leaves.",
+    )
 
 
 @frozen(kw_only=True)

@@ -11,6 +11,7 @@ from engine_router.dialects.anthropic_request import chat_request
 from engine_router.dialects.base import Translation, to_json
 from engine_router.dialects.chat_blocks import Piece
 from engine_router.dialects.chat_chunks import ChatAnswer
+from engine_router.dialects.chat_streaming import as_stream
 from engine_router.errors import BadRequest
 
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
@@ -56,11 +57,12 @@ class _Message:
     path = "/v1/chat/completions"
 
     def __init__(self, request: Mapping[str, Any], asked: str, new_id: Callable[[], str]) -> None:
-        self.body = to_json(request)
+        sent = as_stream(request)
+        self.body = to_json(sent)
         self._asked = asked
         self._new_id = new_id
         self._stops = request.get("stop") or ()
-        self._answer = ChatAnswer(request)
+        self._answer = ChatAnswer(sent, collects=not request["stream"])
 
     def _message(self, content: list[dict[str, Any]], ending: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -6,7 +6,9 @@ parallel tool calls may be mixed, so what comes early waits here.
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -139,6 +141,17 @@ class Blocks:
                 break
             del self._waiting[0]
         return pieces
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return the pieces of each block as one."""
+    found: list[Piece] = []
+    for _, group in itertools.groupby(pieces, key=operator.attrgetter("block")):
+        parts = list(group)
+        text = "".join([part.text for part in parts])
+        logprobs = [logprob for part in parts for logprob in part.logprobs]
+        found.append(parts[-1]._replace(text=text, logprobs=logprobs))
+    return found
 
 
 class _Block:

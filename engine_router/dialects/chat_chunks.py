@@ -12,12 +12,12 @@ from typing import Any
 
 from engine_router.dialects.answer_json import UNEXPECTED, parse_answer, understanding, unexpected
 from engine_router.dialects.base import dig_error
-from engine_router.dialects.chat_blocks import Blocks, Piece
+from engine_router.dialects.chat_blocks import Blocks, Piece, joined
 from engine_router.dialects.chat_figures import Figures, Times, Tokens, tells_figures
 from engine_router.dialects.chat_finish import Finish, finish_of
 from engine_router.dialects.chat_logprobs import Logprob, logprobs_in, top_logprobs_asked
 from engine_router.dialects.chat_tokens import tokens_of
-from engine_router.dialects.sse import EventReader
+from engine_router.dialects.sse import EventReader, begins_events
 
 
 class ChatAnswer:
@@ -25,6 +25,8 @@ class ChatAnswer:
 
     Args:
         request: the request, in OpenAI's words.
+        collects: the client gets the answer in one piece: the pieces of a stream are held until its end, and an engine
+            that streams nothing is understood too.
 
     Attributes:
         began: something of the answer was understood.
@@ -33,21 +35,23 @@ class ChatAnswer:
         prompt_estimate: about how many tokens the request has.
     """
 
-    def __init__(self, request: Mapping[str, Any]) -> None:
+    def __init__(self, request: Mapping[str, Any], *, collects: bool = False) -> None:
         self.began = False
         self.finish: Finish | None = None
         self.stop: str | None = None
         self.prompt_estimate = tokens_of(request)
         self._stream = request["stream"] is True
+        self._is_doubted = self._stream and collects  # until something shows whether a stream comes
         self._top_logprobs = top_logprobs_asked(request)
         self._logprobs: tuple[Logprob, ...] = ()  # of tokens whose text is still to come
         self._events = EventReader()
         self._whole = bytearray()
         self._figures = Figures()
         self._blocks = Blocks()
+        self._collected: list[Piece] | None = [] if collects else None
 
     def feed(self, data: bytes) -> list[Piece]:
-        """Take in bytes, split anywhere; return the pieces that are complete now (of a stream; else none).
+        """Take in bytes, split anywhere; return the pieces that are complete now; none of what is had in one piece.
 
         Raises:
             ValueError: they cannot be understood, or are an error; the message says so.
@@ -60,6 +64,8 @@ class ChatAnswer:
         Raises:
             ValueError: as `feed` does.
         """
+        if self._is_doubted and (begun := data.lstrip()):
+            self._is_doubted, self._stream = False, begins_events(begun)
         if not self._stream:
             self._whole += data
             return
@@ -68,7 +74,10 @@ class ChatAnswer:
                 pieces = self._event(event)
             except UNEXPECTED as error:
                 raise unexpected(error) from error
-            yield from pieces
+            if self._collected is None:
+                yield from pieces
+            else:
+                self._collected += pieces
 
     def end(self) -> list[Piece]:
         """Take in the end; return the pieces that are still to come.
@@ -77,11 +86,12 @@ class ChatAnswer:
             ValueError: the answer is not complete, cannot be understood, or is an error.
         """
         with understanding():
-            if not self._stream:
+            if not self._stream or self._is_doubted:  # nothing came that was a stream
                 self._take_whole()
             if self.finish is None:
                 raise ValueError("its stream ended before its end")
-            return self._blocks.due(final=True)
+            last = self._blocks.due(final=True)
+        return last if self._collected is None else joined([*self._collected, *last])
 
     @property
     def has_calls(self) -> bool:

@@ -10,6 +10,7 @@ from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.base import Translation, to_json
 from engine_router.dialects.chat_blocks import Piece
 from engine_router.dialects.chat_chunks import ChatAnswer
+from engine_router.dialects.chat_streaming import as_stream
 from engine_router.dialects.checks import flag_at
 from engine_router.dialects.extensions import Traits
 from engine_router.dialects.ollama_embeddings import EmbedTranslation
@@ -92,11 +93,12 @@ def _writing(
     ways: Json = (
         {"stream": stream, "stream_options": {"include_usage": True}} if stream else {"stream": False}
     )
+    sent = as_stream({"model": upstream, **ways, **request})
     return (StreamedText if stream else WholeText)(
         target,
-        to_json({"model": upstream, **ways, **request}),
+        to_json(sent),
         form,
-        ChatAnswer({**ways, **request}),
+        ChatAnswer(sent, collects=not stream),
         asked,
         stopwatch,
         timestamps,
@@ -178,6 +180,8 @@ class WholeText(_Text):
     def feed(self, data: bytes) -> bytes:
         """Collect the answer; see `Translation.feed`."""
         self._answer.feed(data)
+        if self._answer.began:
+            self._stopwatch.note_first()
         return b""
 
     def end(self) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 from engine_router.dialects.base import to_json
 from engine_router.dialects.chat_blocks import Piece
 from engine_router.dialects.chat_chunks import ChatAnswer
+from engine_router.dialects.chat_streaming import as_stream
 from engine_router.dialects.checks import object_at, string_at
 from engine_router.dialects.responses_items import CallItem, Events, Item, Json, Status, TextItem
 from engine_router.dialects.responses_request import ChatRequest, chat_request
@@ -58,7 +59,8 @@ class ResponsesTranslation:
     def __init__(
         self, request: ChatRequest, echo: Mapping[str, Any], *, wall_clock: Clock, identity: str
     ) -> None:
-        self.body = to_json(request.body)
+        sent = as_stream(request.body)
+        self.body = to_json(sent)
         self._stream = bool(request.body["stream"])
         self.content_type = "text/event-stream" if self._stream else "application/json; charset=utf-8"
         self._tools = request.tools
@@ -66,7 +68,7 @@ class ResponsesTranslation:
         self._wall_clock = wall_clock
         self._identity = identity
         self._created_at = int(wall_clock())
-        self._answer = ChatAnswer(request.body)
+        self._answer = ChatAnswer(sent, collects=not self._stream)
         self._events = Events()
         self._is_announced = False
         self._items: list[Item] = []

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+# A comment, or the first letter of a field: data, event, id, retry. No JSON that an answer could be begins like these.
+_BEGINNINGS = (b":", b"d", b"e", b"i", b"r")
+
 
 def events_end(data: bytes) -> int:
     """Return where the last complete event ends, that is behind its empty line; 0 where none is complete."""
     end = data.rfind(b"\n\n")
     other = data.rfind(b"\r\n\r\n")
     return max(end + 2 if end >= 0 else 0, other + 4 if other >= 0 else 0)
+
+
+def begins_events(data: bytes) -> bool:
+    """Tell whether an answer that begins like this, without leading whitespace, is a stream of events."""
+    return data[:1] in _BEGINNINGS
 
 
 class EventReader:

@@ -58,12 +58,15 @@ class Course:
     """How a request goes to its engine, and its answer back.
 
     Attributes:
-        translation: between the client's dialect and the engine's; None where they are the same.
+        translation: between the client's dialect and the engine's, or from a stream to one piece; None where the answer
+            goes on as it comes.
+        is_native: the engine speaks the client's dialect, and an error in its words goes on as it came.
         filters: what the answer passes through, in this order, in the client's dialect.
     """
 
     outgoing: Outgoing
     translation: Translation | None = None
+    is_native: bool = False
     filters: Sequence[Filter] = ()
 
 

@@ -37,6 +37,7 @@ NEWS_GRACE_S = 2.0
 DOUBT_GRACE_S = DOUBT_S + 3.0
 # What says something of a body that is changed.
 _OF_THE_BODY = frozenset((b"content-length", b"etag", b"content-md5", b"digest", b"content-digest"))
+_OF_ITS_FORM = _OF_THE_BODY | {b"content-type"}
 
 
 @define(eq=False)
@@ -259,10 +260,13 @@ class Passage:
         if not isinstance(course, Course):
             raise TypeError("an answer without a course")
         headers: Headers = response_headers(raw.headers)
-        if course.translation is not None:
+        if course.translation is not None and not (course.is_native and raw.status >= 400):
             if raw.status >= 400:
                 raise await self.refusal(raw.status)
-            headers = [(b"content-type", course.translation.content_type.encode())]
+            kept = (
+                [item for item in headers if item[0].lower() not in _OF_ITS_FORM] if course.is_native else []
+            )
+            headers = [*kept, (b"content-type", course.translation.content_type.encode())]
             self._stages.append(course.translation)
             if not is_stream_type(course.translation.content_type.encode()):
                 self._whole = Whole()

@@ -178,7 +178,7 @@ class Talk(BaseHTTPRequestHandler):
         about = {"id": "cmpl-1", "object": "text_completion", "created": 7, "model": request["model"]}
         if not request.get("stream"):
             choice = {"index": 0, "text": "".join(texts), "logprobs": None, "finish_reason": reason}
-            self.answer({**about, "choices": [choice], "usage": USAGE})
+            self.answer({**about, "choices": [choice], "usage": USAGE, "timings": TIMES})
             return
         choices = [{"index": 0, "text": text, "logprobs": None, "finish_reason": None} for text in texts]
         choices.append({"index": 0, "text": "", "logprobs": None, "finish_reason": reason})
