@@ -75,6 +75,9 @@ VISIBLE: Final = "".join(map(chr, range(33, 127)))
 _WITHOUT_V1: Final = re.compile(
     r"/(chat/completions|messages(/count_tokens)?|responses(/.*)?|models/.*|(audio|images)/.*|moderations)"
 )
+# The folders of endpoints that clients add to a base URL; nothing below /v1 begins with them.
+_ROOTS: Final = frozenset(("v1", "api"))
+_DOUBLED: Final = re.compile(r"(?P<extra>/v1|/api)(?P<right>/(v1|api)/.+)")
 _SLASHES: Final = re.compile(rb"//+")
 _KEY_AHEAD: Final = re.compile(rb"/+k/+([^/]+)(.*)", re.DOTALL)
 _PASSED_ON: Final = re.compile(rb"/+upstream/+")
@@ -87,16 +90,27 @@ def is_proxied(path: str) -> bool:
     if kind == "api":
         return rest in API_ROUTES
     if kind == "v1":
-        return _PLAIN_PATH.fullmatch(rest) is not None and rest.partition("/")[0] not in _MANAGEMENT
+        folder = rest.partition("/")[0]
+        return _PLAIN_PATH.fullmatch(rest) is not None and folder not in _MANAGEMENT | _ROOTS
     whole = path.removeprefix("/")
     return whole in ROOT_ROUTES or (
         whole.startswith(ROOT_PREFIXES) and _PLAIN_PATH.fullmatch(whole) is not None
     )
 
 
-def lacks_v1(path: str) -> bool:
-    """Tell whether a path is one of OpenAI's or Anthropic's without the `/v1` that its base URL should end in."""
-    return _WITHOUT_V1.fullmatch(path) is not None
+def base_url_hint(path: str) -> str:
+    """Return the remedy for a path that a wrong base URL makes, as the end of an error; empty for other paths."""
+    if _WITHOUT_V1.fullmatch(path) is not None:
+        return f"; it is /v1{path}: the base URL ends in /v1"
+    if (doubled := _DOUBLED.fullmatch(path)) is not None:
+        return f"; it is {doubled['right']}: leave {doubled['extra']} out of the base URL"
+    if path == "/api/chat/completions":
+        return "; it is /v1/chat/completions: the base URL ends in /v1"
+    if path == "/v1":
+        return "; it is the base URL for OpenAI clients, and GET /v1/models lists the models"
+    if path == "/api":
+        return "; leave /api out of the base URL, and GET /api/tags lists the models"
+    return ""
 
 
 def answers_json(path: str) -> bool:

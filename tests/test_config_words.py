@@ -209,6 +209,12 @@ MISTAKES = [
     ("[engines.a]\ntype = 'process'\nargv = 'serve ${PORT}'", "engines.a.argv", "${PORT} is not filled in; write {port}", "argv = ..."),
     ("[engines.a]\ntype = 'process'\nargv = 'serve $PORT'", "engines.a.argv", "$PORT is not filled in; write {port}", "argv = ..."),
     ("[engines.a]\ntype = 'process'\nargv = 'A=1 B=2 serve {port}'", "engines.a.argv", 'A=... is no program, and no shell runs that would set it; write env = { A = "...", B = "..." }', "argv = ..."),
+    ("[engines.a]\ntype = 'process'\nargv = 'cd /opt && serve {port}'", "engines.a.argv", 'cd is a command of the shell, and no shell runs; write cwd = "..." and the program alone', "argv = ..."),
+    ("[engines.a]\ntype = 'process'\nargv = ['serve --port {port}']", "engines.a.argv", 'a list has one entry for each word: write ["program", "--option", ...], or one string without [ ]', "argv = ..."),
+    # Names of other programs.
+    ("[engines.a]\ntype = 'process'\nargv = 'x {port}'\ncmd = 'x'", "engines.a.cmd", "unknown key; did you mean argv?", "cmd = 'x'"),
+    ("[engines.a]\ntype = 'llama.cpp'", "engines.a.type", 'expected one of "process", "http", "ollama", "systemd", got "llama.cpp"; did you mean "process"?', "type = 'llama.cpp'"),
+    ("[engines.a]\ntype = 'lmstudio'", "engines.a.type", 'expected one of "process", "http", "ollama", "systemd", got "lmstudio"; did you mean "http"?', "type = 'lmstudio'"),
 ]  # fmt: skip
 
 
@@ -235,6 +241,10 @@ SYNTAX = [
     ("pinned =\n", "pinned has no value", 1, "pinned ="),
     ('cwd = "C:\\models"\n', "in double quotes a backslash begins an escape: use single quotes ('C:\\models')", 1, 'cwd = "C:\\models"'),
     ('cwd = "x\n', "a quote is not closed; text of several lines stands in '''", 1, 'cwd = "x'),
+    ('cwd = "C:\\Users\\me"\n', "use single quotes ('C:\\models')", 1, 'cwd = "C:\\Users\\me"'),
+    ("type = “ollama”\n", '“ is a typographic quote; replace all of these by plain ones (")', 1, "type = “ollama”"),
+    ('cwd = "a "b""\n', 'text that contains " between single quotes', 1, 'cwd = "a "b""'),
+    ("port = 8077;\n", "the value ends before this column; write one key on a line", 1, "port = 8077;"),
     ("a = 1\na = 2\n", "the key stands twice in its table: leave one of them", 2, "a = 2"),
     ("[server]\nport 80\n", "write key = value; a key with other characters than letters, digits, - and _ needs quotes", 2, "port 80"),
     ('[server]\napi_keys = ["abc", def]\n', "the value of api_keys is not in quotes", 2, "api_keys = ..."),

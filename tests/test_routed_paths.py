@@ -98,6 +98,8 @@ async def test_a_page_of_another_site_cannot_swap_models_by_a_get() -> None:
         "/v1/unload_lora_adapter",
         "/v1/audio/../x",
         "/v1/",
+        "/v1/v1/messages",
+        "/v1/api/chat",
     ],
 )
 def test_what_manages_an_engine_is_not_routed(path: str) -> None:

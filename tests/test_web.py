@@ -708,6 +708,27 @@ async def test_a_path_without_v1_is_told_of() -> None:
         assert "/v1" not in (await ask(router.app, "POST", "/chat", body={})).json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "remedy"),
+    [
+        ("POST", "/v1/v1/messages", "it is /v1/messages: leave /v1 out of the base URL"),
+        ("POST", "/v1/v1/chat/completions", "it is /v1/chat/completions: leave /v1 out of the base URL"),
+        ("GET", "/v1/api/tags", "it is /api/tags: leave /v1 out of the base URL"),
+        ("POST", "/api/api/chat", "it is /api/chat: leave /api out of the base URL"),
+        ("POST", "/api/v1/chat/completions", "it is /v1/chat/completions: leave /api out of the base URL"),
+        ("POST", "/api/chat/completions", "it is /v1/chat/completions: the base URL ends in /v1"),
+        ("GET", "/v1", "GET /v1/models lists the models"),
+        ("GET", "/api", "GET /api/tags lists the models"),
+    ],
+)
+async def test_a_wrong_base_url_is_told_of_and_starts_nothing(method: str, path: str, remedy: str) -> None:
+    async with routing(NEVER) as router:
+        answer = await ask(router.app, method, path, body={"model": "alpha"} if method == "POST" else None)
+        assert answer.status == 404
+        assert remedy in str(answer.json()["error"])
+        assert not router.supervisor.pools["default"].ledger.residences
+
+
 async def test_the_model_list_says_what_is_loaded() -> None:
     async with routing(
         process("a", "fail=no"), process("b", "delay=60"), process("c"), process("d")

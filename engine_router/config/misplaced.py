@@ -1,8 +1,9 @@
-"""Keys in the wrong table, and names whose dots TOML took for tables of their own."""
+"""Keys in the wrong table or by another program's name, and names whose dots TOML took for tables of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -19,6 +20,29 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
     "[engines.NAME]": EngineConfig,
     "[models.NAME]": ModelConfig,
 }
+# Keys of other routers' configurations, which resemble another key of ours more than the one that they mean.
+_SYNONYMS: Final[Mapping[str, str]] = {
+    "cmd": "argv",
+    "command": "argv",
+    "url": "base_url",
+    "proxy": "base_url",
+}
+# Programs that people take for a type of engine.
+_TYPES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("llama", "llamacpp", "llamaserver", "vllm", "sglang", "mlx", "koboldcpp"), "process"),
+    **dict.fromkeys(("tabby", "tabbyapi", "lmstudio", "openai"), "http"),
+}
+
+
+def synonym_of(key: str, known: Sequence[str]) -> str | None:
+    """Return the known key that another router calls by this name, if any."""
+    synonym = _SYNONYMS.get(key)
+    return synonym if synonym in known else None
+
+
+def type_of(kind: object) -> str | None:
+    """Return the type of engine that a program's name stands for, such as `vllm`, if any."""
+    return _TYPES.get(re.sub(r"[^a-z]", "", kind.lower())) if isinstance(kind, str) else None
 
 
 def home_of(key: str, cls: type[Any] | None = None) -> str | None:

@@ -13,6 +13,7 @@ from engine_router.config.values import shown
 
 PLACEHOLDERS: Final = ("port", "model", "path")
 _BRACES: Final = re.compile(r"\$?\{(\w+)\}|\$(\w+)|%(\w+)%")
+_WHOLE_COMMAND: Final = re.compile(r"\s(-|.*\{port\})")
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)=")
 
 
@@ -48,7 +49,7 @@ def process_faults(
 
 
 def _program_faults(engine: ProcessConfig, path: str) -> Iterator[Fault]:
-    """Yield variables that stand before the program, as a shell would have them."""
+    """Yield faults where the first word is no program: a variable or a command of a shell, or a whole command."""
     names: list[str] = []
     for word in engine.argv:
         if (assignment := _ASSIGNMENT.match(word)) is None:
@@ -59,6 +60,16 @@ def _program_faults(engine: ProcessConfig, path: str) -> Iterator[Fault]:
         yield (
             f"{path}.argv",
             f"{names[0]}=... is no program, and no shell runs that would set it; write env = {{ {table} }}",
+        )
+    elif engine.argv and engine.argv[0] == "cd":
+        yield (
+            f"{path}.argv",
+            'cd is a command of the shell, and no shell runs; write cwd = "..." and the program alone',
+        )
+    elif len(engine.argv) == 1 and _WHOLE_COMMAND.search(engine.argv[0]):
+        yield (
+            f"{path}.argv",
+            'a list has one entry for each word: write ["program", "--option", ...], or one string without [ ]',
         )
 
 

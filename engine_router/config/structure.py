@@ -22,7 +22,7 @@ from engine_router.config.engines import (
     SystemdConfig,
 )
 from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_private, quoted
-from engine_router.config.misplaced import home_of
+from engine_router.config.misplaced import home_of, synonym_of, type_of
 from engine_router.config.model import LogConfig, ModelConfig, PoolConfig, SchedulingConfig, ServerConfig
 from engine_router.config.values import READERS, HeaderValue, Unfit, VariableValue, read_header_name, shown
 
@@ -166,7 +166,7 @@ def read_engine(value: Any, path: str) -> tuple[EngineConfig | None, list[Fault]
     if kind is None:
         return None, [(f"{path}.type", f"missing; one of {choices}")]
     if not isinstance(kind, str) or kind not in ENGINE_TYPES:
-        near = close(kind, list(ENGINE_TYPES))
+        near = type_of(kind) or close(kind, list(ENGINE_TYPES))
         hint = f"; did you mean {shown(near)}?" if near else ""
         return None, [(f"{path}.type", f"expected one of {choices}, got {shown(kind)}{hint}")]
     return read_table(value, ENGINE_TYPES[kind], path)
@@ -185,7 +185,7 @@ def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields):
-            near, home = close(key, known), home_of(key, error.cl)
+            near, home = synonym_of(key, known) or close(key, known), home_of(key, error.cl)
             hint = f"; did you mean {near}?" if near else f"; known keys: {', '.join(known)}"
             hint = f"; it belongs to {home}" if home else hint
             yield f"{path}.{quoted(key)}".lstrip("."), f"unknown key{hint}"

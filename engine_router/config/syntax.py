@@ -10,13 +10,15 @@ from engine_router.config.places import excerpt_at, statements
 
 _POSITION: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _DECLARED: Final = re.compile(r"Cannot declare \((.*?),?\) twice")
+_TYPOGRAPHIC: Final = "\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb"
 _YAML: Final = re.compile(r"""^[ \t]*(- )?["']?[\w.\-/]+["']?:([ \t]|$)""", re.MULTILINE)
 
 # What tomli says, as a pattern, and what to do about it.
 _REMEDIES: Final = (
-    (r"Unescaped '\\' in a string", "in double quotes a backslash begins an escape: use single quotes ('C:\\models')"),
+    (r"Unescaped '\\' in a string|Invalid hex value", "in double quotes a backslash begins an escape: use single quotes ('C:\\models')"),
     (r"Illegal character '\\n'|Unterminated string|Expected '\"\"\"|Expected \"'''", "a quote is not closed; text of several lines stands in '''"),
-    (r"Unclosed array", "a list is not closed with ]"),
+    (r"Unclosed array", "a list is not closed with ], or a comma is missing between two of its values"),
+    (r"Expected newline or end of document", 'the value ends before this column; write one key on a line, and text that contains " between single quotes'),
     (r"Unclosed inline table|Expected '}'", "an inline table is not closed with }"),
     (r"Expected '=' after a key", "write key = value; a key with other characters than letters, digits, - and _ needs quotes"),
     (r"Expected '\]' at the end|Expected ']'", "the name of a table stands in brackets, [engines.NAME]; other characters than letters, digits, - and _ need quotes"),
@@ -33,7 +35,7 @@ def syntax_fault(message: str, text: str) -> tuple[str, str]:
     position = _POSITION.search(message)
     words = message[: position.start()] if position else message
     line, column = _place(position, text)
-    said = _twice(words, text, line) or _value(words, text, line)
+    said = _twice(words, text, line) or _typographic(words, text, line, column) or _value(words, text, line)
     if said is None:
         remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, words)), None)
         said = f"is not TOML: {words}" + (f"; {remedy}" if remedy else "")
@@ -69,6 +71,16 @@ def _twice(words: str, text: str, line: int) -> str | None:
     table = ".".join(quoted(key) for key in keys)
     where = f" and in line {first}" if first is not None and first < line else ""
     return f"the table [{table}] stands here{where}: put both together, or give this one another name"
+
+
+def _typographic(words: str, text: str, line: int, column: int) -> str | None:
+    """Return what to say where a value begins with a quote from a word processor or a web page."""
+    if not words.startswith("Invalid value"):
+        return None
+    mark = text.split("\n")[line - 1][column - 1 : column]
+    if not mark or mark not in _TYPOGRAPHIC:
+        return None
+    return f'{mark} is a typographic quote; replace all of these by plain ones (")'
 
 
 def _value(words: str, text: str, line: int) -> str | None:

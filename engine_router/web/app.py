@@ -32,7 +32,7 @@ from engine_router.foreign_text import shown
 from engine_router.gate import Gates
 from engine_router.relay import as_streamed
 from engine_router.router import Router
-from engine_router.routes import ROOT_PREFIXES, ROOT_ROUTES, lacks_v1
+from engine_router.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.web.admin import Admin
 from engine_router.web.anthropic import dialect_for
 from engine_router.web.control import add_control
@@ -185,7 +185,7 @@ def _from_werkzeug(error: HTTPException, limit: int) -> RouterError:
     if isinstance(error, RequestTimeout):
         return RequestTooSlow(f"the request body did not arrive within {BODY_TIMEOUT_S} s")
     if isinstance(error, NotFound):
-        hint = f"; it is /v1{shown(request.path)}: the base URL ends in /v1" if lacks_v1(request.path) else ""
+        hint = shown(base_url_hint(request.path))
         return NoSuchRoute(f"there is no {shown(request.method)} {shown(request.path)} here{hint}")
     if isinstance(error, MethodNotAllowed):
         return WrongMethod(f"{shown(request.path)} takes {', '.join(sorted(error.valid_methods or ()))}")

@@ -28,7 +28,7 @@ from engine_router.foreign_text import shown
 from engine_router.relay import AddedHeaders, request_headers, response_headers
 from engine_router.residency.residence import Phase
 from engine_router.router import Router
-from engine_router.routes import API_ROUTES, wire_target
+from engine_router.routes import API_ROUTES, base_url_hint, wire_target
 from engine_router.web import ollama_shapes
 from engine_router.web.openai import json_response
 from engine_router.web.proxy import Proxy, as_response, pieces_of, wire_headers
@@ -184,7 +184,9 @@ class OllamaApi:
         """
         if path != "pull" and not self._router.config.server.allow_destructive_ollama_api:
             if not GUARDED.fullmatch(path):
-                raise NoSuchRoute(f"there is no /api/{shown(path)} here")
+                raise NoSuchRoute(
+                    f"there is no /api/{shown(path)} here{shown(base_url_hint(f'/api/{path}'))}"
+                )
             raise Forbidden(
                 f"/api/{shown(path)} is not allowed through this router (server.allow_destructive_ollama_api in engines.toml)"
             )

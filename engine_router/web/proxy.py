@@ -12,7 +12,7 @@ from engine_router.errors import NoSuchRoute, RouterError, WrongMethod
 from engine_router.foreign_text import shown
 from engine_router.reading import Incoming
 from engine_router.relay import BrokenAnswer
-from engine_router.routes import is_proxied, model_in_query
+from engine_router.routes import base_url_hint, is_proxied, model_in_query
 from engine_router.web.scope import body_of, scope_of
 from engine_router.wire.upstream import Headers, ResponseHead
 
@@ -34,7 +34,9 @@ class Proxy:
         if request.path == "/v1/models":
             raise WrongMethod("/v1/models takes GET")
         if request.method != "POST" and is_proxied(request.path) and not model_in_query(request.query_string):
-            raise WrongMethod(f"{shown(request.path)} takes POST, or ?model=... in its query")
+            raise WrongMethod(
+                f"{shown(request.path)} takes POST; any other method needs the model in the query (?model=...)"
+            )
         return await self.answer(request.path)
 
     async def answer(self, path: str) -> Response:
@@ -45,7 +47,8 @@ class Proxy:
             RouterError: there is no answer but this error.
         """
         if not is_proxied(path):
-            raise NoSuchRoute(f"there is no {shown(request.method)} {shown(path)} here")
+            hint = shown(base_url_hint(path))
+            raise NoSuchRoute(f"there is no {shown(request.method)} {shown(path)} here{hint}")
         body = await body_of(request, self._max_body_bytes)
         incoming = Incoming(path, request.query_string, wire_headers(request), body, request.method)
         reply = await self._answerer.answer(incoming, scope_of(request))
