@@ -63,8 +63,9 @@ _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 _NAME: Final = re.compile(r"-{0,2}[A-Za-z_][\w.-]*")
 _URL_LOGIN: Final = re.compile(r"(?<=://)[^/\s@\"']+@")
+# A word that looks like an option is a name, never the value of the word ahead of it.
 _SETTING: Final = re.compile(
-    r"""(?P<name>-{0,2}[A-Za-z][\w.-]*)(?P<between>["']?\s*[=:]\s*|\s+)"""
+    r"""(?P<name>-{0,2}[A-Za-z][\w.-]*)(?P<between>["']?\s*[=:]\s*|\s+(?!--?[A-Za-z])|["']\s*,\s*(?=["'](?!-)))"""
     r"""(?P<value>"[^"]*"|'[^']*'|(?:(?:Bearer|Basic)\s+)?[^\s"'&,;]+)"""
 )
 
@@ -153,7 +154,8 @@ def _masked(text: str, secrets: list[str]) -> str:
 
     def setting(found: re.Match[str]) -> str:
         name, between, value = found["name"], found["between"], found["value"]
-        if (between.isspace() and not name.startswith("-")) or not is_secret_name(name):
+        is_named = name.startswith("-") or "=" in between or ":" in between
+        if not is_named or not is_secret_name(name):
             # What was taken for a value may itself be the name of one: `-e KEY=x`.
             return f"{name}{between}{_SETTING.sub(setting, value)}"
         secrets.append(value.strip("\"'").rpartition(" ")[2])

@@ -115,6 +115,7 @@ def _opened(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> 
 
 
 def _why(host: str, port: int, error: OSError) -> str:
+    host = f"[{host}]" if ":" in host else host
     if error.errno == errno.EADDRINUSE:
         return f"{host}:{port} is in use already (another router?); stop that, or change server.port"
     if error.errno in (errno.EACCES, errno.EPERM):

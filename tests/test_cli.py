@@ -378,6 +378,10 @@ SUSPECT = """
 state_file = "{here}/absent/state.json"
 [log]
 file = "{here}/absent/log"
+[server]
+host = "::1"
+[pools.default]
+budget_gb = 10
 [pools.big]
 mode = "budget"
 budget_gb = 10
@@ -427,6 +431,7 @@ def test_what_will_hardly_work_is_found(tmp_path: Path, capsys: pytest.CaptureFi
     found = {(warning["path"], warning["message"]) for warning in told["warnings"]}
     wanted = [
         ("log.file", f"there is no folder {tmp_path}/absent"),
+        ("pools.default.budget_gb", 'without effect in mode "exclusive"; write mode = "budget"'),
         ("engines.a.argv", "there is no file /absent/a.gguf"),
         ("engines.a.argv", "no shell runs: && is one more argument"),
         ("engines.a.log_file", "is a folder"),

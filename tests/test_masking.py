@@ -41,6 +41,9 @@ SECRET = "sk-very-secret-0815"
         [f"http://user:{SECRET}@host:80/path"],
         [f"http://host/path?api_key={SECRET}&n=1"],
         [f"exec server --api-key {SECRET} --port 80"],
+        [f"exec server model --api-key {SECRET}"],
+        [f"--verbose --api-key {SECRET}"],
+        [json.dumps(["server", "--api-key", SECRET])],
         [f"HF_TOKEN='{SECRET}' server --port 80"],
         [json.dumps({"apiKey": SECRET})],
     ],
@@ -70,6 +73,14 @@ def test_a_command_is_shown_without_its_secrets(words: list[str]) -> None:
 def test_what_only_tells_about_secrets_stays(words: str) -> None:
     assert masked_argv(words.split()) == words.split()
     assert masked_text(words) == words
+
+
+@pytest.mark.parametrize("value", [f'"serve --api-key {SECRET}"', json.dumps(["serve", "--api-key", SECRET])])
+def test_a_command_under_an_unknown_key_tells_no_secret(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"[engines.a]\ntype = 'process'\nargv = 'x {{port}}'\ncmd = {value}")
+    assert "did you mean argv?" in str(caught.value)
+    assert SECRET not in str(caught.value)
 
 
 def test_names_of_secrets() -> None:

@@ -70,8 +70,15 @@ def find_config(explicit: str | None = None, environ: Mapping[str, str] = os.env
     listed = ", ".join(str(place) for place in places)
     raise ConfigError(
         FILE_NAME,
-        [("", f"not found; looked for {listed}. Write one (see engines.toml.example) or give --config FILE")],
+        [("", f"not found; looked for {listed}. Write one (see {example()}) or give --config FILE")],
     )
+
+
+def example() -> str:
+    """Return where engines.toml.example lies: in the installed package, or in the sources beside it."""
+    package = Path(__file__).parent.parent
+    places = (package / f"{FILE_NAME}.example", package.parent / f"{FILE_NAME}.example")
+    return str(next((place for place in places if place.is_file()), places[0].name))
 
 
 def _is_there(place: Path) -> bool:
