@@ -87,7 +87,7 @@ def test_a_load_that_is_not_waited_for(told: Any, router: Served) -> None:
     assert re.search(rf"{job[1]} +1 +grey +normal .* loading slow", told("queue"))
     assert told("cancel", job[1]) == f"ended {job[1]}: load grey\n"
     until(lambda: router.get(f"/admin/jobs/{job[1]}")["state"] == "cancelled")
-    assert told("queue") == "nobody waits\n"
+    assert told("queue") == "no request is waiting\n"
     assert told("queue", "--json") == {"total": 0, "waiting": []}
     assert f"no request '{job[1]}' waits or runs" in told("cancel", job[1], code=1)
     assert '"keep_alive" is no duration' in told("load", "red", "--keep-alive", "long", code=1)

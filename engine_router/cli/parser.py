@@ -264,8 +264,8 @@ def _add_control(command: Adder) -> None:
     pin = command(
         "pin",
         "pin",
-        "never stop a model for another's sake",
-        "Once it is resident, never stop a model for another's sake, nor for being idle; until the router ends.",
+        "protect a model from eviction",
+        "Once a model is resident, neither evict it nor stop it when idle, until the router ends.",
         "pin qwen3-30b",
     )
     unpin = command(

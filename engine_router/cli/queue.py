@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     except (KeyError, TypeError):
         raise not_understood(where) from None
     if not rows:
-        say("nobody waits")
+        say("no request is waiting")
         return 0
     Table(HEADINGS, rows, frozenset((1, 4, 5, 6))).show()
     if more > 0:

@@ -68,7 +68,8 @@ def _pool_warnings(config: Config) -> Iterator[Warned]:
             yield f"{place}.command", fault
         if pool.gauge == "nvml" and importlib.util.find_spec("pynvml") is None:
             yield f"{place}.gauge", "nvml needs: pip install 'engine-router[nvidia]'"
-        if pool.mode == "exclusive" and pool.budget_gb != "auto":
+        budget: object = pool.budget_gb
+        if pool.mode == "exclusive" and budget != "auto":
             yield f"{place}.budget_gb", 'without effect in mode "exclusive"; write mode = "budget"'
         if not any(engine.pool == name for engine in config.engines.values()):
             yield place, "no engine uses it"

@@ -41,7 +41,7 @@ class EngineConfig:
     group: Name | None = option(
         None, "Engines of one group may stay together; those of others are stopped before one of them starts."
     )
-    pinned: bool = option(False, "Once running, it is never stopped for another's sake, nor for being idle.")
+    pinned: bool = option(False, "Once running, it is neither evicted nor stopped when idle.")
     idle_timeout_s: Seconds | None = option(
         None,
         "Seconds after which it is stopped when nobody uses it; 0 keeps it. As in [scheduling] when absent.",
@@ -121,12 +121,12 @@ class ProcessConfig(EngineConfig):
     stop_signal: SignalName = option(SignalName("SIGTERM"), "Signal that asks it to end.")
     stop_command: Argv | None = option(
         None,
-        "Command run ahead of that signal, for what a daemon holds for it, such as docker stop NAME; {port}, {model}, "
+        "Command run before that signal, to stop what a daemon runs for it, such as docker stop NAME; {port}, {model}, "
         "{path} and {pid} are filled in.",
     )
     kill_command: Argv | None = option(
         None,
-        "Command run beside SIGKILL, and when the router itself dies, such as docker rm -f NAME; stop_command when absent.",
+        "Command run together with SIGKILL and when the router dies, such as docker rm -f NAME; default: stop_command.",
     )
     grace_s: Seconds = option(
         Seconds(10.0), "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s."

@@ -54,13 +54,13 @@ class ServerConfig:
     )
     trusted_networks: tuple[Network, ...] = option(
         (),
-        "Networks such as 192.168.1.0/24 whose machines need no key, for clients that cannot send one. Not for requests "
-        "that say that they came through a proxy.",
+        "Networks such as 192.168.1.0/24 whose machines need no key, for clients that cannot send one. Requests with a "
+        "proxy's headers still need a key.",
     )
     allowed_hosts: HostsOrAuto = option(
         HostsOrAuto("auto"),
-        "Names of the router, beside addresses and local names, by which clients may address it; *.example.com and * "
-        "are understood. auto: any name for requests with one of the api_keys, none but those otherwise.",
+        "Host names that clients may use for the router, in addition to IP addresses and local names; *.example.com "
+        "and * are wildcards. auto: any name with one of the api_keys, only addresses and local names without.",
     )
     cors_origins: tuple[Origin, ...] = option(
         (),
@@ -69,13 +69,13 @@ class ServerConfig:
     )
     key_priorities: Mapping[str, Priority] = table(
         dict,
-        "How much the requests with a key matter: KEY = high, normal or low; X-Request-Priority says otherwise for one.",
+        "How much the requests with a key matter: KEY = high, normal or low; X-Request-Priority overrides it for one request.",
     )
     max_body_mb: Megabytes = option(Megabytes(512.0), "Largest request body, in MB; larger ones get 413.")
     max_held_mb: Megabytes = option(
         Megabytes(2048.0),
-        "What the bodies of all requests hold in memory together, in MB, while they wait and are answered; beyond it "
-        "a further one gets 503. One request alone is always taken.",
+        "Memory limit for the bodies of all waiting and running requests together, in MB; a request above it gets 503. "
+        "A single request is always accepted.",
     )
     keepalive_interval_s: Seconds = option(
         Seconds(5.0),
@@ -87,7 +87,8 @@ class ServerConfig:
         "give up. The status is 200 then, whatever follows. 0 sends none.",
     )
     default_model: Name | None = option(
-        None, "Model of requests that name none, such as those of llama.cpp's own page. Absent: they get 400."
+        None,
+        "Model for requests without a model name, such as those from llama.cpp's own page. Absent: they get 400.",
     )
     show_progress: bool = option(
         False, "Tell streaming clients what they wait for, where they show a model's thoughts."
@@ -229,7 +230,7 @@ class ModelConfig:
     memory_gb: Gigabytes | None = option(None, "Memory that it takes, in GB; measured when absent.")
     group: Name | None = option(None, "As for engines; its engine's when absent.")
     pinned: bool | None = option(None, "As for engines; its engine's when absent.")
-    unlisted: bool = option(False, "Not listed, but served to whoever asks for it by name.")
+    unlisted: bool = option(False, "Hidden from model lists, but served to requests that name it.")
     context_length: Count | None = option(
         None, "Tokens of context to tell clients of; what its files and its engine say when absent."
     )

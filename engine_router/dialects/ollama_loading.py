@@ -136,7 +136,7 @@ def keep_alive_s(value: object) -> float | None:
     if not isinstance(value, str):
         raise BadRequest('"keep_alive" must be a number of seconds or a duration such as "5m"')
     if not _DURATION.fullmatch(value):
-        raise BadRequest(f'"keep_alive" is no duration such as "5m" or "1h30m": {shown(value)!r}')
+        raise BadRequest(f'"keep_alive" must be a duration such as "5m" or "1h30m", not {shown(value)!r}')
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _NUMBER_AND_UNIT.findall(value))
     return _for_ever_if_beyond(-seconds if value.startswith("-") else seconds)
 

@@ -355,14 +355,14 @@ class _OllamaModel:
             while strangers := self._strangers(await self.engine.loaded()):
                 for stranger in strangers:
                     if stranger not in asked:
-                        self.log.write(f"unloading '{stranger}', which was loaded past the router")
+                        self.log.write(f"unloading '{stranger}', which was loaded behind the router's back")
                         asked.add(stranger)
                         await self._unload(stranger)
                 await pace.pause()
             return
         raise EngineStartFailed(
             self.name,
-            f"still holds {', '.join(strangers) or 'other models'}, loaded past the router, {timeout_s:g} s after "
+            f"still holds {', '.join(strangers) or 'other models'}, loaded behind the router's back, {timeout_s:g} s after "
             "it was told to unload them; let their users go through the router",
         )
 

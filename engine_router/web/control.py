@@ -102,7 +102,7 @@ class Control:
         return json_response({"model": target.model, "forgotten": forget_failures(self._router, target)})
 
     async def pin(self) -> Response:
-        """`POST /admin/pin {model, pinned?}`: never stop it for another's sake, nor for being idle; or do so again."""
+        """`POST /admin/pin {model, pinned?}`: protect it from eviction and from idle stops, or end that."""
         data = await fields("model", "pinned")
         target, is_pinned = (
             await self._router.resolve(text(data, "model")),

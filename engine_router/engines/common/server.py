@@ -162,7 +162,7 @@ class Server:
         except ValueError as error:
             raise BadAnswer(
                 self.name,
-                f"answered {what} in a shape that does not fit ({error}); check its `loaded` in engines.toml",
+                f"answered {what} in an unexpected shape ({error}); check its `loaded` in engines.toml",
                 reply.status,
             ) from None
 
