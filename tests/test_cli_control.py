@@ -90,7 +90,7 @@ def test_a_load_that_is_not_waited_for(told: Any, router: Served) -> None:
     assert told("queue") == "no request is waiting\n"
     assert told("queue", "--json") == {"total": 0, "waiting": []}
     assert f"no request '{job[1]}' waits or runs" in told("cancel", job[1], code=1)
-    assert '"keep_alive" is no duration' in told("load", "red", "--keep-alive", "long", code=1)
+    assert '"keep_alive" must be a duration' in told("load", "red", "--keep-alive", "long", code=1)
 
 
 def test_a_request_is_ended(told: Any, router: Served) -> None:

@@ -411,7 +411,7 @@ WRONG: list[tuple[str, Mapping[str, object], int, str]] = [
     ("load", {"model": "nothing"}, 404, "not found"),
     ("load", {"engine": "nothing"}, 404, "no engine is called 'nothing'"),
     ("load", {"model": "a", "wait": "yes"}, 400, '"wait" must be true or false'),
-    ("load", {"model": "a", "keep_alive": "long"}, 400, '"keep_alive" is no duration'),
+    ("load", {"model": "a", "keep_alive": "long"}, 400, '"keep_alive" must be a duration'),
     ("load", {"modle": "a"}, 400, '"modle" means nothing here'),
     ("unload", {"modle": "a"}, 400, '"modle" means nothing here'),
     ("unload", {"all": 1}, 400, '"all" must be true or false'),

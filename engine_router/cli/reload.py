@@ -14,7 +14,7 @@ _SAID = {
     "removed": "engines that go",
     "restarted": "engines that start anew once their requests are done",
     "settings": "in force now",
-    "needs_restart": "in force when the router starts again",
+    "needs_restart": "takes effect after a restart of the router",
 }
 
 

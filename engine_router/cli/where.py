@@ -75,7 +75,9 @@ def _configured(explicit: str | None, *, is_needed: bool) -> ServerConfig:
             raise
         if is_needed:
             default = _url_of(ServerConfig())
-            note(f"{path} has faults (see: engine-router check); {default} is taken for the router")
+            note(
+                f"{path} has faults (see: engine-router check), so its port is unknown; trying {default} (--url names another)"
+            )
         return ServerConfig()
 
 
