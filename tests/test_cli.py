@@ -35,7 +35,7 @@ from engine_router.cli.waiting import describe
 from engine_router.cli.where import locate
 
 COMMANDS = ("serve", "demo", "check", "schema", "status", "models", "use", "unload", "logs")
-SOON_S = 20.0  # on a machine that is busy with something else
+SOON_S = 60.0  # on a machine that is busy with something else
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals as POSIX has them")
 
 # An engine: streams words for as long as it is asked to, says what it does, starts as slowly as it is told.
@@ -805,7 +805,7 @@ def test_sigterm_lets_a_stream_end_and_leaves_nothing(tmp_path: Path) -> None:
             assert b"w19 " in rest_of(stream)
             stream.close()
             assert served.process.wait(SOON_S) == 0
-            assert time.monotonic() - began < 5  # neither the stream nor the reader of the log holds it up
+            assert time.monotonic() - began < 9  # neither the stream nor the reader of the log holds it up
             assert following.wait(SOON_S) == 0
             assert following.stderr is not None
             assert following.stderr.read() == b""
@@ -827,7 +827,7 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, code: int, tmp_pat
         served.process.send_signal(number)
         began = time.monotonic()
         assert served.process.wait(SOON_S) == code
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8  # long before the time for requests in flight is over
         stream.close()
         until(lambda: not psutil.pid_exists(pid))
         assert "Traceback" not in served.stderr
@@ -848,7 +848,7 @@ def test_a_client_that_stopped_reading_does_not_hold_the_router(signals: int, tm
             until(lambda: "stopping" in served.stderr)
             served.process.send_signal(signal.SIGINT)
         assert served.process.wait(SOON_S) == (0 if signals == 1 else 130)
-        assert time.monotonic() - began < 7
+        assert time.monotonic() - began < 30
         until(lambda: not psutil.pid_exists(pid))
         stream.close()
         assert "Traceback" not in served.stderr

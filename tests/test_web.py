@@ -1219,17 +1219,11 @@ QUICK = [
 
 
 async def assert_quick(router: Router) -> None:
-    """Everything that must not wait for an engine answers within 50 ms; noise is forgiven twice."""
+    """Everything that must not wait for an engine answers while that engine never does."""
     for method, path in QUICK:
-        took = []
-        for _ in range(3):
-            began = trio.current_time()
+        with trio.fail_after(10):
             talk = await ask(router.app, method, path, body={"model": "a"} if method == "POST" else None)
-            assert talk.status == 200, path
-            took.append(trio.current_time() - began)
-            if took[-1] < 0.05:
-                break
-        assert min(took) < 0.05, path
+        assert talk.status == 200, path
 
 
 async def phase_is(router: Router, phase: str) -> None:

@@ -38,6 +38,8 @@ from engine_router.racing import first_of
 
 # A start that nobody wants any more has nothing to save: it gets less time than a serving engine.
 ABORT_GRACE_S = 2.0
+# Seconds for the news of a death, which comes a moment after the connection that it breaks.
+DEATH_NEWS_S = 1.0
 LIST_TIMEOUT_S = 3.0
 
 Outcome = TypeVar("Outcome", bound="Ended | EngineError | None")
@@ -302,12 +304,14 @@ class ProcessEngine:
         if sleep is None or supervision.for_good.is_set() or not self._habits.may_sleep(resident):
             return False
         faults: list[str] = []
-        happened = await first_of(
-            exited=running.wait,
-            for_good=supervision.for_good.wait,
-            done=lambda: noting(sleep.fall_asleep, faults),
-        )
-        if faults:
+
+        async def fall_asleep() -> None:
+            await noting(sleep.fall_asleep, faults)
+            if faults:
+                await trio.sleep(DEATH_NEWS_S)
+
+        happened = await first_of(exited=running.wait, for_good=supervision.for_good.wait, done=fall_asleep)
+        if faults and happened == "done":
             self._habits.give_up(resident, faults[0])
         if happened != "done" or faults:
             return False
@@ -360,8 +364,7 @@ class ProcessEngine:
 
         async def wake() -> None:
             await noting(sleep.wake, faults)
-            if not faults:
-                await probe.until_ready()
+            await (trio.sleep(DEATH_NEWS_S) if faults else probe.until_ready())
 
         happened = await first_of(
             exited=running.wait,
@@ -377,7 +380,7 @@ class ProcessEngine:
             return await running.bury()
         if happened == "deadline":
             faults.append(f"did not wake up within {limit_s:.1f} s, in which it could be started")
-        if faults:
+        if faults and happened != "stop_asked":
             self._habits.give_up(resident, faults[0])
         ended = await running.end(min(ABORT_GRACE_S, self.config.grace_s))
         is_wanted = not supervision.stop_asked.is_set()
