@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from engine_router.cli.failure import CommandFailed
+from engine_router.cli.init_process import run_below_init
 from engine_router.cli.terminal import say
 from engine_router.errors import ConfigError
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _have_streams()
     if arguments is None:  # the process is this command's alone
+        run_below_init()
         _trim_imports()
     try:
         code = _run(arguments)
