@@ -327,6 +327,32 @@ def test_every_command_is_split_before_the_environment_is_filled_in() -> None:
     assert commands == COMMANDS
 
 
-def test_a_value_with_blanks_and_quotes_stays_one_word() -> None:
+COMMAND_OPTIONS = [
+    ("engines", 'type = "process"\n', "argv"),
+    ("engines", 'type = "process"\nargv = "serve {port}"\n', "stop_command"),
+    ("engines", 'type = "process"\nargv = "serve {port}"\n', "kill_command"),
+    ("engines", 'type = "ollama"\n', "stop_command"),
+    ("engines", 'type = "systemd"\nunit = "u"\nbase_url = "http://127.0.0.1:81"\n', "prefix"),
+    ("pools", 'gauge = "command"\n', "command"),
+]
+
+
+@pytest.mark.parametrize(
+    "command", ["'serve -m ${env:FILE} x{port}'", '["serve", "-m", "${env:FILE}", "x{port}"]']
+)
+@pytest.mark.parametrize(("table", "others", "name"), COMMAND_OPTIONS)
+def test_a_value_with_blanks_and_quotes_stays_one_word(
+    table: str, others: str, name: str, command: str
+) -> None:
     value = '/a b/it\'s \\x # "y"'
-    assert argv_of("'serve -m ${env:FILE} x'", FILE=value) == ("serve", "-m", value, "x")
+    given = command if name == "argv" else command.replace("{port}", "")
+    text = f"[{table}.a]\n{others}{name} = {given}\n"
+    if table == "pools":
+        text += ENGINE
+    config = parse_config(text, environment=Environment({"FILE": value}))
+    found = attrs.asdict(getattr(config, table)["a"], recurse=False)[name]
+    assert found == ("serve", "-m", value, "x{port}" if name == "argv" else "x")
+
+
+def test_the_commands_that_the_environment_is_tried_in_are_all() -> None:
+    assert {(table, name) for table, _, name in COMMAND_OPTIONS} == COMMANDS

@@ -56,7 +56,11 @@ class Environment:
         if isinstance(data, str):
             return self._fill_string(data, keys, place, faults)
         if isinstance(data, list):
-            return [self._fill(item, keys, f"{place}[{index}]", faults) for index, item in enumerate(data)]
+            # An item of a list is a word already, also where the list is a command: it has keys of its own.
+            return [
+                self._fill(item, (*keys, str(index)), f"{place}[{index}]", faults)
+                for index, item in enumerate(data)
+            ]
         if not isinstance(data, dict):
             return data
         filled: dict[Any, Any] = {}
