@@ -9,6 +9,7 @@ import attrs
 from attrs import frozen
 
 from engine_router.config import Config, PoolConfig
+from engine_router.config.options import options_of
 from engine_router.errors import ConfigError
 
 # Settings that are used once, when the router starts.
@@ -124,7 +125,7 @@ def _made_of(config: Config, engine: str) -> tuple[Any, ...]:
 def _differences(old: Config, new: Config) -> list[str]:
     """Return the places that differ, engines that were added, removed or restarted left out."""
     places: list[str] = []
-    for field in attrs.fields(Config):
+    for field in options_of(Config):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if isinstance(before, Mapping):
             both = {**before, **after}

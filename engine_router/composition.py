@@ -24,8 +24,10 @@ from engine_router.engines.control import control_client
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.family import Guardian
 from engine_router.engines.headers import HeadersInForce
+from engine_router.engines.masked import MaskedEngine
 from engine_router.events import EventHub
 from engine_router.layout import make_layout, make_rules, pools_of
+from engine_router.masking import HiddenValues
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
 from engine_router.prefetch import Prefetch
@@ -134,6 +136,7 @@ class _Forge:
     _dormitory: Dormitory
     _guardian: Guardian | None = None
     _headers: dict[str, HeadersInForce] = field(factory=dict)
+    _hidden: HiddenValues = field(factory=HiddenValues)
 
     async def make(self, name: str, config: Config) -> Engine:
         is_process = isinstance(config.engines[name], ProcessConfig)
@@ -145,10 +148,13 @@ class _Forge:
         headers = self._headers[name] = HeadersInForce(config.engines[name].headers)
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
-        return build_engine(name, config, self.client, self._guardian, self._dormitory)
+        engine = build_engine(name, config, self.client, self._guardian, self._dormitory)
+        self._hidden.add(config.hidden)
+        return MaskedEngine(engine, self._hidden)
 
     def renew(self, config: Config) -> None:
         """Have the headers of a configuration sent from now on."""
+        self._hidden.add(config.hidden)
         for name, settings in config.engines.items():
             self._headers[name].headers = settings.headers
 

@@ -14,6 +14,7 @@ from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine, ResidentId
+from engine_router.engines.masked import unmasked
 from engine_router.engines.process import ProcessEngine
 from engine_router.errors import BadRequest, UnknownModel
 from engine_router.memory.estimate import Estimate, estimate
@@ -120,7 +121,7 @@ def _estimates(
     counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
     found: dict[ResidentId, Estimate] = {}
     for target in discovery.targets():
-        settings, engine = config.engines[target.engine], engines[target.engine]
+        settings, engine = config.engines[target.engine], unmasked(engines[target.engine])
         if (
             settings.pool in counted
             and isinstance(settings, ProcessConfig)

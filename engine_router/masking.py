@@ -6,6 +6,7 @@ URL. Commands are masked wherever they are shown; what an engine itself writes i
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,6 +107,34 @@ class Mask:
         for value in self._values:
             if value in text:
                 text = text.replace(value, MASK)
+        return text
+
+
+class HiddenValues:
+    """Values that references such as `${env:NAME}` gave, each hidden behind its reference in whatever is told.
+
+    What was hidden once stays so: logs and errors outlive the configuration that they are about.
+    """
+
+    def __init__(self) -> None:
+        self._references: dict[str, str] = {}  # the longest value first
+
+    def add(self, references: Mapping[str, str]) -> None:
+        """Hide more values, each given with its reference. Short ones are part of ordinary words, and stay."""
+        found = dict(self._references)
+        for value, reference in references.items():
+            # Whoever repeats a value may write it as JSON does, or a line at a time.
+            for text in (value, *value.splitlines()):
+                for spelling in (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]):
+                    if len(spelling) >= _SEARCHED_CHARS:
+                        found[spelling] = reference
+        self._references = dict(sorted(found.items(), key=lambda pair: len(pair[0]), reverse=True))
+
+    def __call__(self, text: str) -> str:
+        """Return a text without them."""
+        for value, reference in self._references.items():
+            if value in text:
+                text = text.replace(value, reference)
         return text
 
 

@@ -14,12 +14,13 @@ import trio
 
 import engine_router
 from engine_router.config import ProcessConfig, parse_config
+from engine_router.config.environment import Environment
 from engine_router.config.values import Argv
 from engine_router.engines.base import LogRing, ResidentId, Supervision
 from engine_router.engines.common import engine_mask
 from engine_router.engines.process import ProcessEngine
 from engine_router.errors import ConfigError, EngineStartFailed
-from engine_router.masking import MASK, is_secret_name, mask_of, masked_argv, masked_text
+from engine_router.masking import MASK, HiddenValues, is_secret_name, mask_of, masked_argv, masked_text
 from engine_router.testing.served import served
 
 SECRET = "sk-very-secret-0815"
@@ -191,3 +192,78 @@ async def test_no_page_tells_a_secret(caplog: pytest.LogCaptureFixture, tmp_path
     assert SECRET not in told
     assert MASK in told
     assert SECRET not in caplog.text
+
+
+PLAIN = 'quiet "word" 4711'
+PRINTER = """
+import json, os, sys
+print(json.dumps({"argv": sys.argv, "flavours": [os.environ.get(name) for name in ("FLAVOUR", "PLAIN")]}))
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"argv = {json.dumps([sys.executable, '-c', PRINTER, '--flavour=${env:PLAIN}', '{port}'])}",
+        f"argv = {json.dumps([sys.executable, '-c', PRINTER, '{port}'])}\nenv = {{ FLAVOUR = '${{env:PLAIN}}' }}",
+        f"argv = {json.dumps([sys.executable, '-c', PRINTER, '{port}'])}\nset = {{ user = '${{env:PLAIN}}' }}",
+        "argv = ['${env:PLAIN}/serve', '{port}']",
+        "argv = 'serve {port}'\ncwd = '${env:PLAIN}/none'",
+    ],
+    ids=["argument", "environment", "inherited", "program", "folder"],
+)
+async def test_no_page_tells_what_came_from_the_environment(
+    command: str, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its option's name says nothing of a secret; and the engine inherits the variable itself."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("PLAIN", PLAIN)
+    argv, _, model = command.partition("\nset")
+    path = tmp_path / "engines.toml"
+    path.write_text(
+        f'state_file = "{tmp_path / "state.json"}"\n[engines.e]\ntype = "process"\nmodels = ["m"]\n{argv}\n'
+        + (f'[models.m]\nengine = "e"\nset{model}\n' if model else "")
+    )
+    with trio.fail_after(60):
+        async with (
+            engine_router.open_router(str(path)) as router,
+            served(router) as url,
+            httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client,
+        ):
+            body: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+            answers = [await client.post("/v1/chat/completions", json=body)]
+            assert answers[0].status_code == 503
+            answers += [await client.get(page) for page in PAGES]
+            events = repr([event.as_dict() for event in router.hub.recent])
+    for told in (*(answer.text for answer in answers), events, caplog.text):
+        for secret in (PLAIN, "4711", json.dumps(PLAIN)[1:-1]):
+            assert secret not in told
+    assert "${env:PLAIN}" in answers[0].text
+
+
+def test_names_and_addresses_from_the_environment_are_no_secrets() -> None:
+    text = """
+[engines."${env:ENGINE}"]
+type = "http"
+base_url = "http://${env:HOST}:81"
+models = ["${env:MODEL}"]
+unload = { path = "/u" }
+loaded = { path = "/l" }
+headers = { X = "${env:OTHER}", Y = "${env:HOST}" }
+[models.host]
+engine = "${env:ENGINE}"
+set = { user = "${env:USER_ID}" }
+[aliases]
+"${env:ALIAS}" = "host"
+"""
+    values = {name: f"value-of-{name}" for name in ("ENGINE", "MODEL", "OTHER", "USER_ID", "ALIAS")}
+    config = parse_config(text, environment=Environment({**values, "HOST": "host.example"}))
+    assert set(config.hidden.values()) == {"${env:OTHER}", "${env:USER_ID}"}
+
+
+def test_hidden_values_are_found_as_json_writes_them_and_line_by_line() -> None:
+    hidden = HiddenValues()
+    hidden.add({'a "quoted" one': "${env:A}", "first line\nsecond line": "${env:B}", "short": "${env:C}"})
+    assert hidden(json.dumps({"x": 'a "quoted" one', "y": "short"})) == '{"x": "${env:A}", "y": "short"}'
+    assert hidden("see: second line") == "see: ${env:B}"

@@ -25,6 +25,14 @@ COMMANDS: Final = frozenset(
         ("pools", "command"),
     }
 )
+# Where a value is no secret: names and addresses are what clients ask for, and what the router is asked about.
+_TABLES: Final = ("engines", "models", "pools")  # of tables that have names
+_PUBLIC: Final = frozenset(
+    (
+        *("models", "aliases", "upstream", "engine", "pool", "group", "unit", "default_model", "preload"),
+        *("base_url", "host"),
+    )
+)
 # Values shorter than this are no secrets, and would blot out parts of ordinary words.
 _SHORTEST_HIDDEN: Final = 4
 
@@ -39,6 +47,7 @@ class Environment:
 
     variables: Mapping[str, str] = field(factory=lambda: os.environ)
     _used: dict[str, str] = field(factory=dict)
+    _public: set[str] = field(factory=set)
 
     def filled(self, data: Any) -> tuple[Any, list[Fault]]:
         """Return TOML data with every `${env:NAME}` replaced, and a fault for each that cannot be."""
@@ -51,6 +60,10 @@ class Environment:
             for spelling in dict.fromkeys((json.dumps(value, ensure_ascii=False)[1:-1], value)):
                 text = _without_beginning(text.replace(spelling, reference), spelling, reference)
         return text
+
+    def hidden(self) -> dict[str, str]:
+        """Return the values, each with its reference, that a running router tells nobody."""
+        return {value: name for value, name in self._used.items() if value not in self._public}
 
     def _fill(self, data: Any, keys: tuple[str, ...], place: str, faults: list[Fault]) -> Any:
         if isinstance(data, str):
@@ -66,7 +79,7 @@ class Environment:
         filled: dict[Any, Any] = {}
         for key, value in data.items():
             inner = f"{place}.{quoted(str(key))}".lstrip(".")
-            name = self._replace(key, inner, faults) if isinstance(key, str) else key
+            name = self._replace(key, (*keys, ""), inner, faults) if isinstance(key, str) else key
             if name in filled:
                 faults.append((inner, "two keys of this table are the same once the environment is read"))
             filled[name] = self._fill(value, (*keys, str(key)), inner, faults)
@@ -77,12 +90,12 @@ class Environment:
             return text
         if len(keys) == 3 and (keys[0], keys[2]) in COMMANDS:
             try:
-                return [self._replace(word, place, faults) for word in split_command(text)]
+                return [self._replace(word, keys, place, faults) for word in split_command(text)]
             except ValueError:  # its reader says what is wrong with it
                 return text
-        return self._replace(text, place, faults)
+        return self._replace(text, keys, place, faults)
 
-    def _replace(self, text: str, place: str, faults: list[Fault]) -> str:
+    def _replace(self, text: str, keys: tuple[str, ...], place: str, faults: list[Fault]) -> str:
         def value(reference: re.Match[str]) -> str:
             name = reference[1]
             if not _NAME.fullmatch(name):
@@ -94,10 +107,22 @@ class Environment:
                 found = self.variables[name]
                 if len(found) >= _SHORTEST_HIDDEN:
                     self._used[found] = reference[0]
+                    if _is_public(keys):
+                        self._public.add(found)
                 return found
             return reference[0]
 
         return _REFERENCE.sub(value, text)
+
+
+def _is_public(keys: tuple[str, ...]) -> bool:
+    """Tell whether what stands under these keys, or the last of them where it is empty, is a name or an address."""
+    table, *inner = keys
+    if table in _TABLES:
+        if len(inner) == 1:  # the name of an entry
+            return True
+        inner = inner[1:]
+    return table == "aliases" or (bool(inner) and inner[0] in _PUBLIC)
 
 
 def _without_beginning(text: str, value: str, reference: str) -> str:

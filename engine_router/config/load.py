@@ -24,6 +24,7 @@ from engine_router.config.model import (
     SchedulingConfig,
     ServerConfig,
 )
+from engine_router.config.options import options_of
 from engine_router.config.places import excerpts
 from engine_router.config.process import process_faults
 from engine_router.config.sleeping import sleep_faults
@@ -135,7 +136,7 @@ def parse_config(
         all_faults = [*missing, *(fault for fault in faults if fault[0] not in places)]
         told = [(environment.masked(path), environment.masked(words)) for path, words in all_faults]
         raise ConfigError(source, told, excerpts(text, [path for path, _ in told]))
-    return config
+    return attrs.evolve(config, hidden=environment.hidden())
 
 
 def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
@@ -167,7 +168,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
 
 
 def _unknown_keys(data: Mapping[str, Any]) -> Iterator[Fault]:
-    known = [field.name for field in attrs.fields(Config)]
+    known = [field.name for field in options_of(Config)]
     for key in data:
         if key not in known:
             near = close(key, known)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import attrs
 from attrs import frozen
 
 from engine_router.config.engines import AnyEngineConfig
@@ -266,3 +267,5 @@ class Config:
         None,
         "File that remembers measured memory and start times; in the platform's state folder when absent.",
     )
+    hidden: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
+    """Values that `${env:NAME}` gave and nobody is told, each with its reference. No option of the file."""

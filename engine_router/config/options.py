@@ -10,6 +10,11 @@ import attrs
 T = TypeVar("T")
 
 
+def options_of(cls: type[Any]) -> tuple[attrs.Attribute[Any], ...]:
+    """Return the fields of a class that are options: what stands in the file, and so is documented."""
+    return tuple(field for field in attrs.fields(cls) if "doc" in field.metadata)
+
+
 def required(doc: str) -> Any:
     """Declare an option that must be given."""
     return attrs.field(metadata={"doc": doc})

@@ -9,6 +9,7 @@ import attrs
 
 from engine_router.config import values
 from engine_router.config.model import Config
+from engine_router.config.options import options_of
 from engine_router.config.values import shown
 
 _SCALARS: dict[Any, dict[str, Any]] = {
@@ -74,7 +75,7 @@ def _of_class(cls: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(cls)
     properties: dict[str, Any] = {}
     needed: list[str] = []
-    for field in attrs.fields(cls):
+    for field in options_of(cls):
         described = {"description": field.metadata["doc"], **_of_type(hints[field.name])}
         if field.default is attrs.NOTHING:
             needed.append(field.name)
@@ -124,7 +125,7 @@ def reference() -> list[tuple[str, str, str, str]]:
 
 def _collect(cls: type[Any], path: str, rows: list[tuple[str, str, str, str]]) -> None:
     hints = get_type_hints(cls)
-    for field in attrs.fields(cls):
+    for field in options_of(cls):
         inner = _table_of(hints[field.name])
         if inner:
             named = get_origin(hints[field.name]) is not None and not path

@@ -127,6 +127,11 @@ class LogRing:
         self._count = 0
         self._grown = trio.Event()
 
+    def hide(self, mask: Callable[[str], str]) -> None:
+        """Have one more mask take something out of each line that is written from now on."""
+        first = self._mask
+        self._mask = lambda text: mask(first(text))
+
     @property
     def count(self) -> int:
         """How many lines were ever written."""

@@ -12,7 +12,7 @@ from quart_trio import QuartTrio
 
 from engine_router.config import ProcessConfig
 from engine_router.discovery import Target
-from engine_router.masking import masked_argv
+from engine_router.masking import HiddenValues, masked_argv
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
 from engine_router.web.control import present, unload
@@ -84,12 +84,18 @@ class LlamaSwap:
         return {
             "model": target.model,
             "state": _STATES.get(found.phase, found.phase.value),
-            "cmd": shlex.join(masked_argv(config.argv)) if isinstance(config, ProcessConfig) else "",
+            "cmd": self._command(config) if isinstance(config, ProcessConfig) else "",
             "proxy": found.base_url or config.base_url or "",
             "ttl": int(idle_timeout_s) if math.isfinite(idle_timeout_s) else 0,
             "name": "",
             "description": "",
         }
+
+    def _command(self, config: ProcessConfig) -> str:
+        """Return an engine's command as it may be shown."""
+        hidden = HiddenValues()
+        hidden.add(self._router.config.hidden)
+        return shlex.join([hidden(word) for word in masked_argv(config.argv)])
 
 
 def _with_slash(segments: list[str]) -> Response:
