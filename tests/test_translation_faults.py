@@ -355,6 +355,146 @@ def test_a_stream_cut_at_any_byte(client: Client) -> None:
             assert client.check(client.answer([cut], stream=True)) <= ends_well(cut)
 
 
+# What is said of an answer that is not understood.
+
+PYTHON_S_WORDS = (
+    "object has no",
+    "invalid literal",
+    "could not convert",
+    "must be",
+    "subscriptable",
+    "NoneType",
+)
+
+
+def call(**members: Any) -> Json:
+    return {
+        "index": 0,
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": "{}"},
+        **members,
+    }
+
+
+def function(name: Any = "f", arguments: Any = "{}") -> Json:
+    return call(function={"name": name, "arguments": arguments})
+
+
+MISSHAPEN = [
+    (function(name=None), "a tool call without a name"),
+    (function(name=""), "a tool call without a name"),
+    (call(function=None), "a tool call without a name"),
+    (call(function={"arguments": "{}"}), "a tool call without a name"),
+    (function(name=["f"]), "the name of a tool call that is no text"),
+    (function(arguments=[1]), "the arguments of a tool call that are neither JSON text nor an object"),
+    (function(arguments=0), "the arguments of a tool call that are neither JSON text nor an object"),
+    (function(arguments=False), "the arguments of a tool call that are neither JSON text nor an object"),
+    (call(function="f"), "the function of a tool call that is no object"),
+    (call(index="a"), "the index of a tool call that is no number"),
+    (call(index=0.5), "the index of a tool call that is no whole number"),
+    (call(id={"a": 1}), "the id of a tool call that is no text"),
+    (None, "a tool call that is no object"),
+    ("x", "a tool call that is no object"),
+]
+
+
+def whole_or_stream(choice: Any, *, stream: bool, **members: Any) -> bytes:
+    """Return an engine's answer of one choice, with what it says in its delta, or in its message."""
+    if isinstance(choice, dict) and not stream:
+        choice = {"message" if key == "delta" else key: value for key, value in choice.items()}
+    answer = {"choices": [choice], **members}
+    return sse(answer, "[DONE]") if stream else json.dumps(answer).encode()
+
+
+def fault_of(client: Client, raw: bytes, *, stream: bool) -> str:
+    translation = client.begin(stream=stream)
+    with pytest.raises(ValueError, match=r".+") as caught:
+        _ = translation.feed(raw) + translation.end()
+    said = str(caught.value)
+    assert not any(words in said for words in PYTHON_S_WORDS)
+    return said
+
+
+@each_chat
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("tool_call", "words"), MISSHAPEN, ids=repr)
+def test_a_tool_call_that_nobody_can_make_is_an_error(
+    client: Client, stream: bool, tool_call: Any, words: str
+) -> None:
+    choice = {"index": 0, "finish_reason": "tool_calls", "delta": {"tool_calls": [tool_call]}}
+    raw = whole_or_stream(choice, stream=stream)
+    assert fault_of(client, raw, stream=stream) == f"its answer has an unexpected shape: {words}"
+    out = client.answer([raw], stream=stream)
+    assert not (client.check(out) if stream else out)
+
+
+@each_chat
+@pytest.mark.parametrize("arguments", ["", None, {"a": 1}, "no JSON", "[1]", '{"a":1}'], ids=repr)
+def test_arguments_that_a_model_garbled_are_handed_on(client: Client, arguments: Any) -> None:
+    choice = {
+        "index": 0,
+        "finish_reason": "tool_calls",
+        "delta": {"tool_calls": [function(arguments=arguments)]},
+    }
+    assert client.check(client.answer([whole_or_stream(choice, stream=True)], stream=True))
+    assert client.answer([whole_or_stream(choice, stream=False)], stream=False)
+
+
+ENDED: Json = {"index": 0, "finish_reason": "stop", "delta": {"content": "x"}}
+
+
+@each_chat
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("choice", "members", "words"),
+    [
+        (None, {}, "a choice that is no object"),
+        ("x", {}, "a choice that is no object"),
+        ({**ENDED, "delta": "x"}, {}, "that is no object"),
+        ({**ENDED, "delta": {"content": 7}}, {}, "text that is no text"),
+        ({**ENDED, "delta": {"tool_calls": {"a": 1}}}, {}, "tool calls that are no list"),
+        (ENDED, {"usage": {"prompt_tokens": "a"}}, "a number of tokens that is no number"),
+        (ENDED, {"usage": [1]}, "a member is missing, or of another kind"),
+        (ENDED, {"choices": {"a": 1}}, "choices that are no list"),
+    ],
+    ids=repr,
+)
+def test_what_is_wrong_with_an_answer_is_said_in_words_for_people(
+    client: Client, stream: bool, choice: Any, members: Json, words: str
+) -> None:
+    assert words in fault_of(client, whole_or_stream(choice, stream=stream, **members), stream=stream)
+
+
+@each_chat
+@pytest.mark.parametrize("stream", [True, False])
+def test_half_a_surrogate_pair_is_a_replacement_character(client: Client, stream: bool) -> None:
+    broken = '{"a":"\\ud83d"}'  # an escape inside of the arguments
+    delta = {
+        "reasoning_content": "t\ud83d",
+        "content": "a\ud83db",
+        "tool_calls": [{**function("f\udc00"), "id": "c\ud83d"}, {**function(arguments=broken), "index": 1}],
+    }
+    choice = {"index": 0, "finish_reason": "tool_calls", "delta": delta}
+    out = client.answer([whole_or_stream(choice, stream=stream)], stream=stream)
+    assert "a\ufffdb" in out.decode()
+    assert ('"\ufffd"' if stream and client is not RESPONSES else "t\ufffd") in out.decode()
+    assert "f\ufffd" in out.decode()
+    if not (stream or client is RESPONSES):  # there the arguments are the model's own text, escapes and all
+        assert b"ud83d" not in out
+
+
+@each_chat
+def test_the_halves_of_a_pair_in_two_deltas_are_one_character(client: Client) -> None:
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": half}}]} for half in ("a\ud83d", "\ude00b", "\ud83d")
+    ]
+    out = client.answer([sse(*chunks, {"choices": [{**ENDED, "delta": {}}]}, "[DONE]")], stream=True)
+    assert client.check(out)
+    assert "😀b" in out.decode()
+    assert "\ufffd" in out.decode()
+
+
 # Anything.
 
 

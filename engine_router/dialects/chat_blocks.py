@@ -15,7 +15,14 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from engine_router.dialects.base import to_json
+from engine_router.dialects.answer_json import (
+    half_at_end,
+    mended,
+    misshapen,
+    object_in,
+    text_in,
+    whole_number_in,
+)
 from engine_router.dialects.chat_figures import text_bytes, text_tokens
 from engine_router.dialects.chat_logprobs import Logprob
 
@@ -45,10 +52,7 @@ class Piece(NamedTuple):
 
     def quoted(self) -> bytes:
         """Return the text as a JSON string."""
-        try:
-            return msgspec.json.encode(self.text)
-        except UnicodeEncodeError:  # half a surrogate pair
-            return to_json(self.text)
+        return msgspec.json.encode(self.text)
 
 
 class Blocks:
@@ -80,15 +84,16 @@ class Blocks:
         """Add a piece of text or thinking.
 
         Raises:
-            TypeError: it is no text.
+            ValueError: it is no text.
         """
         if not isinstance(text, str):
-            raise TypeError(f"{kind} that is no text")
+            raise misshapen(f"{kind} that is no text")
         self._deltas += 1
         self._size_bytes += text_bytes(text)
         if not self._waiting or self._waiting[-1].kind != kind:
             self._waiting.append(_Block(kind))
-        self._waiting[-1].held.append((text, ()))
+        block = self._waiting[-1]
+        block.held.append((block.joined(text), ()))
 
     def set_logprobs(self, logprobs: Sequence[Logprob]) -> None:
         """Give the piece that was added last its probabilities."""
@@ -102,12 +107,15 @@ class Blocks:
             position: among the deltas that came with it; its index, where it has none.
 
         Raises:
-            AttributeError, TypeError, ValueError: it has an unexpected shape.
+            ValueError: it has an unexpected shape.
         """
-        function = delta.get("function") or {}
-        identity, name = str(delta.get("id") or ""), str(function.get("name") or "")
+        delta = object_in(delta, "a tool call")
+        given = delta.get("function")
+        function = {} if given is None else object_in(given, "the function of a tool call")
+        identity = _word(delta.get("id"), "the id of a tool call")
+        name = _word(function.get("name"), "the name of a tool call")
         index = delta.get("index")
-        index = position if index is None else int(index)
+        index = position if index is None else whole_number_in(index, "the index of a tool call")
         call = self._calls.get(index)
         if call is None or call.is_followed_by(identity, name):
             call = self._calls[index] = _Block("call")
@@ -115,19 +123,24 @@ class Blocks:
             self.have_calls = True
         call.id = call.id or identity
         call.name = call.name or name
-        given = function.get("arguments") or ""
-        arguments = given if isinstance(given, str) else json.dumps(given)
+        arguments = _arguments(function.get("arguments"))
         self._deltas += 1
         self._size_bytes += text_bytes(arguments)
-        call.add_arguments(arguments)
+        call.add_arguments(call.joined(arguments))
 
     def due(self, *, final: bool) -> list[Piece]:
-        """Return the pieces whose turn it is; all that wait if nothing more can come."""
+        """Return the pieces whose turn it is; all that wait if nothing more can come.
+
+        Raises:
+            ValueError: nothing more can come, and a call has no name.
+        """
         pieces: list[Piece] = []
         while self._waiting:
             block = self._waiting[0]
             if block.number < 0:
-                if block.kind == "call" and not block.name and not final:
+                if block.kind == "call" and not block.name:
+                    if final:
+                        raise misshapen("a tool call without a name")
                     break
                 block.number = self._opened
                 self._opened += 1
@@ -137,6 +150,8 @@ class Blocks:
                 for text, logprobs in block.held
             ]
             block.held = []
+            if (final or len(self._waiting) > 1) and (rest := block.rest()):
+                pieces.append(Piece(block.number, block.kind, rest, block.id, block.name))
             if len(self._waiting) == 1 or not (final or block.is_done):
                 break
             del self._waiting[0]
@@ -168,6 +183,18 @@ class _Block:
         self._depth = 0
         self._in_string = False
         self._is_escaped = False
+        self._half = ""
+
+    def joined(self, text: str) -> str:
+        """Return a piece as it goes on, with the half of a surrogate pair before it; one at its end stays behind."""
+        text = self._half + text
+        self._half = half_at_end(text)
+        return mended(text[:-1] if self._half else text)
+
+    def rest(self) -> str:
+        """Return what stands for a half that stayed behind, now that nothing more comes of this block."""
+        rest, self._half = mended(self._half), ""
+        return rest
 
     def add_arguments(self, text: str) -> None:
         """Take in more of a call's arguments, and see whether they end."""
@@ -192,3 +219,23 @@ class _Block:
         if not (identity and name and self.id) or identity == self.id:
             return False
         return name != self.name or self.is_done
+
+
+def _word(given: object, what: str) -> str:
+    """Return an id or a name; empty where there is none. Some engines count their ids."""
+    if given is None:
+        return ""
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given)
+    return text_in(given, what)
+
+
+def _arguments(given: object) -> str:
+    """Return the arguments of a tool call, or a piece of them, as JSON text. Some engines send the object itself."""
+    if given is None:
+        return ""
+    if isinstance(given, dict):
+        return json.dumps(given)
+    if not isinstance(given, str):
+        raise misshapen("the arguments of a tool call that are neither JSON text nor an object")
+    return given

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine_router.dialects.answer_json import UNEXPECTED, parse_answer, understanding, unexpected
+from engine_router.dialects.answer_json import misshapen, object_in, parse_answer, understanding
 from engine_router.dialects.base import dig_error
 from engine_router.dialects.chat_blocks import Blocks, Piece, joined
 from engine_router.dialects.chat_figures import Figures, Times, Tokens, tells_figures
@@ -70,10 +70,8 @@ class ChatAnswer:
             self._whole += data
             return
         for event in self._events.feed(data):
-            try:
+            with understanding(event):
                 pieces = self._event(event)
-            except UNEXPECTED as error:
-                raise unexpected(error) from error
             if self._collected is None:
                 yield from pieces
             else:
@@ -85,7 +83,7 @@ class ChatAnswer:
         Raises:
             ValueError: the answer is not complete, cannot be understood, or is an error.
         """
-        with understanding():
+        with understanding(self._whole):
             if not self._stream or self._is_doubted:  # nothing came that was a stream
                 self._take_whole()
             if self.finish is None:
@@ -137,7 +135,9 @@ class ChatAnswer:
         if chunk.get("error") is not None:
             raise ValueError(dig_error(event) or "an error in its stream")
         if choices := chunk.get("choices"):
-            self._take(choices[0], choices[0].get("delta") or _beside_delta(choices[0]))
+            choice = _first(choices)
+            delta = choice.get("delta")
+            self._take(choice, object_in(delta, "a delta") if delta else _beside_delta(choice))
         elif not tells_figures(chunk):
             raise ValueError(dig_error(event) or "an event that is not known")
         self._note(chunk)
@@ -149,7 +149,8 @@ class ChatAnswer:
         choices = answer.get("choices") or ()
         if not choices or answer.get("error") is not None:
             raise ValueError(dig_error(bytes(self._whole)) or "an answer without choices")
-        self._take(choices[0], _completion(choices[0]) or choices[0]["message"])
+        choice = _first(choices)
+        self._take(choice, _completion(choice) or object_in(choice.get("message"), "a message"))
         self.finish = self.finish or "stop"
         self._note(answer)
         self.began = True
@@ -172,7 +173,10 @@ class ChatAnswer:
             self._blocks.add_text("text", text)
         if self._top_logprobs is not None and choice.get("logprobs"):
             self._add_logprobs(choice["logprobs"], self._top_logprobs, has_text=bool(thinking or text))
-        for position, call in enumerate(delta.get("tool_calls") or ()):
+        calls = delta.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise misshapen("tool calls that are no list")
+        for position, call in enumerate(calls):
             self._blocks.add_call(call, position)
         if (reason := choice.get("finish_reason")) is not None:
             self.finish = finish_of(reason) or self.finish
@@ -186,6 +190,13 @@ class ChatAnswer:
         if has_text:
             self._blocks.set_logprobs(self._logprobs)
             self._logprobs = ()
+
+
+def _first(choices: object) -> Mapping[str, Any]:
+    """Return the first of the choices: no client here asks for more."""
+    if not isinstance(choices, list):
+        raise misshapen("choices that are no list")
+    return object_in(choices[0], "a choice")
 
 
 def _beside_delta(choice: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_router.dialects.answer_json import parse_answer, understanding
+from engine_router.dialects.answer_json import mended, object_in, parse_answer, understanding, whole_number_in
 from engine_router.dialects.base import dig_error, to_json
 from engine_router.dialects.chat_blocks import Blocks, joined
 from engine_router.dialects.chat_figures import tells_figures
@@ -48,8 +48,8 @@ class CollectedAnswer:
             self._is_stream = begins_events(begun)
         if not self._is_stream:
             return data
-        with understanding():
-            for event in self._events.feed(data):
+        for event in self._events.feed(data):
+            with understanding(event):
                 self._take(event)
         return b""
 
@@ -79,8 +79,8 @@ class CollectedAnswer:
             if value is not None and not (key in _FIRST and key in self._answer):
                 self._answer[key] = value
         for position, choice in enumerate(choices or ()):
-            index = choice.get("index")
-            index = position if index is None else int(index)
+            index = object_in(choice, "a choice").get("index")
+            index = position if index is None else whole_number_in(index, "the index of a choice")
             self._choices.setdefault(index, _Choice(index)).add(choice)
 
 
@@ -123,7 +123,7 @@ class _Choice:
 
     def whole(self) -> Json:
         """Return all of it."""
-        said: Json = {} if self._text is None else {"text": "".join(self._text)}
+        said: Json = {} if self._text is None else {"text": mended("".join(self._text))}
         if self._message is not None:
             said["message"] = self._message.whole()
         # A stream that ended in good order, of an engine that says nothing of why.
@@ -171,5 +171,5 @@ class _Message:
             ]
         for call in joined(self._function.due(final=True)):
             called["function_call"] = {"name": call.name, "arguments": call.text}
-        texts = {key: "".join(parts) for key, parts in self._texts.items()}
+        texts = {key: mended("".join(parts)) for key, parts in self._texts.items()}
         return {"content": None if called else "", **self._members, **texts, **called}

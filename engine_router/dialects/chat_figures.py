@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from engine_router.dialects.answer_json import understanding
+from engine_router.dialects.answer_json import number_in, understanding, whole_number_in
 
 # English has about four characters a token (OpenAI, "What are tokens and how to count them?"); counting bytes
 # of UTF-8 serves other scripts better.
@@ -125,7 +125,7 @@ def text_bytes(text: str) -> int:
 def _count(figure: Any) -> int | None:
     if figure is None:
         return None
-    count = max(0, int(figure))
+    count = max(0, whole_number_in(figure, "a number of tokens"))
     if count > _MAX_FIGURE:
         raise ValueError("its answer has a number of tokens that cannot be")
     return count
@@ -134,7 +134,7 @@ def _count(figure: Any) -> int | None:
 def _seconds(milliseconds: Any) -> float | None:
     if milliseconds is None:
         return None
-    seconds = float(milliseconds) / 1e3
+    seconds = number_in(milliseconds, "a duration") / 1e3
     if not seconds < _MAX_FIGURE:
         raise ValueError("its answer has a duration that cannot be")
     return max(0.0, seconds)

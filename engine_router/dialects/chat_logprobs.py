@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from engine_router.dialects.answer_json import misshapen, number_in, text_in
 
 
 class Logprob(NamedTuple):
@@ -76,19 +77,14 @@ def _logprob(entry: Mapping[str, Any]) -> Logprob:
 def _bytes(given: object) -> bytes:
     if given is None:
         return b""
-    if not isinstance(given, list):
-        raise TypeError("the bytes of a token are no list")
+    if not isinstance(given, list) or not all(type(byte) is int and 0 <= byte < 256 for byte in given):
+        raise misshapen("bytes of a token that are none")
     return bytes(given)
 
 
 def _token(given: object) -> str:
-    if not isinstance(given, str):
-        raise TypeError("a token that is no text")
-    return given
+    return text_in(given, "a token")
 
 
 def _figure(given: Any) -> float:
-    figure = float(given)
-    if not math.isfinite(figure):
-        raise ValueError("its answer has a probability that is not finite")
-    return figure
+    return float(number_in(given, "a probability"))

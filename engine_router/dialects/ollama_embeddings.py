@@ -7,7 +7,13 @@ import math
 import struct
 from typing import Any
 
-from engine_router.dialects.answer_json import parse_answer, understanding
+from engine_router.dialects.answer_json import (
+    misshapen,
+    object_in,
+    parse_answer,
+    understanding,
+    whole_number_in,
+)
 from engine_router.dialects.base import dig_error, to_json
 from engine_router.dialects.chat_figures import Figures, Tokens
 from engine_router.dialects.ollama_figures import Stopwatch
@@ -39,9 +45,9 @@ class EmbedTranslation:
 
     def end(self) -> bytes:
         """Return the answer in Ollama's words; see `Translation.end`."""
-        with understanding():
+        with understanding(self._whole):
             answer = parse_answer(self._whole)
-            entries = sorted(answer.get("data") or (), key=lambda entry: int(entry.get("index") or 0))
+            entries = sorted(answer.get("data") or (), key=_index)
             if not entries:
                 raise ValueError(dig_error(bytes(self._whole)) or "an answer without embeddings")
             if self._single:
@@ -56,12 +62,15 @@ class EmbedTranslation:
         return _unit(vector[: self._dimensions] if self._dimensions else vector)
 
 
+def _index(entry: Any) -> int:
+    return whole_number_in(object_in(entry, "an embedding").get("index") or 0, "the index of an embedding")
+
+
 def _vector(given: Any) -> list[float]:
     """Return a vector, which an engine may send as base64 of 32-bit floats.
 
     Raises:
-        TypeError: it is neither a list of numbers nor text.
-        ValueError: it is no base64 of such, or a number is not finite.
+        ValueError: it is neither a list of numbers nor base64 of such, or a number is not finite.
     """
     if isinstance(given, str):
         try:
@@ -70,7 +79,7 @@ def _vector(given: Any) -> list[float]:
         except (ValueError, struct.error):
             raise ValueError("its embedding is no base64 of 32-bit floats") from None
     if not isinstance(given, list):
-        raise TypeError("an embedding that is no list of numbers")
+        raise misshapen("an embedding that is no list of numbers")
     if not all(map(math.isfinite, given)):
         raise ValueError("its embedding has a number that is not finite")
     return given
