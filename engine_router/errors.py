@@ -142,12 +142,17 @@ class WrongMethod(RouterError):
     message_chars = CLIENT_ERROR_CHARS
 
 
+# Engines that a client is told of by name, where they could not be asked for a model.
+_SILENT_TOLD = 3
+
+
 class UnknownModel(RouterError):
     """No engine is known to serve this model. Never answered by a silent substitute.
 
     Attributes:
         model: the id that the client sent.
         suggestions: ids that look like it, best first.
+        silent: clauses that tell which engines could not be asked for it.
     """
 
     status = 404
@@ -157,13 +162,15 @@ class UnknownModel(RouterError):
     retryable = False
     message_chars = CLIENT_ERROR_CHARS
 
-    def __init__(self, model: str, suggestions: Sequence[str] = ()) -> None:
+    def __init__(self, model: str, suggestions: Sequence[str] = (), silent: Sequence[str] = ()) -> None:
         hint = (
             f"; did you mean {' or '.join(repr(foreign_text.shown(s)) for s in suggestions)}?"
             if suggestions
-            else ""
+            else "; GET /v1/models lists them"
         )
-        super().__init__(f"model '{foreign_text.shown(model)}' not found{hint}")
+        unasked = "".join(f"; {clause}" for clause in silent[:_SILENT_TOLD])
+        more = f"; nor do {len(silent) - _SILENT_TOLD} more engines" if len(silent) > _SILENT_TOLD else ""
+        super().__init__(f"model '{foreign_text.shown(model)}' not found{hint}{unasked}{more}")
         self.model = model
         self.suggestions = tuple(suggestions)
 

@@ -30,6 +30,9 @@ class ModelLister:
     Args:
         engines: tells which engines list models that are to be known, by name.
         learn: takes in what one listed.
+
+    Attributes:
+        silent: the engines that did not list anything when they were asked last.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class ModelLister:
     ) -> None:
         self._engines = engines
         self._learn = learn
+        self.silent: frozenset[str] = frozenset()
         self._events: Subscription = hub.subscribe()
         self._asked_at = -math.inf
         self._wanted = trio.Event()
@@ -103,7 +107,10 @@ class ModelLister:
                 logger.exception("engine %s: unexpected error", name)
             else:
                 if models is not None:
+                    self.silent -= {name}
                     self._learn(name, engine, models)
+                    return
+        self.silent |= {name}
 
     async def _until_ready(self) -> None:
         async for event in self._events:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from attrs import Factory, define, field, frozen
 from engine_router.abilities import Abilities
 from engine_router.catalogue import Catalogue
 from engine_router.changes import Changes
-from engine_router.config import Config
+from engine_router.config import Config, HttpConfig, OllamaConfig
 from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
@@ -132,9 +132,19 @@ class Router:
             return self.discovery.resolve(model)
         except UnknownModel as error:
             unknown = error
-        if not await self.lister.ask_if_due():
-            raise unknown
-        return self.discovery.resolve(model)
+        if await self.lister.ask_if_due():
+            try:
+                return self.discovery.resolve(model)
+            except UnknownModel as error:
+                unknown = error
+        raise UnknownModel(unknown.model, unknown.suggestions, [*self._silent()])
+
+    def _silent(self) -> Iterator[str]:
+        """Tell of each engine that runs by itself, may have models that nobody else knows, and does not say which."""
+        for name in sorted(self.lister.silent):
+            config = self.config.engines.get(name)
+            if isinstance(config, (HttpConfig, OllamaConfig)) and config.discover:
+                yield f"engine '{name}' does not answer at {config.base_url}"
 
     async def discover(self) -> None:
         """Ask every engine that runs now which models it lists. Errors are logged; what was known stays.

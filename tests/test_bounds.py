@@ -10,6 +10,8 @@ import trio
 from test_control import process, routing
 
 from engine_router.cli.event_text import EventLog
+from engine_router.dialects.responses_openai import translate
+from engine_router.errors import BadRequest
 from engine_router.events import Event, RequestEnded
 from engine_router.limits import MAX_COUNTED_MODELS
 from engine_router.metrics import Metrics
@@ -77,6 +79,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, object] | None, tuple[str, ...], i
     "a model's status": ("GET", f"/v1/models/{LONG}/status", None, (), 400),
     "a model to pass on to": ("GET", f"/upstream/{LONG}/x", None, (), 400),
     "a model far down a path": ("GET", f"/upstream/{'b/' * 10_000}", None, (), 404),
+    "a job": ("GET", f"/admin/jobs/{LONGER}", None, (), 404),
     "a model to load": ("POST", "/admin/load", {"model": LONG}, (), 400),
     "a model to unload": ("POST", f"/api/models/unload/{LONG}", None, (), 400),
     "a model of a WebSocket": ("GET", f"/upstream/{LONG}/x", None, HANDSHAKE, 400),
@@ -114,3 +117,10 @@ async def test_what_is_too_long_is_refused_and_not_repeated(
     assert b"error" in answer.body
     assert all(len(line) < 1000 for line in [*told, *(json.dumps(event.as_dict()) for event in events)])
     assert all(len(line) < 1000 for line in caplog.messages)
+
+
+def test_the_place_of_a_fault_is_shown_short() -> None:
+    data = {"model": "m", "input": "x", "metadata": {LONGER: 1}}
+    with pytest.raises(BadRequest) as caught:
+        translate("/v1/responses", data, asked="m", upstream="m")
+    assert len(str(caught.value)) < 300

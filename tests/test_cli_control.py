@@ -176,3 +176,14 @@ def test_all_goes_with_no_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["unload", "red", "--all"])
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_reload_says_that_the_old_port_may_still_be_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "engines.toml"
+    path.write_text('[server]\nport = 1\n[engines.e]\ntype = "ollama"\n', "utf-8")
+    done = run("reload", "-c", str(path))
+    assert done.returncode == 3
+    assert "if they were changed, the router that runs still uses the old ones" in done.stderr
+    named = run("reload", "-c", str(path), "--url", "http://127.0.0.1:1")
+    assert named.returncode == 3
+    assert "old ones" not in named.stderr

@@ -308,6 +308,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
 
 def _add_config(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
+        "-c",
         "--config",
         metavar="FILE",
         help="default: $ENGINE_ROUTER_CONFIG, ./engines.toml, the user's configuration folder, /etc/engine-router",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from engine_router.cli.client import not_understood, post
+from engine_router.cli.failure import UNREACHABLE, CommandFailed
 from engine_router.cli.terminal import say, show_json
 from engine_router.cli.where import locate
 from engine_router.foreign_text import indented_values
@@ -17,6 +18,11 @@ _SAID = {
     "needs_restart": "takes effect after a restart of the router",
 }
 
+_OTHER_PORT = (
+    "host and port are those of the configuration: if they were changed, the router that runs still uses the old ones "
+    "until it starts again"
+)
+
 
 def run(options: argparse.Namespace) -> int:
     """Have the router read its configuration again, and show what has changed.
@@ -25,7 +31,12 @@ def run(options: argparse.Namespace) -> int:
         CommandFailed: it refuses; what is wrong with the file is in the message.
     """
     where = locate(options)
-    answer = post(where, "/admin/reload", {})
+    try:
+        answer = post(where, "/admin/reload", {})
+    except CommandFailed as failure:
+        if failure.code == UNREACHABLE and not where.is_named:
+            raise CommandFailed(f"{failure}; {_OTHER_PORT}", UNREACHABLE) from None
+        raise
     if options.json:
         show_json(answer)
         return 0

@@ -20,6 +20,7 @@ STYLES = {
     "stopping": "yellow",
     "settling": "yellow",
     "stuck": "bold red",
+    "failed": "bold red",
     "off": "dim",
     "stopped": "dim",
     "empty": "dim",

@@ -31,10 +31,12 @@ class Where:
     Attributes:
         url: without a slash at its end.
         key: what it is asked with, or None.
+        is_named: the person gave the URL; else it is made of the configuration's host and port.
     """
 
     url: str
     key: str | None
+    is_named: bool = True
 
 
 def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Where:
@@ -57,7 +59,7 @@ def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ)
         key = server.api_keys[0]
     if key is not None and any(ord(char) < 32 for char in key.strip()):
         raise CommandFailed("the API key has control characters, which no header can carry", BAD_USAGE)
-    return Where(url, None if key is None else key.strip())
+    return Where(url, None if key is None else key.strip(), is_named=named is not None)
 
 
 def _configured(explicit: str | None, *, is_needed: bool) -> ServerConfig:

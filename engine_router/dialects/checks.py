@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine_router.errors import BadRequest
+from engine_router.foreign_text import shown
 
 Check = Callable[[object, str], object]
 """Returns a value as a request may have it; raises BadRequest, with the place that is its second argument."""
@@ -18,7 +19,7 @@ def object_at(value: object, place: str) -> Mapping[str, Any]:
         BadRequest: it is not; the message names the place.
     """
     if not isinstance(value, dict):
-        raise BadRequest(f'"{place}" must be an object')
+        raise BadRequest(f'"{shown(place)}" must be an object')
     return value
 
 
@@ -29,7 +30,7 @@ def list_at(value: object, place: str) -> list[Any]:
         BadRequest: it is not; the message names the place.
     """
     if not isinstance(value, list):
-        raise BadRequest(f'"{place}" must be a list')
+        raise BadRequest(f'"{shown(place)}" must be a list')
     return value
 
 
@@ -40,7 +41,7 @@ def string_at(value: object, place: str) -> str:
         BadRequest: it is not; the message names the place.
     """
     if not isinstance(value, str):
-        raise BadRequest(f'"{place}" must be a string')
+        raise BadRequest(f'"{shown(place)}" must be a string')
     return value
 
 
@@ -51,7 +52,7 @@ def number_at(value: object, place: str) -> int | float:
         BadRequest: it is not; the message names the place.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadRequest(f'"{place}" must be a number')
+        raise BadRequest(f'"{shown(place)}" must be a number')
     return value
 
 
@@ -63,7 +64,7 @@ def whole_at(value: object, place: str) -> int:
     """
     number = number_at(value, place)
     if number != int(number):
-        raise BadRequest(f'"{place}" must be a whole number')
+        raise BadRequest(f'"{shown(place)}" must be a whole number')
     return int(number)
 
 
@@ -76,7 +77,7 @@ def flag_at(value: object, place: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise BadRequest(f'"{place}" must be true or false')
+        raise BadRequest(f'"{shown(place)}" must be true or false')
     return value
 
 
@@ -87,7 +88,7 @@ def count_at(value: object, place: str, *, least: int) -> int:
         BadRequest: it is not; the message names the place.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadRequest(f'"{place}" must be a whole number of at least {least}')
+        raise BadRequest(f'"{shown(place)}" must be a whole number of at least {least}')
     return value
 
 
@@ -100,5 +101,5 @@ def texts_at(value: object, place: str) -> str | list[str]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise BadRequest(f'"{place}" must be a string or a list of strings')
+        raise BadRequest(f'"{shown(place)}" must be a string or a list of strings')
     return [string_at(text, f"{place}.{index}") for index, text in enumerate(value)]

@@ -46,6 +46,8 @@ class Admin:
         name = request.args.get("engine", "")
         if name not in self._router.engines:
             known = ", ".join(self._router.engines)
+            if not name:
+                raise NoSuchRoute(f"whose log? Add ?engine=NAME; there are: {known}")
             raise NoSuchRoute(f"no engine is called '{shown(name)}'; there are: {known}")
         lines = whole_number("lines", DEFAULT_LOG_LINES)
         follow = request.args.get("follow", "") not in ("", "0", "false") and request.method != "HEAD"

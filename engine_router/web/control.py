@@ -15,6 +15,7 @@ from engine_router.dialects.ollama_loading import keep_alive_s
 from engine_router.discovery import Target
 from engine_router.engines.base import ResidentId
 from engine_router.errors import BadRequest, NoSuchRoute, RouterError
+from engine_router.foreign_text import shown
 from engine_router.jobs import Work
 from engine_router.router import Router
 from engine_router.underway import Directly, Request
@@ -66,7 +67,7 @@ class Control:
         job = self._router.jobs.get(job_id)
         if job is None:
             raise NoSuchRoute(
-                f"no job '{job_id}' is known; those that have ended are forgotten after a while"
+                f"no job '{shown(job_id)}' is known; those that have ended are forgotten after a while"
             )
         return json_response(job.as_dict())
 

@@ -236,7 +236,7 @@ def _left_s(router: Router, resident: ResidentId) -> float:
 
 def _check_method(path: str, *methods: str) -> None:
     if request.method not in methods:
-        raise WrongMethod(f"/api/{path} takes {' and '.join(methods)}")
+        raise WrongMethod(f"/api/{shown(path)} takes {' and '.join(methods)}")
 
 
 async def _pieces(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:

@@ -136,12 +136,13 @@ def _swap(router: Router, swap: Swap, now: float) -> dict[str, Any]:
 
 def _engine(router: Router, name: str, targets: Sequence[Target]) -> dict[str, Any]:
     config = router.config.engines[name]
-    residences = router.supervisor.pools[config.pool].ledger.residences
-    phases = [residence.phase.value for residence in residences if residence.resident.engine == name]
+    ledger = router.supervisor.pools[config.pool].ledger
+    phases = [residence.phase.value for residence in ledger.residences if residence.resident.engine == name]
+    has_failed = any(resident.engine == name for resident in ledger.failures())
     return {
         "type": config.type,
         "pool": config.pool,
-        "state": phases[0] if phases else "stopped",
+        "state": phases[0] if phases else "failed" if has_failed else "stopped",
         "base_url": config.base_url,
         "models": [target.model for target in targets if target.engine == name],
         "endpoints": dict(router.abilities.shown(name)),
@@ -149,9 +150,12 @@ def _engine(router: Router, name: str, targets: Sequence[Target]) -> dict[str, A
 
 
 def state_of(router: Router, target: Target) -> str:
-    """Return the state of one model: `ready`, another phase, or `off`."""
-    residence = router.supervisor.pool(target.resident).ledger.residence(target.resident)
-    return "off" if residence is None else residence.phase.value
+    """Return the state of one model: `ready`, another phase, `failed`, or `off`."""
+    ledger = router.supervisor.pool(target.resident).ledger
+    residence = ledger.residence(target.resident)
+    if residence is None:
+        return "failed" if target.resident in ledger.failures() else "off"
+    return residence.phase.value
 
 
 def status_of(router: Router, target: Target) -> str:

@@ -61,10 +61,10 @@ class ModelRouter:
         name = text(await fields("model"), "model")
         target = await self._router.resolve(name)
         if target.resident not in present(self._router):
-            message = f"Model '{name}' is not running."
+            message = f"Model '{shown(name)}' is not running."
             return json_response({"status": "not_found", "model_ejected": None, "message": message})
         await unload(self._router, [target.resident])
-        message = f"Model '{name}' was stopped."
+        message = f"Model '{shown(name)}' was stopped."
         return json_response({"status": "success", "model_ejected": name, "message": message})
 
     async def reset(self, model: str) -> Response:
@@ -73,7 +73,7 @@ class ModelRouter:
         failure = standing(self._router, target).failure
         count = forget_failures(self._router, target)
         if failure is None:
-            message = f"Model '{model}' has no failure record."
+            message = f"Model '{shown(model)}' has no failure record."
             return json_response({"status": "not_found", "model": model, "message": message})
         return json_response(
             {

@@ -1,0 +1,84 @@
+"""What somebody is told whose model is not found, or has failed."""
+
+from __future__ import annotations
+
+import sys
+
+import httpx
+import pytest
+import trio
+
+import engine_router
+from engine_router.config import parse_config
+from engine_router.errors import UnknownModel
+from engine_router.testing.served import served
+
+# Nobody listens at port 1.
+DOWN = """
+[engines.d{n}]
+type = "ollama"
+base_url = "http://127.0.0.1:1"
+connect_timeout_s = 1
+"""
+PROCESS = f"""
+[engines.p]
+type = "process"
+argv = [{sys.executable!r}, "-c", "raise SystemExit(3)", "{{port}}"]
+models = ["alpha"]
+"""
+
+
+async def asked(text: str, *paths: str, model: str = "nonsense") -> list[httpx.Response]:
+    """Ask a router for a model, and then for some pages."""
+    with trio.fail_after(60):
+        async with (
+            engine_router.open_router(parse_config(text)) as router,
+            served(router) as url,
+            httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client,
+        ):
+            body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+            answers = [await client.post("/v1/chat/completions", json=body)]
+            return [*answers, *[await client.get(path) for path in paths]]
+
+
+@pytest.fixture(autouse=True)
+def _no_state(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+async def test_engines_that_could_not_be_asked_are_named() -> None:
+    (answer,) = await asked(PROCESS + DOWN.format(n=1))
+    assert answer.status_code == 404
+    message = answer.json()["error"]["message"]
+    assert message == (
+        "model 'nonsense' not found; GET /v1/models lists them; "
+        "engine 'd1' does not answer at http://127.0.0.1:1"
+    )
+
+
+async def test_not_so_many_are_named_that_nobody_reads_it() -> None:
+    (answer,) = await asked("".join(DOWN.format(n=n) for n in range(6)), model="n" * 300)
+    message = answer.json()["error"]["message"]
+    assert message.count("does not answer at") == 3
+    assert message.endswith("; nor do 3 more engines")
+
+
+async def test_an_engine_that_the_router_starts_is_not_missed() -> None:
+    (answer,) = await asked(PROCESS)
+    assert answer.json()["error"]["message"] == "model 'nonsense' not found; GET /v1/models lists them"
+
+
+def test_close_matches_need_no_list() -> None:
+    assert str(UnknownModel("alpa", ["alpha"])) == "model 'alpa' not found; did you mean 'alpha'?"
+
+
+async def test_what_failed_is_called_so_everywhere() -> None:
+    answer, listed, status, failed, logs = await asked(
+        PROCESS, "/v1/models", "/status", "/admin/failed", "/admin/logs", model="alpha"
+    )
+    assert answer.status_code == 503
+    assert [entry["state"] for entry in listed.json()["data"]] == ["failed"]
+    assert [entry["state"] for entry in status.json()["models"]] == ["failed"]
+    assert status.json()["engines"]["p"]["state"] == "failed"
+    assert [entry["model"] for entry in failed.json()["failed"]] == ["alpha"]
+    assert logs.json()["error"]["message"] == "whose log? Add ?engine=NAME; there are: p"
