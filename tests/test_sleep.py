@@ -75,6 +75,10 @@ class House:
     def calls(self) -> list[str]:
         return self._file.read_text("ascii").split()
 
+    def reconfigure(self, changed: ProcessConfig, client: httpx.AsyncClient) -> None:
+        """Exchange the engine for one of another configuration, as a reload does."""
+        self.engine = ProcessEngine("sleepy", changed, client, dormitory=self.dormitory)
+
 
 @asynccontextmanager
 async def a_house(folder: Path, *options: str, **settings: Any) -> AsyncIterator[House]:
@@ -366,9 +370,9 @@ async def test_a_death_while_it_wakes_is_no_failure(tmp_path: Path) -> None:
 
 
 async def test_one_that_was_started_otherwise_is_not_woken(tmp_path: Path) -> None:
-    async with a_house(tmp_path) as house:
+    async with a_house(tmp_path) as house, control_client() as client:
         pid = await slept(house)
-        house.engine.config = config("port={port}", f"calls={tmp_path / 'other'}")
+        house.reconfigure(config("port={port}", f"calls={tmp_path / 'other'}"), client)
         async with living(house.engine, "m") as life:
             await life.ready.wait()
             assert not life.supervision.woken
@@ -535,7 +539,7 @@ async def test_one_that_is_found_asleep_is_not_adopted_but_woken_when_it_is_need
         a_house(tmp_path, base_url=base_url) as house,
         httpx.AsyncClient(trust_env=False) as client,
     ):
-        house.engine.config = config(port, f"calls={tmp_path / 'calls'}", base_url=base_url)
+        house.reconfigure(config(port, f"calls={tmp_path / 'calls'}", base_url=base_url), client)
         assert await house.engine.find() == [RESIDENT]
         await client.post(f"{base_url}/sleep?level=2")
         assert await house.engine.find() == []
@@ -560,7 +564,7 @@ async def test_one_that_is_found_asleep_and_cannot_be_woken_is_replaced(tmp_path
             a_house(tmp_path, base_url=base_url) as house,
             httpx.AsyncClient(trust_env=False) as client,
         ):
-            house.engine.config = config(*options, base_url=base_url)
+            house.reconfigure(config(*options, base_url=base_url), client)
             while not await is_taken(base_url):
                 await trio.sleep(0.005)
             await client.post(f"{base_url}/sleep?level=2")

@@ -13,7 +13,7 @@ from engine_router.config import ProcessConfig, is_template
 from engine_router.config.values import expanded
 from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
-from engine_router.engines.common import SLEEPS, Server, engine_mask
+from engine_router.engines.common import SLEEPS, engine_mask
 from engine_router.engines.descriptors import is_lack
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.end_commands import EndCommands, end_commands, fill_command
@@ -21,8 +21,9 @@ from engine_router.engines.family import Guardian
 from engine_router.engines.obstacles import missing
 from engine_router.engines.output import EngineOutput, last_words
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
-from engine_router.engines.running import Running, SleepingProcess, open_log_file
-from engine_router.engines.sleep import Habits, Sleep, noting
+from engine_router.engines.process_sleep import ProcessSleep
+from engine_router.engines.running import ABORT_GRACE_S, Running, SleepingProcess, open_log_file
+from engine_router.engines.sleep import Habits
 from engine_router.engines.spawning import out_of_resources, spawn
 from engine_router.errors import (
     EngineError,
@@ -36,10 +37,6 @@ from engine_router.masking import masked_argv
 from engine_router.probe import CANNOT_ASK, Check, ReadinessProbe, listed_ids, look, parse_json
 from engine_router.racing import first_of
 
-# A start that nobody wants any more has nothing to save: it gets less time than a serving engine.
-ABORT_GRACE_S = 2.0
-# Seconds for the news of a death, which comes a moment after the connection that it breaks.
-DEATH_NEWS_S = 1.0
 LIST_TIMEOUT_S = 3.0
 
 Outcome = TypeVar("Outcome", bound="Ended | EngineError | None")
@@ -72,7 +69,7 @@ class ProcessEngine:
         self._undead: dict[ResidentId, Running] = {}
         self._listens_at: str | None = config.base_url
         self._ready_at: dict[ResidentId, str] = {}  # base URLs
-        self._habits = Habits(name, self.log)
+        self._sleep = ProcessSleep(config, client, self._dormitory, Habits(name, self.log))
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
@@ -139,7 +136,7 @@ class ProcessEngine:
         resident = ResidentId(self.name)
         if await self._owner() is None:
             return []
-        return [] if await self._is_asleep(resident) else [resident]
+        return [] if await self._sleep.is_asleep(resident) else [resident]
 
     async def list_models(self) -> Sequence[str] | None:
         """Ask the running engine for its list; None for a template, whose residents are one model each."""
@@ -244,7 +241,7 @@ class ProcessEngine:
         )
         if happened == "ready":
             if running.is_ours:
-                self._habits.start_s[resident] = trio.current_time() - began
+                self._sleep.started(resident, trio.current_time() - began)
             return await self._serve(resident, supervision, running)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
             return await running.end(min(ABORT_GRACE_S, self.config.grace_s))
@@ -266,7 +263,7 @@ class ProcessEngine:
         supervision.ready(Endpoint(running.base_url, running.family.pid), woken=woken)
         happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
-            if await self._falls_asleep(resident, supervision, running):
+            if await self._sleep.fall_asleep(resident, supervision, running):
                 return SLEEPS
             return await running.end(self.config.grace_s)
         if (undead := await running.bury()) is not None:
@@ -287,37 +284,6 @@ class ProcessEngine:
 
     # Sleep.
 
-    def _sleep(self, resident: ResidentId, base_url: str) -> Sleep | None:
-        if self.config.sleep is None or not self._dormitory.is_open:
-            return None
-        server = Server(self.name, self.config, base_url, self._client)
-        return Sleep(server, self.config.sleep, {"model": resident.model or ""})
-
-    async def _is_asleep(self, resident: ResidentId) -> bool:
-        """Tell whether the server at the configured address says that it sleeps."""
-        sleep = None if self.config.base_url is None else self._sleep(resident, self.config.base_url)
-        return sleep is not None and await sleep.is_asleep() is True
-
-    async def _falls_asleep(self, resident: ResidentId, supervision: Supervision, running: Running) -> bool:
-        """Put a family to sleep where that is possible and wanted. Returns whether it sleeps."""
-        sleep = self._sleep(resident, running.base_url)
-        if sleep is None or supervision.for_good.is_set() or not self._habits.may_sleep(resident):
-            return False
-        faults: list[str] = []
-
-        async def fall_asleep() -> None:
-            await noting(sleep.fall_asleep, faults)
-            if faults:
-                await trio.sleep(DEATH_NEWS_S)
-
-        happened = await first_of(exited=running.wait, for_good=supervision.for_good.wait, done=fall_asleep)
-        if faults and happened == "done":
-            self._habits.give_up(resident, faults[0])
-        if happened != "done" or faults:
-            return False
-        self.log.write("[engine-router] sleeps")
-        return True
-
     async def _live_again(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
         """Wake what sleeps, or stop it, if that is what is wanted; start it anew where it cannot be woken."""
         if supervision.stop_asked.is_set() and not supervision.for_good.is_set():
@@ -333,7 +299,7 @@ class ProcessEngine:
         self, resident: ResidentId, supervision: Supervision
     ) -> Ended | EngineError | None:
         """Wake a process that runs this engine's command and sleeps; None where there is none any more."""
-        running = await self._found() if await self._is_asleep(resident) else None
+        running = await self._found() if await self._sleep.is_asleep(resident) else None
         return None if running is None else await self._live_woken(resident, supervision, running)
 
     async def _live_woken(
@@ -346,45 +312,15 @@ class ProcessEngine:
     async def _woken_life(
         self, resident: ResidentId, supervision: Supervision, running: Running
     ) -> Ended | EngineError | None:
-        """From the wake to the end. Returns None where it could not be woken, and is gone.
-
-        To wake it may take as long as to start it took.
-        """
-        sleep = self._sleep(resident, running.base_url)
-        if sleep is None or supervision.stop_asked.is_set():
-            return await running.end(self.config.grace_s)
-        if running.config != self.config:  # it was started before a change of the configuration
-            ended = await running.end(self.config.grace_s)
-            return None if isinstance(ended, Ended) else ended
-        probe, limit_s = (
-            self._probe(resident, running.base_url),
-            self._habits.wake_limit_s(resident, self.config.start_timeout_s),
+        """From the wake to the end. Returns None where it could not be woken, and is gone."""
+        probe = self._probe(resident, running.base_url)
+        return await self._sleep.woken_life(
+            resident,
+            supervision,
+            running,
+            until_ready=probe.until_ready,
+            serve=lambda: self._serve(resident, supervision, running, woken=True),
         )
-        faults: list[str] = []
-
-        async def wake() -> None:
-            await noting(sleep.wake, faults)
-            await (trio.sleep(DEATH_NEWS_S) if faults else probe.until_ready())
-
-        happened = await first_of(
-            exited=running.wait,
-            stop_asked=supervision.stop_asked.wait,
-            done=wake,
-            deadline=lambda: trio.sleep(limit_s),
-        )
-        if happened == "done" and not faults:
-            self.log.write("[engine-router] awake")
-            return await self._serve(resident, supervision, running, woken=True)
-        if happened == "exited":
-            self.log.write(f"[engine-router] {running.ended_how()} while it slept")
-            return await running.bury()
-        if happened == "deadline":
-            faults.append(f"did not wake up within {limit_s:.1f} s, in which it could be started")
-        if faults and happened != "stop_asked":
-            self._habits.give_up(resident, faults[0])
-        ended = await running.end(min(ABORT_GRACE_S, self.config.grace_s))
-        is_wanted = not supervision.stop_asked.is_set()
-        return None if is_wanted and isinstance(ended, Ended) else ended
 
     # A process that runs already.
 

@@ -27,6 +27,8 @@ from engine_router.masking import masked_argv
 
 T = TypeVar("T")
 
+# A start that nobody wants any more has nothing to save: it gets less time than a serving engine.
+ABORT_GRACE_S = 2.0
 # Seconds that output may still be on its way after the process that wrote it has gone.
 OUTPUT_GRACE_S = 0.05
 # The kernel counts the beginnings of processes in hundredths of a second.
