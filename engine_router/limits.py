@@ -127,6 +127,12 @@ LINES_PER_S: Final = 2000
 LONG_LINE_BYTES: Final = 4096
 """One line of such a flood; a longer one counts as several."""
 
+RESIDENT_LOG_LINES: Final = 1000
+"""Lines that are kept of one model of an engine that has a log for each; the engine's own log has all of them, too."""
+
+RESIDENT_LOGS: Final = 32
+"""Logs that are kept of models that an engine no longer runs: it may serve hundreds in turn."""
+
 LOG_LINE_CHARS: Final = 400
 """How much of each of an engine's last lines an error repeats."""
 

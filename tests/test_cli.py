@@ -657,7 +657,7 @@ def test_what_cannot_be_used(router: Served, capsys: pytest.CaptureFixture[str])
     assert "exited with code 1 before it was ready" in told
     assert "no weights" in told
     assert main(["logs", "nobody", "--url", router.url]) == 1
-    assert "no engine is called 'nobody'" in capsys.readouterr().err
+    assert "model 'nobody' not found" in capsys.readouterr().err
 
 
 def test_logs(router: Served, capsys: pytest.CaptureFixture[str]) -> None:

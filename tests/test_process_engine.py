@@ -24,13 +24,14 @@ import trio.testing
 from engine_router.config import ProcessConfig
 from engine_router.engines import family, spawning
 from engine_router.engines.adopted import AdoptedFamily
-from engine_router.engines.base import LogRing, ResidentId
+from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.family import Guardian, ProcessGroup
 from engine_router.engines.guardian import MARKER_VARIABLE, carriers
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of, runs
 from engine_router.engines.process import ProcessEngine
 from engine_router.engines.windows import JobFamily, KernelJobs
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
+from engine_router.limits import RESIDENT_LOGS
 from engine_router.testing.scripted import living, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
@@ -793,6 +794,65 @@ async def test_a_template_runs_once_for_each_model() -> None:
         await one.stop()
         assert not two.over.is_set()
         await two.stop()
+
+
+async def test_each_model_of_a_template_has_a_log_of_its_own() -> None:
+    async with (
+        an_engine(config("port={port}", "say=weights of {model}")) as engine,
+        living(engine, "a") as one,
+        living(engine, "b") as two,
+    ):
+        for life, model, other in ((one, "a", "b"), (two, "b", "a")):
+            await life.ready.wait()
+            lines = engine.logs.of(life.resident).tail(99)
+            assert lines[0].startswith("[engine-router] started pid ")
+            assert f"weights of {model}" in lines
+            assert not any(f"weights of {other}" in line for line in lines)
+            assert f"{model} | weights of {model}" in engine.log.tail(99)
+        assert len(engine.log.tail(99)) == sum(
+            engine.logs.of(life.resident).count for life in (one, two)
+        )  # nothing twice
+
+
+async def test_an_error_quotes_the_lines_of_its_own_model_only() -> None:
+    async with (
+        an_engine(config("port={port}", "say=weights of {model}")) as engine,
+        living(engine, "a") as one,
+        living(engine, "b") as two,
+    ):
+        await one.ready.wait()
+        await two.ready.wait()
+        assert one.endpoint is not None
+        assert two.endpoint is not None
+        await get(two.endpoint.base_url, "/say/error%20of%20b")
+        with contextlib.suppress(httpx.HTTPError):
+            await get(one.endpoint.base_url, "/exit/9")
+        await one.over.wait()
+        assert one.ended is not None
+        assert one.ended.log_tail[-2:] == ("weights of a", "exit 9")
+        assert not any("of b" in line for line in one.ended.log_tail)
+
+
+def test_what_is_hidden_is_hidden_in_the_log_of_each_model() -> None:
+    logs = EngineLogs()
+    earlier = logs.of(ResidentId("e", "a"))
+    logs.hide(lambda line: line.replace("hunter2", "***"))
+    for ring in (earlier, logs.of(ResidentId("e", "b")), logs.engine):
+        ring.write("password hunter2")
+        assert ring.tail(1) == ("password ***",)
+    assert logs.engine.tail(9) == ("a | password ***", "b | password ***", "password ***")
+
+
+def test_logs_of_many_models_are_bounded() -> None:
+    logs = EngineLogs()
+    held = logs.of(ResidentId("e", "first"))
+    for number in range(RESIDENT_LOGS + 5):
+        logs.of(ResidentId("e", f"m{number}")).write("one line")
+    assert logs.of(ResidentId("e", "m0")).count == 0, "the oldest went"
+    assert logs.of(ResidentId("e", f"m{RESIDENT_LOGS + 4}")).count == 1
+    assert logs.of(ResidentId("e", "first")) is held, "one that is in use is found"
+    assert logs.engine.count == RESIDENT_LOGS + 5
+    assert logs.engine.tail(1) == (f"m{RESIDENT_LOGS + 4} | one line",)
 
 
 async def test_an_engine_without_a_template_is_one_resident() -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
+from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.events import EventHub
 from engine_router.residency.rules import Capacity, Layout, Rules, Traits
 from engine_router.residency.supervisor import Supervisor
@@ -29,7 +29,7 @@ class Dozer:
     kept_bytes: int = 2 * GIB
     start_s: float = 10.0
     wake_s: float = 1.0
-    log: LogRing = attrs.field(factory=LogRing)
+    logs: EngineLogs = attrs.field(factory=EngineLogs)
     asleep: bool = False
 
     def resident_of(self, model: str) -> ResidentId:

@@ -81,4 +81,6 @@ async def test_what_failed_is_called_so_everywhere() -> None:
     assert [entry["state"] for entry in status.json()["models"]] == ["failed"]
     assert status.json()["engines"]["p"]["state"] == "failed"
     assert [entry["model"] for entry in failed.json()["failed"]] == ["alpha"]
-    assert logs.json()["error"]["message"] == "whose log? Add ?engine=NAME; there are: p"
+    assert logs.json()["error"]["message"] == (
+        "whose log? Add ?engine=NAME or ?model=NAME; the engines are: p"
+    )

@@ -8,7 +8,7 @@ import http.client
 import sys
 from urllib.parse import urlencode
 
-from engine_router.cli.client import ANSWER_TIMEOUT_S, Call
+from engine_router.cli.client import ANSWER_TIMEOUT_S, Call, get_status
 from engine_router.cli.failure import CommandFailed
 from engine_router.cli.terminal import say
 from engine_router.cli.where import locate
@@ -18,9 +18,10 @@ PIECE_BYTES = 65536
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show what an engine wrote; raises as `Call.answer`. Ctrl-C and the router's own end are ordinary ends."""
+    """Show what an engine or a model wrote; raises as `Call.answer`. Ctrl-C and the router's own end are ordinary ends."""
     where = locate(options)
-    query = {"engine": options.engine, "lines": options.lines, **({"follow": 1} if options.follow else {})}
+    kind = "engine" if options.name in get_status(where)["engines"] else "model"
+    query = {kind: options.name, "lines": options.lines, **({"follow": 1} if options.follow else {})}
     timeout_s = None if options.follow else ANSWER_TIMEOUT_S
     text = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end within a character
     call = Call(where, "GET", f"/admin/logs?{urlencode(query)}", None, timeout_s)

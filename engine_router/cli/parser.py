@@ -190,12 +190,12 @@ def _add_asking(command: Adder) -> None:
     logs = command(
         "logs",
         "logs",
-        "show what an engine wrote",
-        "Show the last lines that an engine wrote.",
+        "show what an engine or a model wrote",
+        "Show the last lines that an engine wrote; for a model, its own lines only, where each has its own process.",
         "logs llama -n 50",
-        "logs llama -f",
+        "logs qwen3-30b -f",
     )
-    logs.add_argument("engine", metavar="ENGINE", help="the name of an engine")
+    logs.add_argument("name", metavar="MODEL|ENGINE", help="a name that is both is the engine's")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what it writes, until Ctrl-C")
     logs.add_argument("-n", "--lines", type=_count, default=200, metavar="N", help="how many (default: 200)")
     reload = command(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 import trio
 from attrs import define, field, frozen
 
-from engine_router.foreign_text import output_line
+from engine_router.foreign_text import output_line, shown
+from engine_router.limits import RESIDENT_LOG_LINES, RESIDENT_LOGS
 
 DOUBT_S: Final = 2.0
 """Within so many seconds of a doubt an engine has seen whether its resident is still there."""
@@ -115,22 +117,24 @@ class LogRing:
 
     Memory is bounded: `lines` lines of at most `line_bytes` bytes each. They are kept as a terminal may show them:
     without colours, with every other control character written out, and without the secrets that `mask` takes out.
+    `on_line` is called with each line as it is kept; it must not wait.
     """
 
     def __init__(
-        self, lines: int = 2000, line_bytes: int = 4096, *, mask: Callable[[str], str] = str
+        self,
+        lines: int = 2000,
+        line_bytes: int = 4096,
+        *,
+        mask: Callable[[str], str] = str,
+        on_line: Callable[[str], None] | None = None,
     ) -> None:
         self._lines: deque[str] = deque(maxlen=lines)
         self._line_bytes = line_bytes
         self._mask = mask
+        self._on_line = on_line
         self._partial = b""
         self._count = 0
         self._grown = trio.Event()
-
-    def hide(self, mask: Callable[[str], str]) -> None:
-        """Have one more mask take something out of each line that is written from now on."""
-        first = self._mask
-        self._mask = lambda text: mask(first(text))
 
     @property
     def count(self) -> int:
@@ -151,11 +155,17 @@ class LogRing:
         """Add one line."""
         text = line if isinstance(line, str) else line.decode("utf-8", "replace")
         # A progress bar rewrites its line with carriage returns: its last state is what a reader saw.
-        shown = output_line(text.rstrip("\r").rpartition("\r")[2][: self._line_bytes])
-        self._lines.append(self._mask(shown))
+        printed = output_line(text.rstrip("\r").rpartition("\r")[2][: self._line_bytes])
+        self.keep(self._mask(printed))
+
+    def keep(self, line: str) -> None:
+        """Add one line that is printable and free of secrets already."""
+        self._lines.append(line)
         self._count += 1
         self._grown.set()
         self._grown = trio.Event()
+        if self._on_line is not None:
+            self._on_line(line)
 
     def flush(self) -> None:
         """End the line that has no newline yet, when the writer has gone."""
@@ -176,6 +186,50 @@ class LogRing:
         await self._grown.wait()
 
 
+class EngineLogs:
+    """The logs of one engine.
+
+    An engine that is one resident has one log. Where each model is a resident, each has a log of its own; the
+    engine's has the lines of all, each after the name of its model (`qwen3-8b | loading weights`).
+
+    Memory is bounded: besides those that are being written to or read, the latest `RESIDENT_LOGS` are kept.
+
+    Args:
+        mask: takes secrets out of a line.
+
+    Attributes:
+        engine: the engine's own log.
+    """
+
+    def __init__(self, mask: Callable[[str], str] = str) -> None:
+        self._mask = mask
+        self.engine = LogRing(mask=self._masked)
+        self._rings: WeakValueDictionary[ResidentId, LogRing] = WeakValueDictionary()
+        self._kept: deque[LogRing] = deque(maxlen=RESIDENT_LOGS)
+
+    def of(self, resident: ResidentId) -> LogRing:
+        """Return a resident's log; it is empty where the resident has never run."""
+        if resident.model is None:
+            return self.engine
+        ring = self._rings.get(resident)
+        if ring is None:
+            prefix = self._masked(f"{shown(resident.model)} | ")
+            ring = LogRing(
+                RESIDENT_LOG_LINES, mask=self._masked, on_line=lambda line: self.engine.keep(prefix + line)
+            )
+            self._rings[resident] = ring
+            self._kept.append(ring)
+        return ring
+
+    def hide(self, mask: Callable[[str], str]) -> None:
+        """Have one more mask take something out of each line that is written from now on."""
+        first = self._mask
+        self._mask = lambda text: mask(first(text))
+
+    def _masked(self, line: str) -> str:
+        return self._mask(line)
+
+
 class Engine(Protocol):
     """One configured engine.
 
@@ -188,8 +242,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def log(self) -> LogRing:
-        """What it wrote last, or what the router did to it where its output is not the router's to read."""
+    def logs(self) -> EngineLogs:
+        """What it and its residents wrote last, or what the router did to them where it cannot read their output."""
         ...
 
     def resident_of(self, model: str) -> ResidentId:

@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from engine_router.config import CallConfig, HttpConfig
-from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
+from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.common import (
     Listed,
     NotListening,
@@ -51,9 +51,10 @@ class HttpEngine:
     ) -> None:
         self.name = name
         self.config = config
-        self.log = LogRing(mask=engine_mask(config))
+        self.logs = EngineLogs(engine_mask(config))
+        self.log = self.logs.engine
         self.server = Server(name, config, config.base_url, client)
-        self._slumbers = Slumbers(self.server, config.sleep, self.log, dormitory)
+        self._slumbers = Slumbers(self.server, config.sleep, self.logs.of, dormitory)
 
     def __repr__(self) -> str:
         return f"<HttpEngine {self.name} at {self.config.base_url}>"
@@ -135,7 +136,8 @@ class _HttpModel:
     """The life of one model in the server; the steps are described at `Life`."""
 
     def __init__(self, engine: HttpEngine, model: str) -> None:
-        self.name, self.config, self.log = engine.name, engine.config, engine.log
+        self.name, self.config = engine.name, engine.config
+        self.log = engine.logs.of(ResidentId(engine.name, model))
         self.server = engine.server
         self.model = model
         self.began = False
@@ -176,7 +178,7 @@ class _HttpModel:
         except NotListening as error:
             return error.summary
         except EngineError as error:
-            self.log.write(f"cannot tell whether '{self.model}' is loaded: {error.summary}")
+            self.log.write(f"cannot tell whether it is loaded: {error.summary}")
             return None
 
     async def missing(self) -> str | None:
@@ -189,15 +191,15 @@ class _HttpModel:
 
     async def end(self, *, aborted: bool) -> str:
         timeout_s = self.config.stop_timeout_s
-        self.log.write(f"unloading '{self.model}'")
+        self.log.write("unloading")
         with trio.move_on_after(timeout_s):
             try:
                 await self._until_unloaded(aborted=aborted)
             except NotListening as error:
                 self.log.write(error.summary)
                 return f"{error.summary.partition(';')[0]}, so nothing is loaded"
-            self.log.write(f"unloaded '{self.model}'")
-            return f"unloaded '{self.model}'"
+            self.log.write("unloaded")
+            return "unloaded"
         seen = "; ".join(filter(None, (self.obstacle or "no answer", self._objection)))
         raise EngineStopFailed(
             self.name,
@@ -234,7 +236,7 @@ class _HttpModel:
         )
 
     async def _load(self, call: CallConfig) -> None:
-        self.log.write(f"loading '{self.model}'")
+        self.log.write("loading")
         self.obstacle = f"{call.method} {call.path} has not ended"
         reply = await self._call(call, self.model, math.inf)
         if reply.good:
@@ -254,7 +256,7 @@ class _HttpModel:
                 self.obstacle = error.summary
             else:
                 if entry.loaded:
-                    self.log.write(f"loaded '{self.model}'")
+                    self.log.write("loaded")
                     return
                 if entry.failure is not None:
                     raise EngineStartFailed(

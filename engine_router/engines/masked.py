@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 from attrs import define
 
-from engine_router.engines.base import Ended, Engine, LogRing, ResidentId, Supervision
+from engine_router.engines.base import Ended, Engine, EngineLogs, LogRing, ResidentId, Supervision
 from engine_router.errors import EngineError, RouterError
 from engine_router.masking import HiddenValues
 
@@ -30,7 +30,7 @@ class MaskedEngine:
     _hidden: HiddenValues
 
     def __attrs_post_init__(self) -> None:
-        self.engine.log.hide(self._hidden)
+        self.engine.logs.hide(self._hidden)
 
     @property
     def name(self) -> str:
@@ -38,9 +38,14 @@ class MaskedEngine:
         return self.engine.name
 
     @property
+    def logs(self) -> EngineLogs:
+        """See `Engine.logs`."""
+        return self.engine.logs
+
+    @property
     def log(self) -> LogRing:
-        """See `Engine.log`."""
-        return self.engine.log
+        """The engine's own log."""
+        return self.logs.engine
 
     def resident_of(self, model: str) -> ResidentId:
         """See `Engine.resident_of`."""

@@ -23,7 +23,7 @@ import trio
 
 from engine_router.config import LoadedConfig, OllamaConfig
 from engine_router.config.values import UrlPath
-from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
+from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.common import (
     NotListening,
     Reply,
@@ -63,7 +63,8 @@ class OllamaEngine:
     ) -> None:
         self.name = name
         self.config = config
-        self.log = LogRing(mask=engine_mask(config))
+        self.logs = EngineLogs(engine_mask(config))
+        self.log = self.logs.engine
         self.server = Server(name, config, config.base_url, client)
         # Models that a `live` is responsible for; all others in memory were loaded past the router.
         self.living: set[str] = set()
@@ -171,7 +172,8 @@ class _OllamaModel:
     """The life of one model in the daemon; the steps are described at `Life`."""
 
     def __init__(self, engine: OllamaEngine, model: str, supervision: Supervision) -> None:
-        self.name, self.config, self.log = engine.name, engine.config, engine.log
+        self.name, self.config = engine.name, engine.config
+        self.log = engine.logs.of(ResidentId(engine.name, model))
         self.engine = engine
         self.model = model
         self.began = False
@@ -184,7 +186,7 @@ class _OllamaModel:
     async def start(self) -> Endpoint:
         await self._unload_strangers()
         self.began = True
-        self.log.write(f"loading '{self.model}'")
+        self.log.write("loading")
         self.obstacle = "its load has not ended"
         # Loading again what is loaded already costs nothing, and sets its keep_alive.
         reply = await self._keep(KEEP_FOR_EVER)
@@ -197,10 +199,10 @@ class _OllamaModel:
             raise EngineStartFailed(self.name, refusal.summary)
         if dig(reply.data, "remote_model"):
             self.engine.remote.add(self.model)
-            self.log.write(f"'{self.model}' runs at {dig(reply.data, 'remote_host')}")
+            self.log.write(f"runs at {dig(reply.data, 'remote_host')}")
             return Endpoint(self.config.base_url)
         await self._until_loaded()
-        self.log.write(f"loaded '{self.model}'")
+        self.log.write("loaded")
         return Endpoint(self.config.base_url, on_use=self._used)
 
     async def adopt(self) -> Endpoint | Ended:
@@ -232,7 +234,7 @@ class _OllamaModel:
         except NotListening as error:
             return error.summary
         except EngineError as error:
-            self.log.write(f"cannot tell whether '{self.model}' is loaded: {error.summary}")
+            self.log.write(f"cannot tell whether it is loaded: {error.summary}")
             return None
         return f"does not hold '{self.model}' any more"
 
@@ -262,13 +264,13 @@ class _OllamaModel:
         try:
             await self._keep(f"{seconds}s", await self.engine.session(self.model))
         except EngineError as error:
-            self.log.write(f"'{self.model}' stays loaded: {error.summary}")
+            self.log.write(f"stays loaded: {error.summary}")
 
     async def end(self, *, aborted: bool) -> str:
         timeout_s = self.config.stop_timeout_s
         if self.model in self.engine.remote:
             return f"'{self.model}' runs elsewhere, so nothing is loaded"
-        self.log.write(f"unloading '{self.model}'")
+        self.log.write("unloading")
         with trio.move_on_after(timeout_s):
             try:
                 with trio.move_on_after(timeout_s / 2 if self.config.stop_command else math.inf):
@@ -333,10 +335,10 @@ class _OllamaModel:
                 self.obstacle = f"'{self.model}' is still in /api/ps"
                 asked = asked or await self._unload(self.model)
             await pace.pause()
-        self.log.write(f"unloaded '{self.model}'")
+        self.log.write("unloaded")
         for stranger in self._strangers(loaded):
             await self._unload(stranger)
-        return f"unloaded '{self.model}'"
+        return "unloaded"
 
     def _strangers(self, loaded: Sequence[str]) -> list[str]:
         return [model for model in loaded if model not in self.engine.living]
@@ -390,7 +392,7 @@ class _OllamaModel:
             word.replace("{model}", self.engine.spelled(self.model))
             for word in self.config.stop_command or ()
         ]
-        self.log.write(f"did not unload '{self.model}'; running {' '.join(masked_argv(argv))}")
+        self.log.write(f"did not unload; running {' '.join(masked_argv(argv))}")
         environment = {**own_environment(), "OLLAMA_HOST": self.config.base_url}
         done = await run_command(argv, timeout_s=self.config.stop_timeout_s / 2, environment=environment)
         if done.code != 0:

@@ -12,7 +12,7 @@ import trio
 from engine_router.config import ProcessConfig, is_template
 from engine_router.config.values import expanded
 from engine_router.engines.adopted import AdoptedFamily
-from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
+from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.common import SLEEPS, engine_mask
 from engine_router.engines.descriptors import is_lack
 from engine_router.engines.dormitory import Dormitory
@@ -60,7 +60,8 @@ class ProcessEngine:
     ) -> None:
         self.name = name
         self.config = config
-        self.log = LogRing(mask=engine_mask(config))
+        self.logs = EngineLogs(engine_mask(config))
+        self.log = self.logs.engine
         self._client = client
         self._guardian = guardian
         self._dormitory = dormitory or Dormitory()  # one that is not open
@@ -69,7 +70,7 @@ class ProcessEngine:
         self._undead: dict[ResidentId, Running] = {}
         self._listens_at: str | None = config.base_url
         self._ready_at: dict[ResidentId, str] = {}  # base URLs
-        self._sleep = ProcessSleep(config, client, self._dormitory, Habits(name, self.log))
+        self._sleep = ProcessSleep(config, client, self._dormitory, Habits(name, self.logs.of))
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
@@ -179,7 +180,8 @@ class ProcessEngine:
         )
 
     async def _start(self, resident: ResidentId, base_url: str) -> Running:
-        log_start, file = self.log.count, await open_log_file(self.name, self.config)
+        log, file = self.logs.of(resident), await open_log_file(self.name, self.config)
+        log_start = log.count
         try:
             argv = self.command(resident, address_of(base_url)[1])
             process, family = await spawn(self.name, self.config, argv, self._guardian)
@@ -187,20 +189,20 @@ class ProcessEngine:
             if file is not None:
                 file.close()
             raise
-        self.log.write(f"[engine-router] started pid {process.pid}: {' '.join(masked_argv(argv))}")
+        log.write(f"[engine-router] started pid {process.pid}: {' '.join(masked_argv(argv))}")
         commands = self._end_commands(resident, base_url, process.pid)
         if self._guardian is not None and commands.kill is not None:
             self._guardian.run_at_end(process.pid, commands.kill, commands.env, commands.cwd)
         return Running(
             name=self.name,
             config=self.config,
-            log=self.log,
+            log=log,
             log_start=log_start,
             base_url=base_url,
             family=family,
             wait=process.wait,
             process=process,
-            output=EngineOutput(self.log, file),
+            output=EngineOutput(log, file),
             commands=commands,
         )
 
@@ -280,7 +282,7 @@ class ProcessEngine:
 
     def _tail(self, running: Running) -> tuple[str, ...]:
         """Return the last words since this start: what an earlier one wrote would only confuse."""
-        return last_words(self.log.since(running.log_start), (self.config.ready_path, "/v1/models"))
+        return last_words(running.log.since(running.log_start), (self.config.ready_path, "/v1/models"))
 
     # Sleep.
 

@@ -110,11 +110,12 @@ class Habits:
 
     Attributes:
         name: the engine's.
+        log_of: finds a resident's log.
         start_s: how long the last start of each took, in seconds.
     """
 
     name: str
-    log: LogRing
+    log_of: Callable[[ResidentId], LogRing]
     start_s: dict[ResidentId, float] = field(factory=dict)
     _sleepless: set[ResidentId] = field(factory=set)
 
@@ -125,7 +126,7 @@ class Habits:
     def give_up(self, resident: ResidentId, fault: str) -> None:
         """Let a resident never sleep again: what failed once costs time, and would cost it every time."""
         self._sleepless.add(resident)
-        self.log.write(f"[engine-router] {fault}")
+        self.log_of(resident).write(f"[engine-router] {fault}")
         logger.warning("engine '%s' %s; from now on it is stopped instead of put to sleep", self.name, fault)
 
     def wake_limit_s(self, resident: ResidentId, start_timeout_s: float) -> float:

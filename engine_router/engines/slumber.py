@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import trio
@@ -95,12 +96,16 @@ class Slumbers:
     """
 
     def __init__(
-        self, server: Server, config: SleepConfig | None, log: LogRing, dormitory: Dormitory | None
+        self,
+        server: Server,
+        config: SleepConfig | None,
+        log_of: Callable[[ResidentId], LogRing],
+        dormitory: Dormitory | None,
     ) -> None:
         self._server = server
         self._config = config
         self._dormitory = dormitory
-        self._habits = Habits(server.name, log)
+        self._habits = Habits(server.name, log_of)
 
     def of(self, resident: ResidentId) -> Slumber | None:
         """Return how a resident sleeps; None where it cannot."""

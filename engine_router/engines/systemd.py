@@ -21,7 +21,7 @@ import trio
 from attrs import frozen
 
 from engine_router.config import SystemdConfig
-from engine_router.engines.base import DOUBT_S, Ended, Endpoint, LogRing, ResidentId, Supervision
+from engine_router.engines.base import DOUBT_S, Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.common import LOG_TAIL_LINES, Completed, Server, engine_mask, lead, run_command
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.slumber import Slumbers
@@ -125,9 +125,10 @@ class SystemdEngine:
     ) -> None:
         self.name = name
         self.config = config
-        self.log = LogRing(mask=engine_mask(config))
+        self.logs = EngineLogs(engine_mask(config))
+        self.log = self.logs.engine
         self.server = Server(name, config, config.base_url, client)
-        self._slumbers = Slumbers(self.server, config.sleep, self.log, dormitory)
+        self._slumbers = Slumbers(self.server, config.sleep, self.logs.of, dormitory)
         self.probe = ReadinessProbe(
             client, config.base_url + config.ready_path, Check(config.ready_check), config.headers
         )

@@ -20,7 +20,7 @@ from typing import Literal
 import trio
 from attrs import define, field, frozen
 
-from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
+from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.memory import GaugeUnreadable, Reading
 from engine_router.racing import first_of
@@ -240,7 +240,7 @@ class SimulatedEngine:
     looks: int = 0
     deeds: list[Deed] = field(factory=list)
     diary: list[Deed] = field(factory=list)
-    log: LogRing = field(factory=LogRing)
+    logs: EngineLogs = field(factory=EngineLogs)
     _running: dict[ResidentId, _Process] = field(factory=dict)
     _known: set[ResidentId] = field(factory=set)
 
@@ -415,4 +415,4 @@ class SimulatedEngine:
         self.deeds.append(deed)
         if self.diary is not self.deeds:
             self.diary.append(deed)
-        self.log.write(str(deed))
+        self.logs.engine.write(str(deed))
