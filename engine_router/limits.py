@@ -133,6 +133,9 @@ RESIDENT_LOG_LINES: Final = 1000
 RESIDENT_LOGS: Final = 32
 """Logs that are kept of models that an engine no longer runs: it may serve hundreds in turn."""
 
+SHARED_MEMORY_FILES: Final = 10_000
+"""Files in /dev/shm that are looked at: an engine makes a few, and everybody may write there."""
+
 LOG_LINE_CHARS: Final = 400
 """How much of each of an engine's last lines an error repeats."""
 

@@ -536,6 +536,9 @@ class Stubborn:
     async def is_alive(self) -> bool:
         return self.kills > 0 or await self.family.is_alive()
 
+    def members(self) -> Any:
+        return self.family.members()
+
     def bury(self) -> None:
         self.family.bury()
 

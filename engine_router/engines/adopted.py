@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 import psutil
 import trio
@@ -78,6 +79,11 @@ class AdoptedFamily:
         for process in self._known:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+
+    def members(self) -> Sequence[int]:
+        """List the process and its descendants."""
+        self._look()
+        return [process.pid for process in self._known]
 
     def bury(self) -> None:
         """Note that all of it is dead."""

@@ -75,6 +75,14 @@ class Family(Protocol):
         """Tell whether any of it still runs. A zombie holds no memory: it is dead."""
         ...
 
+    def members(self) -> Sequence[int]:
+        """List the processes of it, as far as the platform tells; looks at the process table, so in a thread.
+
+        Raises:
+            OSError: it may not be looked at.
+        """
+        ...
+
     def bury(self) -> None:
         """Note that all of it is dead. Its ids may belong to strangers from now on, so none is signalled again."""
         ...
@@ -234,15 +242,20 @@ class ProcessGroup:
         if self._watcher is not None:
             self._watcher.forget(self.pid)
 
-    def _has_living(self) -> bool:
+    def members(self) -> Sequence[int]:
+        """List the processes of the group, and on Linux whoever left it."""
         try:
             os.killpg(self.pid, 0)
             members = [pid for pid in psutil.pids() if _group_of(pid) == self.pid]
         except ProcessLookupError:
             members = []
+        return list({*members, *carriers({self._marker})})
+
+    def _has_living(self) -> bool:
+        try:
+            return any(_is_living(pid) for pid in self.members())
         except PermissionError:
             return True
-        return any(_is_living(pid) for pid in {*members, *carriers({self._marker})})
 
 
 def _group_of(pid: int) -> int | None:

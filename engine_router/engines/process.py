@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -22,7 +23,8 @@ from engine_router.engines.obstacles import missing
 from engine_router.engines.output import EngineOutput, last_words
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
 from engine_router.engines.process_sleep import ProcessSleep
-from engine_router.engines.running import ABORT_GRACE_S, Running, SleepingProcess, open_log_file
+from engine_router.engines.running import ABORT_GRACE_S, Running, SleepingProcess, began_at, open_log_file
+from engine_router.engines.shared_memory import SharedMemory, shared_memory
 from engine_router.engines.sleep import Habits
 from engine_router.engines.spawning import out_of_resources, spawn
 from engine_router.errors import (
@@ -181,7 +183,7 @@ class ProcessEngine:
 
     async def _start(self, resident: ResidentId, base_url: str) -> Running:
         log, file = self.logs.of(resident), await open_log_file(self.name, self.config)
-        log_start = log.count
+        log_start, began = log.count, time.time()
         try:
             argv = self.command(resident, address_of(base_url)[1])
             process, family = await spawn(self.name, self.config, argv, self._guardian)
@@ -204,7 +206,11 @@ class ProcessEngine:
             process=process,
             output=EngineOutput(log, file),
             commands=commands,
+            shared=self._shared_memory(began, argv),
         )
+
+    def _shared_memory(self, began: float, argv: Sequence[str]) -> SharedMemory:
+        return shared_memory(began, (*argv, *self.config.env.values()))
 
     async def _accompany(
         self, resident: ResidentId, running: Running, life: Callable[[], Awaitable[Outcome]]
@@ -262,6 +268,7 @@ class ProcessEngine:
         """From its readiness to the end."""
         self._listens_at = self._ready_at[resident] = running.base_url
         running.has_served = True
+        await running.shared.note(running.family.members)
         supervision.ready(Endpoint(running.base_url, running.family.pid), woken=woken)
         happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
@@ -355,4 +362,5 @@ class ProcessEngine:
             wait=family.wait,
             output=EngineOutput(self.log),
             commands=self._end_commands(ResidentId(self.name), self.config.base_url, owner.pid),
+            shared=self._shared_memory(await trio.to_thread.run_sync(began_at, owner), self.config.argv),
         )

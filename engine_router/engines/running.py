@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import signal
 import time
@@ -21,9 +22,12 @@ from engine_router.engines.end_commands import EndCommands
 from engine_router.engines.family import Family, reap_later
 from engine_router.engines.output import EngineOutput
 from engine_router.engines.ports import address_of, described, is_taken, owner_of
+from engine_router.engines.shared_memory import SharedMemory
 from engine_router.engines.spawning import out_of_resources
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed
 from engine_router.masking import masked_argv
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -48,6 +52,7 @@ class Running:
         process: its head, where the router started it.
         output: where its output goes.
         commands: what is run at its end.
+        shared: the shared memory that it must not leave behind.
         has_served: it was ready, so that whoever listens at its address is it, or came after it.
     """
 
@@ -61,6 +66,7 @@ class Running:
     process: trio.Process | None = None
     output: EngineOutput
     commands: EndCommands
+    shared: SharedMemory
     has_served: bool = False
     _is_buried: bool = False
     _listener: str | None = None
@@ -102,6 +108,7 @@ class Running:
         grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
         is_asked = False
         with trio.move_on_after(self.config.stop_timeout_s):
+            await self.shared.note(family.members)
             with trio.move_on_after(grace_s) as patience:
                 if self.commands.stop is not None:
                     is_asked = await self._run(self.commands.stop)
@@ -119,6 +126,7 @@ class Running:
     async def bury(self) -> EngineStopFailed | None:
         """See that nobody is left of a family whose head has gone or was killed, however long that may take."""
         with trio.move_on_after(self.config.stop_timeout_s):
+            await self.shared.note(self.family.members)  # some of it may still live
             await self.put_down()
             return None
         return self._still_there()
@@ -135,6 +143,9 @@ class Running:
             await self._run(self.commands.kill)
         if self.has_served:
             await self._until_silent()
+        for words in await self.shared.clear():
+            self.log.write(f"[engine-router] {words}")
+            logger.info("engine '%s': %s", self.name, words)
         self.family.bury()
         self._is_buried = True
         with trio.move_on_after(OUTPUT_GRACE_S):
@@ -158,7 +169,7 @@ class Running:
         interval = 0.01
         while await is_taken(self.base_url):
             owner = await owner_of(address_of(self.base_url)[1])
-            if owner is not None and await trio.to_thread.run_sync(_began, owner) > died_at - _TICK_S:
+            if owner is not None and await trio.to_thread.run_sync(began_at, owner) > died_at - _TICK_S:
                 return
             self._listener = described(owner)
             await trio.sleep(interval)
@@ -245,7 +256,7 @@ def _now_of_processes() -> float:
     return time.time()
 
 
-def _began(process: psutil.Process) -> float:
+def began_at(process: psutil.Process) -> float:
     """Return when a process began, in seconds since 1970; the distant past where that cannot be seen."""
     try:
         return process.create_time()

@@ -14,12 +14,15 @@ models=A,B        what it lists
 lose=KIND         starts a child that outlives it unless it is killed: `group` stays in its process group,
                   `session` leaves it, `orphan` leaves it by a double fork, `zombie` is dead but never waited
                   for, `own` leaves it and ends when asked, `worker` runs the same command and holds the same socket
+shm=NAME          makes a file of 1 MB in /dev/shm, and maps it; `hold:NAME` makes it and holds it open only,
+                  `read:NAME` maps a file that is there for reading; several with commas
 pids=FILE         where it writes its own process id and those of its children, one in a line
 
-GET /exit/N makes it exit with a code, /say/TEXT print, /argv tell its arguments, /env/NAME a variable.
+GET /exit/N makes it exit with a code, /say/TEXT print, /shm/NAME share memory, /argv tell its arguments, /env/NAME a variable.
 """
 
 import json
+import mmap
 import os
 import signal
 import socket
@@ -71,6 +74,22 @@ def lose(kind: str) -> None:
         os.wait()
 
 
+MAPPED = []
+
+
+def share(shared: str) -> None:
+    how, _, name = shared.rpartition(":")
+    is_read = how == "read"
+    file = os.open(f"/dev/shm/{name}", os.O_RDONLY if is_read else os.O_RDWR | os.O_CREAT, 0o600)
+    if not is_read:
+        os.write(file, bytes(1 << 20))
+    if how != "hold":
+        MAPPED.append(
+            mmap.mmap(file, 1 << 20, prot=mmap.PROT_READ if is_read else mmap.PROT_READ | mmap.PROT_WRITE)
+        )
+        os.close(file)
+
+
 def answer(path: str) -> tuple[int, object]:
     word, _, rest = path.lstrip("/").partition("/")
     if word == "exit":
@@ -78,6 +97,8 @@ def answer(path: str) -> tuple[int, object]:
         os._exit(int(rest))
     if word == "say":
         say(rest)
+    if word == "shm":
+        share(rest)
     if word == "env":
         return 200, os.environ.get(rest)
     if word == "argv":
@@ -135,6 +156,8 @@ def main() -> None:
         os._exit(int(OPTIONS["exit"]))
     if OPTIONS.get("lose", "worker") != "worker":
         lose(OPTIONS["lose"])
+    for shared in filter(None, OPTIONS.get("shm", "").split(",")):
+        share(shared)
     time.sleep(float(OPTIONS.get("wait", "0")))
     if "port" not in OPTIONS:
         linger()
