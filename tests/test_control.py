@@ -207,7 +207,7 @@ async def test_a_load_is_a_job() -> None:
     async with routing(process("a", "delay=60")) as router:
         talk = await post(router, "/admin/load", model="a")
         job = talk.json()
-        assert (talk.status, talk.headers["location"]) == (202, "/admin/jobs/j1")
+        assert (talk.status, talk.headers["location"]) == (202, "./jobs/j1")
         assert (job["job"], job["kind"], job["subject"], job["state"]) == ("j1", "load", "a", "running")
         assert (job["result"], job["error"], job["ended_at"]) == (None, None, None)
         while not (waiting := (await get(router, "/admin/queue"))["waiting"]):

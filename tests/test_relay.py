@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
 import pytest
@@ -184,7 +185,7 @@ class World:
     requests: list[bytes]
     open_lines: list[trio.SocketStream]
 
-    def passage(self, translation: Translation | None = None, body: bytes = b"{}") -> Passage:
+    def passage(self, translation: Translation | None = None, body: bytes = b"{}", **ticket: Any) -> Passage:
         outgoing = Outgoing(
             engine="a",
             resident=A,
@@ -196,7 +197,7 @@ class World:
         )
         course = Course(outgoing=outgoing, translation=translation)
         passage = Passage(self.supervisor, self.upstream, A, course)
-        passage.enter()
+        passage.enter(**ticket)
         return passage
 
     async def warm_up(self, resident: ResidentId = A) -> None:
@@ -573,6 +574,20 @@ async def test_an_engine_that_is_gone_is_queued_for_again_once() -> None:
         assert (w.engine.doubts, w.engine.count("start")) == (1, 2)
         passage.close()
         await w.assert_nothing_left(kept=1)
+
+
+async def test_a_request_that_is_queued_again_is_still_its_clients() -> None:
+    async with world(sending(answer_of(b"ok"))) as w:
+        w.engine.base_urls.insert(0, NOBODY)
+        w.engine.dies_of_doubt = True
+        passage = w.passage(priority="high", keep_alive_s=7.0, client="key 0")
+        assert (first := passage.lease) is not None
+        await passage.head()
+        assert (again := passage.lease) is not None
+        assert again is not first
+        assert (again.ticket.priority, again.ticket.keep_alive_s) == ("high", 7.0)
+        assert again.ticket.client == "key 0"
+        passage.close()
 
 
 async def test_an_engine_that_is_gone_again_is_an_error() -> None:

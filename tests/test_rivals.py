@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 import trio
@@ -12,7 +13,9 @@ from test_control import streaming as streaming_from
 from test_control import waiting as waiting_for
 
 from engine_router import Router
+from engine_router.engines.base import ResidentId
 from engine_router.events import RequestEnded
+from engine_router.residency.lease import Lease
 from engine_router.testing.asgi import Conversation
 from engine_router.testing.scripted import ScriptedOllama
 from engine_router.testing.served import RawClient, served
@@ -336,8 +339,76 @@ async def test_where_a_path_behind_a_model_may_lead(target: str, status: int) ->
         if status == 200:
             assert answer.json()["target"] == "/" + target.split("/", 3)[3]
         elif status == 301:
-            assert answer.headers["location"] == "/upstream/plain/"
+            assert answer.headers["location"] == "./plain/"
         assert bool(router.supervisor.pools["default"].ledger.residences) is (status == 200)
+
+
+@pytest.mark.parametrize("prefix", ["", "/k/secret"])
+@pytest.mark.parametrize("model", ["plain", "team/beta:7b", "team%2Fbeta:7b"])
+async def test_a_path_without_its_closing_slash_leads_to_the_one_with_it(prefix: str, model: str) -> None:
+    key = [] if prefix else ["X-API-Key: secret"]
+    async with (
+        routing(SLASHED, api_keys=["secret"]) as router,
+        served(router) as url,
+        RawClient.to(url) as client,
+    ):
+        asked = f"{prefix}/upstream/{model}"
+        await client.request("GET", f"{asked}?a=b", headers=key)
+        answer = await client.answer("GET")
+        assert answer.status == 301
+        assert "secret" not in answer.headers["location"]
+        there = urljoin(f"{url}{asked}?a=b", answer.headers["location"])
+        assert there == f"{url}{asked}/?a=b"
+        await client.request("GET", there.removeprefix(url), headers=key)
+        assert (await client.answer("GET")).json()["target"] == "/?a=b"
+
+
+async def test_a_job_is_found_behind_a_key_in_the_path() -> None:
+    async with (
+        routing(SLASHED, api_keys=["secret"]) as router,
+        served(router) as url,
+        RawClient.to(url) as client,
+    ):
+        asked = "/k/secret/admin/load"
+        await client.request("POST", asked, b'{"model": "plain"}')
+        answer = await client.answer("POST")
+        there = urljoin(url + asked, answer.headers["location"])
+        await client.request("GET", there.removeprefix(url))
+        assert (await client.answer("GET")).json()["job"] == answer.json()["job"]
+
+
+async def test_the_priority_of_what_goes_straight_to_an_engine() -> None:
+    keys = {"api_keys": ["me", "batch"], "key_priorities.batch": "low"}
+    async with routing(process("a"), process("b"), **keys) as router:
+        await ask(router.app, "GET", "/upstream/a/x", headers={"x-api-key": "me"})
+        seen = noted(router)
+        for headers, _, _ in PRIORITIES:
+            assert (await ask(router.app, "GET", "/upstream/a/x", headers=headers)).status == 200
+        assert seen == [(priority, client) for _, priority, client in PRIORITIES]
+        talk = await ask(router.app, "GET", "/upstream/a/x", headers={"x-api-key": "me", **URGENT})
+        assert talk.status == 400
+        assert "high, normal or low" in message_in(talk)
+
+
+PRIORITIES: list[tuple[dict[str, str], str, str]] = [
+    ({"x-api-key": "me"}, "normal", "key 0"),
+    ({"x-api-key": "batch"}, "low", "key 1"),
+    ({"authorization": "Bearer batch", "x-request-priority": "high"}, "high", "key 1"),
+]
+URGENT = {"x-request-priority": "urgent"}
+
+
+def noted(router: Router) -> list[tuple[str, str]]:
+    """Note with which priority, and for whom, tickets are entered from now on."""
+    seen: list[tuple[str, str]] = []
+    request = router.supervisor.request
+
+    def noting(resident: ResidentId, **more: Any) -> Lease:
+        seen.append((more["priority"], more["client"]))
+        return request(resident, **more)
+
+    router.supervisor.request = noting  # type: ignore[method-assign]
+    return seen
 
 
 async def test_no_page_of_another_site_loads_a_model() -> None:

@@ -127,6 +127,15 @@ async def test_the_key_is_asked_for_and_never_passed_on() -> None:
             assert "secret" not in json.dumps(told)
 
 
+async def test_its_ticket_says_whose_it_is() -> None:
+    async with routing(engine(), **KEY) as router:
+        headers = {"Authorization": "Bearer secret", "X-Request-Priority": "low"}
+        async with connected(router, "/upstream/a/ws", headers):
+            (lease,) = [entered.holder.lease for entered in router.underway.by_ticket().values()]
+            assert lease is not None
+            assert (lease.ticket.client, lease.ticket.priority) == ("key 0", "low")
+
+
 @pytest.mark.parametrize(
     ("target", "status", "words"),
     [

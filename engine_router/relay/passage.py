@@ -318,7 +318,7 @@ class Passage:
         self._retried = True
         lease.release()
         ticket = lease.ticket
-        self.enter(priority=ticket.priority, keep_alive_s=ticket.keep_alive_s)
+        self.enter(priority=ticket.priority, keep_alive_s=ticket.keep_alive_s, client=ticket.client)
 
     async def _explained(self, error: EngineBroke) -> RouterError:
         """Wait a moment for the news why the connection broke: a death, or a revocation, says more."""

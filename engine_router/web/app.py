@@ -107,7 +107,9 @@ def _before_websocket(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: AN
         headers, gate = [(name, value) for name, value in websocket.scope["headers"]], gates.gate
         gate.check_host(headers)
         client = websocket.scope["client"]
-        gate.check_key(websocket.path, headers, None if client is None else str(client[0]))
+        peer = None if client is None else str(client[0])
+        websocket.scope[SCOPE_KEY].client = gate.client(headers, peer)  # type: ignore[literal-required]
+        gate.check_key(websocket.path, headers, peer)
         gate.check_page("GET", websocket.path, websocket.query_string, headers)
 
     return check

@@ -140,7 +140,9 @@ class Control:
         if not waits:
             job = self._router.jobs.start(kind, subject, work)
             response = json_response(job.as_dict(), ACCEPTED)
-            response.headers["Location"] = f"/admin/jobs/{job.id}"
+            response.headers["Location"] = (
+                f"./jobs/{job.id}"  # relative: a key may stand in front of the path
+            )
             return response
         scope = scope_of(request)
         return json_response(await work(scope.id, scope.stack))

@@ -125,7 +125,9 @@ class WebSockets:
         scope.model, scope.engine = target.model, target.engine
         sent = _client_headers()
         lease = router.supervisor.request(
-            target.resident, priority=priority_of(sent, router.config.server.key_priorities)
+            target.resident,
+            priority=priority_of(sent, router.config.server.key_priorities),
+            client=scope.client,
         )
         scope.queue_wait_s = lambda: lease.queue_wait_s
         scope.stack.callback(lease.release)

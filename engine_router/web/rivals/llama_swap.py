@@ -15,6 +15,7 @@ from engine_router.discovery import Target
 from engine_router.masking import HiddenValues, masked_argv
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
+from engine_router.routes import VISIBLE
 from engine_router.web.control import present, unload
 from engine_router.web.openai import json_response
 from engine_router.web.rivals.passing import model_in, pass_on, segments_of
@@ -99,8 +100,12 @@ class LlamaSwap:
 
 
 def _with_slash(segments: list[str]) -> Response:
-    query = request.query_string.decode("latin-1")
-    path = "/upstream/" + "/".join(quote(segment, safe="%:@!$&'()*+,;=~") for segment in segments) + "/"
+    """Send the client to the same address with a slash at its end.
+
+    The address is relative to the one that was asked: what stood in front of it, such as a key, stays there.
+    """
+    query = quote(request.query_string, safe=VISIBLE)
+    path = "./" + quote(segments[-1], safe="%:@!$&'()*+,;=~") + "/"
     location = path + (f"?{query}" if query else "")
     return redirect(location, 301 if request.method in _SAFE else 308)  # type: ignore[return-value]
 

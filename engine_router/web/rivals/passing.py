@@ -10,6 +10,7 @@ from quart import Response, request
 from engine_router.config import OllamaConfig
 from engine_router.discovery import Target
 from engine_router.errors import BadRequest, Forbidden, NotResident
+from engine_router.importance import priority_of
 from engine_router.relay import AddedHeaders, Course, Outgoing, Passage, request_headers, response_headers
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
@@ -107,11 +108,13 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
         path: as it came, and as it goes on; begins with a slash.
 
     Raises:
-        BadRequest: the path leads up.
+        BadRequest: the path leads up, or the request's priority is none.
         Forbidden: the engine is a daemon that others rely on, too.
         RouterError: there is no answer but this error.
     """
     check_path(router, target, path)
+    sent = wire_headers(request)
+    priority = priority_of(sent, router.config.server.key_priorities)
     config = router.config.engines[target.engine]
     query = quote(request.query_string, safe=VISIBLE)
     outgoing = Outgoing(
@@ -119,7 +122,7 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
         resident=target.resident,
         method=request.method,
         target=quote(path, safe=VISIBLE) + (f"?{query}" if query else ""),
-        headers=headers_for(router, target, wire_headers(request)),
+        headers=headers_for(router, target, sent),
         body=await whole_body(request),
         connect_timeout_s=config.connect_timeout_s,
     )
@@ -130,7 +133,7 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
     scope.first_byte_s = lambda: passage.first_byte_s
     scope.stack.callback(passage.close)
     scope.stack.callback(router.underway.enter(Entered(scope.id, scope.path, target.model, passage)))
-    passage.enter(client=scope.client)
+    passage.enter(priority=priority, client=scope.client)
     head = await passage.head()
     if head is None:
         raise RuntimeError("a head that was waited for without end has not come")
