@@ -23,6 +23,7 @@ from engine_router.engines.common import Server
 from engine_router.engines.ollama_names import normal_name
 from engine_router.errors import EngineError
 from engine_router.events import Event, ResidentReady
+from engine_router.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
 from engine_router.models.options import model_options
 from engine_router.weights import Launch, Weights, launch_of, read_weights
 
@@ -83,6 +84,12 @@ class _Listing:
     models: dict[str, Json] = field(factory=dict)
     shown: dict[str, Json] = field(factory=dict)
     loaded: dict[str, Json] = field(factory=dict)
+    shown_bytes: dict[str, int] = field(factory=dict)
+
+    def learn(self, models: Mapping[str, Json]) -> None:
+        """Take in what one of an engine's residents lists: of a template, each lists its own model."""
+        known = {**self.models, **models}
+        self.models = known if len(known) <= LISTED_MODELS else dict(models)
 
 
 class Catalogue:
@@ -205,7 +212,8 @@ class Catalogue:
                 for model, entry in listed.items()
                 if model not in listing.shown or entry.get("digest") != before.get(model, {}).get("digest")
             ]
-            listing.shown = {model: shown for model, shown in listing.shown.items() if model in listed}
+            for model in listing.shown.keys() - listed.keys():
+                del listing.shown[model], listing.shown_bytes[model]
             with trio.move_on_after(ASK_ALL_TIMEOUT_S):
                 for model in fresh:
                     await self._ask_about(server, listing, model)
@@ -213,38 +221,41 @@ class Catalogue:
 
     async def _ask_about(self, server: Server, listing: _Listing, model: str) -> None:
         """Ask an Ollama daemon for all that it knows of a model; it does not load it for that."""
-        shown = await _answer(server, "/api/show", {"model": model})
-        if shown is not None:
-            listing.shown[model] = shown
+        answer = await _answer(server, "/api/show", {"model": model})
+        if answer is None:
+            return
+        shown, size_bytes = answer
+        others_bytes = sum(listing.shown_bytes.values()) - listing.shown_bytes.get(model, 0)
+        if others_bytes + size_bytes <= SHOWN_BYTES:
+            listing.shown[model], listing.shown_bytes[model] = shown, size_bytes
 
     async def _ask_server(self, server: Server) -> None:
         listed = await _entries(server, "/v1/models", "data")
         if listed is not None:
-            # A template has many residents, and each lists its own model.
-            self._listings[server.name].models.update(listed)
+            self._listings[server.name].learn(listed)
 
 
-async def _answer(server: Server, path: str, body: Json | None = None) -> Json | None:
-    """Ask an engine; None where there is no good answer."""
+async def _answer(server: Server, path: str, body: Json | None = None) -> tuple[Json, int] | None:
+    """Ask an engine. Returns its answer and the size of that in bytes; None where there is no good one."""
     method = "GET" if body is None else "POST"
     try:
         reply = await server.call(method, path, body=body, timeout_s=ASK_TIMEOUT_S)
     except EngineError as error:
         logger.debug("%s", error)
         return None
-    return reply.data if reply.good and isinstance(reply.data, dict) else None
+    return (reply.data, len(reply.body)) if reply.good and isinstance(reply.data, dict) else None
 
 
 async def _entries(server: Server, path: str, key: str) -> dict[str, Json] | None:
     """Ask an engine for a list; return its entries by the normal names of the models."""
-    data = await _answer(server, path)
-    entries = data.get(key) if data is not None else None
+    answer = await _answer(server, path)
+    entries = answer[0].get(key) if answer is not None else None
     if not isinstance(entries, list):
         return None
     found: dict[str, Json] = {}
-    for entry in entries:
+    for entry in entries[:LISTED_MODELS]:
         name = (entry.get("id") or entry.get("name")) if isinstance(entry, dict) else None
-        if isinstance(name, str):
+        if isinstance(name, str) and len(name) <= MODEL_NAME_CHARS:
             found[normal_name(name)] = entry
     return found
 

@@ -118,6 +118,21 @@ ERROR_BODY_BYTES: Final = 65536
 ABILITY_ANSWER_BYTES: Final = 65536
 """What is read of an answer that is asked for only to see whether an engine has an endpoint."""
 
+CONTROL_ANSWER_BYTES: Final = 8_388_608
+"""What is read of an engine's answer to the router's own calls (lists, loads, probes), without its content encoding.
+
+Lists of a thousand models have half a megabyte, and what Ollama shows of one model some hundred KB.
+"""
+
+CONTROL_ANSWER_PARTS: Final = 500_000
+"""Members and items of such an answer. To parse so many takes a tenth of a second, in which nobody else is served."""
+
+LISTED_MODELS: Final = 2000
+"""Models that one engine may list; every list and status that the router gives goes through all of them."""
+
+SHOWN_BYTES: Final = 33_554_432
+"""What is kept of all that one Ollama daemon shows of its models: a thousand of them with 32 KB each."""
+
 COMPLAINT_CHARS: Final = 300
 """How much of an engine's own words about a failed load or unload is repeated."""
 

@@ -12,6 +12,7 @@ import trio
 from engine_router.engines.base import Engine
 from engine_router.errors import EngineError
 from engine_router.events import EventHub, ResidentReady, Subscription
+from engine_router.limits import LISTED_MODELS
 from engine_router.racing import first_of
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class ModelLister:
         self._next = trio.Event()  # set when the round after this one is over
         self._current: trio.Event | None = None
         self._is_over = False
+        self._cut: set[str] = set()  # engines whose lists are too long, which is told once
 
     async def run(self) -> None:
         """Ask again and again; runs until cancelled."""
@@ -108,9 +110,23 @@ class ModelLister:
             else:
                 if models is not None:
                     self.silent -= {name}
-                    self._learn(name, engine, models)
+                    self._learn(name, engine, self._within_bounds(name, models))
                     return
         self.silent |= {name}
+
+    def _within_bounds(self, name: str, models: Sequence[str]) -> Sequence[str]:
+        """Return the models of a list that are to be known; says so when these are not all."""
+        is_too_long = len(models) > LISTED_MODELS
+        if is_too_long and name not in self._cut:
+            logger.warning(
+                "engine %s lists %d models; only the first %d of them are known, "
+                "and what [models] in engines.toml names",
+                name,
+                len(models),
+                LISTED_MODELS,
+            )
+        (self._cut.add if is_too_long else self._cut.discard)(name)
+        return models[:LISTED_MODELS]
 
     async def _until_ready(self) -> None:
         async for event in self._events:

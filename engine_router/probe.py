@@ -11,7 +11,9 @@ import httpx
 import trio
 from attrs import frozen
 
+from engine_router.limits import MODEL_NAME_CHARS
 from engine_router.pacing import Pace
+from engine_router.wire.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
 
 # One probe that is accepted and never answered must not hold up the next: engines do that while they load.
 PROBE_TIMEOUT_S = 2.0
@@ -36,21 +38,13 @@ class Check:
             return None if status == int(match[1]) else f"answered {status}"
         if status != 200:
             return f"answered {status}"
-        data = parse_json(body)
+        data = json_or_none(body)
         if self.text.startswith("model:"):
             wanted = self.text.removeprefix("model:").strip()
             return None if wanted in listed_ids(data) else f"does not list model '{wanted}' yet"
         key, _, value = (part.strip() for part in self.text.partition("=="))
         found = dig(data, key)
         return None if as_text(found) == value.strip("\"'") else f"{key} is {as_text(found)}, not {value}"
-
-
-def parse_json(body: bytes) -> Any:
-    """Parse JSON; None for anything else."""
-    try:
-        return httpx.Response(200, content=body).json()
-    except (ValueError, RecursionError):
-        return None
 
 
 def dig(data: Any, key: str) -> Any:
@@ -73,7 +67,10 @@ def as_text(value: Any) -> str:
 
 
 def listed_ids(data: Any) -> Sequence[str]:
-    """Return the ids in a model list of OpenAI's shape (`data[].id`), Ollama's (`models[].name`) or a bare list."""
+    """Return the ids in a model list of OpenAI's shape (`data[].id`), Ollama's (`models[].name`) or a bare list.
+
+    Those that are longer than any name with which a client may ask are left out.
+    """
     entries = data if isinstance(data, list) else dig(data, "data") or dig(data, "models") or []
     if not isinstance(entries, list):
         return ()
@@ -81,7 +78,8 @@ def listed_ids(data: Any) -> Sequence[str]:
     for entry in entries:
         for candidate in (entry, dig(entry, "id"), dig(entry, "name"), dig(entry, "key")):
             if isinstance(candidate, str):
-                found.append(candidate)
+                if len(candidate) <= MODEL_NAME_CHARS:
+                    found.append(candidate)
                 break
     return found
 
@@ -101,12 +99,15 @@ async def look(
 ) -> str | None:
     """Probe once, however long that takes. Otherwise as `ask`."""
     try:
-        answer = await client.get(url, headers=dict(headers))
+        async with client.stream("GET", url, headers={**ASKED_PLAIN, **headers}) as answer:
+            body = await read_answer(answer)
+    except UnreadableAnswer as error:
+        return f"answered {error}"
     except httpx.HTTPError as error:
         if any(isinstance(cause, OSError) and cause.errno in _NO_DESCRIPTORS for cause in causes(error)):
             return CANNOT_ASK
         return f"no answer ({type(error).__name__})"
-    return check.verdict(answer.status_code, answer.content)
+    return check.verdict(answer.status_code, body)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -19,9 +19,9 @@ from engine_router.probe import (
     ask,
     dig,
     listed_ids,
-    parse_json,
 )
 from engine_router.racing import first_of
+from engine_router.wire.control_answers import json_or_none
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -119,7 +119,7 @@ def test_values_are_shown_as_a_configuration_writes_them() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff\xfe\x00", b"[" * 100_000, b"{"])
 def test_what_is_not_json_is_nothing(body: bytes) -> None:
-    assert parse_json(body) is None
+    assert json_or_none(body) is None
 
 
 # Asking
@@ -131,7 +131,7 @@ def client_of(handler: Callable[[httpx.Request], Any]) -> httpx.AsyncClient:
         if isinstance(answer, float):
             await trio.sleep(answer)
             answer = 200
-        return answer if isinstance(answer, httpx.Response) else httpx.Response(answer)
+        return httpx.Response(answer, stream=httpx.ByteStream(b""))
 
     return httpx.AsyncClient(transport=httpx.MockTransport(handle), timeout=None)
 

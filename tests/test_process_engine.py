@@ -106,7 +106,7 @@ async def test_an_engine_is_started_serves_and_is_stopped() -> None:
         assert life.endpoint.pid is not None
         assert is_alive(life.endpoint.pid)
         assert await get(life.endpoint.base_url, "/v1/models") == {"data": [{"id": "x"}]}
-        assert await engine.list_models() == ["x"]
+        assert await engine.list_models() == ("x",)
         began = trio.current_time()
         await life.stop()
         assert trio.current_time() - began < 8  # long before the grace is over
@@ -906,7 +906,7 @@ async def test_an_error_is_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) ->
         assert await engine.list_models() is None
         with started(command(f"port={port}", "loading=60")):
             await until_listening(port)
-            with pytest.raises(EngineUnreachable, match="/v1/models answered 503"):
+            with pytest.raises(EngineUnreachable, match="answered GET /v1/models with 503"):
                 await engine.list_models()
         with socket.socket() as mute:
             mute.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

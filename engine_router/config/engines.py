@@ -53,7 +53,7 @@ class EngineConfig:
         dict, "Headers added to every request to it, for example its own Authorization."
     )
     discover: bool = option(
-        True, "Ask the running engine which models it serves and accept requests for those too."
+        True, "Ask the running engine which models it serves and accept requests for those too, up to 2,000."
     )
     endpoints: tuple[OptionalEndpoint, ...] | None = option(
         None,

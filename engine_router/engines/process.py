@@ -14,7 +14,7 @@ from engine_router.config import ProcessConfig, is_template
 from engine_router.config.values import expanded
 from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
-from engine_router.engines.common import SLEEPS, engine_mask
+from engine_router.engines.common import SLEEPS, Server, engine_mask
 from engine_router.engines.descriptors import is_lack
 from engine_router.engines.dormitory import Dormitory
 from engine_router.engines.end_commands import EndCommands, end_commands, fill_command
@@ -36,7 +36,7 @@ from engine_router.errors import (
     OutOfResources,
 )
 from engine_router.masking import masked_argv
-from engine_router.probe import CANNOT_ASK, Check, ReadinessProbe, listed_ids, look, parse_json
+from engine_router.probe import CANNOT_ASK, Check, ReadinessProbe, look
 from engine_router.racing import first_of
 
 LIST_TIMEOUT_S = 3.0
@@ -147,15 +147,7 @@ class ProcessEngine:
         if self._is_template or base_url is None or not await is_taken(base_url):
             return None
         with trio.move_on_after(LIST_TIMEOUT_S):
-            try:
-                answer = await self._client.get(f"{base_url}/v1/models", headers=dict(self.config.headers))
-            except httpx.HTTPError as error:
-                raise EngineUnreachable(self.name, f"does not say which models it has: {error!r}") from error
-            if answer.status_code != 200:
-                # An error is not an empty list.
-                words = f"does not say which models it has: /v1/models answered {answer.status_code}"
-                raise EngineUnreachable(self.name, words)
-            return list(listed_ids(parse_json(answer.content)))
+            return await Server(self.name, self.config, base_url, self._client).models()
         raise EngineUnreachable(self.name, f"did not say within {LIST_TIMEOUT_S:g} s which models it has")
 
     # A process of our own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import posixpath
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import trio
@@ -25,6 +25,7 @@ from engine_router.errors import (
     WrongMethod,
 )
 from engine_router.foreign_text import shown
+from engine_router.limits import CONTROL_ANSWER_BYTES
 from engine_router.relay import AddedHeaders, request_headers, response_headers
 from engine_router.residency.residence import Phase
 from engine_router.router import Router
@@ -141,12 +142,14 @@ class OllamaApi:
         try:
             exchange = await self._exchange(name, config, "show", body)
             head = await exchange.head()
-            pieces = []
+            body = bytearray()
             while data := await exchange.chunk():
-                pieces.append(data)
+                body += data
+                if len(body) > CONTROL_ANSWER_BYTES:
+                    return None
         except EngineError:
             return None
-        return as_response(ResponseHead(head.status, response_headers(head.headers)), _pieces(pieces))
+        return as_response(ResponseHead(head.status, response_headers(head.headers)), _piece(bytes(body)))
 
     async def _pull(self) -> Response:
         """Let a client have what is there already: some pull whatever they are told to use.
@@ -239,6 +242,5 @@ def _check_method(path: str, *methods: str) -> None:
         raise WrongMethod(f"/api/{shown(path)} takes {' and '.join(methods)}")
 
 
-async def _pieces(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
+async def _piece(data: bytes) -> AsyncIterator[bytes]:
+    yield data

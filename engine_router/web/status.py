@@ -34,6 +34,9 @@ def status(router: Router) -> dict[str, Any]:
     """Return the whole status."""
     recent = router.hub.recent
     targets = router.discovery.targets()
+    models: dict[str, list[str]] = {name: [] for name in router.engines}
+    for target in targets:
+        models[target.engine].append(target.model)
     swaps = [event.as_dict() for event in recent if isinstance(event, SwapEnded)]
     notices = [event.as_dict() for event in recent if isinstance(event, (RouterNotice, ResidentDied))]
     settles = [event.as_dict() for event in recent if isinstance(event, MemorySettled)]
@@ -41,7 +44,7 @@ def status(router: Router) -> dict[str, Any]:
         "version": __version__,
         "uptime_s": round(time.time() - router.started_at, 3),
         "pools": {name: _pool(router, pool) for name, pool in router.supervisor.pools.items()},
-        "engines": {name: _engine(router, name, targets) for name in router.engines},
+        "engines": {name: _engine(router, name, models[name]) for name in router.engines},
         "models": [
             {"id": t.model, "engine": t.engine, "state": state_of(router, t), "aliases": list(t.aliases)}
             for t in targets
@@ -134,7 +137,7 @@ def _swap(router: Router, swap: Swap, now: float) -> dict[str, Any]:
     }
 
 
-def _engine(router: Router, name: str, targets: Sequence[Target]) -> dict[str, Any]:
+def _engine(router: Router, name: str, models: Sequence[str]) -> dict[str, Any]:
     config = router.config.engines[name]
     ledger = router.supervisor.pools[config.pool].ledger
     phases = [residence.phase.value for residence in ledger.residences if residence.resident.engine == name]
@@ -144,7 +147,7 @@ def _engine(router: Router, name: str, targets: Sequence[Target]) -> dict[str, A
         "pool": config.pool,
         "state": phases[0] if phases else "failed" if has_failed else "stopped",
         "base_url": config.base_url,
-        "models": [target.model for target in targets if target.engine == name],
+        "models": list(models),
         "endpoints": dict(router.abilities.shown(name)),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,19 +10,12 @@ from typing import Any
 from attrs import frozen
 
 from engine_router.config import LoadedConfig
-from engine_router.limits import COMPLAINT_CHARS
+from engine_router.limits import COMPLAINT_CHARS, LISTED_MODELS
 from engine_router.probe import as_text, dig
+from engine_router.wire.control_answers import json_or_none
 
 # What an entry that is not loaded says of itself while it holds memory all the same (llama.cpp's router).
 _UNDERWAY = frozenset({"loading", "unloading", "starting", "stopping"})
-
-
-def json_or_none(body: bytes | str) -> Any:
-    """Parse JSON; None for anything else."""
-    try:
-        return json.loads(body)
-    except ValueError:
-        return None
 
 
 def fill(template: Any, values: Mapping[str, str]) -> Any:
@@ -54,7 +48,7 @@ class Reply:
         """Whether status and body agree that it worked: some servers say no with status 200."""
         return self.ok and complaint_in(self.data) is None
 
-    @property
+    @functools.cached_property
     def data(self) -> Any:
         """The body as JSON; None where it is something else."""
         return json_or_none(self.body)
@@ -112,8 +106,13 @@ def read_listing(config: LoadedConfig, body: bytes) -> Iterator[Listed]:
     entries = [found] if isinstance(found, Mapping) else found
     if not isinstance(entries, list):
         raise ValueError(f"it has no list at '{config.key}'" if config.key else "it is not a list")  # noqa: TRY004 - for the caller it is the value that is wrong
+    in_memory = 0
     for entry in entries:
-        yield _read_entry(config, entry)
+        found = _read_entry(config, entry)
+        in_memory += found.loaded or found.underway
+        if in_memory > LISTED_MODELS:
+            raise ValueError(f"it has more than {LISTED_MODELS:,} models in memory")
+        yield found
 
 
 def _read_entry(config: LoadedConfig, entry: Any) -> Listed:

@@ -12,10 +12,11 @@ import trio
 from attrs import frozen
 
 from engine_router.config import EngineConfig, LoadedConfig
-from engine_router.engines.common.answers import Listed, Reply, complaint_in, json_or_none, read_listing
+from engine_router.engines.common.answers import Listed, Reply, complaint_in, read_listing
 from engine_router.engines.common.masks import engine_mask
 from engine_router.errors import EngineBroke, EngineError, EngineUnreachable
 from engine_router.probe import dig, listed_ids
+from engine_router.wire.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
 
 LIST_TIMEOUT_S = 5.0
 """Longest wait for a list, in seconds. It is asked again afterwards, where that makes sense."""
@@ -67,12 +68,13 @@ class Server:
         """Make one call and read the whole answer, whatever its status.
 
         A stream of server-sent events is read to its end; an error among its events makes the answer one
-        with status 500.
+        with status 500. `limits.CONTROL_ANSWER_BYTES` says how much an answer may have.
 
         It may take `timeout_s` seconds as a whole; infinite where the caller bounds it.
 
         Raises:
             NotListening: the connection was refused.
+            BadAnswer: there is more of the answer than is read.
             EngineUnreachable: it could not be reached, or did not answer in time.
             EngineBroke: the answer broke off.
 
@@ -80,9 +82,14 @@ class Server:
         """
         with trio.move_on_after(timeout_s):
             async with self._exchange(method, path, body, headers) as response:
+                try:
+                    body = await read_answer(response)
+                except UnreadableAnswer as error:
+                    words = f"answered {method} {path} {error}; see what runs at {self.base_url}"
+                    raise BadAnswer(self.name, words, response.status_code) from None
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
-                    return await _read_events(response)
-                return Reply(response.status_code, await response.aread())
+                    return _read_events(response.status_code, body)
+                return Reply(response.status_code, body)
         raise EngineUnreachable(self.name, f"did not answer {method} {path} within {timeout_s:g} s")
 
     @asynccontextmanager
@@ -94,7 +101,7 @@ class Server:
             async with self.client.stream(
                 method,
                 self.base_url + path,
-                headers={**self.config.headers, **(headers or {})},
+                headers={**ASKED_PLAIN, **self.config.headers, **(headers or {})},
                 json=body,
                 timeout=httpx.Timeout(None, connect=self.config.connect_timeout_s),
             ) as response:
@@ -188,14 +195,11 @@ class Server:
         return tuple(listed_ids(data))
 
 
-async def _read_events(response: httpx.Response) -> Reply:
-    """Read server-sent events to their end, and remember the first error among them.
-
-    Leaving earlier would leave httpx's generators unfinished; a server that has failed ends the stream anyway.
-    """
+def _read_events(status: int, body: bytes) -> Reply:
+    """Make one answer of a whole stream of server-sent events: the first error among them, if any."""
     kind = ""
     failure: str | None = None
-    async for line in response.aiter_lines():
+    for line in body.decode("utf-8", "replace").splitlines():
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "event":
@@ -206,7 +210,7 @@ async def _read_events(response: httpx.Response) -> Reply:
         elif not line:
             kind = ""
     if failure is None:
-        return Reply(response.status_code, b"")
+        return Reply(status, b"")
     return Reply(500, json.dumps({"error": failure}).encode())
 
 
