@@ -105,7 +105,7 @@ class Courses:
             outgoing = self._outgoing(
                 incoming, target, incoming.path, routed.body, is_json=not is_form(incoming)
             )
-            return Course(outgoing=outgoing, filters=last)
+            return Course(outgoing=outgoing, dialect=dialect_of(incoming.path), filters=last)
         if not native:
             translation = _translation(incoming.path, routed, target, load_s, lambda: self._traits_of(target))
             body = self._changed(translation.path, translation.body, target)
@@ -117,7 +117,9 @@ class Courses:
         outgoing = self._outgoing(incoming, target, incoming.path, body, is_json=routed.is_json)
         if target.upstream != routed.model:
             last.insert(0, Renaming(incoming.path, body, routed.model))
-        return Course(outgoing=outgoing, translation=collected, is_native=True, filters=last)
+        return Course(
+            outgoing=outgoing, translation=collected, dialect=dialect_of(incoming.path), filters=last
+        )
 
     def _collects(self, path: str, target: Target) -> bool:
         return self._config.engines[target.engine].stream_upstream and path in STREAMABLE

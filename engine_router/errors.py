@@ -441,6 +441,16 @@ class EngineBroke(EngineError):
     code = "engine_broke"
 
 
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+
+
 class EngineRefused(EngineError):
     """The engine answered with an error of its own, and the answer has to be rendered in another dialect.
 
@@ -459,7 +469,9 @@ class EngineRefused(EngineError):
         self.status = status
         if status < 500:
             self.kind = "invalid_request_error"
-            self.anthropic_kind = "invalid_request_error"
+        self.anthropic_kind = _ANTHROPIC_KINDS.get(
+            status, "invalid_request_error" if status < 500 else "api_error"
+        )
 
 
 class ContextTooLong(EngineRefused):

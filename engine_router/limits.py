@@ -115,6 +115,9 @@ MAX_BEGINNING_BYTES: Final = 1_048_576
 ERROR_BODY_BYTES: Final = 65536
 """What is read of an engine's error answer, for its message."""
 
+ERROR_BODY_S: Final = 10.0
+"""How long the message of such an answer may take to come, in seconds, once its head has."""
+
 ABILITY_ANSWER_BYTES: Final = 65536
 """What is read of an answer that is asked for only to see whether an engine has an endpoint."""
 

@@ -52,6 +52,10 @@ class Dialect(Protocol):
         """Render an error as the body of an answer."""
         ...
 
+    def is_error(self, body: bytes) -> bool:
+        """Tell whether a body is an error as the dialect's clients read it."""
+        ...
+
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as the last frame of a stream, one that the dialect's clients raise on."""
         ...
@@ -110,19 +114,6 @@ def error_headers(error: RouterError) -> dict[str, str]:
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="engine-router"'
     return headers
-
-
-def dig_error(body: bytes) -> str | None:
-    """Return the message in an error answer of any dialect; the text itself where it is no JSON; None if empty."""
-    text = body.decode("utf-8", "replace").strip()
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return text[:2000] or None
-    error = data.get("error", data.get("detail", data.get("message"))) if isinstance(data, dict) else None
-    if isinstance(error, dict):
-        error = error.get("message")
-    return error if isinstance(error, str) and error else text[:2000] or None
 
 
 def to_json(data: object) -> bytes:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine_router.dialects.answer_json import misshapen, object_in, parse_answer, understanding
-from engine_router.dialects.base import dig_error
 from engine_router.dialects.chat_blocks import Blocks, Piece, joined
 from engine_router.dialects.chat_figures import Figures, Times, Tokens, tells_figures
 from engine_router.dialects.chat_finish import Finish, finish_of
 from engine_router.dialects.chat_logprobs import Logprob, logprobs_in, top_logprobs_asked
 from engine_router.dialects.chat_tokens import tokens_of
+from engine_router.dialects.error_bodies import dig_error
 from engine_router.dialects.sse import EventReader, begins_events
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.dialects.answer_json import mended, object_in, parse_answer, understanding, whole_number_in
-from engine_router.dialects.base import dig_error, to_json
+from engine_router.dialects.base import to_json
 from engine_router.dialects.chat_blocks import Blocks, joined
 from engine_router.dialects.chat_figures import tells_figures
+from engine_router.dialects.error_bodies import dig_error
 from engine_router.dialects.sse import EventReader, begins_events
 
 Json = dict[str, Any]

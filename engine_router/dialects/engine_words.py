@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from engine_router.dialects.base import dig_error
+from engine_router.dialects.error_bodies import dig_error
 from engine_router.errors import ContextTooLong, EngineBroke, EngineRefused, RouterError
 
 # Each engine's own words for a request that is longer than its context. `prompt` and `answer` are the tokens of

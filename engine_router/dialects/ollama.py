@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.dialects.base import to_json
+from engine_router.dialects.error_bodies import json_object
 from engine_router.errors import RouterError
 
 _STREAMING = ("/api/chat", "/api/generate")
@@ -26,6 +27,10 @@ class Ollama:
     def error(self, error: RouterError) -> dict[str, Any]:
         """Render an error as Ollama does: its clients want a string."""
         return {"error": error.ollama_message}
+
+    def is_error(self, body: bytes) -> bool:
+        """Tell whether a body is an error as Ollama's clients read it: a string."""
+        return isinstance((json_object(body) or {}).get("error"), str)
 
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as the line that the clients raise on."""

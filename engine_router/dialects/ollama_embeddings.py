@@ -14,8 +14,9 @@ from engine_router.dialects.answer_json import (
     understanding,
     whole_number_in,
 )
-from engine_router.dialects.base import dig_error, to_json
+from engine_router.dialects.base import to_json
 from engine_router.dialects.chat_figures import Figures, Tokens
+from engine_router.dialects.error_bodies import dig_error
 from engine_router.dialects.ollama_figures import Stopwatch
 
 # Vectors that an engine has brought to the length 1 miss it by what 32 bits cannot hold: they stay as they are.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.dialects.base import to_json
+from engine_router.dialects.error_bodies import json_object
 from engine_router.dialects.sse import events_end
 from engine_router.errors import RouterError
 
@@ -36,6 +37,11 @@ class OpenAI:
         return {
             "error": {"message": str(error), "type": error.kind, "param": None, "code": error.code},
         }
+
+    def is_error(self, body: bytes) -> bool:
+        """Tell whether a body is an error as OpenAI's clients read it: an object with a message."""
+        error = (json_object(body) or {}).get("error")
+        return isinstance(error, dict) and isinstance(error.get("message"), str)
 
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as an event that the SDKs raise on. No `[DONE]` follows: the stream is not complete."""

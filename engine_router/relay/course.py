@@ -7,7 +7,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from engine_router.dialects.base import Octets, Translation
+from engine_router.dialects.base import Dialect, Octets, Translation
 from engine_router.engines.base import ResidentId
 from engine_router.wire.upstream import Arriving, Headers, UpstreamRequest
 
@@ -60,13 +60,14 @@ class Course:
     Attributes:
         translation: between the client's dialect and the engine's, or from a stream to one piece; None where the answer
             goes on as it comes.
-        is_native: the engine speaks the client's dialect, and an error in its words goes on as it came.
+        dialect: the client's, where the engine speaks it too: its errors of another shape are told in it, and those of
+            this one go on as they came. None where it speaks another, or nobody has to understand it.
         filters: what the answer passes through, in this order, in the client's dialect.
     """
 
     outgoing: Outgoing
     translation: Translation | None = None
-    is_native: bool = False
+    dialect: Dialect | None = None
     filters: Sequence[Filter] = ()
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from engine_router.importance import KEY_HEADER
-from engine_router.wire.upstream import Headers
+from engine_router.wire.upstream import Headers, ResponseHead, first_value
 
 HOP_BY_HOP = frozenset(
     (
@@ -115,6 +115,17 @@ def as_streamed(status: int, headers: Headers) -> Headers:
     added = [_UNBUFFERED] if b"cache-control" in said and not is_stream else [_UNBUFFERED, _NOT_KEPT]
     replaced = [name for name, _ in added]
     return [*(item for item in headers if item[0].lower() not in replaced), *added]
+
+
+def is_plain(headers: Headers) -> bool:
+    """Tell whether a body has no content encoding."""
+    return (first_value(headers, b"content-encoding") or b"identity").strip().lower() in (b"", b"identity")
+
+
+def retry_after_s(head: ResponseHead | None) -> float | None:
+    """Return after how many seconds an engine says that a retry makes sense; None where it says none, or a date."""
+    said = b"" if head is None else (head.header(b"retry-after") or b"").strip()
+    return float(said) if re.fullmatch(rb"[0-9]{1,6}", said) else None
 
 
 def is_stream_type(content_type: bytes) -> bool:

@@ -14,13 +14,13 @@ from typing import TypeVar
 import trio
 from attrs import define, field
 
-from engine_router.dialects.base import Translation
+from engine_router.dialects.base import Dialect, Translation
 from engine_router.dialects.engine_words import broken, refused
 from engine_router.engines.base import DOUBT_S, Endpoint, ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
-from engine_router.limits import ERROR_BODY_BYTES
+from engine_router.limits import ERROR_BODY_BYTES, ERROR_BODY_S
 from engine_router.relay.course import Choose, Course, Filter
-from engine_router.relay.headers import is_stream_type, response_headers
+from engine_router.relay.headers import is_plain, is_stream_type, response_headers, retry_after_s
 from engine_router.relay.stream_end import StreamEnd, stream_end_of
 from engine_router.relay.whole import Whole
 from engine_router.residency.lease import Lease
@@ -38,6 +38,9 @@ DOUBT_GRACE_S = DOUBT_S + 3.0
 # What says something of a body that is changed.
 _OF_THE_BODY = frozenset((b"content-length", b"etag", b"content-md5", b"digest", b"content-digest"))
 _OF_ITS_FORM = _OF_THE_BODY | {b"content-type"}
+
+# Statuses below 500 after which the clients' libraries try again.
+_RETRIED = frozenset((408, 409, 429))
 
 
 @define(eq=False)
@@ -155,8 +158,16 @@ class Passage:
 
     async def refusal(self, status: int) -> EngineRefused:
         """Read the engine's own error answer and return it as an error that any dialect can render."""
+        body = await self._error_body() if self._whole is None else self._whole.take()
+        error = refused(self.resident.engine, status, body)
+        error.retry_after_s = retry_after_s(self._raw_head)
+        return error
+
+    async def _error_body(self) -> bytes:
+        """Read the engine's own error answer, as much of it as comes, and is worth it; then give everything back."""
         body = b""
-        with contextlib.suppress(EngineBroke):  # the status, and what came of the message, say enough
+        # The status, and what came of the message, say enough.
+        with contextlib.suppress(EngineBroke), trio.move_on_after(ERROR_BODY_S):
             while (
                 self._exchange is not None
                 and len(body) < ERROR_BODY_BYTES
@@ -164,7 +175,7 @@ class Passage:
             ):
                 body += data
         self.close()
-        return refused(self.resident.engine, status, body)
+        return body
 
     async def _advance(self, until: float) -> ResponseHead | None:
         lease = self.lease
@@ -260,16 +271,17 @@ class Passage:
         if not isinstance(course, Course):
             raise TypeError("an answer without a course")
         headers: Headers = response_headers(raw.headers)
-        if course.translation is not None and not (course.is_native and raw.status >= 400):
+        is_native = course.dialect is not None
+        if course.translation is not None and not (is_native and raw.status >= 400):
             if raw.status >= 400:
                 raise await self.refusal(raw.status)
-            kept = (
-                [item for item in headers if item[0].lower() not in _OF_ITS_FORM] if course.is_native else []
-            )
+            kept = [item for item in headers if is_native and item[0].lower() not in _OF_ITS_FORM]
             headers = [*kept, (b"content-type", course.translation.content_type.encode())]
             self._stages.append(course.translation)
             if not is_stream_type(course.translation.content_type.encode()):
                 self._whole = Whole()
+        elif raw.status >= 400 and course.dialect is not None and is_plain(headers):
+            return await self._begin_error(raw.status, headers, course.dialect)
         elif (end := stream_end_of(course.outgoing.target, raw)) is not None:
             self._stages.append(end)
         if course.filters:
@@ -280,6 +292,21 @@ class Passage:
                 headers = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
                 self._stages += changing
         return ResponseHead(raw.status, headers)
+
+    async def _begin_error(self, status: int, headers: Headers, dialect: Dialect) -> ResponseHead:
+        """Return the head of the engine's own error answer, which goes on as it is where its client can read it.
+
+        Raises:
+            EngineRefused: the client could not.
+        """
+        body = await self._error_body()
+        self._whole = Whole([body], len(body), is_complete=True)
+        if not dialect.is_error(body):
+            error = await self.refusal(status)
+            error.retryable = status in _RETRIED or status >= 500  # as clients take a bare status
+            raise error
+        kept = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
+        return ResponseHead(status, [*kept, self._whole.length])
 
     def _feed(self, data: bytes) -> bytes:
         """Pass bytes of the engine's answer through every stage."""
