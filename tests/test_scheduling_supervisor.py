@@ -53,6 +53,9 @@ class World:
     def present(self) -> dict[str, Phase]:
         return {str(r.resident): r.phase for r in self.supervisor.pools["default"].ledger.residences}
 
+    def expires_at(self, resident: ResidentId) -> float | None:
+        return self.supervisor.pool(resident).ledger.expires_at(resident, trio.current_time())
+
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
 
@@ -365,17 +368,17 @@ async def test_of_residents_that_are_loaded_one_after_another_each_is_measured(
 async def test_keep_alive_reaches_the_clock(autojump_clock: MockClock) -> None:
     async with running() as world:
         await world.use(A, keep_alive_s=30.0)
-        assert world.supervisor.expires_at(A) == pytest.approx(trio.current_time() + 30)
+        assert world.expires_at(A) == pytest.approx(trio.current_time() + 30)
         await trio.sleep(29)
         assert world.present() == {"a": Phase.READY}
         await trio.sleep(1.1)
         assert world.present() == {"a": Phase.STOPPING}
         await world.use(B, keep_alive_s=math.inf)
-        assert world.supervisor.expires_at(B) == math.inf
+        assert world.expires_at(B) == math.inf
         world.supervisor.keep_alive(B, 0)
         await trio.sleep(5)
         assert world.present() == {}
-        assert world.supervisor.expires_at(B) is None
+        assert world.expires_at(B) is None
 
 
 async def test_pins_can_be_set_and_taken_away(autojump_clock: MockClock) -> None:

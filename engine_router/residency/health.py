@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
+from attrs import define
 
 from engine_router.engines.base import Engine, ResidentId
-from engine_router.errors import EngineError, EngineStartFailed
+from engine_router.errors import EngineDied, EngineError, EngineStartFailed
+from engine_router.events import EventHub, ResidentDied
+from engine_router.residency import messages as book
+from engine_router.residency.life import Life
+from engine_router.residency.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +23,51 @@ FAILURES_TO_BE_DOWN: Final = 3
 # A check that takes longer has failed. Seconds.
 CHECK_TIMEOUT_S: Final = 5.0
 
-
 # Nobody waits longer for a look before a start. Seconds.
 PRECHECK_TIMEOUT_S: Final = 2.0
+
+
+@define(eq=False, kw_only=True)
+class HealthChecks:
+    """The looks at residents: one before a start, and one after another while they are ready.
+
+    Attributes:
+        engines: by name, those of the configuration in force.
+        tell: hands an event to the ledger of a pool.
+        spawn: runs a task until it ends, or the router does.
+        interval_s: seconds between two checks of a ready resident; 0 for none.
+    """
+
+    engines: Mapping[str, Engine]
+    hub: EventHub
+    tell: Callable[[Pool, book.Event], None]
+    spawn: Callable[..., None]
+    wall_clock: Callable[[], float]
+    interval_s: float
+
+    async def check_start(self, pool: Pool, resident: ResidentId) -> None:
+        """Look whether a start would be in vain, and tell."""
+        objection = await objection_of(self.engines[resident.engine], resident)
+        self.tell(pool, book.Checked(resident, objection))
+
+    def watch(self, pool: Pool, life: Life) -> None:
+        """Check a resident that has become ready, until its `health_scope` is cancelled, and tell when it is down."""
+        if self.interval_s > 0:
+            self.spawn(self._until_down, pool, life)
+
+    async def _until_down(self, pool: Pool, life: Life) -> None:
+        resident = life.resident
+
+        def is_used() -> bool:
+            residence = pool.ledger.residence(resident)
+            return residence is not None and bool(residence.leases)
+
+        with life.health_scope:
+            fault = await until_down(self.engines[resident.engine], resident, self.interval_s, is_used)
+            self.hub.publish(
+                ResidentDied(at=self.wall_clock(), pool=pool.name, resident=str(resident), message=fault)
+            )
+            self.tell(pool, book.Down(resident, EngineDied(resident.engine, fault)))
 
 
 async def objection_of(engine: Engine, resident: ResidentId) -> EngineStartFailed | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -241,6 +241,12 @@ class Pool:
                 f"{missing:.1f} GiB did not come back and nothing moves any more; the next start may not fit",
             )
         return seen, None
+
+    def engines(self) -> Iterator[str]:
+        """Yield the engines that have something in this memory, or are waited for; one may come more than once."""
+        present = (residence.resident for residence in self.ledger.residences)
+        for resident in (*present, *self.ledger.settling, *self.ledger.waiting_counts()):
+            yield resident.engine
 
     def stop_failed(self, life: Life) -> None:
         """Note that a life goes on, though its stop was asked for."""

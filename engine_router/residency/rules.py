@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.files import Files, NoFiles
+from engine_router.state import Measured
 
 
 @frozen(kw_only=True)
@@ -108,6 +109,22 @@ class Traits:
     group: str | None = None
     pinned: bool = False
     idle_timeout_s: float = math.inf
+
+    def profile(self, measured: Measured) -> Profile:
+        """Return what is known of the resident: what is declared goes before what was measured, and both before guesses."""
+        needs = (self.declared_bytes, measured.footprint_bytes or None, self.estimated_bytes)
+        stop_s = None if measured.stop_s is None else measured.stop_s + (measured.settle_s or 0.0)
+        return Profile(
+            need_bytes=next((need for need in needs if need is not None), None),
+            is_estimated=needs[0] is None and needs[1] is None,
+            least_bytes=self.weights_bytes,
+            start_s=measured.start_s,
+            stop_s=stop_s,
+            group=self.group,
+            pinned=self.pinned,
+            idle_timeout_s=self.idle_timeout_s,
+            is_checkable=True,
+        )
 
 
 def _no_traits(_: ResidentId) -> Traits:

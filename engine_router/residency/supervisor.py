@@ -22,17 +22,16 @@ import attrs
 import trio
 
 from engine_router.engines.base import Engine, ResidentId
-from engine_router.errors import EngineDied, RouterClosing
-from engine_router.events import EventHub, Phase, ResidentDied
+from engine_router.errors import RouterClosing
+from engine_router.events import EventHub, Phase
 from engine_router.memory import Gauge
 from engine_router.residency import messages as book
 from engine_router.residency.adoption import Adoption
-from engine_router.residency.health import objection_of, until_down
+from engine_router.residency.health import HealthChecks
 from engine_router.residency.journal import SwapJournal
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Capacity, Ledger, Profile, Rules
 from engine_router.residency.ledger import Phase as LifePhase
-from engine_router.residency.life import Life
 from engine_router.residency.lives import Lives
 from engine_router.residency.messages import Priority, Ticket
 from engine_router.residency.pool import Pool
@@ -73,7 +72,6 @@ class Supervisor:
         self._hub = hub
         self._state = state
         self._layout = layout
-        self._health_interval_s = health_interval_s
         self._wall_clock = wall_clock
         self._over = False
         self._nursery: trio.Nursery | None = None
@@ -88,13 +86,21 @@ class Supervisor:
             name: self._new_pool(name, rules, gauge, layout.capacities.get(name, _EXCLUSIVE))
             for name, gauge in gauges.items()
         }
+        self._health = HealthChecks(
+            engines=self._engines,
+            hub=hub,
+            tell=self._tell,
+            spawn=self._spawn,
+            wall_clock=wall_clock,
+            interval_s=health_interval_s,
+        )
         self._lives = Lives(
             engines=self._engines,
             hub=hub,
             state=state,
             tell=self._tell,
             spawn=self._spawn,
-            on_ready=self._watch,
+            on_ready=self._health.watch,
             profile=self.profile,
             wall_clock=wall_clock,
             settle_timeout_s=settle_timeout_s,
@@ -171,13 +177,6 @@ class Supervisor:
         """Say how long a present resident shall stay once it is idle; as `keep_alive_s` of `request`."""
         self._tell(self.pool(resident), book.KeepAlive(resident, seconds))
 
-    def expires_at(self, resident: ResidentId) -> float | None:
-        """Return when a resident is stopped for being idle, if nobody uses it from now on.
-
-        By trio's clock; infinity for never, None where it is not there.
-        """
-        return self.pool(resident).ledger.expires_at(resident, trio.current_time())
-
     def pin(self, resident: ResidentId) -> None:
         """Let a resident never be stopped for somebody else's sake, nor for being idle."""
         self._tell(self.pool(resident), book.Pin(resident, pinned=True))
@@ -212,20 +211,7 @@ class Supervisor:
 
     def profile(self, resident: ResidentId) -> Profile:
         """Return what is known of a resident: as configured, as measured, or as estimated."""
-        traits, measured = self._layout.traits(resident), self._state.of(resident)
-        needs = (traits.declared_bytes, measured.footprint_bytes or None, traits.estimated_bytes)
-        stop_s = None if measured.stop_s is None else measured.stop_s + (measured.settle_s or 0.0)
-        return Profile(
-            need_bytes=next((need for need in needs if need is not None), None),
-            is_estimated=needs[0] is None and needs[1] is None,
-            least_bytes=traits.weights_bytes,
-            start_s=measured.start_s,
-            stop_s=stop_s,
-            group=traits.group,
-            pinned=traits.pinned,
-            idle_timeout_s=traits.idle_timeout_s,
-            is_checkable=True,
-        )
+        return self._layout.traits(resident).profile(self._state.of(resident))
 
     def residents(self) -> list[ResidentId]:
         """Return who is present, in whatever phase, in all pools."""
@@ -233,15 +219,7 @@ class Supervisor:
 
     def places(self) -> dict[str, str]:
         """Return in which pool each engine is that has something in memory, or is waited for."""
-        return {
-            resident.engine: pool.name
-            for pool in self.pools.values()
-            for resident in (
-                *(residence.resident for residence in pool.ledger.residences),
-                *pool.ledger.settling,
-                *pool.ledger.waiting_counts(),
-            )
-        }
+        return {engine: pool.name for pool in self.pools.values() for engine in pool.engines()}
 
     def reconfigure(
         self,
@@ -262,7 +240,7 @@ class Supervisor:
         self._layout = layout
         self._lives.settle_timeout_s = settle_timeout_s
         self._lives.files = layout.files
-        self._health_interval_s = health_interval_s
+        self._health.interval_s = health_interval_s
         for name, pool in self.pools.items():
             capacity = layout.capacities.get(name, _EXCLUSIVE)
             if capacity.is_auto:  # what is free was measured when the router started
@@ -388,7 +366,7 @@ class Supervisor:
                 if (lease := pool.leases.get(ticket)) is not None:
                     lease.refuse(error)
             case book.Check(resident):
-                self._spawn(self._look, pool, resident)
+                self._spawn(self._health.check_start, pool, resident)
             case _:
                 self._conduct(pool, effect, now)
 
@@ -415,27 +393,3 @@ class Supervisor:
         lease, life = pool.leases.get(ticket), pool.lives.get(ticket.resident)
         if lease is not None and life is not None and life.endpoint is not None:
             lease.grant(life.endpoint, now)
-
-    # Health.
-
-    async def _look(self, pool: Pool, resident: ResidentId) -> None:
-        self._tell(pool, book.Checked(resident, await objection_of(self._engines[resident.engine], resident)))
-
-    def _watch(self, pool: Pool, life: Life) -> None:
-        if self._health_interval_s > 0:
-            self._spawn(self._check_health, pool, life)
-
-    async def _check_health(self, pool: Pool, life: Life) -> None:
-        resident = life.resident
-
-        def is_used() -> bool:
-            residence = pool.ledger.residence(resident)
-            return residence is not None and bool(residence.leases)
-
-        with life.health_scope:
-            engine = self._engines[resident.engine]
-            fault = await until_down(engine, resident, self._health_interval_s, is_used)
-            self._hub.publish(
-                ResidentDied(at=self._wall_clock(), pool=pool.name, resident=str(resident), message=fault)
-            )
-            self._tell(pool, book.Down(resident, EngineDied(resident.engine, fault)))
