@@ -47,7 +47,7 @@ def make(kind: type[RouterError], text: str = "what went wrong") -> RouterError:
 
 # But those that each dialect tells in words of its own (test_engine_words.py).
 ALL = sorted(
-    {k for k in classes() if k.__module__ == errors.__name__} - {errors.ContextTooLong},
+    {k for k in classes() if k.__module__.startswith(f"{errors.__name__}.")} - {errors.ContextTooLong},
     key=lambda kind: kind.__name__,
 )
 each_error = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)

@@ -1,0 +1,39 @@
+"""Errors of the configuration file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine_router.errors.base import RouterError
+
+
+class BadConfiguration(RouterError):
+    """The configuration was to be read again and has faults, so that nothing was changed."""
+
+    status = 422
+    code = "bad_configuration"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
+    retryable = False
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used.
+
+    Attributes:
+        source: the file, as the user named it.
+        faults: every fault found, each as (path, message); the path is empty for a fault of the file itself.
+        excerpts: for each fault the line of the file that it is about, with carets below; empty where none can be
+            shown.
+    """
+
+    def __init__(self, source: str, faults: Sequence[tuple[str, str]], excerpts: Sequence[str] = ()) -> None:
+        self.source = source
+        self.faults = tuple(faults)
+        self.excerpts = tuple(excerpts) or ("",) * len(self.faults)
+        lines = [
+            f"{path}: {message}".removeprefix(": ") + (f"\n{excerpt}" if excerpt else "")
+            for (path, message), excerpt in zip(self.faults, self.excerpts, strict=True)
+        ]
+        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+        super().__init__(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in lines))

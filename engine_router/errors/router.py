@@ -1,0 +1,81 @@
+"""Errors that are the router's: it has no room, or whoever runs it has decided so."""
+
+from __future__ import annotations
+
+from engine_router.errors.base import RouterError
+
+
+class QueueFull(RouterError):
+    """As many requests wait for this pool as `scheduling.max_queue` allows."""
+
+    status = 503
+    code = "queue_full"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class TooMuchHeld(RouterError):
+    """The bodies of all requests together hold as much memory as `server.max_held_mb` allows."""
+
+    status = 503
+    code = "too_much_held"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class TooManyReaders(RouterError):
+    """As many streams of events and logs are open as there may be."""
+
+    status = 503
+    code = "too_many_readers"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class NeverFits(RouterError):
+    """The model can never be loaded: its pool's budget, less what is pinned there, is too small.
+
+    507 (insufficient storage), since the router is what is too small, and not the request that is wrong; told
+    not to be worth a retry, since only a change of the configuration or of a pin helps.
+
+    Attributes:
+        need_bytes: what it needs, where that is known.
+        budget_bytes: what it could have at most, where the pool has a budget.
+    """
+
+    status = 507
+    code = "model_never_fits"
+    retryable = False
+
+    def __init__(
+        self, message: str, *, need_bytes: int | None = None, budget_bytes: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.need_bytes = need_bytes
+        self.budget_bytes = budget_bytes
+
+
+class RouterClosing(RouterError):
+    """The router is shutting down."""
+
+    status = 503
+    code = "router_closing"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class LeaseRevoked(RouterError):
+    """The drain deadline passed, so the engine was taken from a request that was still running."""
+
+    status = 503
+    code = "lease_revoked"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class RequestCancelled(RouterError):
+    """The person who runs the router ended this request."""
+
+    status = 503
+    code = "request_cancelled"
+    retryable = False
