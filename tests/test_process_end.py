@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import trio
+from trio.testing import MockClock
 
 from engine_router.config import ProcessConfig
 from engine_router.config.values import Argv
 from engine_router.engines import guardian as guardian_program
+from engine_router.engines import running
 from engine_router.engines.base import LogRing
 from engine_router.engines.family import Guardian
 from engine_router.engines.output import LINES_IN_ERRORS, EngineOutput, last_words
-from engine_router.engines.ports import free_port, is_taken
+from engine_router.engines.ports import free_port, is_taken, owner_of
 from engine_router.engines.process import ProcessEngine
 from engine_router.errors import EngineStopFailed
 from engine_router.limits import LINES_PER_S
@@ -53,7 +56,7 @@ async def a_client(
         **{"grace_s": 30.0, "stop_timeout_s": 60.0, **settings},
     )
     try:
-        with trio.fail_after(100):
+        with trio.fail_after(400):  # longer than any jump of a clock
             async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
                 yield ProcessEngine("small", config, client, guardian=guardian)
     finally:
@@ -68,13 +71,45 @@ def shell(text: str) -> Argv:
 KILL = 'kill -9 "$(cat "$FOLDER/pid")"; echo kill >> "$FOLDER/deeds"'
 
 
-async def test_what_still_listens_is_not_dead(tmp_path: Path) -> None:
-    async with a_client(tmp_path, stop_timeout_s=0.5) as engine, living(engine, "x") as life:
+@pytest.mark.parametrize("is_owner_found", [True, False])
+async def test_what_still_listens_is_not_dead(
+    is_owner_found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jumping_clock: MockClock
+) -> None:
+    """Whoever that is may be found only after the deadline, on a busy machine."""
+    searches = []
+
+    async def search(port: int) -> psutil.Process | None:
+        owner = await owner_of(port)
+        searches.append(owner)
+        if not is_owner_found:
+            await trio.sleep_forever()
+        return owner
+
+    monkeypatch.setattr(running, "owner_of", search)
+    async with a_client(tmp_path) as engine, living(engine, "x") as life:
         await life.ready.wait()
-        await life.stop()
+        life.supervision.stop()
+        await until(lambda: len(searches) == 1 + is_owner_found)
+        jumping_clock.jump(engine.config.stop_timeout_s)
+        await life.over.wait()
         assert isinstance(life.error, EngineStopFailed)
-        assert "still accepts connections at http://127.0.0.1:" in life.error.message
+        assert searches[0] is not None
+        whose = f"(pid {searches[0].pid})" if is_owner_found else "another program"
+        assert f"{whose} still accepts connections at http://127.0.0.1:" in life.error.message
+        assert "60 s after its stop; " in life.error.message
         assert "kill_command" in life.error.message
+
+
+async def test_a_kill_command_that_does_not_end_is_named(tmp_path: Path, jumping_clock: MockClock) -> None:
+    kill = shell('[ -e "$FOLDER/deeds" ] && exit; echo kill > "$FOLDER/deeds"; exec sleep 1000')
+    async with a_client(tmp_path, kill_command=kill) as engine, living(engine, "x") as life:
+        await life.ready.wait()
+        life.supervision.stop()
+        await until((tmp_path / "deeds").exists)
+        jumping_clock.jump(engine.config.stop_timeout_s)
+        await life.over.wait()
+        assert isinstance(life.error, EngineStopFailed)
+        assert "has ended, but its kill_command still runs 60 s after its stop" in life.error.message
 
 
 @pytest.mark.parametrize("end", ["stop", "death", "cancel"])
@@ -147,9 +182,9 @@ async def test_the_guardian_runs_the_kill_command_of_a_router_that_died(tmp_path
 
 async def test_what_came_after_the_end_is_a_stranger(tmp_path: Path) -> None:
     """Somebody takes the port as soon as it is free: the engine is dead all the same."""
-    kill = shell(
-        f"{KILL}; env -i '{sys.executable}' -I -S '{ENGINE}' port={{port}} pids=\"$FOLDER/stranger\" >/dev/null 2>&1 &"
-    )
+    stranger = f"env -i '{sys.executable}' -I -S '{ENGINE}' port={{port}} pids=\"$FOLDER/stranger\""
+    # It is there long before the command ends.
+    kill = shell(f"{KILL}; {stranger} >/dev/null 2>&1 & sleep 0.3")
     async with a_client(tmp_path, kill_command=kill) as engine:
         try:
             async with living(engine, "x") as life:

@@ -69,7 +69,7 @@ class Running:
     shared: SharedMemory
     has_served: bool = False
     _is_buried: bool = False
-    _listener: str | None = None
+    _still: str | None = None  # what goes on after its death, in words
     _output_ended: trio.Event = field(factory=trio.Event)
 
     @property
@@ -139,10 +139,13 @@ class Running:
         """
         await _until_dead(self.family, kill=True)
         await self.wait()
+        died_at = _now_of_processes()
+        self._still = "what it left is still being removed"
         if self.commands.kill is not None and not is_asked:
+            self._still = "its kill_command still runs"
             await self._run(self.commands.kill)
         if self.has_served:
-            await self._until_silent()
+            await self._until_silent(died_at)
         for words in await self.shared.clear():
             self.log.write(f"[engine-router] {words}")
             logger.info("engine '%s': %s", self.name, words)
@@ -160,30 +163,34 @@ class Running:
             self.log.write(f"[engine-router] {argv[0]}: {done.complaint}")
         return done.code == 0
 
-    async def _until_silent(self) -> None:
+    async def _until_silent(self, died_at: float) -> None:
         """Wait until nobody listens where it did: what a daemon runs for it is not seen among its processes.
 
         Who came after its death is a stranger, and not waited for.
         """
-        died_at = _now_of_processes()
         interval = 0.01
+        owner = None
         while await is_taken(self.base_url):
+            if owner is None:
+                # Said before the owner is looked for, which may take longer than there is time on a busy machine.
+                self._still = f"{described(None)} still accepts connections at {self.base_url}"
             owner = await owner_of(address_of(self.base_url)[1])
             if owner is not None and await trio.to_thread.run_sync(began_at, owner) > died_at - _TICK_S:
                 return
-            self._listener = described(owner)
+            self._still = f"{described(owner)} still accepts connections at {self.base_url}"
             await trio.sleep(interval)
             interval = min(interval * 2, 0.5)
-        self._listener = None
 
     def _still_there(self) -> EngineStopFailed:
+        late = f"{self.config.stop_timeout_s:g} s after its stop"
+        if self._still is None:
+            return EngineStopFailed(
+                self.name, f"is still there {late} (pid {self.family.pid}), even after SIGKILL"
+            )
+        remedy = "; where a daemon runs it (a container), give its stop_command and kill_command"
+        has_commands = self.commands.stop is not None and self.commands.kill is not None
         return EngineStopFailed(
-            self.name,
-            f"has ended, but {self._listener} still accepts connections at {self.base_url} "
-            f"{self.config.stop_timeout_s:g} s after its stop; where a daemon runs it (a container), give its "
-            "stop_command and kill_command"
-            if self._listener is not None
-            else f"is still there {self.config.stop_timeout_s:g} s after its stop (pid {self.family.pid}), even after SIGKILL",
+            self.name, f"has ended, but {self._still} {late}{'' if has_commands else remedy}"
         )
 
     # Its output.
