@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from engine_router._version import __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from engine_router import errors
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine_router.config import Config, load_config, parse_config
     from engine_router.errors import ConfigError, RouterError
     from engine_router.router import HeldLease, Router
-    from engine_router.serving import serve
+    from engine_router.server.serve import serve
 
 # Imported when they are asked for: the command line starts in a tenth of the time that all of it would take.
 _HOMES = {
@@ -34,7 +34,7 @@ _HOMES = {
     "load_config": "config",
     "open_router": "composition",
     "parse_config": "config",
-    "serve": "serving",
+    "serve": "server.serve",
 }
 
 __all__ = [

@@ -17,26 +17,26 @@ import trio
 from attrs import define, field
 
 from engine_router.config import Config, ProcessConfig, load_config
-from engine_router.discovery import Discovery
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.engines.build import build_engine
-from engine_router.engines.control import control_client
-from engine_router.engines.dormitory import Dormitory
-from engine_router.engines.family import Guardian
 from engine_router.engines.headers import HeadersInForce
 from engine_router.engines.masked import MaskedEngine
+from engine_router.engines.process.process_tree import Guardian
+from engine_router.engines.sleep.registry import Dormitory
 from engine_router.events import EventHub
-from engine_router.layout import make_layout, make_rules, pools_of
-from engine_router.masking import HiddenValues
+from engine_router.guards.masking import HiddenValues
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
-from engine_router.prefetch import Prefetch
-from engine_router.reloading import Reloader, Source
+from engine_router.models.registry import Discovery
+from engine_router.reload import Reloader, Source
 from engine_router.residency.ledger import Phase
+from engine_router.residency.measurements import default_state_file, read_state
+from engine_router.residency.page_cache import Prefetch
+from engine_router.residency.settings import make_layout, make_rules, pools_of
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
-from engine_router.state import default_state_file, read_state
-from engine_router.wire.upstream import Upstream
+from engine_router.upstream.client import Upstream
+from engine_router.upstream.control_client import control_client
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]

@@ -13,7 +13,7 @@ import trio
 from attrs import define, field
 
 from engine_router.errors import QueueFull, RouterClosing, RouterError
-from engine_router.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
+from engine_router.guards.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
 
 logger = logging.getLogger(__name__)
 

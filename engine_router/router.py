@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import Factory, define, field, frozen
 
-from engine_router.abilities import Abilities
-from engine_router.catalogue import Catalogue
-from engine_router.changes import Changes
 from engine_router.config import Config, HttpConfig, OllamaConfig
-from engine_router.discovery import Discovery, Target
+from engine_router.config.diff import Changes
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
-from engine_router.held_bodies import HeldBodies
+from engine_router.in_flight import Directly, HeldBodies, Request, Underway, new_id
 from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
-from engine_router.model_lister import ModelLister
+from engine_router.models.endpoints import Abilities
+from engine_router.models.facts import Catalogue
+from engine_router.models.lister import ModelLister
+from engine_router.models.registry import Discovery, Target
+from engine_router.residency.measurements import State, save_state
 from engine_router.residency.supervisor import Supervisor
-from engine_router.scope import new_id
-from engine_router.state import State, save_state
-from engine_router.underway import Directly, Request, Underway
-from engine_router.wire.upstream import Upstream
+from engine_router.upstream.client import Upstream
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio

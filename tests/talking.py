@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trustme
 from attrs import frozen
+from support.background import Running, served_in_background
 
 from engine_router.config import parse_config
 from engine_router.router import Router
-from engine_router.testing.background import Running, served_in_background
 
 PROGRAM = Path(__file__).parent / "programs" / "talking_engine.py"
 GREETING = "Grüße → 😀, my friend"

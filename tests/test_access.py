@@ -12,16 +12,16 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from support.asgi import Received, ask
+from support.served import RawClient, served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.errors import ConfigError, Unauthorized
-from engine_router.gate import Gate
-from engine_router.routes import tidied
-from engine_router.testing.asgi import Received, ask
-from engine_router.testing.served import RawClient, served
+from engine_router.proxy.access import Gate
+from engine_router.proxy.routes import tidied
+from engine_router.server import accept as wire_server
 from engine_router.web import readers
-from engine_router.wire import server as wire_server
 
 LIMIT_S = 30.0
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"

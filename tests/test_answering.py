@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import trio
+from support.asgi import Received, ask
+from support.served import ask as ask_over_a_socket
+from support.served import served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.residency.lease import Lease
-from engine_router.testing.asgi import Received, ask
-from engine_router.testing.served import ask as ask_over_a_socket
-from engine_router.testing.served import served
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 CHAT, MESSAGES, RESPONSES, OLLAMA_CHAT, GENERATE = (

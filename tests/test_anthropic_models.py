@@ -10,11 +10,11 @@ from typing import Any
 import httpx2
 import pytest
 import trio
+from support.asgi import ask
 
 from engine_router import open_router
 from engine_router.config import parse_config
 from engine_router.router import Router
-from engine_router.testing.asgi import ask
 
 anthropic = pytest.importorskip("anthropic")
 anthropic_types = pytest.importorskip("anthropic.types")

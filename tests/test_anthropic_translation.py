@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_router.dialects.anthropic_openai import translate
-from engine_router.dialects.anthropic_request import chat_request
-from engine_router.dialects.anthropic_tokens import count_tokens_body, estimate_tokens
+from engine_router.dialects.anthropic.answers import translate
+from engine_router.dialects.anthropic.request import chat_request
+from engine_router.dialects.anthropic.tokens import count_tokens_body, estimate_tokens
 from engine_router.dialects.base import Translation
 from engine_router.errors import BadRequest
 

@@ -7,16 +7,16 @@ import logging
 
 import pytest
 import trio
+from support.served import RawClient, served
 from test_control import process, routing
 
 from engine_router.cli.event_text import EventLog
-from engine_router.dialects.responses_openai import translate
+from engine_router.dialects.responses.answers import translate
 from engine_router.errors import BadRequest
 from engine_router.events import Event, RequestEnded
-from engine_router.limits import MAX_COUNTED_MODELS
+from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.metrics import Metrics
-from engine_router.testing.served import RawClient, served
-from engine_router.web.rivals.telemetry import Telemetry
+from engine_router.web.compat.telemetry import Telemetry
 
 
 def ended(model: str, *, engine: str | None = "e") -> RequestEnded:

@@ -18,14 +18,14 @@ import pytest
 import trio
 from attrs import define, field
 from memory_watch import Watch
+from support.served import served
 
 import engine_router
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.events import Event, ResidentReady
-from engine_router.llamacpp.tiny import write_tiny_gguf
 from engine_router.memory import Reading
-from engine_router.testing.served import served
 
 WHEELS = ("gguf", "numpy", "xllamacpp")
 MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]

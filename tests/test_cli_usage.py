@@ -14,7 +14,7 @@ from engine_router.cli import main
 from engine_router.cli.demo import own_command
 from engine_router.cli.terminal import Table
 from engine_router.cli.where import locate
-from engine_router.routes import base_url_hint
+from engine_router.proxy.routes import base_url_hint
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))

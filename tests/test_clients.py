@@ -24,7 +24,7 @@ from talking import (
     talker,
 )
 
-from engine_router.relay import bodies
+from engine_router.proxy import response_body as bodies
 
 EVERY = (*TEXTS, *VECTORS)
 each_client = pytest.mark.parametrize("client", EVERY, ids=lambda client: client.name)

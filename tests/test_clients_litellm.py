@@ -31,7 +31,7 @@ from talking import (
     talker,
 )
 
-from engine_router.llamacpp.tiny import write_tiny_gguf
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 
 if importlib.util.find_spec("litellm") is None:
     pytest.skip("litellm is not installed; it has an environment of its own", allow_module_level=True)

@@ -14,10 +14,10 @@ import pytest
 from asking import TEXTS, anthropic_client, ollama_client, openai_client, saying
 from langchain_ollama import OllamaEmbeddings
 from langchain_openai import OpenAIEmbeddings
+from support.background import Running
 from talking import DELAY_S, IDLE_S, PATIENT, WAITING, At, Client, answer_in, ask_all, serving, starts, table
 
-from engine_router.llamacpp.tiny import write_tiny_gguf
-from engine_router.testing.background import Running
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 
 WHEELS = ("gguf", "numpy", "xllamacpp")
 MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]

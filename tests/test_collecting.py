@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import trio
+from support.served import RawClient, ask, served
 from test_answering import CHAT, GENERATE, HELLO, MESSAGES, OLLAMA_CHAT, RESPONSES
 
 from engine_router import open_router
 from engine_router.config import parse_config
-from engine_router.dialects import anthropic_openai, ollama_openai, responses_openai
+from engine_router.dialects.anthropic import answers as anthropic_openai
 from engine_router.dialects.base import Translation
-from engine_router.dialects.chat_collecting import CollectedAnswer
-from engine_router.dialects.chat_streaming import as_stream
-from engine_router.limits import LARGE_BYTES
-from engine_router.testing.served import RawClient, ask, served
+from engine_router.dialects.ollama import answers as ollama_openai
+from engine_router.dialects.openai.collecting import CollectedAnswer
+from engine_router.dialects.openai.streaming import as_stream
+from engine_router.dialects.responses import answers as responses_openai
+from engine_router.guards.limits import LARGE_BYTES
 
 Json = dict[str, Any]
 PROGRAMS = Path(__file__).parent / "programs"

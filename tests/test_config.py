@@ -28,7 +28,7 @@ from engine_router.config.engines import EngineConfig
 from engine_router.config.load import build_config, candidates
 from engine_router.config.schema import json_schema, reference
 from engine_router.errors import ConfigError
-from engine_router.unified import is_unified, is_unified_machine
+from engine_router.memory.unified import is_unified, is_unified_machine
 
 EXAMPLE = Path(__file__).parent.parent / "engines.toml.example"
 SCHEMA = json_schema()

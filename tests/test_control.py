@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.asgi import Conversation, Received, ask, conversation
+from support.served import RawClient, served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.errors import EngineUnreachable, QueueFull, RequestCancelled, RouterClosing, RouterError
 from engine_router.events import RouterNotice
+from engine_router.guards.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
+from engine_router.in_flight import Request
 from engine_router.jobs import REMEMBERED_S, Jobs
-from engine_router.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
-from engine_router.relay import Course, Outgoing, Passage
-from engine_router.testing.asgi import Conversation, Received, ask, conversation
-from engine_router.testing.served import RawClient, served
-from engine_router.underway import Request
+from engine_router.proxy.exchange import Passage
+from engine_router.proxy.plan import Course, Outgoing
+from engine_router.upstream.client import Exchange, Upstream, UpstreamRequest
 from engine_router.web.stream import frame
-from engine_router.wire.upstream import Exchange, Upstream, UpstreamRequest
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 LIMIT_S = 60.0

@@ -12,17 +12,17 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from support.asgi import ask
+from support.scripted import Answer, ScriptedOllama, ScriptedServer, as_json
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
-from engine_router.engines.common import BadAnswer, Server
-from engine_router.engines.control import control_client
+from engine_router.engines.readiness import Check, look
+from engine_router.engines.remote.server import BadAnswer, Server
 from engine_router.errors import EngineError, EngineUnreachable
-from engine_router.limits import CONTROL_ANSWER_BYTES, LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
-from engine_router.probe import Check, look
-from engine_router.testing.asgi import ask
-from engine_router.testing.scripted import Answer, ScriptedOllama, ScriptedServer, as_json
-from engine_router.wire.control_answers import UnreadableAnswer, read_answer
+from engine_router.guards.limits import CONTROL_ANSWER_BYTES, LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
+from engine_router.upstream.control_answers import UnreadableAnswer, read_answer
+from engine_router.upstream.control_client import control_client
 
 pytestmark = pytest.mark.timeout(120)
 

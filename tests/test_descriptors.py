@@ -17,11 +17,11 @@ import trio
 from engine_router.config import ProcessConfig
 from engine_router.config.values import Argv, Seconds
 from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
-from engine_router.engines.descriptors import is_lack
-from engine_router.engines.family import Guardian, start_family
-from engine_router.engines.process import ProcessEngine
+from engine_router.engines.process.descriptors import is_lack
+from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.process_tree import Guardian, start_family
+from engine_router.engines.readiness import CANNOT_ASK, Check, look
 from engine_router.errors import EngineDied, EngineStartFailed, OutOfResources
-from engine_router.probe import CANNOT_ASK, Check, look
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of a process")
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(3600)"]

@@ -18,24 +18,24 @@ import psutil
 import pytest
 import trio
 import trio.testing
+from support.asgi import Conversation, ask, conversation
+from support.cancel_at import CancelAt
+from support.served import RawClient, served
+from support.simulated import GIB, SimulatedEngine, SimulatedMemory
 from trio.testing import MockClock
 
 from engine_router import Router, open_router
 from engine_router.config import Config, parse_config
-from engine_router.discovery import Discovery
+from engine_router.engines.first_of import first_of
 from engine_router.events import EventHub
 from engine_router.memory import Reading
 from engine_router.metrics import Metrics
-from engine_router.racing import first_of
+from engine_router.models.registry import Discovery
 from engine_router.residency.ledger import Rules
+from engine_router.residency.measurements import State
 from engine_router.residency.supervisor import Supervisor
-from engine_router.state import State
-from engine_router.testing.asgi import Conversation, ask, conversation
-from engine_router.testing.cancel_at import CancelAt
-from engine_router.testing.served import RawClient, served
-from engine_router.testing.simulated import GIB, SimulatedEngine, SimulatedMemory
+from engine_router.upstream.client import ResponseHead, UpstreamRequest
 from engine_router.web import create_app
-from engine_router.wire.upstream import ResponseHead, UpstreamRequest
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 CHAT = "/v1/chat/completions"

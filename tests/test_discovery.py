@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.simulated import SimulatedEngine, SimulatedMemory
 
 from engine_router.config import parse_config
-from engine_router.discovery import Discovery, Target
 from engine_router.engines.base import ResidentId
 from engine_router.errors import UnknownModel
-from engine_router.testing.simulated import SimulatedEngine, SimulatedMemory
+from engine_router.models.registry import Discovery, Target
 
 ENGINES = """
 [engines.vllm]

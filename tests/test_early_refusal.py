@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
+from support.served import RawClient, served
 
 from engine_router import open_router
 from engine_router.config import parse_config
-from engine_router.testing.served import RawClient, served
 
 LIMIT_S = 60.0
 BODY_BYTES = 2_000_000

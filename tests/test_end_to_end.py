@@ -17,13 +17,13 @@ import openai
 import psutil
 import pytest
 import trio
+from support.served import served
 
 import engine_router
 from engine_router.config import parse_config
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.errors import EngineStartFailed, UnknownModel
 from engine_router.events import ResidentDied, SwapEnded
-from engine_router.llamacpp.tiny import write_tiny_gguf
-from engine_router.testing.served import served
 
 WHEELS = ("gguf", "numpy", "xllamacpp")
 MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]

@@ -13,16 +13,16 @@ import httpx2
 import openai
 import pytest
 import trio
+from support.asgi import Received
+from support.scripted import Answer, ScriptedOllama, ScriptedServer
+from support.served import ask, served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI
 from engine_router.dialects.error_bodies import dig_error
 from engine_router.errors import EngineRefused
-from engine_router.limits import ERROR_BODY_BYTES
-from engine_router.testing.asgi import Received
-from engine_router.testing.scripted import Answer, ScriptedOllama, ScriptedServer
-from engine_router.testing.served import ask, served
+from engine_router.guards.limits import ERROR_BODY_BYTES
 
 CHAT, MESSAGES, RESPONSES, TOKENIZE, OLLAMA_CHAT = (
     "/v1/chat/completions",

@@ -8,18 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 import trio
-
-from engine_router.config import HttpConfig, parse_config
-from engine_router.engines.base import Endpoint, ResidentId, Supervision
-from engine_router.engines.common import Server, read_listing
-from engine_router.engines.http_api import HttpEngine, fill
-from engine_router.errors import (
-    EngineStartFailed,
-    EngineStartTimeout,
-    EngineStopFailed,
-    EngineUnreachable,
-)
-from engine_router.testing.scripted import (
+from support.scripted import (
     Answer,
     ScriptedLlamaRouter,
     ScriptedLMStudio,
@@ -28,6 +17,18 @@ from engine_router.testing.scripted import (
     as_json,
     living,
     until,
+)
+
+from engine_router.config import HttpConfig, parse_config
+from engine_router.engines.base import Endpoint, ResidentId, Supervision
+from engine_router.engines.remote.answers import read_listing
+from engine_router.engines.remote.http import HttpEngine, fill
+from engine_router.engines.remote.server import Server
+from engine_router.errors import (
+    EngineStartFailed,
+    EngineStartTimeout,
+    EngineStopFailed,
+    EngineUnreachable,
 )
 
 TABBY = """

@@ -11,19 +11,19 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from support.scripted import Answer, ScriptedOllama, as_json, living, until
 
 from engine_router.config import OllamaConfig, parse_config
 from engine_router.engines.base import Endpoint, ResidentId
-from engine_router.engines.common import run_command
-from engine_router.engines.ollama import OllamaEngine
-from engine_router.engines.ollama_names import normal_name
+from engine_router.engines.remote.commands import run_command
+from engine_router.engines.remote.ollama import OllamaEngine
+from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.errors import (
     EngineStartFailed,
     EngineStartTimeout,
     EngineStopFailed,
     EngineUnreachable,
 )
-from engine_router.testing.scripted import Answer, ScriptedOllama, as_json, living, until
 
 MODEL = "qwen3:4b"
 OTHER = "llama3.2"

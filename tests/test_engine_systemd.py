@@ -14,24 +14,16 @@ import httpx
 import pytest
 import trio
 from attrs import evolve
+from support.scripted import Answer, Call, ScriptedLlamaRouter, ScriptedServer, as_json, living, until
+from support.scripted.server import Handler
 
 from engine_router.config import SleepConfig, SystemdConfig, parse_config
 from engine_router.config.values import Name
 from engine_router.engines.base import Endpoint, ResidentId
-from engine_router.engines.control import control_client
-from engine_router.engines.dormitory import Dormitory
-from engine_router.engines.systemd import SystemdEngine, UnitState
+from engine_router.engines.remote.systemd import SystemdEngine, UnitState
+from engine_router.engines.sleep.registry import Dormitory
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
-from engine_router.testing.scripted import (
-    Answer,
-    Call,
-    ScriptedLlamaRouter,
-    ScriptedServer,
-    as_json,
-    living,
-    until,
-)
-from engine_router.testing.scripted.server import Handler
+from engine_router.upstream.control_client import control_client
 
 FAKE = """#!{python} -S
 import json, pathlib, sys
@@ -362,7 +354,7 @@ async def test_a_unit_that_systemd_restarts_is_given_a_moment(
 async def test_a_unit_that_keeps_loading_after_a_restart_has_died_and_is_stopped(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_router.engines.systemd.REVIVE_S", 0.1)
+    monkeypatch.setattr("engine_router.engines.remote.systemd.REVIVE_S", 0.1)
     async with engine_and_server() as (engine, server), living(engine, "m") as resident:
         await resident.ready.wait()
         server.script.answers["/health"] = as_json({}, 503)
@@ -378,7 +370,7 @@ async def test_a_unit_that_keeps_loading_after_a_restart_has_died_and_is_stopped
 
 
 async def test_a_busy_unit_is_not_dead(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_router.engines.systemd.REVIVE_S", 0.1)
+    monkeypatch.setattr("engine_router.engines.remote.systemd.REVIVE_S", 0.1)
     async with engine_and_server() as (engine, server), living(engine, "m") as resident:
         await resident.ready.wait()
         server.script.answers["/health"] = as_json({}, 503)

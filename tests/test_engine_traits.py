@@ -6,13 +6,13 @@ import json
 
 import pytest
 import trio
+from support.asgi import ask
+from support.scripted import ScriptedLlamaRouter, as_json
 
 from engine_router import open_router
 from engine_router.config import parse_config
 from engine_router.dialects.extensions import Traits
 from engine_router.router import Router
-from engine_router.testing.asgi import ask
-from engine_router.testing.scripted import ScriptedLlamaRouter, as_json
 
 HEAD = 'state_file = "/dev/null/state.json"\n[pools.default]\ngauge = "none"\n'
 CHAT = "/v1/chat/completions"

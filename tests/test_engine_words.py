@@ -9,7 +9,7 @@ import pytest
 
 from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI
 from engine_router.dialects.engine_words import broken, refused
-from engine_router.dialects.waiting import patience_for
+from engine_router.dialects.keep_alive import patience_for
 from engine_router.errors import ContextTooLong, EngineBroke, EngineRefused, RouterError
 
 # The words of each engine; then tokens of the request, those of its answer, and the context.

@@ -18,7 +18,7 @@ from engine_router.cli.log import HumanFormatter, JsonFormatter
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.engines.base import LogRing
 from engine_router.errors import EngineStartFailed, NoSuchRoute, UnknownModel
-from engine_router.foreign_text import (
+from engine_router.guards.foreign_text import (
     indented,
     indented_values,
     message,

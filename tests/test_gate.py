@@ -10,16 +10,17 @@ import hypothesis
 import pytest
 import trio
 from hypothesis import strategies as st
+from support.asgi import Received, ask
+from support.scripted import Answer, ScriptedOllama
+from support.served import RawClient, served
+from support.served import ask as ask_over_a_socket
 
-from engine_router import Router, gate, open_router
+from engine_router import Router, open_router
 from engine_router.cli.warnings import warnings
 from engine_router.config import ServerConfig, parse_config
 from engine_router.errors import ConfigError, Forbidden
-from engine_router.gate import Gate
-from engine_router.testing.asgi import Received, ask
-from engine_router.testing.scripted import Answer, ScriptedOllama
-from engine_router.testing.served import RawClient, served
-from engine_router.testing.served import ask as ask_over_a_socket
+from engine_router.proxy import access as gate
+from engine_router.proxy.access import Gate
 
 CHAT, MESSAGES, OLLAMA_CHAT = "/v1/chat/completions", "/v1/messages", "/api/chat"
 DIALECTS = [CHAT, MESSAGES, OLLAMA_CHAT]

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine_router.gguf import GGUFHeader, human_number, read_gguf, split_parts
+from engine_router.models.gguf import GGUFHeader, human_number, read_gguf, split_parts
 
 gguf = pytest.importorskip("gguf")
 np = pytest.importorskip("numpy")
 
-from engine_router.llamacpp.tiny import write_tiny_gguf  # noqa: E402
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf  # noqa: E402
 
 U32, U64, STRING, ARRAY = 4, 10, 8, 9
 

@@ -10,14 +10,14 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from support.served import RawClient, ask, served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.errors import TooMuchHeld, UnpacksTooLarge
-from engine_router.held_bodies import HeldBodies, HoldsNoMore
-from engine_router.limits import UNPACK_FREE_BYTES
-from engine_router.reading import decoded
-from engine_router.testing.served import RawClient, ask, served
+from engine_router.guards.limits import UNPACK_FREE_BYTES
+from engine_router.in_flight import HeldBodies, HoldsNoMore
+from engine_router.proxy.request_body import decoded
 
 LIMIT_S = 60.0
 PATHS = ["/v1/chat/completions", "/v1/messages", "/api/chat"]

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from test_answering import CHAT, HELLO, MESSAGES, OLLAMA_CHAT, RESPONSES, TALK, echoed, routing
 
-from engine_router.abilities import Abilities
 from engine_router.config import parse_config
-from engine_router.courses import Courses
 from engine_router.dialects.extensions import Traits
-from engine_router.dialects.ollama_loading import loads
-from engine_router.dialects.waiting.messages import SIGNATURE
-from engine_router.discovery import Target
+from engine_router.dialects.keep_alive.messages import SIGNATURE
+from engine_router.dialects.ollama.loading import loads
 from engine_router.engines.base import ResidentId
-from engine_router.wire.upstream import Upstream
+from engine_router.models.endpoints import Abilities
+from engine_router.models.registry import Target
+from engine_router.proxy.forward_plan import Courses
+from engine_router.upstream.client import Upstream
 
 PAD = "x" * 3_000_000
 COUNT = "/v1/messages/count_tokens"

@@ -39,8 +39,8 @@ from engine_router.errors import (
 )
 from engine_router.residency import messages as book
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Residence, Rules
+from engine_router.residency.memory_budget import Occupancy
 from engine_router.residency.messages import Ticket
-from engine_router.residency.occupancy import Occupancy
 from engine_router.residency.planning import Planner
 from engine_router.residency.queue import TicketQueue
 from engine_router.residency.scheduling import Scheduler, Turn

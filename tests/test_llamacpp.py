@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine_router.llamacpp.tiny import write_tiny_gguf
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 
 WHEELS = ("gguf", "numpy", "xllamacpp")
 MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]
@@ -326,7 +326,16 @@ def test_sizes_out_of_range_are_refused(tmp_path: Path, sizes: dict[str, int]) -
 
 def test_the_command_line_writes_a_model(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    arguments = [sys.executable, "-W", "error", "-m", "engine_router.llamacpp.tiny", str(path), "--seed", "3"]
+    arguments = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "engine_router.engines.llamacpp.tiny",
+        str(path),
+        "--seed",
+        "3",
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"{path}: 0.5 MB\n"
     assert path.read_bytes().startswith(b"GGUF")
@@ -338,7 +347,9 @@ def test_the_command_line_writes_a_model(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    modules = "engine_router.llamacpp, engine_router.llamacpp.tiny, engine_router.llamacpp.server"
+    modules = (
+        "engine_router.llamacpp, engine_router.engines.llamacpp.tiny, engine_router.engines.llamacpp.server"
+    )
     code = f"import sys, {modules}; print([name for name in {WHEELS} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True

@@ -24,7 +24,7 @@ from engine_router.cli.log import (
     end_logging,
     start_logging,
 )
-from engine_router.cli.words import gigabytes, phases, seconds, transition
+from engine_router.cli.units import gigabytes, phases, seconds, transition
 from engine_router.config import LogConfig
 from engine_router.events import (
     Event,

@@ -11,17 +11,17 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from support.served import served
 
 import engine_router
 from engine_router.config import ProcessConfig, parse_config
 from engine_router.config.environment import Environment
 from engine_router.config.values import Argv
 from engine_router.engines.base import LogRing, ResidentId, Supervision
-from engine_router.engines.common import engine_mask
-from engine_router.engines.process import ProcessEngine
+from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.remote.masks import engine_mask
 from engine_router.errors import ConfigError, EngineStartFailed
-from engine_router.masking import MASK, HiddenValues, is_secret_name, mask_of, masked_argv, masked_text
-from engine_router.testing.served import served
+from engine_router.guards.masking import MASK, HiddenValues, is_secret_name, mask_of, masked_argv, masked_text
 
 SECRET = "sk-very-secret-0815"
 

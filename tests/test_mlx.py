@@ -16,12 +16,12 @@ import httpx
 import psutil
 import pytest
 import trio
+from support.served import served
 
 import engine_router
 from engine_router.config import parse_config
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.events import ResidentDied, SwapEnded
-from engine_router.llamacpp.tiny import write_tiny_gguf
-from engine_router.testing.served import served
 
 SCRIPTS = sysconfig.get_path("scripts")
 SERVER = shutil.which("mlx_lm.server", path=SCRIPTS) or ""

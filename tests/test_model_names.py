@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from engine_router.dialects.base import FormReader, model_in
+from engine_router.dialects.model_names import close_names
 from engine_router.errors import BadRequest
-from engine_router.limits import MAX_CANDIDATES
-from engine_router.models.names import close_names
-from engine_router.routes import model_in_query
+from engine_router.guards.limits import MAX_CANDIDATES
+from engine_router.proxy.routes import model_in_query
 
 
 def any_name(name: str) -> bool:

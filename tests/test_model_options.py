@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from engine_router.models.options import amount, model_options, value_of
+from engine_router.engines.command_options import amount, model_options, value_of
 
 # A command, the engine, its model, its context; "v" and "e" for what takes images and what embeds.
 COMMANDS = [

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from support.scripted import ScriptedTabby
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
-from engine_router.engines.obstacles import missing
+from engine_router.engines.process.obstacles import missing
 from engine_router.errors import EngineStartFailed, RouterError
-from engine_router.testing.scripted import ScriptedTabby
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 

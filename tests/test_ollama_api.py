@@ -15,15 +15,15 @@ import ollama
 import pytest
 import trio
 from building import build_engines
+from support.asgi import ask
+from support.scripted import Answer, ScriptedLlamaRouter, ScriptedOllama, as_json, until
+from support.served import served
 
 from engine_router import Router, open_router
-from engine_router.catalogue import Catalogue, Facts
 from engine_router.config import parse_config
-from engine_router.discovery import Discovery
 from engine_router.engines.base import ResidentId
-from engine_router.testing.asgi import ask
-from engine_router.testing.scripted import Answer, ScriptedLlamaRouter, ScriptedOllama, as_json, until
-from engine_router.testing.served import served
+from engine_router.models.facts import Catalogue, Facts
+from engine_router.models.registry import Discovery
 from engine_router.web import ollama as surface
 from engine_router.web import ollama_shapes
 

@@ -19,15 +19,15 @@ import pytest
 import trio
 from attrs import frozen
 from building import build_engines
+from support.asgi import ask
+from support.scripted import ScriptedLlamaRouter, ScriptedOllama, until
+from support.served import served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
-from engine_router.discovery import Discovery
-from engine_router.engines.ollama_names import normal_name
+from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.errors import UnknownModel
-from engine_router.testing.asgi import ask
-from engine_router.testing.scripted import ScriptedLlamaRouter, ScriptedOllama, until
-from engine_router.testing.served import served
+from engine_router.models.registry import Discovery
 
 LIMIT_S = 60.0
 # What an empty member means to Ollama's client in Go: it sends all of them.

@@ -18,11 +18,11 @@ import jsonschema
 import pytest
 import trio
 from hypothesis import HealthCheck, Phase, given, settings
+from support.scripted import ScriptedLlamaRouter, ScriptedOllama, until
+from support.served import served
 
 from engine_router import open_router
 from engine_router.config import parse_config
-from engine_router.testing.scripted import ScriptedLlamaRouter, ScriptedOllama, until
-from engine_router.testing.served import served
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

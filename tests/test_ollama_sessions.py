@@ -11,15 +11,15 @@ import httpx
 import pytest
 import trio
 from attrs import frozen
+from support.scripted import ScriptedOllama, as_json, until
+from support.served import served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
-from engine_router.dialects.ollama_loading import kept_for_ever
+from engine_router.dialects.ollama.loading import kept_for_ever
 from engine_router.engines.base import ResidentId
-from engine_router.engines.ollama_session import Session
-from engine_router.residency.residence import Phase
-from engine_router.testing.scripted import ScriptedOllama, as_json, until
-from engine_router.testing.served import served
+from engine_router.engines.remote.ollama_session import Session
+from engine_router.residency.resident_state import Phase
 
 LIMIT_S = 60.0
 MODEL = "oa:latest"
@@ -212,7 +212,7 @@ async def test_a_model_that_was_found_gets_back_what_it_had(before_s: float, aft
 
 
 async def test_a_daemon_that_hangs_does_not_hold_the_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_router.residency.lives.LET_GO_S", 0.05)
+    monkeypatch.setattr("engine_router.residency.resident_runner.LET_GO_S", 0.05)
     async with ScriptedOllama("oa").running() as daemon:
         daemon.loaded, daemon.kept_s = {MODEL: MODEL}, {MODEL: 300.0}
         async with routing(daemon) as house:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from engine_router.dialects.base import Translation
 from engine_router.dialects.extensions import Traits
-from engine_router.dialects.ollama_loading import keep_alive_s, load_answer, loads
-from engine_router.dialects.ollama_openai import translate
+from engine_router.dialects.ollama.answers import translate
+from engine_router.dialects.ollama.loading import keep_alive_s, load_answer, loads
 from engine_router.errors import BadRequest
 
 Json = dict[str, Any]

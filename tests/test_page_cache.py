@@ -18,8 +18,8 @@ from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.memory import page_cache
 from engine_router.memory.page_cache import SLICE_BYTES, drop, free_bytes, read_ahead
-from engine_router.prefetch import Prefetch
-from engine_router.weights import weight_files
+from engine_router.models.weights import weight_files
+from engine_router.residency.page_cache import Prefetch
 
 MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="nothing is done elsewhere")

@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from engine_router.probe import (
+from engine_router.engines.first_of import first_of
+from engine_router.engines.readiness import (
     PROBE_TIMEOUT_S,
     Check,
     ReadinessProbe,
@@ -20,8 +21,7 @@ from engine_router.probe import (
     dig,
     listed_ids,
 )
-from engine_router.racing import first_of
-from engine_router.wire.control_answers import json_or_none
+from engine_router.upstream.control_answers import json_or_none
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup

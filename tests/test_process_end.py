@@ -14,20 +14,20 @@ import httpx
 import psutil
 import pytest
 import trio
+from support.scripted import living, until
 from trio.testing import MockClock
 
 from engine_router.config import ProcessConfig
 from engine_router.config.values import Argv
-from engine_router.engines import guardian as guardian_program
-from engine_router.engines import running
 from engine_router.engines.base import LogRing
-from engine_router.engines.family import Guardian
-from engine_router.engines.output import LINES_IN_ERRORS, EngineOutput, last_words
 from engine_router.engines.ports import free_port, is_taken, owner_of
-from engine_router.engines.process import ProcessEngine
+from engine_router.engines.process import guardian as guardian_program
+from engine_router.engines.process import running
+from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.output import LINES_IN_ERRORS, EngineOutput, last_words
+from engine_router.engines.process.process_tree import Guardian
 from engine_router.errors import EngineStopFailed
-from engine_router.limits import LINES_PER_S
-from engine_router.testing.scripted import living, until
+from engine_router.guards.limits import LINES_PER_S
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells")
 

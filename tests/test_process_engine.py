@@ -20,19 +20,20 @@ import psutil
 import pytest
 import trio
 import trio.testing
+from support.scripted import living, until
 
 from engine_router.config import ProcessConfig
-from engine_router.engines import family, spawning
-from engine_router.engines.adopted import AdoptedFamily
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
-from engine_router.engines.family import Guardian, ProcessGroup
-from engine_router.engines.guardian import MARKER_VARIABLE, carriers
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of, runs
-from engine_router.engines.process import ProcessEngine
-from engine_router.engines.windows import JobFamily, KernelJobs
+from engine_router.engines.process import process_tree as family
+from engine_router.engines.process import spawning
+from engine_router.engines.process.adopted import AdoptedFamily
+from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.guardian import MARKER_VARIABLE, carriers
+from engine_router.engines.process.process_tree import Guardian, ProcessGroup
+from engine_router.engines.process.windows import JobFamily, KernelJobs
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
-from engine_router.limits import RESIDENT_LOGS
-from engine_router.testing.scripted import living, until
+from engine_router.guards.limits import RESIDENT_LOGS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="who left a process group is found on Linux only")
@@ -260,7 +261,7 @@ async def test_commands_that_cannot_be_run(tmp_path: Path) -> None:
 async def test_an_engine_that_never_becomes_ready(
     options: list[str], last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_router.probe.PROBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("engine_router.engines.readiness.PROBE_TIMEOUT_S", 0.1)
     pids = tmp_path / "pids"
     options = [*options, f"pids={pids}", "lose=group", "ignore=SIGTERM", "say=loading..."]
     async with the_engine(*options, start_timeout_s=0.4) as engine, living(engine, "x") as life:
@@ -912,7 +913,7 @@ async def test_an_error_is_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) ->
             mute.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             mute.bind(("127.0.0.1", port))
             mute.listen()
-            monkeypatch.setattr("engine_router.engines.process.LIST_TIMEOUT_S", 0.1)
+            monkeypatch.setattr("engine_router.engines.process.engine.LIST_TIMEOUT_S", 0.1)
             with pytest.raises(EngineUnreachable, match=r"did not say within 0\.1 s"):
                 await engine.list_models()
 
@@ -1104,7 +1105,7 @@ async def test_the_routers_own_process_group_is_never_signalled(
 
 
 async def test_waiting_for_an_adopted_process_without_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_router.engines.adopted.POLL_INTERVAL_S", 0.01)
+    monkeypatch.setattr("engine_router.engines.process.adopted.POLL_INTERVAL_S", 0.01)
     monkeypatch.setattr(sys, "platform", "darwin")
     with started(command()) as process, trio.fail_after(30):
         family = AdoptedFamily(psutil.Process(process.pid))

@@ -8,16 +8,16 @@ from collections import Counter
 import attrs
 import pytest
 import trio
+from support.asgi import conversation
 from test_scheduling import RULES, A, B, C, a_book
 
 from engine_router import open_router
 from engine_router.config import parse_config
 from engine_router.errors import QueueFull
-from engine_router.gate import Gate
+from engine_router.proxy.access import Gate
 from engine_router.residency import messages as book
 from engine_router.residency.messages import Refuse, Ticket
 from engine_router.residency.queue import TicketQueue
-from engine_router.testing.asgi import conversation
 
 LIMIT_S = 60.0
 CHAT = "/v1/chat/completions"

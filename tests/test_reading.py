@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_router import reading
 from engine_router.dialects import OPENAI
 from engine_router.dialects.base import Routed
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError, UnknownEncoding
-from engine_router.held_bodies import HeldBodies
-from engine_router.reading import Incoming, decoded, read
+from engine_router.in_flight import HeldBodies
+from engine_router.proxy import request_body as reading
+from engine_router.proxy.request_body import Incoming, decoded, read
 
 if sys.version_info >= (3, 14):
     from compression import zstd

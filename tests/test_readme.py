@@ -69,7 +69,7 @@ def test_the_first_commands_are_there_and_can_be_run() -> None:
 async def test_the_example_of_the_library_runs(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = pytest.importorskip("engine_router.llamacpp.tiny")
+    tiny = pytest.importorskip("engine_router.engines.llamacpp.tiny")
     pytest.importorskip("xllamacpp")
     tiny.write_tiny_gguf(tmp_path / "m.gguf", name="qwen3-30b")
     argv = [sys.executable, "-m", "engine_router.llamacpp", "-m", str(tmp_path / "m.gguf")]

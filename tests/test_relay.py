@@ -12,13 +12,15 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from support.cancel_at import CancelAt
+from support.simulated import Script, SimulatedEngine, SimulatedMemory
 from trio.testing import MockClock
 
-import engine_router.relay.passage as passages
+import engine_router.proxy.exchange as passages
 from engine_router.dialects import OLLAMA, OPENAI, Dialect
 from engine_router.dialects.base import Translation
-from engine_router.dialects.ollama_openai import translate
-from engine_router.dialects.waiting import patience_for
+from engine_router.dialects.keep_alive import patience_for
+from engine_router.dialects.ollama.answers import translate
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
 from engine_router.errors import (
     EngineBroke,
@@ -30,25 +32,14 @@ from engine_router.errors import (
     RouterError,
 )
 from engine_router.events import EventHub
-from engine_router.relay import (
-    AddedHeaders,
-    BrokenAnswer,
-    Course,
-    Manner,
-    Outgoing,
-    Passage,
-    plain_body,
-    request_headers,
-    response_headers,
-    waiting_body,
-)
-from engine_router.relay.headers import named_in_connection
+from engine_router.proxy.exchange import Passage
+from engine_router.proxy.headers import AddedHeaders, named_in_connection, request_headers, response_headers
+from engine_router.proxy.plan import Course, Outgoing
+from engine_router.proxy.response_body import BrokenAnswer, Manner, plain_body, waiting_body
 from engine_router.residency.ledger import Rules
+from engine_router.residency.measurements import State
 from engine_router.residency.supervisor import Supervisor
-from engine_router.state import State
-from engine_router.testing.cancel_at import CancelAt
-from engine_router.testing.simulated import Script, SimulatedEngine, SimulatedMemory
-from engine_router.wire.upstream import Headers, ResponseHead, Upstream, UpstreamRequest
+from engine_router.upstream.client import Headers, ResponseHead, Upstream, UpstreamRequest
 
 A, B = ResidentId("a"), ResidentId("b")
 RULES = Rules(drain_timeout_s=0.05, max_wait_s=0.0, abandon_grace_s=0.0, failed_start_memory_s=0.0)

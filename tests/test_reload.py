@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import trio
+from support.asgi import Received
+from support.served import RawClient, ask, served
 
 from engine_router import Router, open_router
-from engine_router.changes import Changes, compare
 from engine_router.config import parse_config
+from engine_router.config.diff import Changes, compare
 from engine_router.errors import ConfigError
-from engine_router.testing.asgi import Received
-from engine_router.testing.served import RawClient, ask, served
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 CHAT = "/v1/chat/completions"
@@ -181,7 +181,7 @@ async def test_one_that_was_not_made_from_a_file_cannot(tmp_path: Path) -> None:
 
 
 async def test_the_file_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_router.reloading.WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr("engine_router.reload.WATCH_INTERVAL_S", 0.02)
     async with lab(tmp_path, text(engine("a"), server="watch_config = true")) as it:
         await trio.sleep(0.05)
         it.write(text(engine("a"), engine("b"), server="watch_config = true"))

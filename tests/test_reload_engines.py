@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import trio
+from support import scripted
+from support.asgi import ask, conversation
+from support.scripted import Answer, Call, ScriptedServer, ScriptedTabby
 
 from engine_router import Router, open_router, reloading
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.errors import ConfigError, RouterClosing, UnknownModel
-from engine_router.prefetch import Prefetch
+from engine_router.residency.page_cache import Prefetch
 from engine_router.residency.supervisor import Supervisor
-from engine_router.testing import scripted
-from engine_router.testing.asgi import ask, conversation
-from engine_router.testing.scripted import Answer, Call, ScriptedServer, ScriptedTabby
 
 CHAT = "/v1/chat/completions"
 MODEL = "m"

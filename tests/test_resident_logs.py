@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from support.asgi import ask
+from support.served import served
 
 from engine_router import open_router
 from engine_router.cli import main
 from engine_router.config import parse_config
-from engine_router.testing.asgi import ask
-from engine_router.testing.served import served
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 

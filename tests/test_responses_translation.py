@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from engine_router.dialects.responses_openai import ResponsesTranslation, translate
+from engine_router.dialects.responses.answers import ResponsesTranslation, translate
 from engine_router.errors import BadRequest
 
 Json = dict[str, Any]

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 import trio
+from support.cancel_at import CancelAt
 from test_answering import CHAT, TALK, routing
 from test_relay import A, answer_of, sending, world
 from test_upstream import HELLO, Line, Script, broken, rest_of, wire
 
 from engine_router.errors import EngineBroke
-from engine_router.testing.cancel_at import CancelAt
 
 LARGE = b"x" * 5_000_000
 

@@ -5,12 +5,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 import trio
+from support.asgi import Received
 from test_answering import CHAT, TALK, routing
 from test_relay import A, B, World, error_of, hanging, world
 
 from engine_router.errors import LeaseRevoked
-from engine_router.relay import Course, Outgoing, Passage
-from engine_router.testing.asgi import Received
+from engine_router.proxy.exchange import Passage
+from engine_router.proxy.plan import Course, Outgoing
 
 LARGE = b"x" * 32_000_000
 

@@ -8,6 +8,9 @@ from urllib.parse import urljoin
 
 import pytest
 import trio
+from support.asgi import Conversation
+from support.scripted import ScriptedOllama
+from support.served import RawClient, served
 from test_control import CHAT, ask, assert_nothing_left, conversation, get, message_in, post, process, routing
 from test_control import streaming as streaming_from
 from test_control import waiting as waiting_for
@@ -16,10 +19,7 @@ from engine_router import Router
 from engine_router.engines.base import ResidentId
 from engine_router.events import RequestEnded
 from engine_router.residency.lease import Lease
-from engine_router.testing.asgi import Conversation
-from engine_router.testing.scripted import ScriptedOllama
-from engine_router.testing.served import RawClient, served
-from engine_router.web.rivals.telemetry import Telemetry
+from engine_router.web.compat.telemetry import Telemetry
 
 SLASHED = process("team", models=("team/beta:7b", "plain"))
 
@@ -131,7 +131,7 @@ def frames(talk: Conversation) -> list[tuple[str, Any]]:
 
 
 async def test_the_stream_of_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_router.web.rivals.model_router.HEARTBEAT_S", 0.6)
+    monkeypatch.setattr("engine_router.web.compat.model_router.HEARTBEAT_S", 0.6)
     async with (
         routing(process("a", "delay=0.2")) as router,
         conversation(router.app, "GET", "/v1/models/status/stream") as talk,

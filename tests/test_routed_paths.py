@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from support.asgi import ask
 from test_web import posting, process, routing
 
 from engine_router import Router
-from engine_router.routes import answers_json, is_proxied, model_in_query, query_for
-from engine_router.testing.asgi import ask
+from engine_router.proxy.routes import answers_json, is_proxied, model_in_query, query_for
 
 ROOT = (
     "tokenize",

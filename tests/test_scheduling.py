@@ -15,10 +15,10 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineDied, EngineStartFailed, EngineStopFailed, NeverFits, QueueFull
 from engine_router.residency import messages as book
 from engine_router.residency.eviction import Shortage, cheapest
+from engine_router.residency.idle_gaps import ThinkTimes
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Residence, Rules
 from engine_router.residency.messages import Grant, Refuse, Start, Stop, Ticket
 from engine_router.residency.queue import TicketQueue
-from engine_router.residency.think_times import ThinkTimes
 
 A, B, C, D = (ResidentId(name) for name in "abcd")
 GB = 10**9

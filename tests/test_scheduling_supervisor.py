@@ -10,10 +10,10 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from support.simulated import GIB, Reclaim, Script, SimulatedEngine, SimulatedMemory
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine_router.config import parse_config
-from engine_router.discovery import Discovery
 from engine_router.engines.base import ResidentId
 from engine_router.errors import (
     EngineDied,
@@ -25,15 +25,15 @@ from engine_router.errors import (
     RouterError,
 )
 from engine_router.events import Event, EventHub, ResidentDied, RouterNotice, SwapBegan, SwapEnded
-from engine_router.gguf import GGUFHeader
-from engine_router.layout import make_layout, make_rules
-from engine_router.memory.estimate import Estimate, context_of, estimate
-from engine_router.memory.kv_cache import cache_bytes
+from engine_router.models.estimate import Estimate, context_of, estimate
+from engine_router.models.gguf import GGUFHeader
+from engine_router.models.kv_cache import cache_bytes
+from engine_router.models.registry import Discovery
 from engine_router.residency.ledger import Capacity, Phase, Rules
+from engine_router.residency.measurements import State
 from engine_router.residency.rules import Layout, Traits
+from engine_router.residency.settings import make_layout, make_rules
 from engine_router.residency.supervisor import Supervisor
-from engine_router.state import State
-from engine_router.testing.simulated import GIB, Reclaim, Script, SimulatedEngine, SimulatedMemory
 
 A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
 RULES = Rules(max_wait_s=60.0, abandon_grace_s=2.0)
@@ -615,7 +615,7 @@ def test_layers_with_a_sliding_window_have_cells_for_it_alone(
     two = ["-c", "131072", "-np", "2", "-ub", "256"]
     assert kv_cache_bytes(GEMMA_27B, two) == cell * (10 * 131_072 + 52 * 2 * (1024 + 256))
     file = attrs.evolve(GEMMA_27B, tensor_bytes=16_600_000_000)
-    monkeypatch.setattr("engine_router.memory.estimate.read_gguf", lambda _: file)
+    monkeypatch.setattr("engine_router.models.estimate.read_gguf", lambda _: file)
     found = estimate(["llama-server", "-m", "model.gguf"], tmp_path)
     assert found is not None
     assert 28e9 < found.need_bytes < 30e9
@@ -707,7 +707,7 @@ async def test_an_estimate_waits_for_free_memory_but_is_tried_in_the_end(autojum
 def test_an_estimate_adds_up_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     projector = tmp_path / "mmproj.gguf"
     projector.write_bytes(b"x" * 1000)
-    monkeypatch.setattr("engine_router.memory.estimate.read_gguf", lambda _: LLAMA_8B)
+    monkeypatch.setattr("engine_router.models.estimate.read_gguf", lambda _: LLAMA_8B)
     plain = estimate(["llama-server", "-m", "model.gguf", "-c", "8192"], tmp_path)
     assert plain is not None
     assert plain.weights_bytes == 4_900_000_000

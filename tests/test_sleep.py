@@ -16,6 +16,9 @@ import httpx
 import psutil
 import pytest
 import trio
+from support.cancel_at import CancelAt
+from support.scripted import Living, living, until
+from support.scripted.server import Answer, Call, Handler, ScriptedServer, as_json
 
 import engine_router
 from engine_router.config import (
@@ -27,18 +30,15 @@ from engine_router.config import (
     parse_config,
 )
 from engine_router.config.values import ReadyCheck, SleepLevel, UrlPath
-from engine_router.engines import sleep as sleep_module
 from engine_router.engines.base import Ended, ResidentId
-from engine_router.engines.control import control_client
-from engine_router.engines.dormitory import Dormitory
-from engine_router.engines.family import Guardian
-from engine_router.engines.http_api import HttpEngine
 from engine_router.engines.ports import free_port, is_taken
-from engine_router.engines.process import ProcessEngine
-from engine_router.engines.sleep import SleepCall, plan_of
-from engine_router.testing.cancel_at import CancelAt
-from engine_router.testing.scripted import Living, living, until
-from engine_router.testing.scripted.server import Answer, Call, Handler, ScriptedServer, as_json
+from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.process_tree import Guardian
+from engine_router.engines.remote.http import HttpEngine
+from engine_router.engines.sleep import plan as sleep_module
+from engine_router.engines.sleep.plan import SleepCall, plan_of
+from engine_router.engines.sleep.registry import Dormitory
+from engine_router.upstream.control_client import control_client
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 

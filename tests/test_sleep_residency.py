@@ -7,13 +7,13 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from support.simulated import GIB, SimulatedMemory
 
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.events import EventHub
+from engine_router.residency.measurements import State
 from engine_router.residency.rules import Capacity, Layout, Rules, Traits
 from engine_router.residency.supervisor import Supervisor
-from engine_router.state import State
-from engine_router.testing.simulated import GIB, SimulatedMemory
 
 A, B = ResidentId("a"), ResidentId("b")
 

@@ -10,14 +10,15 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
+from support.served import RawClient, served
 
-from engine_router import open_router, serving
+from engine_router import open_router
 from engine_router.config import parse_config
-from engine_router.limits import SLOWEST_BYTES_PER_S
-from engine_router.testing.served import RawClient, served
-from engine_router.wire import server as wire_server
-from engine_router.wire.ordinary import ReplayedStream
-from engine_router.wire.stream import moved_on
+from engine_router.guards.limits import SLOWEST_BYTES_PER_S
+from engine_router.server import accept as wire_server
+from engine_router.server import serve as serving
+from engine_router.server.ordinary_connection import ReplayedStream
+from engine_router.upstream.socket_stream import moved_on
 
 LIMIT_S = 60.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_router.engines.base import ResidentId
-from engine_router.state import (
+from engine_router.residency.measurements import (
     Measured,
     State,
     default_state_file,

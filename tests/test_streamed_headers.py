@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import trio
+from support.asgi import Received, as_text
+from support.scripted import Answer, ScriptedOllama
+from support.served import RawClient, served
 
 from engine_router import open_router
 from engine_router.config import parse_config
-from engine_router.relay import as_streamed
-from engine_router.serving import listen
-from engine_router.testing.asgi import Received, as_text
-from engine_router.testing.scripted import Answer, ScriptedOllama
-from engine_router.testing.served import RawClient, served
+from engine_router.proxy.headers import as_streamed
+from engine_router.server.serve import listen
 
 LIMIT_S = 60.0
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"

@@ -12,6 +12,8 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from support.cancel_at import CancelAt
+from support.simulated import GIB, Deed, Reclaim, Script, SimulatedEngine, SimulatedMemory
 from trio.testing import MockClock
 
 from engine_router.engines.base import Endpoint, ResidentId
@@ -38,10 +40,8 @@ from engine_router.events import (
 )
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Phase, Rules
+from engine_router.residency.measurements import State
 from engine_router.residency.supervisor import Supervisor
-from engine_router.state import State
-from engine_router.testing.cancel_at import CancelAt
-from engine_router.testing.simulated import GIB, Deed, Reclaim, Script, SimulatedEngine, SimulatedMemory
 
 A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
 RULES = Rules(drain_timeout_s=30.0, max_wait_s=60.0, abandon_grace_s=2.0, failed_start_memory_s=5.0)

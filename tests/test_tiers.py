@@ -20,11 +20,11 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.served import RawClient, served
 
 from engine_router import Router, open_router
 from engine_router.config import Config, parse_config
-from engine_router.serving import listen, serve
-from engine_router.testing.served import RawClient, served
+from engine_router.server.serve import listen, serve
 
 CHAT = "/v1/chat/completions"
 LIMIT_S = 60.0
@@ -633,8 +633,8 @@ async def test_the_end_waits_for_requests_and_not_for_idle_connections(fast: boo
 async def test_what_is_idle_for_too_long_is_closed(
     fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_router.serving.KEEP_ALIVE_S", 0.2)
-    monkeypatch.setattr("engine_router.wire.server.SWEEP_INTERVAL_S", 0.05)
+    monkeypatch.setattr("engine_router.server.serve.KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr("engine_router.server.accept.SWEEP_INTERVAL_S", 0.05)
     async with (
         world(tmp_path, fast=fast) as place,
         RawClient.to(place.url) as used,

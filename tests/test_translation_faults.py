@@ -19,9 +19,11 @@ from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_router.dialects import anthropic_openai, ollama_openai, responses_openai
+from engine_router.dialects.anthropic import answers as anthropic_openai
 from engine_router.dialects.base import Translation
-from engine_router.dialects.waiting import patience_for
+from engine_router.dialects.keep_alive import patience_for
+from engine_router.dialects.ollama import answers as ollama_openai
+from engine_router.dialects.responses import answers as responses_openai
 from engine_router.errors import EngineBroke
 
 Json = dict[str, Any]

@@ -7,11 +7,11 @@ import sys
 import httpx
 import pytest
 import trio
+from support.served import served
 
 import engine_router
 from engine_router.config import parse_config
 from engine_router.errors import UnknownModel
-from engine_router.testing.served import served
 
 # Nobody listens at port 1.
 DOWN = """

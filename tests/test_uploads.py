@@ -13,14 +13,14 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from support.served import RawClient, served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.dialects.scanning import FormScanner, JsonScanner
 from engine_router.errors import BadRequest
-from engine_router.limits import LARGE_BYTES
-from engine_router.testing.served import RawClient, served
-from engine_router.upload import Upload
+from engine_router.guards.limits import LARGE_BYTES
+from engine_router.proxy.streamed_body import Upload
 
 CHAT = "/v1/chat/completions"
 LIMIT_S = 60.0

@@ -18,12 +18,12 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cancel_at import CancelAt
 
-import engine_router.wire.upstream
+import engine_router.upstream.client
 from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable
-from engine_router.limits import MAX_ENGINE_OVERHEAD_BYTES
-from engine_router.testing.cancel_at import CancelAt
-from engine_router.wire.upstream import Exchange, ResponseHead, Upstream, UpstreamRequest
+from engine_router.guards.limits import MAX_ENGINE_OVERHEAD_BYTES
+from engine_router.upstream.client import Exchange, ResponseHead, Upstream, UpstreamRequest
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -457,7 +457,7 @@ async def test_connections_are_not_shared_between_addresses() -> None:
 
 
 async def test_a_connection_idle_for_too_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_router.wire.upstream, "MAX_IDLE_S", 0.05)
+    monkeypatch.setattr(engine_router.upstream.client, "MAX_IDLE_S", 0.05)
     async with wire(answering(HELLO)) as engine:
         await engine.fetch()
         await trio.sleep(0.1)
@@ -467,7 +467,7 @@ async def test_a_connection_idle_for_too_long_is_not_used_again(monkeypatch: pyt
 
 
 async def test_connections_to_an_address_that_is_gone_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_router.wire.upstream, "MAX_IDLE_S", 0.02)
+    monkeypatch.setattr(engine_router.upstream.client, "MAX_IDLE_S", 0.02)
     upstream = Upstream()
     for _ in range(5):  # an engine that gets another port with each start
         async with wire(answering(HELLO)) as engine:
@@ -479,7 +479,7 @@ async def test_connections_to_an_address_that_is_gone_do_not_pile_up(monkeypatch
 
 
 async def test_no_more_than_so_many_connections_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_router.wire.upstream, "MAX_IDLE_CONNECTIONS", 2)
+    monkeypatch.setattr(engine_router.upstream.client, "MAX_IDLE_CONNECTIONS", 2)
     async with wire(answering(HELLO)) as engine:
         exchanges = [await engine.send() for _ in range(4)]
         for exchange in exchanges:

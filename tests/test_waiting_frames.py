@@ -26,10 +26,10 @@ from openai.types.responses import ResponseError
 
 from engine_router.dialects import dialect_of
 from engine_router.dialects.frames import EventFrames, FrameReader, LineFrames
+from engine_router.dialects.keep_alive import Patience, forget_progress, patience_for
+from engine_router.dialects.keep_alive.messages import SIGNATURE
+from engine_router.dialects.keep_alive.responses import ResponsesPatience
 from engine_router.dialects.sse import EventReader
-from engine_router.dialects.waiting import Patience, forget_progress, patience_for
-from engine_router.dialects.waiting.messages import SIGNATURE
-from engine_router.dialects.waiting.responses import ResponsesPatience
 from engine_router.errors import EngineError, EngineStartFailed, RouterError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

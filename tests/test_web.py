@@ -17,15 +17,15 @@ from typing import Protocol
 import httpx
 import pytest
 import trio
+from support.asgi import Conversation, Received, ask, conversation
+from support.scripted import Answer, Call, ScriptedOllama
+from support.served import RawClient, served
+from support.served import ask as ask_over_a_socket
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
-from engine_router.testing.asgi import Conversation, Received, ask, conversation
-from engine_router.testing.scripted import Answer, Call, ScriptedOllama
-from engine_router.testing.served import RawClient, served
-from engine_router.testing.served import ask as ask_over_a_socket
-from engine_router.wire.server import UnknownHypercorn
+from engine_router.server.accept import UnknownHypercorn
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 LIMIT_S = 60.0
@@ -132,7 +132,7 @@ def assert_nothing_left(router: Router) -> None:
 
 async def test_the_fast_tier_answers_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that no test here believes itself on the fast tier, and everything is handed to the other one."""
-    monkeypatch.delattr("engine_router.wire.server.OrdinaryConnection")
+    monkeypatch.delattr("engine_router.server.accept.OrdinaryConnection")
     async with routing(process("a"), fast=True) as router, posting(router) as post:
         for body in ({"model": "a"}, (b'{"model"', b': "a"}')):
             assert (await post(CHAT, body=body)).status == 200
@@ -1168,8 +1168,8 @@ async def test_a_connection_ends_after_its_answer(
     wish: str, asked: str, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     """At once where the client said so, and otherwise when it was idle for long enough."""
-    monkeypatch.setattr("engine_router.serving.KEEP_ALIVE_S", 0.1)
-    monkeypatch.setattr("engine_router.wire.server.SWEEP_INTERVAL_S", 0.05)
+    monkeypatch.setattr("engine_router.server.serve.KEEP_ALIVE_S", 0.1)
+    monkeypatch.setattr("engine_router.server.accept.SWEEP_INTERVAL_S", 0.05)
     async with routing(process("a"), fast=fast) as router, served(router) as url, RawClient.to(url) as client:
         model = "xyzzy" if wish == "nothing" else "a"
         body = json.dumps({"model": model, "stream": wish == "stream", "do": wish}).encode()
@@ -1392,7 +1392,7 @@ async def test_a_hypercorn_that_is_not_known_serves_everything_itself(
     def check_hypercorn() -> None:
         raise UnknownHypercorn("TCPServer takes nothing")
 
-    monkeypatch.setattr("engine_router.serving.check_hypercorn", check_hypercorn)
+    monkeypatch.setattr("engine_router.server.serve.check_hypercorn", check_hypercorn)
     async with routing(process("a")) as router, served(router) as url, RawClient.to(url) as client:
         body = json.dumps({"model": "a", "do": "echo"}).encode()
         await client.request("POST", CHAT, body, headers=["Connection: close"])

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import trio
+from support.served import served
 from test_web import NEVER, assert_nothing_left, routing
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 from engine_router import Router
-from engine_router.testing.served import served
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup

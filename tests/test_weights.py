@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine_router.config import Config, parse_config
-from engine_router.weights import Launch, Weights, launch_of, read_weights
+from engine_router.models.weights import Launch, Weights, launch_of, read_weights
 
 gguf = pytest.importorskip("gguf")
 np = pytest.importorskip("numpy")

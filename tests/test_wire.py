@@ -12,19 +12,15 @@ import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine_router.answering import Reply
 from engine_router.events import EventHub
-from engine_router.limits import LARGE_BYTES, MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
-from engine_router.reading import Incoming
-from engine_router.routes import is_proxied
-from engine_router.scope import RequestScope
-from engine_router.wire.connection import FastConnection
-from engine_router.wire.requests import (
-    RequestReader,
-    Verdict,
-    WireRequest,
-)
-from engine_router.wire.stream import ConnectionLost, RawStream
+from engine_router.guards.limits import LARGE_BYTES, MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
+from engine_router.proxy.handler import Reply
+from engine_router.proxy.request_body import Incoming
+from engine_router.proxy.request_scope import RequestScope
+from engine_router.proxy.routes import is_proxied
+from engine_router.server.fast_connection import FastConnection
+from engine_router.server.fast_parser import RequestReader, Verdict, WireRequest
+from engine_router.upstream.socket_stream import ConnectionLost, RawStream
 
 LIMIT_S = 60.0
 MAX_BODY_BYTES = 1000

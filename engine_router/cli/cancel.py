@@ -7,7 +7,7 @@ import argparse
 from engine_router.cli.client import post
 from engine_router.cli.terminal import say, show_json
 from engine_router.cli.where import locate
-from engine_router.foreign_text import indented_values
+from engine_router.guards.foreign_text import indented_values
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from engine_router.cli.failure import UNREACHABLE, CommandFailed
 from engine_router.cli.where import KEY_VARIABLE, Where
-from engine_router.foreign_text import indented
+from engine_router.guards.foreign_text import indented
 
 CONNECT_TIMEOUT_S = 5.0
 # Everything but a swap is answered from what the router knows, without waiting.

@@ -75,7 +75,7 @@ def _folder(keep: str | None) -> Iterator[Path]:
 
 def _prepare(folder: Path, port: int) -> Path:
     """Write the models and the configuration; return the latter."""
-    from engine_router.llamacpp.tiny import write_tiny_gguf  # noqa: PLC0415 - needs the extra
+    from engine_router.engines.llamacpp.tiny import write_tiny_gguf  # noqa: PLC0415 - needs the extra
 
     say(f"writing {' and '.join(MODELS)} to {folder}")
     try:

@@ -10,7 +10,7 @@ import httpx
 import trio
 
 from engine_router.cli.terminal import Table, say
-from engine_router.cli.words import seconds
+from engine_router.cli.units import seconds
 from engine_router.events import Event, SwapEnded
 from engine_router.router import Router
 

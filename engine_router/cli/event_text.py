@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from engine_router.cli.words import doing, gigabytes, phases, seconds, transition
+from engine_router.cli.units import doing, gigabytes, phases, seconds, transition
 from engine_router.events import (
     Event,
     MemorySettled,

@@ -18,10 +18,10 @@ from engine_router.cli.client import Call
 from engine_router.cli.event_text import EventLog
 from engine_router.cli.failure import CommandFailed
 from engine_router.cli.terminal import say
+from engine_router.cli.units import counted
 from engine_router.cli.where import locate
-from engine_router.cli.words import counted
 from engine_router.dialects.sse import EventReader
-from engine_router.foreign_text import indented_values, printable_json
+from engine_router.guards.foreign_text import indented_values, printable_json
 
 INTERRUPTED = 130
 PIECE_BYTES = 65536

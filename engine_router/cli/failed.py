@@ -6,9 +6,9 @@ import argparse
 
 from engine_router.cli.client import get, not_understood
 from engine_router.cli.terminal import say, show_json
+from engine_router.cli.units import counted, seconds
 from engine_router.cli.where import locate
-from engine_router.cli.words import counted, seconds
-from engine_router.foreign_text import indented_values
+from engine_router.guards.foreign_text import indented_values
 
 
 def run(options: argparse.Namespace) -> int:

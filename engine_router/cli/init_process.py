@@ -87,7 +87,7 @@ if sys.platform == "linux":
 
     def _await_guardian() -> None:
         """Let the guardian of a killed router finish: whatever is left then dies with this process."""
-        from engine_router.engines.guardian import COMMANDS_S  # noqa: PLC0415 - the init process stays small
+        from engine_router.engines.process.guardian import COMMANDS_S  # noqa: PLC0415 - the init process stays small
 
         give_up_at = time.monotonic() + COMMANDS_S
         while _has_children() and (left := give_up_at - time.monotonic()) > 0:

@@ -18,7 +18,7 @@ from engine_router.cli.failure import CommandFailed
 from engine_router.cli.terminal import has_colours
 from engine_router.config import LogConfig
 from engine_router.config.values import expanded
-from engine_router.foreign_text import indented, printable_json
+from engine_router.guards.foreign_text import indented, printable_json
 
 # Lines that may wait for somebody to read them (a terminal that was paused, a pipe into a pager).
 BACKLOG_LINES = 10_000

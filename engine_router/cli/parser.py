@@ -7,8 +7,8 @@ import difflib
 import sys
 from collections.abc import Callable, Collection, Sequence
 
-from engine_router._version import __version__
-from engine_router.foreign_text import printable
+from engine_router import __version__
+from engine_router.guards.foreign_text import printable
 
 EXIT_CODES = """\
 exit codes:

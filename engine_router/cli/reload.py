@@ -8,7 +8,7 @@ from engine_router.cli.client import not_understood, post
 from engine_router.cli.failure import UNREACHABLE, CommandFailed
 from engine_router.cli.terminal import say, show_json
 from engine_router.cli.where import locate
-from engine_router.foreign_text import indented_values
+from engine_router.guards.foreign_text import indented_values
 
 _SAID = {
     "added": "new engines",

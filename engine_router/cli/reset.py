@@ -6,8 +6,8 @@ import argparse
 
 from engine_router.cli.client import post
 from engine_router.cli.terminal import say, show_json
+from engine_router.cli.units import counted
 from engine_router.cli.where import locate
-from engine_router.cli.words import counted
 
 
 def run(options: argparse.Namespace) -> int:

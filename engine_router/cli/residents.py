@@ -8,8 +8,8 @@ from typing import Any
 
 from engine_router.cli.client import get, not_understood
 from engine_router.cli.terminal import Table, say, show_json
+from engine_router.cli.units import gigabytes, seconds
 from engine_router.cli.where import locate
-from engine_router.cli.words import gigabytes, seconds
 
 NOTHING = "-"
 HEADINGS = ("Pool", "Resident", "State", "Since", "Memory", "Idle", "Goes in", "Waiting", "Running")

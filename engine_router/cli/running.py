@@ -17,11 +17,11 @@ from attrs import define, field
 
 import engine_router
 from engine_router.cli.event_text import EventLog
-from engine_router.cli.words import counted, seconds
+from engine_router.cli.units import counted, seconds
 from engine_router.config import Config
-from engine_router.reloading import Source, say_reload
+from engine_router.reload import Source, say_reload
 from engine_router.router import Router
-from engine_router.serving import FLUSH_S
+from engine_router.server.serve import FLUSH_S
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import attrs
 
-from engine_router._version import __version__
+from engine_router import __version__
 from engine_router.cli.failure import CommandFailed
 from engine_router.cli.log import LogThread, end_logging, start_logging
 from engine_router.cli.running import run_router
 from engine_router.cli.terminal import say
-from engine_router.cli.words import counted
+from engine_router.cli.units import counted
 from engine_router.config import Config, ServerConfig, find_config, load_config
 from engine_router.config.values import Addresses, Port
-from engine_router.reloading import Source
+from engine_router.reload import Source
 from engine_router.router import Router
-from engine_router.serving import CannotListen, listen
+from engine_router.server.serve import CannotListen, listen
 
 logger = logging.getLogger(__name__)
 

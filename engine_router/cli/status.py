@@ -10,9 +10,9 @@ from typing import Any
 from engine_router.cli.client import get_status
 from engine_router.cli.failure import CommandFailed
 from engine_router.cli.terminal import Table, say, show_json
+from engine_router.cli.units import doing, gigabytes, phases, seconds, transition
 from engine_router.cli.where import locate
-from engine_router.cli.words import doing, gigabytes, phases, seconds, transition
-from engine_router.foreign_text import indented_values
+from engine_router.guards.foreign_text import indented_values
 
 Data = Mapping[str, Any]
 NOTHING = "-"

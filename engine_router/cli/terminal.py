@@ -11,7 +11,7 @@ from typing import TextIO
 
 from attrs import frozen
 
-from engine_router.foreign_text import printable, printable_json
+from engine_router.guards.foreign_text import printable, printable_json
 
 STYLES = {
     "ready": "green",

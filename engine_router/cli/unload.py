@@ -9,7 +9,7 @@ from engine_router.cli.terminal import say, show_json
 from engine_router.cli.use import Named, find, interrupted
 from engine_router.cli.waiting import wait_for
 from engine_router.cli.where import locate
-from engine_router.foreign_text import indented_values
+from engine_router.guards.foreign_text import indented_values
 
 
 def run(options: argparse.Namespace) -> int:

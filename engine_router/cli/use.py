@@ -11,10 +11,10 @@ from attrs import frozen
 
 from engine_router.cli.client import get_status
 from engine_router.cli.terminal import say, show_json
+from engine_router.cli.units import seconds
 from engine_router.cli.waiting import wait_for
 from engine_router.cli.where import locate
-from engine_router.cli.words import seconds
-from engine_router.foreign_text import indented_values
+from engine_router.guards.foreign_text import indented_values
 
 INTERRUPTED = 130
 # What takes longer than this was not there yet.

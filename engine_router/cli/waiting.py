@@ -14,9 +14,9 @@ from attrs import frozen
 from engine_router.cli.client import Call, get_status
 from engine_router.cli.failure import CommandFailed
 from engine_router.cli.terminal import is_terminal, say
+from engine_router.cli.units import counted, doing, seconds
 from engine_router.cli.where import Where
-from engine_router.cli.words import counted, doing, seconds
-from engine_router.foreign_text import indented_values
+from engine_router.guards.foreign_text import indented_values
 
 POLL_S = 0.2
 

@@ -16,8 +16,8 @@ from engine_router.config.ahead import may_list
 from engine_router.config.faults import close, quoted
 from engine_router.config.process import placeholder_hints
 from engine_router.config.values import expanded, shown
-from engine_router.models.options import number_of
-from engine_router.serving import is_open_to_network
+from engine_router.engines.command_options import number_of
+from engine_router.server.serve import is_open_to_network
 
 Warned = tuple[str, str]
 # What the router starts and stops as a whole.

@@ -10,7 +10,7 @@ from typing import Final
 from attrs import frozen
 
 from engine_router.config.faults import KEYS_OF_CLIENTS, is_private
-from engine_router.masking import masked_text
+from engine_router.guards.masking import masked_text
 
 _PART: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_\-]+')
 _HEADER: Final = re.compile(r"\[\[?[ \t]*(?P<keys>[^\n#]*?)[ \t]*\]\]?[ \t]*(#.*)?$")

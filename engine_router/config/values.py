@@ -18,7 +18,7 @@ from typing import Any, NewType
 from urllib.parse import urlsplit
 
 from engine_router.config.command_line import split_command, with_home
-from engine_router.masking import masked_text
+from engine_router.guards.masking import masked_text
 
 Seconds = NewType("Seconds", float)
 """A duration, in seconds; finite and not negative."""

@@ -1,9 +1,9 @@
 """The dialects: pure functions between bytes and what the router understands."""
 
-from engine_router.dialects.anthropic import Anthropic
+from engine_router.dialects.anthropic.dialect import Anthropic
 from engine_router.dialects.base import Dialect
-from engine_router.dialects.ollama import Ollama
-from engine_router.dialects.openai import OpenAI
+from engine_router.dialects.ollama.dialect import Ollama
+from engine_router.dialects.openai.dialect import OpenAI
 
 OPENAI: Dialect = OpenAI()
 ANTHROPIC: Dialect = Anthropic()

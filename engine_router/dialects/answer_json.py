@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from engine_router.dialects.base import STRICT_DECODER, Octets
-from engine_router.foreign_text import printable
+from engine_router.guards.foreign_text import printable
 
 # What an answer of an unexpected shape leads to.
 UNEXPECTED = (AttributeError, TypeError, LookupError, RecursionError, OverflowError)

@@ -16,9 +16,9 @@ from attrs import frozen
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
 
+from engine_router.dialects.model_names import checked_name
 from engine_router.errors import BadRequest, NoModelNamed, RouterError
-from engine_router.limits import MAX_FORM_PARTS, MAX_TOKEN_BYTES
-from engine_router.models.names import checked_name
+from engine_router.guards.limits import MAX_FORM_PARTS, MAX_TOKEN_BYTES
 
 Octets = bytes | bytearray
 """A body. Whoever collected it hands it over: nobody changes it any more."""

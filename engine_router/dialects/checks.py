@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine_router.errors import BadRequest
-from engine_router.foreign_text import shown
+from engine_router.guards.foreign_text import shown
 
 Check = Callable[[object, str], object]
 """Returns a value as a request may have it; raises BadRequest, with the place that is its second argument."""

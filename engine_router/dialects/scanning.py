@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from engine_router.dialects.base import FormReader, Octets, has_no_value, model_in
 from engine_router.errors import BadRequest
-from engine_router.limits import MAX_TOKEN_BYTES
+from engine_router.guards.limits import MAX_TOKEN_BYTES
 
 _WANTED = frozenset(("model", "name", "stream"))
 _BLANK = b" \t\r\n"

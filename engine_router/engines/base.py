@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 import trio
 from attrs import define, field, frozen
 
-from engine_router.foreign_text import output_line, shown
-from engine_router.limits import RESIDENT_LOG_LINES, RESIDENT_LOGS
+from engine_router.guards.foreign_text import output_line, shown
+from engine_router.guards.limits import RESIDENT_LOG_LINES, RESIDENT_LOGS
 
 DOUBT_S: Final = 2.0
 """Within so many seconds of a doubt an engine has seen whether its resident is still there."""

@@ -8,12 +8,12 @@ import httpx
 
 from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
 from engine_router.engines.base import Engine
-from engine_router.engines.dormitory import Dormitory
-from engine_router.engines.family import Guardian
-from engine_router.engines.http_api import HttpEngine
-from engine_router.engines.ollama import OllamaEngine
-from engine_router.engines.process import ProcessEngine
-from engine_router.engines.systemd import SystemdEngine
+from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.process_tree import Guardian
+from engine_router.engines.remote.http import HttpEngine
+from engine_router.engines.remote.ollama import OllamaEngine
+from engine_router.engines.remote.systemd import SystemdEngine
+from engine_router.engines.sleep.registry import Dormitory
 
 
 def build_engine(

@@ -10,7 +10,7 @@ from attrs import define
 
 from engine_router.engines.base import Ended, Engine, EngineLogs, LogRing, ResidentId, Supervision
 from engine_router.errors import EngineError, RouterError
-from engine_router.masking import HiddenValues
+from engine_router.guards.masking import HiddenValues
 
 
 def unmasked(engine: Engine) -> Engine:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine_router import foreign_text
-from engine_router.limits import MESSAGE_CHARS
+from engine_router.guards import foreign_text
+from engine_router.guards.limits import MESSAGE_CHARS
 
 
 class RouterError(Exception):

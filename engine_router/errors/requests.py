@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine_router import foreign_text
 from engine_router.errors.base import RouterError
-from engine_router.limits import CLIENT_ERROR_CHARS
+from engine_router.guards import foreign_text
+from engine_router.guards.limits import CLIENT_ERROR_CHARS
 
 
 class BadRequest(RouterError):

@@ -10,8 +10,8 @@ from typing import Final
 import attrs
 import trio
 
-from engine_router.commands import Finished, TooMuchOutput, run_bounded
-from engine_router.limits import MAX_AMOUNT_BYTES, PRINTED_CHARS
+from engine_router.guards.commands import Finished, TooMuchOutput, run_bounded
+from engine_router.guards.limits import MAX_AMOUNT_BYTES, PRINTED_CHARS
 from engine_router.memory.reading import GaugeUnreadable, Reading
 
 _UNITS: Final = {

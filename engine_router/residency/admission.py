@@ -9,7 +9,7 @@ from engine_router.errors import QueueFull, RouterClosing, RouterError
 from engine_router.residency import messages as book
 from engine_router.residency.messages import Effect, Ticket
 from engine_router.residency.planning import Books, Planner
-from engine_router.residency.residence import Phase, Residence
+from engine_router.residency.resident_state import Phase, Residence
 
 
 class Admission:

@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from engine_router.residency.residence import Phase, Residence
+from engine_router.residency.resident_state import Phase, Residence
 
 # A start whose length nobody knows yet. Seconds.
 UNKNOWN_START_S: Final = 10.0

@@ -13,8 +13,8 @@ from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import EngineDied, EngineError, EngineStartFailed
 from engine_router.events import EventHub, ResidentDied
 from engine_router.residency import messages as book
-from engine_router.residency.life import Life
 from engine_router.residency.pool import Pool
+from engine_router.residency.resident_task import Life
 
 logger = logging.getLogger(__name__)
 

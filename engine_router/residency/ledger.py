@@ -36,14 +36,14 @@ from engine_router.errors import EngineDied, RouterClosing, RouterError
 from engine_router.residency import messages as book
 from engine_router.residency.admission import Admission
 from engine_router.residency.failures import Failure, Failures
+from engine_router.residency.idle_gaps import ThinkTimes
+from engine_router.residency.memory_budget import Occupancy
 from engine_router.residency.messages import Effect, Event, Ticket
-from engine_router.residency.occupancy import Occupancy
 from engine_router.residency.planning import Books, Planner
 from engine_router.residency.queue import TicketQueue
-from engine_router.residency.residence import Phase, Residence
+from engine_router.residency.resident_state import Phase, Residence
 from engine_router.residency.rules import UNKNOWN, Capacity, Profile, Rules
 from engine_router.residency.scheduling import Turn
-from engine_router.residency.think_times import ThinkTimes
 
 __all__ = ["Capacity", "Ledger", "Phase", "Profile", "Residence", "Rules"]
 

@@ -16,14 +16,14 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import LeaseRevoked
 from engine_router.residency import messages as book
 from engine_router.residency.failures import Failures
+from engine_router.residency.idle_gaps import ThinkTimes
+from engine_router.residency.memory_budget import Occupancy
 from engine_router.residency.messages import Effect
-from engine_router.residency.occupancy import Occupancy
 from engine_router.residency.prechecks import Prechecks
 from engine_router.residency.queue import TicketQueue
-from engine_router.residency.residence import Phase, Residence
+from engine_router.residency.resident_state import Phase, Residence
 from engine_router.residency.rules import Rules
 from engine_router.residency.scheduling import Scheduler, Turn
-from engine_router.residency.think_times import ThinkTimes
 
 
 @define(eq=False)

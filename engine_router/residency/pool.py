@@ -20,13 +20,13 @@ from engine_router.memory import (
     footprint,
     settle,
 )
-from engine_router.residency.journal import SwapJournal
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Ledger
-from engine_router.residency.life import Life
+from engine_router.residency.measurements import Measured
+from engine_router.residency.memory_attribution import Tide
 from engine_router.residency.messages import Ticket
-from engine_router.residency.tide import Tide
-from engine_router.state import Measured
+from engine_router.residency.resident_task import Life
+from engine_router.residency.swap_tracker import SwapJournal
 
 logger = logging.getLogger(__name__)
 

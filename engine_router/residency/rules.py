@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.files import Files, NoFiles
-from engine_router.state import Measured
+from engine_router.residency.measurements import Measured
 
 
 @frozen(kw_only=True)

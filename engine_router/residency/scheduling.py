@@ -15,12 +15,12 @@ from attrs import define, field
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.eviction import UNKNOWN_START_S, Shortage, cheapest, regret
+from engine_router.residency.idle_gaps import ThinkTimes
+from engine_router.residency.memory_budget import Occupancy
 from engine_router.residency.messages import Ticket
-from engine_router.residency.occupancy import Occupancy
 from engine_router.residency.queue import TicketQueue
-from engine_router.residency.residence import Phase, Residence
+from engine_router.residency.resident_state import Phase, Residence
 from engine_router.residency.rules import Rules
-from engine_router.residency.think_times import ThinkTimes
 
 
 @define(eq=False)

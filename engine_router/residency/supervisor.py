@@ -28,15 +28,15 @@ from engine_router.memory import Gauge
 from engine_router.residency import messages as book
 from engine_router.residency.adoption import Adoption
 from engine_router.residency.health import HealthChecks
-from engine_router.residency.journal import SwapJournal
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Capacity, Ledger, Profile, Rules
 from engine_router.residency.ledger import Phase as LifePhase
-from engine_router.residency.lives import Lives
+from engine_router.residency.measurements import State
 from engine_router.residency.messages import Priority, Ticket
 from engine_router.residency.pool import Pool
+from engine_router.residency.resident_runner import Lives
 from engine_router.residency.rules import Layout
-from engine_router.state import State
+from engine_router.residency.swap_tracker import SwapJournal
 
 _EXCLUSIVE = Capacity()
 

@@ -9,10 +9,10 @@ from quart import Response, request
 
 from engine_router.engines.base import LogRing
 from engine_router.errors import BadRequest, NoSuchRoute
-from engine_router.foreign_text import shown
+from engine_router.guards.foreign_text import shown
 from engine_router.router import Router
-from engine_router.web.asking import whole_number
 from engine_router.web.openai import json_response
+from engine_router.web.params import whole_number
 from engine_router.web.readers import Reader
 from engine_router.web.status import status
 

@@ -15,7 +15,6 @@ from werkzeug.exceptions import (
 )
 from werkzeug.routing import BaseConverter
 
-from engine_router.answering import Answerer
 from engine_router.dialects import OPENAI
 from engine_router.dialects.base import error_headers
 from engine_router.errors import (
@@ -28,22 +27,23 @@ from engine_router.errors import (
     Unauthorized,
     WrongMethod,
 )
-from engine_router.foreign_text import shown
-from engine_router.gate import Gates
-from engine_router.relay import as_streamed
+from engine_router.guards.foreign_text import shown
+from engine_router.proxy.access import Gates
+from engine_router.proxy.handler import Answerer
+from engine_router.proxy.headers import as_streamed
+from engine_router.proxy.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.router import Router
-from engine_router.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
+from engine_router.upstream.client import Headers
 from engine_router.web.admin import Admin
 from engine_router.web.anthropic import dialect_for
+from engine_router.web.compat import add_rivals
 from engine_router.web.control import add_control
 from engine_router.web.ollama import OllamaApi
 from engine_router.web.openai import Models, json_response
 from engine_router.web.pages import Pages, wants_html
 from engine_router.web.proxy import Proxy, wire_headers, with_headers
-from engine_router.web.rivals import add_rivals
 from engine_router.web.scope import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of
 from engine_router.web.websockets import add_websockets
-from engine_router.wire.upstream import Headers
 
 logger = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from engine_router.dialects.ollama_loading import keep_alive_s
-from engine_router.discovery import Target
+from engine_router.dialects.ollama.loading import keep_alive_s
 from engine_router.engines.base import ResidentId
 from engine_router.errors import BadRequest, NoSuchRoute, RouterError
-from engine_router.foreign_text import shown
+from engine_router.guards.foreign_text import shown
+from engine_router.in_flight import Directly, Request
 from engine_router.jobs import Work
+from engine_router.models.registry import Target
 from engine_router.router import Router
-from engine_router.underway import Directly, Request
 from engine_router.web import listing
-from engine_router.web.asking import fields, flag, named, text, whole_number
 from engine_router.web.openai import json_response
+from engine_router.web.params import fields, flag, named, text, whole_number
 from engine_router.web.readers import Reader
 from engine_router.web.scope import scope_of
 from engine_router.web.stream import happenings, stream_response

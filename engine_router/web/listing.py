@@ -9,15 +9,15 @@ from typing import Any
 import trio
 
 from engine_router.engines.base import ResidentId
-from engine_router.progress import step_of
-from engine_router.residency.journal import Swap
+from engine_router.in_flight import Request
+from engine_router.proxy.wait_status import step_of
 from engine_router.residency.ledger import Phase
 from engine_router.residency.messages import Ticket
 from engine_router.residency.pool import Pool
-from engine_router.residency.residence import Residence
+from engine_router.residency.resident_state import Residence
 from engine_router.residency.scheduling import Turn
+from engine_router.residency.swap_tracker import Swap
 from engine_router.router import Router
-from engine_router.underway import Request
 from engine_router.web.status import failure_entry, resident_entry
 
 Entry = dict[str, Any]

@@ -14,7 +14,6 @@ from quart import Response, request
 from engine_router.config import OllamaConfig
 from engine_router.dialects import OLLAMA
 from engine_router.dialects.base import route_json, to_json
-from engine_router.discovery import Target
 from engine_router.engines.base import ResidentId
 from engine_router.errors import (
     BadRequest,
@@ -24,18 +23,19 @@ from engine_router.errors import (
     UnknownModel,
     WrongMethod,
 )
-from engine_router.foreign_text import shown
-from engine_router.limits import CONTROL_ANSWER_BYTES
-from engine_router.relay import AddedHeaders, request_headers, response_headers
-from engine_router.residency.residence import Phase
+from engine_router.guards.foreign_text import shown
+from engine_router.guards.limits import CONTROL_ANSWER_BYTES
+from engine_router.models.registry import Target
+from engine_router.proxy.headers import AddedHeaders, request_headers, response_headers
+from engine_router.proxy.routes import API_ROUTES, base_url_hint, wire_target
+from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
-from engine_router.routes import API_ROUTES, base_url_hint, wire_target
+from engine_router.upstream.client import Exchange, ResponseHead, UpstreamRequest
 from engine_router.web import ollama_shapes
 from engine_router.web.openai import json_response
 from engine_router.web.proxy import Proxy, as_response, pieces_of, wire_headers
 from engine_router.web.scope import scope_of, whole_body
 from engine_router.web.status import state_of
-from engine_router.wire.upstream import Exchange, ResponseHead, UpstreamRequest
 
 # Clients read features from the version: this is the release whose answers `tests/test_ollama_cases.py` lists.
 OLLAMA_VERSION = "0.33.0"

@@ -7,9 +7,9 @@ import hashlib
 import json
 from typing import Any
 
-from engine_router.catalogue import Facts
-from engine_router.discovery import Target
-from engine_router.gguf import human_number
+from engine_router.models.facts import Facts
+from engine_router.models.gguf import human_number
+from engine_router.models.registry import Target
 
 # Ollama's own "for ever" is the largest duration that Go has. A time much later would overflow in clients that
 # convert it to their time zone.

@@ -7,14 +7,14 @@ from typing import Protocol
 
 from quart import Request, Response, request
 
-from engine_router.answering import Answerer
 from engine_router.errors import NoSuchRoute, RouterError, WrongMethod
-from engine_router.foreign_text import shown
-from engine_router.reading import Incoming
-from engine_router.relay import BrokenAnswer
-from engine_router.routes import base_url_hint, is_proxied, model_in_query
+from engine_router.guards.foreign_text import shown
+from engine_router.proxy.handler import Answerer
+from engine_router.proxy.request_body import Incoming
+from engine_router.proxy.response_body import BrokenAnswer
+from engine_router.proxy.routes import base_url_hint, is_proxied, model_in_query
+from engine_router.upstream.client import Headers, ResponseHead
 from engine_router.web.scope import body_of, scope_of
-from engine_router.wire.upstream import Headers, ResponseHead
 
 
 class Proxy:

@@ -7,13 +7,13 @@ from typing import Final
 from quart import request
 
 from engine_router.errors import TooManyReaders, Unauthorized
-from engine_router.gate import Gates
-from engine_router.importance import offered_keys
-from engine_router.limits import MAX_READERS, MAX_READERS_OF_ONE
+from engine_router.guards.limits import MAX_READERS, MAX_READERS_OF_ONE
+from engine_router.proxy.access import Gates
+from engine_router.proxy.credentials import offered_keys
 from engine_router.router import Router
+from engine_router.server.ordinary_connection import STALLS, Stalls
 from engine_router.web.proxy import wire_headers
 from engine_router.web.scope import scope_of
-from engine_router.wire.ordinary import STALLS, Stalls
 
 # Seconds for which a reader may leave unread what was sent to it.
 STALL_S: Final = 30.0

@@ -9,14 +9,14 @@ from typing import Any
 
 import trio
 
-from engine_router._version import __version__
-from engine_router.discovery import Target
+from engine_router import __version__
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
+from engine_router.models.registry import Target
 from engine_router.residency.failures import Failure
-from engine_router.residency.journal import Swap
 from engine_router.residency.ledger import Phase, Residence
 from engine_router.residency.pool import Pool
 from engine_router.residency.scheduling import Turn
+from engine_router.residency.swap_tracker import Swap
 from engine_router.router import Router
 
 _STATUS = {

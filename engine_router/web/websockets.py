@@ -18,20 +18,20 @@ from quart import websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIWebsocketConnection
 
-from engine_router.discovery import Target
 from engine_router.errors import EngineRefused, EngineUnreachable, NoModelNamed, RouterError
 from engine_router.events import EventHub
-from engine_router.foreign_text import printable
-from engine_router.importance import KEY_PROTOCOL, priority_of
-from engine_router.limits import MAX_MESSAGE_BYTES, MAX_QUEUED
+from engine_router.guards.foreign_text import printable
+from engine_router.guards.limits import MAX_MESSAGE_BYTES, MAX_QUEUED
+from engine_router.in_flight import Directly
+from engine_router.in_flight import Request as Entered
+from engine_router.models.registry import Target
+from engine_router.proxy.credentials import KEY_PROTOCOL, priority_of
+from engine_router.proxy.request_scope import RequestScope
+from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
 from engine_router.router import Router
-from engine_router.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
-from engine_router.scope import RequestScope
-from engine_router.underway import Directly
-from engine_router.underway import Request as Entered
-from engine_router.web.rivals.passing import check_path, headers_for, model_in, segments_of
+from engine_router.upstream.client import Headers
+from engine_router.web.compat.passed_through import check_path, headers_for, model_in, segments_of
 from engine_router.web.scope import SCOPE_KEY, tidy
-from engine_router.wire.upstream import Headers
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]

@@ -96,7 +96,7 @@ class LlamaEngines(Engines):
         """Return the model's file, which is written when it is not there yet."""
         path = lab.folder / f"{model}.gguf"
         if not path.exists():
-            argv = [str(self.python), "-m", "engine_router.llamacpp.tiny", str(path), "--name", model]
+            argv = [str(self.python), "-m", "engine_router.engines.llamacpp.tiny", str(path), "--name", model]
             subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, cwd=lab.folder)
         return path
 

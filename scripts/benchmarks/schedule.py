@@ -26,17 +26,17 @@ from itertools import cycle
 
 import trio
 from attrs import define, evolve, field, frozen
+from support.simulated import SimulatedEngine, SimulatedMemory
 from trio.testing import MockClock
 
 from engine_router.engines.base import ResidentId
 from engine_router.events import EventHub, SwapEnded
 from engine_router.residency import messages as book
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Rules
+from engine_router.residency.measurements import State
 from engine_router.residency.messages import Ticket
 from engine_router.residency.queue import TicketQueue
 from engine_router.residency.supervisor import Supervisor
-from engine_router.state import State
-from engine_router.testing.simulated import SimulatedEngine, SimulatedMemory
 
 HOUR_S = 3600.0
 MAX_WAIT_S = 60.0

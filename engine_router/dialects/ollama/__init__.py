@@ -1,0 +1,1 @@
+"""Ollama's dialect, also in front of an engine that speaks OpenAI's."""

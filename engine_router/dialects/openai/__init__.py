@@ -1,0 +1,1 @@
+"""OpenAI's dialect, and what all translations know of its chat completions."""

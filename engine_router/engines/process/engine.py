@@ -1,0 +1,366 @@
+"""`type = "process"`: a server that the router starts and stops itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import httpx
+import psutil
+import trio
+
+from engine_router.config import ProcessConfig, is_template
+from engine_router.config.values import expanded
+from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
+from engine_router.engines.first_of import first_of
+from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
+from engine_router.engines.process.adopted import AdoptedFamily
+from engine_router.engines.process.descriptors import is_lack
+from engine_router.engines.process.end_commands import EndCommands, end_commands, fill_command
+from engine_router.engines.process.obstacles import missing
+from engine_router.engines.process.output import EngineOutput, last_words
+from engine_router.engines.process.process_tree import Guardian
+from engine_router.engines.process.running import (
+    ABORT_GRACE_S,
+    Running,
+    SleepingProcess,
+    began_at,
+    open_log_file,
+)
+from engine_router.engines.process.shared_memory import SharedMemory, shared_memory
+from engine_router.engines.process.spawning import out_of_resources, spawn
+from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe, look
+from engine_router.engines.remote.lifecycle import SLEEPS
+from engine_router.engines.remote.masks import engine_mask
+from engine_router.engines.remote.server import Server
+from engine_router.engines.sleep.plan import Habits
+from engine_router.engines.sleep.process import ProcessSleep
+from engine_router.engines.sleep.registry import Dormitory
+from engine_router.errors import (
+    EngineError,
+    EngineStartFailed,
+    EngineStartTimeout,
+    EngineStopFailed,
+    EngineUnreachable,
+    OutOfResources,
+)
+from engine_router.guards.masking import masked_argv
+
+LIST_TIMEOUT_S = 3.0
+
+Outcome = TypeVar("Outcome", bound="Ended | EngineError | None")
+
+
+class ProcessEngine:
+    """Starts its command, watches it, and ends it with all that it started.
+
+    With `{model}` or `{path}` in its argv it is a template: one resident for each model, on a free port.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ProcessConfig,
+        client: httpx.AsyncClient,
+        *,
+        guardian: Guardian | None = None,
+        dormitory: Dormitory | None = None,
+        paths: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.logs = EngineLogs(engine_mask(config))
+        self.log = self.logs.engine
+        self._client = client
+        self._guardian = guardian
+        self._dormitory = dormitory or Dormitory()  # one that is not open
+        self._paths = paths or {}
+        self._is_template = is_template(config)
+        self._undead: dict[ResidentId, Running] = {}
+        self._listens_at: str | None = config.base_url
+        self._ready_at: dict[ResidentId, str] = {}  # base URLs
+        self._sleep = ProcessSleep(config, client, self._dormitory, Habits(name, self.logs.of))
+
+    def resident_of(self, model: str) -> ResidentId:
+        """Return the resident that serves a model: the engine, or one for each model of a template."""
+        return ResidentId(self.name, model if self._is_template else None)
+
+    def command(self, resident: ResidentId, port: int) -> list[str]:
+        """Return the argv for a resident, its placeholders filled in. Braces of other kinds stay."""
+        return fill_command(self.config.argv, self._values(resident, port))
+
+    def _values(self, resident: ResidentId, port: int) -> dict[str, str]:
+        model = resident.model or ""
+        path = str(expanded(self._paths[model])) if model in self._paths else model
+        return {"port": str(port), "model": model, "path": path}
+
+    def _end_commands(self, resident: ResidentId, base_url: str, pid: int) -> EndCommands:
+        values = {**self._values(resident, address_of(base_url)[1]), "pid": str(pid)}
+        return end_commands(self.config, values)
+
+    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
+        """Run the process from its start to its end; see `Engine.live`."""
+        try:
+            outcome = await self._lived(resident, supervision, adopt=adopt)
+        except OSError as error:
+            if is_lack(error):
+                raise out_of_resources(self.name, error) from error
+            raise
+        if isinstance(outcome, EngineError):
+            raise outcome
+        self._undead.pop(resident, None)
+        return outcome
+
+    async def _lived(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool
+    ) -> Ended | EngineError:
+        if (undead := self._undead.get(resident)) is not None:
+            return await undead.end(self.config.grace_s)
+        if resident in self._dormitory.residents:
+            return await self._live_again(resident, supervision)
+        if adopt:
+            return await self._live_adopted(resident, supervision)
+        return await self._live_started(resident, supervision)
+
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - it does not matter
+        """Ask a ready resident again what was asked before it was ready; see `Engine.check`."""
+        base_url = self._ready_at.get(resident)
+        if base_url is None:
+            return "does not run"
+        probe = self._probe(resident, base_url)
+        seen = await look(probe.client, probe.url, probe.check, headers=probe.headers)
+        return None if seen == CANNOT_ASK else seen  # that is no fault of the engine's
+
+    async def obstacle(self, resident: ResidentId) -> str | None:
+        """Say so where the program, its folder or its model file is missing; see `Engine.obstacle`."""
+        cwd = None if self.config.cwd is None else str(expanded(self.config.cwd))
+        return await trio.to_thread.run_sync(
+            missing, self.command(resident, 0), cwd, self.config.env, abandon_on_cancel=True
+        )
+
+    async def find(self) -> Sequence[ResidentId]:
+        """Return the engine if its port is owned by a process that runs its very command, and does not sleep.
+
+        One that sleeps is not ready for anybody, and holds little: it is woken when it is needed.
+        """
+        resident = ResidentId(self.name)
+        if await self._owner() is None:
+            return []
+        return [] if await self._sleep.is_asleep(resident) else [resident]
+
+    async def list_models(self) -> Sequence[str] | None:
+        """Ask the running engine for its list; None for a template, whose residents are one model each."""
+        base_url = self._listens_at
+        if self._is_template or base_url is None or not await is_taken(base_url):
+            return None
+        with trio.move_on_after(LIST_TIMEOUT_S):
+            return await Server(self.name, self.config, base_url, self._client).models()
+        raise EngineUnreachable(self.name, f"did not say within {LIST_TIMEOUT_S:g} s which models it has")
+
+    # A process of our own.
+
+    async def _live_started(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+        if supervision.stop_asked.is_set():
+            return Ended(stopped=True, message="was not started")
+        base_url = self.config.base_url or f"http://127.0.0.1:{free_port()}"
+        if await is_taken(base_url):
+            outcome = await self._live_found_asleep(resident, supervision)
+            if outcome is not None:
+                return outcome
+            if await is_taken(base_url):
+                return await self._taken(base_url)
+        running = await self._start(resident, base_url)
+        return await self._accompany(resident, running, lambda: self._life(resident, supervision, running))
+
+    async def _taken(self, base_url: str) -> EngineStartFailed:
+        host, port = address_of(base_url)
+        owner = described(await owner_of(port))
+        return EngineStartFailed(
+            self.name,
+            f"cannot be started: {host}:{port} is in use by {owner}; stop that, or give the engine another port",
+        )
+
+    async def _start(self, resident: ResidentId, base_url: str) -> Running:
+        log, file = self.logs.of(resident), await open_log_file(self.name, self.config)
+        log_start, began = log.count, time.time()
+        try:
+            argv = self.command(resident, address_of(base_url)[1])
+            process, family = await spawn(self.name, self.config, argv, self._guardian)
+        except BaseException:
+            if file is not None:
+                file.close()
+            raise
+        log.write(f"[engine-router] started pid {process.pid}: {' '.join(masked_argv(argv))}")
+        commands = self._end_commands(resident, base_url, process.pid)
+        if self._guardian is not None and commands.kill is not None:
+            self._guardian.run_at_end(process.pid, commands.kill, commands.env, commands.cwd)
+        return Running(
+            name=self.name,
+            config=self.config,
+            log=log,
+            log_start=log_start,
+            base_url=base_url,
+            family=family,
+            wait=process.wait,
+            process=process,
+            output=EngineOutput(log, file),
+            commands=commands,
+            shared=self._shared_memory(began, argv),
+        )
+
+    def _shared_memory(self, began: float, argv: Sequence[str]) -> SharedMemory:
+        return shared_memory(began, (*argv, *self.config.env.values()))
+
+    async def _accompany(
+        self, resident: ResidentId, running: Running, life: Callable[[], Awaitable[Outcome]]
+    ) -> Outcome:
+        """Go through a family's life, and leave nothing of it but where it sleeps.
+
+        Failures are returned: raised in a nursery they would arrive in a group.
+        """
+        is_asleep = False
+        try:
+            outcome = await running.attended(life)
+            if isinstance(outcome, EngineStopFailed):
+                self._undead[resident] = running
+            is_asleep = isinstance(outcome, Ended) and outcome.asleep
+        finally:
+            self._listens_at = self.config.base_url
+            self._ready_at.pop(resident, None)
+            if is_asleep:
+                self._dormitory.put(resident, SleepingProcess(running))
+            else:
+                running.abandon()
+        return outcome
+
+    async def _life(
+        self, resident: ResidentId, supervision: Supervision, running: Running
+    ) -> Ended | EngineError:
+        """From the start to the end."""
+        probe = self._probe(resident, running.base_url)
+        seen: list[str] = []
+        began = trio.current_time()
+        happened = await first_of(
+            exited=running.wait,
+            stop_asked=supervision.stop_asked.wait,
+            ready=lambda: probe.until_ready(seen),
+            deadline=lambda: trio.sleep(self.config.start_timeout_s),
+        )
+        if happened == "ready":
+            if running.is_ours:
+                self._sleep.started(resident, trio.current_time() - began)
+            return await self._serve(resident, supervision, running)
+        if happened == "stop_asked" or supervision.stop_asked.is_set():
+            return await running.end(min(ABORT_GRACE_S, self.config.grace_s))
+        if (undead := await running.bury()) is not None:
+            return undead
+        if happened == "deadline" and seen == [CANNOT_ASK]:
+            return OutOfResources(self.name, self._not_ready(seen))
+        if happened == "deadline":
+            return EngineStartTimeout(self.name, self._not_ready(seen), log_tail=self._tail(running))
+        words = f"{running.ended_how()} before it was ready"
+        return EngineStartFailed(self.name, words, log_tail=self._tail(running))
+
+    async def _serve(
+        self, resident: ResidentId, supervision: Supervision, running: Running, *, woken: bool = False
+    ) -> Ended | EngineError:
+        """From its readiness to the end."""
+        self._listens_at = self._ready_at[resident] = running.base_url
+        running.has_served = True
+        await running.shared.note(running.family.members)
+        supervision.ready(Endpoint(running.base_url, running.family.pid), woken=woken)
+        happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
+        if happened == "stop_asked" or supervision.stop_asked.is_set():
+            if await self._sleep.fall_asleep(resident, supervision, running):
+                return SLEEPS
+            return await running.end(self.config.grace_s)
+        if (undead := await running.bury()) is not None:
+            return undead
+        return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail(running))
+
+    def _probe(self, resident: ResidentId, base_url: str) -> ReadinessProbe:
+        check = Check(self.config.ready_check.replace("{model}", resident.model or ""))
+        return ReadinessProbe(self._client, base_url + self.config.ready_path, check, self.config.headers)
+
+    def _not_ready(self, seen: Sequence[str]) -> str:
+        last = f"; {self.config.ready_path} last: {seen[0]}" if seen else ""
+        return f"was not ready within {self.config.start_timeout_s:g} s{last}"
+
+    def _tail(self, running: Running) -> tuple[str, ...]:
+        """Return the last words since this start: what an earlier one wrote would only confuse."""
+        return last_words(running.log.since(running.log_start), (self.config.ready_path, "/v1/models"))
+
+    # Sleep.
+
+    async def _live_again(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+        """Wake what sleeps, or stop it, if that is what is wanted; start it anew where it cannot be woken."""
+        if supervision.stop_asked.is_set() and not supervision.for_good.is_set():
+            return SLEEPS
+        sleeper = await self._dormitory.take(resident, SleepingProcess)
+        if sleeper is not None:
+            outcome = await self._live_woken(resident, supervision, sleeper.running)
+            if outcome is not None:
+                return outcome
+        return await self._live_started(resident, supervision)
+
+    async def _live_found_asleep(
+        self, resident: ResidentId, supervision: Supervision
+    ) -> Ended | EngineError | None:
+        """Wake a process that runs this engine's command and sleeps; None where there is none any more."""
+        running = await self._found() if await self._sleep.is_asleep(resident) else None
+        return None if running is None else await self._live_woken(resident, supervision, running)
+
+    async def _live_woken(
+        self, resident: ResidentId, supervision: Supervision, running: Running
+    ) -> Ended | EngineError | None:
+        return await self._accompany(
+            resident, running, lambda: self._woken_life(resident, supervision, running)
+        )
+
+    async def _woken_life(
+        self, resident: ResidentId, supervision: Supervision, running: Running
+    ) -> Ended | EngineError | None:
+        """From the wake to the end. Returns None where it could not be woken, and is gone."""
+        probe = self._probe(resident, running.base_url)
+        return await self._sleep.woken_life(
+            resident,
+            supervision,
+            running,
+            until_ready=probe.until_ready,
+            serve=lambda: self._serve(resident, supervision, running, woken=True),
+        )
+
+    # A process that runs already.
+
+    async def _owner(self) -> psutil.Process | None:
+        """Find the process of this engine that runs without having been started here."""
+        if self.config.base_url is None or self._is_template or not await is_taken(self.config.base_url):
+            return None
+        port = address_of(self.config.base_url)[1]
+        return await head_of(port, self.command(ResidentId(self.name), port))
+
+    async def _live_adopted(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+        running = await self._found()
+        if running is None:
+            return EngineStartFailed(self.name, "was found running, but has gone meanwhile")
+        return await self._accompany(resident, running, lambda: self._life(resident, supervision, running))
+
+    async def _found(self) -> Running | None:
+        owner = await self._owner()
+        if owner is None or self.config.base_url is None:
+            return None
+        self.log.write(f"[engine-router] adopted pid {owner.pid}, which runs this engine's command already")
+        family = await trio.to_thread.run_sync(AdoptedFamily, owner)
+        return Running(
+            name=self.name,
+            config=self.config,
+            log=self.log,
+            log_start=self.log.count,
+            base_url=self.config.base_url,
+            family=family,
+            wait=family.wait,
+            output=EngineOutput(self.log),
+            commands=self._end_commands(ResidentId(self.name), self.config.base_url, owner.pid),
+            shared=self._shared_memory(await trio.to_thread.run_sync(began_at, owner), self.config.argv),
+        )

@@ -1,0 +1,293 @@
+"""A process at work, with all that it started: what it writes is read, and it ends as a whole."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from io import FileIO
+from typing import TypeVar
+
+import psutil
+import trio
+from attrs import define, field, frozen
+
+from engine_router.config import ProcessConfig
+from engine_router.config.values import expanded
+from engine_router.engines.base import Ended, LogRing
+from engine_router.engines.ports import address_of, described, is_taken, owner_of
+from engine_router.engines.process.descriptors import is_lack
+from engine_router.engines.process.end_commands import EndCommands
+from engine_router.engines.process.output import EngineOutput
+from engine_router.engines.process.process_tree import Family, reap_later
+from engine_router.engines.process.shared_memory import SharedMemory
+from engine_router.engines.process.spawning import out_of_resources
+from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed
+from engine_router.guards.masking import masked_argv
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A start that nobody wants any more has nothing to save: it gets less time than a serving engine.
+ABORT_GRACE_S = 2.0
+# Seconds that output may still be on its way after the process that wrote it has gone.
+OUTPUT_GRACE_S = 0.05
+# The kernel counts the beginnings of processes in hundredths of a second.
+_TICK_S = 0.02
+# How much of `stop_timeout_s` may pass at most before SIGKILL, so that it has time to work.
+GRACE_SHARE = 0.75
+
+
+@define(eq=False, kw_only=True)
+class Running:
+    """A family at work.
+
+    Attributes:
+        name: the engine's.
+        log_start: how many lines the log had before its start.
+        wait: waits for the end of its head.
+        process: its head, where the router started it.
+        output: where its output goes.
+        commands: what is run at its end.
+        shared: the shared memory that it must not leave behind.
+        has_served: it was ready, so that whoever listens at its address is it, or came after it.
+    """
+
+    name: str
+    config: ProcessConfig
+    log: LogRing
+    log_start: int
+    base_url: str
+    family: Family
+    wait: Callable[[], Awaitable[object]]
+    process: trio.Process | None = None
+    output: EngineOutput
+    commands: EndCommands
+    shared: SharedMemory
+    has_served: bool = False
+    _is_buried: bool = False
+    _still: str | None = None  # what goes on after its death, in words
+    _output_ended: trio.Event = field(factory=trio.Event)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the router started it."""
+        return self.process is not None
+
+    def ended_how(self) -> str:
+        """Say in words how its head ended."""
+        return "ended" if self.process is None else _exit_words(self.process.returncode)
+
+    async def attended(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do some work with it, while all that it writes is read. The work must not raise, but for cancellation."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_output)
+            result = await work()
+            nursery.cancel_scope.cancel()
+        return result
+
+    def abandon(self) -> None:
+        """Kill what is left of what the router started, without waiting, and close what was opened for it."""
+        if self.process is None:
+            return
+        self.family.abandon()  # a family that is known to be dead is buried, and this does nothing
+        if not self._is_buried:
+            self.commands.kill_detached()
+        reap_later(self.process)
+        self.log.flush()
+        self.output.close()
+
+    # Its end.
+
+    async def end(self, grace_s: float) -> Ended | EngineStopFailed:
+        """Ask it to end, and kill what is left after `grace_s` seconds."""
+        family = self.family
+        grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
+        is_asked = False
+        with trio.move_on_after(self.config.stop_timeout_s):
+            await self.shared.note(family.members)
+            with trio.move_on_after(grace_s) as patience:
+                if self.commands.stop is not None:
+                    is_asked = await self._run(self.commands.stop)
+                await family.signal(self.config.stop_signal)
+                await self.wait()
+                await _until_dead(family)
+            if patience.cancelled_caught and await family.is_alive():
+                self.log.write(
+                    f"[engine-router] still there {grace_s:g} s after {self.config.stop_signal}: killed"
+                )
+            await self.put_down(is_asked=is_asked and not patience.cancelled_caught)
+            return Ended(stopped=True, message=self.ended_how())
+        return self._still_there()
+
+    async def bury(self) -> EngineStopFailed | None:
+        """See that nobody is left of a family whose head has gone or was killed, however long that may take."""
+        with trio.move_on_after(self.config.stop_timeout_s):
+            await self.shared.note(self.family.members)  # some of it may still live
+            await self.put_down()
+            return None
+        return self._still_there()
+
+    async def put_down(self, *, is_asked: bool = False) -> None:
+        """Kill what is left of a family until nothing is, and read its last words.
+
+        Args:
+            is_asked: what a daemon held for it was told to end, and did.
+        """
+        await _until_dead(self.family, kill=True)
+        await self.wait()
+        died_at = _now_of_processes()
+        self._still = "what it left is still being removed"
+        if self.commands.kill is not None and not is_asked:
+            self._still = "its kill_command still runs"
+            await self._run(self.commands.kill)
+        if self.has_served:
+            await self._until_silent(died_at)
+        for words in await self.shared.clear():
+            self.log.write(f"[engine-router] {words}")
+            logger.info("engine '%s': %s", self.name, words)
+        self.family.bury()
+        self._is_buried = True
+        with trio.move_on_after(OUTPUT_GRACE_S):
+            await self._output_ended.wait()
+        self.output.end()
+
+    async def _run(self, argv: tuple[str, ...]) -> bool:
+        """Run a command for its end; return whether that worked."""
+        self.log.write(f"[engine-router] running {' '.join(masked_argv(argv))}")
+        done = await self.commands.run(argv, self.config.stop_timeout_s)
+        if done.code != 0:
+            self.log.write(f"[engine-router] {argv[0]}: {done.complaint}")
+        return done.code == 0
+
+    async def _until_silent(self, died_at: float) -> None:
+        """Wait until nobody listens where it did: what a daemon runs for it is not seen among its processes.
+
+        Who came after its death is a stranger, and not waited for.
+        """
+        interval = 0.01
+        owner = None
+        while await is_taken(self.base_url):
+            if owner is None:
+                # Said before the owner is looked for, which may take longer than there is time on a busy machine.
+                self._still = f"{described(None)} still accepts connections at {self.base_url}"
+            owner = await owner_of(address_of(self.base_url)[1])
+            if owner is not None and await trio.to_thread.run_sync(began_at, owner) > died_at - _TICK_S:
+                return
+            self._still = f"{described(owner)} still accepts connections at {self.base_url}"
+            await trio.sleep(interval)
+            interval = min(interval * 2, 0.5)
+
+    def _still_there(self) -> EngineStopFailed:
+        late = f"{self.config.stop_timeout_s:g} s after its stop"
+        if self._still is None:
+            return EngineStopFailed(
+                self.name, f"is still there {late} (pid {self.family.pid}), even after SIGKILL"
+            )
+        remedy = "; where a daemon runs it (a container), give its stop_command and kill_command"
+        has_commands = self.commands.stop is not None and self.commands.kill is not None
+        return EngineStopFailed(
+            self.name, f"has ended, but {self._still} {late}{'' if has_commands else remedy}"
+        )
+
+    # Its output.
+
+    async def _read_output(self) -> None:
+        """Read what the family writes until nobody can write any more."""
+        if self.process is not None and self.process.stdout is not None:
+            await self.output.read(self.process.stdout)
+        self._output_ended.set()
+
+
+@frozen
+class SleepingProcess:
+    """A family that sleeps; see `Sleeper`. One that the router did not start is left as it is when it goes."""
+
+    running: Running
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the router started it."""
+        return self.running.is_ours
+
+    async def watch(self) -> str:
+        """Read what it writes until it dies."""
+        return await self.running.attended(self._die)
+
+    async def end(self) -> None:
+        """Stop it as if it were awake."""
+        try:
+            outcome = await self.running.attended(lambda: self.running.end(self.running.config.grace_s))
+        finally:
+            self.running.abandon()
+        if isinstance(outcome, EngineError):
+            raise outcome
+
+    def kill(self) -> None:
+        """Kill it, if the router started it."""
+        self.running.abandon()
+
+    async def _die(self) -> str:
+        await self.running.wait()
+        await self.running.put_down()
+        return self.running.ended_how()
+
+
+async def open_log_file(name: str, config: ProcessConfig) -> FileIO | None:
+    """Open the log file, if one is configured.
+
+    Raises:
+        EngineStartFailed: it cannot be written.
+    """
+    if config.log_file is None:
+        return None
+    path = expanded(config.log_file)
+    try:
+        # Unbuffered: what a full disk refused once must not be refused again by the closing.
+        opened = await trio.open_file(path, "ab", buffering=0)
+    except OSError as error:
+        if is_lack(error):
+            raise out_of_resources(name, error) from None
+        message = f"cannot be started: its log_file {path} cannot be written: {error.strerror or error}"
+        raise EngineStartFailed(name, message) from None
+    return opened.wrapped
+
+
+def _now_of_processes() -> float:
+    """Return the time by the clock that the beginning of a process is told by: from the boot on, on Linux."""
+    if platform.system() == "Linux":
+        return psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time()
+
+
+def began_at(process: psutil.Process) -> float:
+    """Return when a process began, in seconds since 1970; the distant past where that cannot be seen."""
+    try:
+        return process.create_time()
+    except psutil.Error:
+        return 0.0
+
+
+async def _until_dead(family: Family, *, kill: bool = False) -> None:
+    """Wait until nobody of a family lives. With `kill`, kill whoever is found, and who was born meanwhile."""
+    interval = 0.002
+    while await family.is_alive():
+        if kill:
+            await family.kill()
+        await trio.sleep(interval)
+        interval = min(interval * 2, 0.05)
+
+
+def _exit_words(code: int | None) -> str:
+    """Say how a process ended."""
+    if code is None:
+        return "ended"
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

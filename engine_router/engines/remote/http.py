@@ -1,0 +1,311 @@
+"""Engines of type `http`: a running server that loads and unloads models when told over HTTP.
+
+TabbyAPI, LM Studio and llama.cpp's router mode are such servers; what to call, and where the loaded models
+are listed, is configuration. The server itself is neither started nor stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import httpx
+import trio
+
+from engine_router.config import CallConfig, HttpConfig
+from engine_router.engines.backoff import Pace
+from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
+from engine_router.engines.remote.answers import Listed, Reply, fill
+from engine_router.engines.remote.lifecycle import lead
+from engine_router.engines.remote.masks import engine_mask
+from engine_router.engines.remote.server import NotListening, Server, worth_repeating
+from engine_router.engines.sleep.registry import Dormitory
+from engine_router.engines.sleep.remote import Slumbers
+from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+
+REPEAT_UNLOAD_S = 2.0
+"""Seconds after which an unload that was accepted, but had no effect, is asked for again."""
+
+REPEAT_REFUSED_UNLOAD_S = 0.5
+"""Seconds after which an unload that was refused is asked for again."""
+
+ABORT_WATCH_S = 0.25
+"""Seconds that an aborted load is watched, for servers that finish it although the caller has left."""
+
+
+class HttpEngine:
+    """A server that loads models when told over HTTP; implements `engines.base.Engine`.
+
+    Residents are (engine, model).
+    """
+
+    def __init__(
+        self, name: str, config: HttpConfig, client: httpx.AsyncClient, *, dormitory: Dormitory | None = None
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.logs = EngineLogs(engine_mask(config))
+        self.log = self.logs.engine
+        self.server = Server(name, config, config.base_url, client)
+        self._slumbers = Slumbers(self.server, config.sleep, self.logs.of, dormitory)
+
+    def __repr__(self) -> str:
+        return f"<HttpEngine {self.name} at {self.config.base_url}>"
+
+    def resident_of(self, model: str) -> ResidentId:
+        """Return the resident of a model: models are loaded one by one."""
+        return ResidentId(self.name, model)
+
+    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
+        """Load the model, stay with it, unload it; see `Engine.live`.
+
+        A model that the server has loaded already is not loaded again (LM Studio would make a second
+        instance of it). Without a `load` call, the first request loads it, so it is ready as soon as the
+        server answers.
+
+        Cancellation leaves the server as it is.
+        """
+        return await lead(
+            _HttpModel(self, resident.model or ""),
+            supervision,
+            adopt=adopt,
+            rest=self._slumbers.of(resident),
+        )
+
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
+        """Look whether the server answers, and still lists the model as loaded; see `Engine.check`.
+
+        Raises:
+            EngineError: it does not answer, or not sensibly.
+        """
+        missing = await _HttpModel(self, resident.model or "").missing()
+        return None if used else missing
+
+    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - one server has them all
+        """Say so where nobody listens; see `Engine.obstacle`."""
+        try:
+            await self.server.listing(self.config.loaded)
+        except NotListening as error:
+            return error.summary
+        except EngineError:
+            pass  # it is there, and to load will show what is wrong
+        return None
+
+    async def find(self) -> Sequence[ResidentId]:
+        """Return the models loaded now, or on their way; [] when nobody listens, or the server sleeps.
+
+        Models that the configuration does not name are included where it lets the engine be discovered.
+
+        Raises:
+            EngineUnreachable: the list cannot be had or understood.
+        """
+        try:
+            listed = await self.server.listing(self.config.loaded)
+        except NotListening:
+            return []
+        except EngineUnreachable:
+            raise
+        except EngineError as error:
+            raise EngineUnreachable(self.name, error.summary) from error
+        if await self._slumbers.is_asleep():
+            return []
+        every = self.config.discover or not self.config.models
+        return [
+            ResidentId(self.name, entry.model)
+            for entry in listed
+            if (entry.loaded or entry.underway) and (every or entry.model in self.config.models)
+        ]
+
+    async def list_models(self) -> Sequence[str] | None:
+        """Return the ids of GET /v1/models; None when nobody listens.
+
+        Raises:
+            EngineUnreachable: it runs, but does not answer sensibly.
+        """
+        return await self.server.models()
+
+
+class _HttpModel:
+    """The life of one model in the server; the steps are described at `Life`."""
+
+    def __init__(self, engine: HttpEngine, model: str) -> None:
+        self.name, self.config = engine.name, engine.config
+        self.log = engine.logs.of(ResidentId(engine.name, model))
+        self.server = engine.server
+        self.model = model
+        self.began = False
+        self.obstacle = ""
+        self._objection = ""  # the server's last answer to an unload, where it was no
+        self._ask_again_at: dict[str, float] = {}  # seconds on trio's clock, by instance
+
+    async def start(self) -> Endpoint:
+        entry = await self._look()
+        if self.config.load is None:
+            return self._endpoint()
+        pace = Pace()
+        while entry.underway:  # somebody else loads or unloads it at this moment: wait for the outcome
+            await pace.pause()
+            entry = await self._look()
+        if not entry.loaded:
+            self.began = True
+            await self._load(self.config.load)
+            await self._until_loaded()
+        return self._endpoint()
+
+    async def adopt(self) -> Endpoint | Ended:
+        try:
+            entry = await self._look()
+        except NotListening as error:
+            return Ended(stopped=False, message=error.summary)
+        if self.config.load is None:
+            return self._endpoint()
+        if not entry.loaded and not entry.underway:
+            return Ended(stopped=False, message=f"does not hold '{self.model}' any more")
+        self.began = True
+        await self._until_loaded()
+        return self._endpoint()
+
+    async def gone(self) -> str | None:
+        try:
+            return await self.missing()
+        except NotListening as error:
+            return error.summary
+        except EngineError as error:
+            self.log.write(f"cannot tell whether it is loaded: {error.summary}")
+            return None
+
+    async def missing(self) -> str | None:
+        """Return what is wrong where the server does not hold the model; raises where that cannot be told."""
+        entry = await self._look()
+        # Without a load call, a model that is not loaded waits for its first request.
+        if entry.loaded or entry.underway or self.config.load is None:
+            return None
+        return f"does not hold '{self.model}' any more"
+
+    async def end(self, *, aborted: bool) -> str:
+        timeout_s = self.config.stop_timeout_s
+        self.log.write("unloading")
+        with trio.move_on_after(timeout_s):
+            try:
+                await self._until_unloaded(aborted=aborted)
+            except NotListening as error:
+                self.log.write(error.summary)
+                return f"{error.summary.partition(';')[0]}, so nothing is loaded"
+            self.log.write("unloaded")
+            return "unloaded"
+        seen = "; ".join(filter(None, (self.obstacle or "no answer", self._objection)))
+        raise EngineStopFailed(
+            self.name,
+            f"may still hold '{self.model}' {timeout_s:g} s after it was told to unload it "
+            f"(stop_timeout_s in engines.toml); last seen: {seen}",
+        )
+
+    async def _look(self) -> Listed:
+        """Ask for this model's entry; one that is not listed is not loaded.
+
+        A model listed more than once counts as one, with all its instances.
+        """
+        every = await self.server.listing(self.config.loaded)
+        mine = [entry for entry in every if entry.model == self.model]
+        return Listed(
+            self.model,
+            loaded=any(entry.loaded for entry in mine),
+            underway=any(entry.underway for entry in mine),
+            instances=tuple(instance for entry in mine for instance in entry.instances),
+            failure=next((entry.failure for entry in mine if entry.failure), None),
+        )
+
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(self.config.base_url)
+
+    async def _call(self, call: CallConfig, instance: str, timeout_s: float) -> Reply:
+        values = {"model": self.model, "instance": instance}
+        return await self.server.call(
+            call.method,
+            fill(call.path, {key: quote(value, safe="") for key, value in values.items()}),
+            body=fill(call.body, values),
+            headers=fill(call.headers, values),
+            timeout_s=timeout_s,
+        )
+
+    async def _load(self, call: CallConfig) -> None:
+        self.log.write("loading")
+        self.obstacle = f"{call.method} {call.path} has not ended"
+        reply = await self._call(call, self.model, math.inf)
+        if reply.good:
+            return
+        raise EngineStartFailed(
+            self.name, self.server.refusal(f"{call.method} {call.path} for '{self.model}'", reply).summary
+        )
+
+    async def _until_loaded(self) -> None:
+        pace = Pace()
+        while True:
+            try:
+                entry = await self._look()
+            except EngineError as error:
+                if not worth_repeating(error):
+                    raise
+                self.obstacle = error.summary
+            else:
+                if entry.loaded:
+                    self.log.write("loaded")
+                    return
+                if entry.failure is not None:
+                    raise EngineStartFailed(
+                        self.name, f"could not load '{self.model}': {entry.failure}; its own log tells why"
+                    )
+                self.obstacle = (
+                    f"'{self.model}' is {'being loaded' if entry.underway else 'not listed as loaded'}"
+                )
+            await pace.pause()
+
+    async def _until_unloaded(self, *, aborted: bool) -> None:
+        """Unload every instance, those that appear late too, until none is listed."""
+        pace = Pace()
+        unlisted_since: float | None = None
+        watch_s = min(ABORT_WATCH_S, self.config.stop_timeout_s / 4) if aborted else 0
+        if aborted:
+            # What is half loaded may not be listed, and has to be freed all the same.
+            await self._unload(self.model)
+        while True:
+            try:
+                entry = await self._look()
+            except NotListening:
+                raise
+            except EngineError as error:
+                self.obstacle, unlisted_since = error.summary, None
+            else:
+                if entry.loaded or entry.underway:
+                    unlisted_since = None
+                    self.obstacle = (
+                        f"'{self.model}' is listed as {'loaded' if entry.loaded else 'on its way'}"
+                    )
+                    for instance in entry.instances or (self.model,):
+                        await self._unload(instance)
+                else:
+                    self._ask_again_at.clear()  # one that appears now is a new one
+                    unlisted_since = unlisted_since if unlisted_since is not None else trio.current_time()
+                    if trio.current_time() - unlisted_since >= watch_s:
+                        return
+            await pace.pause()
+
+    async def _unload(self, instance: str) -> None:
+        """Tell the server to unload; only its list says whether it did, so an error is no more than a note."""
+        call = self.config.unload
+        if trio.current_time() < self._ask_again_at.get(instance, 0):
+            return
+        try:
+            reply = await self._call(call, instance, self.config.stop_timeout_s / 2)
+        except NotListening:
+            raise
+        except EngineError as error:
+            self._objection = error.summary
+        else:
+            if reply.good:
+                self._ask_again_at[instance] = trio.current_time() + REPEAT_UNLOAD_S
+                return
+            self._objection = self.server.refusal(f"{call.method} {call.path}", reply).summary
+        self._ask_again_at[instance] = trio.current_time() + REPEAT_REFUSED_UNLOAD_S
+        self.log.write(self._objection)

@@ -1,0 +1,240 @@
+"""Calls to a server, with the words for everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import trio
+from attrs import frozen
+
+from engine_router.config import EngineConfig, LoadedConfig
+from engine_router.engines.readiness import dig, listed_ids
+from engine_router.engines.remote.answers import Listed, Reply, complaint_in, read_listing
+from engine_router.engines.remote.masks import engine_mask
+from engine_router.errors import EngineBroke, EngineError, EngineUnreachable
+from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
+
+LIST_TIMEOUT_S = 5.0
+"""Longest wait for a list, in seconds. It is asked again afterwards, where that makes sense."""
+
+# TabbyAPI has no empty list: it refuses, with 400 or (since 2026) 503 and this sentence. It is an explicit
+# statement about what is loaded, not a failure to make one.
+_NOTHING_LOADED = "No models are currently loaded."
+
+
+class NotListening(EngineUnreachable):
+    """Every address of the engine refused the connection: no server runs there."""
+
+
+class BadAnswer(EngineUnreachable):
+    """The engine answered, but with an error or with something else than what was asked for.
+
+    Attributes:
+        answer_status: the HTTP status of the answer.
+    """
+
+    def __init__(self, engine: str, message: str, answer_status: int) -> None:
+        super().__init__(engine, message)
+        self.answer_status = answer_status
+
+
+@frozen
+class Server:
+    """A server that is asked over HTTP, and the words for what can go wrong.
+
+    Attributes:
+        name: the engine, for messages.
+        client: shared; it has no timeouts of its own, so every call here has one.
+    """
+
+    name: str
+    config: EngineConfig
+    base_url: str
+    client: httpx.AsyncClient
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = LIST_TIMEOUT_S,
+    ) -> Reply:
+        """Make one call and read the whole answer, whatever its status.
+
+        A stream of server-sent events is read to its end; an error among its events makes the answer one
+        with status 500. `limits.CONTROL_ANSWER_BYTES` says how much an answer may have.
+
+        It may take `timeout_s` seconds as a whole; infinite where the caller bounds it.
+
+        Raises:
+            NotListening: the connection was refused.
+            BadAnswer: there is more of the answer than is read.
+            EngineUnreachable: it could not be reached, or did not answer in time.
+            EngineBroke: the answer broke off.
+
+        Cancellation closes the connection, which makes most servers give up what they were doing.
+        """
+        with trio.move_on_after(timeout_s):
+            async with self._exchange(method, path, body, headers) as response:
+                try:
+                    body = await read_answer(response)
+                except UnreadableAnswer as error:
+                    words = f"answered {method} {path} {error}; see what runs at {self.base_url}"
+                    raise BadAnswer(self.name, words, response.status_code) from None
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    return _read_events(response.status_code, body)
+                return Reply(response.status_code, body)
+        raise EngineUnreachable(self.name, f"did not answer {method} {path} within {timeout_s:g} s")
+
+    @asynccontextmanager
+    async def _exchange(
+        self, method: str, path: str, body: Any, headers: Mapping[str, str] | None
+    ) -> AsyncIterator[httpx.Response]:
+        what = f"{method} {path}"
+        try:
+            async with self.client.stream(
+                method,
+                self.base_url + path,
+                headers={**ASKED_PLAIN, **self.config.headers, **(headers or {})},
+                json=body,
+                timeout=httpx.Timeout(None, connect=self.config.connect_timeout_s),
+            ) as response:
+                yield response
+        except httpx.ConnectTimeout as error:
+            waited = f"{self.config.connect_timeout_s:g} s"
+            raise EngineUnreachable(
+                self.name,
+                f"did not accept a connection at {self.base_url} within {waited}; is its host up?",
+            ) from error
+        except httpx.ConnectError as error:
+            if _refused(error):
+                raise NotListening(
+                    self.name, f"does not accept connections at {self.base_url}; is it running?"
+                ) from error
+            raise EngineUnreachable(
+                self.name,
+                f"cannot be reached at {self.base_url} ({error}); check its base_url in engines.toml",
+            ) from error
+        except httpx.HTTPError as error:
+            words = str(error) or type(error).__name__
+            raise EngineBroke(self.name, f"broke off {what} ({words}); its own log may tell why") from error
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise EngineError(
+                self.name, f"cannot be asked {what} ({error}); check the call in engines.toml"
+            ) from error
+
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
+        """Ask for something and insist on a good answer.
+
+        Raises:
+            BadAnswer: it answered, but not with success.
+            EngineError: as for `call`.
+        """
+        reply = await self.call("GET", path, headers=headers)
+        if not reply.ok:
+            raise self.refusal(f"GET {path}", reply)
+        return reply
+
+    def refusal(self, what: str, reply: Reply) -> BadAnswer:
+        """Make the error for an answer that says no."""
+        remedy = ""
+        if reply.status in (401, 403):
+            remedy = "; give it the key it wants: headers in engines.toml"
+        elif reply.status in (404, 405):
+            remedy = "; check the path and the model's name in engines.toml"
+        said = f": {engine_mask(self.config)(reply.complaint)}" if reply.complaint else ""
+        return BadAnswer(self.name, f"answered {what} with {reply.status}{said}{remedy}", reply.status)
+
+    async def listing(self, config: LoadedConfig) -> tuple[Listed, ...]:
+        """Ask what is loaded.
+
+        Raises:
+            BadAnswer: it refused, or the answer does not have the configured shape.
+            EngineError: as for `call`.
+        """
+        what = f"GET {config.path}"
+        reply = await self.call("GET", config.path)
+        if not reply.ok:
+            if reply.status in (400, 503) and reply.complaint == _NOTHING_LOADED:
+                return ()
+            raise self.refusal(what, reply)
+        try:
+            return tuple(read_listing(config, reply.body))
+        except ValueError as error:
+            raise BadAnswer(
+                self.name,
+                f"answered {what} in an unexpected shape ({error}); check its `loaded` in engines.toml",
+                reply.status,
+            ) from None
+
+    async def models(self, path: str = "/v1/models") -> Sequence[str] | None:
+        """Return the models that it lists; None when nobody listens.
+
+        Raises:
+            EngineUnreachable: it runs, but the list cannot be had.
+        """
+        try:
+            reply = await self.get(path)
+        except NotListening:
+            return None
+        except EngineUnreachable:
+            raise
+        except EngineError as error:
+            raise EngineUnreachable(self.name, error.summary) from error
+        data = reply.data
+        if not any(
+            isinstance(candidate, list) for candidate in (data, dig(data, "data"), dig(data, "models"))
+        ):
+            raise BadAnswer(self.name, f"answered GET {path} without a list of models", reply.status)
+        return tuple(listed_ids(data))
+
+
+def _read_events(status: int, body: bytes) -> Reply:
+    """Make one answer of a whole stream of server-sent events: the first error among them, if any."""
+    kind = ""
+    failure: str | None = None
+    for line in body.decode("utf-8", "replace").splitlines():
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            complaint = complaint_in(json_or_none(value)) or (value if kind == "error" else None)
+            failure = failure or complaint
+        elif not line:
+            kind = ""
+    if failure is None:
+        return Reply(status, b"")
+    return Reply(500, json.dumps({"error": failure}).encode())
+
+
+def _refused(error: BaseException) -> bool:
+    """Tell whether a failed connection was refused by every address that was tried."""
+    causes = list(_causes(error))
+    return bool(causes) and all(isinstance(cause, ConnectionRefusedError) for cause in causes)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield what lies at the bottom of an error: trio and httpcore wrap it, and group it by address."""
+    members: Sequence[BaseException] = getattr(error, "exceptions", ())
+    below = error.__cause__ or error.__context__
+    if members:
+        for member in members:
+            yield from _causes(member)
+    elif below is not None:
+        yield from _causes(below)
+    else:
+        yield error
+
+
+def worth_repeating(error: EngineError) -> bool:
+    """Tell whether the same question may be answered the next time: not where it was refused as such."""
+    if isinstance(error, NotListening):
+        return False
+    return not isinstance(error, BadAnswer) or error.answer_status >= 500

@@ -1,0 +1,118 @@
+"""Which endpoints an engine serves itself, where that differs from engine to engine.
+
+It is configured, or asked of the running engine by the first request that needs to know: an empty request, which
+every engine refuses at once, shows whether there is anybody to refuse it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from engine_router.config import Config
+from engine_router.errors import RouterError
+from engine_router.events import Event, ResidentReady
+from engine_router.guards.limits import ABILITY_ANSWER_BYTES
+from engine_router.upstream.client import Exchange, ResponseHead, Upstream, UpstreamRequest
+
+logger = logging.getLogger(__name__)
+
+OPTIONAL: Final = ("/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
+"""The endpoints that only some engines have. Requests to the others go to the engine whatever it says."""
+
+ASK_TIMEOUT_S: Final = 5.0
+_ABSENT: Final = frozenset((404, 405, 501))
+# Served, but not so that the official clients can read it: llama.cpp (2026) sends events of responses without the
+# indexes and the numbers by which openai puts them together. It makes them of chat completions, as the router does.
+_UNREADABLE: Final = frozenset({(b"llama.cpp", "/v1/responses")})
+
+
+@define(eq=False)
+class Abilities:
+    """What is known of every engine's endpoints."""
+
+    _config: Config
+    _upstream: Upstream
+    _known: dict[str, dict[str, bool]] = field(factory=dict)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by another configuration from now on."""
+        self._config = config
+        self._known.clear()
+
+    def known(self, engine: str, path: str) -> bool | None:
+        """Tell whether an engine serves a path itself; None where it has to be asked."""
+        if path not in OPTIONAL:
+            return True
+        settings = self._config.engines.get(engine)
+        configured = None if settings is None else settings.endpoints
+        if configured is not None:
+            return path in configured
+        return self._known.get(engine, {}).get(path)
+
+    def shown(self, engine: str) -> Mapping[str, bool]:
+        """Return what is known of an engine, for people to read."""
+        return {path: known for path in OPTIONAL if (known := self.known(engine, path)) is not None}
+
+    async def serves(self, engine: str, base_url: str, path: str) -> bool:
+        """Tell whether a running engine serves a path itself, and remember it for as long as it runs.
+
+        One that does not answer this in time is taken for one that does not. Cancellation forgets the question.
+        """
+        if (known := self.known(engine, path)) is not None:
+            return known
+        if engine not in self._config.engines:  # it was taken out of the configuration under this request
+            return False
+        try:
+            with trio.fail_after(ASK_TIMEOUT_S):
+                found = await self._ask(engine, base_url, path)
+        except (RouterError, trio.TooSlowError) as error:
+            logger.info("engine %s: it is not known whether it serves %s: %r", engine, path, error)
+            return False
+        self._known.setdefault(engine, {})[path] = found
+        logger.info("engine %s %s %s itself", engine, "serves" if found else "does not serve", path)
+        return found
+
+    def observe(self, event: Event) -> None:
+        """Forget what an engine said in an earlier life: it may be another version now."""
+        if isinstance(event, ResidentReady):
+            self._known.pop(event.resident.partition("/")[0], None)
+
+    async def _ask(self, engine: str, base_url: str, path: str) -> bool:
+        config = self._config.engines[engine]
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **config.headers}
+        exchange = await self._upstream.send(
+            UpstreamRequest(
+                engine=engine,
+                base_url=base_url,
+                method="POST",
+                target=path,
+                headers=[(name.encode("latin-1"), value.encode("utf-8")) for name, value in headers.items()],
+                body=b"{}",
+                connect_timeout_s=config.connect_timeout_s,
+            )
+        )
+        try:
+            head = await exchange.head()
+            if (head.header(b"server"), path) in _UNREADABLE:
+                return False
+            return await _is_there(head, exchange)
+        finally:
+            exchange.close()
+
+
+async def _is_there(head: ResponseHead, exchange: Exchange) -> bool:
+    """Tell whether it was the endpoint that answered, and not somebody who knows nothing of it."""
+    if head.status in _ABSENT:
+        return False
+    if head.status >= 400:
+        return True
+    # LM Studio answers what it does not know with 200 and an error.
+    body = b""
+    while len(body) < ABILITY_ANSWER_BYTES and (data := await exchange.chunk()):
+        body += data
+    return not body.lstrip().startswith(b'{"error"')

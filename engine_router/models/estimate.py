@@ -1,0 +1,98 @@
+"""What a llama.cpp server will need, before it ever ran: from its command line and the headers of its files.
+
+The formula is llama.cpp's own arithmetic, as its log prints it when it loads a model:
+
+- weights: the tensors as they are in the file, of the model and of a draft model; a projector's file;
+- KV cache and states: see `kv_cache.py`;
+- compute buffer: the logits and the activations of one micro-batch, and a quarter of a GiB for the rest.
+
+It is what counts until the first start was measured, and never after. And it decides when somebody starts, never
+whether: only the weights are certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from engine_router.engines.command_options import LLAMA_CPP, number_of, value_of
+from engine_router.models.gguf import GGUFHeader, read_gguf
+from engine_router.models.kv_cache import Context, cache_bytes
+
+# Bytes for each element of the cache; the quantized ones are blocks of 32.
+_CACHE_TYPES: Final[Mapping[str, float]] = {
+    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
+    "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
+}  # fmt: skip
+
+_MICRO_BATCH: Final = 512
+_ACTIVATIONS: Final = 16  # vectors of the width of an embedding that live at once
+_OTHER_BYTES: Final = 2**28
+
+_DRAFT: Final = ("-md", "--model-draft", "--spec-draft-model")
+_SLOTS: Final = ("-np", "--parallel")
+_MICRO: Final = ("-ub", "--ubatch-size")
+_KEYS: Final = ("-ctk", "--cache-type-k")
+_VALUES: Final = ("-ctv", "--cache-type-v")
+_FULL_WINDOWS: Final = "--swa-full"
+
+
+@frozen
+class Estimate:
+    """What a command will need.
+
+    Attributes:
+        need_bytes: all of it, as far as can be told; rather too much than too little.
+        weights_bytes: what no setting can change: the weights alone.
+    """
+
+    need_bytes: int
+    weights_bytes: int
+
+
+def estimate(argv: Sequence[str], folder: Path = Path()) -> Estimate | None:
+    """Estimate what a command will need; None where it names no GGUF file.
+
+    Blocks, for milliseconds: call it in a thread.
+
+    Args:
+        argv: the command, its placeholders filled in.
+        folder: what its paths are relative to.
+
+    Raises:
+        ValueError: the file is damaged, or not a GGUF file.
+        OSError: it cannot be read.
+    """
+    model = value_of(argv, LLAMA_CPP.model)
+    if model is None:
+        return None
+    header = read_gguf(folder / model)
+    weights = header.tensor_bytes
+    if (draft := value_of(argv, _DRAFT)) is not None:
+        weights += read_gguf(folder / draft).tensor_bytes
+    if (projector := value_of(argv, LLAMA_CPP.vision)) is not None:
+        weights += (folder / projector).stat().st_size
+    need = weights + cache_bytes(header, context_of(header, argv)) + _compute_bytes(header, argv)
+    return Estimate(need, weights)
+
+
+def context_of(header: GGUFHeader, argv: Sequence[str]) -> Context:
+    """Return how a command divides a model's context."""
+    return Context(
+        tokens=number_of(argv, LLAMA_CPP.context) or header.context_length or 0,
+        slots=max(1, number_of(argv, _SLOTS) or 1),
+        micro_batch=number_of(argv, _MICRO) or _MICRO_BATCH,
+        key_bytes=_CACHE_TYPES.get(value_of(argv, _KEYS) or "f16", 2.0),
+        value_bytes=_CACHE_TYPES.get(value_of(argv, _VALUES) or "f16", 2.0),
+        is_full=_FULL_WINDOWS in argv,
+    )
+
+
+def _compute_bytes(header: GGUFHeader, argv: Sequence[str]) -> int:
+    vocabulary = header.array_lengths.get("tokenizer.ggml.tokens", 0)
+    width = header.embedding_length or 0
+    batch = number_of(argv, _MICRO) or _MICRO_BATCH
+    return batch * (vocabulary + _ACTIVATIONS * width) * 4 + _OTHER_BYTES

@@ -1,0 +1,337 @@
+"""What is known of each model: from the configuration, its files, and what its engine lists.
+
+Requests read what is known and never wait; a task in the background learns. Files are read once, and again
+when they change; engines that run are asked every half minute, and when a resident became ready.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import trio
+from attrs import define, field, frozen
+
+from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig
+from engine_router.dialects.extensions import Traits
+from engine_router.engines.base import ResidentId
+from engine_router.engines.command_options import model_options
+from engine_router.engines.remote.ollama_names import normal_name
+from engine_router.engines.remote.server import Server
+from engine_router.errors import EngineError
+from engine_router.events import Event, ResidentReady
+from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
+from engine_router.models.registry import Discovery, Target
+from engine_router.models.weights import Launch, Weights, launch_of, read_weights
+
+logger = logging.getLogger(__name__)
+
+REFRESH_INTERVAL_S = 30.0
+ASK_TIMEOUT_S = 3.0
+# A daemon that hangs is asked about its other models the next time. Seconds.
+ASK_ALL_TIMEOUT_S = 10.0
+# The keys under which engines tell how much context they serve, the surest first: vLLM and SGLang; llama.cpp,
+# which tells both what it was started with and what the model was made for.
+_CONTEXT_KEYS: Final = ("max_model_len", "max_context_length", "context_length", "n_ctx", "n_ctx_train")
+
+# What engines call themselves in their lists.
+_OWNERS: Final = {
+    "llamacpp": "llama.cpp",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "tabbyapi": "TabbyAPI",
+    "koboldcpp": "KoboldCpp",
+}
+
+Json = Mapping[str, Any]
+Signature = tuple[float, int]
+
+
+@frozen(kw_only=True)
+class Facts:
+    """What is known of one model.
+
+    Attributes:
+        weights: what its files say; None where they are not known, or not understood.
+        capabilities: in Ollama's words; at least one.
+        context_length: tokens of context that a request may use; None where it is not known.
+        size_bytes: size of its files; 0 where it is not known.
+        modified_at: when they were written last, in seconds since the epoch; None where it is not known.
+        parameters: number of weights; 0 where it is not known.
+        listed: its entry in the `/api/tags` of the Ollama daemon that has it; empty for other models.
+        shown: that daemon's last answer to `/api/show`.
+        loaded: its entry in that daemon's `/api/ps`.
+    """
+
+    weights: Weights | None = None
+    capabilities: tuple[str, ...] = ("completion",)
+    context_length: int | None = None
+    size_bytes: int = 0
+    modified_at: float | None = None
+    parameters: int = 0
+    listed: Json = field(factory=dict)
+    shown: Json = field(factory=dict)
+    loaded: Json = field(factory=dict)
+
+
+@define
+class _Listing:
+    """What one engine said last: entries of its lists, by the normal name of the model."""
+
+    models: dict[str, Json] = field(factory=dict)
+    shown: dict[str, Json] = field(factory=dict)
+    loaded: dict[str, Json] = field(factory=dict)
+    shown_bytes: dict[str, int] = field(factory=dict)
+
+    def learn(self, models: Mapping[str, Json]) -> None:
+        """Take in what one of an engine's residents lists: of a template, each lists its own model."""
+        known = {**self.models, **models}
+        self.models = known if len(known) <= LISTED_MODELS else dict(models)
+
+
+class Catalogue:
+    """What is known of each model."""
+
+    def __init__(self, config: Config, discovery: Discovery) -> None:
+        self._config = config
+        self._discovery = discovery
+        self._listings: dict[str, _Listing] = {name: _Listing() for name in config.engines}
+        self._weights: dict[Path, Weights | None] = {}
+        self._signatures: dict[Path, Signature] = {}
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by another configuration from now on; what was learned is kept."""
+        self._config = config
+        # Those of engines that are gone stay: they may be asked right now.
+        self._listings.update({name: _Listing() for name in config.engines if name not in self._listings})
+
+    def of(self, target: Target) -> Facts:
+        """Return what is known of a model; never waits."""
+        listing, name = self._listings[target.engine], normal_name(target.upstream)
+        configured = self._config.models.get(target.model)
+        if isinstance(self._config.engines[target.engine], OllamaConfig):
+            return _ollama_facts(
+                configured, listing.models.get(name), listing.shown.get(name), listing.loaded.get(name)
+            )
+        launch = self._launch(target)
+        weights = None if launch.path is None else self._weights.get(launch.path)
+        entry = listing.models.get(name)
+        if entry is None and target.resident.model is None and len(listing.models) == 1:
+            (entry,) = listing.models.values()  # a server of one model may call it by the path of its file
+        return _facts(configured, launch, weights, entry or {})
+
+    def traits_of(self, target: Target) -> Traits:
+        """Return what a translation needs to know of a model's engine: by its command, else by what it lists."""
+        settings = self._config.engines[target.engine]
+        kind = model_options(settings.argv).kind.name if isinstance(settings, ProcessConfig) else ""
+        if not kind:
+            entries = self._listings[target.engine].models.values()
+            owners = [str(entry.get("owned_by")).lower() for entry in entries]
+            kind = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), "")
+        return Traits(kind, self.of(target).context_length)
+
+    def _launch(self, target: Target) -> Launch:
+        """Return how a model is started; the configuration does not know what its engine calls it."""
+        configured = self._config.models.get(target.model)
+        known = configured.upstream if configured is not None else None
+        return launch_of(self._config, target.engine, known or target.model)
+
+    async def keep_fresh(
+        self,
+        client: httpx.AsyncClient,
+        serving: Callable[[], Mapping[ResidentId, str]],
+        events: AsyncIterator[Event],
+    ) -> None:
+        """Learn again every half minute, and when a resident became ready; runs until cancelled.
+
+        Args:
+            serving: tells where the residents answer that are ready now.
+        """
+        while True:
+            await self.refresh(client, serving())
+            with trio.move_on_after(REFRESH_INTERVAL_S):
+                async for event in events:
+                    if isinstance(event, ResidentReady):
+                        break
+
+    async def refresh(self, client: httpx.AsyncClient, serving: Mapping[ResidentId, str]) -> None:
+        """Read files that are new or have changed, and ask the engines that run.
+
+        What fails is logged; what was known stays. Cancellation loses nothing that was learned.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_files)
+            for name, config in self._config.engines.items():
+                if isinstance(config, OllamaConfig):
+                    server = Server(name, config, config.base_url, client)
+                    nursery.start_soon(self._ask_ollama, server)
+            for name, base_url in {(resident.engine, place) for resident, place in serving.items()}:
+                settings = self._config.engines.get(name)  # None: it is on its way out
+                if settings is not None and not isinstance(settings, OllamaConfig):
+                    nursery.start_soon(self._ask_server, Server(name, settings, base_url, client))
+
+    # Files
+
+    async def _read_files(self) -> None:
+        for target in self._discovery.targets():
+            path = self._launch(target).path
+            if path is not None:
+                # Only reads: a disk that hangs must not hold up the end of the router.
+                await trio.to_thread.run_sync(self._read_file, path, abandon_on_cancel=True)
+
+    def _read_file(self, path: Path) -> None:
+        try:
+            found = path.stat()
+            signature = (found.st_mtime, found.st_size)
+            if self._signatures.get(path) == signature:
+                return
+            weights = read_weights(path)
+        except FileNotFoundError:  # the name of a repository, or a file that is still on its way
+            self._weights.pop(path, None)
+            self._signatures.pop(path, None)
+        except OSError as error:
+            logger.info("%s", error)
+        except ValueError as error:
+            logger.info("%s", error)
+            self._weights[path], self._signatures[path] = None, signature
+        else:
+            self._weights[path], self._signatures[path] = weights, signature
+
+    # Engines
+
+    async def _ask_ollama(self, server: Server) -> None:
+        listing = self._listings[server.name]
+        listed = await _entries(server, "/api/tags", "models")
+        if listed is not None:
+            before, listing.models = listing.models, listed
+            fresh = [
+                model
+                for model, entry in listed.items()
+                if model not in listing.shown or entry.get("digest") != before.get(model, {}).get("digest")
+            ]
+            for model in listing.shown.keys() - listed.keys():
+                del listing.shown[model], listing.shown_bytes[model]
+            with trio.move_on_after(ASK_ALL_TIMEOUT_S):
+                for model in fresh:
+                    await self._ask_about(server, listing, model)
+        listing.loaded = await _entries(server, "/api/ps", "models") or {}
+
+    async def _ask_about(self, server: Server, listing: _Listing, model: str) -> None:
+        """Ask an Ollama daemon for all that it knows of a model; it does not load it for that."""
+        answer = await _answer(server, "/api/show", {"model": model})
+        if answer is None:
+            return
+        shown, size_bytes = answer
+        others_bytes = sum(listing.shown_bytes.values()) - listing.shown_bytes.get(model, 0)
+        if others_bytes + size_bytes <= SHOWN_BYTES:
+            listing.shown[model], listing.shown_bytes[model] = shown, size_bytes
+
+    async def _ask_server(self, server: Server) -> None:
+        listed = await _entries(server, "/v1/models", "data")
+        if listed is not None:
+            self._listings[server.name].learn(listed)
+
+
+async def _answer(server: Server, path: str, body: Json | None = None) -> tuple[Json, int] | None:
+    """Ask an engine. Returns its answer and the size of that in bytes; None where there is no good one."""
+    method = "GET" if body is None else "POST"
+    try:
+        reply = await server.call(method, path, body=body, timeout_s=ASK_TIMEOUT_S)
+    except EngineError as error:
+        logger.debug("%s", error)
+        return None
+    return (reply.data, len(reply.body)) if reply.good and isinstance(reply.data, dict) else None
+
+
+async def _entries(server: Server, path: str, key: str) -> dict[str, Json] | None:
+    """Ask an engine for a list; return its entries by the normal names of the models."""
+    answer = await _answer(server, path)
+    entries = answer[0].get(key) if answer is not None else None
+    if not isinstance(entries, list):
+        return None
+    found: dict[str, Json] = {}
+    for entry in entries[:LISTED_MODELS]:
+        name = (entry.get("id") or entry.get("name")) if isinstance(entry, dict) else None
+        if isinstance(name, str) and len(name) <= MODEL_NAME_CHARS:
+            found[normal_name(name)] = entry
+    return found
+
+
+def _facts(configured: ModelConfig | None, launch: Launch, weights: Weights | None, listed: Json) -> Facts:
+    """Put together what is known of a model that is not Ollama's. What is nearest to the engine wins."""
+    meta = listed.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    made_for = weights.context_length if weights is not None else None
+    served = _first_count(listed, meta)
+    # Servers take no more than the model was made for, unless they say so themselves.
+    started_with = min(filter(None, (launch.context_length, made_for)), default=None)
+    context_length = (configured.context_length if configured is not None else None) or (
+        min(filter(None, (served, started_with)), default=None)
+    )
+    return Facts(
+        weights=weights,
+        capabilities=_capabilities(configured, launch, weights, listed),
+        context_length=context_length,
+        size_bytes=weights.size_bytes if weights is not None else _count(meta.get("size")),
+        modified_at=weights.modified_at if weights is not None else None,
+        parameters=(weights.parameters if weights is not None else 0) or _count(meta.get("n_params")),
+    )
+
+
+def _capabilities(
+    configured: ModelConfig | None, launch: Launch, weights: Weights | None, listed: Json
+) -> tuple[str, ...]:
+    if configured is not None and configured.capabilities:
+        return tuple(configured.capabilities)
+    if launch.embedding:
+        return ("embedding",)
+    known = weights.capabilities if weights is not None else ("completion",)
+    sees = launch.vision or _takes_images(listed)
+    return (*known, "vision") if sees and "vision" not in known else known
+
+
+def _takes_images(listed: Json) -> bool:
+    """Tell whether an engine says that a model takes images; llama.cpp does."""
+    architecture = listed.get("architecture")
+    kinds = architecture.get("input_modalities") if isinstance(architecture, dict) else None
+    return isinstance(kinds, list) and "image" in kinds
+
+
+def _ollama_facts(
+    configured: ModelConfig | None, listed: Json | None, shown: Json | None, loaded: Json | None
+) -> Facts:
+    """Put together what is known of a model of an Ollama daemon: what the daemon says, first of all."""
+    listed, shown, loaded = listed or {}, shown or {}, loaded or {}
+    info = shown.get("model_info")
+    info = info if isinstance(info, dict) else {}
+    made_for = info.get(f"{info.get('general.architecture')}.context_length")
+    told = shown.get("capabilities")
+    capabilities = tuple(word for word in told if isinstance(word, str)) if isinstance(told, list) else ()
+    return Facts(
+        capabilities=capabilities or ("completion",),
+        context_length=(configured.context_length if configured is not None else None)
+        or _count(loaded.get("context_length"))
+        or _count(made_for)
+        or None,
+        size_bytes=_count(listed.get("size")),
+        parameters=_count(info.get("general.parameter_count")),
+        listed=listed,
+        shown=shown,
+        loaded=loaded,
+    )
+
+
+def _first_count(*places: Json) -> int | None:
+    """Return the context that an engine says it serves."""
+    found: Sequence[int] = [_count(place.get(key)) for key in _CONTEXT_KEYS for place in places]
+    return next((value for value in found if value), None)
+
+
+def _count(value: object) -> int:
+    """Return a whole number that can be a size, else 0."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63:
+        return value
+    return 0

@@ -1,0 +1,364 @@
+"""The header of a GGUF file: what a model is and how large its weights are, without reading the weights.
+
+The files are other people's. Whatever is in one, reading takes bounded time and memory: each length is checked
+against what is left of the file, what is not needed is sought over, and counts that no model has are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from attrs import define, field, frozen
+
+from engine_router.guards.limits import (
+    MAX_GGUF_KEPT_BYTES,
+    MAX_GGUF_KEPT_ITEMS,
+    MAX_GGUF_KEY_BYTES,
+    MAX_GGUF_KEYS,
+    MAX_GGUF_TENSORS,
+    MAX_GGUF_TEXT_BYTES,
+    MAX_GGUF_WALKED,
+)
+
+Scalar = int | float | bool | str
+
+_MAGIC: Final = b"GGUF"
+_VERSIONS: Final = (2, 3)  # 1 had other lengths, and has not been written since August 2023
+_SPLIT: Final = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
+
+_ITEM_BYTES: Final = 40  # what a number takes in a tuple
+_BLOCK_BYTES: Final = 4096
+_MAX_DIMENSIONS: Final = 4
+_MAX_NESTING: Final = 4
+_MAX_ELEMENTS: Final = (1 << 63) - 1
+
+_STRING: Final = 8
+_ARRAY: Final = 9
+# The codes of `struct` for the value types that are numbers.
+_NUMBERS: Final[Mapping[int, str]] = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+
+# ggml's tensor types: weights in a block, bytes of a block. The numbers that are missing were never in a file
+# of version 2 or 3; 31 to 33 and 36 to 38 are packings of Q4_0 and IQ4_NL that are no longer written.
+_BLOCKS: Final[Mapping[int, tuple[int, int]]] = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110),
+    22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
+    29: (256, 56), 30: (1, 2), 31: (32, 18), 32: (32, 18), 33: (32, 18), 34: (256, 54), 35: (256, 66),
+    36: (32, 18), 37: (32, 18), 38: (32, 18), 39: (32, 17), 40: (64, 36), 41: (128, 18),
+}  # fmt: skip
+
+_FILE_TYPES: Final[Mapping[int, str]] = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 4: "Q4_1_F16", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
+    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M",
+    18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S",
+    25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
+    33: "Q4_0_4_4", 34: "Q4_0_4_8", 35: "Q4_0_8_8", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4",
+    40: "Q1_0",
+}  # fmt: skip
+_GUESSED: Final = 1024  # a flag beside the file type
+
+
+@frozen(kw_only=True)
+class GGUFHeader:
+    """What the header of a model says; of a model in several files the first one's, with all of them summed up.
+
+    Attributes:
+        metadata: the values that are no arrays; texts of more than a mebibyte are left out.
+        arrays: the arrays of up to 1024 numbers, such as the number of KV heads of each layer.
+        array_lengths: how long each array is, be it in `arrays` or not.
+        tensor_bytes: size of the weights, in bytes, as they are in the file and so in memory.
+        parameters: number of weights.
+        file_bytes: size of the file, or of all of them, in bytes.
+        modified_at: when it, or one of them, was written last, in seconds since the epoch.
+    """
+
+    metadata: Mapping[str, Scalar]
+    arrays: Mapping[str, tuple[int | float | bool, ...]]
+    array_lengths: Mapping[str, int]
+    tensor_bytes: int
+    parameters: int
+    file_bytes: int
+    modified_at: float
+
+    @property
+    def architecture(self) -> str:
+        """Such as "llama"; empty where it is not told."""
+        return self.text("general.architecture")
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of context that the model was made for."""
+        return self.number("context_length")
+
+    @property
+    def block_count(self) -> int | None:
+        """Number of layers."""
+        return self.number("block_count")
+
+    @property
+    def embedding_length(self) -> int | None:
+        """Numbers in an embedding."""
+        return self.number("embedding_length")
+
+    @property
+    def file_type(self) -> int | None:
+        """llama.cpp's number for the mixture of quantizations."""
+        value = self.metadata.get("general.file_type")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @property
+    def quantization(self) -> str:
+        """Label of the quantization, such as "Q4_K_M"; "unknown" where it is not told."""
+        return "unknown" if self.file_type is None else _FILE_TYPES.get(self.file_type & ~_GUESSED, "unknown")
+
+    def text(self, key: str) -> str:
+        """Return the text at a key, empty where there is none."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else ""
+
+    def number(self, key: str) -> int | None:
+        """Return a positive whole number of the architecture: `number("context_length")`, without its prefix."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def human_number(number: int) -> str:
+    """Write a number of parameters as Ollama does: 494.03M, 7.6B, 1T."""
+    for unit, letter, digits in ((10**12, "T", 1), (10**9, "B", 1), (10**6, "M", 2)):
+        if number >= unit:
+            return f"{number / unit:.{0 if number % unit == 0 else digits}f}{letter}"
+    return f"{number / 1000:.0f}K" if number >= 1000 else str(number)
+
+
+def split_parts(path: Path) -> tuple[Path, ...]:
+    """Return the files of a model, of which `path` is one: itself, or `NAME-00001-of-00003.gguf` and the others."""
+    match = _SPLIT.fullmatch(path.name)
+    if match is None:
+        return (path,)
+    stem, parts = match["stem"], match["parts"]
+    return tuple(path.with_name(f"{stem}-{part:05}-of-{parts}.gguf") for part in range(1, int(parts) + 1))
+
+
+def read_gguf(path: Path) -> GGUFHeader:
+    """Read the header of a model; of a model in several files, any of them may be named.
+
+    Blocks: call it in a thread. Takes milliseconds, or a second on a slow disk, whatever the size.
+
+    Raises:
+        ValueError: it is not a GGUF file, or a damaged one; the text names the file and the fault.
+        OSError: it, or one of its parts, cannot be read.
+    """
+    parts = split_parts(path)
+    if not parts:
+        raise ValueError(f"{path}: a model of no parts")
+    first = _read_part(parts[0])
+    others = [_read_part(part) for part in parts[1:]]
+    return GGUFHeader(
+        metadata=first.metadata,
+        arrays=first.arrays,
+        array_lengths=first.array_lengths,
+        tensor_bytes=first.tensor_bytes + sum(part.tensor_bytes for part in others),
+        parameters=first.parameters + sum(part.parameters for part in others),
+        file_bytes=first.file_bytes + sum(part.file_bytes for part in others),
+        modified_at=max(first.modified_at, *(part.modified_at for part in others), 0.0),
+    )
+
+
+def _read_part(path: Path) -> GGUFHeader:
+    # To open a named pipe would wait for a writer.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path}: not a file")
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        try:
+            return _Reader(file, found.st_size).header(found.st_mtime)
+        except _Fault as fault:
+            raise ValueError(f"{path}: {fault}") from None
+
+
+class _Fault(Exception):
+    """What is wrong with a file, in one clause."""
+
+
+@define
+class _Reader:
+    """Reads one file from its beginning; each method leaves it after what it has read."""
+
+    _file: BinaryIO
+    _size: int
+    _position: int = 0
+    _order: str = "<"
+    _length: struct.Struct = field(default=struct.Struct("<Q"))
+    _kept: int = 0
+    _walked: int = 0
+    _metadata: dict[str, Scalar] = field(factory=dict)
+    _arrays: dict[str, tuple[int | float | bool, ...]] = field(factory=dict)
+    _array_lengths: dict[str, int] = field(factory=dict)
+
+    def header(self, modified_at: float) -> GGUFHeader:
+        self._preamble()
+        tensors, keys = self._count(), self._count()
+        if tensors > MAX_GGUF_TENSORS or keys > MAX_GGUF_KEYS:
+            raise _Fault(f"has {tensors} tensors and {keys} keys, more than any model")
+        for _ in range(keys):
+            self._pair()
+        tensor_bytes, parameters = self._tensors(tensors)
+        return GGUFHeader(
+            metadata=self._metadata,
+            arrays=self._arrays,
+            array_lengths=self._array_lengths,
+            tensor_bytes=tensor_bytes,
+            parameters=parameters,
+            file_bytes=self._size,
+            modified_at=modified_at,
+        )
+
+    def _preamble(self) -> None:
+        if self._size < len(_MAGIC) or self._take(len(_MAGIC)) != _MAGIC:
+            raise _Fault("not a GGUF file")
+        raw = self._take(4)
+        version = int.from_bytes(raw, "little")
+        if version & 0xFFFF == 0:  # a small number, the other way round
+            version = int.from_bytes(raw, "big")
+            self._order = ">"
+            self._length = struct.Struct(">Q")
+        if version not in _VERSIONS:
+            raise _Fault(f"GGUF version {version} is not known (2 and 3 are)")
+
+    def _pair(self) -> None:
+        """Read a key and its value."""
+        key = self._text(MAX_GGUF_KEY_BYTES)
+        if key is None:
+            raise _Fault("a key is too long")
+        if key in self._metadata or key in self._array_lengths:
+            raise _Fault(f"the key {key[:80]!r} comes twice")
+        kind = self._number("I")
+        if kind == _ARRAY:
+            self._array_lengths[key] = self._array(key)
+        elif kind == _STRING:
+            text = self._text(MAX_GGUF_TEXT_BYTES)
+            if text is not None:
+                self._metadata[key] = text
+        else:
+            self._metadata[key] = self._number(self._code(kind))
+
+    def _array(self, key: str | None, depth: int = 1) -> int:
+        """Read an array that has few numbers, go over any other; return its length."""
+        kind, length = int(self._number("I")), self._count()
+        if kind in (_STRING, _ARRAY):
+            self._walked += length
+            if self._walked > MAX_GGUF_WALKED or depth > _MAX_NESTING:
+                raise _Fault("its arrays are larger than any model's")
+            if kind == _STRING:
+                self._walk(length)
+            else:
+                for _ in range(length):
+                    self._array(None, depth + 1)
+            return length
+        code = self._code(kind)
+        if key is None or length > MAX_GGUF_KEPT_ITEMS:
+            self._skip(length * struct.calcsize(f"{self._order}{code}"))
+        else:
+            self._keep(length * _ITEM_BYTES)
+            self._arrays[key] = self._numbers(f"{length}{code}")
+        return length
+
+    def _walk(self, count: int) -> None:
+        """Go over texts. A tokenizer has hundreds of thousands, so they are met in blocks, not one by one."""
+        length_at = self._length.unpack_from
+        block, at = b"", 0
+        for _ in range(count):
+            if at + 8 > len(block):
+                self._move(at)
+                block, at = self._file.read(_BLOCK_BYTES), 0
+                if len(block) < 8:
+                    raise _Fault(f"truncated: a text should begin at {self._position} of {self._size}")
+            at += 8 + length_at(block, at)[0]
+        self._move(at)
+
+    def _tensors(self, count: int) -> tuple[int, int]:
+        """Go over the descriptions of the tensors; return their size in bytes and the number of weights."""
+        total_bytes = parameters = 0
+        all_known = True
+        for _ in range(count):
+            self._skip(self._count())  # its name
+            dimensions = int(self._number("I"))
+            if dimensions > _MAX_DIMENSIONS:
+                raise _Fault(f"a tensor has {dimensions} dimensions")
+            *shape, kind, _offset = self._numbers(f"{dimensions}QIQ")
+            elements = int(math.prod(shape))
+            parameters += elements
+            if parameters > _MAX_ELEMENTS:
+                raise _Fault("its tensors are larger than any model's")
+            block = _BLOCKS.get(int(kind))
+            if block is None:
+                all_known = False
+                continue
+            row = shape[0] if shape else 1
+            if row % block[0]:
+                raise _Fault(f"a tensor of type {kind} has rows of {row} weights, no multiple of {block[0]}")
+            total_bytes += elements // block[0] * block[1]
+        # A type from after this was written: all that follows the header is tensors, up to some padding.
+        return total_bytes if all_known else self._size - self._position, parameters
+
+    def _code(self, kind: float | bool) -> str:
+        code = _NUMBERS.get(int(kind))
+        if code is None:
+            raise _Fault(f"a value is of type {kind}, which is not known")
+        return code
+
+    def _text(self, longest: int) -> str | None:
+        """Read a text; None, and go over it, where it is longer than `longest` bytes."""
+        length = self._count()
+        if length > longest:
+            self._skip(length)
+            return None
+        self._keep(length + _ITEM_BYTES)
+        return self._take(length).decode("utf-8", "replace")
+
+    def _number(self, code: str) -> int | float | bool:
+        return self._numbers(code)[0]
+
+    def _numbers(self, codes: str) -> tuple[int | float | bool, ...]:
+        layout = f"{self._order}{codes}"
+        return struct.unpack(layout, self._take(struct.calcsize(layout)))
+
+    def _count(self) -> int:
+        number: int = self._length.unpack(self._take(8))[0]
+        return number
+
+    def _keep(self, size: int) -> None:
+        self._kept += size
+        if self._kept > MAX_GGUF_KEPT_BYTES:
+            raise _Fault("its metadata are larger than any model's")
+
+    def _take(self, size: int) -> bytes:
+        self._advance(size)
+        data = self._file.read(size)
+        if len(data) < size:
+            raise _Fault("it became shorter while it was read")
+        return data
+
+    def _skip(self, size: int) -> None:
+        self._advance(size)
+        self._file.seek(size, os.SEEK_CUR)
+
+    def _move(self, size: int) -> None:
+        """Skip, wherever the file was read meanwhile."""
+        self._advance(size)
+        self._file.seek(self._position)
+
+    def _advance(self, size: int) -> None:
+        if size > self._size - self._position:
+            raise _Fault(f"truncated or damaged: {size} bytes are wanted at {self._position} of {self._size}")
+        self._position += size

@@ -1,0 +1,138 @@
+"""Asking the engines which models they list: in a task of the router's own, which belongs to no client."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import trio
+
+from engine_router.engines.base import Engine
+from engine_router.engines.first_of import first_of
+from engine_router.errors import EngineError
+from engine_router.events import EventHub, ResidentReady, Subscription
+from engine_router.guards.limits import LISTED_MODELS
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 30.0
+# An unknown model is worth asking the engines again, but not more often than this.
+MIN_INTERVAL_S: Final = 2.0
+TIMEOUT_S: Final = 3.0
+
+
+class ModelLister:
+    """Asks in rounds: every half minute, whenever a resident became ready, and when somebody wants to know.
+
+    Whoever wants to know waits for a round, and may leave without ending it for the others.
+
+    Args:
+        engines: tells which engines list models that are to be known, by name.
+        learn: takes in what one listed.
+
+    Attributes:
+        silent: the engines that did not list anything when they were asked last.
+    """
+
+    def __init__(
+        self,
+        hub: EventHub,
+        engines: Callable[[], Mapping[str, Engine]],
+        learn: Callable[[str, Engine, Sequence[str]], None],
+    ) -> None:
+        self._engines = engines
+        self._learn = learn
+        self.silent: frozenset[str] = frozenset()
+        self._events: Subscription = hub.subscribe()
+        self._asked_at = -math.inf
+        self._wanted = trio.Event()
+        self._next = trio.Event()  # set when the round after this one is over
+        self._current: trio.Event | None = None
+        self._is_over = False
+        self._cut: set[str] = set()  # engines whose lists are too long, which is told once
+
+    async def run(self) -> None:
+        """Ask again and again; runs until cancelled."""
+        try:
+            while True:
+                await self._round()
+                await first_of(wanted=self._wanted.wait, ready=self._until_ready, due=_pause)
+        finally:
+            self._is_over = True
+            for waited_for in (self._current, self._next):
+                if waited_for is not None:
+                    waited_for.set()
+
+    async def ask(self) -> None:
+        """Have a whole round begun and wait for its end. Cancellation ends only the wait."""
+        self._wanted.set()
+        await self._wait(self._next)
+
+    async def ask_if_due(self) -> bool:
+        """Wait for the round under way, or for a new one where the last is a while ago. Returns whether there was one.
+
+        Cancellation ends only the wait.
+        """
+        if self._current is not None:
+            await self._wait(self._current)
+            return True
+        if trio.current_time() - self._asked_at < MIN_INTERVAL_S:
+            return False
+        await self.ask()
+        return True
+
+    async def _wait(self, over: trio.Event) -> None:
+        if self._is_over:
+            await trio.lowlevel.checkpoint()
+        else:
+            await over.wait()
+
+    async def _round(self) -> None:
+        self._asked_at = trio.current_time()
+        self._current, self._next, self._wanted = self._next, trio.Event(), trio.Event()
+        async with trio.open_nursery() as nursery:
+            for name, engine in self._engines().items():
+                nursery.start_soon(self._ask_one, name, engine)
+        self._current.set()
+        self._current = None
+
+    async def _ask_one(self, name: str, engine: Engine) -> None:
+        with trio.move_on_after(TIMEOUT_S):
+            try:
+                models = await engine.list_models()
+            except EngineError as error:
+                logger.info("%s", error)
+            except Exception:
+                # A defect in reading one engine's list must not end the router.
+                logger.exception("engine %s: unexpected error", name)
+            else:
+                if models is not None:
+                    self.silent -= {name}
+                    self._learn(name, engine, self._within_bounds(name, models))
+                    return
+        self.silent |= {name}
+
+    def _within_bounds(self, name: str, models: Sequence[str]) -> Sequence[str]:
+        """Return the models of a list that are to be known; says so when these are not all."""
+        is_too_long = len(models) > LISTED_MODELS
+        if is_too_long and name not in self._cut:
+            logger.warning(
+                "engine %s lists %d models; only the first %d of them are known, "
+                "and what [models] in engines.toml names",
+                name,
+                len(models),
+                LISTED_MODELS,
+            )
+        (self._cut.add if is_too_long else self._cut.discard)(name)
+        return models[:LISTED_MODELS]
+
+    async def _until_ready(self) -> None:
+        async for event in self._events:
+            if isinstance(event, ResidentReady):
+                return
+
+
+async def _pause() -> None:
+    await trio.sleep(INTERVAL_S)

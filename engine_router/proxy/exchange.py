@@ -1,0 +1,372 @@
+"""One request on its way to its engine, and its answer on the way back.
+
+The way has steps that may take minutes: the wait for the engine, and the wait for the answer. Each can be
+interrupted for a keep-alive frame and taken up again, without a task of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+from attrs import define, field
+
+from engine_router.dialects.base import Dialect, Translation
+from engine_router.dialects.engine_words import broken, refused
+from engine_router.engines.base import DOUBT_S, Endpoint, ResidentId
+from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
+from engine_router.guards.limits import ERROR_BODY_BYTES, ERROR_BODY_S
+from engine_router.proxy.headers import is_plain, is_stream_type, response_headers, retry_after_s
+from engine_router.proxy.plan import Choose, Course, Filter
+from engine_router.proxy.stream_end import StreamEnd, stream_end_of
+from engine_router.proxy.whole_answer import Whole
+from engine_router.residency.lease import Lease
+from engine_router.residency.messages import Priority
+from engine_router.residency.supervisor import Supervisor
+from engine_router.upstream.client import Exchange, Headers, ResponseHead, Upstream
+
+T = TypeVar("T")
+
+# Seconds that a broken connection waits for the news why: a process's death is known within milliseconds, where the
+# machine has nothing else to do.
+NEWS_GRACE_S = 2.0
+# Seconds that an engine gets to see that it is gone and to end what is left of it, before the request is given up.
+DOUBT_GRACE_S = DOUBT_S + 3.0
+# What says something of a body that is changed.
+_OF_THE_BODY = frozenset((b"content-length", b"etag", b"content-md5", b"digest", b"content-digest"))
+_OF_ITS_FORM = _OF_THE_BODY | {b"content-type"}
+
+# Statuses below 500 after which the clients' libraries try again.
+_RETRIED = frozenset((408, 409, 429))
+
+
+@define(eq=False)
+class Passage:
+    """One request on its way to its engine, and its answer on the way back.
+
+    `close` is synchronous and idempotent: it gives back the lease, or the place in the queue, and ends the
+    exchange. Cancellation of any method loses nothing; `head` may be called again. Once it is closed, nothing
+    begins any more: who waits for the answer then gets an error, who waits for the engine has to be cancelled.
+
+    Attributes:
+        resident: what the request needs.
+        lease: the place in the queue, then the right to use the resident; None before `enter`.
+        queue_wait_s: seconds until the lease was granted; NaN before.
+        first_byte_s: seconds until the answer's first byte; NaN before.
+        sent_at: trio's clock when the request was about to be sent; NaN before.
+    """
+
+    _supervisor: Supervisor
+    _upstream: Upstream
+    resident: ResidentId
+    _course: Course | Choose
+    lease: Lease | None = None
+    queue_wait_s: float = math.nan
+    first_byte_s: float = math.nan
+    sent_at: float = math.nan
+    _began_at: float = field(factory=trio.current_time)
+    _sending: trio.CancelScope | None = None
+    _exchange: Exchange | None = None
+    _raw_head: ResponseHead | None = None
+    _head: ResponseHead | None = None
+    _stages: list[Filter | Translation | StreamEnd] = field(factory=list)
+    _whole: Whole | None = None
+    _retried: bool = False
+    _closed: bool = False
+    _on_end: Callable[[], None] | None = None
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the answer's length was promised, so that nothing can be added to it."""
+        return self._head is not None and self._head.header(b"content-length") is not None
+
+    @property
+    def has_chunk(self) -> bool:
+        """Whether bytes of the answer's body have come with its head."""
+        return self._whole is not None or (self._exchange is not None and self._exchange.has_chunk)
+
+    def enter(
+        self, *, priority: Priority = "normal", keep_alive_s: float | None = None, client: str = ""
+    ) -> None:
+        """Take a place in the queue. The arguments are those of `Supervisor.request`."""
+        self.lease = self._supervisor.request(
+            self.resident, priority=priority, keep_alive_s=keep_alive_s, client=client
+        )
+        self.lease.on_revoke(self._revoked)
+
+    def close(self) -> None:
+        """Give everything back. Never waits; may be called again."""
+        self._closed = True
+        if self._exchange is not None:
+            self._exchange.close()
+        if self.lease is not None:
+            self.lease.release()
+        if self._on_end is not None:
+            on_end, self._on_end = self._on_end, None
+            on_end()
+
+    async def head(self, until: float = math.inf) -> ResponseHead | None:
+        """Wait for the head of the answer; None if it has not come by `until` (the clock of trio).
+
+        A translated answer in one piece is waited for to its end: a head promises that the body is understood.
+
+        Raises:
+            RouterError: there will be none.
+        """
+        while True:
+            try:
+                return await self._advance(until)
+            except EngineUnreachable as error:
+                await self._consider_retry(error)
+            except EngineBroke as error:
+                raise await self._explained(error) from error
+
+    async def chunk(self) -> bytes:
+        """Return the next bytes of the answer; empty at its end, when everything has been given back.
+
+        Raises:
+            RouterError: the answer broke off.
+        """
+        if self._whole is not None:
+            return self._whole.take()
+        if self._exchange is None or self._closed:
+            return b""
+        try:
+            while True:
+                data = await self._exchange.chunk()
+                if not data:
+                    last = self._end()
+                    self.close()
+                    return last
+                if self._stages:
+                    data = self._feed(data)
+                if data:
+                    return data
+        except EngineBroke as error:
+            raise await self._explained(error) from error
+
+    async def chunk_by(self, until: float) -> bytes | None:
+        """Return what `chunk` returns; None if nothing has come by `until` (the clock of trio).
+
+        Raises:
+            RouterError: the answer broke off.
+        """
+        return await _by(until, self.chunk)
+
+    async def refusal(self, status: int) -> EngineRefused:
+        """Read the engine's own error answer and return it as an error that any dialect can render."""
+        body = await self._error_body() if self._whole is None else self._whole.take()
+        error = refused(self.resident.engine, status, body)
+        error.retry_after_s = retry_after_s(self._raw_head)
+        return error
+
+    async def _error_body(self) -> bytes:
+        """Read the engine's own error answer, as much of it as comes, and is worth it; then give everything back."""
+        body = b""
+        # The status, and what came of the message, say enough.
+        with contextlib.suppress(EngineBroke), trio.move_on_after(ERROR_BODY_S):
+            while (
+                self._exchange is not None
+                and len(body) < ERROR_BODY_BYTES
+                and (data := await self._exchange.chunk())
+            ):
+                body += data
+        self.close()
+        return body
+
+    async def _advance(self, until: float) -> ResponseHead | None:
+        lease = self.lease
+        if lease is None:
+            raise RuntimeError("a passage is entered before it is used")
+        exchange = self._exchange
+        if exchange is None:
+            await self._ensure_open()
+            await _by(until, lease.granted)
+            await self._ensure_open()
+            # The grant may have come in the very step in which the time was up.
+            if (endpoint := lease.endpoint) is None or lease.error is not None:
+                return None
+            self.queue_wait_s = lease.queue_wait_s
+            exchange = await self._send(lease, endpoint, until)
+            if exchange is None:
+                return None
+        if self._raw_head is None:
+            self._raw_head = await _by(until, exchange.head)
+            if self._raw_head is None:
+                return None
+            self.first_byte_s = trio.current_time() - self._began_at
+        if self._head is None:
+            self._head = await self._begin(self._raw_head)
+        if self._whole is not None and not self._whole.is_complete:
+            whole = self._whole
+            if await _by(until, lambda: self._gather(exchange, whole)) is None:
+                return None
+            self._head = ResponseHead(self._head.status, [*self._head.headers, whole.length])
+        return self._head
+
+    async def _send(self, lease: Lease, endpoint: Endpoint, until: float) -> Exchange | None:
+        """Send the request, once its course is known; None if that has not come about by `until`.
+
+        Whatever is done for it ends when the lease is taken away: the question what the engine can do, the
+        connecting, the upload.
+        """
+        with trio.CancelScope() as self._sending:
+            course = await self._known_course(endpoint.base_url, until)
+            if course is None:
+                return None
+            self.sent_at = trio.current_time()
+            exchange = self._exchange = await self._upstream.send(course.outgoing.to(endpoint.base_url))
+            if self._closed:
+                exchange.close()
+                await self._ensure_open()
+            if endpoint.on_use is not None:
+                self._on_end = endpoint.on_use(course.outgoing.target)
+            return exchange
+        raise lease.error or RuntimeError("a request was interrupted by nobody")
+
+    def _revoked(self) -> None:
+        """End what is being done with a lease that was taken away; for the step in which it was."""
+        if self._exchange is not None:
+            self._exchange.close()
+        elif self._sending is not None:
+            self._sending.cancel()
+
+    async def _gather(self, exchange: Exchange, whole: Whole) -> bool:
+        """Take in an answer in one piece to its end. May be cancelled and called again."""
+        while data := await exchange.chunk():
+            if not whole.counts(data):
+                raise EngineBroke(self.resident.engine, f"broke off: its answer {whole.too_long}")
+            whole.parts.append(self._feed(data))
+        whole.parts.append(self._end())
+        whole.is_complete = True
+        self.close()
+        return True
+
+    async def _known_course(self, base_url: str, until: float) -> Course | None:
+        """Return the course, once it is chosen; None if that has not come about by `until`."""
+        if isinstance(self._course, Course):
+            return self._course
+        choose = self._course
+        course = await _by(until, lambda: choose(base_url))
+        await self._ensure_open()
+        if course is not None:
+            self._course = course
+        return course
+
+    async def _ensure_open(self) -> None:
+        """See that nothing begins for a request that has been closed while it waited.
+
+        Its task learns of that by cancellation, one step later than by the wait that just ended.
+        """
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            raise trio.ClosedResourceError("the passage has been closed")
+
+    async def _begin(self, raw: ResponseHead) -> ResponseHead:
+        """Return the head that the client gets, and prepare what the body passes through."""
+        course = self._course
+        if not isinstance(course, Course):
+            raise TypeError("an answer without a course")
+        headers: Headers = response_headers(raw.headers)
+        is_native = course.dialect is not None
+        if course.translation is not None and not (is_native and raw.status >= 400):
+            if raw.status >= 400:
+                raise await self.refusal(raw.status)
+            kept = [item for item in headers if is_native and item[0].lower() not in _OF_ITS_FORM]
+            headers = [*kept, (b"content-type", course.translation.content_type.encode())]
+            self._stages.append(course.translation)
+            if not is_stream_type(course.translation.content_type.encode()):
+                self._whole = Whole()
+        elif raw.status >= 400 and course.dialect is not None and is_plain(headers):
+            return await self._begin_error(raw.status, headers, course.dialect)
+        elif (end := stream_end_of(course.outgoing.target, raw)) is not None:
+            self._stages.append(end)
+        if course.filters:
+            head = ResponseHead(raw.status, headers)
+            about = _text(head.header(b"content-type")), _text(head.header(b"content-encoding"))
+            changing = [step for step in course.filters if step.begin(raw.status, *about)]
+            if changing:
+                headers = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
+                self._stages += changing
+        return ResponseHead(raw.status, headers)
+
+    async def _begin_error(self, status: int, headers: Headers, dialect: Dialect) -> ResponseHead:
+        """Return the head of the engine's own error answer, which goes on as it is where its client can read it.
+
+        Raises:
+            EngineRefused: the client could not.
+        """
+        body = await self._error_body()
+        self._whole = Whole([body], len(body), is_complete=True)
+        if not dialect.is_error(body):
+            error = await self.refusal(status)
+            error.retryable = status in _RETRIED or status >= 500  # as clients take a bare status
+            raise error
+        kept = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
+        return ResponseHead(status, [*kept, self._whole.length])
+
+    def _feed(self, data: bytes) -> bytes:
+        """Pass bytes of the engine's answer through every stage."""
+        try:
+            for stage in self._stages:
+                data = stage.feed(data)
+                if not data:
+                    break
+        except ValueError as error:
+            raise broken(self.resident.engine, error) from error
+        return data
+
+    def _end(self) -> bytes:
+        """Pass the end of the engine's answer through every stage, with what each has held back."""
+        data = b""
+        try:
+            for stage in self._stages:
+                data = (stage.feed(data) if data else b"") + stage.end()
+        except ValueError as error:
+            raise broken(self.resident.engine, error) from error
+        return data
+
+    async def _consider_retry(self, error: EngineUnreachable) -> None:
+        """Nothing was sent: if the engine turns out to be gone, queue up again, once. Else raise the error."""
+        lease = self.lease
+        if lease is None or self._retried:
+            raise error
+        self._supervisor.doubt(self.resident)
+        with trio.move_on_after(DOUBT_GRACE_S):
+            await lease.lost()
+        await self._ensure_open()
+        if lease.error is None:
+            raise error
+        if isinstance(lease.error, RequestCancelled):
+            raise lease.error
+        self._retried = True
+        lease.release()
+        ticket = lease.ticket
+        self.enter(priority=ticket.priority, keep_alive_s=ticket.keep_alive_s, client=ticket.client)
+
+    async def _explained(self, error: EngineBroke) -> RouterError:
+        """Wait a moment for the news why the connection broke: a death, or a revocation, says more."""
+        lease = self.lease
+        if lease is None or self._closed:  # what was closed here is nothing that the engine did
+            return error
+        if lease.error is None:
+            self._supervisor.doubt(self.resident)
+            with trio.move_on_after(NEWS_GRACE_S):
+                await lease.lost()
+        return lease.error or error
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode("latin-1")
+
+
+async def _by(until: float, wait: Callable[[], Awaitable[T]]) -> T | None:
+    """Wait for something until a time of trio's clock; None when it passes. No end costs no cancel scope."""
+    if until == math.inf:
+        return await wait()
+    with trio.move_on_at(until):
+        return await wait()
+    return None

@@ -1,0 +1,210 @@
+"""How a request goes to its engine: in which words, under which name, with which headers, and back through what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine_router.config import Config
+from engine_router.dialects import OLLAMA, OPENAI, dialect_of
+from engine_router.dialects.base import Octets, Routed, Translation, parse_object, to_json
+from engine_router.dialects.extensions import Traits
+from engine_router.dialects.ollama.loading import kept_for_ever
+from engine_router.dialects.openai.streaming import STREAMABLE, as_stream
+from engine_router.dialects.policy import Policy
+from engine_router.dialects.renaming import Renaming
+from engine_router.models.endpoints import Abilities
+from engine_router.models.registry import Target
+from engine_router.proxy.headers import AddedHeaders, as_json, request_headers
+from engine_router.proxy.plan import Course, Filter, Outgoing
+from engine_router.proxy.request_body import Incoming, is_form
+from engine_router.proxy.streamed_body import Passing
+from engine_router.upstream.client import Arriving
+
+if TYPE_CHECKING:
+    from engine_router.dialects.footer import Footer
+
+
+class Courses:
+    """Chooses the course of each request.
+
+    Args:
+        traits_of: returns what a translation needs to know of a model's engine.
+        strip_keys: the router has keys of its own, which no engine gets to see.
+    """
+
+    def __init__(
+        self, config: Config, abilities: Abilities, traits_of: Callable[[Target], Traits], *, strip_keys: bool
+    ) -> None:
+        self._config = config
+        self._traits_of = traits_of
+        self._abilities = abilities
+        self._strip_keys = strip_keys
+        # Without the header an engine may choose any encoding; the router may put frames into the body.
+        self._added = {
+            name: AddedHeaders({"Accept-Encoding": "identity", **engine.headers})
+            for name, engine in config.engines.items()
+        }
+        self._policies = {
+            name: Policy(
+                strip=model.strip,
+                set=model.set,
+                disable_thinking_below=model.disable_thinking_below_max_tokens,
+            )
+            for name, model in config.models.items()
+        }
+
+    def is_native(self, path: str, target: Target) -> bool | None:
+        """Tell whether an engine serves a path itself; None where it has to be asked once it runs."""
+        if dialect_of(path) is OLLAMA:
+            return self._config.engines[target.engine].type == "ollama"
+        return self._abilities.known(target.engine, path)
+
+    def passes(self, path: str, model: str, target: Target) -> bool:
+        """Tell whether a request goes to its engine as it is, every byte of it, whatever stands in it.
+
+        Only such a one may be relayed before it is known as a whole: a large body means what a small one means.
+        """
+        if self._depends_on_body(path) or self._collects(path, target):
+            return False
+        return target.upstream == model and not self._policy(target) and self.is_native(path, target) is True
+
+    def _depends_on_body(self, path: str) -> bool:
+        """Tell whether what is done with a request, or its answer, depends on more of its body than the model."""
+        # Ollama's says how long its model stays, or only loads it. Anthropic's may carry progress that the router
+        # wrote, and has what tokens are counted of. What is said to a client of responses who waits repeats it.
+        if dialect_of(path) is not OPENAI or path == "/v1/responses":
+            return True
+        if not self._config.server.footer:
+            return False
+        from engine_router.dialects.footer import may_have_footer  # noqa: PLC0415 - few need it
+
+        return may_have_footer(path)
+
+    def course(
+        self,
+        incoming: Incoming,
+        routed: Routed | Passing,
+        target: Target,
+        *,
+        native: bool,
+        load_s: Callable[[], float],
+        footer: Footer | None = None,
+    ) -> Course:
+        """Return the course of a request.
+
+        Args:
+            native: the engine serves the path itself.
+            load_s: tells, at the end, for how many seconds the request waited for its model.
+            footer: what adds a last line to the answer.
+
+        Raises:
+            BadRequest: it cannot be understood.
+        """
+        last: list[Filter] = [_Footed(footer)] if footer is not None else []
+        if isinstance(routed, Passing):
+            outgoing = self._outgoing(
+                incoming, target, incoming.path, routed.body, is_json=not is_form(incoming)
+            )
+            return Course(outgoing=outgoing, dialect=dialect_of(incoming.path), filters=last)
+        if not native:
+            translation = _translation(incoming.path, routed, target, load_s, lambda: self._traits_of(target))
+            body = self._changed(translation.path, translation.body, target)
+            outgoing = self._outgoing(incoming, target, translation.path, body, is_json=True)
+            return Course(outgoing=outgoing, translation=translation, filters=last)
+        body = self._changed(incoming.path, self._native_body(incoming.path, routed, target), target)
+        collected = self._collected(incoming.path, body, routed, target)
+        body = body if collected is None else collected.body
+        outgoing = self._outgoing(incoming, target, incoming.path, body, is_json=routed.is_json)
+        if target.upstream != routed.model:
+            last.insert(0, Renaming(incoming.path, body, routed.model))
+        return Course(
+            outgoing=outgoing, translation=collected, dialect=dialect_of(incoming.path), filters=last
+        )
+
+    def _collects(self, path: str, target: Target) -> bool:
+        return self._config.engines[target.engine].stream_upstream and path in STREAMABLE
+
+    def _collected(self, path: str, body: Octets, routed: Routed, target: Target) -> Translation | None:
+        """Return how an answer in one piece is asked for as a stream; None where it is not."""
+        if not self._collects(path, target) or routed.streams or not routed.is_json:
+            return None
+        from engine_router.dialects.openai.collecting import CollectedAnswer  # noqa: PLC0415 - see _translation
+
+        sent = as_stream(parse_object(body))
+        return CollectedAnswer(path, to_json(sent)) if sent.get("stream") is True else None
+
+    def _native_body(self, path: str, routed: Routed, target: Target) -> Octets:
+        if path == "/v1/messages":
+            from engine_router.dialects.keep_alive import forget_progress  # noqa: PLC0415 - see _translation
+
+            return forget_progress(routed.renamed(target.upstream))
+        body = routed.renamed(target.upstream)
+        if dialect_of(path) is not OLLAMA:
+            return body
+        # How long a model stays is the router's to decide, which has taken the client's wish to heart. Where
+        # nothing is said of it, the daemon would keep a model that it has to load anew for five minutes.
+        return kept_for_ever(body)
+
+    def _policy(self, target: Target) -> Policy | None:
+        return self._policies.get(target.model) or None
+
+    def _changed(self, path: str, body: Octets, target: Target) -> Octets:
+        policy = self._policy(target)
+        return body if policy is None else to_json(policy.applied(path, parse_object(body)))
+
+    def _outgoing(
+        self, incoming: Incoming, target: Target, path: str, body: Octets | Arriving, *, is_json: bool
+    ) -> Outgoing:
+        engine = self._config.engines[target.engine]
+        # Clients that say nothing of the type of their JSON, or what curl says of it, were understood all the same.
+        sent = as_json(incoming.headers) if is_json else incoming.headers
+        return Outgoing(
+            engine=target.engine,
+            resident=target.resident,
+            method=incoming.method,
+            target=incoming.target(path, target.upstream),
+            headers=request_headers(sent, strip_keys=self._strip_keys, added=self._added[target.engine]),
+            body=body,
+            connect_timeout_s=engine.connect_timeout_s,
+        )
+
+
+def _translation(
+    path: str,
+    routed: Routed,
+    target: Target,
+    load_s: Callable[[], float],
+    traits: Callable[[], Traits],
+) -> Translation:
+    # Many routers never need one of these: they are imported, and take their memory, when they are.
+    asked, upstream = routed.model, target.upstream
+    if path == "/v1/messages":
+        from engine_router.dialects.anthropic import answers as anthropic_openai  # noqa: PLC0415
+        from engine_router.dialects.keep_alive import forget_progress  # noqa: PLC0415
+
+        data = parse_object(forget_progress(routed.body))
+        return anthropic_openai.translate(path, data, asked=asked, upstream=upstream)
+    if path == "/v1/responses":
+        from engine_router.dialects.responses import answers as responses_openai  # noqa: PLC0415
+
+        return responses_openai.translate(path, routed.data(), asked=asked, upstream=upstream)
+    from engine_router.dialects.ollama import answers as ollama_openai  # noqa: PLC0415
+
+    return ollama_openai.translate(
+        path, routed.data(), asked=asked, upstream=upstream, traits=traits, load_s=load_s
+    )
+
+
+class _Footed:
+    """A footer as a filter: only an answer that is text gets one."""
+
+    def __init__(self, footer: Footer) -> None:
+        self.feed, self.end = footer.feed, footer.end
+
+    def begin(self, status: int, content_type: str, content_encoding: str = "") -> bool:
+        kind = content_type.partition(";")[0].strip().lower()
+        return status == 200 and content_encoding in ("", "identity") and kind in _FOOTED
+
+
+_FOOTED = frozenset(("application/json", "text/event-stream", "application/x-ndjson"))

@@ -1,0 +1,138 @@
+"""A running router takes over another configuration: what did not change goes on undisturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+
+import attrs
+import trio
+from attrs import define, field, frozen
+
+from engine_router.config import Config
+from engine_router.config.diff import Changes, compare
+from engine_router.engines.base import Engine
+from engine_router.errors import ConfigError
+from engine_router.residency.page_cache import Prefetch
+from engine_router.residency.settings import make_layout, make_rules
+from engine_router.router import Router
+
+# Seconds between two looks at the file, where it is watched.
+WATCH_INTERVAL_S = 2.0
+
+
+@frozen
+class Source:
+    """Where a configuration comes from.
+
+    Attributes:
+        path: the file.
+        read: reads it. Blocks; raises ConfigError.
+    """
+
+    path: str
+    read: Callable[[], Config]
+
+
+@define(eq=False)
+class Reloader:
+    """Reads a configuration again and gives it to a router.
+
+    Attributes:
+        make: makes an engine, of this name in a configuration.
+        renew: gives engines that go on what a configuration says of them anew.
+        forget: lets go of what sleeps of some engines.
+    """
+
+    source: Source
+    make: Callable[[str, Config], Awaitable[Engine]]
+    renew: Callable[[Config], None]
+    forget: Callable[[Collection[str]], Awaitable[None]]
+    _one_at_a_time: trio.Lock = field(factory=trio.Lock)
+
+    async def reload(self, router: Router) -> Changes:
+        """Read the file again and take over what is different.
+
+        A changed engine gets no new requests, ends those that it has, stops, and starts anew when it is wanted;
+        this does not wait for that. Streams of engines that did not change go on.
+
+        Raises:
+            ConfigError: it has faults, or what only a new start can take over; nothing was changed.
+
+        Cancellation before the end changes nothing.
+        """
+        async with self._one_at_a_time:
+            new = await trio.to_thread.run_sync(self.source.read, abandon_on_cancel=True)
+            changes = compare(router.config, new, self.source.path)
+            if not changes:
+                return changes
+            engines = dict(router.engines)
+            for name in (*changes.added, *changes.restarted):
+                engines[name] = await self.make(name, new)
+            discovery = router.discovery.changed(new, engines)
+            layout = await make_layout(new, engines, discovery)
+            # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
+            self._refuse_while_it_goes(router, new)
+            discovery.keep_listed(router.discovery)  # engines may have listed something meanwhile
+            router.supervisor.reconfigure(
+                engines={name: engines[name] for name in new.engines},
+                pool_of={name: engine.pool for name, engine in new.engines.items()},
+                rules=make_rules(new),
+                layout=attrs.evolve(layout, files=Prefetch(new)),
+                settle_timeout_s=new.scheduling.settle_timeout_s,
+                health_interval_s=new.scheduling.health_interval_s,
+            )
+            self.renew(new)
+            router.take_over(new, {name: engines[name] for name in new.engines}, discovery)
+            others = (*changes.removed, *changes.restarted)
+            for resident in router.supervisor.residents():
+                if resident.engine in others:
+                    router.supervisor.unload(resident)
+            await self.forget(others)
+            return changes
+
+    def _refuse_while_it_goes(self, router: Router, new: Config) -> None:
+        """Refuse an engine that is to come back in another pool before it has left the one that it was in."""
+        remedy = "is still on its way out of pool '{}', which it was in; read the configuration again when it has gone"
+        faults = [
+            (f"engines.{engine}.pool", remedy.format(pool))
+            for engine, pool in router.supervisor.places().items()
+            if engine in new.engines and new.engines[engine].pool != pool
+        ]
+        if faults:
+            raise ConfigError(self.source.path, faults)
+
+    async def watch(self, router: Router) -> None:
+        """Reload whenever the file has changed and `server.watch_config` is set; runs until cancelled."""
+        seen = await trio.to_thread.run_sync(_signature, self.source.path)
+        while True:
+            await trio.sleep(WATCH_INTERVAL_S)
+            now = await trio.to_thread.run_sync(_signature, self.source.path)
+            if now == seen or now is None:
+                continue
+            seen = now
+            if router.config.server.watch_config:
+                await say_reload(router)
+
+
+async def say_reload(router: Router) -> None:
+    """Reload, and tell the person who runs the router what came of it."""
+    try:
+        changes = await router.reload()
+    except ConfigError as error:
+        router.note(f"the configuration is not taken over: {error}", severity="error")
+        return
+    said = [
+        f"{name.replace('_', ' ')} {', '.join(places)}"
+        for name, places in changes.as_dict().items()
+        if places
+    ]
+    router.note(f"configuration read again: {'; '.join(said) or 'nothing is different'}", severity="info")
+
+
+def _signature(path: str) -> tuple[int, int] | None:
+    try:
+        found = Path(path).stat()
+    except OSError:  # it is being written, or gone: what is in force stays
+        return None
+    return found.st_mtime_ns, found.st_size

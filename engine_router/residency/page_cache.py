@@ -1,0 +1,70 @@
+"""Which files are read ahead, or dropped from the page cache, when one resident makes way for another."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import trio
+from attrs import frozen
+
+from engine_router.config import Config
+from engine_router.engines.base import ResidentId
+from engine_router.memory import drop, read_ahead
+from engine_router.memory.unified import is_unified
+from engine_router.models.weights import launch_of, weight_files
+from engine_router.residency.settings import pools_of
+
+logger = logging.getLogger(__name__)
+
+
+@frozen
+class Prefetch:
+    """Knows each resident's files; for the supervisor, which knows who comes and who goes."""
+
+    config: Config
+
+    async def ahead(self, resident: ResidentId) -> int:
+        """Read the files of a resident that is about to start, where that is wanted. Returns the bytes read.
+
+        Cancellation ends it within a slice; it is of no use any more once the resident is ready.
+        """
+        if not self._reads_ahead(resident):
+            return 0
+        files = await trio.to_thread.run_sync(self._files, resident)
+        return await read_ahead(files, sys.maxsize)
+
+    async def behind(self, resident: ResidentId) -> None:
+        """Drop the files of a resident that has stopped, where the page cache counts as used memory."""
+        if self._counts_cache(resident):
+            await drop(await trio.to_thread.run_sync(self._files, resident))
+
+    def _counts_cache(self, resident: ResidentId) -> bool:
+        engine = self.config.engines.get(resident.engine)
+        if engine is None:  # it was taken out of the configuration while somebody waited for it
+            return False
+        pool = pools_of(self.config)[engine.pool]
+        return is_unified(pool.unified, pool.gauge) or pool.gauge == "memfree"
+
+    def _reads_ahead(self, resident: ResidentId) -> bool:
+        return _decided(self.config.scheduling.read_ahead, auto=not self._counts_cache(resident))
+
+    def _files(self, resident: ResidentId) -> tuple[Path, ...]:
+        """Return the files of a resident, as far as its command or configuration names them. Blocks."""
+        engine = self.config.engines.get(resident.engine)
+        if engine is None:
+            return ()
+        upstream = resident.model or next(iter(engine.models), "")
+        path = launch_of(self.config, resident.engine, upstream).path
+        if path is None:
+            return ()
+        try:
+            return weight_files(path)
+        except (OSError, ValueError) as error:
+            logger.debug("the files of %s cannot be found: %s", resident, error)
+            return ()
+
+
+def _decided(wanted: object, *, auto: bool) -> bool:
+    return wanted if isinstance(wanted, bool) else auto

@@ -1,0 +1,380 @@
+"""The lives of residents: each is a task that stays with one from its start to its end and reports to the ledger."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+
+import trio
+from attrs import define, field
+
+from engine_router.engines.base import Ended, Endpoint, Engine, ResidentId, Supervision
+from engine_router.errors import EngineDied, EngineError, EngineStartFailed, EngineStopFailed, RouterError
+from engine_router.events import EventHub, MemorySettled, ResidentDied, ResidentReady, RouterNotice
+from engine_router.memory import Settled
+from engine_router.residency import messages as book
+from engine_router.residency.files import Files
+from engine_router.residency.ledger import Phase, Profile
+from engine_router.residency.measurements import State
+from engine_router.residency.pool import Pool
+from engine_router.residency.resident_task import Life
+
+logger = logging.getLogger(__name__)
+
+# Seconds that an engine gets to be as it was found, when the router ends.
+LET_GO_S = 5.0
+# Seconds for which files that were read ahead are taken to be in memory still.
+READ_AGAIN_S = 60.0
+
+
+def is_stopping(pool: Pool, resident: ResidentId) -> bool:
+    """Tell whether the end of a resident is wanted."""
+    residence = pool.ledger.residence(resident)
+    return residence is not None and residence.phase is Phase.STOPPING
+
+
+@define(eq=False, kw_only=True)
+class Lives:
+    """Begins and ends the lives of residents.
+
+    Attributes:
+        tell: hands an event to the ledger of a pool.
+        spawn: runs a task until it ends, or the router does.
+        on_ready: called when a resident can serve.
+        profile: what is known of a resident.
+        settle_timeout_s: longest wait for memory to come back, in seconds.
+        files: what is done about residents' files.
+        on_stop: called with a resident's address just before it is asked to end.
+        is_closing: the router goes down.
+    """
+
+    engines: Mapping[str, Engine]
+    hub: EventHub
+    state: State
+    tell: Callable[[Pool, book.Event], None]
+    spawn: Callable[..., None]
+    on_ready: Callable[[Pool, Life], None]
+    profile: Callable[[ResidentId], Profile]
+    wall_clock: Callable[[], float]
+    settle_timeout_s: float
+    files: Files
+    on_stop: Callable[[str], object] = lambda _: None
+    is_closing: bool = False
+    _sleepers: set[ResidentId] = field(factory=set)
+    _clearing: dict[ResidentId, trio.Event] = field(factory=dict)
+    _reading: dict[ResidentId, trio.CancelScope] = field(factory=dict)
+    _read_at: dict[ResidentId, float] = field(factory=dict)
+
+    def begin(self, pool: Pool, resident: ResidentId, *, found: bool) -> None:
+        """Start a resident; or take it over, where it was found running."""
+        self._begin(pool, resident, adopted=found, found=found)
+
+    def end(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
+        """Ask a resident to end, so that `wanted` can start where somebody waits for that."""
+        if (life := pool.lives.get(resident)) is not None:
+            life.health_scope.cancel()  # whether it does its work is of no interest any more
+        self.prepare(pool, wanted)
+        self.spawn(self._stop, pool, resident, wanted)
+
+    def prepare(self, pool: Pool, wanted: ResidentId | None) -> None:
+        """Read the files of a resident ahead that will start as soon as there is room."""
+        if wanted is None or wanted in pool.lives or wanted in self._reading:
+            return
+        if trio.current_time() - self._read_at.get(wanted, -math.inf) >= READ_AGAIN_S:
+            scope = self._reading[wanted] = trio.CancelScope()
+            self.spawn(self._read_ahead, wanted, scope)
+
+    def settle(self, pool: Pool, resident: ResidentId) -> None:
+        """Wait for the memory of a resident that has gone."""
+        self.spawn(self._settle, pool, resident)
+
+    def notice(self, message: str) -> None:
+        """Tell the person who runs the router something."""
+        self.hub.publish(RouterNotice(at=self.wall_clock(), severity="warning", message=message))
+
+    async def clear_away(self, resident: ResidentId) -> EngineStopFailed | None:
+        """End whatever runs of a resident that no task lives with. Return why it could not be ended."""
+        supervision = Supervision(lambda _: None)
+        supervision.stop(for_good=True)
+        self._sleepers.discard(resident)
+        cleared = self._clearing[resident] = trio.Event()
+        try:
+            await self.engines[resident.engine].live(resident, supervision, adopt=True)
+        except EngineStopFailed as failure:
+            return failure
+        except EngineError as error:
+            logger.warning("%s", error)  # nothing of it is left
+        except Exception:
+            logger.exception("engine %s: unexpected error", resident.engine)
+        finally:
+            if self._clearing.get(resident) is cleared:
+                del self._clearing[resident]
+            cleared.set()
+        return None
+
+    async def _read_ahead(self, resident: ResidentId, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await self.files.ahead(resident)
+        except Exception:
+            # Merely slower without.
+            logger.exception("the files of %s cannot be read ahead", resident)
+        finally:
+            del self._reading[resident]
+            self._read_at[resident] = trio.current_time()
+
+    # A life.
+
+    def _begin(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> Life:
+        def ready(endpoint: Endpoint) -> None:
+            self._ready(pool, life, endpoint)
+
+        life = Life(resident, Supervision(ready), trio.current_time(), adopted, found, self.files)
+        pool.lives[resident] = life
+        self.spawn(self._live, pool, life)
+        return life
+
+    async def _live(self, pool: Pool, life: Life) -> None:
+        """Stay with a resident from its start to its end, and report how it ended."""
+        resident = life.resident
+        error: RouterError | None = None
+        try:
+            with life.scope:
+                error = await self._lead(pool, life)
+        except EngineStopFailed as failure:
+            self._stuck(pool, life, failure)
+            return
+        except EngineError as failure:
+            error = failure
+        except Exception as failure:
+            # A defect of ours must not take the router down, nor leave anybody waiting, nor anything behind.
+            logger.exception("engine %s: unexpected error", resident.engine)
+            error = EngineStartFailed(resident.engine, f"failed unexpectedly: {failure!r}")
+            if (left := await self.clear_away(resident)) is not None:
+                self._stuck(pool, life, left)
+                return
+        self._gone(pool, life, error)
+
+    async def _lead(self, pool: Pool, life: Life) -> RouterError | None:
+        """Start a resident and stay with it. Returns the error where it died by itself."""
+        resident = life.resident
+        if not life.adopted:
+            await self._look_before_start(pool, life)
+            if life.supervision.stop_asked.is_set():
+                return None
+        if (clearing := self._clearing.get(resident)) is not None:
+            await clearing.wait()  # what sleeps of it is being stopped
+        self._sleepers.discard(resident)
+        ended = await self.engines[resident.engine].live(resident, life.supervision, adopt=life.adopted)
+        life.is_asleep = ended.asleep
+        if ended.stopped or is_stopping(pool, resident):
+            return None
+        return self._death(pool, resident, ended)
+
+    async def _look_before_start(self, pool: Pool, life: Life) -> None:
+        def on_short(missing_bytes: int) -> None:
+            if sleepers := [other for other in self._sleepers if other != life.resident]:
+                # They hold something still, and it is missing now.
+                self._sleepers.difference_update(sleepers)
+                for sleeper in sleepers:
+                    self.spawn(self.clear_away, sleeper)
+                return
+            self.tell(pool, book.Short(life.resident, missing_bytes))
+
+        residence, profile = pool.ledger.residence(life.resident), self.profile(life.resident)
+        need_bytes = None
+        if residence is not None and not pool.ledger.capacity.is_exclusive and profile.need_bytes is not None:
+            need_bytes = int(residence.need_bytes)
+        least_bytes = profile.least_bytes if profile.is_guessed else None
+        await pool.look_before_start(life, need_bytes, self.settle_timeout_s, on_short, least_bytes)
+
+    def _ready(self, pool: Pool, life: Life, endpoint: Endpoint) -> None:
+        if life.endpoint is not None:
+            return
+        now, resident = trio.current_time(), life.resident
+        life.endpoint = endpoint
+        if (reading := self._reading.get(resident)) is not None:
+            reading.cancel()
+        self._note_start(pool, life, now - life.started_at)
+        residence = pool.ledger.residence(resident)
+        if residence is not None and residence.phase is Phase.STARTING:
+            pool.journal.arrived(resident, now)
+            self.hub.publish(
+                ResidentReady(
+                    at=self.wall_clock(),
+                    pool=pool.name,
+                    resident=str(resident),
+                    start_s=now - life.started_at,
+                    adopted=life.adopted,
+                )
+            )
+        self.tell(pool, book.BecameReady(resident))
+        self.on_ready(pool, life)
+        if not (life.adopted or life.supervision.woken):
+            self.spawn(self._measure, pool, life)
+
+    def _note_start(self, pool: Pool, life: Life, seconds: float) -> None:
+        if life.adopted:
+            return
+        measured = self.state.of(life.resident)
+        if life.supervision.woken:
+            measured.wake_s = seconds
+            pool.woke(life)
+        else:
+            measured.start_s = seconds
+            pool.start_succeeded(life)
+        self.state.touch()
+
+    async def _measure(self, pool: Pool, life: Life) -> None:
+        measured = self.state.of(life.resident)
+        if await pool.measure_start(life, measured) and measured.footprint_bytes is not None:
+            need_bytes = self.profile(life.resident).need_bytes
+            if need_bytes is not None:
+                self.tell(pool, book.Weighed(life.resident, need_bytes))
+        self.state.touch()
+
+    def _death(self, pool: Pool, resident: ResidentId, ended: Ended) -> RouterError:
+        self.hub.publish(
+            ResidentDied(at=self.wall_clock(), pool=pool.name, resident=str(resident), message=ended.message)
+        )
+        return EngineDied(resident.engine, ended.message, log_tail=ended.log_tail)
+
+    def _gone(self, pool: Pool, life: Life, error: RouterError | None) -> None:
+        now, resident = trio.current_time(), life.resident
+        life.health_scope.cancel()
+        pool.ended(life)
+        if life.is_asleep:
+            self._sleepers.add(resident)
+        if life.stop_asked_at < now and not life.is_asleep:
+            self.state.of(resident).stop_s = now - life.stop_asked_at
+            self.state.touch()
+        if is_stopping(pool, resident):
+            error = None  # its end was wanted, however it came about
+        if error is not None:
+            pool.journal.end(resident, "error", now, str(error))
+        pool.lives.pop(resident, None)
+        pool.gone[resident] = life
+        self.tell(pool, book.HasEnded(resident, error))
+
+    def _stuck(self, pool: Pool, life: Life, cause: EngineStopFailed) -> None:
+        resident = life.resident
+        failure = EngineStopFailed(
+            cause.engine,
+            f"{cause.summary}; so nothing is started in its memory: `engine-router unload` tries again to stop it, "
+            "`engine-router reset` takes your word that it is gone",
+            log_tail=cause.log_tail,
+        )
+        life.health_scope.cancel()
+        pool.journal.end(resident, "error", trio.current_time(), str(failure))
+        pool.lives.pop(resident, None)
+        pool.stop_failed(life)
+        self.tell(pool, book.StopFailed(resident, failure))
+        if self.is_closing:
+            # Nothing more can be done: the router goes, and says what stays behind.
+            self.notice(f"{failure}; it is left behind")
+
+    async def _stop(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
+        """Ask a resident to end. What could not be stopped before is taken up again first."""
+        life = pool.lives.get(resident)
+        if life is None and (stuck := pool.stuck.pop(resident, None)) is not None:
+            life = self._begin(pool, resident, adopted=True, found=stuck.found)
+            life.before, life.endpoint = stuck.before, stuck.endpoint
+            life.footprint_bytes = stuck.footprint_bytes
+        if life is None:
+            return  # it ended by itself; the news is on its way
+        if self.is_closing and life.found:
+            await self._let_go(life)
+            life.scope.cancel()
+            return
+        if await pool.look_before_stop(life):
+            life.stop_asked_at = trio.current_time()
+            if life.endpoint is not None:
+                self.on_stop(life.endpoint.base_url)
+            life.supervision.stop(for_good=not self._may_sleep(pool, life, wanted))
+
+    async def _let_go(self, life: Life) -> None:
+        """Leave a resident that was found running as it was."""
+        if life.endpoint is None or life.endpoint.let_go is None:
+            return
+        try:
+            with trio.move_on_after(LET_GO_S):
+                await life.endpoint.let_go()
+        except Exception:
+            logger.exception("engine %s: unexpected error", life.resident.engine)
+
+    def _may_sleep(self, pool: Pool, life: Life, wanted: ResidentId | None) -> bool:
+        """Tell whether it is enough if a resident sleeps, where its engine can."""
+        residence = pool.ledger.residence(life.resident)
+        if self.is_closing or residence is None or residence.unloading or residence.down is not None:
+            return False
+        return self.state.of(life.resident).prefers_sleep(self._missing_for(wanted, life))
+
+    def _missing_for(self, wanted: ResidentId | None, life: Life) -> float | None:
+        """Return what has to come free for a resident, in bytes; None where that is not known."""
+        need = None if wanted is None else self.profile(wanted).need_bytes
+        if need is None or life.baseline is None or not life.baseline.measured:
+            return None
+        return max(0.0, need - life.baseline.available_bytes)
+
+    async def _settle(self, pool: Pool, resident: ResidentId) -> None:
+        scope = pool.settles[resident] = trio.CancelScope()
+        if self.is_closing:
+            scope.cancel()
+        began = trio.current_time()
+        pool.journal.settle(resident, began)
+        life, measured = pool.gone.get(resident), self.state.of(resident)
+        with scope:
+            if life is not None and life.is_asleep:
+                await self._settle_asleep(pool, life, began)
+            else:
+                await self._drop_files(resident, self.files if life is None else life.files)
+                profile = self.profile(resident)
+                known = None if profile.is_guessed else profile.need_bytes
+                expected = await pool.expected_release(life, measured, known)
+                seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
+                measured.settle_s = trio.current_time() - began
+                self._settled(pool, resident, seen, expected, measured.settle_s, warning)
+        pool.has_settled(resident)
+        self.tell(pool, book.Settled(resident))
+
+    async def _settle_asleep(self, pool: Pool, life: Life, began: float) -> None:
+        """Wait for what a resident set free by falling asleep; where that is too little, it is stopped after all."""
+        resident, measured = life.resident, self.state.of(life.resident)
+        expected = measured.sleep_freed_bytes
+        seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
+        if seen is not None and life.baseline is not None and life.baseline.measured:
+            measured.sleep_freed_bytes = seen.released_bytes
+        if not measured.prefers_sleep() and (left := await self.clear_away(resident)) is not None:
+            warning = str(left)
+        self._settled(pool, resident, seen, expected, trio.current_time() - began, warning)
+
+    async def _drop_files(self, resident: ResidentId, files: Files) -> None:
+        try:
+            await files.behind(resident)
+        except Exception:
+            # The memory may be found missing then, and that is told.
+            logger.exception("the files of %s cannot be dropped", resident)
+
+    def _settled(
+        self,
+        pool: Pool,
+        resident: ResidentId,
+        seen: Settled | None,
+        expected: int | None,
+        waited_s: float,
+        warning: str | None,
+    ) -> None:
+        self.state.touch()
+        self.hub.publish(
+            MemorySettled(
+                at=self.wall_clock(),
+                pool=pool.name,
+                resident=str(resident),
+                outcome=seen.outcome.value if seen is not None else "missing",
+                released_bytes=seen.released_bytes if seen is not None else None,
+                expected_bytes=expected,
+                waited_s=waited_s,
+                warning=warning,
+            )
+        )

@@ -1,0 +1,142 @@
+"""From configuration to what residency goes by: the rules, what each pool can hold, what each resident is like."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import trio
+from attrs import evolve
+
+from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
+from engine_router.config.values import expanded
+from engine_router.engines.base import Engine, ResidentId
+from engine_router.engines.masked import unmasked
+from engine_router.engines.process.engine import ProcessEngine
+from engine_router.errors import BadRequest, UnknownModel
+from engine_router.models.estimate import Estimate, estimate
+from engine_router.models.registry import Discovery, Target
+from engine_router.models.weights import model_config
+from engine_router.residency.rules import Capacity, Layout, Rules, Traits
+
+logger = logging.getLogger(__name__)
+
+_GB = 10**9
+
+
+def make_rules(config: Config) -> Rules:
+    """Return the ledgers' rules."""
+    scheduling = config.scheduling
+    return Rules(
+        drain_timeout_s=scheduling.drain_timeout_s,
+        max_wait_s=scheduling.max_wait_s,
+        abandon_grace_s=scheduling.abandon_grace_s,
+        failed_start_memory_s=scheduling.failed_start_memory_s,
+        max_queue=scheduling.max_queue,
+        max_queue_per_model=scheduling.max_queue_per_model,
+        min_resident_s=scheduling.min_resident_s,
+        hold_s=scheduling.hold_s if isinstance(scheduling.hold_s, float) else None,
+    )
+
+
+async def make_layout(config: Config, engines: Mapping[str, Engine], discovery: Discovery) -> Layout:
+    """Return how residents share the memories. Reads the headers of model files where a budget wants them."""
+    capacities = {name: _capacity(name, pool, config, discovery) for name, pool in pools_of(config).items()}
+    estimates = await trio.to_thread.run_sync(_estimates, config, engines, discovery)
+    known: dict[ResidentId, Traits] = {}
+
+    def traits(resident: ResidentId) -> Traits:
+        if (found := known.get(resident)) is None:
+            found = traits_of(config, resident)
+            if (guess := estimates.get(resident)) is not None:
+                found = evolve(found, estimated_bytes=guess.need_bytes, weights_bytes=guess.weights_bytes)
+            known[resident] = found
+        return found
+
+    return Layout(capacities=capacities, traits=traits, preload=tuple(_preload(config, discovery)))
+
+
+def pools_of(config: Config) -> dict[str, PoolConfig]:
+    """Return all pools by their names, with the one that exists without being declared."""
+    return {"default": PoolConfig(), **{str(name): pool for name, pool in config.pools.items()}}
+
+
+def traits_of(config: Config, resident: ResidentId) -> Traits:
+    """Return what the configuration says of a resident: of its model first, then of its engine."""
+    engine = config.engines.get(resident.engine)
+    if engine is None:  # it was taken out of the configuration: it goes as soon as nobody uses it
+        return Traits(idle_timeout_s=0.0)
+    model = None if resident.model is None else model_config(config, resident.engine, resident.model)
+    model = model or ModelConfig(engine=engine.pool)  # says nothing
+    memory_gb = model.memory_gb or engine.memory_gb
+    idle_s = config.scheduling.idle_timeout_s if engine.idle_timeout_s is None else engine.idle_timeout_s
+    return Traits(
+        declared_bytes=None if memory_gb is None else int(memory_gb * _GB),
+        group=model.group or engine.group,
+        pinned=engine.pinned if model.pinned is None else model.pinned,
+        idle_timeout_s=idle_s or math.inf,
+    )
+
+
+def _capacity(name: str, pool: PoolConfig, config: Config, discovery: Discovery) -> Capacity:
+    home = None if pool.default_model is None else _target(pool.default_model, discovery)
+    if home is not None and config.engines[home.engine].pool != name:
+        logger.warning("'%s' is not of pool '%s', so it is not its default model", home.model, name)
+        home = None
+    capacity = Capacity(
+        max_resident=pool.max_resident,
+        home=None if home is None else home.resident,
+        return_after_s=pool.return_after_s,
+    )
+    if pool.mode == "exclusive":
+        return capacity
+    if isinstance(pool.budget_gb, float):
+        return evolve(capacity, budget_bytes=int(pool.budget_gb * _GB))
+    return evolve(capacity, is_auto=True, reserve_bytes=int(pool.reserve_gb * _GB))
+
+
+def _preload(config: Config, discovery: Discovery) -> Iterator[ResidentId]:
+    wanted = config.scheduling.preload
+    if isinstance(wanted, tuple):
+        targets = [target for name in wanted if (target := _target(name, discovery)) is not None]
+    else:
+        targets = discovery.targets()
+    yield from dict.fromkeys(target.resident for target in targets)
+
+
+def _target(name: str, discovery: Discovery) -> Target | None:
+    try:
+        return discovery.resolve(name)
+    except (BadRequest, UnknownModel) as error:  # an engine may list it later, but then nobody waits for it
+        logger.warning("%s, so it is not loaded ahead", error)
+        return None
+
+
+def _estimates(
+    config: Config, engines: Mapping[str, Engine], discovery: Discovery
+) -> dict[ResidentId, Estimate]:
+    """Estimate the residents whose pools have a budget. Blocks: it reads files."""
+    counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
+    found: dict[ResidentId, Estimate] = {}
+    for target in discovery.targets():
+        settings, engine = config.engines[target.engine], unmasked(engines[target.engine])
+        if (
+            settings.pool in counted
+            and isinstance(settings, ProcessConfig)
+            and isinstance(engine, ProcessEngine)
+        ):
+            need = _estimate(engine, target, settings)
+            if need is not None:
+                found[target.resident] = need
+    return found
+
+
+def _estimate(engine: ProcessEngine, target: Target, settings: ProcessConfig) -> Estimate | None:
+    folder = Path() if settings.cwd is None else expanded(settings.cwd)
+    try:
+        return estimate(engine.command(target.resident, 0), folder)
+    except (OSError, ValueError) as error:
+        logger.info("what %s needs cannot be estimated: %s", target.model, error)
+        return None

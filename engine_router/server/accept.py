@@ -1,0 +1,220 @@
+"""Accepting connections, and who serves each: the fast tier first, Hypercorn for what is unusual.
+
+The accept loop is ours, so that every accepted socket is known: at the end of a shutdown all of them are
+closed, whoever is stuck in them. Hypercorn serves a connection through its own `TCPServer`, which gets the
+bytes that the fast tier has read already in front of what is still to come.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+from attrs import define, field
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+
+from engine_router.server.fast_connection import FastConnection
+from engine_router.server.ordinary_connection import OrdinaryConnection, ReplayedStream
+from engine_router.upstream.socket_stream import RawStream
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks for connections on which nothing happens.
+SWEEP_INTERVAL_S = 5.0
+# Seconds to wait when the system has no descriptor left for a further connection.
+OUT_OF_DESCRIPTORS_S = 0.1
+# Seconds in which a cancelled connection ends by itself before its socket is closed.
+UNWIND_S = 0.5
+
+MakeFast = Callable[[RawStream], FastConnection]
+
+
+class UnknownHypercorn(Exception):
+    """The installed Hypercorn is not built as the one that this server was made for."""
+
+
+def check_hypercorn() -> None:
+    """See that what is used of Hypercorn, beside its documented `serve`, is there in the expected form.
+
+    Raises:
+        UnknownHypercorn: it is not.
+    """
+    expected: dict[type, tuple[str, ...]] = {
+        TCPServer: ("app", "config", "context", "state", "stream"),
+        Lifespan: ("app", "config", "state"),
+        WorkerContext: ("max_requests",),
+    }
+    for kind, names in expected.items():
+        found = tuple(inspect.signature(kind).parameters)
+        if found != names:
+            raise UnknownHypercorn(f"{kind.__name__} takes {', '.join(found)}")
+    methods = {
+        TCPServer: ("run", "_read_data", "_idle_timeout"),
+        Lifespan: ("handle_lifespan", "wait_for_startup", "wait_for_shutdown"),
+        TrioSingleTask: ("restart", "stop"),
+    }
+    for kind, names in methods.items():
+        for name in names:
+            if not callable(getattr(kind, name, None)):
+                raise UnknownHypercorn(f"{kind.__name__} has no {name}")
+
+
+@define(eq=False)
+class Server:
+    """One server: its listening sockets, its connections, its end.
+
+    Args:
+        app: the ASGI app, as Hypercorn wraps it.
+        config: Hypercorn's settings; `keep_alive_timeout` and `graceful_timeout` hold in both tiers.
+        make_fast: makes the fast tier's side of a connection; None where there is no fast tier.
+    """
+
+    app: AppWrapper
+    config: HypercornConfig
+    make_fast: MakeFast | None
+    _context: WorkerContext = field(factory=lambda: WorkerContext(None))
+    _fast: set[FastConnection] = field(factory=set)
+    _ordinary: set[OrdinaryConnection] = field(factory=set)
+    _sockets: set[socket.socket] = field(factory=set)
+    _ending: trio.Event = field(factory=trio.Event)
+    _deadline: float = math.inf
+
+    async def run(
+        self,
+        listeners: Sequence[socket.socket],
+        shutdown_trigger: Callable[[], Awaitable[object]],
+        *,
+        task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until the trigger returns; then let requests end for `graceful_timeout`, and close what is left.
+
+        Cancellation closes everything at once.
+        """
+        state: dict[str, Any] = {}
+        lifespan = Lifespan(self.app, self.config, state)
+        async with trio.open_nursery() as lifespan_nursery:
+            await lifespan_nursery.start(lifespan.handle_lifespan)
+            await lifespan.wait_for_startup()
+            async with trio.open_nursery() as watching:
+                watching.start_soon(self._close_the_last)
+                async with trio.open_nursery() as connections:
+                    await self._accept_until(shutdown_trigger, listeners, connections, state, task_status)
+                    connections.cancel_scope.deadline = self._deadline
+                watching.cancel_scope.cancel()
+            await lifespan.wait_for_shutdown()
+            lifespan_nursery.cancel_scope.cancel()
+
+    async def _accept_until(
+        self,
+        shutdown_trigger: Callable[[], Awaitable[object]],
+        listeners: Sequence[socket.socket],
+        connections: trio.Nursery,
+        state: dict[str, Any],
+        task_status: trio.TaskStatus[list[str]],
+    ) -> None:
+        try:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(self._accept, listener, connections, state)
+                accepting.start_soon(self._sweep)
+                task_status.started([_url(listener) for listener in listeners])
+                await shutdown_trigger()
+                accepting.cancel_scope.cancel()
+        finally:
+            for listener in listeners:
+                _close(listener)
+        self._deadline = trio.current_time() + self.config.graceful_timeout
+        self._ending.set()
+        await self._context.terminated.set()
+        for connection in self._fast:
+            connection.finish_soon()
+
+    async def _accept(
+        self, listener: socket.socket, connections: trio.Nursery, state: dict[str, Any]
+    ) -> None:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(listener)
+                sock, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                logger.warning("a connection cannot be accepted: %s", error)
+                await trio.sleep(OUT_OF_DESCRIPTORS_S)
+                continue
+            connections.start_soon(self._serve, sock, state)
+
+    async def _serve(self, sock: socket.socket, state: dict[str, Any]) -> None:
+        """Serve one connection, by whichever tier its requests need."""
+        sock.setblocking(False)
+        self._sockets.add(sock)
+        try:
+            first = await self._serve_fast(sock, self.make_fast) if self.make_fast is not None else b""
+            if first is not None:
+                await self._serve_ordinarily(ReplayedStream(sock, first), state)
+        except Exception:
+            # One connection's trouble, a defect even, is no other one's.
+            logger.exception("a connection failed")
+        finally:
+            self._sockets.discard(sock)
+            _close(sock)
+
+    async def _serve_fast(self, sock: socket.socket, make_fast: MakeFast) -> bytes | None:
+        fast = make_fast(RawStream(sock))
+        self._fast.add(fast)
+        if self._ending.is_set():  # it was accepted in the very step in which the end began
+            fast.finish_soon()
+        try:
+            return await fast.run()
+        finally:
+            self._fast.discard(fast)
+
+    async def _serve_ordinarily(self, stream: ReplayedStream, state: dict[str, Any]) -> None:
+        held = ConnectionState(state.copy())
+        connection = OrdinaryConnection(self.app, self.config, self._context, held, stream)
+        self._ordinary.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._ordinary.discard(connection)
+
+    async def _sweep(self) -> None:
+        """Close connections on which nothing, or next to nothing, has happened for long though it should."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            oldest = trio.current_time() - self.config.keep_alive_timeout
+            for connection in self._fast:
+                if connection.quiet_since < oldest:
+                    connection.stream.close()
+            for ordinary in self._ordinary:
+                if ordinary.is_stuck(self.config.keep_alive_timeout):
+                    ordinary.stream.socket.close()
+
+    async def _close_the_last(self) -> None:
+        """Close every socket when its time is over: Hypercorn's sends are shielded, and end in no other way."""
+        try:
+            await self._ending.wait()
+            await trio.sleep_until(self._deadline + UNWIND_S)
+        finally:
+            for sock in self._sockets:
+                _close(sock)
+
+
+def _close(sock: socket.socket) -> None:
+    if sock.fileno() >= 0:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,388 @@
+"""The fast tier: one client's connection, plain requests to the proxied routes and nothing else.
+
+Two ordinary tasks for each connection. One reads, always, so that a client that leaves is noticed whatever
+else goes on; the other serves the requests one after the other, each in a cancel scope of its own. What is
+unusual is handed to the ordinary tier, with every byte as it came, for the rest of the connection's life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from engine_router.dialects import dialect_of
+from engine_router.dialects.base import error_headers, to_json
+from engine_router.errors import BadRequest, BodyTooLarge, RouterError
+from engine_router.events import EventHub
+from engine_router.guards.foreign_text import shown
+from engine_router.guards.limits import MAX_AHEAD_BYTES, MAX_BACKLOG_BYTES
+from engine_router.proxy.handler import Reply
+from engine_router.proxy.headers import as_streamed
+from engine_router.proxy.request_body import Incoming
+from engine_router.proxy.request_scope import RequestScope
+from engine_router.proxy.response_body import BrokenAnswer
+from engine_router.proxy.streamed_body import Upload
+from engine_router.server.fast_parser import RequestReader, Verdict
+from engine_router.server.response_head import response_head
+from engine_router.upstream.client import Headers
+from engine_router.upstream.socket_stream import ConnectionLost, RawStream, moved_on
+
+logger = logging.getLogger(__name__)
+
+Serve = Callable[[Incoming, RequestScope], Awaitable[Reply]]
+"""What answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
+
+Admits = Callable[[str, bytes, Headers], None]
+"""Raises what a request is refused with for its path, query and headers alone."""
+
+Adds = Callable[[Headers], Headers]
+"""Tells what headers an answer carries beside its own, an error too, from those of its request."""
+
+# Seconds that reading pauses for each piece of 64 KiB beyond `MAX_BACKLOG_BYTES`. It never stops, for a client that
+# leaves is noticed by reading only.
+BACKPRESSURE_S: Final = 0.02
+# Seconds that a refused upload may go on: a connection that is closed with bytes unread is reset, and the
+# reset may overtake the answer that says why.
+LINGER_S: Final = 2.0
+
+_BODYLESS: Final = frozenset((204, 304))
+
+
+class FastConnection:
+    """One client's connection in the fast tier.
+
+    Attributes:
+        quiet_since: trio's clock when the connection became idle, or when the head that is being read began,
+            moved on by what has come of a body; infinity while a request is served. The server closes what is quiet for too long.
+    """
+
+    def __init__(
+        self,
+        stream: RawStream,
+        reader: RequestReader,
+        serve: Serve,
+        hub: EventHub,
+        adds: Adds = lambda _headers: (),
+        admits: Admits = lambda _path, _query, _headers: None,
+    ) -> None:
+        self.stream = stream
+        self._reader = reader
+        self._serve = serve
+        self._adds = adds
+        self._admits = admits
+        self._awaits_body = False
+        self._refused: RouterError | None = None
+        self._added: Headers = ()
+        self._hub = hub
+        self._news = trio.Event()
+        self._room = trio.Event()
+        self._verdict: Verdict | None = None
+        self._arriving: _Arriving | None = None
+        self._gone = False
+        self._unheard = False
+        self._closing = False
+        self._scope: trio.CancelScope | None = None
+        self._request: RequestScope | None = None
+        self.quiet_since = trio.current_time()
+
+    async def run(self) -> bytes | None:
+        """Serve until the connection ends, or something unusual comes.
+
+        Returns:
+            None when the connection is done with and may be closed; else the bytes with which the ordinary
+            tier has to go on.
+
+        Cancellation ends the request that is being served.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read)
+            is_unusual = await self._serve_all()
+            nursery.cancel_scope.cancel()
+        # Not before the reading task has ended: it may be in the middle of taking in further bytes.
+        return bytes(self._reader.raw) if is_unusual else None
+
+    def finish_soon(self) -> None:
+        """Serve the request in hand to its end, and no other one."""
+        self._closing = True
+        self._news.set()
+
+    # The task that reads.
+
+    async def _read(self) -> None:
+        reader = self._reader
+        try:
+            while data := await self.stream.receive():
+                if self._unheard:
+                    continue
+                if self._verdict is None:
+                    self._heard(len(data))
+                    self._take(reader.feed(data))
+                elif self._arriving is not None and not self._arriving.is_over:
+                    self._heard(len(data))
+                    self._take_in(self._arriving, reader.feed(data))
+                    with trio.move_on_after(BACKPRESSURE_S):
+                        await self._arriving.room()
+                else:  # a request is being served: this is the next one, if anything
+                    reader.raw += data
+                    if len(reader.raw) > MAX_AHEAD_BYTES:
+                        self._room = trio.Event()
+                        await self._room.wait()
+        except ConnectionLost:
+            pass
+        self._gone = True
+        self._news.set()
+        if self._request is not None:
+            # Everything is given back in this very step, whatever the serving task is doing.
+            self._request.client_left()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _heard(self, count: int) -> None:
+        if self._reader.is_between:
+            self.quiet_since = trio.current_time()
+        elif self._reader.path:  # a body may take its time, as long as it comes
+            self.quiet_since = moved_on(self.quiet_since, count)
+
+    def _take(self, verdict: Verdict) -> None:
+        if verdict is Verdict.LARGE:
+            self._arriving = _Arriving()
+            self._arriving.put(self._reader.drain())
+        if verdict is Verdict.MORE:
+            self._judge()
+        else:
+            self._verdict = verdict
+            self._news.set()
+
+    def _judge(self) -> None:
+        """Refuse a request whose body is still coming, once, for what its head says: nothing of it is gathered."""
+        if self._awaits_body or not self._reader.path:
+            return
+        self._awaits_body = True
+        request = self._reader.begin()
+        path, _, query = request.target.partition(b"?")
+        try:
+            self._admits(path.decode("ascii"), query, request.headers)
+        except RouterError as error:
+            self._refused, self._unheard = error, True
+            self._news.set()
+
+    def _take_in(self, arriving: _Arriving, verdict: Verdict) -> None:
+        """Hand on a further piece of a large body."""
+        if verdict in (Verdict.MORE, Verdict.COMPLETE):
+            arriving.put(self._reader.drain())
+        if verdict is Verdict.COMPLETE:
+            arriving.end(None)
+            self.quiet_since = math.inf
+        elif verdict is not Verdict.MORE:
+            arriving.end(self._refusal(verdict))
+
+    def _refusal(self, verdict: Verdict) -> RouterError:
+        if verdict is Verdict.TOO_LARGE:
+            return BodyTooLarge(self._reader.max_body_bytes)
+        return BadRequest("the request's chunks are malformed")
+
+    # The task that serves.
+
+    async def _serve_all(self) -> bool:
+        """Serve one request after the other. Returns whether the ordinary tier has to go on."""
+        reader = self._reader
+        try:
+            while True:
+                verdict = await self._next()
+                if self._refused is not None:
+                    await self._refuse(self._refused)
+                    return False
+                if verdict is None:
+                    return False
+                if verdict is Verdict.UNUSUAL:
+                    return True
+                if verdict in (Verdict.MALFORMED, Verdict.TOO_LARGE):
+                    await self._refuse(self._refusal(verdict))
+                    return False
+                if not await self._serve_one():
+                    return False
+                self._verdict = self._arriving = None
+                self._awaits_body = False
+                self.quiet_since = trio.current_time()
+                if reader.raw:  # it came while the last one was served
+                    self._take(reader.feed(b""))
+                self._room.set()
+        except ConnectionLost:
+            return False
+
+    async def _next(self) -> Verdict | None:
+        """Wait for a verdict; None when there will be none."""
+        while not (self._verdict or self._refused or self._gone or self._is_finished):
+            self._news = trio.Event()
+            await self._news.wait()
+        return None if self._gone else self._verdict
+
+    @property
+    def _is_finished(self) -> bool:
+        return self._closing and self._reader.is_between
+
+    async def _serve_one(self) -> bool:
+        """Serve a request. Returns whether the connection can be used again."""
+        arriving, reader = self._arriving, self._reader
+        request = reader.take() if arriving is None else reader.begin()
+        path, _, query = request.target.partition(b"?")
+        body = (
+            request.body
+            if arriving is None
+            else Upload(request.length, arriving.piece, reader.max_body_bytes)
+        )
+        incoming = Incoming(path.decode("ascii"), query, request.headers, body)
+        self._added = self._adds(request.headers)
+        scope = self._request = RequestScope(incoming.path, self._hub)
+        if arriving is None or arriving.is_over:
+            self.quiet_since = math.inf
+        reusable = False
+        try:
+            with trio.CancelScope() as self._scope:
+                reusable = await self._answer(incoming, scope, keep_alive=request.keep_alive)
+        finally:
+            self._scope = self._request = None
+            scope.leave()
+        if arriving is not None and not self._gone:
+            reusable = await self._end_upload(arriving) and reusable
+        return reusable and not self._gone
+
+    async def _end_upload(self, arriving: _Arriving) -> bool:
+        """Tell whether another request may follow a large one: not where it was answered before its end."""
+        if arriving.is_complete:
+            return self._reader.finish()
+        arriving.is_over = True
+        await self._linger()
+        return False
+
+    async def _answer(self, incoming: Incoming, scope: RequestScope, *, keep_alive: bool) -> bool:
+        try:
+            reply = await self._serve(incoming, scope)
+        except RouterError as error:
+            return await self._send_error(error, scope, keep_alive=keep_alive)
+        except Exception:
+            logger.exception("POST %s failed", shown(incoming.path))
+            defect = RouterError("the router failed at this request; its log has the details")
+            return await self._send_error(defect, scope, keep_alive=keep_alive)
+        try:
+            return await self._send_reply(reply, scope, keep_alive=keep_alive)
+        except BrokenAnswer as error:
+            # Without the end of the answer, so that no client takes what it got for the whole.
+            scope.note_error(error.error)
+            return False
+
+    async def _send_reply(self, reply: Reply, scope: RequestScope, *, keep_alive: bool) -> bool:
+        """Send an answer. The body goes out as it comes in, framed anew."""
+        scope.status = status = reply.head.status
+        headers = [*as_streamed(status, reply.head.headers), *self._added]
+        bodyless = status in _BODYLESS
+        chunked = not bodyless and not any(name.lower() == b"content-length" for name, _ in headers)
+        keep_alive = keep_alive and self._stays_open
+        head = response_head(status, headers, chunked=chunked, keep_alive=keep_alive)
+        send = self.stream.send_all
+        if not reply.has_body:
+            await send(head)
+            head = b""
+        async with contextlib.aclosing(reply.body) as body:
+            async for data in body:
+                if not bodyless:
+                    await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
+                    head = b""
+        scope.leave()  # all of the answer has come: nothing of the engine's is needed any more
+        last = head + b"0\r\n\r\n" if chunked else head
+        if last:
+            await send(last)
+        return keep_alive
+
+    @property
+    def _stays_open(self) -> bool:
+        """Whether the connection may be used again: not at a shutdown, nor with an upload still coming."""
+        return not self._closing and (self._arriving is None or self._arriving.is_complete)
+
+    async def _send_error(self, error: RouterError, scope: RequestScope, *, keep_alive: bool) -> bool:
+        scope.note_error(error)
+        scope.leave()
+        body = to_json(dialect_of(scope.path).error(error))
+        extra = error_headers(error).items()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *((name.lower().encode(), value.encode("latin-1", "replace")) for name, value in extra),
+            *self._added,
+        ]
+        keep_alive = keep_alive and self._stays_open
+        await self.stream.send_all(
+            response_head(error.status, headers, chunked=False, keep_alive=keep_alive) + body
+        )
+        return keep_alive
+
+    async def _refuse(self, error: RouterError) -> None:
+        """Refuse a request that is still coming, and let the client finish saying it for a moment."""
+        scope = RequestScope(self._reader.path, self._hub)
+        self._added = self._adds(self._reader.begin().headers)
+        await self._send_error(error, scope, keep_alive=False)
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Let the client finish what it is saying for a moment, unheard."""
+        self._unheard = True
+        self._room.set()
+        self.stream.finish()
+        with trio.move_on_after(LINGER_S):
+            while not self._gone:
+                self._news = trio.Event()
+                await self._news.wait()
+
+
+class _Arriving:
+    """What has come of a large body and is not taken yet.
+
+    Attributes:
+        is_complete: its proper end has come.
+        is_over: nothing more will be taken in.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._fault: RouterError | None = None
+        self._news = trio.Event()
+        self._room = trio.Event()
+        self.is_complete = False
+        self.is_over = False
+
+    def put(self, data: bytearray) -> None:
+        """Take in a piece."""
+        self._data += data
+        self._news.set()
+
+    def end(self, fault: RouterError | None) -> None:
+        """Take in the end: the proper one, or what is wrong."""
+        self.is_complete = fault is None
+        self.is_over, self._fault = True, fault
+        self._news.set()
+
+    async def piece(self) -> bytearray:
+        """Return what has come; empty at the proper end.
+
+        Raises:
+            RouterError: the body is malformed, or too large.
+        """
+        while not self._data and not self.is_over:
+            self._news = trio.Event()
+            await self._news.wait()
+        if self._fault is not None:
+            raise self._fault
+        data, self._data = self._data, bytearray()
+        self._room.set()
+        return data
+
+    async def room(self) -> None:
+        """Wait while much has come that is not taken yet."""
+        while len(self._data) > MAX_BACKLOG_BYTES and not self.is_over:
+            self._room = trio.Event()
+            await self._room.wait()

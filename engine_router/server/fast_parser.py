@@ -1,0 +1,284 @@
+"""Reading HTTP/1.1 requests from bytes: what the fast tier takes, and what it leaves to the ordinary one.
+
+A request is taken if there is nothing unusual about it at all. Everything else, a doubtful one above all, is
+left to Hypercorn with every byte as it came, so that there is one place that judges the unusual. llhttp
+(httptools) parses heads and chunks; here it is only decided.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+
+import httptools
+from attrs import define, field, frozen
+
+from engine_router.guards.limits import MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
+
+_PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9_\-/]*(\?[!-\"$-~]*)?")
+_PLAIN_HOST = re.compile(rb"[A-Za-z0-9._\-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+_UNUSUAL_HEADERS = frozenset((b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"))
+_HEAD_END = b"\r\n\r\n"
+
+
+@frozen
+class WireRequest:
+    """A request; a whole one, unless its body is large.
+
+    Attributes:
+        target: path and query, as they came.
+        headers: as they came, names in their own case.
+        body: empty where it is still coming.
+        length: of the body in bytes; None where it comes in chunks and has not ended.
+        keep_alive: the client wants to use the connection again.
+    """
+
+    target: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes | bytearray
+    length: int | None
+    keep_alive: bool
+
+
+class Verdict(enum.Enum):
+    """What to do after some bytes were read."""
+
+    MORE = enum.auto()
+    """The request is not complete: read on."""
+    COMPLETE = enum.auto()
+    """`take()` returns it."""
+    LARGE = enum.auto()
+    """Its body is large: `begin()` returns the request, `drain()` what has come of its body. Read on."""
+    UNUSUAL = enum.auto()
+    """Leave the connection to the ordinary tier, with `raw`."""
+    MALFORMED = enum.auto()
+    """The chunks of its body are not chunks: refuse it and close."""
+    TOO_LARGE = enum.auto()
+    """The body is larger than allowed: refuse it and close."""
+
+
+class _Head:
+    """The callbacks of httptools for one head, and for a chunked body behind it."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.done = False
+        self.body = bytearray()
+        self.complete = False
+        self.begun = 0
+        self.is_last = False
+        self.keep_alive = False
+
+    def on_message_begin(self) -> None:
+        self.begun += 1
+
+    def on_url(self, url: bytes) -> None:
+        if self.begun == 1:
+            self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.done:  # what comes later is a trailer, which may be dropped
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if not self.done:
+            self.done = True
+            self.keep_alive = self.parser.should_keep_alive()  # which llhttp forgets at the end of the chunks
+
+    def on_body(self, data: bytes) -> None:
+        if self.begun == 1:
+            self.body += data
+
+    def on_message_complete(self) -> None:
+        if self.begun == 1:
+            self.complete = True
+
+
+@define(eq=False)
+class RequestReader:
+    """Reads the requests of one connection, one after the other.
+
+    Args:
+        takes: tells whether the fast tier serves a path.
+        max_body_bytes: larger bodies are refused.
+        large_bytes: larger bodies are handed out as they come.
+
+    Attributes:
+        raw: every byte that belongs to no request taken so far.
+    """
+
+    takes: Callable[[str], bool]
+    max_body_bytes: int
+    large_bytes: int
+    raw: bytearray = field(factory=bytearray)
+    _head: _Head | None = None
+    _length: int | None = None
+    _body: bytearray = field(factory=bytearray)
+    _drained_bytes: int = 0
+    _is_large: bool = False
+    _overhead_bytes: int = 0
+
+    @property
+    def is_between(self) -> bool:
+        """Whether no byte of a further request has come."""
+        return self._head is None and not self.raw
+
+    @property
+    def path(self) -> str:
+        """Path of the request whose head has come; empty while none has."""
+        return "" if self._head is None else self._head.target.partition(b"?")[0].decode("latin-1")
+
+    def feed(self, data: bytes) -> Verdict:
+        """Take in bytes. After COMPLETE, bytes of a further request wait in `raw` until `feed(b"")`."""
+        if self._head is None:
+            self.raw += data
+            return self._read_head()
+        if self._length is None:
+            return self._read_chunks(data)
+        return self._read_body(data)
+
+    def take(self) -> WireRequest:
+        """Return the complete request, and begin with the next one."""
+        request = self._request(self._body)
+        self._forget()
+        return request
+
+    def begin(self) -> WireRequest:
+        """Return a request whose body is still coming."""
+        return self._request(b"")
+
+    def drain(self) -> bytearray:
+        """Return what has come of a large body since the last call."""
+        data, self._body = self._body, bytearray()
+        self._drained_bytes += len(data)
+        return data
+
+    def finish(self) -> bool:
+        """Begin with the next request, the large body being complete. Returns whether there may be one."""
+        keep_alive = self._request(b"").keep_alive
+        self._forget()
+        return keep_alive
+
+    def _request(self, body: bytearray | bytes) -> WireRequest:
+        head = self._head
+        if head is None:
+            raise RuntimeError("no request has begun")
+        # llhttp leaves the spaces behind a value, which are no part of it.
+        headers = tuple((name, value.rstrip(b" \t")) for name, value in head.headers)
+        return WireRequest(head.target, headers, body, self._length, head.keep_alive and not head.is_last)
+
+    def _forget(self) -> None:
+        self._head, self._length, self._body = None, None, bytearray()
+        self._drained_bytes, self._is_large = 0, False
+
+    def _read_head(self) -> Verdict:
+        end = self.raw.find(_HEAD_END)
+        if end < 0:
+            return Verdict.MORE if self._may_become_plain() else Verdict.UNUSUAL
+        head = self._plain_head(end + len(_HEAD_END))
+        if head is None:
+            return Verdict.UNUSUAL
+        self._head, self._overhead_bytes = head, 0
+        rest = bytes(self.raw[end + len(_HEAD_END) :])
+        self.raw = bytearray()
+        if self._length is None:
+            return self._read_chunks(rest)
+        if self._length > self.max_body_bytes:
+            return Verdict.TOO_LARGE
+        return self._read_body(rest)
+
+    def _more(self) -> Verdict:
+        """Say of an incomplete body whether it turns out to be a large one; once."""
+        coming = self._body_bytes if self._length is None else self._length
+        if self._is_large or coming <= self.large_bytes:
+            return Verdict.MORE
+        self._is_large = True
+        return Verdict.LARGE
+
+    @property
+    def _body_bytes(self) -> int:
+        return self._drained_bytes + len(self._body)
+
+    def _plain_head(self, length: int) -> _Head | None:
+        """Parse the head that the first bytes are; None where it is not plain."""
+        if length > MAX_HEAD_BYTES:
+            return None
+        head = _Head()
+        try:
+            head.parser.feed_data(bytes(self.raw[:length]))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return None
+        # llhttp lets empty lines, several spaces and other protocols' names pass in a request line.
+        has_plain_line = self.raw.startswith(b"POST %b HTTP/1.1\r\n" % head.target)
+        return head if has_plain_line and self._is_plain(head) else None
+
+    def _may_become_plain(self) -> bool:
+        """Tell whether bytes may be the beginning of a plain head. A bare line feed may be the end of another."""
+        raw = self.raw
+        if not raw:
+            return True
+        is_short = len(raw) <= MAX_HEAD_BYTES
+        return is_short and raw[:1].isalpha() and raw.count(b"\n") == raw.count(b"\r\n")
+
+    def _read_body(self, data: bytes) -> Verdict:
+        missing = (self._length or 0) - self._body_bytes
+        self._body += data[:missing] if len(data) > missing else data
+        if len(data) < missing:
+            return self._more()
+        self.raw += data[missing:]
+        return Verdict.COMPLETE
+
+    def _read_chunks(self, data: bytes) -> Verdict:
+        head = self._head
+        if head is None:
+            raise RuntimeError("a chunk without a head")
+        head.body = self._body
+        before = len(self._body)
+        try:
+            head.parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if not head.complete:
+                return Verdict.MALFORMED
+            head.is_last = True  # what is wrong is behind it
+        # httptools gathers a trailer in memory, however long it is.
+        self._overhead_bytes = 0 if len(self._body) > before else self._overhead_bytes + len(data)
+        if self._overhead_bytes > MAX_OVERHEAD_BYTES and not head.complete:
+            return Verdict.MALFORMED
+        if self._body_bytes > self.max_body_bytes:
+            return Verdict.TOO_LARGE
+        if head.begun > 1:
+            # A further request behind the last chunk, whose place llhttp does not tell: it cannot be read.
+            head.is_last = True
+        return Verdict.COMPLETE if head.complete else self._more()
+
+    def _is_plain(self, head: _Head) -> bool:
+        parser = head.parser
+        if not head.done or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+            return False
+        path = head.target.partition(b"?")[0]
+        if not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
+            return False
+        names = [name.lower() for name, _ in head.headers]
+        if names.count(b"host") != 1 or not _UNUSUAL_HEADERS.isdisjoint(names):
+            return False
+        if not _PLAIN_HOST.fullmatch(head.headers[names.index(b"host")][1]):
+            return False
+        return self._has_plain_framing(head) and self.takes(path.decode("ascii"))
+
+    def _has_plain_framing(self, head: _Head) -> bool:
+        """Find the body's length. A request with two lengths, or none, is not plain."""
+        lengths = [value for name, value in head.headers if name.lower() == b"content-length"]
+        codings = [value for name, value in head.headers if name.lower() == b"transfer-encoding"]
+        self._length = None
+        if len(lengths) + len(codings) != 1:
+            return False
+        if codings:
+            return codings[0].lower() == b"chunked"
+        if not _LENGTH.fullmatch(lengths[0]):
+            return False
+        self._length = int(lengths[0])
+        return True

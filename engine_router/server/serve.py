@@ -1,0 +1,218 @@
+"""Serving a router's app with Hypercorn, from the first socket to the last request."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Sockets
+from hypercorn.trio.run import worker_serve
+from hypercorn.utils import wrap_app
+
+from engine_router.config import ServerConfig
+from engine_router.guards.limits import LARGE_BYTES
+from engine_router.proxy.access import Gates
+from engine_router.proxy.handler import Answerer, Reply
+from engine_router.proxy.request_body import Incoming
+from engine_router.proxy.request_scope import RequestScope
+from engine_router.proxy.routes import is_proxied
+from engine_router.router import Router
+from engine_router.server.accept import MakeFast, Server, UnknownHypercorn, check_hypercorn
+from engine_router.server.fast_connection import FastConnection
+from engine_router.server.fast_parser import RequestReader
+from engine_router.upstream.client import Headers
+from engine_router.upstream.socket_stream import RawStream
+
+# Seconds that an idle connection of a client is kept: longer than clients' pools keep theirs (httpx 5, Node 5,
+# Go 90), so that it is the client that closes and no request meets a closing connection.
+KEEP_ALIVE_S = 120
+BACKLOG = 1024
+# Seconds after the last lease has ended in which answers still reach their clients.
+FLUSH_S = 2.0
+_NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
+
+
+_ANY_ADDRESS = "::"
+
+
+class CannotListen(OSError):
+    """The address to listen on cannot be used; the message says why and what to do."""
+
+
+def listen(server: ServerConfig, port: int | None = None) -> list[socket.socket]:
+    """Open the listening sockets. Clients can connect from now on, and wait until the router serves them.
+
+    Args:
+        port: instead of the configured one; 0 takes a free one.
+
+    Raises:
+        CannotListen: the address is in use, not allowed, or not one of this machine.
+    """
+    port = server.port if port is None else port
+    sockets: list[socket.socket] = []
+    try:
+        for host in server.host:
+            # A free port, once taken, is the port of every address.
+            sockets += _listen_at(host, sockets[0].getsockname()[1] if sockets else port, sockets)
+    except CannotListen:
+        for opened in sockets:
+            opened.close()
+        raise
+    return sockets
+
+
+def _listen_at(host: str, port: int, others: Sequence[socket.socket]) -> list[socket.socket]:
+    """Open the sockets of one host, but for the addresses that others have already."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise CannotListen(f"server.host {host} cannot be used: {error.strerror}") from None
+    except UnicodeError:
+        raise CannotListen(f"server.host {host} is no name of a host") from None
+    taken = {sock.getsockname()[0] for sock in others}
+    sockets: list[socket.socket] = []
+    refusals: list[OSError] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):  # a hosts file may say it twice
+        if address[0] in taken:
+            continue
+        free = sockets[0].getsockname()[1] if sockets else address[1]
+        try:
+            sockets.append(_opened(family, kind, protocol, (address[0], free, *address[2:])))
+        except OSError as error:
+            refusals.append(error)
+    # `localhost` may name an address of a family that this machine has switched off: the others will do.
+    fatal = [error for error in refusals if error.errno not in _NOT_HERE or not sockets]
+    if fatal:
+        for opened in sockets:
+            opened.close()
+        raise CannotListen(_why(host, port, fatal[0]))
+    return sockets
+
+
+def _opened(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":  # elsewhere it would let two programs share the port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # `::` is every address of this machine, the old ones too, as with other servers.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != _ANY_ADDRESS))
+        sock.bind(address)
+        # At once: two sockets can be bound to one port, and only the second one's listening would fail.
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def _why(host: str, port: int, error: OSError) -> str:
+    host = f"[{host}]" if ":" in host else host
+    if error.errno == errno.EADDRINUSE:
+        return f"{host}:{port} is in use already (another router?); stop that, or change server.port"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{host}:{port} is not allowed for this user; take a server.port above 1023"
+    return f"{host}:{port} cannot be listened on: {error.strerror or error}; check server.host"
+
+
+def is_open_to_network(server: ServerConfig) -> bool:
+    """Tell whether others than this machine can reach the router without a key."""
+    return not server.api_keys and not all(map(_is_loopback, server.host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def hypercorn_config(server: ServerConfig) -> HypercornConfig:
+    """Return Hypercorn's settings: nothing in it may end a long stream, or count requests."""
+    config = HypercornConfig()
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.keep_alive_max_requests = 1_000_000_000
+    config.backlog = BACKLOG
+    config.read_timeout = None
+    config.graceful_timeout = server.shutdown_timeout_s + FLUSH_S
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("engine_router.server")
+    config.loglevel = "WARNING"
+    return config
+
+
+async def serve(
+    router: Router,
+    *,
+    sockets: Sequence[socket.socket] | None = None,
+    shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve a router until `shutdown_trigger` returns, or until cancelled.
+
+    At the trigger no new connection is accepted, requests in flight go on for at most
+    `server.shutdown_timeout_s`, then this returns. Cancellation ends them at once.
+
+    Args:
+        sockets: from `listen`; opened as configured when absent.
+        task_status: reports the URLs that are served.
+
+    Raises:
+        CannotListen: the configured address cannot be used.
+    """
+    server = router.config.server
+    opened = list(sockets) if sockets is not None else listen(server)
+    if is_open_to_network(server):
+        router.note(
+            f"{', '.join(server.host)} is reachable from other machines and server.api_keys is empty: "
+            "anybody on the network can use the models; set api_keys, or listen on 127.0.0.1"
+        )
+    app: Any = wrap_app(router.app, 0, "asgi")
+    config = hypercorn_config(server)
+    try:
+        check_hypercorn()
+    except UnknownHypercorn as error:
+        router.note(f"this Hypercorn is not known ({error}): it serves everything itself, with more work")
+
+        async def trigger() -> None:
+            await (shutdown_trigger or trio.sleep_forever)()
+
+        ordinary = Sockets([], opened, [])
+        await worker_serve(app, config, sockets=ordinary, shutdown_trigger=trigger, task_status=task_status)
+        return
+    running = Server(app, config, _fast_tier(router) if server.fast_path else None)
+    await running.run(opened, shutdown_trigger or trio.sleep_forever, task_status=task_status)
+
+
+def _fast_tier(router: Router) -> MakeFast:
+    """Return what makes the fast tier's side of each connection."""
+    limit = int(router.config.server.max_body_mb * 1_000_000)
+    gates, answerer = Gates(lambda: router.config.server), Answerer(router)
+
+    def make(stream: RawStream) -> FastConnection:
+        peer = stream.peer()
+
+        def admit(path: str, query: bytes, headers: Headers) -> None:
+            gate = gates.gate
+            gate.check_host(headers)
+            gate.check_key(path, headers, peer)
+            gate.check_page("POST", path, query, headers)
+
+        async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
+            admit(incoming.path, incoming.query, incoming.headers)
+            scope.client = gates.gate.client(incoming.headers, peer)
+            return await answerer.answer(incoming, scope)
+
+        reader = RequestReader(is_proxied, limit, LARGE_BYTES)
+        return FastConnection(stream, reader, answer, router.hub, gates.answer_headers, admit)
+
+    return make

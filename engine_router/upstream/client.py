@@ -1,0 +1,328 @@
+"""The client leg: one HTTP/1.1 exchange with an engine, over pooled connections.
+
+Users' traffic goes through here; control calls use httpx. An exchange is made of steps that may be cancelled
+and taken up again (`head`, `chunk`), so that a keep-alive can be sent while the engine thinks, and of a
+synchronous end (`close`), so that a cancelled request needs no further step to be rid of it.
+
+Responses are parsed by llhttp (httptools). What is not HTTP, or ends too early, is an error of the engine and
+never a proper end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ssl
+from collections import deque
+
+import httptools
+import trio
+from attrs import frozen
+
+from engine_router.errors import EngineBroke, EngineUnreachable, RouterError
+from engine_router.guards.limits import MAX_ENGINE_OVERHEAD_BYTES
+from engine_router.upstream.connect import Wire, dial
+from engine_router.upstream.requests import Arriving, Headers, UpstreamRequest, first_value, head_bytes
+from engine_router.upstream.responses import ResponseReader
+from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost
+
+__all__ = ["Arriving", "Exchange", "Headers", "ResponseHead", "Upstream", "UpstreamRequest", "first_value"]
+
+# Servers close idle connections after 5 s (uvicorn, cpp-httplib); ours must go first, or a request may be
+# sent into a connection that is being closed.
+MAX_IDLE_S = 4.0
+MAX_IDLE_CONNECTIONS = 64
+
+
+@frozen
+class ResponseHead:
+    """Status line and headers of an engine's response."""
+
+    status: int
+    headers: Headers
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of a header; `name` in lower case."""
+        return first_value(self.headers, name)
+
+
+class Exchange:
+    """One request and its response. Made by `Upstream.send`.
+
+    Args:
+        is_reused: the connection has served a request before. An engine may close such a one at any time (uvicorn
+            does after each exception that nobody handles, without a word). Where it ends before a byte of the
+            answer has come, the request is sent once again, over a fresh connection.
+    """
+
+    def __init__(
+        self, pool: Upstream, request: UpstreamRequest, stream: Wire, *, is_reused: bool = False
+    ) -> None:
+        self._pool = pool
+        self._request = request
+        self._stream = stream
+        self._reader = ResponseReader(bodyless=request.method == "HEAD")
+        self._overhead_bytes = 0
+        self._is_sent = False
+        self._may_repeat = is_reused
+        self._must_repeat = False
+        self._failure: EngineBroke | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "complete" if self._reader.parsed.complete else "open"
+        return f"<Exchange {self._request.method} {self._request.base_url}{self._request.target} {state}>"
+
+    async def transmit(self) -> None:
+        """Send the request. To be called once, before anything else.
+
+        An engine may answer before it has read all, or not at all: what comes, or its absence, tells. So an
+        answer that comes early, or a connection's end, ends the sending, and a connection that breaks here is
+        no error yet.
+        """
+        head, body = head_bytes(self._request), self._request.body
+        with contextlib.suppress(ConnectionLost):
+            if isinstance(body, (bytes, bytearray)) and len(body) <= RECEIVE_BYTES:
+                await self._stream.send_all(head + body)
+                self._is_sent = True
+            else:
+                await self._stream.send_all(head)
+                await self._send_and_listen(body)
+
+    async def _send_and_listen(self, body: bytes | bytearray | Arriving) -> None:
+        fault: RouterError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen, nursery.cancel_scope)
+            try:
+                await self._send_body(body)
+                self._is_sent = True
+            except ConnectionLost:
+                pass
+            except RouterError as error:  # of the client: its upload broke off
+                fault = error
+            nursery.cancel_scope.cancel()
+        if fault is not None:
+            raise fault
+
+    async def _send_body(self, body: bytes | bytearray | Arriving) -> None:
+        send = self._stream.send_all
+        if isinstance(body, (bytes, bytearray)):
+            await send(body)
+            return
+        async with contextlib.aclosing(body.pieces()) as pieces:
+            async for piece in pieces:
+                await send(piece if body.length is not None else b"%x\r\n%b\r\n" % (len(piece), bytes(piece)))
+        if body.length is None:
+            await send(b"0\r\n\r\n")
+
+    async def _listen(self, sending: trio.CancelScope) -> None:
+        with contextlib.suppress(EngineBroke):  # it is raised again to whom waits for the head
+            while not (self._reader.parsed.head_done or self._must_repeat):
+                await self._receive()
+        sending.cancel()
+
+    async def head(self) -> ResponseHead:
+        """Wait for the response's head. May be cancelled and called again; nothing is lost.
+
+        Raises:
+            EngineBroke: the connection ended first, or what came is not HTTP.
+        """
+        while not self._reader.parsed.head_done:
+            await self._receive()
+        return ResponseHead(self._reader.parsed.status, tuple(self._reader.parsed.headers))
+
+    @property
+    def has_chunk(self) -> bool:
+        """Whether `chunk` would return at once."""
+        return bool(self._reader.parsed.body) or self._reader.parsed.complete
+
+    async def chunk(self) -> bytes:
+        """Return the next bytes of the body as they came in; empty at its proper end.
+
+        May be cancelled and called again; nothing is lost. At the end the connection goes back to the pool.
+
+        Raises:
+            EngineBroke: the body broke off.
+        """
+        parsed = self._reader.parsed
+        while not parsed.body and not parsed.complete:
+            await self._receive()
+        if not parsed.body:
+            self.close()
+            return b""
+        data = parsed.body.popleft() if len(parsed.body) == 1 else b"".join(parsed.body)
+        parsed.body.clear()
+        return data
+
+    def close(self) -> None:
+        """End the exchange, whatever its state. Never waits; may be called again.
+
+        A connection whose response was read to its end is kept for the next request; any other is closed,
+        which tells the engine to stop generating.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        parsed = self._reader.parsed
+        if self._is_sent and parsed.complete and parsed.reusable and not parsed.body:
+            self._pool.keep(self._request.base_url, self._stream)
+        else:
+            self._stream.close()
+
+    async def _receive(self) -> None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        if self._must_repeat:
+            await self._repeat()
+        try:
+            data = await self._stream.receive()
+        except ConnectionLost as error:
+            if self._may_repeat and not self._closed:
+                self._must_repeat = True
+                return
+            raise self._broke(
+                "the connection was closed" if self._closed else "the connection broke"
+            ) from error
+        parsed = self._reader.parsed
+        if not data:
+            if self._may_repeat:
+                self._must_repeat = True
+                return
+            if self._reader.ends_with_connection():
+                parsed.complete = True
+                return
+            where = "in the middle of its answer" if parsed.head_done else "without an answer"
+            raise self._broke(f"it closed the connection {where}")
+        self._may_repeat = False
+        failure = self._take_in(data)
+        if failure is not None and not parsed.body:  # what came before it is handed out first
+            raise failure
+
+    async def _repeat(self) -> None:
+        """Send the request once again, over a fresh connection. May be cancelled, and is begun anew then."""
+        self._stream.close()
+        try:
+            self._stream = await self._pool.connect(self._request)
+        except EngineUnreachable as error:
+            raise self._broke("it closed the connection without an answer") from error
+        if self._closed:
+            self._stream.close()
+        self._may_repeat = self._must_repeat = self._is_sent = False
+        try:
+            await self.transmit()
+        except BaseException:
+            self._must_repeat = True
+            self._stream.close()
+            raise
+
+    def _take_in(self, data: bytes) -> EngineBroke | None:
+        parsed = self._reader.parsed
+        try:
+            self._reader.feed(data)
+        except httptools.HttpParserError as error:
+            if not parsed.complete:
+                return self._broke(f"its answer is not HTTP: {error}")
+            parsed.reusable = False  # bytes after the end: nobody asked for them
+        self._overhead_bytes = 0 if parsed.body or parsed.complete else self._overhead_bytes + len(data)
+        if parsed.fault:
+            return self._broke(parsed.fault)
+        if self._overhead_bytes > MAX_ENGINE_OVERHEAD_BYTES:
+            return self._broke("its answer has headers without an end")
+        return None
+
+    def _broke(self, how: str) -> EngineBroke:
+        self._reader.parsed.reusable = False
+        self._failure = EngineBroke(self._request.engine, f"broke off: {how}")
+        return self._failure
+
+
+class Upstream:
+    """Connections to engines: kept while idle, last in first out, checked before they are used again."""
+
+    def __init__(self) -> None:
+        self._idle: dict[str, deque[tuple[Wire, float]]] = {}
+        self._closed = False
+        self._tls: ssl.SSLContext | None = None
+
+    async def send(self, request: UpstreamRequest) -> Exchange:
+        """Connect, or take an idle connection, and send a request.
+
+        Raises:
+            EngineUnreachable: no connection could be made; nothing was sent.
+            BadRequest: a header has a line break in it; nothing was sent.
+
+        Cancellation closes the connection: the engine sees its client leave.
+        """
+        # A body that is gone once it was sent cannot be sent again: it goes over a fresh connection at once.
+        is_lasting = isinstance(request.body, (bytes, bytearray))
+        kept = self._take(request.base_url) if is_lasting else None
+        exchange = Exchange(self, request, kept or await self.connect(request), is_reused=kept is not None)
+        try:
+            await exchange.transmit()
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
+
+    def keep(self, base_url: str, stream: Wire) -> None:
+        """Keep an idle connection for the next request, and let go of those that were idle for too long."""
+        self._forget_old()
+        idle = self._idle.setdefault(base_url, deque())
+        idle.append((stream, trio.current_time()))
+        if self._closed or len(idle) > MAX_IDLE_CONNECTIONS:
+            idle.popleft()[0].close()
+
+    def close(self) -> None:
+        """Close all idle connections, and keep none from now on. Never waits."""
+        self._closed = True
+        for idle in self._idle.values():
+            for stream, _ in idle:
+                stream.close()
+        self._idle.clear()
+
+    def forget(self, base_url: str) -> None:
+        """Close the idle connections to an engine that is about to end: some servers wait for them. Never waits."""
+        for stream, _ in self._idle.pop(base_url, ()):
+            stream.close()
+
+    def _forget_old(self) -> None:
+        """Close what is too old, for every address: an engine may never come back to the port that it had."""
+        oldest = trio.current_time() - MAX_IDLE_S
+        for base_url, idle in tuple(self._idle.items()):
+            while idle and idle[0][1] < oldest:
+                idle.popleft()[0].close()
+            if not idle:
+                del self._idle[base_url]
+
+    def _take(self, base_url: str) -> Wire | None:
+        idle = self._idle.get(base_url)
+        oldest = trio.current_time() - MAX_IDLE_S
+        while idle:
+            stream, since = idle.pop()
+            if since >= oldest and stream.is_quiet():
+                return stream
+            stream.close()
+        return None
+
+    async def connect(self, request: UpstreamRequest) -> Wire:
+        """Make a connection for a request.
+
+        Raises:
+            EngineUnreachable: it was not accepted.
+        """
+        if self._tls is None and request.base_url.startswith("https:"):
+            self._tls = ssl.create_default_context()
+        try:
+            with trio.fail_after(request.connect_timeout_s):
+                return await dial(request.base_url, self._tls)
+        except trio.TooSlowError:
+            why = f"does not accept connections within {request.connect_timeout_s:g} s at {request.base_url}"
+        except OSError as error:
+            why = f"does not accept connections at {request.base_url}: {_reason(error)}"
+        raise EngineUnreachable(request.engine, why)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError) or error.errno == errno.ECONNREFUSED:
+        return "connection refused"
+    return error.strerror or str(error)

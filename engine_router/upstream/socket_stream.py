@@ -1,0 +1,118 @@
+"""A connected socket on trio without the layers between: the cheapest stream that is still an ordinary one.
+
+trio's own SocketStream costs about ten times the system call for each operation. Here an operation is tried
+at once, and only what would block waits, on trio's `wait_readable` and `wait_writable`: the same code on
+every platform.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import trio
+
+from engine_router.guards.limits import SLOWEST_BYTES_PER_S
+
+RECEIVE_BYTES = 65536
+_WOULD_BLOCK = (BlockingIOError, InterruptedError)
+
+
+def moved_on(quiet_since: float, count: int) -> float:
+    """Return since when a client that has sent so many bytes counts as quiet, by the clock of trio."""
+    return min(trio.current_time(), quiet_since + count / SLOWEST_BYTES_PER_S)
+
+
+class ConnectionLost(Exception):
+    """The peer reset the connection, or it was closed here while somebody waited on it."""
+
+
+class RawStream:
+    """A connected, non-blocking TCP socket. One task may receive while another one sends.
+
+    Cancellation of `receive` loses nothing; cancellation of `send_all` leaves it unknown how much was sent.
+    """
+
+    __slots__ = ("_closed", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<RawStream {'closed' if self._closed else self.sock.fileno()}>"
+
+    async def receive(self) -> bytes:
+        """Return what came in, at least one byte; nothing once the peer has ended its side.
+
+        Raises:
+            ConnectionLost: the connection was reset, or closed here.
+        """
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self.sock)
+                return self.sock.recv(RECEIVE_BYTES)
+            except _WOULD_BLOCK:
+                continue
+            except (OSError, trio.ClosedResourceError, ValueError) as error:
+                raise ConnectionLost(str(error)) from error
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything. Waits, and checks for cancellation, only where the peer reads too slowly.
+
+        Raises:
+            ConnectionLost: the connection was reset, or closed here.
+        """
+        try:
+            sent = self.sock.send(data)
+            if sent == len(data):
+                return
+        except _WOULD_BLOCK:
+            sent = 0
+        except (OSError, ValueError) as error:
+            raise ConnectionLost(str(error)) from error
+        await self._send_rest(memoryview(data)[sent:])
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            try:
+                await trio.lowlevel.wait_writable(self.sock)
+                rest = rest[self.sock.send(rest) :]
+            except _WOULD_BLOCK:
+                continue
+            except (OSError, trio.ClosedResourceError, ValueError) as error:
+                raise ConnectionLost(str(error)) from error
+
+    def peer(self) -> str | None:
+        """Return the address at the other end; None where it is not known, or has left already."""
+        try:
+            name = self.sock.getpeername()
+        except OSError:
+            return None
+        return str(name[0]) if isinstance(name, tuple) else None
+
+    def is_quiet(self) -> bool:
+        """Tell whether the connection is open and nothing has come on it."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except _WOULD_BLOCK:
+            return not self._closed
+        except (OSError, ValueError):
+            return False
+        return False
+
+    def close(self) -> None:
+        """Close the connection now; whoever waits on it gets ConnectionLost. May be called again."""
+        if not self._closed:
+            self._closed = True
+            if self.sock.fileno() >= 0:
+                trio.lowlevel.notify_closing(self.sock)
+                self.sock.close()
+
+    def finish(self) -> None:
+        """Tell the peer that nothing more will be sent."""
+        with contextlib.suppress(OSError, ValueError):
+            self.sock.shutdown(socket.SHUT_WR)

@@ -1,0 +1,26 @@
+"""Routes of other routers, for scripts and dashboards that were written for them.
+
+Each answers in the shape that its program gives it, from what this router knows. What they stand for is done
+by the same means as everything else here.
+"""
+
+from __future__ import annotations
+
+from quart_trio import QuartTrio
+
+from engine_router.router import Router
+from engine_router.web.compat.llama_cpp import add_llama_cpp
+from engine_router.web.compat.llama_router import add_llama_router
+from engine_router.web.compat.llama_swap import add_llama_swap
+from engine_router.web.compat.model_router import add_model_router
+from engine_router.web.openai import Models
+
+__all__ = ["add_rivals"]
+
+
+def add_rivals(app: QuartTrio, router: Router, models: Models) -> None:
+    """Add the routes of all of them."""
+    add_model_router(app, router, models)
+    add_llama_swap(app, router)
+    add_llama_cpp(app, router, models)
+    add_llama_router(app, router)

@@ -1,0 +1,95 @@
+"""The routes of llama.cpp's own router: its models, load and unload, and what happens to them as a stream."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from engine_router.dialects.base import to_json
+from engine_router.errors import BadRequest
+from engine_router.residency.ledger import Phase
+from engine_router.router import Router
+from engine_router.web.compat.model_status import Standing, standing
+from engine_router.web.control import load, present, unload
+from engine_router.web.openai import Models, json_response
+from engine_router.web.params import fields, text
+from engine_router.web.readers import Reader
+from engine_router.web.stream import KEEP_ALIVE, KEEP_ALIVE_S, stream_response, updates
+
+
+class LlamaCpp:
+    """What llama.cpp answers where it serves many models."""
+
+    def __init__(self, router: Router, models: Models) -> None:
+        self._router = router
+        self._models = models
+
+    async def listed(self) -> Response:
+        """`GET /models?reload=1`: with `reload`, engines that run are asked for their models first."""
+        if request.args.get("reload", "0") not in ("", "0", "false"):
+            await self._router.discover()
+        states = self._states()
+        data = [
+            {**entry, "status": states[entry.get("alias_of", entry["id"])]}
+            for entry in self._models.entries()
+        ]
+        return json_response({"object": "list", "data": data})
+
+    async def load(self) -> Response:
+        """`POST /models/load {model}`: begin to load it. That it is begun is all that is answered."""
+        target = await self._router.resolve(text(await fields("model"), "model"))
+        self._router.jobs.start("load", target.model, partial(load, self._router, target, None))
+        return json_response({"success": True})
+
+    async def unload(self) -> Response:
+        """`POST /models/unload {model}`: begin to unload it.
+
+        Raises:
+            BadRequest: it is not loaded.
+        """
+        target = await self._router.resolve(text(await fields("model"), "model"))
+        if target.resident not in present(self._router):
+            raise BadRequest("model is not loaded")
+        self._router.jobs.start("unload", target.model, partial(unload, self._router, [target.resident]))
+        return json_response({"success": True})
+
+    async def events(self) -> Response:
+        """`GET /models/sse`: the status of each model whenever it changes."""
+
+        def changed(model: str) -> bytes:
+            status = self._states()[model]
+            return _frame({"model": model, "event": "model_status", "data": {"status": status["value"]}})
+
+        reader = Reader(self._router)
+        body = updates(
+            self._router, reader, self._states, KEEP_ALIVE, changed, lambda: KEEP_ALIVE, KEEP_ALIVE_S
+        )
+        return stream_response(body)
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        return {
+            target.model: _status(standing(self._router, target))
+            for target in self._router.discovery.targets()
+        }
+
+
+def _status(found: Standing) -> dict[str, Any]:
+    if found.phase is None:
+        return {"value": "unloaded"} if found.failure is None else {"value": "unloaded", "failed": True}
+    return {"value": "loading" if found.phase is Phase.STARTING else "loaded"}
+
+
+def _frame(data: object) -> bytes:
+    return b"data: %b\n\n" % to_json(data)
+
+
+def add_llama_cpp(app: QuartTrio, router: Router, models: Models) -> None:
+    """Add the routes."""
+    routes = LlamaCpp(router, models)
+    app.add_url_rule("/models", "llama.cpp models", routes.listed, methods=["GET"])
+    app.add_url_rule("/models/load", "llama.cpp load", routes.load, methods=["POST"])
+    app.add_url_rule("/models/unload", "llama.cpp unload", routes.unload, methods=["POST"])
+    app.add_url_rule("/models/sse", "llama.cpp events", routes.events, methods=["GET"])

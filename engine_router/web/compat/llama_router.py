@@ -1,0 +1,89 @@
+"""The routes of llama-router: what one engine says of itself, reload and rescan."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from engine_router.errors import BadConfiguration, ConfigError, NotResident, NotSupported
+from engine_router.models.registry import Target
+from engine_router.residency.ledger import Phase
+from engine_router.router import Router
+from engine_router.web.compat.model_status import standing
+from engine_router.web.compat.passed_through import pass_to_resident
+from engine_router.web.openai import json_response
+
+ASKED = ("health", "props", "slots")
+
+
+class LlamaRouter:
+    """What llama-router answers."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def of_model(self, model: str, *, asked: str) -> Response:
+        """`GET /{id}/health`, `/{id}/props`, `/{id}/slots`: the model's engine is asked, if it is resident.
+
+        Raises:
+            UnknownModel: there is none of that id.
+            NotResident: it is not there; nothing is loaded for this.
+        """
+        return await pass_to_resident(self._router, self._router.discovery.resolve(model), f"/{asked}")
+
+    async def of_last(self, *, asked: str) -> Response:
+        """`GET /props`, `/slots`: of the model that `?model=` names, or of the one that was started last.
+
+        Raises:
+            NotResident: nothing is resident.
+        """
+        if name := request.args.get("model"):
+            return await self.of_model(name, asked=asked)
+        return await pass_to_resident(self._router, self._started_last(), f"/{asked}")
+
+    async def reload(self) -> Response:
+        """`POST /admin/reload`: read the configuration again.
+
+        Raises:
+            NotSupported: the router was not made from a file.
+            BadConfiguration: it has faults, or what only a restart can take over; nothing was changed.
+        """
+        if not self._router.can_reload:
+            raise NotSupported("this router was not made from a file that it could read again: restart it")
+        try:
+            changed = await self._router.reload()
+        except ConfigError as error:
+            raise BadConfiguration(str(error)) from error
+        return json_response({"status": "ok", **changed.as_dict()})
+
+    async def rescan(self) -> Response:
+        """`GET /admin/rescan`, `POST`: ask every engine that runs which models it has."""
+        await self._router.discover()
+        return json_response({"status": "ok", "models": len(self._router.discovery.targets())})
+
+    def _started_last(self) -> Target:
+        found = [(standing(self._router, target), target) for target in self._router.discovery.targets()]
+        ready = [
+            (standing.started_at or 0.0, index)
+            for index, (standing, _) in enumerate(found)
+            if standing.phase is Phase.READY
+        ]
+        if not ready:
+            raise NotResident("no model is resident, and none is loaded for this")
+        return found[max(ready)[1]][1]
+
+
+def add_llama_router(app: QuartTrio, router: Router) -> None:
+    """Add the routes."""
+    routes = LlamaRouter(router)
+    for asked in ASKED:
+        of_model = partial(routes.of_model, asked=asked)
+        app.add_url_rule(f"/<id:model>/{asked}", f"{asked} of a model", of_model, methods=["GET"])
+    for asked in ("props", "slots"):
+        app.add_url_rule(
+            f"/{asked}", f"{asked} of the last", partial(routes.of_last, asked=asked), methods=["GET"]
+        )
+    app.add_url_rule("/admin/reload", "reload", routes.reload, methods=["POST"])
+    app.add_url_rule("/admin/rescan", "rescan", routes.rescan, methods=["GET", "POST"])

@@ -1,0 +1,124 @@
+"""The routes of llama-swap: what runs, unload, and straight to the engine of a model."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import Any
+from urllib.parse import quote
+
+from quart import Response, redirect, request
+from quart_trio import QuartTrio
+
+from engine_router.config import ProcessConfig
+from engine_router.guards.masking import HiddenValues, masked_argv
+from engine_router.models.registry import Target
+from engine_router.proxy.routes import VISIBLE
+from engine_router.residency.ledger import Phase
+from engine_router.router import Router
+from engine_router.web.compat.model_status import standing
+from engine_router.web.compat.passed_through import model_in, pass_on, segments_of
+from engine_router.web.control import present, unload
+from engine_router.web.openai import json_response
+
+_STATES = {
+    Phase.STARTING: "starting",
+    Phase.READY: "ready",
+    Phase.DRAINING: "stopping",
+    Phase.STOPPING: "stopping",
+    Phase.STUCK: "stopping",
+}
+_ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+_SAFE = ("GET", "HEAD")
+
+
+class LlamaSwap:
+    """What llama-swap answers."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def running(self) -> Response:
+        """`GET /running`."""
+        found = [self._entry(target) for target in self._router.discovery.targets()]
+        running = sorted(
+            (entry for entry in found if entry is not None), key=lambda entry: str(entry["model"])
+        )
+        return json_response({"running": running})
+
+    async def unload(self) -> Response:
+        """`GET /unload`, `POST /unload`: everything."""
+        await unload(self._router, present(self._router))
+        return _ok()
+
+    async def unload_all(self) -> Response:
+        """`POST /api/models/unload`."""
+        await unload(self._router, present(self._router))
+        return json_response({"msg": "ok"})
+
+    async def unload_one(self, model: str) -> Response:
+        """`POST /api/models/unload/{id}`."""
+        target = await self._router.resolve(model)
+        await unload(
+            self._router, [resident for resident in present(self._router) if resident == target.resident]
+        )
+        return _ok()
+
+    async def upstream(self, rest: str) -> Response:  # noqa: ARG002 - decoded, which is not what goes on
+        """`/upstream/{id}/...`, whatever the method: straight to the model's engine, which is loaded for it.
+
+        Raises:
+            UnknownModel: the path begins with no model's id.
+        """
+        segments = segments_of(request.scope["raw_path"])
+        count, target = await model_in(self._router, segments)
+        if len(segments) == count:  # so that relative links in the engine's pages lead somewhere
+            return _with_slash(segments)
+        return await pass_on(self._router, target, "/" + "/".join(segments[count:]))
+
+    def _entry(self, target: Target) -> dict[str, Any] | None:
+        found = standing(self._router, target)
+        if found.phase is None:
+            return None
+        config = self._router.config.engines[target.engine]
+        idle_timeout_s = self._router.supervisor.profile(target.resident).idle_timeout_s
+        return {
+            "model": target.model,
+            "state": _STATES.get(found.phase, found.phase.value),
+            "cmd": self._command(config) if isinstance(config, ProcessConfig) else "",
+            "proxy": found.base_url or config.base_url or "",
+            "ttl": int(idle_timeout_s) if math.isfinite(idle_timeout_s) else 0,
+            "name": "",
+            "description": "",
+        }
+
+    def _command(self, config: ProcessConfig) -> str:
+        """Return an engine's command as it may be shown."""
+        hidden = HiddenValues()
+        hidden.add(self._router.config.hidden)
+        return shlex.join([hidden(word) for word in masked_argv(config.argv)])
+
+
+def _with_slash(segments: list[str]) -> Response:
+    """Send the client to the same address with a slash at its end.
+
+    The address is relative to the one that was asked: what stood in front of it, such as a key, stays there.
+    """
+    query = quote(request.query_string, safe=VISIBLE)
+    path = "./" + quote(segments[-1], safe="%:@!$&'()*+,;=~") + "/"
+    location = path + (f"?{query}" if query else "")
+    return redirect(location, 301 if request.method in _SAFE else 308)  # type: ignore[return-value]
+
+
+def _ok() -> Response:
+    return Response("OK", content_type="text/plain; charset=utf-8")
+
+
+def add_llama_swap(app: QuartTrio, router: Router) -> None:
+    """Add the routes."""
+    routes = LlamaSwap(router)
+    app.add_url_rule("/running", "running", routes.running, methods=["GET"])
+    app.add_url_rule("/unload", "unload everything", routes.unload, methods=["GET", "POST"])
+    app.add_url_rule("/api/models/unload", "unload all", routes.unload_all, methods=["POST"])
+    app.add_url_rule("/api/models/unload/<id:model>", "unload one", routes.unload_one, methods=["POST"])
+    app.add_url_rule("/upstream/<id:rest>", "upstream", routes.upstream, methods=_ANY_METHOD)

@@ -1,0 +1,276 @@
+"""The routes of RouterModelCustom: status of models as JSON and as a stream, eject, reset, queue, telemetry, memory."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections import Counter
+from typing import Any
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from engine_router.errors import NoSuchRoute, UnknownModel
+from engine_router.guards.foreign_text import shown
+from engine_router.memory import Reading
+from engine_router.models.registry import Target
+from engine_router.residency.ledger import Phase
+from engine_router.residency.pool import Pool
+from engine_router.router import Router
+from engine_router.web.compat.model_status import Standing, standing
+from engine_router.web.compat.telemetry import Telemetry
+from engine_router.web.control import forget_failures, present, unload
+from engine_router.web.openai import Models, json_response
+from engine_router.web.params import fields, text
+from engine_router.web.readers import Reader
+from engine_router.web.stream import frame, stream_response, updates
+
+HEARTBEAT_S = 30.0
+_WORDS = {
+    Phase.STARTING: "loading",
+    Phase.READY: "ready",
+    Phase.DRAINING: "stopping",
+    Phase.STOPPING: "stopping",
+    Phase.STUCK: "crashed",
+}
+
+
+class ModelRouter:
+    """What RouterModelCustom answers. The id of a model goes before whatever else a path could mean."""
+
+    def __init__(self, router: Router, models: Models) -> None:
+        self._router = router
+        self._models = models
+        self._telemetry = Telemetry()
+        router.hub.listen(self._telemetry.observe)
+
+    async def get(self, rest: str) -> Response:
+        """`GET /v1/models/...`: a model of that id, or what RouterModelCustom has there."""
+        fixed = {"status": self._all, "status/stream": self._stream, "failed": self._failed}
+        try:
+            return await self._models.one(rest)
+        except UnknownModel:
+            if (answer := fixed.get(rest)) is not None:
+                return answer()
+            if rest.endswith("/status"):
+                return self._one(self._router.discovery.resolve(rest.removesuffix("/status")))
+            raise
+
+    async def eject(self) -> Response:
+        """`POST /v1/models/eject {model}`: unload it, and wait until it is gone."""
+        name = text(await fields("model"), "model")
+        target = await self._router.resolve(name)
+        if target.resident not in present(self._router):
+            message = f"Model '{shown(name)}' is not running."
+            return json_response({"status": "not_found", "model_ejected": None, "message": message})
+        await unload(self._router, [target.resident])
+        message = f"Model '{shown(name)}' was stopped."
+        return json_response({"status": "success", "model_ejected": name, "message": message})
+
+    async def reset(self, model: str) -> Response:
+        """`POST /v1/models/{id}/reset`."""
+        target = await self._router.resolve(model)
+        failure = standing(self._router, target).failure
+        count = forget_failures(self._router, target)
+        if failure is None:
+            message = f"Model '{shown(model)}' has no failure record."
+            return json_response({"status": "not_found", "model": model, "message": message})
+        return json_response(
+            {
+                "status": "success",
+                "model": model,
+                "message": f"Model failure status cleared. Had {count} failed attempts.",
+                "previous_error": str(failure.error),
+            }
+        )
+
+    async def queue(self) -> Response:
+        """`GET /v1/queue/stats`."""
+        waiting, running = Counter[str](), Counter[str]()
+        for held in self._router.underway.by_ticket().values():
+            lease = held.holder.lease
+            (waiting if lease is None or lease.endpoint is None else running)[held.model] += 1
+        told = self._telemetry
+        per_model = {
+            target.model: {
+                "queue_length": waiting[target.model],
+                "total_requests": told.requests[target.model] + waiting[target.model] + running[target.model],
+                "total_processed": told.requests[target.model] - told.refused[target.model],
+                "total_rejected": told.refused[target.model],
+                "current_processing": running[target.model],
+                "processing": bool(running[target.model]),
+            }
+            for target in self._router.discovery.targets()
+        }
+        summary = {
+            "total_queued": waiting.total(),
+            "total_processing": running.total(),
+            "total_processed": told.requests.total() - told.refused.total(),
+            "total_rejected": told.refused.total(),
+        }
+        return json_response({"summary": summary, "per_model": per_model})
+
+    async def telemetry(self) -> Response:
+        """`GET /v1/telemetry/summary`: since the router started."""
+        return json_response(self._telemetry.summary())
+
+    async def vram(self) -> Response:
+        """`GET /vram?pool=NAME`: the memory of a pool, the first one where none is named.
+
+        Raises:
+            NoSuchRoute: there is no such pool.
+        """
+        pools = self._router.supervisor.pools
+        name = request.args.get("pool", next(iter(pools)))
+        if name not in pools:
+            raise NoSuchRoute(f"no pool is called '{shown(name)}'; there are: {', '.join(pools)}")
+        pool = pools[name]
+        reading = await pool.read_gauge()
+        if reading is not None and not reading.measured:
+            reading = None
+        return json_response(_memory(pool, reading, self._loaded(pool, reading)))
+
+    # The parts.
+
+    def _standings(self) -> dict[str, Standing]:
+        return {target.model: standing(self._router, target) for target in self._router.discovery.targets()}
+
+    def _words(self) -> dict[str, str]:
+        return {model: _word(found) for model, found in self._standings().items()}
+
+    def _one(self, target: Target) -> Response:
+        found = standing(self._router, target)
+        return json_response(
+            {
+                "model": target.model,
+                "status": _word(found),
+                "port": found.port,
+                "is_alive": found.base_url is not None,
+                "last_used": _time(found.used_at),
+                "vram_used_mb": _mb(found.footprint_bytes),
+                "error": None if found.failure is None else str(found.failure.error),
+            }
+        )
+
+    def _all(self) -> Response:
+        return json_response(self._full())
+
+    def _full(self) -> dict[str, Any]:
+        standings = self._standings()
+        models = {
+            model: {
+                "status": _word(found),
+                "port": found.port,
+                "vram_used_mb": _mb(found.footprint_bytes),
+                "vram_mb": _mb(found.footprint_bytes),
+                "last_request": _time(found.used_at),
+            }
+            for model, found in standings.items()
+        }
+        counts = Counter(_word(found) for found in standings.values())
+        uptime_s = int(time.time() - self._router.started_at)
+        return {
+            "server": {"status": "ready", "uptime_seconds": uptime_s},
+            "models": models,
+            "summary": {**counts, "total": len(models)},
+        }
+
+    def _stream(self) -> Response:
+        def changed(model: str) -> bytes:
+            found = self._standings()[model]
+            data = {"alias": model, "status": _word(found), "port": found.port}
+            return frame("model_update", {**data, "vram_mb": _mb(found.footprint_bytes)})
+
+        def alive() -> bytes:
+            return frame("heartbeat", {"timestamp": _time(time.time()), "server_status": "ready"})
+
+        first = frame("full_status", self._full())
+        return stream_response(
+            updates(self._router, Reader(self._router), self._words, first, changed, alive, HEARTBEAT_S)
+        )
+
+    def _failed(self) -> Response:
+        failed = [
+            {"model": model, "attempts": found.failure.count, "error": str(found.failure.error)}
+            for model, found in self._standings().items()
+            if found.failure is not None
+        ]
+        none = {} if failed else {"message": "No failed models"}
+        return json_response({"failed_models": failed, **none})
+
+    def _loaded(self, pool: Pool, reading: Reading | None) -> list[dict[str, Any]]:
+        total = None if reading is None else reading.total_bytes
+        return [
+            {
+                "model_alias": target.model,
+                "status": "loaded",
+                "port": found.port,
+                "vram_used_mb": _mb(found.footprint_bytes),
+                "vram_used_gb": _gb(found.footprint_bytes),
+                "vram_percentage": _percentage(found.footprint_bytes, total),
+                "load_duration_sec": self._router.supervisor.expected_s(target.resident, "start"),
+            }
+            for target in self._router.discovery.targets()
+            if self._router.supervisor.pool(target.resident) is pool
+            and (found := standing(self._router, target)).base_url is not None
+        ]
+
+
+def _word(found: Standing) -> str:
+    if found.phase is None:
+        return "off" if found.failure is None else "failed"
+    return _WORDS.get(found.phase, found.phase.value)
+
+
+def _memory(pool: Pool, reading: Reading | None, models: list[dict[str, Any]]) -> dict[str, Any]:
+    free = None if reading is None else reading.available_bytes
+    total = None if reading is None else reading.total_bytes
+    used = None if free is None or total is None else max(0, total - free)
+    return {
+        "status": "unknown" if reading is None else "healthy",
+        "pool": pool.name,
+        "gpu_info": {
+            "device_index": 0,
+            "total_mb": _mb(total),
+            "total_gb": _gb(total),
+            "used_mb": _mb(used),
+            "used_gb": _gb(used),
+            "free_mb": _mb(free),
+            "free_gb": _gb(free),
+            "usage_percentage": _percentage(used, total),
+        },
+        "models": models,
+        "loaded_models_count": len(models),
+        "can_load_more": bool(free),
+        "estimated_free_for_new_model_mb": _mb(free),
+    }
+
+
+def _mb(size_bytes: int | None) -> int | None:
+    return None if size_bytes is None else round(size_bytes / 2**20)
+
+
+def _gb(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else round(size_bytes / 2**30, 2)
+
+
+def _percentage(part: int | None, whole: int | None) -> float | None:
+    return None if part is None or not whole else round(100 * part / whole, 1)
+
+
+def _time(at: float | None) -> str | None:
+    if at is None:
+        return None
+    told = dt.datetime.fromtimestamp(at, dt.timezone.utc).isoformat(timespec="milliseconds")
+    return told.replace("+00:00", "Z")
+
+
+def add_model_router(app: QuartTrio, router: Router, models: Models) -> None:
+    """Add the routes."""
+    routes = ModelRouter(router, models)
+    app.add_url_rule("/v1/models/<id:rest>", "model", routes.get, methods=["GET"])
+    app.add_url_rule("/v1/models/eject", "eject", routes.eject, methods=["POST"])
+    app.add_url_rule("/v1/models/<id:model>/reset", "reset", routes.reset, methods=["POST"])
+    app.add_url_rule("/v1/queue/stats", "queue stats", routes.queue, methods=["GET"])
+    app.add_url_rule("/v1/telemetry/summary", "telemetry", routes.telemetry, methods=["GET"])
+    app.add_url_rule("/vram", "vram", routes.vram, methods=["GET"])

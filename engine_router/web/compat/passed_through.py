@@ -1,0 +1,150 @@
+"""Requests that are passed to one model's engine under a path of its own, whatever the path means there."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote, unquote
+
+from quart import Response, request
+
+from engine_router.config import OllamaConfig
+from engine_router.errors import BadRequest, Forbidden, NotResident
+from engine_router.in_flight import Request as Entered
+from engine_router.models.registry import Target
+from engine_router.proxy.credentials import priority_of
+from engine_router.proxy.exchange import Passage
+from engine_router.proxy.headers import AddedHeaders, request_headers, response_headers
+from engine_router.proxy.plan import Course, Outgoing
+from engine_router.proxy.routes import VISIBLE, wire_target
+from engine_router.residency.ledger import Phase
+from engine_router.router import Router
+from engine_router.upstream.client import Headers, ResponseHead, UpstreamRequest, first_value
+from engine_router.web.compat.model_status import standing
+from engine_router.web.proxy import as_response, pieces_of, wire_headers
+from engine_router.web.scope import scope_of, whole_body
+
+# Ids are looked for in so many pieces of a path; the deepest ones are paths of files.
+_MOST_SEGMENTS = 64
+_SEPARATOR = re.compile(r"[/\\]")
+
+
+async def pass_to_resident(router: Router, target: Target, path: str) -> Response:
+    """Pass a GET on to a model that is resident: without a swap and without a lease, so that it keeps nothing busy.
+
+    Args:
+        path: decoded.
+
+    Raises:
+        NotResident: it is not there, or not ready.
+        EngineError: there is no answer.
+    """
+    found = standing(router, target)
+    if found.phase not in (Phase.READY, Phase.DRAINING) or found.base_url is None:
+        raise NotResident(f"model '{target.model}' is not resident, and is not loaded for this")
+    scope = scope_of(request)
+    exchange = await router.upstream.send(
+        UpstreamRequest(
+            engine=target.engine,
+            base_url=found.base_url,
+            method=request.method,
+            target=wire_target(path, request.query_string),
+            headers=headers_for(router, target, wire_headers(request)),
+            body=b"",
+            connect_timeout_s=router.config.engines[target.engine].connect_timeout_s,
+        )
+    )
+    scope.stack.callback(exchange.close)
+    head = await exchange.head()
+    return as_response(ResponseHead(head.status, response_headers(head.headers)), pieces_of(exchange))
+
+
+def segments_of(raw_path: bytes) -> list[str]:
+    """Return what comes behind `/upstream/`, piece by piece, not decoded: an id may have an encoded slash in it.
+
+    Raises:
+        BadRequest: it cannot be told apart.
+    """
+    raw = raw_path.partition(b"?")[0].decode("latin-1")
+    _, first, *segments = raw.split("/") if raw.startswith("/") else ("", "")
+    if unquote(first) != "upstream" or not segments:
+        raise BadRequest("the path is /upstream/, the id of a model, and what its engine is asked for")
+    return segments
+
+
+async def model_in(router: Router, segments: list[str]) -> tuple[int, Target]:
+    """Find the longest id with which a path begins. Returns of how many segments it is, and the model.
+
+    Raises:
+        BadRequest: it begins with a name that is longer than any model's.
+        UnknownModel: the path begins with no model's id.
+    """
+    decoded = [unquote(segment) for segment in segments[:_MOST_SEGMENTS]]
+    for count in range(len(decoded), 0, -1):
+        if router.discovery.is_name(name := "/".join(decoded[:count])):
+            return count, await router.resolve(name)
+    return 1, await router.resolve(decoded[0])
+
+
+def check_path(router: Router, target: Target, path: str) -> None:
+    """See that a path may be passed on to a model's engine.
+
+    Raises:
+        BadRequest: the path leads up.
+        Forbidden: the engine is a daemon that others rely on, too.
+    """
+    decoded = unquote(path)
+    if ".." in _SEPARATOR.split(unquote(decoded)) or any(ord(char) < 32 for char in decoded):
+        raise BadRequest("the path behind the model's id must not lead up")
+    is_daemon = isinstance(router.config.engines[target.engine], OllamaConfig)
+    if is_daemon and not router.config.server.allow_destructive_ollama_api:
+        raise Forbidden(
+            "what goes straight to Ollama could remove models: use /api and /v1 of this router, "
+            "or allow it (server.allow_destructive_ollama_api in engines.toml)"
+        )
+
+
+async def pass_on(router: Router, target: Target, path: str) -> Response:
+    """Pass a request of any method on to a model, which is made resident for it and kept so until it is answered.
+
+    Args:
+        path: as it came, and as it goes on; begins with a slash.
+
+    Raises:
+        BadRequest: the path leads up, or the request's priority is none.
+        Forbidden: the engine is a daemon that others rely on, too.
+        RouterError: there is no answer but this error.
+    """
+    check_path(router, target, path)
+    sent = wire_headers(request)
+    priority = priority_of(sent, router.config.server.key_priorities)
+    config = router.config.engines[target.engine]
+    query = quote(request.query_string, safe=VISIBLE)
+    outgoing = Outgoing(
+        engine=target.engine,
+        resident=target.resident,
+        method=request.method,
+        target=quote(path, safe=VISIBLE) + (f"?{query}" if query else ""),
+        headers=headers_for(router, target, sent),
+        body=await whole_body(request),
+        connect_timeout_s=config.connect_timeout_s,
+    )
+    passage = Passage(router.supervisor, router.upstream, target.resident, Course(outgoing=outgoing))
+    scope = scope_of(request)
+    scope.model, scope.engine = target.model, target.engine
+    scope.queue_wait_s = lambda: passage.queue_wait_s
+    scope.first_byte_s = lambda: passage.first_byte_s
+    scope.stack.callback(passage.close)
+    scope.stack.callback(router.underway.enter(Entered(scope.id, scope.path, target.model, passage)))
+    passage.enter(priority=priority, client=scope.client)
+    head = await passage.head()
+    if head is None:
+        raise RuntimeError("a head that was waited for without end has not come")
+    return as_response(head, pieces_of(passage))
+
+
+def headers_for(router: Router, target: Target, sent: Headers) -> Headers:
+    """Return the headers that the engine gets: the client's, but not the router's keys, and the engine's own."""
+    added = AddedHeaders({"Accept-Encoding": "identity", **router.config.engines[target.engine].headers})
+    headers = request_headers(sent, strip_keys=bool(router.config.server.api_keys), added=added)
+    encoding = first_value(sent, b"content-encoding")  # the body goes on as it is
+    return headers if encoding is None else [*headers, (b"content-encoding", encoding)]

@@ -1,0 +1,89 @@
+"""What the routes for people and scripts are asked: fields of a JSON body, and the models and engines they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from quart import request
+
+from engine_router.dialects.base import parse_object
+from engine_router.errors import BadRequest, NoSuchRoute
+from engine_router.guards.foreign_text import shown
+from engine_router.models.registry import Target
+from engine_router.router import Router
+from engine_router.web.scope import whole_body
+
+
+async def fields(*known: str) -> dict[str, Any]:
+    """Read the members of a request's body; an empty body has none.
+
+    Raises:
+        BadRequest: it is no JSON object, or has members that mean nothing here: a typo must not mean "all".
+    """
+    body = await whole_body(request)
+    data = parse_object(body) if body.strip() else {}
+    if unknown := [name for name in data if name not in known]:
+        there_are = ", ".join(f'"{name}"' for name in known)
+        raise BadRequest(f'"{shown(unknown[0])}" means nothing here; there are: {there_are}')
+    return data
+
+
+def flag(data: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    """Return a member that is true or false.
+
+    Raises:
+        BadRequest: it is neither.
+    """
+    value = data.get(name, default)
+    if not isinstance(value, bool):
+        raise BadRequest(f'"{name}" must be true or false')
+    return value
+
+
+def text(data: Mapping[str, Any], name: str) -> str:
+    """Return a member that is a text, and not empty.
+
+    Raises:
+        BadRequest: it is not there, or something else.
+    """
+    value = data.get(name)
+    if not isinstance(value, str) or not value:
+        raise BadRequest(f'name a "{name}"')
+    return value
+
+
+def whole_number(name: str, default: int) -> int:
+    """Return a parameter of the request's query that is a whole number.
+
+    Raises:
+        BadRequest: it is something else.
+    """
+    given = request.args.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", given):
+        raise BadRequest(f'"{name}" must be a whole number')
+    return int(given)
+
+
+async def named(router: Router, data: Mapping[str, Any]) -> Target:
+    """Find the `model` or the `engine` that is named.
+
+    Raises:
+        BadRequest: nothing is named, or an engine that serves no model.
+        UnknownModel: nobody serves the model.
+        NoSuchRoute: there is no such engine.
+    """
+    model, engine = data.get("model"), data.get("engine")
+    if isinstance(model, str) and model:
+        return await router.resolve(model)
+    if not isinstance(engine, str) or not engine:
+        raise BadRequest('name a "model" or an "engine"')
+    if engine not in router.engines:
+        raise NoSuchRoute(f"no engine is called '{shown(engine)}'; there are: {', '.join(router.engines)}")
+    for target in router.discovery.targets():
+        if target.engine == engine:
+            return target
+    if (resident := router.engines[engine].resident_of("")).model is None:
+        return Target(engine, engine, resident, engine)
+    raise BadRequest(f"engine '{engine}' has no model configured; name a model")

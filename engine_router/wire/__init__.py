@@ -1,1 +1,0 @@
-"""The hot path: see README.md in this folder."""
