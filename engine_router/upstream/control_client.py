@@ -1,4 +1,4 @@
-"""The client of control calls: loads and unloads, probes, lists. Users' traffic has its own (`wire/upstream.py`)."""
+"""The client of control calls: loads and unloads, probes, lists. Users' traffic has its own (`client.py`)."""
 
 from __future__ import annotations
 
