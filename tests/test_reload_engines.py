@@ -13,7 +13,8 @@ from support import scripted
 from support.asgi import ask, conversation
 from support.scripted import Answer, Call, ScriptedServer, ScriptedTabby
 
-from engine_router import Router, open_router, reload
+from engine_router import Router, open_router
+from engine_router import reload as reloading
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.errors import ConfigError, RouterClosing, UnknownModel
@@ -235,7 +236,7 @@ async def test_what_engines_list_during_a_reload_is_not_lost(
 ) -> None:
     path = tmp_path / "engines.toml"
     async with KeyedTabby(MODEL).running() as server, routing(path, text(tabby(server))) as router:
-        make_layout = reload.make_layout
+        make_layout = reloading.make_layout
         await router.discover()
 
         async def slow(*arguments: object) -> object:
@@ -243,7 +244,7 @@ async def test_what_engines_list_during_a_reload_is_not_lost(
             router.discovery.set_listed("tabby", ["brand-new"])
             return layout
 
-        monkeypatch.setattr(reload, "make_layout", slow)
+        monkeypatch.setattr(reloading, "make_layout", slow)
         await reload(router, path, text(tabby(server), more='[aliases]\nnick = "m"'))
         assert router.discovery.resolve("brand-new").engine == "tabby"
         assert router.discovery.resolve("nick").engine == "tabby"
