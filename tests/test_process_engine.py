@@ -1122,7 +1122,7 @@ ROUTER = """
 import sys, httpx, trio
 from engine_router.config import ProcessConfig
 from engine_router.engines.base import Supervision
-from engine_router.engines.family import Guardian
+from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.process import ProcessEngine
 
 async def main():

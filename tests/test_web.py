@@ -214,7 +214,7 @@ async def test_a_client_in_the_middle_of_an_upload_can_read_why_it_is_refused(
 
 
 async def test_an_upload_that_nobody_wants_ends(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    for tier in ("web.scope", "wire.connection"):
+    for tier in ("web.scope", "server.fast_connection"):
         monkeypatch.setattr(f"engine_router.{tier}.LINGER_S", 0.1)
     async with (
         routing(NEVER, fast=fast, server={"max_body_mb": 0.001}) as router,
