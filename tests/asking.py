@@ -17,7 +17,7 @@ MAX_TOKENS = 50
 
 @contextmanager
 def openai_client(at: At) -> Iterator[openai.OpenAI]:
-    timeout = openai.Timeout(20, read=at.idle_s)
+    timeout = openai.Timeout(200, read=at.idle_s)
     with openai.OpenAI(
         api_key="k", base_url=f"{at.url}/v1", timeout=timeout, max_retries=at.retries
     ) as client:
@@ -26,14 +26,14 @@ def openai_client(at: At) -> Iterator[openai.OpenAI]:
 
 @contextmanager
 def anthropic_client(at: At) -> Iterator[anthropic.Anthropic]:
-    timeout = anthropic.Timeout(20, read=at.idle_s)
+    timeout = anthropic.Timeout(200, read=at.idle_s)
     with anthropic.Anthropic(api_key="k", base_url=at.url, timeout=timeout, max_retries=at.retries) as client:
         yield client
 
 
 @contextmanager
 def ollama_client(at: At) -> Iterator[ollama.Client]:
-    client = ollama.Client(at.url, timeout=httpx.Timeout(20, read=at.idle_s))
+    client = ollama.Client(at.url, timeout=httpx.Timeout(200, read=at.idle_s))
     try:
         yield client
     finally:
@@ -42,7 +42,7 @@ def ollama_client(at: At) -> Iterator[ollama.Client]:
 
 @asynccontextmanager
 async def ollama_async_client(at: At) -> AsyncIterator[ollama.AsyncClient]:
-    client = ollama.AsyncClient(at.url, timeout=httpx.Timeout(20, read=at.idle_s))
+    client = ollama.AsyncClient(at.url, timeout=httpx.Timeout(200, read=at.idle_s))
     try:
         yield client
     finally:
@@ -81,7 +81,7 @@ def chat_stream(at: At, text: str) -> str:
 
 
 async def chat_async(at: At, text: str) -> str:
-    timeout = openai.Timeout(20, read=at.idle_s)
+    timeout = openai.Timeout(200, read=at.idle_s)
     async with openai.AsyncOpenAI(
         api_key="k", base_url=f"{at.url}/v1", timeout=timeout, max_retries=at.retries
     ) as client:
@@ -151,7 +151,7 @@ def message_stream(at: At, text: str) -> str:
 
 
 async def message_async(at: At, text: str) -> str:
-    timeout = anthropic.Timeout(20, read=at.idle_s)
+    timeout = anthropic.Timeout(200, read=at.idle_s)
     async with anthropic.AsyncAnthropic(
         api_key="k", base_url=at.url, timeout=timeout, max_retries=at.retries
     ) as client:
@@ -212,7 +212,7 @@ def langchain_openai(at: At, **options: object) -> Iterator[ChatOpenAI]:
         model=at.model,
         base_url=f"{at.url}/v1",
         api_key="k",
-        timeout=openai.Timeout(20, read=at.idle_s),
+        timeout=openai.Timeout(200, read=at.idle_s),
         max_retries=at.retries,
         stream_chunk_timeout=at.idle_s,
         **options,
@@ -253,7 +253,7 @@ def langchain_responses_stream(at: At, text: str) -> str:
 
 @contextmanager
 def langchain_ollama(at: At, **options: object) -> Iterator[ChatOllama]:
-    kwargs = {"timeout": httpx.Timeout(20, read=at.idle_s)}
+    kwargs = {"timeout": httpx.Timeout(200, read=at.idle_s)}
     model = ChatOllama(model=at.model, base_url=at.url, client_kwargs=kwargs, **options)
     try:
         yield model

@@ -5,6 +5,8 @@ import signal
 import pytest
 from trio.testing import MockClock
 
+from engine_router.proxy import exchange
+
 # A test run in the background may begin with Ctrl-C ignored, which the programs that it starts would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -23,3 +25,16 @@ def jumping_clock() -> MockClock:
     to happen before them has happened, however long that takes on a busy machine.
     """
     return MockClock(rate=1.0)
+
+
+@pytest.fixture
+def no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets nobody wait long for the news why a connection broke: here the engine lives, and none will come."""
+    monkeypatch.setattr(exchange, "NEWS_GRACE_S", 0.01)
+
+
+@pytest.fixture
+def patient_for_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the news why a connection broke come as late as a busy machine brings it: here some will come."""
+    monkeypatch.setattr(exchange, "NEWS_GRACE_S", 300.0)
+    monkeypatch.setattr(exchange, "DOUBT_GRACE_S", 300.0)

@@ -26,7 +26,7 @@ LAST_LINE = "CUDA error: out of memory"
 DELAY_S, IDLE_S = 1.5, 0.7
 WAITING = {"keepalive_interval_s": 0.1, "nonstreaming_keepalive_after_s": 0.2}
 # Nothing is sent before the answer itself.
-PATIENT = {"keepalive_interval_s": 30, "nonstreaming_keepalive_after_s": 0}
+PATIENT = {"keepalive_interval_s": 300, "nonstreaming_keepalive_after_s": 0}
 Errors = type[Exception] | tuple[type[Exception], ...]
 
 
@@ -41,7 +41,7 @@ class At:
 
     url: str
     model: str
-    idle_s: float = 20.0
+    idle_s: float = 200.0
     retries: int = 0
 
 

@@ -23,7 +23,7 @@ from engine_router.proxy.routes import tidied
 from engine_router.server import accept as wire_server
 from engine_router.web import readers
 
-LIMIT_S = 30.0
+LIMIT_S = 200.0
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 BROWSER = {"user-agent": "Mozilla/5.0 (X11)"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "do": "echo"}

@@ -79,7 +79,7 @@ async def routing(
         {engine}
         {more}
         """
-    with trio.fail_after(20):
+    with trio.fail_after(200):
         async with open_router(parse_config(text)) as router, served(router) as url:
             yield Client(router, url)
 

@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 MB = 10**6
-LIMIT_S = 100.0
+LIMIT_S = 200.0
 LAYERS = {"small": 3, "middle": 4, "large": 6}
 WIDTH = 1024
 WEIGHTS = {name: 40 * layers * WIDTH**2 for name, layers in LAYERS.items()}

@@ -26,7 +26,7 @@ def usage(*words: str) -> tuple[int, str]:
         [sys.executable, "-m", "engine_router", *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     return done.returncode, done.stderr
@@ -133,7 +133,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-E", "-S", str(SCRIPTS / "bench"), *arguments],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=200,
         check=False,
         env={**os.environ, "ENGINE_ROUTER_PYTHON": sys.executable},
     )

@@ -18,7 +18,7 @@ from engine_router.router import Router
 
 FOLDER = Path(__file__).parent / "js"
 INSTALL_TIMEOUT_S = 90
-LIMIT_S = 30
+LIMIT_S = 200
 # What asks for text, in which program, and whether it streams.
 TEXTS = {
     ("openai", "chat"): False,
@@ -155,7 +155,7 @@ def answers(folder: Path) -> Iterator[Answers]:
     forgets = {"failed_start_memory_s": 0}
     with ExitStack() as stack:
 
-        def scene(*options: str, idle_s: float = 20, retries: int = 0, **sections: dict[str, object]) -> At:
+        def scene(*options: str, idle_s: float = 200, retries: int = 0, **sections: dict[str, object]) -> At:
             running = stack.enter_context(serving(talker("m", *options), **sections))
             routers[running.url] = running.router
             return At(running.url, "m", idle_s, retries)

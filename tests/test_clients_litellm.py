@@ -59,7 +59,7 @@ def options(at: At, provider: str) -> dict[str, Any]:
         "model": f"{provider}/{at.model}",
         "api_base": f"{at.url}{PROVIDERS[provider]}",
         "api_key": "k",
-        "timeout": httpx.Timeout(20, read=at.idle_s),
+        "timeout": httpx.Timeout(200, read=at.idle_s),
         "max_retries": at.retries,
         "num_retries": 0,
     }

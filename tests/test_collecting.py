@@ -277,7 +277,7 @@ async def test_an_engine_that_looks_only_when_it_writes_stops_when_the_client_le
     path: str, fast: bool
 ) -> None:
     text = configuration("heedless_engine.py", fast=fast, engine="stream_upstream = true")
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with open_router(parse_config(text)) as router, served(router) as url:
             body = json.dumps({"model": "m", **BODIES[path]}).encode()
             async with RawClient.to(url) as client:
@@ -292,7 +292,7 @@ async def test_an_engine_that_looks_only_when_it_writes_stops_when_the_client_le
 
 async def test_a_large_request_is_asked_as_a_stream_too(fast: bool) -> None:
     text = configuration("heedless_engine.py", fast=fast, engine="stream_upstream = true")
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with open_router(parse_config(text)) as router, served(router) as url:
             await ask(url, "GET", "/upstream/m/finish")
             wish = {"model": "m", "messages": saying("x" * (LARGE_BYTES + 1))}
@@ -312,7 +312,7 @@ async def test_the_answer_is_the_one_that_its_engine_gives_in_one_piece(fast: bo
     answers: list[list[Json]] = []
     for option in ("true", "false"):
         text = configuration("talking_engine.py", fast=fast, engine=f"stream_upstream = {option}")
-        with trio.fail_after(60):
+        with trio.fail_after(200):
             async with open_router(parse_config(text)) as router, served(router) as url:
                 answers.append([await said(url, **wish) for wish in WISHES])
     assert answers[0] == answers[1]
@@ -343,9 +343,10 @@ async def said(url: str, **wish: Any) -> Json:
     return result
 
 
+@pytest.mark.usefixtures("no_news")
 async def test_a_stream_that_breaks_off_is_a_bad_gateway(fast: bool) -> None:
     text = configuration("talking_engine.py", fast=fast, engine="stream_upstream = true")
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with open_router(parse_config(text)) as router, served(router) as url:
             for path, body in {CHAT: {}, OLLAMA_CHAT: {"stream": False}, MESSAGES: {"max_tokens": 9}}.items():
                 wish = {"model": "m", "messages": saying("break"), **body}
@@ -356,7 +357,7 @@ async def test_a_stream_that_breaks_off_is_a_bad_gateway(fast: bool) -> None:
 
 async def test_an_error_of_the_engine_goes_on_as_it_came(fast: bool) -> None:
     text = configuration("obedient_engine.py", fast=fast, engine="stream_upstream = true")
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with open_router(parse_config(text)) as router, served(router) as url:
             wish = {"model": "m", "messages": HELLO, "do": "status", "status": 422}
             collected_error = await ask(url, "POST", CHAT, body=json.dumps(wish).encode())

@@ -76,7 +76,7 @@ async def asked(made: Callable[[], Answer]) -> AsyncIterator[tuple[Server, httpx
     scripted = ScriptedServer("m")
     for path in ("/v1/models", "/health"):
         scripted.script.answers[path] = made()
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with scripted.running(), control_client() as client:
             table = f'[engines.e]\ntype = "http"\nbase_url = "{scripted.base_url}"\nunload = {{ path = "/u" }}\nloaded = {{ path = "/v1/models" }}'
             config = parse_config(table).engines["e"]
@@ -160,7 +160,7 @@ def loaded_config() -> Any:
 @asynccontextmanager
 async def routing(table: str) -> AsyncIterator[Router]:
     text = 'state_file = "/dev/null/state.json"\n[pools.default]\ngauge = "none"\n' + table
-    with trio.fail_after(100):
+    with trio.fail_after(200):
         async with open_router(parse_config(text)) as router:
             await router.discover()
             yield router

@@ -56,7 +56,7 @@ def is_guarded(guardian: Guardian) -> bool:
 
 
 async def test_an_engine_is_started_from_the_reserve() -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with trio.open_nursery() as nursery:
             guardian = Guardian()
             await nursery.start(guardian.run)
@@ -73,7 +73,7 @@ async def test_an_engine_is_started_from_the_reserve() -> None:
 async def test_a_guardian_that_cannot_be_started_again_is_waited_for(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with trio.open_nursery() as nursery:
             guardian = Guardian()
             await nursery.start(guardian.run)
@@ -98,19 +98,19 @@ async def test_a_start_without_descriptors_is_tried_again_and_is_nobody_s_fault(
             return await engine.live(ResidentId("e"), Supervision(_not_expected))
 
         with (
-            trio.fail_after(60),
+            trio.fail_after(200),
             no_descriptor_left(),
             pytest.raises(OutOfResources, match="ulimit -n") as caught,
         ):
             await live()
         assert caught.value.retryable
-        with trio.fail_after(60), pytest.raises(EngineStartFailed, match="was not ready"):
+        with trio.fail_after(200), pytest.raises(EngineStartFailed, match="was not ready"):
             await live()  # it can be started, now that there are some
 
 
 async def test_an_engine_that_cannot_be_asked_is_not_ill() -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
-        with trio.fail_after(60), no_descriptor_left():
+        with trio.fail_after(200), no_descriptor_left():
             seen = await look(client, "http://127.0.0.1:9/health", Check("status == 200"), headers={})
     assert seen == CANNOT_ASK
 

@@ -39,7 +39,7 @@ from engine_router.web import create_app
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 CHAT = "/v1/chat/completions"
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 PROMISE_S = 0.1
 TRIES = 3  # of which one has to keep the promise, on a machine that does other things too
 GRACE_S = 0.05

@@ -12,7 +12,7 @@ from support.served import RawClient, served
 from engine_router import open_router
 from engine_router.config import parse_config
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 BODY_BYTES = 2_000_000
 PATHS = ["/v1/chat/completions", "/v1/messages", "/api/chat", "/admin/load"]
 

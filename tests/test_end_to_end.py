@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 T = TypeVar("T")
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 HELLO = [{"role": "user", "content": "Good morning"}]
 KEY = "the key"
 # Of 70 answers drawn by lot, one ends before its eighth token.
@@ -96,14 +96,14 @@ async def in_thread(function: Callable[..., T], *args: object, **kwargs: object)
 
 @contextmanager
 def openai_client(url: str, **options: object) -> Iterator[openai.OpenAI]:
-    with httpx.Client(trust_env=False, timeout=30) as http:
+    with httpx.Client(trust_env=False, timeout=200) as http:
         settings = {"api_key": KEY, "base_url": f"{url}/v1", "max_retries": 0, **options}
         yield openai.OpenAI(http_client=http, **settings)
 
 
 @contextmanager
 def ollama_client(url: str) -> Iterator[ollama.Client]:
-    client = ollama.Client(url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False, timeout=30)
+    client = ollama.Client(url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False, timeout=200)
     try:
         yield client
     finally:
@@ -275,7 +275,7 @@ async def test_a_cold_start_longer_than_the_interval_of_the_frames(model_file: P
     async def raw(url: str, path: str, model: str) -> bytes:
         headers = {"Authorization": f"Bearer {KEY}"}
         body = {"model": model, "messages": HELLO, "stream": True, **SHORT}
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=200) as client:
             return (await client.post(url + path, json=body, headers=headers)).content
 
     async with running(model_file) as (_, url):

@@ -179,7 +179,7 @@ async def routing(
         'endpoints = ["/v1/messages", "/v1/messages/count_tokens", "/v1/responses"]',
         "ollama": 'models = ["m"]',
     }[kind]
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with server.running():
             text = f"""
                 state_file = "/dev/null/state.json"

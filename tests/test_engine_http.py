@@ -101,7 +101,7 @@ FAST = "start_timeout_s = 3\nstop_timeout_s = 0.3\n"
 
 @asynccontextmanager
 async def engine_at(text: str, server: ScriptedServer, more: str = FAST) -> AsyncIterator[HttpEngine]:
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with server.running(), httpx.AsyncClient(timeout=None, trust_env=False) as client:
             yield HttpEngine("local", configured(text, server.base_url, more), client)
 
@@ -508,7 +508,7 @@ def test_lists_of_another_shape_are_refused(body: bytes, words: str) -> None:
 
 
 async def test_a_host_that_cannot_be_resolved_is_not_a_refusal() -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
             config = configured(LM_STUDIO, "http://no-such-host.invalid:1")
             with pytest.raises(EngineUnreachable, match="cannot be reached"):

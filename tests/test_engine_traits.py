@@ -32,7 +32,7 @@ def traits(router: Router, model: str) -> Traits:
 )
 async def test_a_command_tells_the_kind(argv: str, known: Traits) -> None:
     text = f'{HEAD}[engines.e]\ntype = "process"\nargv = {json.dumps(argv)}\n[models.m]\nengine = "e"\n'
-    with trio.fail_after(10):
+    with trio.fail_after(200):
         async with open_router(parse_config(text)) as router:
             assert traits(router, "m") == known
 
@@ -42,7 +42,7 @@ async def test_a_command_tells_the_kind(argv: str, known: Traits) -> None:
     [("vllm", "vLLM", "repetition_penalty"), ("llamacpp", "llama.cpp", "repeat_penalty")],
 )
 async def test_else_what_the_engine_lists_tells_it(owner: str, kind: str, name: str) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(200):
         async with ScriptedLlamaRouter("m").running() as server:
             listed = {"data": [{"id": "m", "owned_by": owner, "max_model_len": 512}]}
             server.script.answers["/v1/models"] = as_json(listed)

@@ -25,7 +25,7 @@ from engine_router.proxy.access import Gate
 CHAT, MESSAGES, OLLAMA_CHAT = "/v1/chat/completions", "/v1/messages", "/api/chat"
 DIALECTS = [CHAT, MESSAGES, OLLAMA_CHAT]
 BODY = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 PAGE, EVIL = "http://localhost:3000", "https://evil.example"
 
 

@@ -19,7 +19,7 @@ from engine_router.guards.limits import UNPACK_FREE_BYTES
 from engine_router.in_flight import HeldBodies, HoldsNoMore
 from engine_router.proxy.request_body import decoded
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 PATHS = ["/v1/chat/completions", "/v1/messages", "/api/chat"]
 
 

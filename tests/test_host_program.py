@@ -22,7 +22,7 @@ except SystemExit:
 
 def run(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]

@@ -19,7 +19,7 @@ import pytest
 
 from engine_router.engines.ports import free_port
 
-SOON_S = 120.0
+SOON_S = 200.0
 SMALL_ENGINE = Path(__file__).parent / "programs" / "small_engine.py"
 UNSHARE = [
     "unshare",

@@ -153,7 +153,7 @@ async def test_a_start_error_tells_no_secret_and_the_engine_gets_none_of_the_rou
     config = ProcessConfig(argv=Argv((sys.executable, "-c", PROGRAM, "--api-key", SECRET, "{port}")))
     async with httpx.AsyncClient(trust_env=False) as client:
         engine = ProcessEngine("e", config, client)
-        with trio.fail_after(60), pytest.raises(EngineStartFailed) as caught:
+        with trio.fail_after(200), pytest.raises(EngineStartFailed) as caught:
             await engine.live(ResidentId("e"), Supervision(lambda endpoint: None))
     said = "\n".join((caught.value.message, *engine.log.tail(100)))
     assert '"environment"' in said
@@ -175,11 +175,11 @@ async def test_no_page_tells_a_secret(caplog: pytest.LogCaptureFixture, tmp_path
         f"argv = {json.dumps([sys.executable, '-c', PROGRAM, '--api-key', SECRET, '{port}'])}\n"
     )
     path.write_text(text.replace("KEYS", ""))
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with engine_router.open_router(str(path)) as router:
             async with (
                 served(router) as url,
-                httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client,
+                httpx.AsyncClient(base_url=url, trust_env=False, timeout=200) as client,
             ):
                 body: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
                 answers = [await client.post("/v1/chat/completions", json=body)]
@@ -225,11 +225,11 @@ async def test_no_page_tells_what_came_from_the_environment(
         f'state_file = "{tmp_path / "state.json"}"\n[engines.e]\ntype = "process"\nmodels = ["m"]\n{argv}\n'
         + (f'[models.m]\nengine = "e"\nset{model}\n' if model else "")
     )
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with (
             engine_router.open_router(str(path)) as router,
             served(router) as url,
-            httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client,
+            httpx.AsyncClient(base_url=url, trust_env=False, timeout=200) as client,
         ):
             body: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
             answers = [await client.post("/v1/chat/completions", json=body)]

@@ -38,7 +38,7 @@ async def routing(*tables: str) -> AsyncIterator[Router]:
             *tables,
         ]
     )
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with open_router(parse_config(text)) as router:
             yield router
 

@@ -30,7 +30,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 EXAMPLES = 12
 Json = dict[str, Any]
 

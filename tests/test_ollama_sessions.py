@@ -21,7 +21,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.engines.remote.ollama_session import Session
 from engine_router.residency.resident_state import Phase
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 MODEL = "oa:latest"
 RESIDENT = ResidentId("ollama", "oa")
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
@@ -206,7 +206,7 @@ async def test_a_model_that_was_found_gets_back_what_it_had(before_s: float, aft
         async with routing(daemon) as house:
             await until(lambda: house.phase is Phase.READY)
             assert daemon.kept_s == {MODEL: math.inf}
-        assert daemon.kept_s[MODEL] == pytest.approx(after_s, abs=LIMIT_S)
+        assert daemon.kept_s[MODEL] == pytest.approx(after_s, abs=100)
         # It was loaded with a context that somebody had asked for.
         assert (list(daemon.loaded), daemon.loads, daemon.contexts) == ([MODEL], 0, {MODEL: 512})
 
@@ -227,7 +227,7 @@ async def test_a_model_that_only_embeds_is_kept_too() -> None:
         async with routing(daemon) as house:
             await until(lambda: house.phase is Phase.READY)
             assert daemon.kept_s == {MODEL: math.inf}
-        assert daemon.kept_s[MODEL] == pytest.approx(300.0, abs=LIMIT_S)
+        assert daemon.kept_s[MODEL] == pytest.approx(300.0, abs=100)
 
 
 MOMENTS = {

@@ -23,6 +23,7 @@ import trio.testing
 from support.scripted import living, until
 
 from engine_router.config import ProcessConfig
+from engine_router.engines import readiness
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of, runs
 from engine_router.engines.process import process_tree as family
@@ -31,6 +32,7 @@ from engine_router.engines.process.adopted import AdoptedFamily
 from engine_router.engines.process.engine import ProcessEngine
 from engine_router.engines.process.guardian import MARKER_VARIABLE, carriers
 from engine_router.engines.process.process_tree import Guardian, ProcessGroup
+from engine_router.engines.process.running import GRACE_SHARE
 from engine_router.engines.process.windows import JobFamily, KernelJobs
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.guards.limits import RESIDENT_LOGS
@@ -47,13 +49,14 @@ def command(*options: str) -> list[str]:
 
 
 def config(*options: str, **settings: Any) -> ProcessConfig:
-    settings = {"start_timeout_s": 5.0, "stop_timeout_s": 4.0, "grace_s": 2.0, **settings}
+    # None of these ends within a test, unless the test says so.
+    settings = {"start_timeout_s": 1000.0, "stop_timeout_s": 1000.0, "grace_s": 700.0, **settings}
     return ProcessConfig(argv=tuple(command(*options)), **settings)
 
 
 @asynccontextmanager
 async def an_engine(settings: ProcessConfig, **more: Any) -> AsyncIterator[ProcessEngine]:
-    with trio.fail_after(60):
+    with trio.fail_after(500):  # more than a clock jumps in any test
         async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
             yield ProcessEngine("small", settings, client, **more)
 
@@ -65,7 +68,7 @@ async def the_engine(*options: str, **settings: Any) -> AsyncIterator[ProcessEng
 
 
 async def get(base_url: str, path: str) -> Any:
-    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=200, trust_env=False) as client:
         return (await client.get(base_url + path)).json()
 
 
@@ -108,9 +111,7 @@ async def test_an_engine_is_started_serves_and_is_stopped() -> None:
         assert is_alive(life.endpoint.pid)
         assert await get(life.endpoint.base_url, "/v1/models") == {"data": [{"id": "x"}]}
         assert await engine.list_models() == ("x",)
-        began = trio.current_time()
         await life.stop()
-        assert trio.current_time() - began < 8  # long before the grace is over
         assert life.ended is not None
         assert life.ended.stopped
         assert life.ended.message == "was killed by SIGTERM"
@@ -118,13 +119,6 @@ async def test_an_engine_is_started_serves_and_is_stopped() -> None:
         assert not await is_taken(life.endpoint.base_url)
         assert "hello" in engine.log.tail(10)
         assert await engine.list_models() is None
-
-
-async def test_a_start_costs_next_to_nothing_more_than_the_engine_itself() -> None:
-    async with the_engine("wait=0.1") as engine, living(engine, "x") as life:
-        began = trio.current_time()
-        await life.ready.wait()
-        assert trio.current_time() - began < 10
 
 
 async def test_an_engine_that_ends_by_itself_after_the_signal_has_its_time() -> None:
@@ -175,9 +169,7 @@ async def test_an_early_exit_is_reported_at_once_with_code_and_last_words() -> N
         the_engine("say=line one\\nunknown flag: --x", "exit=7") as engine,
         living(engine, "x") as life,
     ):
-        began = trio.current_time()
         await life.over.wait()
-        assert trio.current_time() - began < 8  # long before the start's time is over
         assert isinstance(life.error, EngineStartFailed)
         assert not isinstance(life.error, EngineStartTimeout)
         assert life.error.summary == "exited with code 7 before it was ready"
@@ -197,20 +189,20 @@ async def test_a_failed_start_tells_nothing_of_the_one_before() -> None:
 
 
 async def test_an_exit_while_loading_is_reported_before_the_timeout() -> None:
-    async with the_engine("loading=60", start_timeout_s=60.0) as engine, living(engine, "x") as life:
+    async with the_engine("loading=1000") as engine, living(engine, "x") as life:
         await until(lambda: engine.log.count)
         port = int(engine.log.tail(1)[0].rpartition("port=")[2].split()[0])
         await until_listening(port)
         with pytest.raises(httpx.HTTPError):
             await get(f"http://127.0.0.1:{port}", "/exit/4")
-        with trio.fail_after(10):
+        with trio.fail_after(200):
             await life.over.wait()
         assert life.error is not None
         assert life.error.summary == "exited with code 4 before it was ready"
 
 
 async def test_a_killed_start_names_the_signal() -> None:
-    async with the_engine("loading=60") as engine, living(engine, "x") as life:
+    async with the_engine("loading=1000") as engine, living(engine, "x") as life:
         await until(lambda: engine.log.count)
         os.kill(int(engine.log.tail(1)[0].split()[3].rstrip(":")), signal.SIGKILL)
         await life.over.wait()
@@ -249,27 +241,45 @@ async def test_commands_that_cannot_be_run(tmp_path: Path) -> None:
     assert "environment variable name" in await refused(config("port={port}", env={"A=B": "c"}))
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Note what readiness probes see."""
+    ask, seen = readiness.ask, list[str | None]()
+
+    async def ask_and_note(*arguments: Any, **more: Any) -> str | None:
+        seen.append(await ask(*arguments, **more))
+        return seen[-1]
+
+    monkeypatch.setattr(readiness, "ask", ask_and_note)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("options", "last"),
     [
         (["deaf=1"], "; /health last: accepts connections but does not answer"),
-        (["wait=60"], "; /health last: no answer (ConnectError)"),
-        (["loading=60"], "; /health last: answered 503"),
+        (["wait=1000"], "; /health last: no answer (ConnectError)"),
+        (["loading=1000"], "; /health last: answered 503"),
     ],
     ids=["deaf", "not-listening", "loading"],
 )
 async def test_an_engine_that_never_becomes_ready(
-    options: list[str], last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    last: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    jumping_clock: trio.testing.MockClock,
 ) -> None:
-    monkeypatch.setattr("engine_router.engines.readiness.PROBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(readiness, "PROBE_TIMEOUT_S", 0.1)
+    seen = watched(monkeypatch)
     pids = tmp_path / "pids"
     options = [*options, f"pids={pids}", "lose=group", "ignore=SIGTERM", "say=loading..."]
-    async with the_engine(*options, start_timeout_s=0.4) as engine, living(engine, "x") as life:
-        began = trio.current_time()
+    async with the_engine(*options, start_timeout_s=300.0) as engine, living(engine, "x") as life:
+        await until(lambda: len(noted(pids)) == 2 and seen[-1:] == [last.rpartition("last: ")[2]])
+        await until(lambda: "loading..." in engine.log.tail(9))
+        jumping_clock.jump(300)
         await life.over.wait()
-        assert trio.current_time() - began >= 0.4
         assert isinstance(life.error, EngineStartTimeout)
-        assert life.error.summary == f"was not ready within 0.4 s{last}"
+        assert life.error.summary == f"was not ready within 300 s{last}"
         assert "loading..." in life.error.log_tail
         assert len(noted(pids)) == 2
         assert not any(is_alive(pid) for pid in noted(pids))
@@ -322,9 +332,9 @@ async def test_a_stop_asked_for_before_the_start_starts_nothing(tmp_path: Path) 
 
 async def test_a_stop_asked_for_during_the_start(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    async with the_engine("loading=60", f"pids={pids}") as engine, living(engine, "x") as life:
+    async with the_engine("loading=1000", f"pids={pids}") as engine, living(engine, "x") as life:
         await until(lambda: noted(pids))
-        with trio.fail_after(30):
+        with trio.fail_after(200):
             await life.stop()
         assert life.stopped
         assert not life.ready.is_set()
@@ -336,18 +346,23 @@ async def test_an_ignored_signal_is_followed_by_sigkill_after_the_grace() -> Non
         await life.ready.wait()
         began = trio.current_time()
         await life.stop()
-        assert 0.2 <= trio.current_time() - began < 10
+        assert trio.current_time() - began >= 0.2
         assert life.ended is not None
         assert life.ended.stopped
         assert life.ended.message == "was killed by SIGKILL"
         assert engine.log.tail(1) == ("[engine-router] still there 0.2 s after SIGTERM: killed",)
 
 
-async def test_a_grace_longer_than_the_stop_timeout_leaves_time_for_sigkill() -> None:
-    settings = {"grace_s": 60.0, "stop_timeout_s": 0.4}
-    async with the_engine("ignore=SIGTERM", **settings) as engine, living(engine, "x") as life:
+async def test_a_grace_longer_than_the_stop_timeout_leaves_time_for_sigkill(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    settings = {"grace_s": 1000.0, "stop_timeout_s": 400.0}
+    async with the_engine("stop=1000", **settings) as engine, living(engine, "x") as life:
         await life.ready.wait()
-        await life.stop()
+        life.supervision.stop()
+        await until(lambda: "asked to end" in engine.log.tail(1))
+        jumping_clock.jump(400 * GRACE_SHARE)
+        await life.over.wait()
         assert life.stopped, life.error
 
 
@@ -357,7 +372,7 @@ async def test_a_grace_longer_than_the_stop_timeout_leaves_time_for_sigkill() ->
 @pytest.mark.parametrize("end", ["stop", "death", "cancel", "early"])
 async def test_nothing_that_it_started_survives(kind: str, end: str, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    options = [f"lose={kind}", f"pids={pids}", *(["loading=60"] if end == "early" else [])]
+    options = [f"lose={kind}", f"pids={pids}", *(["loading=1000"] if end == "early" else [])]
     async with the_engine(*options, grace_s=0.1) as engine:
         async with living(engine, "x") as life:
             if end == "early":
@@ -378,7 +393,7 @@ async def test_nothing_that_it_started_survives(kind: str, end: str, tmp_path: P
                 assert life.died
             if end != "cancel":
                 assert not any(is_alive(pid) for pid in noted(pids))
-        with trio.fail_after(10):  # a cancelled life waits for nothing: the signal is on its way
+        with trio.fail_after(200):  # a cancelled life waits for nothing: the signal is on its way
             await until(lambda: not any(is_alive(pid) for pid in noted(pids)))
 
 
@@ -425,7 +440,7 @@ async def test_a_group_of_zombies_is_dead() -> None:
             group = int(await trio.to_thread.run_sync(parent.stderr.readline))
         os.killpg(group, 0)  # does not fail, although nobody lives there
         family = ProcessGroup(group, "none", None)
-        with trio.fail_after(30):
+        with trio.fail_after(200):
             assert not await family.is_alive()
         await family.kill()
         family.bury()
@@ -447,10 +462,7 @@ async def test_cancellation_kills_at_once() -> None:
             await life.ready.wait()
             assert life.endpoint is not None
             assert life.endpoint.pid is not None
-            began = trio.current_time()
-        assert trio.current_time() - began < 8  # long before the grace is over
-        with trio.fail_after(10):
-            await until(lambda: not is_alive(life.endpoint.pid))  # type: ignore[union-attr, arg-type]
+        await until(lambda: not is_alive(life.endpoint.pid))  # type: ignore[union-attr, arg-type]
 
 
 async def test_cancellation_at_any_moment_of_a_start_leaves_nothing(tmp_path: Path) -> None:
@@ -459,7 +471,7 @@ async def test_cancellation_at_any_moment_of_a_start_leaves_nothing(tmp_path: Pa
         for delay in (0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05):
             async with living(engine, "x"):
                 await trio.sleep(delay)
-        with trio.fail_after(30):
+        with trio.fail_after(200):
             await until(lambda: not any(is_alive(pid) for pid in noted(pids)))
             # One that was killed before it could note its number may still be on its way out.
             await until(lambda: not [p for p in psutil.Process().children() if _is_engine(p)])
@@ -496,7 +508,7 @@ async def test_processes_are_reaped_by_one_thread_at_a_time() -> None:
 
         trio.run(many)
 
-    with trio.fail_after(120):
+    with trio.fail_after(200):
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(trio.to_thread.run_sync, in_a_loop_of_its_own)
@@ -523,6 +535,7 @@ class Stubborn:
 
     def __init__(self, family: Any, kills: float) -> None:
         self.family, self.kills, self.pid = family, kills, family.pid
+        self.tries = 0
 
     async def signal(self, name: str) -> None:
         await self.family.signal(name)
@@ -530,6 +543,7 @@ class Stubborn:
     async def kill(self) -> None:
         await self.family.kill()
         self.kills -= 1
+        self.tries += 1
 
     def abandon(self) -> None:
         self.family.abandon()
@@ -567,11 +581,22 @@ async def test_who_is_born_while_the_family_is_killed_is_killed_too(monkeypatch:
 
 @pytest.mark.parametrize("end", ["stop", "death", "early", "deadline"])
 async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
-    end: str, monkeypatch: pytest.MonkeyPatch
+    end: str, monkeypatch: pytest.MonkeyPatch, jumping_clock: trio.testing.MockClock
 ) -> None:
     families = make_stubborn(monkeypatch, float("inf"))
-    options = {"early": ["exit=1"], "deadline": ["loading=60"]}.get(end, [])
-    settings = {"grace_s": 0.05, "stop_timeout_s": 0.2, "start_timeout_s": 0.3 if end == "deadline" else 5.0}
+    options = {"early": ["exit=1"], "deadline": ["loading=1000"]}.get(end, [])
+    settings = {
+        "grace_s": 0.05,
+        "stop_timeout_s": 200.0,
+        "start_timeout_s": 0.3 if end == "deadline" else 1000.0,
+    }
+
+    async def end_of_patience() -> None:
+        for one in families:
+            one.tries = 0
+        await until(lambda: families and families[0].tries)
+        jumping_clock.jump(200)
+
     async with the_engine(*options, **settings) as engine:
         async with living(engine, "x") as life:
             if end in ("stop", "death"):
@@ -581,13 +606,14 @@ async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
                     life.supervision.stop()
                 else:
                     os.kill(families[0].pid, signal.SIGKILL)
-            with trio.fail_after(30):
-                await life.over.wait()
+            await end_of_patience()
+            await life.over.wait()
             assert isinstance(life.error, EngineStopFailed)
             assert life.error.summary == (
-                f"is still there 0.2 s after its stop (pid {families[0].pid}), even after SIGKILL"
+                f"is still there 200 s after its stop (pid {families[0].pid}), even after SIGKILL"
             )
         async with living(engine, "x", adopt=True) as again:
+            await end_of_patience()
             await again.over.wait()
             assert isinstance(again.error, EngineStopFailed)
         families[0].kills = 0
@@ -606,7 +632,7 @@ async def test_death_while_ready() -> None:
         assert life.endpoint is not None
         with pytest.raises(httpx.HTTPError):
             await get(life.endpoint.base_url, "/exit/9")
-        with trio.fail_after(10):
+        with trio.fail_after(200):
             await life.over.wait()
         assert life.died
         assert life.ended is not None
@@ -710,7 +736,7 @@ def test_a_log_ring_is_bounded() -> None:
 
 async def test_a_log_ring_can_be_followed() -> None:
     ring = LogRing()
-    with trio.fail_after(30):
+    with trio.fail_after(200):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring.grown)
             await trio.testing.wait_all_tasks_blocked()
@@ -879,15 +905,26 @@ async def test_an_engine_without_a_template_is_one_resident() -> None:
         ("/broken", "model:b", "answered 500"),
     ],
 )
-async def test_ready_checks(path: str, check: str, seen: str | None) -> None:
-    settings = {"ready_path": path, "ready_check": check, "start_timeout_s": 5.0 if seen is None else 0.3}
-    async with the_engine("models=a,b", **settings) as engine, living(engine, "x") as life:
+async def test_ready_checks(
+    path: str,
+    check: str,
+    seen: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    settings, looks = {"ready_path": path, "ready_check": check}, watched(monkeypatch)
+    async with (
+        the_engine("models=a,b", start_timeout_s=300.0, **settings) as engine,
+        living(engine, "x") as life,
+    ):
         if seen is None:
             await life.ready.wait()
         else:
+            await until(lambda: looks[-1:] == [seen])
+            jumping_clock.jump(300)
             await life.over.wait()
             assert isinstance(life.error, EngineStartTimeout)
-            assert life.error.summary == f"was not ready within 0.3 s; {path} last: {seen}"
+            assert life.error.summary == f"was not ready within 300 s; {path} last: {seen}"
 
 
 async def test_it_is_not_ready_before_it_says_so() -> None:
@@ -902,10 +939,11 @@ async def test_it_is_not_ready_before_it_says_so() -> None:
 
 async def test_an_error_is_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
-    settings = config(f"port={port}", "loading=60", base_url=f"http://127.0.0.1:{port}")
+    settings = config(f"port={port}", "loading=1000", base_url=f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("engine_router.engines.process.engine.LIST_TIMEOUT_S", 300.0)
     async with an_engine(settings) as engine:
         assert await engine.list_models() is None
-        with started(command(f"port={port}", "loading=60")):
+        with started(command(f"port={port}", "loading=1000")):
             await until_listening(port)
             with pytest.raises(EngineUnreachable, match="answered GET /v1/models with 503"):
                 await engine.list_models()
@@ -923,11 +961,11 @@ async def test_an_error_is_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) ->
 
 @asynccontextmanager
 async def found_running(
-    *options: str, **more: Any
+    *options: str, grace_s: float = 700.0, **more: Any
 ) -> AsyncIterator[tuple[ProcessEngine, "subprocess.Popen[bytes]"]]:
     """Start an engine's very command as somebody else would, and make the engine that shall find it."""
     port = free_port()
-    settings = config(f"port={port}", *options, base_url=f"http://127.0.0.1:{port}", grace_s=0.5)
+    settings = config(f"port={port}", *options, base_url=f"http://127.0.0.1:{port}", grace_s=grace_s)
     async with an_engine(settings) as engine:
         assert await engine.find() == []
         with started(list(settings.argv), **more) as process:
@@ -946,9 +984,7 @@ async def test_a_running_engine_is_found_and_stopped_on_demand(session: bool) ->
             assert engine.log.tail(1) == (
                 f"[engine-router] adopted pid {process.pid}, which runs this engine's command already",
             )
-            began = trio.current_time()
             await life.stop()
-            assert trio.current_time() - began < 8  # long before the grace is over
             assert life.stopped
             assert process.poll() == -signal.SIGTERM
         assert await engine.find() == []
@@ -956,7 +992,8 @@ async def test_a_running_engine_is_found_and_stopped_on_demand(session: bool) ->
 
 async def test_an_adopted_engine_that_ignores_the_signal_is_killed_with_its_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    async with found_running("ignore=SIGTERM", "lose=session", f"pids={pids}") as (engine, process):
+    options = ("ignore=SIGTERM", "lose=session", f"pids={pids}")
+    async with found_running(*options, grace_s=0.5) as (engine, process):
         async with living(engine, "x", adopt=True) as life:
             await life.ready.wait()
             await life.stop()
@@ -979,7 +1016,7 @@ async def test_the_death_of_an_adopted_engine_is_noticed_at_once() -> None:
     async with found_running() as (engine, process), living(engine, "x", adopt=True) as life:
         await life.ready.wait()
         process.kill()
-        with trio.fail_after(10):
+        with trio.fail_after(200):
             await life.over.wait()
         assert life.died
 
@@ -1021,7 +1058,7 @@ async def test_a_stranger_on_the_port_is_not_adopted() -> None:
 
 async def test_a_master_and_its_worker_are_one_engine(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    async with found_running("lose=worker", f"pids={pids}") as (engine, process):
+    async with found_running("lose=worker", f"pids={pids}", grace_s=0.5) as (engine, process):
         await until(lambda: len(noted(pids)) == 2)
         async with living(engine, "x", adopt=True) as life:
             await life.ready.wait()
@@ -1107,7 +1144,7 @@ async def test_the_routers_own_process_group_is_never_signalled(
 async def test_waiting_for_an_adopted_process_without_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_router.engines.process.adopted.POLL_INTERVAL_S", 0.01)
     monkeypatch.setattr(sys, "platform", "darwin")
-    with started(command()) as process, trio.fail_after(30):
+    with started(command()) as process, trio.fail_after(200):
         family = AdoptedFamily(psutil.Process(process.pid))
         with trio.move_on_after(0.03):
             await family.wait()
@@ -1123,7 +1160,7 @@ import sys, httpx, trio
 from engine_router.config import ProcessConfig
 from engine_router.engines.base import Supervision
 from engine_router.engines.process.process_tree import Guardian
-from engine_router.engines.process import ProcessEngine
+from engine_router.engines.process.engine import ProcessEngine
 
 async def main():
     guardian = Guardian()
@@ -1151,7 +1188,7 @@ async def a_router(pids: Path) -> AsyncIterator["subprocess.Popen[bytes]"]:
     argv = [sys.executable, "-c", ROUTER, *engine]
     with started(argv, start_new_session=True, stdout=subprocess.PIPE) as router:
         assert router.stdout is not None
-        with router.stdout, trio.fail_after(60):
+        with router.stdout, trio.fail_after(200):
             assert await trio.to_thread.run_sync(router.stdout.readline) == b"ready\n"
             yield router
 
@@ -1165,7 +1202,7 @@ async def test_the_death_of_the_router_ends_its_engines(tmp_path: Path) -> None:
         assert guardian is not None
         router.kill()
         gone = noted(pids)[: 2 if sys.platform == "linux" else 1]
-        with trio.fail_after(30):
+        with trio.fail_after(200):
             await until(lambda: not any(is_alive(pid) for pid in gone))
             await until(lambda: not is_alive(guardian.pid))
 
@@ -1180,7 +1217,7 @@ async def test_a_killed_guardian_is_replaced_and_knows_everything(tmp_path: Path
         assert all(is_alive(pid) for pid in noted(pids))
         await trio.sleep(0.05)  # its line is written right after its start
         router.kill()
-        with trio.fail_after(30):
+        with trio.fail_after(200):
             await until(lambda: not is_alive(noted(pids)[0]))
 
 
@@ -1211,7 +1248,7 @@ async def test_a_guardian_kills_only_what_is_registered_when_its_line_ends() -> 
         started(command(), start_new_session=True) as kept,
         started(command(), start_new_session=True) as lost,
     ):
-        with trio.fail_after(60):
+        with trio.fail_after(200):
             async with trio.open_nursery() as nursery:
                 guardian = Guardian()
                 guardian.watch(kept.pid)  # before it runs
@@ -1248,7 +1285,7 @@ async def test_a_guardian_is_told_when_a_family_is_dead() -> None:
 @linux
 def test_carriers_of_a_marker() -> None:
     with started(command(), env={**os.environ, MARKER_VARIABLE: "abc123"}) as process:
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 200
         while process.pid not in carriers({"abc123"}) and time.monotonic() < deadline:
             time.sleep(0.005)  # until the new program is in place
         assert carriers({"abc123", "other"}) == [process.pid]
@@ -1260,7 +1297,7 @@ def test_carriers_of_a_marker() -> None:
 async def test_a_guardian_kills_what_was_started_but_not_registered_yet() -> None:
     guardian = Guardian()
     surroundings = {**os.environ, MARKER_VARIABLE: guardian.new_marker()}
-    with started(command(), env=surroundings, start_new_session=True) as process, trio.fail_after(60):
+    with started(command(), env=surroundings, start_new_session=True) as process, trio.fail_after(200):
         await until(lambda: process.pid in carriers({surroundings[MARKER_VARIABLE]}))
         async with trio.open_nursery() as nursery:
             await nursery.start(guardian.run)

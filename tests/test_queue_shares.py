@@ -19,7 +19,7 @@ from engine_router.residency import messages as book
 from engine_router.residency.messages import Refuse, Ticket
 from engine_router.residency.queue import TicketQueue
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 CHAT = "/v1/chat/completions"
 
 

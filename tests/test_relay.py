@@ -206,7 +206,7 @@ class World:
             assert not any(residence.leases for residence in pool.ledger.residences)
         idle = sum(map(len, self.upstream._idle.values()))
         assert kept is None or idle == kept
-        with trio.fail_after(30):
+        with trio.fail_after(200):
             while len(self.open_lines) > idle:
                 await trio.sleep(0.001)
 
@@ -244,7 +244,7 @@ async def world(
     *,
     rules: Rules = RULES,
     start_s: float = 0.0,
-    seconds: float = 15.0,
+    seconds: float = 200.0,
     scripts: Sequence[Script] = (),
 ) -> AsyncIterator[World]:
     memory = SimulatedMemory()
@@ -431,6 +431,7 @@ BREAKS = {
 }
 
 
+@pytest.mark.usefixtures("no_news")
 @pytest.mark.parametrize("where", BREAKS)
 async def test_an_answer_that_breaks_off(where: str) -> None:
     raw, body, can_tell = BREAKS[where]
@@ -456,6 +457,7 @@ async def test_an_answer_that_breaks_off(where: str) -> None:
         await w.assert_nothing_left()
 
 
+@pytest.mark.usefixtures("no_news")
 async def test_an_answer_in_one_piece_that_breaks_off_is_never_continued() -> None:
     async with world(sending(SSE, close=True)) as w:
         passage = w.passage()
@@ -466,6 +468,7 @@ async def test_an_answer_in_one_piece_that_breaks_off_is_never_continued() -> No
         await w.assert_nothing_left()
 
 
+@pytest.mark.usefixtures("no_news")
 async def test_a_promised_length_does_not_bind_what_was_begun_without_it() -> None:
     async with world(sending(answer_of(EVENT * 2)[: -len(EVENT)], close=True), start_s=0.03) as w:
         parts = await collected(waiting(w.passage(), OPENAI, 0.01, lambda _: None))
@@ -473,6 +476,7 @@ async def test_a_promised_length_does_not_bind_what_was_begun_without_it() -> No
         assert b'"error"' in parts[-1]
 
 
+@pytest.mark.usefixtures("no_news")
 async def test_the_beginning_of_a_line_that_never_ends_is_not_passed_on() -> None:
     line = b'{"response":"a' + b" " * 9
     async with world(sending(SSE + chunk(line), close=True)) as w:
@@ -487,6 +491,7 @@ async def test_the_beginning_of_a_line_that_never_ends_is_not_passed_on() -> Non
 # Why it broke off.
 
 
+@pytest.mark.usefixtures("patient_for_news")
 @pytest.mark.parametrize("sent", [b"", SSE, SSE + chunk(EVENT)])
 async def test_the_news_of_a_death_is_better_than_that_it_broke_off(sent: bytes) -> None:
     async with world(sending(*([sent] if sent else []), close=True)) as w:
@@ -553,6 +558,7 @@ async def test_a_revoked_lease_is_told_where_the_client_waits_for_the_head() -> 
 NOBODY = "http://127.0.0.1:1"
 
 
+@pytest.mark.usefixtures("patient_for_news")
 async def test_an_engine_that_is_gone_is_queued_for_again_once() -> None:
     async with world(sending(answer_of(b"ok"))) as w:
         w.engine.base_urls.insert(0, NOBODY)
@@ -567,6 +573,7 @@ async def test_an_engine_that_is_gone_is_queued_for_again_once() -> None:
         await w.assert_nothing_left(kept=1)
 
 
+@pytest.mark.usefixtures("patient_for_news")
 async def test_a_request_that_is_queued_again_is_still_its_clients() -> None:
     async with world(sending(answer_of(b"ok"))) as w:
         w.engine.base_urls.insert(0, NOBODY)
@@ -581,6 +588,7 @@ async def test_a_request_that_is_queued_again_is_still_its_clients() -> None:
         passage.close()
 
 
+@pytest.mark.usefixtures("patient_for_news")
 async def test_an_engine_that_is_gone_again_is_an_error() -> None:
     async with world() as w:
         w.engine.base_urls[:] = [NOBODY]
@@ -636,6 +644,7 @@ async def test_an_engines_error_is_translated() -> None:
         await w.assert_nothing_left(kept=1)
 
 
+@pytest.mark.usefixtures("no_news")
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -921,7 +930,7 @@ async def test_nothing_is_left_wherever_a_request_is_cancelled(way: str, after: 
         "translated": (SSE, chunk(text("a")), chunk(text("", "stop")) + END),
         "broken": (SSE, chunk(EVENT), b"?"),
     }.get(way, (SSE, chunk(EVENT), END))
-    async with world(sending(*parts), seconds=30) as w:
+    async with world(sending(*parts)) as w:
         w.engine.dies_of_doubt = way == "requeued"
 
         async def request(passage: Passage) -> None:

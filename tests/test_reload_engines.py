@@ -59,7 +59,7 @@ gauge = "none"
 @asynccontextmanager
 async def routing(path: Path, content: str) -> AsyncIterator[Router]:
     path.write_text(content)
-    with trio.fail_after(30):
+    with trio.fail_after(200):
         async with open_router(path) as router:
             yield router
 
@@ -305,7 +305,7 @@ async def test_discovery_after_the_routers_end_waits_for_nobody(tmp_path: Path) 
     async with KeyedTabby(MODEL).running() as server:
         async with routing(tmp_path / "engines.toml", text(tabby(server))) as router:
             pass
-        with trio.fail_after(5):
+        with trio.fail_after(200):
             await router.discover()
             with pytest.raises(UnknownModel):
                 await router.resolve("unknown")
@@ -358,7 +358,7 @@ async def test_a_wait_for_an_unload_ends_with_the_router(tmp_path: Path) -> None
     outcome: list[BaseException] = []
     async with KeyedTabby(MODEL).running() as server:
         server.script.ignore_unload = True
-        with trio.fail_after(20):
+        with trio.fail_after(200):
             async with trio.open_nursery() as nursery, trio.open_nursery() as inner:
                 path.write_text(text(tabby(server)))
                 scope = trio.CancelScope()
@@ -381,7 +381,7 @@ async def test_a_wait_for_an_unload_ends_with_the_router(tmp_path: Path) -> None
                         await trio.sleep_forever()
                 del nursery
     assert [type(error) for error in outcome] == [RouterClosing]
-    with trio.fail_after(5), pytest.raises(RouterClosing):
+    with trio.fail_after(200), pytest.raises(RouterClosing):
         await supervisor.until_unloaded(PLACE)
 
 

@@ -43,7 +43,7 @@ CONFIG = f"""
 
 
 async def test_a_model_of_a_template_has_its_own_log(capsys: pytest.CaptureFixture[str]) -> None:
-    with trio.fail_after(120):
+    with trio.fail_after(200):
         async with open_router(parse_config(CONFIG)) as router, served(router) as url:
 
             async def logs(name: str, code: int = 0) -> list[str]:

@@ -51,7 +51,7 @@ def started(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
 async def an_engine(*options: str, **settings: Any) -> AsyncIterator[ProcessEngine]:
     argv = Argv((sys.executable, "-I", "-S", PROGRAM, *options))
     config = ProcessConfig(argv=argv, **{"grace_s": 30.0, "stop_timeout_s": 60.0, **settings})
-    with trio.fail_after(120):
+    with trio.fail_after(200):
         async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
             yield ProcessEngine("small", config, client)
 
@@ -118,7 +118,7 @@ async def test_only_what_an_engine_writes_to_is_removed(name: str, how: str) -> 
         assert life.endpoint is not None
         if how == "read:":
             (SHM / name).write_bytes(bytes(1 << 20))  # weights, say
-        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=200, trust_env=False) as client:
             await client.get(f"{life.endpoint.base_url}/shm/{how}{name}")
         await life.stop()
         assert life.stopped

@@ -84,7 +84,7 @@ class House:
 async def a_house(folder: Path, *options: str, **settings: Any) -> AsyncIterator[House]:
     file = folder / "calls"
     port = [] if "base_url" in settings else ["port={port}"]
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with control_client() as client, trio.open_nursery() as nursery:
             dormitory = Dormitory()
             await nursery.start(dormitory.run)
@@ -95,7 +95,7 @@ async def a_house(folder: Path, *options: str, **settings: Any) -> AsyncIterator
 
 async def get(life: Living, path: str) -> Any:
     assert life.endpoint is not None
-    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=200, trust_env=False) as client:
         return (await client.get(life.endpoint.base_url + path)).json()
 
 
@@ -252,7 +252,7 @@ async def test_a_change_of_mind_while_it_falls_asleep(tmp_path: Path) -> None:
         life.supervision.stop()
         await until(lambda: "/sleep?level=2" in house.calls)
         life.supervision.stop(for_good=True)
-        with trio.fail_after(30):
+        with trio.fail_after(200):
             await life.over.wait()
         assert life.ended == Ended(stopped=True, message="was killed by SIGTERM")
 
@@ -262,7 +262,7 @@ async def test_a_stop_while_it_wakes_stops_it(tmp_path: Path) -> None:
         pid = await slept(house)
         async with living(house.engine, "m") as life:
             await until(lambda: "/collective_rpc" in house.calls)
-            with trio.fail_after(30):
+            with trio.fail_after(200):
                 await life.stop()
             assert life.stopped
             assert not life.ready.is_set()
@@ -274,7 +274,7 @@ async def test_without_a_dormitory_nobody_sleeps() -> None:
     async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
         engine = ProcessEngine("sleepy", config("port={port}"), client)
         async with living(engine, "m") as life:
-            with trio.fail_after(60):
+            with trio.fail_after(200):
                 await life.ready.wait()
                 await life.stop()
             assert life.ended == Ended(stopped=True, message="was killed by SIGTERM")
@@ -434,7 +434,7 @@ async def test_what_falls_asleep_after_the_end_is_killed(tmp_path: Path) -> None
 
 async def none_but(house: House) -> None:
     """Wait until no process is left but those that sleep."""
-    with trio.fail_after(30):
+    with trio.fail_after(200):
         while sum(is_alive(child.pid) for child in psutil.Process().children()) > len(
             house.dormitory.residents
         ):
@@ -483,7 +483,7 @@ async def test_cancelled_anywhere_while_it_wakes_it_is_dead(after: bool, tmp_pat
 
 
 async def test_who_sleeps_when_the_router_is_killed_is_killed_by_the_guardian() -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with control_client() as client, trio.open_nursery() as nursery:
             guardian, dormitory = Guardian(), Dormitory()
             await nursery.start(dormitory.run)
@@ -627,7 +627,7 @@ class ScriptedVllm(ScriptedServer):
 async def a_server(sleep: SleepConfig = LIGHT) -> AsyncIterator[tuple[ScriptedVllm, HttpEngine, Dormitory]]:
     server = ScriptedVllm("m")
     body = {"model": "{model}"}
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with server.running(), control_client() as client, trio.open_nursery() as nursery:
             dormitory = Dormitory()
             await nursery.start(dormitory.run)
@@ -804,7 +804,7 @@ async def test_the_router_swaps_by_sleep_and_leaves_nobody_behind(tmp_path: Path
         state=json.dumps(str(tmp_path / "state")), **{k: json.dumps(v) for k, v in argv.items()}
     )
     pids = set()
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with engine_router.open_router(parse_config(text)) as router:
             async with httpx.AsyncClient(trust_env=False) as client:
                 for name in ("a", "b", "a", "b"):

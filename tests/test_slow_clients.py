@@ -20,7 +20,7 @@ from engine_router.server import serve as serving
 from engine_router.server.ordinary_connection import ReplayedStream
 from engine_router.upstream.socket_stream import moved_on
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 UPGRADE = b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: %b\r\n%b\r\n"
 WEBSOCKET = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"

@@ -14,6 +14,7 @@ DONE = "data: [DONE]\n\n"
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
+@pytest.mark.usefixtures("no_news")
 @pytest.mark.parametrize("said", [": keepalive 1/2\n\n", WORD, WORD + ": bye\n\n"])
 async def test_a_stream_that_a_death_cut_off_ends_with_an_error(said: str, fast: bool) -> None:
     async with routing(process("a"), fast=fast) as router, posting(router) as post:

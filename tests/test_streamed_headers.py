@@ -19,7 +19,7 @@ from engine_router.config import parse_config
 from engine_router.proxy.headers import as_streamed
 from engine_router.server.serve import listen
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 CHATS = ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"]
 CHAT = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True}

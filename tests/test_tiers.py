@@ -27,7 +27,7 @@ from engine_router.config import Config, parse_config
 from engine_router.server.serve import listen, serve
 
 CHAT = "/v1/chat/completions"
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 TIERS = (True, False)
 # Seconds without a further byte after which there is nothing more to come. Who disagrees is asked again.
 QUIET_S = 0.03
@@ -533,7 +533,7 @@ def messages(draw: st.DrawFn) -> bytes:
 
 
 def test_both_tiers_agree_on_anything(both: Both) -> None:
-    until = time.monotonic() + 10.0
+    until = time.monotonic() + 200
 
     @settings(
         max_examples=120,
@@ -688,7 +688,7 @@ async def test_a_stalled_reader_is_let_go_when_its_engine_has_to_yield(fast: boo
         await until(lambda: place.leases == 1)
         await trio.sleep(0.3)
         await next_one.request("POST", CHAT, wish("b", "echo"))
-        with trio.fail_after(60):
+        with trio.fail_after(200):
             assert (await next_one.until(b'{"ok": true}')).startswith(b"HTTP/1.1 200")
         await until(lambda: place.leases <= 1)
 

@@ -30,11 +30,11 @@ models = ["alpha"]
 
 async def asked(text: str, *paths: str, model: str = "nonsense") -> list[httpx.Response]:
     """Ask a router for a model, and then for some pages."""
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with (
             engine_router.open_router(parse_config(text)) as router,
             served(router) as url,
-            httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client,
+            httpx.AsyncClient(base_url=url, trust_env=False, timeout=200) as client,
         ):
             body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
             answers = [await client.post("/v1/chat/completions", json=body)]

@@ -15,6 +15,7 @@ BODIES = {
 NONSENSE = ['{"foo":1}', "null", "", "Internal Server Error", '{"choices":[{"mess', "[]"]
 
 
+@pytest.mark.usefixtures("no_news")
 @pytest.mark.parametrize("path", BODIES)
 async def test_an_answer_that_is_not_understood_is_a_bad_gateway(path: str, fast: bool) -> None:
     options = ("translated=said", f"said={'|'.join(NONSENSE)}")
@@ -26,6 +27,7 @@ async def test_an_answer_that_is_not_understood_is_a_bad_gateway(path: str, fast
         assert client.router.supervisor.pools["default"].leases == {}
 
 
+@pytest.mark.usefixtures("no_news")
 @pytest.mark.parametrize("path", [OLLAMA_CHAT, EMBED])
 async def test_half_an_answer_is_a_bad_gateway(path: str, fast: bool) -> None:
     options = ("translated=said", 'said={"choices":[', "half=1")

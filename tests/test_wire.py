@@ -22,7 +22,7 @@ from engine_router.server.fast_connection import FastConnection
 from engine_router.server.fast_parser import RequestReader, Verdict, WireRequest
 from engine_router.upstream.socket_stream import ConnectionLost, RawStream
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 MAX_BODY_BYTES = 1000
 LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
 HOST = b"Host: localhost:8080\r\n"
