@@ -14,8 +14,9 @@ import httpx
 import pytest
 import trio
 from attrs import evolve
-from support.scripted import Answer, Call, ScriptedLlamaRouter, ScriptedServer, as_json, living, until
+from support.scripted import Answer, Call, Living, ScriptedLlamaRouter, ScriptedServer, as_json, living, until
 from support.scripted.server import Handler
+from trio.testing import MockClock
 
 from engine_router.config import SleepConfig, SystemdConfig, parse_config
 from engine_router.config.values import Name
@@ -24,6 +25,8 @@ from engine_router.engines.remote.systemd import SystemdEngine, UnitState
 from engine_router.engines.sleep.registry import Dormitory
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.upstream.control_client import control_client
+
+PATIENCE_S = 300
 
 FAKE = """#!{python} -S
 import json, pathlib, sys
@@ -95,6 +98,22 @@ class Manager:
         lines = (self.folder / "calls").read_text().splitlines()
         return [line.rpartition("/")[2] for line in lines]
 
+    async def shown(self) -> None:
+        """Wait until somebody has looked at the unit, and has read what was said."""
+        before = self.looks
+        await until(lambda: self.looks >= before + 2)
+
+    @property
+    def looks(self) -> int:
+        return sum(" show" in call for call in self.calls) if (self.folder / "calls").exists() else 0
+
+
+async def stopped_in_vain(resident: Living, manager: Manager, clock: MockClock) -> None:
+    resident.supervision.stop()
+    await manager.shown()
+    clock.jump(PATIENCE_S)
+    await resident.over.wait()
+
 
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manager:
@@ -106,8 +125,9 @@ def configured(base_url: str, **options: object) -> SystemdConfig:
     lines = {
         "base_url": base_url,
         "unit": "fake.service",
-        "start_timeout_s": 3,
-        "stop_timeout_s": 0.5,
+        # None of these ends within a test, unless its clock jumps.
+        "start_timeout_s": PATIENCE_S,
+        "stop_timeout_s": PATIENCE_S,
         **options,
     }
     text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in lines.items())
@@ -119,7 +139,7 @@ def configured(base_url: str, **options: object) -> SystemdConfig:
 @asynccontextmanager
 async def engine_and_server(**options: object) -> AsyncIterator[tuple[SystemdEngine, ScriptedServer]]:
     server = ScriptedLlamaRouter("m")
-    with trio.fail_after(200):
+    with trio.fail_after(1000):  # more than a clock jumps in any test
         async with server.running(), httpx.AsyncClient(timeout=None, trust_env=False) as client:
             yield SystemdEngine("unit", configured(server.base_url, **options), client), server
 
@@ -253,7 +273,7 @@ async def test_a_unit_that_exits_again_and_again_is_given_up_and_stopped(manager
     async with engine_and_server() as (engine, server), living(engine, "m") as resident:
         server.script.answers["/health"] = as_json({}, 503)
         await until(lambda: manager.state["SubState"] == "auto-restart")
-        await trio.sleep(0.2)
+        await manager.shown()
         manager.set({**RESTARTING, "NRestarts": 1})
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartFailed)
@@ -270,9 +290,12 @@ async def test_a_refused_start_says_why(manager: Manager) -> None:
         assert "sudo" in str(resident.error)
 
 
-async def test_a_start_that_takes_too_long_is_undone(manager: Manager) -> None:
+async def test_a_start_that_takes_too_long_is_undone(manager: Manager, jumping_clock: MockClock) -> None:
     manager.plan(start=STARTING, stop=AT_REST)
-    async with engine_and_server(start_timeout_s=0.2) as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+        await until(lambda: manager.state["ActiveState"] == "activating")
+        await manager.shown()
+        jumping_clock.jump(PATIENCE_S)
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartTimeout)
         assert "activating" in str(resident.error)
@@ -289,12 +312,14 @@ async def test_a_stop_interrupts_a_start(manager: Manager) -> None:
         assert manager.state["ActiveState"] == "inactive"
 
 
-async def test_a_unit_that_does_not_stop_is_an_error_and_can_be_taken_up(manager: Manager) -> None:
+async def test_a_unit_that_does_not_stop_is_an_error_and_can_be_taken_up(
+    manager: Manager, jumping_clock: MockClock
+) -> None:
     manager.plan(start=RUNNING, stop={"ActiveState": "deactivating", "SubState": "stop-sigterm"})
     async with engine_and_server() as (engine, _):
         async with living(engine, "m") as resident:
             await resident.ready.wait()
-            await resident.stop()
+            await stopped_in_vain(resident, manager, jumping_clock)
             assert isinstance(resident.error, EngineStopFailed)
             assert "deactivating" in str(resident.error)
         manager.plan(stop=AT_REST)
@@ -305,18 +330,18 @@ async def test_a_unit_that_does_not_stop_is_an_error_and_can_be_taken_up(manager
 
 async def test_a_refused_stop_is_told_at_once(manager: Manager) -> None:
     manager.plan(start=RUNNING, refuse=["stop"])
-    async with engine_and_server(stop_timeout_s=30) as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
         await resident.ready.wait()
         await resident.stop()
         assert isinstance(resident.error, EngineStopFailed)
         assert "authentication required" in str(resident.error)
 
 
-async def test_a_process_left_behind_is_not_stopped(manager: Manager) -> None:
+async def test_a_process_left_behind_is_not_stopped(manager: Manager, jumping_clock: MockClock) -> None:
     manager.plan(start=RUNNING, stop={**AT_REST, "MainPID": 4711})
     async with engine_and_server() as (engine, _), living(engine, "m") as resident:
         await resident.ready.wait()
-        await resident.stop()
+        await stopped_in_vain(resident, manager, jumping_clock)
         assert isinstance(resident.error, EngineStopFailed)
 
 
@@ -341,6 +366,7 @@ async def test_a_doubted_unit_that_failed_has_ended(manager: Manager) -> None:
 async def test_a_unit_that_systemd_restarts_is_given_a_moment(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("engine_router.engines.remote.systemd.REVIVE_S", 300)
     async with engine_and_server() as (engine, _), living(engine, "m") as resident:
         await resident.ready.wait()
         manager.set({**RESTARTING, "NRestarts": 1})
@@ -393,13 +419,15 @@ async def test_a_running_unit_is_adopted_and_a_resting_one_is_not(manager: Manag
         assert not any(" start " in call for call in manager.calls)
 
 
-async def test_an_error_while_asking_is_never_taken_for_at_rest(manager: Manager) -> None:
+async def test_an_error_while_asking_is_never_taken_for_at_rest(
+    manager: Manager, jumping_clock: MockClock
+) -> None:
     async with engine_and_server() as (engine, _), living(engine, "m") as resident:
         await resident.ready.wait()
         manager.plan(refuse=["show"], stop=AT_REST)
         with pytest.raises(EngineUnreachable, match="authentication"):
             await engine.find()
-        await resident.stop()
+        await stopped_in_vain(resident, manager, jumping_clock)
         assert isinstance(resident.error, EngineStopFailed)
 
 
@@ -409,7 +437,7 @@ BUS = "Failed to connect to bus: No such file or directory"
 async def test_a_start_that_nobody_hears_is_told_at_once_and_holds_nothing(manager: Manager) -> None:
     manager.plan(refuse=["start", "stop", "show"], words=BUS)
     async with (
-        engine_and_server(stop_timeout_s=600, scope="user") as (engine, _),
+        engine_and_server(scope="user") as (engine, _),
         living(engine, "m") as resident,
     ):
         await resident.over.wait()
@@ -429,7 +457,7 @@ async def test_a_unit_that_cannot_be_started_but_is_there_holds_its_memory(manag
 
 
 async def test_a_stop_that_nobody_hears_fails_at_once(manager: Manager) -> None:
-    async with engine_and_server(stop_timeout_s=600) as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
         await resident.ready.wait()
         manager.plan(refuse=["stop", "show"], words=BUS)
         await resident.stop()
