@@ -22,17 +22,17 @@ from engine_router.engines.build import build_engine
 from engine_router.engines.headers import HeadersInForce
 from engine_router.engines.masked import MaskedEngine
 from engine_router.engines.process.process_tree import Guardian
-from engine_router.engines.sleep.registry import Dormitory
+from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub
 from engine_router.guards.masking import HiddenValues
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
-from engine_router.models.registry import Discovery
+from engine_router.models.registry import ModelRegistry
 from engine_router.reload import Reloader, Source
 from engine_router.residency.ledger import Phase
 from engine_router.residency.measurements import default_state_file, read_state
 from engine_router.residency.page_cache import Prefetch
-from engine_router.residency.settings import make_layout, make_rules, pools_of
+from engine_router.residency.settings import make_rules, make_settings, pools_of
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
 from engine_router.upstream.client import Upstream
@@ -74,18 +74,18 @@ async def open_router(
             control_client() as client,
             trio.open_nursery() as nursery,
         ):
-            dormitory = Dormitory()
-            await nursery.start(dormitory.run)
-            forge = _Forge(client, nursery, dormitory)
+            sleep_registry = SleepRegistry()
+            await nursery.start(sleep_registry.run)
+            forge = _EngineFactory(client, nursery, sleep_registry)
             router = await _compose(config, forge)
-            router.sleeping = lambda: dormitory.residents
+            router.sleeping = lambda: sleep_registry.residents
             await _start(router, forge, source)
             try:
                 try:
                     yield router
                 except (Exception, BaseExceptionGroup, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
                     failure = error  # raised below: the nursery would put it into a group
-                await _let_go(router, dormitory)
+                await _let_go(router, sleep_registry)
             finally:
                 router.upstream.close()
             nursery.cancel_scope.cancel()
@@ -95,7 +95,7 @@ async def open_router(
             raise failure
 
 
-async def _start(router: Router, forge: _Forge, source: Source | None) -> None:
+async def _start(router: Router, forge: _EngineFactory, source: Source | None) -> None:
     """Start the tasks of a router."""
     nursery = forge.nursery
     if source is not None:
@@ -106,12 +106,12 @@ async def _start(router: Router, forge: _Forge, source: Source | None) -> None:
     await nursery.start(router.jobs.run)
     nursery.start_soon(router.lister.run)
     nursery.start_soon(
-        router.catalogue.keep_fresh, forge.client, lambda: _serving(router.supervisor), router.events()
+        router.known_models.keep_fresh, forge.client, lambda: _serving(router.supervisor), router.events()
     )
     nursery.start_soon(router.keep_saving)
 
 
-async def _let_go(router: Router, dormitory: Dormitory) -> None:
+async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
     """Let running requests end, stop what was started or loaded, and remember what was learned.
 
     Where this is cancelled, nothing is saved.
@@ -119,7 +119,7 @@ async def _let_go(router: Router, dormitory: Dormitory) -> None:
     failure: Exception | None = None
     try:
         await router.close()
-        await dormitory.close()
+        await sleep_registry.close()
     except Exception as error:  # noqa: BLE001 - a defect on the way must not cost what was learned
         failure = error
     await router.save()
@@ -128,12 +128,12 @@ async def _let_go(router: Router, dormitory: Dormitory) -> None:
 
 
 @define(eq=False)
-class _Forge:
+class _EngineFactory:
     """Makes engines, with what they share. The guardian is started with the first one that needs it."""
 
     client: httpx.AsyncClient
     nursery: trio.Nursery
-    _dormitory: Dormitory
+    _dormitory: SleepRegistry
     _guardian: Guardian | None = None
     _headers: dict[str, HeadersInForce] = field(factory=dict)
     _hidden: HiddenValues = field(factory=HiddenValues)
@@ -163,15 +163,15 @@ class _Forge:
         await self._dormitory.clear([r for r in self._dormitory.residents if r.engine in engines])
 
 
-async def _compose(config: Config, forge: _Forge) -> Router:
+async def _compose(config: Config, forge: _EngineFactory) -> Router:
     state_file = default_state_file() if config.state_file is None else Path(config.state_file)
     state = await trio.to_thread.run_sync(read_state, state_file)
     hub = EventHub()
     engines = {name: await forge.make(name, config) for name in config.engines}
-    discovery = Discovery(config, engines)
+    registry = ModelRegistry(config, engines)
     for name, models in state.models.items():
         if name in config.engines and config.engines[name].discover:
-            discovery.set_listed(name, models)
+            registry.set_listed(name, models)
     upstream = Upstream()
     supervisor = Supervisor(
         engines=engines,
@@ -182,7 +182,7 @@ async def _compose(config: Config, forge: _Forge) -> Router:
         health_interval_s=config.scheduling.health_interval_s,
         hub=hub,
         state=state,
-        layout=attrs.evolve(await make_layout(config, engines, discovery), files=Prefetch(config)),
+        layout=attrs.evolve(await make_settings(config, engines, registry), files=Prefetch(config)),
     )
     supervisor.on_stop(upstream.forget)
     metrics = _metrics(supervisor)
@@ -191,7 +191,7 @@ async def _compose(config: Config, forge: _Forge) -> Router:
         config,
         hub,
         engines,
-        discovery,
+        registry,
         supervisor,
         upstream,
         state,
@@ -200,7 +200,7 @@ async def _compose(config: Config, forge: _Forge) -> Router:
         time.time(),
         _make_app,
     )
-    hub.listen(router.abilities.observe)
+    hub.listen(router.endpoint_support.observe)
     return router
 
 

@@ -37,7 +37,7 @@ class Holder(Protocol):
 
 
 @frozen
-class Directly:
+class DirectHolder:
     """A lease that nothing stands in front of."""
 
     lease: Lease
@@ -59,7 +59,7 @@ class Request:
     holder: Holder
 
 
-class Underway:
+class InFlight:
     """All requests that hold a lease or wait for one."""
 
     def __init__(self) -> None:

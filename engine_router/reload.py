@@ -14,7 +14,7 @@ from engine_router.config.diff import Changes, compare
 from engine_router.engines.base import Engine
 from engine_router.errors import ConfigError
 from engine_router.residency.page_cache import Prefetch
-from engine_router.residency.settings import make_layout, make_rules
+from engine_router.residency.settings import make_rules, make_settings
 from engine_router.router import Router
 
 # Seconds between two looks at the file, where it is watched.
@@ -69,11 +69,11 @@ class Reloader:
             engines = dict(router.engines)
             for name in (*changes.added, *changes.restarted):
                 engines[name] = await self.make(name, new)
-            discovery = router.discovery.changed(new, engines)
-            layout = await make_layout(new, engines, discovery)
+            registry = router.registry.changed(new, engines)
+            layout = await make_settings(new, engines, registry)
             # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
             self._refuse_while_it_goes(router, new)
-            discovery.keep_listed(router.discovery)  # engines may have listed something meanwhile
+            registry.keep_listed(router.registry)  # engines may have listed something meanwhile
             router.supervisor.reconfigure(
                 engines={name: engines[name] for name in new.engines},
                 pool_of={name: engine.pool for name, engine in new.engines.items()},
@@ -83,7 +83,7 @@ class Reloader:
                 health_interval_s=new.scheduling.health_interval_s,
             )
             self.renew(new)
-            router.take_over(new, {name: engines[name] for name in new.engines}, discovery)
+            router.take_over(new, {name: engines[name] for name in new.engines}, registry)
             others = (*changes.removed, *changes.restarted)
             for resident in router.supervisor.residents():
                 if resident.engine in others:

@@ -16,14 +16,14 @@ from engine_router.config.diff import Changes
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
-from engine_router.in_flight import Directly, HeldBodies, Request, Underway, new_id
+from engine_router.in_flight import DirectHolder, HeldBodies, InFlight, Request, new_id
 from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
-from engine_router.models.endpoints import Abilities
-from engine_router.models.facts import Catalogue
+from engine_router.models.endpoints import EndpointSupport
+from engine_router.models.facts import KnownModels
 from engine_router.models.lister import ModelLister
-from engine_router.models.registry import Discovery, Target
-from engine_router.residency.measurements import State, save_state
+from engine_router.models.registry import ModelRegistry, Target
+from engine_router.residency.measurements import Measurements, save_state
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Upstream
 
@@ -55,21 +55,21 @@ class Router:
     config: Config
     hub: EventHub
     engines: Mapping[str, Engine]
-    discovery: Discovery
+    registry: ModelRegistry
     supervisor: Supervisor
     upstream: Upstream
-    state: State
+    state: Measurements
     metrics: Metrics
     state_file: Path | None
     started_at: float
     _make_app: Callable[[Router], QuartTrio]
-    catalogue: Catalogue = field(
-        init=False, default=Factory(lambda self: Catalogue(self.config, self.discovery), takes_self=True)
+    known_models: KnownModels = field(
+        init=False, default=Factory(lambda self: KnownModels(self.config, self.registry), takes_self=True)
     )
-    abilities: Abilities = field(
-        init=False, default=Factory(lambda self: Abilities(self.config, self.upstream), takes_self=True)
+    endpoint_support: EndpointSupport = field(
+        init=False, default=Factory(lambda self: EndpointSupport(self.config, self.upstream), takes_self=True)
     )
-    underway: Underway = field(init=False, factory=Underway)
+    in_flight: InFlight = field(init=False, factory=InFlight)
     held_bodies: HeldBodies = field(
         init=False,
         default=Factory(
@@ -108,7 +108,7 @@ class Router:
         """
         target = await self.resolve(model)
         lease = self.supervisor.request(target.resident)
-        leave = self.underway.enter(Request(new_id(), "lease", target.model, Directly(lease)))
+        leave = self.in_flight.enter(Request(new_id(), "lease", target.model, DirectHolder(lease)))
         try:
             with trio.CancelScope() as scope:
                 endpoint = await lease.granted()
@@ -127,12 +127,12 @@ class Router:
             UnknownModel: nobody serves it; close matches are named.
         """
         try:
-            return self.discovery.resolve(model)
+            return self.registry.resolve(model)
         except UnknownModel as error:
             unknown = error
         if await self.lister.ask_if_due():
             try:
-                return self.discovery.resolve(model)
+                return self.registry.resolve(model)
             except UnknownModel as error:
                 unknown = error
         raise UnknownModel(unknown.model, unknown.suggestions, [*self._silent()])
@@ -179,12 +179,12 @@ class Router:
         """Say how the configuration is read again."""
         self._reloader = reloader
 
-    def take_over(self, config: Config, engines: Mapping[str, Engine], discovery: Discovery) -> None:
+    def take_over(self, config: Config, engines: Mapping[str, Engine], registry: ModelRegistry) -> None:
         """Go by another configuration from now on. Called by who has told the supervisor."""
         self.config, self.engines = config, engines
-        self.discovery.take_over(discovery)
-        self.catalogue.reconfigure(config)
-        self.abilities.reconfigure(config)
+        self.registry.take_over(registry)
+        self.known_models.reconfigure(config)
+        self.endpoint_support.reconfigure(config)
 
     async def close(self) -> None:
         """Refuse new requests, let running ones end for `shutdown_timeout_s`, stop what the router started."""
@@ -196,7 +196,7 @@ class Router:
     def _learn(self, name: str, engine: Engine, models: Sequence[str]) -> None:
         """Take in what an engine lists, unless it was exchanged or taken out meanwhile."""
         if self.engines.get(name) is engine:
-            self.discovery.set_listed(name, models)
+            self.registry.set_listed(name, models)
             self.state.set_models(name, models)
 
     async def keep_saving(self) -> None:

@@ -18,7 +18,7 @@ from support.served import RawClient, served
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.errors import ConfigError, Unauthorized
-from engine_router.proxy.access import Gate
+from engine_router.proxy.access import AccessCheck
 from engine_router.proxy.routes import tidied
 from engine_router.server import accept as wire_server
 from engine_router.web import readers
@@ -308,7 +308,7 @@ async def test_a_page_under_a_false_name_is_not_trusted_for_its_network(fast: bo
 )
 def test_who_is_in_a_network(network: str, peer: str, is_in: bool) -> None:
     text = f'[server]\napi_keys = ["k"]\ntrusted_networks = ["{network}"]\n[engines.o]\ntype = "ollama"'
-    gate = Gate(parse_config(text).server)
+    gate = AccessCheck(parse_config(text).server)
     with contextlib.nullcontext() if is_in else pytest.raises(Unauthorized):
         gate.check_key("/status", [], peer)
     with pytest.raises(Unauthorized):

@@ -101,7 +101,7 @@ async def test_a_path_that_the_engine_serves_is_not_translated(is_fast: bool) ->
         assert [line for line in client.log if MESSAGES in line] == [f"request POST {MESSAGES}"] * 2
         await client.post(MESSAGES, TALK)
         assert len([line for line in client.log if MESSAGES in line]) == 3
-        assert client.router.abilities.shown("e") == {MESSAGES: True, RESPONSES: True}
+        assert client.router.endpoint_support.shown("e") == {MESSAGES: True, RESPONSES: True}
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["configured", "asked"])

@@ -96,7 +96,7 @@ def test_settings_keep_their_meaning() -> None:
 
 
 def test_what_is_unknown_is_passed_over() -> None:
-    news = {
+    next_events = {
         "betas": ["x-2030-01-01"],
         "container": {"id": "c"},
         "context_management": {"edits": []},
@@ -113,7 +113,7 @@ def test_what_is_unknown_is_passed_over() -> None:
         "system": None,
         "output_config": {"format": None, "effort": "fervent"},
     }
-    assert sent(**news) == sent()
+    assert sent(**next_events) == sent()
 
 
 def test_system_as_text_or_blocks() -> None:

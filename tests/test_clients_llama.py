@@ -93,7 +93,7 @@ def test_it_is_known_what_the_engine_serves(running: Running, at: At, is_native:
     # The engine counts the words of its model's template too; the router's estimate knows none of it.
     assert counted.input_tokens == (22 if is_native else 5)
     expected = OWN if is_native else dict.fromkeys(OWN, False)
-    assert running.router.abilities.shown("llama") == expected
+    assert running.router.endpoint_support.shown("llama") == expected
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt-4o"])

@@ -21,8 +21,8 @@ from engine_router.events import RouterNotice
 from engine_router.guards.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
 from engine_router.in_flight import Request
 from engine_router.jobs import REMEMBERED_S, Jobs
-from engine_router.proxy.exchange import Passage
-from engine_router.proxy.plan import Course, Outgoing
+from engine_router.proxy.exchange import ProxyExchange
+from engine_router.proxy.plan import ForwardPlan, Outgoing
 from engine_router.upstream.client import Exchange, Upstream, UpstreamRequest
 from engine_router.web.stream import frame
 
@@ -88,9 +88,9 @@ async def waiting(router: Router, model: str, priority: str = "normal") -> Async
     """Ask a model for something while it has to wait."""
     body = json.dumps({"model": model, "do": "echo"}).encode()
     headers = {"content-length": str(len(body)), "x-request-priority": priority}
-    count = len(router.underway)
+    count = len(router.in_flight)
     async with conversation(router.app, "POST", CHAT, headers=headers, body=[body]) as talk:
-        while len(router.underway) == count or any(
+        while len(router.in_flight) == count or any(
             len(pool.ledger._prechecks) for pool in router.supervisor.pools.values()
         ):
             await trio.sleep(0.001)
@@ -98,7 +98,7 @@ async def waiting(router: Router, model: str, priority: str = "normal") -> Async
 
 
 def assert_nothing_left(router: Router) -> None:
-    assert len(router.underway) == 0
+    assert len(router.in_flight) == 0
     for pool in router.supervisor.pools.values():
         assert pool.leases == {}
         assert list(pool.ledger.waiting()) == []
@@ -252,7 +252,7 @@ async def test_a_load_that_is_waited_for_ends_with_its_client() -> None:
         body = b'{"model": "a", "wait": true}'
         headers = {"content-length": str(len(body))}
         async with conversation(router.app, "POST", "/admin/load", headers=headers, body=[body]):
-            while not len(router.underway):
+            while not len(router.in_flight):
                 await trio.sleep(0.001)
         assert_nothing_left(router)
         while router.supervisor.pools["default"].ledger.residences:
@@ -330,7 +330,7 @@ async def test_a_cancelled_request_gives_back_at_once_what_it_holds() -> None:
     async with routing(process("a")) as router, streaming(router, "a", do="flood") as talk:
         talk.stall()
         ((request,),) = [entry["requests"] for entry in (await get(router, "/admin/residents"))["residents"]]
-        router.underway.cancel(request["id"])
+        router.in_flight.cancel(request["id"])
         assert router.supervisor.pools["default"].leases == {}
         (residence,) = router.supervisor.pools["default"].ledger.residences
         assert residence.is_idle
@@ -376,11 +376,13 @@ async def test_a_request_that_was_cancelled_does_not_queue_up_again() -> None:
 
         class Unreachable(Upstream):
             async def send(self, request: UpstreamRequest) -> Exchange:
-                router.underway.cancel("r")
+                router.in_flight.cancel("r")
                 raise EngineUnreachable("a", "cannot be reached")
 
-        passage = Passage(router.supervisor, Unreachable(), target.resident, Course(outgoing=outgoing))
-        leave = router.underway.enter(Request("r", "/", "a", passage))
+        passage = ProxyExchange(
+            router.supervisor, Unreachable(), target.resident, ForwardPlan(outgoing=outgoing)
+        )
+        leave = router.in_flight.enter(Request("r", "/", "a", passage))
         passage.enter()
         with pytest.raises(RequestCancelled):
             await passage.head()

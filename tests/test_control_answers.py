@@ -185,9 +185,9 @@ async def test_an_engine_that_lists_200000_models(caplog: pytest.LogCaptureFixtu
         told = [record.message for record in caplog.records if "lists 200000 models" in record.message]
         assert len(told) == 1
         assert "first 2000" in told[0]
-        assert len(router.discovery.targets()) == LISTED_MODELS + 1
-        assert router.discovery.resolve("model-1999").upstream == "model-1999"
-        assert router.discovery.resolve("mine").upstream == "model-199999"
+        assert len(router.registry.targets()) == LISTED_MODELS + 1
+        assert router.registry.resolve("model-1999").upstream == "model-1999"
+        assert router.registry.resolve("mine").upstream == "model-199999"
         for path, key in (("/v1/models", "data"), ("/api/tags", "models"), ("/status", "models")):
             talk = await ask(router.app, "GET", path)
             assert len(talk.json()[key]) == LISTED_MODELS + 1
@@ -203,7 +203,7 @@ async def test_an_engine_that_lists_200000_models(caplog: pytest.LogCaptureFixtu
 async def test_names_that_nobody_can_ask_for_are_not_listed() -> None:
     scripted = ScriptedServer("a", "x" * MODEL_NAME_CHARS, "y" * (MODEL_NAME_CHARS + 1))
     async with scripted.running(), routing(engine(scripted.base_url)) as router:
-        assert {target.model for target in router.discovery.targets()} == {
+        assert {target.model for target in router.registry.targets()} == {
             "mine",
             "a",
             "x" * MODEL_NAME_CHARS,
@@ -215,7 +215,7 @@ async def test_a_list_that_is_too_large_leaves_what_was_known() -> None:
     async with scripted.running(), routing(engine(scripted.base_url)) as router:
         scripted.script.answers["/v1/models"] = Answer(pieces=endless([]))
         await router.discover()
-        assert router.discovery.resolve("a").model == "a"
+        assert router.registry.resolve("a").model == "a"
 
 
 async def test_what_a_daemon_shows_of_its_models_is_kept_up_to_a_bound() -> None:
@@ -223,8 +223,8 @@ async def test_what_a_daemon_shows_of_its_models_is_kept_up_to_a_bound() -> None
     scripted.script.answers["/api/show"] = as_json({"license": "x" * (SHOWN_BYTES // 5)})
     async with scripted.running(), routing(engine(scripted.base_url, "ollama")) as router:
         async with control_client() as client:
-            await router.catalogue.refresh(client, {})
-        shown = [router.catalogue.of(target).shown for target in router.discovery.targets()]
+            await router.known_models.refresh(client, {})
+        shown = [router.known_models.of(target).shown for target in router.registry.targets()]
         assert sum(map(bool, shown)) == 4
 
 

@@ -64,7 +64,7 @@ async def test_an_engine_is_started_from_the_reserve() -> None:
                 process, family = await start_family(SLEEPER, env={}, cwd=None, watcher=guardian)
             await family.kill()
             await process.wait()
-            family.bury()
+            family.mark_dead()
             nursery.cancel_scope.cancel()
     assert process.stdout is not None
     await process.stdout.aclose()

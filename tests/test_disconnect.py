@@ -30,9 +30,9 @@ from engine_router.engines.first_of import first_of
 from engine_router.events import EventHub
 from engine_router.memory import Reading
 from engine_router.metrics import Metrics
-from engine_router.models.registry import Discovery
+from engine_router.models.registry import ModelRegistry
 from engine_router.residency.ledger import Rules
-from engine_router.residency.measurements import State
+from engine_router.residency.measurements import Measurements
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import ResponseHead, UpstreamRequest
 from engine_router.web import create_app
@@ -486,7 +486,7 @@ async def simulated(keepalive_s: float = 4.0) -> AsyncIterator[World]:
     memory = SimulatedMemory()
     engines = {name: SimulatedEngine(name, memory) for name in "abc"}
     engines["a"].run_already()
-    hub, state, upstream = EventHub(), State(), FakeUpstream()
+    hub, state, upstream = EventHub(), Measurements(), FakeUpstream()
     supervisor = Supervisor(
         engines=engines,
         gauges={"default": memory},
@@ -498,12 +498,12 @@ async def simulated(keepalive_s: float = 4.0) -> AsyncIterator[World]:
     )
     metrics = Metrics(in_flight=dict, waiting=dict, resident=dict)
     hub.listen(metrics.observe)
-    discovery = Discovery(config, engines)
+    registry = ModelRegistry(config, engines)
     with trio.fail_after(100_000):
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
             router = Router(
-                config, hub, engines, discovery, supervisor, upstream, state, metrics, None, 0.0, create_app
+                config, hub, engines, registry, supervisor, upstream, state, metrics, None, 0.0, create_app
             )
             yield World(router, engines, upstream, memory, nursery)
             nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ from support.simulated import SimulatedEngine, SimulatedMemory
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.errors import UnknownModel
-from engine_router.models.registry import Discovery, Target
+from engine_router.models.registry import ModelRegistry, Target
 
 ENGINES = """
 [engines.vllm]
@@ -48,14 +48,14 @@ default = "qwen3-30b"
 """
 
 
-def discovery(text: str = ENGINES, **listed: list[str]) -> Discovery:
+def registry(text: str = ENGINES, **listed: list[str]) -> ModelRegistry:
     config = parse_config(text)
     memory = SimulatedMemory()
     engines: Mapping[str, Any] = {
         name: SimulatedEngine(name, memory, by_model=name in ("ollama", "template"))
         for name in config.engines
     }
-    found = Discovery(config, engines)
+    found = ModelRegistry(config, engines)
     for engine, models in listed.items():
         found.set_listed(engine, models)
     return found
@@ -84,7 +84,7 @@ def where(target: Target) -> tuple[str, str, str]:
     ],
 )
 def test_what_is_configured_is_found_by_every_name(name: str, expected: tuple[str, str, str]) -> None:
-    target = discovery().resolve(name)
+    target = registry().resolve(name)
     assert where(target) == expected
     assert not target.discovered
 
@@ -95,28 +95,28 @@ def test_what_is_configured_is_found_by_every_name(name: str, expected: tuple[st
 )
 def test_no_other_name_is_served_by_a_substitute(name: str) -> None:
     with pytest.raises(UnknownModel) as caught:
-        discovery().resolve(name)
+        registry().resolve(name)
     assert caught.value.model == name
     assert f"model '{name}' not found" in str(caught.value)
 
 
 def test_close_matches_are_named() -> None:
     with pytest.raises(UnknownModel, match="qwen3-30b") as caught:
-        discovery().resolve("qwen3-30")
+        registry().resolve("qwen3-30")
     assert caught.value.suggestions[0] == "qwen3-30b"
     with pytest.raises(UnknownModel) as caught:
-        discovery().resolve("gpt-4")
+        registry().resolve("gpt-4")
     assert "gpt-4o" in caught.value.suggestions
     with pytest.raises(UnknownModel) as caught:
-        discovery(vllm=["mistral-small"]).resolve("mistral-smal")
+        registry(vllm=["mistral-small"]).resolve("mistral-smal")
     assert caught.value.suggestions == ("mistral-small",)
     with pytest.raises(UnknownModel) as caught:
-        discovery().resolve("zzzzzz")
+        registry().resolve("zzzzzz")
     assert caught.value.suggestions == ()
 
 
 def test_what_engines_list_is_found_too() -> None:
-    found = discovery(ollama=["phi4:latest", "phi4:14b"], vllm=["lora-1"])
+    found = registry(ollama=["phi4:latest", "phi4:14b"], vllm=["lora-1"])
     assert where(found.resolve("phi4")) == ("phi4:latest", "ollama/phi4:latest", "phi4:latest")
     assert where(found.resolve("phi4:14b")) == ("phi4:14b", "ollama/phi4:14b", "phi4:14b")
     assert where(found.resolve("lora-1:latest")) == ("lora-1", "vllm", "lora-1")
@@ -129,7 +129,7 @@ def test_what_engines_list_is_found_too() -> None:
 
 
 def test_the_configuration_wins_over_what_an_engine_says() -> None:
-    found = discovery(ollama=["qwen3-30b", "coder", "gpt-4o", "default", "plain:latest"])
+    found = registry(ollama=["qwen3-30b", "coder", "gpt-4o", "default", "plain:latest"])
     assert found.resolve("qwen3-30b").engine == "vllm"
     assert found.resolve("coder").engine == "template"
     assert found.resolve("gpt-4o").model == "coder"
@@ -139,13 +139,13 @@ def test_the_configuration_wins_over_what_an_engine_says() -> None:
 
 
 def test_the_first_engine_wins_over_the_second() -> None:
-    found = discovery(ollama=["both"], vllm=["both"])
+    found = registry(ollama=["both"], vllm=["both"])
     assert found.resolve("both").engine == "vllm"
     assert [target.engine for target in found.targets() if target.model == "both"] == ["vllm"]
 
 
 def test_every_model_is_listed_once_and_the_configured_ones_first() -> None:
-    found = discovery(
+    found = registry(
         vllm=["qwen3-30b", "lora"], ollama=["llama3:latest", "gemma3:latest", "phi4:latest", "lora"]
     )
     targets = found.targets()
@@ -171,14 +171,14 @@ def test_every_model_is_listed_once_and_the_configured_ones_first() -> None:
 
 
 def test_every_listed_name_resolves_to_its_model() -> None:
-    found = discovery(vllm=["lora"], ollama=["phi4:latest", "coder", "gemma3:latest"])
+    found = registry(vllm=["lora"], ollama=["phi4:latest", "coder", "gemma3:latest"])
     for target in found.targets():
         for name in (target.model, *target.aliases):
             assert found.resolve(name) == target
 
 
 def test_a_template_has_a_resident_for_each_model() -> None:
-    found = discovery()
+    found = registry()
     assert found.resolve("coder").resident == ResidentId("template", "org/coder.gguf")
     assert found.resolve("own").resident == ResidentId("template", "own")
     assert found.resolve("plain").resident == found.resolve("tagged:7b").resident == ResidentId("vllm")
@@ -186,7 +186,7 @@ def test_a_template_has_a_resident_for_each_model() -> None:
 
 @given(st.text(), st.lists(st.text(min_size=1), max_size=4))
 def test_any_name_is_found_or_unknown(name: str, listed: list[str]) -> None:
-    found = discovery(ollama=listed)
+    found = registry(ollama=listed)
     try:
         target = found.resolve(name)
     except UnknownModel:
@@ -232,7 +232,7 @@ upstream = "3"
 """
 
 
-def ids(found: Discovery) -> list[str]:
+def ids(found: ModelRegistry) -> list[str]:
     return [target.model for target in found.targets()]
 
 
@@ -241,7 +241,7 @@ CONFIGURED = ["one", "k", "o", "two", "two-hot", "three"]
 
 @pytest.mark.parametrize("listed", ["/w/one.gguf", "one.gguf", "gpt-x", "/elsewhere/one"])
 def test_the_one_id_that_an_engine_of_one_model_lists_is_that_model(listed: str) -> None:
-    found = discovery(OWN_NAMES, llama=[listed])
+    found = registry(OWN_NAMES, llama=[listed])
     assert ids(found) == CONFIGURED
     assert where(found.resolve("one")) == ("one", "llama", listed)
     assert where(found.resolve(listed)) == ("one", "llama", listed)
@@ -251,14 +251,14 @@ def test_the_one_id_that_an_engine_of_one_model_lists_is_that_model(listed: str)
 
 
 def test_an_engine_that_lists_more_lists_other_models() -> None:
-    found = discovery(OWN_NAMES, llama=["/w/one.gguf", "lora"])
+    found = registry(OWN_NAMES, llama=["/w/one.gguf", "lora"])
     assert ids(found) == [*CONFIGURED, "lora"]
     assert where(found.resolve("one")) == ("one", "llama", "/w/one.gguf")
     assert where(found.resolve("lora")) == ("lora", "llama", "lora")
 
 
 def test_paths_of_a_template_are_its_models() -> None:
-    found = discovery(OWN_NAMES, template=["/w/two", "/w/three", "/w/four"])
+    found = registry(OWN_NAMES, template=["/w/two", "/w/three", "/w/four"])
     assert ids(found) == [*CONFIGURED, "/w/four"]
     assert where(found.resolve("two")) == ("two", "template/two", "/w/two")
     assert where(found.resolve("two-hot")) == ("two-hot", "template/two-hot", "/w/two")
@@ -267,16 +267,16 @@ def test_paths_of_a_template_are_its_models() -> None:
 
 
 def test_a_unit_of_one_model_may_call_it_what_it_likes() -> None:
-    found = discovery(OWN_NAMES, kobold=["koboldcpp/x"])
+    found = registry(OWN_NAMES, kobold=["koboldcpp/x"])
     assert ids(found) == CONFIGURED
     assert where(found.resolve("k")) == ("k", "kobold", "koboldcpp/x")
 
 
 def test_what_an_ollama_daemon_lists_beside_is_another_model() -> None:
-    assert ids(discovery(OWN_NAMES, ollama=["p:latest"])) == [*CONFIGURED, "p:latest"]
+    assert ids(registry(OWN_NAMES, ollama=["p:latest"])) == [*CONFIGURED, "p:latest"]
 
 
 def test_an_own_name_outlives_a_reload() -> None:
     config = parse_config(OWN_NAMES)
-    before = discovery(OWN_NAMES, llama=["gpt-x"])
+    before = registry(OWN_NAMES, llama=["gpt-x"])
     assert where(before.changed(config, before._engines).resolve("one")) == ("one", "llama", "gpt-x")

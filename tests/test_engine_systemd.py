@@ -22,7 +22,7 @@ from engine_router.config import SleepConfig, SystemdConfig, parse_config
 from engine_router.config.values import Name
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.engines.remote.systemd import SystemdEngine, UnitState
-from engine_router.engines.sleep.registry import Dormitory
+from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.upstream.control_client import control_client
 
@@ -169,10 +169,10 @@ async def test_a_unit_sleeps_is_woken_and_is_stopped_with_the_router(manager: Ma
     server = ScriptedSleeper()
     with trio.fail_after(200):
         async with server.running(), control_client() as client, trio.open_nursery() as nursery:
-            dormitory = Dormitory()
-            await nursery.start(dormitory.run)
+            sleep_registry = SleepRegistry()
+            await nursery.start(sleep_registry.run)
             config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm"))
-            engine = SystemdEngine("unit", config, client, dormitory=dormitory)
+            engine = SystemdEngine("unit", config, client, sleep_registry=sleep_registry)
             for woken in (False, True):
                 async with living(engine, "m") as resident:
                     await resident.ready.wait()
@@ -185,7 +185,7 @@ async def test_a_unit_sleeps_is_woken_and_is_stopped_with_the_router(manager: Ma
                 assert server.asleep
                 assert await engine.find() == []
                 assert manager.state["ActiveState"] == "active"
-            await dormitory.close()
+            await sleep_registry.close()
             assert manager.state["ActiveState"] == "inactive"
             nursery.cancel_scope.cancel()
 
@@ -196,10 +196,10 @@ async def test_a_unit_that_was_found_asleep_is_woken(manager: Manager) -> None:
     manager.set(RUNNING)
     with trio.fail_after(200):
         async with server.running(), control_client() as client, trio.open_nursery() as nursery:
-            dormitory = Dormitory()
-            await nursery.start(dormitory.run)
+            sleep_registry = SleepRegistry()
+            await nursery.start(sleep_registry.run)
             config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm"))
-            engine = SystemdEngine("unit", config, client, dormitory=dormitory)
+            engine = SystemdEngine("unit", config, client, sleep_registry=sleep_registry)
             assert await engine.find() == []
             async with living(engine, "m") as resident:
                 await resident.ready.wait()

@@ -19,7 +19,7 @@ CHAT = "/v1/chat/completions"
 
 
 def traits(router: Router, model: str) -> Traits:
-    return router.catalogue.traits_of(router.discovery.resolve(model))
+    return router.known_models.traits_of(router.registry.resolve(model))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI
 from engine_router.dialects.engine_words import broken, refused
-from engine_router.dialects.keep_alive import patience_for
+from engine_router.dialects.keep_alive import keep_alive_for
 from engine_router.errors import ContextTooLong, EngineBroke, EngineRefused, RouterError
 
 # The words of each engine; then tokens of the request, those of its answer, and the context.
@@ -119,7 +119,7 @@ def test_so_it_is_inside_a_stream(words: str, tokens: tuple[int | None, int, int
 
 
 def failed_response(error: RouterError) -> dict[str, dict[str, str]]:
-    frames = patience_for("/v1/responses", "m").failure(error).split(b"\n\n")
+    frames = keep_alive_for("/v1/responses", "m").failure(error).split(b"\n\n")
     events = [json.loads(frame.split(b"data: ")[1]) for frame in frames if frame]
     (failed,) = [event["response"] for event in events if event["type"] == "response.failed"]
     response: dict[str, dict[str, str]] = failed

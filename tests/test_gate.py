@@ -20,7 +20,7 @@ from engine_router.cli.warnings import warnings
 from engine_router.config import ServerConfig, parse_config
 from engine_router.errors import ConfigError, Forbidden
 from engine_router.proxy import access as gate
-from engine_router.proxy.access import Gate
+from engine_router.proxy.access import AccessCheck
 
 CHAT, MESSAGES, OLLAMA_CHAT = "/v1/chat/completions", "/v1/messages", "/api/chat"
 DIALECTS = [CHAT, MESSAGES, OLLAMA_CHAT]
@@ -45,7 +45,7 @@ def refused(check: Callable[[], object]) -> str | None:
 def answers_to(host: bytes | None, text: str = "") -> bool:
     """Tell whether a router configured so lets a request with this Host header in."""
     headers = [(b"Accept", b"*/*"), *([(b"Host", host)] if host is not None else [])]
-    refusal = refused(lambda: Gate(server_of(text)).check_host(headers))
+    refusal = refused(lambda: AccessCheck(server_of(text)).check_host(headers))
     assert refusal is None or "server.allowed_hosts" in refusal
     return refusal is None
 
@@ -185,7 +185,7 @@ def test_the_machines_own_name_and_the_one_that_is_listened_on_are_its_own(
 
 
 def test_the_message_names_the_name_and_no_more_than_a_little_of_it() -> None:
-    rules = Gate(server_of())
+    rules = AccessCheck(server_of())
     with pytest.raises(Forbidden, match=r"the name llm\.example\.com:8077;") as caught:
         rules.check_host([(b"host", b"llm.example.com:8077")])
     assert caught.value.retryable is False
@@ -197,11 +197,11 @@ def test_the_message_names_the_name_and_no_more_than_a_little_of_it() -> None:
 # Pages.
 
 
-def pages_in(*origins: str) -> Gate:
-    return Gate(server_of(f"cors_origins = {json.dumps(origins)}"))
+def pages_in(*origins: str) -> AccessCheck:
+    return AccessCheck(server_of(f"cors_origins = {json.dumps(origins)}"))
 
 
-def is_answered(rules: Gate, origin: str) -> bool:
+def is_answered(rules: AccessCheck, origin: str) -> bool:
     """Tell whether a page may send what it likes; then it may also ask before, and read the answer."""
     headers = [(b"Host", b"localhost:8077"), (b"Origin", origin.encode("latin-1"))]
     asking = [*headers, (b"Access-Control-Request-Method", b"POST")]
@@ -266,14 +266,14 @@ def test_pages_that_are_allowed(allowed: str, origin: str, passes: bool) -> None
 
 @pytest.mark.parametrize("origin", [PAGE, EVIL, "null", "", "*", "app://obsidian.md", "http://[", "\xfc"])
 def test_where_nothing_is_configured_no_page_is_allowed(origin: str) -> None:
-    rules = Gate(server_of())
+    rules = AccessCheck(server_of())
     assert not is_answered(rules, origin)
     assert rules.answer_headers([(b"Origin", origin.encode("latin-1"))]) == ()
 
 
 def test_the_routers_own_page_needs_no_permission_and_gets_none() -> None:
     headers = [(b"host", b"localhost:8077"), (b"origin", b"http://localhost:8077")]
-    for rules in (Gate(server_of()), pages_in(PAGE)):
+    for rules in (AccessCheck(server_of()), pages_in(PAGE)):
         rules.check_page("POST", CHAT, b"", headers)
         assert b"access-control-allow-origin" not in dict(rules.answer_headers(headers))
 

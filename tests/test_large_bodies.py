@@ -11,9 +11,9 @@ from engine_router.dialects.extensions import Traits
 from engine_router.dialects.keep_alive.messages import SIGNATURE
 from engine_router.dialects.ollama.loading import loads
 from engine_router.engines.base import ResidentId
-from engine_router.models.endpoints import Abilities
+from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.registry import Target
-from engine_router.proxy.forward_plan import Courses
+from engine_router.proxy.forward_plan import ForwardPlanner
 from engine_router.upstream.client import Upstream
 
 PAD = "x" * 3_000_000
@@ -75,10 +75,12 @@ def test_only_what_means_nothing_else_is_relayed_as_it_comes() -> None:
     def passing(server: str) -> set[str]:
         text = f"[server]\nfooter={server}\n[engines.e]\ntype='http'\nbase_url='http://h:1'\nmodels=['m']\nendpoints=['{MESSAGES}','{RESPONSES}','{COUNT}']\n[engines.e.unload]\npath='/u'\n[engines.e.loaded]\npath='/l'"
         config = parse_config(text)
-        courses = Courses(config, Abilities(config, Upstream()), lambda _: Traits(), strip_keys=False)
+        planner = ForwardPlanner(
+            config, EndpointSupport(config, Upstream()), lambda _: Traits(), strip_keys=False
+        )
         target = Target("m", "e", ResidentId("e", "m"), "m")
         paths = (CHAT, "/v1/audio/transcriptions", MESSAGES, COUNT, RESPONSES, OLLAMA_CHAT, "/api/generate")
-        return {path for path in paths if courses.passes(path, "m", target)}
+        return {path for path in paths if planner.passes(path, "m", target)}
 
     assert passing("false") == {CHAT, "/v1/audio/transcriptions"}
     assert passing("true") == {"/v1/audio/transcriptions"}

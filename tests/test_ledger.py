@@ -15,7 +15,7 @@ from engine_router.errors import (
     QueueFull,
     RouterClosing,
 )
-from engine_router.residency.ledger import Ledger, Phase, Residence, Rules
+from engine_router.residency.ledger import Ledger, Phase, ResidentState, Rules
 from engine_router.residency.messages import (
     Acquire,
     Adopt,
@@ -86,7 +86,7 @@ class Book:
         return self.present.phase if self.present else None
 
     @property
-    def present(self) -> Residence | None:
+    def present(self) -> ResidentState | None:
         """The only resident there."""
         assert len(self.ledger.residences) <= 1
         return next(iter(self.ledger.residences), None)

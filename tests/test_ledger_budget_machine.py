@@ -38,8 +38,8 @@ from engine_router.errors import (
     RouterError,
 )
 from engine_router.residency import messages as book
-from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Residence, Rules
-from engine_router.residency.memory_budget import Occupancy
+from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, ResidentState, Rules
+from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Ticket
 from engine_router.residency.planning import Planner
 from engine_router.residency.queue import TicketQueue
@@ -576,13 +576,13 @@ class EvictsTheLeased(Planner):
 
 
 class ForgetsKeepAlives(Planner):
-    def expiry(self, residence: Residence, idle_since: float) -> float:
+    def expiry(self, residence: ResidentState, idle_since: float) -> float:
         residence.keep_alive_s = None
         return super().expiry(residence, idle_since)
 
 
 class NeverExpires(Planner):
-    def expiry(self, residence: Residence, idle_since: float) -> float:
+    def expiry(self, residence: ResidentState, idle_since: float) -> float:
         return math.inf
 
 
@@ -600,18 +600,18 @@ class ForgetsWhatSettles(Ledger):
         return effects
 
 
-class ForgetsTheBudget(Occupancy):
-    def fits_now(self, resident: ResidentId, starting: Iterable[Residence] = ()) -> bool:
+class ForgetsTheBudget(MemoryBudget):
+    def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
         return resident not in self.settling and len(self.residences) < CAPACITY.max_resident
 
 
-class ForgetsGroups(Occupancy):
+class ForgetsGroups(MemoryBudget):
     def are_compatible(self, one: str | None, other: str | None) -> bool:
         return True
 
 
-class ForgetsTheNumber(Occupancy):
-    def fits_now(self, resident: ResidentId, starting: Iterable[Residence] = ()) -> bool:
+class ForgetsTheNumber(MemoryBudget):
+    def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
         real, self.capacity = self.capacity, attrs.evolve(self.capacity, max_resident=0)
         try:
             return super().fits_now(resident, starting)
@@ -620,18 +620,18 @@ class ForgetsTheNumber(Occupancy):
 
 
 class ForgetsPins(Scheduler):
-    def _may_go(self, victim: Residence, head: Ticket, now: float) -> bool:
+    def _may_go(self, victim: ResidentState, head: Ticket, now: float) -> bool:
         victim.pinned = False
         return super()._may_go(victim, head, now)
 
 
 class ForgetsHolds(Scheduler):
-    def held_until(self, idle: Residence) -> float:
+    def held_until(self, idle: ResidentState) -> float:
         return 0.0
 
 
 class NeverTrims(Scheduler):
-    def to_trim(self, now: float) -> list[Residence]:
+    def to_trim(self, now: float) -> list[ResidentState]:
         return []
 
 
@@ -676,7 +676,7 @@ def with_broken(part: type) -> type[Ledger]:
                 self._planner = part(self._books)
             places = {
                 Scheduler: self._planner.scheduler,
-                Occupancy: self._occupancy,
+                MemoryBudget: self._occupancy,
                 TicketQueue: self._queue,
             }
             for kind, place in places.items():

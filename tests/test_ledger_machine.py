@@ -40,7 +40,7 @@ from engine_router.errors import (
     RouterError,
 )
 from engine_router.residency import messages as book
-from engine_router.residency.ledger import Ledger, Phase, Residence, Rules
+from engine_router.residency.ledger import Ledger, Phase, ResidentState, Rules
 from engine_router.residency.messages import Ticket
 from engine_router.residency.planning import Planner
 from engine_router.residency.queue import TicketQueue
@@ -474,14 +474,14 @@ class KeepsWithdrawnTickets(Ledger):
 
 class GrantsWhileDraining(BrokenPlanner):
     def _go_on_draining(
-        self, residence: Residence, in_the_way_of: Turn | None, now: float
+        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
     ) -> list[book.Effect]:
         return [*self.grant(residence, now), *super()._go_on_draining(residence, in_the_way_of, now)]
 
 
 class DrainsForEver(BrokenPlanner):
     def _go_on_draining(
-        self, residence: Residence, in_the_way_of: Turn | None, now: float
+        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
     ) -> list[book.Effect]:
         residence.drain_deadline = math.inf
         return super()._go_on_draining(residence, in_the_way_of, now)
@@ -543,7 +543,7 @@ class BelievesLateNews(Ledger):
 
 
 class SwapsUnderLeases(BrokenPlanner):
-    def _go_on_serving(self, residence: Residence, now: float) -> list[book.Effect]:
+    def _go_on_serving(self, residence: ResidentState, now: float) -> list[book.Effect]:
         effects = super()._go_on_serving(residence, now)
         if residence.leases and self._queue:
             effects += self._stop(residence, "impatience", None)
@@ -551,7 +551,7 @@ class SwapsUnderLeases(BrokenPlanner):
 
 
 class GrantsTwice(BrokenPlanner):
-    def grant(self, residence: Residence, now: float) -> list[book.Effect]:
+    def grant(self, residence: ResidentState, now: float) -> list[book.Effect]:
         tickets = [ticket for ticket in self._queue if ticket.resident == residence.resident]
         for ticket in tickets:
             residence.lend(ticket, now)
@@ -565,14 +565,14 @@ class ServesTheYoungestFirst(BrokenQueue):
 
 class NeverGivesUpAStart(BrokenPlanner):
     def _go_on_starting(
-        self, residence: Residence, in_the_way_of: Turn | None, now: float
+        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
     ) -> list[book.Effect]:
         return []
 
 
 class GivesUpWantedStarts(BrokenPlanner):
     def _go_on_starting(
-        self, residence: Residence, in_the_way_of: Turn | None, now: float
+        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
     ) -> list[book.Effect]:
         if now >= residence.abandon_at:
             return self._stop(residence, "too late", None)

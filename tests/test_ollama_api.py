@@ -22,8 +22,8 @@ from support.served import served
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
-from engine_router.models.facts import Catalogue, Facts
-from engine_router.models.registry import Discovery
+from engine_router.models.facts import KnownModels, ModelFacts
+from engine_router.models.registry import ModelRegistry
 from engine_router.web import ollama as surface
 from engine_router.web import ollama_shapes
 
@@ -89,8 +89,8 @@ async def routing(*tables: str) -> AsyncIterator[Router]:
             yield router
 
 
-def facts(router: Router, model: str) -> Facts:
-    return router.catalogue.of(router.discovery.resolve(model))
+def facts(router: Router, model: str) -> ModelFacts:
+    return router.known_models.of(router.registry.resolve(model))
 
 
 async def get(router: Router, path: str) -> Any:
@@ -213,8 +213,8 @@ async def test_a_damaged_file_leaves_what_can_be_told_without(tmp_path: Path) ->
 
 @pytest.mark.parametrize("date", [-(10**13), 10**13])
 def test_a_file_of_any_date(date: int) -> None:
-    target = Discovery(config := parse_config(process("q")), build_engines(config, None)).resolve("q")
-    entry = ollama_shapes.tag("q", target, Facts(modified_at=date), since=0.0)
+    target = ModelRegistry(config := parse_config(process("q")), build_engines(config, None)).resolve("q")
+    entry = ollama_shapes.tag("q", target, ModelFacts(modified_at=date), since=0.0)
     assert entry["modified_at"] == "1970-01-01T00:00:00Z"
 
 
@@ -222,24 +222,24 @@ async def test_a_file_that_changes_is_read_again(weights: Path, tmp_path: Path) 
     path = tmp_path / "m.gguf"
     config = parse_config(process("q", f"--model={path}"))
     async with httpx.AsyncClient() as client:
-        discovery = Discovery(config, build_engines(config, client))
-        catalogue, target = Catalogue(config, discovery), discovery.resolve("q")
-        await catalogue.refresh(client, {})
-        assert catalogue.of(target).weights is None
+        registry = ModelRegistry(config, build_engines(config, client))
+        known_models, target = KnownModels(config, registry), registry.resolve("q")
+        await known_models.refresh(client, {})
+        assert known_models.of(target).weights is None
         path.write_bytes(weights.read_bytes())
-        await catalogue.refresh(client, {})
-        first = catalogue.of(target).weights
-        await catalogue.refresh(client, {})
-        assert catalogue.of(target).weights is first
+        await known_models.refresh(client, {})
+        first = known_models.of(target).weights
+        await known_models.refresh(client, {})
+        assert known_models.of(target).weights is first
         os.utime(path, (1, 1))
-        await catalogue.refresh(client, {})
-        assert catalogue.of(target).modified_at == 1
+        await known_models.refresh(client, {})
+        assert known_models.of(target).modified_at == 1
         path.write_bytes(b"no model")
-        await catalogue.refresh(client, {})
-        assert catalogue.of(target) == Facts()
+        await known_models.refresh(client, {})
+        assert known_models.of(target) == ModelFacts()
         path.unlink()
-        await catalogue.refresh(client, {})
-        assert catalogue.of(target) == Facts()
+        await known_models.refresh(client, {})
+        assert known_models.of(target) == ModelFacts()
 
 
 # What running engines say.
@@ -262,11 +262,11 @@ async def test_what_an_engine_lists(
     config = parse_config(process("a"))
     async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
         server.script.answers["/v1/models"] = as_json({"data": [{"id": name, **entry}, 5, {}, {"id": 3}]})
-        discovery = Discovery(config, build_engines(config, client))
-        catalogue = Catalogue(config, discovery)
+        registry = ModelRegistry(config, build_engines(config, client))
+        known_models = KnownModels(config, registry)
         with trio.fail_after(LIMIT_S):
-            await catalogue.refresh(client, {ResidentId("a"): server.base_url})
-    known = catalogue.of(discovery.resolve("a"))
+            await known_models.refresh(client, {ResidentId("a"): server.base_url})
+    known = known_models.of(registry.resolve("a"))
     assert (known.context_length, known.parameters) == (context, parameters)
 
 
@@ -278,10 +278,10 @@ async def test_an_engine_tells_whether_its_model_sees(kinds: object, sees: bool)
     async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
         entry = {"id": "a", "architecture": {"input_modalities": kinds}}
         server.script.answers["/v1/models"] = as_json({"data": [entry]})
-        discovery = Discovery(config, build_engines(config, client))
-        catalogue = Catalogue(config, discovery)
-        await catalogue.refresh(client, {ResidentId("a"): server.base_url})
-    assert ("vision" in catalogue.of(discovery.resolve("a")).capabilities) is sees
+        registry = ModelRegistry(config, build_engines(config, client))
+        known_models = KnownModels(config, registry)
+        await known_models.refresh(client, {ResidentId("a"): server.base_url})
+    assert ("vision" in known_models.of(registry.resolve("a")).capabilities) is sees
 
 
 @pytest.mark.parametrize(("option", "listed", "context"), [(8192, 40960, 8192), (8192, 4096, 4096)])
@@ -289,23 +289,23 @@ async def test_the_least_context_is_what_is_served(option: int, listed: int, con
     config = parse_config(process("a", f"--ctx-size={option}"))
     async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
         server.script.answers["/v1/models"] = as_json({"data": [{"id": "a", "max_model_len": listed}]})
-        discovery = Discovery(config, build_engines(config, client))
-        catalogue = Catalogue(config, discovery)
-        await catalogue.refresh(client, {ResidentId("a"): server.base_url})
-    assert catalogue.of(discovery.resolve("a")).context_length == context
+        registry = ModelRegistry(config, build_engines(config, client))
+        known_models = KnownModels(config, registry)
+        await known_models.refresh(client, {ResidentId("a"): server.base_url})
+    assert known_models.of(registry.resolve("a")).context_length == context
 
 
 @pytest.mark.parametrize("answer", [as_json([]), as_json({"data": 3}), as_json({}, 500), Answer(body=b"no")])
 async def test_an_engine_that_lists_nothing_of_use(answer: Answer) -> None:
     async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
         config = parse_config(llama_router(server, "a"))
-        discovery = Discovery(config, build_engines(config, client))
-        catalogue = Catalogue(config, discovery)
+        registry = ModelRegistry(config, build_engines(config, client))
+        known_models = KnownModels(config, registry)
         for kept in ("/v1/models", "/api/tags", "/api/show"):
             server.script.answers[kept] = answer
         with trio.fail_after(LIMIT_S):
-            await catalogue.refresh(client, {ResidentId("llama", "a"): server.base_url})
-        assert catalogue.of(discovery.resolve("a")) == Facts()
+            await known_models.refresh(client, {ResidentId("llama", "a"): server.base_url})
+        assert known_models.of(registry.resolve("a")) == ModelFacts()
 
 
 async def test_it_is_asked_when_it_became_ready() -> None:
@@ -346,7 +346,7 @@ async def with_daemon(*tables: str) -> AsyncIterator[tuple[ScriptedOllama, Route
         server.script.answers["/api/show"] = as_json(SHOWN)
         async with routing(daemon(server), *tables) as router:
             await until(
-                lambda: "own:1b" in router.discovery.listed("ollama") and facts(router, "own:1b").shown
+                lambda: "own:1b" in router.registry.listed("ollama") and facts(router, "own:1b").shown
             )
             yield server, router
 
@@ -389,13 +389,13 @@ async def test_show_gives_what_ollama_answers_even_an_error() -> None:
 async def test_a_model_of_ollama_is_asked_about_once_until_it_changes() -> None:
     async with ScriptedOllama("own:1b").running() as server, httpx.AsyncClient() as client:
         config = parse_config(daemon(server))
-        catalogue = Catalogue(config, Discovery(config, build_engines(config, client)))
+        known_models = KnownModels(config, ModelRegistry(config, build_engines(config, client)))
         for _ in range(3):
-            await catalogue.refresh(client, {})
+            await known_models.refresh(client, {})
         assert len(server.called("POST", "/api/show")) == 1
         server.script.answers["/api/tags"] = as_json({"models": [ENTRY]})
         for _ in range(3):
-            await catalogue.refresh(client, {})
+            await known_models.refresh(client, {})
         assert len(server.called("POST", "/api/show")) == 2
 
 
@@ -466,13 +466,13 @@ async def test_what_ollama_has_loaded_has_ollamas_own_sizes() -> None:
         }
         server.script.answers["/api/ps"] = as_json({"models": [loaded]})
         async with httpx.AsyncClient() as client:
-            await router.catalogue.refresh(client, {})
+            await router.known_models.refresh(client, {})
         assert await get(router, "/api/ps") == {"models": []}  # the router holds none
-        target = router.discovery.resolve("own:1b")
+        target = router.registry.resolve("own:1b")
         entry = ollama_shapes.loaded(
             "own:1b",
             target,
-            router.catalogue.of(target),
+            router.known_models.of(target),
             size_bytes=1,
             expires_at=dt.datetime.now(dt.timezone.utc),
         )

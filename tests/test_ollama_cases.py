@@ -27,7 +27,7 @@ from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.errors import UnknownModel
-from engine_router.models.registry import Discovery
+from engine_router.models.registry import ModelRegistry
 
 LIMIT_S = 200.0
 # What an empty member means to Ollama's client in Go: it sends all of them.
@@ -103,7 +103,7 @@ loaded = {{ path = "/models", key = "data", filter = {{ "status.value" = "loaded
                 served(router) as url,
                 httpx.AsyncClient(base_url=url, trust_env=False, timeout=None) as client,
             ):
-                await until(lambda: router.discovery.listed("ollama"))
+                await until(lambda: router.registry.listed("ollama"))
                 yield Routed(router, client, daemon)
 
 
@@ -243,12 +243,12 @@ def test_names_that_mean_something_else() -> None:
 def test_spellings_are_not_remembered() -> None:
     """There are endless ways to write a name, and anybody may send them."""
     config = parse_config('[engines.ollama]\ntype = "ollama"\nmodels = ["oa"]\n')
-    discovery = Discovery(config, build_engines(config, httpx.AsyncClient()))
+    registry = ModelRegistry(config, build_engines(config, httpx.AsyncClient()))
     for spaces in range(100):
-        assert discovery.resolve(" " * spaces + "OA").model == "oa"
-    assert len(discovery._resolved) <= 1
+        assert registry.resolve(" " * spaces + "OA").model == "oa"
+    assert len(registry._resolved) <= 1
     with pytest.raises(UnknownModel):
-        discovery.resolve("ob")
+        registry.resolve("ob")
 
 
 async def test_what_is_configured_in_another_spelling_is_one_model() -> None:
@@ -259,9 +259,9 @@ async def test_what_is_configured_in_another_spelling_is_one_model() -> None:
         )
         async with httpx.AsyncClient() as client:
             engines = build_engines(config, client)
-            discovery = Discovery(config, engines)
-            discovery.set_listed("ollama", await engines["ollama"].list_models() or ())
-        assert [target.model for target in discovery.targets()] == ["fast"]
+            registry = ModelRegistry(config, engines)
+            registry.set_listed("ollama", await engines["ollama"].list_models() or ())
+        assert [target.model for target in registry.targets()] == ["fast"]
 
 
 async def test_a_model_is_asked_for_as_its_daemon_writes_it(fast: bool) -> None:
@@ -280,11 +280,11 @@ async def test_a_model_is_asked_for_as_its_daemon_writes_it(fast: bool) -> None:
 def test_an_alias_of_a_name_without_its_tag_is_listed() -> None:
     text = '[engines.ollama]\ntype = "ollama"\n[engines.other]\ntype = "ollama"\n[aliases]\n"gpt-4o" = "oa"\n'
     config = parse_config(text)
-    discovery = Discovery(config, build_engines(config, httpx.AsyncClient()))
-    discovery.set_listed("ollama", ["oa:latest"])
-    assert [target.aliases for target in discovery.targets()] == [("gpt-4o",)]
-    discovery.set_listed("other", ["oa"])
-    assert {target.model: target.aliases for target in discovery.targets()} == {
+    registry = ModelRegistry(config, build_engines(config, httpx.AsyncClient()))
+    registry.set_listed("ollama", ["oa:latest"])
+    assert [target.aliases for target in registry.targets()] == [("gpt-4o",)]
+    registry.set_listed("other", ["oa"])
+    assert {target.model: target.aliases for target in registry.targets()} == {
         "oa:latest": (),
         "oa": ("gpt-4o",),
     }

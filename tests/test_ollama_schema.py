@@ -215,7 +215,7 @@ async def router_url() -> AsyncIterator[str]:
             loaded = {{ path = "/models", key = "data", filter = {{ "status.value" = "loaded" }} }}
         """
         async with open_router(parse_config(text)) as router, served(router) as url:
-            await until(lambda: router.discovery.listed("ollama"))
+            await until(lambda: router.registry.listed("ollama"))
             yield url
 
 

@@ -28,12 +28,12 @@ from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of, runs
 from engine_router.engines.process import process_tree as family
 from engine_router.engines.process import spawning
-from engine_router.engines.process.adopted import AdoptedFamily
+from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.engine import ProcessEngine
 from engine_router.engines.process.guardian import MARKER_VARIABLE, carriers
 from engine_router.engines.process.process_tree import Guardian, ProcessGroup
 from engine_router.engines.process.running import GRACE_SHARE
-from engine_router.engines.process.windows import JobFamily, KernelJobs
+from engine_router.engines.process.windows import JobTree, KernelJobs
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.guards.limits import RESIDENT_LOGS
 
@@ -443,13 +443,13 @@ async def test_a_group_of_zombies_is_dead() -> None:
         with trio.fail_after(200):
             assert not await family.is_alive()
         await family.kill()
-        family.bury()
+        family.mark_dead()
         assert repr(family) == f"<ProcessGroup {group} buried>"
 
 
 async def test_a_buried_family_is_never_signalled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     family = ProcessGroup(os.getpid(), "none", None)
-    family.bury()
+    family.mark_dead()
     monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("signalled"))
     await family.signal("SIGTERM")
     await family.kill()
@@ -554,8 +554,8 @@ class Stubborn:
     def members(self) -> Any:
         return self.family.members()
 
-    def bury(self) -> None:
-        self.family.bury()
+    def mark_dead(self) -> None:
+        self.family.mark_dead()
 
 
 def make_stubborn(monkeypatch: pytest.MonkeyPatch, kills: float) -> list[Stubborn]:
@@ -1125,7 +1125,7 @@ async def test_the_routers_own_process_group_is_never_signalled(
     groups: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda group, _: groups.append(group))
     with started(command(), start_new_session=session) as process:
-        family = AdoptedFamily(psutil.Process(process.pid))
+        family = AdoptedTree(psutil.Process(process.pid))
         await family.signal("SIGTERM")
         assert groups == ([process.pid] if session else [])
         if session:
@@ -1138,14 +1138,14 @@ async def test_the_routers_own_process_group_is_never_signalled(
         assert repr(family) == f"<AdoptedFamily {process.pid}>"
         await family.kill()
         await family.signal("SIGTERM")
-        family.bury()
+        family.mark_dead()
 
 
 async def test_waiting_for_an_adopted_process_without_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_router.engines.process.adopted.POLL_INTERVAL_S", 0.01)
     monkeypatch.setattr(sys, "platform", "darwin")
     with started(command()) as process, trio.fail_after(200):
-        family = AdoptedFamily(psutil.Process(process.pid))
+        family = AdoptedTree(psutil.Process(process.pid))
         with trio.move_on_after(0.03):
             await family.wait()
             pytest.fail("it is still alive")
@@ -1408,7 +1408,7 @@ async def start_on_windows(monkeypatch: pytest.MonkeyPatch, jobs: ScriptedJobs) 
 
     monkeypatch.setattr(trio.lowlevel, "open_process", open_process)
     try:
-        _, family = await JobFamily.start(["srv.exe"], env={"A": "b"}, cwd=None, jobs=jobs)
+        _, family = await JobTree.start(["srv.exe"], env={"A": "b"}, cwd=None, jobs=jobs)
     except OSError as error:
         return process, error
     assert given["argv"] == ["srv.exe"]
@@ -1426,8 +1426,8 @@ async def test_a_family_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     await family.signal("SIGTERM")
     assert jobs.deeds[1:] == [("terminate", 5)]
     assert not await family.is_alive()
-    family.bury()
-    family.bury()
+    family.mark_dead()
+    family.mark_dead()
     await family.kill()
     assert jobs.deeds[2:] == [("close", 5)]
     assert not await family.is_alive()

@@ -14,7 +14,7 @@ from test_scheduling import RULES, A, B, C, a_book
 from engine_router import open_router
 from engine_router.config import parse_config
 from engine_router.errors import QueueFull
-from engine_router.proxy.access import Gate
+from engine_router.proxy.access import AccessCheck
 from engine_router.residency import messages as book
 from engine_router.residency.messages import Refuse, Ticket
 from engine_router.residency.queue import TicketQueue
@@ -109,7 +109,7 @@ def test_shares_are_counted_right_whatever_comes_and_goes() -> None:
 
 
 def test_nobody_is_somebody_else_by_a_key_that_is_none() -> None:
-    gate = Gate(parse_config('[server]\napi_keys = ["a", "b"]\n[engines.o]\ntype = "ollama"').server)
+    gate = AccessCheck(parse_config('[server]\napi_keys = ["a", "b"]\n[engines.o]\ntype = "ollama"').server)
     names = {gate.client([(b"x-api-key", key)], "10.0.0.1") for key in (b"a", b"b", b"c", b"d", b"")}
     assert len(names) == 3
     assert gate.client([], "2001:db8::1") == gate.client([], "2001:db8::2:1")

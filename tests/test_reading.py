@@ -14,7 +14,7 @@ from engine_router.dialects.base import Routed
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError, UnknownEncoding
 from engine_router.in_flight import HeldBodies
 from engine_router.proxy import request_body as reading
-from engine_router.proxy.request_body import Incoming, decoded, read
+from engine_router.proxy.request_body import IncomingRequest, decoded, read
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -43,7 +43,7 @@ async def no(_path: str, _model: str) -> bool:
 
 async def read_body(body: bytes, encoding: str) -> Routed:
     headers = [(b"Content-Type", b"application/json"), (b"Content-Encoding", encoding.encode())]
-    incoming = Incoming("/v1/chat/completions", b"", headers, body)
+    incoming = IncomingRequest("/v1/chat/completions", b"", headers, body)
     routed = await read(
         OPENAI, incoming, max_body_bytes=LIMIT, held=HeldBodies(lambda: LIMIT).share(), passes=no
     )

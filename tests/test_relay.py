@@ -19,7 +19,7 @@ from trio.testing import MockClock
 import engine_router.proxy.exchange as passages
 from engine_router.dialects import OLLAMA, OPENAI, Dialect
 from engine_router.dialects.base import Translation
-from engine_router.dialects.keep_alive import patience_for
+from engine_router.dialects.keep_alive import keep_alive_for
 from engine_router.dialects.ollama.answers import translate
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
 from engine_router.errors import (
@@ -32,12 +32,12 @@ from engine_router.errors import (
     RouterError,
 )
 from engine_router.events import EventHub
-from engine_router.proxy.exchange import Passage
+from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.headers import AddedHeaders, named_in_connection, request_headers, response_headers
-from engine_router.proxy.plan import Course, Outgoing
-from engine_router.proxy.response_body import BrokenAnswer, Manner, plain_body, waiting_body
+from engine_router.proxy.plan import ForwardPlan, Outgoing
+from engine_router.proxy.response_body import BrokenAnswer, StreamOptions, plain_body, waiting_body
 from engine_router.residency.ledger import Rules
-from engine_router.residency.measurements import State
+from engine_router.residency.measurements import Measurements
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Headers, ResponseHead, Upstream, UpstreamRequest
 
@@ -176,7 +176,9 @@ class World:
     requests: list[bytes]
     open_lines: list[trio.SocketStream]
 
-    def passage(self, translation: Translation | None = None, body: bytes = b"{}", **ticket: Any) -> Passage:
+    def passage(
+        self, translation: Translation | None = None, body: bytes = b"{}", **ticket: Any
+    ) -> ProxyExchange:
         outgoing = Outgoing(
             engine="a",
             resident=A,
@@ -186,8 +188,8 @@ class World:
             body=translation.body if translation else body,
             connect_timeout_s=1.0,
         )
-        course = Course(outgoing=outgoing, translation=translation)
-        passage = Passage(self.supervisor, self.upstream, A, course)
+        course = ForwardPlan(outgoing=outgoing, translation=translation)
+        passage = ProxyExchange(self.supervisor, self.upstream, A, course)
         passage.enter(**ticket)
         return passage
 
@@ -257,7 +259,7 @@ async def world(
         rules=rules,
         settle_timeout_s=0.01,
         hub=EventHub(),
-        state=State(),
+        state=Measurements(),
     )
     requests: list[bytes] = []
     lines: list[trio.SocketStream] = []
@@ -307,7 +309,7 @@ async def error_of(step: Callable[[], Awaitable[object]], kind: type[RouterError
 
 
 def plain(
-    passage: Passage, dialect: Dialect, errors: list[RouterError] | None = None, *, streams: bool
+    passage: ProxyExchange, dialect: Dialect, errors: list[RouterError] | None = None, *, streams: bool
 ) -> AsyncIterator[bytes]:
     told = [] if errors is None else errors
     return plain_body(passage, manner(dialect, math.inf, told.append), streams=streams)
@@ -316,17 +318,17 @@ def plain(
 PATHS = {"openai": "/v1/chat/completions", "ollama": "/api/chat", "anthropic": "/v1/messages"}
 
 
-def manner(dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]) -> Manner:
-    return Manner(
+def manner(dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]) -> StreamOptions:
+    return StreamOptions(
         dialect=dialect,
-        make_patience=lambda: patience_for(PATHS[dialect.name], "m"),
+        make_patience=lambda: keep_alive_for(PATHS[dialect.name], "m"),
         interval_s=interval_s,
         on_error=on_error,
     )
 
 
 def waiting(
-    passage: Passage, dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]
+    passage: ProxyExchange, dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]
 ) -> AsyncIterator[bytes]:
     return waiting_body(passage, manner(dialect, interval_s, on_error))
 
@@ -770,7 +772,7 @@ async def simulated(start_s: float = 10.0) -> AsyncIterator[tuple[Supervisor, En
         rules=Rules(drain_timeout_s=5.0, max_wait_s=60.0, abandon_grace_s=2.0, failed_start_memory_s=5.0),
         settle_timeout_s=60.0,
         hub=EventHub(),
-        state=State(),
+        state=Measurements(),
         wall_clock=trio.current_time,
     )
     with trio.fail_after(10_000):
@@ -783,7 +785,7 @@ async def simulated(start_s: float = 10.0) -> AsyncIterator[tuple[Supervisor, En
             nursery.cancel_scope.cancel()
 
 
-def by_hand(supervisor: Supervisor, upstream: Breaking, *, enter: bool = True) -> Passage:
+def by_hand(supervisor: Supervisor, upstream: Breaking, *, enter: bool = True) -> ProxyExchange:
     outgoing = Outgoing(
         engine="a",
         resident=A,
@@ -793,7 +795,7 @@ def by_hand(supervisor: Supervisor, upstream: Breaking, *, enter: bool = True) -
         body=b"",
         connect_timeout_s=1.0,
     )
-    passage = Passage(supervisor, upstream, A, Course(outgoing=outgoing))
+    passage = ProxyExchange(supervisor, upstream, A, ForwardPlan(outgoing=outgoing))
     if enter:
         passage.enter()
     return passage
@@ -933,7 +935,7 @@ async def test_nothing_is_left_wherever_a_request_is_cancelled(way: str, after: 
     async with world(sending(*parts)) as w:
         w.engine.dies_of_doubt = way == "requeued"
 
-        async def request(passage: Passage) -> None:
+        async def request(passage: ProxyExchange) -> None:
             dialect = OLLAMA if way == "translated" else OPENAI
             if way == "waiting":
                 await collected(waiting(passage, dialect, 0.001, lambda _: None))

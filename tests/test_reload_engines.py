@@ -236,18 +236,18 @@ async def test_what_engines_list_during_a_reload_is_not_lost(
 ) -> None:
     path = tmp_path / "engines.toml"
     async with KeyedTabby(MODEL).running() as server, routing(path, text(tabby(server))) as router:
-        make_layout = reloading.make_layout
+        make_settings = reloading.make_settings
         await router.discover()
 
         async def slow(*arguments: object) -> object:
-            layout = await make_layout(*arguments)  # type: ignore[arg-type]
-            router.discovery.set_listed("tabby", ["brand-new"])
+            layout = await make_settings(*arguments)  # type: ignore[arg-type]
+            router.registry.set_listed("tabby", ["brand-new"])
             return layout
 
-        monkeypatch.setattr(reloading, "make_layout", slow)
+        monkeypatch.setattr(reloading, "make_settings", slow)
         await reload(router, path, text(tabby(server), more='[aliases]\nnick = "m"'))
-        assert router.discovery.resolve("brand-new").engine == "tabby"
-        assert router.discovery.resolve("nick").engine == "tabby"
+        assert router.registry.resolve("brand-new").engine == "tabby"
+        assert router.registry.resolve("nick").engine == "tabby"
 
 
 async def test_a_list_of_an_engine_that_was_exchanged_meanwhile_is_not_believed(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ async def test_a_list_of_an_engine_that_was_exchanged_meanwhile_is_not_believed(
         await reload(router, path, text(tabby(after)))
         router._learn("tabby", old, ["stale"])
         with pytest.raises(UnknownModel):
-            router.discovery.resolve("stale")
+            router.registry.resolve("stale")
 
 
 class SlowLister(KeyedTabby):
@@ -282,7 +282,7 @@ async def test_a_client_that_leaves_ends_no_discovery_that_others_wait_for(
     server = SlowLister("known-by-discovery")
     async with server.running(), routing(tmp_path / "engines.toml", text(tabby(server))) as router:
         await router.discover()
-        router.discovery.set_listed("tabby", [])
+        router.registry.set_listed("tabby", [])
         router.lister._asked_at = -1e9
         scopes = [trio.CancelScope(), trio.CancelScope()]
         found: list[str] = []

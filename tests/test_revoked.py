@@ -10,8 +10,8 @@ from test_answering import CHAT, TALK, routing
 from test_relay import A, B, World, error_of, hanging, world
 
 from engine_router.errors import LeaseRevoked
-from engine_router.proxy.exchange import Passage
-from engine_router.proxy.plan import Course, Outgoing
+from engine_router.proxy.exchange import ProxyExchange
+from engine_router.proxy.plan import ForwardPlan, Outgoing
 
 LARGE = b"x" * 32_000_000
 
@@ -30,29 +30,29 @@ class Trickle:
         await trio.sleep_forever()
 
 
-async def asking_for_ever(_: str) -> Course:
+async def asking_for_ever(_: str) -> ForwardPlan:
     await trio.sleep_forever()
     raise AssertionError("unreachable")
 
 
-def passage_of(w: World, body: bytes | Trickle) -> Passage:
-    course = Course(
+def passage_of(w: World, body: bytes | Trickle) -> ProxyExchange:
+    course = ForwardPlan(
         outgoing=Outgoing(
             engine="a", resident=A, method="POST", target="/", headers=[], body=body, connect_timeout_s=1.0
         )
     )
-    passage = Passage(w.supervisor, w.upstream, A, course)
+    passage = ProxyExchange(w.supervisor, w.upstream, A, course)
     passage.enter()
     return passage
 
 
-def asking(w: World) -> Passage:
-    passage = Passage(w.supervisor, w.upstream, A, asking_for_ever)
+def asking(w: World) -> ProxyExchange:
+    passage = ProxyExchange(w.supervisor, w.upstream, A, asking_for_ever)
     passage.enter()
     return passage
 
 
-PHASES: dict[str, tuple[Callable[[trio.SocketStream], Awaitable[None]], Callable[[World], Passage]]] = {
+PHASES: dict[str, tuple[Callable[[trio.SocketStream], Awaitable[None]], Callable[[World], ProxyExchange]]] = {
     "asking what the engine can": (hanging, asking),
     "sending what the engine does not read": (deaf, lambda w: passage_of(w, LARGE)),
     "relaying what does not come": (hanging, lambda w: passage_of(w, Trickle())),
@@ -86,7 +86,7 @@ async def test_a_cancelled_upload_ends_at_once(fast: bool) -> None:
             nursery.start_soon(post)
             while "deaf" not in client.router.engines["e"].log.tail(100):
                 await trio.sleep(0.01)
-            (request,) = client.router.underway.by_ticket().values()
-            client.router.underway.cancel(request.id)
+            (request,) = client.router.in_flight.by_ticket().values()
+            client.router.in_flight.cancel(request.id)
         assert "ended by the person" in answers[0].json()["error"]["message"]
         assert client.router.supervisor.pools["default"].leases == {}

@@ -15,8 +15,8 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineDied, EngineStartFailed, EngineStopFailed, NeverFits, QueueFull
 from engine_router.residency import messages as book
 from engine_router.residency.eviction import Shortage, cheapest
-from engine_router.residency.idle_gaps import ThinkTimes
-from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Residence, Rules
+from engine_router.residency.idle_gaps import IdleGaps
+from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, ResidentState, Rules
 from engine_router.residency.messages import Grant, Refuse, Start, Stop, Ticket
 from engine_router.residency.queue import TicketQueue
 
@@ -181,8 +181,8 @@ def test_a_hold_is_learned_from_pauses_that_are_shorter_than_a_swap() -> None:
     assert pool.ledger.wake_at() == pytest.approx(12 + 3 * 1.1)
 
 
-def rhythm(pauses: Sequence[float], use_s: float = 0.0) -> ThinkTimes:
-    times = ThinkTimes()
+def rhythm(pauses: Sequence[float], use_s: float = 0.0) -> IdleGaps:
+    times = IdleGaps()
     for pause in pauses:
         times.released(A, 0, busy_s=use_s)
         times.arrived(A, pause)
@@ -437,7 +437,7 @@ def test_the_victims_are_enough_and_none_is_needless(
     sizes: list[tuple[int, int]], missing: int, count: int
 ) -> None:
     candidates = [
-        Residence(ResidentId(str(number)), need_bytes=size) for number, (size, _) in enumerate(sizes)
+        ResidentState(ResidentId(str(number)), need_bytes=size) for number, (size, _) in enumerate(sizes)
     ]
     prices = dict(zip(candidates, (price for _, price in sizes), strict=True))
     shortage = Shortage(missing, count)

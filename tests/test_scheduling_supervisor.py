@@ -28,11 +28,11 @@ from engine_router.events import Event, EventHub, ResidentDied, RouterNotice, Sw
 from engine_router.models.estimate import Estimate, context_of, estimate
 from engine_router.models.gguf import GGUFHeader
 from engine_router.models.kv_cache import cache_bytes
-from engine_router.models.registry import Discovery
+from engine_router.models.registry import ModelRegistry
 from engine_router.residency.ledger import Capacity, Phase, Rules
-from engine_router.residency.measurements import State
-from engine_router.residency.rules import Layout, Traits
-from engine_router.residency.settings import make_layout, make_rules
+from engine_router.residency.measurements import Measurements
+from engine_router.residency.rules import ResidencySettings, Traits
+from engine_router.residency.settings import make_rules, make_settings
 from engine_router.residency.supervisor import Supervisor
 
 A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
@@ -47,7 +47,7 @@ class World:
     memory: SimulatedMemory
     engines: dict[str, SimulatedEngine]
     events: list[Event]
-    state: State
+    state: Measurements
     most_held: list[int] = attrs.field(factory=lambda: [0])
 
     def present(self) -> dict[str, Phase]:
@@ -92,10 +92,10 @@ async def running(
     memory = memory or SimulatedMemory(shared=True)
     engines = {name: SimulatedEngine(name, memory) for name in "abc"}
     prepare(engines)
-    hub, events, state = EventHub(), list[Event](), State()
+    hub, events, state = EventHub(), list[Event](), Measurements()
     hub.listen(events.append)
     budget_bytes = None if budget_gib is None else budget_gib * GIB
-    layout = Layout(
+    layout = ResidencySettings(
         capacities={"default": capacity or Capacity(budget_bytes=budget_bytes)},
         traits=lambda r: traits.get(r.engine) or Traits(declared_bytes=engines[r.engine].size_bytes),
         preload=preload,
@@ -507,7 +507,7 @@ group = "play"
 async def test_the_configuration_says_how_residents_share_the_memory() -> None:
     config = parse_config(CONFIG)
     engines = {name: SimulatedEngine(name, SimulatedMemory(), by_model=True) for name in "eo"}
-    layout = await make_layout(config, engines, Discovery(config, engines))
+    layout = await make_settings(config, engines, ModelRegistry(config, engines))
     small, large = ResidentId("e", "small"), ResidentId("e", "large")
     assert layout.capacities["default"] == Capacity(budget_bytes=24 * 10**9, max_resident=3, home=small)
     assert layout.preload == (small,)
@@ -523,9 +523,9 @@ async def test_a_model_that_turns_out_to_be_of_another_pool_is_no_default() -> N
     text = CONFIG + '[pools.card]\ndefault_model = "llama3"\n'
     config = parse_config(text)
     engines = {name: SimulatedEngine(name, SimulatedMemory(), by_model=True) for name in "eo"}
-    discovery = Discovery(config, engines)
-    discovery.set_listed("o", ["llama3:latest"])
-    layout = await make_layout(config, engines, discovery)
+    registry = ModelRegistry(config, engines)
+    registry.set_listed("o", ["llama3:latest"])
+    layout = await make_settings(config, engines, registry)
     assert layout.capacities["card"] == Capacity()
     assert layout.capacities["default"].home == ResidentId("e", "small")
 

@@ -37,7 +37,7 @@ from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.remote.http import HttpEngine
 from engine_router.engines.sleep import plan as sleep_module
 from engine_router.engines.sleep.plan import SleepCall, plan_of
-from engine_router.engines.sleep.registry import Dormitory
+from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.upstream.control_client import control_client
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
@@ -66,9 +66,9 @@ def config(*options: str, sleep: SleepConfig | None = DEEP, **settings: Any) -> 
 class House:
     """An engine, the dormitory that it uses, and what its processes were asked."""
 
-    def __init__(self, engine: ProcessEngine, dormitory: Dormitory, file: Path) -> None:
+    def __init__(self, engine: ProcessEngine, sleep_registry: SleepRegistry, file: Path) -> None:
         self.engine = engine
-        self.dormitory = dormitory
+        self.sleep_registry = sleep_registry
         self._file = file
 
     @property
@@ -77,7 +77,7 @@ class House:
 
     def reconfigure(self, changed: ProcessConfig, client: httpx.AsyncClient) -> None:
         """Exchange the engine for one of another configuration, as a reload does."""
-        self.engine = ProcessEngine("sleepy", changed, client, dormitory=self.dormitory)
+        self.engine = ProcessEngine("sleepy", changed, client, sleep_registry=self.sleep_registry)
 
 
 @asynccontextmanager
@@ -86,10 +86,12 @@ async def a_house(folder: Path, *options: str, **settings: Any) -> AsyncIterator
     port = [] if "base_url" in settings else ["port={port}"]
     with trio.fail_after(200):
         async with control_client() as client, trio.open_nursery() as nursery:
-            dormitory = Dormitory()
-            await nursery.start(dormitory.run)
+            sleep_registry = SleepRegistry()
+            await nursery.start(sleep_registry.run)
             settled = config(*port, f"calls={file}", *options, **settings)
-            yield House(ProcessEngine("sleepy", settled, client, dormitory=dormitory), dormitory, file)
+            yield House(
+                ProcessEngine("sleepy", settled, client, sleep_registry=sleep_registry), sleep_registry, file
+            )
             nursery.cancel_scope.cancel()
 
 
@@ -145,7 +147,7 @@ async def test_a_stop_is_a_sleep_and_the_next_start_a_wake(
 ) -> None:
     async with a_house(tmp_path, *options, sleep=sleep) as house:
         pid = await slept(house)
-        assert house.dormitory.residents == (RESIDENT,)
+        assert house.sleep_registry.residents == (RESIDENT,)
         assert await house.engine.check(RESIDENT) == "does not run"
         async with living(house.engine, "m") as life:
             await life.ready.wait()
@@ -153,7 +155,7 @@ async def test_a_stop_is_a_sleep_and_the_next_start_a_wake(
             assert life.endpoint is not None
             assert life.endpoint.pid == pid
             assert await get(life, "/say") == "sense"
-            assert house.dormitory.residents == ()
+            assert house.sleep_registry.residents == ()
             assert house.calls == calls
             life.supervision.stop(for_good=True)
             await life.over.wait()
@@ -192,11 +194,11 @@ async def test_residents_of_a_template_sleep_side_by_side(tmp_path: Path) -> Non
                 await life.ready.wait()
                 await life.stop()
                 assert life.ended == SLEPT
-        assert {resident.model for resident in house.dormitory.residents} == {"a", "b"}
+        assert {resident.model for resident in house.sleep_registry.residents} == {"a", "b"}
         async with living(house.engine, "a") as life:
             await life.ready.wait()
             assert life.supervision.woken
-            assert [resident.model for resident in house.dormitory.residents] == ["b"]
+            assert [resident.model for resident in house.sleep_registry.residents] == ["b"]
 
 
 async def test_sglang_is_released_only_once_it_is_idle(tmp_path: Path) -> None:
@@ -303,7 +305,7 @@ async def test_who_cannot_fall_asleep_is_stopped_and_not_asked_again(
                 await life.stop()
                 assert life.ended == Ended(stopped=True, message="was killed by SIGTERM")
         assert house.calls.count("/sleep?level=2") == 1
-        assert house.dormitory.residents == ()
+        assert house.sleep_registry.residents == ()
     assert words in caplog.text
     assert len(caplog.records) == 1
 
@@ -348,7 +350,7 @@ async def test_a_death_asleep_is_noticed_and_the_next_start_is_one(
     async with a_house(tmp_path) as house:
         pid = await slept(house)
         psutil.Process(pid).kill()
-        await until(lambda: not house.dormitory.residents)
+        await until(lambda: not house.sleep_registry.residents)
         assert f"{RESIDENT} was killed by SIGKILL while it slept" in caplog.text
         async with living(house.engine, "m") as life:
             await life.ready.wait()
@@ -382,13 +384,13 @@ async def test_one_that_was_started_otherwise_is_not_woken(tmp_path: Path) -> No
 async def test_one_of_another_kind_is_stopped_before_anything_is_started(tmp_path: Path) -> None:
     async with a_house(tmp_path) as house, a_server() as (server, other, _):
         pid = await slept(house)
-        other._slumbers._dormitory = house.dormitory
-        slumber = other._slumbers.of(RESIDENT)
-        assert slumber is not None
+        other._slumbers._dormitory = house.sleep_registry
+        remote_sleep = other._slumbers.of(RESIDENT)
+        assert remote_sleep is not None
         life = Living(other, "m", adopt=False)
-        assert await slumber.wake(life, life.supervision) is None  # type: ignore[arg-type]
+        assert await remote_sleep.wake(life, life.supervision) is None  # type: ignore[arg-type]
         assert not is_alive(pid)
-        assert not house.dormitory.residents
+        assert not house.sleep_registry.residents
         assert server.asked == []
 
 
@@ -405,7 +407,7 @@ async def test_closing_stops_all_sleepers_at_the_same_time(tmp_path: Path) -> No
                 assert life.endpoint is not None
                 pids.append(life.endpoint.pid)
         began = trio.current_time()
-        await house.dormitory.close()
+        await house.sleep_registry.close()
         assert 3 <= trio.current_time() - began < 9  # one after the other takes three times as long
         assert not any(map(is_alive, pids))
         async with living(house.engine, "a") as life:
@@ -425,7 +427,7 @@ async def test_what_falls_asleep_after_the_end_is_killed(tmp_path: Path) -> None
         await life.ready.wait()
         life.supervision.stop()
         await until(lambda: "/sleep?level=2" in house.calls)
-        await house.dormitory.close()
+        await house.sleep_registry.close()
         await life.over.wait()
         assert life.endpoint is not None
         pid = life.endpoint.pid
@@ -436,7 +438,7 @@ async def none_but(house: House) -> None:
     """Wait until no process is left but those that sleep."""
     with trio.fail_after(200):
         while sum(is_alive(child.pid) for child in psutil.Process().children()) > len(
-            house.dormitory.residents
+            house.sleep_registry.residents
         ):
             await trio.sleep(0.002)
 
@@ -453,9 +455,9 @@ async def test_cancelled_anywhere_on_the_way_to_sleep_it_is_dead_or_in_bed(
                     nursery.start_soon(life.run)
                     await life.ready.wait()
                     life.supervision.stop()
-            assert bool(house.dormitory.residents) is (life.ended == SLEPT)
+            assert bool(house.sleep_registry.residents) is (life.ended == SLEPT)
             await none_but(house)
-            await house.dormitory.clear(house.dormitory.residents)
+            await house.sleep_registry.clear(house.sleep_registry.residents)
             if not sweep.fired:
                 break
         assert step > 20
@@ -466,7 +468,7 @@ async def test_cancelled_anywhere_on_the_way_to_sleep_it_is_dead_or_in_bed(
 async def test_cancelled_anywhere_while_it_wakes_it_is_dead(after: bool, tmp_path: Path) -> None:
     async with a_house(tmp_path) as house:
         for step in itertools.count(1):
-            if not house.dormitory.residents:
+            if not house.sleep_registry.residents:
                 await slept(house)
             life = Living(house.engine, "m", adopt=False)
             with CancelAt(step, after=after) as sweep, sweep.scope:
@@ -475,7 +477,7 @@ async def test_cancelled_anywhere_while_it_wakes_it_is_dead(after: bool, tmp_pat
                     await life.ready.wait()
                     assert life.supervision.woken
                     life.supervision.stop(for_good=True)
-            assert house.dormitory.residents == ()
+            assert house.sleep_registry.residents == ()
             await none_but(house)
             if not sweep.fired:
                 break
@@ -485,12 +487,12 @@ async def test_cancelled_anywhere_while_it_wakes_it_is_dead(after: bool, tmp_pat
 async def test_who_sleeps_when_the_router_is_killed_is_killed_by_the_guardian() -> None:
     with trio.fail_after(200):
         async with control_client() as client, trio.open_nursery() as nursery:
-            guardian, dormitory = Guardian(), Dormitory()
-            await nursery.start(dormitory.run)
+            guardian, sleep_registry = Guardian(), SleepRegistry()
+            await nursery.start(sleep_registry.run)
             async with trio.open_nursery() as guarded:
                 await guarded.start(guardian.run)
                 engine = ProcessEngine(
-                    "sleepy", config("port={port}"), client, guardian=guardian, dormitory=dormitory
+                    "sleepy", config("port={port}"), client, guardian=guardian, sleep_registry=sleep_registry
                 )
                 async with living(engine, "m") as life:
                     await life.ready.wait()
@@ -508,7 +510,7 @@ async def test_who_sleeps_when_the_router_is_killed_is_killed_by_the_guardian() 
 
 
 def test_nobody_is_nobody() -> None:
-    assert repr(Dormitory()) == "<Dormitory empty>"
+    assert repr(SleepRegistry()) == "<Dormitory empty>"
 
 
 @contextmanager
@@ -551,7 +553,7 @@ async def test_one_that_is_found_asleep_is_not_adopted_but_woken_when_it_is_need
             assert await get(life, "/say") == "sense"
             await life.stop()
             assert life.ended == SLEPT
-        await house.dormitory.close()
+        await house.sleep_registry.close()
         assert is_alive(pid), "who was found is left as it is"
 
 
@@ -624,13 +626,15 @@ class ScriptedVllm(ScriptedServer):
 
 
 @asynccontextmanager
-async def a_server(sleep: SleepConfig = LIGHT) -> AsyncIterator[tuple[ScriptedVllm, HttpEngine, Dormitory]]:
+async def a_server(
+    sleep: SleepConfig = LIGHT,
+) -> AsyncIterator[tuple[ScriptedVllm, HttpEngine, SleepRegistry]]:
     server = ScriptedVllm("m")
     body = {"model": "{model}"}
     with trio.fail_after(200):
         async with server.running(), control_client() as client, trio.open_nursery() as nursery:
-            dormitory = Dormitory()
-            await nursery.start(dormitory.run)
+            sleep_registry = SleepRegistry()
+            await nursery.start(sleep_registry.run)
             settled = HttpConfig(
                 base_url=server.base_url,  # type: ignore[arg-type]
                 load=CallConfig(path=UrlPath("/load"), body=body),  # type: ignore[arg-type]
@@ -640,12 +644,12 @@ async def a_server(sleep: SleepConfig = LIGHT) -> AsyncIterator[tuple[ScriptedVl
                 start_timeout_s=2.0,  # type: ignore[arg-type]
                 stop_timeout_s=1.0,  # type: ignore[arg-type]
             )
-            yield server, HttpEngine("sleepy", settled, client, dormitory=dormitory), dormitory
+            yield server, HttpEngine("sleepy", settled, client, sleep_registry=sleep_registry), sleep_registry
             nursery.cancel_scope.cancel()
 
 
 async def test_a_server_sleeps_and_is_woken() -> None:
-    async with a_server() as (server, engine, dormitory):
+    async with a_server() as (server, engine, sleep_registry):
         for number in range(3):
             async with living(engine, "m") as life:
                 await life.ready.wait()
@@ -656,18 +660,18 @@ async def test_a_server_sleeps_and_is_woken() -> None:
                 assert life.ended == SLEPT
                 assert server.asleep
                 assert await engine.find() == []
-        await dormitory.close()
+        await sleep_registry.close()
         assert server.asked == ["/load", "/sleep", *["/wake_up", "/sleep"] * 2, "/unload"]
 
 
 async def test_a_server_that_was_found_awake_is_left_asleep() -> None:
-    async with a_server() as (server, engine, dormitory):
+    async with a_server() as (server, engine, sleep_registry):
         await server.load("m")
         async with living(engine, "m", adopt=True) as life:
             await life.ready.wait()
             await life.stop()
             assert life.ended == SLEPT
-        await dormitory.close()
+        await sleep_registry.close()
         assert server.asked == ["/sleep"]
 
 

@@ -11,8 +11,8 @@ from support.simulated import GIB, SimulatedMemory
 
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.events import EventHub
-from engine_router.residency.measurements import State
-from engine_router.residency.rules import Capacity, Layout, Rules, Traits
+from engine_router.residency.measurements import Measurements
+from engine_router.residency.rules import Capacity, ResidencySettings, Rules, Traits
 from engine_router.residency.supervisor import Supervisor
 
 A, B = ResidentId("a"), ResidentId("b")
@@ -103,7 +103,7 @@ class Lab:
     supervisor: Supervisor
     memory: SimulatedMemory
     engines: dict[str, Dozer]
-    state: State
+    state: Measurements
     story: list[str]
 
     async def use(self, resident: ResidentId, seconds: float = 1.0) -> float:
@@ -124,9 +124,9 @@ async def lab(*, files: bool = False, budget: int | None = None, **options: obje
     story: list[str] = []
     memory = SimulatedMemory(shared=True, total_bytes=64 * GIB)
     engines = {name: Dozer(name, memory, story, **options) for name in "ab"}  # type: ignore[arg-type]
-    state = State()
+    state = Measurements()
     shelf = Shelf(story) if files else None
-    layout = Layout(
+    layout = ResidencySettings(
         capacities={"default": Capacity(budget_bytes=budget)},
         traits=lambda _: Traits(declared_bytes=engines["a"].size_bytes if budget else None),
         **({"files": shelf} if shelf else {}),

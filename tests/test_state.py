@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.measurements import (
-    Measured,
-    State,
+    Measurement,
+    Measurements,
     default_state_file,
     read_state,
     save_state,
@@ -25,24 +25,24 @@ from engine_router.residency.measurements import (
 A = ResidentId("a", "llama")
 
 
-def full_state() -> State:
-    state = State()
-    state.residents["a/llama"] = Measured(2**36, 0.75, 12.5, 1.0, 0.25, 2**35, 0.75)
+def full_state() -> Measurements:
+    state = Measurements()
+    state.residents["a/llama"] = Measurement(2**36, 0.75, 12.5, 1.0, 0.25, 2**35, 0.75)
     state.set_models("a", ["llama", "qwen"])
     return state
 
 
 def test_a_state_survives_its_file() -> None:
-    state = State.from_json(full_state().to_json())
+    state = Measurements.from_json(full_state().to_json())
     assert state.residents == full_state().residents
     assert state.models == full_state().models
     assert not state.changed
 
 
 def test_measurements_of_an_unknown_resident_are_empty_and_can_be_filled() -> None:
-    state = State()
+    state = Measurements()
     state.of(A).start_s = 3.0
-    assert state.of(A) == Measured(start_s=3.0)
+    assert state.of(A) == Measurement(start_s=3.0)
 
 
 def test_only_changes_of_the_models_are_changes() -> None:
@@ -61,7 +61,7 @@ def test_only_changes_of_the_models_are_changes() -> None:
     ids=lambda text: text[:20],
 )  # fmt: skip
 def test_damaged_text_is_an_empty_state(text: str) -> None:
-    assert State.from_json(text) == State()
+    assert Measurements.from_json(text) == Measurements()
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "true", '"7"', "[]", "1e400", "9" * 400, "null"])
@@ -81,40 +81,40 @@ def test_a_figure_that_cannot_have_been_measured_is_left_out_alone(key: str, val
     text = (
         f'{{"version": 1, "models": {{}}, "residents": {{"a": {{"{key}": {value}}}, "b": {{"start_s": 2}}}}}}'
     )
-    state = State.from_json(text)
-    assert state.of(ResidentId("a")) == Measured()
-    assert state.of(ResidentId("b")) == Measured(start_s=2.0)
+    state = Measurements.from_json(text)
+    assert state.of(ResidentId("a")) == Measurement()
+    assert state.of(ResidentId("b")) == Measurement(start_s=2.0)
 
 
 def test_what_a_newer_router_wrote_beside_is_left_out() -> None:
     data = json.loads(full_state().to_json())
     data["residents"]["a/llama"]["colour"] = "blue"
     data["more"] = 1
-    assert State.from_json(json.dumps(data)).residents == full_state().residents
+    assert Measurements.from_json(json.dumps(data)).residents == full_state().residents
 
 
 def test_a_share_above_the_whole_was_not_measured() -> None:
     text = '{"version": 1, "models": {}, "residents": {"a": {"release_ratio": 1.5}}}'
-    assert State.from_json(text).of(ResidentId("a")).release_ratio is None
+    assert Measurements.from_json(text).of(ResidentId("a")).release_ratio is None
 
 
 @pytest.mark.parametrize(
     ("measured", "wanted_bytes", "sleeps"),
     [
-        (Measured(), None, True),
-        (Measured(), 10**12, True),
-        (Measured(100, start_s=60.0, sleep_freed_bytes=75, wake_s=1.0), None, True),
-        (Measured(100, start_s=60.0, sleep_freed_bytes=74, wake_s=1.0), None, False),
-        (Measured(100, start_s=60.0, sleep_freed_bytes=30, wake_s=1.0), 30, True),
-        (Measured(100, start_s=60.0, sleep_freed_bytes=99, wake_s=1.0), 100, False),
-        (Measured(100, start_s=60.0, sleep_freed_bytes=99, wake_s=60.0), None, False),
-        (Measured(100, sleep_freed_bytes=99, wake_s=60.0), None, True),
-        (Measured(sleep_freed_bytes=0, wake_s=1.0), None, True),
-        (Measured(sleep_freed_bytes=0, wake_s=1.0), 1, False),
+        (Measurement(), None, True),
+        (Measurement(), 10**12, True),
+        (Measurement(100, start_s=60.0, sleep_freed_bytes=75, wake_s=1.0), None, True),
+        (Measurement(100, start_s=60.0, sleep_freed_bytes=74, wake_s=1.0), None, False),
+        (Measurement(100, start_s=60.0, sleep_freed_bytes=30, wake_s=1.0), 30, True),
+        (Measurement(100, start_s=60.0, sleep_freed_bytes=99, wake_s=1.0), 100, False),
+        (Measurement(100, start_s=60.0, sleep_freed_bytes=99, wake_s=60.0), None, False),
+        (Measurement(100, sleep_freed_bytes=99, wake_s=60.0), None, True),
+        (Measurement(sleep_freed_bytes=0, wake_s=1.0), None, True),
+        (Measurement(sleep_freed_bytes=0, wake_s=1.0), 1, False),
     ],
 )
 def test_the_cheaper_exit_that_frees_enough(
-    measured: Measured, wanted_bytes: float | None, sleeps: bool
+    measured: Measurement, wanted_bytes: float | None, sleeps: bool
 ) -> None:
     assert measured.prefers_sleep(wanted_bytes) is sleeps
 
@@ -129,17 +129,17 @@ json_values = st.recursive(
 @given(residents=json_values, models=json_values)
 def test_no_json_is_too_strange(residents: object, models: object) -> None:
     text = json.dumps({"version": 1, "residents": residents, "models": models})
-    state = State.from_json(text)
+    state = Measurements.from_json(text)
     for measured in state.residents.values():
         for number in (measured.start_s, measured.stop_s, measured.settle_s, measured.release_ratio):
             assert number is None or math.isfinite(number)
 
 
 def test_an_absent_or_binary_file_is_an_empty_state(tmp_path: Path) -> None:
-    assert read_state(tmp_path / "none.json") == State()
-    assert read_state(tmp_path) == State()
+    assert read_state(tmp_path / "none.json") == Measurements()
+    assert read_state(tmp_path) == Measurements()
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    assert read_state(tmp_path / "binary.json") == State()
+    assert read_state(tmp_path / "binary.json") == Measurements()
 
 
 def test_the_state_file_lies_in_a_folder_of_its_own() -> None:

@@ -40,7 +40,7 @@ from engine_router.events import (
 )
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Phase, Rules
-from engine_router.residency.measurements import State
+from engine_router.residency.measurements import Measurements
 from engine_router.residency.supervisor import Supervisor
 
 A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
@@ -55,7 +55,7 @@ class World:
     supervisor: Supervisor
     memory: SimulatedMemory
     engines: dict[str, SimulatedEngine]
-    state: State
+    state: Measurements
     events: list[Event]
     diary: list[Deed]
     nursery: trio.Nursery
@@ -134,7 +134,7 @@ async def running(
     rules: Rules = RULES,
     memory: SimulatedMemory | None = None,
     prepare: Callable[[dict[str, SimulatedEngine]], object] = lambda _: None,
-    state: State | None = None,
+    state: Measurements | None = None,
     own_pools: bool = False,
     settle_timeout_s: float = 60.0,
 ) -> AsyncIterator[World]:
@@ -144,7 +144,7 @@ async def running(
     diary: list[Deed] = []
     simulated = {name: SimulatedEngine(name, memories[name], diary=diary) for name in engines}
     prepare(simulated)
-    hub, state = EventHub(), state or State()
+    hub, state = EventHub(), state or Measurements()
     events: list[Event] = []
     hub.listen(events.append)
     supervisor = Supervisor(
@@ -1045,7 +1045,7 @@ async def test_what_never_comes_back_is_learned_and_no_longer_waited_for(autojum
 
 
 async def test_a_learned_release_ratio_does_not_wear_off(autojump_clock: MockClock) -> None:
-    state = State()
+    state = Measurements()
     state.of(A).release_ratio = state.of(B).release_ratio = 1.0
     async with running(memory=SimulatedMemory(reclaim=Reclaim(bytes_per_s=4 * GIB)), state=state) as world:
         for resident in (A, B) * 5:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from engine_router.dialects.anthropic import answers as anthropic_openai
 from engine_router.dialects.base import Translation
-from engine_router.dialects.keep_alive import patience_for
+from engine_router.dialects.keep_alive import keep_alive_for
 from engine_router.dialects.ollama import answers as ollama_openai
 from engine_router.dialects.responses import answers as responses_openai
 from engine_router.errors import EngineBroke
@@ -112,7 +112,7 @@ class Client:
     def answer(self, pieces: Sequence[bytes], *, stream: bool) -> bytes:
         """Return what the client gets; the relay knows no error of a translation but this one."""
         translation = self.begin(stream=stream)
-        patience = patience_for(self.path, "qwen")
+        patience = keep_alive_for(self.path, "qwen")
         splice = patience.splice if stream and self.path == "/v1/responses" else bytes
         out = b""
         try:

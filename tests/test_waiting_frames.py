@@ -26,9 +26,9 @@ from openai.types.responses import ResponseError
 
 from engine_router.dialects import dialect_of
 from engine_router.dialects.frames import EventFrames, FrameReader, LineFrames
-from engine_router.dialects.keep_alive import Patience, forget_progress, patience_for
+from engine_router.dialects.keep_alive import KeepAliveFrames, forget_progress, keep_alive_for
 from engine_router.dialects.keep_alive.messages import SIGNATURE
-from engine_router.dialects.keep_alive.responses import ResponsesPatience
+from engine_router.dialects.keep_alive.responses import ResponsesKeepAlive
 from engine_router.dialects.sse import EventReader
 from engine_router.errors import EngineError, EngineStartFailed, RouterError
 
@@ -43,9 +43,11 @@ THINKS = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
 TALKS = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def patience(path: str, request: dict[str, Any] | None = None) -> Patience:
+def patience(path: str, request: dict[str, Any] | None = None) -> KeepAliveFrames:
     said = request if request is not None else {"prompt": "hi"} if path == GENERATE else TALKS
-    return patience_for(path, "m", request=lambda: said, wall_clock=lambda: 1e9 + 0.5, new_id=lambda: "0123")
+    return keep_alive_for(
+        path, "m", request=lambda: said, wall_clock=lambda: 1e9 + 0.5, new_id=lambda: "0123"
+    )
 
 
 # What engines answer.
@@ -279,7 +281,7 @@ CASES = [(path, name) for path, answers in ANSWERS.items() for name in answers]
 each_answer = pytest.mark.parametrize(("path", "name"), CASES)
 each_path = pytest.mark.parametrize("path", PATHS)
 
-WAITS: dict[str, Callable[[Patience], bytes]] = {
+WAITS: dict[str, Callable[[KeepAliveFrames], bytes]] = {
     "quiet": lambda it: it.quiet() * 3,
     "lively": lambda it: it.quiet() + it.lively() + it.quiet() + it.lively() + it.lively(),
     "progress": lambda it: it.lively(PROGRESS) + it.quiet() + it.lively() + it.lively(PROGRESS),
@@ -419,7 +421,7 @@ def without_progress(path: str, answer: Any) -> Any:
     return answer
 
 
-def waited(it: Patience, wait: str, answer: bytes, size: int) -> bytes:
+def waited(it: KeepAliveFrames, wait: str, answer: bytes, size: int) -> bytes:
     """Return the whole stream of a client that waited; the engine's answer comes in pieces of a size."""
     before = WAITS[wait](it)
     pieces = [it.splice(answer[start : start + size]) for start in range(0, len(answer), size)]
@@ -513,7 +515,7 @@ def every_error() -> list[RouterError]:
     return plain + [kind("e", "a message") for kind in kinds if kind.__init__ is EngineError.__init__]
 
 
-MOMENTS: dict[str, Callable[[Patience, bytes], bytes]] = {
+MOMENTS: dict[str, Callable[[KeepAliveFrames, bytes], bytes]] = {
     "at once": lambda it, _: b"",
     "quiet": lambda it, _: it.quiet() * 2,
     "lively": lambda it, _: it.quiet() + it.lively() + it.lively(PROGRESS),
@@ -576,7 +578,7 @@ def test_a_failed_response_has_a_code_of_the_list_by_which_codex_repeats(kind: R
 @pytest.mark.parametrize("passed", [b"what is this", b"data: 1\n\n", b": hello\n\n", b"x" * 3_000_000])
 def test_an_answer_that_was_no_response_is_ended_by_the_error_alone(passed: bytes) -> None:
     it = patience(RESPONSES)
-    assert isinstance(it, ResponsesPatience)
+    assert isinstance(it, ResponsesKeepAlive)
     for start in range(0, len(passed), 100_000):
         assert it.splice(passed[start : start + 100_000]) == passed[start : start + 100_000]
     assert len(it._head) <= 1_200_000  # and no more of it is kept
@@ -633,7 +635,7 @@ def test_the_frames_of_each_endpoint() -> None:
 
 
 def test_ids_are_unique() -> None:
-    first, second = (events(patience_for(CHAT, "m").lively())[0]["id"] for _ in range(2))
+    first, second = (events(keep_alive_for(CHAT, "m").lively())[0]["id"] for _ in range(2))
     assert first != second
 
 
@@ -653,7 +655,7 @@ WAITING = st.lists(
 @settings(deadline=None)
 @given(WAITING, st.sampled_from([{}, THINKS]))
 def test_no_frame_holds_what_breaks_a_client(
-    path: str, waiting: list[Callable[[Patience], bytes]], request: dict[str, Any]
+    path: str, waiting: list[Callable[[KeepAliveFrames], bytes]], request: dict[str, Any]
 ) -> None:
     it = patience(path, {**TALKS, **request})
     for step in waiting:
@@ -740,7 +742,7 @@ def message_meaning(seen: list[dict[str, Any]]) -> Any:
 def test_the_answer_means_the_same_wherever_it_is_cut(
     path: str,
     name: str,
-    waiting: list[Callable[[Patience], bytes]],
+    waiting: list[Callable[[KeepAliveFrames], bytes]],
     places: list[int],
     request: dict[str, Any],
 ) -> None:

@@ -1377,7 +1377,7 @@ async def test_the_app_survives_a_defect(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fast: bool
 ) -> None:
     async with routing(NEVER, fast=fast) as router, posting(router) as post:
-        monkeypatch.setattr(router.discovery, "resolve", lambda _: 1 / 0, raising=False)
+        monkeypatch.setattr(router.registry, "resolve", lambda _: 1 / 0, raising=False)
         for path in DIALECTS:
             talk = await post(path, body={"model": "alpha"})
             assert talk.status == 500

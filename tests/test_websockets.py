@@ -68,7 +68,7 @@ async def test_messages_go_both_ways_under_a_lease() -> None:
                 await client.send_message(message)
                 assert await client.get_message() == message
             assert in_flight(router) == 1
-            assert [it.path for it in router.underway.by_ticket().values()] == ["/upstream/a/ws/x y"]
+            assert [it.path for it in router.in_flight.by_ticket().values()] == ["/upstream/a/ws/x y"]
         await until(lambda: in_flight(router) == 0)
         assert_nothing_left(router)
 
@@ -103,8 +103,8 @@ async def test_a_client_that_leaves_without_a_word_frees_the_engine() -> None:
 
 async def test_a_request_that_is_ended_by_hand_tells_its_client() -> None:
     async with routing(engine()) as router, connected(router, "/upstream/a/ws") as (client, _):
-        (entered,) = router.underway.by_ticket().values()
-        router.underway.cancel(entered.id)
+        (entered,) = router.in_flight.by_ticket().values()
+        router.in_flight.cancel(entered.id)
         with pytest.raises(ConnectionClosed):
             await client.get_message()
         assert client.closed.code in (1011, 1013)
@@ -131,7 +131,7 @@ async def test_its_ticket_says_whose_it_is() -> None:
     async with routing(engine(), **KEY) as router:
         headers = {"Authorization": "Bearer secret", "X-Request-Priority": "low"}
         async with connected(router, "/upstream/a/ws", headers):
-            (lease,) = [entered.holder.lease for entered in router.underway.by_ticket().values()]
+            (lease,) = [entered.holder.lease for entered in router.in_flight.by_ticket().values()]
             assert lease is not None
             assert (lease.ticket.client, lease.ticket.priority) == ("key 0", "low")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine_router.events import EventHub
 from engine_router.guards.limits import LARGE_BYTES, MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
 from engine_router.proxy.handler import Reply
-from engine_router.proxy.request_body import Incoming
+from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.routes import is_proxied
 from engine_router.server.fast_connection import FastConnection
@@ -579,7 +579,7 @@ async def test_cancelling_a_receive_loses_nothing() -> None:
 # A connection.
 
 
-async def never(incoming: Incoming, scope: RequestScope) -> Reply:
+async def never(incoming: IncomingRequest, scope: RequestScope) -> Reply:
     raise AssertionError(incoming)
 
 

@@ -34,7 +34,7 @@ async def chat_with_each(router: Router, urls: Sequence[str]) -> int:
             swaps.append(event)
 
     router.hub.listen(note)
-    models = [target.model for target in router.discovery.targets()]
+    models = [target.model for target in router.registry.targets()]
     say(f"\n{GIBBERISH}")
     try:
         async with httpx.AsyncClient(base_url=urls[0], timeout=TIMEOUT_S, trust_env=False) as client:

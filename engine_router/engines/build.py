@@ -13,7 +13,7 @@ from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.remote.http import HttpEngine
 from engine_router.engines.remote.ollama import OllamaEngine
 from engine_router.engines.remote.systemd import SystemdEngine
-from engine_router.engines.sleep.registry import Dormitory
+from engine_router.engines.sleep.registry import SleepRegistry
 
 
 def build_engine(
@@ -21,7 +21,7 @@ def build_engine(
     config: Config,
     client: httpx.AsyncClient,
     guardian: Guardian | None,
-    dormitory: Dormitory | None = None,
+    sleep_registry: SleepRegistry | None = None,
 ) -> Engine:
     """Make one configured engine.
 
@@ -33,13 +33,15 @@ def build_engine(
     match config.engines[name]:
         case ProcessConfig() as process:
             paths = _paths(config, name)
-            return ProcessEngine(name, process, client, guardian=guardian, dormitory=dormitory, paths=paths)
+            return ProcessEngine(
+                name, process, client, guardian=guardian, sleep_registry=sleep_registry, paths=paths
+            )
         case HttpConfig() as http:
-            return HttpEngine(name, http, client, dormitory=dormitory)
+            return HttpEngine(name, http, client, sleep_registry=sleep_registry)
         case OllamaConfig() as ollama:
             return OllamaEngine(name, ollama, client, _upstream_names(config, name))
         case SystemdConfig() as systemd:
-            return SystemdEngine(name, systemd, client, dormitory=dormitory)
+            return SystemdEngine(name, systemd, client, sleep_registry=sleep_registry)
 
 
 def _upstream_names(config: Config, engine: str) -> Sequence[str]:

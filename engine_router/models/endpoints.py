@@ -32,7 +32,7 @@ _UNREADABLE: Final = frozenset({(b"llama.cpp", "/v1/responses")})
 
 
 @define(eq=False)
-class Abilities:
+class EndpointSupport:
     """What is known of every engine's endpoints."""
 
     _config: Config

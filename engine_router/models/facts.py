@@ -24,7 +24,7 @@ from engine_router.engines.remote.server import Server
 from engine_router.errors import EngineError
 from engine_router.events import Event, ResidentReady
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
-from engine_router.models.registry import Discovery, Target
+from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import Launch, Weights, launch_of, read_weights
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ Signature = tuple[float, int]
 
 
 @frozen(kw_only=True)
-class Facts:
+class ModelFacts:
     """What is known of one model.
 
     Attributes:
@@ -92,12 +92,12 @@ class _Listing:
         self.models = known if len(known) <= LISTED_MODELS else dict(models)
 
 
-class Catalogue:
+class KnownModels:
     """What is known of each model."""
 
-    def __init__(self, config: Config, discovery: Discovery) -> None:
+    def __init__(self, config: Config, registry: ModelRegistry) -> None:
         self._config = config
-        self._discovery = discovery
+        self._discovery = registry
         self._listings: dict[str, _Listing] = {name: _Listing() for name in config.engines}
         self._weights: dict[Path, Weights | None] = {}
         self._signatures: dict[Path, Signature] = {}
@@ -108,7 +108,7 @@ class Catalogue:
         # Those of engines that are gone stay: they may be asked right now.
         self._listings.update({name: _Listing() for name in config.engines if name not in self._listings})
 
-    def of(self, target: Target) -> Facts:
+    def of(self, target: Target) -> ModelFacts:
         """Return what is known of a model; never waits."""
         listing, name = self._listings[target.engine], normal_name(target.upstream)
         configured = self._config.models.get(target.model)
@@ -260,7 +260,9 @@ async def _entries(server: Server, path: str, key: str) -> dict[str, Json] | Non
     return found
 
 
-def _facts(configured: ModelConfig | None, launch: Launch, weights: Weights | None, listed: Json) -> Facts:
+def _facts(
+    configured: ModelConfig | None, launch: Launch, weights: Weights | None, listed: Json
+) -> ModelFacts:
     """Put together what is known of a model that is not Ollama's. What is nearest to the engine wins."""
     meta = listed.get("meta")
     meta = meta if isinstance(meta, dict) else {}
@@ -271,7 +273,7 @@ def _facts(configured: ModelConfig | None, launch: Launch, weights: Weights | No
     context_length = (configured.context_length if configured is not None else None) or (
         min(filter(None, (served, started_with)), default=None)
     )
-    return Facts(
+    return ModelFacts(
         weights=weights,
         capabilities=_capabilities(configured, launch, weights, listed),
         context_length=context_length,
@@ -302,7 +304,7 @@ def _takes_images(listed: Json) -> bool:
 
 def _ollama_facts(
     configured: ModelConfig | None, listed: Json | None, shown: Json | None, loaded: Json | None
-) -> Facts:
+) -> ModelFacts:
     """Put together what is known of a model of an Ollama daemon: what the daemon says, first of all."""
     listed, shown, loaded = listed or {}, shown or {}, loaded or {}
     info = shown.get("model_info")
@@ -310,7 +312,7 @@ def _ollama_facts(
     made_for = info.get(f"{info.get('general.architecture')}.context_length")
     told = shown.get("capabilities")
     capabilities = tuple(word for word in told if isinstance(word, str)) if isinstance(told, list) else ()
-    return Facts(
+    return ModelFacts(
         capabilities=capabilities or ("completion",),
         context_length=(configured.context_length if configured is not None else None)
         or _count(loaded.get("context_length"))

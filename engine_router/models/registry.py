@@ -36,7 +36,7 @@ class Target:
     discovered: bool = False
 
 
-class Discovery:
+class ModelRegistry:
     """Knows every model: the configured ones, and those that running engines list.
 
     The configuration always wins over what an engine says, and of two engines that list the same id the one
@@ -62,19 +62,19 @@ class Discovery:
             self._aliases.update(dict.fromkeys(entry.aliases, model_id))
         self._files = _files(config, self._configured.values())
 
-    def changed(self, config: Config, engines: Mapping[str, Engine]) -> Discovery:
+    def changed(self, config: Config, engines: Mapping[str, Engine]) -> ModelRegistry:
         """Return what is known under another configuration; what engines listed that are still there is kept."""
-        other = Discovery(config, engines)
+        other = ModelRegistry(config, engines)
         other.keep_listed(self)
         return other
 
-    def keep_listed(self, other: Discovery) -> None:
+    def keep_listed(self, other: ModelRegistry) -> None:
         """Take in what another one knows that engines listed, as far as they are still there."""
         for name, models in other._listed.items():
             if name in self._config.engines:
                 self.set_listed(name, models)
 
-    def take_over(self, other: Discovery) -> None:
+    def take_over(self, other: ModelRegistry) -> None:
         """Become like another one, for all who hold this one."""
         self.__dict__.update(other.__dict__)
 

@@ -48,7 +48,7 @@ _VARY = (b"vary", b"Origin")
 _EXPOSED = (b"access-control-expose-headers", b"*")
 
 
-class Gate:
+class AccessCheck:
     """The rules of `[server]`: names, keys, and pages of other sites."""
 
     def __init__(self, server: ServerConfig) -> None:
@@ -304,7 +304,7 @@ def _origin_pattern(origin: str) -> str:
     return f"{re.escape(scheme)}://{subdomains}{re.escape(host)}{ports}"
 
 
-class Gates:
+class AccessChecks:
     """The gate of the configuration that is in force.
 
     Args:
@@ -314,15 +314,15 @@ class Gates:
     def __init__(self, server: Callable[[], ServerConfig]) -> None:
         self._server = server
         self._settings = server()
-        self._gate = Gate(self._settings)
+        self._gate = AccessCheck(self._settings)
 
     @property
-    def gate(self) -> Gate:
+    def gate(self) -> AccessCheck:
         """The gate that holds now."""
         if (settings := self._server()) is not self._settings:
-            self._settings, self._gate = settings, Gate(settings)
+            self._settings, self._gate = settings, AccessCheck(settings)
         return self._gate
 
     def answer_headers(self, headers: Headers) -> Headers:
-        """See `Gate.answer_headers`."""
+        """See `AccessCheck.answer_headers`."""
         return self.gate.answer_headers(headers)

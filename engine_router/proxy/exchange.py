@@ -20,7 +20,7 @@ from engine_router.engines.base import DOUBT_S, Endpoint, ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
 from engine_router.guards.limits import ERROR_BODY_BYTES, ERROR_BODY_S
 from engine_router.proxy.headers import is_plain, is_stream_type, response_headers, retry_after_s
-from engine_router.proxy.plan import Choose, Course, Filter
+from engine_router.proxy.plan import Choose, Filter, ForwardPlan
 from engine_router.proxy.stream_end import StreamEnd, stream_end_of
 from engine_router.proxy.whole_answer import Whole
 from engine_router.residency.lease import Lease
@@ -44,7 +44,7 @@ _RETRIED = frozenset((408, 409, 429))
 
 
 @define(eq=False)
-class Passage:
+class ProxyExchange:
     """One request on its way to its engine, and its answer on the way back.
 
     `close` is synchronous and idempotent: it gives back the lease, or the place in the queue, and ends the
@@ -62,7 +62,7 @@ class Passage:
     _supervisor: Supervisor
     _upstream: Upstream
     resident: ResidentId
-    _course: Course | Choose
+    _course: ForwardPlan | Choose
     lease: Lease | None = None
     queue_wait_s: float = math.nan
     first_byte_s: float = math.nan
@@ -214,16 +214,16 @@ class Passage:
         connecting, the upload.
         """
         with trio.CancelScope() as self._sending:
-            course = await self._known_course(endpoint.base_url, until)
-            if course is None:
+            plan = await self._known_course(endpoint.base_url, until)
+            if plan is None:
                 return None
             self.sent_at = trio.current_time()
-            exchange = self._exchange = await self._upstream.send(course.outgoing.to(endpoint.base_url))
+            exchange = self._exchange = await self._upstream.send(plan.outgoing.to(endpoint.base_url))
             if self._closed:
                 exchange.close()
                 await self._ensure_open()
             if endpoint.on_use is not None:
-                self._on_end = endpoint.on_use(course.outgoing.target)
+                self._on_end = endpoint.on_use(plan.outgoing.target)
             return exchange
         raise lease.error or RuntimeError("a request was interrupted by nobody")
 
@@ -245,16 +245,16 @@ class Passage:
         self.close()
         return True
 
-    async def _known_course(self, base_url: str, until: float) -> Course | None:
+    async def _known_course(self, base_url: str, until: float) -> ForwardPlan | None:
         """Return the course, once it is chosen; None if that has not come about by `until`."""
-        if isinstance(self._course, Course):
+        if isinstance(self._course, ForwardPlan):
             return self._course
         choose = self._course
-        course = await _by(until, lambda: choose(base_url))
+        plan = await _by(until, lambda: choose(base_url))
         await self._ensure_open()
-        if course is not None:
-            self._course = course
-        return course
+        if plan is not None:
+            self._course = plan
+        return plan
 
     async def _ensure_open(self) -> None:
         """See that nothing begins for a request that has been closed while it waited.
@@ -267,27 +267,27 @@ class Passage:
 
     async def _begin(self, raw: ResponseHead) -> ResponseHead:
         """Return the head that the client gets, and prepare what the body passes through."""
-        course = self._course
-        if not isinstance(course, Course):
+        plan = self._course
+        if not isinstance(plan, ForwardPlan):
             raise TypeError("an answer without a course")
         headers: Headers = response_headers(raw.headers)
-        is_native = course.dialect is not None
-        if course.translation is not None and not (is_native and raw.status >= 400):
+        is_native = plan.dialect is not None
+        if plan.translation is not None and not (is_native and raw.status >= 400):
             if raw.status >= 400:
                 raise await self.refusal(raw.status)
             kept = [item for item in headers if is_native and item[0].lower() not in _OF_ITS_FORM]
-            headers = [*kept, (b"content-type", course.translation.content_type.encode())]
-            self._stages.append(course.translation)
-            if not is_stream_type(course.translation.content_type.encode()):
+            headers = [*kept, (b"content-type", plan.translation.content_type.encode())]
+            self._stages.append(plan.translation)
+            if not is_stream_type(plan.translation.content_type.encode()):
                 self._whole = Whole()
-        elif raw.status >= 400 and course.dialect is not None and is_plain(headers):
-            return await self._begin_error(raw.status, headers, course.dialect)
-        elif (end := stream_end_of(course.outgoing.target, raw)) is not None:
+        elif raw.status >= 400 and plan.dialect is not None and is_plain(headers):
+            return await self._begin_error(raw.status, headers, plan.dialect)
+        elif (end := stream_end_of(plan.outgoing.target, raw)) is not None:
             self._stages.append(end)
-        if course.filters:
+        if plan.filters:
             head = ResponseHead(raw.status, headers)
             about = _text(head.header(b"content-type")), _text(head.header(b"content-encoding"))
-            changing = [step for step in course.filters if step.begin(raw.status, *about)]
+            changing = [step for step in plan.filters if step.begin(raw.status, *about)]
             if changing:
                 headers = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
                 self._stages += changing

@@ -13,19 +13,19 @@ from engine_router.dialects.ollama.loading import kept_for_ever
 from engine_router.dialects.openai.streaming import STREAMABLE, as_stream
 from engine_router.dialects.policy import Policy
 from engine_router.dialects.renaming import Renaming
-from engine_router.models.endpoints import Abilities
+from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.registry import Target
 from engine_router.proxy.headers import AddedHeaders, as_json, request_headers
-from engine_router.proxy.plan import Course, Filter, Outgoing
-from engine_router.proxy.request_body import Incoming, is_form
-from engine_router.proxy.streamed_body import Passing
+from engine_router.proxy.plan import Filter, ForwardPlan, Outgoing
+from engine_router.proxy.request_body import IncomingRequest, is_form
+from engine_router.proxy.streamed_body import StreamedRequest
 from engine_router.upstream.client import Arriving
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
 
 
-class Courses:
+class ForwardPlanner:
     """Chooses the course of each request.
 
     Args:
@@ -34,11 +34,16 @@ class Courses:
     """
 
     def __init__(
-        self, config: Config, abilities: Abilities, traits_of: Callable[[Target], Traits], *, strip_keys: bool
+        self,
+        config: Config,
+        endpoint_support: EndpointSupport,
+        traits_of: Callable[[Target], Traits],
+        *,
+        strip_keys: bool,
     ) -> None:
         self._config = config
         self._traits_of = traits_of
-        self._abilities = abilities
+        self._abilities = endpoint_support
         self._strip_keys = strip_keys
         # Without the header an engine may choose any encoding; the router may put frames into the body.
         self._added = {
@@ -81,16 +86,16 @@ class Courses:
 
         return may_have_footer(path)
 
-    def course(
+    def plan(
         self,
-        incoming: Incoming,
-        routed: Routed | Passing,
+        incoming: IncomingRequest,
+        routed: Routed | StreamedRequest,
         target: Target,
         *,
         native: bool,
         load_s: Callable[[], float],
         footer: Footer | None = None,
-    ) -> Course:
+    ) -> ForwardPlan:
         """Return the course of a request.
 
         Args:
@@ -102,23 +107,23 @@ class Courses:
             BadRequest: it cannot be understood.
         """
         last: list[Filter] = [_Footed(footer)] if footer is not None else []
-        if isinstance(routed, Passing):
+        if isinstance(routed, StreamedRequest):
             outgoing = self._outgoing(
                 incoming, target, incoming.path, routed.body, is_json=not is_form(incoming)
             )
-            return Course(outgoing=outgoing, dialect=dialect_of(incoming.path), filters=last)
+            return ForwardPlan(outgoing=outgoing, dialect=dialect_of(incoming.path), filters=last)
         if not native:
             translation = _translation(incoming.path, routed, target, load_s, lambda: self._traits_of(target))
             body = self._changed(translation.path, translation.body, target)
             outgoing = self._outgoing(incoming, target, translation.path, body, is_json=True)
-            return Course(outgoing=outgoing, translation=translation, filters=last)
+            return ForwardPlan(outgoing=outgoing, translation=translation, filters=last)
         body = self._changed(incoming.path, self._native_body(incoming.path, routed, target), target)
         collected = self._collected(incoming.path, body, routed, target)
         body = body if collected is None else collected.body
         outgoing = self._outgoing(incoming, target, incoming.path, body, is_json=routed.is_json)
         if target.upstream != routed.model:
             last.insert(0, Renaming(incoming.path, body, routed.model))
-        return Course(
+        return ForwardPlan(
             outgoing=outgoing, translation=collected, dialect=dialect_of(incoming.path), filters=last
         )
 
@@ -154,7 +159,7 @@ class Courses:
         return body if policy is None else to_json(policy.applied(path, parse_object(body)))
 
     def _outgoing(
-        self, incoming: Incoming, target: Target, path: str, body: Octets | Arriving, *, is_json: bool
+        self, incoming: IncomingRequest, target: Target, path: str, body: Octets | Arriving, *, is_json: bool
     ) -> Outgoing:
         engine = self._config.engines[target.engine]
         # Clients that say nothing of the type of their JSON, or what curl says of it, were understood all the same.

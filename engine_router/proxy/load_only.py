@@ -1,4 +1,4 @@
-"""A request that only loads or unloads a model. It has what is needed of a `Passage`, and asks no engine anything."""
+"""A request that only loads or unloads a model. It has what is needed of a `ProxyExchange`, and asks no engine anything."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from engine_router.upstream.client import ResponseHead
 
 
 @define(eq=False)
-class Loading:
+class LoadOnly:
     """One such request, and its answer once the model is there.
 
     A model is unloaded as soon as nobody uses it any more: that is not waited for.
 
     Attributes:
         resident: what is loaded or unloaded.
-        lease: as in `Passage`; None for an unload.
+        lease: as in `ProxyExchange`; None for an unload.
     """
 
     _supervisor: Supervisor

@@ -54,7 +54,7 @@ class Outgoing:
 
 
 @frozen(kw_only=True)
-class Course:
+class ForwardPlan:
     """How a request goes to its engine, and its answer back.
 
     Attributes:
@@ -71,5 +71,5 @@ class Course:
     filters: Sequence[Filter] = ()
 
 
-Choose = Callable[[str], Awaitable[Course]]
+Choose = Callable[[str], Awaitable[ForwardPlan]]
 """Returns the course to an engine that answers at an address, where it takes that address to know it."""

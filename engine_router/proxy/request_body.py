@@ -27,7 +27,7 @@ from engine_router.errors import BadRequest, BodyTooLarge, NoModelNamed, Unknown
 from engine_router.guards.limits import MAX_UNPACK_RATIO, UNPACK_FREE_BYTES
 from engine_router.in_flight import HeldShare
 from engine_router.proxy.routes import model_in_query, query_for, wire_target
-from engine_router.proxy.streamed_body import Passing, Upload
+from engine_router.proxy.streamed_body import StreamedRequest, Upload
 from engine_router.upstream.client import Headers, first_value
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ _STEP_BYTES = 1_048_576
 
 
 @frozen
-class Incoming:
+class IncomingRequest:
     """A request to a proxied route; a whole one, unless its body is large.
 
     Attributes:
@@ -61,20 +61,20 @@ class Incoming:
         return wire_target(path, query_for(self.query, model))
 
 
-def is_form(incoming: Incoming) -> bool:
+def is_form(incoming: IncomingRequest) -> bool:
     """Tell whether a body is a form, not JSON."""
     return (first_value(incoming.headers, b"content-type") or b"").startswith(b"multipart/")
 
 
 async def read(
     dialect: Dialect,
-    incoming: Incoming,
+    incoming: IncomingRequest,
     *,
     max_body_bytes: int,
     held: HeldShare,
     passes: Callable[[str, str], Awaitable[bool]],
     default_model: str | None = None,
-) -> Routed | Passing:
+) -> Routed | StreamedRequest:
     """Read the whole request, or of a large one as much as is needed where nothing in it has to be changed.
 
     A model in the body wins over one in the query, and that over the default.
@@ -96,7 +96,7 @@ async def read(
         if encoding == b"identity":
             model = await body.find_model(FormScanner(content_type) if is_form else JsonScanner())
             if model is not None and await passes(incoming.path, model):
-                return Passing(model, body)
+                return StreamedRequest(model, body)
         body = await body.whole()
     else:
         held.grow(len(body))
@@ -117,7 +117,7 @@ async def off_loop(size_bytes: int, work: Callable[[], T]) -> T:
 
 
 def _routed(
-    dialect: Dialect, incoming: Incoming, content_type: str, body: Octets, default_model: str | None
+    dialect: Dialect, incoming: IncomingRequest, content_type: str, body: Octets, default_model: str | None
 ) -> Routed:
     in_query = model_in_query(incoming.query)
     if in_query is not None and not _may_name_a_model(content_type, body):

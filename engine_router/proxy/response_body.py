@@ -16,7 +16,7 @@ from engine_router.guards.limits import MAX_FRAME_BYTES
 from engine_router.upstream.client import ResponseHead
 
 if TYPE_CHECKING:
-    from engine_router.dialects.keep_alive import Patience
+    from engine_router.dialects.keep_alive import KeepAliveFrames
 
 # Pieces that come faster than one in a millisecond, far faster than anybody reads, are let gather for a
 # millisecond: each piece costs a turn of the loop and two system calls, whatever its size.
@@ -35,8 +35,8 @@ class BrokenAnswer(Exception):
         self.error = error
 
 
-class Way(Protocol):
-    """What an answer comes from: a `Passage`, or something that behaves like one."""
+class ResponseSource(Protocol):
+    """What an answer comes from: a `ProxyExchange`, or something that behaves like one."""
 
     @property
     def has_length(self) -> bool:
@@ -70,7 +70,7 @@ class Way(Protocol):
 
 
 @define(kw_only=True, eq=False)
-class Manner:
+class StreamOptions:
     """How the client of one request is kept waiting, and told of errors.
 
     Attributes:
@@ -83,16 +83,16 @@ class Manner:
     """
 
     dialect: Dialect
-    make_patience: Callable[[], Patience]
+    make_patience: Callable[[], KeepAliveFrames]
     interval_s: float
     on_error: Callable[[RouterError], object]
     must_splice: bool = False
     progress: Callable[[], str | None] = lambda: None
     began_at: float = field(factory=trio.current_time)
-    _patience: Patience | None = None
+    _patience: KeepAliveFrames | None = None
 
     @property
-    def patience(self) -> Patience:
+    def patience(self) -> KeepAliveFrames:
         """The frames for this one client: made when first needed, for few need them."""
         if self._patience is None:
             self._patience = self.make_patience()
@@ -106,7 +106,9 @@ class Manner:
         return self.patience.quiet()
 
 
-def plain_body(passage: Way, manner: Manner, *, streams: bool) -> AsyncGenerator[bytes, None]:
+def plain_body(
+    passage: ResponseSource, options: StreamOptions, *, streams: bool
+) -> AsyncGenerator[bytes, None]:
     """Yield the body of an answer whose own head has been sent.
 
     Args:
@@ -115,10 +117,10 @@ def plain_body(passage: Way, manner: Manner, *, streams: bool) -> AsyncGenerator
     Raises:
         BrokenAnswer: it broke off where no error can be told.
     """
-    return _body(passage, manner, may_add=streams and not passage.has_length, splices=manner.must_splice)
+    return _body(passage, options, may_add=streams and not passage.has_length, splices=options.must_splice)
 
 
-async def waiting_body(passage: Way, manner: Manner) -> AsyncGenerator[bytes, None]:
+async def waiting_body(passage: ResponseSource, options: StreamOptions) -> AsyncGenerator[bytes, None]:
     """Yield keep-alive frames until the answer begins, then its body. The status 200 has been sent already.
 
     Raises:
@@ -127,21 +129,21 @@ async def waiting_body(passage: Way, manner: Manner) -> AsyncGenerator[bytes, No
     try:
         head: ResponseHead | None = None
         while head is None:
-            yield manner.frame()
-            head = await passage.head(trio.current_time() + manner.interval_s)
+            yield options.frame()
+            head = await passage.head(trio.current_time() + options.interval_s)
         if head.status >= 400:
             raise await passage.refusal(head.status)
     except RouterError as error:
         passage.close()
-        manner.on_error(error)
-        yield manner.patience.failure(error)
+        options.on_error(error)
+        yield options.patience.failure(error)
         return
-    async with contextlib.aclosing(_body(passage, manner, may_add=True, splices=True)) as body:
+    async with contextlib.aclosing(_body(passage, options, may_add=True, splices=True)) as body:
         async for data in body:
             yield data
 
 
-async def blank_body(passage: Way, manner: Manner) -> AsyncGenerator[bytes, None]:
+async def blank_body(passage: ResponseSource, options: StreamOptions) -> AsyncGenerator[bytes, None]:
     """Yield blanks, which mean nothing in JSON, until the answer begins, then its body. 200 has been sent already.
 
     Raises:
@@ -152,27 +154,29 @@ async def blank_body(passage: Way, manner: Manner) -> AsyncGenerator[bytes, None
         head: ResponseHead | None = None
         while head is None:
             yield b" "
-            head = await passage.head(trio.current_time() + manner.interval_s)
+            head = await passage.head(trio.current_time() + options.interval_s)
         if head.status >= 400:
             raise await passage.refusal(head.status)
         while data := await passage.chunk():
             yield data
     except RouterError as error:
         passage.close()
-        yield to_json(manner.dialect.error(error))
+        yield to_json(options.dialect.error(error))
         raise BrokenAnswer(error) from error
 
 
-async def _body(passage: Way, manner: Manner, *, may_add: bool, splices: bool) -> AsyncGenerator[bytes, None]:
+async def _body(
+    passage: ResponseSource, options: StreamOptions, *, may_add: bool, splices: bool
+) -> AsyncGenerator[bytes, None]:
     """Yield the body. Where a frame may be added, only whole frames go out, so that an error can always follow."""
-    frames = _WholeFrames(manner.dialect) if may_add else None
-    patience = manner.patience if splices and may_add else None
+    frames = _WholeFrames(options.dialect) if may_add else None
+    patience = options.patience if splices and may_add else None
     last_at = -math.inf
     try:
         data: bytes | None
-        while (data := await _first(passage, manner, may_add=may_add)) is None:
-            yield manner.frame()
-            patience = manner.patience
+        while (data := await _first(passage, options, may_add=may_add)) is None:
+            yield options.frame()
+            patience = options.patience
         while data:
             whole = data if frames is None else frames.feed(data)
             if out := whole if patience is None or not whole else patience.splice(whole):
@@ -188,18 +192,18 @@ async def _body(passage: Way, manner: Manner, *, may_add: bool, splices: bool) -
         passage.close()
         if frames is None or frames.are_none:
             raise BrokenAnswer(error) from error
-        manner.on_error(error)
-        yield manner.patience.failure(error)
+        options.on_error(error)
+        yield options.patience.failure(error)
 
 
-async def _first(passage: Way, manner: Manner, *, may_add: bool) -> bytes | None:
+async def _first(passage: ResponseSource, options: StreamOptions, *, may_add: bool) -> bytes | None:
     """Wait for the first bytes of the answer; None when the client should hear something before."""
-    if not may_add or passage.has_chunk or manner.interval_s == math.inf:
+    if not may_add or passage.has_chunk or options.interval_s == math.inf:
         return await passage.chunk()
-    return await passage.chunk_by(trio.current_time() + manner.interval_s)
+    return await passage.chunk_by(trio.current_time() + options.interval_s)
 
 
-def _rest(frames: _WholeFrames | None, patience: Patience | None) -> bytes:
+def _rest(frames: _WholeFrames | None, patience: KeepAliveFrames | None) -> bytes:
     """Return what was held back, now that the answer has ended."""
     rest = b"" if frames is None else frames.rest
     if patience is None:

@@ -120,7 +120,7 @@ class Upload:
 
 
 @frozen
-class Passing:
+class StreamedRequest:
     """A request that is relayed while it is still coming. Has what is needed of a `Routed`.
 
     Attributes:

@@ -8,14 +8,14 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import QueueFull, RouterClosing, RouterError
 from engine_router.residency import messages as book
 from engine_router.residency.messages import Effect, Ticket
-from engine_router.residency.planning import Books, Planner
-from engine_router.residency.resident_state import Phase, Residence
+from engine_router.residency.planning import Planner, PoolState
+from engine_router.residency.resident_state import Phase, ResidentState
 
 
 class Admission:
     """Admits tickets to one pool."""
 
-    def __init__(self, books: Books, planner: Planner) -> None:
+    def __init__(self, books: PoolState, planner: Planner) -> None:
         self._books = books
         self._planner = planner
         self._prechecks = books.prechecks
@@ -24,7 +24,7 @@ class Admission:
         """Take in a new ticket."""
         resident = ticket.resident
         self._books.times.arrived(resident, now)
-        residence = self._books.occupancy.residences.get(resident)
+        residence = self._books.budget.residences.get(resident)
         # Nothing that could be decided changes by one more lease while nobody is overdue. This is the way of
         # nearly every request.
         if self._admits(residence) and now < self._books.queue.first_deadline():
@@ -43,7 +43,7 @@ class Admission:
         if self._is_full_for(ticket.resident) and not ticket.is_control:
             effects = self._planner.plan(now)
             # What does not wait needs no room in the queue.
-            if not self._admits(self._books.occupancy.residences.get(ticket.resident)):
+            if not self._admits(self._books.budget.residences.get(ticket.resident)):
                 more, may_wait = self._make_room(ticket, now)
                 effects += more
                 if not may_wait:
@@ -72,17 +72,14 @@ class Admission:
 
     def _is_worth_a_look(self, resident: ResidentId, now: float) -> bool:
         """Tell whether to look at an engine before a ticket lines up: where others would have to go, or it failed."""
-        if (
-            resident in self._books.occupancy.residences
-            or not self._books.occupancy.profile(resident).is_checkable
-        ):
+        if resident in self._books.budget.residences or not self._books.budget.profile(resident).is_checkable:
             return False
         if self._prechecks.count(resident) or self._books.failures.standing(resident, now) is not None:
             return True
-        return not (self._books.queue.count(resident) or self._books.occupancy.fits_now(resident))
+        return not (self._books.queue.count(resident) or self._books.budget.fits_now(resident))
 
     @staticmethod
-    def _admits(residence: Residence | None) -> TypeGuard[Residence]:
+    def _admits(residence: ResidentState | None) -> TypeGuard[ResidentState]:
         return residence is not None and residence.phase is Phase.READY
 
     def _refusal(self, resident: ResidentId, now: float) -> RouterError | None:
@@ -90,10 +87,10 @@ class Admission:
             return RouterClosing("the router is shutting down")
         failure = self._books.failures.standing(resident, now)
         if failure is not None and not (
-            failure.was_seen and self._books.occupancy.profile(resident).is_checkable
+            failure.was_seen and self._books.budget.profile(resident).is_checkable
         ):
             return failure.told(now)
-        return self._books.occupancy.objection(resident)
+        return self._books.budget.objection(resident)
 
     def checked(self, resident: ResidentId, objection: RouterError | None, now: float) -> list[Effect]:
         """Let those line up who waited for a look, or refuse them."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from engine_router.residency.resident_state import Phase, Residence
+from engine_router.residency.resident_state import Phase, ResidentState
 
 # A start whose length nobody knows yet. Seconds.
 UNKNOWN_START_S: Final = 10.0
@@ -32,13 +32,13 @@ class Shortage:
     size_bytes: float
     residents: int
 
-    def is_covered_by(self, victims: Iterable[Residence]) -> bool:
+    def is_covered_by(self, victims: Iterable[ResidentState]) -> bool:
         """Tell whether it would be enough if these went."""
         chosen = tuple(victims)
         return len(chosen) >= self.residents and sum(v.need_bytes for v in chosen) >= self.size_bytes
 
 
-def regret(residence: Residence, start_s: float | None, now: float) -> float:
+def regret(residence: ResidentState, start_s: float | None, now: float) -> float:
     """Return what it costs to lose a resident, in seconds of loading it again, by how soon that may be.
 
     What nobody uses costs its start, the less the longer it has been idle. What is in use costs each of its
@@ -56,8 +56,8 @@ def regret(residence: Residence, start_s: float | None, now: float) -> float:
 
 
 def cheapest(
-    candidates: Sequence[Residence], shortage: Shortage, cost: Callable[[Residence], float]
-) -> list[Residence] | None:
+    candidates: Sequence[ResidentState], shortage: Shortage, cost: Callable[[ResidentState], float]
+) -> list[ResidentState] | None:
     """Return the victims that cost least and are enough; None where all together are not.
 
     Exact up to eight candidates. Beyond that, the cheapest by size are taken until it is enough, and whoever
@@ -77,13 +77,13 @@ def cheapest(
 
 
 def _greedy(
-    candidates: Sequence[Residence], shortage: Shortage, cost: Callable[[Residence], float]
-) -> list[Residence]:
+    candidates: Sequence[ResidentState], shortage: Shortage, cost: Callable[[ResidentState], float]
+) -> list[ResidentState]:
     # Smaller than what is missing counts by what it contributes, larger by no more than is needed.
-    def price(residence: Residence) -> float:
+    def price(residence: ResidentState) -> float:
         return cost(residence) / max(1.0, min(residence.need_bytes, shortage.size_bytes))
 
-    chosen: list[Residence] = []
+    chosen: list[ResidentState] = []
     for candidate in sorted(candidates, key=price):
         if shortage.is_covered_by(chosen):
             break

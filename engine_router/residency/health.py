@@ -14,7 +14,7 @@ from engine_router.errors import EngineDied, EngineError, EngineStartFailed
 from engine_router.events import EventHub, ResidentDied
 from engine_router.residency import messages as book
 from engine_router.residency.pool import Pool
-from engine_router.residency.resident_task import Life
+from engine_router.residency.resident_task import ResidentTask
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ class HealthChecks:
         objection = await objection_of(self.engines[resident.engine], resident)
         self.tell(pool, book.Checked(resident, objection))
 
-    def watch(self, pool: Pool, life: Life) -> None:
+    def watch(self, pool: Pool, life: ResidentTask) -> None:
         """Check a resident that has become ready, until its `health_scope` is cancelled, and tell when it is down."""
         if self.interval_s > 0:
             self.spawn(self._until_down, pool, life)
 
-    async def _until_down(self, pool: Pool, life: Life) -> None:
+    async def _until_down(self, pool: Pool, life: ResidentTask) -> None:
         resident = life.resident
 
         def is_used() -> bool:

@@ -15,7 +15,7 @@ _ENOUGH: Final = 3
 _MARGIN: Final = 1.1
 
 
-class ThinkTimes:
+class IdleGaps:
     """Observes each resident's rhythm: how long it is used, and how long until the next request for it."""
 
     def __init__(self) -> None:

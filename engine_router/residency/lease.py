@@ -109,9 +109,9 @@ class Lease:
         """Refuse the request, or take the lease away."""
         if self.error is None:
             self.error = error
-            for news in (self._decided, self._lost):
-                if news is not None:
-                    news.set()
+            for next_events in (self._decided, self._lost):
+                if next_events is not None:
+                    next_events.set()
             callbacks, self._on_revoke = self._on_revoke, []
             for callback in callbacks:
                 callback()

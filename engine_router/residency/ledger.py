@@ -36,16 +36,16 @@ from engine_router.errors import EngineDied, RouterClosing, RouterError
 from engine_router.residency import messages as book
 from engine_router.residency.admission import Admission
 from engine_router.residency.failures import Failure, Failures
-from engine_router.residency.idle_gaps import ThinkTimes
-from engine_router.residency.memory_budget import Occupancy
+from engine_router.residency.idle_gaps import IdleGaps
+from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Effect, Event, Ticket
-from engine_router.residency.planning import Books, Planner
+from engine_router.residency.planning import Planner, PoolState
 from engine_router.residency.queue import TicketQueue
-from engine_router.residency.resident_state import Phase, Residence
+from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import UNKNOWN, Capacity, Profile, Rules
 from engine_router.residency.scheduling import Turn
 
-__all__ = ["Capacity", "Ledger", "Phase", "Profile", "Residence", "Rules"]
+__all__ = ["Capacity", "Ledger", "Phase", "Profile", "ResidentState", "Rules"]
 
 
 class Ledger:
@@ -63,10 +63,10 @@ class Ledger:
         profile: Callable[[ResidentId], Profile] = lambda _: UNKNOWN,
     ) -> None:
         self._queue = TicketQueue(rules.max_wait_s)
-        self._occupancy = Occupancy(capacity, profile)
-        self._times = ThinkTimes()
+        self._occupancy = MemoryBudget(capacity, profile)
+        self._times = IdleGaps()
         self._failures = Failures(rules.failed_start_memory_s)
-        self._books = Books(rules, self._queue, self._occupancy, self._times, self._failures)
+        self._books = PoolState(rules, self._queue, self._occupancy, self._times, self._failures)
         self._planner = Planner(self._books)
         self._prechecks = self._books.prechecks
         self._admission = Admission(self._books, self._planner)
@@ -80,11 +80,11 @@ class Ledger:
     # What can be seen.
 
     @property
-    def residences(self) -> Collection[Residence]:
+    def residences(self) -> Collection[ResidentState]:
         """Who is there, in whatever phase; who came first is first."""
         return self._occupancy.residences.values()
 
-    def residence(self, resident: ResidentId) -> Residence | None:
+    def residence(self, resident: ResidentId) -> ResidentState | None:
         """Return a resident that is there."""
         return self._occupancy.residences.get(resident)
 
@@ -205,7 +205,7 @@ class Ledger:
             case book.Short(resident, missing_bytes):
                 self._run_short(resident, missing_bytes)
             case book.Preload(residents):
-                self._books.wishes.update(dict.fromkeys(self._fitting(residents)))
+                self._books.preload.update(dict.fromkeys(self._fitting(residents)))
             case book.Unload(resident):
                 self._unload(resident)
             case book.KeepAlive(resident, seconds):
@@ -241,7 +241,7 @@ class Ledger:
         residence.short_bytes = 0
         residence.ready_at = residence.idle_since = now
         residence.abandon_at = math.inf
-        self._books.wishes.pop(resident, None)
+        self._books.preload.pop(resident, None)
         self._failures.forgive(resident, now)
         return self._planner.grant(residence, now)
 
@@ -264,11 +264,11 @@ class Ledger:
                 effects += self._prechecks.begin(resident)
         return [*effects, book.Settle(resident)]
 
-    def _note_death(self, residence: Residence, error: RouterError, now: float) -> None:
+    def _note_death(self, residence: ResidentState, error: RouterError, now: float) -> None:
         resident = residence.resident
         self._failures.died(resident, error, now, served_s=now - residence.ready_at)
         if residence.pinned and not residence.unloading:
-            self._books.wishes[resident] = None  # it is meant to be there
+            self._books.preload[resident] = None  # it is meant to be there
 
     def _went_down(self, resident: ResidentId, error: RouterError, now: float) -> None:
         residence = self.residence(resident)
@@ -297,7 +297,7 @@ class Ledger:
         return effects
 
     def _unload(self, resident: ResidentId) -> None:
-        self._books.wishes.pop(resident, None)
+        self._books.preload.pop(resident, None)
         if (residence := self.residence(resident)) is not None:
             residence.unloading = True
 
@@ -342,7 +342,7 @@ class Ledger:
 
     def _fitting(self, residents: tuple[ResidentId, ...]) -> list[ResidentId]:
         """Return those that fit together, beside what is there."""
-        chosen: list[Residence] = []
+        chosen: list[ResidentState] = []
         for resident in residents:
             if resident not in self._occupancy.residences and self._occupancy.fits_now(resident, chosen):
                 chosen.append(self._occupancy.new(resident))

@@ -26,7 +26,7 @@ SLEEP_SHARE = 0.75
 
 
 @define
-class Measured:
+class Measurement:
     """What was measured of one resident. None: not yet.
 
     Attributes:
@@ -63,7 +63,7 @@ class Measured:
 
 
 @define
-class State:
+class Measurements:
     """The router's memory.
 
     Attributes:
@@ -71,13 +71,13 @@ class State:
         models: by engine, the models that it listed when it last ran.
     """
 
-    residents: dict[str, Measured] = field(factory=dict)
+    residents: dict[str, Measurement] = field(factory=dict)
     models: dict[str, list[str]] = field(factory=dict)
     changed: bool = False
 
-    def of(self, resident: ResidentId) -> Measured:
+    def of(self, resident: ResidentId) -> Measurement:
         """Return the measurements of a resident, to be read or changed."""
-        return self.residents.setdefault(str(resident), Measured())
+        return self.residents.setdefault(str(resident), Measurement())
 
     def touch(self) -> None:
         """Note that something changed, so that it is written."""
@@ -95,7 +95,7 @@ class State:
         return json.dumps({"version": _VERSION, "residents": residents, "models": self.models}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> State:
+    def from_json(cls, text: str) -> Measurements:
         """Read the text of a state file. What is not understood is left out: it will be measured again."""
         try:
             data: Any = json.loads(text)
@@ -110,8 +110,8 @@ class State:
         return state
 
 
-def _measured(values: dict[str, object]) -> Measured:
-    return Measured(
+def _measured(values: dict[str, object]) -> Measurement:
+    return Measurement(
         footprint_bytes=_size(values.get("footprint_bytes")),
         release_ratio=_number(values.get("release_ratio"), most=1.0),
         start_s=_number(values.get("start_s")),
@@ -139,12 +139,12 @@ def default_state_file() -> Path:
     return platformdirs.user_state_path("engine-router", appauthor=False) / "state.json"
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> Measurements:
     """Read a state file; an absent or damaged one is an empty state."""
     try:
-        return State.from_json(path.read_text("utf-8"))
+        return Measurements.from_json(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError):
-        return State()
+        return Measurements()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -166,7 +166,7 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-async def save_state(state: State, path: Path) -> None:
+async def save_state(state: Measurements, path: Path) -> None:
     """Write the state if it changed. The write happens in a thread; cancellation waits for it (milliseconds).
 
     Raises:

@@ -17,11 +17,11 @@ import math
 from attrs import define, field
 
 from engine_router.memory import Reading
-from engine_router.residency.resident_task import Life
+from engine_router.residency.resident_task import ResidentTask
 
 
 @define(eq=False)
-class Ebb:
+class StopGroup:
     """Stops that overlap.
 
     Attributes:
@@ -33,19 +33,19 @@ class Ebb:
     """
 
     baseline: Reading | None
-    lives: set[Life] = field(factory=set)
+    lives: set[ResidentTask] = field(factory=set)
     gone_bytes: int | None = 0
     is_single: bool = True
     is_disturbed: bool = False
 
 
-class Tide:
+class MemoryAttribution:
     """The starts and stops under way in one pool."""
 
     def __init__(self) -> None:
-        self._ebb: Ebb | None = None
-        self._starting: set[Life] = set()
-        self._ended: set[Life] = set()
+        self._ebb: StopGroup | None = None
+        self._starting: set[ResidentTask] = set()
+        self._ended: set[ResidentTask] = set()
         self._low = math.inf  # free memory once all starts are done, in bytes
 
     # Starts.
@@ -54,7 +54,7 @@ class Tide:
         """Return what of the free memory no start under way is about to take, in bytes."""
         return min(float(reading.available_bytes), self._low)
 
-    def starts(self, life: Life, still_free: float, need_bytes: float) -> None:
+    def starts(self, life: ResidentTask, still_free: float, need_bytes: float) -> None:
         """Note a start, which will take memory from what is still free."""
         if self._starting or self._ended or self._ebb is not None:
             life.is_disturbed = True
@@ -62,7 +62,7 @@ class Tide:
         self._starting.add(life)
         self._low = still_free - need_bytes
 
-    def started(self, life: Life) -> None:
+    def started(self, life: ResidentTask) -> None:
         """Note that a start is over, well or not."""
         self._starting.discard(life)
         if not self._starting:
@@ -71,14 +71,14 @@ class Tide:
     # Stops.
 
     @property
-    def ebb(self) -> Ebb | None:
+    def group(self) -> StopGroup | None:
         """The stops under way, where there are any."""
         return self._ebb
 
-    def ebbs(self, life: Life, reading: Reading | None) -> None:
+    def ebbs(self, life: ResidentTask, reading: Reading | None) -> None:
         """Note a stop, and give it its baseline."""
         if self._ebb is None:
-            self._ebb = Ebb(reading)
+            self._ebb = StopGroup(reading)
         else:
             self._ebb.is_single = False
         if self._starting or self._ended:
@@ -86,28 +86,28 @@ class Tide:
         self._ebb.lives.add(life)
         life.baseline = self._ebb.baseline
 
-    def ends(self, life: Life) -> None:
+    def ends(self, life: ResidentTask) -> None:
         """Note an end that nobody asked for, and so without a baseline."""
         self._ended.add(life)
         self._disturb()
 
-    def has_gone(self, life: Life, expected_bytes: int | None) -> int | None:
+    def has_gone(self, life: ResidentTask, expected_bytes: int | None) -> int | None:
         """Note the end of a life. Returns what should be back since its baseline; None where unknown."""
-        ebb = self._ebb
-        if ebb is None or life not in ebb.lives:
+        group = self._ebb
+        if group is None or life not in group.lives:
             return expected_bytes
-        if expected_bytes is None or ebb.gone_bytes is None or ebb.is_disturbed:
-            ebb.gone_bytes = None
+        if expected_bytes is None or group.gone_bytes is None or group.is_disturbed:
+            group.gone_bytes = None
         else:
-            ebb.gone_bytes += expected_bytes
-        return ebb.gone_bytes
+            group.gone_bytes += expected_bytes
+        return group.gone_bytes
 
-    def is_clear(self, life: Life) -> bool:
+    def is_clear(self, life: ResidentTask) -> bool:
         """Tell whether what was seen of a stop was this life's doing alone."""
-        ebb = self._ebb
-        return ebb is None or life not in ebb.lives or (ebb.is_single and not ebb.is_disturbed)
+        group = self._ebb
+        return group is None or life not in group.lives or (group.is_single and not group.is_disturbed)
 
-    def settled(self, life: Life) -> None:
+    def settled(self, life: ResidentTask) -> None:
         """Note that a stop is over, or that the memory of who ended unasked is not waited for any more."""
         self._ended.discard(life)
         if self._ebb is not None:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import NeverFits
-from engine_router.residency.resident_state import Residence
+from engine_router.residency.resident_state import ResidentState
 from engine_router.residency.rules import Capacity, Profile
 
 
-class Occupancy:
+class MemoryBudget:
     """Who is present in one memory, whose memory is still to come back, and what has room beside them.
 
     Attributes:
@@ -23,17 +23,17 @@ class Occupancy:
     def __init__(self, capacity: Capacity, profile: Callable[[ResidentId], Profile]) -> None:
         self.capacity = capacity
         self.profile = profile
-        self.residences: dict[ResidentId, Residence] = {}
+        self.residences: dict[ResidentId, ResidentState] = {}
         self.settling: dict[ResidentId, float] = {}
         self._pins: dict[ResidentId, bool] = {}
 
-    def new(self, resident: ResidentId) -> Residence:
+    def new(self, resident: ResidentId) -> ResidentState:
         """Make a residence, not yet present."""
-        residence = Residence(resident)
+        residence = ResidentState(resident)
         self.describe(residence)
         return residence
 
-    def describe(self, residence: Residence) -> None:
+    def describe(self, residence: ResidentState) -> None:
         """Fill in what is known of a resident, be it anew."""
         resident = residence.resident
         profile = self.profile(resident)
@@ -58,7 +58,7 @@ class Occupancy:
         room = budget - sum(other.need_bytes for other in self._pinned_beside(resident))
         return max(profile.least_bytes, min(guess, room)) if room > 0 else guess
 
-    def _pinned_beside(self, resident: ResidentId) -> list[Residence]:
+    def _pinned_beside(self, resident: ResidentId) -> list[ResidentState]:
         return [r for r in self.residences.values() if r.pinned and r.resident != resident]
 
     def pin(self, resident: ResidentId, *, pinned: bool) -> None:
@@ -84,7 +84,7 @@ class Occupancy:
         short_bytes = sum(r.short_bytes for r in staying) - leaving_bytes - sum(self.settling.values())
         return max(short_bytes, sum(r.need_bytes for r in staying) - budget)
 
-    def fits_now(self, resident: ResidentId, starting: Iterable[Residence] = ()) -> bool:
+    def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
         """Tell whether a resident has room beside everything that is there, leaves, or starts just now."""
         if resident in self.settling or (self.capacity.is_exclusive and self.settling):
             return False
@@ -123,7 +123,7 @@ class Occupancy:
         return self._too_large(resident, budget, pinned, taken)
 
     def _too_large(
-        self, resident: ResidentId, budget: int, pinned: list[Residence], taken: float
+        self, resident: ResidentId, budget: int, pinned: list[ResidentState], taken: float
     ) -> NeverFits:
         profile = self.profile(resident)
         need = profile.need_bytes
@@ -139,5 +139,5 @@ class Occupancy:
         )
 
 
-def _names(residences: list[Residence]) -> str:
+def _names(residences: list[ResidentState]) -> str:
     return ", ".join(f"'{residence.resident}'" for residence in residences)

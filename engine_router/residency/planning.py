@@ -16,18 +16,18 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import LeaseRevoked
 from engine_router.residency import messages as book
 from engine_router.residency.failures import Failures
-from engine_router.residency.idle_gaps import ThinkTimes
-from engine_router.residency.memory_budget import Occupancy
+from engine_router.residency.idle_gaps import IdleGaps
+from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Effect
 from engine_router.residency.prechecks import Prechecks
 from engine_router.residency.queue import TicketQueue
-from engine_router.residency.resident_state import Phase, Residence
+from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Rules
 from engine_router.residency.scheduling import Scheduler, Turn
 
 
 @define(eq=False)
-class Books:
+class PoolState:
     """All that is known of one pool.
 
     Attributes:
@@ -38,11 +38,11 @@ class Books:
 
     rules: Rules
     queue: TicketQueue
-    occupancy: Occupancy
-    times: ThinkTimes
+    budget: MemoryBudget
+    times: IdleGaps
     failures: Failures
     prechecks: Prechecks = field(factory=Prechecks)
-    wishes: dict[ResidentId, None] = field(factory=dict)
+    preload: dict[ResidentId, None] = field(factory=dict)
     is_tighter: bool = False
     closing_at: float = math.inf
 
@@ -53,7 +53,7 @@ class Books:
 
     def can_come(self, resident: ResidentId) -> bool:
         """Tell whether nobody has to go for a resident: it is there, or has room."""
-        return resident in self.occupancy.residences or self.occupancy.fits_now(resident)
+        return resident in self.budget.residences or self.budget.fits_now(resident)
 
 
 class Planner:
@@ -63,12 +63,12 @@ class Planner:
         wake_at: when the plan has to be looked at again if nothing happens before.
     """
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: PoolState) -> None:
         self._books = books
         self._queue = books.queue
-        self._occupancy = books.occupancy
+        self._occupancy = books.budget
         self._failures = books.failures
-        self.scheduler = Scheduler(books.rules, books.queue, books.occupancy, books.times)
+        self.scheduler = Scheduler(books.rules, books.queue, books.budget, books.times)
         self.wake_at = math.inf
 
     @property
@@ -96,7 +96,7 @@ class Planner:
         self.wake_at = self._next_wake(now)
         return effects
 
-    def after_idle(self, residence: Residence, now: float) -> list[Effect]:
+    def after_idle(self, residence: ResidentState, now: float) -> list[Effect]:
         """Return what has to be done now that a resident is idle: as `plan`, but cheap where nobody cares."""
         if self._queue or residence.phase is not Phase.READY or self._occupancy.excess_bytes > 0:
             return self.plan(now)
@@ -106,7 +106,7 @@ class Planner:
         self.wake_at = min(self.wake_at, residence.expires_at)
         return []
 
-    def _force(self, residence: Residence, now: float) -> list[Effect]:
+    def _force(self, residence: ResidentState, now: float) -> list[Effect]:
         """Let a resident go that has to go whoever waits."""
         cause = self._reason_to_go(residence)
         if cause is None or residence.phase is Phase.STOPPING:
@@ -127,7 +127,7 @@ class Planner:
         residence.drain_deadline = min(residence.drain_deadline, latest, residence.unload_by)
         return effects
 
-    def _reason_to_go(self, residence: Residence) -> str | None:
+    def _reason_to_go(self, residence: ResidentState) -> str | None:
         if self._books.is_closing:
             return "shutting down"
         if residence.unloading:
@@ -150,7 +150,7 @@ class Planner:
                 effects += self._drain(victim, turn.cause, turn.resident, deadline)
         return effects
 
-    def _go_on(self, residence: Residence, in_the_way_of: Turn | None, now: float) -> list[Effect]:
+    def _go_on(self, residence: ResidentState, in_the_way_of: Turn | None, now: float) -> list[Effect]:
         """Do what is due for a resident by itself."""
         match residence.phase:
             case Phase.STARTING:
@@ -162,7 +162,9 @@ class Planner:
             case _:
                 return []
 
-    def _go_on_starting(self, residence: Residence, in_the_way_of: Turn | None, now: float) -> list[Effect]:
+    def _go_on_starting(
+        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[Effect]:
         if self._queue.count(residence.resident) or (residence.keep and in_the_way_of is None):
             residence.abandon_at = math.inf
             return []
@@ -173,7 +175,9 @@ class Planner:
         wanted = self._queue.first_in_turn(now, lambda other: other != residence.resident)
         return self._stop(residence, "nobody waits for it any more", wanted)
 
-    def _go_on_draining(self, residence: Residence, in_the_way_of: Turn | None, now: float) -> list[Effect]:
+    def _go_on_draining(
+        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[Effect]:
         if in_the_way_of is None and self._reason_to_go(residence) is None:
             residence.phase = Phase.READY
             residence.drain_deadline = math.inf
@@ -191,7 +195,7 @@ class Planner:
             effects = [book.Revoke(ticket, error) for ticket in residence.take_all_back()]
         return effects + self._stop(residence, cause, wanted)
 
-    def _go_on_serving(self, residence: Residence, now: float) -> list[Effect]:
+    def _go_on_serving(self, residence: ResidentState, now: float) -> list[Effect]:
         effects = self.grant(residence, now)
         if residence.leases:
             return effects
@@ -202,7 +206,7 @@ class Planner:
         wanted = self._occupancy.capacity.home if not self._queue else None
         return effects + self._stop(residence, idle, wanted)
 
-    def expiry(self, residence: Residence, idle_since: float) -> float:
+    def expiry(self, residence: ResidentState, idle_since: float) -> float:
         """Return when a resident that is idle since then is stopped for it."""
         home = self._occupancy.capacity.home
         if residence.pinned or residence.resident == home:
@@ -231,7 +235,7 @@ class Planner:
 
     def _meant_to_be_there(self) -> Iterator[ResidentId]:
         home = self._occupancy.capacity.home
-        for resident in (*self._books.wishes, *(() if home is None else (home,))):
+        for resident in (*self._books.preload, *(() if home is None else (home,))):
             if resident not in self._occupancy.residences:
                 yield resident
 
@@ -260,7 +264,7 @@ class Planner:
 
     # Steps.
 
-    def grant(self, residence: Residence, now: float) -> list[Effect]:
+    def grant(self, residence: ResidentState, now: float) -> list[Effect]:
         """Grant everybody who waits for a ready resident."""
         tickets = self._queue.take(residence.resident)
         for ticket in tickets:
@@ -284,17 +288,17 @@ class Planner:
         return [book.Start(resident, cause)]
 
     def _drain(
-        self, residence: Residence, cause: str, wanted: ResidentId | None, deadline: float
+        self, residence: ResidentState, cause: str, wanted: ResidentId | None, deadline: float
     ) -> list[Effect]:
         residence.phase = Phase.DRAINING
         residence.drain_cause, residence.makes_way_for = cause, wanted
         residence.drain_deadline = deadline
         return [book.Drain(residence.resident, cause, wanted)]
 
-    def _stop(self, residence: Residence, cause: str, wanted: ResidentId | None) -> list[Effect]:
+    def _stop(self, residence: ResidentState, cause: str, wanted: ResidentId | None) -> list[Effect]:
         residence.phase = Phase.STOPPING
         residence.failure = None
         return [book.Stop(residence.resident, cause, wanted)]
 
-    def _stop_again(self, residence: Residence, wanted: ResidentId | None) -> list[Effect]:
+    def _stop_again(self, residence: ResidentState, wanted: ResidentId | None) -> list[Effect]:
         return self._stop(residence, "stopping it again, since it could not be stopped before", wanted)

@@ -22,11 +22,11 @@ from engine_router.memory import (
 )
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Ledger
-from engine_router.residency.measurements import Measured
-from engine_router.residency.memory_attribution import Tide
+from engine_router.residency.measurements import Measurement
+from engine_router.residency.memory_attribution import MemoryAttribution
 from engine_router.residency.messages import Ticket
-from engine_router.residency.resident_task import Life
-from engine_router.residency.swap_tracker import SwapJournal
+from engine_router.residency.resident_task import ResidentTask
+from engine_router.residency.swap_tracker import SwapTracker
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +51,18 @@ class Pool:
         settles: the waits for memory that are under way.
     """
 
-    def __init__(self, name: str, ledger: Ledger, gauge: Gauge, journal: SwapJournal) -> None:
+    def __init__(self, name: str, ledger: Ledger, gauge: Gauge, journal: SwapTracker) -> None:
         self.name = name
         self.ledger = ledger
         self.gauge = gauge
         self.journal = journal
-        self.lives: dict[ResidentId, Life] = {}
+        self.lives: dict[ResidentId, ResidentTask] = {}
         self.leases: dict[Ticket, Lease] = {}
-        self.gone: dict[ResidentId, Life] = {}
-        self.stuck: dict[ResidentId, Life] = {}
+        self.gone: dict[ResidentId, ResidentTask] = {}
+        self.stuck: dict[ResidentId, ResidentTask] = {}
         self.settles: dict[ResidentId, trio.CancelScope] = {}
-        self._tide = Tide()
-        self._unmeasured: set[Life] = set()
+        self._tide = MemoryAttribution()
+        self._unmeasured: set[ResidentTask] = set()
         self._late_bytes = 0
         self._settled_at = -math.inf
         self._changed: trio.Event | None = None
@@ -95,7 +95,7 @@ class Pool:
 
     async def look_before_start(
         self,
-        life: Life,
+        life: ResidentTask,
         need_bytes: int | None,
         timeout_s: float,
         on_short: Callable[[int], None],
@@ -144,25 +144,25 @@ class Pool:
             on_short(missing)
             await trio.sleep(SHORT_INTERVAL_S)
 
-    def start_succeeded(self, life: Life) -> None:
+    def start_succeeded(self, life: ResidentTask) -> None:
         """Note that a start is done; `measure_start` has to follow, and until then nobody else comes or goes."""
         self._unmeasured.add(life)
 
-    def woke(self, life: Life) -> None:
+    def woke(self, life: ResidentTask) -> None:
         """Note that a resident was woken: what it takes cannot be told by that."""
         self._tide.started(life)
         life.is_measured.set()
 
-    def ended(self, life: Life) -> None:
+    def ended(self, life: ResidentTask) -> None:
         """Note the end of a life, be it asked for or not."""
         self._tide.started(life)
         if life.stop_asked_at == math.inf:
             self._tide.ends(life)
 
-    async def look_before_stop(self, life: Life) -> bool:
+    async def look_before_stop(self, life: ResidentTask) -> bool:
         """Read free memory before a stop. Returns whether the life is still there."""
-        ebb = self._tide.ebb
-        reading = await self.read_gauge() if ebb is None else ebb.baseline
+        group = self._tide.group
+        reading = await self.read_gauge() if group is None else group.baseline
         await self._until_all_are_measured()
         if self.lives.get(life.resident) is not life:
             return False  # it ended by itself while the gauge was read
@@ -170,7 +170,7 @@ class Pool:
         self._tide.ebbs(life, reading)
         return True
 
-    async def measure_start(self, life: Life, measured: Measured) -> bool:
+    async def measure_start(self, life: ResidentTask, measured: Measurement) -> bool:
         """Measure what a start took, now that it is done, and remember it. Returns whether it could."""
         try:
             after = await self.read_gauge()
@@ -190,7 +190,7 @@ class Pool:
             await next(iter(self._unmeasured)).is_measured.wait()
 
     async def expected_release(
-        self, life: Life | None, measured: Measured, declared_bytes: int | None
+        self, life: ResidentTask | None, measured: Measurement, declared_bytes: int | None
     ) -> int | None:
         """Tell how much memory a stop should bring back, in bytes; None where nothing is known.
 
@@ -214,7 +214,7 @@ class Pool:
         return int(taken * ratio) if ratio is not None else taken
 
     async def settle(
-        self, life: Life | None, measured: Measured, expected_bytes: int | None, timeout_s: float
+        self, life: ResidentTask | None, measured: Measurement, expected_bytes: int | None, timeout_s: float
     ) -> tuple[Settled | None, str | None]:
         """Wait for the memory of a life that has ended. Returns what was seen, and a warning if any."""
         baseline = life.baseline if life is not None else None
@@ -248,7 +248,7 @@ class Pool:
         for resident in (*present, *self.ledger.settling, *self.ledger.waiting_counts()):
             yield resident.engine
 
-    def stop_failed(self, life: Life) -> None:
+    def stop_failed(self, life: ResidentTask) -> None:
         """Note that a life goes on, though its stop was asked for."""
         self.stuck[life.resident] = life
         self._tide.started(life)
@@ -266,7 +266,7 @@ def _slack(need_bytes: int) -> int:
     return max(64 * 2**20, need_bytes // 20)
 
 
-def _learn_ratio(life: Life, measured: Measured, seen: Settled) -> None:
+def _learn_ratio(life: ResidentTask, measured: Measurement, seen: Settled) -> None:
     """Remember which share of a footprint came back, where the settle ended because it did."""
     if not life.footprint_bytes:
         return

@@ -16,9 +16,9 @@ from engine_router.memory import Settled
 from engine_router.residency import messages as book
 from engine_router.residency.files import Files
 from engine_router.residency.ledger import Phase, Profile
-from engine_router.residency.measurements import State
+from engine_router.residency.measurements import Measurements
 from engine_router.residency.pool import Pool
-from engine_router.residency.resident_task import Life
+from engine_router.residency.resident_task import ResidentTask
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def is_stopping(pool: Pool, resident: ResidentId) -> bool:
 
 
 @define(eq=False, kw_only=True)
-class Lives:
+class ResidentRunner:
     """Begins and ends the lives of residents.
 
     Attributes:
@@ -51,10 +51,10 @@ class Lives:
 
     engines: Mapping[str, Engine]
     hub: EventHub
-    state: State
+    state: Measurements
     tell: Callable[[Pool, book.Event], None]
     spawn: Callable[..., None]
-    on_ready: Callable[[Pool, Life], None]
+    on_ready: Callable[[Pool, ResidentTask], None]
     profile: Callable[[ResidentId], Profile]
     wall_clock: Callable[[], float]
     settle_timeout_s: float
@@ -126,16 +126,16 @@ class Lives:
 
     # A life.
 
-    def _begin(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> Life:
+    def _begin(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> ResidentTask:
         def ready(endpoint: Endpoint) -> None:
             self._ready(pool, life, endpoint)
 
-        life = Life(resident, Supervision(ready), trio.current_time(), adopted, found, self.files)
+        life = ResidentTask(resident, Supervision(ready), trio.current_time(), adopted, found, self.files)
         pool.lives[resident] = life
         self.spawn(self._live, pool, life)
         return life
 
-    async def _live(self, pool: Pool, life: Life) -> None:
+    async def _live(self, pool: Pool, life: ResidentTask) -> None:
         """Stay with a resident from its start to its end, and report how it ended."""
         resident = life.resident
         error: RouterError | None = None
@@ -156,7 +156,7 @@ class Lives:
                 return
         self._gone(pool, life, error)
 
-    async def _lead(self, pool: Pool, life: Life) -> RouterError | None:
+    async def _lead(self, pool: Pool, life: ResidentTask) -> RouterError | None:
         """Start a resident and stay with it. Returns the error where it died by itself."""
         resident = life.resident
         if not life.adopted:
@@ -172,7 +172,7 @@ class Lives:
             return None
         return self._death(pool, resident, ended)
 
-    async def _look_before_start(self, pool: Pool, life: Life) -> None:
+    async def _look_before_start(self, pool: Pool, life: ResidentTask) -> None:
         def on_short(missing_bytes: int) -> None:
             if sleepers := [other for other in self._sleepers if other != life.resident]:
                 # They hold something still, and it is missing now.
@@ -189,7 +189,7 @@ class Lives:
         least_bytes = profile.least_bytes if profile.is_guessed else None
         await pool.look_before_start(life, need_bytes, self.settle_timeout_s, on_short, least_bytes)
 
-    def _ready(self, pool: Pool, life: Life, endpoint: Endpoint) -> None:
+    def _ready(self, pool: Pool, life: ResidentTask, endpoint: Endpoint) -> None:
         if life.endpoint is not None:
             return
         now, resident = trio.current_time(), life.resident
@@ -214,7 +214,7 @@ class Lives:
         if not (life.adopted or life.supervision.woken):
             self.spawn(self._measure, pool, life)
 
-    def _note_start(self, pool: Pool, life: Life, seconds: float) -> None:
+    def _note_start(self, pool: Pool, life: ResidentTask, seconds: float) -> None:
         if life.adopted:
             return
         measured = self.state.of(life.resident)
@@ -226,7 +226,7 @@ class Lives:
             pool.start_succeeded(life)
         self.state.touch()
 
-    async def _measure(self, pool: Pool, life: Life) -> None:
+    async def _measure(self, pool: Pool, life: ResidentTask) -> None:
         measured = self.state.of(life.resident)
         if await pool.measure_start(life, measured) and measured.footprint_bytes is not None:
             need_bytes = self.profile(life.resident).need_bytes
@@ -240,7 +240,7 @@ class Lives:
         )
         return EngineDied(resident.engine, ended.message, log_tail=ended.log_tail)
 
-    def _gone(self, pool: Pool, life: Life, error: RouterError | None) -> None:
+    def _gone(self, pool: Pool, life: ResidentTask, error: RouterError | None) -> None:
         now, resident = trio.current_time(), life.resident
         life.health_scope.cancel()
         pool.ended(life)
@@ -257,7 +257,7 @@ class Lives:
         pool.gone[resident] = life
         self.tell(pool, book.HasEnded(resident, error))
 
-    def _stuck(self, pool: Pool, life: Life, cause: EngineStopFailed) -> None:
+    def _stuck(self, pool: Pool, life: ResidentTask, cause: EngineStopFailed) -> None:
         resident = life.resident
         failure = EngineStopFailed(
             cause.engine,
@@ -293,7 +293,7 @@ class Lives:
                 self.on_stop(life.endpoint.base_url)
             life.supervision.stop(for_good=not self._may_sleep(pool, life, wanted))
 
-    async def _let_go(self, life: Life) -> None:
+    async def _let_go(self, life: ResidentTask) -> None:
         """Leave a resident that was found running as it was."""
         if life.endpoint is None or life.endpoint.let_go is None:
             return
@@ -303,14 +303,14 @@ class Lives:
         except Exception:
             logger.exception("engine %s: unexpected error", life.resident.engine)
 
-    def _may_sleep(self, pool: Pool, life: Life, wanted: ResidentId | None) -> bool:
+    def _may_sleep(self, pool: Pool, life: ResidentTask, wanted: ResidentId | None) -> bool:
         """Tell whether it is enough if a resident sleeps, where its engine can."""
         residence = pool.ledger.residence(life.resident)
         if self.is_closing or residence is None or residence.unloading or residence.down is not None:
             return False
         return self.state.of(life.resident).prefers_sleep(self._missing_for(wanted, life))
 
-    def _missing_for(self, wanted: ResidentId | None, life: Life) -> float | None:
+    def _missing_for(self, wanted: ResidentId | None, life: ResidentTask) -> float | None:
         """Return what has to come free for a resident, in bytes; None where that is not known."""
         need = None if wanted is None else self.profile(wanted).need_bytes
         if need is None or life.baseline is None or not life.baseline.measured:
@@ -338,7 +338,7 @@ class Lives:
         pool.has_settled(resident)
         self.tell(pool, book.Settled(resident))
 
-    async def _settle_asleep(self, pool: Pool, life: Life, began: float) -> None:
+    async def _settle_asleep(self, pool: Pool, life: ResidentTask, began: float) -> None:
         """Wait for what a resident set free by falling asleep; where that is too little, it is stopped after all."""
         resident, measured = life.resident, self.state.of(life.resident)
         expected = measured.sleep_freed_bytes

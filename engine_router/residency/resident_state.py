@@ -23,7 +23,7 @@ class Phase(enum.Enum):
 
 
 @define(eq=False)
-class Residence:
+class ResidentState:
     """A present resident.
 
     Attributes:

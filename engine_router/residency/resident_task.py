@@ -13,7 +13,7 @@ from engine_router.residency.files import Files
 
 
 @define(eq=False)
-class Life:
+class ResidentTask:
     """One resident from its start to its end.
 
     Attributes:

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.files import Files, NoFiles
-from engine_router.residency.measurements import Measured
+from engine_router.residency.measurements import Measurement
 
 
 @frozen(kw_only=True)
@@ -110,7 +110,7 @@ class Traits:
     pinned: bool = False
     idle_timeout_s: float = math.inf
 
-    def profile(self, measured: Measured) -> Profile:
+    def profile(self, measured: Measurement) -> Profile:
         """Return what is known of the resident: what is declared goes before what was measured, and both before guesses."""
         needs = (self.declared_bytes, measured.footprint_bytes or None, self.estimated_bytes)
         stop_s = None if measured.stop_s is None else measured.stop_s + (measured.settle_s or 0.0)
@@ -132,7 +132,7 @@ def _no_traits(_: ResidentId) -> Traits:
 
 
 @frozen(kw_only=True)
-class Layout:
+class ResidencySettings:
     """How residents share the memories.
 
     Attributes:

@@ -15,11 +15,11 @@ from attrs import define, field
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.eviction import UNKNOWN_START_S, Shortage, cheapest, regret
-from engine_router.residency.idle_gaps import ThinkTimes
-from engine_router.residency.memory_budget import Occupancy
+from engine_router.residency.idle_gaps import IdleGaps
+from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Ticket
 from engine_router.residency.queue import TicketQueue
-from engine_router.residency.resident_state import Phase, Residence
+from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Rules
 
 
@@ -39,7 +39,7 @@ class Turn:
     resident: ResidentId
     is_overdue: bool
     cause: str
-    victims: list[Residence] = field(factory=list)
+    victims: list[ResidentState] = field(factory=list)
     starts: bool = False
     is_blocked: bool = False
 
@@ -56,10 +56,10 @@ class Scheduler:
         rules: may be replaced.
     """
 
-    def __init__(self, rules: Rules, queue: TicketQueue, occupancy: Occupancy, times: ThinkTimes) -> None:
+    def __init__(self, rules: Rules, queue: TicketQueue, budget: MemoryBudget, times: IdleGaps) -> None:
         self.rules = rules
         self._queue = queue
-        self._occupancy = occupancy
+        self._occupancy = budget
         self._times = times
 
     def turns(self, now: float) -> list[Turn]:
@@ -69,27 +69,27 @@ class Scheduler:
         who was chosen once is not there for the next.
         """
         turns: list[Turn] = []
-        occupancy = self._occupancy
-        staying = [r for r in occupancy.residences.values() if not r.is_leaving]
-        promised: list[Residence] = []
-        starting: list[Residence] = []
+        budget = self._occupancy
+        staying = [r for r in budget.residences.values() if not r.is_leaving]
+        promised: list[ResidentState] = []
+        starting: list[ResidentState] = []
         for resident in self._queue.in_turn(now):
-            present = occupancy.residences.get(resident)
+            present = budget.residences.get(resident)
             if present is not None and present.phase is not Phase.STUCK:
                 continue  # on its way, or still on its way out
             turn = self._turn(resident, staying, promised, now)
             turns.append(turn)
             if turn.is_open:
-                turn.starts = occupancy.fits_now(resident, starting)
+                turn.starts = budget.fits_now(resident, starting)
             if not turn.is_blocked or turn.is_overdue:
-                promised.append(occupancy.new(resident))
+                promised.append(budget.new(resident))
                 starting += promised[-1:] if turn.starts else ()
                 staying = [r for r in staying if r not in turn.victims]
                 if self._is_all_promised(promised):
                     break
         return turns
 
-    def _is_all_promised(self, promised: list[Residence]) -> bool:
+    def _is_all_promised(self, promised: list[ResidentState]) -> bool:
         """Tell whether nobody else can have room beside those who are to come, whoever goes."""
         capacity = self._occupancy.capacity
         if capacity.max_resident and len(promised) >= capacity.max_resident:
@@ -99,7 +99,7 @@ class Scheduler:
         return sum(residence.need_bytes for residence in promised) >= capacity.budget_bytes
 
     def _turn(
-        self, resident: ResidentId, staying: list[Residence], promised: list[Residence], now: float
+        self, resident: ResidentId, staying: list[ResidentState], promised: list[ResidentState], now: float
     ) -> Turn:
         head = self._queue.head(resident)
         if head is None:
@@ -112,18 +112,18 @@ class Scheduler:
         return turn
 
     def _victims(
-        self, head: Ticket, staying: list[Residence], promised: list[Residence], now: float
-    ) -> list[Residence] | None:
+        self, head: Ticket, staying: list[ResidentState], promised: list[ResidentState], now: float
+    ) -> list[ResidentState] | None:
         """Return who has to go for the ticket; None where that is not possible now."""
-        occupancy, resident = self._occupancy, head.resident
-        group = occupancy.profile(resident).group
-        if not all(occupancy.are_compatible(group, other.group) for other in promised):
+        budget, resident = self._occupancy, head.resident
+        group = budget.profile(resident).group
+        if not all(budget.are_compatible(group, other.group) for other in promised):
             return None
-        must_go: list[Residence] = []
-        rest: list[Residence] = []
+        must_go: list[ResidentState] = []
+        rest: list[ResidentState] = []
         for other in staying:
             # One that is stuck is in the way of itself.
-            if other.resident == resident or not occupancy.are_compatible(group, other.group):
+            if other.resident == resident or not budget.are_compatible(group, other.group):
                 must_go.append(other)
                 if not self._may_go(other, head, now):
                     return None
@@ -138,7 +138,7 @@ class Scheduler:
         more = cheapest(candidates, shortage, lambda r: self._regret(r, now))
         return None if more is None else [*must_go, *more]
 
-    def _shortage(self, resident: ResidentId, beside: list[Residence]) -> Shortage | None:
+    def _shortage(self, resident: ResidentId, beside: list[ResidentState]) -> Shortage | None:
         capacity = self._occupancy.capacity
         missing_bytes, too_many = 0.0, 0
         if capacity.budget_bytes is not None:
@@ -149,7 +149,7 @@ class Scheduler:
             too_many = max(0, len(beside) + 1 - capacity.max_resident)
         return Shortage(missing_bytes, too_many) if missing_bytes > 0 or too_many else None
 
-    def to_trim(self, now: float) -> list[Residence]:
+    def to_trim(self, now: float) -> list[ResidentState]:
         """Return who goes because the residents need more than was believed when they were started."""
         excess = self._occupancy.excess_bytes
         if excess <= 0:
@@ -158,7 +158,7 @@ class Scheduler:
         enough = Shortage(min(excess, sum(r.need_bytes for r in idle)), 0)
         return cheapest(idle, enough, lambda r: self._regret(r, now)) or []
 
-    def _may_go(self, victim: Residence, head: Ticket, now: float) -> bool:
+    def _may_go(self, victim: ResidentState, head: Ticket, now: float) -> bool:
         """Tell whether somebody may be made to go for the sake of a ticket."""
         if victim.phase is Phase.DRAINING or victim.phase is Phase.STUCK:
             return True
@@ -172,7 +172,7 @@ class Scheduler:
             return False
         return head.priority == "high" or now >= self.held_until(victim)
 
-    def held_until(self, idle: Residence) -> float:
+    def held_until(self, idle: ResidentState) -> float:
         """Return until when an idle resident is kept, for all but the overdue and the urgent."""
         if idle.held_until is None:
             hold_s = self.rules.hold_s
@@ -198,5 +198,5 @@ class Scheduler:
         wait_s = max(0.0, head.deadline - now) if is_used else 0.0
         return max(1.0, wait_s + self.swap_s(resident))
 
-    def _regret(self, residence: Residence, now: float) -> float:
+    def _regret(self, residence: ResidentState, now: float) -> float:
         return regret(residence, self._occupancy.profile(residence.resident).start_s, now)

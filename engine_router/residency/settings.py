@@ -17,9 +17,9 @@ from engine_router.engines.masked import unmasked
 from engine_router.engines.process.engine import ProcessEngine
 from engine_router.errors import BadRequest, UnknownModel
 from engine_router.models.estimate import Estimate, estimate
-from engine_router.models.registry import Discovery, Target
+from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import model_config
-from engine_router.residency.rules import Capacity, Layout, Rules, Traits
+from engine_router.residency.rules import Capacity, ResidencySettings, Rules, Traits
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,12 @@ def make_rules(config: Config) -> Rules:
     )
 
 
-async def make_layout(config: Config, engines: Mapping[str, Engine], discovery: Discovery) -> Layout:
+async def make_settings(
+    config: Config, engines: Mapping[str, Engine], registry: ModelRegistry
+) -> ResidencySettings:
     """Return how residents share the memories. Reads the headers of model files where a budget wants them."""
-    capacities = {name: _capacity(name, pool, config, discovery) for name, pool in pools_of(config).items()}
-    estimates = await trio.to_thread.run_sync(_estimates, config, engines, discovery)
+    capacities = {name: _capacity(name, pool, config, registry) for name, pool in pools_of(config).items()}
+    estimates = await trio.to_thread.run_sync(_estimates, config, engines, registry)
     known: dict[ResidentId, Traits] = {}
 
     def traits(resident: ResidentId) -> Traits:
@@ -55,7 +57,7 @@ async def make_layout(config: Config, engines: Mapping[str, Engine], discovery: 
             known[resident] = found
         return found
 
-    return Layout(capacities=capacities, traits=traits, preload=tuple(_preload(config, discovery)))
+    return ResidencySettings(capacities=capacities, traits=traits, preload=tuple(_preload(config, registry)))
 
 
 def pools_of(config: Config) -> dict[str, PoolConfig]:
@@ -80,8 +82,8 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
     )
 
 
-def _capacity(name: str, pool: PoolConfig, config: Config, discovery: Discovery) -> Capacity:
-    home = None if pool.default_model is None else _target(pool.default_model, discovery)
+def _capacity(name: str, pool: PoolConfig, config: Config, registry: ModelRegistry) -> Capacity:
+    home = None if pool.default_model is None else _target(pool.default_model, registry)
     if home is not None and config.engines[home.engine].pool != name:
         logger.warning("'%s' is not of pool '%s', so it is not its default model", home.model, name)
         home = None
@@ -97,30 +99,30 @@ def _capacity(name: str, pool: PoolConfig, config: Config, discovery: Discovery)
     return evolve(capacity, is_auto=True, reserve_bytes=int(pool.reserve_gb * _GB))
 
 
-def _preload(config: Config, discovery: Discovery) -> Iterator[ResidentId]:
+def _preload(config: Config, registry: ModelRegistry) -> Iterator[ResidentId]:
     wanted = config.scheduling.preload
     if isinstance(wanted, tuple):
-        targets = [target for name in wanted if (target := _target(name, discovery)) is not None]
+        targets = [target for name in wanted if (target := _target(name, registry)) is not None]
     else:
-        targets = discovery.targets()
+        targets = registry.targets()
     yield from dict.fromkeys(target.resident for target in targets)
 
 
-def _target(name: str, discovery: Discovery) -> Target | None:
+def _target(name: str, registry: ModelRegistry) -> Target | None:
     try:
-        return discovery.resolve(name)
+        return registry.resolve(name)
     except (BadRequest, UnknownModel) as error:  # an engine may list it later, but then nobody waits for it
         logger.warning("%s, so it is not loaded ahead", error)
         return None
 
 
 def _estimates(
-    config: Config, engines: Mapping[str, Engine], discovery: Discovery
+    config: Config, engines: Mapping[str, Engine], registry: ModelRegistry
 ) -> dict[ResidentId, Estimate]:
     """Estimate the residents whose pools have a budget. Blocks: it reads files."""
     counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
     found: dict[ResidentId, Estimate] = {}
-    for target in discovery.targets():
+    for target in registry.targets():
         settings, engine = config.engines[target.engine], unmasked(engines[target.engine])
         if (
             settings.pool in counted

@@ -31,12 +31,12 @@ from engine_router.residency.health import HealthChecks
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Capacity, Ledger, Profile, Rules
 from engine_router.residency.ledger import Phase as LifePhase
-from engine_router.residency.measurements import State
+from engine_router.residency.measurements import Measurements
 from engine_router.residency.messages import Priority, Ticket
 from engine_router.residency.pool import Pool
-from engine_router.residency.resident_runner import Lives
-from engine_router.residency.rules import Layout
-from engine_router.residency.swap_tracker import SwapJournal
+from engine_router.residency.resident_runner import ResidentRunner
+from engine_router.residency.rules import ResidencySettings
+from engine_router.residency.swap_tracker import SwapTracker
 
 _EXCLUSIVE = Capacity()
 
@@ -62,8 +62,8 @@ class Supervisor:
         rules: Rules,
         settle_timeout_s: float,
         hub: EventHub,
-        state: State,
-        layout: Layout = Layout(),  # noqa: B008 - frozen
+        state: Measurements,
+        layout: ResidencySettings = ResidencySettings(),  # noqa: B008 - frozen
         health_interval_s: float = 0.0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -94,7 +94,7 @@ class Supervisor:
             wall_clock=wall_clock,
             interval_s=health_interval_s,
         )
-        self._lives = Lives(
+        self._lives = ResidentRunner(
             engines=self._engines,
             hub=hub,
             state=state,
@@ -109,7 +109,7 @@ class Supervisor:
 
     def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
         ledger = Ledger(rules, capacity, self.profile)
-        journal = SwapJournal(name, self._hub, self._wall_clock, self.expected_s, ledger)
+        journal = SwapTracker(name, self._hub, self._wall_clock, self.expected_s, ledger)
         return Pool(name, ledger, gauge, journal)
 
     def on_stop(self, callback: Callable[[str], object]) -> None:
@@ -227,7 +227,7 @@ class Supervisor:
         engines: Mapping[str, Engine],
         pool_of: Mapping[str, str],
         rules: Rules,
-        layout: Layout,
+        layout: ResidencySettings,
         settle_timeout_s: float,
         health_interval_s: float,
     ) -> None:

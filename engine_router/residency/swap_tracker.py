@@ -45,7 +45,7 @@ class Swap:
         return resident == self.target or resident in self.sources
 
 
-class SwapJournal:
+class SwapTracker:
     """Turns the supervisor's steps in one pool into the events of its swaps.
 
     Args:

@@ -23,7 +23,7 @@ from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MAX_AHEAD_BYTES, MAX_BACKLOG_BYTES
 from engine_router.proxy.handler import Reply
 from engine_router.proxy.headers import as_streamed
-from engine_router.proxy.request_body import Incoming
+from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.response_body import BrokenAnswer
 from engine_router.proxy.streamed_body import Upload
@@ -34,7 +34,7 @@ from engine_router.upstream.socket_stream import ConnectionLost, RawStream, move
 
 logger = logging.getLogger(__name__)
 
-Serve = Callable[[Incoming, RequestScope], Awaitable[Reply]]
+Serve = Callable[[IncomingRequest, RequestScope], Awaitable[Reply]]
 """What answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
 
 Admits = Callable[[str, bytes, Headers], None]
@@ -236,7 +236,7 @@ class FastConnection:
             if arriving is None
             else Upload(request.length, arriving.piece, reader.max_body_bytes)
         )
-        incoming = Incoming(path.decode("ascii"), query, request.headers, body)
+        incoming = IncomingRequest(path.decode("ascii"), query, request.headers, body)
         self._added = self._adds(request.headers)
         scope = self._request = RequestScope(incoming.path, self._hub)
         if arriving is None or arriving.is_over:
@@ -260,7 +260,7 @@ class FastConnection:
         await self._linger()
         return False
 
-    async def _answer(self, incoming: Incoming, scope: RequestScope, *, keep_alive: bool) -> bool:
+    async def _answer(self, incoming: IncomingRequest, scope: RequestScope, *, keep_alive: bool) -> bool:
         try:
             reply = await self._serve(incoming, scope)
         except RouterError as error:

@@ -18,9 +18,9 @@ from hypercorn.utils import wrap_app
 
 from engine_router.config import ServerConfig
 from engine_router.guards.limits import LARGE_BYTES
-from engine_router.proxy.access import Gates
-from engine_router.proxy.handler import Answerer, Reply
-from engine_router.proxy.request_body import Incoming
+from engine_router.proxy.access import AccessChecks
+from engine_router.proxy.handler import ProxyHandler, Reply
+from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.routes import is_proxied
 from engine_router.router import Router
@@ -196,7 +196,7 @@ async def serve(
 def _fast_tier(router: Router) -> MakeFast:
     """Return what makes the fast tier's side of each connection."""
     limit = int(router.config.server.max_body_mb * 1_000_000)
-    gates, answerer = Gates(lambda: router.config.server), Answerer(router)
+    gates, handler = AccessChecks(lambda: router.config.server), ProxyHandler(router)
 
     def make(stream: RawStream) -> FastConnection:
         peer = stream.peer()
@@ -207,10 +207,10 @@ def _fast_tier(router: Router) -> MakeFast:
             gate.check_key(path, headers, peer)
             gate.check_page("POST", path, query, headers)
 
-        async def answer(incoming: Incoming, scope: RequestScope) -> Reply:
+        async def answer(incoming: IncomingRequest, scope: RequestScope) -> Reply:
             admit(incoming.path, incoming.query, incoming.headers)
             scope.client = gates.gate.client(incoming.headers, peer)
-            return await answerer.answer(incoming, scope)
+            return await handler.answer(incoming, scope)
 
         reader = RequestReader(is_proxied, limit, LARGE_BYTES)
         return FastConnection(stream, reader, answer, router.hub, gates.answer_headers, admit)

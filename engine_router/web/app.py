@@ -28,8 +28,8 @@ from engine_router.errors import (
     WrongMethod,
 )
 from engine_router.guards.foreign_text import shown
-from engine_router.proxy.access import Gates
-from engine_router.proxy.handler import Answerer
+from engine_router.proxy.access import AccessChecks
+from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.headers import as_streamed
 from engine_router.proxy.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.router import Router
@@ -70,7 +70,7 @@ def create_app(router: Router) -> App:
     app.config["MAX_CONTENT_LENGTH"] = int(router.config.server.max_body_mb * 1_000_000)
     app.url_map.merge_slashes = False
     app.url_map.converters["id"] = IdConverter
-    gates = Gates(lambda: router.config.server)
+    gates = AccessChecks(lambda: router.config.server)
     app.before_request(_before(gates))
     app.before_websocket(_before_websocket(gates))
     app.after_request(_after(gates))
@@ -79,7 +79,7 @@ def create_app(router: Router) -> App:
     return app
 
 
-def _before(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
+def _before(gates: AccessChecks):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
     async def check() -> Response | None:
         headers, gate = wire_headers(request), gates.gate
         names = [name.lower() for name, _ in headers]
@@ -102,7 +102,7 @@ def _before(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Qua
     return check
 
 
-def _before_websocket(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
+def _before_websocket(gates: AccessChecks):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def check() -> None:
         headers, gate = [(name, value) for name, value in websocket.scope["headers"]], gates.gate
         gate.check_host(headers)
@@ -121,7 +121,7 @@ def _empty(headers: Headers) -> Response:
     return with_headers(response, headers)
 
 
-def _after(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
+def _after(gates: AccessChecks):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def add(response: Response) -> Response:
         own = [
             (name.encode(), value.encode("latin-1", "replace")) for name, value in response.headers.items()
@@ -136,7 +136,7 @@ def _after(gates: Gates):  # type: ignore[no-untyped-def]  # noqa: ANN202 - like
 def _add_routes(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
     proxy, models, admin, pages = (
-        Proxy(Answerer(router), limit),
+        Proxy(ProxyHandler(router), limit),
         Models(router),
         Admin(router),
         Pages(router),

@@ -15,7 +15,7 @@ from engine_router.dialects.ollama.loading import keep_alive_s
 from engine_router.engines.base import ResidentId
 from engine_router.errors import BadRequest, NoSuchRoute, RouterError
 from engine_router.guards.foreign_text import shown
-from engine_router.in_flight import Directly, Request
+from engine_router.in_flight import DirectHolder, Request
 from engine_router.jobs import Work
 from engine_router.models.registry import Target
 from engine_router.router import Router
@@ -24,7 +24,7 @@ from engine_router.web.openai import json_response
 from engine_router.web.params import fields, flag, named, text, whole_number
 from engine_router.web.readers import Reader
 from engine_router.web.scope import scope_of
-from engine_router.web.stream import happenings, stream_response
+from engine_router.web.stream import event_stream, stream_response
 
 ACCEPTED = 202
 DEFAULT_LISTED = 200
@@ -52,7 +52,7 @@ class Control:
 
     async def events(self) -> Response:
         """`GET /admin/events`: everything that happens from now on, as server-sent events."""
-        return stream_response(happenings(self._router, Reader(self._router)))
+        return stream_response(event_stream(self._router, Reader(self._router)))
 
     async def jobs(self) -> Response:
         """`GET /admin/jobs`: every job that is remembered, the oldest first."""
@@ -132,7 +132,7 @@ class Control:
         if job is not None and job.state == "running":
             job.scope.cancel()
             return json_response({"cancelled": job.id, "model": job.subject, "path": job.kind})
-        ended = self._router.underway.cancel(wanted)
+        ended = self._router.in_flight.cancel(wanted)
         return json_response({"cancelled": ended.id, "model": ended.model, "path": ended.path})
 
     async def _do(self, kind: str, subject: str, work: Work, *, waits: bool) -> Response:
@@ -167,7 +167,7 @@ async def load(
     began = trio.current_time()
     lease = router.supervisor.request(target.resident, keep_alive_s=stay_s, is_control=True)
     stack.callback(lease.release)
-    stack.callback(router.underway.enter(Request(request_id, "load", target.model, Directly(lease))))
+    stack.callback(router.in_flight.enter(Request(request_id, "load", target.model, DirectHolder(lease))))
     endpoint = await lease.granted()
     made_way = [str(resident) for resident in before if pool.ledger.residence(resident) is None]
     return {

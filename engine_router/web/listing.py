@@ -14,7 +14,7 @@ from engine_router.proxy.wait_status import step_of
 from engine_router.residency.ledger import Phase
 from engine_router.residency.messages import Ticket
 from engine_router.residency.pool import Pool
-from engine_router.residency.resident_state import Residence
+from engine_router.residency.resident_state import ResidentState
 from engine_router.residency.scheduling import Turn
 from engine_router.residency.swap_tracker import Swap
 from engine_router.router import Router
@@ -29,7 +29,7 @@ def queue(router: Router, limit: int) -> Entry:
     Args:
         limit: so many are told of at most; all are counted.
     """
-    requests, models = router.underway.by_ticket(), _models(router)
+    requests, models = router.in_flight.by_ticket(), _models(router)
     waiting: list[Entry] = []
     total = 0
     for pool in router.supervisor.pools.values():
@@ -97,7 +97,7 @@ def _left_s(swap: Swap, start_s: float | None, now: float) -> float | None:
     return start_s if swap.expected_s is None else max(0.0, swap.expected_s - (now - swap.began_at))
 
 
-def _prospect_of_present(residence: Residence) -> str:
+def _prospect_of_present(residence: ResidentState) -> str:
     name = residence.resident
     words = {
         Phase.STARTING: f"loading {name}",
@@ -146,7 +146,7 @@ def _in_the_way(pool: Pool, now: float) -> str:
     return "; ".join(parts) or "room in the memory"
 
 
-def held_for_s(residence: Residence, now: float) -> float | None:
+def held_for_s(residence: ResidentState, now: float) -> float | None:
     """Return for how many seconds more an idle resident is kept from making way; None where it is not."""
     if residence.held_until is None or not residence.is_idle or residence.held_until <= now:
         return None
@@ -156,7 +156,7 @@ def held_for_s(residence: Residence, now: float) -> float | None:
 def residents(router: Router) -> Entry:
     """Return who is resident in each pool, with the requests that use them."""
     now = trio.current_time()
-    requests = router.underway.by_ticket()
+    requests = router.in_flight.by_ticket()
     return {
         "residents": [
             {
@@ -202,7 +202,7 @@ def failed(router: Router) -> Entry:
 def _models(router: Router) -> dict[ResidentId, str]:
     """Return one model for each resident that serves some: the first that is configured."""
     models: dict[ResidentId, str] = {}
-    for target in router.discovery.targets():
+    for target in router.registry.targets():
         models.setdefault(target.resident, target.model)
     return models
 

@@ -87,8 +87,8 @@ class OllamaApi:
     def _status(self) -> dict[str, Any]:
         """Tell whether models that run at ollama.com can be used: where a daemon lists one of these."""
         remote = any(
-            self._router.catalogue.of(target).listed.get("remote_model")
-            for target in self._router.discovery.offered()
+            self._router.known_models.of(target).listed.get("remote_model")
+            for target in self._router.registry.offered()
         )
         return {"cloud": {"disabled": not remote, "source": "none" if remote else "config"}}
 
@@ -99,8 +99,8 @@ class OllamaApi:
     def _tags(self) -> dict[str, Any]:
         since = self._router.started_at
         entries: list[dict[str, Any]] = []
-        for target in self._router.discovery.offered():
-            facts = self._router.catalogue.of(target)
+        for target in self._router.registry.offered():
+            facts = self._router.known_models.of(target)
             entries += [
                 ollama_shapes.tag(name, target, facts, since=since)
                 for name in (target.model, *target.aliases)
@@ -110,13 +110,13 @@ class OllamaApi:
     def _ps(self) -> dict[str, Any]:
         """List what is in memory, as Ollama does what stays longest first, under every name of `/api/tags`."""
         present = (Phase.READY.value, Phase.DRAINING.value)
-        targets = [t for t in self._router.discovery.offered() if state_of(self._router, t) in present]
+        targets = [t for t in self._router.registry.offered() if state_of(self._router, t) in present]
         timed = [(_left_s(self._router, target.resident), target) for target in targets]
         timed.sort(key=lambda entry: int(entry[0]), reverse=True)
         return {"models": [entry for left_s, target in timed for entry in self._loaded(target, left_s)]}
 
     def _loaded(self, target: Target, left_s: float) -> list[dict[str, Any]]:
-        facts = self._router.catalogue.of(target)
+        facts = self._router.known_models.of(target)
         until = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=left_s)
         size_bytes = self._router.state.of(target.resident).footprint_bytes or 0
         return [
@@ -134,7 +134,7 @@ class OllamaApi:
                 answered = await self._asked(target.engine, config, routed.renamed(target.upstream))
                 if answered is not None:
                     return answered
-        facts = self._router.catalogue.of(target)
+        facts = self._router.known_models.of(target)
         return json_response(ollama_shapes.show(target, facts, since=self._router.started_at))
 
     async def _asked(self, name: str, config: OllamaConfig, body: bytes | bytearray) -> Response | None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from engine_router.models.facts import Facts
+from engine_router.models.facts import ModelFacts
 from engine_router.models.gguf import human_number
 from engine_router.models.registry import Target
 
@@ -21,7 +21,7 @@ def timestamp(moment: dt.datetime) -> str:
     return moment.astimezone(dt.timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def tag(name: str, target: Target, facts: Facts, *, since: float) -> dict[str, Any]:
+def tag(name: str, target: Target, facts: ModelFacts, *, since: float) -> dict[str, Any]:
     """Return the entry of a model in `/api/tags`; that of an Ollama daemon stays as the daemon gave it.
 
     Args:
@@ -42,7 +42,7 @@ def tag(name: str, target: Target, facts: Facts, *, since: float) -> dict[str, A
 
 
 def loaded(
-    name: str, target: Target, facts: Facts, *, size_bytes: int, expires_at: dt.datetime
+    name: str, target: Target, facts: ModelFacts, *, size_bytes: int, expires_at: dt.datetime
 ) -> dict[str, Any]:
     """Return the entry of a resident model in `/api/ps`.
 
@@ -65,7 +65,7 @@ def loaded(
     }
 
 
-def show(target: Target, facts: Facts, *, since: float) -> dict[str, Any]:
+def show(target: Target, facts: ModelFacts, *, since: float) -> dict[str, Any]:
     """Return the answer to `/api/show`."""
     weights = facts.weights
     template = weights.template if weights is not None else ""
@@ -84,7 +84,7 @@ def show(target: Target, facts: Facts, *, since: float) -> dict[str, Any]:
     return answer
 
 
-def details(target: Target, facts: Facts) -> dict[str, Any]:
+def details(target: Target, facts: ModelFacts) -> dict[str, Any]:
     """Return `details`, of which every key is there. Where the family is not known, the engine stands for it."""
     weights = facts.weights
     family = (weights.architecture if weights is not None else "") or target.engine
@@ -102,7 +102,7 @@ def _digest(target: Target) -> str:
     return hashlib.sha256(target.model.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _lengths(facts: Facts) -> dict[str, int]:
+def _lengths(facts: ModelFacts) -> dict[str, int]:
     """Return the lengths in tokens that a list tells, as far as they are known."""
     weights = facts.weights
     width = None if weights is None else weights.info.get(f"{weights.architecture}.embedding_length")
@@ -110,7 +110,7 @@ def _lengths(facts: Facts) -> dict[str, int]:
     return {name: length for name, length in lengths.items() if isinstance(length, int)}
 
 
-def _modified_at(facts: Facts, since: float) -> str:
+def _modified_at(facts: ModelFacts, since: float) -> str:
     moment = since if facts.modified_at is None else facts.modified_at
     try:
         return timestamp(dt.datetime.fromtimestamp(moment, tz=dt.timezone.utc))
@@ -118,11 +118,11 @@ def _modified_at(facts: Facts, since: float) -> str:
         return timestamp(dt.datetime.fromtimestamp(since, tz=dt.timezone.utc))
 
 
-def _parameter_size(facts: Facts) -> str:
+def _parameter_size(facts: ModelFacts) -> str:
     return human_number(facts.parameters) if facts.parameters else ""
 
 
-def _model_info(target: Target, facts: Facts) -> dict[str, Any]:
+def _model_info(target: Target, facts: ModelFacts) -> dict[str, Any]:
     """Return what the header says, with what clients read of it filled in or corrected by what is served."""
     weights = facts.weights
     info: dict[str, Any] = dict(weights.info) if weights is not None else {}
@@ -137,12 +137,12 @@ def _model_info(target: Target, facts: Facts) -> dict[str, Any]:
     return info
 
 
-def _parameters(facts: Facts) -> str:
+def _parameters(facts: ModelFacts) -> str:
     """Return the parameters in Ollama's columns."""
     return "" if facts.context_length is None else f"{'num_ctx':<30} {facts.context_length}"
 
 
-def _modelfile(target: Target, facts: Facts, template: str) -> str:
+def _modelfile(target: Target, facts: ModelFacts, template: str) -> str:
     lines = [f"# {target.model}, served by {target.engine} through engine-router", f"FROM {target.model}"]
     if template:
         lines.append(f"TEMPLATE {json.dumps(template, ensure_ascii=False)}")

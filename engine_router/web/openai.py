@@ -24,7 +24,7 @@ def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
         "status": {"value": status_of(router, target)},
         "aliases": list(target.aliases),
     }
-    context_length = router.catalogue.of(target).context_length
+    context_length = router.known_models.of(target).context_length
     if context_length is not None:
         # The second name is vLLM's, which clients of OpenAI's API have learned to read.
         entry |= {"context_length": context_length, "max_model_len": context_length}
@@ -46,7 +46,7 @@ class Models:
     def entries(self) -> list[dict[str, Any]]:
         """Return the entries of the list."""
         data: list[dict[str, Any]] = []
-        for target in self._router.discovery.offered():
+        for target in self._router.registry.offered():
             entry = _entry(self._router, target, state_of(self._router, target))
             data.append(entry)
             data += [
@@ -60,7 +60,7 @@ class Models:
         Raises:
             UnknownModel: there is none.
         """
-        target = self._router.discovery.resolve(model)
+        target = self._router.registry.resolve(model)
         entry = _entry(self._router, target, state_of(self._router, target))
         entry = {**entry, "id": model}
         return json_response(model_info(entry) if speaks_anthropic(request) else entry)

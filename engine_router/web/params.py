@@ -81,7 +81,7 @@ async def named(router: Router, data: Mapping[str, Any]) -> Target:
         raise BadRequest('name a "model" or an "engine"')
     if engine not in router.engines:
         raise NoSuchRoute(f"no engine is called '{shown(engine)}'; there are: {', '.join(router.engines)}")
-    for target in router.discovery.targets():
+    for target in router.registry.targets():
         if target.engine == engine:
             return target
     if (resident := router.engines[engine].resident_of("")).model is None:

@@ -9,8 +9,8 @@ from quart import Request, Response, request
 
 from engine_router.errors import NoSuchRoute, RouterError, WrongMethod
 from engine_router.guards.foreign_text import shown
-from engine_router.proxy.handler import Answerer
-from engine_router.proxy.request_body import Incoming
+from engine_router.proxy.handler import ProxyHandler
+from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.response_body import BrokenAnswer
 from engine_router.proxy.routes import base_url_hint, is_proxied, model_in_query
 from engine_router.upstream.client import Headers, ResponseHead
@@ -20,8 +20,8 @@ from engine_router.web.scope import body_of, scope_of
 class Proxy:
     """Answers requests by relaying them to the engine that owns their model."""
 
-    def __init__(self, answerer: Answerer, max_body_bytes: int) -> None:
-        self._answerer = answerer
+    def __init__(self, handler: ProxyHandler, max_body_bytes: int) -> None:
+        self._answerer = handler
         self._max_body_bytes = max_body_bytes
 
     async def routed(self, rest: str = "") -> Response:  # noqa: ARG002 - the path says it, too
@@ -50,7 +50,7 @@ class Proxy:
             hint = shown(base_url_hint(path))
             raise NoSuchRoute(f"there is no {shown(request.method)} {shown(path)} here{hint}")
         body = await body_of(request, self._max_body_bytes)
-        incoming = Incoming(path, request.query_string, wire_headers(request), body, request.method)
+        incoming = IncomingRequest(path, request.query_string, wire_headers(request), body, request.method)
         reply = await self._answerer.answer(incoming, scope_of(request))
         return as_response(reply.head, reply.body)
 

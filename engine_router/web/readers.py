@@ -8,7 +8,7 @@ from quart import request
 
 from engine_router.errors import TooManyReaders, Unauthorized
 from engine_router.guards.limits import MAX_READERS, MAX_READERS_OF_ONE
-from engine_router.proxy.access import Gates
+from engine_router.proxy.access import AccessChecks
 from engine_router.proxy.credentials import offered_keys
 from engine_router.router import Router
 from engine_router.server.ordinary_connection import STALLS, Stalls
@@ -28,7 +28,7 @@ class Reader:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._gates = Gates(lambda: router.config.server)
+        self._gates = AccessChecks(lambda: router.config.server)
         self._path, self._headers = request.path, wire_headers(request)
         client = request.scope["client"]
         self._peer = None if client is None else str(client[0])

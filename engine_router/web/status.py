@@ -13,7 +13,7 @@ from engine_router import __version__
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
 from engine_router.models.registry import Target
 from engine_router.residency.failures import Failure
-from engine_router.residency.ledger import Phase, Residence
+from engine_router.residency.ledger import Phase, ResidentState
 from engine_router.residency.pool import Pool
 from engine_router.residency.scheduling import Turn
 from engine_router.residency.swap_tracker import Swap
@@ -33,7 +33,7 @@ RECENT_NOTICES = 10
 def status(router: Router) -> dict[str, Any]:
     """Return the whole status."""
     recent = router.hub.recent
-    targets = router.discovery.targets()
+    targets = router.registry.targets()
     models: dict[str, list[str]] = {name: [] for name in router.engines}
     for target in targets:
         models[target.engine].append(target.model)
@@ -87,7 +87,7 @@ def failure_entry(failure: Failure, now: float) -> dict[str, Any]:
     }
 
 
-def resident_entry(router: Router, pool: Pool, residence: Residence, now: float) -> dict[str, Any]:
+def resident_entry(router: Router, pool: Pool, residence: ResidentState, now: float) -> dict[str, Any]:
     """Tell what is known of a resident that is there."""
     resident = residence.resident
     life = pool.lives.get(resident)
@@ -148,7 +148,7 @@ def _engine(router: Router, name: str, models: Sequence[str]) -> dict[str, Any]:
         "state": phases[0] if phases else "failed" if has_failed else "stopped",
         "base_url": config.base_url,
         "models": list(models),
-        "endpoints": dict(router.abilities.shown(name)),
+        "endpoints": dict(router.endpoint_support.shown(name)),
     }
 
 

@@ -37,14 +37,14 @@ def stream_response(body: AsyncIterator[bytes]) -> Response:
     return response
 
 
-async def news(events: Subscription) -> list[Event]:
+async def next_events(events: Subscription) -> list[Event]:
     """Wait a moment for events and return what has come, which may be nothing. Cancellation loses none."""
     with trio.move_on_after(LOOK_INTERVAL_S):
         await events.ready()
     return events.take()
 
 
-async def happenings(router: Router, reader: Reader) -> AsyncIterator[bytes]:
+async def event_stream(router: Router, reader: Reader) -> AsyncIterator[bytes]:
     """Yield the body of `GET /admin/events`.
 
     First comes a `status`; then each event under its name, and another `status` when something has changed,
@@ -57,7 +57,7 @@ async def happenings(router: Router, reader: Reader) -> AsyncIterator[bytes]:
     yield _snapshot(router)
     spoke_at = snapshot_at = trio.current_time()
     while not reader.is_over:
-        pieces = [frame(event.name, event.as_dict()) for event in await news(events)]
+        pieces = [frame(event.name, event.as_dict()) for event in await next_events(events)]
         if events.lost > told_lost:
             pieces.insert(0, frame("lost", {"event": "lost", "count": events.lost - told_lost}))
             told_lost = events.lost
@@ -88,7 +88,7 @@ def _picture(router: Router) -> Any:
         )
         for pool in router.supervisor.pools.values()
     ]
-    return pools, [target.model for target in router.discovery.targets()]
+    return pools, [target.model for target in router.registry.targets()]
 
 
 async def updates(
@@ -113,7 +113,7 @@ async def updates(
     yield first
     spoke_at = trio.current_time()
     while not reader.is_over:
-        await news(events)
+        await next_events(events)
         now = dict(picture())
         pieces = [changed(name) for name, value in now.items() if before.get(name) != value]
         before = now

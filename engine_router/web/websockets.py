@@ -22,7 +22,7 @@ from engine_router.errors import EngineRefused, EngineUnreachable, NoModelNamed,
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import printable
 from engine_router.guards.limits import MAX_MESSAGE_BYTES, MAX_QUEUED
-from engine_router.in_flight import Directly
+from engine_router.in_flight import DirectHolder
 from engine_router.in_flight import Request as Entered
 from engine_router.models.registry import Target
 from engine_router.proxy.credentials import KEY_PROTOCOL, priority_of
@@ -132,7 +132,7 @@ class WebSockets:
         scope.queue_wait_s = lambda: lease.queue_wait_s
         scope.stack.callback(lease.release)
         scope.stack.callback(
-            router.underway.enter(Entered(scope.id, scope.path, target.model, Directly(lease)))
+            router.in_flight.enter(Entered(scope.id, scope.path, target.model, DirectHolder(lease)))
         )
         endpoint = await lease.granted()
         resource = path + (f"?{quote(query, safe=VISIBLE)}" if query else "")

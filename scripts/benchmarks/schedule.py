@@ -33,7 +33,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.events import EventHub, SwapEnded
 from engine_router.residency import messages as book
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Rules
-from engine_router.residency.measurements import State
+from engine_router.residency.measurements import Measurements
 from engine_router.residency.messages import Ticket
 from engine_router.residency.queue import TicketQueue
 from engine_router.residency.supervisor import Supervisor
@@ -165,7 +165,7 @@ def simulate(policy: str, mix: str, swap_s: float, seed: int, hours: float) -> O
             rules=POLICIES[policy],
             settle_timeout_s=5.0,
             hub=hub,
-            state=State(),
+            state=Measurements(),
             wall_clock=trio.current_time,
         )
         if policy == "FIFO":

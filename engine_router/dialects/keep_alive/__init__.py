@@ -14,20 +14,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine_router.dialects import dialect_of
-from engine_router.dialects.keep_alive.base import Patience, Waiting
-from engine_router.dialects.keep_alive.messages import MessagesPatience, forget_progress
-from engine_router.dialects.keep_alive.plain import PlainPatience, chat_frame, completion_frame, ollama_frame
-from engine_router.dialects.keep_alive.responses import ResponsesPatience
+from engine_router.dialects.keep_alive.base import KeepAliveFrames, Waiting
+from engine_router.dialects.keep_alive.messages import MessagesKeepAlive, forget_progress
+from engine_router.dialects.keep_alive.plain import PlainKeepAlive, chat_frame, completion_frame, ollama_frame
+from engine_router.dialects.keep_alive.responses import ResponsesKeepAlive
 
 
-def patience_for(
+def keep_alive_for(
     path: str,
     asked: str,
     *,
     request: Callable[[], Mapping[str, Any]] = dict,
     wall_clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] = lambda: secrets.token_hex(12),
-) -> Patience:
+) -> KeepAliveFrames:
     """Return what a client of this path gets while it waits. Cheap, but needed only once a client does wait.
 
     Args:
@@ -39,11 +39,11 @@ def patience_for(
     """
     waiting = Waiting(asked, request, wall_clock, new_id)
     if path == "/v1/messages":
-        return MessagesPatience(waiting)
+        return MessagesKeepAlive(waiting)
     if path == "/v1/responses":
-        return ResponsesPatience(waiting)
+        return ResponsesKeepAlive(waiting)
     frame = _FRAMES.get(path)
-    return PlainPatience(dialect_of(path), frame(waiting) if frame else None)
+    return PlainKeepAlive(dialect_of(path), frame(waiting) if frame else None)
 
 
 _FRAMES = {
@@ -53,4 +53,4 @@ _FRAMES = {
     "/api/generate": ollama_frame,
 }
 
-__all__ = ["Patience", "forget_progress", "patience_for"]
+__all__ = ["KeepAliveFrames", "forget_progress", "patience_for"]

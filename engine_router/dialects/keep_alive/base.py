@@ -10,7 +10,7 @@ from attrs import frozen
 from engine_router.errors import RouterError
 
 
-class Patience(Protocol):
+class KeepAliveFrames(Protocol):
     """One streaming client's wait for its engine: frames before the answer, then the answer, or an error."""
 
     def quiet(self) -> bytes:

@@ -16,7 +16,7 @@ SIGNATURE = "engine-router-waiting"
 _EMPTY = {"text": {"text": ""}, "thinking": {"thinking": "", "signature": ""}}
 
 
-class MessagesPatience:
+class MessagesKeepAlive:
     """`message_start` once, then empty deltas of a block. Claude Code counts neither comments nor pings.
 
     The block is one of text, or of thinking where the client asked for thinking; only then is progress shown. If
@@ -34,11 +34,11 @@ class MessagesPatience:
         self._frames = EventFrames()
 
     def quiet(self) -> bytes:
-        """See `Patience.quiet`."""
+        """See `KeepAliveFrames.quiet`."""
         return ANTHROPIC.keepalive
 
     def lively(self, progress: str | None = None) -> bytes:
-        """See `Patience.lively`."""
+        """See `KeepAliveFrames.lively`."""
         begun = b"" if self._kind else self._begin()
         if self._kind == "text":
             return begun + self._delta("text_delta", text="")
@@ -46,18 +46,18 @@ class MessagesPatience:
         return begun + self._delta("thinking_delta", thinking=f"{progress}\n" if progress else "")
 
     def splice(self, data: bytes) -> bytes:
-        """See `Patience.splice`."""
+        """See `KeepAliveFrames.splice`."""
         if not self._kind:
             return data
         return b"".join(map(self._passed_on, self._frames.feed(data)))
 
     def end(self) -> bytes:
-        """See `Patience.end`."""
+        """See `KeepAliveFrames.end`."""
         rest = self._frames.end()
         return self._passed_on(rest) if rest else b""
 
     def failure(self, error: RouterError) -> bytes:
-        """See `Patience.failure`."""
+        """See `KeepAliveFrames.failure`."""
         return ANTHROPIC.stream_error(error)
 
     def _begin(self) -> bytes:

@@ -16,7 +16,7 @@ Frame = Callable[[str | None], bytes]
 """Renders a lively frame, with or without progress; empty where a quiet one serves as well."""
 
 
-class PlainPatience:
+class PlainKeepAlive:
     """Frames that leave nothing to be put right behind them.
 
     The ids of the router's own chunks differ from the engine's. No client minds: openai, litellm, LangChain and
@@ -28,23 +28,23 @@ class PlainPatience:
         self._frame = frame
 
     def quiet(self) -> bytes:
-        """See `Patience.quiet`."""
+        """See `KeepAliveFrames.quiet`."""
         return self._dialect.keepalive
 
     def lively(self, progress: str | None = None) -> bytes:
-        """See `Patience.lively`."""
+        """See `KeepAliveFrames.lively`."""
         return (self._frame(progress) if self._frame else b"") or self.quiet()
 
     def splice(self, data: bytes) -> bytes:
-        """See `Patience.splice`."""
+        """See `KeepAliveFrames.splice`."""
         return data
 
     def end(self) -> bytes:
-        """See `Patience.end`."""
+        """See `KeepAliveFrames.end`."""
         return b""
 
     def failure(self, error: RouterError) -> bytes:
-        """See `Patience.failure`."""
+        """See `KeepAliveFrames.failure`."""
         return self._dialect.stream_error(error)
 
 

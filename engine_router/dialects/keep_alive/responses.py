@@ -16,7 +16,7 @@ _BEGINNINGS = frozenset(("response.created", "response.queued", "response.in_pro
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
 
 
-class ResponsesPatience:
+class ResponsesKeepAlive:
     """`response.created` once, then `response.in_progress` as often as needed.
 
     The answer is known to the client under the router's id then; an engine that stores answers does not know
@@ -35,11 +35,11 @@ class ResponsesPatience:
         self._tail = b""  # and its latest bytes
 
     def quiet(self) -> bytes:
-        """See `Patience.quiet`."""
+        """See `KeepAliveFrames.quiet`."""
         return OPENAI.keepalive
 
     def lively(self, progress: str | None = None) -> bytes:  # noqa: ARG002 - there is no place for it
-        """See `Patience.lively`."""
+        """See `KeepAliveFrames.lively`."""
         created = b""
         if self._own is None:
             self._own = self._created()
@@ -47,19 +47,19 @@ class ResponsesPatience:
         return created + self._event("response.in_progress", response=self._own)
 
     def splice(self, data: bytes) -> bytes:
-        """See `Patience.splice`."""
+        """See `KeepAliveFrames.splice`."""
         if self._own is None:
             self._note(data)
             return data
         return b"".join(map(self._spliced, self._frames.feed(data)))
 
     def end(self) -> bytes:
-        """See `Patience.end`."""
+        """See `KeepAliveFrames.end`."""
         rest = self._frames.end()
         return self._spliced(rest) if rest else b""
 
     def failure(self, error: RouterError) -> bytes:
-        """See `Patience.failure`. Codex reads the message in `response.failed`, openai that in the `error` behind."""
+        """See `KeepAliveFrames.failure`. Codex reads the message in `response.failed`, openai that in the `error` behind."""
         begin = self.lively() if self._own is None and not self._head else b""
         response = self._own or self._adopted()
         if response is not None:

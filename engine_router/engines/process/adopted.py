@@ -14,7 +14,7 @@ import trio
 POLL_INTERVAL_S = 0.25
 
 
-class AdoptedFamily:
+class AdoptedTree:
     """A process that runs an engine's very command, and its descendants.
 
     psutil pins the process by its start time, so that a reused id is never signalled. A group is signalled
@@ -85,7 +85,7 @@ class AdoptedFamily:
         self._look()
         return [process.pid for process in self._known]
 
-    def bury(self) -> None:
+    def mark_dead(self) -> None:
         """Note that all of it is dead."""
         self._known = []
 

@@ -15,7 +15,7 @@ from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
-from engine_router.engines.process.adopted import AdoptedFamily
+from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.descriptors import is_lack
 from engine_router.engines.process.end_commands import EndCommands, end_commands, fill_command
 from engine_router.engines.process.obstacles import missing
@@ -34,9 +34,9 @@ from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe, l
 from engine_router.engines.remote.lifecycle import SLEEPS
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.remote.server import Server
-from engine_router.engines.sleep.plan import Habits
+from engine_router.engines.sleep.plan import SleepHistory
 from engine_router.engines.sleep.process import ProcessSleep
-from engine_router.engines.sleep.registry import Dormitory
+from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.errors import (
     EngineError,
     EngineStartFailed,
@@ -65,7 +65,7 @@ class ProcessEngine:
         client: httpx.AsyncClient,
         *,
         guardian: Guardian | None = None,
-        dormitory: Dormitory | None = None,
+        sleep_registry: SleepRegistry | None = None,
         paths: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -74,13 +74,13 @@ class ProcessEngine:
         self.log = self.logs.engine
         self._client = client
         self._guardian = guardian
-        self._dormitory = dormitory or Dormitory()  # one that is not open
+        self._dormitory = sleep_registry or SleepRegistry()  # one that is not open
         self._paths = paths or {}
         self._is_template = is_template(config)
         self._undead: dict[ResidentId, Running] = {}
         self._listens_at: str | None = config.base_url
         self._ready_at: dict[ResidentId, str] = {}  # base URLs
-        self._sleep = ProcessSleep(config, client, self._dormitory, Habits(name, self.logs.of))
+        self._sleep = ProcessSleep(config, client, self._dormitory, SleepHistory(name, self.logs.of))
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
@@ -115,8 +115,8 @@ class ProcessEngine:
     async def _lived(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool
     ) -> Ended | EngineError:
-        if (undead := self._undead.get(resident)) is not None:
-            return await undead.end(self.config.grace_s)
+        if (unstopped := self._undead.get(resident)) is not None:
+            return await unstopped.end(self.config.grace_s)
         if resident in self._dormitory.residents:
             return await self._live_again(resident, supervision)
         if adopt:
@@ -186,7 +186,7 @@ class ProcessEngine:
         log_start, began = log.count, time.time()
         try:
             argv = self.command(resident, address_of(base_url)[1])
-            process, family = await spawn(self.name, self.config, argv, self._guardian)
+            process, tree = await spawn(self.name, self.config, argv, self._guardian)
         except BaseException:
             if file is not None:
                 file.close()
@@ -201,7 +201,7 @@ class ProcessEngine:
             log=log,
             log_start=log_start,
             base_url=base_url,
-            family=family,
+            tree=tree,
             wait=process.wait,
             process=process,
             output=EngineOutput(log, file),
@@ -253,8 +253,8 @@ class ProcessEngine:
             return await self._serve(resident, supervision, running)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
             return await running.end(min(ABORT_GRACE_S, self.config.grace_s))
-        if (undead := await running.bury()) is not None:
-            return undead
+        if (unstopped := await running.mark_dead()) is not None:
+            return unstopped
         if happened == "deadline" and seen == [CANNOT_ASK]:
             return OutOfResources(self.name, self._not_ready(seen))
         if happened == "deadline":
@@ -268,15 +268,15 @@ class ProcessEngine:
         """From its readiness to the end."""
         self._listens_at = self._ready_at[resident] = running.base_url
         running.has_served = True
-        await running.shared.note(running.family.members)
-        supervision.ready(Endpoint(running.base_url, running.family.pid), woken=woken)
+        await running.shared.note(running.tree.members)
+        supervision.ready(Endpoint(running.base_url, running.tree.pid), woken=woken)
         happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
             if await self._sleep.fall_asleep(resident, supervision, running):
                 return SLEEPS
             return await running.end(self.config.grace_s)
-        if (undead := await running.bury()) is not None:
-            return undead
+        if (unstopped := await running.mark_dead()) is not None:
+            return unstopped
         return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail(running))
 
     def _probe(self, resident: ResidentId, base_url: str) -> ReadinessProbe:
@@ -351,15 +351,15 @@ class ProcessEngine:
         if owner is None or self.config.base_url is None:
             return None
         self.log.write(f"[engine-router] adopted pid {owner.pid}, which runs this engine's command already")
-        family = await trio.to_thread.run_sync(AdoptedFamily, owner)
+        tree = await trio.to_thread.run_sync(AdoptedTree, owner)
         return Running(
             name=self.name,
             config=self.config,
             log=self.log,
             log_start=self.log.count,
             base_url=self.config.base_url,
-            family=family,
-            wait=family.wait,
+            tree=tree,
+            wait=tree.wait,
             output=EngineOutput(self.log),
             commands=self._end_commands(ResidentId(self.name), self.config.base_url, owner.pid),
             shared=self._shared_memory(await trio.to_thread.run_sync(began_at, owner), self.config.argv),

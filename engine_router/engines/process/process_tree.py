@@ -51,7 +51,7 @@ def reap() -> None:
         _unreaped[:] = [process for process in _unreaped if process.poll() is None]
 
 
-class Family(Protocol):
+class ProcessTree(Protocol):
     """A started process and all that descend from it."""
 
     @property
@@ -83,7 +83,7 @@ class Family(Protocol):
         """
         ...
 
-    def bury(self) -> None:
+    def mark_dead(self) -> None:
         """Note that all of it is dead. Its ids may belong to strangers from now on, so none is signalled again."""
         ...
 
@@ -236,7 +236,7 @@ class ProcessGroup:
             return False
         return await trio.to_thread.run_sync(self._has_living, abandon_on_cancel=True)
 
-    def bury(self) -> None:
+    def mark_dead(self) -> None:
         """Note that all of it is dead."""
         self._buried = True
         if self._watcher is not None:
@@ -276,7 +276,7 @@ def _is_living(pid: int) -> bool:
 
 async def start_family(
     argv: Sequence[str], *, env: Mapping[str, str], cwd: str | None, watcher: Guardian | None
-) -> tuple[trio.Process, Family]:
+) -> tuple[trio.Process, ProcessTree]:
     """Start a process as the head of a family of its own, its output on one pipe.
 
     Raises:
@@ -288,9 +288,9 @@ async def start_family(
     reap()
     surroundings = {**own_environment(), **env, MARKER_VARIABLE: marker}
     if sys.platform == "win32":
-        from engine_router.engines.process.windows import JobFamily  # noqa: PLC0415 - exists on Windows only
+        from engine_router.engines.process.windows import JobTree  # noqa: PLC0415 - exists on Windows only
 
-        return await JobFamily.start(argv, env=surroundings, cwd=cwd)
+        return await JobTree.start(argv, env=surroundings, cwd=cwd)
     with contextlib.nullcontext() if watcher is None else watcher.reserve.lent():
         process = await trio.lowlevel.open_process(
             list(argv),

@@ -21,7 +21,7 @@ from engine_router.engines.ports import address_of, described, is_taken, owner_o
 from engine_router.engines.process.descriptors import is_lack
 from engine_router.engines.process.end_commands import EndCommands
 from engine_router.engines.process.output import EngineOutput
-from engine_router.engines.process.process_tree import Family, reap_later
+from engine_router.engines.process.process_tree import ProcessTree, reap_later
 from engine_router.engines.process.shared_memory import SharedMemory
 from engine_router.engines.process.spawning import out_of_resources
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed
@@ -61,7 +61,7 @@ class Running:
     log: LogRing
     log_start: int
     base_url: str
-    family: Family
+    tree: ProcessTree
     wait: Callable[[], Awaitable[object]]
     process: trio.Process | None = None
     output: EngineOutput
@@ -93,7 +93,7 @@ class Running:
         """Kill what is left of what the router started, without waiting, and close what was opened for it."""
         if self.process is None:
             return
-        self.family.abandon()  # a family that is known to be dead is buried, and this does nothing
+        self.tree.abandon()  # a family that is known to be dead is buried, and this does nothing
         if not self._is_buried:
             self.commands.kill_detached()
         reap_later(self.process)
@@ -104,40 +104,40 @@ class Running:
 
     async def end(self, grace_s: float) -> Ended | EngineStopFailed:
         """Ask it to end, and kill what is left after `grace_s` seconds."""
-        family = self.family
+        tree = self.tree
         grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
         is_asked = False
         with trio.move_on_after(self.config.stop_timeout_s):
-            await self.shared.note(family.members)
+            await self.shared.note(tree.members)
             with trio.move_on_after(grace_s) as patience:
                 if self.commands.stop is not None:
                     is_asked = await self._run(self.commands.stop)
-                await family.signal(self.config.stop_signal)
+                await tree.signal(self.config.stop_signal)
                 await self.wait()
-                await _until_dead(family)
-            if patience.cancelled_caught and await family.is_alive():
+                await _until_dead(tree)
+            if patience.cancelled_caught and await tree.is_alive():
                 self.log.write(
                     f"[engine-router] still there {grace_s:g} s after {self.config.stop_signal}: killed"
                 )
-            await self.put_down(is_asked=is_asked and not patience.cancelled_caught)
+            await self.kill_until_gone(is_asked=is_asked and not patience.cancelled_caught)
             return Ended(stopped=True, message=self.ended_how())
         return self._still_there()
 
-    async def bury(self) -> EngineStopFailed | None:
+    async def mark_dead(self) -> EngineStopFailed | None:
         """See that nobody is left of a family whose head has gone or was killed, however long that may take."""
         with trio.move_on_after(self.config.stop_timeout_s):
-            await self.shared.note(self.family.members)  # some of it may still live
-            await self.put_down()
+            await self.shared.note(self.tree.members)  # some of it may still live
+            await self.kill_until_gone()
             return None
         return self._still_there()
 
-    async def put_down(self, *, is_asked: bool = False) -> None:
+    async def kill_until_gone(self, *, is_asked: bool = False) -> None:
         """Kill what is left of a family until nothing is, and read its last words.
 
         Args:
             is_asked: what a daemon held for it was told to end, and did.
         """
-        await _until_dead(self.family, kill=True)
+        await _until_dead(self.tree, kill=True)
         await self.wait()
         died_at = _now_of_processes()
         self._still = "what it left is still being removed"
@@ -149,7 +149,7 @@ class Running:
         for words in await self.shared.clear():
             self.log.write(f"[engine-router] {words}")
             logger.info("engine '%s': %s", self.name, words)
-        self.family.bury()
+        self.tree.mark_dead()
         self._is_buried = True
         with trio.move_on_after(OUTPUT_GRACE_S):
             await self._output_ended.wait()
@@ -185,7 +185,7 @@ class Running:
         late = f"{self.config.stop_timeout_s:g} s after its stop"
         if self._still is None:
             return EngineStopFailed(
-                self.name, f"is still there {late} (pid {self.family.pid}), even after SIGKILL"
+                self.name, f"is still there {late} (pid {self.tree.pid}), even after SIGKILL"
             )
         remedy = "; where a daemon runs it (a container), give its stop_command and kill_command"
         has_commands = self.commands.stop is not None and self.commands.kill is not None
@@ -232,7 +232,7 @@ class SleepingProcess:
 
     async def _die(self) -> str:
         await self.running.wait()
-        await self.running.put_down()
+        await self.running.kill_until_gone()
         return self.running.ended_how()
 
 
@@ -271,12 +271,12 @@ def began_at(process: psutil.Process) -> float:
         return 0.0
 
 
-async def _until_dead(family: Family, *, kill: bool = False) -> None:
+async def _until_dead(tree: ProcessTree, *, kill: bool = False) -> None:
     """Wait until nobody of a family lives. With `kill`, kill whoever is found, and who was born meanwhile."""
     interval = 0.002
-    while await family.is_alive():
+    while await tree.is_alive():
         if kill:
-            await family.kill()
+            await tree.kill()
         await trio.sleep(interval)
         interval = min(interval * 2, 0.05)
 

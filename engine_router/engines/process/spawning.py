@@ -9,7 +9,7 @@ import trio
 from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.process.descriptors import is_lack
-from engine_router.engines.process.process_tree import RETRY_S, Family, Guardian, start_family
+from engine_router.engines.process.process_tree import RETRY_S, Guardian, ProcessTree, start_family
 from engine_router.errors import EngineStartFailed, OutOfResources
 
 # Seconds for which a start that lacks descriptors, processes or memory is tried again.
@@ -18,7 +18,7 @@ PATIENCE_S = 5.0
 
 async def spawn(
     name: str, config: ProcessConfig, argv: Sequence[str], guardian: Guardian | None
-) -> tuple[trio.Process, Family]:
+) -> tuple[trio.Process, ProcessTree]:
     """Start a command.
 
     Raises:

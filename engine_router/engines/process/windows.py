@@ -133,7 +133,7 @@ class KernelJobs:
         return result
 
 
-class JobFamily:
+class JobTree:
     """A family on Windows. There are no signals to a group: whatever is asked, all of it is ended at once."""
 
     def __init__(self, pid: int, job: int, jobs: Jobs) -> None:
@@ -145,7 +145,7 @@ class JobFamily:
     @classmethod
     async def start(
         cls, argv: Sequence[str], *, env: Mapping[str, str], cwd: str | None, jobs: Jobs | None = None
-    ) -> tuple[trio.Process, JobFamily]:
+    ) -> tuple[trio.Process, JobTree]:
         """Start a process in a job of its own, its output on one pipe.
 
         Raises:
@@ -193,7 +193,7 @@ class JobFamily:
         """List none: what members leave behind is looked for on Linux only."""
         return ()
 
-    def bury(self) -> None:
+    def mark_dead(self) -> None:
         """Note that all of it is dead. The job's handle is closed."""
         if not self._buried:
             self._buried = True

@@ -84,7 +84,7 @@ class Listed:
 
     model: str
     loaded: bool
-    underway: bool = False
+    in_flight: bool = False
     instances: tuple[str, ...] = ()
     failure: str | None = None
 
@@ -109,7 +109,7 @@ def read_listing(config: LoadedConfig, body: bytes) -> Iterator[Listed]:
     in_memory = 0
     for entry in entries:
         found = _read_entry(config, entry)
-        in_memory += found.loaded or found.underway
+        in_memory += found.loaded or found.in_flight
         if in_memory > LISTED_MODELS:
             raise ValueError(f"it has more than {LISTED_MODELS:,} models in memory")
         yield found
@@ -128,8 +128,8 @@ def _read_entry(config: LoadedConfig, entry: Any) -> Listed:
         instances = tuple(_read_instances(config, dig(entry, config.instances), model))
     matches = all(as_text(value) == config.filter[key] for key, value in values.items())
     loaded = matches and (config.instances is None or bool(instances))
-    underway = not loaded and any(as_text(value) in _UNDERWAY for value in values.values())
-    return Listed(model, loaded, underway, instances, None if loaded else _failure_of(entry))
+    in_flight = not loaded and any(as_text(value) in _UNDERWAY for value in values.values())
+    return Listed(model, loaded, in_flight, instances, None if loaded else _failure_of(entry))
 
 
 def _read_instances(config: LoadedConfig, instances: Any, model: str) -> Iterator[str]:

@@ -20,8 +20,8 @@ from engine_router.engines.remote.answers import Listed, Reply, fill
 from engine_router.engines.remote.lifecycle import lead
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.remote.server import NotListening, Server, worth_repeating
-from engine_router.engines.sleep.registry import Dormitory
-from engine_router.engines.sleep.remote import Slumbers
+from engine_router.engines.sleep.registry import SleepRegistry
+from engine_router.engines.sleep.remote import RemoteSleeps
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 
 REPEAT_UNLOAD_S = 2.0
@@ -41,14 +41,19 @@ class HttpEngine:
     """
 
     def __init__(
-        self, name: str, config: HttpConfig, client: httpx.AsyncClient, *, dormitory: Dormitory | None = None
+        self,
+        name: str,
+        config: HttpConfig,
+        client: httpx.AsyncClient,
+        *,
+        sleep_registry: SleepRegistry | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.logs = EngineLogs(engine_mask(config))
         self.log = self.logs.engine
         self.server = Server(name, config, config.base_url, client)
-        self._slumbers = Slumbers(self.server, config.sleep, self.logs.of, dormitory)
+        self._slumbers = RemoteSleeps(self.server, config.sleep, self.logs.of, sleep_registry)
 
     def __repr__(self) -> str:
         return f"<HttpEngine {self.name} at {self.config.base_url}>"
@@ -114,7 +119,7 @@ class HttpEngine:
         return [
             ResidentId(self.name, entry.model)
             for entry in listed
-            if (entry.loaded or entry.underway) and (every or entry.model in self.config.models)
+            if (entry.loaded or entry.in_flight) and (every or entry.model in self.config.models)
         ]
 
     async def list_models(self) -> Sequence[str] | None:
@@ -127,7 +132,7 @@ class HttpEngine:
 
 
 class _HttpModel:
-    """The life of one model in the server; the steps are described at `Life`."""
+    """The life of one model in the server; the steps are described at `RemoteLifecycle`."""
 
     def __init__(self, engine: HttpEngine, model: str) -> None:
         self.name, self.config = engine.name, engine.config
@@ -144,7 +149,7 @@ class _HttpModel:
         if self.config.load is None:
             return self._endpoint()
         pace = Pace()
-        while entry.underway:  # somebody else loads or unloads it at this moment: wait for the outcome
+        while entry.in_flight:  # somebody else loads or unloads it at this moment: wait for the outcome
             await pace.pause()
             entry = await self._look()
         if not entry.loaded:
@@ -160,7 +165,7 @@ class _HttpModel:
             return Ended(stopped=False, message=error.summary)
         if self.config.load is None:
             return self._endpoint()
-        if not entry.loaded and not entry.underway:
+        if not entry.loaded and not entry.in_flight:
             return Ended(stopped=False, message=f"does not hold '{self.model}' any more")
         self.began = True
         await self._until_loaded()
@@ -179,7 +184,7 @@ class _HttpModel:
         """Return what is wrong where the server does not hold the model; raises where that cannot be told."""
         entry = await self._look()
         # Without a load call, a model that is not loaded waits for its first request.
-        if entry.loaded or entry.underway or self.config.load is None:
+        if entry.loaded or entry.in_flight or self.config.load is None:
             return None
         return f"does not hold '{self.model}' any more"
 
@@ -211,7 +216,7 @@ class _HttpModel:
         return Listed(
             self.model,
             loaded=any(entry.loaded for entry in mine),
-            underway=any(entry.underway for entry in mine),
+            in_flight=any(entry.in_flight for entry in mine),
             instances=tuple(instance for entry in mine for instance in entry.instances),
             failure=next((entry.failure for entry in mine if entry.failure), None),
         )
@@ -257,7 +262,7 @@ class _HttpModel:
                         self.name, f"could not load '{self.model}': {entry.failure}; its own log tells why"
                     )
                 self.obstacle = (
-                    f"'{self.model}' is {'being loaded' if entry.underway else 'not listed as loaded'}"
+                    f"'{self.model}' is {'being loaded' if entry.in_flight else 'not listed as loaded'}"
                 )
             await pace.pause()
 
@@ -277,7 +282,7 @@ class _HttpModel:
             except EngineError as error:
                 self.obstacle, unlisted_since = error.summary, None
             else:
-                if entry.loaded or entry.underway:
+                if entry.loaded or entry.in_flight:
                     unlisted_since = None
                     self.obstacle = (
                         f"'{self.model}' is listed as {'loaded' if entry.loaded else 'on its way'}"

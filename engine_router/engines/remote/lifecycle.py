@@ -51,7 +51,7 @@ async def unless(stop: trio.Event, work: Callable[[], Awaitable[T]]) -> T | Lite
     return result
 
 
-class Life(Protocol):
+class RemoteLifecycle(Protocol):
     """One resident of an engine, in the steps that `lead` takes it through."""
 
     @property
@@ -103,7 +103,7 @@ class Life(Protocol):
         ...
 
 
-class Rest(Protocol):
+class SleepControl(Protocol):
     """How one resident sleeps instead of being ended."""
 
     @property
@@ -115,7 +115,9 @@ class Rest(Protocol):
         """Note how long a start took, in seconds."""
         ...
 
-    async def wake(self, life: Life, supervision: Supervision) -> Endpoint | Literal[Stop.ASKED] | None:
+    async def wake(
+        self, life: RemoteLifecycle, supervision: Supervision
+    ) -> Endpoint | Literal[Stop.ASKED] | None:
         """Wake it if it sleeps. Returns None where it does not, or could not be woken and was ended.
 
         Raises:
@@ -123,7 +125,7 @@ class Rest(Protocol):
         """
         ...
 
-    async def fall_asleep(self, life: Life, supervision: Supervision, *, adopted: bool) -> bool:
+    async def fall_asleep(self, life: RemoteLifecycle, supervision: Supervision, *, adopted: bool) -> bool:
         """Put it to sleep where that is possible and wanted. Returns whether it sleeps."""
         ...
 
@@ -132,7 +134,9 @@ SLEEPS: Final = Ended(stopped=True, message="sleeps", asleep=True)
 """The end of a life that is no stop."""
 
 
-async def lead(life: Life, supervision: Supervision, *, adopt: bool, rest: Rest | None = None) -> Ended:
+async def lead(
+    life: RemoteLifecycle, supervision: Supervision, *, adopt: bool, rest: SleepControl | None = None
+) -> Ended:
     """Lead one resident through its life; `Engine.live` says what is returned and raised.
 
     With `rest` it is put to sleep rather than ended where that is wanted, and woken rather than started.
@@ -171,7 +175,7 @@ def _may_go_on_sleeping(supervision: Supervision) -> bool:
 
 
 async def _begin(
-    life: Life, supervision: Supervision, *, adopt: bool
+    life: RemoteLifecycle, supervision: Supervision, *, adopt: bool
 ) -> Endpoint | Ended | Literal[Stop.ASKED]:
     """Start or adopt within `start_timeout_s`; a start that fails leaves nothing behind."""
     timeout_s = life.config.start_timeout_s
@@ -194,7 +198,7 @@ async def _begin(
     raise EngineStartFailed(life.name, failure.summary, log_tail=failure.log_tail) from failure
 
 
-async def _clean_up(life: Life, failure: EngineError) -> None:
+async def _clean_up(life: RemoteLifecycle, failure: EngineError) -> None:
     try:
         await life.end(aborted=True)
     except EngineStopFailed as error:
@@ -203,6 +207,6 @@ async def _clean_up(life: Life, failure: EngineError) -> None:
         ) from failure
 
 
-async def _doubted_to_death(life: Life, supervision: Supervision) -> str | None:
+async def _doubted_to_death(life: RemoteLifecycle, supervision: Supervision) -> str | None:
     await supervision.doubted()
     return await life.gone()

@@ -165,7 +165,7 @@ class OllamaEngine:
 
 
 class _OllamaModel:
-    """The life of one model in the daemon; the steps are described at `Life`."""
+    """The life of one model in the daemon; the steps are described at `RemoteLifecycle`."""
 
     def __init__(self, engine: OllamaEngine, model: str, supervision: Supervision) -> None:
         self.name, self.config = engine.name, engine.config
@@ -215,7 +215,7 @@ class _OllamaModel:
         return Endpoint(self.config.base_url, on_use=self._used, let_go=self._let_go)
 
     async def gone(self) -> str | None:
-        """See `Life.gone`. Sees also that the model stays, where a request did not say for how long."""
+        """See `RemoteLifecycle.gone`. Sees also that the model stays, where a request did not say for how long."""
         (unsaid, self._unsaid), missed, self._missed = (self._unsaid, False), self._missed, False
         try:
             if self.model in await self.engine.loaded() or self.model in self.engine.remote:

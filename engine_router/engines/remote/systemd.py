@@ -28,8 +28,8 @@ from engine_router.engines.remote.commands import Completed, run_command
 from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, lead
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.remote.server import Server
-from engine_router.engines.sleep.registry import Dormitory
-from engine_router.engines.sleep.remote import Slumbers
+from engine_router.engines.sleep.registry import SleepRegistry
+from engine_router.engines.sleep.remote import RemoteSleeps
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 
 WATCH_INTERVAL_S = 0.25
@@ -124,14 +124,14 @@ class SystemdEngine:
         config: SystemdConfig,
         client: httpx.AsyncClient,
         *,
-        dormitory: Dormitory | None = None,
+        sleep_registry: SleepRegistry | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.logs = EngineLogs(engine_mask(config))
         self.log = self.logs.engine
         self.server = Server(name, config, config.base_url, client)
-        self._slumbers = Slumbers(self.server, config.sleep, self.logs.of, dormitory)
+        self._slumbers = RemoteSleeps(self.server, config.sleep, self.logs.of, sleep_registry)
         self.probe = ReadinessProbe(
             client, config.base_url + config.ready_path, Check(config.ready_check), config.headers
         )
@@ -243,7 +243,7 @@ class SystemdEngine:
 
 
 class _Unit:
-    """The life of the unit; the steps are described at `Life`."""
+    """The life of the unit; the steps are described at `RemoteLifecycle`."""
 
     def __init__(self, engine: SystemdEngine) -> None:
         self.name, self.config, self.log = engine.name, engine.config, engine.log

@@ -105,7 +105,7 @@ def plan_of(config: SleepConfig) -> SleepPlan:
 
 
 @define(eq=False)
-class Habits:
+class SleepHistory:
     """What an engine knows of how its residents sleep.
 
     Attributes:

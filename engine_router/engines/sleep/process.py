@@ -12,8 +12,8 @@ from engine_router.engines.base import Ended, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.engines.process.running import ABORT_GRACE_S, Running
 from engine_router.engines.remote.server import Server
-from engine_router.engines.sleep.plan import Habits, Sleep, noting
-from engine_router.engines.sleep.registry import Dormitory
+from engine_router.engines.sleep.plan import Sleep, SleepHistory, noting
+from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.errors import EngineError
 
 # Seconds for the news of a death, which comes a moment after the connection that it breaks.
@@ -28,12 +28,16 @@ class ProcessSleep:
     """
 
     def __init__(
-        self, config: ProcessConfig, client: httpx.AsyncClient, dormitory: Dormitory, habits: Habits
+        self,
+        config: ProcessConfig,
+        client: httpx.AsyncClient,
+        sleep_registry: SleepRegistry,
+        sleep_history: SleepHistory,
     ) -> None:
         self._config = config
         self._client = client
-        self._dormitory = dormitory
-        self._habits = habits
+        self._dormitory = sleep_registry
+        self._habits = sleep_history
 
     def started(self, resident: ResidentId, seconds: float) -> None:
         """Note how long a start took, in seconds: to wake it may take as long."""
@@ -102,7 +106,7 @@ class ProcessSleep:
             return await serve()
         if happened == "exited":
             running.log.write(f"[engine-router] {running.ended_how()} while it slept")
-            return await running.bury()
+            return await running.mark_dead()
         if happened == "deadline":
             faults.append(f"did not wake up within {limit_s:.1f} s, in which it could be started")
         if faults and happened != "stop_asked":

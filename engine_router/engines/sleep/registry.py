@@ -52,7 +52,7 @@ class Sleeper(Protocol):
 
 
 @define(eq=False)
-class _Bed:
+class _SleepEntry:
     sleeper: Sleeper
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     left: trio.Event = field(factory=trio.Event)
@@ -60,11 +60,11 @@ class _Bed:
     has_died: bool = False
 
 
-class Dormitory:
+class SleepRegistry:
     """Keeps what sleeps; `run` must be running meanwhile, else nobody may sleep."""
 
     def __init__(self) -> None:
-        self._beds: dict[ResidentId, _Bed] = {}
+        self._beds: dict[ResidentId, _SleepEntry] = {}
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
@@ -113,7 +113,7 @@ class Dormitory:
         if self._nursery is None:
             sleeper.kill()
             return
-        bed = self._beds[resident] = _Bed(sleeper)
+        bed = self._beds[resident] = _SleepEntry(sleeper)
         self._nursery.start_soon(self._look_after, resident, bed)
 
     async def take(self, resident: ResidentId, kind: type[Kind]) -> Kind | None:
@@ -145,7 +145,7 @@ class Dormitory:
             raise
         return None if bed.has_died else bed.sleeper
 
-    async def _look_after(self, resident: ResidentId, bed: _Bed) -> None:
+    async def _look_after(self, resident: ResidentId, bed: _SleepEntry) -> None:
         try:
             with bed.scope:
                 how = await bed.sleeper.watch()

@@ -12,7 +12,7 @@ from engine_router.dialects.base import to_json
 from engine_router.errors import BadRequest
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
-from engine_router.web.compat.model_status import Standing, standing
+from engine_router.web.compat.model_status import ModelStatus, standing
 from engine_router.web.control import load, present, unload
 from engine_router.web.openai import Models, json_response
 from engine_router.web.params import fields, text
@@ -72,11 +72,11 @@ class LlamaCpp:
     def _states(self) -> dict[str, dict[str, Any]]:
         return {
             target.model: _status(standing(self._router, target))
-            for target in self._router.discovery.targets()
+            for target in self._router.registry.targets()
         }
 
 
-def _status(found: Standing) -> dict[str, Any]:
+def _status(found: ModelStatus) -> dict[str, Any]:
     if found.phase is None:
         return {"value": "unloaded"} if found.failure is None else {"value": "unloaded", "failed": True}
     return {"value": "loading" if found.phase is Phase.STARTING else "loaded"}

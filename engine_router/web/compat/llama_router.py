@@ -31,7 +31,7 @@ class LlamaRouter:
             UnknownModel: there is none of that id.
             NotResident: it is not there; nothing is loaded for this.
         """
-        return await pass_to_resident(self._router, self._router.discovery.resolve(model), f"/{asked}")
+        return await pass_to_resident(self._router, self._router.registry.resolve(model), f"/{asked}")
 
     async def of_last(self, *, asked: str) -> Response:
         """`GET /props`, `/slots`: of the model that `?model=` names, or of the one that was started last.
@@ -61,10 +61,10 @@ class LlamaRouter:
     async def rescan(self) -> Response:
         """`GET /admin/rescan`, `POST`: ask every engine that runs which models it has."""
         await self._router.discover()
-        return json_response({"status": "ok", "models": len(self._router.discovery.targets())})
+        return json_response({"status": "ok", "models": len(self._router.registry.targets())})
 
     def _started_last(self) -> Target:
-        found = [(standing(self._router, target), target) for target in self._router.discovery.targets()]
+        found = [(standing(self._router, target), target) for target in self._router.registry.targets()]
         ready = [
             (standing.started_at or 0.0, index)
             for index, (standing, _) in enumerate(found)

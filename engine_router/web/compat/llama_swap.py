@@ -40,7 +40,7 @@ class LlamaSwap:
 
     async def running(self) -> Response:
         """`GET /running`."""
-        found = [self._entry(target) for target in self._router.discovery.targets()]
+        found = [self._entry(target) for target in self._router.registry.targets()]
         running = sorted(
             (entry for entry in found if entry is not None), key=lambda entry: str(entry["model"])
         )

@@ -17,7 +17,7 @@ from engine_router.models.registry import Target
 from engine_router.residency.ledger import Phase
 from engine_router.residency.pool import Pool
 from engine_router.router import Router
-from engine_router.web.compat.model_status import Standing, standing
+from engine_router.web.compat.model_status import ModelStatus, standing
 from engine_router.web.compat.telemetry import Telemetry
 from engine_router.web.control import forget_failures, present, unload
 from engine_router.web.openai import Models, json_response
@@ -53,7 +53,7 @@ class ModelRouter:
             if (answer := fixed.get(rest)) is not None:
                 return answer()
             if rest.endswith("/status"):
-                return self._one(self._router.discovery.resolve(rest.removesuffix("/status")))
+                return self._one(self._router.registry.resolve(rest.removesuffix("/status")))
             raise
 
     async def eject(self) -> Response:
@@ -87,7 +87,7 @@ class ModelRouter:
     async def queue(self) -> Response:
         """`GET /v1/queue/stats`."""
         waiting, running = Counter[str](), Counter[str]()
-        for held in self._router.underway.by_ticket().values():
+        for held in self._router.in_flight.by_ticket().values():
             lease = held.holder.lease
             (waiting if lease is None or lease.endpoint is None else running)[held.model] += 1
         told = self._telemetry
@@ -100,7 +100,7 @@ class ModelRouter:
                 "current_processing": running[target.model],
                 "processing": bool(running[target.model]),
             }
-            for target in self._router.discovery.targets()
+            for target in self._router.registry.targets()
         }
         summary = {
             "total_queued": waiting.total(),
@@ -132,8 +132,8 @@ class ModelRouter:
 
     # The parts.
 
-    def _standings(self) -> dict[str, Standing]:
-        return {target.model: standing(self._router, target) for target in self._router.discovery.targets()}
+    def _standings(self) -> dict[str, ModelStatus]:
+        return {target.model: standing(self._router, target) for target in self._router.registry.targets()}
 
     def _words(self) -> dict[str, str]:
         return {model: _word(found) for model, found in self._standings().items()}
@@ -210,13 +210,13 @@ class ModelRouter:
                 "vram_percentage": _percentage(found.footprint_bytes, total),
                 "load_duration_sec": self._router.supervisor.expected_s(target.resident, "start"),
             }
-            for target in self._router.discovery.targets()
+            for target in self._router.registry.targets()
             if self._router.supervisor.pool(target.resident) is pool
             and (found := standing(self._router, target)).base_url is not None
         ]
 
 
-def _word(found: Standing) -> str:
+def _word(found: ModelStatus) -> str:
     if found.phase is None:
         return "off" if found.failure is None else "failed"
     return _WORDS.get(found.phase, found.phase.value)

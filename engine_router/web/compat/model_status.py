@@ -15,7 +15,7 @@ from engine_router.router import Router
 
 
 @frozen
-class Standing:
+class ModelStatus:
     """How a model stands.
 
     Attributes:
@@ -40,17 +40,17 @@ class Standing:
         return None if self.base_url is None else urlsplit(self.base_url).port
 
 
-def standing(router: Router, target: Target) -> Standing:
+def standing(router: Router, target: Target) -> ModelStatus:
     """Tell how a model stands, without asking anybody."""
     pool = router.supervisor.pool(target.resident)
     failure = pool.ledger.failures().get(target.resident)
     residence, life = pool.ledger.residence(target.resident), pool.lives.get(target.resident)
     if residence is None:
-        return Standing(None, failure)
+        return ModelStatus(None, failure)
     now = trio.current_time()
     idle_s = max(0.0, now - residence.idle_since) if residence.is_idle else 0.0
     is_used = residence.phase in (Phase.READY, Phase.DRAINING)
-    return Standing(
+    return ModelStatus(
         residence.phase,
         failure,
         base_url=None if life is None or life.endpoint is None else life.endpoint.base_url,

@@ -12,9 +12,9 @@ from engine_router.errors import BadRequest, Forbidden, NotResident
 from engine_router.in_flight import Request as Entered
 from engine_router.models.registry import Target
 from engine_router.proxy.credentials import priority_of
-from engine_router.proxy.exchange import Passage
+from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.headers import AddedHeaders, request_headers, response_headers
-from engine_router.proxy.plan import Course, Outgoing
+from engine_router.proxy.plan import ForwardPlan, Outgoing
 from engine_router.proxy.routes import VISIBLE, wire_target
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
@@ -80,7 +80,7 @@ async def model_in(router: Router, segments: list[str]) -> tuple[int, Target]:
     """
     decoded = [unquote(segment) for segment in segments[:_MOST_SEGMENTS]]
     for count in range(len(decoded), 0, -1):
-        if router.discovery.is_name(name := "/".join(decoded[:count])):
+        if router.registry.is_name(name := "/".join(decoded[:count])):
             return count, await router.resolve(name)
     return 1, await router.resolve(decoded[0])
 
@@ -128,13 +128,15 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
         body=await whole_body(request),
         connect_timeout_s=config.connect_timeout_s,
     )
-    passage = Passage(router.supervisor, router.upstream, target.resident, Course(outgoing=outgoing))
+    passage = ProxyExchange(
+        router.supervisor, router.upstream, target.resident, ForwardPlan(outgoing=outgoing)
+    )
     scope = scope_of(request)
     scope.model, scope.engine = target.model, target.engine
     scope.queue_wait_s = lambda: passage.queue_wait_s
     scope.first_byte_s = lambda: passage.first_byte_s
     scope.stack.callback(passage.close)
-    scope.stack.callback(router.underway.enter(Entered(scope.id, scope.path, target.model, passage)))
+    scope.stack.callback(router.in_flight.enter(Entered(scope.id, scope.path, target.model, passage)))
     passage.enter(priority=priority, client=scope.client)
     head = await passage.head()
     if head is None:
