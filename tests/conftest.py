@@ -11,6 +11,14 @@ from engine_router.proxy import exchange
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out of the measured coverage what goes the same ways hundreds of times: it takes twice as long measured."""
+    for item in items:
+        if item.get_closest_marker("hypothesis") is not None:
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
 def fast(request: pytest.FixtureRequest) -> bool:
     """Runs a test on the fast tier and on the ordinary one."""

@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).parent / "programs" / "talking_engine.py"
 GREETING = "Grüße → 😀, my friend"
 LAST_LINE = "CUDA error: out of memory"
 # An engine is up later than its clients are patient.
-DELAY_S, IDLE_S = 1.5, 0.7
+DELAY_S, IDLE_S = 6.0, 3.0
 WAITING = {"keepalive_interval_s": 0.1, "nonstreaming_keepalive_after_s": 0.2}
 # Nothing is sent before the answer itself.
 PATIENT = {"keepalive_interval_s": 300, "nonstreaming_keepalive_after_s": 0}

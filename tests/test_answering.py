@@ -221,8 +221,8 @@ async def test_an_engine_that_cannot_count_is_not_asked_to(is_fast: bool) -> Non
 
 
 async def test_blanks_ahead_of_an_answer_in_one_piece(is_fast: bool) -> None:
-    server = "nonstreaming_keepalive_after_s = 0.1\nkeepalive_interval_s = 0.05"
-    async with routing("delay=0.5", fast=is_fast, server=server) as client:
+    server = "nonstreaming_keepalive_after_s = 0.1\nkeepalive_interval_s = 0.02"
+    async with routing("delay=1.2", fast=is_fast, server=server) as client:
         talk = await client.post(CHAT, {**TALK, "do": "chat"})
         assert talk.status == 200
         assert talk.is_complete
@@ -236,8 +236,8 @@ async def test_blanks_ahead_of_an_answer_in_one_piece(is_fast: bool) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, OLLAMA_CHAT])
 async def test_an_error_behind_blanks_breaks_the_connection(path: str, is_fast: bool) -> None:
-    server = "nonstreaming_keepalive_after_s = 0.1\nkeepalive_interval_s = 0.05"
-    async with routing("delay=0.4", "fail=out of luck", fast=is_fast, server=server) as client:
+    server = "nonstreaming_keepalive_after_s = 0.1\nkeepalive_interval_s = 0.02"
+    async with routing("delay=1", "fail=out of luck", fast=is_fast, server=server) as client:
         talk = await client.post(path, {**TALK, "max_tokens": 5, "stream": False})
         assert talk.status == 200
         assert not talk.is_complete
@@ -247,7 +247,7 @@ async def test_an_error_behind_blanks_breaks_the_connection(path: str, is_fast: 
 
 async def test_blanks_ahead_of_the_answer_to_a_large_upload_do_not_need_keepalives(is_fast: bool) -> None:
     server = "nonstreaming_keepalive_after_s = 0.1\nkeepalive_interval_s = 0"
-    async with routing("delay=0.5", fast=is_fast, server=server) as client:
+    async with routing("delay=1.2", fast=is_fast, server=server) as client:
         large = {**TALK, "do": "chat", "x": "x" * 2_200_000}
         talk = await client.post(CHAT, large)
         assert talk.status == 200
@@ -265,8 +265,8 @@ async def test_no_blanks_where_they_are_turned_off(is_fast: bool) -> None:
 
 
 async def test_progress_is_shown_where_it_is_wanted(is_fast: bool) -> None:
-    server = "show_progress = true\nkeepalive_interval_s = 0.05"
-    async with routing("delay=0.4", "translated=stream", fast=is_fast, server=server) as client:
+    server = "show_progress = true\nkeepalive_interval_s = 0.02"
+    async with routing("delay=1", "translated=stream", fast=is_fast, server=server) as client:
         talk = await client.post(CHAT, {**TALK, "stream": True, "do": "stream"})
         events = [json.loads(line[6:]) for line in talk.body.splitlines() if line.startswith(b"data: {")]
         thoughts = "".join(e["choices"][0]["delta"].get("reasoning_content", "") for e in events)
@@ -276,9 +276,9 @@ async def test_progress_is_shown_where_it_is_wanted(is_fast: bool) -> None:
 
 
 async def test_a_silent_engine_is_bridged_after_its_head_too(is_fast: bool) -> None:
-    async with routing(fast=is_fast, server="keepalive_interval_s = 0.05") as client:
+    async with routing(fast=is_fast, server="keepalive_interval_s = 0.02") as client:
         await client.post(CHAT, TALK)
-        talk = await client.post(CHAT, {**TALK, "stream": True, "do": "late", "seconds": 0.3})
+        talk = await client.post(CHAT, {**TALK, "stream": True, "do": "late", "seconds": 1})
         assert talk.pieces[:3] == [b": keepalive\n\n"] * 3
         assert talk.body.endswith(b"data: [DONE]\n\n")
 

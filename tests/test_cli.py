@@ -790,7 +790,7 @@ def test_host_and_port_of_the_command_line(tmp_path: Path) -> None:
 
 @posix
 def test_sigterm_lets_a_stream_end_and_leaves_nothing(tmp_path: Path) -> None:
-    with serving(write_config(tmp_path)) as served:
+    with serving(write_config(tmp_path, server="shutdown_timeout_s = 600")) as served:
         stream = served.stream(words=20, pause=0.05)
         pid = served.engine_pid()
         with subprocess.Popen(
@@ -801,16 +801,15 @@ def test_sigterm_lets_a_stream_end_and_leaves_nothing(tmp_path: Path) -> None:
             assert following.stdout is not None
             following.stdout.readline()
             served.process.send_signal(signal.SIGTERM)
-            began = time.monotonic()
             assert b"w19 " in rest_of(stream)
             stream.close()
             assert served.process.wait(SOON_S) == 0
-            assert time.monotonic() - began < 9  # neither the stream nor the reader of the log holds it up
+            # Neither the stream nor the reader of the log holds it up.
             assert following.wait(SOON_S) == 0
             assert following.stderr is not None
             assert following.stderr.read() == b""
         assert not psutil.pid_exists(pid)
-        assert "stopping: 1 request may go on for 10 s" in served.stderr
+        assert "stopping: 1 request may go on for 600 s" in served.stderr
         assert "Traceback" not in served.stderr
         assert (tmp_path / "state.json").exists()
 
@@ -818,16 +817,15 @@ def test_sigterm_lets_a_stream_end_and_leaves_nothing(tmp_path: Path) -> None:
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_at_once(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    with serving(write_config(tmp_path)) as served:
-        stream = served.stream(words=1000, pause=0.05)
+    with serving(write_config(tmp_path, server="shutdown_timeout_s = 600")) as served:
+        stream = served.stream(words=100_000, pause=0.05)
         pid = served.engine_pid()
         served.process.send_signal(number)
         until(lambda: "stopping" in served.stderr)
         assert psutil.pid_exists(pid)
         served.process.send_signal(number)
-        began = time.monotonic()
+        # Long before the time for requests in flight is over.
         assert served.process.wait(SOON_S) == code
-        assert time.monotonic() - began < 8  # long before the time for requests in flight is over
         stream.close()
         until(lambda: not psutil.pid_exists(pid))
         assert "Traceback" not in served.stderr
@@ -837,18 +835,16 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, code: int, tmp_pat
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_client_that_stopped_reading_does_not_hold_the_router(signals: int, tmp_path: Path) -> None:
     with serving(
-        write_config(tmp_path, server=f"shutdown_timeout_s = {0.5 if signals == 1 else 60}")
+        write_config(tmp_path, server=f"shutdown_timeout_s = {0.5 if signals == 1 else 600}")
     ) as served:
         stream = served.stream(words=100_000, size=100_000)
         pid = served.engine_pid()
         time.sleep(0.5)  # until every buffer between the engine and this test is full
         served.process.send_signal(signal.SIGINT)
-        began = time.monotonic()
         if signals == 2:
             until(lambda: "stopping" in served.stderr)
             served.process.send_signal(signal.SIGINT)
         assert served.process.wait(SOON_S) == (0 if signals == 1 else 130)
-        assert time.monotonic() - began < 30
         until(lambda: not psutil.pid_exists(pid))
         stream.close()
         assert "Traceback" not in served.stderr

@@ -308,6 +308,7 @@ async def test_requests_in_flight_together_make_at_most_two_swaps(model_file: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.usefixtures("patient_for_news")
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 async def test_a_killed_engine_fails_its_requests_and_is_started_again(
     model_file: Path, stream: bool

@@ -190,11 +190,18 @@ async def test_a_body_too_large_is_refused(path: str, fast: bool) -> None:
             assert "0.001 MB" in message_in(path, answer)
 
 
+def lingering(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let both tiers take in for so long what a client still sends whose request was refused."""
+    for tier in ("web.scope", "server.fast_connection"):
+        monkeypatch.setattr(f"engine_router.{tier}.LINGER_S", seconds)
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a_client_in_the_middle_of_an_upload_can_read_why_it_is_refused(
-    framing: str, fast: bool
+    framing: str, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection closed with bytes unread is reset, and the reset may overtake the answer."""
+    lingering(monkeypatch, LIMIT_S)
     async with (
         routing(NEVER, fast=fast, server={"max_body_mb": 0.001}) as router,
         served(router) as url,
@@ -214,8 +221,7 @@ async def test_a_client_in_the_middle_of_an_upload_can_read_why_it_is_refused(
 
 
 async def test_an_upload_that_nobody_wants_ends(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    for tier in ("web.scope", "server.fast_connection"):
-        monkeypatch.setattr(f"engine_router.{tier}.LINGER_S", 0.1)
+    lingering(monkeypatch, 0.1)
     async with (
         routing(NEVER, fast=fast, server={"max_body_mb": 0.001}) as router,
         served(router) as url,
@@ -1011,9 +1017,9 @@ async def test_an_engine_that_cannot_start_has_a_true_status(path: str, stream: 
 async def test_a_failing_start_in_a_stream_that_was_kept_open_is_an_error_frame(
     path: str, fast: bool
 ) -> None:
-    server = {"keepalive_interval_s": 0.05}
+    server = {"keepalive_interval_s": 0.02}
     async with (
-        routing(process("a", "delay=0.4", "fail=no such flag"), fast=fast, server=server) as router,
+        routing(process("a", "delay=1", "fail=no such flag"), fast=fast, server=server) as router,
         posting(router) as post,
     ):
         talk = await post(path, body={"model": "a", "messages": [], "stream": True})
@@ -1038,9 +1044,9 @@ async def test_a_failing_start_in_a_stream_that_was_kept_open_is_an_error_frame(
 
 @pytest.mark.parametrize("path", DIALECTS)
 async def test_a_cold_start_is_bridged_by_frames_that_mean_nothing(path: str, fast: bool) -> None:
-    server = {"keepalive_interval_s": 0.05}
+    server = {"keepalive_interval_s": 0.02}
     async with (
-        routing(process("a", "delay=0.4", "translated=stream"), fast=fast, server=server) as router,
+        routing(process("a", "delay=1", "translated=stream"), fast=fast, server=server) as router,
         posting(router) as post,
     ):
         body = {"model": "a", "messages": [HELLO], "stream": True, "do": "stream"}
@@ -1061,7 +1067,7 @@ async def test_a_cold_start_is_bridged_by_frames_that_mean_nothing(path: str, fa
 
 
 async def test_a_refusal_after_frames_is_an_error_frame(fast: bool) -> None:
-    server = {"keepalive_interval_s": 0.05}
+    server = {"keepalive_interval_s": 0.02}
     async with (
         routing(process("a", "delay=0.3"), fast=fast, server=server) as router,
         posting(router) as post,
@@ -1083,7 +1089,7 @@ async def test_keep_alive_frames_can_be_turned_off(fast: bool) -> None:
 
 
 async def test_no_frames_are_sent_where_no_stream_was_asked_for(fast: bool) -> None:
-    server = {"keepalive_interval_s": 0.05}
+    server = {"keepalive_interval_s": 0.02}
     async with (
         routing(process("a", "delay=0.3"), fast=fast, server=server) as router,
         posting(router) as post,
@@ -1093,6 +1099,7 @@ async def test_no_frames_are_sent_where_no_stream_was_asked_for(fast: bool) -> N
         assert talk.headers["content-type"] == "application/json"
 
 
+@pytest.mark.usefixtures("no_news")
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("path", DIALECTS)
 async def test_a_stream_that_breaks_off_ends_in_an_error_frame(path: str, half: bool, fast: bool) -> None:
@@ -1122,6 +1129,7 @@ async def test_a_stream_that_breaks_off_ends_in_an_error_frame(path: str, half: 
                 break
 
 
+@pytest.mark.usefixtures("no_news")
 @pytest.mark.parametrize(
     "wish",
     [

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds until what failed for lack of something is tried again.
 RETRY_S = 0.5
+# Seconds that the end of the program waits at most for the ends of its processes.
+LAST_S = 1.0
 
 _unreaped: list[trio.Process] = []
 # Routers may run in several threads of one program, and two of them must not look at one process at a time.
