@@ -809,7 +809,7 @@ def test_sigterm_lets_a_stream_end_and_leaves_nothing(tmp_path: Path) -> None:
             assert following.stderr is not None
             assert following.stderr.read() == b""
         assert not psutil.pid_exists(pid)
-        assert "stopping: 1 request may go on for 600 s" in served.stderr
+        assert "stopping: 1 request may go on for 10 min" in served.stderr
         assert "Traceback" not in served.stderr
         assert (tmp_path / "state.json").exists()
 

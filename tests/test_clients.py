@@ -3,6 +3,7 @@
 And what a real model of a few kilobytes cannot show (`test_clients_llama.py` has one): tools, images, thinking.
 """
 
+import traceback
 from collections.abc import Iterator
 
 import pytest
@@ -135,7 +136,7 @@ def test_a_client_that_retries_starts_nothing_twice(server: dict[str, object]) -
         assert starts(running.router, "broken") == 1
     for client in clients:
         error = outcomes[client.name].error
-        assert isinstance(error, client.error), client.name
+        assert isinstance(error, client.error), "".join(traceback.format_exception(error))
         assert LAST_LINE in str(error), client.name
 
 

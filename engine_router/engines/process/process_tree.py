@@ -7,6 +7,7 @@ if the router dies. On Windows it is a job object that dies with the router's ha
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds until what failed for lack of something is tried again.
 RETRY_S = 0.5
+# Seconds that the end of the program waits at most for its last processes.
+LAST_S = 1.0
 # Seconds that the end of the program waits at most for the ends of its processes.
 LAST_S = 1.0
 
@@ -51,6 +54,21 @@ def reap() -> None:
     """Collect the processes that have ended by now: until then the kernel keeps a zombie of each."""
     with _reaping:
         _unreaped[:] = [process for process in _unreaped if process.poll() is None]
+
+
+async def _until_reaped() -> None:
+    with trio.move_on_after(LAST_S):
+        reap()
+        while _unreaped:
+            await trio.sleep(0.005)
+            reap()
+
+
+@atexit.register
+def _reap_last() -> None:
+    """Collect what was killed at the end of the program, and the guardian, which is about to go."""
+    if _unreaped:
+        trio.run(_until_reaped)
 
 
 class ProcessTree(Protocol):
