@@ -18,7 +18,7 @@ from engine_router import errors
 from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI, Dialect, dialect_of
 from engine_router.dialects.base import error_headers, route_json, route_multipart, to_json
 from engine_router.dialects.error_bodies import dig_error
-from engine_router.dialects.sse import EventReader
+from engine_router.dialects.frames import EventFrames
 from engine_router.errors import BadRequest, EngineError, RouterError
 
 DIALECTS = {"openai": OPENAI, "ollama": OLLAMA, "anthropic": ANTHROPIC}
@@ -212,7 +212,7 @@ def test_keepalives_mean_nothing_to_a_client(dialect: Dialect) -> None:
         speaker = ollama.Client("http://router", transport=client(answer))
         assert [part.message.content for part in speaker.chat("m", stream=True)] == ["x"]
     else:
-        assert list(EventReader().feed(dialect.keepalive * 3)) == []
+        assert list(EventFrames().events(dialect.keepalive * 3)) == []
         assert dialect.frames_end(dialect.keepalive) == len(dialect.keepalive)
 
 
@@ -515,16 +515,16 @@ def test_events_are_the_same_however_they_are_split(
         text += noise.replace("\n", end) + end
         text += "".join(f"data:{space or ' ' * line.startswith(' ')}{line}{end}" for line in lines) + end
     raw = text.encode()
-    reader = EventReader()
+    reader = EventFrames()
     bounds = [0, *sorted(cut for cut in cuts if cut < len(raw)), len(raw)]
     found = [
-        data.decode() for start, stop in itertools.pairwise(bounds) for data in reader.feed(raw[start:stop])
+        data.decode() for start, stop in itertools.pairwise(bounds) for data in reader.events(raw[start:stop])
     ]
     assert found == ["\n".join(lines) for lines in events]
 
 
 def test_an_event_without_its_end_is_not_an_event() -> None:
-    reader = EventReader()
-    assert list(reader.feed(b"data: 1\n\ndata: 2\n")) == [b"1"]
-    assert list(reader.feed(b"data: 3\n")) == []
-    assert list(reader.feed(b"\n")) == [b"2\n3"]
+    reader = EventFrames()
+    assert list(reader.events(b"data: 1\n\ndata: 2\n")) == [b"1"]
+    assert list(reader.events(b"data: 3\n")) == []
+    assert list(reader.events(b"\n")) == [b"2\n3"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine_router.dialects.footer import Footer, footer_for
 from engine_router.dialects.footer.pace import Pace
-from engine_router.dialects.sse import EventReader
+from engine_router.dialects.frames import EventFrames
 
 CHAT, MESSAGES, OLLAMA_CHAT, GENERATE = "/v1/chat/completions", "/v1/messages", "/api/chat", "/api/generate"
 PATHS = (CHAT, MESSAGES, OLLAMA_CHAT, GENERATE)
@@ -129,7 +129,7 @@ STREAMS = {
 def texts(path: str, stream: bytes) -> tuple[str, list[str]]:
     """Return the text of a stream, and what each frame is, the text's frames as `text`."""
     if path in (CHAT, MESSAGES):
-        frames = [json.loads(data) if data != b"[DONE]" else {} for data in EventReader().feed(stream)]
+        frames = [json.loads(data) if data != b"[DONE]" else {} for data in EventFrames().events(stream)]
     else:
         frames = [json.loads(line) for line in stream.splitlines()]
     text, kinds = "", []
@@ -212,7 +212,7 @@ def test_a_message_gets_the_line_in_its_last_block(places: list[int]) -> None:
 
 def test_text_between_others_is_not_the_last() -> None:
     after = through(footer(MESSAGES), [message("text", "thinking", "text")])
-    deltas = [json.loads(data) for data in EventReader().feed(after)]
+    deltas = [json.loads(data) for data in EventFrames().events(after)]
     lines = [one["index"] for one in deltas if "[" in one.get("delta", {}).get("text", "")]
     assert lines == [2]
     assert through(footer(MESSAGES), [message("text", "thinking")]) == message("text", "thinking")

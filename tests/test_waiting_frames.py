@@ -29,7 +29,6 @@ from engine_router.dialects.frames import EventFrames, FrameReader, LineFrames
 from engine_router.dialects.keep_alive import KeepAliveFrames, forget_progress, keep_alive_for
 from engine_router.dialects.keep_alive.messages import SIGNATURE
 from engine_router.dialects.keep_alive.responses import ResponsesKeepAlive
-from engine_router.dialects.sse import EventReader
 from engine_router.errors import EngineError, EngineStartFailed, RouterError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -590,7 +589,7 @@ def test_an_answer_that_was_no_response_is_ended_by_the_error_alone(passed: byte
 
 
 def events(stream: bytes) -> list[dict[str, Any]]:
-    return [json.loads(data) for data in EventReader().feed(stream)]
+    return [json.loads(data) for data in EventFrames().events(stream)]
 
 
 def test_the_frames_of_each_endpoint() -> None:

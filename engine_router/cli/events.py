@@ -20,7 +20,7 @@ from engine_router.cli.failure import CommandFailed
 from engine_router.cli.terminal import say
 from engine_router.cli.units import counted
 from engine_router.cli.where import locate
-from engine_router.dialects.sse import EventReader
+from engine_router.dialects.frames import EventFrames
 from engine_router.guards.foreign_text import indented_values, printable_json
 
 INTERRUPTED = 130
@@ -57,10 +57,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _events(call: Call) -> Iterator[dict[str, Any]]:
-    reader = EventReader()
+    frames = EventFrames()
     with call.answer() as answer:
         while piece := answer.read1(PIECE_BYTES):
-            for data in reader.feed(piece):
+            for data in frames.events(piece):
                 event = json.loads(data)
                 if isinstance(event, dict):
                     yield event

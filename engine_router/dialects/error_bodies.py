@@ -29,8 +29,10 @@ _VALUE: Final = re.compile(r" \[type=[\w.]+, input_value=.{0,2000}?, input_type=
 _MANUAL: Final = re.compile(r"\s*For further information visit \S+")
 
 
-def json_object(body: bytes) -> dict[str, Any] | None:
+def json_object(body: bytes | None) -> dict[str, Any] | None:
     """Return the JSON object that a body is; None where it is something else."""
+    if not body:
+        return None
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,19 +1,21 @@
-"""Whole frames of a stream, each as the very bytes that came, from bytes that may be split anywhere."""
+"""The frames of streams, read and written: server-sent events, and lines of JSON.
+
+A reader takes bytes that may be split anywhere, and returns each frame as the very bytes that came.
+"""
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from engine_router.dialects.base import to_json
-from engine_router.dialects.sse import EventReader, events_end
 
-_EVENT = re.compile(rb".*?\n\r?\n|.+", re.DOTALL)
+# A comment, or the first letter of a field: data, event, id, retry. No JSON that an answer could be begins like these.
+_BEGINNINGS = (b":", b"d", b"e", b"i", b"r")
 
 
 class FrameReader(Protocol):
-    """Cuts a stream into frames."""
+    """A reader that cuts a stream into frames."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the frames that are complete now; together, and with `end`, they are what was fed."""
@@ -24,70 +26,94 @@ class FrameReader(Protocol):
         ...
 
 
-class EventFrames:
-    """Server-sent events and comments, each with the empty line that ends it."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """See `FrameReader.feed`."""
-        self._rest.append(data)
-        if b"\n" not in data:
-            return []
-        whole = b"".join(self._rest)
-        end = events_end(whole)
-        self._rest = [whole[end:]]
-        return _EVENT.findall(whole[:end])
-
-    def end(self) -> bytes:
-        """See `FrameReader.end`."""
-        rest, self._rest = b"".join(self._rest), []
-        return rest
-
-
 class LineFrames:
-    """Lines, each with its line break."""
+    """A reader of lines, each with its line break."""
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []
+        self._rest: list[bytes] = []  # the pieces of a line that has no end yet; it may be a large image
 
     def feed(self, data: bytes) -> list[bytes]:
         """See `FrameReader.feed`."""
-        self._rest.append(data)
-        if b"\n" not in data:
-            return []
-        *lines, rest = b"".join(self._rest).split(b"\n")
-        self._rest = [rest]
-        return [line + b"\n" for line in lines]
+        return [line + b"\n" for line in self._lines(data)]
 
     def end(self) -> bytes:
         """See `FrameReader.end`."""
         rest, self._rest = b"".join(self._rest), []
         return rest
+
+    def _lines(self, data: bytes) -> list[bytes]:
+        """Return the lines that are complete now, without their line breaks."""
+        if b"\n" not in data:
+            self._rest.append(data)
+            return []
+        *lines, rest = b"".join((*self._rest, data)).split(b"\n")
+        self._rest = [rest]
+        return lines
+
+
+class EventFrames(LineFrames):
+    """A reader of server-sent events and comments, each with the empty line that ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._event: list[bytes] = []  # the lines of an event that has no end yet
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """See `FrameReader.feed`."""
+        return [b"\n".join((*event, b"")) for event in self._ended(data)]
+
+    def events(self, data: bytes) -> Iterator[bytes]:
+        """Yield the data of each event that is complete now. Comments, ids and retry hints are passed over."""
+        for event in self._ended(data):
+            if (found := _data_in(event)) is not None:
+                yield found
+
+    def end(self) -> bytes:
+        """See `FrameReader.end`."""
+        lines, self._event = self._event, []
+        return b"\n".join((*lines, super().end()))
+
+    def _ended(self, data: bytes) -> Iterator[list[bytes]]:
+        """Yield the lines of each event that is complete now."""
+        for line in self._lines(data):
+            self._event.append(line)
+            if not line or line == b"\r":
+                event, self._event = self._event, []
+                yield event
+
+
+def events_end(data: bytes) -> int:
+    """Return where the last complete event ends, that is behind its empty line; 0 where none is complete."""
+    end = data.rfind(b"\n\n")
+    other = data.rfind(b"\r\n\r\n")
+    return max(end + 2 if end >= 0 else 0, other + 4 if other >= 0 else 0)
+
+
+def begins_events(data: bytes) -> bool:
+    """Tell whether an answer that begins like this, without leading whitespace, is a stream of events."""
+    return data[:1] in _BEGINNINGS
 
 
 def event_data(frame: bytes) -> bytes | None:
-    """Return the data of an event, even of one whose last line has no end; None for a comment."""
-    return next(EventReader().feed(frame + b"\n\n"), None)
+    """Return the data of an event; None for a frame without, such as a comment."""
+    return _data_in(frame.split(b"\n"))
 
 
-def as_object(data: bytes | None) -> dict[str, Any] | None:
-    """Return the JSON object that these bytes are; None where they are something else."""
-    if not data:
-        return None
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+def _data_in(event: list[bytes]) -> bytes | None:
+    found = [line[5:].removesuffix(b"\r").removeprefix(b" ") for line in event if line.startswith(b"data:")]
+    return b"\n".join(found) if found else None
 
 
-def data_frame(data: object) -> bytes:
-    """Render an event without a name, as OpenAI's chat does."""
-    return b"data: " + to_json(data) + b"\n\n"
+def data_event(data: object) -> bytes:
+    """Return a server-sent event without a name, its data as JSON, which has no line breaks."""
+    return b"data: %b\n\n" % to_json(data)
 
 
-def named_frame(event: dict[str, Any]) -> bytes:
-    """Render an event under the name that its `type` says."""
-    return b"event: " + str(event["type"]).encode() + b"\n" + data_frame(event)
+def named_event(name: str, data: object) -> bytes:
+    """Return a server-sent event with a name, its data as JSON, which has no line breaks."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), to_json(data))
+
+
+def typed_event(kind: str, /, **fields: Any) -> bytes:
+    """Return a server-sent event under the name that its member `type` repeats, as Anthropic's and Responses' do."""
+    return named_event(kind, {"type": kind, **fields})

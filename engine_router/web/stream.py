@@ -8,7 +8,7 @@ from typing import Any
 import trio
 from quart import Response, request
 
-from engine_router.dialects.base import to_json
+from engine_router.dialects.frames import named_event
 from engine_router.events import Event, Subscription
 from engine_router.router import Router
 from engine_router.web.readers import Reader
@@ -22,11 +22,6 @@ LOOK_INTERVAL_S = 0.5
 # Seconds of silence after which a comment keeps the connection open.
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
-
-
-def frame(name: str, data: object) -> bytes:
-    """Return one server-sent event, its data as JSON, which has no line breaks."""
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), to_json(data))
 
 
 def stream_response(body: AsyncIterator[bytes]) -> Response:
@@ -57,9 +52,9 @@ async def event_stream(router: Router, reader: Reader) -> AsyncIterator[bytes]:
     yield _snapshot(router)
     spoke_at = snapshot_at = trio.current_time()
     while not reader.is_over:
-        pieces = [frame(event.name, event.as_dict()) for event in await next_events(events)]
+        pieces = [named_event(event.name, event.as_dict()) for event in await next_events(events)]
         if events.lost > told_lost:
-            pieces.insert(0, frame("lost", {"event": "lost", "count": events.lost - told_lost}))
+            pieces.insert(0, named_event("lost", {"event": "lost", "count": events.lost - told_lost}))
             told_lost = events.lost
         now = trio.current_time()
         if now - snapshot_at >= SNAPSHOT_INTERVAL_S and (picture := _picture(router)) != seen:
@@ -73,7 +68,7 @@ async def event_stream(router: Router, reader: Reader) -> AsyncIterator[bytes]:
 
 
 def _snapshot(router: Router) -> bytes:
-    return frame("status", {"event": "status", **status(router)})
+    return named_event("status", {"event": "status", **status(router)})
 
 
 def _picture(router: Router) -> Any:

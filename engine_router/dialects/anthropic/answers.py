@@ -9,6 +9,7 @@ from typing import Any
 from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.anthropic.request import chat_request
 from engine_router.dialects.base import Translation, to_json
+from engine_router.dialects.frames import typed_event
 from engine_router.dialects.openai.blocks import Piece
 from engine_router.dialects.openai.chunks import ChatAnswer
 from engine_router.dialects.openai.streaming import as_stream
@@ -156,8 +157,8 @@ class StreamedMessage(_Message):
             start
             + rest
             + self._end_of_block
-            + _event("message_delta", delta=self._ending(), usage=self._usage())
-            + _event("message_stop")
+            + typed_event("message_delta", delta=self._ending(), usage=self._usage())
+            + typed_event("message_stop")
         )
 
     def _start(self) -> bytes:
@@ -167,7 +168,7 @@ class StreamedMessage(_Message):
             "stop_sequence": None,
             "usage": _usage(self._answer.prompt_estimate, 0, 0),
         }
-        return _event("message_start", message=self._message([], ending))
+        return typed_event("message_start", message=self._message([], ending))
 
     def _events(self, pieces: list[Piece]) -> bytes:
         events: list[bytes] = []
@@ -184,18 +185,14 @@ class StreamedMessage(_Message):
         index = self._block = piece.block
         kind, field = _DELTAS[piece.kind]
         # All of the event but the text is the same for each delta of a block, and made once.
-        self._delta = _event("content_block_delta", index=index, delta={"type": kind, field: ""})[:-6]
-        self._end_of_block = _event("content_block_stop", index=index)
+        self._delta = typed_event("content_block_delta", index=index, delta={"type": kind, field: ""})[:-6]
+        self._end_of_block = typed_event("content_block_stop", index=index)
         if piece.kind == "thinking":
             signature = {"type": "signature_delta", "signature": ""}
             self._end_of_block = (
-                _event("content_block_delta", index=index, delta=signature) + self._end_of_block
+                typed_event("content_block_delta", index=index, delta=signature) + self._end_of_block
             )
-        return ended + _event("content_block_start", index=index, content_block=self._start_of(piece))
-
-
-def _event(kind: str, **fields: Any) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), to_json({"type": kind, **fields}))
+        return ended + typed_event("content_block_start", index=index, content_block=self._start_of(piece))
 
 
 def _usage(fresh: int, cached: int, completion: int) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_router.dialects.base import to_json
 from engine_router.dialects.error_bodies import json_object
-from engine_router.dialects.sse import events_end
+from engine_router.dialects.frames import events_end, named_event
 from engine_router.errors import RouterError
 
 _KINDS = (
@@ -50,7 +49,7 @@ class Anthropic:
 
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as the named event that the SDKs raise on."""
-        return b"event: error\ndata: " + to_json(self.error(error)) + b"\n\n"
+        return named_event("error", self.error(error))
 
     def frames_end(self, data: bytes) -> int:
         """Return where the last complete event ends."""

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine_router.dialects.base import to_json
+from engine_router.dialects.error_bodies import json_object
 from engine_router.dialects.footer.pace import Pace
 from engine_router.dialects.frames import (
     EventFrames,
     FrameReader,
     LineFrames,
-    as_object,
-    data_frame,
+    data_event,
     event_data,
-    named_frame,
+    typed_event,
 )
 
 
@@ -83,7 +83,7 @@ class ChatFooter(StreamFooter):
         data = event_data(frame)
         if data == b"[DONE]":
             return self._close() + frame
-        chunk = as_object(data)
+        chunk = json_object(data)
         if chunk is None:
             return self._passed(frame)
         self._pace.figures(chunk)
@@ -119,8 +119,8 @@ class ChatFooter(StreamFooter):
         }
         if last_text:  # it has gone out with the line
             rest = {**choice, "delta": {**choice["delta"], "content": ""}}
-            self._held[0] = data_frame({**self._last, "choices": [rest]})
-        return data_frame(text) + b"".join(self._held)
+            self._held[0] = data_event({**self._last, "choices": [rest]})
+        return data_event(text) + b"".join(self._held)
 
     @staticmethod
     def whole(answer: dict[str, Any], pace: Pace) -> bool:
@@ -139,7 +139,7 @@ class MessagesFooter(StreamFooter):
         self._index = 0  # of the block whose end is held back
 
     def _take(self, frame: bytes) -> bytes:
-        event = as_object(event_data(frame)) or {}
+        event = json_object(event_data(frame)) or {}
         kind = event.get("type")
         if kind == "message_start":
             self._pace.figures(event.get("message") or {})
@@ -173,9 +173,7 @@ class MessagesFooter(StreamFooter):
 
     def _closing(self, line: str) -> bytes:
         delta = {"type": "text_delta", "text": line}
-        return named_frame({"type": "content_block_delta", "index": self._index, "delta": delta}) + b"".join(
-            self._held
-        )
+        return typed_event("content_block_delta", index=self._index, delta=delta) + b"".join(self._held)
 
     @staticmethod
     def whole(answer: dict[str, Any], pace: Pace) -> bool:
@@ -195,7 +193,7 @@ class OllamaFooter(StreamFooter):
         self._has_text = False
 
     def _take(self, frame: bytes) -> bytes:
-        line = as_object(frame)
+        line = json_object(frame)
         if line is None:
             return frame
         message = _ollama_message(line)
@@ -214,7 +212,7 @@ class OllamaFooter(StreamFooter):
         return self._close()
 
     def _closing(self, line: str) -> bytes:
-        last = as_object(self._held[0]) or {}
+        last = json_object(self._held[0]) or {}
         message, name = _ollama_message(last), "content" if "message" in last else "response"
         if message.get(name):
             message[name] += line
@@ -250,7 +248,7 @@ class WholeFooter:
     def end(self) -> bytes:
         """See `Footer.end`. What is no such answer, an error perhaps, stays as it is."""
         body = bytes(self._body)
-        answer = as_object(body)
+        answer = json_object(body)
         try:
             return to_json(answer) if answer is not None and self._add(answer, self._pace) else body
         except (LookupError, TypeError, AttributeError):

@@ -6,7 +6,8 @@ from typing import Any
 
 from engine_router.dialects import ANTHROPIC
 from engine_router.dialects.base import Octets, parse_object, to_json
-from engine_router.dialects.frames import EventFrames, as_object, event_data, named_frame
+from engine_router.dialects.error_bodies import json_object
+from engine_router.dialects.frames import EventFrames, event_data, named_event, typed_event
 from engine_router.dialects.keep_alive.base import Waiting
 from engine_router.errors import RouterError
 
@@ -75,8 +76,8 @@ class MessagesKeepAlive:
             "usage": {"input_tokens": 0, "output_tokens": 0},
         }
         block = {"type": self._kind, **_EMPTY[self._kind]}
-        return named_frame({"type": "message_start", "message": message}) + named_frame(
-            {"type": "content_block_start", "index": 0, "content_block": block}
+        return typed_event("message_start", message=message) + typed_event(
+            "content_block_start", index=0, content_block=block
         )
 
     def _passed_on(self, frame: bytes) -> bytes:
@@ -91,7 +92,7 @@ class MessagesKeepAlive:
             return frame
 
     def _spliced(self, frame: bytes) -> bytes:
-        event = as_object(event_data(frame)) or {}
+        event = json_object(event_data(frame)) or {}
         kind = event.get("type")
         if kind == "message_start":
             self._usage = (event.get("message") or {}).get("usage") or {}
@@ -103,7 +104,7 @@ class MessagesKeepAlive:
         if kind == "message_delta":
             # The client has not seen what the engine's beginning said of the prompt.
             said = {key: value for key, value in (event.get("usage") or {}).items() if value is not None}
-            return self._closed() + named_frame({**event, "usage": {**self._usage, **said}})
+            return self._closed() + named_event(kind, {**event, "usage": {**self._usage, **said}})
         return (self._closed() if kind == "message_stop" else b"") + frame
 
     def _first_block(self, event: dict[str, Any]) -> bytes:
@@ -116,7 +117,7 @@ class MessagesKeepAlive:
         return closed + self._moved(event)
 
     def _moved(self, event: dict[str, Any]) -> bytes:
-        return named_frame({**event, "index": int(event.get("index", 0)) + self._shift})
+        return named_event(event["type"], {**event, "index": int(event.get("index", 0)) + self._shift})
 
     def _closed(self) -> bytes:
         """Close the own block, if it is still open."""
@@ -124,10 +125,10 @@ class MessagesKeepAlive:
             return b""
         self._is_settled = True
         signed = self._delta("signature_delta", signature=SIGNATURE) if self._kind == "thinking" else b""
-        return signed + named_frame({"type": "content_block_stop", "index": 0})
+        return signed + typed_event("content_block_stop", index=0)
 
     def _delta(self, kind: str, **content: Any) -> bytes:
-        return named_frame({"type": "content_block_delta", "index": 0, "delta": {"type": kind, **content}})
+        return typed_event("content_block_delta", index=0, delta={"type": kind, **content})
 
 
 def forget_progress(body: Octets) -> Octets:

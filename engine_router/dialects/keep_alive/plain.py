@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine_router.dialects.base import Dialect, to_json
-from engine_router.dialects.frames import data_frame
+from engine_router.dialects.frames import data_event
 from engine_router.dialects.keep_alive.base import Waiting
 from engine_router.errors import RouterError
 
@@ -75,7 +75,7 @@ def completion_frame(waiting: Waiting) -> Frame:
 
 
 def _chunk(waiting: Waiting, ident: str, kind: str, choice: dict[str, Any]) -> bytes:
-    return data_frame(
+    return data_event(
         {
             "id": ident,
             "object": kind,

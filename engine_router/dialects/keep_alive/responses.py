@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from engine_router.dialects import OPENAI
-from engine_router.dialects.frames import EventFrames, as_object, event_data, named_frame
+from engine_router.dialects.error_bodies import json_object
+from engine_router.dialects.frames import EventFrames, event_data, events_end, named_event
 from engine_router.dialects.keep_alive.base import Waiting
-from engine_router.dialects.sse import EventReader, events_end
 from engine_router.errors import RouterError
 from engine_router.guards.limits import MAX_BEGINNING_BYTES
 
@@ -93,10 +93,10 @@ class ResponsesKeepAlive:
 
     def _event(self, kind: str, /, **content: Any) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1
-        return named_frame({**content, "type": kind, "sequence_number": number})
+        return named_event(kind, {**content, "type": kind, "sequence_number": number})
 
     def _spliced(self, frame: bytes) -> bytes:
-        event = as_object(event_data(frame))
+        event = json_object(event_data(frame))
         if event is None or self._own is None or not isinstance(event.get("type"), str):
             return frame
         if event["type"] in _BEGINNINGS:
@@ -115,8 +115,8 @@ class ResponsesKeepAlive:
         """Return the response that the engine created, as the client knows it, and number events as it did."""
         numbers = _SEQUENCE.findall(self._tail) or _SEQUENCE.findall(self._head)
         self._sequence = int(numbers[-1]) + 1 if numbers else 0
-        for data in EventReader().feed(self._head):
-            event = as_object(data) or {}
+        for data in EventFrames().events(self._head):
+            event = json_object(data) or {}
             if isinstance(response := event.get("response"), dict):
                 return response
         return None

@@ -12,12 +12,12 @@ from typing import Any
 
 from engine_router.dialects.answer_json import misshapen, object_in, parse_answer, understanding
 from engine_router.dialects.error_bodies import dig_error
+from engine_router.dialects.frames import EventFrames, begins_events
 from engine_router.dialects.openai.blocks import Blocks, Piece, joined
 from engine_router.dialects.openai.figures import Figures, Times, Tokens, tells_figures
 from engine_router.dialects.openai.finish import Finish, finish_of
 from engine_router.dialects.openai.logprobs import Logprob, logprobs_in, top_logprobs_asked
 from engine_router.dialects.openai.tokens import tokens_of
-from engine_router.dialects.sse import EventReader, begins_events
 
 
 class ChatAnswer:
@@ -44,7 +44,7 @@ class ChatAnswer:
         self._is_doubted = self._stream and collects  # until something shows whether a stream comes
         self._top_logprobs = top_logprobs_asked(request)
         self._logprobs: tuple[Logprob, ...] = ()  # of tokens whose text is still to come
-        self._events = EventReader()
+        self._frames = EventFrames()
         self._whole = bytearray()
         self._figures = Figures()
         self._blocks = Blocks()
@@ -69,7 +69,7 @@ class ChatAnswer:
         if not self._stream:
             self._whole += data
             return
-        for event in self._events.feed(data):
+        for event in self._frames.events(data):
             with understanding(event):
                 pieces = self._event(event)
             if self._collected is None:

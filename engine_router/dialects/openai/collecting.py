@@ -11,9 +11,9 @@ from typing import Any
 from engine_router.dialects.answer_json import mended, object_in, parse_answer, understanding, whole_number_in
 from engine_router.dialects.base import to_json
 from engine_router.dialects.error_bodies import dig_error
+from engine_router.dialects.frames import EventFrames, begins_events
 from engine_router.dialects.openai.blocks import Blocks, joined
 from engine_router.dialects.openai.figures import tells_figures
-from engine_router.dialects.sse import EventReader, begins_events
 
 Json = dict[str, Any]
 
@@ -38,7 +38,7 @@ class CollectedAnswer:
         self.path = path
         self.body = body
         self._is_stream: bool | None = None  # until something of the answer shows it
-        self._events = EventReader()
+        self._frames = EventFrames()
         self._answer: Json = {}
         self._choices: dict[int, _Choice] = {}
         self._is_done = False
@@ -49,7 +49,7 @@ class CollectedAnswer:
             self._is_stream = begins_events(begun)
         if not self._is_stream:
             return data
-        for event in self._events.feed(data):
+        for event in self._frames.events(data):
             with understanding(event):
                 self._take(event)
         return b""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_router.dialects.base import to_json
 from engine_router.dialects.error_bodies import json_object
-from engine_router.dialects.sse import events_end
+from engine_router.dialects.frames import data_event, events_end
 from engine_router.errors import RouterError
 
 _STREAMING = (
@@ -45,7 +44,7 @@ class OpenAI:
 
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as an event that the SDKs raise on. No `[DONE]` follows: the stream is not complete."""
-        return b"data: " + to_json(self.error(error)) + b"\n\n"
+        return data_event(self.error(error))
 
     def frames_end(self, data: bytes) -> int:
         """Return where the last complete event ends."""

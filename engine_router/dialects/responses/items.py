@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from engine_router.dialects.base import to_json
+from engine_router.dialects.frames import typed_event
 from engine_router.dialects.responses.tools import CUSTOM_INPUT, Tool
 
 Json = dict[str, Any]
@@ -21,8 +22,7 @@ class Events:
 
     def event(self, kind: str, **fields: Any) -> bytes:
         """Return the next event."""
-        data = to_json({"type": kind, "sequence_number": self._next(), **fields})
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+        return typed_event(kind, sequence_number=self._next(), **fields)
 
     def spliced(self, kind: str, fields: bytes, **more: Any) -> bytes:
         """Return the next event; `fields` are JSON that stays the same from event to event."""

@@ -8,7 +8,7 @@ from typing import Any
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from engine_router.dialects.base import to_json
+from engine_router.dialects.frames import data_event
 from engine_router.errors import BadRequest
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
@@ -61,7 +61,7 @@ class LlamaCpp:
 
         def changed(model: str) -> bytes:
             status = self._states()[model]
-            return _frame({"model": model, "event": "model_status", "data": {"status": status["value"]}})
+            return data_event({"model": model, "event": "model_status", "data": {"status": status["value"]}})
 
         reader = Reader(self._router)
         body = updates(
@@ -80,10 +80,6 @@ def _status(found: ModelStatus) -> dict[str, Any]:
     if found.phase is None:
         return {"value": "unloaded"} if found.failure is None else {"value": "unloaded", "failed": True}
     return {"value": "loading" if found.phase is Phase.STARTING else "loaded"}
-
-
-def _frame(data: object) -> bytes:
-    return b"data: %b\n\n" % to_json(data)
 
 
 def add_llama_cpp(app: QuartTrio, router: Router, models: Models) -> None:

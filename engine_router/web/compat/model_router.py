@@ -10,6 +10,7 @@ from typing import Any
 from quart import Response, request
 from quart_trio import QuartTrio
 
+from engine_router.dialects.frames import named_event
 from engine_router.errors import NoSuchRoute, UnknownModel
 from engine_router.guards.foreign_text import shown
 from engine_router.memory import Reading
@@ -23,7 +24,7 @@ from engine_router.web.control import forget_failures, present, unload
 from engine_router.web.openai import Models, json_response
 from engine_router.web.params import fields, text
 from engine_router.web.readers import Reader
-from engine_router.web.stream import frame, stream_response, updates
+from engine_router.web.stream import stream_response, updates
 
 HEARTBEAT_S = 30.0
 _WORDS = {
@@ -179,12 +180,12 @@ class ModelRouter:
         def changed(model: str) -> bytes:
             found = self._standings()[model]
             data = {"alias": model, "status": _word(found), "port": found.port}
-            return frame("model_update", {**data, "vram_mb": _mb(found.footprint_bytes)})
+            return named_event("model_update", {**data, "vram_mb": _mb(found.footprint_bytes)})
 
         def alive() -> bytes:
-            return frame("heartbeat", {"timestamp": _time(time.time()), "server_status": "ready"})
+            return named_event("heartbeat", {"timestamp": _time(time.time()), "server_status": "ready"})
 
-        first = frame("full_status", self._full())
+        first = named_event("full_status", self._full())
         return stream_response(
             updates(self._router, Reader(self._router), self._words, first, changed, alive, HEARTBEAT_S)
         )
