@@ -16,6 +16,7 @@ from support.served import RawClient, served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
+from engine_router.dialects.frames import named_event
 from engine_router.errors import EngineUnreachable, QueueFull, RequestCancelled, RouterClosing, RouterError
 from engine_router.events import RouterNotice
 from engine_router.guards.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
@@ -24,7 +25,6 @@ from engine_router.jobs import REMEMBERED_S, Jobs
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.plan import ForwardPlan, Outgoing
 from engine_router.upstream.client import Exchange, Upstream, UpstreamRequest
-from engine_router.web.stream import frame
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 LIMIT_S = 200.0
@@ -640,7 +640,7 @@ async def test_events_end_with_the_router() -> None:
 
 def test_an_event_is_one_line_of_data() -> None:
     data = RouterNotice(at=0.0, severity="info", message="one\ntwo").as_dict()
-    assert frame("router_notice", data).count(b"\n") == 3
+    assert named_event("router_notice", data).count(b"\n") == 3
 
 
 async def test_a_load_names_those_that_made_way_and_no_others() -> None:
