@@ -25,7 +25,7 @@ from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.events import Event, ResidentReady
-from engine_router.memory import Reading
+from engine_router.memory import MemoryReading
 
 WHEELS = ("gguf", "numpy", "xllamacpp")
 MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]
@@ -72,9 +72,9 @@ class Card:
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         sizes = await trio.to_thread.run_sync(self._watch.sizes)
-        return Reading(BUDGET_BYTES - sum(sizes), BUDGET_BYTES)
+        return MemoryReading(BUDGET_BYTES - sum(sizes), BUDGET_BYTES)
 
 
 def configuration(folder: Path) -> engine_router.Config:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from engine_router.memory import MeminfoGauge, PsutilGauge, Reading
+from engine_router.memory import MeminfoGauge, MemoryReading, PsutilGauge
 from engine_router.memory.cgroup import ControlGroups
 
 GIB = 2**30
@@ -44,7 +44,7 @@ def tree(root: Path, cgroup: str, mountinfo: str, files: Mapping[str, str | int]
     return ControlGroups(root)
 
 
-async def both(root: Path, groups: ControlGroups) -> tuple[Reading, Reading]:
+async def both(root: Path, groups: ControlGroups) -> tuple[MemoryReading, MemoryReading]:
     with trio.fail_after(200):
         available = await MeminfoGauge("MemAvailable", root / "meminfo", groups).read()
         free = await MeminfoGauge("MemFree", root / "meminfo", groups).read()
@@ -54,7 +54,10 @@ async def both(root: Path, groups: ControlGroups) -> tuple[Reading, Reading]:
 async def test_a_limit_of_version_2_is_the_size_of_the_memory(tmp_path: Path) -> None:
     files = {"memory.max": 2 * GIB, "memory.current": GIB, "memory.stat": V2_STAT, "memory.high": "max"}
     groups = tree(tmp_path, "0::/\n", V2_MOUNT, files)
-    assert await both(tmp_path, groups) == (Reading(GIB + 512 * MIB, 2 * GIB), Reading(GIB, 2 * GIB))
+    assert await both(tmp_path, groups) == (
+        MemoryReading(GIB + 512 * MIB, 2 * GIB),
+        MemoryReading(GIB, 2 * GIB),
+    )
 
 
 async def test_a_limit_of_version_1_is_the_size_of_the_memory(tmp_path: Path) -> None:
@@ -65,7 +68,10 @@ async def test_a_limit_of_version_1_is_the_size_of_the_memory(tmp_path: Path) ->
         "memory/memory.limit_in_bytes": V1_NONE,
     }
     groups = tree(tmp_path, "8:cpu:/x\n4:memory:/box\n0::/\n", V1_MOUNTS.format(start="/"), files)
-    assert await both(tmp_path, groups) == (Reading(GIB + 512 * MIB, 2 * GIB), Reading(GIB, 2 * GIB))
+    assert await both(tmp_path, groups) == (
+        MemoryReading(GIB + 512 * MIB, 2 * GIB),
+        MemoryReading(GIB, 2 * GIB),
+    )
 
 
 async def test_a_container_that_sees_its_own_group_as_the_root_has_its_limit(tmp_path: Path) -> None:
@@ -75,7 +81,7 @@ async def test_a_container_that_sees_its_own_group_as_the_root_has_its_limit(tmp
         "memory/memory.stat": "",
     }
     groups = tree(tmp_path, "4:memory:/docker/1f\n", V1_MOUNTS.format(start="/docker/1f"), files)
-    assert (await both(tmp_path, groups))[0] == Reading(GIB, GIB)
+    assert (await both(tmp_path, groups))[0] == MemoryReading(GIB, GIB)
 
 
 async def test_the_tightest_of_the_groups_around_counts_and_so_does_throttling(tmp_path: Path) -> None:
@@ -89,7 +95,7 @@ async def test_the_tightest_of_the_groups_around_counts_and_so_does_throttling(t
         "a.slice/b.service/memory.stat": "",
     }
     groups = tree(tmp_path, "0::/a.slice/b.service\n", V2_MOUNT, files)
-    assert (await both(tmp_path, groups))[0] == Reading(GIB, 3 * GIB)
+    assert (await both(tmp_path, groups))[0] == MemoryReading(GIB, 3 * GIB)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +114,10 @@ async def test_without_a_readable_limit_the_hosts_memory_counts(
     cgroup: str, mountinfo: str, files: Mapping[str, str | int], tmp_path: Path
 ) -> None:
     groups = tree(tmp_path, cgroup, mountinfo, files)
-    assert await both(tmp_path, groups) == (Reading(24 * GIB, 32 * GIB), Reading(20 * GIB, 32 * GIB))
+    assert await both(tmp_path, groups) == (
+        MemoryReading(24 * GIB, 32 * GIB),
+        MemoryReading(20 * GIB, 32 * GIB),
+    )
 
 
 async def test_a_limit_that_is_changed_counts_at_once(tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ async def test_a_limit_that_is_changed_counts_at_once(tmp_path: Path) -> None:
     groups = tree(tmp_path, "0::/\n", V2_MOUNT, files)
     assert (await both(tmp_path, groups))[0].total_bytes == 32 * GIB
     (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{3 * GIB}\n")
-    assert (await both(tmp_path, groups))[0] == Reading(3 * GIB, 3 * GIB)
+    assert (await both(tmp_path, groups))[0] == MemoryReading(3 * GIB, 3 * GIB)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
@@ -124,7 +133,7 @@ async def test_a_gauge_by_psutil_is_limited_too(tmp_path: Path) -> None:
     files = {"memory.max": 64 * MIB, "memory.current": 0, "memory.stat": ""}
     groups = tree(tmp_path, "0::/\n", V2_MOUNT, files)
     with trio.fail_after(200):
-        assert await PsutilGauge(groups=groups).read() == Reading(64 * MIB, 64 * MIB)
+        assert await PsutilGauge(groups=groups).read() == MemoryReading(64 * MIB, 64 * MIB)
 
 
 @contextlib.contextmanager

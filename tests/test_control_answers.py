@@ -18,7 +18,7 @@ from support.scripted import Answer, ScriptedOllama, ScriptedServer, as_json
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.engines.readiness import Check, look
-from engine_router.engines.remote.server import BadAnswer, Server
+from engine_router.engines.remote.client import BadAnswer, EngineClient
 from engine_router.errors import EngineError, EngineUnreachable
 from engine_router.guards.limits import CONTROL_ANSWER_BYTES, LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
 from engine_router.upstream.control_answers import UnreadableAnswer, read_answer
@@ -71,7 +71,7 @@ each_of_them = pytest.mark.parametrize(("made", "words"), UNREADABLE.values(), i
 
 
 @asynccontextmanager
-async def asked(made: Callable[[], Answer]) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
+async def asked(made: Callable[[], Answer]) -> AsyncIterator[tuple[EngineClient, httpx.AsyncClient]]:
     """A server that answers everything so, and what asks it."""
     scripted = ScriptedServer("m")
     for path in ("/v1/models", "/health"):
@@ -80,7 +80,7 @@ async def asked(made: Callable[[], Answer]) -> AsyncIterator[tuple[Server, httpx
         async with scripted.running(), control_client() as client:
             table = f'[engines.e]\ntype = "http"\nbase_url = "{scripted.base_url}"\nunload = {{ path = "/u" }}\nloaded = {{ path = "/v1/models" }}'
             config = parse_config(table).engines["e"]
-            yield Server("e", config, scripted.base_url, client), client
+            yield EngineClient("e", config, scripted.base_url, client), client
 
 
 @each_of_them

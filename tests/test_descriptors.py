@@ -17,9 +17,9 @@ import trio
 from engine_router.config import ProcessConfig
 from engine_router.config.values import Argv, Seconds
 from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
-from engine_router.engines.process.descriptors import is_lack
-from engine_router.engines.process.engine import ProcessEngine
-from engine_router.engines.process.process_tree import Guardian, start_family
+from engine_router.engines.process.descriptors import lacks_resources
+from engine_router.engines.process.process_engine import ProcessEngine
+from engine_router.engines.process.process_tree import Guardian, start_tree
 from engine_router.engines.readiness import CANNOT_ASK, Check, look
 from engine_router.errors import EngineDied, EngineStartFailed, OutOfResources
 
@@ -61,7 +61,7 @@ async def test_an_engine_is_started_from_the_reserve() -> None:
             guardian = Guardian()
             await nursery.start(guardian.run)
             with no_descriptor_left():
-                process, family = await start_family(SLEEPER, env={}, cwd=None, watcher=guardian)
+                process, family = await start_tree(SLEEPER, env={}, cwd=None, watcher=guardian)
             await family.kill()
             await process.wait()
             family.mark_dead()
@@ -95,7 +95,7 @@ async def test_a_start_without_descriptors_is_tried_again_and_is_nobody_s_fault(
         engine = ProcessEngine("e", config, client)
 
         async def live() -> Ended:
-            return await engine.live(ResidentId("e"), Supervision(_not_expected))
+            return await engine.run_resident(ResidentId("e"), Supervision(_not_expected))
 
         with (
             trio.fail_after(200),
@@ -116,8 +116,8 @@ async def test_an_engine_that_cannot_be_asked_is_not_ill() -> None:
 
 
 def test_what_lacks_is_told_from_what_is_wrong() -> None:
-    assert is_lack(OSError(24, "Too many open files"))
-    assert not is_lack(FileNotFoundError(2, "No such file"))
+    assert lacks_resources(OSError(24, "Too many open files"))
+    assert not lacks_resources(FileNotFoundError(2, "No such file"))
     assert not OutOfResources("e", "x").is_engines_fault
     assert EngineDied("e", "x").is_engines_fault
 

@@ -28,7 +28,7 @@ from engine_router import Router, open_router
 from engine_router.config import Config, parse_config
 from engine_router.engines.first_of import first_of
 from engine_router.events import EventHub
-from engine_router.memory import Reading
+from engine_router.memory import MemoryReading
 from engine_router.metrics import Metrics
 from engine_router.models.registry import ModelRegistry
 from engine_router.residency.ledger import Rules
@@ -84,10 +84,10 @@ class SlowMemory:
         self.is_back = True
         self._available = 100 * GIB
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         await trio.sleep(0.001 if self.is_back else 0.02)  # the second so that somebody sees it
         self._available += 2**20
-        return Reading(self._available + (50 * GIB if self.is_back else 0), 200 * GIB)
+        return MemoryReading(self._available + (50 * GIB if self.is_back else 0), 200 * GIB)
 
 
 # Real sockets.

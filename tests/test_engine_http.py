@@ -24,8 +24,8 @@ from trio.testing import MockClock
 from engine_router.config import HttpConfig, parse_config
 from engine_router.engines.base import Endpoint, ResidentId, Supervision
 from engine_router.engines.remote.answers import read_listing
-from engine_router.engines.remote.http import HttpEngine, fill
-from engine_router.engines.remote.server import Server
+from engine_router.engines.remote.client import EngineClient
+from engine_router.engines.remote.http_engine import HttpEngine, fill
 from engine_router.errors import (
     EngineStartFailed,
     EngineStartTimeout,
@@ -476,7 +476,7 @@ async def test_a_call_that_is_cancelled_ends_at_once() -> None:
     server.script.hang = {"/v1/model"}
     async with engine_at(TABBY, server) as engine:
         with trio.move_on_after(0.05) as scope:
-            await engine.live(engine.resident_of(MODEL), Supervision(lambda _endpoint: None))
+            await engine.run_resident(engine.resident_of(MODEL), Supervision(lambda _endpoint: None))
         assert scope.cancelled_caught
 
 
@@ -528,4 +528,4 @@ async def test_a_host_that_cannot_be_resolved_is_not_a_refusal() -> None:
 
 def test_the_server_is_known_by_its_engine() -> None:
     assert "tabby" in repr(HttpEngine("tabby", configured(TABBY, "http://127.0.0.1:1"), httpx.AsyncClient()))
-    assert Server.__doc__
+    assert EngineClient.__doc__

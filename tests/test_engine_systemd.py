@@ -21,7 +21,7 @@ from trio.testing import MockClock
 from engine_router.config import SleepConfig, SystemdConfig, parse_config
 from engine_router.config.values import Name
 from engine_router.engines.base import Endpoint, ResidentId
-from engine_router.engines.remote.systemd import SystemdEngine, UnitState
+from engine_router.engines.remote.systemd_engine import SystemdEngine, UnitState
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.upstream.control_client import control_client
@@ -366,7 +366,7 @@ async def test_a_doubted_unit_that_failed_has_ended(manager: Manager) -> None:
 async def test_a_unit_that_systemd_restarts_is_given_a_moment(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_router.engines.remote.systemd.REVIVE_S", 300)
+    monkeypatch.setattr("engine_router.engines.remote.systemd_engine.REVIVE_S", 300)
     async with engine_and_server() as (engine, _), living(engine, "m") as resident:
         await resident.ready.wait()
         manager.set({**RESTARTING, "NRestarts": 1})
@@ -380,7 +380,7 @@ async def test_a_unit_that_systemd_restarts_is_given_a_moment(
 async def test_a_unit_that_keeps_loading_after_a_restart_has_died_and_is_stopped(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_router.engines.remote.systemd.REVIVE_S", 0.1)
+    monkeypatch.setattr("engine_router.engines.remote.systemd_engine.REVIVE_S", 0.1)
     async with engine_and_server() as (engine, server), living(engine, "m") as resident:
         await resident.ready.wait()
         server.script.answers["/health"] = as_json({}, 503)
@@ -396,7 +396,7 @@ async def test_a_unit_that_keeps_loading_after_a_restart_has_died_and_is_stopped
 
 
 async def test_a_busy_unit_is_not_dead(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_router.engines.remote.systemd.REVIVE_S", 0.1)
+    monkeypatch.setattr("engine_router.engines.remote.systemd_engine.REVIVE_S", 0.1)
     async with engine_and_server() as (engine, server), living(engine, "m") as resident:
         await resident.ready.wait()
         server.script.answers["/health"] = as_json({}, 503)

@@ -18,7 +18,7 @@ from engine_router.config import ProcessConfig, parse_config
 from engine_router.config.environment import Environment
 from engine_router.config.values import Argv
 from engine_router.engines.base import LogRing, ResidentId, Supervision
-from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.errors import ConfigError, EngineStartFailed
 from engine_router.guards.masking import MASK, HiddenValues, is_secret_name, mask_of, masked_argv, masked_text
@@ -154,7 +154,7 @@ async def test_a_start_error_tells_no_secret_and_the_engine_gets_none_of_the_rou
     async with httpx.AsyncClient(trust_env=False) as client:
         engine = ProcessEngine("e", config, client)
         with trio.fail_after(200), pytest.raises(EngineStartFailed) as caught:
-            await engine.live(ResidentId("e"), Supervision(lambda endpoint: None))
+            await engine.run_resident(ResidentId("e"), Supervision(lambda endpoint: None))
     said = "\n".join((caught.value.message, *engine.log.tail(100)))
     assert '"environment"' in said
     for secret in (SECRET, "the-router-s-own", "from-around-us", "ENGINE_ROUTER_URL"):

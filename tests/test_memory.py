@@ -21,10 +21,10 @@ from engine_router.memory import (
     Gauge,
     GaugeUnreadable,
     MeminfoGauge,
+    MemoryReading,
     NullGauge,
     NvmlGauge,
     PsutilGauge,
-    Reading,
     footprint,
     make_gauge,
 )
@@ -37,7 +37,7 @@ GIB = 2**30
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc or runs sh")
 
 
-async def read(gauge: Gauge) -> Reading:
+async def read(gauge: Gauge) -> MemoryReading:
     with trio.fail_after(200):
         return await gauge.read()
 
@@ -83,9 +83,9 @@ def test_a_command_gauge_needs_a_command() -> None:
 
 
 def test_a_footprint_is_what_was_taken_and_never_negative() -> None:
-    assert footprint(Reading(100 * GIB), Reading(19 * GIB)) == 81 * GIB
-    assert footprint(Reading(19 * GIB), Reading(100 * GIB)) == 0
-    assert footprint(Reading(100 * GIB), Reading(0, measured=False)) == 0
+    assert footprint(MemoryReading(100 * GIB), MemoryReading(19 * GIB)) == 81 * GIB
+    assert footprint(MemoryReading(19 * GIB), MemoryReading(100 * GIB)) == 0
+    assert footprint(MemoryReading(100 * GIB), MemoryReading(0, measured=False)) == 0
 
 
 async def test_the_null_gauge_says_that_it_does_not_measure() -> None:
@@ -100,8 +100,8 @@ MEMINFO = "MemTotal:       32000 kB\nMemFree:         2000 kB\nMemAvailable:   1
 async def test_meminfo_gives_the_chosen_line_in_bytes(tmp_path: Path) -> None:
     path = tmp_path / "meminfo"
     path.write_text(MEMINFO)
-    assert await read(meminfo(path)) == Reading(16000 * 1024, 32000 * 1024)
-    assert await read(meminfo(path, "MemFree")) == Reading(2000 * 1024, 32000 * 1024)
+    assert await read(meminfo(path)) == MemoryReading(16000 * 1024, 32000 * 1024)
+    assert await read(meminfo(path, "MemFree")) == MemoryReading(2000 * 1024, 32000 * 1024)
     path.write_text(MEMINFO.replace("16000", "17000"))
     assert (await read(meminfo(path))).available_bytes == 17000 * 1024
 
@@ -120,7 +120,7 @@ async def test_meminfo_without_the_line_is_unreadable(text: str, tmp_path: Path)
 async def test_meminfo_without_a_total_is_still_a_reading(tmp_path: Path) -> None:
     path = tmp_path / "meminfo"
     path.write_text("MemFree: 5 kB\n")
-    assert await read(meminfo(path, "MemFree")) == Reading(5 * 1024, None)
+    assert await read(meminfo(path, "MemFree")) == MemoryReading(5 * 1024, None)
 
 
 async def test_a_missing_meminfo_is_unreadable(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ async def test_this_hosts_memory_can_be_read(kind: str) -> None:
 
 
 async def test_a_failing_psutil_is_unreadable() -> None:
-    def ask() -> Reading:
+    def ask() -> MemoryReading:
         raise psutil.AccessDenied(msg="not for you")
 
     with pytest.raises(GaugeUnreadable, match="not for you"):
@@ -147,7 +147,7 @@ async def test_a_failing_psutil_is_unreadable() -> None:
 async def test_a_psutil_that_hangs_can_be_left() -> None:
     stuck = threading.Event()
 
-    def ask() -> Reading:
+    def ask() -> MemoryReading:
         stuck.wait(20)
         raise OSError("late")
 
@@ -210,7 +210,7 @@ async def test_nvml_reads_one_gpu_and_initialises_once() -> None:
     gauge = NvmlGauge(1, lambda: nvml)
     assert not nvml.calls
     for _ in range(3):
-        assert await read(gauge) == Reading(70 * GIB, 80 * GIB)
+        assert await read(gauge) == MemoryReading(70 * GIB, 80 * GIB)
     assert nvml.calls == ["init", "handle", "memory", "memory", "memory"]
 
 
@@ -302,7 +302,7 @@ def printing(text: str) -> CommandGauge:
     ],
 )
 async def test_the_last_number_counts_with_its_unit(text: str, size_bytes: int) -> None:
-    assert await read(printing(text)) == Reading(size_bytes, None)
+    assert await read(printing(text)) == MemoryReading(size_bytes, None)
 
 
 @pytest.mark.parametrize(

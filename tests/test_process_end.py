@@ -22,9 +22,9 @@ from engine_router.config.values import Argv
 from engine_router.engines.base import LogRing
 from engine_router.engines.ports import free_port, is_taken, owner_of
 from engine_router.engines.process import guardian as guardian_program
-from engine_router.engines.process import running
-from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process import running_process
 from engine_router.engines.process.output import LINES_IN_ERRORS, EngineOutput, last_words
+from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.errors import EngineStopFailed
 from engine_router.guards.limits import LINES_PER_S
@@ -85,7 +85,7 @@ async def test_what_still_listens_is_not_dead(
             await trio.sleep_forever()
         return owner
 
-    monkeypatch.setattr(running, "owner_of", search)
+    monkeypatch.setattr(running_process, "owner_of", search)
     async with a_client(tmp_path) as engine, living(engine, "x") as life:
         await life.ready.wait()
         life.supervision.stop()

@@ -145,13 +145,15 @@ class Engine(SimulatedEngine):
     dies_of_doubt: bool = False
     doubt_s: float = 0.0
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
         ready = supervision.on_ready
         base_url = self.base_urls.pop(0) if len(self.base_urls) > 1 else self.base_urls[0]
         supervision.on_ready = lambda _: ready(Endpoint(base_url))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hear_doubts, resident, supervision)
-            ended = await SimulatedEngine.live(self, resident, supervision, adopt=adopt)
+            ended = await SimulatedEngine.run_resident(self, resident, supervision, adopt=adopt)
             nursery.cancel_scope.cancel()
         return ended
 

@@ -16,10 +16,10 @@ from engine_router.memory import (
     Gauge,
     GaugeUnreadable,
     MemoryNotReturned,
+    MemoryReading,
     NullGauge,
-    Outcome,
-    Reading,
-    Settled,
+    SettleOutcome,
+    SettleResult,
     settle,
 )
 
@@ -46,7 +46,7 @@ class ScriptedGauge:
     name: str = "scripted"
     _born: float = attrs.field(factory=trio.current_time)
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         await trio.lowlevel.checkpoint()
         self.asked += 1
         if self.takes_s:
@@ -56,7 +56,7 @@ class ScriptedGauge:
             raise GaugeUnreadable(f"scripted at {at:.2f} s")
         available = BASELINE + round(self.memory(at))
         self.seen.append(available)
-        return Reading(available)
+        return MemoryReading(available)
 
 
 def ramp(amount: float, *, start_s: float = 0.0, per_s: float = math.inf) -> Memory:
@@ -90,7 +90,7 @@ async def settled(
     expected: int | None = HELD,
     baseline: int | None = BASELINE,
     timeout_s: float = 25.0,
-) -> Settled:
+) -> SettleResult:
     with trio.fail_after(timeout_s + 1.0):
         return await settle(
             gauge,
@@ -101,7 +101,7 @@ async def settled(
         )
 
 
-def lasted(result: Settled, seconds: float) -> bool:
+def lasted(result: SettleResult, seconds: float) -> bool:
     """Whether it ended at that moment, give or take two samples."""
     return seconds - 1e-6 <= result.waited_s <= seconds + 2 * INTERVAL_S + 1e-6
 
@@ -112,7 +112,7 @@ def lasted(result: Settled, seconds: float) -> bool:
 async def test_memory_that_is_back_costs_one_sample_and_no_sleep(autojump_clock: MockClock) -> None:
     gauge = ScriptedGauge(ramp(HELD))
     result = await settled(gauge)
-    assert result == Settled(Outcome.RETURNED, HELD, 0, waited_s=0.0, samples=1)
+    assert result == SettleResult(SettleOutcome.RETURNED, HELD, 0, waited_s=0.0, samples=1)
     assert gauge.asked == 1
 
 
@@ -122,7 +122,7 @@ async def test_a_resident_that_freed_nothing_costs_one_sample(
 ) -> None:
     gauge = ScriptedGauge(ramp(-5 * GIB))
     result = await settled(gauge, expected=expected)
-    assert (result.outcome, result.waited_s, gauge.asked) == (Outcome.NOTHING, 0.0, 1)
+    assert (result.outcome, result.waited_s, gauge.asked) == (SettleOutcome.NOTHING, 0.0, 1)
     assert result.released_bytes == -5 * GIB
 
 
@@ -130,36 +130,36 @@ async def test_where_nothing_is_expected_an_unreadable_gauge_does_not_matter(
     autojump_clock: MockClock,
 ) -> None:
     result = await settled(ScriptedGauge(ramp(0), unreadable=lambda _: True), expected=0)
-    assert result == Settled(Outcome.NOTHING, 0, 0, waited_s=0.0, samples=0)
+    assert result == SettleResult(SettleOutcome.NOTHING, 0, 0, waited_s=0.0, samples=0)
 
 
 async def test_where_nothing_is_expected_a_gauge_that_hangs_costs_a_moment(autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(0), takes_s=math.inf), expected=0)
-    assert result.outcome is Outcome.NOTHING
+    assert result.outcome is SettleOutcome.NOTHING
     assert lasted(result, 0.4)
 
 
 async def test_a_pool_that_is_not_measured_has_nothing_to_wait_for(autojump_clock: MockClock) -> None:
     result = await settled(NullGauge(), baseline=0)
-    assert result == Settled(Outcome.NOTHING, 0, 0, waited_s=0.0, samples=0)
+    assert result == SettleResult(SettleOutcome.NOTHING, 0, 0, waited_s=0.0, samples=0)
 
 
 async def test_the_target_forgives_five_per_cent(autojump_clock: MockClock) -> None:
-    assert (await settled(ScriptedGauge(ramp(TARGET)))).outcome is Outcome.RETURNED
+    assert (await settled(ScriptedGauge(ramp(TARGET)))).outcome is SettleOutcome.RETURNED
     short = await settled(ScriptedGauge(ramp(TARGET - MIB)))
-    assert short.outcome is Outcome.PLATEAU
+    assert short.outcome is SettleOutcome.PLATEAU
     assert short.missing_bytes == HELD - TARGET + MIB
 
 
 async def test_the_target_forgives_a_small_resident_64_mib(autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(40 * MIB)), expected=100 * MIB)
-    assert (result.outcome, result.samples) == (Outcome.RETURNED, 1)
+    assert (result.outcome, result.samples) == (SettleOutcome.RETURNED, 1)
 
 
 async def test_a_gauge_that_is_slow_is_left_alone_for_as_long_as_it_took(autojump_clock: MockClock) -> None:
     gauge = ScriptedGauge(ramp(HELD, start_s=2.0), takes_s=0.2)
     result = await settled(gauge)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert result.samples == 6  # at 0.2, 0.6, ... 2.2 s
     slower = ScriptedGauge(ramp(HELD, start_s=4.0), takes_s=1.0)
     assert (await settled(slower)).waited_s == pytest.approx(4.75)  # pauses of a quarter second
@@ -171,7 +171,7 @@ async def test_a_gauge_that_is_slow_is_left_alone_for_as_long_as_it_took(autojum
 @pytest.mark.parametrize("start_s", [0.2, 0.6, 1.5, 3.0])
 async def test_a_reclaim_that_starts_late_is_waited_for(start_s: float, autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(HELD, start_s=start_s)))
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert lasted(result, start_s)
 
 
@@ -179,21 +179,21 @@ async def test_a_reclaim_that_starts_late_is_waited_for(start_s: float, autojump
 async def test_slow_reclaim_is_followed_to_its_end(gib_per_s: float, autojump_clock: MockClock) -> None:
     memory = ramp(HELD, start_s=1.5, per_s=gib_per_s * GIB)
     result = await settled(ScriptedGauge(memory), timeout_s=400)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert lasted(result, 1.5 + TARGET / GIB / gib_per_s)
 
 
 async def test_a_reclaim_that_stalls_early_is_waited_for(autojump_clock: MockClock) -> None:
     memory = together(ramp(20 * GIB, per_s=20 * GIB), ramp(61 * GIB, start_s=5.0, per_s=20 * GIB))
     result = await settled(ScriptedGauge(memory))
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert result.waited_s > 7.0
 
 
 async def test_reclaim_in_bursts_with_short_pauses_is_followed_to_its_end(autojump_clock: MockClock) -> None:
     memory = steps(*((0.3 * n, n * GIB) for n in range(82)))
     result = await settled(ScriptedGauge(memory), timeout_s=60)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
 
 
 # --- estimates that are too high -----------------------------------------------------------------------
@@ -204,7 +204,7 @@ async def test_an_estimate_above_the_real_release_ends_soon_after_the_rise(
     real: float, autojump_clock: MockClock
 ) -> None:
     result = await settled(ScriptedGauge(ramp(HELD * real, start_s=0.5, per_s=100 * GIB)))
-    assert result.outcome is Outcome.PLATEAU
+    assert result.outcome is SettleOutcome.PLATEAU
     end_of_rise_s = 0.5 + HELD * real / (100 * GIB)
     assert result.waited_s == pytest.approx(end_of_rise_s + 0.4, abs=2 * INTERVAL_S)
     assert result.missing_bytes == HELD - result.released_bytes
@@ -215,7 +215,7 @@ async def test_less_than_half_is_waited_for_long_and_then_said_to_be_short(
     real: float, autojump_clock: MockClock
 ) -> None:
     result = await settled(ScriptedGauge(ramp(HELD * real, start_s=1.0)))
-    assert result.outcome is Outcome.SHORT
+    assert result.outcome is SettleOutcome.SHORT
     assert lasted(result, 6.0 if real else 5.0)
     assert result.released_bytes == round(HELD * real)
     assert result.missing_bytes == HELD - result.released_bytes
@@ -224,7 +224,7 @@ async def test_less_than_half_is_waited_for_long_and_then_said_to_be_short(
 async def test_drift_smaller_than_noise_does_not_keep_it_waiting(autojump_clock: MockClock) -> None:
     drift: Memory = lambda at: 50 * MIB * math.sin(40 * at)  # noqa: E731
     result = await settled(ScriptedGauge(together(ramp(60 * GIB), drift)))
-    assert result.outcome is Outcome.PLATEAU
+    assert result.outcome is SettleOutcome.PLATEAU
     assert result.waited_s < 1.0
 
 
@@ -234,7 +234,7 @@ async def test_drift_smaller_than_noise_does_not_keep_it_waiting(autojump_clock:
 @pytest.mark.parametrize("per_s", [0.1 * GIB, 2 * GIB, 1000 * GIB])
 async def test_falling_memory_is_never_success(per_s: float, autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(-18 * GIB, per_s=per_s)))
-    assert result.outcome is Outcome.SHORT
+    assert result.outcome is SettleOutcome.SHORT
     assert lasted(result, 5.0)
     assert result.released_bytes < 0
     assert result.missing_bytes == HELD
@@ -242,7 +242,7 @@ async def test_falling_memory_is_never_success(per_s: float, autojump_clock: Moc
 
 async def test_falling_memory_is_no_success_for_a_small_resident_either(autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(-18 * GIB, per_s=GIB)), expected=65 * MIB)
-    assert result.outcome is Outcome.SHORT
+    assert result.outcome is SettleOutcome.SHORT
     assert (result.missing_bytes, result.released_bytes < 0) == (65 * MIB, True)
 
 
@@ -250,7 +250,7 @@ async def test_what_another_took_and_gave_back_is_not_taken_for_ours(autojump_cl
     small = 10 * GIB  # the dip is larger than what we wait for
     memory = together(steps((0.1, -15 * GIB), (0.6, 0)), ramp(small, start_s=2.0))
     result = await settled(ScriptedGauge(memory), expected=small)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert lasted(result, 2.0)
 
 
@@ -259,7 +259,7 @@ async def test_what_another_took_before_ours_came_back_does_not_make_it_short(
 ) -> None:
     memory = together(steps((0.1, -18 * GIB)), ramp(HELD * 0.6, start_s=1.0))
     result = await settled(ScriptedGauge(memory))
-    assert result.outcome is Outcome.PLATEAU
+    assert result.outcome is SettleOutcome.PLATEAU
     assert lasted(result, 3.0)
     assert result.released_bytes == round(HELD * 0.6) - 18 * GIB
     assert result.missing_bytes == HELD - result.released_bytes
@@ -268,7 +268,7 @@ async def test_what_another_took_before_ours_came_back_does_not_make_it_short(
 async def test_what_another_took_while_ours_came_back_ends_as_a_plateau(autojump_clock: MockClock) -> None:
     memory = together(ramp(HELD, per_s=20 * GIB), steps((2.0, -18 * GIB)))
     result = await settled(ScriptedGauge(memory))
-    assert result.outcome is Outcome.PLATEAU
+    assert result.outcome is SettleOutcome.PLATEAU
     assert result.released_bytes == HELD - 18 * GIB
 
 
@@ -281,7 +281,7 @@ async def test_a_rise_after_a_fall_is_progress_though_no_record(
         steps((20.0, -lost_gib * GIB / 2), (35.0, -lost_gib * GIB)),
     )
     result = await settled(ScriptedGauge(memory), timeout_s=100)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert lasted(result, (TARGET / GIB + lost_gib) / 1.5)
 
 
@@ -291,19 +291,19 @@ async def test_a_tenant_that_takes_a_little_now_and_then_does_not_cut_slow_recla
     takes = steps(*((6.0 * n, -2.0 * n * GIB) for n in range(1, 11)))
     memory = together(ramp(HELD + 20 * GIB, per_s=1.5 * GIB), takes)
     result = await settled(ScriptedGauge(memory), timeout_s=100)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
 
 
 async def test_a_long_fall_is_one_fall_down_to_its_end(autojump_clock: MockClock) -> None:
     memory = together(ramp(50 * GIB), ramp(-9 * GIB, per_s=30 * GIB), ramp(31 * GIB, start_s=0.3, per_s=GIB))
     result = await settled(ScriptedGauge(memory), expected=70 * GIB, timeout_s=60)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
 
 
 async def test_a_tenant_that_goes_up_and_down_does_not_keep_it_waiting(autojump_clock: MockClock) -> None:
     waves: Memory = lambda at: GIB * math.sin(25 * at)  # noqa: E731
     result = await settled(ScriptedGauge(together(ramp(60 * GIB), waves)))
-    assert result.outcome is Outcome.PLATEAU
+    assert result.outcome is SettleOutcome.PLATEAU
     assert result.waited_s < 2.0
 
 
@@ -342,7 +342,7 @@ async def test_a_gauge_that_never_answers_is_said_to_be_unreadable(autojump_cloc
 async def test_readings_that_come_and_go_are_survived(autojump_clock: MockClock) -> None:
     gauge = ScriptedGauge(ramp(HELD, start_s=1.5), unreadable=lambda at: int(at * 20) % 4 != 3)
     result = await settled(gauge)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert lasted(result, 1.55)
     assert result.samples == len(gauge.seen) < gauge.asked
 
@@ -350,13 +350,13 @@ async def test_readings_that_come_and_go_are_survived(autojump_clock: MockClock)
 async def test_a_failed_reading_is_no_zero_and_no_rise(autojump_clock: MockClock) -> None:
     gauge = ScriptedGauge(ramp(0), unreadable=lambda at: 0.1 < at < 4.0)
     result = await settled(gauge)
-    assert result.outcome is Outcome.SHORT
+    assert result.outcome is SettleOutcome.SHORT
     assert result.released_bytes == 0
 
 
 async def test_silence_before_the_first_reading_is_not_flatness(autojump_clock: MockClock) -> None:
     gauge = ScriptedGauge(ramp(HELD, start_s=7.0), unreadable=lambda at: at < 6.0)
-    assert (await settled(gauge)).outcome is Outcome.RETURNED
+    assert (await settled(gauge)).outcome is SettleOutcome.RETURNED
 
 
 async def test_a_gauge_that_becomes_unreadable_is_the_cause_of_the_failure(autojump_clock: MockClock) -> None:
@@ -400,7 +400,7 @@ async def test_cancellation_leaves_nothing_behind(autojump_clock: MockClock) -> 
 
 async def test_an_unknown_amount_ends_when_it_has_stopped_rising(autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(30 * GIB, start_s=0.2, per_s=30 * GIB)), expected=None)
-    assert result.outcome is Outcome.PLATEAU
+    assert result.outcome is SettleOutcome.PLATEAU
     assert result.waited_s == pytest.approx(1.2 + 0.5, abs=2 * INTERVAL_S)
     assert (result.released_bytes, result.missing_bytes) == (30 * GIB, 0)
 
@@ -409,14 +409,14 @@ async def test_an_unknown_amount_that_was_back_at_once_takes_two_samples_at_leas
     autojump_clock: MockClock,
 ) -> None:
     result = await settled(ScriptedGauge(ramp(HELD), takes_s=0.6), expected=None)
-    assert (result.outcome, result.samples) == (Outcome.PLATEAU, 2)
+    assert (result.outcome, result.samples) == (SettleOutcome.PLATEAU, 2)
 
 
 async def test_an_unknown_amount_may_start_late(autojump_clock: MockClock) -> None:
     result = await settled(
         ScriptedGauge(ramp(HELD, start_s=1.5, per_s=1.5 * GIB)), expected=None, timeout_s=90
     )
-    assert (result.outcome, result.released_bytes) == (Outcome.PLATEAU, HELD)
+    assert (result.outcome, result.released_bytes) == (SettleOutcome.PLATEAU, HELD)
 
 
 @pytest.mark.parametrize(("timeout_s", "wait_s"), [(25.0, 2.0), (2.0, 1.0)])
@@ -424,7 +424,7 @@ async def test_an_unknown_amount_may_be_nothing(
     timeout_s: float, wait_s: float, autojump_clock: MockClock
 ) -> None:
     result = await settled(ScriptedGauge(ramp(-GIB, per_s=GIB)), expected=None, timeout_s=timeout_s)
-    assert result.outcome is Outcome.NOTHING
+    assert result.outcome is SettleOutcome.NOTHING
     assert lasted(result, wait_s)
 
 
@@ -436,7 +436,7 @@ async def test_an_unknown_amount_that_never_rests_fails_at_the_deadline(autojump
 
 async def test_without_a_baseline_a_rise_after_the_first_reading_is_enough(autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(HELD, start_s=1.5)), baseline=None)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert lasted(result, 1.5)
 
 
@@ -444,13 +444,13 @@ async def test_without_a_baseline_memory_that_was_back_before_is_not_said_to_be_
     autojump_clock: MockClock,
 ) -> None:
     result = await settled(ScriptedGauge(ramp(HELD)), baseline=None)
-    assert result == Settled(Outcome.PLATEAU, 0, 0, result.waited_s, result.samples)
+    assert result == SettleResult(SettleOutcome.PLATEAU, 0, 0, result.waited_s, result.samples)
     assert lasted(result, 2.0)
 
 
 async def test_without_a_baseline_what_is_not_even_free_cannot_be_back(autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(0)), baseline=None)
-    assert (result.outcome, result.missing_bytes) == (Outcome.SHORT, HELD - BASELINE)
+    assert (result.outcome, result.missing_bytes) == (SettleOutcome.SHORT, HELD - BASELINE)
 
 
 def restless(at: float) -> int:
@@ -465,7 +465,7 @@ async def test_without_a_baseline_it_ends_although_others_move(autojump_clock: M
 
 async def test_without_a_baseline_too_little_is_seen_as_soon_as_it_is_flat(autojump_clock: MockClock) -> None:
     result = await settled(ScriptedGauge(ramp(0)), baseline=None)
-    assert result.outcome is Outcome.SHORT
+    assert result.outcome is SettleOutcome.SHORT
     assert lasted(result, 2.0)
 
 
@@ -484,12 +484,12 @@ moments = st.floats(min_value=0, max_value=20)
 
 def run_scripted(
     then: Iterable[tuple[float, float]], expected: int | None, timeout_s: float, *, holes: set[int]
-) -> tuple[ScriptedGauge, Settled | MemoryNotReturned | GaugeUnreadable, float]:
-    async def scenario() -> tuple[ScriptedGauge, Settled | MemoryNotReturned | GaugeUnreadable, float]:
+) -> tuple[ScriptedGauge, SettleResult | MemoryNotReturned | GaugeUnreadable, float]:
+    async def scenario() -> tuple[ScriptedGauge, SettleResult | MemoryNotReturned | GaugeUnreadable, float]:
         gauge = ScriptedGauge(steps(*sorted(then)), unreadable=lambda at: int(at * 10) in holes)
         started = trio.current_time()
         try:
-            end: Settled | MemoryNotReturned | GaugeUnreadable = await settled(
+            end: SettleResult | MemoryNotReturned | GaugeUnreadable = await settled(
                 gauge, expected=expected, timeout_s=timeout_s
             )
         except (MemoryNotReturned, GaugeUnreadable) as error:
@@ -517,12 +517,12 @@ def test_whatever_memory_does_it_ends_in_time_and_says_what_it_measured(
     released = gauge.seen[-1] - BASELINE if gauge.seen else 0
     assert end.released_bytes == released
     assert 0 <= end.missing_bytes <= max(0, expected or 0)
-    if isinstance(end, Settled):
+    if isinstance(end, SettleResult):
         assert end.samples == len(gauge.seen)
-        if end.outcome is Outcome.RETURNED:
+        if end.outcome is SettleOutcome.RETURNED:
             assert expected is not None
             assert released >= expected - max(64 * MIB, expected // 20)
-        if end.outcome is Outcome.SHORT:
+        if end.outcome is SettleOutcome.SHORT:
             assert expected is not None
             assert released < expected / 2
 
@@ -538,11 +538,11 @@ def test_an_undisturbed_reclaim_is_always_waited_for_and_no_longer(
 ) -> None:
     assume(start_s <= 1.5 or held >= 2 * GIB)  # what is small is worth no more patience than that
 
-    async def scenario() -> Settled:
+    async def scenario() -> SettleResult:
         gauge = ScriptedGauge(ramp(held, start_s=start_s, per_s=gib_per_s * GIB))
         return await settled(gauge, expected=held, timeout_s=120)
 
     result = trio.run(scenario, clock=MockClock(autojump_threshold=0))
     target = held - max(64 * MIB, held // 20)
-    assert result.outcome is Outcome.RETURNED
+    assert result.outcome is SettleOutcome.RETURNED
     assert lasted(result, start_s + target / GIB / gib_per_s)

@@ -20,7 +20,7 @@ from support.scripted import living
 from engine_router.config import ProcessConfig
 from engine_router.config.values import Argv
 from engine_router.engines.ports import free_port, is_taken
-from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.process_engine import ProcessEngine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm")
 

@@ -32,9 +32,9 @@ from engine_router.config import (
 from engine_router.config.values import ReadyCheck, SleepLevel, UrlPath
 from engine_router.engines.base import Ended, ResidentId
 from engine_router.engines.ports import free_port, is_taken
-from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian
-from engine_router.engines.remote.http import HttpEngine
+from engine_router.engines.remote.http_engine import HttpEngine
 from engine_router.engines.sleep import plan as sleep_module
 from engine_router.engines.sleep.plan import SleepCall, plan_of
 from engine_router.engines.sleep.registry import SleepRegistry

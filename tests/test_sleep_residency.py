@@ -46,7 +46,9 @@ class Dozer:
             elif size <= 0 and key in self.memory.held:
                 self.memory.free(key)
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
         if supervision.for_good.is_set():
             await trio.sleep(0.5)
             self.story.append(f"clear {self.name}")

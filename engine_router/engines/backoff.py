@@ -13,7 +13,7 @@ PART_OF_ELAPSED = 1 / 20
 
 
 @define(eq=False)
-class Pace:
+class Backoff:
     """Pauses between looks: 10 ms at first, later a twentieth of the time since the first, 250 ms at most."""
 
     _began_at: float = field(factory=trio.current_time)

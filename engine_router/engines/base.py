@@ -61,7 +61,7 @@ class Ended:
         stopped: True when the supervisor had asked for it.
         message: one clause for people, such as "exited with code 1".
         log_tail: its last log lines, oldest first.
-        asleep: it was not stopped but sleeps: most of its memory is free, the rest is not. The next `live` of
+        asleep: it was not stopped but sleeps: most of its memory is free, the rest is not. The next `run_resident` of
             the same resident wakes it.
     """
 
@@ -250,7 +250,9 @@ class Engine(Protocol):
         """Return the resident that serves a model, given by the name that the engine knows."""
         ...
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
         """Make a resident ready, stay with it, end it when asked, and return how it ended.
 
         `supervision.ready()` is called when the first request can be served. With `adopt` the resident is
@@ -265,7 +267,7 @@ class Engine(Protocol):
 
         Raises:
             EngineStartFailed: it could not be made ready; nothing of it is left running.
-            EngineStopFailed: it is still there `stop_timeout_s` after the stop was asked for. Calling `live`
+            EngineStopFailed: it is still there `stop_timeout_s` after the stop was asked for. Calling `run_resident`
                 again with `adopt` takes up from there.
 
         Cancellation ends the resident as fast as the platform can without waiting (a process is killed);

@@ -8,11 +8,11 @@ import httpx
 
 from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
 from engine_router.engines.base import Engine
-from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian
-from engine_router.engines.remote.http import HttpEngine
-from engine_router.engines.remote.ollama import OllamaEngine
-from engine_router.engines.remote.systemd import SystemdEngine
+from engine_router.engines.remote.http_engine import HttpEngine
+from engine_router.engines.remote.ollama_engine import OllamaEngine
+from engine_router.engines.remote.systemd_engine import SystemdEngine
 from engine_router.engines.sleep.registry import SleepRegistry
 
 

@@ -18,7 +18,7 @@ _NO: Final = frozenset(("false", "0", "no", "off"))
 
 
 @frozen(kw_only=True)
-class Kind:
+class EngineProgram:
     """One kind of engine: how its command is recognised, and the names of its options.
 
     Attributes:
@@ -48,7 +48,7 @@ class Kind:
     only_embeds: bool = False
 
 
-LLAMA_CPP: Final = Kind(
+LLAMA_CPP: Final = EngineProgram(
     name="llama.cpp",
     programs=("llama-server", "llamafile", "engine_router.llamacpp"),
     model=("-m", "--model"),
@@ -57,9 +57,9 @@ LLAMA_CPP: Final = Kind(
     embedding=("--embedding", "--embeddings"),
 )
 
-KINDS: Final = (
+ENGINE_PROGRAMS: Final = (
     LLAMA_CPP,
-    Kind(
+    EngineProgram(
         name="vLLM",
         programs=("vllm",),
         verbs=("serve",),
@@ -67,20 +67,20 @@ KINDS: Final = (
         context=("--max-model-len",),
         embedding=("--task=embed", "--task=embedding", "--runner=pooling", "--convert=embed"),
     ),
-    Kind(
+    EngineProgram(
         name="vLLM",
         programs=("vllm.entrypoints.openai.api_server",),
         context=("--max-model-len",),
         embedding=("--task=embed", "--task=embedding", "--runner=pooling", "--convert=embed"),
     ),
-    Kind(
+    EngineProgram(
         name="SGLang",
         programs=("sglang.launch_server",),
         model=("--model-path", "--model"),
         context=("--context-length",),
         embedding=("--is-embedding",),
     ),
-    Kind(
+    EngineProgram(
         name="SGLang",
         programs=("sglang",),
         verbs=("serve",),
@@ -88,7 +88,7 @@ KINDS: Final = (
         context=("--context-length",),
         embedding=("--is-embedding",),
     ),
-    Kind(
+    EngineProgram(
         name="KoboldCpp",
         programs=("koboldcpp",),
         positional="first",
@@ -97,7 +97,7 @@ KINDS: Final = (
         default_context=4096,
         vision=("--mmproj",),
     ),
-    Kind(
+    EngineProgram(
         name="llama-cpp-python",
         programs=("llama_cpp.server",),
         context=("--n_ctx",),
@@ -105,9 +105,9 @@ KINDS: Final = (
         vision=("--clip_model_path",),
         embedding=("--embedding",),
     ),
-    Kind(name="MLX", programs=("mlx_lm.server", "mlx_vlm.server"), model=("--model",)),
-    Kind(name="MLX", programs=("mlx_lm", "mlx_vlm"), verbs=("server",), model=("--model",)),
-    Kind(
+    EngineProgram(name="MLX", programs=("mlx_lm.server", "mlx_vlm.server"), model=("--model",)),
+    EngineProgram(name="MLX", programs=("mlx_lm", "mlx_vlm"), verbs=("server",), model=("--model",)),
+    EngineProgram(
         name="MAX",
         programs=("max", "max-pipelines"),
         verbs=("serve",),
@@ -115,27 +115,27 @@ KINDS: Final = (
         context=("--max-length",),
         embedding=("--task=embeddings_generation",),
     ),
-    Kind(
+    EngineProgram(
         name="transformers",
         programs=("transformers",),
         verbs=("serve",),
         model=("--force-model", "--force_model"),
         positional="first",
     ),
-    Kind(
+    EngineProgram(
         name="infinity",
         programs=("infinity_emb",),
         verbs=("v2",),
         model=("--model-id",),
         only_embeds=True,
     ),
-    Kind(
+    EngineProgram(
         name="text-embeddings-inference",
         programs=("text-embeddings-router",),
         model=("--model-id",),
         only_embeds=True,
     ),
-    Kind(
+    EngineProgram(
         name="ramalama",
         programs=("ramalama",),
         verbs=("serve",),
@@ -143,11 +143,11 @@ KINDS: Final = (
         positional="last",
         context=("-c", "--ctx-size"),
     ),
-    Kind(name="LocalAI", programs=("local-ai", "localai"), verbs=("run",), model=(), context=("--context-size",)),
+    EngineProgram(name="LocalAI", programs=("local-ai", "localai"), verbs=("run",), model=(), context=("--context-size",)),
 )  # fmt: skip
 
 # What a program that is none of these may have: a script of one's own, a container.
-_UNKNOWN: Final = Kind(
+_UNKNOWN: Final = EngineProgram(
     name="",
     model=("-m", "--model", "--model-path", "--model-id"),
     context=("-c", "--ctx-size", "--max-model-len", "--context-length", "--contextsize", "--n_ctx"),
@@ -168,7 +168,7 @@ class ModelOptions:
         embedding: it is started to embed.
     """
 
-    kind: Kind
+    kind: EngineProgram
     model: str | None
     context_length: int | None
     vision: bool
@@ -224,7 +224,7 @@ def amount(text: str | None) -> int | None:
     return None if found is None else int(float(found[1]) * _FACTORS[found[2]]) or None
 
 
-def _own_words(argv: Sequence[str]) -> tuple[Kind, Sequence[str]]:
+def _own_words(argv: Sequence[str]) -> tuple[EngineProgram, Sequence[str]]:
     """Return the kind of engine that a command starts, and the words behind its program.
 
     Whatever runs the program may stand before it: Python, `env`, `nice`, `uv run`, a container's command.
@@ -232,7 +232,7 @@ def _own_words(argv: Sequence[str]) -> tuple[Kind, Sequence[str]]:
     for index, word in enumerate(argv):
         name = _SUFFIX.sub("", re.split(r"[/\\]", word)[-1].lower())
         following = argv[index + 1] if index + 1 < len(argv) else ""
-        for kind in KINDS:
+        for kind in ENGINE_PROGRAMS:
             if not any(re.fullmatch(rf"{re.escape(program)}([-_].*)?", name) for program in kind.programs):
                 continue
             if not kind.verbs:
@@ -242,7 +242,7 @@ def _own_words(argv: Sequence[str]) -> tuple[Kind, Sequence[str]]:
     return _UNKNOWN, argv[1:]
 
 
-def _positional(words: Sequence[str], kind: Kind) -> str | None:
+def _positional(words: Sequence[str], kind: EngineProgram) -> str | None:
     """Return the model that stands without an option in front of it."""
     if not words:
         return None

@@ -51,10 +51,12 @@ class MaskedEngine:
         """See `Engine.resident_of`."""
         return self.engine.resident_of(model)
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
-        """See `Engine.live`."""
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
+        """See `Engine.run_resident`."""
         with self._discreet():
-            ended = await self.engine.live(resident, supervision, adopt=adopt)
+            ended = await self.engine.run_resident(resident, supervision, adopt=adopt)
         log_tail = tuple(map(self._hidden, ended.log_tail))
         return attrs.evolve(ended, message=self._hidden(ended.message), log_tail=log_tail)
 

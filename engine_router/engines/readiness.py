@@ -11,7 +11,7 @@ import httpx
 import trio
 from attrs import frozen
 
-from engine_router.engines.backoff import Pace
+from engine_router.engines.backoff import Backoff
 from engine_router.guards.limits import MODEL_NAME_CHARS
 from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
 
@@ -140,8 +140,8 @@ class ReadinessProbe:
         Args:
             seen: if given, holds the latest obstacle as its only item, for the caller's error message.
         """
-        pace = Pace()
+        backoff = Backoff()
         while (obstacle := await ask(self.client, self.url, self.check, headers=self.headers)) is not None:
             if seen is not None:
                 seen[:] = [obstacle]
-            await pace.pause()
+            await backoff.pause()

@@ -7,8 +7,8 @@ from engine_router.memory.gauges import GAUGE_KINDS, NullGauge, make_gauge
 from engine_router.memory.host import MeminfoGauge, PsutilGauge
 from engine_router.memory.nvml import NvmlGauge
 from engine_router.memory.page_cache import drop, read_ahead
-from engine_router.memory.reading import Gauge, GaugeUnreadable, Reading, footprint
-from engine_router.memory.settle import MemoryNotReturned, Outcome, Settled, settle
+from engine_router.memory.reading import Gauge, GaugeUnreadable, MemoryReading, footprint
+from engine_router.memory.settle import MemoryNotReturned, SettleOutcome, SettleResult, settle
 
 __all__ = [
     "GAUGE_KINDS",
@@ -17,12 +17,12 @@ __all__ = [
     "GaugeUnreadable",
     "MeminfoGauge",
     "MemoryNotReturned",
+    "MemoryReading",
     "NullGauge",
     "NvmlGauge",
-    "Outcome",
     "PsutilGauge",
-    "Reading",
-    "Settled",
+    "SettleOutcome",
+    "SettleResult",
     "drop",
     "footprint",
     "make_gauge",

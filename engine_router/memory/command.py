@@ -12,7 +12,7 @@ import trio
 
 from engine_router.guards.commands import Finished, TooMuchOutput, run_bounded
 from engine_router.guards.limits import MAX_AMOUNT_BYTES, PRINTED_CHARS
-from engine_router.memory.reading import GaugeUnreadable, Reading
+from engine_router.memory.reading import GaugeUnreadable, MemoryReading
 
 _UNITS: Final = {
     "": 1,
@@ -81,7 +81,7 @@ class CommandGauge:
         """What is read, for logs and messages."""
         return f"command {self.argv[0]}"
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         """Run the command. A cancellation kills it, with all that it started, and waits for its end."""
         finished = None
         try:
@@ -95,13 +95,13 @@ class CommandGauge:
             raise GaugeUnreadable(f"{self.name} took more than {self.limit_s:g} s")
         return self._understand(finished)
 
-    def _understand(self, finished: Finished) -> Reading:
+    def _understand(self, finished: Finished) -> MemoryReading:
         if finished.code != 0:
             said = finished.errors.decode(errors="replace").strip()[-PRINTED_CHARS:]
             raise GaugeUnreadable(
                 f"{self.name} ended with status {finished.code}" + (f": {said}" if said else "")
             )
         try:
-            return Reading(number_of_bytes(finished.output.decode(errors="replace")))
+            return MemoryReading(number_of_bytes(finished.output.decode(errors="replace")))
         except ValueError as error:
             raise GaugeUnreadable(f"{self.name}: {error}") from error

@@ -17,7 +17,7 @@ import trio
 from engine_router.memory.command import CommandGauge
 from engine_router.memory.host import MeminfoGauge, PsutilGauge
 from engine_router.memory.nvml import NvmlGauge
-from engine_router.memory.reading import Gauge, Reading
+from engine_router.memory.reading import Gauge, MemoryReading
 
 GAUGE_KINDS: Final = ("auto", "memavailable", "memfree", "psutil", "nvml", "command", "none")
 """What `make_gauge` accepts."""
@@ -32,10 +32,10 @@ class NullGauge:
         """What is read, for logs and messages."""
         return "none"
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         """Give the stand-in reading at once."""
         await trio.lowlevel.checkpoint()
-        return Reading(0, None, measured=False)
+        return MemoryReading(0, None, measured=False)
 
 
 def make_gauge(

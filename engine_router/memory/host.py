@@ -11,7 +11,7 @@ import psutil
 import trio
 
 from engine_router.memory.cgroup import Allowance, ControlGroups
-from engine_router.memory.reading import GaugeUnreadable, Reading
+from engine_router.memory.reading import GaugeUnreadable, MemoryReading
 
 # More digits are no amount of memory, whatever stands in for /proc/meminfo.
 _MAX_DIGITS: Final = 19
@@ -35,7 +35,7 @@ class MeminfoGauge:
         """What is read, for logs and messages."""
         return self.field.lower()
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         """Read the line and the total. Takes some 50 microseconds; a cancellation is seen before it.
 
         Where a control group has a limit, what it uses is read in a thread, which a cancellation abandons.
@@ -51,7 +51,7 @@ class MeminfoGauge:
         )
         return _within(host, allowed, with_cache=self.field == "MemAvailable")
 
-    def read_now(self) -> Reading:
+    def read_now(self) -> MemoryReading:
         """Read the line and the total, for callers that are in a thread.
 
         Raises:
@@ -59,7 +59,7 @@ class MeminfoGauge:
         """
         return _within(self._of_host(), self.groups.allowance(), with_cache=self.field == "MemAvailable")
 
-    def _of_host(self) -> Reading:
+    def _of_host(self) -> MemoryReading:
         try:
             lines = self.path.read_bytes().splitlines()
         except OSError as error:
@@ -67,16 +67,16 @@ class MeminfoGauge:
         available = _meminfo_bytes(lines, self.field)
         if available is None:
             raise GaugeUnreadable(f"{self.path} has no readable {self.field} line")
-        return Reading(available, _meminfo_bytes(lines, "MemTotal"))
+        return MemoryReading(available, _meminfo_bytes(lines, "MemTotal"))
 
 
-def _within(host: Reading, allowed: Allowance | None, *, with_cache: bool) -> Reading:
+def _within(host: MemoryReading, allowed: Allowance | None, *, with_cache: bool) -> MemoryReading:
     """Return what this process may have of the host's memory."""
     if allowed is None:
         return host
     available = allowed.available_bytes if with_cache else allowed.free_bytes
     total = allowed.limit_bytes if host.total_bytes is None else min(host.total_bytes, allowed.limit_bytes)
-    return Reading(min(host.available_bytes, available), total)
+    return MemoryReading(min(host.available_bytes, available), total)
 
 
 def _meminfo_bytes(lines: Sequence[bytes], field: str) -> int | None:
@@ -115,13 +115,15 @@ class PsutilGauge:
         """What is read, for logs and messages."""
         return "psutil"
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         """Ask psutil in a thread, which a cancellation abandons."""
         return await trio.to_thread.run_sync(self._ask, abandon_on_cancel=True, limiter=self._one_thread)
 
-    def _ask(self) -> Reading:
+    def _ask(self) -> MemoryReading:
         try:
             memory = self.ask()
         except (psutil.Error, OSError, RuntimeError) as error:
             raise GaugeUnreadable(f"psutil cannot read the host's memory: {error}") from error
-        return _within(Reading(memory.available, memory.total), self.groups.allowance(), with_cache=True)
+        return _within(
+            MemoryReading(memory.available, memory.total), self.groups.allowance(), with_cache=True
+        )

@@ -8,7 +8,7 @@ from typing import Protocol
 import attrs
 import trio
 
-from engine_router.memory.reading import GaugeUnreadable, Reading
+from engine_router.memory.reading import GaugeUnreadable, MemoryReading
 
 
 class NvmlMemory(Protocol):
@@ -76,13 +76,13 @@ class NvmlGauge:
         """What is read, for logs and messages."""
         return f"nvml:{self.index}"
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         """Ask the driver in a thread, which a cancellation abandons."""
         return await trio.to_thread.run_sync(
             self._read_blocking, abandon_on_cancel=True, limiter=self._one_thread
         )
 
-    def _read_blocking(self) -> Reading:
+    def _read_blocking(self) -> MemoryReading:
         nvml = self._loaded()
         try:
             if self._handle is None:
@@ -97,7 +97,7 @@ class NvmlGauge:
             # A driver that was reloaded or a GPU that was reset knows the old handle no more.
             self._library = self._handle = None
             raise GaugeUnreadable(f"GPU {self.index} cannot be read (NVML: {error})") from error
-        return Reading(int(memory.free), int(memory.total))
+        return MemoryReading(int(memory.free), int(memory.total))
 
     def _loaded(self) -> Nvml:
         if self._library is not None:

@@ -19,7 +19,7 @@ class GaugeUnreadable(Exception):
 
 
 @attrs.frozen
-class Reading:
+class MemoryReading:
     """One look at a pool's memory."""
 
     available_bytes: int
@@ -37,7 +37,7 @@ class Gauge(Protocol):
     def name(self) -> str:
         """What is read, for logs and messages."""
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         """Read the memory now.
 
         Raises:
@@ -48,7 +48,7 @@ class Gauge(Protocol):
         """
 
 
-def footprint(before: Reading, after: Reading) -> int:
+def footprint(before: MemoryReading, after: MemoryReading) -> int:
     """Give the bytes taken between two readings, 0 where memory grew or was not measured.
 
     Made for the readings just before an engine's start and once it is ready. For the bytes that a stop

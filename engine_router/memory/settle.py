@@ -37,7 +37,7 @@ from typing import Final
 import attrs
 import trio
 
-from engine_router.memory.reading import Gauge, GaugeUnreadable, Reading
+from engine_router.memory.reading import Gauge, GaugeUnreadable, MemoryReading
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
@@ -64,7 +64,7 @@ _MAX_PAUSE_S: Final = 0.25
 _FALLS_BETWEEN_RECORDS: Final = 3
 
 
-class Outcome(enum.Enum):
+class SettleOutcome(enum.Enum):
     """How a settle ended well, or well enough to go on."""
 
     RETURNED = "returned"
@@ -80,10 +80,10 @@ class Outcome(enum.Enum):
 
 
 @attrs.frozen
-class Settled:
+class SettleResult:
     """What a settle saw."""
 
-    outcome: Outcome
+    outcome: SettleOutcome
     released_bytes: int
     """The last reading less the baseline (the first reading where there was no baseline). Negative where
     others took more than came back."""
@@ -129,7 +129,7 @@ async def settle(
     expected_bytes: int | None,
     timeout_s: float,
     interval_s: float = 0.03,
-) -> Settled:
+) -> SettleResult:
     """Wait until the memory of an engine that has just stopped is back in the pool.
 
     Memory that is back at once costs one reading and no sleep, and so does expecting nothing.
@@ -161,14 +161,14 @@ async def settle(
             await trio.sleep(max(interval_s, min(answered - asked, _MAX_PAUSE_S)))
     waited_s = trio.current_time() - started
     if watch.expects_nothing:
-        return watch.settled(Outcome.NOTHING, waited_s)
+        return watch.settled(SettleOutcome.NOTHING, waited_s)
     if watch.samples == 0:
         raise failure or GaugeUnreadable(f"{gauge.name} did not answer within {timeout_s:g} s")
-    seen = watch.settled(Outcome.SHORT, waited_s)
+    seen = watch.settled(SettleOutcome.SHORT, waited_s)
     raise MemoryNotReturned(seen.missing_bytes, seen.released_bytes, expected_bytes, waited_s) from failure
 
 
-async def _attempt(gauge: Gauge) -> tuple[Reading | None, GaugeUnreadable | None]:
+async def _attempt(gauge: Gauge) -> tuple[MemoryReading | None, GaugeUnreadable | None]:
     try:
         return await gauge.read(), None
     except GaugeUnreadable as error:
@@ -212,15 +212,15 @@ class _Watch:
         # what is free now.
         return self._last if self.baseline is None else self._last - self._lowest
 
-    def verdict(self, reading: Reading | None, now: float) -> Outcome | None:
+    def verdict(self, reading: MemoryReading | None, now: float) -> SettleOutcome | None:
         """Take in a reading (None: it failed) and say how the settle ends, or None to go on."""
         if reading is None:
-            return Outcome.NOTHING if self.expects_nothing else None
+            return SettleOutcome.NOTHING if self.expects_nothing else None
         if not reading.measured:
-            return Outcome.NOTHING
+            return SettleOutcome.NOTHING
         self._take(reading.available_bytes, now)
         if self.expects_nothing:
-            return Outcome.NOTHING
+            return SettleOutcome.NOTHING
         outcome, patience_s = self._prospect()
         return outcome if now - self._progress_at >= min(patience_s, self._worth_s) else None
 
@@ -233,21 +233,21 @@ class _Watch:
         """
         return math.inf if self.expected is None else _FOR_ANYTHING_S + self.expected / _WORTH_BYTES_PER_S
 
-    def _prospect(self) -> tuple[Outcome, float]:
+    def _prospect(self) -> tuple[SettleOutcome, float]:
         """Say how it ends if it rises no more, and after how many seconds without a rise."""
         if self.expected is None:
             if self.sure >= NOISE_FLOOR_BYTES:
-                return Outcome.PLATEAU, _AFTER_SOME_S
+                return SettleOutcome.PLATEAU, _AFTER_SOME_S
             # Half of a short deadline has to do, or a resident that freed nothing would miss it.
-            return Outcome.NOTHING, min(_AFTER_LATE_START_S, self.timeout_s / 2)
+            return SettleOutcome.NOTHING, min(_AFTER_LATE_START_S, self.timeout_s / 2)
         if self.sure >= self.expected - max(NOISE_FLOOR_BYTES, self.expected // 20):
-            return Outcome.RETURNED, 0.0
+            return SettleOutcome.RETURNED, 0.0
         if self.sure >= self.expected / 2:
-            return Outcome.PLATEAU, _AFTER_MOST_S
+            return SettleOutcome.PLATEAU, _AFTER_MOST_S
         if self.likely >= self.expected / 2:
-            return Outcome.PLATEAU, _AFTER_LATE_START_S
+            return SettleOutcome.PLATEAU, _AFTER_LATE_START_S
         # Without a baseline its memory may have been back before the first reading: flat is all that can be seen.
-        return Outcome.SHORT, _AFTER_LATE_START_S if self.baseline is None else _AFTER_TOO_LITTLE_S
+        return SettleOutcome.SHORT, _AFTER_LATE_START_S if self.baseline is None else _AFTER_TOO_LITTLE_S
 
     def _take(self, available: int, now: float) -> None:
         if self.samples == 0:
@@ -279,10 +279,10 @@ class _Watch:
             self._falling = True
             self._falls_left -= 1
 
-    def settled(self, outcome: Outcome, waited_s: float) -> Settled:
+    def settled(self, outcome: SettleOutcome, waited_s: float) -> SettleResult:
         back = self._last if self.baseline is None else self.sure
         missing = max(0, self.expected - max(0, back)) if self.expected is not None and self.samples else 0
-        return Settled(outcome, self.sure, missing, waited_s, self.samples)
+        return SettleResult(outcome, self.sure, missing, waited_s, self.samples)
 
 
 def _gib(size_bytes: int) -> str:

@@ -19,8 +19,8 @@ from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfi
 from engine_router.dialects.extensions import Traits
 from engine_router.engines.base import ResidentId
 from engine_router.engines.command_options import model_options
+from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.ollama_names import normal_name
-from engine_router.engines.remote.server import Server
 from engine_router.errors import EngineError
 from engine_router.events import Event, ResidentReady
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
@@ -166,12 +166,12 @@ class KnownModels:
             nursery.start_soon(self._read_files)
             for name, config in self._config.engines.items():
                 if isinstance(config, OllamaConfig):
-                    server = Server(name, config, config.base_url, client)
+                    server = EngineClient(name, config, config.base_url, client)
                     nursery.start_soon(self._ask_ollama, server)
             for name, base_url in {(resident.engine, place) for resident, place in serving.items()}:
                 settings = self._config.engines.get(name)  # None: it is on its way out
                 if settings is not None and not isinstance(settings, OllamaConfig):
-                    nursery.start_soon(self._ask_server, Server(name, settings, base_url, client))
+                    nursery.start_soon(self._ask_server, EngineClient(name, settings, base_url, client))
 
     # Files
 
@@ -202,7 +202,7 @@ class KnownModels:
 
     # Engines
 
-    async def _ask_ollama(self, server: Server) -> None:
+    async def _ask_ollama(self, server: EngineClient) -> None:
         listing = self._listings[server.name]
         listed = await _entries(server, "/api/tags", "models")
         if listed is not None:
@@ -219,7 +219,7 @@ class KnownModels:
                     await self._ask_about(server, listing, model)
         listing.loaded = await _entries(server, "/api/ps", "models") or {}
 
-    async def _ask_about(self, server: Server, listing: _Listing, model: str) -> None:
+    async def _ask_about(self, server: EngineClient, listing: _Listing, model: str) -> None:
         """Ask an Ollama daemon for all that it knows of a model; it does not load it for that."""
         answer = await _answer(server, "/api/show", {"model": model})
         if answer is None:
@@ -229,13 +229,13 @@ class KnownModels:
         if others_bytes + size_bytes <= SHOWN_BYTES:
             listing.shown[model], listing.shown_bytes[model] = shown, size_bytes
 
-    async def _ask_server(self, server: Server) -> None:
+    async def _ask_server(self, server: EngineClient) -> None:
         listed = await _entries(server, "/v1/models", "data")
         if listed is not None:
             self._listings[server.name].learn(listed)
 
 
-async def _answer(server: Server, path: str, body: Json | None = None) -> tuple[Json, int] | None:
+async def _answer(server: EngineClient, path: str, body: Json | None = None) -> tuple[Json, int] | None:
     """Ask an engine. Returns its answer and the size of that in bytes; None where there is no good one."""
     method = "GET" if body is None else "POST"
     try:
@@ -246,7 +246,7 @@ async def _answer(server: Server, path: str, body: Json | None = None) -> tuple[
     return (reply.data, len(reply.body)) if reply.good and isinstance(reply.data, dict) else None
 
 
-async def _entries(server: Server, path: str, key: str) -> dict[str, Json] | None:
+async def _entries(server: EngineClient, path: str, key: str) -> dict[str, Json] | None:
     """Ask an engine for a list; return its entries by the normal names of the models."""
     answer = await _answer(server, path)
     entries = answer[0].get(key) if answer is not None else None

@@ -16,7 +16,7 @@ import math
 
 from attrs import define, field
 
-from engine_router.memory import Reading
+from engine_router.memory import MemoryReading
 from engine_router.residency.resident_task import ResidentTask
 
 
@@ -32,7 +32,7 @@ class StopGroup:
         is_disturbed: a start overlapped.
     """
 
-    baseline: Reading | None
+    baseline: MemoryReading | None
     lives: set[ResidentTask] = field(factory=set)
     gone_bytes: int | None = 0
     is_single: bool = True
@@ -50,7 +50,7 @@ class MemoryAttribution:
 
     # Starts.
 
-    def still_free(self, reading: Reading) -> float:
+    def still_free(self, reading: MemoryReading) -> float:
         """Return what of the free memory no start under way is about to take, in bytes."""
         return min(float(reading.available_bytes), self._low)
 
@@ -75,7 +75,7 @@ class MemoryAttribution:
         """The stops under way, where there are any."""
         return self._ebb
 
-    def ebbs(self, life: ResidentTask, reading: Reading | None) -> None:
+    def ebbs(self, life: ResidentTask, reading: MemoryReading | None) -> None:
         """Note a stop, and give it its baseline."""
         if self._ebb is None:
             self._ebb = StopGroup(reading)

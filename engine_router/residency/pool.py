@@ -14,9 +14,9 @@ from engine_router.memory import (
     Gauge,
     GaugeUnreadable,
     MemoryNotReturned,
-    Outcome,
-    Reading,
-    Settled,
+    MemoryReading,
+    SettleOutcome,
+    SettleResult,
     footprint,
     settle,
 )
@@ -84,7 +84,7 @@ class Pool:
             self._changed = trio.Event()
         await self._changed.wait()
 
-    async def read_gauge(self) -> Reading | None:
+    async def read_gauge(self) -> MemoryReading | None:
         """Read free memory; None where it cannot be read now."""
         with trio.move_on_after(GAUGE_TIMEOUT_S):
             try:
@@ -215,7 +215,7 @@ class Pool:
 
     async def settle(
         self, life: ResidentTask | None, measured: Measurement, expected_bytes: int | None, timeout_s: float
-    ) -> tuple[Settled | None, str | None]:
+    ) -> tuple[SettleResult | None, str | None]:
         """Wait for the memory of a life that has ended. Returns what was seen, and a warning if any."""
         baseline = life.baseline if life is not None else None
         together = expected_bytes if life is None else self._tide.has_gone(life, expected_bytes)
@@ -230,11 +230,11 @@ class Pool:
             return None, f"{error}; the next start may not fit"
         except GaugeUnreadable as error:
             return None, f"free memory cannot be read: {error}"
-        self._late_bytes = seen.missing_bytes if seen.outcome is Outcome.RETURNED else 0
+        self._late_bytes = seen.missing_bytes if seen.outcome is SettleOutcome.RETURNED else 0
         self._settled_at = trio.current_time()
         if life is not None and baseline is not None and self._tide.is_clear(life) and not life.is_asleep:
             _learn_ratio(life, measured, seen)
-        if seen.outcome is Outcome.SHORT:
+        if seen.outcome is SettleOutcome.SHORT:
             missing = seen.missing_bytes / 2**30
             return (
                 seen,
@@ -266,15 +266,15 @@ def _slack(need_bytes: int) -> int:
     return max(64 * 2**20, need_bytes // 20)
 
 
-def _learn_ratio(life: ResidentTask, measured: Measurement, seen: Settled) -> None:
+def _learn_ratio(life: ResidentTask, measured: Measurement, seen: SettleResult) -> None:
     """Remember which share of a footprint came back, where the settle ended because it did."""
     if not life.footprint_bytes:
         return
-    if seen.outcome is Outcome.RETURNED and measured.release_ratio is None:
+    if seen.outcome is SettleOutcome.RETURNED and measured.release_ratio is None:
         return  # the whole of it: nothing to correct
     ratio = max(0.0, min(1.0, seen.released_bytes / life.footprint_bytes))
-    if seen.outcome is Outcome.RETURNED:
+    if seen.outcome is SettleOutcome.RETURNED:
         # It ended when nearly all was back. To take that for all would make it a little less each time.
         measured.release_ratio = max(measured.release_ratio or 0.0, ratio)
-    elif seen.outcome is Outcome.PLATEAU:
+    elif seen.outcome is SettleOutcome.PLATEAU:
         measured.release_ratio = ratio

@@ -12,7 +12,7 @@ from attrs import define, field
 from engine_router.engines.base import Ended, Endpoint, Engine, ResidentId, Supervision
 from engine_router.errors import EngineDied, EngineError, EngineStartFailed, EngineStopFailed, RouterError
 from engine_router.events import EventHub, MemorySettled, ResidentDied, ResidentReady, RouterNotice
-from engine_router.memory import Settled
+from engine_router.memory import SettleResult
 from engine_router.residency import messages as book
 from engine_router.residency.files import Files
 from engine_router.residency.ledger import Phase, Profile
@@ -100,7 +100,7 @@ class ResidentRunner:
         self._sleepers.discard(resident)
         cleared = self._clearing[resident] = trio.Event()
         try:
-            await self.engines[resident.engine].live(resident, supervision, adopt=True)
+            await self.engines[resident.engine].run_resident(resident, supervision, adopt=True)
         except EngineStopFailed as failure:
             return failure
         except EngineError as error:
@@ -166,7 +166,9 @@ class ResidentRunner:
         if (clearing := self._clearing.get(resident)) is not None:
             await clearing.wait()  # what sleeps of it is being stopped
         self._sleepers.discard(resident)
-        ended = await self.engines[resident.engine].live(resident, life.supervision, adopt=life.adopted)
+        ended = await self.engines[resident.engine].run_resident(
+            resident, life.supervision, adopt=life.adopted
+        )
         life.is_asleep = ended.asleep
         if ended.stopped or is_stopping(pool, resident):
             return None
@@ -360,7 +362,7 @@ class ResidentRunner:
         self,
         pool: Pool,
         resident: ResidentId,
-        seen: Settled | None,
+        seen: SettleResult | None,
         expected: int | None,
         waited_s: float,
         warning: str | None,

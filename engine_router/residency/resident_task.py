@@ -8,7 +8,7 @@ import trio
 from attrs import define, field
 
 from engine_router.engines.base import Endpoint, ResidentId, Supervision
-from engine_router.memory import Reading
+from engine_router.memory import MemoryReading
 from engine_router.residency.files import Files
 
 
@@ -43,10 +43,10 @@ class ResidentTask:
     files: Files
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     endpoint: Endpoint | None = None
-    before: Reading | None = None
+    before: MemoryReading | None = None
     late_bytes: int = 0
     footprint_bytes: int | None = None
-    baseline: Reading | None = None
+    baseline: MemoryReading | None = None
     stop_asked_at: float = math.inf
     health_scope: trio.CancelScope = field(factory=trio.CancelScope)
     is_disturbed: bool = False

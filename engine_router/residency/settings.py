@@ -14,7 +14,7 @@ from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.engines.masked import unmasked
-from engine_router.engines.process.engine import ProcessEngine
+from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.errors import BadRequest, UnknownModel
 from engine_router.models.estimate import Estimate, estimate
 from engine_router.models.registry import ModelRegistry, Target

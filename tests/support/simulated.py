@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
-from engine_router.memory import GaugeUnreadable, Reading
+from engine_router.memory import GaugeUnreadable, MemoryReading
 
 GIB = 2**30
 
@@ -105,7 +105,7 @@ class SimulatedMemory:
         now = trio.current_time()
         return sum(part.pending(now) for part in self._returning)
 
-    async def read(self) -> Reading:
+    async def read(self) -> MemoryReading:
         """Read free memory.
 
         Raises:
@@ -114,7 +114,7 @@ class SimulatedMemory:
         await trio.sleep(self.read_s)
         if not self.readable:
             raise GaugeUnreadable("the simulated gauge is not readable now")
-        return Reading(self.available_bytes, self.total_bytes)
+        return MemoryReading(self.available_bytes, self.total_bytes)
 
     def take(self, resident: ResidentId, size_bytes: int) -> None:
         """Give memory to a resident that starts.
@@ -273,7 +273,9 @@ class SimulatedEngine:
         """Return the resident that serves a model."""
         return ResidentId(self.name, model if self.by_model else None)
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
         """Lead one resident through its life.
 
         Raises:

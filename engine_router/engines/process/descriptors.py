@@ -13,7 +13,7 @@ _KEPT: Final = 16
 _LACKS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS})
 
 
-def is_lack(error: BaseException | None) -> bool:
+def lacks_resources(error: BaseException | None) -> bool:
     """Tell whether an error says that this machine, or this process, had too little of something just then."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -24,7 +24,7 @@ def is_lack(error: BaseException | None) -> bool:
     return False
 
 
-class Reserve:
+class DescriptorReserve:
     """Descriptors that are open only to be closed when they are needed."""
 
     def __init__(self) -> None:

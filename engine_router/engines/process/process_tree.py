@@ -25,7 +25,7 @@ import psutil
 import trio
 
 from engine_router.engines.process import guardian
-from engine_router.engines.process.descriptors import Reserve, is_lack
+from engine_router.engines.process.descriptors import DescriptorReserve, lacks_resources
 from engine_router.engines.process.guardian import MARKER_VARIABLE, carriers
 from engine_router.guards.masking import own_environment
 
@@ -121,7 +121,7 @@ class Guardian:
         self._line: int | None = None
         self._watched: dict[int, str] = {}  # and the line about what else is to be run
         self._run = uuid.uuid4().hex
-        self.reserve = Reserve()
+        self.reserve = DescriptorReserve()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the guardian, and start it again should it end. Cancellation lets it finish its work and go."""
@@ -137,7 +137,7 @@ class Guardian:
                             "the guardian program cannot be started (%s); it is tried again", error
                         )
                     told = True
-                    if not is_lack(error):
+                    if not lacks_resources(error):
                         raise
                     await trio.sleep(RETRY_S)
                     continue
@@ -294,7 +294,7 @@ def _is_living(pid: int) -> bool:
         return True
 
 
-async def start_family(
+async def start_tree(
     argv: Sequence[str], *, env: Mapping[str, str], cwd: str | None, watcher: Guardian | None
 ) -> tuple[trio.Process, ProcessTree]:
     """Start a process as the head of a family of its own, its output on one pipe.

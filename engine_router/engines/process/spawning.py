@@ -8,8 +8,8 @@ import trio
 
 from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
-from engine_router.engines.process.descriptors import is_lack
-from engine_router.engines.process.process_tree import RETRY_S, Guardian, ProcessTree, start_family
+from engine_router.engines.process.descriptors import lacks_resources
+from engine_router.engines.process.process_tree import RETRY_S, Guardian, ProcessTree, start_tree
 from engine_router.errors import EngineStartFailed, OutOfResources
 
 # Seconds for which a start that lacks descriptors, processes or memory is tried again.
@@ -31,9 +31,9 @@ async def spawn(
     give_up_at = trio.current_time() + min(PATIENCE_S, config.start_timeout_s)
     while True:
         try:
-            return await start_family(argv, env=config.env, cwd=cwd, watcher=guardian)
+            return await start_tree(argv, env=config.env, cwd=cwd, watcher=guardian)
         except (OSError, ValueError) as error:
-            if not is_lack(error):
+            if not lacks_resources(error):
                 words = f"cannot be started: {_refusal(argv[0], cwd, error)}"
                 raise EngineStartFailed(name, words) from None
             if trio.current_time() >= give_up_at:

@@ -32,7 +32,7 @@ def fill(template: Any, values: Mapping[str, str]) -> Any:
 
 
 @frozen
-class Reply:
+class ControlAnswer:
     """A server's whole answer."""
 
     status: int
@@ -71,7 +71,7 @@ def complaint_in(data: Any) -> str | None:
 
 
 @frozen
-class Listed:
+class ListedModel:
     """An entry of a list of what is loaded.
 
     Attributes:
@@ -89,7 +89,7 @@ class Listed:
     failure: str | None = None
 
 
-def read_listing(config: LoadedConfig, body: bytes) -> Iterator[Listed]:
+def read_listing(config: LoadedConfig, body: bytes) -> Iterator[ListedModel]:
     """Read a list of what is loaded.
 
     Strict on purpose: a key that leads nowhere may be a typing error, or a server that has changed its
@@ -115,7 +115,7 @@ def read_listing(config: LoadedConfig, body: bytes) -> Iterator[Listed]:
         yield found
 
 
-def _read_entry(config: LoadedConfig, entry: Any) -> Listed:
+def _read_entry(config: LoadedConfig, entry: Any) -> ListedModel:
     model = entry if isinstance(entry, str) else dig(entry, config.id)
     if not isinstance(model, str) or not model:
         raise ValueError(f"an entry has no '{config.id}'")
@@ -129,7 +129,7 @@ def _read_entry(config: LoadedConfig, entry: Any) -> Listed:
     matches = all(as_text(value) == config.filter[key] for key, value in values.items())
     loaded = matches and (config.instances is None or bool(instances))
     in_flight = not loaded and any(as_text(value) in _UNDERWAY for value in values.values())
-    return Listed(model, loaded, in_flight, instances, None if loaded else _failure_of(entry))
+    return ListedModel(model, loaded, in_flight, instances, None if loaded else _failure_of(entry))
 
 
 def _read_instances(config: LoadedConfig, instances: Any, model: str) -> Iterator[str]:

@@ -137,7 +137,7 @@ SLEEPS: Final = Ended(stopped=True, message="sleeps", asleep=True)
 async def lead(
     life: RemoteLifecycle, supervision: Supervision, *, adopt: bool, rest: SleepControl | None = None
 ) -> Ended:
-    """Lead one resident through its life; `Engine.live` says what is returned and raised.
+    """Lead one resident through its life; `Engine.run_resident` says what is returned and raised.
 
     With `rest` it is put to sleep rather than ended where that is wanted, and woken rather than started.
 

@@ -18,11 +18,11 @@ import trio
 from attrs import define, field, frozen
 
 from engine_router.config import SleepConfig
-from engine_router.engines.backoff import Pace
+from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.readiness import Check
 from engine_router.engines.remote.answers import fill
-from engine_router.engines.remote.server import BadAnswer, Server
+from engine_router.engines.remote.client import BadAnswer, EngineClient
 from engine_router.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class Sleep:
         values: what is filled in for `{model}` in the calls.
     """
 
-    def __init__(self, server: Server, config: SleepConfig, values: Mapping[str, str]) -> None:
+    def __init__(self, server: EngineClient, config: SleepConfig, values: Mapping[str, str]) -> None:
         self._server = server
         self._config = config
         self._values = values
@@ -199,7 +199,7 @@ class Sleep:
                 raise SleepFailed(self._server.name, f"could not {what}: {error.summary}{remedy}") from error
 
     async def _call(self, call: SleepCall) -> None:
-        pace = Pace()
+        backoff = Backoff()
         while True:
             reply = await self._server.call(
                 call.method,
@@ -213,13 +213,13 @@ class Sleep:
             refusal = self._server.refusal(f"{call.method} {call.path}", reply)
             if not call.insists or reply.status in (401, 403, 404, 405):
                 raise refusal
-            await pace.pause()
+            await backoff.pause()
 
     async def _until(self, *, asleep: bool) -> None:
         """Wait until it says so itself, where it tells."""
-        pace = Pace()
+        backoff = Backoff()
         while await self.is_asleep() is (not asleep):
-            await pace.pause()
+            await backoff.pause()
 
 
 async def noting(work: Callable[[], Awaitable[object]], faults: list[str]) -> None:

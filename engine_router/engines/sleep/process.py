@@ -10,8 +10,8 @@ import trio
 from engine_router.config import ProcessConfig
 from engine_router.engines.base import Ended, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
-from engine_router.engines.process.running import ABORT_GRACE_S, Running
-from engine_router.engines.remote.server import Server
+from engine_router.engines.process.running_process import ABORT_GRACE_S, RunningProcess
+from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.sleep.plan import Sleep, SleepHistory, noting
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.errors import EngineError
@@ -48,7 +48,9 @@ class ProcessSleep:
         sleep = None if self._config.base_url is None else self._of(resident, self._config.base_url)
         return sleep is not None and await sleep.is_asleep() is True
 
-    async def fall_asleep(self, resident: ResidentId, supervision: Supervision, running: Running) -> bool:
+    async def fall_asleep(
+        self, resident: ResidentId, supervision: Supervision, running: RunningProcess
+    ) -> bool:
         """Put a family to sleep where that is possible and wanted. Returns whether it sleeps."""
         sleep = self._of(resident, running.base_url)
         if sleep is None or supervision.for_good.is_set() or not self._habits.may_sleep(resident):
@@ -72,7 +74,7 @@ class ProcessSleep:
         self,
         resident: ResidentId,
         supervision: Supervision,
-        running: Running,
+        running: RunningProcess,
         *,
         until_ready: Callable[[], Awaitable[object]],
         serve: Callable[[], Awaitable[Ended | EngineError]],
@@ -119,5 +121,5 @@ class ProcessSleep:
         """Return how the server of a resident sleeps; None where it cannot."""
         if self._config.sleep is None or not self._dormitory.is_open:
             return None
-        server = Server(resident.engine, self._config, base_url, self._client)
+        server = EngineClient(resident.engine, self._config, base_url, self._client)
         return Sleep(server, self._config.sleep, {"model": resident.model or ""})

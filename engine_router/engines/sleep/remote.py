@@ -11,8 +11,8 @@ from attrs import define, frozen
 from engine_router.config import SleepConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
+from engine_router.engines.remote.client import EngineClient, NotListening
 from engine_router.engines.remote.lifecycle import RemoteLifecycle, Stop, unless
-from engine_router.engines.remote.server import NotListening, Server
 from engine_router.engines.sleep.plan import Sleep, SleepHistory, noting
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.errors import EngineError
@@ -100,7 +100,7 @@ class RemoteSleeps:
 
     def __init__(
         self,
-        server: Server,
+        server: EngineClient,
         config: SleepConfig | None,
         log_of: Callable[[ResidentId], LogRing],
         sleep_registry: SleepRegistry | None,

@@ -13,7 +13,7 @@ from quart_trio import QuartTrio
 from engine_router.dialects.frames import named_event
 from engine_router.errors import NoSuchRoute, UnknownModel
 from engine_router.guards.foreign_text import shown
-from engine_router.memory import Reading
+from engine_router.memory import MemoryReading
 from engine_router.models.registry import Target
 from engine_router.residency.ledger import Phase
 from engine_router.residency.pool import Pool
@@ -199,7 +199,7 @@ class ModelRouter:
         none = {} if failed else {"message": "No failed models"}
         return json_response({"failed_models": failed, **none})
 
-    def _loaded(self, pool: Pool, reading: Reading | None) -> list[dict[str, Any]]:
+    def _loaded(self, pool: Pool, reading: MemoryReading | None) -> list[dict[str, Any]]:
         total = None if reading is None else reading.total_bytes
         return [
             {
@@ -223,7 +223,7 @@ def _word(found: ModelStatus) -> str:
     return _WORDS.get(found.phase, found.phase.value)
 
 
-def _memory(pool: Pool, reading: Reading | None, models: list[dict[str, Any]]) -> dict[str, Any]:
+def _memory(pool: Pool, reading: MemoryReading | None, models: list[dict[str, Any]]) -> dict[str, Any]:
     free = None if reading is None else reading.available_bytes
     total = None if reading is None else reading.total_bytes
     used = None if free is None or total is None else max(0, total - free)

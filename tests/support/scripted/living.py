@@ -12,11 +12,11 @@ from engine_router.errors import EngineError
 
 
 class Living:
-    """A call of `Engine.live`, and what has come of it so far.
+    """A call of `Engine.run_resident`, and what has come of it so far.
 
     Attributes:
         ready: set by `Supervision.ready`; `endpoint` is what it was given.
-        over: set when `live` has returned (`ended`) or raised (`error`).
+        over: set when `run_resident` has returned (`ended`) or raised (`error`).
     """
 
     def __init__(self, engine: Engine, model: str, *, adopt: bool) -> None:
@@ -44,9 +44,9 @@ class Living:
         self.ready.set()
 
     async def run(self) -> None:
-        """Call `live` and note how it went."""
+        """Call `run_resident` and note how it went."""
         try:
-            self.ended = await self.engine.live(self.resident, self.supervision, adopt=self.adopt)
+            self.ended = await self.engine.run_resident(self.resident, self.supervision, adopt=self.adopt)
         except EngineError as error:
             self.error = error
         self.over.set()

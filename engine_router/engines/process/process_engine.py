@@ -16,14 +16,14 @@ from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, 
 from engine_router.engines.first_of import first_of
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
 from engine_router.engines.process.adopted import AdoptedTree
-from engine_router.engines.process.descriptors import is_lack
+from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.end_commands import EndCommands, end_commands, fill_command
 from engine_router.engines.process.obstacles import missing
 from engine_router.engines.process.output import EngineOutput, last_words
 from engine_router.engines.process.process_tree import Guardian
-from engine_router.engines.process.running import (
+from engine_router.engines.process.running_process import (
     ABORT_GRACE_S,
-    Running,
+    RunningProcess,
     SleepingProcess,
     began_at,
     open_log_file,
@@ -31,9 +31,9 @@ from engine_router.engines.process.running import (
 from engine_router.engines.process.shared_memory import SharedMemory, shared_memory
 from engine_router.engines.process.spawning import out_of_resources, spawn
 from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe, look
+from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.lifecycle import SLEEPS
 from engine_router.engines.remote.masks import engine_mask
-from engine_router.engines.remote.server import Server
 from engine_router.engines.sleep.plan import SleepHistory
 from engine_router.engines.sleep.process import ProcessSleep
 from engine_router.engines.sleep.registry import SleepRegistry
@@ -77,7 +77,7 @@ class ProcessEngine:
         self._dormitory = sleep_registry or SleepRegistry()  # one that is not open
         self._paths = paths or {}
         self._is_template = is_template(config)
-        self._undead: dict[ResidentId, Running] = {}
+        self._undead: dict[ResidentId, RunningProcess] = {}
         self._listens_at: str | None = config.base_url
         self._ready_at: dict[ResidentId, str] = {}  # base URLs
         self._sleep = ProcessSleep(config, client, self._dormitory, SleepHistory(name, self.logs.of))
@@ -99,12 +99,14 @@ class ProcessEngine:
         values = {**self._values(resident, address_of(base_url)[1]), "pid": str(pid)}
         return end_commands(self.config, values)
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
-        """Run the process from its start to its end; see `Engine.live`."""
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
+        """Run the process from its start to its end; see `Engine.run_resident`."""
         try:
             outcome = await self._lived(resident, supervision, adopt=adopt)
         except OSError as error:
-            if is_lack(error):
+            if lacks_resources(error):
                 raise out_of_resources(self.name, error) from error
             raise
         if isinstance(outcome, EngineError):
@@ -155,7 +157,7 @@ class ProcessEngine:
         if self._is_template or base_url is None or not await is_taken(base_url):
             return None
         with trio.move_on_after(LIST_TIMEOUT_S):
-            return await Server(self.name, self.config, base_url, self._client).models()
+            return await EngineClient(self.name, self.config, base_url, self._client).models()
         raise EngineUnreachable(self.name, f"did not say within {LIST_TIMEOUT_S:g} s which models it has")
 
     # A process of our own.
@@ -181,7 +183,7 @@ class ProcessEngine:
             f"cannot be started: {host}:{port} is in use by {owner}; stop that, or give the engine another port",
         )
 
-    async def _start(self, resident: ResidentId, base_url: str) -> Running:
+    async def _start(self, resident: ResidentId, base_url: str) -> RunningProcess:
         log, file = self.logs.of(resident), await open_log_file(self.name, self.config)
         log_start, began = log.count, time.time()
         try:
@@ -195,7 +197,7 @@ class ProcessEngine:
         commands = self._end_commands(resident, base_url, process.pid)
         if self._guardian is not None and commands.kill is not None:
             self._guardian.run_at_end(process.pid, commands.kill, commands.env, commands.cwd)
-        return Running(
+        return RunningProcess(
             name=self.name,
             config=self.config,
             log=log,
@@ -213,7 +215,7 @@ class ProcessEngine:
         return shared_memory(began, (*argv, *self.config.env.values()))
 
     async def _accompany(
-        self, resident: ResidentId, running: Running, life: Callable[[], Awaitable[Outcome]]
+        self, resident: ResidentId, running: RunningProcess, life: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
         """Go through a family's life, and leave nothing of it but where it sleeps.
 
@@ -235,7 +237,7 @@ class ProcessEngine:
         return outcome
 
     async def _life(
-        self, resident: ResidentId, supervision: Supervision, running: Running
+        self, resident: ResidentId, supervision: Supervision, running: RunningProcess
     ) -> Ended | EngineError:
         """From the start to the end."""
         probe = self._probe(resident, running.base_url)
@@ -263,7 +265,7 @@ class ProcessEngine:
         return EngineStartFailed(self.name, words, log_tail=self._tail(running))
 
     async def _serve(
-        self, resident: ResidentId, supervision: Supervision, running: Running, *, woken: bool = False
+        self, resident: ResidentId, supervision: Supervision, running: RunningProcess, *, woken: bool = False
     ) -> Ended | EngineError:
         """From its readiness to the end."""
         self._listens_at = self._ready_at[resident] = running.base_url
@@ -287,7 +289,7 @@ class ProcessEngine:
         last = f"; {self.config.ready_path} last: {seen[0]}" if seen else ""
         return f"was not ready within {self.config.start_timeout_s:g} s{last}"
 
-    def _tail(self, running: Running) -> tuple[str, ...]:
+    def _tail(self, running: RunningProcess) -> tuple[str, ...]:
         """Return the last words since this start: what an earlier one wrote would only confuse."""
         return last_words(running.log.since(running.log_start), (self.config.ready_path, "/v1/models"))
 
@@ -312,14 +314,14 @@ class ProcessEngine:
         return None if running is None else await self._live_woken(resident, supervision, running)
 
     async def _live_woken(
-        self, resident: ResidentId, supervision: Supervision, running: Running
+        self, resident: ResidentId, supervision: Supervision, running: RunningProcess
     ) -> Ended | EngineError | None:
         return await self._accompany(
             resident, running, lambda: self._woken_life(resident, supervision, running)
         )
 
     async def _woken_life(
-        self, resident: ResidentId, supervision: Supervision, running: Running
+        self, resident: ResidentId, supervision: Supervision, running: RunningProcess
     ) -> Ended | EngineError | None:
         """From the wake to the end. Returns None where it could not be woken, and is gone."""
         probe = self._probe(resident, running.base_url)
@@ -346,13 +348,13 @@ class ProcessEngine:
             return EngineStartFailed(self.name, "was found running, but has gone meanwhile")
         return await self._accompany(resident, running, lambda: self._life(resident, supervision, running))
 
-    async def _found(self) -> Running | None:
+    async def _found(self) -> RunningProcess | None:
         owner = await self._owner()
         if owner is None or self.config.base_url is None:
             return None
         self.log.write(f"[engine-router] adopted pid {owner.pid}, which runs this engine's command already")
         tree = await trio.to_thread.run_sync(AdoptedTree, owner)
-        return Running(
+        return RunningProcess(
             name=self.name,
             config=self.config,
             log=self.log,

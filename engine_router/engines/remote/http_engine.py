@@ -14,12 +14,12 @@ import httpx
 import trio
 
 from engine_router.config import CallConfig, HttpConfig
-from engine_router.engines.backoff import Pace
+from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
-from engine_router.engines.remote.answers import Listed, Reply, fill
+from engine_router.engines.remote.answers import ControlAnswer, ListedModel, fill
+from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
 from engine_router.engines.remote.lifecycle import lead
 from engine_router.engines.remote.masks import engine_mask
-from engine_router.engines.remote.server import NotListening, Server, worth_repeating
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.remote import RemoteSleeps
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
@@ -52,7 +52,7 @@ class HttpEngine:
         self.config = config
         self.logs = EngineLogs(engine_mask(config))
         self.log = self.logs.engine
-        self.server = Server(name, config, config.base_url, client)
+        self.server = EngineClient(name, config, config.base_url, client)
         self._slumbers = RemoteSleeps(self.server, config.sleep, self.logs.of, sleep_registry)
 
     def __repr__(self) -> str:
@@ -62,8 +62,10 @@ class HttpEngine:
         """Return the resident of a model: models are loaded one by one."""
         return ResidentId(self.name, model)
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
-        """Load the model, stay with it, unload it; see `Engine.live`.
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
+        """Load the model, stay with it, unload it; see `Engine.run_resident`.
 
         A model that the server has loaded already is not loaded again (LM Studio would make a second
         instance of it). Without a `load` call, the first request loads it, so it is ready as soon as the
@@ -148,9 +150,9 @@ class _HttpModel:
         entry = await self._look()
         if self.config.load is None:
             return self._endpoint()
-        pace = Pace()
+        backoff = Backoff()
         while entry.in_flight:  # somebody else loads or unloads it at this moment: wait for the outcome
-            await pace.pause()
+            await backoff.pause()
             entry = await self._look()
         if not entry.loaded:
             self.began = True
@@ -206,14 +208,14 @@ class _HttpModel:
             f"(stop_timeout_s in engines.toml); last seen: {seen}",
         )
 
-    async def _look(self) -> Listed:
+    async def _look(self) -> ListedModel:
         """Ask for this model's entry; one that is not listed is not loaded.
 
         A model listed more than once counts as one, with all its instances.
         """
         every = await self.server.listing(self.config.loaded)
         mine = [entry for entry in every if entry.model == self.model]
-        return Listed(
+        return ListedModel(
             self.model,
             loaded=any(entry.loaded for entry in mine),
             in_flight=any(entry.in_flight for entry in mine),
@@ -224,7 +226,7 @@ class _HttpModel:
     def _endpoint(self) -> Endpoint:
         return Endpoint(self.config.base_url)
 
-    async def _call(self, call: CallConfig, instance: str, timeout_s: float) -> Reply:
+    async def _call(self, call: CallConfig, instance: str, timeout_s: float) -> ControlAnswer:
         values = {"model": self.model, "instance": instance}
         return await self.server.call(
             call.method,
@@ -245,7 +247,7 @@ class _HttpModel:
         )
 
     async def _until_loaded(self) -> None:
-        pace = Pace()
+        backoff = Backoff()
         while True:
             try:
                 entry = await self._look()
@@ -264,11 +266,11 @@ class _HttpModel:
                 self.obstacle = (
                     f"'{self.model}' is {'being loaded' if entry.in_flight else 'not listed as loaded'}"
                 )
-            await pace.pause()
+            await backoff.pause()
 
     async def _until_unloaded(self, *, aborted: bool) -> None:
         """Unload every instance, those that appear late too, until none is listed."""
-        pace = Pace()
+        backoff = Backoff()
         unlisted_since: float | None = None
         watch_s = min(ABORT_WATCH_S, self.config.stop_timeout_s / 4) if aborted else 0
         if aborted:
@@ -294,7 +296,7 @@ class _HttpModel:
                     unlisted_since = unlisted_since if unlisted_since is not None else trio.current_time()
                     if trio.current_time() - unlisted_since >= watch_s:
                         return
-            await pace.pause()
+            await backoff.pause()
 
     async def _unload(self, instance: str) -> None:
         """Tell the server to unload; only its list says whether it did, so an error is no more than a note."""

@@ -18,7 +18,7 @@ from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, LogRing
 from engine_router.engines.ports import address_of, described, is_taken, owner_of
-from engine_router.engines.process.descriptors import is_lack
+from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.end_commands import EndCommands
 from engine_router.engines.process.output import EngineOutput
 from engine_router.engines.process.process_tree import ProcessTree, reap_later
@@ -42,7 +42,7 @@ GRACE_SHARE = 0.75
 
 
 @define(eq=False, kw_only=True)
-class Running:
+class RunningProcess:
     """A family at work.
 
     Attributes:
@@ -206,7 +206,7 @@ class Running:
 class SleepingProcess:
     """A family that sleeps; see `Sleeper`. One that the router did not start is left as it is when it goes."""
 
-    running: Running
+    running: RunningProcess
 
     @property
     def is_ours(self) -> bool:
@@ -249,7 +249,7 @@ async def open_log_file(name: str, config: ProcessConfig) -> FileIO | None:
         # Unbuffered: what a full disk refused once must not be refused again by the closing.
         opened = await trio.open_file(path, "ab", buffering=0)
     except OSError as error:
-        if is_lack(error):
+        if lacks_resources(error):
             raise out_of_resources(name, error) from None
         message = f"cannot be started: its log_file {path} cannot be written: {error.strerror or error}"
         raise EngineStartFailed(name, message) from None

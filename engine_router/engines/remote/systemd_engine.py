@@ -21,13 +21,13 @@ import trio
 from attrs import frozen
 
 from engine_router.config import SystemdConfig
-from engine_router.engines.backoff import Pace
+from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.readiness import Check, ReadinessProbe, ask, look
+from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.commands import Completed, run_command
 from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, lead
 from engine_router.engines.remote.masks import engine_mask
-from engine_router.engines.remote.server import Server
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.remote import RemoteSleeps
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
@@ -130,7 +130,7 @@ class SystemdEngine:
         self.config = config
         self.logs = EngineLogs(engine_mask(config))
         self.log = self.logs.engine
-        self.server = Server(name, config, config.base_url, client)
+        self.server = EngineClient(name, config, config.base_url, client)
         self._slumbers = RemoteSleeps(self.server, config.sleep, self.logs.of, sleep_registry)
         self.probe = ReadinessProbe(
             client, config.base_url + config.ready_path, Check(config.ready_check), config.headers
@@ -143,8 +143,10 @@ class SystemdEngine:
         """Return the unit: the resident of all its models."""
         return ResidentId(self.name)
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
-        """Start the unit, stay with it, stop it; see `Engine.live`.
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
+        """Start the unit, stay with it, stop it; see `Engine.run_resident`.
 
         A unit that systemd restarted while it was in use, and that is not ready again within 2 s of the
         doubt, has died: it is stopped, so that systemd does not load its model behind the router's back.
@@ -177,7 +179,7 @@ class SystemdEngine:
     async def find(self) -> Sequence[ResidentId]:
         """Return the unit unless it is at rest, or sleeps: then it holds little, and is woken when it is needed.
 
-        Its probe is not asked: a unit that is starting, or broken, holds memory as well. `live` with `adopt`
+        Its probe is not asked: a unit that is starting, or broken, holds memory as well. `run_resident` with `adopt`
         waits for its readiness.
 
         Raises:
@@ -311,7 +313,7 @@ class _Unit:
 
         Both are asked: something else may answer at its address while the unit itself cannot start.
         """
-        pace = Pace()
+        backoff = Backoff()
         first, looked_at = await self._look(), trio.current_time()
         state = first
         while True:
@@ -329,7 +331,7 @@ class _Unit:
                 self.log.write(f"{self.unit} is ready")
                 return Endpoint(self.config.base_url, self._pid or None)
             self._seen = [f"{self.unit} is {state}", f"its probe: {obstacle or 'ready'}"]
-            await pace.pause()
+            await backoff.pause()
 
     async def _insist_on_life(self, state: UnitState, *, since: UnitState) -> None:
         """Raise as soon as waiting for the unit is in vain.
@@ -354,7 +356,7 @@ class _Unit:
 
     async def _look_again(self) -> str | None:
         """Give a doubted unit a moment to show that it serves; return what has become of it otherwise."""
-        pace = Pace()
+        backoff = Backoff()
         deadline = trio.current_time() + REVIVE_S
         while True:
             state = await self._look()
@@ -367,13 +369,13 @@ class _Unit:
                 return None
             if trio.current_time() >= deadline:
                 break
-            await pace.pause()
+            await backoff.pause()
         if state.active == "active" and state.pid == self._pid:
             return None  # busy or hung: it is there, and holds its memory
         return f"was restarted by systemd and is not ready again: {self.unit} is {state}"
 
     async def _until_at_rest(self) -> UnitState:
-        pace = Pace()
+        backoff = Backoff()
         done = await self.engine.systemctl("stop", "--no-block")
         while True:
             try:
@@ -390,4 +392,4 @@ class _Unit:
                         self.name,
                         f"could not be stopped: systemctl stop {self.unit}: {done.complaint}; {self.engine.remedy(done)}",
                     )
-            await pace.pause()
+            await backoff.pause()

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from engine_router.config import EngineConfig, LoadedConfig
 from engine_router.engines.readiness import dig, listed_ids
-from engine_router.engines.remote.answers import Listed, Reply, complaint_in, read_listing
+from engine_router.engines.remote.answers import ControlAnswer, ListedModel, complaint_in, read_listing
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.errors import EngineBroke, EngineError, EngineUnreachable
 from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
@@ -43,7 +43,7 @@ class BadAnswer(EngineUnreachable):
 
 
 @frozen
-class Server:
+class EngineClient:
     """A server that is asked over HTTP, and the words for what can go wrong.
 
     Attributes:
@@ -64,7 +64,7 @@ class Server:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = LIST_TIMEOUT_S,
-    ) -> Reply:
+    ) -> ControlAnswer:
         """Make one call and read the whole answer, whatever its status.
 
         A stream of server-sent events is read to its end; an error among its events makes the answer one
@@ -89,7 +89,7 @@ class Server:
                     raise BadAnswer(self.name, words, response.status_code) from None
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     return _read_events(response.status_code, body)
-                return Reply(response.status_code, body)
+                return ControlAnswer(response.status_code, body)
         raise EngineUnreachable(self.name, f"did not answer {method} {path} within {timeout_s:g} s")
 
     @asynccontextmanager
@@ -129,7 +129,7 @@ class Server:
                 self.name, f"cannot be asked {what} ({error}); check the call in engines.toml"
             ) from error
 
-    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> ControlAnswer:
         """Ask for something and insist on a good answer.
 
         Raises:
@@ -141,7 +141,7 @@ class Server:
             raise self.refusal(f"GET {path}", reply)
         return reply
 
-    def refusal(self, what: str, reply: Reply) -> BadAnswer:
+    def refusal(self, what: str, reply: ControlAnswer) -> BadAnswer:
         """Make the error for an answer that says no."""
         remedy = ""
         if reply.status in (401, 403):
@@ -151,7 +151,7 @@ class Server:
         said = f": {engine_mask(self.config)(reply.complaint)}" if reply.complaint else ""
         return BadAnswer(self.name, f"answered {what} with {reply.status}{said}{remedy}", reply.status)
 
-    async def listing(self, config: LoadedConfig) -> tuple[Listed, ...]:
+    async def listing(self, config: LoadedConfig) -> tuple[ListedModel, ...]:
         """Ask what is loaded.
 
         Raises:
@@ -195,7 +195,7 @@ class Server:
         return tuple(listed_ids(data))
 
 
-def _read_events(status: int, body: bytes) -> Reply:
+def _read_events(status: int, body: bytes) -> ControlAnswer:
     """Make one answer of a whole stream of server-sent events: the first error among them, if any."""
     kind = ""
     failure: str | None = None
@@ -210,8 +210,8 @@ def _read_events(status: int, body: bytes) -> Reply:
         elif not line:
             kind = ""
     if failure is None:
-        return Reply(status, b"")
-    return Reply(500, json.dumps({"error": failure}).encode())
+        return ControlAnswer(status, b"")
+    return ControlAnswer(500, json.dumps({"error": failure}).encode())
 
 
 def _refused(error: BaseException) -> bool:

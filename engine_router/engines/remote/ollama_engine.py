@@ -23,16 +23,16 @@ import trio
 
 from engine_router.config import LoadedConfig, OllamaConfig
 from engine_router.config.values import UrlPath
-from engine_router.engines.backoff import Pace
+from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.readiness import as_text, dig
-from engine_router.engines.remote.answers import Reply
+from engine_router.engines.remote.answers import ControlAnswer
+from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
 from engine_router.engines.remote.commands import run_command
 from engine_router.engines.remote.lifecycle import lead
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.engines.remote.ollama_session import Session
-from engine_router.engines.remote.server import NotListening, Server, worth_repeating
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.guards.masking import masked_argv, own_environment
 
@@ -61,8 +61,8 @@ class OllamaEngine:
         self.config = config
         self.logs = EngineLogs(engine_mask(config))
         self.log = self.logs.engine
-        self.server = Server(name, config, config.base_url, client)
-        # Models that a `live` is responsible for; all others in memory were loaded past the router.
+        self.server = EngineClient(name, config, config.base_url, client)
+        # Models that a `run_resident` is responsible for; all others in memory were loaded past the router.
         self.living: set[str] = set()
         # Those among them that run at another host: the daemon holds nothing of them, and never lists them.
         self.remote: set[str] = set()
@@ -76,8 +76,10 @@ class OllamaEngine:
         """Return the resident of a model; see `normal_name`."""
         return ResidentId(self.name, normal_name(model))
 
-    async def live(self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False) -> Ended:
-        """Load the model, stay with it, unload it; see `Engine.live`.
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
+        """Load the model, stay with it, unload it; see `Engine.run_resident`.
 
         Models that were loaded past the router are unloaded before and after. Before, one that stays makes
         the start fail; after, it is only logged: the resident itself is gone then.
@@ -281,7 +283,7 @@ class _OllamaModel:
             f"(stop_timeout_s in engines.toml); last seen: {self.obstacle or 'no answer'}",
         )
 
-    async def _keep(self, keep_alive: int | str, session: Session | None = None) -> Reply:
+    async def _keep(self, keep_alive: int | str, session: Session | None = None) -> ControlAnswer:
         """Tell how long the model is to stay, and load it where it is not there.
 
         Args:
@@ -295,12 +297,12 @@ class _OllamaModel:
             reply = await self._post("/api/embed", input="", keep_alive=keep_alive, **more)
         return reply
 
-    async def _post(self, path: str, *, timeout_s: float = math.inf, **body: Any) -> Reply:
+    async def _post(self, path: str, *, timeout_s: float = math.inf, **body: Any) -> ControlAnswer:
         body = {"model": self.engine.spelled(self.model), "stream": False, **body}
         return await self.engine.server.call("POST", path, body=body, timeout_s=timeout_s)
 
     async def _until_loaded(self) -> None:
-        pace = Pace()
+        backoff = Backoff()
         while True:
             try:
                 if self.model in await self.engine.loaded():
@@ -310,11 +312,11 @@ class _OllamaModel:
                 if not worth_repeating(error):
                     raise
                 self.obstacle = error.summary
-            await pace.pause()
+            await backoff.pause()
 
     async def _until_gone(self, *, aborted: bool) -> str:
         """Unload the model and wait until it is gone; take strangers along as far as that takes no longer."""
-        pace = Pace()
+        backoff = Backoff()
         asked = False
         if aborted:  # half loaded, it may not be listed yet
             asked = await self._unload(self.model)
@@ -330,7 +332,7 @@ class _OllamaModel:
                     break
                 self.obstacle = f"'{self.model}' is still in /api/ps"
                 asked = asked or await self._unload(self.model)
-            await pace.pause()
+            await backoff.pause()
         self.log.write("unloaded")
         for stranger in self._strangers(loaded):
             await self._unload(stranger)
@@ -348,7 +350,7 @@ class _OllamaModel:
         timeout_s = self.config.stop_timeout_s
         strangers: list[str] = []
         with trio.move_on_after(timeout_s):
-            pace = Pace()
+            backoff = Backoff()
             asked: set[str] = set()
             while strangers := self._strangers(await self.engine.loaded()):
                 for stranger in strangers:
@@ -356,7 +358,7 @@ class _OllamaModel:
                         self.log.write(f"unloading '{stranger}', which was loaded behind the router's back")
                         asked.add(stranger)
                         await self._unload(stranger)
-                await pace.pause()
+                await backoff.pause()
             return
         raise EngineStartFailed(
             self.name,
