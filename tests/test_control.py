@@ -24,7 +24,8 @@ from engine_router.in_flight import Request
 from engine_router.jobs import REMEMBERED_S, Jobs
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.plan import ForwardPlan, Outgoing
-from engine_router.upstream.client import Exchange, Upstream, UpstreamRequest
+from engine_router.upstream.client import Exchange, Upstream
+from engine_router.upstream.http1 import UpstreamRequest
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 LIMIT_S = 200.0

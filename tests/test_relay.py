@@ -39,7 +39,8 @@ from engine_router.proxy.response_body import BrokenAnswer, StreamOptions, plain
 from engine_router.residency.ledger import Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.supervisor import Supervisor
-from engine_router.upstream.client import Headers, ResponseHead, Upstream, UpstreamRequest
+from engine_router.upstream.client import Upstream
+from engine_router.upstream.http1 import Headers, ResponseHead, UpstreamRequest
 
 A, B = ResidentId("a"), ResidentId("b")
 RULES = Rules(drain_timeout_s=0.05, max_wait_s=0.0, abandon_grace_s=0.0, failed_start_memory_s=0.0)

@@ -6,7 +6,7 @@ import pytest
 from test_web import CHAT, COMPLETIONS, MESSAGES, OLLAMA_CHAT, posting, process, routing
 
 from engine_router.proxy.stream_end import stream_end_of
-from engine_router.upstream.client import ResponseHead
+from engine_router.upstream.http1 import ResponseHead
 
 WORD = 'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}]}\n\n'
 STOP = 'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'

@@ -23,7 +23,8 @@ from support.cancel_at import CancelAt
 import engine_router.upstream.client
 from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable
 from engine_router.guards.limits import MAX_ENGINE_OVERHEAD_BYTES
-from engine_router.upstream.client import Exchange, ResponseHead, Upstream, UpstreamRequest
+from engine_router.upstream.client import Exchange, Upstream
+from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"

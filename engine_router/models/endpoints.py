@@ -17,7 +17,8 @@ from engine_router.config import Config
 from engine_router.errors import RouterError
 from engine_router.events import Event, ResidentReady
 from engine_router.guards.limits import ABILITY_ANSWER_BYTES
-from engine_router.upstream.client import Exchange, ResponseHead, Upstream, UpstreamRequest
+from engine_router.upstream.client import Exchange, Upstream
+from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
 
 logger = logging.getLogger(__name__)
 

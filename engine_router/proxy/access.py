@@ -20,7 +20,7 @@ from engine_router.config import ServerConfig
 from engine_router.errors import Forbidden, Unauthorized
 from engine_router.guards.limits import REMEMBERED_HOSTS, REMEMBERED_PEERS
 from engine_router.proxy.credentials import offered_keys
-from engine_router.upstream.client import Headers, first_value
+from engine_router.upstream.http1 import Headers, first_value
 
 # Liveness is asked by machines that have no key, and tells nothing.
 PUBLIC_PATHS = frozenset(("/health",))

@@ -9,7 +9,7 @@ from typing import Final
 
 from engine_router.config import Priority
 from engine_router.errors import BadRequest
-from engine_router.upstream.client import Headers, first_value
+from engine_router.upstream.http1 import Headers, first_value
 
 # What carries a key that came in the path of a request. No engine gets it.
 KEY_HEADER = b"x-engine-router-key"

@@ -26,7 +26,8 @@ from engine_router.proxy.whole_answer import Whole
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Priority
 from engine_router.residency.supervisor import Supervisor
-from engine_router.upstream.client import Exchange, Headers, ResponseHead, Upstream
+from engine_router.upstream.client import Exchange, Upstream
+from engine_router.upstream.http1 import Headers, ResponseHead
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from engine_router.proxy.headers import AddedHeaders, as_json, request_headers
 from engine_router.proxy.plan import Filter, ForwardPlan, Outgoing
 from engine_router.proxy.request_body import IncomingRequest, is_form
 from engine_router.proxy.streamed_body import StreamedRequest
-from engine_router.upstream.client import Arriving
+from engine_router.upstream.http1 import Arriving
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer

@@ -35,7 +35,7 @@ from engine_router.proxy.streamed_body import StreamedRequest
 from engine_router.proxy.wait_status import progress_of
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
-from engine_router.upstream.client import ResponseHead
+from engine_router.upstream.http1 import ResponseHead
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer

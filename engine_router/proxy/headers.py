@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from engine_router.proxy.credentials import KEY_HEADER
-from engine_router.upstream.client import Headers, ResponseHead, first_value
+from engine_router.upstream.http1 import Headers, ResponseHead, first_value
 
 HOP_BY_HOP = frozenset(
     (

@@ -13,7 +13,7 @@ from engine_router.errors import EngineRefused
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Priority
 from engine_router.residency.supervisor import Supervisor
-from engine_router.upstream.client import ResponseHead
+from engine_router.upstream.http1 import ResponseHead
 
 
 @define(eq=False)

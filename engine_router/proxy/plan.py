@@ -9,7 +9,7 @@ from attrs import frozen
 
 from engine_router.dialects.base import Dialect, Octets, Translation
 from engine_router.engines.base import ResidentId
-from engine_router.upstream.client import Arriving, Headers, UpstreamRequest
+from engine_router.upstream.http1 import Arriving, Headers, UpstreamRequest
 
 
 class Filter(Protocol):

@@ -28,7 +28,7 @@ from engine_router.guards.limits import MAX_UNPACK_RATIO, UNPACK_FREE_BYTES
 from engine_router.in_flight import HeldShare
 from engine_router.proxy.routes import model_in_query, query_for, wire_target
 from engine_router.proxy.streamed_body import StreamedRequest, Upload
-from engine_router.upstream.client import Headers, first_value
+from engine_router.upstream.http1 import Headers, first_value
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from attrs import define, field
 from engine_router.dialects.base import Dialect, to_json
 from engine_router.errors import EngineRefused, RouterError
 from engine_router.guards.limits import MAX_FRAME_BYTES
-from engine_router.upstream.client import ResponseHead
+from engine_router.upstream.http1 import ResponseHead
 
 if TYPE_CHECKING:
     from engine_router.dialects.keep_alive import KeepAliveFrames

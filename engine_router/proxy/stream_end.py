@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import define
 
-from engine_router.upstream.client import ResponseHead
+from engine_router.upstream.http1 import ResponseHead
 
 _CHAT: Final = re.compile(rb'\[DONE\]|"finish_reason":\s*"(?!null")|"error"')
 _LINES: Final = re.compile(rb'"done":\s*true|"error"')

@@ -29,7 +29,7 @@ from engine_router.proxy.response_body import BrokenAnswer
 from engine_router.proxy.streamed_body import Upload
 from engine_router.server.fast_parser import RequestReader, Verdict
 from engine_router.server.response_head import response_head
-from engine_router.upstream.client import Headers
+from engine_router.upstream.http1 import Headers
 from engine_router.upstream.socket_stream import ConnectionLost, RawStream, moved_on
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from engine_router.router import Router
 from engine_router.server.accept import MakeFast, Server, UnknownHypercorn, check_hypercorn
 from engine_router.server.fast_connection import FastConnection
 from engine_router.server.fast_parser import RequestReader
-from engine_router.upstream.client import Headers
+from engine_router.upstream.http1 import Headers
 from engine_router.upstream.socket_stream import RawStream
 
 # Seconds that an idle connection of a client is kept: longer than clients' pools keep theirs (httpx 5, Node 5,

@@ -17,33 +17,23 @@ from collections import deque
 
 import httptools
 import trio
-from attrs import frozen
 
 from engine_router.errors import EngineBroke, EngineUnreachable, RouterError
 from engine_router.guards.limits import MAX_ENGINE_OVERHEAD_BYTES
 from engine_router.upstream.connect import Wire, dial
-from engine_router.upstream.requests import Arriving, Headers, UpstreamRequest, first_value, head_bytes
-from engine_router.upstream.responses import ResponseReader
+from engine_router.upstream.http1 import (
+    Arriving,
+    ResponseHead,
+    ResponseParser,
+    UpstreamRequest,
+    head_bytes,
+)
 from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost
-
-__all__ = ["Arriving", "Exchange", "Headers", "ResponseHead", "Upstream", "UpstreamRequest", "first_value"]
 
 # Servers close idle connections after 5 s (uvicorn, cpp-httplib); ours must go first, or a request may be
 # sent into a connection that is being closed.
 MAX_IDLE_S = 4.0
 MAX_IDLE_CONNECTIONS = 64
-
-
-@frozen
-class ResponseHead:
-    """Status line and headers of an engine's response."""
-
-    status: int
-    headers: Headers
-
-    def header(self, name: bytes) -> bytes | None:
-        """Return the first value of a header; `name` in lower case."""
-        return first_value(self.headers, name)
 
 
 class Exchange:
@@ -61,7 +51,7 @@ class Exchange:
         self._pool = pool
         self._request = request
         self._stream = stream
-        self._reader = ResponseReader(bodyless=request.method == "HEAD")
+        self._response = ResponseParser(bodyless=request.method == "HEAD")
         self._overhead_bytes = 0
         self._is_sent = False
         self._may_repeat = is_reused
@@ -70,7 +60,7 @@ class Exchange:
         self._closed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "complete" if self._reader.parsed.complete else "open"
+        state = "closed" if self._closed else "complete" if self._response.complete else "open"
         return f"<Exchange {self._request.method} {self._request.base_url}{self._request.target} {state}>"
 
     async def transmit(self) -> None:
@@ -117,7 +107,7 @@ class Exchange:
 
     async def _listen(self, sending: trio.CancelScope) -> None:
         with contextlib.suppress(EngineBroke):  # it is raised again to whom waits for the head
-            while not (self._reader.parsed.head_done or self._must_repeat):
+            while not (self._response.head_done or self._must_repeat):
                 await self._receive()
         sending.cancel()
 
@@ -127,14 +117,14 @@ class Exchange:
         Raises:
             EngineBroke: the connection ended first, or what came is not HTTP.
         """
-        while not self._reader.parsed.head_done:
+        while not self._response.head_done:
             await self._receive()
-        return ResponseHead(self._reader.parsed.status, tuple(self._reader.parsed.headers))
+        return ResponseHead(self._response.status, tuple(self._response.headers))
 
     @property
     def has_chunk(self) -> bool:
         """Whether `chunk` would return at once."""
-        return bool(self._reader.parsed.body) or self._reader.parsed.complete
+        return bool(self._response.body) or self._response.complete
 
     async def chunk(self) -> bytes:
         """Return the next bytes of the body as they came in; empty at its proper end.
@@ -144,14 +134,14 @@ class Exchange:
         Raises:
             EngineBroke: the body broke off.
         """
-        parsed = self._reader.parsed
-        while not parsed.body and not parsed.complete:
+        response = self._response
+        while not response.body and not response.complete:
             await self._receive()
-        if not parsed.body:
+        if not response.body:
             self.close()
             return b""
-        data = parsed.body.popleft() if len(parsed.body) == 1 else b"".join(parsed.body)
-        parsed.body.clear()
+        data = response.body.popleft() if len(response.body) == 1 else b"".join(response.body)
+        response.body.clear()
         return data
 
     def close(self) -> None:
@@ -163,8 +153,8 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
-        parsed = self._reader.parsed
-        if self._is_sent and parsed.complete and parsed.reusable and not parsed.body:
+        response = self._response
+        if self._is_sent and response.complete and response.reusable and not response.body:
             self._pool.keep(self._request.base_url, self._stream)
         else:
             self._stream.close()
@@ -183,19 +173,19 @@ class Exchange:
             raise self._broke(
                 "the connection was closed" if self._closed else "the connection broke"
             ) from error
-        parsed = self._reader.parsed
+        response = self._response
         if not data:
             if self._may_repeat:
                 self._must_repeat = True
                 return
-            if self._reader.ends_with_connection():
-                parsed.complete = True
+            if response.head_done and not response.is_framed:
+                response.complete = True
                 return
-            where = "in the middle of its answer" if parsed.head_done else "without an answer"
+            where = "in the middle of its answer" if response.head_done else "without an answer"
             raise self._broke(f"it closed the connection {where}")
         self._may_repeat = False
         failure = self._take_in(data)
-        if failure is not None and not parsed.body:  # what came before it is handed out first
+        if failure is not None and not response.body:  # what came before it is handed out first
             raise failure
 
     async def _repeat(self) -> None:
@@ -216,22 +206,22 @@ class Exchange:
             raise
 
     def _take_in(self, data: bytes) -> EngineBroke | None:
-        parsed = self._reader.parsed
+        response = self._response
         try:
-            self._reader.feed(data)
+            self._response.feed(data)
         except httptools.HttpParserError as error:
-            if not parsed.complete:
+            if not response.complete:
                 return self._broke(f"its answer is not HTTP: {error}")
-            parsed.reusable = False  # bytes after the end: nobody asked for them
-        self._overhead_bytes = 0 if parsed.body or parsed.complete else self._overhead_bytes + len(data)
-        if parsed.fault:
-            return self._broke(parsed.fault)
+            response.reusable = False  # bytes after the end: nobody asked for them
+        self._overhead_bytes = 0 if response.body or response.complete else self._overhead_bytes + len(data)
+        if response.fault:
+            return self._broke(response.fault)
         if self._overhead_bytes > MAX_ENGINE_OVERHEAD_BYTES:
             return self._broke("its answer has headers without an end")
         return None
 
     def _broke(self, how: str) -> EngineBroke:
-        self._reader.parsed.reusable = False
+        self._response.reusable = False
         self._failure = EngineBroke(self._request.engine, f"broke off: {how}")
         return self._failure
 

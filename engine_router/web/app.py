@@ -33,7 +33,7 @@ from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.headers import as_streamed
 from engine_router.proxy.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.router import Router
-from engine_router.upstream.client import Headers
+from engine_router.upstream.http1 import Headers
 from engine_router.web.admin import Admin
 from engine_router.web.anthropic import dialect_for
 from engine_router.web.compat import add_rivals

@@ -30,7 +30,8 @@ from engine_router.proxy.headers import AddedHeaders, request_headers, response_
 from engine_router.proxy.routes import API_ROUTES, base_url_hint, wire_target
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
-from engine_router.upstream.client import Exchange, ResponseHead, UpstreamRequest
+from engine_router.upstream.client import Exchange
+from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
 from engine_router.web import ollama_shapes
 from engine_router.web.openai import json_response
 from engine_router.web.proxy import Proxy, as_response, pieces_of, wire_headers

@@ -13,7 +13,7 @@ from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.response_body import BrokenAnswer
 from engine_router.proxy.routes import base_url_hint, is_proxied, model_in_query
-from engine_router.upstream.client import Headers, ResponseHead
+from engine_router.upstream.http1 import Headers, ResponseHead
 from engine_router.web.scope import body_of, scope_of
 
 

@@ -29,7 +29,7 @@ from engine_router.proxy.credentials import KEY_PROTOCOL, priority_of
 from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
 from engine_router.router import Router
-from engine_router.upstream.client import Headers
+from engine_router.upstream.http1 import Headers
 from engine_router.web.compat.passed_through import check_path, headers_for, model_in, segments_of
 from engine_router.web.scope import SCOPE_KEY, tidy
 

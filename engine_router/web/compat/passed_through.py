@@ -18,7 +18,7 @@ from engine_router.proxy.plan import ForwardPlan, Outgoing
 from engine_router.proxy.routes import VISIBLE, wire_target
 from engine_router.residency.ledger import Phase
 from engine_router.router import Router
-from engine_router.upstream.client import Headers, ResponseHead, UpstreamRequest, first_value
+from engine_router.upstream.http1 import Headers, ResponseHead, UpstreamRequest, first_value
 from engine_router.web.compat.model_status import standing
 from engine_router.web.proxy import as_response, pieces_of, wire_headers
 from engine_router.web.scope import scope_of, whole_body

@@ -1,0 +1,201 @@
+"""HTTP/1.1 with engines, without their sockets: the heads of requests, and the parser of responses.
+
+llhttp (httptools) parses responses; what it lets pass too generously is a fault.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+from urllib.parse import quote_from_bytes, urlsplit
+
+import httptools
+from attrs import frozen
+
+from engine_router.errors import BadRequest
+
+_UNSAFE_IN_TARGET = re.compile(rb"[^\x21-\x7e]+")
+_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Arriving(Protocol):
+    """A body that is still coming.
+
+    Attributes:
+        length: in bytes; None where nobody knows it yet.
+    """
+
+    length: int | None
+
+    def pieces(self) -> AsyncGenerator[bytes | bytearray, None]:
+        """Yield the body from its beginning; asked for once."""
+        ...
+
+
+@frozen(kw_only=True)
+class UpstreamRequest:
+    """What is sent to an engine.
+
+    Attributes:
+        engine: its name, for error messages.
+        base_url: `http://host:port`.
+        target: path and query, as they go on the wire.
+        headers: without Host and framing headers, which are added.
+        body: the whole body, or one that is relayed as it comes.
+        connect_timeout_s: seconds within which it must accept the connection.
+    """
+
+    engine: str
+    base_url: str
+    method: str
+    target: str
+    headers: Headers
+    body: bytes | bytearray | Arriving
+    connect_timeout_s: float = 15.0
+
+
+def first_value(headers: Headers, name: bytes) -> bytes | None:
+    """Return the first value of a header; `name` in lower case."""
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return None
+
+
+@frozen
+class ResponseHead:
+    """Status line and headers of an engine's response."""
+
+    status: int
+    headers: Headers
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of a header; `name` in lower case."""
+        return first_value(self.headers, name)
+
+
+def head_bytes(request: UpstreamRequest) -> bytes:
+    """Return a request's line and headers as they go out.
+
+    Raises:
+        BadRequest: a header has a line break in it.
+    """
+    # A path that was decoded on its way in must not bring line breaks into what goes out.
+    target = _UNSAFE_IN_TARGET.sub(_escaped, request.target.encode("utf-8", "surrogatepass"))
+    method, host, body = request.method.encode("ascii"), _host_of(request.base_url), request.body
+    length = len(body) if isinstance(body, (bytes, bytearray)) else body.length
+    lines = [b"%b %b HTTP/1.1\r\n" % (method, target), b"host: %b\r\n" % host]
+    lines += map(b"%b: %b\r\n".__mod__, request.headers)
+    if length is None:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    elif length or request.method in _WITH_BODY:
+        lines.append(b"content-length: %d\r\n" % length)
+    head = b"".join(lines)
+    if not head.count(b"\r") == head.count(b"\n") == len(lines):
+        raise BadRequest("a header has a line break in it")
+    return head + b"\r\n"
+
+
+@functools.lru_cache(maxsize=256)
+def _host_of(base_url: str) -> bytes:
+    return urlsplit(base_url).netloc.encode("idna")
+
+
+def _escaped(unsafe: re.Match[bytes]) -> bytes:
+    return quote_from_bytes(unsafe[0]).encode("ascii")
+
+
+class ResponseParser:
+    """A parser of one response: the callbacks of httptools. Interim responses (1xx) are passed over.
+
+    Attributes:
+        status, headers: those of the head, once `head_done`.
+        is_framed: the head says how long the body is; else the connection's end is its end.
+        body: the pieces of the body that came and were not taken.
+        complete: the response has come to its proper end.
+        reusable: the connection may be used for another request then.
+        fault: what is wrong with a head that llhttp lets pass; empty for nothing.
+    """
+
+    def __init__(self, *, bodyless: bool) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_framed = False
+        self.body: deque[bytes] = deque()
+        self.head_done = False
+        self.complete = False
+        self.reusable = False
+        self.fault = ""
+        self._bodyless = bodyless
+        self._pieces_at_end = 0
+        # Called for every chunk of every stream: a method of ours would cost more than all else here. What does
+        # not belong to the body (an interim answer's, or what follows the end) is taken out afterwards.
+        self.on_body = self.body.append
+        self._parser = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Parse what came in.
+
+        Raises:
+            httptools.HttpParserError: it is not HTTP.
+
+        What llhttp lets pass, but has no sure end, is noted in `fault`.
+        """
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # noted as a fault
+        finally:
+            if not self.head_done:
+                self.body.clear()
+            while self.complete and len(self.body) > self._pieces_at_end:
+                self.body.pop()
+
+    def on_message_begin(self) -> None:
+        """Begin a message: an interim one, the answer, or what follows it."""
+        if not self.complete:
+            self.headers = []
+        else:
+            self.reusable = False  # bytes after the end: nobody asked for them
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header."""
+        if not self.head_done:  # what comes later is a trailer
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Judge a head that is complete."""
+        status = self._parser.get_status_code()
+        if self.complete or (100 <= status < 200 and status != 101):
+            return
+        codings, has_length = [], False
+        for name, value in self.headers:
+            key = name.lower()
+            if key == b"transfer-encoding":
+                codings.append(value)
+            elif key == b"content-length":
+                has_length = True
+        if status < 200:
+            self.fault = f"its answer has the status {status}, which nobody asked for"
+        elif codings and [coding.lower() for coding in codings] != [b"chunked"]:
+            # Anything else is encoded in a way that the client is not told of, or ends nobody knows where.
+            self.fault = f"its answer has the transfer encoding '{b', '.join(codings).decode('latin-1')}'"
+        if self.fault:
+            return
+        self.status, self.is_framed, self.head_done = status, has_length or bool(codings), True
+        self.body.clear()
+        if self._bodyless or status in (204, 304):
+            self.complete = True
+            self.reusable = self._bodyless is False and self._parser.should_keep_alive()
+
+    def on_message_complete(self) -> None:
+        """End a message."""
+        if self.head_done and not self.complete:
+            self.complete = True
+            self._pieces_at_end = len(self.body)
+            self.reusable = self._parser.should_keep_alive()
