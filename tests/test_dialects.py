@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 
 from engine_router import errors
 from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI, Dialect, dialect_of
-from engine_router.dialects.base import error_headers, route_json, route_multipart, to_json
-from engine_router.dialects.error_bodies import dig_error
+from engine_router.dialects.base import error_headers
+from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames
+from engine_router.dialects.json_body import to_json
+from engine_router.dialects.multipart import route_multipart
+from engine_router.dialects.routed import route_json
 from engine_router.errors import BadRequest, EngineError, RouterError
 
 DIALECTS = {"openai": OPENAI, "ollama": OLLAMA, "anthropic": ANTHROPIC}
@@ -266,7 +269,7 @@ def test_where_the_last_frame_ends(dialect: Dialect, data: bytes, sse: int, line
     ],
 )
 def test_the_message_of_any_engines_error(body: bytes, message: str | None) -> None:
-    assert dig_error(body) == message
+    assert error_message(body) == message
 
 
 # Requests.

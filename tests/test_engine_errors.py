@@ -20,7 +20,7 @@ from support.served import ask, served
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI
-from engine_router.dialects.error_bodies import dig_error
+from engine_router.dialects.engine_errors import error_message
 from engine_router.errors import EngineRefused
 from engine_router.guards.limits import ERROR_BODY_BYTES
 
@@ -97,7 +97,7 @@ MESSAGES_IN = {
 
 @pytest.mark.parametrize(("body", "message"), MESSAGES_IN.values(), ids=MESSAGES_IN)
 def test_the_message_is_found_and_the_clients_input_left_out(body: bytes, message: str | None) -> None:
-    found = dig_error(body)
+    found = error_message(body)
     assert found == message
     assert SECRET not in (found or "")
 
@@ -117,7 +117,7 @@ LONG_BYTES = 16 * ERROR_BODY_BYTES  # so that what grows with the square of it s
     ],
 )
 def test_no_body_takes_long_to_understand(body: bytes) -> None:
-    assert len(dig_error(body) or "") < 3000
+    assert len(error_message(body) or "") < 3000
 
 
 # Which shapes go on as they are.

@@ -11,26 +11,26 @@ from support.scripted import ScriptedLlamaRouter, as_json
 
 from engine_router import open_router
 from engine_router.config import parse_config
-from engine_router.dialects.extensions import Traits
+from engine_router.dialects.engine_options import EngineTraits
 from engine_router.router import Router
 
 HEAD = 'state_file = "/dev/null/state.json"\n[pools.default]\ngauge = "none"\n'
 CHAT = "/v1/chat/completions"
 
 
-def traits(router: Router, model: str) -> Traits:
+def traits(router: Router, model: str) -> EngineTraits:
     return router.known_models.traits_of(router.registry.resolve(model))
 
 
 @pytest.mark.parametrize(
     ("argv", "known"),
     [
-        ("vllm serve /models/m --max-model-len 4096 --port {port}", Traits("vLLM", 4096)),
-        ("llama-server -m /models/m.gguf -c 8192 --port {port}", Traits("llama.cpp", 8192)),
-        ("/opt/run-it --port {port}", Traits("", None)),
+        ("vllm serve /models/m --max-model-len 4096 --port {port}", EngineTraits("vLLM", 4096)),
+        ("llama-server -m /models/m.gguf -c 8192 --port {port}", EngineTraits("llama.cpp", 8192)),
+        ("/opt/run-it --port {port}", EngineTraits("", None)),
     ],
 )
-async def test_a_command_tells_the_kind(argv: str, known: Traits) -> None:
+async def test_a_command_tells_the_kind(argv: str, known: EngineTraits) -> None:
     text = f'{HEAD}[engines.e]\ntype = "process"\nargv = {json.dumps(argv)}\n[models.m]\nengine = "e"\n'
     with trio.fail_after(200):
         async with open_router(parse_config(text)) as router:
@@ -51,7 +51,7 @@ async def test_else_what_the_engine_lists_tells_it(owner: str, kind: str, name: 
                 async with router.lease("m"):
                     while not traits(router, "m").kind:
                         await trio.sleep(0.01)
-                    assert traits(router, "m") == Traits(kind, 512)
+                    assert traits(router, "m") == EngineTraits(kind, 512)
                     data = {
                         "model": "m",
                         "stream": False,

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI
-from engine_router.dialects.engine_words import broken, refused
+from engine_router.dialects.engine_errors import broken, refused
 from engine_router.dialects.keep_alive import keep_alive_for
 from engine_router.errors import ContextTooLong, EngineBroke, EngineRefused, RouterError
 

@@ -7,7 +7,7 @@ import pytest
 from test_answering import CHAT, HELLO, MESSAGES, OLLAMA_CHAT, RESPONSES, TALK, echoed, routing
 
 from engine_router.config import parse_config
-from engine_router.dialects.extensions import Traits
+from engine_router.dialects.engine_options import EngineTraits
 from engine_router.dialects.keep_alive.messages import SIGNATURE
 from engine_router.dialects.ollama.loading import loads
 from engine_router.engines.base import ResidentId
@@ -76,7 +76,7 @@ def test_only_what_means_nothing_else_is_relayed_as_it_comes() -> None:
         text = f"[server]\nfooter={server}\n[engines.e]\ntype='http'\nbase_url='http://h:1'\nmodels=['m']\nendpoints=['{MESSAGES}','{RESPONSES}','{COUNT}']\n[engines.e.unload]\npath='/u'\n[engines.e.loaded]\npath='/l'"
         config = parse_config(text)
         planner = ForwardPlanner(
-            config, EndpointSupport(config, Upstream()), lambda _: Traits(), strip_keys=False
+            config, EndpointSupport(config, Upstream()), lambda _: EngineTraits(), strip_keys=False
         )
         target = Target("m", "e", ResidentId("e", "m"), "m")
         paths = (CHAT, "/v1/audio/transcriptions", MESSAGES, COUNT, RESPONSES, OLLAMA_CHAT, "/api/generate")

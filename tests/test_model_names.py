@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine_router.dialects.base import FormReader, model_in
 from engine_router.dialects.model_names import close_names
+from engine_router.dialects.multipart import FormReader
+from engine_router.dialects.routed import model_in
 from engine_router.errors import BadRequest
 from engine_router.guards.limits import MAX_CANDIDATES
 from engine_router.proxy.routes import model_in_query

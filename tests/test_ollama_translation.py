@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_router.dialects.base import Translation
-from engine_router.dialects.extensions import Traits
+from engine_router.dialects.engine_options import EngineTraits
 from engine_router.dialects.ollama.answers import translate
 from engine_router.dialects.ollama.loading import keep_alive_s, load_answer, loads
 from engine_router.errors import BadRequest
@@ -152,7 +152,7 @@ def test_options_keep_their_meaning() -> None:
 def test_extensions_have_the_names_that_the_engine_knows(path: str, kind: str, names: set[str]) -> None:
     options = {"top_k": 40, "min_p": 0.05, "repeat_penalty": 1.1, "mirostat": 0, "temperature": 0.5}
     data = {"messages": [], "prompt": "x", "stream": False, "options": options}
-    request = json.loads(begin(path, data, traits=lambda: Traits(kind)).body)
+    request = json.loads(begin(path, data, traits=lambda: EngineTraits(kind)).body)
     assert request.keys() - {"model", "messages", *STREAMED, "temperature"} == names
     assert {request.get("repeat_penalty"), request.get("repetition_penalty")} <= {1.1, None}
 
@@ -889,9 +889,11 @@ def test_what_is_no_vector_is_an_error(vector: Any, message: str) -> None:
     ],
 )
 def test_vllm_cuts_what_is_too_long_to_embed_as_ollama_does(data: Json, tokens: int | None) -> None:
-    body = json.loads(begin("/api/embed", {"input": "a", **data}, traits=lambda: Traits("vLLM", 8192)).body)
+    body = json.loads(
+        begin("/api/embed", {"input": "a", **data}, traits=lambda: EngineTraits("vLLM", 8192)).body
+    )
     assert body.get("truncate_prompt_tokens") == tokens
-    other = begin("/api/embed", {"input": "a", **data}, traits=lambda: Traits("llama.cpp", 8192))
+    other = begin("/api/embed", {"input": "a", **data}, traits=lambda: EngineTraits("llama.cpp", 8192))
     assert json.loads(other.body) == {"model": "qwen.gguf", "input": "a"}
 
 

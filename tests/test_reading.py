@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_router.dialects import OPENAI
-from engine_router.dialects.base import Routed
+from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError, UnknownEncoding
 from engine_router.in_flight import HeldBodies
 from engine_router.proxy import request_body as reading

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from engine_router.dialects.base import STRICT_DECODER, Octets
+from engine_router.dialects.json_body import STRICT_DECODER, Octets
 from engine_router.guards.foreign_text import printable
 
 # What an answer of an unexpected shape leads to.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from engine_router.dialects.base import to_json
+from engine_router.dialects.json_body import to_json
 
 # A comment, or the first letter of a field: data, event, id, retry. No JSON that an answer could be begins like these.
 _BEGINNINGS = (b":", b"d", b"e", b"i", b"r")

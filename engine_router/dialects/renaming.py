@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from engine_router.dialects.base import Octets, to_json
 from engine_router.dialects.frames import EventFrames, FrameReader, LineFrames
+from engine_router.dialects.json_body import Octets, to_json
 
 _MODEL = re.compile(rb'(?<!\\)"model"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)

@@ -1,6 +1,6 @@
 """Finding `model` and `stream` in a body that is still coming.
 
-Large bodies only: what is there as a whole is read faster as a whole (`base.route_json`). Nothing is kept but
+Large bodies only: what is there as a whole is read faster as a whole (`routed.route_json`). Nothing is kept but
 the few values that are looked for, however large the rest.
 """
 
@@ -12,7 +12,9 @@ import json
 import re
 from typing import Any, Protocol
 
-from engine_router.dialects.base import FormReader, Octets, has_no_value, model_in
+from engine_router.dialects.json_body import Octets
+from engine_router.dialects.multipart import FormReader
+from engine_router.dialects.routed import has_no_value, model_in
 from engine_router.errors import BadRequest
 from engine_router.guards.limits import MAX_TOKEN_BYTES
 

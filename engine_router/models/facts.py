@@ -16,7 +16,7 @@ import trio
 from attrs import define, field, frozen
 
 from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig
-from engine_router.dialects.extensions import Traits
+from engine_router.dialects.engine_options import EngineTraits
 from engine_router.engines.base import ResidentId
 from engine_router.engines.command_options import model_options
 from engine_router.engines.remote.client import EngineClient
@@ -123,7 +123,7 @@ class KnownModels:
             (entry,) = listing.models.values()  # a server of one model may call it by the path of its file
         return _facts(configured, launch, weights, entry or {})
 
-    def traits_of(self, target: Target) -> Traits:
+    def traits_of(self, target: Target) -> EngineTraits:
         """Return what a translation needs to know of a model's engine: by its command, else by what it lists."""
         settings = self._config.engines[target.engine]
         kind = model_options(settings.argv).kind.name if isinstance(settings, ProcessConfig) else ""
@@ -131,7 +131,7 @@ class KnownModels:
             entries = self._listings[target.engine].models.values()
             owners = [str(entry.get("owned_by")).lower() for entry in entries]
             kind = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), "")
-        return Traits(kind, self.of(target).context_length)
+        return EngineTraits(kind, self.of(target).context_length)
 
     def _launch(self, target: Target) -> Launch:
         """Return how a model is started; the configuration does not know what its engine calls it."""

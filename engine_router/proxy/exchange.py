@@ -15,7 +15,7 @@ import trio
 from attrs import define, field
 
 from engine_router.dialects.base import Dialect, Translation
-from engine_router.dialects.engine_words import broken, refused
+from engine_router.dialects.engine_errors import broken, refused
 from engine_router.engines.base import DOUBT_S, Endpoint, ResidentId
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
 from engine_router.guards.limits import ERROR_BODY_BYTES, ERROR_BODY_S

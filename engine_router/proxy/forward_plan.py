@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from engine_router.config import Config
 from engine_router.dialects import OLLAMA, OPENAI, dialect_of
-from engine_router.dialects.base import Octets, Routed, Translation, parse_object, to_json
-from engine_router.dialects.extensions import Traits
+from engine_router.dialects.base import Translation
+from engine_router.dialects.engine_options import EngineTraits
+from engine_router.dialects.json_body import Octets, parse_object, to_json
 from engine_router.dialects.ollama.loading import kept_for_ever
 from engine_router.dialects.openai.streaming import STREAMABLE, as_stream
 from engine_router.dialects.policy import Policy
 from engine_router.dialects.renaming import Renaming
+from engine_router.dialects.routed import Routed
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.registry import Target
 from engine_router.proxy.headers import AddedHeaders, as_json, request_headers
@@ -37,7 +39,7 @@ class ForwardPlanner:
         self,
         config: Config,
         endpoint_support: EndpointSupport,
-        traits_of: Callable[[Target], Traits],
+        traits_of: Callable[[Target], EngineTraits],
         *,
         strip_keys: bool,
     ) -> None:
@@ -180,7 +182,7 @@ def _translation(
     routed: Routed,
     target: Target,
     load_s: Callable[[], float],
-    traits: Callable[[], Traits],
+    traits: Callable[[], EngineTraits],
 ) -> Translation:
     # Many routers never need one of these: they are imported, and take their memory, when they are.
     asked, upstream = routed.model, target.upstream

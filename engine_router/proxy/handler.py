@@ -17,8 +17,9 @@ from attrs import frozen
 
 from engine_router.config import Config
 from engine_router.dialects import OLLAMA, dialect_of
-from engine_router.dialects.base import Dialect, Routed
+from engine_router.dialects.base import Dialect
 from engine_router.dialects.ollama.loading import keep_alive_s, load_answer, loads
+from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, RouterError
 from engine_router.in_flight import HeldShare, Request
 from engine_router.models.registry import Target

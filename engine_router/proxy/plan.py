@@ -7,7 +7,8 @@ from typing import Protocol
 
 from attrs import frozen
 
-from engine_router.dialects.base import Dialect, Octets, Translation
+from engine_router.dialects.base import Dialect, Translation
+from engine_router.dialects.json_body import Octets
 from engine_router.engines.base import ResidentId
 from engine_router.upstream.http1 import Arriving, Headers, UpstreamRequest
 

@@ -12,16 +12,10 @@ from typing import Any, TypeVar
 import trio
 from attrs import frozen
 
-from engine_router.dialects.base import (
-    DefaultRouted,
-    Dialect,
-    Octets,
-    QueryRouted,
-    Routed,
-    parse_object,
-    route_json,
-    route_multipart,
-)
+from engine_router.dialects.base import Dialect
+from engine_router.dialects.json_body import Octets, parse_object
+from engine_router.dialects.multipart import route_multipart
+from engine_router.dialects.routed import DefaultRouted, QueryRouted, Routed, route_json
 from engine_router.dialects.scanning import FormScanner, JsonScanner
 from engine_router.errors import BadRequest, BodyTooLarge, NoModelNamed, UnknownEncoding, UnpacksTooLarge
 from engine_router.guards.limits import MAX_UNPACK_RATIO, UNPACK_FREE_BYTES

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from attrs import define, field
 
-from engine_router.dialects.base import Dialect, to_json
+from engine_router.dialects.base import Dialect
+from engine_router.dialects.json_body import to_json
 from engine_router.errors import EngineRefused, RouterError
 from engine_router.guards.limits import MAX_FRAME_BYTES
 from engine_router.upstream.http1 import ResponseHead

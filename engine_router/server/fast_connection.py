@@ -16,7 +16,8 @@ from typing import Final
 import trio
 
 from engine_router.dialects import dialect_of
-from engine_router.dialects.base import error_headers, to_json
+from engine_router.dialects.base import error_headers
+from engine_router.dialects.json_body import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import shown

@@ -13,7 +13,8 @@ from quart import Response, request
 
 from engine_router.config import OllamaConfig
 from engine_router.dialects import OLLAMA
-from engine_router.dialects.base import route_json, to_json
+from engine_router.dialects.json_body import to_json
+from engine_router.dialects.routed import route_json
 from engine_router.engines.base import ResidentId
 from engine_router.errors import (
     BadRequest,

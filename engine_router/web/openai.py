@@ -6,7 +6,7 @@ from typing import Any
 
 from quart import Response, request
 
-from engine_router.dialects.base import to_json
+from engine_router.dialects.json_body import to_json
 from engine_router.models.registry import Target
 from engine_router.router import Router
 from engine_router.web.anthropic import model_info, model_page, speaks_anthropic

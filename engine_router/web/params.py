@@ -8,7 +8,7 @@ from typing import Any
 
 from quart import request
 
-from engine_router.dialects.base import parse_object
+from engine_router.dialects.json_body import parse_object
 from engine_router.errors import BadRequest, NoSuchRoute
 from engine_router.guards.foreign_text import shown
 from engine_router.models.registry import Target

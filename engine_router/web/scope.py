@@ -26,7 +26,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from engine_router.dialects import dialect_of
-from engine_router.dialects.base import to_json
+from engine_router.dialects.json_body import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import shown

@@ -8,8 +8,9 @@ from typing import Any
 
 from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.anthropic.request import chat_request
-from engine_router.dialects.base import Translation, to_json
+from engine_router.dialects.base import Translation
 from engine_router.dialects.frames import typed_event
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.openai.blocks import Piece
 from engine_router.dialects.openai.chunks import ChatAnswer
 from engine_router.dialects.openai.streaming import as_stream

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.dialects.anthropic.request import chat_request
-from engine_router.dialects.base import to_json
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.openai.tokens import tokens_of
 
 

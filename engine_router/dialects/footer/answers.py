@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine_router.dialects.base import to_json
-from engine_router.dialects.error_bodies import json_object
 from engine_router.dialects.footer.pace import Pace
 from engine_router.dialects.frames import (
     EventFrames,
@@ -17,6 +15,7 @@ from engine_router.dialects.frames import (
     event_data,
     typed_event,
 )
+from engine_router.dialects.json_body import json_object, to_json
 
 
 class StreamFooter(ABC):

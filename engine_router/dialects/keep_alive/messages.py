@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine_router.dialects import ANTHROPIC
-from engine_router.dialects.base import Octets, parse_object, to_json
-from engine_router.dialects.error_bodies import json_object
 from engine_router.dialects.frames import EventFrames, event_data, named_event, typed_event
+from engine_router.dialects.json_body import Octets, json_object, parse_object, to_json
 from engine_router.dialects.keep_alive.base import Waiting
 from engine_router.errors import RouterError
 

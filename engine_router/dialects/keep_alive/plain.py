@@ -7,8 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from engine_router.dialects.base import Dialect, to_json
+from engine_router.dialects.base import Dialect
 from engine_router.dialects.frames import data_event
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.keep_alive.base import Waiting
 from engine_router.errors import RouterError
 

@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from engine_router.dialects import OPENAI
-from engine_router.dialects.error_bodies import json_object
 from engine_router.dialects.frames import EventFrames, event_data, events_end, named_event
+from engine_router.dialects.json_body import json_object
 from engine_router.dialects.keep_alive.base import Waiting
 from engine_router.errors import RouterError
 from engine_router.guards.limits import MAX_BEGINNING_BYTES

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine_router.dialects.answer_json import arguments_of
-from engine_router.dialects.base import Translation, to_json
+from engine_router.dialects.base import Translation
 from engine_router.dialects.checks import flag_at
-from engine_router.dialects.extensions import Traits
+from engine_router.dialects.engine_options import EngineTraits
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.ollama.embeddings import EmbedTranslation
 from engine_router.dialects.ollama.figures import Clock, Stopwatch, Timestamps
 from engine_router.dialects.ollama.request import chat_request, embed_request, generate_request
@@ -27,7 +28,7 @@ def translate(
     *,
     asked: str,
     upstream: str,
-    traits: Callable[[], Traits] = Traits,
+    traits: Callable[[], EngineTraits] = EngineTraits,
     load_s: Clock = lambda: 0.0,
     began_s: float | None = None,
     clock: Clock = time.monotonic,
@@ -62,7 +63,7 @@ def _embedding(
     data: Mapping[str, Any],
     asked: str,
     upstream: str,
-    traits: Callable[[], Traits],
+    traits: Callable[[], EngineTraits],
     stopwatch: Stopwatch,
 ) -> Translation:
     single = path == "/api/embeddings"
@@ -76,7 +77,7 @@ def _writing(
     data: Mapping[str, Any],
     asked: str,
     upstream: str,
-    traits: Callable[[], Traits],
+    traits: Callable[[], EngineTraits],
     stopwatch: Stopwatch,
     timestamps: Timestamps,
 ) -> Translation:

@@ -14,8 +14,8 @@ from engine_router.dialects.answer_json import (
     understanding,
     whole_number_in,
 )
-from engine_router.dialects.base import to_json
-from engine_router.dialects.error_bodies import dig_error
+from engine_router.dialects.engine_errors import error_message
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.ollama.figures import Stopwatch
 from engine_router.dialects.openai.figures import Figures, Tokens
 
@@ -50,7 +50,7 @@ class EmbedTranslation:
             answer = parse_answer(self._whole)
             entries = sorted(answer.get("data") or (), key=_index)
             if not entries:
-                raise ValueError(dig_error(bytes(self._whole)) or "an answer without embeddings")
+                raise ValueError(error_message(bytes(self._whole)) or "an answer without embeddings")
             if self._single:
                 return to_json({"embedding": _vector(entries[0]["embedding"])})
             vectors = [self._cut(_vector(entry["embedding"])) for entry in entries]

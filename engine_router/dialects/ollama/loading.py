@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from engine_router.dialects.base import Octets, parse_object, to_json
+from engine_router.dialects.json_body import Octets, parse_object, to_json
 from engine_router.dialects.ollama.figures import Clock, timestamp
 from engine_router.errors import BadRequest
 from engine_router.guards.foreign_text import shown

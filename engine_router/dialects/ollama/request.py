@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine_router.dialects.answer_json import arguments_of
-from engine_router.dialects.base import to_json
 from engine_router.dialects.checks import (
     count_at,
     flag_at,
@@ -22,7 +21,8 @@ from engine_router.dialects.checks import (
     texts_at,
     whole_at,
 )
-from engine_router.dialects.extensions import Traits, named_for, truncation_for
+from engine_router.dialects.engine_options import EngineTraits, named_for, truncation_for
+from engine_router.dialects.json_body import to_json
 from engine_router.errors import BadRequest
 
 # OpenAI has these too; the others are extensions, for which engines have names of their own.
@@ -36,7 +36,9 @@ _MAX_TOP_LOGPROBS = 20
 _IMAGE_SIGNATURES = (("/9j/", "jpeg"), ("iVBOR", "png"), ("R0lGOD", "gif"), ("UklGR", "webp"))
 
 
-def chat_request(data: Mapping[str, Any], traits: Callable[[], Traits] = Traits) -> dict[str, Any]:
+def chat_request(
+    data: Mapping[str, Any], traits: Callable[[], EngineTraits] = EngineTraits
+) -> dict[str, Any]:
     """Return the chat completion request for `/api/chat`, but for `model`.
 
     Args:
@@ -55,7 +57,7 @@ def chat_request(data: Mapping[str, Any], traits: Callable[[], Traits] = Traits)
 
 
 def generate_request(
-    data: Mapping[str, Any], traits: Callable[[], Traits] = Traits
+    data: Mapping[str, Any], traits: Callable[[], EngineTraits] = EngineTraits
 ) -> tuple[str, dict[str, Any]]:
     """Return path and body, but for `model`, of the request for `/api/generate`.
 
@@ -91,7 +93,9 @@ class EmbedRequest(NamedTuple):
     dimensions: int | None
 
 
-def embed_request(data: Mapping[str, Any], key: str, traits: Callable[[], Traits] = Traits) -> EmbedRequest:
+def embed_request(
+    data: Mapping[str, Any], key: str, traits: Callable[[], EngineTraits] = EngineTraits
+) -> EmbedRequest:
     """Return the request for `/api/embed` (key `input`) or `/api/embeddings` (key `prompt`).
 
     The engine is not told of `dimensions`: not all can cut vectors, some refuse. An input that is too long is
@@ -238,7 +242,7 @@ def _numbers(options: Mapping[str, Any], names: Sequence[str], whole_names: Sequ
     }
 
 
-def _sampling(data: Mapping[str, Any], traits: Callable[[], Traits]) -> dict[str, Any]:
+def _sampling(data: Mapping[str, Any], traits: Callable[[], EngineTraits]) -> dict[str, Any]:
     """Return how to choose tokens, when to stop, and the form that the answer must have."""
     options = _options(data)
     request = _numbers(options, _NUMBERS, _WHOLE_NUMBERS)

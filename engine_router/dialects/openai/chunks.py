@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine_router.dialects.answer_json import misshapen, object_in, parse_answer, understanding
-from engine_router.dialects.error_bodies import dig_error
+from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames, begins_events
 from engine_router.dialects.openai.blocks import Blocks, Piece, joined
 from engine_router.dialects.openai.figures import Figures, Times, Tokens, tells_figures
@@ -133,13 +133,13 @@ class ChatAnswer:
             return []
         chunk = parse_answer(event)
         if chunk.get("error") is not None:
-            raise ValueError(dig_error(event) or "an error in its stream")
+            raise ValueError(error_message(event) or "an error in its stream")
         if choices := chunk.get("choices"):
             choice = _first(choices)
             delta = choice.get("delta")
             self._take(choice, object_in(delta, "a delta") if delta else _beside_delta(choice))
         elif not tells_figures(chunk):
-            raise ValueError(dig_error(event) or "an event that is not known")
+            raise ValueError(error_message(event) or "an event that is not known")
         self._note(chunk)
         self.began = True
         return self._blocks.due(final=self.finish is not None)
@@ -148,7 +148,7 @@ class ChatAnswer:
         answer = parse_answer(self._whole)
         choices = answer.get("choices") or ()
         if not choices or answer.get("error") is not None:
-            raise ValueError(dig_error(bytes(self._whole)) or "an answer without choices")
+            raise ValueError(error_message(bytes(self._whole)) or "an answer without choices")
         choice = _first(choices)
         self._take(choice, _completion(choice) or object_in(choice.get("message"), "a message"))
         self.finish = self.finish or "stop"

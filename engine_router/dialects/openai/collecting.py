@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.dialects.answer_json import mended, object_in, parse_answer, understanding, whole_number_in
-from engine_router.dialects.base import to_json
-from engine_router.dialects.error_bodies import dig_error
+from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames, begins_events
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.openai.blocks import Blocks, joined
 from engine_router.dialects.openai.figures import tells_figures
 
@@ -75,7 +75,7 @@ class CollectedAnswer:
         chunk = parse_answer(event)
         choices = chunk.pop("choices", None)
         if chunk.get("error") is not None or not (choices or tells_figures({**chunk, "choices": choices})):
-            raise ValueError(dig_error(event) or "an error in its stream")
+            raise ValueError(error_message(event) or "an error in its stream")
         for key, value in chunk.items():
             if value is not None and not (key in _FIRST and key in self._answer):
                 self._answer[key] = value

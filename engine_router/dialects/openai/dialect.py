@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_router.dialects.error_bodies import json_object
 from engine_router.dialects.frames import data_event, events_end
+from engine_router.dialects.json_body import json_object
 from engine_router.errors import RouterError
 
 _STREAMING = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_router.dialects.base import to_json
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.openai.figures import text_bytes, text_tokens
 
 # A message costs about four tokens beside its text (OpenAI's cookbook, "How to count tokens with tiktoken"), an

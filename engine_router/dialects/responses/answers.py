@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine_router.dialects.base import to_json
 from engine_router.dialects.checks import object_at, string_at
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.openai.blocks import Piece
 from engine_router.dialects.openai.chunks import ChatAnswer
 from engine_router.dialects.openai.streaming import as_stream

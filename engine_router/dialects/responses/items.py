@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
-from engine_router.dialects.base import to_json
 from engine_router.dialects.frames import typed_event
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.responses.tools import CUSTOM_INPUT, Tool
 
 Json = dict[str, Any]

@@ -10,8 +10,8 @@ from typing import Any
 
 from attrs import frozen
 
-from engine_router.dialects.base import to_json
 from engine_router.dialects.checks import flag_at, list_at, object_at, string_at
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.responses.options import chat_options
 from engine_router.dialects.responses.tools import CUSTOM_INPUT, Toolbox, flat_name, tool_choice
 from engine_router.errors import BadRequest

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 
-class Traits(NamedTuple):
+class EngineTraits(NamedTuple):
     """What a translation needs to know of the engine that it is for.
 
     Attributes:
@@ -52,7 +52,7 @@ def named_for(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {names[name]: value for name, value in options.items() if name in names}
 
 
-def truncation_for(traits: Traits, num_ctx: int | None) -> dict[str, Any]:
+def truncation_for(traits: EngineTraits, num_ctx: int | None) -> dict[str, Any]:
     """Return what makes an engine cut texts that are too long to embed; only vLLM can be told to.
 
     Args:

@@ -1,0 +1,153 @@
+"""A request as the router reads it: its model, and whether it asks for a stream; the rest of its body stays bytes."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+from attrs import frozen
+
+from engine_router.dialects.base import Dialect
+from engine_router.dialects.json_body import Octets, parse_object, refuse_empty, to_json
+from engine_router.dialects.model_names import checked_name
+from engine_router.errors import BadRequest, NoModelNamed
+
+_PIECE_BYTES = 262_144
+
+
+class _Named(msgspec.Struct):
+    """What the router needs of a JSON body; everything else is passed over without being taken in."""
+
+    model: Any = None
+    name: Any = None
+    stream: Any = None
+    keep_alive: Any = None
+
+
+_NAMED = msgspec.json.Decoder(_Named)
+
+
+def _named_in(body: Octets) -> _Named:
+    refuse_empty(body)
+    _refuse_other_text(body)
+    try:
+        return _NAMED.decode(body.removeprefix(codecs.BOM_UTF8) if body[:3] == codecs.BOM_UTF8 else body)
+    except msgspec.ValidationError:
+        raise BadRequest("the request body must be a JSON object") from None
+    except (msgspec.DecodeError, RecursionError):
+        # Python's own parser has the last word, and the better ones: it takes half a surrogate pair, which
+        # JavaScript sends where a text was cut, and msgspec does not.
+        data = parse_object(body)
+        return _Named(data.get("model"), data.get("name"), data.get("stream"), data.get("keep_alive"))
+
+
+def has_no_value(member: object) -> bool:
+    """Tell whether a member that names something is there without naming anything."""
+    return member is None or member == ""
+
+
+def model_in(data: Mapping[str, Any]) -> str:
+    """Return the model that a request names (`model`, or `name` as older Ollama clients write).
+
+    An empty `model` counts as absent: Ollama's client in Go sends every member, with or without a value.
+
+    Raises:
+        NoModelNamed: it names none.
+        BadRequest: it names it, but not as a string.
+    """
+    model = data.get("model")
+    if has_no_value(model):
+        model = data.get("name") or model
+    if model is None:
+        raise NoModelNamed('the request names no model; add "model": "..." (GET /v1/models lists them)')
+    if not isinstance(model, str):
+        raise BadRequest('"model" must be a string')
+    if not model.strip():
+        raise NoModelNamed('"model" is empty')
+    try:
+        checked_name(model).encode()
+    except UnicodeEncodeError:
+        raise BadRequest('"model" is not text (half a surrogate pair)') from None
+    return model
+
+
+@frozen
+class Routed:
+    """What the router needs of a request; the rest of the body stays bytes.
+
+    Attributes:
+        model: the model that the client named.
+        streams: it asked for a stream, in which keep-alive frames may be sent.
+        body: the body as it came.
+        keep_alive: how long the model shall stay, in Ollama's words; None where nothing is said of that.
+        is_json: the body is JSON, whatever its headers call it.
+    """
+
+    model: str
+    streams: bool
+    body: Octets
+    keep_alive: Any = None
+    is_json: ClassVar[bool] = True
+
+    def data(self) -> dict[str, Any]:
+        """Parse the whole body.
+
+        Raises:
+            BadRequest: it is no JSON object.
+        """
+        return parse_object(self.body)
+
+    def renamed(self, model: str) -> Octets:
+        """Return the body with the model that the engine knows; the very same bytes where that is the same.
+
+        Raises:
+            BadRequest: it has numbers that would not come out as they went in.
+        """
+        if model == self.model:
+            return self.body
+        data = self.data()
+        return to_json({**data, "model" if "model" in data else "name": model})
+
+
+def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
+    """Read a JSON request.
+
+    Raises:
+        BadRequest: the body is no JSON object, or names no model.
+    """
+    named = _named_in(body)
+    streams = dialect.streams(path, {"stream": named.stream})
+    model = model_in({"model": named.model, "name": named.name})
+    return Routed(model, streams, body, named.keep_alive)
+
+
+@frozen
+class QueryRouted(Routed):
+    """A request that names its model in its query, with a body of any type, which goes on as it came."""
+
+    is_json: ClassVar[bool] = False
+
+    def renamed(self, model: str) -> Octets:  # noqa: ARG002 - the query is what is renamed
+        """Return the body as it came."""
+        return self.body
+
+
+@frozen
+class DefaultRouted(Routed):
+    """A JSON request that names no model and goes to the default one."""
+
+    def renamed(self, model: str) -> Octets:
+        """Return the body with the model that the engine knows."""
+        return to_json({**self.data(), "model": model})
+
+
+def _refuse_other_text(body: Octets) -> None:
+    """See that a body is UTF-8, piece by piece: a body may be large, and another copy of it would be as large."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), _PIECE_BYTES):
+        try:
+            decoder.decode(body[start : start + _PIECE_BYTES], final=start + _PIECE_BYTES >= len(body))
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"the request body is not UTF-8 text (byte {start + error.start})") from None
