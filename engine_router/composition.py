@@ -29,9 +29,10 @@ from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
 from engine_router.models.registry import ModelRegistry
 from engine_router.reload import Reloader, Source
-from engine_router.residency.ledger import Phase
 from engine_router.residency.measurements import default_state_file, read_state
 from engine_router.residency.page_cache import Prefetch
+from engine_router.residency.read_model import ReadModel
+from engine_router.residency.resident_state import Phase
 from engine_router.residency.settings import make_rules, make_settings, pools_of
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
@@ -106,7 +107,7 @@ async def _start(router: Router, forge: _EngineFactory, source: Source | None) -
     await nursery.start(router.jobs.run)
     nursery.start_soon(router.lister.run)
     nursery.start_soon(
-        router.known_models.keep_fresh, forge.client, lambda: _serving(router.supervisor), router.events()
+        router.known_models.keep_fresh, forge.client, lambda: _serving(router.read_model), router.events()
     )
     nursery.start_soon(router.keep_saving)
 
@@ -185,7 +186,7 @@ async def _compose(config: Config, forge: _EngineFactory) -> Router:
         layout=attrs.evolve(await make_settings(config, engines, registry), files=Prefetch(config)),
     )
     supervisor.on_stop(upstream.forget)
-    metrics = _metrics(supervisor)
+    metrics = _metrics(ReadModel(supervisor, state))
     hub.listen(metrics.observe)
     router = Router(
         config,
@@ -211,37 +212,31 @@ def _gauges(config: Config) -> dict[str, Gauge]:
     }
 
 
-def _serving(supervisor: Supervisor) -> dict[ResidentId, str]:
+def _serving(read_model: ReadModel) -> dict[ResidentId, str]:
     """Return where the residents answer that are ready now."""
     return {
-        resident: life.endpoint.base_url
-        for pool in supervisor.pools.values()
-        for resident, life in pool.lives.items()
-        if life.endpoint is not None
+        status.resident: status.base_url for status in read_model.present() if status.base_url is not None
     }
 
 
-def _metrics(supervisor: Supervisor) -> Metrics:
+def _metrics(read_model: ReadModel) -> Metrics:
     def in_flight() -> dict[tuple[str, ...], float]:
         return {
-            (pool.name, str(residence.resident)): float(len(residence.leases))
-            for pool in supervisor.pools.values()
-            for residence in pool.ledger.residences
+            (status.pool, str(status.resident)): float(len(status.leases)) for status in read_model.present()
         }
 
     def waiting() -> dict[tuple[str, ...], float]:
         return {
             (pool.name, str(resident)): float(count)
-            for pool in supervisor.pools.values()
-            for resident, count in pool.ledger.waiting_counts().items()
+            for pool in read_model.pools().values()
+            for resident, count in pool.waiting.items()
         }
 
     def resident() -> dict[tuple[str, ...], float]:
         return {
-            (pool.name, str(residence.resident)): 1.0
-            for pool in supervisor.pools.values()
-            for residence in pool.ledger.residences
-            if residence.phase is Phase.READY
+            (status.pool, str(status.resident)): 1.0
+            for status in read_model.present()
+            if status.phase is Phase.READY
         }
 
     return Metrics(in_flight=in_flight, waiting=waiting, resident=resident)

@@ -24,6 +24,7 @@ from engine_router.models.facts import KnownModels
 from engine_router.models.lister import ModelLister
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.residency.measurements import Measurements, save_state
+from engine_router.residency.read_model import ReadModel
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Upstream
 
@@ -68,6 +69,9 @@ class Router:
     )
     endpoint_support: EndpointSupport = field(
         init=False, default=Factory(lambda self: EndpointSupport(self.config, self.upstream), takes_self=True)
+    )
+    read_model: ReadModel = field(
+        init=False, default=Factory(lambda self: ReadModel(self.supervisor, self.state), takes_self=True)
     )
     in_flight: InFlight = field(init=False, factory=InFlight)
     held_bodies: HeldBodies = field(

@@ -228,8 +228,7 @@ async def _do(job: Job, router: Router, urls: Sequence[str], ending: Ending) -> 
 
 
 def _say_goodbye(router: Router) -> None:
-    residences = [r for pool in router.supervisor.pools.values() for r in pool.ledger.residences]
-    running = sum(len(residence.leases) for residence in residences)
+    running = sum(len(resident.leases) for resident in router.read_model.present())
     if running:
         grace = seconds(router.config.server.shutdown_timeout_s)
         logger.info(

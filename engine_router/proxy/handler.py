@@ -131,11 +131,10 @@ class ProxyHandler:
 
     async def _can_count(self, target: Target) -> bool:
         """Tell whether the engine runs and counts tokens itself: nothing is loaded for a mere count."""
-        pool = self._router.supervisor.pool(target.resident)
-        residence, life = pool.ledger.residence(target.resident), pool.lives.get(target.resident)
-        if residence is None or residence.phase is not Phase.READY or life is None or life.endpoint is None:
+        status = self._router.read_model.resident(target.resident)
+        if status.phase is not Phase.READY or status.base_url is None:
             return False
-        return await self._router.endpoint_support.serves(target.engine, life.endpoint.base_url, COUNT_TOKENS)
+        return await self._router.endpoint_support.serves(target.engine, status.base_url, COUNT_TOKENS)
 
     async def _passage(
         self,
@@ -262,7 +261,7 @@ class ProxyHandler:
         )
 
     def _progress(self, passage: ProxyExchange | LoadOnly) -> str | None:
-        return None if passage.lease is None else progress_of(self._router.supervisor, passage.lease)
+        return None if passage.lease is None else progress_of(self._router.read_model, passage.lease)
 
 
 def _patience(path: str, routed: Routed | StreamedRequest) -> KeepAliveFrames:

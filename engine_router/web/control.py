@@ -111,7 +111,7 @@ class Control:
         )
         supervisor = self._router.supervisor
         (supervisor.pin if is_pinned else supervisor.unpin)(target.resident)
-        is_resident = supervisor.pool(target.resident).ledger.residence(target.resident) is not None
+        is_resident = self._router.read_model.resident(target.resident).phase is not None
         return json_response(
             {
                 "model": target.model,
@@ -160,23 +160,22 @@ async def load(
     Raises:
         RouterError: it cannot be.
     """
-    pool = router.supervisor.pool(target.resident)
-    before = [residence.resident for residence in pool.ledger.residences]
-    life = pool.lives.get(target.resident)
-    was_ready = life is not None and life.endpoint is not None
+    before = router.read_model.resident(target.resident)
+    neighbours = [status.resident for status in router.read_model.pool(before.pool).residents]
     began = trio.current_time()
     lease = router.supervisor.request(target.resident, keep_alive_s=stay_s, is_control=True)
     stack.callback(lease.release)
     stack.callback(router.in_flight.enter(Request(request_id, "load", target.model, DirectHolder(lease))))
     endpoint = await lease.granted()
-    made_way = [str(resident) for resident in before if pool.ledger.residence(resident) is None]
+    staying = present(router)
+    made_way = [str(resident) for resident in neighbours if resident not in staying]
     return {
         "model": target.model,
         "engine": target.engine,
         "resident": str(target.resident),
         "base_url": endpoint.base_url,
         # Who had the memory before: the model itself where it was there, else those that made way for it.
-        "was": str(target.resident) if was_ready else ", ".join(made_way) or None,
+        "was": str(target.resident) if before.endpoint is not None else ", ".join(made_way) or None,
         "duration_s": round(trio.current_time() - began, 3),
     }
 
@@ -207,8 +206,7 @@ async def unload(
 
 def present(router: Router) -> list[ResidentId]:
     """Return everything that is resident, in whatever phase."""
-    pools = router.supervisor.pools.values()
-    return [residence.resident for pool in pools for residence in pool.ledger.residences]
+    return [status.resident for status in router.read_model.present()]
 
 
 def _present(router: Router, data: Mapping[str, Any], target: Target | None) -> list[ResidentId]:
@@ -222,8 +220,7 @@ def _present(router: Router, data: Mapping[str, Any], target: Target | None) -> 
 
 def forget_failures(router: Router, target: Target) -> int:
     """Forget a model's failures. Returns how many in a row there were."""
-    pool = router.supervisor.pool(target.resident)
-    failure = pool.ledger.failures().get(target.resident)
+    failure = router.read_model.resident(target.resident).failure
     router.supervisor.reset(target.resident)
     return 0 if failure is None else failure.count
 

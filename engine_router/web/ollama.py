@@ -234,7 +234,7 @@ def _left_s(router: Router, resident: ResidentId) -> float:
     One that is in use counts as used now, as with Ollama.
     """
     now = trio.current_time()
-    ends_at = router.supervisor.pool(resident).ledger.expires_at(resident, now)
+    ends_at = router.read_model.resident(resident).expires_at
     longest_s = ollama_shapes.FOR_EVER.total_seconds()
     return longest_s if ends_at is None else min(ends_at - now, longest_s)
 

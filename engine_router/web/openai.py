@@ -10,7 +10,7 @@ from engine_router.dialects.json_body import to_json
 from engine_router.models.registry import Target
 from engine_router.router import Router
 from engine_router.web.anthropic import model_info, model_page, speaks_anthropic
-from engine_router.web.status import state_of, status_of
+from engine_router.web.status import listed_state_of, state_of
 
 
 def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
         "owned_by": target.engine,
         "engine": target.engine,
         "state": state,
-        "status": {"value": status_of(router, target)},
+        "status": {"value": listed_state_of(router, target)},
         "aliases": list(target.aliases),
     }
     context_length = router.known_models.of(target).context_length

@@ -57,7 +57,7 @@ class Reader:
     @property
     def is_over(self) -> bool:
         """Whether the stream ends: the router has gone down, or does not know the client's key any more."""
-        if all(pool.is_closed for pool in self._router.supervisor.pools.values()):
+        if self._router.read_model.is_over:
             return True
         try:
             self._gates.gate.check_key(self._path, self._headers, self._peer)

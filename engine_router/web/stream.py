@@ -75,13 +75,13 @@ def _picture(router: Router) -> Any:
     """Return what is there, without what changes by itself all the time: ages and waits."""
     pools = [
         (
-            [(r.resident, r.phase, len(r.leases), r.pinned, r.keep_alive_s) for r in pool.ledger.residences],
-            pool.ledger.waiting_counts(),
-            list(pool.ledger.settling),
-            [(swap.source, swap.target, swap.phase) for swap in pool.journal.swaps],
-            {resident: failure.count for resident, failure in pool.ledger.failures().items()},
+            [(r.resident, r.phase, len(r.leases), r.pinned, r.keep_alive_s) for r in pool.residents],
+            pool.waiting,
+            pool.settling,
+            [(swap.source, swap.target, swap.phase) for swap in pool.swaps],
+            {resident: failure.count for resident, failure in pool.failures.items()},
         )
-        for pool in router.supervisor.pools.values()
+        for pool in router.read_model.pools().values()
     ]
     return pools, [target.model for target in router.registry.targets()]
 

@@ -10,13 +10,14 @@ from quart_trio import QuartTrio
 
 from engine_router.dialects.frames import data_event
 from engine_router.errors import BadRequest
-from engine_router.residency.ledger import Phase
+from engine_router.residency.read_model import ResidentStatus
 from engine_router.router import Router
-from engine_router.web.compat.model_status import ModelStatus, standing
+from engine_router.web.compat.model_status import model_statuses
 from engine_router.web.control import load, present, unload
 from engine_router.web.openai import Models, json_response
 from engine_router.web.params import fields, text
 from engine_router.web.readers import Reader
+from engine_router.web.state_words import LLAMA_CPP
 from engine_router.web.stream import KEEP_ALIVE, KEEP_ALIVE_S, stream_response, updates
 
 
@@ -70,16 +71,12 @@ class LlamaCpp:
         return stream_response(body)
 
     def _states(self) -> dict[str, dict[str, Any]]:
-        return {
-            target.model: _status(standing(self._router, target))
-            for target in self._router.registry.targets()
-        }
+        return {model: _status(status) for model, status in model_statuses(self._router).items()}
 
 
-def _status(found: ModelStatus) -> dict[str, Any]:
-    if found.phase is None:
-        return {"value": "unloaded"} if found.failure is None else {"value": "unloaded", "failed": True}
-    return {"value": "loading" if found.phase is Phase.STARTING else "loaded"}
+def _status(status: ResidentStatus) -> dict[str, Any]:
+    has_failed = status.phase is None and status.failure is not None
+    return {"value": LLAMA_CPP.of(status), **({"failed": True} if has_failed else {})}
 
 
 def add_llama_cpp(app: QuartTrio, router: Router, models: Models) -> None:

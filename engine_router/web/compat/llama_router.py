@@ -9,9 +9,8 @@ from quart_trio import QuartTrio
 
 from engine_router.errors import BadConfiguration, ConfigError, NotResident, NotSupported
 from engine_router.models.registry import Target
-from engine_router.residency.ledger import Phase
+from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
-from engine_router.web.compat.model_status import standing
 from engine_router.web.compat.passed_through import pass_to_resident
 from engine_router.web.openai import json_response
 
@@ -64,15 +63,16 @@ class LlamaRouter:
         return json_response({"status": "ok", "models": len(self._router.registry.targets())})
 
     def _started_last(self) -> Target:
-        found = [(standing(self._router, target), target) for target in self._router.registry.targets()]
+        targets = self._router.registry.targets()
+        statuses = [self._router.read_model.resident(target.resident) for target in targets]
         ready = [
-            (standing.started_at or 0.0, index)
-            for index, (standing, _) in enumerate(found)
-            if standing.phase is Phase.READY
+            (status.started_at or 0.0, index)
+            for index, status in enumerate(statuses)
+            if status.phase is Phase.READY
         ]
         if not ready:
             raise NotResident("no model is resident, and none is loaded for this")
-        return found[max(ready)[1]][1]
+        return targets[max(ready)[1]]
 
 
 def add_llama_router(app: QuartTrio, router: Router) -> None:

@@ -14,20 +14,12 @@ from engine_router.config import ProcessConfig
 from engine_router.guards.masking import HiddenValues, masked_argv
 from engine_router.models.registry import Target
 from engine_router.proxy.routes import VISIBLE
-from engine_router.residency.ledger import Phase
 from engine_router.router import Router
-from engine_router.web.compat.model_status import standing
 from engine_router.web.compat.passed_through import model_in, pass_on, segments_of
 from engine_router.web.control import present, unload
 from engine_router.web.openai import json_response
+from engine_router.web.state_words import LLAMA_SWAP
 
-_STATES = {
-    Phase.STARTING: "starting",
-    Phase.READY: "ready",
-    Phase.DRAINING: "stopping",
-    Phase.STOPPING: "stopping",
-    Phase.STUCK: "stopping",
-}
 _ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _SAFE = ("GET", "HEAD")
 
@@ -77,16 +69,16 @@ class LlamaSwap:
         return await pass_on(self._router, target, "/" + "/".join(segments[count:]))
 
     def _entry(self, target: Target) -> dict[str, Any] | None:
-        found = standing(self._router, target)
-        if found.phase is None:
+        status = self._router.read_model.resident(target.resident)
+        if status.phase is None:
             return None
         config = self._router.config.engines[target.engine]
-        idle_timeout_s = self._router.supervisor.profile(target.resident).idle_timeout_s
+        idle_timeout_s = self._router.read_model.profile(target.resident).idle_timeout_s
         return {
             "model": target.model,
-            "state": _STATES.get(found.phase, found.phase.value),
+            "state": LLAMA_SWAP.of(status),
             "cmd": self._command(config) if isinstance(config, ProcessConfig) else "",
-            "proxy": found.base_url or config.base_url or "",
+            "proxy": status.base_url or config.base_url or "",
             "ttl": int(idle_timeout_s) if math.isfinite(idle_timeout_s) else 0,
             "name": "",
             "description": "",

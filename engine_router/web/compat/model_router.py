@@ -15,25 +15,17 @@ from engine_router.errors import NoSuchRoute, UnknownModel
 from engine_router.guards.foreign_text import shown
 from engine_router.memory import MemoryReading
 from engine_router.models.registry import Target
-from engine_router.residency.ledger import Phase
-from engine_router.residency.pool import Pool
 from engine_router.router import Router
-from engine_router.web.compat.model_status import ModelStatus, standing
+from engine_router.web.compat.model_status import model_statuses, port_of, used_at
 from engine_router.web.compat.telemetry import Telemetry
 from engine_router.web.control import forget_failures, present, unload
 from engine_router.web.openai import Models, json_response
 from engine_router.web.params import fields, text
 from engine_router.web.readers import Reader
+from engine_router.web.state_words import MODEL_ROUTER
 from engine_router.web.stream import stream_response, updates
 
 HEARTBEAT_S = 30.0
-_WORDS = {
-    Phase.STARTING: "loading",
-    Phase.READY: "ready",
-    Phase.DRAINING: "stopping",
-    Phase.STOPPING: "stopping",
-    Phase.STUCK: "crashed",
-}
 
 
 class ModelRouter:
@@ -71,7 +63,7 @@ class ModelRouter:
     async def reset(self, model: str) -> Response:
         """`POST /v1/models/{id}/reset`."""
         target = await self._router.resolve(model)
-        failure = standing(self._router, target).failure
+        failure = self._router.read_model.resident(target.resident).failure
         count = forget_failures(self._router, target)
         if failure is None:
             message = f"Model '{shown(model)}' has no failure record."
@@ -91,13 +83,15 @@ class ModelRouter:
         for held in self._router.in_flight.by_ticket().values():
             lease = held.holder.lease
             (waiting if lease is None or lease.endpoint is None else running)[held.model] += 1
-        told = self._telemetry
+        counted = self._telemetry
         per_model = {
             target.model: {
                 "queue_length": waiting[target.model],
-                "total_requests": told.requests[target.model] + waiting[target.model] + running[target.model],
-                "total_processed": told.requests[target.model] - told.refused[target.model],
-                "total_rejected": told.refused[target.model],
+                "total_requests": counted.requests[target.model]
+                + waiting[target.model]
+                + running[target.model],
+                "total_processed": counted.requests[target.model] - counted.refused[target.model],
+                "total_rejected": counted.refused[target.model],
                 "current_processing": running[target.model],
                 "processing": bool(running[target.model]),
             }
@@ -106,8 +100,8 @@ class ModelRouter:
         summary = {
             "total_queued": waiting.total(),
             "total_processing": running.total(),
-            "total_processed": told.requests.total() - told.refused.total(),
-            "total_rejected": told.refused.total(),
+            "total_processed": counted.requests.total() - counted.refused.total(),
+            "total_rejected": counted.refused.total(),
         }
         return json_response({"summary": summary, "per_model": per_model})
 
@@ -121,35 +115,31 @@ class ModelRouter:
         Raises:
             NoSuchRoute: there is no such pool.
         """
-        pools = self._router.supervisor.pools
-        name = request.args.get("pool", next(iter(pools)))
-        if name not in pools:
-            raise NoSuchRoute(f"no pool is called '{shown(name)}'; there are: {', '.join(pools)}")
-        pool = pools[name]
-        reading = await pool.read_gauge()
+        pools = self._router.read_model.pool_names()
+        pool = request.args.get("pool", pools[0])
+        if pool not in pools:
+            raise NoSuchRoute(f"no pool is called '{shown(pool)}'; there are: {', '.join(pools)}")
+        reading = await self._router.read_model.memory(pool)
         if reading is not None and not reading.measured:
             reading = None
         return json_response(_memory(pool, reading, self._loaded(pool, reading)))
 
     # The parts.
 
-    def _standings(self) -> dict[str, ModelStatus]:
-        return {target.model: standing(self._router, target) for target in self._router.registry.targets()}
-
     def _words(self) -> dict[str, str]:
-        return {model: _word(found) for model, found in self._standings().items()}
+        return {model: MODEL_ROUTER.of(status) for model, status in model_statuses(self._router).items()}
 
     def _one(self, target: Target) -> Response:
-        found = standing(self._router, target)
+        status = self._router.read_model.resident(target.resident)
         return json_response(
             {
                 "model": target.model,
-                "status": _word(found),
-                "port": found.port,
-                "is_alive": found.base_url is not None,
-                "last_used": _time(found.used_at),
-                "vram_used_mb": _mb(found.footprint_bytes),
-                "error": None if found.failure is None else str(found.failure.error),
+                "status": MODEL_ROUTER.of(status),
+                "port": port_of(status),
+                "is_alive": status.base_url is not None,
+                "last_used": _time(used_at(status)),
+                "vram_used_mb": _mb(status.footprint_bytes),
+                "error": None if status.failure is None else str(status.failure.error),
             }
         )
 
@@ -157,18 +147,18 @@ class ModelRouter:
         return json_response(self._full())
 
     def _full(self) -> dict[str, Any]:
-        standings = self._standings()
+        statuses = model_statuses(self._router)
         models = {
             model: {
-                "status": _word(found),
-                "port": found.port,
-                "vram_used_mb": _mb(found.footprint_bytes),
-                "vram_mb": _mb(found.footprint_bytes),
-                "last_request": _time(found.used_at),
+                "status": MODEL_ROUTER.of(status),
+                "port": port_of(status),
+                "vram_used_mb": _mb(status.footprint_bytes),
+                "vram_mb": _mb(status.footprint_bytes),
+                "last_request": _time(used_at(status)),
             }
-            for model, found in standings.items()
+            for model, status in statuses.items()
         }
-        counts = Counter(_word(found) for found in standings.values())
+        counts = Counter(MODEL_ROUTER.of(status) for status in statuses.values())
         uptime_s = int(time.time() - self._router.started_at)
         return {
             "server": {"status": "ready", "uptime_seconds": uptime_s},
@@ -178,9 +168,9 @@ class ModelRouter:
 
     def _stream(self) -> Response:
         def changed(model: str) -> bytes:
-            found = self._standings()[model]
-            data = {"alias": model, "status": _word(found), "port": found.port}
-            return named_event("model_update", {**data, "vram_mb": _mb(found.footprint_bytes)})
+            status = model_statuses(self._router)[model]
+            data = {"alias": model, "status": MODEL_ROUTER.of(status), "port": port_of(status)}
+            return named_event("model_update", {**data, "vram_mb": _mb(status.footprint_bytes)})
 
         def alive() -> bytes:
             return named_event("heartbeat", {"timestamp": _time(time.time()), "server_status": "ready"})
@@ -192,44 +182,38 @@ class ModelRouter:
 
     def _failed(self) -> Response:
         failed = [
-            {"model": model, "attempts": found.failure.count, "error": str(found.failure.error)}
-            for model, found in self._standings().items()
-            if found.failure is not None
+            {"model": model, "attempts": status.failure.count, "error": str(status.failure.error)}
+            for model, status in model_statuses(self._router).items()
+            if status.failure is not None
         ]
         none = {} if failed else {"message": "No failed models"}
         return json_response({"failed_models": failed, **none})
 
-    def _loaded(self, pool: Pool, reading: MemoryReading | None) -> list[dict[str, Any]]:
+    def _loaded(self, pool: str, reading: MemoryReading | None) -> list[dict[str, Any]]:
         total = None if reading is None else reading.total_bytes
         return [
             {
                 "model_alias": target.model,
                 "status": "loaded",
-                "port": found.port,
-                "vram_used_mb": _mb(found.footprint_bytes),
-                "vram_used_gb": _gb(found.footprint_bytes),
-                "vram_percentage": _percentage(found.footprint_bytes, total),
-                "load_duration_sec": self._router.supervisor.expected_s(target.resident, "start"),
+                "port": port_of(status),
+                "vram_used_mb": _mb(status.footprint_bytes),
+                "vram_used_gb": _gb(status.footprint_bytes),
+                "vram_percentage": _percentage(status.footprint_bytes, total),
+                "load_duration_sec": self._router.read_model.profile(target.resident).start_s,
             }
             for target in self._router.registry.targets()
-            if self._router.supervisor.pool(target.resident) is pool
-            and (found := standing(self._router, target)).base_url is not None
+            if (status := self._router.read_model.resident(target.resident)).pool == pool
+            and status.base_url is not None
         ]
 
 
-def _word(found: ModelStatus) -> str:
-    if found.phase is None:
-        return "off" if found.failure is None else "failed"
-    return _WORDS.get(found.phase, found.phase.value)
-
-
-def _memory(pool: Pool, reading: MemoryReading | None, models: list[dict[str, Any]]) -> dict[str, Any]:
+def _memory(pool: str, reading: MemoryReading | None, models: list[dict[str, Any]]) -> dict[str, Any]:
     free = None if reading is None else reading.available_bytes
     total = None if reading is None else reading.total_bytes
     used = None if free is None or total is None else max(0, total - free)
     return {
         "status": "unknown" if reading is None else "healthy",
-        "pool": pool.name,
+        "pool": pool,
         "gpu_info": {
             "device_index": 0,
             "total_mb": _mb(total),
@@ -262,8 +246,8 @@ def _percentage(part: int | None, whole: int | None) -> float | None:
 def _time(at: float | None) -> str | None:
     if at is None:
         return None
-    told = dt.datetime.fromtimestamp(at, dt.timezone.utc).isoformat(timespec="milliseconds")
-    return told.replace("+00:00", "Z")
+    text = dt.datetime.fromtimestamp(at, dt.timezone.utc).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 def add_model_router(app: QuartTrio, router: Router, models: Models) -> None:

@@ -16,10 +16,8 @@ from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.headers import AddedHeaders, request_headers, response_headers
 from engine_router.proxy.plan import ForwardPlan, Outgoing
 from engine_router.proxy.routes import VISIBLE, wire_target
-from engine_router.residency.ledger import Phase
 from engine_router.router import Router
 from engine_router.upstream.http1 import Headers, ResponseHead, UpstreamRequest, first_value
-from engine_router.web.compat.model_status import standing
 from engine_router.web.proxy import as_response, pieces_of, wire_headers
 from engine_router.web.scope import scope_of, whole_body
 
@@ -38,14 +36,14 @@ async def pass_to_resident(router: Router, target: Target, path: str) -> Respons
         NotResident: it is not there, or not ready.
         EngineError: there is no answer.
     """
-    found = standing(router, target)
-    if found.phase not in (Phase.READY, Phase.DRAINING) or found.base_url is None:
+    status = router.read_model.resident(target.resident)
+    if not status.is_usable or status.base_url is None:
         raise NotResident(f"model '{target.model}' is not resident, and is not loaded for this")
     scope = scope_of(request)
     exchange = await router.upstream.send(
         UpstreamRequest(
             engine=target.engine,
-            base_url=found.base_url,
+            base_url=status.base_url,
             method=request.method,
             target=wire_target(path, request.query_string),
             headers=headers_for(router, target, wire_headers(request)),

@@ -1,0 +1,353 @@
+"""The read model: what is known of each resident and pool, as frozen values that never wait for anything.
+
+Whatever is shown (status page, lists, metrics, events of state) is rendered from it; nothing that shows state
+reaches into the ledger. All times are readings of trio's clock, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import trio
+from attrs import frozen
+
+from engine_router.engines.base import Endpoint, ResidentId
+from engine_router.errors import RouterError
+from engine_router.events import Phase as SwapStep
+from engine_router.memory import MemoryReading
+from engine_router.residency.failures import Failure
+from engine_router.residency.lease import Lease
+from engine_router.residency.measurements import Measurements
+from engine_router.residency.messages import Ticket
+from engine_router.residency.pool import Pool
+from engine_router.residency.resident_state import Phase, ResidentState
+from engine_router.residency.rules import Profile
+from engine_router.residency.scheduling import Turn
+from engine_router.residency.supervisor import Supervisor
+from engine_router.residency.swap_tracker import Swap
+
+
+@frozen(kw_only=True)
+class FailureStatus:
+    """The failure of a resident that has not worked since.
+
+    Attributes:
+        count: failures in a row.
+        again_at: when it may be tried again.
+    """
+
+    error: RouterError
+    count: int
+    again_at: float
+
+
+@frozen(kw_only=True)
+class ResidentStatus:
+    """One resident, present or not.
+
+    Attributes:
+        pool: the pool that it belongs to.
+        phase: None where it is absent.
+        failure: why it does not work, since it last did.
+        stop_error: why its last stop failed, while it is stuck.
+        endpoint: where it answers; None where it does not.
+        adopted: it was found running.
+        started_at: when its start, or its takeover, began; None where it is absent.
+        leases: the tickets that use it, the oldest first.
+        idle_since: None while it is used, or could not serve.
+        held_until: when it may make way for another, if it is held for a follow-up.
+        expires_at: when it is stopped for being idle: infinity for never, None where that does not apply.
+        keep_alive_s: its idle timeout by the last request that named one.
+        footprint_bytes: its memory as measured; None where it never was.
+    """
+
+    resident: ResidentId
+    pool: str
+    phase: Phase | None = None
+    failure: FailureStatus | None = None
+    stop_error: RouterError | None = None
+    endpoint: Endpoint | None = None
+    adopted: bool = False
+    started_at: float | None = None
+    leases: tuple[Ticket, ...] = ()
+    group: str | None = None
+    pinned: bool = False
+    idle_since: float | None = None
+    held_until: float | None = None
+    expires_at: float | None = None
+    keep_alive_s: float | None = None
+    footprint_bytes: int | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it serves requests now."""
+        return self.phase in (Phase.READY, Phase.DRAINING)
+
+    @property
+    def base_url(self) -> str | None:
+        """The address at which it answers; None where it does not."""
+        return None if self.endpoint is None else self.endpoint.base_url
+
+    def held_for_s(self, now: float) -> float | None:
+        """Return how many seconds more it is kept for a follow-up while idle; None where it is not."""
+        if self.held_until is None or self.idle_since is None or self.held_until <= now:
+            return None
+        return self.held_until - now
+
+
+@frozen(kw_only=True)
+class SwapStatus:
+    """A swap under way.
+
+    Attributes:
+        sources: the residents that make way.
+        expected_s: the seconds that all of it should take; None where unknown.
+        start_s: the same, of the target's start.
+    """
+
+    sources: tuple[ResidentId, ...]
+    target: ResidentId | None
+    cause: str
+    phase: SwapStep | None
+    began_at: float
+    phase_began_at: float
+    expected_s: float | None
+    start_s: float | None
+
+    @property
+    def source(self) -> str | None:
+        """The names of the residents that make way; None where none does."""
+        return ", ".join(map(str, self.sources)) or None
+
+
+@frozen(kw_only=True)
+class TurnStatus:
+    """The plan for a resident that is waited for; see `scheduling.Turn`."""
+
+    resident: ResidentId
+    cause: str
+    is_overdue: bool
+    is_blocked: bool
+    victims: tuple[ResidentId, ...]
+
+
+@frozen(kw_only=True)
+class PoolStatus:
+    """One pool.
+
+    Attributes:
+        gauge: the gauge's name.
+        budget_bytes: None in an exclusive pool.
+        residents: the residents that are present, in whatever phase; the first to come is first.
+        settling: the residents that have gone and whose memory is waited for.
+        waiting: the number of waiting tickets, by resident.
+        failures: the residents that failed and have not worked since.
+        is_closed: nothing is resident, and nothing will be any more.
+    """
+
+    name: str
+    gauge: str
+    mode: Literal["exclusive", "budget"]
+    budget_bytes: int | None
+    residents: tuple[ResidentStatus, ...]
+    settling: tuple[ResidentId, ...]
+    waiting: Mapping[ResidentId, int]
+    failures: Mapping[ResidentId, FailureStatus]
+    swaps: tuple[SwapStatus, ...]
+    is_closed: bool
+
+
+@frozen(kw_only=True)
+class Outlook:
+    """What has to happen before a resident that is waited for can serve: a swap under way, or its turn.
+
+    Attributes:
+        swap: the swap that brings it.
+        present: the resident itself, where it is present and no swap brings it.
+        turn: its turn, where it is absent and was planned for.
+        estimate_s: the seconds that swaps take until then. How long others' requests take is unknown.
+    """
+
+    swap: SwapStatus | None = None
+    present: ResidentStatus | None = None
+    turn: TurnStatus | None = None
+    estimate_s: float | None = None
+
+
+@frozen(kw_only=True)
+class WaitStatus:
+    """The wait of one request.
+
+    Attributes:
+        swap: the swap that brings what it waits for; None where none is under way.
+        place: the number of tickets that arrived before and still wait.
+        ready: the residents that serve others meanwhile.
+    """
+
+    swap: SwapStatus | None
+    place: int
+    ready: tuple[ResidentId, ...]
+
+
+class ReadModel:
+    """Publishes what a supervisor knows."""
+
+    def __init__(self, supervisor: Supervisor, measurements: Measurements) -> None:
+        self._supervisor = supervisor
+        self._measurements = measurements
+
+    def pools(self) -> dict[str, PoolStatus]:
+        """Return every pool, by name."""
+        return {name: self._pool(pool) for name, pool in self._supervisor.pools.items()}
+
+    def pool(self, name: str) -> PoolStatus:
+        """Return the pool of that name."""
+        return self._pool(self._supervisor.pools[name])
+
+    def pool_names(self) -> list[str]:
+        """Return the names of all pools."""
+        return list(self._supervisor.pools)
+
+    def present(self) -> list[ResidentStatus]:
+        """Return the residents that are present in any pool, in whatever phase."""
+        now = trio.current_time()
+        return [
+            self._present(pool, state, now)
+            for pool in self._supervisor.pools.values()
+            for state in pool.ledger.residences
+        ]
+
+    def resident(self, resident: ResidentId) -> ResidentStatus:
+        """Return a resident of a configured engine, present or not."""
+        pool = self._supervisor.pool(resident)
+        state = pool.ledger.residence(resident)
+        if state is not None:
+            return self._present(pool, state, trio.current_time())
+        failure = pool.ledger.failures().get(resident)
+        return ResidentStatus(
+            resident=resident, pool=pool.name, failure=None if failure is None else _failure(failure)
+        )
+
+    def profile(self, resident: ResidentId) -> Profile:
+        """Return what is known of a resident beforehand: its need of memory, its times."""
+        return self._supervisor.profile(resident)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the router has gone down."""
+        return all(pool.is_closed for pool in self._supervisor.pools.values())
+
+    async def memory(self, pool: str) -> MemoryReading | None:
+        """Read a pool's gauge; None where it cannot be read, or not within a second. All else here never waits."""
+        return await self._supervisor.pools[pool].read_gauge()
+
+    # Waiting.
+
+    def queue(self, pool: str) -> list[Ticket]:
+        """Return the tickets that wait in a pool, in the order of their arrival."""
+        return sorted(self._supervisor.pools[pool].ledger.waiting(), key=lambda ticket: ticket.arrived_at)
+
+    def turns(self, pool: str) -> list[TurnStatus]:
+        """Return the plan for each resident that is waited for, the next one first."""
+        return [_turn(turn) for turn in self._supervisor.pools[pool].ledger.turns(trio.current_time())]
+
+    def outlooks(self, pool: PoolStatus) -> dict[ResidentId, Outlook]:
+        """Return what has to happen before each resident can serve that is waited for in a pool."""
+        turns = {turn.resident: turn for turn in self.turns(pool.name)}
+        return {resident: self._outlook(pool, resident, turns.get(resident)) for resident in pool.waiting}
+
+    def wait(self, lease: Lease) -> WaitStatus:
+        """Return what the holder of a lease waits for that is not granted yet."""
+        pool = self._supervisor.pool(lease.resident)
+        swap = next((swap for swap in pool.journal.swaps if swap.target == lease.resident), None)
+        return WaitStatus(
+            swap=None if swap is None else self._swap(swap),
+            place=pool.ledger.place(lease.ticket),
+            ready=tuple(s.resident for s in pool.ledger.residences if s.phase is Phase.READY),
+        )
+
+    # The parts.
+
+    def _pool(self, pool: Pool) -> PoolStatus:
+        now, ledger = trio.current_time(), pool.ledger
+        return PoolStatus(
+            name=pool.name,
+            gauge=pool.gauge.name,
+            mode="exclusive" if ledger.capacity.is_exclusive else "budget",
+            budget_bytes=ledger.capacity.budget_bytes,
+            residents=tuple(self._present(pool, state, now) for state in ledger.residences),
+            settling=tuple(ledger.settling),
+            waiting=dict(ledger.waiting_counts()),
+            failures={resident: _failure(failure) for resident, failure in ledger.failures().items()},
+            swaps=tuple(map(self._swap, pool.journal.swaps)),
+            is_closed=pool.is_closed,
+        )
+
+    def _present(self, pool: Pool, state: ResidentState, now: float) -> ResidentStatus:
+        resident = state.resident
+        task, failure = pool.lives.get(resident), pool.ledger.failures().get(resident)
+        return ResidentStatus(
+            resident=resident,
+            pool=pool.name,
+            phase=state.phase,
+            failure=None if failure is None else _failure(failure),
+            stop_error=state.failure,
+            endpoint=None if task is None else task.endpoint,
+            adopted=task is not None and task.adopted,
+            started_at=None if task is None else task.started_at,
+            leases=tuple(state.leases),
+            group=state.group,
+            pinned=state.pinned,
+            idle_since=state.idle_since if state.is_idle else None,
+            held_until=state.held_until,
+            expires_at=pool.ledger.expires_at(resident, now),
+            keep_alive_s=state.keep_alive_s,
+            footprint_bytes=self._measurements.of(resident).footprint_bytes,
+        )
+
+    def _swap(self, swap: Swap) -> SwapStatus:
+        return SwapStatus(
+            sources=tuple(swap.sources),
+            target=swap.target,
+            cause=swap.cause,
+            phase=swap.phase,
+            began_at=swap.began_at,
+            phase_began_at=swap.phase_began_at,
+            expected_s=swap.expected_s,
+            start_s=None if swap.target is None else self.profile(swap.target).start_s,
+        )
+
+    def _outlook(self, pool: PoolStatus, resident: ResidentId, turn: TurnStatus | None) -> Outlook:
+        start_s = self.profile(resident).start_s
+        for swap in pool.swaps:
+            if swap.target == resident:
+                return Outlook(swap=swap, estimate_s=_left_s(swap, trio.current_time()))
+        for present in pool.residents:
+            if present.resident == resident:
+                return Outlook(present=present, estimate_s=start_s)
+        if turn is None or start_s is None:
+            return Outlook(turn=turn)
+        stops = [self.profile(victim).stop_s or 0.0 for victim in turn.victims]
+        return Outlook(turn=turn, estimate_s=start_s + max(stops, default=0.0))
+
+
+def _left_s(swap: SwapStatus, now: float) -> float | None:
+    """Return the seconds that a swap still takes, by what it took the last time."""
+    if swap.phase == "start" and swap.start_s is not None:
+        return max(0.0, swap.start_s - (now - swap.phase_began_at))
+    return swap.start_s if swap.expected_s is None else max(0.0, swap.expected_s - (now - swap.began_at))
+
+
+def _failure(failure: Failure) -> FailureStatus:
+    return FailureStatus(error=failure.error, count=failure.count, again_at=failure.until)
+
+
+def _turn(turn: Turn) -> TurnStatus:
+    return TurnStatus(
+        resident=turn.resident,
+        cause=turn.cause,
+        is_overdue=turn.is_overdue,
+        is_blocked=turn.is_blocked,
+        victims=tuple(victim.resident for victim in turn.victims),
+    )
