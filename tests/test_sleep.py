@@ -54,11 +54,20 @@ CUSTOM = SleepConfig(
     asleep_check=ReadyCheck("is_sleeping==true"),
 )
 RESIDENT = ResidentId("sleepy")
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start takes milliseconds here; a wake may take as long as a busy machine needs."""
+    monkeypatch.setattr(sleep_module, "MIN_WAKE_S", 300.0)
+
+
 SLEPT = Ended(stopped=True, message="sleeps", asleep=True)
 
 
 def config(*options: str, sleep: SleepConfig | None = DEEP, **settings: Any) -> ProcessConfig:
-    settings = {"start_timeout_s": 5.0, "stop_timeout_s": 4.0, "grace_s": 1.0, **settings}
+    # None of these ends within a test, unless the test says so.
+    settings = {"start_timeout_s": 1000.0, "stop_timeout_s": 1000.0, "grace_s": 700.0, **settings}
     argv = (sys.executable, "-I", "-S", PROGRAM, *options)
     return ProcessConfig(argv=argv, sleep=sleep, **settings)  # type: ignore[arg-type]
 
@@ -84,7 +93,7 @@ class House:
 async def a_house(folder: Path, *options: str, **settings: Any) -> AsyncIterator[House]:
     file = folder / "calls"
     port = [] if "base_url" in settings else ["port={port}"]
-    with trio.fail_after(200):
+    with trio.fail_after(500):
         async with control_client() as client, trio.open_nursery() as nursery:
             sleep_registry = SleepRegistry()
             await nursery.start(sleep_registry.run)
@@ -249,7 +258,7 @@ async def test_a_sleeper_can_be_stopped_for_good(tmp_path: Path) -> None:
 
 
 async def test_a_change_of_mind_while_it_falls_asleep(tmp_path: Path) -> None:
-    async with a_house(tmp_path, "slow=/sleep", "for=5") as house, living(house.engine, "m") as life:
+    async with a_house(tmp_path, "slow=/sleep", "for=100") as house, living(house.engine, "m") as life:
         await life.ready.wait()
         life.supervision.stop()
         await until(lambda: "/sleep?level=2" in house.calls)
@@ -260,7 +269,7 @@ async def test_a_change_of_mind_while_it_falls_asleep(tmp_path: Path) -> None:
 
 
 async def test_a_stop_while_it_wakes_stops_it(tmp_path: Path) -> None:
-    async with a_house(tmp_path, "slow=/collective_rpc", "for=5") as house:
+    async with a_house(tmp_path, "slow=/collective_rpc", "for=100") as house:
         pid = await slept(house)
         async with living(house.engine, "m") as life:
             await until(lambda: "/collective_rpc" in house.calls)
@@ -290,14 +299,15 @@ async def test_without_a_dormitory_nobody_sleeps() -> None:
     [
         (["dev=0"], "VLLM_SERVER_DEV_MODE=1"),
         (["fail=/sleep"], "out of memory"),
-        (["deaf=1"], "did not fall asleep within 0.3 s"),
-        (["slow=/sleep", "for=5"], "did not fall asleep within 0.3 s"),
+        (["deaf=1"], "did not fall asleep within 2 s"),
+        (["slow=/sleep", "for=100"], "did not fall asleep within 2 s"),
     ],
 )
 async def test_who_cannot_fall_asleep_is_stopped_and_not_asked_again(
     options: list[str], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sleep = SleepConfig(kind="vllm", level=SleepLevel(2), timeout_s=0.3)  # type: ignore[arg-type]
+    timeout_s = 2.0 if "within" in words else 300.0
+    sleep = SleepConfig(kind="vllm", level=SleepLevel(2), timeout_s=timeout_s)  # type: ignore[arg-type]
     async with a_house(tmp_path, *options, sleep=sleep) as house:
         for _ in range(2):
             async with living(house.engine, "m") as life:
@@ -337,7 +347,7 @@ async def test_a_wake_that_takes_longer_than_a_start_is_a_start(
         began = trio.current_time()
         async with living(house.engine, "m") as life:
             await life.ready.wait()
-            assert 0.5 <= trio.current_time() - began < 30
+            assert trio.current_time() - began >= 0.5
             assert not life.supervision.woken
             assert await get(life, "/say") == "sense"
         assert not is_alive(pid)
@@ -360,7 +370,7 @@ async def test_a_death_asleep_is_noticed_and_the_next_start_is_one(
 
 
 async def test_a_death_while_it_wakes_is_no_failure(tmp_path: Path) -> None:
-    async with a_house(tmp_path, "slow=/collective_rpc", "for=5") as house:
+    async with a_house(tmp_path, "slow=/collective_rpc", "for=100") as house:
         pid = await slept(house)
         async with living(house.engine, "m") as life:
             await until(lambda: "/collective_rpc" in house.calls)
@@ -485,7 +495,7 @@ async def test_cancelled_anywhere_while_it_wakes_it_is_dead(after: bool, tmp_pat
 
 
 async def test_who_sleeps_when_the_router_is_killed_is_killed_by_the_guardian() -> None:
-    with trio.fail_after(200):
+    with trio.fail_after(500):
         async with control_client() as client, trio.open_nursery() as nursery:
             guardian, sleep_registry = Guardian(), SleepRegistry()
             await nursery.start(sleep_registry.run)
@@ -641,8 +651,8 @@ async def a_server(
                 unload=CallConfig(path=UrlPath("/unload"), body=body),  # type: ignore[arg-type]
                 loaded=LoadedConfig(path=UrlPath("/loaded")),
                 sleep=sleep,
-                start_timeout_s=2.0,  # type: ignore[arg-type]
-                stop_timeout_s=1.0,  # type: ignore[arg-type]
+                start_timeout_s=300.0,  # type: ignore[arg-type]
+                stop_timeout_s=300.0,  # type: ignore[arg-type]
             )
             yield server, HttpEngine("sleepy", settled, client, sleep_registry=sleep_registry), sleep_registry
             nursery.cancel_scope.cancel()
@@ -802,6 +812,14 @@ sleep = {{ kind = "vllm", level = 2 }}
 """
 
 
+def is_of(child: psutil.Process, folder: Path) -> bool:
+    """Tell whether a child belongs to this test: one of the test before may be on its way out."""
+    try:
+        return any(str(folder) in word for word in child.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 async def test_the_router_swaps_by_sleep_and_leaves_nobody_behind(tmp_path: Path) -> None:
     argv = {name: [*config().argv, "port={port}", f"calls={tmp_path / name}"] for name in ("a", "b")}
     text = ROUTER.format(
@@ -814,7 +832,7 @@ async def test_the_router_swaps_by_sleep_and_leaves_nobody_behind(tmp_path: Path
                 for name in ("a", "b", "a", "b"):
                     async with router.lease(name) as lease:
                         assert (await client.get(f"{lease.base_url}/say")).json() == "sense"
-                    pids |= {child.pid for child in psutil.Process().children() if PROGRAM in child.cmdline()}
+                    pids |= {child.pid for child in psutil.Process().children() if is_of(child, tmp_path)}
             assert len(pids) == 2
             assert all(map(is_alive, pids))
         assert not any(map(is_alive, pids))
