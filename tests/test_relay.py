@@ -364,10 +364,10 @@ async def test_the_engines_own_status_and_headers_where_nothing_has_to_be_waited
 
 async def test_keepalives_while_an_engine_starts_and_while_it_thinks() -> None:
     async def slow(stream: trio.SocketStream) -> None:
-        await trio.sleep(0.05)
+        await trio.sleep(0.4)
         await sending(SSE, chunk(EVENT), chunk(EVENT) + END)(stream)
 
-    async with world(slow, start_s=0.05) as w:
+    async with world(slow, start_s=0.4) as w:
         passage = w.passage()
         assert await passage.head(trio.current_time() + 0.01) is None
         errors: list[RouterError] = []
@@ -390,7 +390,7 @@ async def test_an_error_before_anything_was_said() -> None:
 
 
 async def test_an_error_after_the_wait_began_is_told_in_the_stream() -> None:
-    async with world(scripts=[Script("exit", after_s=0.05)]) as w:
+    async with world(scripts=[Script("exit", after_s=0.5)]) as w:
         passage = w.passage()
         errors: list[RouterError] = []
         *waits, last = await collected(waiting(passage, OPENAI, 0.01, errors.append))
