@@ -222,6 +222,7 @@ async def test_a_request_that_leaves_during_the_look_leaves_nothing(autojump_clo
         world.engines["b"].check_s = 1.0
         with trio.move_on_after(0.5):
             await world.use(B)
+        await wait_all_tasks_blocked()
         ledger = world.supervisor.pools["default"].ledger
         assert (list(ledger.waiting()), dict(ledger.waiting_counts())) == ([], {})
         await trio.sleep(100)

@@ -20,16 +20,24 @@ class Admission:
         self._planner = planner
         self._prechecks = books.prechecks
 
+    def lend(self, ticket: Ticket, now: float) -> bool:
+        """Give a new ticket its lease where that decides nothing: the way of nearly every request.
+
+        Nothing that could be decided changes by one more lease of a ready resident while nobody is overdue.
+        """
+        residence = self._books.budget.residences.get(ticket.resident)
+        if not self._admits(residence) or now >= self._books.queue.first_deadline():
+            return False
+        self._books.times.arrived(ticket.resident, now)
+        residence.lend(ticket, now)
+        return True
+
     def enter(self, ticket: Ticket, now: float) -> list[Effect]:
         """Take in a new ticket."""
+        if self.lend(ticket, now):
+            return [book.Grant(ticket)]
         resident = ticket.resident
         self._books.times.arrived(resident, now)
-        residence = self._books.budget.residences.get(resident)
-        # Nothing that could be decided changes by one more lease while nobody is overdue. This is the way of
-        # nearly every request.
-        if self._admits(residence) and now < self._books.queue.first_deadline():
-            residence.lend(ticket, now)
-            return [book.Grant(ticket)]
         if (error := self._refusal(resident, now)) is not None:
             return [book.Refuse(ticket, error)]
         if self._is_worth_a_look(resident, now):

@@ -152,6 +152,26 @@ class Ledger:
         """Return when the ledger wants a `Tick`, if nothing happens before; infinity for never."""
         return self._planner.wake_at
 
+    # What decides nothing, and so may happen in the caller's step.
+
+    def lend(self, ticket: Ticket, now: float) -> bool:
+        """Give a new ticket its lease where that changes no plan. Returns whether it did."""
+        return self._admission.lend(ticket, now)
+
+    def give_back(self, ticket: Ticket, now: float) -> Event | None:
+        """End a lease. Returns what has to be taken in where a plan may change by that.
+
+        A ticket that has no lease is left as it is, to be withdrawn.
+        """
+        residence = self._occupancy.residences.get(ticket.resident)
+        if residence is None or ticket not in residence.leases:
+            return book.Release(ticket)
+        residence.take_back(ticket, now)
+        if residence.leases:
+            return None
+        self._times.released(ticket.resident, now, busy_s=now - residence.busy_since)
+        return None if self._planner.may_idle(residence, now) else book.Idle(ticket.resident)
+
     # What happens.
 
     def apply(self, event: Event, now: float) -> list[Effect]:
@@ -165,7 +185,7 @@ class Ledger:
             case book.Acquire(ticket):
                 return self._enter(ticket, now)
             case book.Release(ticket):
-                return self._give_back(ticket, now)
+                return self._release(ticket, now)
             case _:
                 return [*self._take_in(event, now), *self._planner.plan(now)]
 
@@ -189,6 +209,8 @@ class Ledger:
                 self._reconfigure(rules, capacity)
             case book.Close(deadline):
                 effects = self._close(deadline)
+            case book.Reset(resident):
+                effects = self._reset(resident)
             case _:
                 self._note(event, now)
         return effects
@@ -210,9 +232,7 @@ class Ledger:
                 self._unload(resident)
             case book.KeepAlive(resident, seconds):
                 self._keep(resident, seconds)
-            case book.Reset(resident):
-                self._reset(resident)
-            case _:  # a tick
+            case _:  # somebody is idle, or time has passed
                 pass
 
     # What each event changes.
@@ -220,16 +240,13 @@ class Ledger:
     def _enter(self, ticket: Ticket, now: float) -> list[Effect]:
         return self._admission.enter(ticket, now)
 
-    def _give_back(self, ticket: Ticket, now: float) -> list[Effect]:
+    def _release(self, ticket: Ticket, now: float) -> list[Effect]:
         """Forget a ticket, wherever it is. A ticket that is nowhere (refused, revoked) is forgotten already."""
-        residence = self._occupancy.residences.get(ticket.resident)
-        if residence is not None and ticket in residence.leases:
-            residence.take_back(ticket, now)
-            if residence.leases:
-                return []
-            self._times.released(ticket.resident, now, busy_s=now - residence.busy_since)
-            return self._planner.after_idle(residence, now)
-        if self._prechecks.remove(ticket) or not self._queue.remove(ticket):
+        event = self.give_back(ticket, now)
+        if event is None:
+            return []
+        is_withdrawn = isinstance(event, book.Release)
+        if is_withdrawn and (self._prechecks.remove(ticket) or not self._queue.remove(ticket)):
             return []
         return self._planner.plan(now)
 
@@ -301,12 +318,14 @@ class Ledger:
         if (residence := self.residence(resident)) is not None:
             residence.unloading = True
 
-    def _reset(self, resident: ResidentId) -> None:
+    def _reset(self, resident: ResidentId) -> list[Effect]:
         """Forget what went wrong with a resident. One that could not be stopped is taken to be gone."""
         self._failures.forget(resident)
         residence = self.residence(resident)
-        if residence is not None and residence.phase is Phase.STUCK:
-            del self._occupancy.residences[resident]
+        if residence is None or residence.phase is not Phase.STUCK:
+            return []
+        del self._occupancy.residences[resident]
+        return [book.Forget(resident)]
 
     def _keep(self, resident: ResidentId, seconds: float) -> None:
         if (residence := self.residence(resident)) is not None:

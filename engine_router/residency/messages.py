@@ -57,6 +57,13 @@ class Release:
 
 
 @frozen
+class Idle:
+    """The last lease of a resident has been given back."""
+
+    resident: ResidentId
+
+
+@frozen
 class BecameReady:
     """A start succeeded."""
 
@@ -185,6 +192,7 @@ class Tick:
 Event = (
     Acquire
     | Release
+    | Idle
     | BecameReady
     | Weighed
     | Short
@@ -281,4 +289,11 @@ class Check:
     resident: ResidentId
 
 
-Effect = Check | Grant | Refuse | Revoke | Start | Drain | Resume | Stop | Settle
+@frozen
+class Forget:
+    """Forget a resident that could not be stopped: it is taken to be gone."""
+
+    resident: ResidentId
+
+
+Effect = Check | Grant | Refuse | Revoke | Start | Drain | Resume | Stop | Settle | Forget

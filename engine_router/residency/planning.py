@@ -96,15 +96,12 @@ class Planner:
         self.wake_at = self._next_wake(now)
         return effects
 
-    def after_idle(self, residence: ResidentState, now: float) -> list[Effect]:
-        """Return what has to be done now that a resident is idle: as `plan`, but cheap where nobody cares."""
+    def may_idle(self, residence: ResidentState, now: float) -> bool:
+        """Tell whether the plan stays what it was though nobody uses a resident any more."""
         if self._queue or residence.phase is not Phase.READY or self._occupancy.excess_bytes > 0:
-            return self.plan(now)
+            return False
         residence.expires_at = self.expiry(residence, now)
-        if residence.expires_at <= now:
-            return self.plan(now)
-        self.wake_at = min(self.wake_at, residence.expires_at)
-        return []
+        return residence.expires_at >= self.wake_at
 
     def _force(self, residence: ResidentState, now: float) -> list[Effect]:
         """Let a resident go that has to go whoever waits."""

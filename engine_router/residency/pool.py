@@ -66,6 +66,7 @@ class Pool:
         self._late_bytes = 0
         self._settled_at = -math.inf
         self._changed: trio.Event | None = None
+        self._told = self._taken = 0
 
     @property
     def is_closed(self) -> bool:
@@ -77,6 +78,31 @@ class Pool:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether events are on their way to the ledger."""
+        return self._taken < self._told
+
+    def note_told(self) -> None:
+        """Note an event on its way to the ledger."""
+        self._told += 1
+
+    def note_taken(self) -> None:
+        """Note that the ledger has taken in the oldest of the events on their way."""
+        self._taken += 1
+
+    def note_end(self) -> None:
+        """Note that no event will be taken in any more."""
+        self._taken = self._told
+        self.note_change()
+
+    async def caught_up(self) -> None:
+        """Wait until the ledger has taken in everything that was told until now."""
+        told = self._told
+        await trio.lowlevel.checkpoint()
+        while self._taken < told:
+            await self.change()
 
     async def change(self) -> None:
         """Wait until the ledger has taken in another event."""
@@ -245,7 +271,8 @@ class Pool:
     def engines(self) -> Iterator[str]:
         """Yield the engines that have something in this memory, or are waited for; one may come more than once."""
         present = (residence.resident for residence in self.ledger.residences)
-        for resident in (*present, *self.ledger.settling, *self.ledger.waiting_counts()):
+        wanted = (lease.resident for lease in self.leases.values() if lease.error is None)
+        for resident in (*present, *self.ledger.settling, *wanted):
             yield resident.engine
 
     def stop_failed(self, life: ResidentTask) -> None:

@@ -1,20 +1,18 @@
-"""The supervisor: owns all residency.
+"""The supervisor: the one task that decides about residency.
 
-There is one ledger for each pool, and whatever happens is told to it at once, in the task where it happens:
-its decisions are synchronous and cost microseconds, so a request for a ready resident is granted before
-`request` returns. What was decided is performed by child tasks of the supervisor's nursery; nobody waits for
-a swap but those who want its outcome. The supervisor's own task only watches the clock for the ledgers.
+It receives acquire requests and all other events on a memory channel, in the order in which they happened, lets the
+ledger of their pool decide, and begins what was decided in child tasks of its nursery: its loop never waits for
+a swap. Sending an event is synchronous, so a request that is cancelled needs no further step to leave nothing behind.
 
-An event that happens while another is being taken in waits until that one's effects are performed.
+The short cut: a lease of a ready resident is taken, and given back, in the caller's step where that decides nothing.
+Nothing overtakes: a pool with events on their way takes no short cuts.
 """
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -75,13 +73,8 @@ class Supervisor:
         self._wall_clock = wall_clock
         self._over = False
         self._nursery: trio.Nursery | None = None
-        # What requests carry in their context is not for the tasks of engines.
-        self._context = contextvars.copy_context()
-        self._events: deque[tuple[Pool, book.Event]] = deque()
-        self._deciding = True  # until what runs already is known
-        self._defect: Exception | None = None
-        self._alarm: trio.CancelScope | None = None
-        self._alarm_at = math.inf
+        # Unbounded: a request has at most two events on their way, and a full channel could not be told of its end.
+        self._outbox, self._inbox = trio.open_memory_channel[tuple[Pool, book.Event]](math.inf)
         self.pools: dict[str, Pool] = {
             name: self._new_pool(name, rules, gauge, layout.capacities.get(name, _EXCLUSIVE))
             for name, gauge in gauges.items()
@@ -146,7 +139,10 @@ class Supervisor:
             lease.refuse(RouterClosing("the router is not running any more"))
             return lease
         pool.leases[lease.ticket] = lease
-        self._tell(pool, book.Acquire(lease.ticket))
+        if pool.is_behind or not pool.ledger.lend(lease.ticket, lease.requested_at):
+            self._tell(pool, book.Acquire(lease.ticket))
+        else:
+            self._grant(pool, lease.ticket, lease.requested_at)
         return lease
 
     def unload(self, resident: ResidentId) -> None:
@@ -165,7 +161,7 @@ class Supervisor:
         pool = self.pool(resident)
         residence = pool.ledger.residence(resident)
         self.unload(resident)
-        await trio.lowlevel.checkpoint()
+        await pool.caught_up()
         while residence is not None and pool.ledger.residence(resident) is residence:
             if self._over:
                 raise RouterClosing("the router has ended")
@@ -190,10 +186,7 @@ class Supervisor:
 
         One that could not be stopped is taken to be gone: whoever asks for this has seen to it.
         """
-        pool = self.pool(resident)
-        self._tell(pool, book.Reset(resident))
-        if pool.ledger.residence(resident) is None:
-            pool.stuck.pop(resident, None)
+        self._tell(self.pool(resident), book.Reset(resident))
 
     def doubt(self, resident: ResidentId) -> None:
         """Tell that a resident could not be reached, so that its engine looks whether it is still there."""
@@ -246,7 +239,7 @@ class Supervisor:
             if capacity.is_auto:  # what is free was measured when the router started
                 capacity = attrs.evolve(capacity, budget_bytes=pool.ledger.capacity.budget_bytes)
             self._tell(pool, book.Reconfigured(rules, capacity))
-            if ahead := tuple(resident for resident in layout.preload if self.pool(resident) is pool):
+            if ahead := self._preload_of(pool):
                 self._tell(pool, book.Preload(ahead))
 
     async def close(self, grace_s: float) -> None:
@@ -272,9 +265,10 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await self._adoption().take_over(self._engines)
-                self._begin()
+                for pool in self.pools.values():
+                    self._tell(pool, book.Preload(self._preload_of(pool)))
                 task_status.started()
-                await self._watch_the_clock()
+                await self._decide()
         finally:
             self._end()
 
@@ -288,73 +282,53 @@ class Supervisor:
             notice=self._lives.notice,
         )
 
-    def _begin(self) -> None:
-        """Take in what was asked for until now, and what is to be loaded ahead."""
-        self._deciding = False
-        for pool in self.pools.values():
-            ahead = tuple(resident for resident in self._layout.preload if self.pool(resident) is pool)
-            self._tell(pool, book.Preload(ahead))
+    def _preload_of(self, pool: Pool) -> tuple[ResidentId, ...]:
+        return tuple(resident for resident in self._layout.preload if self.pool(resident) is pool)
 
-    async def _watch_the_clock(self) -> NoReturn:
+    async def _decide(self) -> NoReturn:
+        """Take in one event after another, and look at the clock for the ledgers."""
         while True:
-            with trio.CancelScope() as self._alarm:
-                self._alarm_at = min(pool.ledger.wake_at() for pool in self.pools.values())
-                self._alarm.deadline = self._alarm_at
-                if self._defect is not None:
-                    raise self._defect
-                await trio.sleep_forever()
-            for pool in self.pools.values():
-                if pool.ledger.wake_at() <= trio.current_time():
-                    self._tell(pool, book.Tick())
+            alarm_at = min(pool.ledger.wake_at() for pool in self.pools.values())
+            with trio.move_on_at(alarm_at) as alarm:
+                pool, event = await self._inbox.receive()
+                self._apply(pool, event)
+                pool.note_taken()
+            if alarm.cancelled_caught:
+                for pool in self.pools.values():
+                    if pool.ledger.wake_at() <= trio.current_time():
+                        self._apply(pool, book.Tick())
 
     def _end(self) -> None:
         """Tell everybody who waits or holds a lease that nobody is there any more to decide anything."""
-        self._over = self._deciding = True
+        self._over = True
+        self._inbox.close()
         for pool in self.pools.values():
             for lease in tuple(pool.leases.values()):
                 lease.refuse(RouterClosing("the router has ended"))
-            pool.note_change()
+            pool.note_end()
 
     def _tell(self, pool: Pool, event: book.Event) -> None:
-        """Take in an event, or leave it to whoever is taking in another one up the stack."""
-        self._events.append((pool, event))
-        if self._deciding:
-            return
-        self._deciding = True
-        try:
-            while self._events:
-                self._apply(*self._events.popleft())
-        except Exception as defect:  # noqa: BLE001 - ours, and no fault of the task in which it shows
-            self._fail(defect)
-        finally:
-            self._deciding = self._over
-
-    def _fail(self, defect: Exception) -> None:
-        """Let the supervisor's own task end with an error that happened in another."""
-        self._defect = defect
-        if self._alarm is not None:
-            self._alarm.deadline = -math.inf
+        """Send an event. Never waits; lost where nobody decides any more."""
+        if not self._over:
+            pool.note_told()
+            self._outbox.send_nowait((pool, event))
 
     def _apply(self, pool: Pool, event: book.Event) -> None:
         now = trio.current_time()
-        ledger = pool.ledger
-        for effect in ledger.apply(event, now):
+        for effect in pool.ledger.apply(event, now):
             self._perform(pool, effect, now)
-        wake_at = ledger.wake_at()
-        if wake_at < self._alarm_at and self._alarm is not None:
-            # Only ever earlier: an alarm that comes too early is set anew, and costs less than many changes.
-            self._alarm_at = self._alarm.deadline = wake_at
         if pool.journal.swaps:
             pool.journal.tidy(now)
         pool.note_change()
 
     def _give_back(self, pool: Pool, lease: Lease) -> None:
         pool.leases.pop(lease.ticket, None)
-        self._tell(pool, book.Release(lease.ticket))
+        if lease.error is None and (event := pool.ledger.give_back(lease.ticket, trio.current_time())):
+            self._tell(pool, event)
 
     def _spawn(self, task: Callable[..., object], *arguments: object) -> None:
         if self._nursery is not None:
-            self._context.run(self._nursery.start_soon, task, *arguments)  # type: ignore[arg-type]
+            self._nursery.start_soon(task, *arguments)  # type: ignore[arg-type]
 
     # Effects: each is done at once or handed to a child task.
 
@@ -388,6 +362,8 @@ class Supervisor:
                 self._lives.end(pool, resident, wanted)
             case book.Settle(resident):
                 self._lives.settle(pool, resident)
+            case book.Forget(resident):
+                pool.stuck.pop(resident, None)
 
     def _grant(self, pool: Pool, ticket: Ticket, now: float) -> None:
         lease, life = pool.leases.get(ticket), pool.lives.get(ticket.resident)
