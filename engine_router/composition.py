@@ -134,7 +134,7 @@ class _EngineFactory:
 
     client: httpx.AsyncClient
     nursery: trio.Nursery
-    _dormitory: SleepRegistry
+    _sleep_registry: SleepRegistry
     _guardian: Guardian | None = None
     _headers: dict[str, HeadersInForce] = field(factory=dict)
     _hidden: HiddenValues = field(factory=HiddenValues)
@@ -149,7 +149,7 @@ class _EngineFactory:
         headers = self._headers[name] = HeadersInForce(config.engines[name].headers)
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
-        engine = build_engine(name, config, self.client, self._guardian, self._dormitory)
+        engine = build_engine(name, config, self.client, self._guardian, self._sleep_registry)
         self._hidden.add(config.hidden)
         return MaskedEngine(engine, self._hidden)
 
@@ -161,7 +161,7 @@ class _EngineFactory:
 
     async def forget(self, engines: Collection[str]) -> None:
         """Stop what sleeps of engines that are gone, or are others now."""
-        await self._dormitory.clear([r for r in self._dormitory.residents if r.engine in engines])
+        await self._sleep_registry.clear([r for r in self._sleep_registry.residents if r.engine in engines])
 
 
 async def _compose(config: Config, forge: _EngineFactory) -> Router:

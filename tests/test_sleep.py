@@ -35,8 +35,9 @@ from engine_router.engines.ports import free_port, is_taken
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.remote.http_engine import HttpEngine
-from engine_router.engines.sleep import plan as sleep_module
-from engine_router.engines.sleep.plan import SleepCall, plan_of
+from engine_router.engines.remote.lifecycle import woken
+from engine_router.engines.sleep import resident_sleep as sleep_module
+from engine_router.engines.sleep.calls import SleepCall, plan_of
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.upstream.control_client import control_client
 
@@ -73,7 +74,7 @@ def config(*options: str, sleep: SleepConfig | None = DEEP, **settings: Any) -> 
 
 
 class House:
-    """An engine, the dormitory that it uses, and what its processes were asked."""
+    """An engine, the sleep registry that it uses, and what its processes were asked."""
 
     def __init__(self, engine: ProcessEngine, sleep_registry: SleepRegistry, file: Path) -> None:
         self.engine = engine
@@ -281,7 +282,7 @@ async def test_a_stop_while_it_wakes_stops_it(tmp_path: Path) -> None:
         assert house.calls.count("start") == 1
 
 
-async def test_without_a_dormitory_nobody_sleeps() -> None:
+async def test_without_a_sleep_registry_nobody_sleeps() -> None:
     async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
         engine = ProcessEngine("sleepy", config("port={port}"), client)
         async with living(engine, "m") as life:
@@ -394,11 +395,11 @@ async def test_one_that_was_started_otherwise_is_not_woken(tmp_path: Path) -> No
 async def test_one_of_another_kind_is_stopped_before_anything_is_started(tmp_path: Path) -> None:
     async with a_house(tmp_path) as house, a_server() as (server, other, _):
         pid = await slept(house)
-        other._slumbers._dormitory = house.sleep_registry
-        remote_sleep = other._slumbers.of(RESIDENT)
-        assert remote_sleep is not None
+        other.sleep.registry = house.sleep_registry
+        sleep = other.sleep.of(RESIDENT, other.server)
+        assert sleep is not None
         life = Living(other, "m", adopt=False)
-        assert await remote_sleep.wake(life, life.supervision) is None  # type: ignore[arg-type]
+        assert await woken(life, life.supervision, sleep) is None  # type: ignore[arg-type]
         assert not is_alive(pid)
         assert not house.sleep_registry.residents
         assert server.asked == []
@@ -426,7 +427,7 @@ async def test_closing_stops_all_sleepers_at_the_same_time(tmp_path: Path) -> No
             assert life.ended == Ended(stopped=True, message="was killed by SIGKILL")
 
 
-async def test_a_cancelled_dormitory_leaves_no_process(tmp_path: Path) -> None:
+async def test_a_cancelled_sleep_registry_leaves_no_process(tmp_path: Path) -> None:
     async with a_house(tmp_path) as house:
         pid = await slept(house)
     await until(lambda: not is_alive(pid))
@@ -520,7 +521,7 @@ async def test_who_sleeps_when_the_router_is_killed_is_killed_by_the_guardian() 
 
 
 def test_nobody_is_nobody() -> None:
-    assert repr(SleepRegistry()) == "<Dormitory empty>"
+    assert repr(SleepRegistry()) == "<SleepRegistry empty>"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def build_engine(
     Args:
         client: for control calls; shared.
         guardian: kills process engines when the router dies; None where the platform needs none.
-        dormitory: where residents sleep; without one they are stopped.
+        sleep_registry: where residents sleep; without one they are stopped.
     """
     match config.engines[name]:
         case ProcessConfig() as process:

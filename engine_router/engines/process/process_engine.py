@@ -34,9 +34,8 @@ from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe, l
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.lifecycle import SLEEPS
 from engine_router.engines.remote.masks import engine_mask
-from engine_router.engines.sleep.plan import SleepHistory
-from engine_router.engines.sleep.process import ProcessSleep
 from engine_router.engines.sleep.registry import SleepRegistry
+from engine_router.engines.sleep.resident_sleep import EngineSleep, WakeResult
 from engine_router.errors import (
     EngineError,
     EngineStartFailed,
@@ -74,13 +73,13 @@ class ProcessEngine:
         self.log = self.logs.engine
         self._client = client
         self._guardian = guardian
-        self._dormitory = sleep_registry or SleepRegistry()  # one that is not open
         self._paths = paths or {}
         self._is_template = is_template(config)
         self._undead: dict[ResidentId, RunningProcess] = {}
         self._listens_at: str | None = config.base_url
         self._ready_at: dict[ResidentId, str] = {}  # base URLs
-        self._sleep = ProcessSleep(config, client, self._dormitory, SleepHistory(name, self.logs.of))
+        registry = sleep_registry or SleepRegistry()  # one that is not open
+        self._sleep = EngineSleep(name, config.sleep, registry, self.logs.of)
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
@@ -119,7 +118,7 @@ class ProcessEngine:
     ) -> Ended | EngineError:
         if (unstopped := self._undead.get(resident)) is not None:
             return await unstopped.end(self.config.grace_s)
-        if resident in self._dormitory.residents:
+        if resident in self._sleep.registry.residents:
             return await self._live_again(resident, supervision)
         if adopt:
             return await self._live_adopted(resident, supervision)
@@ -146,10 +145,9 @@ class ProcessEngine:
 
         One that sleeps is not ready for anybody, and holds little: it is woken when it is needed.
         """
-        resident = ResidentId(self.name)
-        if await self._owner() is None:
+        if await self._owner() is None or await self._is_found_asleep():
             return []
-        return [] if await self._sleep.is_asleep(resident) else [resident]
+        return [ResidentId(self.name)]
 
     async def list_models(self) -> Sequence[str] | None:
         """Ask the running engine for its list; None for a template, whose residents are one model each."""
@@ -157,7 +155,7 @@ class ProcessEngine:
         if self._is_template or base_url is None or not await is_taken(base_url):
             return None
         with trio.move_on_after(LIST_TIMEOUT_S):
-            return await EngineClient(self.name, self.config, base_url, self._client).models()
+            return await self._client_of(base_url).models()
         raise EngineUnreachable(self.name, f"did not say within {LIST_TIMEOUT_S:g} s which models it has")
 
     # A process of our own.
@@ -231,7 +229,7 @@ class ProcessEngine:
             self._listens_at = self.config.base_url
             self._ready_at.pop(resident, None)
             if is_asleep:
-                self._dormitory.put(resident, SleepingProcess(running))
+                self._sleep.registry.put(resident, SleepingProcess(running))
             else:
                 running.abandon()
         return outcome
@@ -274,7 +272,9 @@ class ProcessEngine:
         supervision.ready(Endpoint(running.base_url, running.tree.pid), woken=woken)
         happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
-            if await self._sleep.fall_asleep(resident, supervision, running):
+            sleep = self._sleep.of(resident, self._client_of(running.base_url))
+            if sleep is not None and await sleep.fall_asleep(supervision, death=running.wait):
+                running.log.write("[engine-router] sleeps")
                 return SLEEPS
             return await running.end(self.config.grace_s)
         if (unstopped := await running.mark_dead()) is not None:
@@ -299,7 +299,7 @@ class ProcessEngine:
         """Wake what sleeps, or stop it, if that is what is wanted; start it anew where it cannot be woken."""
         if supervision.stop_asked.is_set() and not supervision.for_good.is_set():
             return SLEEPS
-        sleeper = await self._dormitory.take(resident, SleepingProcess)
+        sleeper = await self._sleep.registry.take(resident, SleepingProcess)
         if sleeper is not None:
             outcome = await self._live_woken(resident, supervision, sleeper.running)
             if outcome is not None:
@@ -310,7 +310,7 @@ class ProcessEngine:
         self, resident: ResidentId, supervision: Supervision
     ) -> Ended | EngineError | None:
         """Wake a process that runs this engine's command and sleeps; None where there is none any more."""
-        running = await self._found() if await self._sleep.is_asleep(resident) else None
+        running = await self._found() if await self._is_found_asleep() else None
         return None if running is None else await self._live_woken(resident, supervision, running)
 
     async def _live_woken(
@@ -324,14 +324,35 @@ class ProcessEngine:
         self, resident: ResidentId, supervision: Supervision, running: RunningProcess
     ) -> Ended | EngineError | None:
         """From the wake to the end. Returns None where it could not be woken, and is gone."""
-        probe = self._probe(resident, running.base_url)
-        return await self._sleep.woken_life(
-            resident,
-            supervision,
-            running,
-            until_ready=probe.until_ready,
-            serve=lambda: self._serve(resident, supervision, running, woken=True),
-        )
+        sleep = self._sleep.of(resident, self._client_of(running.base_url))
+        if sleep is None or supervision.stop_asked.is_set():
+            return await running.end(self.config.grace_s)
+        grace_s: float = self.config.grace_s
+        if running.config == self.config:
+            result = await sleep.wake(
+                supervision,
+                self._probe(resident, running.base_url).until_ready,
+                start_timeout_s=self.config.start_timeout_s,
+                death=running.wait,
+            )
+            if result is WakeResult.AWAKE:
+                running.log.write("[engine-router] awake")
+                return await self._serve(resident, supervision, running, woken=True)
+            if result is WakeResult.DIED:
+                running.log.write(f"[engine-router] {running.ended_how()} while it slept")
+                return await running.mark_dead()
+            grace_s = min(ABORT_GRACE_S, grace_s)
+        ended = await running.end(grace_s)
+        is_wanted = not supervision.stop_asked.is_set()
+        return None if is_wanted and isinstance(ended, Ended) else ended
+
+    async def _is_found_asleep(self) -> bool:
+        """Tell whether the server at the configured address says that it sleeps."""
+        base_url = self.config.base_url
+        return base_url is not None and await self._sleep.is_asleep(self._client_of(base_url))
+
+    def _client_of(self, base_url: str) -> EngineClient:
+        return EngineClient(self.name, self.config, base_url, self._client)
 
     # A process that runs already.
 

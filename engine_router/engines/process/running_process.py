@@ -204,7 +204,7 @@ class RunningProcess:
 
 @frozen
 class SleepingProcess:
-    """A family that sleeps; see `Sleeper`. One that the router did not start is left as it is when it goes."""
+    """A family that sleeps; see `SleepingResident`. One that the router did not start is left as it is when it goes."""
 
     running: RunningProcess
 

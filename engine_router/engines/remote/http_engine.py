@@ -18,10 +18,10 @@ from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.remote.answers import ControlAnswer, ListedModel, fill
 from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
-from engine_router.engines.remote.lifecycle import lead
+from engine_router.engines.remote.lifecycle import run_lifecycle
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.sleep.registry import SleepRegistry
-from engine_router.engines.sleep.remote import RemoteSleeps
+from engine_router.engines.sleep.resident_sleep import EngineSleep
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 
 REPEAT_UNLOAD_S = 2.0
@@ -53,7 +53,7 @@ class HttpEngine:
         self.logs = EngineLogs(engine_mask(config))
         self.log = self.logs.engine
         self.server = EngineClient(name, config, config.base_url, client)
-        self._slumbers = RemoteSleeps(self.server, config.sleep, self.logs.of, sleep_registry)
+        self.sleep = EngineSleep(name, config.sleep, sleep_registry or SleepRegistry(), self.logs.of)
 
     def __repr__(self) -> str:
         return f"<HttpEngine {self.name} at {self.config.base_url}>"
@@ -73,11 +73,11 @@ class HttpEngine:
 
         Cancellation leaves the server as it is.
         """
-        return await lead(
+        return await run_lifecycle(
             _HttpModel(self, resident.model or ""),
             supervision,
             adopt=adopt,
-            rest=self._slumbers.of(resident),
+            sleep=self.sleep.of(resident, self.server),
         )
 
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
@@ -115,7 +115,7 @@ class HttpEngine:
             raise
         except EngineError as error:
             raise EngineUnreachable(self.name, error.summary) from error
-        if await self._slumbers.is_asleep():
+        if await self.sleep.is_asleep(self.server):
             return []
         every = self.config.discover or not self.config.models
         return [
@@ -134,7 +134,7 @@ class HttpEngine:
 
 
 class _HttpModel:
-    """The life of one model in the server; the steps are described at `RemoteLifecycle`."""
+    """The lifecycle of one model in the server; the steps are described at `RemoteLifecycle`."""
 
     def __init__(self, engine: HttpEngine, model: str) -> None:
         self.name, self.config = engine.name, engine.config

@@ -1,15 +1,16 @@
-"""The life of a resident that is controlled from outside, from its start to its end."""
+"""The lifecycle of a resident that is controlled from outside, from its start to its end."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import trio
+from attrs import frozen
 
 from engine_router.config import EngineConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, Supervision
+from engine_router.engines.sleep.resident_sleep import ResidentSleep, WakeResult
 from engine_router.errors import EngineError, EngineStartFailed, EngineStartTimeout, EngineStopFailed
 
 T = TypeVar("T")
@@ -17,42 +18,12 @@ T = TypeVar("T")
 LOG_TAIL_LINES = 15
 """How many of an engine's last lines go into an error message."""
 
-
-class Stop(enum.Enum):
-    """The value that stands for an interrupted piece of work."""
-
-    ASKED = "asked"
-
-
-async def unless(stop: trio.Event, work: Callable[[], Awaitable[T]]) -> T | Literal[Stop.ASKED]:
-    """Do some work, unless or until `stop` is set: then it is cancelled at once.
-
-    Raises:
-        EngineError: as the work raised it.
-
-    Cancellation cancels the work.
-    """
-    result: T | Literal[Stop.ASKED] = Stop.ASKED
-    failure: EngineError | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def interrupt() -> None:
-            await stop.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(interrupt)
-        try:
-            result = await work()
-        except EngineError as error:
-            failure = error  # raised outside of the nursery, which would wrap it into a group
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return result
+SLEEPS: Final = Ended(stopped=True, message="sleeps", asleep=True)
+"""The end of a lifecycle that is no stop."""
 
 
 class RemoteLifecycle(Protocol):
-    """One resident of an engine, in the steps that `lead` takes it through."""
+    """The steps of one resident, which `run_lifecycle` takes it through."""
 
     @property
     def name(self) -> str:
@@ -103,110 +74,154 @@ class RemoteLifecycle(Protocol):
         ...
 
 
-class SleepControl(Protocol):
-    """How one resident sleeps instead of being ended."""
-
-    @property
-    def is_in_bed(self) -> bool:
-        """Whether this router has put it to sleep, and it was not woken since."""
-        ...
-
-    def started(self, seconds: float) -> None:
-        """Note how long a start took, in seconds."""
-        ...
-
-    async def wake(
-        self, life: RemoteLifecycle, supervision: Supervision
-    ) -> Endpoint | Literal[Stop.ASKED] | None:
-        """Wake it if it sleeps. Returns None where it does not, or could not be woken and was ended.
-
-        Raises:
-            EngineStopFailed: it could neither be woken nor ended.
-        """
-        ...
-
-    async def fall_asleep(self, life: RemoteLifecycle, supervision: Supervision, *, adopted: bool) -> bool:
-        """Put it to sleep where that is possible and wanted. Returns whether it sleeps."""
-        ...
-
-
-SLEEPS: Final = Ended(stopped=True, message="sleeps", asleep=True)
-"""The end of a life that is no stop."""
-
-
-async def lead(
-    life: RemoteLifecycle, supervision: Supervision, *, adopt: bool, rest: SleepControl | None = None
+async def run_lifecycle(
+    lifecycle: RemoteLifecycle, supervision: Supervision, *, adopt: bool, sleep: ResidentSleep | None = None
 ) -> Ended:
-    """Lead one resident through its life; `Engine.run_resident` says what is returned and raised.
+    """Take one resident through its steps; `Engine.run_resident` says what is returned and raised.
 
-    With `rest` it is put to sleep rather than ended where that is wanted, and woken rather than started.
+    With `sleep` it is put to sleep rather than ended where that is wanted, and woken rather than started.
 
     Cancellation cancels the call in progress and asks nothing more of the engine: a server that the router
     did not start stays as it is, and the next router finds it.
     """
-    if rest is not None and rest.is_in_bed and _may_go_on_sleeping(supervision):
+    is_wanted_asleep = supervision.stop_asked.is_set() and not supervision.for_good.is_set()
+    if sleep is not None and is_wanted_asleep and sleep.resident in sleep.engine.registry.residents:
         return SLEEPS
+    woken_at = None if sleep is None else await woken(lifecycle, supervision, sleep)
     began_at = trio.current_time()
-    begun: Endpoint | Ended | Literal[Stop.ASKED] | None
-    begun = None if rest is None else await rest.wake(life, supervision)
-    woken = begun is not None
-    if begun is None:
-        begun = await _begin(life, supervision, adopt=adopt)
+    begun = woken_at or await _begin(lifecycle, supervision, adopt=adopt)
     if isinstance(begun, Ended):
         return begun
-    if begun is Stop.ASKED:
-        return Ended(stopped=True, message=await life.end(aborted=life.began and not adopt))
-    if rest is not None and not (woken or adopt):
-        rest.started(trio.current_time() - began_at)
-    supervision.ready(begun, woken=woken)
-    while True:
-        death = await unless(supervision.stop_asked, lambda: _doubted_to_death(life, supervision))
-        if death is Stop.ASKED:
-            if rest is not None and await rest.fall_asleep(life, supervision, adopted=adopt):
-                return SLEEPS
-            return Ended(stopped=True, message=await life.end(aborted=False))
-        if death is not None:
-            life.log.write(death)
-            return Ended(stopped=False, message=death, log_tail=life.log.tail(LOG_TAIL_LINES))
+    if begun is None:
+        return Ended(stopped=True, message=await lifecycle.end(aborted=lifecycle.began and not adopt))
+    if sleep is not None and woken_at is None and not adopt:
+        sleep.engine.started(sleep.resident, trio.current_time() - began_at)
+    supervision.ready(begun, woken=woken_at is not None)
+    death = await _until_stop(supervision, lambda: _death(lifecycle, supervision))
+    if death is not None:
+        lifecycle.log.write(death)
+        return Ended(stopped=False, message=death, log_tail=lifecycle.log.tail(LOG_TAIL_LINES))
+    if sleep is not None and await sleep.fall_asleep(supervision):
+        sleep.engine.registry.put(sleep.resident, _SleepingRemote(lifecycle, not adopt))
+        return SLEEPS
+    return Ended(stopped=True, message=await lifecycle.end(aborted=False))
 
 
-def _may_go_on_sleeping(supervision: Supervision) -> bool:
-    return supervision.stop_asked.is_set() and not supervision.for_good.is_set()
+async def woken(
+    lifecycle: RemoteLifecycle, supervision: Supervision, sleep: ResidentSleep
+) -> Endpoint | None:
+    """Wake a resident that sleeps, whoever has put it to sleep.
+
+    Returns:
+        where it answers; None where it does not sleep, was not woken before a stop was asked for, or could not be
+        woken and was ended.
+
+    Raises:
+        EngineStopFailed: it could neither be woken nor ended.
+    """
+    sleeper = await sleep.engine.registry.take(sleep.resident, _SleepingRemote)
+    if sleeper is None and await sleep.client.is_asleep() is not True:
+        return None
+    begun: list[Endpoint | Ended] = []
+
+    async def until_ready() -> None:
+        lifecycle.log.write("awake")
+        begun.append(await lifecycle.adopt())
+
+    result = await sleep.wake(supervision, until_ready, start_timeout_s=lifecycle.config.start_timeout_s)
+    if result is WakeResult.AWAKE:
+        if isinstance(begun[0], Endpoint):
+            return begun[0]
+        lifecycle.log.write(f"{begun[0].message}, while it slept")
+    elif result is not WakeResult.STOP_ASKED:
+        await lifecycle.end(aborted=False)
+    return None
+
+
+async def _until_stop(supervision: Supervision, work: Callable[[], Awaitable[T]]) -> T | None:
+    """Do some work until a stop is asked for: then it is cancelled at once, and None returned.
+
+    Raises:
+        EngineError: as the work raised it.
+
+    Cancellation cancels the work.
+    """
+    result: T | None = None
+    failure: EngineError | None = None
+    if supervision.stop_asked.is_set():
+        return None
+    async with trio.open_nursery() as nursery:
+
+        async def interrupt() -> None:
+            await supervision.stop_asked.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(interrupt)
+        try:
+            result = await work()
+        except EngineError as error:
+            failure = error  # raised outside of the nursery, which would wrap it into a group
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return result
 
 
 async def _begin(
-    life: RemoteLifecycle, supervision: Supervision, *, adopt: bool
-) -> Endpoint | Ended | Literal[Stop.ASKED]:
-    """Start or adopt within `start_timeout_s`; a start that fails leaves nothing behind."""
-    timeout_s = life.config.start_timeout_s
+    lifecycle: RemoteLifecycle, supervision: Supervision, *, adopt: bool
+) -> Endpoint | Ended | None:
+    """Start or adopt within `start_timeout_s`; None where a stop was asked for. A failed start leaves nothing behind."""
+    timeout_s = lifecycle.config.start_timeout_s
     try:
         with trio.move_on_after(timeout_s):
-            return await unless(supervision.stop_asked, life.adopt if adopt else life.start)
-        seen = f"; last seen: {life.obstacle}" if life.obstacle else ""
+            return await _until_stop(supervision, lifecycle.adopt if adopt else lifecycle.start)
+        seen = f"; last seen: {lifecycle.obstacle}" if lifecycle.obstacle else ""
         raise EngineStartTimeout(
-            life.name,
+            lifecycle.name,
             f"was not ready within {timeout_s:g} s (start_timeout_s in engines.toml){seen}",
-            log_tail=life.log.tail(LOG_TAIL_LINES),
+            log_tail=lifecycle.log.tail(LOG_TAIL_LINES),
         )
     except EngineError as error:
         failure = error
-    life.log.write(f"start failed: {failure.summary}")
-    if life.began:
-        await _clean_up(life, failure)
+    lifecycle.log.write(f"start failed: {failure.summary}")
+    if lifecycle.began:
+        await _clean_up(lifecycle, failure)
     if isinstance(failure, EngineStartFailed):
         raise failure
-    raise EngineStartFailed(life.name, failure.summary, log_tail=failure.log_tail) from failure
+    raise EngineStartFailed(lifecycle.name, failure.summary, log_tail=failure.log_tail) from failure
 
 
-async def _clean_up(life: RemoteLifecycle, failure: EngineError) -> None:
+async def _clean_up(lifecycle: RemoteLifecycle, failure: EngineError) -> None:
     try:
-        await life.end(aborted=True)
+        await lifecycle.end(aborted=True)
     except EngineStopFailed as error:
         raise EngineStopFailed(
-            life.name, f"{failure.summary}; after that it {error.summary}", log_tail=error.log_tail
+            lifecycle.name, f"{failure.summary}; after that it {error.summary}", log_tail=error.log_tail
         ) from failure
 
 
-async def _doubted_to_death(life: RemoteLifecycle, supervision: Supervision) -> str | None:
-    await supervision.doubted()
-    return await life.gone()
+async def _death(lifecycle: RemoteLifecycle, supervision: Supervision) -> str:
+    """Wait until a doubt proves right; return how it ended."""
+    while True:
+        await supervision.doubted()
+        if (death := await lifecycle.gone()) is not None:
+            return death
+
+
+@frozen
+class _SleepingRemote:
+    """A sleeping resident of a server that is not the router's; see `SleepingResident`."""
+
+    lifecycle: RemoteLifecycle
+    is_ours: bool
+
+    async def watch(self) -> str:
+        """Wait: whether it is still there shows when it is woken."""
+        await trio.sleep_forever()
+
+    async def end(self) -> None:
+        """End it as if it were awake."""
+        await self.lifecycle.end(aborted=False)
+
+    def kill(self) -> None:
+        """Leave it: it is not the router's process."""

@@ -29,7 +29,7 @@ from engine_router.engines.readiness import as_text, dig
 from engine_router.engines.remote.answers import ControlAnswer
 from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
 from engine_router.engines.remote.commands import run_command
-from engine_router.engines.remote.lifecycle import lead
+from engine_router.engines.remote.lifecycle import run_lifecycle
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.engines.remote.ollama_session import Session
@@ -89,7 +89,7 @@ class OllamaEngine:
         model = normal_name(resident.model or "")
         self.living.add(model)
         try:
-            return await lead(_OllamaModel(self, model, supervision), supervision, adopt=adopt)
+            return await run_lifecycle(_OllamaModel(self, model, supervision), supervision, adopt=adopt)
         finally:
             self.living.discard(model)
             self.remote.discard(model)
@@ -167,7 +167,7 @@ class OllamaEngine:
 
 
 class _OllamaModel:
-    """The life of one model in the daemon; the steps are described at `RemoteLifecycle`."""
+    """The lifecycle of one model in the daemon; the steps are described at `RemoteLifecycle`."""
 
     def __init__(self, engine: OllamaEngine, model: str, supervision: Supervision) -> None:
         self.name, self.config = engine.name, engine.config

@@ -26,10 +26,10 @@ from engine_router.engines.base import DOUBT_S, Ended, Endpoint, EngineLogs, Res
 from engine_router.engines.readiness import Check, ReadinessProbe, ask, look
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.commands import Completed, run_command
-from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, lead
+from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, run_lifecycle
 from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.sleep.registry import SleepRegistry
-from engine_router.engines.sleep.remote import RemoteSleeps
+from engine_router.engines.sleep.resident_sleep import EngineSleep
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 
 WATCH_INTERVAL_S = 0.25
@@ -131,7 +131,7 @@ class SystemdEngine:
         self.logs = EngineLogs(engine_mask(config))
         self.log = self.logs.engine
         self.server = EngineClient(name, config, config.base_url, client)
-        self._slumbers = RemoteSleeps(self.server, config.sleep, self.logs.of, sleep_registry)
+        self.sleep = EngineSleep(name, config.sleep, sleep_registry or SleepRegistry(), self.logs.of)
         self.probe = ReadinessProbe(
             client, config.base_url + config.ready_path, Check(config.ready_check), config.headers
         )
@@ -153,7 +153,9 @@ class SystemdEngine:
 
         Cancellation leaves the unit as it is: it is systemd's.
         """
-        return await lead(_Unit(self), supervision, adopt=adopt, rest=self._slumbers.of(resident))
+        return await run_lifecycle(
+            _Unit(self), supervision, adopt=adopt, sleep=self.sleep.of(resident, self.server)
+        )
 
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - there is one
         """Look whether the unit runs, and ask it again what was asked before it was ready; see `Engine.check`.
@@ -186,7 +188,7 @@ class SystemdEngine:
             EngineUnreachable: systemd cannot be asked.
         """
         state = await self.state()
-        if state.at_rest or await self._slumbers.is_asleep():
+        if state.at_rest or await self.sleep.is_asleep(self.server):
             return []
         return [ResidentId(self.name)]
 
@@ -245,7 +247,7 @@ class SystemdEngine:
 
 
 class _Unit:
-    """The life of the unit; the steps are described at `RemoteLifecycle`."""
+    """The lifecycle of the unit; the steps are described at `RemoteLifecycle`."""
 
     def __init__(self, engine: SystemdEngine) -> None:
         self.name, self.config, self.log = engine.name, engine.config, engine.log

@@ -1,9 +1,8 @@
-"""Where the sleeping residents are between two lives: looked after, woken, or ended with the router.
+"""The registry of sleeping residents, which are watched, woken, or ended with the router.
 
-A life ends when its resident falls asleep, and with it the task that lived with it. From then on the
-resident is the dormitory's: a task of its own watches it, so that what it writes is read and its death is
-noticed, and whoever takes it out again has it for itself. At no point is it nobody's: what is cancelled on
-the way is killed.
+`Engine.run_resident` returns when its resident falls asleep. From then on the resident is the registry's: a task of
+its own watches it, so that what it writes is read and its death is noticed, and whoever takes it out again has it for
+itself. At no point is it nobody's: what is cancelled on the way is killed.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from engine_router.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-Kind = TypeVar("Kind", bound="Sleeper")
+S = TypeVar("S", bound="SleepingResident")
 
 
-class Sleeper(Protocol):
+class SleepingResident(Protocol):
     """A resident that sleeps."""
 
     @property
@@ -53,7 +52,16 @@ class Sleeper(Protocol):
 
 @define(eq=False)
 class _SleepEntry:
-    sleeper: Sleeper
+    """A resident of the registry, and the task that watches it.
+
+    Attributes:
+        scope: the task's.
+        left: set when the task has ended.
+        is_taken: somebody wakes or stops the resident now.
+        has_died: it has died by itself.
+    """
+
+    sleeper: SleepingResident
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     left: trio.Event = field(factory=trio.Event)
     is_taken: bool = False
@@ -61,24 +69,24 @@ class _SleepEntry:
 
 
 class SleepRegistry:
-    """Keeps what sleeps; `run` must be running meanwhile, else nobody may sleep."""
+    """The residents that sleep; `run` must be running meanwhile, else nobody may sleep."""
 
     def __init__(self) -> None:
-        self._beds: dict[ResidentId, _SleepEntry] = {}
+        self._entries: dict[ResidentId, _SleepEntry] = {}
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
-        return f"<Dormitory {', '.join(map(str, self._beds)) or 'empty'}>"
+        return f"<SleepRegistry {', '.join(map(str, self._entries)) or 'empty'}>"
 
     @property
     def is_open(self) -> bool:
-        """Whether a resident may be put to bed."""
+        """Whether a resident may be put to sleep now."""
         return self._nursery is not None
 
     @property
     def residents(self) -> tuple[ResidentId, ...]:
-        """Who sleeps here."""
-        return tuple(self._beds)
+        """The residents that sleep here."""
+        return tuple(self._entries)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look after the sleepers. Cancellation kills them without waiting."""
@@ -108,15 +116,15 @@ class SleepRegistry:
             for resident in residents:
                 ends.start_soon(self._end, resident)
 
-    def put(self, resident: ResidentId, sleeper: Sleeper) -> None:
+    def put(self, resident: ResidentId, sleeper: SleepingResident) -> None:
         """Take charge of a resident that has fallen asleep. Without a checkpoint, so that none is lost."""
         if self._nursery is None:
             sleeper.kill()
             return
-        bed = self._beds[resident] = _SleepEntry(sleeper)
-        self._nursery.start_soon(self._look_after, resident, bed)
+        entry = self._entries[resident] = _SleepEntry(sleeper)
+        self._nursery.start_soon(self._look_after, resident, entry)
 
-    async def take(self, resident: ResidentId, kind: type[Kind]) -> Kind | None:
+    async def take(self, resident: ResidentId, kind: type[S]) -> S | None:
         """Hand a sleeper over to whoever wakes or stops it; None where none is left.
 
         One of another kind, from before a change of the configuration, is stopped.
@@ -132,30 +140,30 @@ class SleepRegistry:
         await sleeper.end()
         return None
 
-    async def _take(self, resident: ResidentId) -> Sleeper | None:
-        bed = self._beds.pop(resident, None)
-        if bed is None:
+    async def _take(self, resident: ResidentId) -> SleepingResident | None:
+        entry = self._entries.pop(resident, None)
+        if entry is None:
             return None
-        bed.is_taken = True
-        bed.scope.cancel()
+        entry.is_taken = True
+        entry.scope.cancel()
         try:
-            await bed.left.wait()
+            await entry.left.wait()
         except trio.Cancelled:
-            bed.sleeper.kill()
+            entry.sleeper.kill()
             raise
-        return None if bed.has_died else bed.sleeper
+        return None if entry.has_died else entry.sleeper
 
-    async def _look_after(self, resident: ResidentId, bed: _SleepEntry) -> None:
+    async def _look_after(self, resident: ResidentId, entry: _SleepEntry) -> None:
         try:
-            with bed.scope:
-                how = await bed.sleeper.watch()
-                bed.has_died = True
+            with entry.scope:
+                how = await entry.sleeper.watch()
+                entry.has_died = True
                 logger.warning("%s %s while it slept; it is started anew when it is needed", resident, how)
         finally:
-            if not bed.is_taken:
-                bed.sleeper.kill()
-                self._beds.pop(resident, None)
-            bed.left.set()
+            if not entry.is_taken:
+                entry.sleeper.kill()
+                self._entries.pop(resident, None)
+            entry.left.set()
 
     async def _end(self, resident: ResidentId) -> None:
         sleeper = await self._take(resident)

@@ -1,43 +1,34 @@
-"""Sleep instead of stop: a server gives most of its memory back, and keeps what made its start slow.
+"""The HTTP calls that put a server to sleep, wake it, and tell whether it sleeps.
 
-A wake takes seconds where a start takes minutes, for the process, its compiled kernels and its captured
-graphs stay. What has to be called is known for vLLM and SGLang, and configuration for others.
-
-As with loads and unloads, asking is not doing: where a server tells whether it sleeps, only that counts.
+They are known for vLLM and SGLang, and configuration for others. As with loads and unloads, asking is not doing:
+where a server tells whether it sleeps, only that counts.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
 import trio
-from attrs import define, field, frozen
+from attrs import frozen
 
 from engine_router.config import SleepConfig
 from engine_router.engines.backoff import Backoff
-from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.readiness import Check
 from engine_router.engines.remote.answers import fill
 from engine_router.engines.remote.client import BadAnswer, EngineClient
 from engine_router.errors import EngineError
 
-logger = logging.getLogger(__name__)
-
-# A wake is always given so long, in seconds, even where the start was faster.
-MIN_WAKE_S: Final = 2.0
-
 
 class SleepFailed(EngineError):
-    """It could not be put to sleep, or not be woken. It is stopped instead, and no client ever sees this."""
+    """An error for a server that cannot be put to sleep or woken. It is stopped instead; no client sees this."""
 
 
 @frozen
 class SleepCall:
-    """One call of many.
+    """One of the calls that put a server to sleep or wake it.
 
     Attributes:
         insists: it is repeated while the server says that it is busy.
@@ -52,7 +43,7 @@ class SleepCall:
 
 @frozen
 class SleepPlan:
-    """What puts a server to sleep, wakes it, and tells whether it sleeps.
+    """The calls for one kind of server.
 
     Attributes:
         remedy: what to do where the server does not know these calls.
@@ -104,38 +95,8 @@ def plan_of(config: SleepConfig) -> SleepPlan:
             )
 
 
-@define(eq=False)
-class SleepHistory:
-    """What an engine knows of how its residents sleep.
-
-    Attributes:
-        name: the engine's.
-        log_of: finds a resident's log.
-        start_s: how long the last start of each took, in seconds.
-    """
-
-    name: str
-    log_of: Callable[[ResidentId], LogRing]
-    start_s: dict[ResidentId, float] = field(factory=dict)
-    _sleepless: set[ResidentId] = field(factory=set)
-
-    def may_sleep(self, resident: ResidentId) -> bool:
-        """Tell whether it has always fallen asleep, and woken up again."""
-        return resident not in self._sleepless
-
-    def give_up(self, resident: ResidentId, fault: str) -> None:
-        """Let a resident never sleep again: what failed once costs time, and would cost it every time."""
-        self._sleepless.add(resident)
-        self.log_of(resident).write(f"[engine-router] {fault}")
-        logger.warning("engine '%s' %s; from now on it is stopped instead of put to sleep", self.name, fault)
-
-    def wake_limit_s(self, resident: ResidentId, start_timeout_s: float) -> float:
-        """Return how long a wake may take: as long as a start, for then a start is better. Seconds."""
-        return max(MIN_WAKE_S, self.start_s.get(resident, start_timeout_s))
-
-
-class Sleep:
-    """Puts one server to sleep and wakes it.
+class SleepClient:
+    """The client that puts one server to sleep and wakes it.
 
     Args:
         values: what is filled in for `{model}` in the calls.
@@ -220,11 +181,3 @@ class Sleep:
         backoff = Backoff()
         while await self.is_asleep() is (not asleep):
             await backoff.pause()
-
-
-async def noting(work: Callable[[], Awaitable[object]], faults: list[str]) -> None:
-    """Do some work; note its error instead of raising it."""
-    try:
-        await work()
-    except EngineError as error:
-        faults.append(error.summary)
