@@ -1,6 +1,7 @@
 """Fixtures that several files of tests share."""
 
 import signal
+from importlib.util import find_spec
 
 import pytest
 from trio.testing import MockClock
@@ -9,6 +10,13 @@ from engine_router.proxy import exchange
 
 # A test run in the background may begin with Ctrl-C ignored, which the programs that it starts would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if find_spec("hypothesis") is not None:  # not there where the tests of one client run alone
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes says more about the machine than about the code.
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
 
 
 @pytest.hookimpl(trylast=True)
