@@ -131,7 +131,7 @@ class Scene:
     def log(self, engine: str) -> tuple[str, ...]:
         return self.router.engines[engine].log.tail(2000)
 
-    async def wait(self, condition: Callable[[], object], limit_s: float = 60.0) -> float:
+    async def wait(self, condition: Callable[[], object], limit_s: float = LIMIT_S) -> float:
         """Wait for a condition; returns how long it took, in seconds."""
         began = trio.current_time()
         with trio.fail_after(limit_s):
