@@ -17,9 +17,9 @@ import trio
 from attrs import define, field
 
 from engine_router.config import Config, ProcessConfig, load_config
+from engine_router.config.values import HeaderValue
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.engines.build import build_engine
-from engine_router.engines.headers import HeadersInForce
 from engine_router.engines.masked import MaskedEngine
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.sleep.registry import SleepRegistry
@@ -27,13 +27,14 @@ from engine_router.events import EventHub
 from engine_router.guards.masking import HiddenValues
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
-from engine_router.models.registry import ModelRegistry
+from engine_router.models.facts import keep_fresh
+from engine_router.models.learned import Learned
+from engine_router.proxy.snapshot import make_snapshot
 from engine_router.reload import Reloader, Source
 from engine_router.residency.measurements import default_state_file, read_state
-from engine_router.residency.page_cache import Prefetch
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
-from engine_router.residency.settings import make_rules, make_settings, pools_of
+from engine_router.residency.settings import make_rules, pools_of
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
 from engine_router.upstream.client import Upstream
@@ -107,7 +108,11 @@ async def _start(router: Router, forge: _EngineFactory, source: Source | None) -
     await nursery.start(router.jobs.run)
     nursery.start_soon(router.lister.run)
     nursery.start_soon(
-        router.known_models.keep_fresh, forge.client, lambda: _serving(router.read_model), router.events()
+        keep_fresh,
+        lambda: router.known_models,
+        forge.client,
+        lambda: _serving(router.read_model),
+        router.events(),
     )
     nursery.start_soon(router.keep_saving)
 
@@ -136,7 +141,7 @@ class _EngineFactory:
     nursery: trio.Nursery
     _sleep_registry: SleepRegistry
     _guardian: Guardian | None = None
-    _headers: dict[str, HeadersInForce] = field(factory=dict)
+    _headers: dict[str, dict[str, HeaderValue]] = field(factory=dict)
     _hidden: HiddenValues = field(factory=HiddenValues)
 
     async def make(self, name: str, config: Config) -> Engine:
@@ -145,8 +150,9 @@ class _EngineFactory:
             guardian = Guardian()
             await self.nursery.start(guardian.run)
             self._guardian = guardian
-        # An engine that was made anew has headers of its own: the old one is stopped with the old ones.
-        headers = self._headers[name] = HeadersInForce(config.engines[name].headers)
+        # Headers can be renewed while models stay loaded: a key, for example. An engine that was made anew has
+        # headers of its own: the old one is stopped with the old ones.
+        headers = self._headers[name] = dict(config.engines[name].headers)
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
         engine = build_engine(name, config, self.client, self._guardian, self._sleep_registry)
@@ -157,7 +163,8 @@ class _EngineFactory:
         """Have the headers of a configuration sent from now on."""
         self._hidden.add(config.hidden)
         for name, settings in config.engines.items():
-            self._headers[name].headers = settings.headers
+            self._headers[name].clear()
+            self._headers[name].update(settings.headers)
 
     async def forget(self, engines: Collection[str]) -> None:
         """Stop what sleeps of engines that are gone, or are others now."""
@@ -169,11 +176,8 @@ async def _compose(config: Config, forge: _EngineFactory) -> Router:
     state = await trio.to_thread.run_sync(read_state, state_file)
     hub = EventHub()
     engines = {name: await forge.make(name, config) for name in config.engines}
-    registry = ModelRegistry(config, engines)
-    for name, models in state.models.items():
-        if name in config.engines and config.engines[name].discover:
-            registry.set_listed(name, models)
-    upstream = Upstream()
+    upstream, learned = Upstream(), Learned()
+    snapshot = await make_snapshot(config, engines, upstream, state, learned)
     supervisor = Supervisor(
         engines=engines,
         gauges=_gauges(config),
@@ -183,26 +187,24 @@ async def _compose(config: Config, forge: _EngineFactory) -> Router:
         health_interval_s=config.scheduling.health_interval_s,
         hub=hub,
         state=state,
-        layout=attrs.evolve(await make_settings(config, engines, registry), files=Prefetch(config)),
+        layout=snapshot.residency,
     )
     supervisor.on_stop(upstream.forget)
     metrics = _metrics(ReadModel(supervisor, state))
     hub.listen(metrics.observe)
-    router = Router(
-        config,
+    hub.listen(learned.observe)
+    return Router(
+        snapshot,
         hub,
-        engines,
-        registry,
         supervisor,
         upstream,
         state,
+        learned,
         metrics,
         state_file,
         time.time(),
         _make_app,
     )
-    hub.listen(router.endpoint_support.observe)
-    return router
 
 
 def _gauges(config: Config) -> dict[str, Gauge]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -12,6 +13,7 @@ from prometheus_client.registry import Collector
 from engine_router.events import Event, MemorySettled, RequestEnded, ResidentDied, ResidentReady, SwapEnded
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 
+LAST_DURATIONS = 1000
 SLOW = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -42,6 +44,10 @@ class Metrics:
         in_flight: requests that hold a lease now, by (pool, resident).
         waiting: requests that wait now, by (pool, resident).
         resident: 1 for each resident that is ready, by (pool, resident).
+
+    Attributes:
+        last_durations_s: seconds that each of the last requests for known models took.
+        broken_off: how many answers failed after a status below 400 had been sent, by that status.
     """
 
     def __init__(
@@ -101,6 +107,8 @@ class Metrics:
             f"{prefix}_request_seconds", "Whole requests.", ("engine",), buckets=FAST, registry=registry
         )
 
+        self.last_durations_s: deque[float] = deque(maxlen=LAST_DURATIONS)
+        self.broken_off: dict[int, int] = {}
         self._counted: set[str] = set()
         self._counts: dict[tuple[str, int], Counter] = {}
         self._times: dict[tuple[Histogram, str], Histogram] = {}
@@ -108,6 +116,15 @@ class Metrics:
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def requests_ended(self) -> Mapping[tuple[str, int], int]:
+        """Return how many requests for known models ended, by model and HTTP status."""
+        return {
+            (sample.labels["model"], int(sample.labels["status"])): int(sample.value)
+            for metric in self._requests.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total") and sample.labels["model"] != "none"
+        }
 
     def observe(self, event: Event) -> None:
         """Take in an event."""
@@ -142,6 +159,10 @@ class Metrics:
         if (count := self._counts.get(key)) is None:
             count = self._counts[key] = self._requests.labels(key[0], str(key[1]))
         count.inc()
+        if event.model is not None:
+            self.last_durations_s.append(event.duration_s)
+            if event.error is not None and event.status < 400:
+                self.broken_off[event.status] = self.broken_off.get(event.status, 0) + 1
         self._observe_time(self._duration, engine, event.duration_s)
         self._observe_time(self._queue_wait, engine, event.queue_wait_s)
         self._observe_time(self._first_byte, engine, event.first_byte_s)

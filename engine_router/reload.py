@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
-import attrs
 import trio
 from attrs import define, field, frozen
 
@@ -13,8 +12,8 @@ from engine_router.config import Config
 from engine_router.config.diff import Changes, compare
 from engine_router.engines.base import Engine
 from engine_router.errors import ConfigError
-from engine_router.residency.page_cache import Prefetch
-from engine_router.residency.settings import make_rules, make_settings
+from engine_router.proxy.snapshot import make_snapshot
+from engine_router.residency.settings import make_rules
 from engine_router.router import Router
 
 # Seconds between two looks at the file, where it is watched.
@@ -66,25 +65,26 @@ class Reloader:
             changes = compare(router.config, new, self.source.path)
             if not changes:
                 return changes
-            engines = dict(router.engines)
-            for name in (*changes.added, *changes.restarted):
-                engines[name] = await self.make(name, new)
-            registry = router.registry.changed(new, engines)
-            layout = await make_settings(new, engines, registry)
+            anew = (*changes.added, *changes.restarted)
+            engines = {
+                name: await self.make(name, new) if name in anew else router.engines[name]
+                for name in new.engines
+            }
+            snapshot = await make_snapshot(new, engines, router.upstream, router.state, router.learned)
             # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
             self._refuse_while_it_goes(router, new)
-            registry.keep_listed(router.registry)  # engines may have listed something meanwhile
             router.supervisor.reconfigure(
-                engines={name: engines[name] for name in new.engines},
+                engines=engines,
                 pool_of={name: engine.pool for name, engine in new.engines.items()},
                 rules=make_rules(new),
-                layout=attrs.evolve(layout, files=Prefetch(new)),
+                layout=snapshot.residency,
                 settle_timeout_s=new.scheduling.settle_timeout_s,
                 health_interval_s=new.scheduling.health_interval_s,
             )
             self.renew(new)
-            router.take_over(new, {name: engines[name] for name in new.engines}, registry)
+            router.snapshot = snapshot
             others = (*changes.removed, *changes.restarted)
+            router.learned.forget(others)
             for resident in router.supervisor.residents():
                 if resident.engine in others:
                     router.supervisor.unload(resident)

@@ -21,8 +21,11 @@ from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.facts import KnownModels
+from engine_router.models.learned import Learned
 from engine_router.models.lister import ModelLister
 from engine_router.models.registry import ModelRegistry, Target
+from engine_router.proxy.handler import ProxyHandler
+from engine_router.proxy.snapshot import Snapshot
 from engine_router.residency.measurements import Measurements, save_state
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.supervisor import Supervisor
@@ -53,23 +56,16 @@ class HeldLease:
 class Router:
     """A running router. Made by `engine_router.open_router`."""
 
-    config: Config
+    snapshot: Snapshot
     hub: EventHub
-    engines: Mapping[str, Engine]
-    registry: ModelRegistry
     supervisor: Supervisor
     upstream: Upstream
     state: Measurements
+    learned: Learned
     metrics: Metrics
     state_file: Path | None
     started_at: float
     _make_app: Callable[[Router], QuartTrio]
-    known_models: KnownModels = field(
-        init=False, default=Factory(lambda self: KnownModels(self.config, self.registry), takes_self=True)
-    )
-    endpoint_support: EndpointSupport = field(
-        init=False, default=Factory(lambda self: EndpointSupport(self.config, self.upstream), takes_self=True)
-    )
     read_model: ReadModel = field(
         init=False, default=Factory(lambda self: ReadModel(self.supervisor, self.state), takes_self=True)
     )
@@ -78,6 +74,21 @@ class Router:
         init=False,
         default=Factory(
             lambda self: HeldBodies(lambda: int(self.config.server.max_held_mb * 1_000_000)), takes_self=True
+        ),
+    )
+    handler: ProxyHandler = field(
+        init=False,
+        default=Factory(
+            lambda self: ProxyHandler(
+                lambda: self.snapshot,
+                self.resolve,
+                self.supervisor,
+                self.read_model,
+                self.upstream,
+                self.in_flight,
+                self.held_bodies,
+            ),
+            takes_self=True,
         ),
     )
     jobs: Jobs = field(init=False, factory=Jobs)
@@ -91,6 +102,31 @@ class Router:
         ),
     )
     _cannot_save: bool = False
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.snapshot.config
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """The configured engines, by name."""
+        return self.snapshot.engines
+
+    @property
+    def registry(self) -> ModelRegistry:
+        """The models, by all their names."""
+        return self.snapshot.registry
+
+    @property
+    def known_models(self) -> KnownModels:
+        """The facts that are known of each model."""
+        return self.snapshot.known_models
+
+    @property
+    def endpoint_support(self) -> EndpointSupport:
+        """The endpoints of every engine, as far as they are known."""
+        return self.snapshot.endpoint_support
 
     @property
     def app(self) -> QuartTrio:
@@ -124,19 +160,24 @@ class Router:
         if scope.cancelled_caught:
             raise lease.error or LeaseRevoked("the lease was taken away")
 
-    async def resolve(self, model: str) -> Target:
+    async def resolve(self, model: str, snapshot: Snapshot | None = None) -> Target:
         """Find a model. Where it is unknown, running engines are asked (once in a while) before giving up.
+
+        Args:
+            model: its id, or another name of it.
+            snapshot: where it is looked for; the configuration in force when absent.
 
         Raises:
             UnknownModel: nobody serves it; close matches are named.
         """
+        registry = (snapshot or self.snapshot).registry
         try:
-            return self.registry.resolve(model)
+            return registry.resolve(model)
         except UnknownModel as error:
             unknown = error
         if await self.lister.ask_if_due():
             try:
-                return self.registry.resolve(model)
+                return registry.resolve(model)
             except UnknownModel as error:
                 unknown = error
         raise UnknownModel(unknown.model, unknown.suggestions, [*self._silent()])
@@ -182,13 +223,6 @@ class Router:
     def set_reloader(self, reloader: Callable[[Router], Awaitable[Changes]]) -> None:
         """Say how the configuration is read again."""
         self._reloader = reloader
-
-    def take_over(self, config: Config, engines: Mapping[str, Engine], registry: ModelRegistry) -> None:
-        """Go by another configuration from now on. Called by who has told the supervisor."""
-        self.config, self.engines = config, engines
-        self.registry.take_over(registry)
-        self.known_models.reconfigure(config)
-        self.endpoint_support.reconfigure(config)
 
     async def close(self) -> None:
         """Refuse new requests, let running ones end for `shutdown_timeout_s`, stop what the router started."""

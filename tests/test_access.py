@@ -335,7 +335,8 @@ async def test_a_key_that_is_taken_away_ends_its_streams(target: str) -> None:
             for client in (gone, stays):
                 assert b" 200 " in await client.until(b"\r\n\r\n")
             server = attrs.evolve(router.config.server, api_keys=("b",))
-            router.config = attrs.evolve(router.config, server=server)
+            config = attrs.evolve(router.config, server=server)
+            router.snapshot = attrs.evolve(router.snapshot, config=config)
             await gone.until(b"\r\n0\r\n\r\n")
             assert sum(router.hub.readers.values()) == 1
         while router.hub.readers:

@@ -16,7 +16,7 @@ from engine_router.errors import BadRequest
 from engine_router.events import Event, RequestEnded
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.metrics import Metrics
-from engine_router.web.compat.telemetry import Telemetry
+from engine_router.web.compat.telemetry import summary
 
 
 def ended(model: str, *, engine: str | None = "e") -> RequestEnded:
@@ -34,22 +34,22 @@ def ended(model: str, *, engine: str | None = "e") -> RequestEnded:
 
 
 def test_telemetry_keeps_nothing_of_unknown_names() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics(in_flight=dict, waiting=dict, resident=dict)
     for number in range(300):
         telemetry.observe(ended(f"nobody-{number}", engine=None))
     telemetry.observe(ended("known"))
-    assert dict(telemetry.requests) == {"known": 1}
-    assert telemetry.summary()["error_count"] == 0
+    assert summary(telemetry)["requests_by_model"] == {"known": 1}
+    assert summary(telemetry)["error_count"] == 0
 
 
 def test_telemetry_counts_so_many_models_apart_and_the_others_together() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics(in_flight=dict, waiting=dict, resident=dict)
     for number in range(MAX_COUNTED_MODELS + 5):
         telemetry.observe(ended(f"m{number}"))
     telemetry.observe(ended("m0"))
-    assert len(telemetry.requests) == MAX_COUNTED_MODELS + 1
-    assert telemetry.requests["m0"] == 2
-    assert telemetry.summary()["total_requests"] == MAX_COUNTED_MODELS + 6
+    assert len(summary(telemetry)["requests_by_model"]) == MAX_COUNTED_MODELS + 1
+    assert summary(telemetry)["requests_by_model"]["m0"] == 2
+    assert summary(telemetry)["total_requests"] == MAX_COUNTED_MODELS + 6
 
 
 def test_metrics_have_labels_for_so_many_models() -> None:

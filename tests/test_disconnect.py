@@ -30,7 +30,8 @@ from engine_router.engines.first_of import first_of
 from engine_router.events import EventHub
 from engine_router.memory import MemoryReading
 from engine_router.metrics import Metrics
-from engine_router.models.registry import ModelRegistry
+from engine_router.models.learned import Learned
+from engine_router.proxy.snapshot import make_snapshot
 from engine_router.residency.ledger import Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.supervisor import Supervisor
@@ -498,12 +499,13 @@ async def simulated(keepalive_s: float = 4.0) -> AsyncIterator[World]:
     )
     metrics = Metrics(in_flight=dict, waiting=dict, resident=dict)
     hub.listen(metrics.observe)
-    registry = ModelRegistry(config, engines)
+    learned = Learned()
+    snapshot = await make_snapshot(config, engines, upstream, state, learned)
     with trio.fail_after(100_000):
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
             router = Router(
-                config, hub, engines, registry, supervisor, upstream, state, metrics, None, 0.0, create_app
+                snapshot, hub, supervisor, upstream, state, learned, metrics, None, 0.0, create_app
             )
             yield World(router, engines, upstream, memory, nursery)
             nursery.cancel_scope.cancel()

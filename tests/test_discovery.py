@@ -279,4 +279,6 @@ def test_what_an_ollama_daemon_lists_beside_is_another_model() -> None:
 def test_an_own_name_outlives_a_reload() -> None:
     config = parse_config(OWN_NAMES)
     before = registry(OWN_NAMES, llama=["gpt-x"])
-    assert where(before.changed(config, before._engines).resolve("one")) == ("one", "llama", "gpt-x")
+    after = ModelRegistry(config, before._engines)
+    after.learn({"llama": before.listed("llama")})
+    assert where(after.resolve("one")) == ("one", "llama", "gpt-x")

@@ -12,6 +12,7 @@ from engine_router.dialects.keep_alive.messages import SIGNATURE
 from engine_router.dialects.ollama.loading import loads
 from engine_router.engines.base import ResidentId
 from engine_router.models.endpoints import EndpointSupport
+from engine_router.models.learned import Learned
 from engine_router.models.registry import Target
 from engine_router.proxy.forward_plan import ForwardPlanner
 from engine_router.upstream.client import Upstream
@@ -76,7 +77,7 @@ def test_only_what_means_nothing_else_is_relayed_as_it_comes() -> None:
         text = f"[server]\nfooter={server}\n[engines.e]\ntype='http'\nbase_url='http://h:1'\nmodels=['m']\nendpoints=['{MESSAGES}','{RESPONSES}','{COUNT}']\n[engines.e.unload]\npath='/u'\n[engines.e.loaded]\npath='/l'"
         config = parse_config(text)
         planner = ForwardPlanner(
-            config, EndpointSupport(config, Upstream()), lambda _: EngineTraits(), strip_keys=False
+            config, EndpointSupport(config, Upstream(), Learned()), lambda _: EngineTraits()
         )
         target = Target("m", "e", ResidentId("e", "m"), "m")
         paths = (CHAT, "/v1/audio/transcriptions", MESSAGES, COUNT, RESPONSES, OLLAMA_CHAT, "/api/generate")

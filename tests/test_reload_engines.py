@@ -14,10 +14,10 @@ from support.asgi import ask, conversation
 from support.scripted import Answer, Call, ScriptedServer, ScriptedTabby
 
 from engine_router import Router, open_router
-from engine_router import reload as reloading
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.errors import ConfigError, RouterClosing, UnknownModel
+from engine_router.proxy import snapshot as snapshots
 from engine_router.residency.page_cache import Prefetch
 from engine_router.residency.supervisor import Supervisor
 
@@ -236,15 +236,15 @@ async def test_what_engines_list_during_a_reload_is_not_lost(
 ) -> None:
     path = tmp_path / "engines.toml"
     async with KeyedTabby(MODEL).running() as server, routing(path, text(tabby(server))) as router:
-        make_settings = reloading.make_settings
+        make_settings = snapshots.make_settings
         await router.discover()
 
         async def slow(*arguments: object) -> object:
             layout = await make_settings(*arguments)  # type: ignore[arg-type]
-            router.registry.set_listed("tabby", ["brand-new"])
+            router._learn("tabby", router.engines["tabby"], ["brand-new"])
             return layout
 
-        monkeypatch.setattr(reloading, "make_settings", slow)
+        monkeypatch.setattr(snapshots, "make_settings", slow)
         await reload(router, path, text(tabby(server), more='[aliases]\nnick = "m"'))
         assert router.registry.resolve("brand-new").engine == "tabby"
         assert router.registry.resolve("nick").engine == "tabby"

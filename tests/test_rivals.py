@@ -18,8 +18,9 @@ from test_control import waiting as waiting_for
 from engine_router import Router
 from engine_router.engines.base import ResidentId
 from engine_router.events import RequestEnded
+from engine_router.metrics import Metrics
 from engine_router.residency.lease import Lease
-from engine_router.web.compat.telemetry import Telemetry
+from engine_router.web.compat.telemetry import summary
 
 SLASHED = process("team", models=("team/beta:7b", "plain"))
 
@@ -177,20 +178,20 @@ def ended(model: str | None, status: int, duration_s: float, error: str | None =
 
 
 def test_sums_over_requests() -> None:
-    told = Telemetry()
-    assert told.summary()["avg_latency_ms"] is None
+    told = Metrics(in_flight=dict, waiting=dict, resident=dict)
+    assert summary(told)["avg_latency_ms"] is None
     for number in range(98):
         told.observe(ended("a", 200, number / 1000))
     told.observe(ended("b", 503, 1.0, "full"))
     told.observe(ended("b", 200, 1.0, "broke off"))
     told.observe(ended(None, 404, 1.0))
-    summary = told.summary()
-    assert (summary["total_requests"], summary["success_count"], summary["error_count"]) == (100, 98, 2)
-    assert summary["requests_by_model"] == {"a": 98, "b": 2}
-    assert summary["errors_by_type"] == {"503": 1, "200": 1}
-    assert summary["p95_latency_ms"] == 94.0
-    assert summary["avg_latency_ms"] == pytest.approx((sum(range(98)) + 2000) / 100, abs=0.1)
-    assert told.refused["b"] == 1
+    sums = summary(told)
+    assert (sums["total_requests"], sums["success_count"], sums["error_count"]) == (100, 98, 2)
+    assert sums["requests_by_model"] == {"a": 98, "b": 2}
+    assert sums["errors_by_type"] == {"503": 1, "200": 1}
+    assert sums["p95_latency_ms"] == 94.0
+    assert sums["avg_latency_ms"] == pytest.approx((sum(range(98)) + 2000) / 100, abs=0.1)
+    assert told.requests_ended()["b", 503] == 1
 
 
 async def test_telemetry_and_memory() -> None:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Final
 
 import trio
-from attrs import define, field
+from attrs import frozen
 
 from engine_router.config import Config
 from engine_router.errors import RouterError
-from engine_router.events import Event, ResidentReady
 from engine_router.guards.limits import ABILITY_ANSWER_BYTES
+from engine_router.models.learned import Learned
 from engine_router.upstream.client import Exchange, Upstream
 from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
 
@@ -32,18 +32,13 @@ _ABSENT: Final = frozenset((404, 405, 501))
 _UNREADABLE: Final = frozenset({(b"llama.cpp", "/v1/responses")})
 
 
-@define(eq=False)
+@frozen(eq=False)
 class EndpointSupport:
-    """What is known of every engine's endpoints."""
+    """The endpoints of every engine, as far as they are known."""
 
     _config: Config
     _upstream: Upstream
-    _known: dict[str, dict[str, bool]] = field(factory=dict)
-
-    def reconfigure(self, config: Config) -> None:
-        """Go by another configuration from now on."""
-        self._config = config
-        self._known.clear()
+    _learned: Learned
 
     def known(self, engine: str, path: str) -> bool | None:
         """Tell whether an engine serves a path itself; None where it has to be asked."""
@@ -53,7 +48,7 @@ class EndpointSupport:
         configured = None if settings is None else settings.endpoints
         if configured is not None:
             return path in configured
-        return self._known.get(engine, {}).get(path)
+        return self._learned.endpoints.get(engine, {}).get(path)
 
     def shown(self, engine: str) -> Mapping[str, bool]:
         """Return what is known of an engine, for people to read."""
@@ -66,22 +61,15 @@ class EndpointSupport:
         """
         if (known := self.known(engine, path)) is not None:
             return known
-        if engine not in self._config.engines:  # it was taken out of the configuration under this request
-            return False
         try:
             with trio.fail_after(ASK_TIMEOUT_S):
                 found = await self._ask(engine, base_url, path)
         except (RouterError, trio.TooSlowError) as error:
             logger.info("engine %s: it is not known whether it serves %s: %r", engine, path, error)
             return False
-        self._known.setdefault(engine, {})[path] = found
+        self._learned.endpoints[engine][path] = found
         logger.info("engine %s %s %s itself", engine, "serves" if found else "does not serve", path)
         return found
-
-    def observe(self, event: Event) -> None:
-        """Forget what an engine said in an earlier life: it may be another version now."""
-        if isinstance(event, ResidentReady):
-            self._known.pop(event.resident.partition("/")[0], None)
 
     async def _ask(self, engine: str, base_url: str, path: str) -> bool:
         config = self._config.engines[engine]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import trio
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig
 from engine_router.dialects.engine_options import EngineTraits
@@ -24,6 +24,7 @@ from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.errors import EngineError
 from engine_router.events import Event, ResidentReady
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
+from engine_router.models.learned import Json, Learned, Listing
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import Launch, Weights, launch_of, read_weights
 
@@ -45,9 +46,6 @@ _OWNERS: Final = {
     "tabbyapi": "TabbyAPI",
     "koboldcpp": "KoboldCpp",
 }
-
-Json = Mapping[str, Any]
-Signature = tuple[float, int]
 
 
 @frozen(kw_only=True)
@@ -77,47 +75,24 @@ class ModelFacts:
     loaded: Json = field(factory=dict)
 
 
-@define
-class _Listing:
-    """What one engine said last: entries of its lists, by the normal name of the model."""
-
-    models: dict[str, Json] = field(factory=dict)
-    shown: dict[str, Json] = field(factory=dict)
-    loaded: dict[str, Json] = field(factory=dict)
-    shown_bytes: dict[str, int] = field(factory=dict)
-
-    def learn(self, models: Mapping[str, Json]) -> None:
-        """Take in what one of an engine's residents lists: of a template, each lists its own model."""
-        known = {**self.models, **models}
-        self.models = known if len(known) <= LISTED_MODELS else dict(models)
-
-
+@frozen(eq=False)
 class KnownModels:
-    """What is known of each model."""
+    """The facts that are known of each model of one configuration."""
 
-    def __init__(self, config: Config, registry: ModelRegistry) -> None:
-        self._config = config
-        self._discovery = registry
-        self._listings: dict[str, _Listing] = {name: _Listing() for name in config.engines}
-        self._weights: dict[Path, Weights | None] = {}
-        self._signatures: dict[Path, Signature] = {}
-
-    def reconfigure(self, config: Config) -> None:
-        """Go by another configuration from now on; what was learned is kept."""
-        self._config = config
-        # Those of engines that are gone stay: they may be asked right now.
-        self._listings.update({name: _Listing() for name in config.engines if name not in self._listings})
+    _config: Config
+    _registry: ModelRegistry
+    _learned: Learned = field(factory=Learned)
 
     def of(self, target: Target) -> ModelFacts:
         """Return what is known of a model; never waits."""
-        listing, name = self._listings[target.engine], normal_name(target.upstream)
+        listing, name = self._learned.listings[target.engine], normal_name(target.upstream)
         configured = self._config.models.get(target.model)
         if isinstance(self._config.engines[target.engine], OllamaConfig):
             return _ollama_facts(
                 configured, listing.models.get(name), listing.shown.get(name), listing.loaded.get(name)
             )
         launch = self._launch(target)
-        weights = None if launch.path is None else self._weights.get(launch.path)
+        weights = None if launch.path is None else self._learned.weights.get(launch.path)
         entry = listing.models.get(name)
         if entry is None and target.resident.model is None and len(listing.models) == 1:
             (entry,) = listing.models.values()  # a server of one model may call it by the path of its file
@@ -128,7 +103,7 @@ class KnownModels:
         settings = self._config.engines[target.engine]
         kind = model_options(settings.argv).kind.name if isinstance(settings, ProcessConfig) else ""
         if not kind:
-            entries = self._listings[target.engine].models.values()
+            entries = self._learned.listings[target.engine].models.values()
             owners = [str(entry.get("owned_by")).lower() for entry in entries]
             kind = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), "")
         return EngineTraits(kind, self.of(target).context_length)
@@ -138,24 +113,6 @@ class KnownModels:
         configured = self._config.models.get(target.model)
         known = configured.upstream if configured is not None else None
         return launch_of(self._config, target.engine, known or target.model)
-
-    async def keep_fresh(
-        self,
-        client: httpx.AsyncClient,
-        serving: Callable[[], Mapping[ResidentId, str]],
-        events: AsyncIterator[Event],
-    ) -> None:
-        """Learn again every half minute, and when a resident became ready; runs until cancelled.
-
-        Args:
-            serving: tells where the residents answer that are ready now.
-        """
-        while True:
-            await self.refresh(client, serving())
-            with trio.move_on_after(REFRESH_INTERVAL_S):
-                async for event in events:
-                    if isinstance(event, ResidentReady):
-                        break
 
     async def refresh(self, client: httpx.AsyncClient, serving: Mapping[ResidentId, str]) -> None:
         """Read files that are new or have changed, and ask the engines that run.
@@ -176,7 +133,7 @@ class KnownModels:
     # Files
 
     async def _read_files(self) -> None:
-        for target in self._discovery.targets():
+        for target in self._registry.targets():
             path = self._launch(target).path
             if path is not None:
                 # Only reads: a disk that hangs must not hold up the end of the router.
@@ -186,24 +143,24 @@ class KnownModels:
         try:
             found = path.stat()
             signature = (found.st_mtime, found.st_size)
-            if self._signatures.get(path) == signature:
+            if self._learned.signatures.get(path) == signature:
                 return
             weights = read_weights(path)
         except FileNotFoundError:  # the name of a repository, or a file that is still on its way
-            self._weights.pop(path, None)
-            self._signatures.pop(path, None)
+            self._learned.weights.pop(path, None)
+            self._learned.signatures.pop(path, None)
         except OSError as error:
             logger.info("%s", error)
         except ValueError as error:
             logger.info("%s", error)
-            self._weights[path], self._signatures[path] = None, signature
+            self._learned.weights[path], self._learned.signatures[path] = None, signature
         else:
-            self._weights[path], self._signatures[path] = weights, signature
+            self._learned.weights[path], self._learned.signatures[path] = weights, signature
 
     # Engines
 
     async def _ask_ollama(self, server: EngineClient) -> None:
-        listing = self._listings[server.name]
+        listing = self._learned.listings[server.name]
         listed = await _entries(server, "/api/tags", "models")
         if listed is not None:
             before, listing.models = listing.models, listed
@@ -219,7 +176,7 @@ class KnownModels:
                     await self._ask_about(server, listing, model)
         listing.loaded = await _entries(server, "/api/ps", "models") or {}
 
-    async def _ask_about(self, server: EngineClient, listing: _Listing, model: str) -> None:
+    async def _ask_about(self, server: EngineClient, listing: Listing, model: str) -> None:
         """Ask an Ollama daemon for all that it knows of a model; it does not load it for that."""
         answer = await _answer(server, "/api/show", {"model": model})
         if answer is None:
@@ -232,7 +189,27 @@ class KnownModels:
     async def _ask_server(self, server: EngineClient) -> None:
         listed = await _entries(server, "/v1/models", "data")
         if listed is not None:
-            self._listings[server.name].learn(listed)
+            self._learned.listings[server.name].learn(listed)
+
+
+async def keep_fresh(
+    known_models: Callable[[], KnownModels],
+    client: httpx.AsyncClient,
+    serving: Callable[[], Mapping[ResidentId, str]],
+    events: AsyncIterator[Event],
+) -> None:
+    """Learn again every half minute, and when a resident became ready; runs until cancelled.
+
+    Args:
+        known_models: returns those of the configuration in force.
+        serving: returns where the residents answer that are ready now.
+    """
+    while True:
+        await known_models().refresh(client, serving())
+        with trio.move_on_after(REFRESH_INTERVAL_S):
+            async for event in events:
+                if isinstance(event, ResidentReady):
+                    break
 
 
 async def _answer(server: EngineClient, path: str, body: Json | None = None) -> tuple[Json, int] | None:

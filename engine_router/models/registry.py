@@ -62,21 +62,11 @@ class ModelRegistry:
             self._aliases.update(dict.fromkeys(entry.aliases, model_id))
         self._files = _files(config, self._configured.values())
 
-    def changed(self, config: Config, engines: Mapping[str, Engine]) -> ModelRegistry:
-        """Return what is known under another configuration; what engines listed that are still there is kept."""
-        other = ModelRegistry(config, engines)
-        other.keep_listed(self)
-        return other
-
-    def keep_listed(self, other: ModelRegistry) -> None:
-        """Take in what another one knows that engines listed, as far as they are still there."""
-        for name, models in other._listed.items():
-            if name in self._config.engines:
+    def learn(self, lists: Mapping[str, Sequence[str]]) -> None:
+        """Take in the lists of engines, by name, as far as these are configured to be asked for them."""
+        for name, models in lists.items():
+            if name in self._config.engines and self._config.engines[name].discover:
                 self.set_listed(name, models)
-
-    def take_over(self, other: ModelRegistry) -> None:
-        """Become like another one, for all who hold this one."""
-        self.__dict__.update(other.__dict__)
 
     def resolve(self, name: str) -> Target:
         """Find a model by id, alias, with or without Ollama's `:latest`, or by any name that Ollama knows it by.

@@ -302,27 +302,3 @@ def _origin_pattern(origin: str) -> str:
     subdomains, host = (r"[^/:]+\.", host[2:]) if host.startswith("*.") else ("", host)
     ports, host = ("(:[0-9]+)?", host[:-2]) if host.endswith(":*") else ("", host)
     return f"{re.escape(scheme)}://{subdomains}{re.escape(host)}{ports}"
-
-
-class AccessChecks:
-    """The gate of the configuration that is in force.
-
-    Args:
-        server: returns the settings, which may be others after a reload.
-    """
-
-    def __init__(self, server: Callable[[], ServerConfig]) -> None:
-        self._server = server
-        self._settings = server()
-        self._gate = AccessCheck(self._settings)
-
-    @property
-    def gate(self) -> AccessCheck:
-        """The gate that holds now."""
-        if (settings := self._server()) is not self._settings:
-            self._settings, self._gate = settings, AccessCheck(settings)
-        return self._gate
-
-    def answer_headers(self, headers: Headers) -> Headers:
-        """See `AccessCheck.answer_headers`."""
-        return self.gate.answer_headers(headers)

@@ -32,7 +32,6 @@ class ForwardPlanner:
 
     Args:
         traits_of: returns what a translation needs to know of a model's engine.
-        strip_keys: the router has keys of its own, which no engine gets to see.
     """
 
     def __init__(
@@ -40,13 +39,11 @@ class ForwardPlanner:
         config: Config,
         endpoint_support: EndpointSupport,
         traits_of: Callable[[Target], EngineTraits],
-        *,
-        strip_keys: bool,
     ) -> None:
         self._config = config
         self._traits_of = traits_of
         self._abilities = endpoint_support
-        self._strip_keys = strip_keys
+        self._strip_keys = bool(config.server.api_keys)  # the router's own: no engine gets to see them
         # Without the header an engine may choose any encoding; the router may put frames into the body.
         self._added = {
             name: AddedHeaders({"Accept-Encoding": "identity", **engine.headers})

@@ -18,8 +18,7 @@ from hypercorn.utils import wrap_app
 
 from engine_router.config import ServerConfig
 from engine_router.guards.limits import LARGE_BYTES
-from engine_router.proxy.access import AccessChecks
-from engine_router.proxy.handler import ProxyHandler, Reply
+from engine_router.proxy.handler import Reply
 from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.routes import is_proxied
@@ -196,23 +195,25 @@ async def serve(
 def _fast_tier(router: Router) -> MakeFast:
     """Return what makes the fast tier's side of each connection."""
     limit = int(router.config.server.max_body_mb * 1_000_000)
-    gates, handler = AccessChecks(lambda: router.config.server), ProxyHandler(router)
+
+    def answer_headers(headers: Headers) -> Headers:
+        return router.snapshot.access.answer_headers(headers)
 
     def make(stream: RawStream) -> FastConnection:
         peer = stream.peer()
 
         def admit(path: str, query: bytes, headers: Headers) -> None:
-            gate = gates.gate
-            gate.check_host(headers)
-            gate.check_key(path, headers, peer)
-            gate.check_page("POST", path, query, headers)
+            access = router.snapshot.access
+            access.check_host(headers)
+            access.check_key(path, headers, peer)
+            access.check_page("POST", path, query, headers)
 
         async def answer(incoming: IncomingRequest, scope: RequestScope) -> Reply:
             admit(incoming.path, incoming.query, incoming.headers)
-            scope.client = gates.gate.client(incoming.headers, peer)
-            return await handler.answer(incoming, scope)
+            scope.client = router.snapshot.access.client(incoming.headers, peer)
+            return await router.handler.answer(incoming, scope)
 
         reader = RequestReader(is_proxied, limit, LARGE_BYTES)
-        return FastConnection(stream, reader, answer, router.hub, gates.answer_headers, admit)
+        return FastConnection(stream, reader, answer, router.hub, answer_headers, admit)
 
     return make

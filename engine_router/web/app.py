@@ -28,8 +28,6 @@ from engine_router.errors import (
     WrongMethod,
 )
 from engine_router.guards.foreign_text import shown
-from engine_router.proxy.access import AccessChecks
-from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.headers import as_streamed
 from engine_router.proxy.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.router import Router
@@ -70,47 +68,47 @@ def create_app(router: Router) -> App:
     app.config["MAX_CONTENT_LENGTH"] = int(router.config.server.max_body_mb * 1_000_000)
     app.url_map.merge_slashes = False
     app.url_map.converters["id"] = IdConverter
-    gates = AccessChecks(lambda: router.config.server)
-    app.before_request(_before(gates))
-    app.before_websocket(_before_websocket(gates))
-    app.after_request(_after(gates))
+    app.before_request(_before(router))
+    app.before_websocket(_before_websocket(router))
+    app.after_request(_after(router))
     _add_routes(app, router)
     _add_error_handlers(app, router)
     return app
 
 
-def _before(gates: AccessChecks):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
+def _before(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
     async def check() -> Response | None:
-        headers, gate = wire_headers(request), gates.gate
+        headers, access = wire_headers(request), router.snapshot.access
         names = [name.lower() for name, _ in headers]
         if b"transfer-encoding" in names and b"content-length" in names:
             raise AmbiguousRequest(
                 "the request has a Content-Length and a Transfer-Encoding; it must have one"
             )
-        gate.check_host(headers)
-        allowed = gate.preflight(request.method, headers)
+        access.check_host(headers)
+        allowed = access.preflight(request.method, headers)
         if allowed is not None:
             return _empty(allowed)
         peer = None if request.scope["client"] is None else str(request.scope["client"][0])
-        scope_of(request).client = gate.client(headers, peer)
+        scope_of(request).client = access.client(headers, peer)
         is_greeting = request.path == "/" and not wants_html(request)
         if not is_greeting:
-            gate.check_key(request.path, headers, peer)
-        gate.check_page(request.method, request.path, request.query_string, headers)
+            access.check_key(request.path, headers, peer)
+        access.check_page(request.method, request.path, request.query_string, headers)
         return None
 
     return check
 
 
-def _before_websocket(gates: AccessChecks):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
+def _before_websocket(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def check() -> None:
-        headers, gate = [(name, value) for name, value in websocket.scope["headers"]], gates.gate
-        gate.check_host(headers)
+        headers = [(name, value) for name, value in websocket.scope["headers"]]
+        access = router.snapshot.access
+        access.check_host(headers)
         client = websocket.scope["client"]
         peer = None if client is None else str(client[0])
-        websocket.scope[SCOPE_KEY].client = gate.client(headers, peer)  # type: ignore[literal-required]
-        gate.check_key(websocket.path, headers, peer)
-        gate.check_page("GET", websocket.path, websocket.query_string, headers)
+        websocket.scope[SCOPE_KEY].client = access.client(headers, peer)  # type: ignore[literal-required]
+        access.check_key(websocket.path, headers, peer)
+        access.check_page("GET", websocket.path, websocket.query_string, headers)
 
     return check
 
@@ -121,14 +119,14 @@ def _empty(headers: Headers) -> Response:
     return with_headers(response, headers)
 
 
-def _after(gates: AccessChecks):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
+def _after(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def add(response: Response) -> Response:
         own = [
             (name.encode(), value.encode("latin-1", "replace")) for name, value in response.headers.items()
         ]
         response.headers.clear()
         with_headers(response, as_streamed(response.status_code, own))
-        return with_headers(response, gates.answer_headers(wire_headers(request)))
+        return with_headers(response, router.snapshot.access.answer_headers(wire_headers(request)))
 
     return add
 
@@ -136,7 +134,7 @@ def _after(gates: AccessChecks):  # type: ignore[no-untyped-def]  # noqa: ANN202
 def _add_routes(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
     proxy, models, admin, pages = (
-        Proxy(ProxyHandler(router), limit),
+        Proxy(router.handler, limit),
         Models(router),
         Admin(router),
         Pages(router),

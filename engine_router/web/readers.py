@@ -8,7 +8,6 @@ from quart import request
 
 from engine_router.errors import TooManyReaders, Unauthorized
 from engine_router.guards.limits import MAX_READERS, MAX_READERS_OF_ONE
-from engine_router.proxy.access import AccessChecks
 from engine_router.proxy.credentials import offered_keys
 from engine_router.router import Router
 from engine_router.server.ordinary_connection import STALLS, Stalls
@@ -28,7 +27,6 @@ class Reader:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._gates = AccessChecks(lambda: router.config.server)
         self._path, self._headers = request.path, wire_headers(request)
         client = request.scope["client"]
         self._peer = None if client is None else str(client[0])
@@ -60,7 +58,7 @@ class Reader:
         if self._router.read_model.is_over:
             return True
         try:
-            self._gates.gate.check_key(self._path, self._headers, self._peer)
+            self._router.snapshot.access.check_key(self._path, self._headers, self._peer)
         except Unauthorized:
             return True
         return False

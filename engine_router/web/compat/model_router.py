@@ -17,7 +17,7 @@ from engine_router.memory import MemoryReading
 from engine_router.models.registry import Target
 from engine_router.router import Router
 from engine_router.web.compat.model_status import model_statuses, port_of, used_at
-from engine_router.web.compat.telemetry import Telemetry
+from engine_router.web.compat.telemetry import summary
 from engine_router.web.control import forget_failures, present, unload
 from engine_router.web.openai import Models, json_response
 from engine_router.web.params import fields, text
@@ -34,8 +34,6 @@ class ModelRouter:
     def __init__(self, router: Router, models: Models) -> None:
         self._router = router
         self._models = models
-        self._telemetry = Telemetry()
-        router.hub.listen(self._telemetry.observe)
 
     async def get(self, rest: str) -> Response:
         """`GET /v1/models/...`: a model of that id, or what RouterModelCustom has there."""
@@ -83,31 +81,32 @@ class ModelRouter:
         for held in self._router.in_flight.by_ticket().values():
             lease = held.holder.lease
             (waiting if lease is None or lease.endpoint is None else running)[held.model] += 1
-        counted = self._telemetry
+        requests, refused = Counter[str](), Counter[str]()
+        for (model, status), count in self._router.metrics.requests_ended().items():
+            requests[model] += count
+            refused[model] += count if status == 503 else 0
         per_model = {
             target.model: {
                 "queue_length": waiting[target.model],
-                "total_requests": counted.requests[target.model]
-                + waiting[target.model]
-                + running[target.model],
-                "total_processed": counted.requests[target.model] - counted.refused[target.model],
-                "total_rejected": counted.refused[target.model],
+                "total_requests": requests[target.model] + waiting[target.model] + running[target.model],
+                "total_processed": requests[target.model] - refused[target.model],
+                "total_rejected": refused[target.model],
                 "current_processing": running[target.model],
                 "processing": bool(running[target.model]),
             }
             for target in self._router.registry.targets()
         }
-        summary = {
+        totals = {
             "total_queued": waiting.total(),
             "total_processing": running.total(),
-            "total_processed": counted.requests.total() - counted.refused.total(),
-            "total_rejected": counted.refused.total(),
+            "total_processed": requests.total() - refused.total(),
+            "total_rejected": refused.total(),
         }
-        return json_response({"summary": summary, "per_model": per_model})
+        return json_response({"summary": totals, "per_model": per_model})
 
     async def telemetry(self) -> Response:
         """`GET /v1/telemetry/summary`: since the router started."""
-        return json_response(self._telemetry.summary())
+        return json_response(summary(self._router.metrics))
 
     async def vram(self) -> Response:
         """`GET /vram?pool=NAME`: the memory of a pool, the first one where none is named.

@@ -1,0 +1,72 @@
+"""The configuration in force, with everything that is derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+from attrs import field, frozen
+
+from engine_router.config import Config
+from engine_router.engines.base import Engine
+from engine_router.models.endpoints import EndpointSupport
+from engine_router.models.facts import KnownModels
+from engine_router.models.learned import Learned
+from engine_router.models.registry import ModelRegistry
+from engine_router.proxy.access import AccessCheck
+from engine_router.proxy.forward_plan import ForwardPlanner
+from engine_router.residency.measurements import Measurements
+from engine_router.residency.page_cache import Prefetch
+from engine_router.residency.rules import ResidencySettings
+from engine_router.residency.settings import make_settings
+from engine_router.upstream.client import Upstream
+
+
+@frozen(eq=False)
+class Snapshot:
+    """One configuration and what follows from it. A reload exchanges it whole; a request keeps the one that it began with.
+
+    Attributes:
+        residency: the settings that the supervisor goes by.
+        planner: plans how requests go to their engines.
+    """
+
+    config: Config
+    engines: Mapping[str, Engine]
+    registry: ModelRegistry
+    known_models: KnownModels
+    endpoint_support: EndpointSupport
+    residency: ResidencySettings
+    access: AccessCheck = field(init=False)
+    planner: ForwardPlanner = field(init=False)
+
+    @access.default
+    def _make_access(self) -> AccessCheck:
+        return AccessCheck(self.config.server)
+
+    @planner.default
+    def _make_planner(self) -> ForwardPlanner:
+        return ForwardPlanner(self.config, self.endpoint_support, self.known_models.traits_of)
+
+
+async def make_snapshot(
+    config: Config, engines: Mapping[str, Engine], upstream: Upstream, state: Measurements, learned: Learned
+) -> Snapshot:
+    """Derive everything from a configuration. Reads the headers of model files where a budget needs them.
+
+    Args:
+        engines: those of the configuration, by name.
+        state, learned: the facts that are carried over from the run, and from the snapshot, before.
+    """
+    registry = ModelRegistry(config, engines)
+    registry.learn(state.models)
+    residency = await make_settings(config, engines, registry)
+    registry.learn(state.models)  # engines may have listed something meanwhile
+    return Snapshot(
+        config,
+        engines,
+        registry,
+        KnownModels(config, registry, learned),
+        EndpointSupport(config, upstream, learned),
+        attrs.evolve(residency, files=Prefetch(config)),
+    )
