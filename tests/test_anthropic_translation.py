@@ -30,7 +30,7 @@ def numbered() -> Callable[[], str]:
 
 
 def begin(data: Json) -> Translation:
-    return translate("/v1/messages", data, asked="claude-local", upstream="qwen.gguf", new_id=numbered())
+    return translate("/v1/messages", data, model="claude-local", upstream="qwen.gguf", new_id=numbered())
 
 
 def sent(**data: Any) -> Json:
@@ -85,7 +85,7 @@ def test_a_stream_asks_for_usage() -> None:
 
 def test_only_messages_are_translated() -> None:
     with pytest.raises(BadRequest, match="batches"):
-        translate("/v1/messages/batches", ASK, asked="a", upstream="b")
+        translate("/v1/messages/batches", ASK, model="a", upstream="b")
 
 
 def test_settings_keep_their_meaning() -> None:
@@ -745,7 +745,7 @@ def test_tokens_that_the_engine_does_not_count_are_estimated_and_marked() -> Non
 
 
 def test_no_two_messages_have_the_same_id() -> None:
-    made = [translate("/v1/messages", ASK, asked="a", upstream="b") for _ in range(2)]
+    made = [translate("/v1/messages", ASK, model="a", upstream="b") for _ in range(2)]
     for translation in made:
         translation.feed(whole({"content": "x"}))
     first, second = (json.loads(translation.end())["id"] for translation in made)

@@ -122,5 +122,5 @@ async def test_what_is_too_long_is_refused_and_not_repeated(
 def test_the_place_of_a_fault_is_shown_short() -> None:
     data = {"model": "m", "input": "x", "metadata": {LONGER: 1}}
     with pytest.raises(BadRequest) as caught:
-        translate("/v1/responses", data, asked="m", upstream="m")
+        translate("/v1/responses", data, model="m", upstream="m")
     assert len(str(caught.value)) < 300

@@ -16,8 +16,8 @@ from engine_router.config import parse_config
 from engine_router.dialects.anthropic import answers as anthropic_openai
 from engine_router.dialects.base import Translation
 from engine_router.dialects.ollama import answers as ollama_openai
-from engine_router.dialects.openai.collecting import CollectedAnswer
-from engine_router.dialects.openai.streaming import as_stream
+from engine_router.dialects.openai.collected_answer import CollectedAnswer
+from engine_router.dialects.openai.request import as_stream
 from engine_router.dialects.responses import answers as responses_openai
 from engine_router.guards.limits import LARGE_BYTES
 
@@ -208,7 +208,7 @@ def test_a_stream_that_is_no_whole_answer_is_an_error(raw: bytes, message: str) 
 
 
 def translations() -> Sequence[Translation]:
-    named = {"asked": "q", "upstream": "m"}
+    named = {"model": "q", "upstream": "m"}
     return (
         ollama_openai.translate(OLLAMA_CHAT, {"messages": HELLO, "stream": False}, **named),
         anthropic_openai.translate(MESSAGES, {"messages": HELLO, "max_tokens": 9}, **named),

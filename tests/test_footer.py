@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_router.dialects.footer import Footer, footer_for
-from engine_router.dialects.footer.pace import Pace
+from engine_router.dialects.footer.speed import AnswerSpeed
 from engine_router.dialects.frames import EventFrames
 
 CHAT, MESSAGES, OLLAMA_CHAT, GENERATE = "/v1/chat/completions", "/v1/messages", "/api/chat", "/api/generate"
@@ -398,6 +398,6 @@ def test_talk_gets_one(path: str, request_: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_not_known_is_not_said(said: dict[str, Any], line: str) -> None:
-    pace = Pace(lambda: math.nan, lambda: math.nan, lambda: 0.0)
-    pace.figures(said)
-    assert pace.line == line
+    speed = AnswerSpeed(lambda: math.nan, lambda: math.nan, lambda: 0.0)
+    speed.figures(said)
+    assert speed.line == line

@@ -9,7 +9,7 @@ from test_answering import CHAT, HELLO, MESSAGES, OLLAMA_CHAT, RESPONSES, TALK, 
 from engine_router.config import parse_config
 from engine_router.dialects.engine_options import EngineTraits
 from engine_router.dialects.keep_alive.messages import SIGNATURE
-from engine_router.dialects.ollama.loading import loads
+from engine_router.dialects.ollama.load_only import loads
 from engine_router.engines.base import ResidentId
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.learned import Learned

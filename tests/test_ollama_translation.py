@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from engine_router.dialects.base import Translation
 from engine_router.dialects.engine_options import EngineTraits
 from engine_router.dialects.ollama.answers import translate
-from engine_router.dialects.ollama.loading import keep_alive_s, load_answer, loads
+from engine_router.dialects.ollama.load_only import keep_alive_s, load_answer, loads
 from engine_router.errors import BadRequest
 
 Json = dict[str, Any]
@@ -42,7 +42,7 @@ def begin(path: str, data: Json, clock: Clock | None = None, **more: Any) -> Tra
     return translate(
         path,
         data,
-        asked="qwen:latest",
+        model="qwen:latest",
         upstream="qwen.gguf",
         clock=clock or Clock(),
         wall_clock=lambda: 1_790_000_000.25,
@@ -661,7 +661,7 @@ def test_time_goes_on() -> None:
     moments = iter([9.5, 9.9999999, 10.0, 1_790_000_000.25])
     raw = b"".join(events(delta(content="x")) for _ in range(3)) + events(delta("stop"))
     translation = translate(
-        "/api/chat", {"messages": []}, asked="q", upstream="q", wall_clock=moments.__next__
+        "/api/chat", {"messages": []}, model="q", upstream="q", wall_clock=moments.__next__
     )
     lines = parsed(translation.feed(raw) + translation.end())
     assert [line["created_at"] for line in lines] == [

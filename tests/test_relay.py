@@ -622,7 +622,7 @@ async def test_an_engine_that_is_there_but_does_not_accept_is_an_error(
 
 
 def translation() -> Translation:
-    return translate("/api/chat", {"messages": []}, asked="m", upstream="up")
+    return translate("/api/chat", {"messages": []}, model="m", upstream="up")
 
 
 def text(content: str, finish: str | None = None) -> bytes:

@@ -29,7 +29,7 @@ def begin(data: Json) -> ResponsesTranslation:
     return translate(
         "/v1/responses",
         {"input": "hi", **data},
-        asked="qwen",
+        model="qwen",
         upstream="qwen.gguf",
         wall_clock=lambda: 1_790_000_000.25,
         new_id=lambda: "1",

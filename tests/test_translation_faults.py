@@ -107,7 +107,7 @@ class Client:
 
     def begin(self, *, stream: bool) -> Translation:
         data = {**self.data, "stream": stream}
-        return self.translate(self.path, data, asked="qwen", upstream="qwen.gguf")
+        return self.translate(self.path, data, model="qwen", upstream="qwen.gguf")
 
     def answer(self, pieces: Sequence[bytes], *, stream: bool) -> bytes:
         """Return what the client gets; the relay knows no error of a translation but this one."""

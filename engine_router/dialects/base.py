@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from engine_router.errors import RouterError
+
+Clock = Callable[[], float]
+"""A clock, in seconds."""
 
 
 class Dialect(Protocol):

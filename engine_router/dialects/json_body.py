@@ -8,6 +8,8 @@ from typing import Any
 
 from engine_router.errors import BadRequest
 
+JsonObject = dict[str, Any]
+
 Octets = bytes | bytearray
 """A body. Whoever collected it hands it over: nobody changes it any more."""
 

@@ -33,11 +33,11 @@ class Renaming:
         content_type: the engine's own, once `begin` was told it.
     """
 
-    def __init__(self, path: str, body: Octets, asked: str) -> None:
+    def __init__(self, path: str, body: Octets, model: str) -> None:
         self.path = path
         self.body = body
         self.content_type = ""
-        self._name = to_json(asked)
+        self._name = to_json(model)
         self._frames: FrameReader | None = None
 
     def begin(self, status: int, content_type: str, content_encoding: str = "") -> bool:

@@ -10,8 +10,8 @@ from engine_router.dialects import OLLAMA, OPENAI, dialect_of
 from engine_router.dialects.base import Translation
 from engine_router.dialects.engine_options import EngineTraits
 from engine_router.dialects.json_body import Octets, parse_object, to_json
-from engine_router.dialects.ollama.loading import kept_for_ever
-from engine_router.dialects.openai.streaming import STREAMABLE, as_stream
+from engine_router.dialects.ollama.load_only import kept_for_ever
+from engine_router.dialects.openai.request import STREAMABLE, as_stream
 from engine_router.dialects.policy import Policy
 from engine_router.dialects.renaming import Renaming
 from engine_router.dialects.routed import Routed
@@ -133,7 +133,7 @@ class ForwardPlanner:
         """Return how an answer in one piece is asked for as a stream; None where it is not."""
         if not self._collects(path, target) or routed.streams or not routed.is_json:
             return None
-        from engine_router.dialects.openai.collecting import CollectedAnswer  # noqa: PLC0415 - see _translation
+        from engine_router.dialects.openai.collected_answer import CollectedAnswer  # noqa: PLC0415 - see _translation
 
         sent = as_stream(parse_object(body))
         return CollectedAnswer(path, to_json(sent)) if sent.get("stream") is True else None
@@ -182,21 +182,21 @@ def _translation(
     traits: Callable[[], EngineTraits],
 ) -> Translation:
     # Many routers never need one of these: they are imported, and take their memory, when they are.
-    asked, upstream = routed.model, target.upstream
+    model, upstream = routed.model, target.upstream
     if path == "/v1/messages":
         from engine_router.dialects.anthropic import answers as anthropic_openai  # noqa: PLC0415
         from engine_router.dialects.keep_alive import forget_progress  # noqa: PLC0415
 
         data = parse_object(forget_progress(routed.body))
-        return anthropic_openai.translate(path, data, asked=asked, upstream=upstream)
+        return anthropic_openai.translate(path, data, model=model, upstream=upstream)
     if path == "/v1/responses":
         from engine_router.dialects.responses import answers as responses_openai  # noqa: PLC0415
 
-        return responses_openai.translate(path, routed.data(), asked=asked, upstream=upstream)
+        return responses_openai.translate(path, routed.data(), model=model, upstream=upstream)
     from engine_router.dialects.ollama import answers as ollama_openai  # noqa: PLC0415
 
     return ollama_openai.translate(
-        path, routed.data(), asked=asked, upstream=upstream, traits=traits, load_s=load_s
+        path, routed.data(), model=model, upstream=upstream, traits=traits, load_s=load_s
     )
 
 

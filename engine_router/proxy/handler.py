@@ -18,7 +18,7 @@ from attrs import define, frozen
 from engine_router.config import ServerConfig
 from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.base import Dialect
-from engine_router.dialects.ollama.loading import keep_alive_s, load_answer, loads
+from engine_router.dialects.ollama.load_only import keep_alive_s, load_answer, loads
 from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, RouterError
 from engine_router.in_flight import HeldBodies, HeldShare, InFlight, Request

@@ -7,7 +7,7 @@ import math
 import trio
 from attrs import define
 
-from engine_router.dialects.ollama.loading import CONTENT_TYPE
+from engine_router.dialects.ollama.load_only import CONTENT_TYPE
 from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineRefused
 from engine_router.residency.lease import Lease

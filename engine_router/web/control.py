@@ -11,7 +11,7 @@ import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from engine_router.dialects.ollama.loading import keep_alive_s
+from engine_router.dialects.ollama.load_only import keep_alive_s
 from engine_router.engines.base import ResidentId
 from engine_router.errors import BadRequest, NoSuchRoute, RouterError
 from engine_router.guards.foreign_text import shown

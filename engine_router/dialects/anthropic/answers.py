@@ -11,9 +11,9 @@ from engine_router.dialects.anthropic.request import chat_request
 from engine_router.dialects.base import Translation
 from engine_router.dialects.frames import typed_event
 from engine_router.dialects.json_body import to_json
-from engine_router.dialects.openai.blocks import Piece
-from engine_router.dialects.openai.chunks import ChatAnswer
-from engine_router.dialects.openai.streaming import as_stream
+from engine_router.dialects.openai.answers import ChatAnswer
+from engine_router.dialects.openai.blocks import AnswerPiece
+from engine_router.dialects.openai.request import as_stream
 from engine_router.errors import BadRequest
 
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
@@ -32,14 +32,14 @@ def translate(
     path: str,
     data: Mapping[str, Any],
     *,
-    asked: str,
+    model: str,
     upstream: str,
     new_id: Callable[[], str] = _random_id,
 ) -> Translation:
     """Return the translation of one request to `/v1/messages`.
 
     Args:
-        asked: the model as the client named it; the answer carries the same name.
+        model: the model as the client named it; the answer carries the same name.
         upstream: the name that the engine knows.
         new_id: makes up what follows `msg_`, and `toolu_` where the engine gives a tool call no id.
 
@@ -50,7 +50,7 @@ def translate(
         raise BadRequest(f"{path} cannot be translated for this engine")
     request = chat_request(data, upstream)
     kind = StreamedMessage if request["stream"] else WholeMessage
-    return kind(request, asked, new_id)
+    return kind(request, model, new_id)
 
 
 class _Message:
@@ -58,10 +58,10 @@ class _Message:
 
     path = "/v1/chat/completions"
 
-    def __init__(self, request: Mapping[str, Any], asked: str, new_id: Callable[[], str]) -> None:
+    def __init__(self, request: Mapping[str, Any], model: str, new_id: Callable[[], str]) -> None:
         sent = as_stream(request)
         self.body = to_json(sent)
-        self._asked = asked
+        self._model = model
         self._new_id = new_id
         self._stops = request.get("stop") or ()
         self._answer = ChatAnswer(sent, collects=not request["stream"])
@@ -71,7 +71,7 @@ class _Message:
             "id": f"msg_{self._new_id()}",
             "type": "message",
             "role": "assistant",
-            "model": self._asked,
+            "model": self._model,
             "content": content,
             **ending,
         }
@@ -93,7 +93,7 @@ class _Message:
         usage = _usage(max(0, tokens.prompt - tokens.cached), tokens.cached, tokens.completion)
         return {**usage, "estimated": True} if tokens.is_estimated else usage
 
-    def _start_of(self, piece: Piece) -> dict[str, Any]:
+    def _start_of(self, piece: AnswerPiece) -> dict[str, Any]:
         """Return a block that has no content yet."""
         if piece.kind == "call":
             identity = piece.id or f"toolu_{self._new_id()}"
@@ -136,8 +136,8 @@ class StreamedMessage(_Message):
 
     content_type = "text/event-stream"
 
-    def __init__(self, request: Mapping[str, Any], asked: str, new_id: Callable[[], str]) -> None:
-        super().__init__(request, asked, new_id)
+    def __init__(self, request: Mapping[str, Any], model: str, new_id: Callable[[], str]) -> None:
+        super().__init__(request, model, new_id)
         self._has_started = False
         self._block = -1
         self._end_of_block = b""
@@ -171,7 +171,7 @@ class StreamedMessage(_Message):
         }
         return typed_event("message_start", message=self._message([], ending))
 
-    def _events(self, pieces: list[Piece]) -> bytes:
+    def _events(self, pieces: list[AnswerPiece]) -> bytes:
         events: list[bytes] = []
         for piece in pieces:
             if piece.block != self._block:
@@ -180,7 +180,7 @@ class StreamedMessage(_Message):
                 events += (self._delta, piece.quoted(), b"}}\n\n")
         return b"".join(events)
 
-    def _begin(self, piece: Piece) -> bytes:
+    def _begin(self, piece: AnswerPiece) -> bytes:
         """End the open block and begin the next."""
         ended = self._end_of_block
         index = self._block = piece.block

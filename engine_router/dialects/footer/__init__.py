@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from engine_router.dialects.base import Clock
 from engine_router.dialects.footer.answers import ChatFooter, MessagesFooter, OllamaFooter, WholeFooter
-from engine_router.dialects.footer.pace import Pace, Seconds
+from engine_router.dialects.footer.speed import AnswerSpeed
 
 # What a request asks for where its answer is read by a program, in which a line of prose would be a fault.
 _FORMATS = (
@@ -48,9 +49,9 @@ def footer_for(
     path: str,
     request: Mapping[str, Any],
     *,
-    sent_at: Seconds,
-    load_s: Seconds = lambda: math.nan,
-    clock: Seconds = time.monotonic,
+    sent_at: Callable[[], float],
+    load_s: Callable[[], float] = lambda: math.nan,
+    clock: Clock = time.monotonic,
 ) -> Footer | None:
     """Return the footer for the answer to a request; None where there must not be one.
 
@@ -67,13 +68,13 @@ def footer_for(
     kind = _KINDS.get(path)
     if kind is None or _is_for_programs(request):
         return None
-    pace = Pace(sent_at, load_s, clock)
+    speed = AnswerSpeed(sent_at, load_s, clock)
     streams = (
         request.get("stream") is not False if path.startswith("/api/") else request.get("stream") is True
     )
     if streams:
-        return kind(pace)
-    return WholeFooter(pace, kind.whole)
+        return kind(speed)
+    return WholeFooter(speed, kind.whole)
 
 
 def may_have_footer(path: str) -> bool:

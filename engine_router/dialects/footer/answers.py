@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine_router.dialects.footer.pace import Pace
+from engine_router.dialects.footer.speed import AnswerSpeed
 from engine_router.dialects.frames import (
     EventFrames,
     FrameReader,
@@ -21,15 +21,15 @@ from engine_router.dialects.json_body import json_object, to_json
 class StreamFooter(ABC):
     """A footer under a stream. From the frame behind the text on frames are held, until the figures are known."""
 
-    def __init__(self, pace: Pace, frames: FrameReader) -> None:
-        self._pace = pace
+    def __init__(self, speed: AnswerSpeed, frames: FrameReader) -> None:
+        self._speed = speed
         self._frames = frames
         self._held: list[bytes] = []
         self._is_over = False  # the line is written, or there will be none: everything passes
 
     @staticmethod
     @abstractmethod
-    def whole(answer: dict[str, Any], pace: Pace) -> bool:
+    def whole(answer: dict[str, Any], speed: AnswerSpeed) -> bool:
         """Add the line to an answer in one piece. Returns False where it must not be."""
 
     @abstractmethod
@@ -59,7 +59,7 @@ class StreamFooter(ABC):
 
     def _close(self) -> bytes:
         """Write the line, if the text has ended."""
-        line = self._pace.line if self._held else ""
+        line = self._speed.line if self._held else ""
         closing = self._closing(line) if line else b"".join(self._held)
         self._held, self._is_over = [], True
         return closing
@@ -73,8 +73,8 @@ class StreamFooter(ABC):
 class ChatFooter(StreamFooter):
     """`/v1/chat/completions`: a chunk before the one with the finish_reason. The figures come in a later one."""
 
-    def __init__(self, pace: Pace) -> None:
-        super().__init__(pace, EventFrames())
+    def __init__(self, speed: AnswerSpeed) -> None:
+        super().__init__(speed, EventFrames())
         self._last: dict[str, Any] = {}  # the chunk with the finish_reason
         self._has_text = False
 
@@ -85,14 +85,14 @@ class ChatFooter(StreamFooter):
         chunk = json_object(data)
         if chunk is None:
             return self._passed(frame)
-        self._pace.figures(chunk)
+        self._speed.figures(chunk)
         choice: dict[str, Any] = (chunk.get("choices") or ({},))[0]
         delta = choice.get("delta") or {}
         reason = choice.get("finish_reason")
         if chunk.get("error") or _calls_tools(delta) or reason in ("tool_calls", "function_call"):
             return self._give_up(frame)
         if delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning"):
-            self._pace.piece()
+            self._speed.piece()
         self._has_text = self._has_text or bool(delta.get("content"))
         if reason and not self._has_text:
             return self._give_up(frame)
@@ -122,18 +122,18 @@ class ChatFooter(StreamFooter):
         return data_event(text) + b"".join(self._held)
 
     @staticmethod
-    def whole(answer: dict[str, Any], pace: Pace) -> bool:
+    def whole(answer: dict[str, Any], speed: AnswerSpeed) -> bool:
         """See `StreamFooter.whole`."""
         message = answer["choices"][0]["message"]
-        pace.figures(answer)
-        return not _calls_tools(message) and _add_line(message, "content", pace)
+        speed.figures(answer)
+        return not _calls_tools(message) and _add_line(message, "content", speed)
 
 
 class MessagesFooter(StreamFooter):
     """`/v1/messages`: a delta at the end of the last block, where that is one of text."""
 
-    def __init__(self, pace: Pace) -> None:
-        super().__init__(pace, EventFrames())
+    def __init__(self, speed: AnswerSpeed) -> None:
+        super().__init__(speed, EventFrames())
         self._texts: set[int] = set()  # indexes of the blocks of text
         self._index = 0  # of the block whose end is held back
 
@@ -141,17 +141,17 @@ class MessagesFooter(StreamFooter):
         event = json_object(event_data(frame)) or {}
         kind = event.get("type")
         if kind == "message_start":
-            self._pace.figures(event.get("message") or {})
+            self._speed.figures(event.get("message") or {})
         elif kind == "content_block_start":
             return self._begun(event, frame)
         elif kind == "content_block_delta":
-            self._pace.piece()
+            self._speed.piece()
         elif kind == "content_block_stop" and event.get("index") in self._texts:
             self._index = event["index"]
             self._held = [frame]
             return b""
         elif kind == "message_delta":
-            self._pace.figures(event)
+            self._speed.figures(event)
             return self._close() + frame
         elif kind == "error":
             return self._give_up(frame)
@@ -175,20 +175,20 @@ class MessagesFooter(StreamFooter):
         return typed_event("content_block_delta", index=self._index, delta=delta) + b"".join(self._held)
 
     @staticmethod
-    def whole(answer: dict[str, Any], pace: Pace) -> bool:
+    def whole(answer: dict[str, Any], speed: AnswerSpeed) -> bool:
         """See `StreamFooter.whole`."""
         blocks = answer["content"]
-        pace.figures(answer)
+        speed.figures(answer)
         if any(block["type"] not in ("text", "thinking") for block in blocks) or blocks[-1]["type"] != "text":
             return False
-        return _add_line(blocks[-1], "text", pace)
+        return _add_line(blocks[-1], "text", speed)
 
 
 class OllamaFooter(StreamFooter):
     """`/api/chat` and `/api/generate`: a line before the last one."""
 
-    def __init__(self, pace: Pace) -> None:
-        super().__init__(pace, LineFrames())
+    def __init__(self, speed: AnswerSpeed) -> None:
+        super().__init__(speed, LineFrames())
         self._has_text = False
 
     def _take(self, frame: bytes) -> bytes:
@@ -201,12 +201,12 @@ class OllamaFooter(StreamFooter):
         text = message.get("content") or message.get("response")
         self._has_text = self._has_text or bool(text)
         if text or message.get("thinking"):
-            self._pace.piece()
+            self._speed.piece()
         if not line.get("done"):
             return frame
         if not self._has_text:
             return self._give_up(frame)
-        self._pace.figures(line)
+        self._speed.figures(line)
         self._held = [frame]
         return self._close()
 
@@ -224,18 +224,18 @@ class OllamaFooter(StreamFooter):
         return to_json({**before, "done": False}) + b"\n" + self._held[0]
 
     @staticmethod
-    def whole(answer: dict[str, Any], pace: Pace) -> bool:
+    def whole(answer: dict[str, Any], speed: AnswerSpeed) -> bool:
         """See `StreamFooter.whole`."""
         message, name = _ollama_message(answer), "content" if "message" in answer else "response"
-        pace.figures(answer)
-        return not _calls_tools(message) and _add_line(message, name, pace)
+        speed.figures(answer)
+        return not _calls_tools(message) and _add_line(message, name, speed)
 
 
 class WholeFooter:
     """A footer under an answer in one piece."""
 
-    def __init__(self, pace: Pace, add: Callable[[dict[str, Any], Pace], bool]) -> None:
-        self._pace = pace
+    def __init__(self, speed: AnswerSpeed, add: Callable[[dict[str, Any], AnswerSpeed], bool]) -> None:
+        self._speed = speed
         self._add = add
         self._body = bytearray()
 
@@ -249,7 +249,7 @@ class WholeFooter:
         body = bytes(self._body)
         answer = json_object(body)
         try:
-            return to_json(answer) if answer is not None and self._add(answer, self._pace) else body
+            return to_json(answer) if answer is not None and self._add(answer, self._speed) else body
         except (LookupError, TypeError, AttributeError):
             return body
 
@@ -264,8 +264,8 @@ def _calls_tools(message: Mapping[str, Any]) -> bool:
     return bool(message.get("tool_calls") or message.get("function_call"))
 
 
-def _add_line(message: dict[str, Any], name: str, pace: Pace) -> bool:
-    if not (isinstance(text := message.get(name), str) and text and (line := pace.line)):
+def _add_line(message: dict[str, Any], name: str, speed: AnswerSpeed) -> bool:
+    if not (isinstance(text := message.get(name), str) and text and (line := speed.line)):
         return False
     message[name] = text + line
     return True

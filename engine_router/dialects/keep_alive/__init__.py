@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine_router.dialects import dialect_of
-from engine_router.dialects.keep_alive.base import KeepAliveFrames, Waiting
+from engine_router.dialects.base import Clock
+from engine_router.dialects.keep_alive.base import AwaitedRequest, KeepAliveFrames
 from engine_router.dialects.keep_alive.messages import MessagesKeepAlive, forget_progress
 from engine_router.dialects.keep_alive.plain import PlainKeepAlive, chat_frame, completion_frame, ollama_frame
 from engine_router.dialects.keep_alive.responses import ResponsesKeepAlive
@@ -22,28 +23,28 @@ from engine_router.dialects.keep_alive.responses import ResponsesKeepAlive
 
 def keep_alive_for(
     path: str,
-    asked: str,
+    model: str,
     *,
     request: Callable[[], Mapping[str, Any]] = dict,
-    wall_clock: Callable[[], float] = time.time,
+    wall_clock: Clock = time.time,
     new_id: Callable[[], str] = lambda: secrets.token_hex(12),
 ) -> KeepAliveFrames:
     """Return what a client of this path gets while it waits. Cheap, but needed only once a client does wait.
 
     Args:
-        asked: the model as the client named it; the frames carry the same name.
+        model: the model as the client named it; the frames carry the same name.
         request: returns the client's whole request, or nothing where that is not known. Called once at most,
             at a lively frame. Whether progress may be shown is seen there.
         wall_clock: seconds, for what says when the answer was made.
         new_id: returns what makes an id unique.
     """
-    waiting = Waiting(asked, request, wall_clock, new_id)
+    awaited = AwaitedRequest(model, request, wall_clock, new_id)
     if path == "/v1/messages":
-        return MessagesKeepAlive(waiting)
+        return MessagesKeepAlive(awaited)
     if path == "/v1/responses":
-        return ResponsesKeepAlive(waiting)
+        return ResponsesKeepAlive(awaited)
     frame = _FRAMES.get(path)
-    return PlainKeepAlive(dialect_of(path), frame(waiting) if frame else None)
+    return PlainKeepAlive(dialect_of(path), frame(awaited) if frame else None)
 
 
 _FRAMES = {
@@ -53,4 +54,4 @@ _FRAMES = {
     "/api/generate": ollama_frame,
 }
 
-__all__ = ["KeepAliveFrames", "forget_progress", "patience_for"]
+__all__ = ["KeepAliveFrames", "forget_progress", "keep_alive_for"]

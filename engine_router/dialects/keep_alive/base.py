@@ -1,4 +1,4 @@
-"""What all patience has in common."""
+"""The protocol of keep-alive frames, and the request that they are for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
+from engine_router.dialects.base import Clock
 from engine_router.errors import RouterError
 
 
@@ -46,12 +47,12 @@ class KeepAliveFrames(Protocol):
 
 
 @frozen
-class Waiting:
-    """What the frames of one wait tell about it; see `patience_for`."""
+class AwaitedRequest:
+    """The request whose client waits, as its frames tell of it; see `keep_alive_for`."""
 
-    asked: str
+    model: str
     request: Callable[[], Mapping[str, Any]]
-    wall_clock: Callable[[], float]
+    wall_clock: Clock
     new_id: Callable[[], str]
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 from engine_router.dialects import ANTHROPIC
 from engine_router.dialects.frames import EventFrames, event_data, named_event, typed_event
 from engine_router.dialects.json_body import Octets, json_object, parse_object, to_json
-from engine_router.dialects.keep_alive.base import Waiting
+from engine_router.dialects.keep_alive.base import AwaitedRequest
 from engine_router.errors import RouterError
 
 SIGNATURE = "engine-router-waiting"
@@ -24,8 +24,8 @@ class MessagesKeepAlive:
     the engine goes on with. Else the block is closed and the engine's blocks move on by one.
     """
 
-    def __init__(self, waiting: Waiting) -> None:
-        self._waiting = waiting
+    def __init__(self, awaited: AwaitedRequest) -> None:
+        self._awaited = awaited
         self._kind = ""  # of the router's own block, once it has been begun
         self._has_progress = False
         self._is_settled = False  # the own block is closed, or has become the engine's
@@ -61,14 +61,14 @@ class MessagesKeepAlive:
         return ANTHROPIC.stream_error(error)
 
     def _begin(self) -> bytes:
-        thinking = self._waiting.request().get("thinking")
-        asked = isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive")
-        self._kind = "thinking" if asked else "text"
+        thinking = self._awaited.request().get("thinking")
+        thinks = isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive")
+        self._kind = "thinking" if thinks else "text"
         message: dict[str, Any] = {
-            "id": f"msg_{self._waiting.new_id()}",
+            "id": f"msg_{self._awaited.new_id()}",
             "type": "message",
             "role": "assistant",
-            "model": self._waiting.asked,
+            "model": self._awaited.model,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,

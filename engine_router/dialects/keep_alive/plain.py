@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from engine_router.dialects.base import Dialect
 from engine_router.dialects.frames import data_event
 from engine_router.dialects.json_body import to_json
-from engine_router.dialects.keep_alive.base import Waiting
+from engine_router.dialects.keep_alive.base import AwaitedRequest
+from engine_router.dialects.ollama.timing import timestamp
 from engine_router.errors import RouterError
 
 Frame = Callable[[str | None], bytes]
@@ -49,45 +49,45 @@ class PlainKeepAlive:
         return self._dialect.stream_error(error)
 
 
-def chat_frame(waiting: Waiting) -> Frame:
+def chat_frame(awaited: AwaitedRequest) -> Frame:
     """Return what renders an empty delta, or one of reasoning.
 
     No delta names a role: openai's accumulator joins the roles of two chunks into one word.
     """
-    ident = f"chatcmpl-{waiting.new_id()}"
+    ident = f"chatcmpl-{awaited.new_id()}"
 
     def frame(progress: str | None) -> bytes:
         delta = {"reasoning_content": f"{progress}\n"} if progress else {}
         choice = {"index": 0, "delta": delta, "finish_reason": None}
-        return _chunk(waiting, ident, "chat.completion.chunk", choice)
+        return _chunk(awaited, ident, "chat.completion.chunk", choice)
 
     return frame
 
 
-def completion_frame(waiting: Waiting) -> Frame:
+def completion_frame(awaited: AwaitedRequest) -> Frame:
     """Return what renders an empty text. Completions have no place for progress."""
-    ident = f"cmpl-{waiting.new_id()}"
+    ident = f"cmpl-{awaited.new_id()}"
 
     def frame(_: str | None) -> bytes:
         choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
-        return _chunk(waiting, ident, "text_completion", choice)
+        return _chunk(awaited, ident, "text_completion", choice)
 
     return frame
 
 
-def _chunk(waiting: Waiting, ident: str, kind: str, choice: dict[str, Any]) -> bytes:
+def _chunk(awaited: AwaitedRequest, ident: str, kind: str, choice: dict[str, Any]) -> bytes:
     return data_event(
         {
             "id": ident,
             "object": kind,
-            "created": waiting.seconds,
-            "model": waiting.asked,
+            "created": awaited.seconds,
+            "model": awaited.model,
             "choices": [choice],
         }
     )
 
 
-def ollama_frame(waiting: Waiting) -> Frame:
+def ollama_frame(awaited: AwaitedRequest) -> Frame:
     """Return what renders a line with progress. Without progress the quiet space will do: nobody counts lines.
 
     A request that only loads a model is answered by one object, so it gets no lines before it.
@@ -95,7 +95,7 @@ def ollama_frame(waiting: Waiting) -> Frame:
 
     @functools.cache
     def shape() -> tuple[bool, bool]:
-        request = waiting.request()
+        request = awaited.request()
         return "messages" in request, not (request.get("messages") or request.get("prompt"))
 
     def frame(progress: str | None) -> bytes:
@@ -104,11 +104,7 @@ def ollama_frame(waiting: Waiting) -> Frame:
         is_chat, is_load = shape()
         if is_load:
             return b""
-        moment = dt.datetime.fromtimestamp(waiting.wall_clock(), tz=dt.timezone.utc)
-        line: dict[str, Any] = {
-            "model": waiting.asked,
-            "created_at": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        }
+        line: dict[str, Any] = {"model": awaited.model, "created_at": timestamp(awaited.wall_clock())}
         thinking = f"{progress}\n"
         if is_chat:
             line["message"] = {"role": "assistant", "content": "", "thinking": thinking}

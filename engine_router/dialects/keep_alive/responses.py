@@ -8,7 +8,7 @@ from typing import Any
 from engine_router.dialects import OPENAI
 from engine_router.dialects.frames import EventFrames, event_data, events_end, named_event
 from engine_router.dialects.json_body import json_object
-from engine_router.dialects.keep_alive.base import Waiting
+from engine_router.dialects.keep_alive.base import AwaitedRequest
 from engine_router.errors import RouterError
 from engine_router.guards.limits import MAX_BEGINNING_BYTES
 
@@ -26,8 +26,8 @@ class ResponsesKeepAlive:
     refuses one that it did not write itself.
     """
 
-    def __init__(self, waiting: Waiting) -> None:
-        self._waiting = waiting
+    def __init__(self, awaited: AwaitedRequest) -> None:
+        self._awaited = awaited
         self._own: dict[str, Any] | None = None  # the response that the router created
         self._sequence = 0  # number of the next event, where the router numbers them
         self._frames = EventFrames()
@@ -73,15 +73,15 @@ class ResponsesKeepAlive:
     def _created(self) -> dict[str, Any]:
         """Return a response that has just begun; what the request says of it comes with the engine's last event."""
         return {
-            "id": f"resp_{self._waiting.new_id()}",
+            "id": f"resp_{self._awaited.new_id()}",
             "object": "response",
-            "created_at": self._waiting.seconds,
+            "created_at": self._awaited.seconds,
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
             "instructions": None,
             "metadata": {},
-            "model": self._waiting.asked,
+            "model": self._awaited.model,
             "output": [],
             "parallel_tool_calls": True,
             "temperature": None,

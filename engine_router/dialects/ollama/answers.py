@@ -7,29 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine_router.dialects.answer_json import arguments_of
-from engine_router.dialects.base import Translation
+from engine_router.dialects.base import Clock, Translation
 from engine_router.dialects.checks import flag_at
 from engine_router.dialects.engine_options import EngineTraits
-from engine_router.dialects.json_body import to_json
+from engine_router.dialects.json_body import JsonObject, to_json
 from engine_router.dialects.ollama.embeddings import EmbedTranslation
-from engine_router.dialects.ollama.figures import Clock, Stopwatch, Timestamps
 from engine_router.dialects.ollama.request import chat_request, embed_request, generate_request
-from engine_router.dialects.openai.blocks import Piece
-from engine_router.dialects.openai.chunks import ChatAnswer
-from engine_router.dialects.openai.streaming import as_stream
+from engine_router.dialects.ollama.timing import Stopwatch, Timestamps
+from engine_router.dialects.openai.answers import ChatAnswer
+from engine_router.dialects.openai.blocks import AnswerPiece
+from engine_router.dialects.openai.request import as_stream
 from engine_router.errors import BadRequest
-
-Json = dict[str, Any]
 
 
 def translate(
     path: str,
     data: Mapping[str, Any],
     *,
-    asked: str,
+    model: str,
     upstream: str,
     traits: Callable[[], EngineTraits] = EngineTraits,
-    load_s: Clock = lambda: 0.0,
+    load_s: Callable[[], float] = lambda: 0.0,
     began_s: float | None = None,
     clock: Clock = time.monotonic,
     wall_clock: Clock = time.time,
@@ -38,7 +36,7 @@ def translate(
 
     Args:
         path: `/api/chat`, `/api/generate`, `/api/embed` or `/api/embeddings`.
-        asked: the model as the client named it; the answer carries the same name.
+        model: the model as the client named it; the answer carries the same name.
         upstream: the name that the engine knows.
         traits: returns what is known of the engine; called where that matters.
         load_s: tells, at the end, for how many seconds the request waited for its model; NaN if it did not.
@@ -52,8 +50,8 @@ def translate(
     stopwatch = Stopwatch(clock, began_s, load_s)
     try:
         if path in ("/api/embed", "/api/embeddings"):
-            return _embedding(path, data, asked, upstream, traits, stopwatch)
-        return _writing(path, data, asked, upstream, traits, stopwatch, Timestamps(wall_clock))
+            return _embedding(path, data, model, upstream, traits, stopwatch)
+        return _writing(path, data, model, upstream, traits, stopwatch, Timestamps(wall_clock))
     except RecursionError:
         raise BadRequest("the request is nested too deeply") from None
 
@@ -61,7 +59,7 @@ def translate(
 def _embedding(
     path: str,
     data: Mapping[str, Any],
-    asked: str,
+    model: str,
     upstream: str,
     traits: Callable[[], EngineTraits],
     stopwatch: Stopwatch,
@@ -69,13 +67,13 @@ def _embedding(
     single = path == "/api/embeddings"
     request = embed_request(data, "prompt" if single else "input", traits)
     body = to_json({"model": upstream, **request.body})
-    return EmbedTranslation(body, request.dimensions, asked, stopwatch, single=single)
+    return EmbedTranslation(body, request.dimensions, model, stopwatch, single=single)
 
 
 def _writing(
     path: str,
     data: Mapping[str, Any],
-    asked: str,
+    model: str,
     upstream: str,
     traits: Callable[[], EngineTraits],
     stopwatch: Stopwatch,
@@ -87,7 +85,7 @@ def _writing(
         form = _RAW if data.get("raw") is True else _GENERATE
         target, request = generate_request(data, traits)
     stream = data.get("stream") is None or flag_at(data["stream"], "stream")
-    ways: Json = (
+    ways: JsonObject = (
         {"stream": stream, "stream_options": {"include_usage": True}} if stream else {"stream": False}
     )
     sent = as_stream({"model": upstream, **ways, **request})
@@ -96,7 +94,7 @@ def _writing(
         to_json(sent),
         form,
         ChatAnswer(sent, collects=not stream),
-        asked,
+        model,
         stopwatch,
         timestamps,
     )
@@ -116,7 +114,7 @@ class _Form(NamedTuple):
     takes_calls: bool
     ending: Mapping[str, Any] = {}
 
-    def said(self, text: str, thinking: str, calls: list[Json]) -> Json:
+    def said(self, text: str, thinking: str, calls: list[JsonObject]) -> JsonObject:
         """Return the fields for what the model said, thought and called."""
         thought = {"thinking": thinking} if thinking else {}
         if not self.takes_calls:
@@ -144,7 +142,7 @@ class _Text:
         body: bytes,
         form: _Form,
         answer: ChatAnswer,
-        asked: str,
+        model: str,
         stopwatch: Stopwatch,
         timestamps: Timestamps,
     ) -> None:
@@ -155,12 +153,12 @@ class _Text:
         self._calls = _Calls()
         self._stopwatch = stopwatch
         self._timestamps = timestamps
-        self._begin = b'{"model":%b,"created_at":"' % to_json(asked)
+        self._begin = b'{"model":%b,"created_at":"' % to_json(model)
 
     def _line(self, fields: Mapping[str, Any]) -> bytes:
         return b'%b%b",%b' % (self._begin, self._timestamps.now(), to_json(fields)[1:])
 
-    def _ending(self) -> Json:
+    def _ending(self) -> JsonObject:
         """Return why the model stopped, and the figures."""
         reason = "length" if self._answer.finish == "length" else "stop"
         tokens = self._answer.tokens
@@ -213,7 +211,7 @@ class StreamedText(_Text):
             lines += self._line({**self._form.said("", "", calls), "done": False}) + b"\n"
         return lines + self._line({**self._form.said("", "", []), **self._ending()}) + b"\n"
 
-    def _lines(self, pieces: Sequence[Piece]) -> bytes:
+    def _lines(self, pieces: Sequence[AnswerPiece]) -> bytes:
         lines: list[bytes] = []
         for piece in pieces:
             if piece.kind == "call":
@@ -234,16 +232,16 @@ class _Calls:
     """Collects the calls of tools: Ollama's clients get each as a whole."""
 
     def __init__(self) -> None:
-        self._pieces: dict[int, list[Piece]] = {}
+        self._pieces: dict[int, list[AnswerPiece]] = {}
 
-    def take(self, piece: Piece) -> None:
+    def take(self, piece: AnswerPiece) -> None:
         """Take in a piece, if it is one of a call."""
         if piece.kind == "call":
             self._pieces.setdefault(piece.block, []).append(piece)
 
-    def made(self) -> list[Json]:
+    def made(self) -> list[JsonObject]:
         """Return all calls, in Ollama's words; an `id` is there if the engine gave one."""
-        calls: list[Json] = []
+        calls: list[JsonObject] = []
         for index, pieces in enumerate(self._pieces.values()):
             identity = {"id": pieces[-1].id} if pieces[-1].id else {}
             arguments = arguments_of("".join(piece.text for piece in pieces))

@@ -16,8 +16,8 @@ from engine_router.dialects.answer_json import (
 )
 from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.json_body import to_json
-from engine_router.dialects.ollama.figures import Stopwatch
-from engine_router.dialects.openai.figures import Figures, Tokens
+from engine_router.dialects.ollama.timing import Stopwatch
+from engine_router.dialects.openai.usage import Tokens, Usage
 
 # Vectors that an engine has brought to the length 1 miss it by what 32 bits cannot hold: they stay as they are.
 _UNIT_TOLERANCE = 1e-6
@@ -30,11 +30,11 @@ class EmbedTranslation:
     path = "/v1/embeddings"
 
     def __init__(
-        self, body: bytes, dimensions: int | None, asked: str, stopwatch: Stopwatch, *, single: bool
+        self, body: bytes, dimensions: int | None, model: str, stopwatch: Stopwatch, *, single: bool
     ) -> None:
         self.body = body
         self._dimensions = dimensions
-        self._asked = asked
+        self._model = model
         self._single = single
         self._stopwatch = stopwatch
         self._whole = bytearray()
@@ -54,9 +54,9 @@ class EmbedTranslation:
             if self._single:
                 return to_json({"embedding": _vector(entries[0]["embedding"])})
             vectors = [self._cut(_vector(entry["embedding"])) for entry in entries]
-        taken = Figures(answer).tokens(0, 0).prompt
+        taken = Usage(answer).tokens(0, 0).prompt
         figures = self._stopwatch.figures(Tokens(taken, 0, 0), is_written=False)
-        return to_json({"model": self._asked, "embeddings": vectors, **figures})
+        return to_json({"model": self._model, "embeddings": vectors, **figures})
 
     def _cut(self, vector: list[float]) -> list[float]:
         """Return a vector with as many dimensions as were asked for, of the length 1."""

@@ -23,16 +23,16 @@ from engine_router.dialects.answer_json import (
     text_in,
     whole_number_in,
 )
-from engine_router.dialects.openai.figures import text_bytes, text_tokens
 from engine_router.dialects.openai.logprobs import Logprob
+from engine_router.dialects.openai.usage import text_bytes, text_tokens
 
 # What tells where a JSON object ends: quotes, brackets, and escapes, which hide the character behind them.
 _JSON_MARK = re.compile(r'["{}\[\]]|\\.?', re.DOTALL)
 
-Kind = Literal["thinking", "text", "call"]
+BlockKind = Literal["thinking", "text", "call"]
 
 
-class Piece(NamedTuple):
+class AnswerPiece(NamedTuple):
     """A piece of a block.
 
     Attributes:
@@ -44,7 +44,7 @@ class Piece(NamedTuple):
     """
 
     block: int
-    kind: Kind
+    kind: BlockKind
     text: str
     id: str = ""
     name: str = ""
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
         return msgspec.json.encode(self.text)
 
 
-class Blocks:
+class AnswerBlocks:
     """The blocks of one answer; holds no more of them than what waits for its turn.
 
     Attributes:
@@ -64,8 +64,8 @@ class Blocks:
 
     def __init__(self) -> None:
         self.have_calls = False
-        self._waiting: list[_Block] = []  # the open one, then those that wait
-        self._calls: dict[int, _Block] = {}
+        self._waiting: list[_AnswerBlock] = []  # the open one, then those that wait
+        self._calls: dict[int, _AnswerBlock] = {}
         self._opened = 0
         self._deltas = 0
         self._size_bytes = 0
@@ -80,7 +80,7 @@ class Blocks:
         """About how many tokens came: a token has four bytes, and no delta of a stream less than one token."""
         return max(self._deltas, text_tokens(self._size_bytes))
 
-    def add_text(self, kind: Kind, text: object) -> None:
+    def add_text(self, kind: BlockKind, text: object) -> None:
         """Add a piece of text or thinking.
 
         Raises:
@@ -91,7 +91,7 @@ class Blocks:
         self._deltas += 1
         self._size_bytes += text_bytes(text)
         if not self._waiting or self._waiting[-1].kind != kind:
-            self._waiting.append(_Block(kind))
+            self._waiting.append(_AnswerBlock(kind))
         block = self._waiting[-1]
         block.held.append((block.joined(text), ()))
 
@@ -118,7 +118,7 @@ class Blocks:
         index = position if index is None else whole_number_in(index, "the index of a tool call")
         call = self._calls.get(index)
         if call is None or call.is_followed_by(identity, name):
-            call = self._calls[index] = _Block("call")
+            call = self._calls[index] = _AnswerBlock("call")
             self._waiting.append(call)
             self.have_calls = True
         call.id = call.id or identity
@@ -128,13 +128,13 @@ class Blocks:
         self._size_bytes += text_bytes(arguments)
         call.add_arguments(call.joined(arguments))
 
-    def due(self, *, final: bool) -> list[Piece]:
+    def due(self, *, final: bool) -> list[AnswerPiece]:
         """Return the pieces whose turn it is; all that wait if nothing more can come.
 
         Raises:
             ValueError: nothing more can come, and a call has no name.
         """
-        pieces: list[Piece] = []
+        pieces: list[AnswerPiece] = []
         while self._waiting:
             block = self._waiting[0]
             if block.number < 0:
@@ -146,21 +146,21 @@ class Blocks:
                 self._opened += 1
                 block.held = block.held or [("", ())]
             pieces += [
-                Piece(block.number, block.kind, text, block.id, block.name, logprobs)
+                AnswerPiece(block.number, block.kind, text, block.id, block.name, logprobs)
                 for text, logprobs in block.held
             ]
             block.held = []
             if (final or len(self._waiting) > 1) and (rest := block.rest()):
-                pieces.append(Piece(block.number, block.kind, rest, block.id, block.name))
+                pieces.append(AnswerPiece(block.number, block.kind, rest, block.id, block.name))
             if len(self._waiting) == 1 or not (final or block.is_done):
                 break
             del self._waiting[0]
         return pieces
 
 
-def joined(pieces: Sequence[Piece]) -> list[Piece]:
+def joined(pieces: Sequence[AnswerPiece]) -> list[AnswerPiece]:
     """Return the pieces of each block as one."""
-    found: list[Piece] = []
+    found: list[AnswerPiece] = []
     for _, group in itertools.groupby(pieces, key=operator.attrgetter("block")):
         parts = list(group)
         text = "".join([part.text for part in parts])
@@ -169,10 +169,10 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
     return found
 
 
-class _Block:
+class _AnswerBlock:
     """A block, and those of its pieces that wait for their turn."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: BlockKind) -> None:
         self.kind = kind
         self.number = -1  # until its turn comes
         self.id = ""

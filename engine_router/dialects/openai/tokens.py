@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_router.dialects.json_body import to_json
-from engine_router.dialects.openai.figures import text_bytes, text_tokens
+from engine_router.dialects.openai.usage import text_bytes, text_tokens
 
 # A message costs about four tokens beside its text (OpenAI's cookbook, "How to count tokens with tiktoken"), an
 # image up to about 1,600 (Anthropic, "Vision"): its size is not looked at here.

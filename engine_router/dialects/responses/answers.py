@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from engine_router.dialects.base import Clock
 from engine_router.dialects.checks import object_at, string_at
-from engine_router.dialects.json_body import to_json
-from engine_router.dialects.openai.blocks import Piece
-from engine_router.dialects.openai.chunks import ChatAnswer
-from engine_router.dialects.openai.streaming import as_stream
-from engine_router.dialects.responses.items import CallItem, Events, Item, Json, Status, TextItem
+from engine_router.dialects.json_body import JsonObject, to_json
+from engine_router.dialects.openai.answers import ChatAnswer
+from engine_router.dialects.openai.blocks import AnswerPiece
+from engine_router.dialects.openai.request import as_stream
+from engine_router.dialects.responses.items import CallItem, EventWriter, ItemStatus, OutputItem, TextItem
 from engine_router.dialects.responses.request import ChatRequest, chat_request
-
-Clock = Callable[[], float]
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -25,7 +24,7 @@ def translate(
     path: str,  # noqa: ARG001 - the shape that all translations share; `/v1/responses` is the only path here
     data: Mapping[str, Any],
     *,
-    asked: str,
+    model: str,
     upstream: str,
     clock: Clock = time.monotonic,  # noqa: ARG001 - likewise
     wall_clock: Clock = time.time,
@@ -34,7 +33,7 @@ def translate(
     """Return the translation of one request.
 
     Args:
-        asked: the model as the client named it; the answer carries the same name.
+        model: the model as the client named it; the answer carries the same name.
         upstream: the name that the engine knows.
         wall_clock: seconds since 1970, for `created_at`.
         new_id: makes up what the ids of the answer have in common.
@@ -44,7 +43,7 @@ def translate(
     """
     request = chat_request(data, upstream)
     return ResponsesTranslation(
-        request, _echo(data, request, asked), wall_clock=wall_clock, identity=new_id()
+        request, _echo(data, request, model), wall_clock=wall_clock, identity=new_id()
     )
 
 
@@ -69,9 +68,9 @@ class ResponsesTranslation:
         self._identity = identity
         self._created_at = int(wall_clock())
         self._answer = ChatAnswer(sent, collects=not self._stream)
-        self._events = Events()
+        self._events = EventWriter()
         self._is_announced = False
-        self._items: list[Item] = []
+        self._items: list[OutputItem] = []
         self._fault: ValueError | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -116,10 +115,10 @@ class ResponsesTranslation:
             "response.in_progress", response=begun
         )
 
-    def _shown_pieces(self, pieces: list[Piece]) -> bytes:
+    def _shown_pieces(self, pieces: list[AnswerPiece]) -> bytes:
         return b"".join([self._shown_piece(piece) for piece in pieces])
 
-    def _shown_piece(self, piece: Piece) -> bytes:
+    def _shown_piece(self, piece: AnswerPiece) -> bytes:
         before = b"" if piece.block < len(self._items) else self._begun(piece)
         if not piece.text:
             return before
@@ -127,11 +126,11 @@ class ResponsesTranslation:
             piece.text, [token.shown(full=True) for token in piece.logprobs]
         )
 
-    def _begun(self, piece: Piece) -> bytes:
+    def _begun(self, piece: AnswerPiece) -> bytes:
         """Begin the next item. They follow one another, as Codex expects it."""
         before = self._closed("completed")
         index = len(self._items)
-        item: Item
+        item: OutputItem
         if piece.kind == "call":
             tool, call_id = self._tools.named(piece.name), piece.id or f"call_{self._identity}_{index}"
             item = CallItem(self._events, self._identity, index, tool, call_id)
@@ -140,17 +139,17 @@ class ResponsesTranslation:
         self._items.append(item)
         return before + item.open()
 
-    def _closed(self, status: Status) -> bytes:
+    def _closed(self, status: ItemStatus) -> bytes:
         """End the item that is open, if any."""
         if not self._items or not self._items[-1].is_open:
             return b""
         return self._items[-1].close(status)
 
-    def _last_status(self) -> Status:
+    def _last_status(self) -> ItemStatus:
         """Return how the answer ended; what it had no space left for is its last item."""
         return "incomplete" if self._answer.finish in _INCOMPLETE else "completed"
 
-    def _response(self) -> Json:
+    def _response(self) -> JsonObject:
         status = self._last_status()
         why = _INCOMPLETE.get(self._answer.finish or "")
         return {
@@ -160,7 +159,7 @@ class ResponsesTranslation:
             "usage": _usage(self._answer),
         }
 
-    def _shown(self, status: str) -> Json:
+    def _shown(self, status: str) -> JsonObject:
         return {
             "id": f"resp_{self._identity}",
             "object": "response",
@@ -174,7 +173,7 @@ class ResponsesTranslation:
         }
 
 
-def _echo(data: Mapping[str, Any], request: ChatRequest, asked: str) -> Json:
+def _echo(data: Mapping[str, Any], request: ChatRequest, model: str) -> JsonObject:
     """Return what every answer repeats of its request.
 
     Raises:
@@ -183,12 +182,12 @@ def _echo(data: Mapping[str, Any], request: ChatRequest, asked: str) -> Json:
     reasoning = object_at(data.get("reasoning") or {}, "reasoning")
     wanted = object_at(data.get("text") or {}, "text").get("format")
     metadata = object_at(data.get("metadata") or {}, "metadata")
-    echo: Json = {
+    echo: JsonObject = {
         "background": False,
         "instructions": data.get("instructions"),
         "max_output_tokens": request.body.get("max_tokens"),
         "metadata": {key: string_at(value, f"metadata.{key}") for key, value in metadata.items()},
-        "model": asked,
+        "model": model,
         "parallel_tool_calls": data.get("parallel_tool_calls") is not False,
         "previous_response_id": None,
         "reasoning": {
@@ -210,7 +209,7 @@ def _echo(data: Mapping[str, Any], request: ChatRequest, asked: str) -> Json:
     return echo
 
 
-def _usage(answer: ChatAnswer) -> Json:
+def _usage(answer: ChatAnswer) -> JsonObject:
     """Return how many tokens were used; marked estimates where the engine did not say."""
     tokens = answer.tokens
     marked = {"estimated": True} if tokens.is_estimated else {}

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from engine_router.dialects.frames import typed_event
-from engine_router.dialects.json_body import to_json
+from engine_router.dialects.json_body import JsonObject, to_json
 from engine_router.dialects.responses.tools import CUSTOM_INPUT, Tool
 
-Json = dict[str, Any]
-Status = Literal["in_progress", "completed", "incomplete"]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class Events:
+class EventWriter:
     """Numbers the events of one answer."""
 
     def __init__(self) -> None:
@@ -34,7 +33,7 @@ class Events:
         return self._number - 1
 
 
-class Item(Protocol):
+class OutputItem(Protocol):
     """One item of the answer: open until it is closed; only an open one can grow."""
 
     @property
@@ -46,15 +45,15 @@ class Item(Protocol):
         """Return the events that announce the item."""
         ...
 
-    def add(self, text: str, logprobs: list[Json]) -> bytes:
+    def add(self, text: str, logprobs: list[JsonObject]) -> bytes:
         """Add text, and what is known of its tokens; return the event of it."""
         ...
 
-    def close(self, status: Status) -> bytes:
+    def close(self, status: ItemStatus) -> bytes:
         """End the item; return the events that say so."""
         ...
 
-    def shown(self) -> Json:
+    def shown(self) -> JsonObject:
         """Return the item as the answer shows it."""
         ...
 
@@ -62,16 +61,16 @@ class Item(Protocol):
 class TextItem:
     """What the model says (`message`) or thinks (`reasoning`)."""
 
-    def __init__(self, events: Events, identity: str, index: int, *, is_thought: bool) -> None:
+    def __init__(self, events: EventWriter, identity: str, index: int, *, is_thought: bool) -> None:
         self._events = events
         self._is_thought = is_thought
         self._id = f"{'rs' if is_thought else 'msg'}_{identity}_{index}"
         self._pieces: list[str] = []
-        self._logprobs: list[Json] = []
-        self._place: Json = {"item_id": self._id, "output_index": index, "content_index": 0}
+        self._logprobs: list[JsonObject] = []
+        self._place: JsonObject = {"item_id": self._id, "output_index": index, "content_index": 0}
         self._fields = to_json(self._place)[1:-1]
         self._event = "response.reasoning_text" if is_thought else "response.output_text"
-        self._status: Status = "in_progress"
+        self._status: ItemStatus = "in_progress"
 
     @property
     def is_open(self) -> bool:
@@ -85,7 +84,7 @@ class TextItem:
             "response.output_item.added", output_index=self._place["output_index"], item=item
         ) + self._events.event("response.content_part.added", **self._place, part=self._part())
 
-    def add(self, text: str, logprobs: list[Json]) -> bytes:
+    def add(self, text: str, logprobs: list[JsonObject]) -> bytes:
         """Add text; return its event."""
         self._pieces.append(text)
         if self._is_thought:
@@ -93,10 +92,10 @@ class TextItem:
         self._logprobs += logprobs
         return self._events.spliced(f"{self._event}.delta", self._fields, delta=text, logprobs=logprobs)
 
-    def close(self, status: Status) -> bytes:
+    def close(self, status: ItemStatus) -> bytes:
         """End the item; return the events that say so."""
         self._status = status
-        more: Json = {} if self._is_thought else {"logprobs": self._logprobs}
+        more: JsonObject = {} if self._is_thought else {"logprobs": self._logprobs}
         return b"".join(
             (
                 self._events.event(f"{self._event}.done", **self._place, text="".join(self._pieces), **more),
@@ -107,15 +106,15 @@ class TextItem:
             )
         )
 
-    def shown(self) -> Json:
+    def shown(self) -> JsonObject:
         """Return the item as the answer shows it."""
         if self._is_thought:
-            item: Json = {"id": self._id, "type": "reasoning", "summary": []}
+            item: JsonObject = {"id": self._id, "type": "reasoning", "summary": []}
         else:
             item = {"id": self._id, "type": "message", "role": "assistant"}
         return {**item, "status": self._status, "content": [self._part()]}
 
-    def _part(self) -> Json:
+    def _part(self) -> JsonObject:
         text = "".join(self._pieces)
         if self._is_thought:
             return {"type": "reasoning_text", "text": text}
@@ -125,7 +124,7 @@ class TextItem:
 class CallItem:
     """A call of one of the client's tools."""
 
-    def __init__(self, events: Events, identity: str, index: int, tool: Tool, call_id: str) -> None:
+    def __init__(self, events: EventWriter, identity: str, index: int, tool: Tool, call_id: str) -> None:
         self._events = events
         self._tool = tool
         self._id = f"{'ctc' if tool.is_custom else 'fc'}_{identity}_{index}"
@@ -133,7 +132,7 @@ class CallItem:
         self._index = index
         self._pieces: list[str] = []
         self._fields = to_json({"item_id": self._id, "output_index": index})[1:-1]
-        self._status: Status = "in_progress"
+        self._status: ItemStatus = "in_progress"
 
     @property
     def is_open(self) -> bool:
@@ -144,7 +143,7 @@ class CallItem:
         """Return the event that announces the item."""
         return self._events.event("response.output_item.added", output_index=self._index, item=self.shown())
 
-    def add(self, text: str, logprobs: list[Json]) -> bytes:  # noqa: ARG002 - probabilities belong to what is said
+    def add(self, text: str, logprobs: list[JsonObject]) -> bytes:  # noqa: ARG002 - probabilities belong to what is said
         """Add a piece of the arguments; return its event.
 
         Free text stands inside the arguments of the function that the engine knows: it comes at the end.
@@ -154,16 +153,16 @@ class CallItem:
             return b""
         return self._events.spliced("response.function_call_arguments.delta", self._fields, delta=text)
 
-    def close(self, status: Status) -> bytes:
+    def close(self, status: ItemStatus) -> bytes:
         """End the item; return the events that say so."""
         self._status = status
         return self._last_words() + self._events.event(
             "response.output_item.done", output_index=self._index, item=self.shown()
         )
 
-    def shown(self) -> Json:
+    def shown(self) -> JsonObject:
         """Return the item as the answer shows it."""
-        call: Json = {"call_id": self._call_id, "name": self._tool.name}
+        call: JsonObject = {"call_id": self._call_id, "name": self._tool.name}
         if self._tool.namespace is not None:
             call["namespace"] = self._tool.namespace
         given = self._given() if self._pieces or not self.is_open else ""

@@ -42,7 +42,7 @@ class Times(NamedTuple):
     completion: float | None
 
 
-class Figures:
+class Usage:
     """What an engine says of an answer in figures: its `usage`, and the `timings` of llama.cpp."""
 
     def __init__(self, answer: Mapping[str, Any] | None = None) -> None:
@@ -102,7 +102,7 @@ class Figures:
         return None if read is None else read + (cached or 0), cached, _count(timings.get("predicted_n"))
 
 
-def tells_figures(chunk: Mapping[str, Any]) -> bool:
+def tells_usage(chunk: Mapping[str, Any]) -> bool:
     """Tell whether a chunk without choices is one of figures, and not an error or something that is not known."""
     if chunk.get("object") == "error" or chunk.get("type") == "error":
         return False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 # OpenAI's own words, and those that engines have instead of them. A word that is missing here is an error: what
 # nobody understands must never reach a client as an answer that is complete.
-_FINISHES: dict[str, Finish] = {
+_FINISHES: dict[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
     "eos_token": "stop",
@@ -27,7 +27,7 @@ _FINISHES: dict[str, Finish] = {
 _GOES_ON = ("", "null")
 
 
-def finish_of(reason: object) -> Finish | None:
+def finish_reason_of(reason: object) -> FinishReason | None:
     """Return why the model stopped, from an engine's `finish_reason`; None where the answer goes on.
 
     Raises:

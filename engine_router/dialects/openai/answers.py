@@ -13,11 +13,11 @@ from typing import Any
 from engine_router.dialects.answer_json import misshapen, object_in, parse_answer, understanding
 from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames, begins_events
-from engine_router.dialects.openai.blocks import Blocks, Piece, joined
-from engine_router.dialects.openai.figures import Figures, Times, Tokens, tells_figures
-from engine_router.dialects.openai.finish import Finish, finish_of
+from engine_router.dialects.openai.blocks import AnswerBlocks, AnswerPiece, joined
+from engine_router.dialects.openai.finish_reason import FinishReason, finish_reason_of
 from engine_router.dialects.openai.logprobs import Logprob, logprobs_in, top_logprobs_asked
 from engine_router.dialects.openai.tokens import tokens_of
+from engine_router.dialects.openai.usage import Times, Tokens, Usage, tells_usage
 
 
 class ChatAnswer:
@@ -37,7 +37,7 @@ class ChatAnswer:
 
     def __init__(self, request: Mapping[str, Any], *, collects: bool = False) -> None:
         self.began = False
-        self.finish: Finish | None = None
+        self.finish: FinishReason | None = None
         self.stop: str | None = None
         self.prompt_estimate = tokens_of(request)
         self._stream = request["stream"] is True
@@ -46,11 +46,11 @@ class ChatAnswer:
         self._logprobs: tuple[Logprob, ...] = ()  # of tokens whose text is still to come
         self._frames = EventFrames()
         self._whole = bytearray()
-        self._figures = Figures()
-        self._blocks = Blocks()
-        self._collected: list[Piece] | None = [] if collects else None
+        self._figures = Usage()
+        self._blocks = AnswerBlocks()
+        self._collected: list[AnswerPiece] | None = [] if collects else None
 
-    def feed(self, data: bytes) -> list[Piece]:
+    def feed(self, data: bytes) -> list[AnswerPiece]:
         """Take in bytes, split anywhere; return the pieces that are complete now; none of what is had in one piece.
 
         Raises:
@@ -58,7 +58,7 @@ class ChatAnswer:
         """
         return list(self.pieces(data))
 
-    def pieces(self, data: bytes) -> Iterator[Piece]:
+    def pieces(self, data: bytes) -> Iterator[AnswerPiece]:
         """Take in bytes, as `feed` does; yield the pieces one by one, so that those before a fault are had.
 
         Raises:
@@ -77,7 +77,7 @@ class ChatAnswer:
             else:
                 self._collected += pieces
 
-    def end(self) -> list[Piece]:
+    def end(self) -> list[AnswerPiece]:
         """Take in the end; return the pieces that are still to come.
 
         Raises:
@@ -123,7 +123,7 @@ class ChatAnswer:
         """
         return self._figures.times()
 
-    def _event(self, event: bytes) -> list[Piece]:
+    def _event(self, event: bytes) -> list[AnswerPiece]:
         if event == b"[DONE]":
             # Some engines say nothing else of the end. One that has said nothing at all has failed.
             if self.finish is None and not self._blocks.are_none:
@@ -138,7 +138,7 @@ class ChatAnswer:
             choice = _first(choices)
             delta = choice.get("delta")
             self._take(choice, object_in(delta, "a delta") if delta else _beside_delta(choice))
-        elif not tells_figures(chunk):
+        elif not tells_usage(chunk):
             raise ValueError(error_message(event) or "an event that is not known")
         self._note(chunk)
         self.began = True
@@ -179,7 +179,7 @@ class ChatAnswer:
         for position, call in enumerate(calls):
             self._blocks.add_call(call, position)
         if (reason := choice.get("finish_reason")) is not None:
-            self.finish = finish_of(reason) or self.finish
+            self.finish = finish_reason_of(reason) or self.finish
             self._note_stop(
                 choice.get("stop_reason") or choice.get("matched_stop") or choice.get("stopping_word")
             )

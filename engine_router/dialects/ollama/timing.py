@@ -6,9 +6,8 @@ import datetime as dt
 import math
 from collections.abc import Callable, Mapping
 
-from engine_router.dialects.openai.figures import Times, Tokens
-
-Clock = Callable[[], float]
+from engine_router.dialects.base import Clock
+from engine_router.dialects.openai.usage import Times, Tokens
 
 _NO_TIMES = Times(None, None)
 
@@ -46,7 +45,7 @@ class Stopwatch:
         load_s: tells, at the end, for how many seconds the request waited for its model; NaN if it did not.
     """
 
-    def __init__(self, clock: Clock, began_s: float | None, load_s: Clock) -> None:
+    def __init__(self, clock: Clock, began_s: float | None, load_s: Callable[[], float]) -> None:
         self._clock = clock
         self._began_s = clock() if began_s is None else began_s
         self._load_s = load_s

@@ -1,4 +1,4 @@
-"""How fast an answer came, in one line."""
+"""The speed of an answer, in one line."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from attrs import define, field
 
-Seconds = Callable[[], float]
+from engine_router.dialects.base import Clock
 
 
 @define
-class Pace:
-    """How fast an answer came: the engine's own figures where it tells any, else pieces and the clock."""
+class AnswerSpeed:
+    """The speed of an answer: the engine's own figures where it tells any, else pieces and the clock."""
 
-    _sent_at: Seconds
-    _load_s: Seconds
-    _clock: Seconds
+    _sent_at: Callable[[], float]
+    _load_s: Callable[[], float]
+    _clock: Clock
     _pieces: int = 0
     _first_at: float = math.nan
     _last_at: float = math.nan

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from engine_router.dialects.base import Clock
 from engine_router.dialects.json_body import Octets, parse_object, to_json
-from engine_router.dialects.ollama.figures import Clock, timestamp
+from engine_router.dialects.ollama.timing import timestamp
 from engine_router.errors import BadRequest
 from engine_router.guards.foreign_text import shown
 
@@ -38,7 +39,7 @@ _EMPTY = (b"null", b'""', b"[]")
 _LONGEST_EMPTY = 100
 
 
-class _Asked(msgspec.Struct):
+class _Content(msgspec.Struct):
     """What a request asks a model to answer: members as they stand in its body, which may be large, unread."""
 
     messages: msgspec.Raw = _NOTHING
@@ -48,7 +49,7 @@ class _Asked(msgspec.Struct):
     input: msgspec.Raw = _NOTHING
 
 
-_ASKED = msgspec.json.Decoder(_Asked)
+_CONTENT = msgspec.json.Decoder(_Content)
 
 
 def loads(path: str, body: Octets) -> bool:
@@ -61,24 +62,24 @@ def loads(path: str, body: Octets) -> bool:
         BadRequest: the body is no JSON object.
     """
     try:
-        asked = _ASKED.decode(body.removeprefix(codecs.BOM_UTF8))
+        content = _CONTENT.decode(body.removeprefix(codecs.BOM_UTF8))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # Python's own parser has the last word: it takes half a surrogate pair.
-        asked = _Asked(
+        content = _Content(
             **{
                 name: msgspec.Raw(to_json(value))
                 for name, value in parse_object(body).items()
-                if name in _Asked.__struct_fields__
+                if name in _Content.__struct_fields__
             }
         )
     if path == "/api/chat":
-        return _is_one_of(asked.messages, b"null", b"[]")
+        return _is_one_of(content.messages, b"null", b"[]")
     if path == "/api/generate":
-        is_complete = _is_one_of(asked.images, *_EMPTY) and _is_one_of(asked.suffix, *_EMPTY)
-        return is_complete and _is_one_of(asked.prompt, b"null", b'""')
+        is_complete = _is_one_of(content.images, *_EMPTY) and _is_one_of(content.suffix, *_EMPTY)
+        return is_complete and _is_one_of(content.prompt, b"null", b'""')
     if path == "/api/embed":
-        return _is_one_of(asked.input, *_EMPTY)
-    return path == "/api/embeddings" and _is_one_of(asked.prompt, b"null", b'""')
+        return _is_one_of(content.input, *_EMPTY)
+    return path == "/api/embeddings" and _is_one_of(content.prompt, b"null", b'""')
 
 
 def _is_one_of(member: msgspec.Raw, *values: bytes) -> bool:
@@ -86,25 +87,25 @@ def _is_one_of(member: msgspec.Raw, *values: bytes) -> bool:
     return len(member) < _LONGEST_EMPTY and b"".join(bytes(member).split()) in values
 
 
-def load_answer(path: str, asked: str, *, unloaded: bool, wall_clock: Clock = time.time) -> bytes:
+def load_answer(path: str, model: str, *, unloaded: bool, wall_clock: Clock = time.time) -> bytes:
     """Return the answer to a request that only loads: one object, also where the client asked for a stream.
 
     Args:
         path: as for `loads`.
-        asked: the model as the client named it.
+        model: the model as the client named it.
         unloaded: the model was unloaded.
         wall_clock: seconds since 1970, for `created_at`.
     """
     if path == "/api/embeddings":
         return to_json({"embedding": []})
     if path == "/api/embed":
-        return to_json({"model": asked, "embeddings": []})
+        return to_json({"model": model, "embeddings": []})
     said: dict[str, Any] = {"response": ""}
     if path == "/api/chat":
         said = {"message": {"role": "assistant", "content": ""}}
     reason = "unload" if unloaded else "load"
     ending = {"done": True, "done_reason": reason}
-    return to_json({"model": asked, "created_at": timestamp(wall_clock()), **said, **ending})
+    return to_json({"model": model, "created_at": timestamp(wall_clock()), **said, **ending})
 
 
 def kept_for_ever(body: Octets) -> Octets:

@@ -11,11 +11,9 @@ from typing import Any
 from engine_router.dialects.answer_json import mended, object_in, parse_answer, understanding, whole_number_in
 from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames, begins_events
-from engine_router.dialects.json_body import to_json
-from engine_router.dialects.openai.blocks import Blocks, joined
-from engine_router.dialects.openai.figures import tells_figures
-
-Json = dict[str, Any]
+from engine_router.dialects.json_body import JsonObject, to_json
+from engine_router.dialects.openai.blocks import AnswerBlocks, joined
+from engine_router.dialects.openai.usage import tells_usage
 
 # What every chunk has, and the answer once: engines tell another time in each chunk.
 _FIRST = ("id", "created", "model")
@@ -39,7 +37,7 @@ class CollectedAnswer:
         self.body = body
         self._is_stream: bool | None = None  # until something of the answer shows it
         self._frames = EventFrames()
-        self._answer: Json = {}
+        self._answer: JsonObject = {}
         self._choices: dict[int, _Choice] = {}
         self._is_done = False
 
@@ -74,7 +72,7 @@ class CollectedAnswer:
             return
         chunk = parse_answer(event)
         choices = chunk.pop("choices", None)
-        if chunk.get("error") is not None or not (choices or tells_figures({**chunk, "choices": choices})):
+        if chunk.get("error") is not None or not (choices or tells_usage({**chunk, "choices": choices})):
             raise ValueError(error_message(event) or "an error in its stream")
         for key, value in chunk.items():
             if value is not None and not (key in _FIRST and key in self._answer):
@@ -90,7 +88,7 @@ class _Choice:
 
     def __init__(self, index: int) -> None:
         self._index = index
-        self._members: Json = {}
+        self._members: JsonObject = {}
         self._text: list[str] | None = None
         self._message: _Message | None = None
         self._logprobs: dict[str, list[Any]] = {}
@@ -122,14 +120,14 @@ class _Choice:
             if tokens:
                 self._logprobs.setdefault(key, []).extend(tokens)
 
-    def whole(self) -> Json:
+    def whole(self) -> JsonObject:
         """Return all of it."""
-        said: Json = {} if self._text is None else {"text": mended("".join(self._text))}
+        said: JsonObject = {} if self._text is None else {"text": mended("".join(self._text))}
         if self._message is not None:
             said["message"] = self._message.whole()
         # A stream that ended in good order, of an engine that says nothing of why.
         ending = {"finish_reason": "stop"} if not self.has_ended else {}
-        told: Json = {"logprobs": self._logprobs or None} if self._tells_logprobs else {}
+        told: JsonObject = {"logprobs": self._logprobs or None} if self._tells_logprobs else {}
         return {**self._members, "index": self._index, **said, **told, **ending}
 
 
@@ -137,10 +135,10 @@ class _Message:
     """The message of a choice."""
 
     def __init__(self) -> None:
-        self._members: Json = {"role": "assistant"}
+        self._members: JsonObject = {"role": "assistant"}
         self._texts: dict[str, list[str]] = {}
-        self._calls = Blocks()
-        self._function = Blocks()
+        self._calls = AnswerBlocks()
+        self._function = AnswerBlocks()
 
     def add(self, delta: Mapping[str, Any]) -> None:
         """Take in a delta."""
@@ -159,13 +157,13 @@ class _Message:
             else:
                 self._members[key] = value
 
-    def whole(self) -> Json:
+    def whole(self) -> JsonObject:
         """Return all of it. A message has a content: null where it has calls and no text."""
         functions = [
             (call.id, {"name": call.name, "arguments": call.text})
             for call in joined(self._calls.due(final=True))
         ]
-        called: Json = {}
+        called: JsonObject = {}
         if functions:
             called["tool_calls"] = [
                 {"id": identity, "type": "function", "function": function} for identity, function in functions
