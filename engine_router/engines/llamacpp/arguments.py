@@ -1,17 +1,14 @@
-"""The command line of the llama.cpp server: `llama-server`'s flag names, read by argparse.
+"""The command line of the llama.cpp server: `llama-server`'s flag names in one table, read by argparse.
 
-An option's ``dest`` is the field of ``xllamacpp.CommonParams`` that it sets, with dots for nested fields.
 Options that were not given leave no trace in the namespace, so llama.cpp's own defaults stay in force. The few
 values that need more than an assignment are turned into fields by `engine_router.engines.llamacpp.parameters`.
 """
 
 import argparse
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from engine_router.engines.llamacpp import values
-from engine_router.engines.llamacpp.generation import SWITCH, add_chat, add_sampling, add_speculation
-from engine_router.engines.llamacpp.listening import add_endpoints, add_listening
-from engine_router.engines.llamacpp.values import EXPERTS_ON_CPU
 
 PROG: Final = "python -m engine_router.llamacpp"
 
@@ -25,8 +22,222 @@ once: with exit code 0 when the model is loaded, by the signal itself while it i
 
 exit codes: 0 ended by SIGTERM or SIGINT, 1 the server could not start, 2 wrong usage"""
 
-_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-_ALL_VERBOSE: Final = 2**31 - 1  # the largest C int: every message
+# Each option has two lines: its flags, the field of `xllamacpp.CommonParams` that it sets (with dots for nested
+# fields) and its value; then its help. The value is one of:
+#     =VALUE           what the flag stands for, one of `_CONSTANTS` or the word itself; +=VALUE adds it to a list
+#     A|B|C            one of these; with `?` at the end the flag alone means the first
+#     reader:METAVAR   what a function of `values` reads; reader+ adds to a list
+_OPTIONS: Final = r"""
+[model]
+-m --model  model.path  text:FILE
+    the GGUF file to serve
+-mm --mmproj  mmproj.path  text:FILE
+    the multimodal projector of the model
+--no-mmproj-offload  mmproj_use_gpu  =false
+    keep the projector off the GPU
+-a --alias  model_alias  names:NAME[,NAME]
+    the model's names in answers; the first in alphabetical order is used (default: from the file)
+--lora  lora_adapters  adapters+:FILE[,FILE]
+    LoRA adapters to apply in full
+--lora-scaled  lora_adapters  scaled_adapters+:FILE:SCALE[,...]
+    LoRA adapters to apply by a factor
+[listening]
+--host  hostnames  parts:ADDRESS[,ADDRESS]
+    addresses to listen on; 0.0.0.0 opens the server to the network (default: 127.0.0.1)
+--port  port  port
+    TCP port; 0 picks a free one (default: 8080)
+--api-key  api_keys  parts+:KEY[,KEY]
+    keys, one of which each request must carry as a bearer token
+--api-key-file  api_keys  lines_of+:FILE
+    a file with one such key per line
+--api-prefix  api_prefix  text:PREFIX
+    path that comes before every endpoint's path
+--ssl-key-file  ssl_file_key  text:FILE
+    the private key for HTTPS, PEM
+--ssl-cert-file  ssl_file_cert  text:FILE
+    the certificate for HTTPS, PEM
+-to --timeout  timeout  natural:SECONDS
+    limit of one read or write (default: 3600)
+--threads-http  n_threads_http  whole
+    threads that handle requests
+[context and batches]
+-c --ctx-size  n_ctx  natural
+    tokens of context, shared by all slots (default: 0, what the model was trained with)
+-np --parallel  n_parallel  whole
+    slots: requests answered at the same time (default: -1, four slots that share the whole context)
+-kvu --kv-unified  kv_unified  =true
+    let all slots share one KV cache
+-b --batch-size  n_batch  natural
+    logical batch (default: 2048)
+-ub --ubatch-size  n_ubatch  natural
+    physical batch (default: 512)
+-n --predict --n-predict  n_predict  whole
+    most tokens of one answer
+-t --threads  cpuparams.n_threads  whole
+    threads that generate
+-tb --threads-batch  cpuparams_batch.n_threads  whole
+    threads that read prompts (default: as --threads)
+-ctk --cache-type-k  cache_type_k  f32|f16|bf16|q8_0|q4_0|q4_1|iq4_nl|q5_0|q5_1
+    number format of the K half of the KV cache (default: f16)
+-ctv --cache-type-v  cache_type_v  f32|f16|bf16|q8_0|q4_0|q4_1|iq4_nl|q5_0|q5_1
+    number format of the V half of the KV cache (default: f16)
+-cram --cache-ram  cache_ram_mib  whole:MIB
+    prompt cache in memory
+--cache-reuse  n_cache_reuse  whole
+    smallest chunk to reuse by shifting
+-ctxcp --ctx-checkpoints  n_ctx_checkpoints  whole
+    checkpoints a slot
+--swa-full  swa_full  =true
+    keep the whole cache of sliding-window layers
+--context-shift  ctx_shift  =true
+    drop the oldest tokens of a full context
+--no-context-shift  ctx_shift  =false
+    stop at a full context (default)
+--rope-scaling  rope_scaling_type  none|linear|yarn
+    how RoPE is scaled
+--rope-freq-base  rope_freq_base  number
+    base frequency of RoPE
+--rope-freq-scale  rope_freq_scale  number
+    factor on RoPE's frequencies; 1/N spreads them N times
+--yarn-orig-ctx  yarn_orig_ctx  natural
+    context the model was trained with, for YaRN
+[memory and devices]
+-ngl --gpu-layers --n-gpu-layers  n_gpu_layers  gpu_layers:N|auto|all
+    layers to keep on the GPU (default: auto)
+-fa --flash-attn  flash_attn_type  on|off|auto?
+    flash attention
+-fit --fit  fit_params  on_off:on|off
+    fit what is not set to free memory
+-sm --split-mode  split_mode  none|layer|row|tensor
+    over several GPUs
+-ts --tensor-split  tensor_split  shares:N,N,...
+    share of each GPU
+-mg --main-gpu  main_gpu  natural
+    the GPU to use with --split-mode none
+-lm --load-mode  load_mode  auto|none|mmap|mlock|mmap+mlock|dio
+    how the file is read: mapped, copied, locked in memory, or around the page cache
+--mmap  load_mode  =mmap
+    as --load-mode mmap
+--no-mmap  load_mode  =none
+    as --load-mode none
+--mlock  load_mode  =mmap+mlock
+    as --load-mode mmap+mlock
+-ot --override-tensor  tensor_buft_overrides  parts+:PATTERN=BUFFER[,...]
+    keep the tensors whose names match in this buffer, for instance CPU
+-cmoe --cpu-moe  tensor_buft_overrides  +=EXPERTS_ON_CPU
+    keep all experts in main memory
+-ncmoe --n-cpu-moe  tensor_buft_overrides  experts_of_layers+
+    keep the experts of the first N layers in main memory
+-nkvo --no-kv-offload  no_kv_offload  =true
+    keep the KV cache off the GPU
+--numa  numa  distribute|isolate|numactl
+    how threads spread over NUMA nodes
+--no-warmup  warmup  =false
+    do not run the model once before it is ready
+--sleep-idle-seconds  sleep_idle_seconds  whole:SECONDS
+    unload the model after so long without a request
+[endpoints]
+--embedding --embeddings  embedding  =true
+    serve embeddings
+--pooling  pooling_type  none|mean|cls|last|rank
+    how the vectors of a text's tokens become one (default: what the model says)
+--rerank --reranking  rerank  =true
+    serve reranking; implies --embedding and --pooling rank
+--metrics  endpoint_metrics  =true
+    serve GET /metrics for Prometheus
+--props  endpoint_props  =true
+    allow POST /props
+--slots  endpoint_slots  =true
+    serve GET /slots (default)
+--no-slots  endpoint_slots  =false
+    do not serve GET /slots
+--slot-save-path  slot_save_path  folder:FOLDER
+    where slots are saved to and restored from
+--no-ui --no-webui  ui  =false
+    do not serve the web page
+[chat]
+--jinja  use_jinja  =true
+    use the chat template as it is (default)
+--no-jinja  use_jinja  =false
+    use llama.cpp's approximation of the template
+--chat-template  chat_template  text:TEMPLATE
+    a Jinja template, or the name of one that llama.cpp knows
+--chat-template-file  chat_template  text_of:FILE
+    the same from a file
+--chat-template-kwargs  default_template_kwargs  template_values:JSON
+    values for the template, a JSON object
+--reasoning-format  reasoning_format  none|auto|deepseek|deepseek-legacy
+    where the model's thoughts go: none leaves them in the text (default: deepseek)
+-rea --reasoning  reasoning  on|off|auto
+    whether the model thinks first (default: auto)
+--reasoning-budget  sampling.reasoning_budget_tokens  whole
+    most tokens of thought; -1 is no limit (default: -1)
+[sampling, where the request does not say]
+-s --seed  sampling.seed  natural
+    seed (default: a new one each time)
+--temp --temperature  sampling.temp  number
+    temperature
+--top-k  sampling.top_k  whole
+    most tokens to choose from
+--top-p  sampling.top_p  number
+    most probability to choose from
+--min-p  sampling.min_p  number
+    least probability, against the best token
+--repeat-penalty  sampling.penalty_repeat  number
+    1 is no penalty
+--presence-penalty  sampling.penalty_present  number
+    0 is no penalty
+--frequency-penalty  sampling.penalty_freq  number
+    0 is no penalty
+[speculative decoding]
+-md --model-draft  speculative.draft.mparams.path  text:FILE
+    the draft model's GGUF
+--spec-type  speculative.types  parts:TYPE[,TYPE]
+    how tokens are guessed, for instance draft-mtp or ngram-simple (with -md: draft-simple)
+-ngld --gpu-layers-draft  speculative.draft.n_gpu_layers  gpu_layers:N|auto|all
+    layers of the draft model to keep on the GPU (default: auto)
+--draft-max --spec-draft-n-max  speculative.draft.n_max  natural
+    most tokens to guess at once
+--draft-min --spec-draft-n-min  speculative.draft.n_min  natural
+    fewest tokens worth a guess
+--draft-p-min --spec-draft-p-min  speculative.draft.p_min  number
+    least probability of a guessed token
+[log]
+-v --verbose --log-verbose  verbosity  =EVERYTHING
+    log everything, prompts included
+-lv --verbosity --log-verbosity  verbosity  natural
+    how much to log: 0 nothing, 1 errors, 2 warnings, 3 information, 4 and more for debugging (default: 3)
+"""
+
+_CONSTANTS: Final = {
+    "true": True,
+    "false": False,
+    "EVERYTHING": 2**31 - 1,  # the largest C int
+    "EXPERTS_ON_CPU": values.EXPERTS_ON_CPU,
+}
+
+_READERS: Final[dict[str, Callable[[str], object]]] = {
+    reader.__name__: reader
+    for reader in (
+        values.adapters,
+        values.experts_of_layers,
+        values.folder,
+        values.gpu_layers,
+        values.lines_of,
+        values.names,
+        values.natural,
+        values.number,
+        values.on_off,
+        values.parts,
+        values.port,
+        values.scaled_adapters,
+        values.shares,
+        values.template_values,
+        values.text,
+        values.text_of,
+        values.whole,
+    )
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,313 +251,32 @@ def build_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    _add_model(parser.add_argument_group("model"))
-    add_listening(parser.add_argument_group("listening"))
-    _add_context(parser.add_argument_group("context and batches"))
-    _add_placement(parser.add_argument_group("memory and devices"))
-    add_endpoints(parser.add_argument_group("endpoints"))
-    add_chat(parser.add_argument_group("chat"))
-    add_sampling(parser.add_argument_group("sampling, where the request does not say"))
-    add_speculation(parser.add_argument_group("speculative decoding"))
-    _add_logging(parser.add_argument_group("log"))
+    group: argparse._ActionsContainer = parser
+    lines = iter(_OPTIONS.strip().splitlines())
+    for line in lines:
+        if line.startswith("["):
+            group = parser.add_argument_group(line.strip("[]"))
+            continue
+        *flags, field, value = line.split()
+        action = group.add_argument(*flags, dest=field, help=next(lines).strip(), **_settings(value))
+        action.required = field == "model.path"
+    parser.set_defaults(hostnames=["127.0.0.1"], port=8080, n_parallel=-1)
     return parser
 
 
-def _add_model(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("-m", "--model", dest="model.path", metavar="FILE", required=True, help="the GGUF file to serve")
-    add("-mm", "--mmproj", dest="mmproj.path", metavar="FILE", help="the multimodal projector of the model")
-    add(
-        "--no-mmproj-offload",
-        dest="mmproj_use_gpu",
-        action="store_false",
-        help="keep the projector off the GPU",
-    )
-    add(
-        "-a",
-        "--alias",
-        dest="model_alias",
-        type=values.names,
-        metavar="NAME[,NAME]",
-        help="the model's names in answers; the first in alphabetical order is used (default: from the file)",
-    )
-    add(
-        "--lora",
-        dest="lora_adapters",
-        action="extend",
-        type=values.adapters,
-        metavar="FILE[,FILE]",
-        help="LoRA adapters to apply in full",
-    )
-    add(
-        "--lora-scaled",
-        dest="lora_adapters",
-        action="extend",
-        type=values.scaled_adapters,
-        metavar="FILE:SCALE[,...]",
-        help="LoRA adapters to apply by a factor",
-    )
-
-
-def _add_context(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "-c",
-        "--ctx-size",
-        dest="n_ctx",
-        type=values.natural,
-        metavar="N",
-        help="tokens of context, shared by all slots (default: 0, what the model was trained with)",
-    )
-    add(
-        "-np",
-        "--parallel",
-        dest="n_parallel",
-        type=values.whole,
-        default=-1,
-        metavar="N",
-        help="slots: requests answered at the same time (default: -1, four slots that share the whole context)",
-    )
-    add(
-        "-kvu",
-        "--kv-unified",
-        dest="kv_unified",
-        action="store_true",
-        help="let all slots share one KV cache",
-    )
-    add(
-        "-b",
-        "--batch-size",
-        dest="n_batch",
-        type=values.natural,
-        metavar="N",
-        help="logical batch (default: 2048)",
-    )
-    add(
-        "-ub",
-        "--ubatch-size",
-        dest="n_ubatch",
-        type=values.natural,
-        metavar="N",
-        help="physical batch (default: 512)",
-    )
-    add(
-        "-n",
-        "--predict",
-        "--n-predict",
-        dest="n_predict",
-        type=values.whole,
-        metavar="N",
-        help="most tokens of one answer",
-    )
-    add(
-        "-t",
-        "--threads",
-        dest="cpuparams.n_threads",
-        type=values.whole,
-        metavar="N",
-        help="threads that generate",
-    )
-    add(
-        "-tb",
-        "--threads-batch",
-        dest="cpuparams_batch.n_threads",
-        type=values.whole,
-        metavar="N",
-        help="threads that read prompts (default: as --threads)",
-    )
-    for key in "kv":
-        add(
-            f"-ct{key}",
-            f"--cache-type-{key}",
-            dest=f"cache_type_{key}",
-            choices=_CACHE_TYPES,
-            help=f"number format of the {key.upper()} half of the KV cache (default: f16)",
-        )
-    add(
-        "-cram",
-        "--cache-ram",
-        dest="cache_ram_mib",
-        type=values.whole,
-        metavar="MIB",
-        help="prompt cache in memory",
-    )
-    add(
-        "--cache-reuse",
-        dest="n_cache_reuse",
-        type=values.whole,
-        metavar="N",
-        help="smallest chunk to reuse by shifting",
-    )
-    add(
-        "-ctxcp",
-        "--ctx-checkpoints",
-        dest="n_ctx_checkpoints",
-        type=values.whole,
-        metavar="N",
-        help="checkpoints a slot",
-    )
-    add("--swa-full", action="store_true", help="keep the whole cache of sliding-window layers")
-    add(
-        "--context-shift",
-        dest="ctx_shift",
-        action="store_true",
-        help="drop the oldest tokens of a full context",
-    )
-    add("--no-context-shift", dest="ctx_shift", action="store_false", help="stop at a full context (default)")
-    add(
-        "--rope-scaling",
-        dest="rope_scaling_type",
-        choices=("none", "linear", "yarn"),
-        help="how RoPE is scaled",
-    )
-    add("--rope-freq-base", type=values.number, metavar="N", help="base frequency of RoPE")
-    add(
-        "--rope-freq-scale",
-        type=values.number,
-        metavar="N",
-        help="factor on RoPE's frequencies; 1/N spreads them N times",
-    )
-    add(
-        "--yarn-orig-ctx",
-        type=values.natural,
-        metavar="N",
-        help="context the model was trained with, for YaRN",
-    )
-
-
-def _add_placement(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "-ngl",
-        "--gpu-layers",
-        "--n-gpu-layers",
-        dest="n_gpu_layers",
-        type=values.gpu_layers,
-        metavar="N|auto|all",
-        help="layers to keep on the GPU (default: auto)",
-    )
-    add(
-        "-fa",
-        "--flash-attn",
-        dest="flash_attn_type",
-        choices=SWITCH,
-        nargs="?",
-        const="on",
-        help="flash attention",
-    )
-    add(
-        "-fit",
-        "--fit",
-        dest="fit_params",
-        type=values.on_off,
-        metavar="on|off",
-        help="fit what is not set to free memory",
-    )
-    add(
-        "-sm",
-        "--split-mode",
-        dest="split_mode",
-        choices=("none", "layer", "row", "tensor"),
-        help="over several GPUs",
-    )
-    add(
-        "-ts",
-        "--tensor-split",
-        dest="tensor_split",
-        type=values.shares,
-        metavar="N,N,...",
-        help="share of each GPU",
-    )
-    add(
-        "-mg",
-        "--main-gpu",
-        dest="main_gpu",
-        type=values.natural,
-        metavar="N",
-        help="the GPU to use with --split-mode none",
-    )
-    add(
-        "-lm",
-        "--load-mode",
-        dest="load_mode",
-        choices=("auto", "none", "mmap", "mlock", "mmap+mlock", "dio"),
-        help="how the file is read: mapped, copied, locked in memory, or around the page cache",
-    )
-    add("--mmap", dest="load_mode", action="store_const", const="mmap", help="as --load-mode mmap")
-    add("--no-mmap", dest="load_mode", action="store_const", const="none", help="as --load-mode none")
-    add(
-        "--mlock",
-        dest="load_mode",
-        action="store_const",
-        const="mmap+mlock",
-        help="as --load-mode mmap+mlock",
-    )
-    add(
-        "-ot",
-        "--override-tensor",
-        dest="tensor_buft_overrides",
-        action="extend",
-        type=values.parts,
-        metavar="PATTERN=BUFFER[,...]",
-        help="keep the tensors whose names match in this buffer, for instance CPU",
-    )
-    add(
-        "-cmoe",
-        "--cpu-moe",
-        dest="tensor_buft_overrides",
-        action="append_const",
-        const=EXPERTS_ON_CPU,
-        help="keep all experts in main memory",
-    )
-    add(
-        "-ncmoe",
-        "--n-cpu-moe",
-        dest="tensor_buft_overrides",
-        action="extend",
-        type=values.experts_of_layers,
-        metavar="N",
-        help="keep the experts of the first N layers in main memory",
-    )
-    add(
-        "-nkvo",
-        "--no-kv-offload",
-        dest="no_kv_offload",
-        action="store_true",
-        help="keep the KV cache off the GPU",
-    )
-    add("--numa", choices=("distribute", "isolate", "numactl"), help="how threads spread over NUMA nodes")
-    add(
-        "--no-warmup",
-        dest="warmup",
-        action="store_false",
-        help="do not run the model once before it is ready",
-    )
-    add(
-        "--sleep-idle-seconds",
-        type=values.whole,
-        metavar="SECONDS",
-        help="unload the model after so long without a request",
-    )
-
-
-def _add_logging(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "-v",
-        "--verbose",
-        "--log-verbose",
-        dest="verbosity",
-        action="store_const",
-        const=_ALL_VERBOSE,
-        help="log everything, prompts included",
-    )
-    add(
-        "-lv",
-        "--verbosity",
-        "--log-verbosity",
-        dest="verbosity",
-        type=values.natural,
-        metavar="N",
-        help="how much to log: 0 nothing, 1 errors, 2 warnings, 3 information, 4 and more for debugging (default: 3)",
-    )
+def _settings(value: str) -> dict[str, Any]:
+    """Return how argparse is told of an option's value; see the table."""
+    if value.startswith("+="):
+        return {"action": "append_const", "const": _CONSTANTS[value[2:]]}
+    if value.startswith("="):
+        return {"action": "store_const", "const": _CONSTANTS.get(value[1:], value[1:])}
+    name, _, metavar = value.partition(":")
+    reader = _READERS.get(name.removesuffix("+"))
+    if reader is not None:
+        return {
+            "action": "extend" if name.endswith("+") else "store",
+            "type": reader,
+            "metavar": metavar or "N",
+        }
+    choices = value.removesuffix("?").split("|")
+    return {"choices": choices, **({"nargs": "?", "const": choices[0]} if value.endswith("?") else {})}

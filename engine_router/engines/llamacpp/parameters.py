@@ -1,4 +1,4 @@
-"""From parsed options to llama.cpp's parameters."""
+"""The parameters of llama.cpp that parsed options ask for."""
 
 import argparse
 from collections.abc import Mapping

@@ -118,8 +118,8 @@ def _check_model(path: Path) -> None:
 
 def _check_address(host: str, port: int) -> None:
     try:
-        tree, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(tree, kind, protocol) as probe:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
             if os.name == "posix":  # elsewhere this option lets two processes share a port
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)

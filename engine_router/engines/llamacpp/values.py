@@ -15,6 +15,11 @@ EXPERTS_ON_CPU: Final = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
 _TENSOR_SPLIT_LENGTH: Final = 128
 
 
+def text(text: str) -> str:
+    """Take the text as it is."""
+    return text
+
+
 def parts(text: str) -> list[str]:
     """Split a list at its commas."""
     return [part for part in text.split(",") if part]
