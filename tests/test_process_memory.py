@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from engine_router.memory.process_memory import most_held, most_held_by
+from engine_router import open_router
+from engine_router.config import parse_config
+from engine_router.engines.base import ResidentId
+from engine_router.memory.cgroup import ControlGroups
+from engine_router.memory.host import MeminfoGauge
+from engine_router.memory.process_memory import most_held, most_taken
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
+ENGINE = Path(__file__).parent / "programs" / "small_engine.py"
 MB = 1_000_000
 # A server of 60 MB with a child of 40 MB.
 SERVER = """
@@ -39,13 +47,15 @@ async def test_a_tree_holds_what_its_processes_hold() -> None:
         assert server.stdout is not None
         assert server.stdin is not None
         port = int(await trio.to_thread.run_sync(server.stdout.readline))
-        held = await most_held_by(server.pid, port)
-        assert held is not None
+        url = f"http://127.0.0.1:{port}"
+        held = await most_taken(MeminfoGauge(), server.pid, url)
         assert 100 * MB <= held < 160 * MB
         # Whoever listens is none of them, as with the client of a container's daemon.
-        assert await most_held_by(server.pid, port + 1) is None
+        assert await most_taken(MeminfoGauge(), server.pid, f"http://127.0.0.1:{port + 1}") == math.inf
+        # CUDA's view counts the page cache, too.
+        assert await most_taken(MeminfoGauge("MemFree"), server.pid, url) == math.inf
         server.stdin.close()
-    assert await most_held_by(server.pid, port) is None
+    assert await most_taken(MeminfoGauge(), server.pid, url) == math.inf
 
 
 def process(folder: Path, pid: int, pss_kb: int, *opened: str) -> None:
@@ -73,3 +83,34 @@ def test_figures_that_cannot_be_read_are_no_figures(tmp_path: Path) -> None:
     (tmp_path / "1" / "smaps_rollup").write_text("nothing\n")
     with pytest.raises(ValueError, match="Pss"):
         most_held([1], tmp_path)
+
+
+# A command that starts its server when another program has taken 1.2 GB.
+COMMAND = """
+import os, pathlib, sys
+meminfo, program, port = sys.argv[1:]
+pathlib.Path(meminfo).write_text("MemTotal: 33000000 kB\\nMemAvailable: 23800000 kB\\n")
+os.execv(sys.executable, [sys.executable, "-I", "-S", program, "port=" + port])
+"""
+
+
+async def test_what_another_program_takes_during_a_start_is_not_the_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 33000000 kB\nMemAvailable: 25000000 kB\n")
+    gauge = MeminfoGauge("MemAvailable", meminfo, ControlGroups(tmp_path))
+    monkeypatch.setattr("engine_router.composition.make_gauge", lambda *_, **__: gauge)
+    argv = [sys.executable, "-I", "-S", "-c", COMMAND, str(meminfo), str(ENGINE), "{port}"]
+    config = parse_config(f"""
+        state_file = "/dev/null/state.json"
+        [engines.small]
+        type = "process"
+        argv = {json.dumps(argv)}
+        models = ["x"]
+        """)
+    with trio.fail_after(200):
+        async with open_router(config) as router, router.lease("x"):
+            while (took := router.state.of(ResidentId("small")).footprint_bytes) is None:
+                await trio.sleep(0.01)
+    assert 0 < took < 100 * MB

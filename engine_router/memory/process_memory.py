@@ -7,14 +7,18 @@ the kernel tells what a server and its descendants hold, they cannot have taken 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import psutil
 import trio
+
+from engine_router.memory.host import MeminfoGauge
+from engine_router.memory.reading import Gauge
 
 _PROC: Final = Path("/proc")
 # Devices through which a process takes memory that the kernel does not count as its own.
@@ -24,19 +28,20 @@ _KERNEL_SHARE: Final = 0.05
 _KERNEL_BYTES: Final = 16 * 1024 * 1024
 
 
-async def most_held_by(pid: int, port: int) -> int | None:
-    """Return the most bytes of main memory that a server's process and its descendants can hold.
+async def most_taken(gauge: Gauge, pid: int | None, base_url: str) -> float:
+    """Return the most bytes of a gauge's memory that a server and its descendants can have taken; infinity if unknown.
 
-    None where that cannot be told: not on Linux, one of them may not be looked at or has a GPU open, or whoever listens
-    on the port is none of them (the client of a container's daemon, for one). Reads files in a thread; cancellation
-    leaves that thread until it is done.
+    It is known where the gauge reads `MemAvailable`, for a process that listens at the URL, itself or a descendant (the
+    client of a container's daemon does not), if none of them has a GPU open. Reads files in a thread, which a
+    cancellation leaves behind until it is done.
     """
-    if not sys.platform.startswith("linux"):
-        return None
-    return await trio.to_thread.run_sync(_most_held_by, pid, port, abandon_on_cancel=True)
+    if pid is None or not isinstance(gauge, MeminfoGauge) or gauge.field != "MemAvailable":
+        return math.inf
+    held = await trio.to_thread.run_sync(_most_held_by, pid, urlsplit(base_url).port, abandon_on_cancel=True)
+    return math.inf if held is None else held
 
 
-def _most_held_by(pid: int, port: int) -> int | None:
+def _most_held_by(pid: int, port: int | None) -> int | None:
     try:
         head = psutil.Process(pid)
         pids = [pid, *(child.pid for child in head.children(recursive=True))]
@@ -46,7 +51,7 @@ def _most_held_by(pid: int, port: int) -> int | None:
         return None
 
 
-def _listens(process: psutil.Process, port: int) -> bool:
+def _listens(process: psutil.Process, port: int | None) -> bool:
     return any(
         one.status == psutil.CONN_LISTEN and one.laddr.port == port
         for one in process.net_connections(kind="tcp")
@@ -66,7 +71,7 @@ def most_held(pids: Iterable[int], proc: Path = _PROC) -> int | None:
     for pid in pids:
         if any(path.startswith(_GPU_DEVICES) for path in _open_files(proc / str(pid))):
             return None
-        held += _figure((proc / str(pid) / "smaps_rollup").read_text(), "Pss")
+        held += _held((proc / str(pid) / "smaps_rollup").read_text())
     return held + int(held * _KERNEL_SHARE) + _KERNEL_BYTES
 
 
@@ -76,9 +81,9 @@ def _open_files(folder: Path) -> Iterator[str]:
             yield os.readlink(folder / "fd" / name)  # noqa: PTH115 - what is no path is wanted too
 
 
-def _figure(text: str, name: str) -> int:
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return int(value.split()[0]) * 1024
-    raise ValueError(f"no {name} in smaps_rollup")
+def _held(text: str) -> int:
+    lines = (line.partition(":") for line in text.splitlines())
+    figures = {key: int(value.split()[0]) * 1024 for key, _, value in lines if value.endswith("kB")}
+    if "Pss" not in figures:
+        raise ValueError("no Pss in smaps_rollup")
+    return sum(figures.get(key, 0) for key in ("Pss", "Private_Hugetlb", "Shared_Hugetlb"))

@@ -18,6 +18,7 @@ from engine_router.memory import (
     SettleOutcome,
     SettleResult,
     footprint,
+    most_taken,
     settle,
 )
 from engine_router.residency.lease import Lease
@@ -200,6 +201,7 @@ class Pool:
         """Measure what a start took, now that it is done, and remember it. Returns whether it could."""
         try:
             after = await self.read_gauge()
+            most = await self._most_taken(life)
         finally:
             self._unmeasured.discard(life)
             self._tide.started(life)
@@ -208,8 +210,16 @@ class Pool:
         is_whole = self.lives.get(life.resident) is life and life.stop_asked_at == math.inf
         if life.before is None or after is None or not is_whole or life.is_disturbed:
             return False
-        life.footprint_bytes = measured.footprint_bytes = life.late_bytes + footprint(life.before, after)
+        taken = min(life.late_bytes + footprint(life.before, after), most)
+        life.footprint_bytes = measured.footprint_bytes = int(taken)
         return life.before.measured and after.measured
+
+    async def _most_taken(self, life: ResidentTask) -> float:
+        """Return what a resident's processes can have taken at most, whatever other programs took meanwhile."""
+        with trio.move_on_after(GAUGE_TIMEOUT_S):
+            if life.endpoint is not None:
+                return await most_taken(self.gauge, life.endpoint.pid, life.endpoint.base_url)
+        return math.inf
 
     async def _until_all_are_measured(self) -> None:
         while self._unmeasured:
