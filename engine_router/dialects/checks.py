@@ -56,6 +56,15 @@ def number_at(value: object, place: str) -> int | float:
     return value
 
 
+def cut_number_at(value: object, place: str) -> int:
+    """Return a value that must be a number, without what stands behind its point.
+
+    Raises:
+        BadRequest: it is not; the message names the place.
+    """
+    return int(number_at(value, place))
+
+
 def whole_at(value: object, place: str) -> int:
     """Return a value that must be a whole number; one with a point, such as 40.0, is.
 

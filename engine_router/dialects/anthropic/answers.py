@@ -13,7 +13,6 @@ from engine_router.dialects.frames import typed_event
 from engine_router.dialects.json_body import to_json
 from engine_router.dialects.openai.answers import ChatAnswer
 from engine_router.dialects.openai.blocks import AnswerPiece
-from engine_router.dialects.openai.request import as_stream
 from engine_router.errors import BadRequest
 
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
@@ -59,12 +58,11 @@ class _Message:
     path = "/v1/chat/completions"
 
     def __init__(self, request: Mapping[str, Any], model: str, new_id: Callable[[], str]) -> None:
-        sent = as_stream(request)
-        self.body = to_json(sent)
         self._model = model
         self._new_id = new_id
         self._stops = request.get("stop") or ()
-        self._answer = ChatAnswer(sent, collects=not request["stream"])
+        self._answer = ChatAnswer(request)
+        self.body = self._answer.body
 
     def _message(self, content: list[dict[str, Any]], ending: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -91,7 +89,7 @@ class _Message:
         """Return the engine's figures, or marked estimates where it has none."""
         tokens = self._answer.tokens
         usage = _usage(max(0, tokens.prompt - tokens.cached), tokens.cached, tokens.completion)
-        return {**usage, "estimated": True} if tokens.is_estimated else usage
+        return {**usage, **tokens.mark}
 
     def _start_of(self, piece: AnswerPiece) -> dict[str, Any]:
         """Return a block that has no content yet."""

@@ -21,6 +21,15 @@ from engine_router.dialects.checks import (
     texts_at,
     whole_at,
 )
+from engine_router.dialects.openai.members import (
+    checked_members,
+    image_part,
+    schema_members,
+    text_part,
+    thinking_members,
+    tool_call,
+)
+from engine_router.dialects.openai.request import stream_members
 from engine_router.errors import BadRequest
 
 _SAME: Mapping[str, Check] = {
@@ -41,10 +50,7 @@ def chat_request(data: Mapping[str, Any], upstream: str) -> dict[str, Any]:
         BadRequest: it cannot be understood; the message says where.
     """
     stream = flag_at(data.get("stream"), "stream")
-    request: dict[str, Any] = {"model": upstream, "stream": stream}
-    if stream:
-        request["stream_options"] = {"include_usage": True}
-    request |= {key: check(data[key], key) for key, check in _SAME.items() if data.get(key) is not None}
+    request = {"model": upstream, **stream_members(stream=stream), **checked_members(data, _SAME)}
     try:
         request["messages"] = _messages(data)
     except RecursionError:
@@ -137,7 +143,7 @@ def _user_turn(blocks: list[_Block]) -> list[dict[str, Any]]:
             result = list(_result_parts(block))
             attached += [part for part in result if part["type"] != "text"]
             content = _joined(
-                [part if part["type"] == "text" else _text("[attached below]") for part in result]
+                [part if part["type"] == "text" else text_part("[attached below]") for part in result]
             )
             results.append({"role": "tool", "tool_call_id": block.text("tool_use_id"), "content": content})
         elif block.kind == "tool_use":
@@ -153,7 +159,7 @@ def _user_turn(blocks: list[_Block]) -> list[dict[str, Any]]:
 
 def _result_parts(block: _Block) -> Iterator[dict[str, Any]]:
     if block.data.get("is_error") is True:
-        yield _text("Error:")
+        yield text_part("Error:")
     if block.data.get("content") is not None:
         for inner in block.blocks():
             yield from _parts(inner)
@@ -187,14 +193,14 @@ _TURNS = {"system": _system_turn, "user": _user_turn, "assistant": _assistant_tu
 
 def _call(block: _Block) -> dict[str, Any]:
     arguments = object_at(block.data.get("input"), f"{block.place}.input")
-    function = {"name": block.text("name"), "arguments": json.dumps(arguments, ensure_ascii=False)}
-    return {"id": block.text("id"), "type": "function", "function": function}
+    name = block.text("name")
+    return tool_call(block.text("id"), name, json.dumps(arguments, ensure_ascii=False))
 
 
 def _parts(block: _Block) -> Iterator[dict[str, Any]]:
     """Yield what a block says, in OpenAI's words; nothing for one that no engine could understand."""
     known = _KNOWN.get(block.kind)
-    return known(block) if known else map(_text, _texts_in(block.data))
+    return known(block) if known else map(text_part, _texts_in(block.data))
 
 
 def _texts_in(block: Mapping[str, Any]) -> Iterator[str]:
@@ -210,17 +216,17 @@ def _texts_in(block: Mapping[str, Any]) -> Iterator[str]:
 
 def _said_text(block: _Block) -> Iterator[dict[str, Any]]:
     if text := block.text("text"):
-        yield _text(text)
+        yield text_part(text)
 
 
 def _search_result(block: _Block) -> Iterator[dict[str, Any]]:
-    yield _text(f"{block.text('title')} ({block.text('source')})")
+    yield text_part(f"{block.text('title')} ({block.text('source')})")
     for inner in block.blocks():
         yield from _parts(inner)
 
 
 def _tool_reference(block: _Block) -> Iterator[dict[str, Any]]:
-    yield _text(block.text("tool_name"))
+    yield text_part(block.text("tool_name"))
 
 
 def _image(block: _Block) -> Iterator[dict[str, Any]]:
@@ -231,7 +237,7 @@ def _image(block: _Block) -> Iterator[dict[str, Any]]:
         url = source.text("url")
     else:
         raise BadRequest(f'"{source.place}.type" must be base64 or url: this engine gets no other image')
-    yield {"type": "image_url", "image_url": {"url": url}}
+    yield image_part(url)
 
 
 def _document(block: _Block) -> Iterator[dict[str, Any]]:
@@ -239,9 +245,9 @@ def _document(block: _Block) -> Iterator[dict[str, Any]]:
     title = block.data.get("title")
     for about in (title, block.data.get("context")):
         if about and isinstance(about, str):
-            yield _text(about)
+            yield text_part(about)
     if source.kind == "text":
-        yield _text(source.text("data"))
+        yield text_part(source.text("data"))
     elif source.kind == "content":
         for inner in source.blocks():
             yield from _parts(inner)
@@ -268,10 +274,6 @@ def _source(block: _Block) -> _Block:
     place = f"{block.place}.source"
     source = object_at(block.data.get("source"), place)
     return _Block(place, string_at(source.get("type"), f"{place}.type"), source)
-
-
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
 
 
 def _joined(parts: list[dict[str, Any]]) -> str:
@@ -332,20 +334,14 @@ def _thinking(data: Mapping[str, Any]) -> dict[str, Any]:
     if kind is None:
         return {"reasoning_effort": effort} if effort else {}
     thinks = kind != "disabled"
-    return {
-        "chat_template_kwargs": {"enable_thinking": thinks},
-        "reasoning_effort": (effort or "medium") if thinks else "none",
-    }
+    return thinking_members((effort or "medium") if thinks else "none", enabled=thinks)
 
 
 def _format(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the form that the answer must have; `output_format` is the field's earlier name."""
     wanted = _object(data, "output_config").get("format") or data.get("output_format")
     schema = wanted.get("schema") if isinstance(wanted, dict) else None
-    if not isinstance(schema, dict):
-        return {}
-    named = {"name": "answer", "schema": schema, "strict": True}
-    return {"response_format": {"type": "json_schema", "json_schema": named}}
+    return schema_members(schema) if isinstance(schema, dict) else {}
 
 
 def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

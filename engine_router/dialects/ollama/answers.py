@@ -16,7 +16,7 @@ from engine_router.dialects.ollama.request import chat_request, embed_request, g
 from engine_router.dialects.ollama.timing import Stopwatch, Timestamps
 from engine_router.dialects.openai.answers import ChatAnswer
 from engine_router.dialects.openai.blocks import AnswerPiece
-from engine_router.dialects.openai.request import as_stream
+from engine_router.dialects.openai.request import stream_members
 from engine_router.errors import BadRequest
 
 
@@ -85,19 +85,8 @@ def _writing(
         form = _RAW if data.get("raw") is True else _GENERATE
         target, request = generate_request(data, traits)
     stream = data.get("stream") is None or flag_at(data["stream"], "stream")
-    ways: JsonObject = (
-        {"stream": stream, "stream_options": {"include_usage": True}} if stream else {"stream": False}
-    )
-    sent = as_stream({"model": upstream, **ways, **request})
-    return (StreamedText if stream else WholeText)(
-        target,
-        to_json(sent),
-        form,
-        ChatAnswer(sent, collects=not stream),
-        model,
-        stopwatch,
-        timestamps,
-    )
+    answer = ChatAnswer({"model": upstream, **stream_members(stream=stream), **request})
+    return (StreamedText if stream else WholeText)(target, form, answer, model, stopwatch, timestamps)
 
 
 class _Form(NamedTuple):
@@ -139,7 +128,6 @@ class _Text:
     def __init__(
         self,
         path: str,
-        body: bytes,
         form: _Form,
         answer: ChatAnswer,
         model: str,
@@ -147,7 +135,7 @@ class _Text:
         timestamps: Timestamps,
     ) -> None:
         self.path = path
-        self.body = body
+        self.body = answer.body
         self._form = form
         self._answer = answer
         self._calls = _Calls()
@@ -163,8 +151,7 @@ class _Text:
         reason = "length" if self._answer.finish == "length" else "stop"
         tokens = self._answer.tokens
         figures = self._stopwatch.figures(tokens, self._answer.times)
-        marked = {"estimated": True} if tokens.is_estimated else {}
-        return {"done": True, "done_reason": reason, **self._form.ending, **figures, **marked}
+        return {"done": True, "done_reason": reason, **self._form.ending, **figures, **tokens.mark}
 
 
 class WholeText(_Text):

@@ -7,12 +7,14 @@ no tokens), `truncate` and `shift` of chats, the options that say how a model is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from engine_router.dialects.answer_json import arguments_of
 from engine_router.dialects.checks import (
+    Check,
     count_at,
+    cut_number_at,
     flag_at,
     list_at,
     number_at,
@@ -23,13 +25,34 @@ from engine_router.dialects.checks import (
 )
 from engine_router.dialects.engine_options import EngineTraits, named_for, truncation_for
 from engine_router.dialects.json_body import to_json
+from engine_router.dialects.openai.members import (
+    checked_members,
+    image_part,
+    schema_members,
+    text_part,
+    thinking_members,
+    tool_call,
+)
 from engine_router.errors import BadRequest
 
 # OpenAI has these too; the others are extensions, for which engines have names of their own.
-_NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
-_WHOLE_NUMBERS = ("seed",)
-_MORE_NUMBERS = ("min_p", "typical_p", "repeat_penalty", "mirostat_tau", "mirostat_eta")
-_MORE_WHOLE_NUMBERS = ("top_k", "repeat_last_n", "mirostat")
+_STANDARD: Mapping[str, Check] = {
+    "temperature": number_at,
+    "top_p": number_at,
+    "presence_penalty": number_at,
+    "frequency_penalty": number_at,
+    "seed": cut_number_at,
+}
+_EXTENSIONS: Mapping[str, Check] = {
+    "min_p": number_at,
+    "typical_p": number_at,
+    "repeat_penalty": number_at,
+    "mirostat_tau": number_at,
+    "mirostat_eta": number_at,
+    "top_k": cut_number_at,
+    "repeat_last_n": cut_number_at,
+    "mirostat": cut_number_at,
+}
 _EFFORTS = {True: "medium", False: "none", "low": "low", "medium": "medium", "high": "high", "max": "high"}
 _MAX_TOP_LOGPROBS = 20
 # How the base64 of a file begins.
@@ -164,8 +187,7 @@ class _Conversation:
         arguments = object_at(arguments, f"{place}.function.arguments")
         identity = _text(call, "id", place)
         self._open.append(_Call(identity or next(self._new_ids), name, is_named=bool(identity)))
-        spoken = {"name": name, "arguments": to_json(arguments).decode()}
-        return {"id": self._open[-1].id, "type": "function", "function": spoken}
+        return tool_call(self._open[-1].id, name, to_json(arguments).decode())
 
     def _answered(self, message: Mapping[str, Any]) -> str:
         """Return the id of the call that a result answers: by that id, else by the tool's name, else the oldest.
@@ -216,8 +238,8 @@ def _content(data: Mapping[str, Any], text: str, place: str = "") -> object:
     parts: list[dict[str, Any]] = []
     for index, image in enumerate(images):
         url = _data_uri(string_at(image, f"{_at(place, 'images')}.{index}"))
-        parts.append({"type": "image_url", "image_url": {"url": url}})
-    return [*parts, {"type": "text", "text": text}] if text else parts
+        parts.append(image_part(url))
+    return [*parts, text_part(text)] if text else parts
 
 
 def _data_uri(image: str) -> str:
@@ -235,21 +257,14 @@ def _options(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _numbers(options: Mapping[str, Any], names: Sequence[str], whole_names: Sequence[str]) -> dict[str, Any]:
-    numbers = {key: number_at(options[key], f"options.{key}") for key in names if key in options}
-    return numbers | {
-        key: int(number_at(options[key], f"options.{key}")) for key in whole_names if key in options
-    }
-
-
 def _sampling(data: Mapping[str, Any], traits: Callable[[], EngineTraits]) -> dict[str, Any]:
     """Return how to choose tokens, when to stop, and the form that the answer must have."""
     options = _options(data)
-    request = _numbers(options, _NUMBERS, _WHOLE_NUMBERS)
-    if more := _numbers(options, _MORE_NUMBERS, _MORE_WHOLE_NUMBERS):
+    request = checked_members(options, _STANDARD, "options.")
+    if more := checked_members(options, _EXTENSIONS, "options."):
         request |= named_for(traits().kind, more)
     # 0, -1 and -2 mean "until the model is done" (or the context is full).
-    if (limit := int(number_at(options.get("num_predict", -1), "options.num_predict"))) > 0:
+    if (limit := cut_number_at(options.get("num_predict", -1), "options.num_predict")) > 0:
         request["max_tokens"] = limit
     return request | _stops(options) | _format(data)
 
@@ -267,8 +282,7 @@ def _format(data: Mapping[str, Any]) -> dict[str, Any]:
         return {"response_format": {"type": "json_object"}}
     if not isinstance(wanted, dict):
         raise BadRequest('"format" must be "json" or a JSON schema')
-    named = {"name": "answer", "schema": wanted, "strict": True}
-    return {"response_format": {"type": "json_schema", "json_schema": named}}
+    return schema_members(wanted)
 
 
 def _thinking(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,10 +292,7 @@ def _thinking(data: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(think, (bool, str)) or think not in _EFFORTS:
         raise BadRequest('"think" must be true, false, "low", "medium", "high" or "max"')
-    return {
-        "chat_template_kwargs": {"enable_thinking": think is not False},
-        "reasoning_effort": _EFFORTS[think],
-    }
+    return thinking_members(_EFFORTS[think], enabled=think is not False)
 
 
 def _chat_logprobs(data: Mapping[str, Any]) -> dict[str, Any]:

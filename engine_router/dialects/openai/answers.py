@@ -13,9 +13,11 @@ from typing import Any
 from engine_router.dialects.answer_json import misshapen, object_in, parse_answer, understanding
 from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames, begins_events
+from engine_router.dialects.json_body import to_json
 from engine_router.dialects.openai.blocks import AnswerBlocks, AnswerPiece, joined
 from engine_router.dialects.openai.finish_reason import FinishReason, finish_reason_of
 from engine_router.dialects.openai.logprobs import Logprob, logprobs_in, top_logprobs_asked
+from engine_router.dialects.openai.request import as_stream
 from engine_router.dialects.openai.tokens import tokens_of
 from engine_router.dialects.openai.usage import Times, Tokens, Usage, tells_usage
 
@@ -23,19 +25,24 @@ from engine_router.dialects.openai.usage import Times, Tokens, Usage, tells_usag
 class ChatAnswer:
     """An answer to a chat completion request. Holds no more of a stream than what waits for its turn.
 
+    Where the client wants the answer in one piece, the engine is asked for a stream nevertheless if it can be: the
+    pieces are held until its end, and an engine that streams nothing is understood too.
+
     Args:
-        request: the request, in OpenAI's words.
-        collects: the client gets the answer in one piece: the pieces of a stream are held until its end, and an engine
-            that streams nothing is understood too.
+        request: the request, in OpenAI's words, as the client wants its answer: `stream` is true or false.
 
     Attributes:
+        body: the request as the engine gets it.
         began: something of the answer was understood.
         finish: why the model stopped; None until the engine said so.
         stop: the stop sequence that ended the answer, where the engine names it (vLLM, SGLang, llama.cpp).
         prompt_estimate: about how many tokens the request has.
     """
 
-    def __init__(self, request: Mapping[str, Any], *, collects: bool = False) -> None:
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        collects = not request["stream"]
+        request = as_stream(request)
+        self.body = to_json(request)
         self.began = False
         self.finish: FinishReason | None = None
         self.stop: str | None = None

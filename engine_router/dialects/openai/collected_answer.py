@@ -13,6 +13,7 @@ from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames, begins_events
 from engine_router.dialects.json_body import JsonObject, to_json
 from engine_router.dialects.openai.blocks import AnswerBlocks, joined
+from engine_router.dialects.openai.members import tool_call
 from engine_router.dialects.openai.usage import tells_usage
 
 # What every chunk has, and the answer once: engines tell another time in each chunk.
@@ -159,15 +160,8 @@ class _Message:
 
     def whole(self) -> JsonObject:
         """Return all of it. A message has a content: null where it has calls and no text."""
-        functions = [
-            (call.id, {"name": call.name, "arguments": call.text})
-            for call in joined(self._calls.due(final=True))
-        ]
-        called: JsonObject = {}
-        if functions:
-            called["tool_calls"] = [
-                {"id": identity, "type": "function", "function": function} for identity, function in functions
-            ]
+        calls = [tool_call(call.id, call.name, call.text) for call in joined(self._calls.due(final=True))]
+        called: JsonObject = {"tool_calls": calls} if calls else {}
         for call in joined(self._function.due(final=True)):
             called["function_call"] = {"name": call.name, "arguments": call.text}
         texts = {key: mended("".join(parts)) for key, parts in self._texts.items()}

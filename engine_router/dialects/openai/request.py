@@ -1,4 +1,4 @@
-"""Asking for a stream what its client wants in one piece.
+"""Chat completion requests that ask for a stream what their client wants in one piece.
 
 Some engines look for a client that has left only when they write. In a stream they write after each token, so closing
 the connection stops them; an answer in one piece they compute to its end.
@@ -15,6 +15,11 @@ STREAMABLE: Final = frozenset(("/v1/chat/completions", "/v1/completions"))
 # What engines refuse to stream, or what is not in their streams: vLLM's beam search and what it tells of tokens,
 # OpenAI's sound and the best of several.
 _ONLY_WHOLE = ("use_beam_search", "prompt_logprobs", "return_token_ids", "return_hidden_states", "audio")
+
+
+def stream_members(*, stream: bool) -> dict[str, Any]:
+    """Return the members that ask for a stream, with figures at its end, or for one piece."""
+    return {"stream": True, "stream_options": {"include_usage": True}} if stream else {"stream": False}
 
 
 def as_stream(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,11 @@ class Tokens(NamedTuple):
     completion: int
     is_estimated: bool = False
 
+    @property
+    def mark(self) -> dict[str, Any]:
+        """The member that marks figures as estimates; none where the engine counted."""
+        return {"estimated": True} if self.is_estimated else {}
+
 
 class Times(NamedTuple):
     """How long the engine took, in seconds; None where it did not say (llama.cpp does).

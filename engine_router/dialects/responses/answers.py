@@ -12,7 +12,6 @@ from engine_router.dialects.checks import object_at, string_at
 from engine_router.dialects.json_body import JsonObject, to_json
 from engine_router.dialects.openai.answers import ChatAnswer
 from engine_router.dialects.openai.blocks import AnswerPiece
-from engine_router.dialects.openai.request import as_stream
 from engine_router.dialects.responses.items import CallItem, EventWriter, ItemStatus, OutputItem, TextItem
 from engine_router.dialects.responses.request import ChatRequest, chat_request
 
@@ -58,8 +57,6 @@ class ResponsesTranslation:
     def __init__(
         self, request: ChatRequest, echo: Mapping[str, Any], *, wall_clock: Clock, identity: str
     ) -> None:
-        sent = as_stream(request.body)
-        self.body = to_json(sent)
         self._stream = bool(request.body["stream"])
         self.content_type = "text/event-stream" if self._stream else "application/json; charset=utf-8"
         self._tools = request.tools
@@ -67,7 +64,8 @@ class ResponsesTranslation:
         self._wall_clock = wall_clock
         self._identity = identity
         self._created_at = int(wall_clock())
-        self._answer = ChatAnswer(sent, collects=not self._stream)
+        self._answer = ChatAnswer(request.body)
+        self.body = self._answer.body
         self._events = EventWriter()
         self._is_announced = False
         self._items: list[OutputItem] = []
@@ -212,12 +210,11 @@ def _echo(data: Mapping[str, Any], request: ChatRequest, model: str) -> JsonObje
 def _usage(answer: ChatAnswer) -> JsonObject:
     """Return how many tokens were used; marked estimates where the engine did not say."""
     tokens = answer.tokens
-    marked = {"estimated": True} if tokens.is_estimated else {}
     return {
         "input_tokens": tokens.prompt,
         "input_tokens_details": {"cached_tokens": tokens.cached, "cache_write_tokens": 0},
         "output_tokens": tokens.completion,
         "output_tokens_details": {"reasoning_tokens": answer.thought_tokens},
         "total_tokens": tokens.prompt + tokens.completion,
-        **marked,
+        **tokens.mark,
     }

@@ -15,6 +15,7 @@ from engine_router.dialects.checks import (
     texts_at,
     whole_at,
 )
+from engine_router.dialects.openai.members import checked_members
 from engine_router.errors import BadRequest
 
 # Beside OpenAI's own, extensions that engines read by these names; clients send them as additional fields.
@@ -41,7 +42,7 @@ def chat_options(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BadRequest: one cannot be understood; the place is named.
     """
-    options = {key: check(data[key], key) for key, check in _SAME.items() if data.get(key) is not None}
+    options = checked_members(data, _SAME)
     if data.get("max_output_tokens") is not None:
         options["max_tokens"] = count_at(data["max_output_tokens"], "max_output_tokens", least=1)
     if _wants_logprobs(data):

@@ -12,6 +12,8 @@ from attrs import frozen
 
 from engine_router.dialects.checks import flag_at, list_at, object_at, string_at
 from engine_router.dialects.json_body import to_json
+from engine_router.dialects.openai.members import text_part, tool_call
+from engine_router.dialects.openai.request import stream_members
 from engine_router.dialects.responses.options import chat_options
 from engine_router.dialects.responses.tools import CUSTOM_INPUT, Toolbox, flat_name, tool_choice
 from engine_router.errors import BadRequest
@@ -58,9 +60,7 @@ def chat_request(data: Mapping[str, Any], upstream: str) -> ChatRequest:
     """
     _refuse_kept_state(data)
     stream = flag_at(data.get("stream"), "stream")
-    body: dict[str, Any] = {"model": upstream, "stream": stream}
-    if stream:
-        body["stream_options"] = {"include_usage": True}
+    body = {"model": upstream, **stream_members(stream=stream)}
     tools = Toolbox()
     tools.add(data.get("tools") or [], "tools")
     body["messages"] = _messages(data, tools)
@@ -179,9 +179,7 @@ class _Conversation:
     def _add_call(self, kind: str, item: Mapping[str, Any], place: str) -> None:
         identity = _identity(item, place)
         name, arguments = _CALLS[kind](kind, item, place)
-        self._turn(calling=True).setdefault("tool_calls", []).append(
-            {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
-        )
+        self._turn(calling=True).setdefault("tool_calls", []).append(tool_call(identity, name, arguments))
 
     def _add_result(self, item: Mapping[str, Any], place: str) -> None:
         parts = _result_parts(item, place)
@@ -277,7 +275,7 @@ def _parts(content: object, place: str) -> list[dict[str, Any]]:
     if content is None:
         return []
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        return [text_part(content)]
     return [
         _part(object_at(part, f"{place}.{n}"), f"{place}.{n}")
         for n, part in enumerate(list_at(content, place))
@@ -287,9 +285,9 @@ def _parts(content: object, place: str) -> list[dict[str, Any]]:
 def _part(part: Mapping[str, Any], place: str) -> dict[str, Any]:
     kind = string_at(part.get("type"), f"{place}.type")
     if kind in _TEXT_PARTS:
-        return {"type": "text", "text": string_at(part.get("text"), f"{place}.text")}
+        return text_part(string_at(part.get("text"), f"{place}.text"))
     if kind == "refusal":
-        return {"type": "text", "text": string_at(part.get("refusal"), f"{place}.refusal")}
+        return text_part(string_at(part.get("refusal"), f"{place}.refusal"))
     if kind in ("input_image", "computer_screenshot"):
         return _image(part, place)
     if kind == "input_file":
@@ -324,7 +322,7 @@ def _file(part: Mapping[str, Any], place: str) -> dict[str, Any]:
         text = "\0"
     if "\0" in text or raw.startswith(b"%PDF-"):
         return {"type": "file", "file": {"filename": name, "file_data": data}}
-    return {"type": "text", "text": f"File {name}:\n\n{text}"}
+    return text_part(f"File {name}:\n\n{text}")
 
 
 def _refuse_file_id(part: Mapping[str, Any], place: str) -> None:
@@ -348,4 +346,4 @@ def _joined(
 
 
 def _parts_of(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [text_part(content)] if isinstance(content, str) else content
