@@ -186,8 +186,8 @@ async def _compose(config: Config, forge: _EngineFactory) -> Router:
         settle_timeout_s=config.scheduling.settle_timeout_s,
         health_interval_s=config.scheduling.health_interval_s,
         hub=hub,
-        state=state,
-        layout=snapshot.residency,
+        measurements=state,
+        settings=snapshot.residency,
     )
     supervisor.on_stop(upstream.forget)
     metrics = _metrics(ReadModel(supervisor, state))

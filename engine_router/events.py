@@ -11,7 +11,7 @@ import attrs
 import trio
 from attrs import frozen
 
-Phase = Literal["drain", "stop", "settle", "start"]
+SwapStep = Literal["drain", "stop", "settle", "start"]
 """The parts of a swap, in their order."""
 
 
@@ -62,7 +62,7 @@ class SwapPhase(Event):
     pool: str
     source: str | None
     target: str | None
-    phase: Phase
+    phase: SwapStep
     expected_s: float | None = None
 
 

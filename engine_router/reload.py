@@ -77,7 +77,7 @@ class Reloader:
                 engines=engines,
                 pool_of={name: engine.pool for name, engine in new.engines.items()},
                 rules=make_rules(new),
-                layout=snapshot.residency,
+                settings=snapshot.residency,
                 settle_timeout_s=new.scheduling.settle_timeout_s,
                 health_interval_s=new.scheduling.health_interval_s,
             )

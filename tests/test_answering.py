@@ -56,7 +56,7 @@ class Client:
 
     @property
     def is_loaded(self) -> bool:
-        return bool(self.router.supervisor.pools["default"].ledger.residences)
+        return bool(self.router.supervisor.pools["default"].ledger.states)
 
 
 @asynccontextmanager

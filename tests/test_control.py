@@ -149,9 +149,9 @@ async def test_the_estimate_is_what_the_swap_took_the_last_time() -> None:
             (entry,) = (await get(router, "/admin/queue"))["waiting"]
             assert 0.3 <= entry["estimate_s"] < 5
             talk.disconnect()
-            while not (pool := router.supervisor.pools["default"]).journal.swaps:
+            while not (pool := router.supervisor.pools["default"]).swap_tracker.swaps:
                 await trio.sleep(0.001)
-            while pool.journal.swaps[0].phase != "start":
+            while pool.swap_tracker.swaps[0].phase != "start":
                 await trio.sleep(0.001)
             (entry,) = (await get(router, "/admin/queue"))["waiting"]
             assert entry["waits_for"].startswith("loading b (0 s of about ")
@@ -179,8 +179,8 @@ async def test_a_resident_that_is_held_says_for_how_long() -> None:
     async with routing(process("a"), process("b"), "[engines.a.env]\nX = '1'") as router:
         pool = router.supervisor.pools["default"]
         await post(router, "/admin/swap", model="a")
-        (residence,) = pool.ledger.residences
-        residence.held_until = trio.current_time() + 10
+        (state,) = pool.ledger.states
+        state.held_until = trio.current_time() + 10
         (entry,) = (await get(router, "/admin/residents"))["residents"]
         assert entry["held_for_s"] == pytest.approx(10, abs=1)
 
@@ -256,7 +256,7 @@ async def test_a_load_that_is_waited_for_ends_with_its_client() -> None:
             while not len(router.in_flight):
                 await trio.sleep(0.001)
         assert_nothing_left(router)
-        while router.supervisor.pools["default"].ledger.residences:
+        while router.supervisor.pools["default"].ledger.states:
             await trio.sleep(0.01)
 
 
@@ -333,8 +333,8 @@ async def test_a_cancelled_request_gives_back_at_once_what_it_holds() -> None:
         ((request,),) = [entry["requests"] for entry in (await get(router, "/admin/residents"))["residents"]]
         router.in_flight.cancel(request["id"])
         assert router.supervisor.pools["default"].leases == {}
-        (residence,) = router.supervisor.pools["default"].ledger.residences
-        assert residence.is_idle
+        (state,) = router.supervisor.pools["default"].ledger.states
+        assert state.is_idle
 
 
 async def test_a_job_is_cancelled() -> None:
@@ -438,7 +438,7 @@ async def test_what_is_asked_wrongly(path: str, body: Mapping[str, object], stat
         assert words in message_in(talk)
         for broken in (b"[]", b"{", b'{"model": NaN}', b"\xff"):
             assert (await ask(router.app, "POST", f"/admin/{path}", body=broken)).status == 400
-        assert not router.supervisor.pools["default"].ledger.residences
+        assert not router.supervisor.pools["default"].ledger.states
         assert router.jobs.listed() == []
 
 

@@ -118,7 +118,7 @@ class Scene:
         (pool,) = self.router.supervisor.pools.values()
         if pool.ledger.settling:
             return "settling"
-        return next((residence.phase.value for residence in pool.ledger.residences), "empty")
+        return next((state.phase.value for state in pool.ledger.states), "empty")
 
     def said(self, engine: str, line: str) -> int:
         """How often an engine said something."""
@@ -495,7 +495,7 @@ async def simulated(keepalive_s: float = 4.0) -> AsyncIterator[World]:
         rules=Rules(abandon_grace_s=2.0),
         settle_timeout_s=60.0,
         hub=hub,
-        state=state,
+        measurements=state,
     )
     metrics = Metrics(in_flight=dict, waiting=dict, resident=dict)
     hub.listen(metrics.observe)

@@ -115,7 +115,7 @@ def swaps(router: engine_router.Router) -> list[SwapEnded]:
 
 
 def pid_of(router: engine_router.Router) -> int:
-    (life,) = router.supervisor.pools["default"].lives.values()
+    (life,) = router.supervisor.pools["default"].tasks.values()
     assert life.endpoint is not None
     assert life.endpoint.pid is not None
     return life.endpoint.pid
@@ -343,7 +343,7 @@ async def test_a_killed_engine_fails_its_requests_and_is_started_again(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             pool = router.supervisor.pools["default"]
-            while not any(r.leases for r in pool.ledger.residences) or (stream and not seen):
+            while not any(r.leases for r in pool.ledger.states) or (stream and not seen):
                 await trio.sleep(0.01)
             await trio.sleep(0.1)
             first = pid_of(router)

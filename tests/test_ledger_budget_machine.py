@@ -37,7 +37,7 @@ from engine_router.errors import (
     QueueFull,
     RouterError,
 )
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, ResidentState, Rules
 from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Ticket
@@ -153,34 +153,34 @@ class BudgetMachine(RuleBasedStateMachine):
 
     # What the ledger says must be done, and whether it may.
 
-    def apply(self, event: book.Event) -> list[book.Effect]:
+    def apply(self, event: messages.LedgerEvent) -> list[messages.Effect]:
         effects = self.ledger.apply(event, self.now)
         for effect in effects:
             match effect:
-                case book.Grant(ticket):
+                case messages.Grant(ticket):
                     self.granted(self.requests[ticket])
-                case book.Refuse(ticket, error):
+                case messages.Refuse(ticket, error):
                     self.refused(self.requests[ticket], error)
-                case book.Revoke(ticket, error):
+                case messages.Revoke(ticket, error):
                     self.revoked(self.requests[ticket], error, event)
-                case book.Start(resident, _, adopt):
+                case messages.Start(resident, _, adopt):
                     self.started(resident, event, adopt=adopt)
-                case book.Drain(resident):
+                case messages.Drain(resident):
                     self.drained(self.present[resident])
-                case book.Resume(resident):
+                case messages.Resume(resident):
                     assert self.present[resident].drain_began is not None
                     self.present[resident].drain_began = None
-                case book.Stop(resident, _, wanted):
+                case messages.Stop(resident, _, wanted):
                     self.stopped(self.present[resident], wanted)
                 case _:
                     self.noted(effect)
         return effects
 
-    def noted(self, effect: book.Effect) -> None:
+    def noted(self, effect: messages.Effect) -> None:
         match effect:
-            case book.Settle(resident):
+            case messages.Settle(resident):
                 assert resident in self.settling
-            case book.Check(resident):
+            case messages.CheckStart(resident):
                 assert PROFILES[resident].is_checkable
                 assert resident not in self.looks, "looks twice"
                 self.looks.add(resident)
@@ -205,7 +205,7 @@ class BudgetMachine(RuleBasedStateMachine):
             ), "it could fit"
         request.state, request.error = "over", error
 
-    def revoked(self, request: Request, error: RouterError, event: book.Event) -> None:
+    def revoked(self, request: Request, error: RouterError, event: messages.LedgerEvent) -> None:
         assert request.state == "granted", "revoked, though it holds nothing"
         present = self.present.get(request.ticket.resident)
         if isinstance(error, LeaseRevoked):
@@ -215,16 +215,16 @@ class BudgetMachine(RuleBasedStateMachine):
             asked = present.must_go + RULES.drain_timeout_s
             assert self.now >= min(fair, asked, self.closing_at), "revoked too early"
         else:
-            assert isinstance(event, book.HasEnded | book.StopFailed | book.Down)
+            assert isinstance(event, messages.HasEnded | messages.StopFailed | messages.Down)
         request.state, request.error = "over", error
         if present is not None and not self.holders(present.resident):
             present.idle_since = self.now
 
-    def started(self, resident: ResidentId, event: book.Event, *, adopt: bool) -> None:
+    def started(self, resident: ResidentId, event: messages.LedgerEvent, *, adopt: bool) -> None:
         assert resident not in self.present, "started twice"
         assert resident not in self.settling, "started while its own memory is still to come back"
         assert not self.closing
-        assert adopt == isinstance(event, book.Adopt)
+        assert adopt == isinstance(event, messages.Adopt)
         assert self.taken() + self.need_of(resident) <= BUDGET, "starts where there is no room"
         assert len(self.present) < CAPACITY.max_resident, "more residents than may be"
         assert all(may_share(resident, other) for other in self.present), "beside another group"
@@ -288,14 +288,14 @@ class BudgetMachine(RuleBasedStateMachine):
     def begin(self, holders_leave: bool, found: list[ResidentId]) -> None:
         self.holders_leave = holders_leave
         for resident in found:
-            self.apply(book.Adopt(resident))
+            self.apply(messages.Adopt(resident))
 
     @rule(resident=residents, priority=priorities, keep_alive=keep_alives)
-    def acquire(self, resident: ResidentId, priority: book.Priority, keep_alive: float | None) -> None:
+    def acquire(self, resident: ResidentId, priority: messages.Priority, keep_alive: float | None) -> None:
         ticket = Ticket(resident, priority, keep_alive)
         request = self.requests[ticket] = Request(ticket, self.now)
         queued = len(self.those("waiting"))
-        self.apply(book.Acquire(ticket))
+        self.apply(messages.Acquire(ticket))
         if isinstance(request.error, QueueFull):
             assert queued >= RULES.max_queue
             assert request.error.retry_after_s is not None
@@ -306,7 +306,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @rule(resident=residents, priority=priorities, keep_alive=keep_alives)
     def be_served_and_leave(
-        self, resident: ResidentId, priority: book.Priority, keep_alive: float | None
+        self, resident: ResidentId, priority: messages.Priority, keep_alive: float | None
     ) -> None:
         """Go through what would otherwise rarely come about."""
         self.acquire(resident, priority, keep_alive)
@@ -329,7 +329,7 @@ class BudgetMachine(RuleBasedStateMachine):
                 present.keep_alive = request.ticket.keep_alive_s
             if not self.holders(resident):
                 present.idle_since = self.now
-        self.apply(book.Release(request.ticket))
+        self.apply(messages.Release(request.ticket))
 
     @precondition(lambda self: self.in_state("starting"))
     @rule(data=st.data())
@@ -339,7 +339,7 @@ class BudgetMachine(RuleBasedStateMachine):
     def becomes_ready(self, present: Present) -> None:
         present.state, present.ready_at, present.idle_since = "ready", self.now, self.now
         batch = self.waiting_for(present.resident)
-        self.apply(book.BecameReady(present.resident))
+        self.apply(messages.BecameReady(present.resident))
         assert all(request.state == "granted" for request in batch), "the batch is not served first"
 
     @precondition(lambda self: self.present)
@@ -356,8 +356,8 @@ class BudgetMachine(RuleBasedStateMachine):
         held = self.holders(present.resident)
         del self.present[present.resident]
         self.settling[present.resident] = present.need
-        effects = self.apply(book.HasEnded(present.resident, error))
-        assert book.Settle(present.resident) in effects
+        effects = self.apply(messages.HasEnded(present.resident, error))
+        assert messages.Settle(present.resident) in effects
         assert all(request.state == "over" for request in held), "leases of what is gone"
 
     @precondition(lambda self: self.in_state("stopping"))
@@ -367,7 +367,9 @@ class BudgetMachine(RuleBasedStateMachine):
         present.state, present.must_go, present.drain_began = "stuck", math.inf, None
         if self.closing:
             del self.present[present.resident]
-        self.apply(book.StopFailed(present.resident, EngineStopFailed(present.resident.engine, "is there")))
+        self.apply(
+            messages.StopFailed(present.resident, EngineStopFailed(present.resident.engine, "is there"))
+        )
 
     @precondition(lambda self: self.looks)
     @rule(data=st.data(), objects=st.booleans())
@@ -377,7 +379,7 @@ class BudgetMachine(RuleBasedStateMachine):
     def look_ends(self, resident: ResidentId, *, objects: bool) -> None:
         self.looks.remove(resident)
         error = EngineStartFailed(resident.engine, "its program is missing") if objects else None
-        self.apply(book.Checked(resident, error))
+        self.apply(messages.Checked(resident, error))
 
     @precondition(lambda self: self.settling)
     @rule(data=st.data())
@@ -386,62 +388,62 @@ class BudgetMachine(RuleBasedStateMachine):
 
     def settles(self, resident: ResidentId) -> None:
         del self.settling[resident]
-        self.apply(book.Settled(resident))
+        self.apply(messages.Settled(resident))
 
     @precondition(lambda self: self.in_state("ready"))
     @rule(data=st.data(), need=st.integers(1, 9))
     def is_weighed(self, data: st.DataObject, need: int) -> None:
         present = data.draw(st.sampled_from(self.in_state("ready")))
         present.need = need
-        self.apply(book.Weighed(present.resident, need))
+        self.apply(messages.Weighed(present.resident, need))
 
     @precondition(lambda self: self.in_state("starting"))
     @rule(data=st.data(), missing=st.integers(1, 3))
     def there_is_too_little(self, data: st.DataObject, missing: int) -> None:
         present = data.draw(st.sampled_from(self.in_state("starting")))
-        self.apply(book.Short(present.resident, missing))
+        self.apply(messages.Short(present.resident, missing))
 
     @precondition(lambda self: self.in_state("ready"))
     @rule(data=st.data())
     def goes_down(self, data: st.DataObject) -> None:
         present = data.draw(st.sampled_from(self.in_state("ready")))
         present.must_go = min(present.must_go, self.now)
-        self.apply(book.Down(present.resident, EngineDied(present.resident.engine, "hangs")))
+        self.apply(messages.Down(present.resident, EngineDied(present.resident.engine, "hangs")))
         assert present.state == "stopping"
 
     @rule(resident=residents, seconds=st.sampled_from([0.0, 3.0, -1.0]))
     def keep_alive(self, resident: ResidentId, seconds: float) -> None:
         if resident in self.present:
             self.present[resident].keep_alive = seconds
-        self.apply(book.KeepAlive(resident, seconds))
+        self.apply(messages.KeepAlive(resident, seconds))
 
     @rule(resident=residents)
     def pin_or_unpin(self, resident: ResidentId) -> None:
         self.pins ^= {resident}
-        self.apply(book.Pin(resident, pinned=resident in self.pins))
+        self.apply(messages.Pin(resident, pinned=resident in self.pins))
 
     @rule(resident=residents)
     def unload(self, resident: ResidentId) -> None:
         if resident in self.present:
             self.present[resident].must_go = min(self.present[resident].must_go, self.now)
-        self.apply(book.Unload(resident))
+        self.apply(messages.Unload(resident))
 
     @rule(ahead=st.lists(residents, max_size=3, unique=True))
     def preload(self, ahead: list[ResidentId]) -> None:
-        self.apply(book.Preload(tuple(ahead)))
+        self.apply(messages.Preload(tuple(ahead)))
 
     @rule(resident=residents)
     def reset(self, resident: ResidentId) -> None:
         if resident in self.present and self.present[resident].state == "stuck":
             del self.present[resident]  # whoever asks for this has seen to it that it is gone
-        self.apply(book.Reset(resident))
+        self.apply(messages.Reset(resident))
         assert resident not in self.ledger.failures()
 
     @precondition(lambda self: not self.closing and self.now > 20)
     @rule(grace_s=st.integers(0, 5))
     def close(self, grace_s: int) -> None:
         self.closing_at = self.now + grace_s
-        self.apply(book.Close(self.closing_at))
+        self.apply(messages.Close(self.closing_at))
 
     @rule(seconds=st.integers(1, 9))
     def time_passes(self, seconds: int) -> None:
@@ -452,7 +454,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
     def wake(self) -> None:
         self.now = max(self.now, self.ledger.wake_at())
-        self.apply(book.Tick())
+        self.apply(messages.Tick())
         assert self.ledger.wake_at() > self.now, "wants to be woken again and again"
 
     # What holds always.
@@ -462,14 +464,14 @@ class BudgetMachine(RuleBasedStateMachine):
         assert set(self.ledger.waiting()) == {request.ticket for request in self.those("waiting")}
         assert set(self.ledger.settling) == set(self.settling)
         seen = {}
-        for residence in self.ledger.residences:
-            present = self.present[residence.resident]
-            state = "ready" if residence.phase is Phase.DRAINING else residence.phase.value
-            assert state == present.state
-            assert residence.phase is not Phase.DRAINING or residence.leases
-            assert set(residence.leases) == {r.ticket for r in self.holders(residence.resident)}
-            assert residence.need_bytes == present.need
-            seen[residence.resident] = residence
+        for state in self.ledger.states:
+            present = self.present[state.resident]
+            phase = "ready" if state.phase is Phase.DRAINING else state.phase.value
+            assert phase == present.state
+            assert state.phase is not Phase.DRAINING or state.leases
+            assert set(state.leases) == {r.ticket for r in self.holders(state.resident)}
+            assert state.need_bytes == present.need
+            seen[state.resident] = state
         assert set(seen) == set(self.present)
 
     @invariant()
@@ -522,7 +524,7 @@ class BudgetMachine(RuleBasedStateMachine):
         self.run_fairly_until(lambda: not self.those("waiting"))
         if not self.closing:
             self.closing_at = self.now + 3
-            self.apply(book.Close(self.closing_at))
+            self.apply(messages.Close(self.closing_at))
         self.run_fairly_until(lambda: self.ledger.is_empty)
         for request in list(self.requests.values()):
             self.let_go(request)
@@ -562,12 +564,12 @@ TestBudget = BudgetMachine.TestCase
 
 
 class KnowsNoFairness(Planner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         return [] if any(victim.leases for victim in turn.victims) else super()._take_turn(turn, now)
 
 
 class EvictsTheLeased(Planner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         effects = super()._take_turn(turn, now)
         for victim in turn.victims:
             if victim.leases and victim.phase is Phase.DRAINING:
@@ -576,24 +578,24 @@ class EvictsTheLeased(Planner):
 
 
 class ForgetsKeepAlives(Planner):
-    def expiry(self, residence: ResidentState, idle_since: float) -> float:
-        residence.keep_alive_s = None
-        return super().expiry(residence, idle_since)
+    def expiry(self, state: ResidentState, idle_since: float) -> float:
+        state.keep_alive_s = None
+        return super().expiry(state, idle_since)
 
 
 class NeverExpires(Planner):
-    def expiry(self, residence: ResidentState, idle_since: float) -> float:
+    def expiry(self, state: ResidentState, idle_since: float) -> float:
         return math.inf
 
 
 class NeverTakesBack(Ledger):
-    def _give_back(self, ticket: Ticket, now: float) -> list[book.Effect]:
-        is_leased = any(ticket in residence.leases for residence in self.residences)
+    def _give_back(self, ticket: Ticket, now: float) -> list[messages.Effect]:
+        is_leased = any(ticket in state.leases for state in self.states)
         return [] if is_leased else super()._give_back(ticket, now)
 
 
 class ForgetsWhatSettles(Ledger):
-    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
+    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
         if resident in self._occupancy.settling:
             self._occupancy.settling[resident] = 0
@@ -602,7 +604,7 @@ class ForgetsWhatSettles(Ledger):
 
 class ForgetsTheBudget(MemoryBudget):
     def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
-        return resident not in self.settling and len(self.residences) < CAPACITY.max_resident
+        return resident not in self.settling and len(self.states) < CAPACITY.max_resident
 
 
 class ForgetsGroups(MemoryBudget):

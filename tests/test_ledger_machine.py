@@ -39,7 +39,7 @@ from engine_router.errors import (
     RouterClosing,
     RouterError,
 )
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.ledger import Ledger, Phase, ResidentState, Rules
 from engine_router.residency.messages import Ticket
 from engine_router.residency.planning import Planner
@@ -107,54 +107,54 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # What the ledger says must be done, and whether it may.
 
-    def apply(self, event: book.Event) -> list[book.Effect]:
+    def apply(self, event: messages.LedgerEvent) -> list[messages.Effect]:
         waited_before = [request.ticket for request in self.those("waiting")]
         effects = self.ledger.apply(event, self.now)
         for effect in effects:
             match effect:
-                case book.Grant(ticket):
+                case messages.Grant(ticket):
                     self.granted(self.requests[ticket], event, waited_before)
-                case book.Refuse(ticket, error):
+                case messages.Refuse(ticket, error):
                     request = self.requests[ticket]
                     assert request.state in ("new", "waiting"), "refused, though it does not wait"
                     request.state, request.error = "over", error
-                case book.Revoke(ticket, error):
+                case messages.Revoke(ticket, error):
                     self.revoked(self.requests[ticket], error, event)
-                case book.Start(resident, _, adopt):
+                case messages.Start(resident, _, adopt):
                     self.started(resident, event, adopt=adopt)
-                case book.Drain(resident):
+                case messages.Drain(resident):
                     assert self.present is not None
                     assert (self.present.resident, self.present.state) == (resident, "ready")
                     assert self.present.drain_began is None
                     assert self.those("granted"), "drains nothing"
                     self.present.drain_began = self.now
-                case book.Resume(resident):
+                case messages.Resume(resident):
                     assert self.present is not None
                     assert self.present.drain_began is not None
                     self.present.drain_began = None
-                case book.Stop(resident):
+                case messages.Stop(resident):
                     self.stopped(resident)
-                case book.Settle(resident):
-                    assert isinstance(event, book.HasEnded)
+                case messages.Settle(resident):
+                    assert isinstance(event, messages.HasEnded)
                     assert event.resident == resident
                     assert not self.settling
                     self.settling = resident
         return effects
 
-    def granted(self, request: Request, event: book.Event, waited_before: list[Ticket]) -> None:
+    def granted(self, request: Request, event: messages.LedgerEvent, waited_before: list[Ticket]) -> None:
         assert request.state in ("new", "waiting"), "granted, though it does not wait"
         assert self.present is not None
         assert (self.present.resident, self.present.state) == (request.ticket.resident, "ready")
         assert self.present.drain_began is None, "granted by a resident that drains"
         assert not self.closing
-        is_of_batch = isinstance(event, book.BecameReady) and request.ticket in waited_before
+        is_of_batch = isinstance(event, messages.BecameReady) and request.ticket in waited_before
         if not is_of_batch:
             overtaken = [o for o in self.those("waiting") if self.is_overdue(o) and o.at <= request.at]
             overtaken = [o for o in overtaken if o.ticket.resident != request.ticket.resident]
             assert not overtaken, "overtakes an overdue ticket"
         request.state = "granted"
 
-    def revoked(self, request: Request, error: RouterError, event: book.Event) -> None:
+    def revoked(self, request: Request, error: RouterError, event: messages.LedgerEvent) -> None:
         assert request.state == "granted", "revoked, though it holds nothing"
         if isinstance(error, LeaseRevoked):
             present = self.present
@@ -165,16 +165,16 @@ class LedgerMachine(RuleBasedStateMachine):
             # What somebody asked for wins over the fair time of a batch.
             assert self.now >= min(by_rule, by_unload, self.closing_at), "revoked too early"
         else:
-            assert isinstance(event, book.HasEnded | book.StopFailed)
+            assert isinstance(event, messages.HasEnded | messages.StopFailed)
         request.state, request.error = "over", error
 
-    def started(self, resident: ResidentId, event: book.Event, *, adopt: bool) -> None:
+    def started(self, resident: ResidentId, event: messages.LedgerEvent, *, adopt: bool) -> None:
         assert self.present is None, "starts beside another resident"
         assert not self.settling, "starts before memory has settled"
         assert not self.closing
-        assert adopt == isinstance(event, book.Adopt)
+        assert adopt == isinstance(event, messages.Adopt)
         if not adopt:
-            assert self.those("waiting") or isinstance(event, book.Acquire)
+            assert self.those("waiting") or isinstance(event, messages.Acquire)
             oldest = min(
                 (request.at for request in self.requests.values() if self.wants(request)), default=None
             )
@@ -202,7 +202,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin(self, holders_leave: bool, found: ResidentId | None) -> None:
         self.holders_leave = holders_leave
         if found is not None:
-            self.apply(book.Adopt(found))
+            self.apply(messages.Adopt(found))
             assert self.present is not None
             assert self.present.adopted
 
@@ -211,7 +211,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ticket = Ticket(resident)
         request = self.requests[ticket] = Request(ticket, self.now)
         queued = len(self.those("waiting"))
-        self.apply(book.Acquire(ticket))
+        self.apply(messages.Acquire(ticket))
         remembered, until = self.failures.get(resident, (None, 0.0))
         if self.closing:
             assert isinstance(request.error, RouterClosing)
@@ -256,7 +256,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def let_go(self, request: Request) -> None:
         request.state = "over"
-        self.apply(book.Release(request.ticket))
+        self.apply(messages.Release(request.ticket))
 
     @precondition(lambda self: self.is_in("starting"))
     @rule()
@@ -264,14 +264,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.present is not None
         self.present.state, self.present.ready_at = "ready", self.now
         batch = self.waiting_for(self.present.resident)
-        self.apply(book.BecameReady(self.present.resident))
+        self.apply(messages.BecameReady(self.present.resident))
         assert all(request.state == "granted" for request in batch), "the batch is not served first"
 
     @precondition(lambda self: self.is_in("stopping"))
     @rule()
     def news_of_readiness_comes_late(self) -> None:
         assert self.present is not None
-        assert self.apply(book.BecameReady(self.present.resident)) == []
+        assert self.apply(messages.BecameReady(self.present.resident)) == []
 
     @precondition(lambda self: self.is_in("starting"))
     @rule()
@@ -304,8 +304,8 @@ class LedgerMachine(RuleBasedStateMachine):
         present, self.present = self.present, None
         assert present is not None
         held = self.those("granted")
-        effects = self.apply(book.HasEnded(present.resident, error))
-        assert any(isinstance(effect, book.Settle) for effect in effects), "its memory is not waited for"
+        effects = self.apply(messages.HasEnded(present.resident, error))
+        assert any(isinstance(effect, messages.Settle) for effect in effects), "its memory is not waited for"
         assert all(request.state == "over" for request in held), "leases of what is gone"
 
     @precondition(lambda self: self.is_in("starting", "stopping"))
@@ -318,7 +318,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.present = None  # left behind
         error = EngineStopFailed(resident.engine, "is still there")
         waited = self.those("waiting")
-        self.apply(book.StopFailed(resident, error))
+        self.apply(messages.StopFailed(resident, error))
         assert all(request.error is error for request in waited), "waits for what cannot be stopped"
 
     @precondition(lambda self: self.settling)
@@ -326,24 +326,24 @@ class LedgerMachine(RuleBasedStateMachine):
     def memory_settles(self) -> None:
         resident, self.settling = self.settling, None
         assert resident is not None
-        self.apply(book.Settled(resident))
+        self.apply(messages.Settled(resident))
 
     @rule(resident=residents)
     def unload(self, resident: ResidentId) -> None:
         if self.present is not None and self.present.resident == resident:
             self.present.unload_at = min(self.present.unload_at, self.now)
-        self.apply(book.Unload(resident))
+        self.apply(messages.Unload(resident))
 
     @precondition(lambda self: not self.closing and self.now > 10)
     @rule(grace_s=st.integers(0, 5))
     def close(self, grace_s: int) -> None:
         self.closing, self.closing_at = True, self.now + grace_s
-        self.apply(book.Close(self.closing_at))
+        self.apply(messages.Close(self.closing_at))
 
     @rule(resident=residents)
     def finds_something_late(self, resident: ResidentId) -> None:
         if self.present is not None or self.settling or self.closing:
-            assert self.apply(book.Adopt(resident)) == []
+            assert self.apply(messages.Adopt(resident)) == []
 
     @rule(seconds=st.integers(1, 6))
     def time_passes(self, seconds: int) -> None:
@@ -354,7 +354,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def wake(self) -> None:
         self.now = max(self.now, self.ledger.wake_at())
-        self.apply(book.Tick())
+        self.apply(messages.Tick())
         assert self.ledger.wake_at() > self.now, "wants to be woken again and again"
 
     # What holds always.
@@ -364,7 +364,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert set(self.ledger.waiting()) == {request.ticket for request in self.those("waiting")}
         assert list(self.ledger.settling) == ([self.settling] if self.settling else [])
         assert self.ledger.is_empty == (self.present is None and self.settling is None)
-        present = next(iter(self.ledger.residences), None)
+        present = next(iter(self.ledger.states), None)
         assert (present is None) == (self.present is None)
         leases = set(present.leases) if present is not None else set()
         assert leases == {request.ticket for request in self.those("granted")}
@@ -378,7 +378,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def draining_without_leases_means_stopping(self) -> None:
-        present = next(iter(self.ledger.residences), None)
+        present = next(iter(self.ledger.states), None)
         assert present is None or present.phase is not Phase.DRAINING or present.leases
 
     @invariant()
@@ -410,7 +410,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.run_fairly_until(lambda: not self.those("waiting"))
         if not self.closing:
             self.closing, self.closing_at = True, self.now + 3
-            self.apply(book.Close(self.closing_at))
+            self.apply(messages.Close(self.closing_at))
         self.run_fairly_until(lambda: self.ledger.is_empty)
         self.the_ledger_knows_the_world()
         for request in list(self.requests.values()):
@@ -456,39 +456,39 @@ class BrokenQueue(TicketQueue):
 
 
 class KnowsNoFairness(BrokenPlanner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         return [] if any(victim.leases for victim in turn.victims) else super()._take_turn(turn, now)
 
 
 class NeverTakesBack(Ledger):
-    def _give_back(self, ticket: Ticket, now: float) -> list[book.Effect]:
-        is_leased = any(ticket in residence.leases for residence in self.residences)
+    def _give_back(self, ticket: Ticket, now: float) -> list[messages.Effect]:
+        is_leased = any(ticket in state.leases for state in self.states)
         return [] if is_leased else super()._give_back(ticket, now)
 
 
 class KeepsWithdrawnTickets(Ledger):
-    def _give_back(self, ticket: Ticket, now: float) -> list[book.Effect]:
-        is_leased = any(ticket in residence.leases for residence in self.residences)
+    def _give_back(self, ticket: Ticket, now: float) -> list[messages.Effect]:
+        is_leased = any(ticket in state.leases for state in self.states)
         return super()._give_back(ticket, now) if is_leased else []
 
 
 class GrantsWhileDraining(BrokenPlanner):
     def _go_on_draining(
-        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
-    ) -> list[book.Effect]:
-        return [*self.grant(residence, now), *super()._go_on_draining(residence, in_the_way_of, now)]
+        self, state: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[messages.Effect]:
+        return [*self.grant(state, now), *super()._go_on_draining(state, in_the_way_of, now)]
 
 
 class DrainsForEver(BrokenPlanner):
     def _go_on_draining(
-        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
-    ) -> list[book.Effect]:
-        residence.drain_deadline = math.inf
-        return super()._go_on_draining(residence, in_the_way_of, now)
+        self, state: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[messages.Effect]:
+        state.drain_deadline = math.inf
+        return super()._go_on_draining(state, in_the_way_of, now)
 
 
 class RevokesTooEarly(BrokenPlanner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         effects = super()._take_turn(turn, now)
         for victim in turn.victims:
             victim.drain_deadline = min(victim.drain_deadline, now + 1)
@@ -496,66 +496,66 @@ class RevokesTooEarly(BrokenPlanner):
 
 
 class StartsBeforeMemorySettled(Ledger):
-    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
+    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
         self._occupancy.settling.clear()
         return effects
 
 
 class StartsBesideWhatIsStuck(Ledger):
-    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[book.Effect]:
-        self._occupancy.residences.pop(resident, None)
+    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[messages.Effect]:
+        self._occupancy.states.pop(resident, None)
         return []
 
 
 class ForgetsWhomItRefused(Ledger):
-    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[book.Effect]:
+    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[messages.Effect]:
         super()._stop_failed(resident, error)
         return []
 
 
 class KeepsWaitersOfFailedStarts(Ledger):
-    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
+    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         return super()._ended(resident, None, now)
 
 
 class KeepsLeasesOfTheDead(Ledger):
-    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
+    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
-        return [effect for effect in effects if not isinstance(effect, book.Revoke)]
+        return [effect for effect in effects if not isinstance(effect, messages.Revoke)]
 
 
 class TestsTheDeadlineBeforeTheBatch(Ledger):
     __test__ = False
 
-    def _became_ready(self, resident: ResidentId, now: float) -> list[book.Effect]:
-        residence = self.residence(resident)
-        if residence is not None and residence.phase is Phase.STARTING:
-            residence.phase, residence.ready_at, residence.idle_since = Phase.READY, now, now
+    def _became_ready(self, resident: ResidentId, now: float) -> list[messages.Effect]:
+        state = self.state(resident)
+        if state is not None and state.phase is Phase.STARTING:
+            state.phase, state.ready_at, state.idle_since = Phase.READY, now, now
         return []
 
 
 class BelievesLateNews(Ledger):
-    def _became_ready(self, resident: ResidentId, now: float) -> list[book.Effect]:
-        if (residence := self.residence(resident)) is not None:
-            residence.phase = Phase.STARTING
+    def _became_ready(self, resident: ResidentId, now: float) -> list[messages.Effect]:
+        if (state := self.state(resident)) is not None:
+            state.phase = Phase.STARTING
         return super()._became_ready(resident, now)
 
 
 class SwapsUnderLeases(BrokenPlanner):
-    def _go_on_serving(self, residence: ResidentState, now: float) -> list[book.Effect]:
-        effects = super()._go_on_serving(residence, now)
-        if residence.leases and self._queue:
-            effects += self._stop(residence, "impatience", None)
+    def _go_on_serving(self, state: ResidentState, now: float) -> list[messages.Effect]:
+        effects = super()._go_on_serving(state, now)
+        if state.leases and self._queue:
+            effects += self._stop(state, "impatience", None)
         return effects
 
 
 class GrantsTwice(BrokenPlanner):
-    def grant(self, residence: ResidentState, now: float) -> list[book.Effect]:
-        tickets = [ticket for ticket in self._queue if ticket.resident == residence.resident]
+    def grant(self, state: ResidentState, now: float) -> list[messages.Effect]:
+        tickets = [ticket for ticket in self._queue if ticket.resident == state.resident]
         for ticket in tickets:
-            residence.lend(ticket, now)
-        return [book.Grant(ticket) for ticket in tickets]
+            state.lend(ticket, now)
+        return [messages.Grant(ticket) for ticket in tickets]
 
 
 class ServesTheYoungestFirst(BrokenQueue):
@@ -565,24 +565,24 @@ class ServesTheYoungestFirst(BrokenQueue):
 
 class NeverGivesUpAStart(BrokenPlanner):
     def _go_on_starting(
-        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
-    ) -> list[book.Effect]:
+        self, state: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[messages.Effect]:
         return []
 
 
 class GivesUpWantedStarts(BrokenPlanner):
     def _go_on_starting(
-        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
-    ) -> list[book.Effect]:
-        if now >= residence.abandon_at:
-            return self._stop(residence, "too late", None)
-        if self._queue.count(residence.resident) and residence.abandon_at < math.inf:
+        self, state: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[messages.Effect]:
+        if now >= state.abandon_at:
+            return self._stop(state, "too late", None)
+        if self._queue.count(state.resident) and state.abandon_at < math.inf:
             return []  # nobody tells it that the client came back
-        return super()._go_on_starting(residence, in_the_way_of, now)
+        return super()._go_on_starting(state, in_the_way_of, now)
 
 
 class ForgetsFailures(Ledger):
-    def _enter(self, ticket: Ticket, now: float) -> list[book.Effect]:
+    def _enter(self, ticket: Ticket, now: float) -> list[messages.Effect]:
         self._failures.forget(ticket.resident)
         return super()._enter(ticket, now)
 
@@ -593,12 +593,12 @@ class SleepsTooLong(Ledger):
 
 
 class KeepsTheIdleOne(BrokenPlanner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         return [] if any(victim.is_idle for victim in turn.victims) else super()._take_turn(turn, now)
 
 
 class AdmitsWhileClosing(Ledger):
-    def _close(self, deadline: float) -> list[book.Effect]:
+    def _close(self, deadline: float) -> list[messages.Effect]:
         effects = super()._close(deadline)
         self._books.closing_at = math.inf
         return effects

@@ -35,8 +35,8 @@ class House:
 
     @property
     def phase(self) -> Phase | None:
-        residence = self.router.supervisor.pool(RESIDENT).ledger.residence(RESIDENT)
-        return None if residence is None else residence.phase
+        state = self.router.supervisor.pool(RESIDENT).ledger.state(RESIDENT)
+        return None if state is None else state.phase
 
     async def post(self, path: str, body: dict[str, object]) -> httpx.Response:
         answer = await self.client.post(path, content=json.dumps({"model": "oa", "stream": False, **body}))

@@ -15,7 +15,7 @@ from engine_router import open_router
 from engine_router.config import parse_config
 from engine_router.errors import QueueFull
 from engine_router.proxy.access import AccessCheck
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.messages import Refuse, Ticket
 from engine_router.residency.queue import TicketQueue
 
@@ -63,11 +63,11 @@ def test_the_line_of_a_model_is_shared_as_well() -> None:
 def test_a_resident_that_nobody_waits_for_any_more_is_planned_for_anew() -> None:
     pool = a_book(rules=attrs.evolve(RULES, max_queue=2))
     only, effects = pool.ask(A, client="greedy")
-    assert book.Start(A, "requested") in effects
+    assert messages.Start(A, "requested") in effects
     pool.ask(B, client="greedy")
     _, effects = pool.ask(C, client="modest")
     assert [effect.ticket for effect in effects if isinstance(effect, Refuse)] == [only]
-    pool.tell(book.Tick(), RULES.abandon_grace_s + 1)
+    pool.tell(messages.Tick(), RULES.abandon_grace_s + 1)
     assert A not in pool.present() or pool.ledger.waiting_counts().get(A) is None
 
 

@@ -208,7 +208,7 @@ class World:
         for pool in self.supervisor.pools.values():
             assert pool.leases == {}
             assert list(pool.ledger.waiting()) == []
-            assert not any(residence.leases for residence in pool.ledger.residences)
+            assert not any(state.leases for state in pool.ledger.states)
         idle = sum(map(len, self.upstream._idle.values()))
         assert kept is None or idle == kept
         with trio.fail_after(200):
@@ -262,7 +262,7 @@ async def world(
         rules=rules,
         settle_timeout_s=0.01,
         hub=EventHub(),
-        state=Measurements(),
+        measurements=Measurements(),
     )
     requests: list[bytes] = []
     lines: list[trio.SocketStream] = []
@@ -775,7 +775,7 @@ async def simulated(start_s: float = 10.0) -> AsyncIterator[tuple[Supervisor, En
         rules=Rules(drain_timeout_s=5.0, max_wait_s=60.0, abandon_grace_s=2.0, failed_start_memory_s=5.0),
         settle_timeout_s=60.0,
         hub=EventHub(),
-        state=Measurements(),
+        measurements=Measurements(),
         wall_clock=trio.current_time,
     )
     with trio.fail_after(10_000):

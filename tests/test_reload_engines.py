@@ -144,7 +144,7 @@ async def test_an_engine_cannot_come_back_in_another_pool_before_it_has_left_its
         await reload(router, path, moved)
         async with router.lease(MODEL):
             assert router.supervisor.pool(PLACE).name == "other"
-            assert router.supervisor.pools["other"].ledger.residence(PLACE) is not None
+            assert router.supervisor.pools["other"].ledger.state(PLACE) is not None
 
 
 async def test_a_lease_goes_back_to_the_pool_that_it_came_from(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ async def test_the_files_of_an_engine_that_was_taken_out_are_dropped(tmp_path: P
 
     path = tmp_path / "engines.toml"
     async with KeyedTabby(MODEL).running() as server, routing(path, text(tabby(server))) as router:
-        router.supervisor._lives.files = Files(router.config)
+        router.supervisor._runner.files = Files(router.config)
         async with router.lease(MODEL):
             pass
         other = tabby(server, name="b").replace(f'"{MODEL}"]', '"b"]')

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineDied, EngineStartFailed, EngineStopFailed, NeverFits, QueueFull
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.eviction import Shortage, cheapest
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, ResidentState, Rules
@@ -35,34 +35,34 @@ class Book:
     profiles: dict[ResidentId, Profile]
     now: float = 0
 
-    def tell(self, event: book.Event, now: float | None = None) -> list[book.Effect]:
+    def tell(self, event: messages.LedgerEvent, now: float | None = None) -> list[messages.Effect]:
         self.now = self.now if now is None else now
         return self.ledger.apply(event, self.now)
 
     def ask(
         self, resident: ResidentId, now: float | None = None, **options: object
-    ) -> tuple[Ticket, list[book.Effect]]:
+    ) -> tuple[Ticket, list[messages.Effect]]:
         ticket = Ticket(resident, **options)  # type: ignore[arg-type]
-        return ticket, self.tell(book.Acquire(ticket), now)
+        return ticket, self.tell(messages.Acquire(ticket), now)
 
     def serve(self, resident: ResidentId, now: float | None = None, **options: object) -> Ticket:
         """Make a resident ready for a ticket that holds it."""
         ticket, effects = self.ask(resident, now, **options)
         assert Start(resident, "requested") in effects
-        assert Grant(ticket) in self.tell(book.BecameReady(resident))
+        assert Grant(ticket) in self.tell(messages.BecameReady(resident))
         return ticket
 
     def idle(self, resident: ResidentId, now: float | None = None, **options: object) -> None:
         """Make a resident ready, and used and left just now."""
-        self.tell(book.Release(self.serve(resident, now, **options)))
+        self.tell(messages.Release(self.serve(resident, now, **options)))
 
-    def gone(self, resident: ResidentId, now: float | None = None) -> list[book.Effect]:
+    def gone(self, resident: ResidentId, now: float | None = None) -> list[messages.Effect]:
         """Let a resident that stops be gone, and its memory back."""
-        effects = self.tell(book.HasEnded(resident, None), now)
-        return [*effects, *self.tell(book.Settled(resident))]
+        effects = self.tell(messages.HasEnded(resident, None), now)
+        return [*effects, *self.tell(messages.Settled(resident))]
 
     def present(self) -> dict[ResidentId, Phase]:
-        return {residence.resident: residence.phase for residence in self.ledger.residences}
+        return {state.resident: state.phase for state in self.ledger.states}
 
 
 def a_book(*, rules: Rules = RULES, capacity: Capacity | None = None, **profiles: Profile) -> Book:
@@ -86,7 +86,7 @@ def test_who_matters_more_is_next() -> None:
     pool.ask(B, 1, priority="low")
     pool.ask(C, 2)
     pool.ask(D, 3, priority="high")
-    assert pool.tell(book.Release(lease), 4) == [Stop(A, "d is wanted", D)]
+    assert pool.tell(messages.Release(lease), 4) == [Stop(A, "d is wanted", D)]
     assert pool.gone(A)[-1] == Start(D, "requested")
 
 
@@ -95,10 +95,10 @@ def test_the_overdue_are_next_whatever_matters() -> None:
     lease = pool.serve(A)
     pool.ask(B, 0, priority="low")
     pool.ask(C, 50)
-    [drain] = pool.tell(book.Tick(), 60)
-    assert drain == book.Drain(A, "b has waited 60 s", B)
+    [drain] = pool.tell(messages.Tick(), 60)
+    assert drain == messages.Drain(A, "b has waited 60 s", B)
     pool.ask(D, 60, priority="high")
-    assert pool.tell(book.Release(lease)) == [Stop(A, "b has waited 60 s", B)]
+    assert pool.tell(messages.Release(lease)) == [Stop(A, "b has waited 60 s", B)]
     assert pool.gone(A)[-1] == Start(B, "requested")
 
 
@@ -107,7 +107,7 @@ def test_a_high_priority_is_overdue_after_a_quarter_of_the_time() -> None:
     pool.serve(A)
     pool.ask(B, 10, priority="high")
     assert pool.ledger.wake_at() == 25
-    assert pool.tell(book.Tick(), 25) == [book.Drain(A, "b has waited 15 s", B)]
+    assert pool.tell(messages.Tick(), 25) == [messages.Drain(A, "b has waited 15 s", B)]
 
 
 # Admission.
@@ -142,21 +142,21 @@ def test_an_idle_resident_is_held_for_a_client_that_comes_back() -> None:
     pool = a_book(rules=attrs.evolve(RULES, hold_s=4))
     lease = pool.serve(A)
     pool.ask(B, 10)
-    assert pool.tell(book.Release(lease), 20) == []
+    assert pool.tell(messages.Release(lease), 20) == []
     assert pool.ledger.wake_at() == 24
     ticket, effects = pool.ask(A, 23)
     assert effects == [Grant(ticket)]
-    assert pool.tell(book.Release(ticket), 30) == []
-    assert pool.tell(book.Tick(), 34) == [Stop(A, "b is wanted", B)]
+    assert pool.tell(messages.Release(ticket), 30) == []
+    assert pool.tell(messages.Tick(), 34) == [Stop(A, "b is wanted", B)]
 
 
 def test_a_hold_ends_where_somebody_is_overdue_or_urgent() -> None:
     pool = a_book(rules=attrs.evolve(RULES, hold_s=1000))
     lease = pool.serve(A)
     pool.ask(B, 10)
-    pool.tell(book.Release(lease), 20)
+    pool.tell(messages.Release(lease), 20)
     assert pool.ledger.wake_at() == 70
-    assert pool.tell(book.Tick(), 70) == [Stop(A, "b has waited 60 s", B)]
+    assert pool.tell(messages.Tick(), 70) == [Stop(A, "b has waited 60 s", B)]
     other = a_book(rules=attrs.evolve(RULES, hold_s=1000))
     other.idle(A)
     assert other.ask(B, 1, priority="high")[1] == [Stop(A, "b is wanted", B)]
@@ -167,7 +167,7 @@ def test_a_resident_stays_for_a_while_once_it_is_ready() -> None:
     pool.idle(A, 0)
     assert pool.ask(B, 5)[1] == []
     assert pool.ledger.wake_at() == 30
-    assert pool.tell(book.Tick(), 30) == [Stop(A, "b is wanted", B)]
+    assert pool.tell(messages.Tick(), 30) == [Stop(A, "b is wanted", B)]
 
 
 def test_a_hold_is_learned_from_pauses_that_are_shorter_than_a_swap() -> None:
@@ -176,7 +176,7 @@ def test_a_hold_is_learned_from_pauses_that_are_shorter_than_a_swap() -> None:
     for now in (3, 6, 9, 12):
         ticket, effects = pool.ask(A, now)
         assert effects == [Grant(ticket)]
-        pool.tell(book.Release(ticket))
+        pool.tell(messages.Release(ticket))
     assert pool.ask(B, 12)[1] == []
     assert pool.ledger.wake_at() == pytest.approx(12 + 3 * 1.1)
 
@@ -268,18 +268,18 @@ def test_nothing_starts_before_the_room_is_really_there() -> None:
     pool = budget(100, a=60, b=60, c=40)
     pool.idle(A)
     assert pool.ask(B, 1)[1] == [Stop(A, "b is wanted", B)]
-    assert pool.tell(book.HasEnded(A, None)) == [book.Settle(A)]
+    assert pool.tell(messages.HasEnded(A, None)) == [messages.Settle(A)]
     assert pool.ask(C)[1] == [Start(C, "requested")]  # fits beside what is still to come back, and beside B
-    assert pool.tell(book.Settled(A)) == [Start(B, "requested")]
+    assert pool.tell(messages.Settled(A)) == [Start(B, "requested")]
 
 
 def test_who_waits_for_room_is_not_overtaken_by_who_needs_less() -> None:
     pool = budget(100, a=60, b=60, c=50)
     lease = pool.serve(A)
     pool.ask(B, 0)
-    pool.tell(book.Tick(), 60)
+    pool.tell(messages.Tick(), 60)
     assert pool.present() == {A: Phase.DRAINING}
-    pool.tell(book.Release(lease))
+    pool.tell(messages.Release(lease))
     pool.ask(C, 61)
     assert pool.gone(A)[-1] == Start(B, "requested")
     assert list(pool.present()) == [B]
@@ -290,9 +290,9 @@ def test_what_nobody_knows_gets_everything_for_itself() -> None:
     pool.idle(A)
     assert pool.ask(B)[1] == [Stop(A, "b is wanted", B)]
     assert pool.gone(A)[-1] == Start(B, "requested")
-    pool.tell(book.BecameReady(B))
+    pool.tell(messages.BecameReady(B))
     assert pool.ask(A)[1] == []
-    assert pool.tell(book.Weighed(B, 20 * GB)) == [Start(A, "requested")]  # now it is known
+    assert pool.tell(messages.Weighed(B, 20 * GB)) == [Start(A, "requested")]  # now it is known
 
 
 def test_only_whose_room_is_needed_makes_way() -> None:
@@ -324,9 +324,9 @@ def test_an_overdue_ticket_closes_only_whom_it_needs() -> None:
     one, two = pool.serve(A), pool.serve(B)
     other = pool.ask(B)[0]
     pool.ask(C, 10)
-    [drain] = pool.tell(book.Tick(), 70)
-    assert drain == book.Drain(A, "c has waited 60 s", C)  # one lease instead of two
-    assert pool.tell(book.Release(one)) == [Stop(A, "c has waited 60 s", C)]
+    [drain] = pool.tell(messages.Tick(), 70)
+    assert drain == messages.Drain(A, "c has waited 60 s", C)  # one lease instead of two
+    assert pool.tell(messages.Release(one)) == [Stop(A, "c has waited 60 s", C)]
     assert pool.gone(A)[-1] == Start(C, "requested")
     assert pool.present() == {B: Phase.READY, C: Phase.STARTING}
     del two, other
@@ -358,7 +358,7 @@ def guessed(need: int, least: int) -> Profile:
 def test_an_estimate_never_refuses() -> None:
     pool = a_book(capacity=Capacity(budget_bytes=100 * GB), a=guessed(260, 50), b=Profile(need_bytes=30 * GB))
     assert pool.ask(A)[1] == [Start(A, "requested")]
-    assert pool.ledger.residence(A).need_bytes == 100 * GB  # type: ignore[union-attr]
+    assert pool.ledger.state(A).need_bytes == 100 * GB  # type: ignore[union-attr]
 
 
 def test_the_weights_alone_may_refuse() -> None:
@@ -373,15 +373,15 @@ def test_the_weights_alone_may_refuse() -> None:
 @pytest.mark.parametrize("profile", [guessed(260, 50), Profile()])
 def test_a_guess_takes_what_the_pinned_leave(profile: Profile) -> None:
     pool = a_book(capacity=Capacity(budget_bytes=100 * GB), a=profile, b=Profile(need_bytes=30 * GB))
-    pool.tell(book.Pin(B, pinned=True))
+    pool.tell(messages.Pin(B, pinned=True))
     pool.idle(B)
     assert pool.ask(A)[1] == [Start(A, "requested")]
-    assert pool.ledger.residence(A).need_bytes == 70 * GB  # type: ignore[union-attr]
+    assert pool.ledger.state(A).need_bytes == 70 * GB  # type: ignore[union-attr]
 
 
 def test_a_guess_is_refused_where_the_pinned_leave_too_little() -> None:
     pool = a_book(capacity=Capacity(budget_bytes=100 * GB), a=guessed(260, 50), b=Profile(need_bytes=60 * GB))
-    pool.tell(book.Pin(B, pinned=True))
+    pool.tell(messages.Pin(B, pinned=True))
     pool.idle(B)
     assert isinstance(pool.ask(A)[1][0], Refuse)
 
@@ -390,14 +390,18 @@ def test_residents_that_turn_out_larger_make_the_idle_go() -> None:
     pool = budget(100, a=40, b=40)
     pool.idle(A)
     pool.serve(B)
-    assert pool.tell(book.Weighed(B, 70 * GB)) == [Stop(A, "more memory is needed than was believed", None)]
+    assert pool.tell(messages.Weighed(B, 70 * GB)) == [
+        Stop(A, "more memory is needed than was believed", None)
+    ]
 
 
 def test_a_start_that_finds_too_little_makes_the_idle_go() -> None:
     pool = budget(100, a=40, b=40)
     pool.idle(A)
     pool.ask(B)
-    assert pool.tell(book.Short(B, 25 * GB))[0] == Stop(A, "more memory is needed than was believed", None)
+    assert pool.tell(messages.Short(B, 25 * GB))[0] == Stop(
+        A, "more memory is needed than was believed", None
+    )
 
 
 def test_what_is_stuck_keeps_its_room_and_no_more() -> None:
@@ -405,7 +409,7 @@ def test_what_is_stuck_keeps_its_room_and_no_more() -> None:
     pool.idle(A)
     waiting, _ = pool.ask(B)
     stuck = EngineStopFailed("a", "is still there")
-    assert pool.tell(book.StopFailed(A, stuck)) == [Refuse(waiting, stuck)]
+    assert pool.tell(messages.StopFailed(A, stuck)) == [Refuse(waiting, stuck)]
     assert pool.ask(C)[1] == [Start(C, "requested")]
     assert pool.present() == {A: Phase.STUCK, C: Phase.STARTING}
 
@@ -414,9 +418,9 @@ def test_what_is_stuck_can_be_declared_gone_by_hand() -> None:
     pool = budget(100, a=60, b=60)
     pool.idle(A)
     pool.ask(B)
-    pool.tell(book.StopFailed(A, EngineStopFailed("a", "is still there")))
+    pool.tell(messages.StopFailed(A, EngineStopFailed("a", "is still there")))
     assert pool.present() == {A: Phase.STUCK}
-    pool.tell(book.Reset(A))
+    pool.tell(messages.Reset(A))
     assert pool.present() == {}
     assert pool.ask(B)[1] == [Start(B, "requested")]
 
@@ -424,7 +428,7 @@ def test_what_is_stuck_can_be_declared_gone_by_hand() -> None:
 def test_a_reset_ends_nothing_that_is_not_stuck() -> None:
     pool = budget(100, a=60)
     pool.serve(A)
-    assert pool.tell(book.Reset(A)) == []
+    assert pool.tell(messages.Reset(A)) == []
     assert pool.present() == {A: Phase.READY}
 
 
@@ -490,21 +494,21 @@ def test_the_pinned_stay() -> None:
     pool.idle(A, 0)
     pool.idle(B, 1)
     assert pool.ask(C, 2)[1] == [Stop(B, "c is wanted", C)]
-    assert pool.tell(book.Tick(), 1_000_000) == []
+    assert pool.tell(messages.Tick(), 1_000_000) == []
 
 
 def test_a_pin_makes_impossible_what_needs_its_room() -> None:
     pool = budget(100, a=50, b=60)
     lease = pool.serve(A)
     waiting, _ = pool.ask(B)
-    [refusal] = pool.tell(book.Pin(A, pinned=True))
+    [refusal] = pool.tell(messages.Pin(A, pinned=True))
     assert isinstance(refusal, Refuse)
     assert refusal.ticket is waiting
     assert isinstance(refusal.error, NeverFits)
     assert "50.0 GB belong to 'a'" in str(refusal.error)
-    pool.tell(book.Release(lease))
+    pool.tell(messages.Release(lease))
     assert isinstance(pool.ask(B)[1][0], Refuse)
-    pool.tell(book.Pin(A, pinned=False))
+    pool.tell(messages.Pin(A, pinned=False))
     assert pool.ask(B)[1] == [Stop(A, "b is wanted", B)]
 
 
@@ -512,10 +516,10 @@ def test_who_waits_for_one_on_its_way_out_is_refused_where_a_pinned_one_took_its
     pool = budget(100, a=40, d=30)
     pool.idle(D)
     waiting, _ = pool.ask(A)
-    pool.tell(book.Unload(A))
-    pool.tell(book.Pin(D, pinned=True))
-    assert pool.tell(book.Weighed(D, 90 * GB)) == []
-    refusal, _ = pool.tell(book.HasEnded(A, None))[::-1]
+    pool.tell(messages.Unload(A))
+    pool.tell(messages.Pin(D, pinned=True))
+    assert pool.tell(messages.Weighed(D, 90 * GB)) == []
+    refusal, _ = pool.tell(messages.HasEnded(A, None))[::-1]
     assert isinstance(refusal, Refuse)
     assert refusal.ticket is waiting
     assert isinstance(refusal.error, NeverFits)
@@ -532,13 +536,13 @@ def test_beside_a_pinned_one_nobody_else_has_the_memory_alone() -> None:
 def test_what_is_pinned_is_started_again_when_it_died() -> None:
     pool = a_book(a=Profile(pinned=True))
     pool.idle(A, 0)
-    pool.tell(book.HasEnded(A, DIED), 1)
-    assert pool.tell(book.Settled(A)) == [Start(A, "nobody waits, and it is meant to be there")]
-    pool.tell(book.BecameReady(A), 2)
-    pool.tell(book.HasEnded(A, DIED), 3)  # soon again
-    assert pool.tell(book.Settled(A)) == []
+    pool.tell(messages.HasEnded(A, DIED), 1)
+    assert pool.tell(messages.Settled(A)) == [Start(A, "nobody waits, and it is meant to be there")]
+    pool.tell(messages.BecameReady(A), 2)
+    pool.tell(messages.HasEnded(A, DIED), 3)  # soon again
+    assert pool.tell(messages.Settled(A)) == []
     assert pool.ledger.wake_at() == 3 + 5
-    assert pool.tell(book.Tick(), 8) == [Start(A, "nobody waits, and it is meant to be there")]
+    assert pool.tell(messages.Tick(), 8) == [Start(A, "nobody waits, and it is meant to be there")]
 
 
 # Idle timeouts and keep-alives.
@@ -548,9 +552,9 @@ def test_an_idle_resident_is_stopped_after_its_time() -> None:
     pool = a_book(a=Profile(idle_timeout_s=300))
     lease = pool.serve(A)
     assert pool.ledger.expires_at(A, 10) == 310
-    pool.tell(book.Release(lease), 20)
+    pool.tell(messages.Release(lease), 20)
     assert pool.ledger.wake_at() == pool.ledger.expires_at(A, 100) == 320
-    assert pool.tell(book.Tick(), 320) == [Stop(A, "idle for 300 s", None)]
+    assert pool.tell(messages.Tick(), 320) == [Stop(A, "idle for 300 s", None)]
     assert pool.ledger.expires_at(A, 320) is None
 
 
@@ -564,25 +568,25 @@ def test_a_ticket_may_keep_its_resident_for_ever(seconds: float) -> None:
 def test_a_ticket_may_have_its_resident_stopped_when_it_is_idle() -> None:
     pool = a_book()
     one, two = pool.serve(A, keep_alive_s=0), pool.ask(A)[0]
-    assert pool.tell(book.Release(one), 1) == []
-    assert pool.tell(book.Release(two), 2) == [Stop(A, "idle for 0 s", None)]
+    assert pool.tell(messages.Release(one), 1) == []
+    assert pool.tell(messages.Release(two), 2) == [Stop(A, "idle for 0 s", None)]
 
 
 def test_the_last_ticket_that_has_a_wish_decides() -> None:
     pool = a_book(a=Profile(idle_timeout_s=300))
     one, two, three = pool.serve(A, keep_alive_s=10), pool.ask(A, keep_alive_s=20)[0], pool.ask(A)[0]
     for ticket in (two, one, three):
-        pool.tell(book.Release(ticket), 5)
+        pool.tell(messages.Release(ticket), 5)
     assert pool.ledger.expires_at(A, 5) == 15
 
 
 def test_a_wish_may_come_without_a_request() -> None:
     pool = a_book()
     pool.idle(A)
-    assert pool.tell(book.KeepAlive(A, 30), 10) == []
+    assert pool.tell(messages.KeepAlive(A, 30), 10) == []
     assert pool.ledger.wake_at() == 30
-    assert pool.tell(book.KeepAlive(A, 0), 11) == [Stop(A, "idle for 11 s", None)]
-    assert pool.tell(book.KeepAlive(B, 0)) == []
+    assert pool.tell(messages.KeepAlive(A, 0), 11) == [Stop(A, "idle for 11 s", None)]
+    assert pool.tell(messages.KeepAlive(B, 0)) == []
 
 
 # What is loaded ahead.
@@ -590,33 +594,33 @@ def test_a_wish_may_come_without_a_request() -> None:
 
 def test_as_much_is_loaded_ahead_as_fits_one_after_the_other() -> None:
     pool = budget(100, a=40, b=80, c=30, d=20)
-    [start] = pool.tell(book.Preload((A, B, C, D)))
+    [start] = pool.tell(messages.Preload((A, B, C, D)))
     assert start == Start(A, "nobody waits, and it is meant to be there")
-    assert pool.tell(book.BecameReady(A))[0] == attrs.evolve(start, resident=C)
-    assert pool.tell(book.BecameReady(C))[0] == attrs.evolve(start, resident=D)
-    assert pool.tell(book.BecameReady(D)) == []
+    assert pool.tell(messages.BecameReady(A))[0] == attrs.evolve(start, resident=C)
+    assert pool.tell(messages.BecameReady(C))[0] == attrs.evolve(start, resident=D)
+    assert pool.tell(messages.BecameReady(D)) == []
 
 
 def test_whoever_asks_goes_before_what_is_loaded_ahead() -> None:
     pool = a_book()
-    pool.tell(book.Preload((A,)))
+    pool.tell(messages.Preload((A,)))
     pool.ask(B, 1)
     assert pool.ledger.wake_at() == 3
-    assert pool.tell(book.Tick(), 3) == [Stop(A, "nobody waits for it any more", B)]
+    assert pool.tell(messages.Tick(), 3) == [Stop(A, "nobody waits for it any more", B)]
 
 
 def test_the_default_model_comes_back_when_the_others_are_idle() -> None:
-    pool = a_book(capacity=Capacity(home=A, return_after_s=60))
+    pool = a_book(capacity=Capacity(default_model=A, return_after_s=60))
     cause = "nobody waits, and it is meant to be there"
-    assert pool.tell(book.Tick()) == [Start(A, cause)]
-    pool.tell(book.BecameReady(A))
+    assert pool.tell(messages.Tick()) == [Start(A, cause)]
+    pool.tell(messages.BecameReady(A))
     pool.ask(B, 10)
     pool.gone(A)
-    pool.tell(book.BecameReady(B), 20)
-    lease = next(iter(next(iter(pool.ledger.residences)).leases))
-    pool.tell(book.Release(lease), 30)
+    pool.tell(messages.BecameReady(B), 20)
+    lease = next(iter(next(iter(pool.ledger.states)).leases))
+    pool.tell(messages.Release(lease), 30)
     assert pool.ledger.wake_at() == 90
-    assert pool.tell(book.Tick(), 90) == [Stop(B, "idle for 60 s", A)]
+    assert pool.tell(messages.Tick(), 90) == [Stop(B, "idle for 60 s", A)]
     assert pool.gone(B)[-1] == Start(A, cause)
 
 
@@ -628,8 +632,8 @@ def test_each_failure_in_a_row_is_remembered_twice_as_long() -> None:
     now = 0.0
     for wait_s in (5, 10, 20, 40, 80, 160, 300, 300):
         pool.ask(A, now)
-        pool.tell(book.HasEnded(A, FAILED))
-        pool.tell(book.Settled(A))
+        pool.tell(messages.HasEnded(A, FAILED))
+        pool.tell(messages.Settled(A))
         assert isinstance(pool.ask(A, now + wait_s - 0.1)[1][0], Refuse)
         now += wait_s
     failure = pool.ledger.failures()[A]
@@ -639,9 +643,9 @@ def test_each_failure_in_a_row_is_remembered_twice_as_long() -> None:
 def test_a_failure_can_be_forgotten_by_hand() -> None:
     pool = a_book()
     pool.ask(A)
-    pool.tell(book.HasEnded(A, FAILED))
-    pool.tell(book.Settled(A))
-    pool.tell(book.Reset(A))
+    pool.tell(messages.HasEnded(A, FAILED))
+    pool.tell(messages.Settled(A))
+    pool.tell(messages.Reset(A))
     assert pool.ledger.failures() == {}
     assert pool.ask(A)[1] == [Start(A, "requested")]
 
@@ -650,18 +654,18 @@ def test_who_serves_for_a_while_before_it_dies_has_not_failed_again() -> None:
     pool = a_book()
     for now in (0, 100, 200):
         lease = pool.serve(A, now)
-        pool.tell(book.HasEnded(A, DIED), now + 70)
-        pool.tell(book.Settled(A))
-        pool.tell(book.Release(lease))
+        pool.tell(messages.HasEnded(A, DIED), now + 70)
+        pool.tell(messages.Settled(A))
+        pool.tell(messages.Release(lease))
     assert pool.ledger.failures()[A].count == 1
 
 
 def test_who_is_down_goes_at_once_and_comes_back_for_who_waits() -> None:
     pool = a_book()
     lease = pool.serve(A)
-    assert pool.tell(book.Down(A, DIED), 1) == [
-        book.Drain(A, "it does not answer any more", None),
-        book.Revoke(lease, DIED),
+    assert pool.tell(messages.Down(A, DIED), 1) == [
+        messages.Drain(A, "it does not answer any more", None),
+        messages.Revoke(lease, DIED),
         Stop(A, "it does not answer any more", None),
     ]
     assert pool.ask(A, 2)[1] == []
@@ -682,7 +686,7 @@ def test_who_is_down_goes_at_once_and_comes_back_for_who_waits() -> None:
         max_size=60,
     )
 )
-def test_the_queue_keeps_its_orders(steps: list[tuple[str, ResidentId, book.Priority, int]]) -> None:
+def test_the_queue_keeps_its_orders(steps: list[tuple[str, ResidentId, messages.Priority, int]]) -> None:
     queue, tickets, now = TicketQueue(8.0), list[Ticket](), 0.0
     ranks = {"high": 0, "normal": 1, "low": 2}
     for step, resident, priority, number in steps:

@@ -51,7 +51,7 @@ class World:
     most_held: list[int] = attrs.field(factory=lambda: [0])
 
     def present(self) -> dict[str, Phase]:
-        return {str(r.resident): r.phase for r in self.supervisor.pools["default"].ledger.residences}
+        return {str(r.resident): r.phase for r in self.supervisor.pools["default"].ledger.states}
 
     def expires_at(self, resident: ResidentId) -> float | None:
         return self.supervisor.pool(resident).ledger.expires_at(resident, trio.current_time())
@@ -107,8 +107,8 @@ async def running(
         rules=rules,
         settle_timeout_s=20.0,
         hub=hub,
-        state=state,
-        layout=layout,
+        measurements=state,
+        settings=layout,
         health_interval_s=health_interval_s,
         wall_clock=trio.current_time,
     )
@@ -510,7 +510,9 @@ async def test_the_configuration_says_how_residents_share_the_memory() -> None:
     engines = {name: SimulatedEngine(name, SimulatedMemory(), by_model=True) for name in "eo"}
     layout = await make_settings(config, engines, ModelRegistry(config, engines))
     small, large = ResidentId("e", "small"), ResidentId("e", "large")
-    assert layout.capacities["default"] == Capacity(budget_bytes=24 * 10**9, max_resident=3, home=small)
+    assert layout.capacities["default"] == Capacity(
+        budget_bytes=24 * 10**9, max_resident=3, default_model=small
+    )
     assert layout.preload == (small,)
     assert layout.traits(small) == Traits(
         declared_bytes=2_500_000_000, group="work", pinned=True, idle_timeout_s=600

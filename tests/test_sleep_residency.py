@@ -141,8 +141,8 @@ async def lab(*, files: bool = False, budget: int | None = None, **options: obje
             rules=Rules(),
             settle_timeout_s=25.0,
             hub=EventHub(),
-            state=state,
-            layout=layout,
+            measurements=state,
+            settings=layout,
         )
         await nursery.start(supervisor.run)
         yield Lab(supervisor, memory, engines, state, story)

@@ -65,7 +65,7 @@ class World:
         return self.engines[resident.engine]
 
     def present(self, pool: str = "default") -> tuple[ResidentId, Phase] | None:
-        present = [(r.resident, r.phase) for r in self.supervisor.pools[pool].ledger.residences]
+        present = [(r.resident, r.phase) for r in self.supervisor.pools[pool].ledger.states]
         assert len(present) <= 1
         return present[0] if present else None
 
@@ -124,7 +124,7 @@ class World:
         for pool in self.supervisor.pools.values():
             assert pool.leases == {}
             assert list(pool.ledger.waiting()) == []
-            assert not any(residence.leases for residence in pool.ledger.residences)
+            assert not any(state.leases for state in pool.ledger.states)
 
 
 @asynccontextmanager
@@ -154,7 +154,7 @@ async def running(
         rules=rules,
         settle_timeout_s=settle_timeout_s,
         hub=hub,
-        state=state,
+        measurements=state,
         wall_clock=trio.current_time,
     )
     with trio.fail_after(LONGEST_TEST_S):
@@ -536,7 +536,7 @@ async def test_doubt_reaches_the_engine_and_may_come_at_any_time(autojump_clock:
         world.supervisor.doubt(A)
         await world.use(A)
         world.supervisor.doubt(A)
-        life = world.supervisor.pools["default"].lives[A]
+        life = world.supervisor.pools["default"].tasks[A]
         with trio.fail_after(1):
             await life.supervision.doubted()
 
@@ -1023,7 +1023,7 @@ async def test_a_gauge_that_answers_after_the_end_gives_no_baseline(autojump_clo
         world.memory.reclaim = Reclaim(delay_s=0.1)
         nursery.start_soon(world.use, B)
         await trio.sleep(0.3)
-        life = world.supervisor.pools["default"].lives[A]
+        life = world.supervisor.pools["default"].tasks[A]
         world.engine(A).kill(A)
         await trio.sleep(100)
         assert life.baseline is None

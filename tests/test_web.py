@@ -732,7 +732,7 @@ async def test_a_wrong_base_url_is_told_of_and_starts_nothing(method: str, path:
         answer = await ask(router.app, method, path, body={"model": "alpha"} if method == "POST" else None)
         assert answer.status == 404
         assert remedy in str(answer.json()["error"])
-        assert not router.supervisor.pools["default"].ledger.residences
+        assert not router.supervisor.pools["default"].ledger.states
 
 
 async def test_the_model_list_says_what_is_loaded() -> None:
@@ -1241,7 +1241,7 @@ async def assert_quick(router: Router) -> None:
 
 async def phase_is(router: Router, phase: str) -> None:
     pool = router.supervisor.pools["default"]
-    while not any(residence.phase.value == phase for residence in pool.ledger.residences):
+    while not any(state.phase.value == phase for state in pool.ledger.states):
         await trio.sleep(0.005)
 
 
@@ -1281,7 +1281,7 @@ async def test_swap_and_unload_by_hand() -> None:
         assert (await post("swap", engine="b")).json()["was"] == "a"
         assert (await post("unload", engine="a")).json() == {"unloaded": []}
         assert (await post("unload", model="b")).json() == {"unloaded": ["b"]}
-        assert not router.supervisor.pools["default"].ledger.residences
+        assert not router.supervisor.pools["default"].ledger.states
         await post("swap", model="one")
         assert (await ask(router.app, "POST", "/admin/unload")).json() == {"unloaded": ["a"]}
         for path in ("swap", "unload"):

@@ -14,6 +14,7 @@ from typing import TypeVar
 import trio
 from attrs import define, field
 
+from engine_router.config import Priority
 from engine_router.dialects.base import Dialect, Translation
 from engine_router.dialects.engine_errors import broken, refused
 from engine_router.engines.base import DOUBT_S, Endpoint, ResidentId
@@ -24,7 +25,6 @@ from engine_router.proxy.plan import Choose, Filter, ForwardPlan
 from engine_router.proxy.stream_end import StreamEnd, stream_end_of
 from engine_router.proxy.whole_answer import Whole
 from engine_router.residency.lease import Lease
-from engine_router.residency.messages import Priority
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Exchange, Upstream
 from engine_router.upstream.http1 import Headers, ResponseHead

@@ -7,11 +7,11 @@ import math
 import trio
 from attrs import define
 
+from engine_router.config import Priority
 from engine_router.dialects.ollama.load_only import CONTENT_TYPE
 from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineRefused
 from engine_router.residency.lease import Lease
-from engine_router.residency.messages import Priority
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.http1 import ResponseHead
 

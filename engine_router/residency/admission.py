@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import QueueFull, RouterClosing, RouterError
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.messages import Effect, Ticket
 from engine_router.residency.planning import Planner, PoolState
 from engine_router.residency.resident_state import Phase, ResidentState
@@ -15,33 +15,33 @@ from engine_router.residency.resident_state import Phase, ResidentState
 class Admission:
     """Admits tickets to one pool."""
 
-    def __init__(self, books: PoolState, planner: Planner) -> None:
-        self._books = books
+    def __init__(self, pool: PoolState, planner: Planner) -> None:
+        self._pool = pool
         self._planner = planner
-        self._prechecks = books.prechecks
+        self._prechecks = pool.prechecks
 
     def lend(self, ticket: Ticket, now: float) -> bool:
         """Give a new ticket its lease where that decides nothing: the way of nearly every request.
 
         Nothing that could be decided changes by one more lease of a ready resident while nobody is overdue.
         """
-        residence = self._books.budget.residences.get(ticket.resident)
-        if not self._admits(residence) or now >= self._books.queue.first_deadline():
+        state = self._pool.budget.states.get(ticket.resident)
+        if not self._admits(state) or now >= self._pool.queue.first_deadline():
             return False
-        self._books.times.arrived(ticket.resident, now)
-        residence.lend(ticket, now)
+        self._pool.times.arrived(ticket.resident, now)
+        state.lend(ticket, now)
         return True
 
     def enter(self, ticket: Ticket, now: float) -> list[Effect]:
         """Take in a new ticket."""
         if self.lend(ticket, now):
-            return [book.Grant(ticket)]
+            return [messages.Grant(ticket)]
         resident = ticket.resident
-        self._books.times.arrived(resident, now)
+        self._pool.times.arrived(resident, now)
         if (error := self._refusal(resident, now)) is not None:
-            return [book.Refuse(ticket, error)]
+            return [messages.Refuse(ticket, error)]
         if self._is_worth_a_look(resident, now):
-            self._books.queue.stamp(ticket, now)
+            self._pool.queue.stamp(ticket, now)
             effects, may_wait = self._make_room(ticket, now)
             return [*effects, *self._prechecks.park(ticket)] if may_wait else effects
         return self._line_up(ticket, now)
@@ -51,12 +51,12 @@ class Admission:
         if self._is_full_for(ticket.resident) and not ticket.is_control:
             effects = self._planner.plan(now)
             # What does not wait needs no room in the queue.
-            if not self._admits(self._books.budget.residences.get(ticket.resident)):
+            if not self._admits(self._pool.budget.states.get(ticket.resident)):
                 more, may_wait = self._make_room(ticket, now)
                 effects += more
                 if not may_wait:
                     return effects
-        if self._books.queue.add(ticket, now):
+        if self._pool.queue.add(ticket, now):
             effects += self._planner.plan(now)
         return effects
 
@@ -68,61 +68,61 @@ class Admission:
         """
         if ticket.is_control or not self._is_full_for(ticket.resident):
             return [], True
-        rules, queue = self._books.rules, self._books.queue
+        rules, queue = self._pool.rules, self._pool.queue
         limit = min(rules.max_queue_per_model or rules.max_queue, rules.max_queue)
         retry_s = self._planner.scheduler.retry_after_s(now)
         error = QueueFull(f"{limit} requests are waiting already", retry_after_s=retry_s)
         other = queue.yielding(ticket, in_line=self._has_full_line(ticket.resident))
         if other is None:
-            return [book.Refuse(ticket, error)], False
+            return [messages.Refuse(ticket, error)], False
         queue.remove(other)  # its resident may be waited for by nobody now
-        return [book.Refuse(other, error), *self._planner.plan(now)], True
+        return [messages.Refuse(other, error), *self._planner.plan(now)], True
 
     def _is_worth_a_look(self, resident: ResidentId, now: float) -> bool:
         """Tell whether to look at an engine before a ticket lines up: where others would have to go, or it failed."""
-        if resident in self._books.budget.residences or not self._books.budget.profile(resident).is_checkable:
+        if resident in self._pool.budget.states or not self._pool.budget.profile(resident).is_checkable:
             return False
-        if self._prechecks.count(resident) or self._books.failures.standing(resident, now) is not None:
+        if self._prechecks.count(resident) or self._pool.failures.standing(resident, now) is not None:
             return True
-        return not (self._books.queue.count(resident) or self._books.budget.fits_now(resident))
+        return not (self._pool.queue.count(resident) or self._pool.budget.fits_now(resident))
 
     @staticmethod
-    def _admits(residence: ResidentState | None) -> TypeGuard[ResidentState]:
-        return residence is not None and residence.phase is Phase.READY
+    def _admits(state: ResidentState | None) -> TypeGuard[ResidentState]:
+        return state is not None and state.phase is Phase.READY
 
     def _refusal(self, resident: ResidentId, now: float) -> RouterError | None:
-        if self._books.is_closing:
+        if self._pool.is_closing:
             return RouterClosing("the router is shutting down")
-        failure = self._books.failures.standing(resident, now)
+        failure = self._pool.failures.standing(resident, now)
         if failure is not None and not (
-            failure.was_seen and self._books.budget.profile(resident).is_checkable
+            failure.was_seen and self._pool.budget.profile(resident).is_checkable
         ):
             return failure.told(now)
-        return self._books.budget.objection(resident)
+        return self._pool.budget.objection(resident)
 
     def checked(self, resident: ResidentId, objection: RouterError | None, now: float) -> list[Effect]:
         """Let those line up who waited for a look, or refuse them."""
         tickets = self._prechecks.end(resident)
-        failure = self._books.failures.standing(resident, now)
+        failure = self._pool.failures.standing(resident, now)
         if objection is not None:
             if failure is not None:
                 failure.was_seen = True
                 objection = failure.told(now)
-            return [book.Refuse(ticket, objection) for ticket in tickets]
+            return [messages.Refuse(ticket, objection) for ticket in tickets]
         if failure is not None and failure.was_seen:
-            self._books.failures.forget(resident)  # what was wrong is over
+            self._pool.failures.forget(resident)  # what was wrong is over
         effects: list[Effect] = []
         for ticket in tickets:
             # Somebody may have been pinned meanwhile.
             error = self._refusal(resident, now)
-            effects += [book.Refuse(ticket, error)] if error is not None else self._line_up(ticket, now)
+            effects += [messages.Refuse(ticket, error)] if error is not None else self._line_up(ticket, now)
         return effects
 
     def _has_full_line(self, resident: ResidentId) -> bool:
-        per_model = self._books.rules.max_queue_per_model
-        waiting = self._books.queue.count(resident) + self._prechecks.count(resident)
+        per_model = self._pool.rules.max_queue_per_model
+        waiting = self._pool.queue.count(resident) + self._prechecks.count(resident)
         return bool(per_model) and waiting >= per_model
 
     def _is_full_for(self, resident: ResidentId) -> bool:
-        waiting = len(self._books.queue) + len(self._prechecks)
-        return self._has_full_line(resident) or waiting >= self._books.rules.max_queue
+        waiting = len(self._pool.queue) + len(self._prechecks)
+        return self._has_full_line(resident) or waiting >= self._pool.rules.max_queue

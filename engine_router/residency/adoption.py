@@ -10,7 +10,7 @@ import trio
 
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import EngineError, EngineStopFailed
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.pool import Pool
 from engine_router.residency.rules import Profile
 
@@ -33,7 +33,7 @@ class Adoption:
     pools: Mapping[str, Pool]
     pool_of: Mapping[str, str]
     profile: Callable[[ResidentId], Profile]
-    apply: Callable[[Pool, book.Event], None]
+    apply: Callable[[Pool, messages.LedgerEvent], None]
     clear_away: Callable[[ResidentId], Awaitable[EngineStopFailed | None]]
     notice: Callable[[str], None]
 
@@ -45,8 +45,8 @@ class Adoption:
             await self._measure_budget(pool, residents)
             extras = []
             for resident in residents:
-                self.apply(pool, book.Adopt(resident))
-                if pool.ledger.residence(resident) is None:
+                self.apply(pool, messages.Adopt(resident))
+                if pool.ledger.state(resident) is None:
                     extras.append(resident)
             await self._stop_extras(pool, extras)
 
@@ -71,7 +71,7 @@ class Adoption:
         pool.ledger.capacity = attrs.evolve(capacity, budget_bytes=budget_bytes)
 
     async def _stop_extras(self, pool: Pool, extras: Sequence[ResidentId]) -> None:
-        kept = ", ".join(str(residence.resident) for residence in pool.ledger.residences)
+        kept = ", ".join(str(state.resident) for state in pool.ledger.states)
         for resident in extras:
             self.notice(f"{resident} was found running beside {kept} and is stopped: there is no room")
         for resident in extras:

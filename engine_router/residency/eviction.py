@@ -38,20 +38,20 @@ class Shortage:
         return len(chosen) >= self.residents and sum(v.need_bytes for v in chosen) >= self.size_bytes
 
 
-def regret(residence: ResidentState, start_s: float | None, now: float) -> float:
+def regret(state: ResidentState, start_s: float | None, now: float) -> float:
     """Return what it costs to lose a resident, in seconds of loading it again, by how soon that may be.
 
     What nobody uses costs its start, the less the longer it has been idle. What is in use costs each of its
     leases on top. What goes anyway costs nothing, what could not be stopped before is tried last.
     """
-    if residence.phase is Phase.DRAINING:
+    if state.phase is Phase.DRAINING:
         return 0.0
     reload_s = UNKNOWN_START_S if start_s is None else start_s
-    if residence.phase is Phase.STUCK:
+    if state.phase is Phase.STUCK:
         return 1e6
-    if residence.leases:
-        return 1000.0 * len(residence.leases) + reload_s
-    idle_s = max(0.0, now - residence.idle_since)
+    if state.leases:
+        return 1000.0 * len(state.leases) + reload_s
+    idle_s = max(0.0, now - state.idle_since)
     return reload_s * HALF_LIFE_S / (HALF_LIFE_S + idle_s)
 
 
@@ -80,8 +80,8 @@ def _greedy(
     candidates: Sequence[ResidentState], shortage: Shortage, cost: Callable[[ResidentState], float]
 ) -> list[ResidentState]:
     # Smaller than what is missing counts by what it contributes, larger by no more than is needed.
-    def price(residence: ResidentState) -> float:
-        return cost(residence) / max(1.0, min(residence.need_bytes, shortage.size_bytes))
+    def price(state: ResidentState) -> float:
+        return cost(state) / max(1.0, min(state.need_bytes, shortage.size_bytes))
 
     chosen: list[ResidentState] = []
     for candidate in sorted(candidates, key=price):

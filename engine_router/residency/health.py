@@ -12,7 +12,7 @@ from attrs import define
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import EngineDied, EngineError, EngineStartFailed
 from engine_router.events import EventHub, ResidentDied
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.pool import Pool
 from engine_router.residency.resident_task import ResidentTask
 
@@ -40,7 +40,7 @@ class HealthChecks:
 
     engines: Mapping[str, Engine]
     hub: EventHub
-    tell: Callable[[Pool, book.Event], None]
+    tell: Callable[[Pool, messages.LedgerEvent], None]
     spawn: Callable[..., None]
     wall_clock: Callable[[], float]
     interval_s: float
@@ -48,26 +48,26 @@ class HealthChecks:
     async def check_start(self, pool: Pool, resident: ResidentId) -> None:
         """Look whether a start would be in vain, and tell."""
         objection = await objection_of(self.engines[resident.engine], resident)
-        self.tell(pool, book.Checked(resident, objection))
+        self.tell(pool, messages.Checked(resident, objection))
 
-    def watch(self, pool: Pool, life: ResidentTask) -> None:
+    def watch(self, pool: Pool, task: ResidentTask) -> None:
         """Check a resident that has become ready, until its `health_scope` is cancelled, and tell when it is down."""
         if self.interval_s > 0:
-            self.spawn(self._until_down, pool, life)
+            self.spawn(self._until_down, pool, task)
 
-    async def _until_down(self, pool: Pool, life: ResidentTask) -> None:
-        resident = life.resident
+    async def _until_down(self, pool: Pool, task: ResidentTask) -> None:
+        resident = task.resident
 
         def is_used() -> bool:
-            residence = pool.ledger.residence(resident)
-            return residence is not None and bool(residence.leases)
+            state = pool.ledger.state(resident)
+            return state is not None and bool(state.leases)
 
-        with life.health_scope:
+        with task.health_scope:
             fault = await until_down(self.engines[resident.engine], resident, self.interval_s, is_used)
             self.hub.publish(
                 ResidentDied(at=self.wall_clock(), pool=pool.name, resident=str(resident), message=fault)
             )
-            self.tell(pool, book.Down(resident, EngineDied(resident.engine, fault)))
+            self.tell(pool, messages.Down(resident, EngineDied(resident.engine, fault)))
 
 
 async def objection_of(engine: Engine, resident: ResidentId) -> EngineStartFailed | None:

@@ -33,12 +33,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineDied, RouterClosing, RouterError
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.admission import Admission
 from engine_router.residency.failures import Failure, Failures
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import MemoryBudget
-from engine_router.residency.messages import Effect, Event, Ticket
+from engine_router.residency.messages import Effect, LedgerEvent, Ticket
 from engine_router.residency.planning import Planner, PoolState
 from engine_router.residency.queue import TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
@@ -63,16 +63,16 @@ class Ledger:
         profile: Callable[[ResidentId], Profile] = lambda _: UNKNOWN,
     ) -> None:
         self._queue = TicketQueue(rules.max_wait_s)
-        self._occupancy = MemoryBudget(capacity, profile)
+        self._budget = MemoryBudget(capacity, profile)
         self._times = IdleGaps()
         self._failures = Failures(rules.failed_start_memory_s)
-        self._books = PoolState(rules, self._queue, self._occupancy, self._times, self._failures)
-        self._planner = Planner(self._books)
-        self._prechecks = self._books.prechecks
-        self._admission = Admission(self._books, self._planner)
+        self._pool = PoolState(rules, self._queue, self._budget, self._times, self._failures)
+        self._planner = Planner(self._pool)
+        self._prechecks = self._pool.prechecks
+        self._admission = Admission(self._pool, self._planner)
 
     def __repr__(self) -> str:
-        present = ", ".join(f"{r.resident} {r.phase.value}" for r in self.residences) or "empty"
+        present = ", ".join(f"{r.resident} {r.phase.value}" for r in self.states) or "empty"
         waiting = {str(resident): count for resident, count in self.waiting_counts().items()}
         settling = ", ".join(map(str, self.settling)) or None
         return f"<Ledger {present}, waiting {waiting}, settling {settling}>"
@@ -80,37 +80,37 @@ class Ledger:
     # What can be seen.
 
     @property
-    def residences(self) -> Collection[ResidentState]:
+    def states(self) -> Collection[ResidentState]:
         """Who is there, in whatever phase; who came first is first."""
-        return self._occupancy.residences.values()
+        return self._budget.states.values()
 
-    def residence(self, resident: ResidentId) -> ResidentState | None:
+    def state(self, resident: ResidentId) -> ResidentState | None:
         """Return a resident that is there."""
-        return self._occupancy.residences.get(resident)
+        return self._budget.states.get(resident)
 
     @property
     def settling(self) -> Collection[ResidentId]:
         """The residents that have gone and whose memory is waited for."""
-        return self._occupancy.settling.keys()
+        return self._budget.settling.keys()
 
     @property
     def capacity(self) -> Capacity:
         """What the memory can hold."""
-        return self._occupancy.capacity
+        return self._budget.capacity
 
     @capacity.setter
     def capacity(self, capacity: Capacity) -> None:
-        self._occupancy.capacity = capacity
+        self._budget.capacity = capacity
 
     @property
     def is_closing(self) -> bool:
         """Whether the router goes down."""
-        return self._books.is_closing
+        return self._pool.is_closing
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is resident and no memory is waited for."""
-        return not (self._occupancy.residences or self._occupancy.settling)
+        return not (self._budget.states or self._budget.settling)
 
     def waiting(self) -> Iterator[Ticket]:
         """Yield the tickets that wait."""
@@ -130,7 +130,7 @@ class Ledger:
 
     def failures(self) -> Mapping[ResidentId, Failure]:
         """Return which residents failed and have not worked since."""
-        present = self._occupancy.residences
+        present = self._budget.states
         return {
             resident: failure
             for resident, failure in self._failures.listed().items()
@@ -139,14 +139,14 @@ class Ledger:
 
     def turns(self, now: float) -> list[Turn]:
         """Return who is next, and what has to happen for it: for people, who want to know why they wait."""
-        return [] if self._books.is_closing else self._planner.scheduler.turns(now)
+        return [] if self._pool.is_closing else self._planner.scheduler.turns(now)
 
     def expires_at(self, resident: ResidentId, now: float) -> float | None:
         """Return when a resident is stopped for being idle if nobody uses it; None where it is not there."""
-        residence = self._occupancy.residences.get(resident)
-        if residence is None or residence.phase in (Phase.STOPPING, Phase.STUCK):
+        state = self._budget.states.get(resident)
+        if state is None or state.phase in (Phase.STOPPING, Phase.STUCK):
             return None
-        return self._planner.expiry(residence, min(now, residence.idle_since))
+        return self._planner.expiry(state, min(now, state.idle_since))
 
     def wake_at(self) -> float:
         """Return when the ledger wants a `Tick`, if nothing happens before; infinity for never."""
@@ -158,23 +158,23 @@ class Ledger:
         """Give a new ticket its lease where that changes no plan. Returns whether it did."""
         return self._admission.lend(ticket, now)
 
-    def give_back(self, ticket: Ticket, now: float) -> Event | None:
+    def give_back(self, ticket: Ticket, now: float) -> LedgerEvent | None:
         """End a lease. Returns what has to be taken in where a plan may change by that.
 
         A ticket that has no lease is left as it is, to be withdrawn.
         """
-        residence = self._occupancy.residences.get(ticket.resident)
-        if residence is None or ticket not in residence.leases:
-            return book.Release(ticket)
-        residence.take_back(ticket, now)
-        if residence.leases:
+        state = self._budget.states.get(ticket.resident)
+        if state is None or ticket not in state.leases:
+            return messages.Release(ticket)
+        state.take_back(ticket, now)
+        if state.leases:
             return None
-        self._times.released(ticket.resident, now, busy_s=now - residence.busy_since)
-        return None if self._planner.may_idle(residence, now) else book.Idle(ticket.resident)
+        self._times.released(ticket.resident, now, busy_s=now - state.busy_since)
+        return None if self._planner.may_idle(state, now) else messages.Idle(ticket.resident)
 
     # What happens.
 
-    def apply(self, event: Event, now: float) -> list[Effect]:
+    def apply(self, event: LedgerEvent, now: float) -> list[Effect]:
         """Take in one event and return what has to be done, in order.
 
         Args:
@@ -182,55 +182,55 @@ class Ledger:
             now: the time of the supervisor's clock, in seconds; never less than at an earlier call.
         """
         match event:
-            case book.Acquire(ticket):
+            case messages.Acquire(ticket):
                 return self._enter(ticket, now)
-            case book.Release(ticket):
+            case messages.Release(ticket):
                 return self._release(ticket, now)
             case _:
                 return [*self._take_in(event, now), *self._planner.plan(now)]
 
-    def _take_in(self, event: Event, now: float) -> list[Effect]:
+    def _take_in(self, event: LedgerEvent, now: float) -> list[Effect]:
         effects: list[Effect] = []
         match event:
-            case book.BecameReady(resident):
+            case messages.BecameReady(resident):
                 effects = self._became_ready(resident, now)
-            case book.HasEnded(resident, error):
+            case messages.HasEnded(resident, error):
                 effects = self._ended(resident, error, now)
-            case book.StopFailed(resident, error):
+            case messages.StopFailed(resident, error):
                 effects = self._stop_failed(resident, error)
-            case book.Checked(resident, objection):
+            case messages.Checked(resident, objection):
                 effects = self._admission.checked(resident, objection, now)
-            case book.Adopt(resident):
+            case messages.Adopt(resident):
                 effects = self._adopt(resident)
-            case book.Pin(resident, pinned):
-                self._occupancy.pin(resident, pinned=pinned)
-                self._books.is_tighter = True
-            case book.Reconfigured(rules, capacity):
+            case messages.Pin(resident, pinned):
+                self._budget.pin(resident, pinned=pinned)
+                self._pool.is_tighter = True
+            case messages.Reconfigured(rules, capacity):
                 self._reconfigure(rules, capacity)
-            case book.Close(deadline):
+            case messages.Close(deadline):
                 effects = self._close(deadline)
-            case book.Reset(resident):
+            case messages.Reset(resident):
                 effects = self._reset(resident)
             case _:
                 self._note(event, now)
         return effects
 
-    def _note(self, event: Event, now: float) -> None:
+    def _note(self, event: LedgerEvent, now: float) -> None:
         """Take in what concerns nobody at once."""
         match event:
-            case book.Settled(resident):
+            case messages.Settled(resident):
                 self._settled(resident)
-            case book.Down(resident, error):
+            case messages.Down(resident, error):
                 self._went_down(resident, error, now)
-            case book.Weighed(resident, need_bytes):
+            case messages.Weighed(resident, need_bytes):
                 self._weigh(resident, need_bytes)
-            case book.Short(resident, missing_bytes):
+            case messages.Short(resident, missing_bytes):
                 self._run_short(resident, missing_bytes)
-            case book.Preload(residents):
-                self._books.preload.update(dict.fromkeys(self._fitting(residents)))
-            case book.Unload(resident):
+            case messages.Preload(residents):
+                self._pool.preload.update(dict.fromkeys(self._fitting(residents)))
+            case messages.Unload(resident):
                 self._unload(resident)
-            case book.KeepAlive(resident, seconds):
+            case messages.KeepAlive(resident, seconds):
                 self._keep(resident, seconds)
             case _:  # somebody is idle, or time has passed
                 pass
@@ -245,141 +245,138 @@ class Ledger:
         event = self.give_back(ticket, now)
         if event is None:
             return []
-        is_withdrawn = isinstance(event, book.Release)
+        is_withdrawn = isinstance(event, messages.Release)
         if is_withdrawn and (self._prechecks.remove(ticket) or not self._queue.remove(ticket)):
             return []
         return self._planner.plan(now)
 
     def _became_ready(self, resident: ResidentId, now: float) -> list[Effect]:
-        residence = self.residence(resident)
-        if residence is None or residence.phase is not Phase.STARTING:
+        state = self.state(resident)
+        if state is None or state.phase is not Phase.STARTING:
             return []  # its stop was decided before the news arrived
-        residence.phase = Phase.READY
-        residence.short_bytes = 0
-        residence.ready_at = residence.idle_since = now
-        residence.abandon_at = math.inf
-        self._books.preload.pop(resident, None)
+        state.phase = Phase.READY
+        state.short_bytes = 0
+        state.ready_at = state.idle_since = now
+        state.abandon_at = math.inf
+        self._pool.preload.pop(resident, None)
         self._failures.forgive(resident, now)
-        return self._planner.grant(residence, now)
+        return self._planner.grant(state, now)
 
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[Effect]:
-        residence = self._occupancy.residences.pop(resident, None)
-        if residence is None:
+        state = self._budget.states.pop(resident, None)
+        if state is None:
             return []
-        self._occupancy.settling[resident] = residence.need_bytes
-        self._books.is_tighter = True  # who waits for it to come back may find its room taken by a pinned one
+        self._budget.settling[resident] = state.need_bytes
+        self._pool.is_tighter = True  # who waits for it to come back may find its room taken by a pinned one
         lost = error or EngineDied(resident.engine, "ended")
-        effects: list[Effect] = [book.Revoke(ticket, lost) for ticket in residence.leases]
-        if error is not None and residence.phase in (Phase.READY, Phase.DRAINING):
-            self._note_death(residence, error, now)
+        effects: list[Effect] = [messages.Revoke(ticket, lost) for ticket in state.leases]
+        if error is not None and state.phase in (Phase.READY, Phase.DRAINING):
+            self._note_death(state, error, now)
         # A takeover that came too late is no failed start: what waits for it is started properly.
-        elif error is not None and residence.phase is Phase.STARTING and not residence.found:
+        elif error is not None and state.phase is Phase.STARTING and not state.found:
             if error.is_engines_fault:
                 self._failures.start_failed(resident, error, now)
-            effects += [book.Refuse(ticket, error) for ticket in self._queue.take(resident)]
-            if self._occupancy.profile(resident).is_checkable and not self._books.is_closing:
+            effects += [messages.Refuse(ticket, error) for ticket in self._queue.take(resident)]
+            if self._budget.profile(resident).is_checkable and not self._pool.is_closing:
                 effects += self._prechecks.begin(resident)
-        return [*effects, book.Settle(resident)]
+        return [*effects, messages.Settle(resident)]
 
-    def _note_death(self, residence: ResidentState, error: RouterError, now: float) -> None:
-        resident = residence.resident
-        self._failures.died(resident, error, now, served_s=now - residence.ready_at)
-        if residence.pinned and not residence.unloading:
-            self._books.preload[resident] = None  # it is meant to be there
+    def _note_death(self, state: ResidentState, error: RouterError, now: float) -> None:
+        resident = state.resident
+        self._failures.died(resident, error, now, served_s=now - state.ready_at)
+        if state.pinned and not state.unloading:
+            self._pool.preload[resident] = None  # it is meant to be there
 
     def _went_down(self, resident: ResidentId, error: RouterError, now: float) -> None:
-        residence = self.residence(resident)
-        if residence is not None and residence.phase in (Phase.READY, Phase.DRAINING):
-            residence.down = error
-            self._note_death(residence, error, now)
+        state = self.state(resident)
+        if state is not None and state.phase in (Phase.READY, Phase.DRAINING):
+            state.down = error
+            self._note_death(state, error, now)
 
     def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[Effect]:
         """Note that a resident is still there: everybody who waits for its room is told.
 
         When the router goes down nothing will be started any more, and the resident is left behind.
         """
-        residence = self.residence(resident)
-        if residence is None:
+        state = self.state(resident)
+        if state is None:
             return []
-        effects: list[Effect] = [book.Revoke(ticket, error) for ticket in residence.take_all_back()]
-        residence.phase = Phase.STUCK
-        residence.failure = error
-        residence.unloading = False
-        residence.down = None
-        if self._books.is_closing:
-            del self._occupancy.residences[resident]
+        effects: list[Effect] = [messages.Revoke(ticket, error) for ticket in state.take_all_back()]
+        state.phase = Phase.STUCK
+        state.failure = error
+        state.unloading = False
+        state.down = None
+        if self._pool.is_closing:
+            del self._budget.states[resident]
         for waited_for in self._queue.counts():
-            if waited_for == resident or not self._books.can_come(waited_for):
-                effects += [book.Refuse(ticket, error) for ticket in self._queue.take(waited_for)]
+            if waited_for == resident or not self._pool.can_come(waited_for):
+                effects += [messages.Refuse(ticket, error) for ticket in self._queue.take(waited_for)]
         return effects
 
     def _unload(self, resident: ResidentId) -> None:
-        self._books.preload.pop(resident, None)
-        if (residence := self.residence(resident)) is not None:
-            residence.unloading = True
+        self._pool.preload.pop(resident, None)
+        if (state := self.state(resident)) is not None:
+            state.unloading = True
 
     def _reset(self, resident: ResidentId) -> list[Effect]:
         """Forget what went wrong with a resident. One that could not be stopped is taken to be gone."""
         self._failures.forget(resident)
-        residence = self.residence(resident)
-        if residence is None or residence.phase is not Phase.STUCK:
+        state = self.state(resident)
+        if state is None or state.phase is not Phase.STUCK:
             return []
-        del self._occupancy.residences[resident]
-        return [book.Forget(resident)]
+        del self._budget.states[resident]
+        return [messages.Forget(resident)]
 
     def _keep(self, resident: ResidentId, seconds: float) -> None:
-        if (residence := self.residence(resident)) is not None:
-            residence.keep_alive_s = seconds
+        if (state := self.state(resident)) is not None:
+            state.keep_alive_s = seconds
 
     def _run_short(self, resident: ResidentId, missing_bytes: int) -> None:
-        if (residence := self.residence(resident)) is not None:
-            residence.short_bytes = missing_bytes
+        if (state := self.state(resident)) is not None:
+            state.short_bytes = missing_bytes
 
     def _settled(self, resident: ResidentId) -> None:
-        self._occupancy.settling.pop(resident, None)
-        for residence in self.residences:
-            residence.short_bytes = 0  # whether that was enough is seen at the next look
+        self._budget.settling.pop(resident, None)
+        for state in self.states:
+            state.short_bytes = 0  # whether that was enough is seen at the next look
 
     def _weigh(self, resident: ResidentId, need_bytes: int) -> None:
-        residence = self.residence(resident)
-        if residence is not None and not self.capacity.is_exclusive:
-            residence.need_bytes = need_bytes
-            self._books.is_tighter |= residence.pinned
+        state = self.state(resident)
+        if state is not None and not self.capacity.is_exclusive:
+            state.need_bytes = need_bytes
+            self._pool.is_tighter |= state.pinned
 
     def _adopt(self, resident: ResidentId) -> list[Effect]:
-        if (
-            self._books.is_closing
-            or resident in self._occupancy.residences
-            or not self._occupancy.fits_now(resident)
-        ):
+        if self._pool.is_closing or resident in self._budget.states or not self._budget.fits_now(resident):
             return []
-        residence = self._occupancy.new(resident)
-        residence.keep = residence.found = True
-        self._books.is_tighter |= residence.pinned
-        self._occupancy.residences[resident] = residence
-        return [book.Start(resident, "found running", adopt=True)]
+        state = self._budget.new(resident)
+        state.keep = state.found = True
+        self._pool.is_tighter |= state.pinned
+        self._budget.states[resident] = state
+        return [messages.Start(resident, "found running", adopt=True)]
 
     def _fitting(self, residents: tuple[ResidentId, ...]) -> list[ResidentId]:
         """Return those that fit together, beside what is there."""
         chosen: list[ResidentState] = []
         for resident in residents:
-            if resident not in self._occupancy.residences and self._occupancy.fits_now(resident, chosen):
-                chosen.append(self._occupancy.new(resident))
-        return [residence.resident for residence in chosen]
+            if resident not in self._budget.states and self._budget.fits_now(resident, chosen):
+                chosen.append(self._budget.new(resident))
+        return [state.resident for state in chosen]
 
     def _reconfigure(self, rules: Rules, capacity: Capacity) -> None:
         """Go by other rules from now on. Who waits already keeps the deadline that was promised."""
-        self._books.rules = self._planner.scheduler.rules = rules
+        self._pool.rules = self._planner.scheduler.rules = rules
         self._queue.be_patient(rules.max_wait_s)
         self._failures.first_s = rules.failed_start_memory_s
-        self._occupancy.capacity = capacity
-        for residence in self._occupancy.residences.values():
-            self._occupancy.describe(residence)
-        self._books.is_tighter = True
+        self._budget.capacity = capacity
+        for state in self._budget.states.values():
+            self._budget.describe(state)
+        self._pool.is_tighter = True
 
     def _close(self, deadline: float) -> list[Effect]:
-        self._books.closing_at = min(deadline, self._books.closing_at)
+        self._pool.closing_at = min(deadline, self._pool.closing_at)
         error = RouterClosing("the router is shutting down")
         return [
-            book.Refuse(ticket, error) for ticket in (*self._queue.take_all(), *self._prechecks.take_all())
+            messages.Refuse(ticket, error)
+            for ticket in (*self._queue.take_all(), *self._prechecks.take_all())
         ]

@@ -26,14 +26,14 @@ class StopGroup:
 
     Attributes:
         baseline: free memory before the first of them; None where it could not be read.
-        lives: those whose memory is not back yet.
+        tasks: those whose memory is not back yet.
         gone_bytes: what those that have gone should give back together; None where that is unknown.
         is_single: there was only one.
         is_disturbed: a start overlapped.
     """
 
     baseline: MemoryReading | None
-    lives: set[ResidentTask] = field(factory=set)
+    tasks: set[ResidentTask] = field(factory=set)
     gone_bytes: int | None = 0
     is_single: bool = True
     is_disturbed: bool = False
@@ -43,7 +43,7 @@ class MemoryAttribution:
     """The starts and stops under way in one pool."""
 
     def __init__(self) -> None:
-        self._ebb: StopGroup | None = None
+        self._group: StopGroup | None = None
         self._starting: set[ResidentTask] = set()
         self._ended: set[ResidentTask] = set()
         self._low = math.inf  # free memory once all starts are done, in bytes
@@ -54,17 +54,17 @@ class MemoryAttribution:
         """Return what of the free memory no start under way is about to take, in bytes."""
         return min(float(reading.available_bytes), self._low)
 
-    def starts(self, life: ResidentTask, still_free: float, need_bytes: float) -> None:
+    def starts(self, task: ResidentTask, still_free: float, need_bytes: float) -> None:
         """Note a start, which will take memory from what is still free."""
-        if self._starting or self._ended or self._ebb is not None:
-            life.is_disturbed = True
+        if self._starting or self._ended or self._group is not None:
+            task.is_disturbed = True
         self._disturb()
-        self._starting.add(life)
+        self._starting.add(task)
         self._low = still_free - need_bytes
 
-    def started(self, life: ResidentTask) -> None:
+    def started(self, task: ResidentTask) -> None:
         """Note that a start is over, well or not."""
-        self._starting.discard(life)
+        self._starting.discard(task)
         if not self._starting:
             self._low = math.inf
 
@@ -73,28 +73,28 @@ class MemoryAttribution:
     @property
     def group(self) -> StopGroup | None:
         """The stops under way, where there are any."""
-        return self._ebb
+        return self._group
 
-    def ebbs(self, life: ResidentTask, reading: MemoryReading | None) -> None:
+    def stops(self, task: ResidentTask, reading: MemoryReading | None) -> None:
         """Note a stop, and give it its baseline."""
-        if self._ebb is None:
-            self._ebb = StopGroup(reading)
+        if self._group is None:
+            self._group = StopGroup(reading)
         else:
-            self._ebb.is_single = False
+            self._group.is_single = False
         if self._starting or self._ended:
             self._disturb()
-        self._ebb.lives.add(life)
-        life.baseline = self._ebb.baseline
+        self._group.tasks.add(task)
+        task.baseline = self._group.baseline
 
-    def ends(self, life: ResidentTask) -> None:
+    def ends(self, task: ResidentTask) -> None:
         """Note an end that nobody asked for, and so without a baseline."""
-        self._ended.add(life)
+        self._ended.add(task)
         self._disturb()
 
-    def has_gone(self, life: ResidentTask, expected_bytes: int | None) -> int | None:
+    def has_gone(self, task: ResidentTask, expected_bytes: int | None) -> int | None:
         """Note the end of a life. Returns what should be back since its baseline; None where unknown."""
-        group = self._ebb
-        if group is None or life not in group.lives:
+        group = self._group
+        if group is None or task not in group.tasks:
             return expected_bytes
         if expected_bytes is None or group.gone_bytes is None or group.is_disturbed:
             group.gone_bytes = None
@@ -102,21 +102,21 @@ class MemoryAttribution:
             group.gone_bytes += expected_bytes
         return group.gone_bytes
 
-    def is_clear(self, life: ResidentTask) -> bool:
+    def is_clear(self, task: ResidentTask) -> bool:
         """Tell whether what was seen of a stop was this life's doing alone."""
-        group = self._ebb
-        return group is None or life not in group.lives or (group.is_single and not group.is_disturbed)
+        group = self._group
+        return group is None or task not in group.tasks or (group.is_single and not group.is_disturbed)
 
-    def settled(self, life: ResidentTask) -> None:
+    def settled(self, task: ResidentTask) -> None:
         """Note that a stop is over, or that the memory of who ended unasked is not waited for any more."""
-        self._ended.discard(life)
-        if self._ebb is not None:
-            self._ebb.lives.discard(life)
-            if not self._ebb.lives:
-                self._ebb = None
+        self._ended.discard(task)
+        if self._group is not None:
+            self._group.tasks.discard(task)
+            if not self._group.tasks:
+                self._group = None
 
     def _disturb(self) -> None:
-        for life in self._starting:
-            life.is_disturbed = True
-        if self._ebb is not None:
-            self._ebb.is_disturbed = True
+        for task in self._starting:
+            task.is_disturbed = True
+        if self._group is not None:
+            self._group.is_disturbed = True

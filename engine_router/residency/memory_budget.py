@@ -16,31 +16,31 @@ class MemoryBudget:
 
     Attributes:
         capacity: may be replaced, once the memory was measured.
-        residences: who is present, in whatever phase.
+        states: who is present, in whatever phase.
         settling: who has gone, and what of the budget is theirs until it is back.
     """
 
     def __init__(self, capacity: Capacity, profile: Callable[[ResidentId], Profile]) -> None:
         self.capacity = capacity
         self.profile = profile
-        self.residences: dict[ResidentId, ResidentState] = {}
+        self.states: dict[ResidentId, ResidentState] = {}
         self.settling: dict[ResidentId, float] = {}
         self._pins: dict[ResidentId, bool] = {}
 
     def new(self, resident: ResidentId) -> ResidentState:
         """Make a residence, not yet present."""
-        residence = ResidentState(resident)
-        self.describe(residence)
-        return residence
+        state = ResidentState(resident)
+        self.describe(state)
+        return state
 
-    def describe(self, residence: ResidentState) -> None:
+    def describe(self, state: ResidentState) -> None:
         """Fill in what is known of a resident, be it anew."""
-        resident = residence.resident
+        resident = state.resident
         profile = self.profile(resident)
-        residence.need_bytes = self.need(resident)
-        residence.group = profile.group
-        residence.pinned = self._pins.get(resident, profile.pinned)
-        residence.idle_timeout_s = profile.idle_timeout_s
+        state.need_bytes = self.need(resident)
+        state.group = profile.group
+        state.pinned = self._pins.get(resident, profile.pinned)
+        state.idle_timeout_s = profile.idle_timeout_s
 
     def need(self, resident: ResidentId) -> float:
         """Return what a resident takes of the budget; 0 without one.
@@ -59,13 +59,13 @@ class MemoryBudget:
         return max(profile.least_bytes, min(guess, room)) if room > 0 else guess
 
     def _pinned_beside(self, resident: ResidentId) -> list[ResidentState]:
-        return [r for r in self.residences.values() if r.pinned and r.resident != resident]
+        return [r for r in self.states.values() if r.pinned and r.resident != resident]
 
     def pin(self, resident: ResidentId, *, pinned: bool) -> None:
         """Change whether a resident is pinned, whatever its profile says."""
         self._pins[resident] = pinned
-        if (residence := self.residences.get(resident)) is not None:
-            residence.pinned = pinned
+        if (state := self.states.get(resident)) is not None:
+            state.pinned = pinned
 
     def are_compatible(self, one: str | None, other: str | None) -> bool:
         """Tell whether residents of two groups may be there together, as far as groups say."""
@@ -79,8 +79,8 @@ class MemoryBudget:
         budget = self.capacity.budget_bytes
         if budget is None:
             return 0
-        staying = [r for r in self.residences.values() if not r.is_leaving]
-        leaving_bytes = sum(r.need_bytes for r in self.residences.values() if r.is_leaving)
+        staying = [r for r in self.states.values() if not r.is_leaving]
+        leaving_bytes = sum(r.need_bytes for r in self.states.values() if r.is_leaving)
         short_bytes = sum(r.short_bytes for r in staying) - leaving_bytes - sum(self.settling.values())
         return max(short_bytes, sum(r.need_bytes for r in staying) - budget)
 
@@ -89,7 +89,7 @@ class MemoryBudget:
         if resident in self.settling or (self.capacity.is_exclusive and self.settling):
             return False
         group = self.profile(resident).group
-        others = [*self.residences.values(), *starting]
+        others = [*self.states.values(), *starting]
         if not all(self.are_compatible(group, other.group) for other in others):
             return False
         most = self.capacity.max_resident
@@ -139,5 +139,5 @@ class MemoryBudget:
         )
 
 
-def _names(residences: list[ResidentState]) -> str:
-    return ", ".join(f"'{residence.resident}'" for residence in residences)
+def _names(states: list[ResidentState]) -> str:
+    return ", ".join(f"'{state.resident}'" for state in states)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from attrs import define, frozen
 
+from engine_router.config import Priority
 from engine_router.engines.base import ResidentId
 from engine_router.errors import RouterError
 from engine_router.residency.rules import Capacity, Rules
-
-Priority = Literal["high", "normal", "low"]
-"""How much a request matters: who is next is decided by it first, until somebody is overdue."""
 
 
 @define(eq=False)
@@ -189,7 +186,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = (
+LedgerEvent = (
     Acquire
     | Release
     | Idle
@@ -283,7 +280,7 @@ class Settle:
 
 
 @frozen
-class Check:
+class CheckStart:
     """Look whether a start would be in vain, then report `Checked`."""
 
     resident: ResidentId
@@ -296,4 +293,4 @@ class Forget:
     resident: ResidentId
 
 
-Effect = Check | Grant | Refuse | Revoke | Start | Drain | Resume | Stop | Settle | Forget
+Effect = CheckStart | Grant | Refuse | Revoke | Start | Drain | Resume | Stop | Settle | Forget

@@ -45,24 +45,24 @@ class Pool:
     """One memory.
 
     Attributes:
-        lives: the residents that have a task now.
+        tasks: the residents that have a task now.
         leases: every lease that is not given back yet, by its ticket.
         gone: the lives that have ended and whose memory is waited for.
         stuck: the lives whose last stop failed.
         settles: the waits for memory that are under way.
     """
 
-    def __init__(self, name: str, ledger: Ledger, gauge: Gauge, journal: SwapTracker) -> None:
+    def __init__(self, name: str, ledger: Ledger, gauge: Gauge, swap_tracker: SwapTracker) -> None:
         self.name = name
         self.ledger = ledger
         self.gauge = gauge
-        self.journal = journal
-        self.lives: dict[ResidentId, ResidentTask] = {}
+        self.swap_tracker = swap_tracker
+        self.tasks: dict[ResidentId, ResidentTask] = {}
         self.leases: dict[Ticket, Lease] = {}
         self.gone: dict[ResidentId, ResidentTask] = {}
         self.stuck: dict[ResidentId, ResidentTask] = {}
         self.settles: dict[ResidentId, trio.CancelScope] = {}
-        self._tide = MemoryAttribution()
+        self._attribution = MemoryAttribution()
         self._unmeasured: set[ResidentTask] = set()
         self._late_bytes = 0
         self._settled_at = -math.inf
@@ -72,7 +72,7 @@ class Pool:
     @property
     def is_closed(self) -> bool:
         """Whether nothing is resident, no memory is waited for, no task lives, and none ever will again."""
-        return self.ledger.is_closing and self.ledger.is_empty and not self.lives
+        return self.ledger.is_closing and self.ledger.is_empty and not self.tasks
 
     def note_change(self) -> None:
         """Wake whoever waits for a change; costs next to nothing while nobody does."""
@@ -122,7 +122,7 @@ class Pool:
 
     async def look_before_start(
         self,
-        life: ResidentTask,
+        task: ResidentTask,
         need_bytes: int | None,
         timeout_s: float,
         on_short: Callable[[int], None],
@@ -134,7 +134,7 @@ class Pool:
         take a little less than the one before, and each settle be content with a little less.
 
         Args:
-            life: what is about to start.
+            task: what is about to start.
             need_bytes: what has to be free; None where that is not known or nobody counts.
             timeout_s: longest wait for it, in seconds.
             on_short: told how much is missing, as long as some is.
@@ -148,77 +148,77 @@ class Pool:
         Nothing is noted, and so nothing started, while it is being measured what another start took.
         """
         if trio.current_time() - self._settled_at < LATE_MEMORY_S:
-            life.late_bytes = self._late_bytes
+            task.late_bytes = self._late_bytes
         deadline = trio.current_time() + timeout_s
         while True:
-            life.before = await self.read_gauge()
+            task.before = await self.read_gauge()
             if self._unmeasured:
                 await self._until_all_are_measured()
                 continue
             free = math.inf
-            if life.before is not None and life.before.measured:
-                free = self._tide.still_free(life.before)
+            if task.before is not None and task.before.measured:
+                free = self._attribution.still_free(task.before)
             lacking = 0.0 if need_bytes is None else need_bytes - _slack(need_bytes) - free
             missing = int(max(0.0, lacking))  # nothing is lacking where nobody measures
-            if missing <= 0 or life.supervision.stop_asked.is_set():
-                self._tide.starts(life, free, need_bytes or 0)
+            if missing <= 0 or task.supervision.stop_asked.is_set():
+                self._attribution.starts(task, free, need_bytes or 0)
                 return
             if trio.current_time() >= deadline and least_bytes is not None and free >= least_bytes:
-                self._tide.starts(life, free, least_bytes)
+                self._attribution.starts(task, free, least_bytes)
                 return
             if trio.current_time() >= deadline:
-                raise NotEnoughMemory(life.resident.engine, need_bytes or 0, int(free), timeout_s)
+                raise NotEnoughMemory(task.resident.engine, need_bytes or 0, int(free), timeout_s)
             on_short(missing)
             await trio.sleep(SHORT_INTERVAL_S)
 
-    def start_succeeded(self, life: ResidentTask) -> None:
+    def start_succeeded(self, task: ResidentTask) -> None:
         """Note that a start is done; `measure_start` has to follow, and until then nobody else comes or goes."""
-        self._unmeasured.add(life)
+        self._unmeasured.add(task)
 
-    def woke(self, life: ResidentTask) -> None:
+    def woke(self, task: ResidentTask) -> None:
         """Note that a resident was woken: what it takes cannot be told by that."""
-        self._tide.started(life)
-        life.is_measured.set()
+        self._attribution.started(task)
+        task.is_measured.set()
 
-    def ended(self, life: ResidentTask) -> None:
-        """Note the end of a life, be it asked for or not."""
-        self._tide.started(life)
-        if life.stop_asked_at == math.inf:
-            self._tide.ends(life)
+    def ended(self, task: ResidentTask) -> None:
+        """Note the end of a task, be it asked for or not."""
+        self._attribution.started(task)
+        if task.stop_asked_at == math.inf:
+            self._attribution.ends(task)
 
-    async def look_before_stop(self, life: ResidentTask) -> bool:
+    async def look_before_stop(self, task: ResidentTask) -> bool:
         """Read free memory before a stop. Returns whether the life is still there."""
-        group = self._tide.group
+        group = self._attribution.group
         reading = await self.read_gauge() if group is None else group.baseline
         await self._until_all_are_measured()
-        if self.lives.get(life.resident) is not life:
+        if self.tasks.get(task.resident) is not task:
             return False  # it ended by itself while the gauge was read
-        self._tide.started(life)
-        self._tide.ebbs(life, reading)
+        self._attribution.started(task)
+        self._attribution.stops(task, reading)
         return True
 
-    async def measure_start(self, life: ResidentTask, measured: Measurement) -> bool:
+    async def measure_start(self, task: ResidentTask, measured: Measurement) -> bool:
         """Measure what a start took, now that it is done, and remember it. Returns whether it could."""
         try:
             after = await self.read_gauge()
-            most = await self._most_taken(life)
+            most = await self._most_taken(task)
         finally:
-            self._unmeasured.discard(life)
-            self._tide.started(life)
-            life.is_measured.set()
+            self._unmeasured.discard(task)
+            self._attribution.started(task)
+            task.is_measured.set()
         # A slow gauge may have looked when the resident was going already.
-        is_whole = self.lives.get(life.resident) is life and life.stop_asked_at == math.inf
-        if life.before is None or after is None or not is_whole or life.is_disturbed:
+        is_whole = self.tasks.get(task.resident) is task and task.stop_asked_at == math.inf
+        if task.before is None or after is None or not is_whole or task.is_disturbed:
             return False
-        taken = min(life.late_bytes + footprint(life.before, after), most)
-        life.footprint_bytes = measured.footprint_bytes = int(taken)
-        return life.before.measured and after.measured
+        taken = min(task.late_bytes + footprint(task.before, after), most)
+        task.footprint_bytes = measured.footprint_bytes = int(taken)
+        return task.before.measured and after.measured
 
-    async def _most_taken(self, life: ResidentTask) -> float:
+    async def _most_taken(self, task: ResidentTask) -> float:
         """Return what a resident's processes can have taken at most, whatever other programs took meanwhile."""
         with trio.move_on_after(GAUGE_TIMEOUT_S):
-            if life.endpoint is not None:
-                return await most_taken(self.gauge, life.endpoint.pid, life.endpoint.base_url)
+            if task.endpoint is not None:
+                return await most_taken(self.gauge, task.endpoint.pid, task.endpoint.base_url)
         return math.inf
 
     async def _until_all_are_measured(self) -> None:
@@ -226,7 +226,7 @@ class Pool:
             await next(iter(self._unmeasured)).is_measured.wait()
 
     async def expected_release(
-        self, life: ResidentTask | None, measured: Measurement, declared_bytes: int | None
+        self, task: ResidentTask | None, measured: Measurement, declared_bytes: int | None
     ) -> int | None:
         """Tell how much memory a stop should bring back, in bytes; None where nothing is known.
 
@@ -236,12 +236,12 @@ class Pool:
 
         A start that was given up or failed took as much as is missing since then, be it little or much.
         """
-        taken = life.footprint_bytes if life is not None else None
-        if life is not None and life.endpoint is None and life.before is not None:
-            if life.baseline is None:
-                life.baseline = await self.read_gauge()
-                return footprint(life.before, life.baseline) if life.baseline is not None else declared_bytes
-            taken = footprint(life.before, life.baseline)
+        taken = task.footprint_bytes if task is not None else None
+        if task is not None and task.endpoint is None and task.before is not None:
+            if task.baseline is None:
+                task.baseline = await self.read_gauge()
+                return footprint(task.before, task.baseline) if task.baseline is not None else declared_bytes
+            taken = footprint(task.before, task.baseline)
         if taken is None:
             taken = measured.footprint_bytes
         if taken is None:
@@ -250,11 +250,11 @@ class Pool:
         return int(taken * ratio) if ratio is not None else taken
 
     async def settle(
-        self, life: ResidentTask | None, measured: Measurement, expected_bytes: int | None, timeout_s: float
+        self, task: ResidentTask | None, measured: Measurement, expected_bytes: int | None, timeout_s: float
     ) -> tuple[SettleResult | None, str | None]:
         """Wait for the memory of a life that has ended. Returns what was seen, and a warning if any."""
-        baseline = life.baseline if life is not None else None
-        together = expected_bytes if life is None else self._tide.has_gone(life, expected_bytes)
+        baseline = task.baseline if task is not None else None
+        together = expected_bytes if task is None else self._attribution.has_gone(task, expected_bytes)
         try:
             seen = await settle(
                 self.gauge,
@@ -268,8 +268,13 @@ class Pool:
             return None, f"free memory cannot be read: {error}"
         self._late_bytes = seen.missing_bytes if seen.outcome is SettleOutcome.RETURNED else 0
         self._settled_at = trio.current_time()
-        if life is not None and baseline is not None and self._tide.is_clear(life) and not life.is_asleep:
-            _learn_ratio(life, measured, seen)
+        if (
+            task is not None
+            and baseline is not None
+            and self._attribution.is_clear(task)
+            and not task.is_asleep
+        ):
+            _learn_ratio(task, measured, seen)
         if seen.outcome is SettleOutcome.SHORT:
             missing = seen.missing_bytes / 2**30
             return (
@@ -280,22 +285,22 @@ class Pool:
 
     def engines(self) -> Iterator[str]:
         """Yield the engines that have something in this memory, or are waited for; one may come more than once."""
-        present = (residence.resident for residence in self.ledger.residences)
+        present = (state.resident for state in self.ledger.states)
         wanted = (lease.resident for lease in self.leases.values() if lease.error is None)
         for resident in (*present, *self.ledger.settling, *wanted):
             yield resident.engine
 
-    def stop_failed(self, life: ResidentTask) -> None:
+    def stop_failed(self, task: ResidentTask) -> None:
         """Note that a life goes on, though its stop was asked for."""
-        self.stuck[life.resident] = life
-        self._tide.started(life)
-        self._tide.settled(life)
+        self.stuck[task.resident] = task
+        self._attribution.started(task)
+        self._attribution.settled(task)
 
     def has_settled(self, resident: ResidentId) -> None:
         """Note that the memory of a resident that had gone is not waited for any more."""
         self.settles.pop(resident, None)
-        if (life := self.gone.pop(resident, None)) is not None:
-            self._tide.settled(life)
+        if (task := self.gone.pop(resident, None)) is not None:
+            self._attribution.settled(task)
 
 
 def _slack(need_bytes: int) -> int:
@@ -303,13 +308,13 @@ def _slack(need_bytes: int) -> int:
     return max(64 * 2**20, need_bytes // 20)
 
 
-def _learn_ratio(life: ResidentTask, measured: Measurement, seen: SettleResult) -> None:
+def _learn_ratio(task: ResidentTask, measured: Measurement, seen: SettleResult) -> None:
     """Remember which share of a footprint came back, where the settle ended because it did."""
-    if not life.footprint_bytes:
+    if not task.footprint_bytes:
         return
     if seen.outcome is SettleOutcome.RETURNED and measured.release_ratio is None:
         return  # the whole of it: nothing to correct
-    ratio = max(0.0, min(1.0, seen.released_bytes / life.footprint_bytes))
+    ratio = max(0.0, min(1.0, seen.released_bytes / task.footprint_bytes))
     if seen.outcome is SettleOutcome.RETURNED:
         # It ended when nearly all was back. To take that for all would make it a little less each time.
         measured.release_ratio = max(measured.release_ratio or 0.0, ratio)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from engine_router.engines.base import ResidentId
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.messages import Effect, Ticket
 
 
@@ -41,7 +41,7 @@ class Prechecks:
         if resident in self._under_way:
             return []
         self._under_way.add(resident)
-        return [book.Check(resident)]
+        return [messages.CheckStart(resident)]
 
     def end(self, resident: ResidentId) -> list[Ticket]:
         """Note the end of a look. Returns the tickets that waited for it, the oldest first."""

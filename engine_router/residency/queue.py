@@ -13,8 +13,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from engine_router.config import Priority
 from engine_router.engines.base import ResidentId
-from engine_router.residency.messages import Priority, Ticket
+from engine_router.residency.messages import Ticket
 
 # Of `max_wait_s`. What matters more may wait less long before it is overdue, and everybody is overdue in the
 # end: that is the ageing by which nobody starves.

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import RouterError
-from engine_router.events import Phase as SwapStep
+from engine_router.events import SwapStep
 from engine_router.memory import MemoryReading
 from engine_router.residency.failures import Failure
 from engine_router.residency.lease import Lease
@@ -215,13 +215,13 @@ class ReadModel:
         return [
             self._present(pool, state, now)
             for pool in self._supervisor.pools.values()
-            for state in pool.ledger.residences
+            for state in pool.ledger.states
         ]
 
     def resident(self, resident: ResidentId) -> ResidentStatus:
         """Return a resident of a configured engine, present or not."""
         pool = self._supervisor.pool(resident)
-        state = pool.ledger.residence(resident)
+        state = pool.ledger.state(resident)
         if state is not None:
             return self._present(pool, state, trio.current_time())
         failure = pool.ledger.failures().get(resident)
@@ -260,11 +260,11 @@ class ReadModel:
     def wait(self, lease: Lease) -> WaitStatus:
         """Return what the holder of a lease waits for that is not granted yet."""
         pool = self._supervisor.pool(lease.resident)
-        swap = next((swap for swap in pool.journal.swaps if swap.target == lease.resident), None)
+        swap = next((swap for swap in pool.swap_tracker.swaps if swap.target == lease.resident), None)
         return WaitStatus(
             swap=None if swap is None else self._swap(swap),
             place=pool.ledger.place(lease.ticket),
-            ready=tuple(s.resident for s in pool.ledger.residences if s.phase is Phase.READY),
+            ready=tuple(s.resident for s in pool.ledger.states if s.phase is Phase.READY),
         )
 
     # The parts.
@@ -276,17 +276,17 @@ class ReadModel:
             gauge=pool.gauge.name,
             mode="exclusive" if ledger.capacity.is_exclusive else "budget",
             budget_bytes=ledger.capacity.budget_bytes,
-            residents=tuple(self._present(pool, state, now) for state in ledger.residences),
+            residents=tuple(self._present(pool, state, now) for state in ledger.states),
             settling=tuple(ledger.settling),
             waiting=dict(ledger.waiting_counts()),
             failures={resident: _failure(failure) for resident, failure in ledger.failures().items()},
-            swaps=tuple(map(self._swap, pool.journal.swaps)),
+            swaps=tuple(map(self._swap, pool.swap_tracker.swaps)),
             is_closed=pool.is_closed,
         )
 
     def _present(self, pool: Pool, state: ResidentState, now: float) -> ResidentStatus:
         resident = state.resident
-        task, failure = pool.lives.get(resident), pool.ledger.failures().get(resident)
+        task, failure = pool.tasks.get(resident), pool.ledger.failures().get(resident)
         return ResidentStatus(
             resident=resident,
             pool=pool.name,

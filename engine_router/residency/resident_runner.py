@@ -13,7 +13,7 @@ from engine_router.engines.base import Ended, Endpoint, Engine, ResidentId, Supe
 from engine_router.errors import EngineDied, EngineError, EngineStartFailed, EngineStopFailed, RouterError
 from engine_router.events import EventHub, MemorySettled, ResidentDied, ResidentReady, RouterNotice
 from engine_router.memory import SettleResult
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.files import Files
 from engine_router.residency.ledger import Phase, Profile
 from engine_router.residency.measurements import Measurements
@@ -30,8 +30,8 @@ READ_AGAIN_S = 60.0
 
 def is_stopping(pool: Pool, resident: ResidentId) -> bool:
     """Tell whether the end of a resident is wanted."""
-    residence = pool.ledger.residence(resident)
-    return residence is not None and residence.phase is Phase.STOPPING
+    state = pool.ledger.state(resident)
+    return state is not None and state.phase is Phase.STOPPING
 
 
 @define(eq=False, kw_only=True)
@@ -51,8 +51,8 @@ class ResidentRunner:
 
     engines: Mapping[str, Engine]
     hub: EventHub
-    state: Measurements
-    tell: Callable[[Pool, book.Event], None]
+    measurements: Measurements
+    tell: Callable[[Pool, messages.LedgerEvent], None]
     spawn: Callable[..., None]
     on_ready: Callable[[Pool, ResidentTask], None]
     profile: Callable[[ResidentId], Profile]
@@ -72,14 +72,14 @@ class ResidentRunner:
 
     def end(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
         """Ask a resident to end, so that `wanted` can start where somebody waits for that."""
-        if (life := pool.lives.get(resident)) is not None:
-            life.health_scope.cancel()  # whether it does its work is of no interest any more
+        if (task := pool.tasks.get(resident)) is not None:
+            task.health_scope.cancel()  # whether it does its work is of no interest any more
         self.prepare(pool, wanted)
         self.spawn(self._stop, pool, resident, wanted)
 
     def prepare(self, pool: Pool, wanted: ResidentId | None) -> None:
         """Read the files of a resident ahead that will start as soon as there is room."""
-        if wanted is None or wanted in pool.lives or wanted in self._reading:
+        if wanted is None or wanted in pool.tasks or wanted in self._reading:
             return
         if trio.current_time() - self._read_at.get(wanted, -math.inf) >= READ_AGAIN_S:
             scope = self._reading[wanted] = trio.CancelScope()
@@ -128,22 +128,22 @@ class ResidentRunner:
 
     def _begin(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> ResidentTask:
         def ready(endpoint: Endpoint) -> None:
-            self._ready(pool, life, endpoint)
+            self._ready(pool, task, endpoint)
 
-        life = ResidentTask(resident, Supervision(ready), trio.current_time(), adopted, found, self.files)
-        pool.lives[resident] = life
-        self.spawn(self._live, pool, life)
-        return life
+        task = ResidentTask(resident, Supervision(ready), trio.current_time(), adopted, found, self.files)
+        pool.tasks[resident] = task
+        self.spawn(self._live, pool, task)
+        return task
 
-    async def _live(self, pool: Pool, life: ResidentTask) -> None:
+    async def _live(self, pool: Pool, task: ResidentTask) -> None:
         """Stay with a resident from its start to its end, and report how it ended."""
-        resident = life.resident
+        resident = task.resident
         error: RouterError | None = None
         try:
-            with life.scope:
-                error = await self._lead(pool, life)
+            with task.scope:
+                error = await self._lead(pool, task)
         except EngineStopFailed as failure:
-            self._stuck(pool, life, failure)
+            self._stuck(pool, task, failure)
             return
         except EngineError as failure:
             error = failure
@@ -152,89 +152,89 @@ class ResidentRunner:
             logger.exception("engine %s: unexpected error", resident.engine)
             error = EngineStartFailed(resident.engine, f"failed unexpectedly: {failure!r}")
             if (left := await self.clear_away(resident)) is not None:
-                self._stuck(pool, life, left)
+                self._stuck(pool, task, left)
                 return
-        self._gone(pool, life, error)
+        self._gone(pool, task, error)
 
-    async def _lead(self, pool: Pool, life: ResidentTask) -> RouterError | None:
+    async def _lead(self, pool: Pool, task: ResidentTask) -> RouterError | None:
         """Start a resident and stay with it. Returns the error where it died by itself."""
-        resident = life.resident
-        if not life.adopted:
-            await self._look_before_start(pool, life)
-            if life.supervision.stop_asked.is_set():
+        resident = task.resident
+        if not task.adopted:
+            await self._look_before_start(pool, task)
+            if task.supervision.stop_asked.is_set():
                 return None
         if (clearing := self._clearing.get(resident)) is not None:
             await clearing.wait()  # what sleeps of it is being stopped
         self._sleepers.discard(resident)
         ended = await self.engines[resident.engine].run_resident(
-            resident, life.supervision, adopt=life.adopted
+            resident, task.supervision, adopt=task.adopted
         )
-        life.is_asleep = ended.asleep
+        task.is_asleep = ended.asleep
         if ended.stopped or is_stopping(pool, resident):
             return None
         return self._death(pool, resident, ended)
 
-    async def _look_before_start(self, pool: Pool, life: ResidentTask) -> None:
+    async def _look_before_start(self, pool: Pool, task: ResidentTask) -> None:
         def on_short(missing_bytes: int) -> None:
-            if sleepers := [other for other in self._sleepers if other != life.resident]:
+            if sleepers := [other for other in self._sleepers if other != task.resident]:
                 # They hold something still, and it is missing now.
                 self._sleepers.difference_update(sleepers)
                 for sleeper in sleepers:
                     self.spawn(self.clear_away, sleeper)
                 return
-            self.tell(pool, book.Short(life.resident, missing_bytes))
+            self.tell(pool, messages.Short(task.resident, missing_bytes))
 
-        residence, profile = pool.ledger.residence(life.resident), self.profile(life.resident)
+        state, profile = pool.ledger.state(task.resident), self.profile(task.resident)
         need_bytes = None
-        if residence is not None and not pool.ledger.capacity.is_exclusive and profile.need_bytes is not None:
-            need_bytes = int(residence.need_bytes)
+        if state is not None and not pool.ledger.capacity.is_exclusive and profile.need_bytes is not None:
+            need_bytes = int(state.need_bytes)
         least_bytes = profile.least_bytes if profile.is_guessed else None
-        await pool.look_before_start(life, need_bytes, self.settle_timeout_s, on_short, least_bytes)
+        await pool.look_before_start(task, need_bytes, self.settle_timeout_s, on_short, least_bytes)
 
-    def _ready(self, pool: Pool, life: ResidentTask, endpoint: Endpoint) -> None:
-        if life.endpoint is not None:
+    def _ready(self, pool: Pool, task: ResidentTask, endpoint: Endpoint) -> None:
+        if task.endpoint is not None:
             return
-        now, resident = trio.current_time(), life.resident
-        life.endpoint = endpoint
+        now, resident = trio.current_time(), task.resident
+        task.endpoint = endpoint
         if (reading := self._reading.get(resident)) is not None:
             reading.cancel()
-        self._note_start(pool, life, now - life.started_at)
-        residence = pool.ledger.residence(resident)
-        if residence is not None and residence.phase is Phase.STARTING:
-            pool.journal.arrived(resident, now)
+        self._note_start(pool, task, now - task.started_at)
+        state = pool.ledger.state(resident)
+        if state is not None and state.phase is Phase.STARTING:
+            pool.swap_tracker.arrived(resident, now)
             self.hub.publish(
                 ResidentReady(
                     at=self.wall_clock(),
                     pool=pool.name,
                     resident=str(resident),
-                    start_s=now - life.started_at,
-                    adopted=life.adopted,
+                    start_s=now - task.started_at,
+                    adopted=task.adopted,
                 )
             )
-        self.tell(pool, book.BecameReady(resident))
-        self.on_ready(pool, life)
-        if not (life.adopted or life.supervision.woken):
-            self.spawn(self._measure, pool, life)
+        self.tell(pool, messages.BecameReady(resident))
+        self.on_ready(pool, task)
+        if not (task.adopted or task.supervision.woken):
+            self.spawn(self._measure, pool, task)
 
-    def _note_start(self, pool: Pool, life: ResidentTask, seconds: float) -> None:
-        if life.adopted:
+    def _note_start(self, pool: Pool, task: ResidentTask, seconds: float) -> None:
+        if task.adopted:
             return
-        measured = self.state.of(life.resident)
-        if life.supervision.woken:
+        measured = self.measurements.of(task.resident)
+        if task.supervision.woken:
             measured.wake_s = seconds
-            pool.woke(life)
+            pool.woke(task)
         else:
             measured.start_s = seconds
-            pool.start_succeeded(life)
-        self.state.touch()
+            pool.start_succeeded(task)
+        self.measurements.touch()
 
-    async def _measure(self, pool: Pool, life: ResidentTask) -> None:
-        measured = self.state.of(life.resident)
-        if await pool.measure_start(life, measured) and measured.footprint_bytes is not None:
-            need_bytes = self.profile(life.resident).need_bytes
+    async def _measure(self, pool: Pool, task: ResidentTask) -> None:
+        measured = self.measurements.of(task.resident)
+        if await pool.measure_start(task, measured) and measured.footprint_bytes is not None:
+            need_bytes = self.profile(task.resident).need_bytes
             if need_bytes is not None:
-                self.tell(pool, book.Weighed(life.resident, need_bytes))
-        self.state.touch()
+                self.tell(pool, messages.Weighed(task.resident, need_bytes))
+        self.measurements.touch()
 
     def _death(self, pool: Pool, resident: ResidentId, ended: Ended) -> RouterError:
         self.hub.publish(
@@ -242,110 +242,110 @@ class ResidentRunner:
         )
         return EngineDied(resident.engine, ended.message, log_tail=ended.log_tail)
 
-    def _gone(self, pool: Pool, life: ResidentTask, error: RouterError | None) -> None:
-        now, resident = trio.current_time(), life.resident
-        life.health_scope.cancel()
-        pool.ended(life)
-        if life.is_asleep:
+    def _gone(self, pool: Pool, task: ResidentTask, error: RouterError | None) -> None:
+        now, resident = trio.current_time(), task.resident
+        task.health_scope.cancel()
+        pool.ended(task)
+        if task.is_asleep:
             self._sleepers.add(resident)
-        if life.stop_asked_at < now and not life.is_asleep:
-            self.state.of(resident).stop_s = now - life.stop_asked_at
-            self.state.touch()
+        if task.stop_asked_at < now and not task.is_asleep:
+            self.measurements.of(resident).stop_s = now - task.stop_asked_at
+            self.measurements.touch()
         if is_stopping(pool, resident):
             error = None  # its end was wanted, however it came about
         if error is not None:
-            pool.journal.end(resident, "error", now, str(error))
-        pool.lives.pop(resident, None)
-        pool.gone[resident] = life
-        self.tell(pool, book.HasEnded(resident, error))
+            pool.swap_tracker.end(resident, "error", now, str(error))
+        pool.tasks.pop(resident, None)
+        pool.gone[resident] = task
+        self.tell(pool, messages.HasEnded(resident, error))
 
-    def _stuck(self, pool: Pool, life: ResidentTask, cause: EngineStopFailed) -> None:
-        resident = life.resident
+    def _stuck(self, pool: Pool, task: ResidentTask, cause: EngineStopFailed) -> None:
+        resident = task.resident
         failure = EngineStopFailed(
             cause.engine,
             f"{cause.summary}; so nothing is started in its memory: `engine-router unload` tries again to stop it, "
             "`engine-router reset` takes your word that it is gone",
             log_tail=cause.log_tail,
         )
-        life.health_scope.cancel()
-        pool.journal.end(resident, "error", trio.current_time(), str(failure))
-        pool.lives.pop(resident, None)
-        pool.stop_failed(life)
-        self.tell(pool, book.StopFailed(resident, failure))
+        task.health_scope.cancel()
+        pool.swap_tracker.end(resident, "error", trio.current_time(), str(failure))
+        pool.tasks.pop(resident, None)
+        pool.stop_failed(task)
+        self.tell(pool, messages.StopFailed(resident, failure))
         if self.is_closing:
             # Nothing more can be done: the router goes, and says what stays behind.
             self.notice(f"{failure}; it is left behind")
 
     async def _stop(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
         """Ask a resident to end. What could not be stopped before is taken up again first."""
-        life = pool.lives.get(resident)
-        if life is None and (stuck := pool.stuck.pop(resident, None)) is not None:
-            life = self._begin(pool, resident, adopted=True, found=stuck.found)
-            life.before, life.endpoint = stuck.before, stuck.endpoint
-            life.footprint_bytes = stuck.footprint_bytes
-        if life is None:
+        task = pool.tasks.get(resident)
+        if task is None and (stuck := pool.stuck.pop(resident, None)) is not None:
+            task = self._begin(pool, resident, adopted=True, found=stuck.found)
+            task.before, task.endpoint = stuck.before, stuck.endpoint
+            task.footprint_bytes = stuck.footprint_bytes
+        if task is None:
             return  # it ended by itself; the news is on its way
-        if self.is_closing and life.found:
-            await self._let_go(life)
-            life.scope.cancel()
+        if self.is_closing and task.found:
+            await self._let_go(task)
+            task.scope.cancel()
             return
-        if await pool.look_before_stop(life):
-            life.stop_asked_at = trio.current_time()
-            if life.endpoint is not None:
-                self.on_stop(life.endpoint.base_url)
-            life.supervision.stop(for_good=not self._may_sleep(pool, life, wanted))
+        if await pool.look_before_stop(task):
+            task.stop_asked_at = trio.current_time()
+            if task.endpoint is not None:
+                self.on_stop(task.endpoint.base_url)
+            task.supervision.stop(for_good=not self._may_sleep(pool, task, wanted))
 
-    async def _let_go(self, life: ResidentTask) -> None:
+    async def _let_go(self, task: ResidentTask) -> None:
         """Leave a resident that was found running as it was."""
-        if life.endpoint is None or life.endpoint.let_go is None:
+        if task.endpoint is None or task.endpoint.let_go is None:
             return
         try:
             with trio.move_on_after(LET_GO_S):
-                await life.endpoint.let_go()
+                await task.endpoint.let_go()
         except Exception:
-            logger.exception("engine %s: unexpected error", life.resident.engine)
+            logger.exception("engine %s: unexpected error", task.resident.engine)
 
-    def _may_sleep(self, pool: Pool, life: ResidentTask, wanted: ResidentId | None) -> bool:
+    def _may_sleep(self, pool: Pool, task: ResidentTask, wanted: ResidentId | None) -> bool:
         """Tell whether it is enough if a resident sleeps, where its engine can."""
-        residence = pool.ledger.residence(life.resident)
-        if self.is_closing or residence is None or residence.unloading or residence.down is not None:
+        state = pool.ledger.state(task.resident)
+        if self.is_closing or state is None or state.unloading or state.down is not None:
             return False
-        return self.state.of(life.resident).prefers_sleep(self._missing_for(wanted, life))
+        return self.measurements.of(task.resident).prefers_sleep(self._missing_for(wanted, task))
 
-    def _missing_for(self, wanted: ResidentId | None, life: ResidentTask) -> float | None:
+    def _missing_for(self, wanted: ResidentId | None, task: ResidentTask) -> float | None:
         """Return what has to come free for a resident, in bytes; None where that is not known."""
         need = None if wanted is None else self.profile(wanted).need_bytes
-        if need is None or life.baseline is None or not life.baseline.measured:
+        if need is None or task.baseline is None or not task.baseline.measured:
             return None
-        return max(0.0, need - life.baseline.available_bytes)
+        return max(0.0, need - task.baseline.available_bytes)
 
     async def _settle(self, pool: Pool, resident: ResidentId) -> None:
         scope = pool.settles[resident] = trio.CancelScope()
         if self.is_closing:
             scope.cancel()
         began = trio.current_time()
-        pool.journal.settle(resident, began)
-        life, measured = pool.gone.get(resident), self.state.of(resident)
+        pool.swap_tracker.settle(resident, began)
+        task, measured = pool.gone.get(resident), self.measurements.of(resident)
         with scope:
-            if life is not None and life.is_asleep:
-                await self._settle_asleep(pool, life, began)
+            if task is not None and task.is_asleep:
+                await self._settle_asleep(pool, task, began)
             else:
-                await self._drop_files(resident, self.files if life is None else life.files)
+                await self._drop_files(resident, self.files if task is None else task.files)
                 profile = self.profile(resident)
                 known = None if profile.is_guessed else profile.need_bytes
-                expected = await pool.expected_release(life, measured, known)
-                seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
+                expected = await pool.expected_release(task, measured, known)
+                seen, warning = await pool.settle(task, measured, expected, self.settle_timeout_s)
                 measured.settle_s = trio.current_time() - began
                 self._settled(pool, resident, seen, expected, measured.settle_s, warning)
         pool.has_settled(resident)
-        self.tell(pool, book.Settled(resident))
+        self.tell(pool, messages.Settled(resident))
 
-    async def _settle_asleep(self, pool: Pool, life: ResidentTask, began: float) -> None:
+    async def _settle_asleep(self, pool: Pool, task: ResidentTask, began: float) -> None:
         """Wait for what a resident set free by falling asleep; where that is too little, it is stopped after all."""
-        resident, measured = life.resident, self.state.of(life.resident)
+        resident, measured = task.resident, self.measurements.of(task.resident)
         expected = measured.sleep_freed_bytes
-        seen, warning = await pool.settle(life, measured, expected, self.settle_timeout_s)
-        if seen is not None and life.baseline is not None and life.baseline.measured:
+        seen, warning = await pool.settle(task, measured, expected, self.settle_timeout_s)
+        if seen is not None and task.baseline is not None and task.baseline.measured:
             measured.sleep_freed_bytes = seen.released_bytes
         if not measured.prefers_sleep() and (left := await self.clear_away(resident)) is not None:
             warning = str(left)
@@ -367,7 +367,7 @@ class ResidentRunner:
         waited_s: float,
         warning: str | None,
     ) -> None:
-        self.state.touch()
+        self.measurements.touch()
         self.hub.publish(
             MemorySettled(
                 at=self.wall_clock(),

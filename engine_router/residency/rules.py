@@ -39,7 +39,7 @@ class Capacity:
     Attributes:
         budget_bytes: the sum of what its residents may need; None: one resident at a time, or one group.
         max_resident: how many may be there at once; 0: as many as fit.
-        home: the resident to return to when nobody wants another.
+        default_model: the resident to return to when nobody wants another.
         return_after_s: an idle resident makes way for it after so long, in seconds.
         is_auto: the budget is what is free at the start, less the reserve; exclusive where that is unknown.
         reserve_bytes: what is left to others then.
@@ -49,7 +49,7 @@ class Capacity:
     is_auto: bool = False
     reserve_bytes: int = 0
     max_resident: int = 0
-    home: ResidentId | None = None
+    default_model: ResidentId | None = None
     return_after_s: float = 60.0
 
     @property

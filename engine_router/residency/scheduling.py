@@ -59,7 +59,7 @@ class Scheduler:
     def __init__(self, rules: Rules, queue: TicketQueue, budget: MemoryBudget, times: IdleGaps) -> None:
         self.rules = rules
         self._queue = queue
-        self._occupancy = budget
+        self._budget = budget
         self._times = times
 
     def turns(self, now: float) -> list[Turn]:
@@ -69,12 +69,12 @@ class Scheduler:
         who was chosen once is not there for the next.
         """
         turns: list[Turn] = []
-        budget = self._occupancy
-        staying = [r for r in budget.residences.values() if not r.is_leaving]
+        budget = self._budget
+        staying = [r for r in budget.states.values() if not r.is_leaving]
         promised: list[ResidentState] = []
         starting: list[ResidentState] = []
         for resident in self._queue.in_turn(now):
-            present = budget.residences.get(resident)
+            present = budget.states.get(resident)
             if present is not None and present.phase is not Phase.STUCK:
                 continue  # on its way, or still on its way out
             turn = self._turn(resident, staying, promised, now)
@@ -91,12 +91,12 @@ class Scheduler:
 
     def _is_all_promised(self, promised: list[ResidentState]) -> bool:
         """Tell whether nobody else can have room beside those who are to come, whoever goes."""
-        capacity = self._occupancy.capacity
+        capacity = self._budget.capacity
         if capacity.max_resident and len(promised) >= capacity.max_resident:
             return True
         if capacity.budget_bytes is None:
             return promised[-1].group is None
-        return sum(residence.need_bytes for residence in promised) >= capacity.budget_bytes
+        return sum(state.need_bytes for state in promised) >= capacity.budget_bytes
 
     def _turn(
         self, resident: ResidentId, staying: list[ResidentState], promised: list[ResidentState], now: float
@@ -115,7 +115,7 @@ class Scheduler:
         self, head: Ticket, staying: list[ResidentState], promised: list[ResidentState], now: float
     ) -> list[ResidentState] | None:
         """Return who has to go for the ticket; None where that is not possible now."""
-        budget, resident = self._occupancy, head.resident
+        budget, resident = self._budget, head.resident
         group = budget.profile(resident).group
         if not all(budget.are_compatible(group, other.group) for other in promised):
             return None
@@ -139,10 +139,10 @@ class Scheduler:
         return None if more is None else [*must_go, *more]
 
     def _shortage(self, resident: ResidentId, beside: list[ResidentState]) -> Shortage | None:
-        capacity = self._occupancy.capacity
+        capacity = self._budget.capacity
         missing_bytes, too_many = 0.0, 0
         if capacity.budget_bytes is not None:
-            missing_bytes = self._occupancy.need(resident) - capacity.budget_bytes
+            missing_bytes = self._budget.need(resident) - capacity.budget_bytes
             for other in beside:
                 missing_bytes += other.need_bytes
         if capacity.max_resident:
@@ -151,10 +151,10 @@ class Scheduler:
 
     def to_trim(self, now: float) -> list[ResidentState]:
         """Return who goes because the residents need more than was believed when they were started."""
-        excess = self._occupancy.excess_bytes
+        excess = self._budget.excess_bytes
         if excess <= 0:
             return []
-        idle = [r for r in self._occupancy.residences.values() if r.is_idle and not r.pinned]
+        idle = [r for r in self._budget.states.values() if r.is_idle and not r.pinned]
         enough = Shortage(min(excess, sum(r.need_bytes for r in idle)), 0)
         return cheapest(idle, enough, lambda r: self._regret(r, now)) or []
 
@@ -184,7 +184,7 @@ class Scheduler:
 
     def swap_s(self, resident: ResidentId) -> float:
         """Return what it costs to stop a resident and to start it again, in seconds, as far as is known."""
-        profile = self._occupancy.profile(resident)
+        profile = self._budget.profile(resident)
         start_s = UNKNOWN_START_S if profile.start_s is None else profile.start_s
         return start_s + (profile.stop_s or 0.0)
 
@@ -194,9 +194,9 @@ class Scheduler:
         head = None if resident is None else self._queue.head(resident)
         if resident is None or head is None:
             return 1.0
-        is_used = any(r.leases for r in self._occupancy.residences.values())
+        is_used = any(r.leases for r in self._budget.states.values())
         wait_s = max(0.0, head.deadline - now) if is_used else 0.0
         return max(1.0, wait_s + self.swap_s(resident))
 
-    def _regret(self, residence: ResidentState, now: float) -> float:
-        return regret(residence, self._occupancy.profile(residence.resident).start_s, now)
+    def _regret(self, state: ResidentState, now: float) -> float:
+        return regret(state, self._budget.profile(state.resident).start_s, now)

@@ -83,13 +83,13 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
 
 
 def _capacity(name: str, pool: PoolConfig, config: Config, registry: ModelRegistry) -> Capacity:
-    home = None if pool.default_model is None else _target(pool.default_model, registry)
-    if home is not None and config.engines[home.engine].pool != name:
-        logger.warning("'%s' is not of pool '%s', so it is not its default model", home.model, name)
-        home = None
+    default_model = None if pool.default_model is None else _target(pool.default_model, registry)
+    if default_model is not None and config.engines[default_model.engine].pool != name:
+        logger.warning("'%s' is not of pool '%s', so it is not its default model", default_model.model, name)
+        default_model = None
     capacity = Capacity(
         max_resident=pool.max_resident,
-        home=None if home is None else home.resident,
+        default_model=None if default_model is None else default_model.resident,
         return_after_s=pool.return_after_s,
     )
     if pool.mode == "exclusive":

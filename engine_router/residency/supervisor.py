@@ -19,18 +19,18 @@ from typing import NoReturn
 import attrs
 import trio
 
+from engine_router.config import Priority
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import RouterClosing
-from engine_router.events import EventHub, Phase
+from engine_router.events import EventHub, SwapStep
 from engine_router.memory import Gauge
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.adoption import Adoption
 from engine_router.residency.health import HealthChecks
 from engine_router.residency.lease import Lease
-from engine_router.residency.ledger import Capacity, Ledger, Profile, Rules
-from engine_router.residency.ledger import Phase as LifePhase
+from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Rules
 from engine_router.residency.measurements import Measurements
-from engine_router.residency.messages import Priority, Ticket
+from engine_router.residency.messages import Ticket
 from engine_router.residency.pool import Pool
 from engine_router.residency.resident_runner import ResidentRunner
 from engine_router.residency.rules import ResidencySettings
@@ -47,7 +47,7 @@ class Supervisor:
         gauges: each pool's gauge, by the pool's name.
         pool_of: the pool of each engine, by the engine's name.
         settle_timeout_s: longest wait for memory to come back, in seconds.
-        layout: how residents share the memories.
+        settings: how residents share the memories.
         health_interval_s: seconds between two health checks of a ready resident; 0 for none.
     """
 
@@ -60,23 +60,23 @@ class Supervisor:
         rules: Rules,
         settle_timeout_s: float,
         hub: EventHub,
-        state: Measurements,
-        layout: ResidencySettings = ResidencySettings(),  # noqa: B008 - frozen
+        measurements: Measurements,
+        settings: ResidencySettings = ResidencySettings(),  # noqa: B008 - frozen
         health_interval_s: float = 0.0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._engines = dict(engines)
         self._pool_of = dict(pool_of)
         self._hub = hub
-        self._state = state
-        self._layout = layout
+        self._measurements = measurements
+        self._settings = settings
         self._wall_clock = wall_clock
         self._over = False
         self._nursery: trio.Nursery | None = None
         # Unbounded: a request has at most two events on their way, and a full channel could not be told of its end.
-        self._outbox, self._inbox = trio.open_memory_channel[tuple[Pool, book.Event]](math.inf)
+        self._outbox, self._inbox = trio.open_memory_channel[tuple[Pool, messages.LedgerEvent]](math.inf)
         self.pools: dict[str, Pool] = {
-            name: self._new_pool(name, rules, gauge, layout.capacities.get(name, _EXCLUSIVE))
+            name: self._new_pool(name, rules, gauge, settings.capacities.get(name, _EXCLUSIVE))
             for name, gauge in gauges.items()
         }
         self._health = HealthChecks(
@@ -87,27 +87,27 @@ class Supervisor:
             wall_clock=wall_clock,
             interval_s=health_interval_s,
         )
-        self._lives = ResidentRunner(
+        self._runner = ResidentRunner(
             engines=self._engines,
             hub=hub,
-            state=state,
+            measurements=measurements,
             tell=self._tell,
             spawn=self._spawn,
             on_ready=self._health.watch,
             profile=self.profile,
             wall_clock=wall_clock,
             settle_timeout_s=settle_timeout_s,
-            files=layout.files,
+            files=settings.files,
         )
 
     def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
         ledger = Ledger(rules, capacity, self.profile)
-        journal = SwapTracker(name, self._hub, self._wall_clock, self.expected_s, ledger)
-        return Pool(name, ledger, gauge, journal)
+        swap_tracker = SwapTracker(name, self._hub, self._wall_clock, self.expected_s, ledger)
+        return Pool(name, ledger, gauge, swap_tracker)
 
     def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` with a resident's address just before it is asked to end."""
-        self._lives.on_stop = callback
+        self._runner.on_stop = callback
 
     # What others call: synchronous, from any task.
 
@@ -140,14 +140,14 @@ class Supervisor:
             return lease
         pool.leases[lease.ticket] = lease
         if pool.is_behind or not pool.ledger.lend(lease.ticket, lease.requested_at):
-            self._tell(pool, book.Acquire(lease.ticket))
+            self._tell(pool, messages.Acquire(lease.ticket))
         else:
             self._grant(pool, lease.ticket, lease.requested_at)
         return lease
 
     def unload(self, resident: ResidentId) -> None:
         """Ask for a resident to be drained and stopped."""
-        self._tell(self.pool(resident), book.Unload(resident))
+        self._tell(self.pool(resident), messages.Unload(resident))
 
     async def until_unloaded(self, resident: ResidentId) -> None:
         """Have a resident drained and stopped, and wait until it is gone.
@@ -159,56 +159,56 @@ class Supervisor:
         Cancellation ends only the wait.
         """
         pool = self.pool(resident)
-        residence = pool.ledger.residence(resident)
+        state = pool.ledger.state(resident)
         self.unload(resident)
         await pool.caught_up()
-        while residence is not None and pool.ledger.residence(resident) is residence:
+        while state is not None and pool.ledger.state(resident) is state:
             if self._over:
                 raise RouterClosing("the router has ended")
-            if residence.phase is LifePhase.STUCK and residence.failure is not None:
-                raise residence.failure
+            if state.phase is Phase.STUCK and state.failure is not None:
+                raise state.failure
             await pool.change()
 
     def keep_alive(self, resident: ResidentId, seconds: float) -> None:
         """Say how long a present resident shall stay once it is idle; as `keep_alive_s` of `request`."""
-        self._tell(self.pool(resident), book.KeepAlive(resident, seconds))
+        self._tell(self.pool(resident), messages.KeepAlive(resident, seconds))
 
     def pin(self, resident: ResidentId) -> None:
         """Let a resident never be stopped for somebody else's sake, nor for being idle."""
-        self._tell(self.pool(resident), book.Pin(resident, pinned=True))
+        self._tell(self.pool(resident), messages.Pin(resident, pinned=True))
 
     def unpin(self, resident: ResidentId) -> None:
         """Take a resident's pin away."""
-        self._tell(self.pool(resident), book.Pin(resident, pinned=False))
+        self._tell(self.pool(resident), messages.Pin(resident, pinned=False))
 
     def reset(self, resident: ResidentId) -> None:
         """Forget a resident's failures, so that the next request starts it.
 
         One that could not be stopped is taken to be gone: whoever asks for this has seen to it.
         """
-        self._tell(self.pool(resident), book.Reset(resident))
+        self._tell(self.pool(resident), messages.Reset(resident))
 
     def doubt(self, resident: ResidentId) -> None:
         """Tell that a resident could not be reached, so that its engine looks whether it is still there."""
-        if (life := self.pool(resident).lives.get(resident)) is not None:
-            life.supervision.doubt()
+        if (task := self.pool(resident).tasks.get(resident)) is not None:
+            task.supervision.doubt()
 
     def pool(self, resident: ResidentId) -> Pool:
         """Return the pool of a resident."""
         return self.pools[self._pool_of[resident.engine]]
 
-    def expected_s(self, resident: ResidentId, phase: Phase) -> float | None:
+    def expected_s(self, resident: ResidentId, step: SwapStep) -> float | None:
         """Return what a phase took the last time for this resident, in seconds; None where unknown."""
-        measured = self._state.of(resident)
-        return {"start": measured.start_s, "stop": measured.stop_s, "settle": measured.settle_s}.get(phase)
+        measured = self._measurements.of(resident)
+        return {"start": measured.start_s, "stop": measured.stop_s, "settle": measured.settle_s}.get(step)
 
     def profile(self, resident: ResidentId) -> Profile:
         """Return what is known of a resident: as configured, as measured, or as estimated."""
-        return self._layout.traits(resident).profile(self._state.of(resident))
+        return self._settings.traits(resident).profile(self._measurements.of(resident))
 
     def residents(self) -> list[ResidentId]:
         """Return who is present, in whatever phase, in all pools."""
-        return [r.resident for pool in self.pools.values() for r in pool.ledger.residences]
+        return [r.resident for pool in self.pools.values() for r in pool.ledger.states]
 
     def places(self) -> dict[str, str]:
         """Return in which pool each engine is that has something in memory, or is waited for."""
@@ -220,7 +220,7 @@ class Supervisor:
         engines: Mapping[str, Engine],
         pool_of: Mapping[str, str],
         rules: Rules,
-        layout: ResidencySettings,
+        settings: ResidencySettings,
         settle_timeout_s: float,
         health_interval_s: float,
     ) -> None:
@@ -230,27 +230,27 @@ class Supervisor:
         """
         self._engines.update(engines)
         self._pool_of.update(pool_of)
-        self._layout = layout
-        self._lives.settle_timeout_s = settle_timeout_s
-        self._lives.files = layout.files
+        self._settings = settings
+        self._runner.settle_timeout_s = settle_timeout_s
+        self._runner.files = settings.files
         self._health.interval_s = health_interval_s
         for name, pool in self.pools.items():
-            capacity = layout.capacities.get(name, _EXCLUSIVE)
+            capacity = settings.capacities.get(name, _EXCLUSIVE)
             if capacity.is_auto:  # what is free was measured when the router started
                 capacity = attrs.evolve(capacity, budget_bytes=pool.ledger.capacity.budget_bytes)
-            self._tell(pool, book.Reconfigured(rules, capacity))
+            self._tell(pool, messages.Reconfigured(rules, capacity))
             if ahead := self._preload_of(pool):
-                self._tell(pool, book.Preload(ahead))
+                self._tell(pool, messages.Preload(ahead))
 
     async def close(self, grace_s: float) -> None:
         """Refuse new requests, let leases end for `grace_s`, stop what the router started, and return.
 
         Cancellation leaves the rest to the cancellation of `run`, which kills without waiting.
         """
-        self._lives.is_closing = True
+        self._runner.is_closing = True
         deadline = trio.current_time() + grace_s
         for pool in self.pools.values():
-            self._tell(pool, book.Close(deadline))
+            self._tell(pool, messages.Close(deadline))
             for scope in tuple(pool.settles.values()):
                 scope.cancel()  # nothing will be started into that memory
         for pool in self.pools.values():
@@ -266,7 +266,7 @@ class Supervisor:
                 self._nursery = nursery
                 await self._adoption().take_over(self._engines)
                 for pool in self.pools.values():
-                    self._tell(pool, book.Preload(self._preload_of(pool)))
+                    self._tell(pool, messages.Preload(self._preload_of(pool)))
                 task_status.started()
                 await self._decide()
         finally:
@@ -278,12 +278,12 @@ class Supervisor:
             pool_of=self._pool_of,
             profile=self.profile,
             apply=self._apply,
-            clear_away=self._lives.clear_away,
-            notice=self._lives.notice,
+            clear_away=self._runner.clear_away,
+            notice=self._runner.notice,
         )
 
     def _preload_of(self, pool: Pool) -> tuple[ResidentId, ...]:
-        return tuple(resident for resident in self._layout.preload if self.pool(resident) is pool)
+        return tuple(resident for resident in self._settings.preload if self.pool(resident) is pool)
 
     async def _decide(self) -> NoReturn:
         """Take in one event after another, and look at the clock for the ledgers."""
@@ -296,7 +296,7 @@ class Supervisor:
             if alarm.cancelled_caught:
                 for pool in self.pools.values():
                     if pool.ledger.wake_at() <= trio.current_time():
-                        self._apply(pool, book.Tick())
+                        self._apply(pool, messages.Tick())
 
     def _end(self) -> None:
         """Tell everybody who waits or holds a lease that nobody is there any more to decide anything."""
@@ -307,18 +307,18 @@ class Supervisor:
                 lease.refuse(RouterClosing("the router has ended"))
             pool.note_end()
 
-    def _tell(self, pool: Pool, event: book.Event) -> None:
+    def _tell(self, pool: Pool, event: messages.LedgerEvent) -> None:
         """Send an event. Never waits; lost where nobody decides any more."""
         if not self._over:
             pool.note_told()
             self._outbox.send_nowait((pool, event))
 
-    def _apply(self, pool: Pool, event: book.Event) -> None:
+    def _apply(self, pool: Pool, event: messages.LedgerEvent) -> None:
         now = trio.current_time()
         for effect in pool.ledger.apply(event, now):
             self._perform(pool, effect, now)
-        if pool.journal.swaps:
-            pool.journal.tidy(now)
+        if pool.swap_tracker.swaps:
+            pool.swap_tracker.tidy(now)
         pool.note_change()
 
     def _give_back(self, pool: Pool, lease: Lease) -> None:
@@ -332,40 +332,40 @@ class Supervisor:
 
     # Effects: each is done at once or handed to a child task.
 
-    def _perform(self, pool: Pool, effect: book.Effect, now: float) -> None:
+    def _perform(self, pool: Pool, effect: messages.Effect, now: float) -> None:
         match effect:
-            case book.Grant(ticket):
+            case messages.Grant(ticket):
                 self._grant(pool, ticket, now)
-            case book.Refuse(ticket, error) | book.Revoke(ticket, error):
+            case messages.Refuse(ticket, error) | messages.Revoke(ticket, error):
                 if (lease := pool.leases.get(ticket)) is not None:
                     lease.refuse(error)
-            case book.Check(resident):
+            case messages.CheckStart(resident):
                 self._spawn(self._health.check_start, pool, resident)
             case _:
                 self._conduct(pool, effect, now)
 
-    def _conduct(self, pool: Pool, effect: book.Effect, now: float) -> None:
+    def _conduct(self, pool: Pool, effect: messages.Effect, now: float) -> None:
         """Perform a step of a swap."""
         match effect:
-            case book.Start(resident, cause, adopt):
+            case messages.Start(resident, cause, adopt):
                 if not adopt:
-                    pool.journal.phase("start", now, target=resident, cause=cause)
-                self._lives.begin(pool, resident, found=adopt)
-            case book.Drain(resident, cause, wanted):
-                self._lives.prepare(pool, wanted)
-                pool.journal.phase("drain", now, source=resident, target=wanted, cause=cause)
-            case book.Resume(resident):
-                pool.journal.end(resident, "abandoned", now)
-            case book.Stop(resident, cause, wanted):
-                pool.journal.give_up(resident, now)
-                pool.journal.phase("stop", now, source=resident, target=wanted, cause=cause)
-                self._lives.end(pool, resident, wanted)
-            case book.Settle(resident):
-                self._lives.settle(pool, resident)
-            case book.Forget(resident):
+                    pool.swap_tracker.phase("start", now, target=resident, cause=cause)
+                self._runner.begin(pool, resident, found=adopt)
+            case messages.Drain(resident, cause, wanted):
+                self._runner.prepare(pool, wanted)
+                pool.swap_tracker.phase("drain", now, source=resident, target=wanted, cause=cause)
+            case messages.Resume(resident):
+                pool.swap_tracker.end(resident, "abandoned", now)
+            case messages.Stop(resident, cause, wanted):
+                pool.swap_tracker.give_up(resident, now)
+                pool.swap_tracker.phase("stop", now, source=resident, target=wanted, cause=cause)
+                self._runner.end(pool, resident, wanted)
+            case messages.Settle(resident):
+                self._runner.settle(pool, resident)
+            case messages.Forget(resident):
                 pool.stuck.pop(resident, None)
 
     def _grant(self, pool: Pool, ticket: Ticket, now: float) -> None:
-        lease, life = pool.leases.get(ticket), pool.lives.get(ticket.resident)
-        if lease is not None and life is not None and life.endpoint is not None:
-            lease.grant(life.endpoint, now)
+        lease, task = pool.leases.get(ticket), pool.tasks.get(ticket.resident)
+        if lease is not None and task is not None and task.endpoint is not None:
+            lease.grant(task.endpoint, now)

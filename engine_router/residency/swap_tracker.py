@@ -8,7 +8,7 @@ from typing import Literal
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
-from engine_router.events import EventHub, Phase, SwapBegan, SwapEnded, SwapPhase
+from engine_router.events import EventHub, SwapBegan, SwapEnded, SwapPhase, SwapStep
 from engine_router.residency.ledger import Ledger
 
 Result = Literal["ok", "error", "abandoned"]
@@ -31,7 +31,7 @@ class Swap:
     cause: str
     began_at: float
     expected_s: float | None = None
-    phase: Phase | None = None
+    phase: SwapStep | None = None
     phase_began_at: float = 0.0
     phases: dict[str, float] = field(factory=dict)
 
@@ -61,7 +61,7 @@ class SwapTracker:
         pool: str,
         hub: EventHub,
         wall_clock: Callable[[], float],
-        expected: Callable[[ResidentId, Phase], float | None],
+        expected: Callable[[ResidentId, SwapStep], float | None],
         ledger: Ledger,
     ) -> None:
         self._pool = pool
@@ -73,7 +73,7 @@ class SwapTracker:
 
     def phase(
         self,
-        phase: Phase,
+        phase: SwapStep,
         now: float,
         *,
         source: ResidentId | None = None,
@@ -137,7 +137,7 @@ class SwapTracker:
         if source is None:
             # Who made way has gone, and now somebody else starts there than who was to.
             for swap in self.swaps:
-                if swap.phase != "start" and not any(map(self._ledger.residence, swap.sources)):
+                if swap.phase != "start" and not any(map(self._ledger.state, swap.sources)):
                     return swap
         return None
 
@@ -171,10 +171,10 @@ class SwapTracker:
         if resident is None:
             return False
         ledger = self._ledger
-        return resident in ledger.waiting_counts() or ledger.residence(resident) is not None
+        return resident in ledger.waiting_counts() or ledger.state(resident) is not None
 
     def _is_on_its_way(self, resident: ResidentId) -> bool:
-        return self._ledger.residence(resident) is not None or resident in self._ledger.settling
+        return self._ledger.state(resident) is not None or resident in self._ledger.settling
 
     def _end(self, swap: Swap, result: Result, now: float, error: str | None = None) -> None:
         self.swaps.remove(swap)

@@ -31,7 +31,7 @@ from trio.testing import MockClock
 
 from engine_router.engines.base import ResidentId
 from engine_router.events import EventHub, SwapEnded
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.messages import Ticket
@@ -165,7 +165,7 @@ def simulate(policy: str, mix: str, swap_s: float, seed: int, hours: float) -> O
             rules=POLICIES[policy],
             settle_timeout_s=5.0,
             hub=hub,
-            state=Measurements(),
+            measurements=Measurements(),
             wall_clock=trio.current_time,
         )
         if policy == "FIFO":
@@ -249,14 +249,14 @@ def decision_us(tickets: int, models: int, *, budget: bool) -> dict[str, float]:
     rules = Rules(max_queue=10 * tickets, max_wait_s=FOR_EVER_S)
     ledger = Ledger(rules, capacity, lambda _: profile)
     for resident in residents[:4] if budget else residents[:1]:
-        ledger.apply(book.Acquire(Ticket(resident)), 0.0)
-        ledger.apply(book.BecameReady(resident), 0.0)
-    ready = [r.resident for r in ledger.residences if r.phase is Phase.READY]
+        ledger.apply(messages.Acquire(Ticket(resident)), 0.0)
+        ledger.apply(messages.BecameReady(resident), 0.0)
+    ready = [r.resident for r in ledger.states if r.phase is Phase.READY]
     absent = [resident for resident in residents if resident not in ready]
     now = 0.0
     for number in range(tickets):
         now += 0.001
-        ledger.apply(book.Acquire(Ticket(absent[number % len(absent)])), now)
+        ledger.apply(messages.Acquire(Ticket(absent[number % len(absent)])), now)
 
     def each(do: Callable[[int], object], count: int = 2000) -> float:
         began = time.perf_counter()
@@ -269,11 +269,11 @@ def decision_us(tickets: int, models: int, *, budget: bool) -> dict[str, float]:
         [Ticket(absent[n % len(absent)]) for n in range(2000)],
     )
     return {
-        "grant": each(lambda n: ledger.apply(book.Acquire(held[n]), now)),
-        "release": each(lambda n: ledger.apply(book.Release(held[n]), now)),
-        "enqueue": each(lambda n: ledger.apply(book.Acquire(queued[n]), now)),
-        "withdraw": each(lambda n: ledger.apply(book.Release(queued[n]), now)),
-        "plan": each(lambda _: ledger.apply(book.Tick(), now)),
+        "grant": each(lambda n: ledger.apply(messages.Acquire(held[n]), now)),
+        "release": each(lambda n: ledger.apply(messages.Release(held[n]), now)),
+        "enqueue": each(lambda n: ledger.apply(messages.Acquire(queued[n]), now)),
+        "withdraw": each(lambda n: ledger.apply(messages.Release(queued[n]), now)),
+        "plan": each(lambda _: ledger.apply(messages.Tick(), now)),
     }
 
 
