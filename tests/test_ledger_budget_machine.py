@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.short_cut import take_in
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import (
@@ -154,7 +155,7 @@ class BudgetMachine(RuleBasedStateMachine):
     # What the ledger says must be done, and whether it may.
 
     def apply(self, event: messages.LedgerEvent) -> list[messages.Effect]:
-        effects = self.ledger.apply(event, self.now)
+        effects = take_in(self.ledger, event, self.now)
         for effect in effects:
             match effect:
                 case messages.Grant(ticket):
@@ -589,16 +590,16 @@ class NeverExpires(Planner):
 
 
 class NeverTakesBack(Ledger):
-    def _give_back(self, ticket: Ticket, now: float) -> list[messages.Effect]:
+    def give_back(self, ticket: Ticket, now: float) -> messages.LedgerEvent | None:
         is_leased = any(ticket in state.leases for state in self.states)
-        return [] if is_leased else super()._give_back(ticket, now)
+        return None if is_leased else super().give_back(ticket, now)
 
 
 class ForgetsWhatSettles(Ledger):
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
-        if resident in self._occupancy.settling:
-            self._occupancy.settling[resident] = 0
+        if resident in self._budget.settling:
+            self._budget.settling[resident] = 0
         return effects
 
 
@@ -675,10 +676,10 @@ def with_broken(part: type) -> type[Ledger]:
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)  # type: ignore[arg-type]
             if issubclass(part, Planner):
-                self._planner = part(self._books)
+                self._planner = part(self._pool)
             places = {
                 Scheduler: self._planner.scheduler,
-                MemoryBudget: self._occupancy,
+                MemoryBudget: self._budget,
                 TicketQueue: self._queue,
             }
             for kind, place in places.items():

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.short_cut import take_in
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import (
@@ -109,7 +110,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def apply(self, event: messages.LedgerEvent) -> list[messages.Effect]:
         waited_before = [request.ticket for request in self.those("waiting")]
-        effects = self.ledger.apply(event, self.now)
+        effects = take_in(self.ledger, event, self.now)
         for effect in effects:
             match effect:
                 case messages.Grant(ticket):
@@ -461,15 +462,15 @@ class KnowsNoFairness(BrokenPlanner):
 
 
 class NeverTakesBack(Ledger):
-    def _give_back(self, ticket: Ticket, now: float) -> list[messages.Effect]:
+    def give_back(self, ticket: Ticket, now: float) -> messages.LedgerEvent | None:
         is_leased = any(ticket in state.leases for state in self.states)
-        return [] if is_leased else super()._give_back(ticket, now)
+        return None if is_leased else super().give_back(ticket, now)
 
 
 class KeepsWithdrawnTickets(Ledger):
-    def _give_back(self, ticket: Ticket, now: float) -> list[messages.Effect]:
+    def _release(self, ticket: Ticket, now: float) -> list[messages.Effect]:
         is_leased = any(ticket in state.leases for state in self.states)
-        return super()._give_back(ticket, now) if is_leased else []
+        return super()._release(ticket, now) if is_leased else []
 
 
 class GrantsWhileDraining(BrokenPlanner):
@@ -498,13 +499,13 @@ class RevokesTooEarly(BrokenPlanner):
 class StartsBeforeMemorySettled(Ledger):
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
-        self._occupancy.settling.clear()
+        self._budget.settling.clear()
         return effects
 
 
 class StartsBesideWhatIsStuck(Ledger):
     def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[messages.Effect]:
-        self._occupancy.states.pop(resident, None)
+        self._budget.states.pop(resident, None)
         return []
 
 
@@ -600,7 +601,7 @@ class KeepsTheIdleOne(BrokenPlanner):
 class AdmitsWhileClosing(Ledger):
     def _close(self, deadline: float) -> list[messages.Effect]:
         effects = super()._close(deadline)
-        self._books.closing_at = math.inf
+        self._pool.closing_at = math.inf
         return effects
 
 
@@ -613,7 +614,7 @@ def with_broken(part: type[Ledger | BrokenPlanner | BrokenQueue]) -> type[Ledger
         def __init__(self, rules: Rules) -> None:
             super().__init__(rules)
             if issubclass(part, BrokenPlanner):
-                self._planner = part(self._books)
+                self._planner = part(self._pool)
             else:
                 self._queue.__class__ = part
 

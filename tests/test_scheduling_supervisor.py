@@ -530,7 +530,7 @@ async def test_a_model_that_turns_out_to_be_of_another_pool_is_no_default() -> N
     registry.set_listed("o", ["llama3:latest"])
     layout = await make_settings(config, engines, registry)
     assert layout.capacities["card"] == Capacity()
-    assert layout.capacities["default"].home == ResidentId("e", "small")
+    assert layout.capacities["default"].default_model == ResidentId("e", "small")
 
 
 # Estimates.
