@@ -323,7 +323,7 @@ class Supervisor:
 
     def _give_back(self, pool: Pool, lease: Lease) -> None:
         pool.leases.pop(lease.ticket, None)
-        if lease.error is None and (event := pool.ledger.give_back(lease.ticket, trio.current_time())):
+        if (event := pool.ledger.give_back(lease.ticket, trio.current_time())) is not None:
             self._tell(pool, event)
 
     def _spawn(self, task: Callable[..., object], *arguments: object) -> None:
