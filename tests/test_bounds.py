@@ -111,7 +111,7 @@ async def test_what_is_too_long_is_refused_and_not_repeated(
                 data = b"" if body is None else json.dumps(body).encode()
                 await client.request(method, target, data, headers=headers)
                 answer = await client.answer(method)
-        told = [EventLog().told(event)[1] for event in events]
+        told = [EventLog().described(event)[1] for event in events]
     assert answer.status == status, answer.body[:500]
     assert len(answer.body) < 1000
     assert b"error" in answer.body

@@ -29,10 +29,10 @@ import tomli
 
 from engine_router import __version__
 from engine_router.cli import main
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.address import locate
+from engine_router.cli.exit_codes import CommandFailed
 from engine_router.cli.parser import build_parser
-from engine_router.cli.waiting import describe
-from engine_router.cli.where import locate
+from engine_router.cli.progress import describe
 
 COMMANDS = ("serve", "demo", "check", "schema", "status", "models", "use", "unload", "logs")
 SOON_S = 200.0  # on a machine that is busy with something else

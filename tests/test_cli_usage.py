@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from engine_router.cli import main
+from engine_router.cli.address import locate
 from engine_router.cli.demo import own_command
 from engine_router.cli.terminal import Table
-from engine_router.cli.where import locate
 from engine_router.proxy.routes import base_url_hint
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from engine_router.cli.event_text import EventLog
+from engine_router.cli.formatting import gigabytes, phases, seconds, transition
 from engine_router.cli.log import (
     BACKLOG_LINES,
     HumanFormatter,
@@ -24,7 +25,6 @@ from engine_router.cli.log import (
     end_logging,
     start_logging,
 )
-from engine_router.cli.units import gigabytes, phases, seconds, transition
 from engine_router.config import LogConfig
 from engine_router.events import (
     Event,
@@ -109,18 +109,18 @@ SPENT = {"drain": 0.001, "stop": 0.4, "settle": 1.2, "start": 8.1}
     ],
 )  # fmt: skip
 def test_what_an_event_says(event: Event, level: str, words: str) -> None:
-    number, text = EventLog().told(event)
+    number, text = EventLog().described(event)
     assert (logging.getLevelName(number).lower(), text) == (level, words)
 
 
 def test_the_first_phase_tells_the_cause() -> None:
     log = EventLog()
-    log.told(SwapBegan(**SWAP, cause="b is wanted"))
+    log.described(SwapBegan(**SWAP, cause="b is wanted"))
     assert (
-        log.told(SwapPhase(**SWAP, phase="stop", expected_s=0.4))[1]
+        log.described(SwapPhase(**SWAP, phase="stop", expected_s=0.4))[1]
         == "stopping a (b is wanted; 0.4 s the last time)"
     )
-    assert log.told(SwapPhase(**SWAP, phase="start"))[1] == "starting b"
+    assert log.described(SwapPhase(**SWAP, phase="start"))[1] == "starting b"
 
 
 def test_words() -> None:

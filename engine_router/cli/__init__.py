@@ -1,4 +1,4 @@
-"""The command line: `engine-router COMMAND`. Each command is a module of its own, imported when it is asked for."""
+"""The command line: `engine-router COMMAND`. A command's module is imported when the command is run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.exit_codes import BAD_CONFIG, FAILED, INTERRUPTED, CommandFailed
 from engine_router.cli.init_process import run_below_init
 from engine_router.cli.terminal import say
 from engine_router.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-
-OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,16 +7,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine_router.cli.failure import FAILED
+from engine_router.cli.exit_codes import BAD_CONFIG, FAILED
+from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import Table, say, show_json
-from engine_router.cli.units import counted
 from engine_router.cli.warnings import warnings
 from engine_router.config import Config, ProcessConfig, ServerConfig, find_config, load_config
 from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError
 from engine_router.guards.masking import masked_argv
-
-BAD_CONFIG = 2
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,8 +10,8 @@ import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
-from engine_router.cli.failure import UNREACHABLE, CommandFailed
-from engine_router.cli.where import KEY_VARIABLE, Where
+from engine_router.cli.address import KEY_VARIABLE, RouterAddress
+from engine_router.cli.exit_codes import UNREACHABLE, CommandFailed
 from engine_router.guards.foreign_text import indented
 
 CONNECT_TIMEOUT_S = 5.0
@@ -40,10 +40,12 @@ class Call:
         timeout_s: of the answer's head and of each piece of its body; None waits for ever.
     """
 
-    def __init__(self, where: Where, method: str, path: str, body: object, timeout_s: float | None) -> None:
-        self._where = where
+    def __init__(
+        self, address: RouterAddress, method: str, path: str, body: object, timeout_s: float | None
+    ) -> None:
+        self._address = address
         self._timeout_s = timeout_s
-        parts = urlsplit(where.url)
+        parts = urlsplit(address.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
         self._method, self._target = method, f"{parts.path}{path}"
@@ -59,16 +61,16 @@ class Call:
         headers: dict[str, str | bytes] = {"Accept": "application/json, text/plain"}
         if self._body is not None:
             headers["Content-Type"] = "application/json"
-        if self._where.key is not None:
-            headers["Authorization"] = f"Bearer {self._where.key}".encode()
-        url = self._where.url
+        if self._address.key is not None:
+            headers["Authorization"] = f"Bearer {self._address.key}".encode()
+        url = self._address.url
         try:
             self._connection.connect()
             self._connection.sock.settimeout(self._timeout_s)
             self._connection.request(self._method, self._target, self._body, headers)
             answer = self._connection.getresponse()
             if answer.status >= 400:
-                raise _refused(self._where, answer.status, answer.read())
+                raise _refused(self._address, answer.status, answer.read())
         except ssl.SSLError as error:
             raise CommandFailed(
                 f"{url} has no TLS that can be trusted: {error.reason or error}", UNREACHABLE
@@ -93,9 +95,9 @@ class Call:
             try:
                 return json.loads(answer.read())
             except (http.client.HTTPException, OSError):
-                raise CommandFailed(f"the connection to {self._where.url} broke off") from None
+                raise CommandFailed(f"the connection to {self._address.url} broke off") from None
             except ValueError:
-                raise CommandFailed(f"what answers at {self._where.url} is not an engine-router") from None
+                raise CommandFailed(f"what answers at {self._address.url} is not an engine-router") from None
 
     def close(self) -> None:
         """End it, whatever it waits for."""
@@ -106,34 +108,34 @@ class Call:
         self._connection.close()
 
 
-def get(where: Where, path: str) -> Any:
+def get(address: RouterAddress, path: str) -> Any:
     """Return the JSON that the router answers there; raises as `Call.read`."""
-    call = Call(where, "GET", path, None, ANSWER_TIMEOUT_S)
+    call = Call(address, "GET", path, None, ANSWER_TIMEOUT_S)
     try:
         return call.read()
     finally:
         call.close()
 
 
-def post(where: Where, path: str, body: object) -> Any:
+def post(address: RouterAddress, path: str, body: object) -> Any:
     """Post what is done at once, and return the JSON that the router answers; raises as `Call.read`."""
-    call = Call(where, "POST", path, body, ANSWER_TIMEOUT_S)
+    call = Call(address, "POST", path, body, ANSWER_TIMEOUT_S)
     try:
         return call.read()
     finally:
         call.close()
 
 
-def not_understood(where: Where) -> CommandFailed:
+def not_understood(address: RouterAddress) -> CommandFailed:
     """Return the failure of a command that finds no sense in what the router says."""
-    return CommandFailed(f"the router at {where.url} is of another version; --json shows what it says")
+    return CommandFailed(f"the router at {address.url} is of another version; --json shows what it says")
 
 
-def get_status(where: Where) -> dict[str, Any]:
+def get_status(address: RouterAddress) -> dict[str, Any]:
     """Return the router's status; raises as `Call.read`."""
-    status = get(where, "/status")
+    status = get(address, "/status")
     if not isinstance(status, dict) or "pools" not in status:
-        raise CommandFailed(f"what answers at {where.url} is not an engine-router")
+        raise CommandFailed(f"what answers at {address.url} is not an engine-router")
     return status
 
 
@@ -147,7 +149,7 @@ def _unreachable(url: str, error: OSError) -> str:
     )
 
 
-def _refused(where: Where, status: int, body: bytes) -> Refused:
+def _refused(address: RouterAddress, status: int, body: bytes) -> Refused:
     message, code = "", ""
     try:
         error = json.loads(body)["error"]
@@ -155,9 +157,9 @@ def _refused(where: Where, status: int, body: bytes) -> Refused:
         code = "" if isinstance(error, str) else str(error.get("code") or "")
     except (ValueError, KeyError, TypeError):
         message = (
-            f"what answers at {where.url} says {status} {http.client.responses.get(status, '')}".rstrip()
+            f"what answers at {address.url} says {status} {http.client.responses.get(status, '')}".rstrip()
         )
         message += "; is it the router?"
     if status == 401:
-        message += f"; give {'another' if where.key else 'one'} with --api-key, or in ${KEY_VARIABLE}"
+        message += f"; give {'another' if address.key else 'one'} with --api-key, or in ${KEY_VARIABLE}"
     return Refused(indented(message), status, code)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine_router.cli.demo_once import GIBBERISH, chat_with_each
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.exit_codes import CommandFailed
 from engine_router.cli.log import end_logging, start_logging
 from engine_router.cli.running import run_router
 from engine_router.cli.serve import open_sockets

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import httpx
 import trio
 
+from engine_router.cli.formatting import seconds
 from engine_router.cli.terminal import Table, say
-from engine_router.cli.units import seconds
 from engine_router.events import Event, SwapEnded
 from engine_router.router import Router
 

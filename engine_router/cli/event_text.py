@@ -1,10 +1,10 @@
-"""What each event says to a person, and how much it matters."""
+"""The text and the log level of each event."""
 
 from __future__ import annotations
 
 import logging
 
-from engine_router.cli.units import doing, gigabytes, phases, seconds, transition
+from engine_router.cli.formatting import gigabytes, phase_text, phases, seconds, transition
 from engine_router.events import (
     Event,
     MemorySettled,
@@ -33,11 +33,11 @@ class EventLog:
 
     def observe(self, event: Event) -> None:
         """Write one event; made for `EventHub.listen`."""
-        level, text = self.told(event)
+        level, text = self.described(event)
         if logger.isEnabledFor(level):
             logger.log(level, "%s", text, extra={"fields": event.as_dict()})
 
-    def told(self, event: Event) -> tuple[int, str]:
+    def described(self, event: Event) -> tuple[int, str]:
         """Return the level and the words of an event. The first phase of a swap tells what caused it."""
         match event:
             case SwapBegan():
@@ -59,7 +59,7 @@ def _phase(event: SwapPhase, cause: str | None) -> str:
     notes = [] if cause is None else [cause]
     if event.expected_s is not None and event.expected_s >= WORTH_TELLING_S:
         notes.append(f"{seconds(event.expected_s)} the last time")
-    return doing(event.phase, event.source, event.target) + (f" ({'; '.join(notes)})" if notes else "")
+    return phase_text(event.phase, event.source, event.target) + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _swap(event: SwapEnded) -> tuple[int, str]:
@@ -97,13 +97,7 @@ def _other(event: Event) -> tuple[int, str]:
         case ResidentDied():
             return logging.ERROR, f"{event.resident} died: it {event.message}"
         case MemorySettled():
-            if event.warning is not None:
-                return logging.WARNING, f"the memory of {event.resident}: {event.warning}"
-            size = "" if event.released_bytes is None else f"{gigabytes(max(0, event.released_bytes))} "
-            return (
-                logging.DEBUG,
-                f"the memory of {event.resident} is back: {size}in {seconds(event.waited_s)}",
-            )
+            return _memory(event)
         case _:  # an event that is newer than this file
             return logging.INFO, f"{event.name}: {event.as_dict()}"
 

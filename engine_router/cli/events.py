@@ -14,16 +14,15 @@ from typing import Any
 import attrs
 
 from engine_router import events as kinds
+from engine_router.cli.address import locate
 from engine_router.cli.client import Call
 from engine_router.cli.event_text import EventLog
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.exit_codes import INTERRUPTED, CommandFailed
+from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import say
-from engine_router.cli.units import counted
-from engine_router.cli.where import locate
 from engine_router.dialects.frames import EventFrames
 from engine_router.guards.foreign_text import indented_values, printable_json
 
-INTERRUPTED = 130
 PIECE_BYTES = 65536
 # The router says something at least every 15 s.
 SILENCE_S = 60.0
@@ -37,8 +36,8 @@ _CLASSES = {
 
 def run(options: argparse.Namespace) -> int:
     """Show what happens; raises as `Call.answer`. Ctrl-C and the router's own end are ordinary ends."""
-    where = locate(options)
-    call = Call(where, "GET", "/admin/events", None, SILENCE_S)
+    address = locate(options)
+    call = Call(address, "GET", "/admin/events", None, SILENCE_S)
     log = EventLog()
     try:
         for data in _events(call):
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     except BrokenPipeError:  # whoever read our output has gone
         raise
     except (http.client.HTTPException, ConnectionError, TimeoutError):
-        raise CommandFailed(f"the connection to {where.url} broke off") from None
+        raise CommandFailed(f"the connection to {address.url} broke off") from None
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
@@ -75,6 +74,6 @@ def _line(log: EventLog, data: Mapping[str, Any]) -> str | None:
         return None
     known = {field.name for field in attrs.fields(kind)}
     fields = indented_values({name: value for name, value in data.items() if name in known})
-    level, text = log.told(kind(**fields))
+    level, text = log.described(kind(**fields))
     tag = "" if level < logging.WARNING else f"{logging.getLevelName(level).lower()}: "
     return f"{time.strftime('%H:%M:%S', time.localtime(data['at']))} {tag}{text}"

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
 
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.exit_codes import CommandFailed
 from engine_router.cli.terminal import has_colours
 from engine_router.config import LogConfig
 from engine_router.config.values import expanded

@@ -8,23 +8,22 @@ import http.client
 import sys
 from urllib.parse import urlencode
 
+from engine_router.cli.address import locate
 from engine_router.cli.client import ANSWER_TIMEOUT_S, Call, get_status
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.exit_codes import INTERRUPTED, CommandFailed
 from engine_router.cli.terminal import say
-from engine_router.cli.where import locate
 
-INTERRUPTED = 130
 PIECE_BYTES = 65536
 
 
 def run(options: argparse.Namespace) -> int:
     """Show what an engine or a model wrote; raises as `Call.answer`. Ctrl-C and the router's own end are ordinary ends."""
-    where = locate(options)
-    kind = "engine" if options.name in get_status(where)["engines"] else "model"
+    address = locate(options)
+    kind = "engine" if options.name in get_status(address)["engines"] else "model"
     query = {kind: options.name, "lines": options.lines, **({"follow": 1} if options.follow else {})}
     timeout_s = None if options.follow else ANSWER_TIMEOUT_S
     text = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end within a character
-    call = Call(where, "GET", f"/admin/logs?{urlencode(query)}", None, timeout_s)
+    call = Call(address, "GET", f"/admin/logs?{urlencode(query)}", None, timeout_s)
     try:
         with call.answer() as answer:
             while piece := answer.read1(PIECE_BYTES):
@@ -33,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         raise
     except (http.client.HTTPException, ConnectionError, TimeoutError):
         if not options.follow:
-            raise CommandFailed(f"the connection to {where.url} broke off") from None
+            raise CommandFailed(f"the connection to {address.url} broke off") from None
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

@@ -26,6 +26,15 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
+# The modules of the commands; any other command is a module of its own name.
+_MODULES = {
+    **dict.fromkeys(
+        ("models", "queue", "residents", "failed", "reload", "reset", "pin", "unpin", "cancel"), "one_call"
+    ),
+    **dict.fromkeys(("use", "load", "unload"), "loading"),
+}
+
+
 class CommandParser(argparse.ArgumentParser):
     """The whole command line: lists the commands where none is given, and knows what was meant by another word.
 
@@ -69,9 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.commands = commands.choices
 
-    def command(
-        name: str, module: str, summary: str, details: str, *examples: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, summary: str, details: str, *examples: str) -> argparse.ArgumentParser:
         shown = "\n".join(f"  engine-router {example}" for example in examples)
         added = commands.add_parser(
             name,
@@ -81,12 +88,12 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        added.set_defaults(module=f"engine_router.cli.{module}", command=name)
+        added.set_defaults(module=f"engine_router.cli.{_MODULES.get(name, name)}", command=name)
         return added
 
     _add_running(command)
     _add_checking(command)
-    _add_asking(command)
+    _add_showing(command)
     _add_control(command)
     return parser
 
@@ -96,7 +103,6 @@ Adder = Callable[..., argparse.ArgumentParser]
 
 def _add_running(command: Adder) -> None:
     serve = command(
-        "serve",
         "serve",
         "run the router",
         "Run the router until Ctrl-C or SIGTERM: then requests in flight may end, and every engine that the\n"
@@ -116,7 +122,6 @@ def _add_running(command: Adder) -> None:
     )
     demo = command(
         "demo",
-        "demo",
         "try it with two tiny models, nothing to download",
         "Write two tiny models, run the router in front of two real llama.cpp servers, and say how to talk to\n"
         "it. Needs the extra: pip install 'engine-router[llamacpp]'.",
@@ -131,7 +136,6 @@ def _add_running(command: Adder) -> None:
 def _add_checking(command: Adder) -> None:
     check = command(
         "check",
-        "check",
         "check the configuration and say what is in it",
         "Check the configuration: every fault at once, and warnings about what will not work on this machine.",
         "check",
@@ -143,16 +147,14 @@ def _add_checking(command: Adder) -> None:
     _add_json(check)
     command(
         "schema",
-        "schema",
         "print the JSON Schema of engines.toml, for editors",
         "Print the JSON Schema of engines.toml. Editors that know it complete keys and show what is wrong.",
         "schema > engines.schema.json",
     )
 
 
-def _add_asking(command: Adder) -> None:
+def _add_showing(command: Adder) -> None:
     status = command(
-        "status",
         "status",
         "show what is resident, who waits, and the last swap",
         "Show what is resident, who waits, and what the last swap took.",
@@ -161,14 +163,12 @@ def _add_asking(command: Adder) -> None:
     )
     models = command(
         "models",
-        "models",
         "list the models that clients can ask for",
         "List the models that clients can ask for, with the engine and the state of each.",
         "models",
         "models --url http://192.168.1.20:8077",
     )
     use = command(
-        "use",
         "use",
         "make a model resident now",
         "Make a model, or an engine, resident, and wait until it is. It takes its turn like any request.\n"
@@ -177,7 +177,6 @@ def _add_asking(command: Adder) -> None:
     )
     use.add_argument("name", metavar="MODEL|ENGINE", help="a model id or alias, or the name of an engine")
     unload = command(
-        "unload",
         "unload",
         "stop what is resident and free its memory",
         "Let running requests end, then stop what is resident: everything, or one model or engine.",
@@ -189,7 +188,6 @@ def _add_asking(command: Adder) -> None:
     which.add_argument("--all", action="store_true", help="everything, in so many words")
     logs = command(
         "logs",
-        "logs",
         "show what an engine or a model wrote",
         "Show the last lines that an engine wrote; for a model, its own lines only, where each has its own process.",
         "logs llama -n 50",
@@ -200,21 +198,19 @@ def _add_asking(command: Adder) -> None:
     logs.add_argument("-n", "--lines", type=_count, default=200, metavar="N", help="how many (default: 200)")
     reload = command(
         "reload",
-        "reload",
         "have the router read its configuration again",
         "Have the router read its configuration again. A file with any fault is refused as a whole. Engines that\n"
         "changed start anew once their requests are done; everything else goes on undisturbed.",
         "reload",
     )
-    for asking in (status, models, use, unload, logs, reload):
-        _add_where(asking)
+    for calling in (status, models, use, unload, logs, reload):
+        _add_address(calling)
     for answering in (status, models, use, unload, reload):
         _add_json(answering)
 
 
 def _add_control(command: Adder) -> None:
     queue = command(
-        "queue",
         "queue",
         "show who waits, and what for",
         "Show every request that waits: its place, how long it has waited, what has to happen first, and how\n"
@@ -224,7 +220,6 @@ def _add_control(command: Adder) -> None:
     )
     residents = command(
         "residents",
-        "residents",
         "show what is in memory, and which requests use it",
         "Show what is in memory: what it takes, since when it is idle, when it goes by itself, and the requests\n"
         "that use it.",
@@ -232,13 +227,11 @@ def _add_control(command: Adder) -> None:
     )
     failed = command(
         "failed",
-        "failed",
         "show what failed, why, and when it is tried again",
         "Show the models that could not be started, or died, and have not worked since. See also: reset.",
         "failed",
     )
     load = command(
-        "load",
         "load",
         "make a model resident, and say how long it shall stay",
         "Make a model resident and wait until it is, in turn like any request. With --no-wait the router goes\n"
@@ -255,7 +248,6 @@ def _add_control(command: Adder) -> None:
     load.add_argument("--no-wait", action="store_true", help="do not wait until it is there")
     reset = command(
         "reset",
-        "reset",
         "forget that a model failed, so that it is tried again at once",
         "Forget that a model failed, so that the next request for it starts it. One that could not be stopped is "
         "taken to be gone: see to that first.",
@@ -263,16 +255,12 @@ def _add_control(command: Adder) -> None:
     )
     pin = command(
         "pin",
-        "pin",
         "protect a model from eviction",
         "Once a model is resident, neither evict it nor stop it when idle, until the router ends.",
         "pin qwen3-30b",
     )
-    unpin = command(
-        "unpin", "pin", "take a model's pin away", "Let a model be stopped again.", "unpin qwen3-30b"
-    )
+    unpin = command("unpin", "take a model's pin away", "Let a model be stopped again.", "unpin qwen3-30b")
     cancel = command(
-        "cancel",
         "cancel",
         "end one request",
         "End one request, or one job: it gives back what it holds, and its client is told. The ids are shown by\n"
@@ -282,7 +270,6 @@ def _add_control(command: Adder) -> None:
     cancel.add_argument("id", metavar="ID", help="such as r12, or j3 for a job")
     events = command(
         "events",
-        "events",
         "show what happens, as it happens",
         "Show everything that happens in the router from now on, until Ctrl-C.",
         "events",
@@ -290,20 +277,20 @@ def _add_control(command: Adder) -> None:
     )
     for naming in (reset, pin, unpin):
         naming.add_argument("name", metavar="MODEL", help="a model id or alias")
-    for asking in (queue, residents, failed, load, reset, pin, unpin, cancel, events):
-        _add_where(asking)
-        _add_json(asking)
+    for calling in (queue, residents, failed, load, reset, pin, unpin, cancel, events):
+        _add_address(calling)
+        _add_json(calling)
 
 
-def _add_where(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_argument_group("which router")
-    where.add_argument("--url", help="default: $ENGINE_ROUTER_URL, else host and port of the configuration")
-    where.add_argument(
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    address = parser.add_argument_group("which router")
+    address.add_argument("--url", help="default: $ENGINE_ROUTER_URL, else host and port of the configuration")
+    address.add_argument(
         "--api-key",
         metavar="KEY",
         help="default: $ENGINE_ROUTER_API_KEY, else the first of server.api_keys",
     )
-    _add_config(where)
+    _add_config(address)
 
 
 def _add_config(parser: argparse._ActionsContainer) -> None:

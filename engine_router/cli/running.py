@@ -17,7 +17,7 @@ from attrs import define, field
 
 import engine_router
 from engine_router.cli.event_text import EventLog
-from engine_router.cli.units import counted, seconds
+from engine_router.cli.formatting import counted, seconds
 from engine_router.config import Config
 from engine_router.reload import Source, say_reload
 from engine_router.router import Router

@@ -13,11 +13,11 @@ from pathlib import Path
 import attrs
 
 from engine_router import __version__
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.exit_codes import CommandFailed
+from engine_router.cli.formatting import counted
 from engine_router.cli.log import LogThread, end_logging, start_logging
 from engine_router.cli.running import run_router
 from engine_router.cli.terminal import say
-from engine_router.cli.units import counted
 from engine_router.config import Config, ServerConfig, find_config, load_config
 from engine_router.config.values import Addresses, Port
 from engine_router.reload import Source

@@ -7,11 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from engine_router.cli.client import get_status
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.address import locate
+from engine_router.cli.client import get_status, not_understood
+from engine_router.cli.formatting import gigabytes, phase_text, phases, seconds, transition
 from engine_router.cli.terminal import Table, say, show_json
-from engine_router.cli.units import doing, gigabytes, phases, seconds, transition
-from engine_router.cli.where import locate
 from engine_router.guards.foreign_text import indented_values
 
 Data = Mapping[str, Any]
@@ -24,22 +23,20 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CommandFailed: as `get_status`, or what it says is not understood.
     """
-    where = locate(options)
-    status = get_status(where)
+    address = locate(options)
+    status = get_status(address)
     if options.json:
         show_json(status)
         return 0
     status = indented_values(status)
     try:
-        say(f"engine-router {status['version']} at {where.url}, up {seconds(status['uptime_s'])}\n")
+        say(f"engine-router {status['version']} at {address.url}, up {seconds(status['uptime_s'])}\n")
         _pools(status["pools"])
         say()
         _engines(status["engines"])
         _swaps(status)
     except (KeyError, TypeError):
-        raise CommandFailed(
-            f"the router at {where.url} is of another version; --json shows what it says"
-        ) from None
+        raise not_understood(address) from None
     return 0
 
 
@@ -104,7 +101,7 @@ def _swaps(status: Data) -> None:
 
 
 def _current(swap: Data) -> str:
-    line = f"now: {doing(swap['phase'], swap['source'], swap['target'])}, {seconds(swap['phase_elapsed_s'])}"
+    line = f"now: {phase_text(swap['phase'], swap['source'], swap['target'])}, {seconds(swap['phase_elapsed_s'])}"
     if swap["phase"] == "start" and swap["expected_s"] is not None:
         line += f" of about {seconds(swap['expected_s'])}"
     return f"{line} ({swap['cause']})"

@@ -1,4 +1,4 @@
-"""Which router a command talks to, and with which key."""
+"""The address of the router that a command talks to, and its key."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from urllib.parse import SplitResult, urlsplit
 
 from attrs import frozen
 
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.exit_codes import BAD_USAGE, CommandFailed
 from engine_router.cli.terminal import say
 from engine_router.config import ServerConfig, find_config, load_config
 from engine_router.errors import ConfigError
 
 URL_VARIABLE = "ENGINE_ROUTER_URL"
 KEY_VARIABLE = "ENGINE_ROUTER_API_KEY"
-BAD_USAGE = 2
 _BASE_PATH = re.compile(r"/(v1|api)(/.*)?")
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - nothing listens here
 _LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
 @frozen
-class Where:
-    """A router, as one command sees it.
+class RouterAddress:
+    """The address of a router, as one command sees it.
 
     Attributes:
         url: without a slash at its end.
-        key: what it is asked with, or None.
+        key: the API key that is sent, or None.
         is_named: the person gave the URL; else it is made of the configuration's host and port.
     """
 
@@ -39,7 +38,7 @@ class Where:
     is_named: bool = True
 
 
-def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Where:
+def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> RouterAddress:
     """Find the router from the options, the environment and the configuration, in this order.
 
     Raises:
@@ -59,7 +58,7 @@ def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ)
         key = server.api_keys[0]
     if key is not None and any(ord(char) < 32 for char in key.strip()):
         raise CommandFailed("the API key has control characters, which no header can carry", BAD_USAGE)
-    return Where(url, None if key is None else key.strip(), is_named=named is not None)
+    return RouterAddress(url, None if key is None else key.strip(), is_named=named is not None)
 
 
 def _configured(explicit: str | None, *, is_needed: bool) -> ServerConfig:

@@ -11,11 +11,11 @@ from typing import Any
 
 from attrs import frozen
 
+from engine_router.cli.address import RouterAddress
 from engine_router.cli.client import Call, get_status
-from engine_router.cli.failure import CommandFailed
+from engine_router.cli.exit_codes import CommandFailed
+from engine_router.cli.formatting import counted, phase_text, seconds
 from engine_router.cli.terminal import is_terminal, say
-from engine_router.cli.units import counted, doing, seconds
-from engine_router.cli.where import Where
 from engine_router.guards.foreign_text import indented_values
 
 POLL_S = 0.2
@@ -64,7 +64,7 @@ class _Thread(threading.Thread):
             self.done.set()
 
 
-def wait_for(where: Where, path: str, body: object, pool: str | None, *, quiet: bool) -> Any:
+def wait_for(address: RouterAddress, path: str, body: object, pool: str | None, *, quiet: bool) -> Any:
     """Post and return the answer; meanwhile show on standard error what the router does.
 
     Args:
@@ -75,13 +75,13 @@ def wait_for(where: Where, path: str, body: object, pool: str | None, *, quiet: 
         CommandFailed: as `Call.read`.
         KeyboardInterrupt: the connection is closed then, so that the router knows.
     """
-    thread = _Thread(Call(where, "POST", path, body, None))
+    thread = _Thread(Call(address, "POST", path, body, None))
     thread.start()
     began = time.monotonic()
     try:
         with _shown(quiet=quiet) as show:
             while not thread.done.wait(POLL_S):
-                if not quiet and (step := _step(where, pool)) is not None and not thread.done.is_set():
+                if not quiet and (step := _step(address, pool)) is not None and not thread.done.is_set():
                     show(step, time.monotonic() - began)
     finally:
         thread.call.close()
@@ -112,10 +112,10 @@ def _shown(*, quiet: bool) -> Iterator[Callable[[Step, float], None]]:
         yield show
 
 
-def _step(where: Where, pool: str | None) -> Step | None:
+def _step(address: RouterAddress, pool: str | None) -> Step | None:
     """Ask the router what it does; None where it cannot say just now."""
     try:
-        status = get_status(where)
+        status = get_status(address)
     except CommandFailed:
         return None
     for name, state in indented_values(status["pools"]).items():
@@ -128,7 +128,7 @@ def describe(pool: dict[str, Any]) -> Step | None:
     """Say what goes on in a pool; None where nothing does."""
     swap, resident = pool["swap"], pool["resident"]
     if swap is not None:
-        text = doing(swap["phase"], swap["source"], swap["target"])
+        text = phase_text(swap["phase"], swap["source"], swap["target"])
         if swap["phase"] == "start":
             return Step(text, swap["phase_elapsed_s"], swap["expected_s"])
         if swap["phase"] == "drain" and resident is not None:

@@ -1,9 +1,9 @@
-"""How a command fails."""
+"""The exit codes, and the exception that ends a command with one."""
 
 from __future__ import annotations
 
-FAILED = 1
-UNREACHABLE = 3
+OK, FAILED, BAD_USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+BAD_CONFIG = BAD_USAGE
 
 
 class CommandFailed(Exception):

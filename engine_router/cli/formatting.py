@@ -1,4 +1,4 @@
-"""How durations, sizes and swaps read."""
+"""Durations, sizes and swaps as text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def phases(spent: Mapping[str, float], total_s: float) -> str:
     return seconds(total_s) if len(parts) < 2 else f"{', '.join(parts)}, in all {seconds(total_s)}"
 
 
-def doing(phase: str, source: str | None, target: str | None) -> str:
+def phase_text(phase: str, source: str | None, target: str | None) -> str:
     """Say what goes on in a phase of a swap."""
     match phase:
         case "drain":

@@ -1,0 +1,212 @@
+"""The commands that make one call to the router and show its answer, as a table of call and rendering."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from engine_router.cli.address import RouterAddress, locate
+from engine_router.cli.client import get, not_understood, post
+from engine_router.cli.exit_codes import OK, UNREACHABLE, CommandFailed
+from engine_router.cli.formatting import counted, gigabytes, seconds
+from engine_router.cli.terminal import Table, say, show_json
+from engine_router.guards.foreign_text import indented_values
+
+Answer = Mapping[str, Any]
+NOTHING = "-"
+
+_CHANGES: Final = {
+    "added": "new engines",
+    "removed": "engines that go",
+    "restarted": "engines that start anew once their requests are done",
+    "settings": "in force now",
+    "needs_restart": "takes effect after a restart of the router",
+}
+
+_OTHER_PORT: Final = (
+    "host and port are those of the configuration: if they were changed, the router that runs still uses the old ones "
+    "until it starts again"
+)
+
+
+@frozen
+class OneCall:
+    """A command: the call that it makes, and the rendering of its answer for people."""
+
+    call: Callable[[RouterAddress, argparse.Namespace], Any]
+    show: Callable[[Answer, argparse.Namespace], None]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the command's call and show the answer.
+
+    Raises:
+        CommandFailed: the router is not there, says no, or is none.
+    """
+    command, address = COMMANDS[options.command], locate(options)
+    answer = command.call(address, options)
+    if options.json:
+        show_json(answer)
+        return OK
+    try:
+        command.show(answer, options)
+    except (KeyError, TypeError):
+        raise not_understood(address) from None
+    return OK
+
+
+def _getting(path: str) -> Callable[[RouterAddress, argparse.Namespace], Any]:
+    return lambda address, _: get(address, path)
+
+
+def _posting(
+    path: str, body: Callable[[argparse.Namespace], Mapping[str, object]]
+) -> Callable[[RouterAddress, argparse.Namespace], Any]:
+    return lambda address, options: post(address, path, body(options))
+
+
+def _reload(address: RouterAddress, _: argparse.Namespace) -> Any:
+    try:
+        return post(address, "/admin/reload", {})
+    except CommandFailed as failure:
+        if failure.code == UNREACHABLE and not address.is_named:
+            raise CommandFailed(f"{failure}; {_OTHER_PORT}", UNREACHABLE) from None
+        raise
+
+
+def _list_models(address: RouterAddress, options: argparse.Namespace) -> Any:
+    answer = get(address, "/v1/models")
+    if not options.json and not (isinstance(answer, dict) and "data" in answer):
+        raise CommandFailed(f"what answers at {address.url} is not an engine-router")
+    return answer
+
+
+def _show_models(answer: Answer, _: argparse.Namespace) -> None:
+    # An alias is in the list as a model of its own, for other clients.
+    rows = [
+        (entry["id"], entry["engine"], entry["state"], ", ".join(entry["aliases"]) or NOTHING)
+        for entry in answer["data"]
+        if "alias_of" not in entry
+    ]
+    if rows:
+        Table(("Model", "Engine", "State", "Aliases"), rows).show()
+    else:
+        say("no model is known yet: name some in engines.toml, or start an engine that lists its own")
+
+
+def _show_queue(answer: Answer, _: argparse.Namespace) -> None:
+    rows = [
+        (
+            entry["id"] or NOTHING,
+            str(entry["place"]),
+            entry["model"],
+            entry["priority"],
+            seconds(entry["waited_s"]),
+            _overdue(entry["overdue_in_s"]),
+            _seconds(entry["estimate_s"]),
+            entry["waits_for"],
+        )
+        for entry in answer["waiting"]
+    ]
+    more = answer["total"] - len(rows)
+    if not rows:
+        say("no request is waiting")
+        return
+    headings = ("Id", "Place", "Model", "Priority", "Waited", "Overdue", "Estimate", "Waits for")
+    Table(headings, rows, frozenset((1, 4, 5, 6))).show()
+    if more > 0:
+        say(f"and {counted(more, 'other')}")
+
+
+def _overdue(in_s: float | None) -> str:
+    if in_s is None:
+        return NOTHING
+    return f"in {seconds(in_s)}" if in_s > 0 else f"for {seconds(-in_s)}"
+
+
+def _seconds(value: float | None) -> str:
+    return NOTHING if value is None else seconds(value)
+
+
+def _show_residents(answer: Answer, _: argparse.Namespace) -> None:
+    rows = [_resident(entry) for entry in answer["residents"]]
+    if not rows:
+        say("nothing is resident")
+        return
+    headings = ("Pool", "Resident", "State", "Since", "Memory", "Idle", "Goes in", "Waiting", "Running")
+    Table(headings, rows, frozenset((3, 4, 5, 6, 7))).show()
+
+
+def _resident(entry: Answer) -> tuple[str, ...]:
+    size_bytes = entry["footprint_bytes"] or entry["need_bytes"]
+    ids = [request["id"] or NOTHING for request in entry["requests"]]
+    return (
+        entry["pool"],
+        entry["resident"],
+        entry["phase"],
+        _seconds(entry["for_s"]),
+        gigabytes(size_bytes) if size_bytes else NOTHING,
+        _seconds(entry["idle_s"]),
+        "pinned" if entry["pinned"] else _seconds(entry["expires_in_s"]),
+        str(entry["waiting"]),
+        ", ".join(ids) or NOTHING,
+    )
+
+
+def _show_failed(answer: Answer, _: argparse.Namespace) -> None:
+    for entry in indented_values(answer["failed"]):
+        again_s = entry["again_in_s"]
+        when = f"tried again in {seconds(again_s)}" if again_s else "the next request tries it again"
+        say(f"{entry['model']}: failed {counted(entry['count'], 'time')}, {when}\n  {entry['error']}")
+    if not answer["failed"]:
+        say("nothing has failed")
+
+
+def _show_reload(answer: Answer, _: argparse.Namespace) -> None:
+    changes = indented_values({name: answer[name] for name in _CHANGES})
+    lines = [f"{words}: {', '.join(changes[name])}" for name, words in _CHANGES.items() if changes[name]]
+    say("\n".join(lines) or "nothing has changed")
+
+
+def _show_reset(answer: Answer, options: argparse.Namespace) -> None:
+    if answer["forgotten"]:
+        failures = counted(answer["forgotten"], "failure")
+        say(f"{options.name}: {failures} forgotten; the next request starts it")
+    else:
+        say(f"{options.name} had not failed")
+
+
+def _show_pin(answer: Answer, options: argparse.Namespace) -> None:
+    if answer["is_resident"]:
+        say(f"{options.name} is pinned: it stays until it is unpinned or unloaded")
+    else:
+        say(f"{options.name} is pinned: it stays once it is loaded (engine-router load {options.name})")
+
+
+def _show_unpin(_: Answer, options: argparse.Namespace) -> None:
+    say(f"{options.name} is not pinned any more")
+
+
+def _show_cancel(answer: Answer, _: argparse.Namespace) -> None:
+    answer = indented_values(dict(answer))
+    say(f"ended {answer['cancelled']}: {answer['path']} {answer['model']}")
+
+
+COMMANDS: Final[Mapping[str, OneCall]] = {
+    "models": OneCall(_list_models, _show_models),
+    "queue": OneCall(_getting("/admin/queue"), _show_queue),
+    "residents": OneCall(_getting("/admin/residents"), _show_residents),
+    "failed": OneCall(_getting("/admin/failed"), _show_failed),
+    "reload": OneCall(_reload, _show_reload),
+    "reset": OneCall(_posting("/admin/reset", lambda options: {"model": options.name}), _show_reset),
+    "pin": OneCall(
+        _posting("/admin/pin", lambda options: {"model": options.name, "pinned": True}), _show_pin
+    ),
+    "unpin": OneCall(
+        _posting("/admin/pin", lambda options: {"model": options.name, "pinned": False}), _show_unpin
+    ),
+    "cancel": OneCall(_posting("/admin/cancel", lambda options: {"id": options.id}), _show_cancel),
+}
