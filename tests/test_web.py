@@ -6,6 +6,7 @@ Whatever is posted to a proxied route is so on both tiers: a test that takes `fa
 import base64
 import functools
 import gzip
+import inspect
 import json
 import re
 import sys
@@ -17,6 +18,9 @@ from typing import Protocol
 import httpx
 import pytest
 import trio
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 from support.asgi import Conversation, Received, ask, conversation
 from support.scripted import Answer, Call, ScriptedOllama
 from support.served import RawClient, served
@@ -25,7 +29,6 @@ from support.served import ask as ask_over_a_socket
 from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
-from engine_router.server.accept import UnknownHypercorn
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 LIMIT_S = 200.0
@@ -1394,15 +1397,21 @@ async def test_the_app_survives_a_defect(
         assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_hypercorn_that_is_not_known_serves_everything_itself(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("kind", "parameters", "methods"),
+    [
+        (TCPServer, ["app", "config", "context", "state", "stream"], ["run", "_read_data", "_idle_timeout"]),
+        (
+            Lifespan,
+            ["app", "config", "state"],
+            ["handle_lifespan", "wait_for_startup", "wait_for_shutdown"],
+        ),
+        (WorkerContext, ["max_requests"], []),
+        (TrioSingleTask, [], ["restart", "stop"]),
+    ],
+)
+def test_hypercorn_has_the_seams_that_the_server_is_built_on(
+    kind: type, parameters: list[str], methods: list[str]
 ) -> None:
-    def check_hypercorn() -> None:
-        raise UnknownHypercorn("TCPServer takes nothing")
-
-    monkeypatch.setattr("engine_router.server.serve.check_hypercorn", check_hypercorn)
-    async with routing(process("a")) as router, served(router) as url, RawClient.to(url) as client:
-        body = json.dumps({"model": "a", "do": "echo"}).encode()
-        await client.request("POST", CHAT, body, headers=["Connection: close"])
-        assert (await client.rest()).startswith(b"HTTP/1.1 200")
-        assert any("not known" in str(event.as_dict()) for event in router.hub.recent)
+    assert list(inspect.signature(kind).parameters) == parameters
+    assert all(callable(vars(kind)[method]) for method in methods)

@@ -7,7 +7,6 @@ bytes that the fast tier has read already in front of what is still to come.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import socket
@@ -18,8 +17,7 @@ import trio
 from attrs import define, field
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
+from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
 from engine_router.server.fast_connection import FastConnection
@@ -36,36 +34,6 @@ OUT_OF_DESCRIPTORS_S = 0.1
 UNWIND_S = 0.5
 
 MakeFast = Callable[[RawStream], FastConnection]
-
-
-class UnknownHypercorn(Exception):
-    """The installed Hypercorn is not built as the one that this server was made for."""
-
-
-def check_hypercorn() -> None:
-    """See that what is used of Hypercorn, beside its documented `serve`, is there in the expected form.
-
-    Raises:
-        UnknownHypercorn: it is not.
-    """
-    expected: dict[type, tuple[str, ...]] = {
-        TCPServer: ("app", "config", "context", "state", "stream"),
-        Lifespan: ("app", "config", "state"),
-        WorkerContext: ("max_requests",),
-    }
-    for kind, names in expected.items():
-        found = tuple(inspect.signature(kind).parameters)
-        if found != names:
-            raise UnknownHypercorn(f"{kind.__name__} takes {', '.join(found)}")
-    methods = {
-        TCPServer: ("run", "_read_data", "_idle_timeout"),
-        Lifespan: ("handle_lifespan", "wait_for_startup", "wait_for_shutdown"),
-        TrioSingleTask: ("restart", "stop"),
-    }
-    for kind, names in methods.items():
-        for name in names:
-            if not callable(getattr(kind, name, None)):
-                raise UnknownHypercorn(f"{kind.__name__} has no {name}")
 
 
 @define(eq=False)

@@ -12,8 +12,6 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.config import Sockets
-from hypercorn.trio.run import worker_serve
 from hypercorn.utils import wrap_app
 
 from engine_router.config import ServerConfig
@@ -23,7 +21,7 @@ from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.routes import is_proxied
 from engine_router.router import Router
-from engine_router.server.accept import MakeFast, Server, UnknownHypercorn, check_hypercorn
+from engine_router.server.accept import MakeFast, Server
 from engine_router.server.fast_connection import FastConnection
 from engine_router.server.fast_parser import RequestReader
 from engine_router.upstream.http1 import Headers
@@ -177,17 +175,6 @@ async def serve(
         )
     app: Any = wrap_app(router.app, 0, "asgi")
     config = hypercorn_config(server)
-    try:
-        check_hypercorn()
-    except UnknownHypercorn as error:
-        router.note(f"this Hypercorn is not known ({error}): it serves everything itself, with more work")
-
-        async def trigger() -> None:
-            await (shutdown_trigger or trio.sleep_forever)()
-
-        ordinary = Sockets([], opened, [])
-        await worker_serve(app, config, sockets=ordinary, shutdown_trigger=trigger, task_status=task_status)
-        return
     running = Server(app, config, _fast_tier(router) if server.fast_path else None)
     await running.run(opened, shutdown_trigger or trio.sleep_forever, task_status=task_status)
 
