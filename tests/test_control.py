@@ -578,7 +578,7 @@ async def test_events_tell_of_a_request() -> None:
 
 
 async def test_a_slow_reader_is_told_what_it_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_router.web.stream.BUFFER", 3)
+    monkeypatch.setattr("engine_router.web.event_stream.BUFFER", 3)
     async with routing(process("a")) as router, conversation(router.app, "GET", "/admin/events") as talk:
         await talk.until(lambda: bool(talk.pieces))
         talk.stall()
@@ -593,9 +593,9 @@ async def test_a_slow_reader_is_told_what_it_lost(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_silence_is_bridged_and_snapshots_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_router.web.stream.KEEP_ALIVE_S", 0.05)
-    monkeypatch.setattr("engine_router.web.stream.LOOK_INTERVAL_S", 0.02)
-    monkeypatch.setattr("engine_router.web.stream.SNAPSHOT_INTERVAL_S", 0.3)
+    monkeypatch.setattr("engine_router.web.event_stream.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("engine_router.web.event_stream.LOOK_INTERVAL_S", 0.02)
+    monkeypatch.setattr("engine_router.web.event_stream.SNAPSHOT_INTERVAL_S", 0.3)
     async with routing(process("a")) as router, conversation(router.app, "GET", "/admin/events") as talk:
         await talk.until(lambda: talk.body.count(b": keep-alive\n\n") == 3)
         assert names(talk.body) == ["status", ":", ":", ":"]

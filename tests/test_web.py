@@ -195,7 +195,7 @@ async def test_a_body_too_large_is_refused(path: str, fast: bool) -> None:
 
 def lingering(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let both tiers take in for so long what a client still sends whose request was refused."""
-    for tier in ("web.scope", "server.fast_connection"):
+    for tier in ("web.connection", "server.fast_connection"):
         monkeypatch.setattr(f"engine_router.{tier}.LINGER_S", seconds)
 
 

@@ -1,95 +1,248 @@
-"""`/health`, `/status`, `/metrics` and `/admin/logs`."""
+"""`/admin/*`: lists of what waits, is resident and failed; load, unload, pin, reset, cancel."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import trio
 from quart import Response, request
+from quart_trio import QuartTrio
 
-from engine_router.engines.base import LogRing
-from engine_router.errors import BadRequest, NoSuchRoute
+from engine_router.dialects.ollama.load_only import keep_alive_s
+from engine_router.engines.base import ResidentId
+from engine_router.errors import BadRequest, NoSuchRoute, RouterError
 from engine_router.guards.foreign_text import shown
+from engine_router.in_flight import DirectHolder, Request
+from engine_router.jobs import Work
+from engine_router.models.registry import Target
 from engine_router.router import Router
-from engine_router.web.openai import json_response
-from engine_router.web.params import whole_number
-from engine_router.web.readers import Reader
-from engine_router.web.status import status
+from engine_router.web import admin_lists
+from engine_router.web.connection import scope_of
+from engine_router.web.event_stream import event_stream
+from engine_router.web.params import fields, flag, named, text, whole_number
+from engine_router.web.responses import json_response, stream_response
+from engine_router.web.stream_reader import StreamReader
 
-DEFAULT_LOG_LINES = 200
-# Seconds between two looks whether the router has gone down, which ends a log that is followed.
-FOLLOW_INTERVAL_S = 0.5
+ACCEPTED = 202
+DEFAULT_LISTED = 200
 
 
-class Admin:
-    """What the person who runs the router asks of it."""
+class AdminRoutes:
+    """The routes by which the person who runs the router sees what is resident, and steers it."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
 
-    async def health(self) -> Response:
-        """`GET /health`: the router lives. Says nothing about engines and waits for none."""
-        return json_response({"status": "ok"})
+    # What can be seen.
 
-    async def status(self) -> Response:
-        """`GET /status`."""
-        return json_response(status(self._router))
+    async def queue(self) -> Response:
+        """`GET /admin/queue?limit=N`: every request that waits, and what for."""
+        return json_response(admin_lists.queue(self._router, whole_number("limit", DEFAULT_LISTED)))
 
-    async def metrics(self) -> Response:
-        """`GET /metrics`."""
-        return Response(
-            self._router.metrics.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+    async def residents(self) -> Response:
+        """`GET /admin/residents`: what is in memory, and which requests use it."""
+        return json_response(admin_lists.residents(self._router))
 
-    async def logs(self) -> Response:
-        """`GET /admin/logs?engine=NAME&lines=N&follow=1`: what an engine wrote last, and what it writes now.
+    async def failed(self) -> Response:
+        """`GET /admin/failed`: what could not be started, or died, and has not worked since."""
+        return json_response(admin_lists.failed(self._router))
 
-        `model=NAME` instead of `engine`: only what was written for that model, where its engine keeps that apart.
-        """
-        log = await self._log()
-        lines = whole_number("lines", DEFAULT_LOG_LINES)
-        follow = request.args.get("follow", "") not in ("", "0", "false") and request.method != "HEAD"
-        reader = Reader(self._router) if follow else None
-        body = _log_lines(log, lines, reader)
-        response = Response(body, content_type="text/plain; charset=utf-8")
-        response.timeout = None
-        return response
+    async def events(self) -> Response:
+        """`GET /admin/events`: everything that happens from now on, as server-sent events."""
+        return stream_response(event_stream(self._router, StreamReader(self._router)))
 
-    async def _log(self) -> LogRing:
-        """Return the log that the query names.
+    async def jobs(self) -> Response:
+        """`GET /admin/jobs`: every job that is remembered, the oldest first."""
+        return json_response({"jobs": [job.as_dict() for job in self._router.jobs.listed()]})
+
+    async def job(self, job_id: str) -> Response:
+        """`GET /admin/jobs/{id}`.
 
         Raises:
-            BadRequest: it names a model and an engine.
-            NoSuchRoute: there is no such engine.
-            UnknownModel: nobody serves the model.
+            NoSuchRoute: there is none, or it ended long ago.
         """
-        engine, model = request.args.get("engine", ""), request.args.get("model", "")
-        if engine and model:
-            raise BadRequest('name a "model" or an "engine", not both')
-        if model:
-            target = await self._router.resolve(model)
-            return self._router.engines[target.engine].logs.of(target.resident)
-        if engine not in self._router.engines:
-            known = ", ".join(self._router.engines)
-            if not engine:
-                raise NoSuchRoute(f"whose log? Add ?engine=NAME or ?model=NAME; the engines are: {known}")
-            raise NoSuchRoute(f"no engine is called '{shown(engine)}'; there are: {known}")
-        return self._router.engines[engine].logs.engine
+        job = self._router.jobs.get(job_id)
+        if job is None:
+            raise NoSuchRoute(
+                f"no job '{shown(job_id)}' is known; those that have ended are forgotten after a while"
+            )
+        return json_response(job.as_dict())
+
+    # What can be done.
+
+    async def load(self) -> Response:
+        """`POST /admin/load {model | engine, keep_alive?, wait?}`: make it resident, in turn like any request."""
+        data = await fields("model", "engine", "keep_alive", "wait")
+        stay_s, waits = keep_alive_s(data.get("keep_alive")), flag(data, "wait", default=False)
+        target = await named(self._router, data)
+        return await self._do("load", target.model, partial(load, self._router, target, stay_s), waits=waits)
+
+    async def swap(self) -> Response:
+        """`POST /admin/swap {model | engine}`: the same, and wait for it."""
+        target = await named(self._router, await fields("model", "engine"))
+        return await self._do("load", target.model, partial(load, self._router, target, None), waits=True)
+
+    async def unload(self) -> Response:
+        """`POST /admin/unload {model | engine | all?, wait?}`: drain and stop it; all of it where nothing is named."""
+        data = await fields("model", "engine", "all", "wait")
+        waits, is_all = flag(data, "wait", default=True), flag(data, "all", default=False)
+        names = data.keys() & {"model", "engine"}
+        if is_all and names:
+            raise BadRequest('"all" goes with no "model" and no "engine"')
+        target = await named(self._router, data) if names else None
+        residents = _residents_of(self._router, data, target)
+        subject = "all" if target is None else str(data.get("model") or data.get("engine"))
+        return await self._do("unload", subject, partial(unload, self._router, residents), waits=waits)
+
+    async def reset(self) -> Response:
+        """`POST /admin/reset {model}`: forget its failures, so that the next request starts it."""
+        target = await self._router.resolve(text(await fields("model"), "model"))
+        return json_response({"model": target.model, "forgotten": forget_failures(self._router, target)})
+
+    async def pin(self) -> Response:
+        """`POST /admin/pin {model, pinned?}`: protect it from eviction and from idle stops, or end that."""
+        data = await fields("model", "pinned")
+        target, is_pinned = (
+            await self._router.resolve(text(data, "model")),
+            flag(data, "pinned", default=True),
+        )
+        supervisor = self._router.supervisor
+        (supervisor.pin if is_pinned else supervisor.unpin)(target.resident)
+        is_resident = self._router.read_model.resident(target.resident).phase is not None
+        return json_response(
+            {
+                "model": target.model,
+                "resident": str(target.resident),
+                "pinned": is_pinned,
+                "is_resident": is_resident,
+            }
+        )
+
+    async def cancel(self) -> Response:
+        """`POST /admin/cancel {id}`: end one request, or one job; a job that waits for a model gives up its place.
+
+        Raises:
+            NoSuchRoute: nothing of that id is under way.
+        """
+        wanted = text(await fields("id"), "id")
+        job = self._router.jobs.get(wanted)
+        if job is not None and job.state == "running":
+            job.scope.cancel()
+            return json_response({"cancelled": job.id, "model": job.subject, "path": job.kind})
+        ended = self._router.in_flight.cancel(wanted)
+        return json_response({"cancelled": ended.id, "model": ended.model, "path": ended.path})
+
+    async def _do(self, kind: str, subject: str, work: Work, *, waits: bool) -> Response:
+        """Do something as a job and answer with its id; or at once, given up when the client leaves."""
+        if not waits:
+            job = self._router.jobs.start(kind, subject, work)
+            response = json_response(job.as_dict(), ACCEPTED)
+            response.headers["Location"] = (
+                f"./jobs/{job.id}"  # relative: a key may stand in front of the path
+            )
+            return response
+        scope = scope_of(request)
+        return json_response(await work(scope.id, scope.stack))
 
 
-async def _log_lines(log: LogRing, lines: int, reader: Reader | None) -> AsyncIterator[bytes]:
-    """Yield the last lines of a log, and what is written from then on as long as somebody is to read it."""
-    seen = log.count
-    for line in log.tail(lines):
-        yield f"{line}\n".encode()
-    follow = reader is not None
-    while reader is not None and follow:
-        # Asked before the last lines are read, so that none comes in between and is never shown.
-        follow = not reader.is_over
-        # What was written while the client took in the last lines is there already.
-        if follow and log.count == seen:
-            with trio.move_on_after(FOLLOW_INTERVAL_S):
-                await log.grown()
-        fresh, seen = log.since(seen), log.count
-        for line in fresh:
-            yield f"{line}\n".encode()
+async def load(
+    router: Router, target: Target, stay_s: float | None, request_id: str, stack: ExitStack
+) -> Mapping[str, Any]:
+    """Make a model resident, taking its turn.
+
+    Args:
+        stay_s: as a ticket's `keep_alive_s`.
+        stack: holds the lease.
+
+    Raises:
+        RouterError: it cannot be.
+    """
+    before = router.read_model.resident(target.resident)
+    neighbours = [status.resident for status in router.read_model.pool(before.pool).residents]
+    began = trio.current_time()
+    lease = router.supervisor.request(target.resident, keep_alive_s=stay_s, is_control=True)
+    stack.callback(lease.release)
+    stack.callback(router.in_flight.enter(Request(request_id, "load", target.model, DirectHolder(lease))))
+    endpoint = await lease.granted()
+    staying = present(router)
+    made_way = [str(resident) for resident in neighbours if resident not in staying]
+    return {
+        "model": target.model,
+        "engine": target.engine,
+        "resident": str(target.resident),
+        "base_url": endpoint.base_url,
+        # Who had the memory before: the model itself where it was there, else those that made way for it.
+        "was": str(target.resident) if before.endpoint is not None else ", ".join(made_way) or None,
+        "duration_s": round(trio.current_time() - began, 3),
+    }
+
+
+async def unload(
+    router: Router, residents: Sequence[ResidentId], _request_id: str = "", _stack: ExitStack | None = None
+) -> Mapping[str, Any]:
+    """Have residents drained and stopped, all at the same time, and wait until they are gone.
+
+    Raises:
+        RouterError: one could not be stopped; the others are gone, too.
+    """
+    failures: list[RouterError] = []
+
+    async def wait_until_gone(resident: ResidentId) -> None:
+        try:
+            await router.supervisor.until_unloaded(resident)
+        except RouterError as failure:
+            failures.append(failure)
+
+    async with trio.open_nursery() as nursery:
+        for resident in residents:
+            nursery.start_soon(wait_until_gone, resident)
+    if failures:
+        raise failures[0]
+    return {"unloaded": [str(resident) for resident in residents]}
+
+
+def present(router: Router) -> list[ResidentId]:
+    """Return everything that is resident, in whatever phase."""
+    return [status.resident for status in router.read_model.present()]
+
+
+def _residents_of(router: Router, data: Mapping[str, Any], target: Target | None) -> list[ResidentId]:
+    """Return what is resident of what was named; everything where nothing was."""
+    if target is None:
+        return present(router)
+    if data.get("model"):
+        return [resident for resident in present(router) if resident == target.resident]
+    return [resident for resident in present(router) if resident.engine == target.engine]
+
+
+def forget_failures(router: Router, target: Target) -> int:
+    """Forget a model's failures. Returns how many in a row there were."""
+    failure = router.read_model.resident(target.resident).failure
+    router.supervisor.reset(target.resident)
+    return 0 if failure is None else failure.count
+
+
+def add_admin(app: QuartTrio, router: Router) -> None:
+    """Add the routes."""
+    routes = AdminRoutes(router)
+    for name, view in (
+        ("queue", routes.queue),
+        ("residents", routes.residents),
+        ("failed", routes.failed),
+        ("events", routes.events),
+        ("jobs", routes.jobs),
+        ("jobs/<job_id>", routes.job),
+    ):
+        app.add_url_rule(f"/admin/{name}", f"control {name}", view, methods=["GET"])
+    for name, view in (
+        ("load", routes.load),
+        ("swap", routes.swap),
+        ("unload", routes.unload),
+        ("reset", routes.reset),
+        ("pin", routes.pin),
+        ("cancel", routes.cancel),
+    ):
+        app.add_url_rule(f"/admin/{name}", f"control {name}", view, methods=["POST"])

@@ -40,22 +40,22 @@ def model_info(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def model_page(entries: Sequence[Mapping[str, Any]], asked: Mapping[str, str]) -> dict[str, Any]:
+def model_page(entries: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
     """Return a page of the list; all of it where no limit is asked for.
 
     Args:
-        asked: the query: `limit`, and the id behind which (`after_id`) or before which (`before_id`) the page is.
+        query: the query: `limit`, and the id behind which (`after_id`) or before which (`before_id`) the page is.
 
     Raises:
         BadRequest: the query cannot be understood.
     """
     models = [model_info(entry) for entry in entries]
     ids = [model["id"] for model in models]
-    start = _place(ids, asked, "after_id") + 1 if "after_id" in asked else 0
-    end = _place(ids, asked, "before_id") if "before_id" in asked else len(ids)
-    limit = _limit(asked) if "limit" in asked else len(ids)
+    start = _place(ids, query, "after_id") + 1 if "after_id" in query else 0
+    end = _place(ids, query, "before_id") if "before_id" in query else len(ids)
+    limit = _limit(query) if "limit" in query else len(ids)
     found = models[start:end]
-    page = found[-limit:] if "before_id" in asked else found[:limit]
+    page = found[-limit:] if "before_id" in query else found[:limit]
     return {
         "data": page,
         "has_more": len(page) < len(found),
@@ -64,14 +64,14 @@ def model_page(entries: Sequence[Mapping[str, Any]], asked: Mapping[str, str]) -
     }
 
 
-def _limit(asked: Mapping[str, str]) -> int:
-    text = asked["limit"][:10]
+def _limit(query: Mapping[str, str]) -> int:
+    text = query["limit"][:10]
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_LIMIT):
         raise BadRequest(f'"limit" must be a whole number from 1 to {_MAX_LIMIT}')
     return int(text)
 
 
-def _place(ids: Sequence[str], asked: Mapping[str, str], key: str) -> int:
-    if asked[key] not in ids:
+def _place(ids: Sequence[str], query: Mapping[str, str], key: str) -> int:
+    if query[key] not in ids:
         raise BadRequest(f'"{key}" names no model of the list')
-    return ids.index(asked[key])
+    return ids.index(query[key])

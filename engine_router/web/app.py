@@ -32,15 +32,17 @@ from engine_router.proxy.headers import as_streamed
 from engine_router.proxy.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.router import Router
 from engine_router.upstream.http1 import Headers
-from engine_router.web.admin import Admin
+from engine_router.web.admin import add_admin
 from engine_router.web.anthropic import dialect_for
-from engine_router.web.compat import add_rivals
-from engine_router.web.control import add_control
+from engine_router.web.compat import add_compat
+from engine_router.web.connection import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of, wire_headers
+from engine_router.web.logs import LogRoutes
+from engine_router.web.monitoring import MonitoringRoutes
 from engine_router.web.ollama import OllamaApi
-from engine_router.web.openai import Models, json_response
+from engine_router.web.openai import ModelList
 from engine_router.web.pages import Pages, wants_html
-from engine_router.web.proxy import Proxy, wire_headers, with_headers
-from engine_router.web.scope import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of
+from engine_router.web.proxy import Proxy
+from engine_router.web.responses import json_response, with_headers
 from engine_router.web.websockets import add_websockets
 
 logger = logging.getLogger(__name__)
@@ -133,20 +135,20 @@ def _after(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - li
 
 def _add_routes(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
-    proxy, models, admin, pages = (
+    proxy, models, monitoring, pages = (
         Proxy(router.handler, limit),
-        Models(router),
-        Admin(router),
+        ModelList(router),
+        MonitoringRoutes(router),
         Pages(router),
     )
     ollama = OllamaApi(router, proxy)
     app.add_url_rule("/", "root", pages.root, methods=["GET"])
-    app.add_url_rule("/health", "health", admin.health, methods=["GET"])
-    app.add_url_rule("/status", "status", admin.status, methods=["GET"])
-    app.add_url_rule("/metrics", "metrics", admin.metrics, methods=["GET"])
-    app.add_url_rule("/admin/logs", "logs", admin.logs, methods=["GET"])
-    add_control(app, router)
-    add_rivals(app, router, models)
+    app.add_url_rule("/health", "health", monitoring.health, methods=["GET"])
+    app.add_url_rule("/status", "status", monitoring.status, methods=["GET"])
+    app.add_url_rule("/metrics", "metrics", monitoring.metrics, methods=["GET"])
+    app.add_url_rule("/admin/logs", "logs", LogRoutes(router).logs, methods=["GET"])
+    add_admin(app, router)
+    add_compat(app, router, models)
     add_websockets(app, router)
     app.add_url_rule("/v1/models", "models", models.listed, methods=["GET"])
     for rule in ("v1/<path:rest>", *ROOT_ROUTES, *(f"{prefix}<path:rest>" for prefix in ROOT_PREFIXES)):

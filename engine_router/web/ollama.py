@@ -34,9 +34,9 @@ from engine_router.router import Router
 from engine_router.upstream.client import Exchange
 from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
 from engine_router.web import ollama_shapes
-from engine_router.web.openai import json_response
-from engine_router.web.proxy import Proxy, as_response, pieces_of, wire_headers
-from engine_router.web.scope import scope_of, whole_body
+from engine_router.web.connection import scope_of, whole_body, wire_headers
+from engine_router.web.proxy import Proxy
+from engine_router.web.responses import as_response, json_response, pieces_of
 from engine_router.web.status import state_of
 
 # Clients read features from the version: this is the release whose answers `tests/test_ollama_cases.py` lists.
@@ -77,10 +77,10 @@ class OllamaApi:
         if path in lists:
             _check_method(path, "GET", "HEAD")
             return json_response(lists[path]())
-        asked = {"show": self._show, "pull": self._pull}
-        if path in asked:
+        posted = {"show": self._show, "pull": self._pull}
+        if path in posted:
             _check_method(path, "POST")
-            return await asked[path]()
+            return await posted[path]()
         return await self._hand_on(path)
 
     def _version(self) -> dict[str, Any]:
@@ -133,13 +133,13 @@ class OllamaApi:
         config = self._router.config.engines[target.engine]
         if isinstance(config, OllamaConfig):
             with trio.move_on_after(SHOW_TIMEOUT_S):
-                answered = await self._asked(target.engine, config, routed.renamed(target.upstream))
-                if answered is not None:
-                    return answered
+                answer = await self._daemon_show(target.engine, config, routed.renamed(target.upstream))
+                if answer is not None:
+                    return answer
         facts = self._router.known_models.of(target)
         return json_response(ollama_shapes.show(target, facts, since=self._router.started_at))
 
-    async def _asked(self, name: str, config: OllamaConfig, body: bytes | bytearray) -> Response | None:
+    async def _daemon_show(self, name: str, config: OllamaConfig, body: bytes | bytearray) -> Response | None:
         """Return a daemon's whole answer to `/api/show`; None where it gives none."""
         try:
             exchange = await self._exchange(name, config, "show", body)

@@ -6,10 +6,10 @@ from typing import Any
 
 from quart import Response, request
 
-from engine_router.dialects.json_body import to_json
 from engine_router.models.registry import Target
 from engine_router.router import Router
 from engine_router.web.anthropic import model_info, model_page, speaks_anthropic
+from engine_router.web.responses import json_response
 from engine_router.web.status import listed_state_of, state_of
 
 
@@ -31,7 +31,7 @@ def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
     return entry
 
 
-class Models:
+class ModelList:
     """The model list: every model of every engine but the unlisted ones, from what is known, without a swap."""
 
     def __init__(self, router: Router) -> None:
@@ -64,8 +64,3 @@ class Models:
         entry = _entry(self._router, target, state_of(self._router, target))
         entry = {**entry, "id": model}
         return json_response(model_info(entry) if speaks_anthropic(request) else entry)
-
-
-def json_response(data: object, status: int = 200) -> Response:
-    """Answer with JSON."""
-    return Response(to_json(data), status=status, content_type="application/json")

@@ -12,9 +12,9 @@ from engine_router.router import Router
 GREETING = "Ollama is running"
 
 
-def wants_html(asking: Request) -> bool:
-    """Tell whether a browser asks."""
-    return "text/html" in asking.headers.get("Accept", "")
+def wants_html(incoming: Request) -> bool:
+    """Return whether a request comes from a browser."""
+    return "text/html" in incoming.headers.get("Accept", "")
 
 
 class Pages:

@@ -1,4 +1,4 @@
-"""What the routes for people and scripts are asked: fields of a JSON body, and the models and engines they name."""
+"""The parameters of a request: members of a JSON body, of the query, and the models and engines they name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine_router.errors import BadRequest, NoSuchRoute
 from engine_router.guards.foreign_text import shown
 from engine_router.models.registry import Target
 from engine_router.router import Router
-from engine_router.web.scope import whole_body
+from engine_router.web.connection import whole_body
 
 
 async def fields(*known: str) -> dict[str, Any]:

@@ -1,27 +1,23 @@
-"""Tier one's side of the proxied routes: Quart's request in, Quart's response out."""
+"""The proxied routes of the ordinary tier: Quart's request in, Quart's response out."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from quart import Response, request
 
-from quart import Request, Response, request
-
-from engine_router.errors import NoSuchRoute, RouterError, WrongMethod
+from engine_router.errors import NoSuchRoute, WrongMethod
 from engine_router.guards.foreign_text import shown
 from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.request_body import IncomingRequest
-from engine_router.proxy.response_body import BrokenAnswer
 from engine_router.proxy.routes import base_url_hint, is_proxied, model_in_query
-from engine_router.upstream.http1 import Headers, ResponseHead
-from engine_router.web.scope import body_of, scope_of
+from engine_router.web.connection import body_of, scope_of, wire_headers
+from engine_router.web.responses import as_response
 
 
 class Proxy:
     """Answers requests by relaying them to the engine that owns their model."""
 
     def __init__(self, handler: ProxyHandler, max_body_bytes: int) -> None:
-        self._answerer = handler
+        self._handler = handler
         self._max_body_bytes = max_body_bytes
 
     async def routed(self, rest: str = "") -> Response:  # noqa: ARG002 - the path says it, too
@@ -51,46 +47,5 @@ class Proxy:
             raise NoSuchRoute(f"there is no {shown(request.method)} {shown(path)} here{hint}")
         body = await body_of(request, self._max_body_bytes)
         incoming = IncomingRequest(path, request.query_string, wire_headers(request), body, request.method)
-        reply = await self._answerer.answer(incoming, scope_of(request))
+        reply = await self._handler.answer(incoming, scope_of(request))
         return as_response(reply.head, reply.body)
-
-
-def wire_headers(incoming: Request) -> list[tuple[bytes, bytes]]:
-    """Return the headers that the client sent."""
-    return [(name, value) for name, value in incoming.scope["headers"]]
-
-
-def as_response(head: ResponseHead, body: AsyncIterator[bytes]) -> Response:
-    """Make an answer of an engine's head and a body that comes in pieces."""
-    response = Response(body, status=head.status)
-    response.headers.clear()
-    response.timeout = None
-    return with_headers(response, head.headers)
-
-
-class Chunked(Protocol):
-    """An engine's answer that comes in pieces."""
-
-    async def chunk(self) -> bytes:
-        """Return the next bytes of the answer; empty at its end."""
-        ...
-
-
-async def pieces_of(answer: Chunked) -> AsyncIterator[bytes]:
-    """Yield the pieces of an answer that is passed on as it is.
-
-    Raises:
-        BrokenAnswer: it broke off.
-    """
-    try:
-        while data := await answer.chunk():
-            yield data
-    except RouterError as error:
-        raise BrokenAnswer(error) from error
-
-
-def with_headers(response: Response, headers: Headers) -> Response:
-    """Add headers to an answer."""
-    for name, value in headers:
-        response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
-    return response

@@ -31,7 +31,7 @@ from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query
 from engine_router.router import Router
 from engine_router.upstream.http1 import Headers
 from engine_router.web.compat.passed_through import check_path, headers_for, model_in, segments_of
-from engine_router.web.scope import SCOPE_KEY, tidy
+from engine_router.web.connection import SCOPE_KEY, tidy
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
@@ -50,7 +50,7 @@ EngineStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 """A connection to an engine, before it is a WebSocket."""
 
 
-class Connection(TrioASGIWebsocketConnection):
+class WebSocketConnection(TrioASGIWebsocketConnection):
     """Quart-Trio's handling of one WebSocket, with a `RequestScope` around it."""
 
     hub: EventHub
@@ -83,9 +83,9 @@ class Connection(TrioASGIWebsocketConnection):
         nursery.cancel_scope.cancel()
 
 
-def connection_class(hub: EventHub) -> type[Connection]:
+def websocket_connection_class(hub: EventHub) -> type[WebSocketConnection]:
     """Return the class for an app whose events go to `hub`."""
-    return type("Connection", (Connection,), {"hub": hub})
+    return type("WebSocketConnection", (WebSocketConnection,), {"hub": hub})
 
 
 class WebSockets:
@@ -286,7 +286,7 @@ def _subprotocols(*, strip_keys: bool) -> list[str]:
 def add_websockets(app: QuartTrio, router: Router) -> None:
     """Add the routes."""
     routes = WebSockets(router)
-    app.asgi_websocket_class = connection_class(router.hub)
+    app.asgi_websocket_class = websocket_connection_class(router.hub)
     app.add_websocket("/upstream/<path:rest>", "upstream WebSockets", routes.upstream)
     for path in sorted(WEBSOCKET_ROUTES):
         app.add_websocket(path, f"{path} WebSockets", routes.routed)

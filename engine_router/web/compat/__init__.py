@@ -13,12 +13,12 @@ from engine_router.web.compat.llama_cpp import add_llama_cpp
 from engine_router.web.compat.llama_router import add_llama_router
 from engine_router.web.compat.llama_swap import add_llama_swap
 from engine_router.web.compat.model_router import add_model_router
-from engine_router.web.openai import Models
+from engine_router.web.openai import ModelList
 
-__all__ = ["add_rivals"]
+__all__ = ["add_compat"]
 
 
-def add_rivals(app: QuartTrio, router: Router, models: Models) -> None:
+def add_compat(app: QuartTrio, router: Router, models: ModelList) -> None:
     """Add the routes of all of them."""
     add_model_router(app, router, models)
     add_llama_swap(app, router)

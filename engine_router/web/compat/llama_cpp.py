@@ -12,19 +12,20 @@ from engine_router.dialects.frames import data_event
 from engine_router.errors import BadRequest
 from engine_router.residency.read_model import ResidentStatus
 from engine_router.router import Router
+from engine_router.web.admin import load, present, unload
 from engine_router.web.compat.model_status import model_statuses
-from engine_router.web.control import load, present, unload
-from engine_router.web.openai import Models, json_response
+from engine_router.web.event_stream import KEEP_ALIVE, KEEP_ALIVE_S, updates
+from engine_router.web.openai import ModelList
 from engine_router.web.params import fields, text
-from engine_router.web.readers import Reader
+from engine_router.web.responses import json_response, stream_response
 from engine_router.web.state_words import LLAMA_CPP
-from engine_router.web.stream import KEEP_ALIVE, KEEP_ALIVE_S, stream_response, updates
+from engine_router.web.stream_reader import StreamReader
 
 
 class LlamaCpp:
     """What llama.cpp answers where it serves many models."""
 
-    def __init__(self, router: Router, models: Models) -> None:
+    def __init__(self, router: Router, models: ModelList) -> None:
         self._router = router
         self._models = models
 
@@ -64,7 +65,7 @@ class LlamaCpp:
             status = self._states()[model]
             return data_event({"model": model, "event": "model_status", "data": {"status": status["value"]}})
 
-        reader = Reader(self._router)
+        reader = StreamReader(self._router)
         body = updates(
             self._router, reader, self._states, KEEP_ALIVE, changed, lambda: KEEP_ALIVE, KEEP_ALIVE_S
         )
@@ -79,7 +80,7 @@ def _status(status: ResidentStatus) -> dict[str, Any]:
     return {"value": LLAMA_CPP.of(status), **({"failed": True} if has_failed else {})}
 
 
-def add_llama_cpp(app: QuartTrio, router: Router, models: Models) -> None:
+def add_llama_cpp(app: QuartTrio, router: Router, models: ModelList) -> None:
     """Add the routes."""
     routes = LlamaCpp(router, models)
     app.add_url_rule("/models", "llama.cpp models", routes.listed, methods=["GET"])

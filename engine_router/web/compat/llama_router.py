@@ -12,9 +12,9 @@ from engine_router.models.registry import Target
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
 from engine_router.web.compat.passed_through import pass_to_resident
-from engine_router.web.openai import json_response
+from engine_router.web.responses import json_response
 
-ASKED = ("health", "props", "slots")
+ENGINE_ROUTES = ("health", "props", "slots")
 
 
 class LlamaRouter:
@@ -23,24 +23,24 @@ class LlamaRouter:
     def __init__(self, router: Router) -> None:
         self._router = router
 
-    async def of_model(self, model: str, *, asked: str) -> Response:
+    async def of_model(self, model: str, *, route: str) -> Response:
         """`GET /{id}/health`, `/{id}/props`, `/{id}/slots`: the model's engine is asked, if it is resident.
 
         Raises:
             UnknownModel: there is none of that id.
             NotResident: it is not there; nothing is loaded for this.
         """
-        return await pass_to_resident(self._router, self._router.registry.resolve(model), f"/{asked}")
+        return await pass_to_resident(self._router, self._router.registry.resolve(model), f"/{route}")
 
-    async def of_last(self, *, asked: str) -> Response:
+    async def of_last(self, *, route: str) -> Response:
         """`GET /props`, `/slots`: of the model that `?model=` names, or of the one that was started last.
 
         Raises:
             NotResident: nothing is resident.
         """
         if name := request.args.get("model"):
-            return await self.of_model(name, asked=asked)
-        return await pass_to_resident(self._router, self._started_last(), f"/{asked}")
+            return await self.of_model(name, route=route)
+        return await pass_to_resident(self._router, self._started_last(), f"/{route}")
 
     async def reload(self) -> Response:
         """`POST /admin/reload`: read the configuration again.
@@ -78,12 +78,12 @@ class LlamaRouter:
 def add_llama_router(app: QuartTrio, router: Router) -> None:
     """Add the routes."""
     routes = LlamaRouter(router)
-    for asked in ASKED:
-        of_model = partial(routes.of_model, asked=asked)
-        app.add_url_rule(f"/<id:model>/{asked}", f"{asked} of a model", of_model, methods=["GET"])
-    for asked in ("props", "slots"):
+    for route in ENGINE_ROUTES:
+        of_model = partial(routes.of_model, route=route)
+        app.add_url_rule(f"/<id:model>/{route}", f"{route} of a model", of_model, methods=["GET"])
+    for route in ("props", "slots"):
         app.add_url_rule(
-            f"/{asked}", f"{asked} of the last", partial(routes.of_last, asked=asked), methods=["GET"]
+            f"/{route}", f"{route} of the last", partial(routes.of_last, route=route), methods=["GET"]
         )
     app.add_url_rule("/admin/reload", "reload", routes.reload, methods=["POST"])
     app.add_url_rule("/admin/rescan", "rescan", routes.rescan, methods=["GET", "POST"])

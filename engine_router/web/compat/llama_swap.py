@@ -15,9 +15,9 @@ from engine_router.guards.masking import HiddenValues, masked_argv
 from engine_router.models.registry import Target
 from engine_router.proxy.routes import VISIBLE
 from engine_router.router import Router
+from engine_router.web.admin import present, unload
 from engine_router.web.compat.passed_through import model_in, pass_on, segments_of
-from engine_router.web.control import present, unload
-from engine_router.web.openai import json_response
+from engine_router.web.responses import json_response
 from engine_router.web.state_words import LLAMA_SWAP
 
 _ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]

@@ -16,14 +16,15 @@ from engine_router.guards.foreign_text import shown
 from engine_router.memory import MemoryReading
 from engine_router.models.registry import Target
 from engine_router.router import Router
+from engine_router.web.admin import forget_failures, present, unload
 from engine_router.web.compat.model_status import model_statuses, port_of, used_at
 from engine_router.web.compat.telemetry import summary
-from engine_router.web.control import forget_failures, present, unload
-from engine_router.web.openai import Models, json_response
+from engine_router.web.event_stream import updates
+from engine_router.web.openai import ModelList
 from engine_router.web.params import fields, text
-from engine_router.web.readers import Reader
+from engine_router.web.responses import json_response, stream_response
 from engine_router.web.state_words import MODEL_ROUTER
-from engine_router.web.stream import stream_response, updates
+from engine_router.web.stream_reader import StreamReader
 
 HEARTBEAT_S = 30.0
 
@@ -31,7 +32,7 @@ HEARTBEAT_S = 30.0
 class ModelRouter:
     """What RouterModelCustom answers. The id of a model goes before whatever else a path could mean."""
 
-    def __init__(self, router: Router, models: Models) -> None:
+    def __init__(self, router: Router, models: ModelList) -> None:
         self._router = router
         self._models = models
 
@@ -176,7 +177,7 @@ class ModelRouter:
 
         first = named_event("full_status", self._full())
         return stream_response(
-            updates(self._router, Reader(self._router), self._words, first, changed, alive, HEARTBEAT_S)
+            updates(self._router, StreamReader(self._router), self._words, first, changed, alive, HEARTBEAT_S)
         )
 
     def _failed(self) -> Response:
@@ -249,7 +250,7 @@ def _time(at: float | None) -> str | None:
     return text.replace("+00:00", "Z")
 
 
-def add_model_router(app: QuartTrio, router: Router, models: Models) -> None:
+def add_model_router(app: QuartTrio, router: Router, models: ModelList) -> None:
     """Add the routes."""
     routes = ModelRouter(router, models)
     app.add_url_rule("/v1/models/<id:rest>", "model", routes.get, methods=["GET"])

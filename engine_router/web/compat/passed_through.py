@@ -18,8 +18,8 @@ from engine_router.proxy.plan import ForwardPlan, Outgoing
 from engine_router.proxy.routes import VISIBLE, wire_target
 from engine_router.router import Router
 from engine_router.upstream.http1 import Headers, ResponseHead, UpstreamRequest, first_value
-from engine_router.web.proxy import as_response, pieces_of, wire_headers
-from engine_router.web.scope import scope_of, whole_body
+from engine_router.web.connection import scope_of, whole_body, wire_headers
+from engine_router.web.responses import as_response, pieces_of
 
 # Ids are looked for in so many pieces of a path; the deepest ones are paths of files.
 _MOST_SEGMENTS = 64
@@ -126,20 +126,20 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
         body=await whole_body(request),
         connect_timeout_s=config.connect_timeout_s,
     )
-    passage = ProxyExchange(
+    exchange = ProxyExchange(
         router.supervisor, router.upstream, target.resident, ForwardPlan(outgoing=outgoing)
     )
     scope = scope_of(request)
     scope.model, scope.engine = target.model, target.engine
-    scope.queue_wait_s = lambda: passage.queue_wait_s
-    scope.first_byte_s = lambda: passage.first_byte_s
-    scope.stack.callback(passage.close)
-    scope.stack.callback(router.in_flight.enter(Entered(scope.id, scope.path, target.model, passage)))
-    passage.enter(priority=priority, client=scope.client)
-    head = await passage.head()
+    scope.queue_wait_s = lambda: exchange.queue_wait_s
+    scope.first_byte_s = lambda: exchange.first_byte_s
+    scope.stack.callback(exchange.close)
+    scope.stack.callback(router.in_flight.enter(Entered(scope.id, scope.path, target.model, exchange)))
+    exchange.enter(priority=priority, client=scope.client)
+    head = await exchange.head()
     if head is None:
         raise RuntimeError("a head that was waited for without end has not come")
-    return as_response(head, pieces_of(passage))
+    return as_response(head, pieces_of(exchange))
 
 
 def headers_for(router: Router, target: Target, sent: Headers) -> Headers:

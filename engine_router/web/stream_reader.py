@@ -1,4 +1,4 @@
-"""Who reads a stream that goes on until its reader leaves: how many may, for how long, and how slowly."""
+"""The readers of endless streams, with their bounds: how many there may be, for how long, and how slow."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from engine_router.guards.limits import MAX_READERS, MAX_READERS_OF_ONE
 from engine_router.proxy.credentials import offered_keys
 from engine_router.router import Router
 from engine_router.server.ordinary_connection import STALLS, Stalls
-from engine_router.web.proxy import wire_headers
-from engine_router.web.scope import scope_of
+from engine_router.web.connection import scope_of, wire_headers
 
 # Seconds for which a reader may leave unread what was sent to it.
 STALL_S: Final = 30.0
 
 
-class Reader:
+class StreamReader:
     """The client that reads a stream. Made within the request that opens the stream, and gone with it.
 
     Raises:

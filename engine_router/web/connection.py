@@ -56,6 +56,11 @@ def scope_of(request: Request) -> RequestScope:
     return found
 
 
+def wire_headers(incoming: Request) -> list[tuple[bytes, bytes]]:
+    """Return the headers that the client sent."""
+    return [(name, value) for name, value in incoming.scope["headers"]]
+
+
 async def whole_body(request: Request) -> bytes:
     """Read a request's body.
 
