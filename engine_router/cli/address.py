@@ -103,9 +103,9 @@ def _checked(text: str) -> str:
 
 
 def _is_same_place(url: str, configured: str) -> bool:
-    """Tell whether the configuration's key is meant for that URL: it is nobody else's business."""
-    asked, known = urlsplit(url), urlsplit(configured)
-    return asked.hostname in _LOCAL or _place(asked) == _place(known)
+    """Return whether the configuration's key may be sent to that URL, and not to another router."""
+    parts = urlsplit(url)
+    return parts.hostname in _LOCAL or _place(parts) == _place(urlsplit(configured))
 
 
 def _place(parts: SplitResult) -> tuple[str | None, int | None]:
@@ -113,5 +113,5 @@ def _place(parts: SplitResult) -> tuple[str | None, int | None]:
 
 
 def note(text: str) -> None:
-    """Tell the person something beside the answer."""
+    """Print a remark for the person, beside the answer."""
     say(f"engine-router: {text}", to=sys.stderr)

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Check the configuration and say what is in it.
 
     Raises:
-        ConfigError: it has faults, and they are not to be told as JSON.
+        ConfigError: it has faults, and they are not to be printed as JSON.
     """
     try:
         path = find_config(options.config)

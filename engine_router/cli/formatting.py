@@ -42,7 +42,7 @@ def phases(spent: Mapping[str, float], total_s: float) -> str:
 
 
 def phase_text(phase: str, source: str | None, target: str | None) -> str:
-    """Say what goes on in a phase of a swap."""
+    """Return what happens in a phase of a swap, in words."""
     match phase:
         case "drain":
             return f"letting {source} finish its requests"

@@ -1,4 +1,4 @@
-"""A call that may take minutes, and what is seen while it does."""
+"""The progress of a call that may take minutes, shown while it lasts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLL_S = 0.2
 
 @frozen
 class Step:
-    """What goes on now.
+    """The step that the router is at.
 
     Attributes:
         text: in words; a step is another one when they change.
@@ -113,7 +113,7 @@ def _shown(*, quiet: bool) -> Iterator[Callable[[Step, float], None]]:
 
 
 def _step(address: RouterAddress, pool: str | None) -> Step | None:
-    """Ask the router what it does; None where it cannot say just now."""
+    """Return the step that the router is at; None where it does not answer now."""
     try:
         status = get_status(address)
     except CommandFailed:
@@ -125,7 +125,7 @@ def _step(address: RouterAddress, pool: str | None) -> Step | None:
 
 
 def describe(pool: dict[str, Any]) -> Step | None:
-    """Say what goes on in a pool; None where nothing does."""
+    """Return the step that a pool is at; None where nothing happens."""
     swap, resident = pool["swap"], pool["resident"]
     if swap is not None:
         text = phase_text(swap["phase"], swap["source"], swap["target"])

@@ -36,7 +36,7 @@ Job = Callable[[Router, Sequence[str]], Awaitable[int]]
 
 @define(eq=False)
 class Ending:
-    """How the router ends: by a signal, in order; by a second one, at once.
+    """The end of the router: by a signal, in order; by a second one, at once.
 
     Attributes:
         asked: set by the first signal.
@@ -102,7 +102,7 @@ class Ending:
 
 
 def _has_terminal() -> bool:
-    """Tell whether the router runs in somebody's terminal: then a hangup says that it was closed."""
+    """Return whether the router runs in a terminal, where a hangup means that the terminal was closed."""
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
 

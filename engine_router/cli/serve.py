@@ -81,7 +81,7 @@ def _read(path: Path, options: argparse.Namespace, port: Port | None) -> Config:
 
 
 def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -> None:
-    """Tell that the router serves: a banner for a person, or a line of the JSON log."""
+    """Announce that the router serves: a banner for a person, or a line of the JSON log."""
     engines, models = len(router.engines), len(router.registry.targets())
     if router.config.log.format == "json":
         logger.info(

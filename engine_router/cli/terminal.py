@@ -29,12 +29,12 @@ STYLES = {
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Tell whether a person looks at what is written there, on something that can move its cursor."""
+    """Return whether a stream is a person's terminal, with a cursor that can be moved."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def has_colours(stream: TextIO) -> bool:
-    """Tell whether colours may be written there."""
+    """Return whether colours may be written there."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 

@@ -1,4 +1,4 @@
-"""What is allowed in a configuration, but will hardly do what is wanted on this machine."""
+"""The warnings about a configuration: values that are allowed, but will hardly work on this machine."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _in(folder: Path | None, word: str) -> Path:
 
 
 def _program_fault(program: str, folder: Path | None, search: str | None = None) -> str | None:
-    """Say why a program cannot be run; None where it can."""
+    """Return why a program cannot be run; None where it can."""
     if os.sep not in program and "/" not in program:
         found = shutil.which(program, path=search)
         return None if found else f"the program {program} was not found on PATH; give its full path"
@@ -212,7 +212,7 @@ def _file_warnings(config: Config) -> Iterator[Warned]:
 
 
 def _unwritable(path: Path, *, may_make_folder: bool = False) -> str | None:
-    """Say why a file cannot be written; None where it can."""
+    """Return why a file cannot be written; None where it can."""
     try:
         if path.is_dir():
             return f"{path} is a folder, not a file"

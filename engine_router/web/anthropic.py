@@ -17,7 +17,7 @@ _MAX_LIMIT = 1000
 
 
 def speaks_anthropic(request: Request) -> bool:
-    """Tell whether a client of Anthropic's asks: all of them name the version of the API."""
+    """Return whether a request comes from an Anthropic client: all of them name the version of the API."""
     return "anthropic-version" in request.headers
 
 

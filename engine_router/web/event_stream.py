@@ -34,8 +34,9 @@ async def event_stream(router: Router, reader: StreamReader) -> AsyncIterator[by
     """Yield the body of `GET /admin/events`.
 
     First comes a `status`; then each event under its name, and another `status` when something has changed,
-    at most once a second. A client that reads too slowly loses the oldest events, and is told in `lost` how
-    many. It ends when the router has gone down, or the reader's key is none any more. It holds nothing but its subscription, which ends with it.
+    at most once a second. A client that reads too slowly loses the oldest events; `lost` says how many.
+    The stream ends when the router has gone down, or the reader's key is not valid any more. It holds nothing
+    but its subscription, which ends with it.
     """
     events = router.hub.subscribe(BUFFER)
     reported_lost = 0

@@ -1,4 +1,4 @@
-"""`/api/*` beside the proxied routes: what Ollama's clients ask before they talk, and what is handed on."""
+"""`/api/*` beside the proxied routes: the lists that Ollama's clients read first, and routes that are handed on."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class OllamaApi:
         return {"version": OLLAMA_VERSION}
 
     def _status(self) -> dict[str, Any]:
-        """Tell whether models that run at ollama.com can be used: where a daemon lists one of these."""
+        """Return whether models that run at ollama.com can be used: where a daemon lists one of these."""
         remote = any(
             self._router.known_models.of(target).listed.get("remote_model")
             for target in self._router.registry.offered()

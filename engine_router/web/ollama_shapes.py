@@ -1,4 +1,4 @@
-"""How Ollama describes a model: the entries of its lists, and its answer to `/api/show`. Pure."""
+"""Ollama's description of a model: the entries of its lists, and its answer to `/api/show`. Pure."""
 
 from __future__ import annotations
 

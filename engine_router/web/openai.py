@@ -1,4 +1,4 @@
-"""`/v1/models`: what OpenAI's clients ask before they talk."""
+"""`/v1/models`: the model list of OpenAI's clients."""
 
 from __future__ import annotations
 

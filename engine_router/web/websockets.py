@@ -144,7 +144,7 @@ class WebSockets:
                     await self._converse(target, endpoint.base_url, stream, resource, sent)
             except RouterError as error:
                 failure = error
-        await _say_why(lease.error or failure, scope)
+        await _send_error(lease.error or failure, scope)
 
     async def _dialled(self, target: Target, base_url: str) -> EngineStream:
         """Open a connection to an engine.
@@ -235,8 +235,8 @@ async def _exchange(engine: EngineConnection) -> None:
     await websocket.close(1000 if code in _NOT_SENT else code, _bounded(reason.reason if reason else None))
 
 
-async def _say_why(error: RouterError | None, scope: RequestScope) -> None:
-    """Tell the client of an error, if there is one.
+async def _send_error(error: RouterError | None, scope: RequestScope) -> None:
+    """Send the client an error, if there is one.
 
     Raises:
         RouterError: the handshake is not answered yet, and can be refused.
@@ -279,8 +279,8 @@ def _client_headers() -> Headers:
 
 def _subprotocols(*, strip_keys: bool) -> list[str]:
     """Return the subprotocols that the engine is offered: the client's, without the router's keys."""
-    asked = websocket.requested_subprotocols
-    return [name for name in asked if not (strip_keys and name.startswith(KEY_PROTOCOL))]
+    offered = websocket.requested_subprotocols
+    return [name for name in offered if not (strip_keys and name.startswith(KEY_PROTOCOL))]
 
 
 def add_websockets(app: QuartTrio, router: Router) -> None:

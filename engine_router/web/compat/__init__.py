@@ -1,7 +1,7 @@
 """Routes of other routers, for scripts and dashboards that were written for them.
 
-Each answers in the shape that its program gives it, from what this router knows. What they stand for is done
-by the same means as everything else here.
+Each answers in the shape of its own program, rendered from the read model. What it does is done by the same
+functions as `/admin/*`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from engine_router.web.stream_reader import StreamReader
 
 
 class LlamaCpp:
-    """What llama.cpp answers where it serves many models."""
+    """The routes of a llama.cpp server that serves many models."""
 
     def __init__(self, router: Router, models: ModelList) -> None:
         self._router = router

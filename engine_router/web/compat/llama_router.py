@@ -1,4 +1,4 @@
-"""The routes of llama-router: what one engine says of itself, reload and rescan."""
+"""The routes of llama-router: one engine's health, props and slots; reload and rescan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENGINE_ROUTES = ("health", "props", "slots")
 
 
 class LlamaRouter:
-    """What llama-router answers."""
+    """The routes of llama-router."""
 
     def __init__(self, router: Router) -> None:
         self._router = router

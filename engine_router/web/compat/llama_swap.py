@@ -25,7 +25,7 @@ _SAFE = ("GET", "HEAD")
 
 
 class LlamaSwap:
-    """What llama-swap answers."""
+    """The routes of llama-swap."""
 
     def __init__(self, router: Router) -> None:
         self._router = router

@@ -30,7 +30,7 @@ HEARTBEAT_S = 30.0
 
 
 class ModelRouter:
-    """What RouterModelCustom answers. The id of a model goes before whatever else a path could mean."""
+    """The routes of RouterModelCustom. A model's id has precedence over any other meaning of a path."""
 
     def __init__(self, router: Router, models: ModelList) -> None:
         self._router = router

@@ -1,4 +1,4 @@
-"""What the routes of other routers show of a model beyond its resident's status."""
+"""The status of models in the terms that other routers share: port, time of last use."""
 
 from __future__ import annotations
 

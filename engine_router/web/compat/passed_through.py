@@ -60,7 +60,7 @@ def segments_of(raw_path: bytes) -> list[str]:
     """Return what comes behind `/upstream/`, piece by piece, not decoded: an id may have an encoded slash in it.
 
     Raises:
-        BadRequest: it cannot be told apart.
+        BadRequest: it has no such parts.
     """
     raw = raw_path.partition(b"?")[0].decode("latin-1")
     _, first, *segments = raw.split("/") if raw.startswith("/") else ("", "")

@@ -1,4 +1,4 @@
-"""Sums over the requests that were answered, as RouterModelCustom tells them: read from the metrics when asked for."""
+"""The sums over all answered requests that RouterModelCustom shows, read from the metrics on demand."""
 
 from __future__ import annotations
 
