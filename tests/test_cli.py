@@ -791,7 +791,7 @@ def test_host_and_port_of_the_command_line(tmp_path: Path) -> None:
 @posix
 def test_sigterm_lets_a_stream_end_and_leaves_nothing(tmp_path: Path) -> None:
     with serving(write_config(tmp_path, server="shutdown_timeout_s = 600")) as served:
-        stream = served.stream(words=20, pause=0.05)
+        subprocess.run(command("use", "red", "--url", served.url), check=True)
         pid = served.engine_pid()
         with subprocess.Popen(
             command("logs", "alpha", "-f", "--url", served.url),
@@ -800,6 +800,7 @@ def test_sigterm_lets_a_stream_end_and_leaves_nothing(tmp_path: Path) -> None:
         ) as following:
             assert following.stdout is not None
             following.stdout.readline()
+            stream = served.stream(words=20, pause=0.05)
             served.process.send_signal(signal.SIGTERM)
             assert b"w19 " in rest_of(stream)
             stream.close()

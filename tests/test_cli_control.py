@@ -38,7 +38,7 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def described(router: Served) -> Any:
+def told(router: Served) -> Any:
     """Run a command and return what it printed; `--json` gives it parsed."""
 
     def tell(*arguments: str, code: int = 0) -> Any:
