@@ -250,6 +250,10 @@ class Engine(Protocol):
         """Return the resident that serves a model, given by the name that the engine knows."""
         ...
 
+    def command(self, resident: ResidentId) -> Sequence[str] | None:
+        """Return the command that starts a resident; None where it is not started by one."""
+        ...
+
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
     ) -> Ended:

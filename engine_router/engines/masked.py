@@ -13,11 +13,6 @@ from engine_router.errors import EngineError, RouterError
 from engine_router.guards.masking import HiddenValues
 
 
-def unmasked(engine: Engine) -> Engine:
-    """Return the engine itself."""
-    return engine.engine if isinstance(engine, MaskedEngine) else engine
-
-
 @define(eq=False)
 class MaskedEngine:
     """An engine whose words, in its log, its errors and its findings, are told without hidden values.
@@ -50,6 +45,10 @@ class MaskedEngine:
     def resident_of(self, model: str) -> ResidentId:
         """See `Engine.resident_of`."""
         return self.engine.resident_of(model)
+
+    def command(self, resident: ResidentId) -> Sequence[str] | None:
+        """See `Engine.command`."""
+        return self.engine.command(resident)
 
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False

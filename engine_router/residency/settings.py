@@ -13,8 +13,6 @@ from attrs import evolve
 from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.base import Engine, ResidentId
-from engine_router.engines.masked import unmasked
-from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.errors import BadRequest, UnknownModel
 from engine_router.models.estimate import Estimate, estimate
 from engine_router.models.registry import ModelRegistry, Target
@@ -123,22 +121,19 @@ def _estimates(
     counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
     found: dict[ResidentId, Estimate] = {}
     for target in registry.targets():
-        settings, engine = config.engines[target.engine], unmasked(engines[target.engine])
-        if (
-            settings.pool in counted
-            and isinstance(settings, ProcessConfig)
-            and isinstance(engine, ProcessEngine)
-        ):
-            need = _estimate(engine, target, settings)
+        settings = config.engines[target.engine]
+        if settings.pool in counted and isinstance(settings, ProcessConfig):
+            need = _estimate(engines[target.engine], target, settings)
             if need is not None:
                 found[target.resident] = need
     return found
 
 
-def _estimate(engine: ProcessEngine, target: Target, settings: ProcessConfig) -> Estimate | None:
+def _estimate(engine: Engine, target: Target, settings: ProcessConfig) -> Estimate | None:
     folder = Path() if settings.cwd is None else expanded(settings.cwd)
     try:
-        return estimate(engine.command(target.resident, 0), folder)
+        argv = engine.command(target.resident)
+        return None if argv is None else estimate(argv, folder)
     except (OSError, ValueError) as error:
         logger.info("what %s needs cannot be estimated: %s", target.model, error)
         return None

@@ -273,6 +273,9 @@ class SimulatedEngine:
         """Return the resident that serves a model."""
         return ResidentId(self.name, model if self.by_model else None)
 
+    def command(self, resident: ResidentId) -> None:
+        """Return no command: none starts it."""
+
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
     ) -> Ended:

@@ -85,7 +85,7 @@ class ProcessEngine:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
         return ResidentId(self.name, model if self._is_template else None)
 
-    def command(self, resident: ResidentId, port: int) -> list[str]:
+    def command(self, resident: ResidentId, port: int = 0) -> list[str]:
         """Return the argv for a resident, its placeholders filled in. Braces of other kinds stay."""
         return fill_command(self.config.argv, self._values(resident, port))
 

@@ -62,6 +62,9 @@ class HttpEngine:
         """Return the resident of a model: models are loaded one by one."""
         return ResidentId(self.name, model)
 
+    def command(self, resident: ResidentId) -> None:
+        """Return no command: none starts it."""
+
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
     ) -> Ended:

@@ -76,6 +76,9 @@ class OllamaEngine:
         """Return the resident of a model; see `normal_name`."""
         return ResidentId(self.name, normal_name(model))
 
+    def command(self, resident: ResidentId) -> None:
+        """Return no command: none starts it."""
+
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
     ) -> Ended:

@@ -143,6 +143,9 @@ class SystemdEngine:
         """Return the unit: the resident of all its models."""
         return ResidentId(self.name)
 
+    def command(self, resident: ResidentId) -> None:
+        """Return no command: none starts it."""
+
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
     ) -> Ended:
