@@ -17,7 +17,7 @@ import trio
 from attrs import define, field
 
 from engine_router.config import Config, ProcessConfig, load_config
-from engine_router.config.values import HeaderValue
+from engine_router.config.kinds import HeaderValue
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.engines.build import build_engine
 from engine_router.engines.masked import MaskedEngine

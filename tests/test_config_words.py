@@ -15,7 +15,7 @@ from engine_router.config import HttpConfig, PoolConfig, ProcessConfig, load_con
 from engine_router.config.command_line import split_command
 from engine_router.config.engines import ENGINE_TYPES
 from engine_router.config.environment import COMMANDS, Environment
-from engine_router.config.values import Argv
+from engine_router.config.kinds import Argv
 from engine_router.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

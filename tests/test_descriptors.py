@@ -15,7 +15,6 @@ import pytest
 import trio
 
 from engine_router.config import ProcessConfig
-from engine_router.config.values import Argv, Seconds
 from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
 from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.process_engine import ProcessEngine
@@ -90,7 +89,7 @@ async def test_a_guardian_that_cannot_be_started_again_is_waited_for(
 
 
 async def test_a_start_without_descriptors_is_tried_again_and_is_nobody_s_fault() -> None:
-    config = ProcessConfig(argv=Argv((*SLEEPER, "{port}")), start_timeout_s=Seconds(0.5))
+    config = ProcessConfig(argv=(*SLEEPER, "{port}"), start_timeout_s=0.5)
     async with httpx.AsyncClient(trust_env=False) as client:
         engine = ProcessEngine("e", config, client)
 

@@ -19,7 +19,7 @@ from support.scripted.server import Handler
 from trio.testing import MockClock
 
 from engine_router.config import SleepConfig, SystemdConfig, parse_config
-from engine_router.config.values import Name
+from engine_router.config.kinds import Name
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.engines.remote.systemd_engine import SystemdEngine, UnitState
 from engine_router.engines.sleep.registry import SleepRegistry

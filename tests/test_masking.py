@@ -16,7 +16,6 @@ from support.served import served
 import engine_router
 from engine_router.config import ProcessConfig, parse_config
 from engine_router.config.environment import Environment
-from engine_router.config.values import Argv
 from engine_router.engines.base import LogRing, ResidentId, Supervision
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.remote.masks import engine_mask
@@ -128,7 +127,7 @@ def test_a_fault_names_the_place_and_no_secret(server: str, engine: str) -> None
 
 def test_an_engine_s_words_are_searched_for_its_secrets() -> None:
     config = ProcessConfig(
-        argv=Argv(("server", "--api-key", SECRET)),
+        argv=("server", "--api-key", SECRET),
         env={"MY_TOKEN": "hidden-too"},
         headers={"Authorization": "Bearer third-one"},
     )
@@ -150,7 +149,7 @@ async def test_a_start_error_tells_no_secret_and_the_engine_gets_none_of_the_rou
     monkeypatch.setenv("ENGINE_ROUTER_API_KEY", "the-router-s-own")
     monkeypatch.setenv("ENGINE_ROUTER_URL", "http://elsewhere")
     monkeypatch.setenv("HF_TOKEN", "from-around-us")
-    config = ProcessConfig(argv=Argv((sys.executable, "-c", PROGRAM, "--api-key", SECRET, "{port}")))
+    config = ProcessConfig(argv=(sys.executable, "-c", PROGRAM, "--api-key", SECRET, "{port}"))
     async with httpx.AsyncClient(trust_env=False) as client:
         engine = ProcessEngine("e", config, client)
         with trio.fail_after(200), pytest.raises(EngineStartFailed) as caught:

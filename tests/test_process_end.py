@@ -18,7 +18,7 @@ from support.scripted import living, until
 from trio.testing import MockClock
 
 from engine_router.config import ProcessConfig
-from engine_router.config.values import Argv
+from engine_router.config.kinds import Argv
 from engine_router.engines.base import LogRing
 from engine_router.engines.ports import free_port, is_taken, owner_of
 from engine_router.engines.process import guardian as guardian_program
@@ -50,7 +50,7 @@ async def a_client(
 ) -> AsyncIterator[ProcessEngine]:
     port = free_port()
     config = ProcessConfig(
-        argv=Argv((sys.executable, "-I", "-S", "-c", CLIENT, str(folder), str(port))),
+        argv=(sys.executable, "-I", "-S", "-c", CLIENT, str(folder), str(port)),
         base_url=f"http://127.0.0.1:{port}",
         env={"ENGINE": ENGINE, "FOLDER": str(folder)},
         **{"grace_s": 30.0, "stop_timeout_s": 60.0, **settings},
@@ -65,7 +65,7 @@ async def a_client(
 
 
 def shell(text: str) -> Argv:
-    return Argv(("/bin/sh", "-c", text))
+    return ("/bin/sh", "-c", text)
 
 
 KILL = 'kill -9 "$(cat "$FOLDER/pid")"; echo kill >> "$FOLDER/deeds"'

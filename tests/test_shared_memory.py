@@ -18,7 +18,6 @@ import trio
 from support.scripted import living
 
 from engine_router.config import ProcessConfig
-from engine_router.config.values import Argv
 from engine_router.engines.ports import free_port, is_taken
 from engine_router.engines.process.process_engine import ProcessEngine
 
@@ -49,7 +48,7 @@ def started(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @asynccontextmanager
 async def an_engine(*options: str, **settings: Any) -> AsyncIterator[ProcessEngine]:
-    argv = Argv((sys.executable, "-I", "-S", PROGRAM, *options))
+    argv = (sys.executable, "-I", "-S", PROGRAM, *options)
     config = ProcessConfig(argv=argv, **{"grace_s": 30.0, "stop_timeout_s": 60.0, **settings})
     with trio.fail_after(200):
         async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
@@ -139,18 +138,16 @@ async def test_what_was_there_before_the_engine_stays(name: str) -> None:
     (SHM / name).write_bytes(b"")
     await trio.sleep(0.2)  # files are dated by a clock that goes in steps
     # A file is opened for writing, and not written to, by the shell that becomes the engine.
-    argv = Argv(
-        (
-            "/bin/sh",
-            "-c",
-            'exec 7<>"/dev/shm/$0"; exec "$@"',
-            name,
-            sys.executable,
-            "-I",
-            "-S",
-            PROGRAM,
-            "port={port}",
-        )
+    argv = (
+        "/bin/sh",
+        "-c",
+        'exec 7<>"/dev/shm/$0"; exec "$@"',
+        name,
+        sys.executable,
+        "-I",
+        "-S",
+        PROGRAM,
+        "port={port}",
     )
     async with an_engine() as other:
         config = ProcessConfig(argv=argv, grace_s=30.0, stop_timeout_s=60.0)

@@ -29,7 +29,6 @@ from engine_router.config import (
     SleepConfig,
     parse_config,
 )
-from engine_router.config.values import ReadyCheck, SleepLevel, UrlPath
 from engine_router.engines.base import Ended, ResidentId
 from engine_router.engines.ports import free_port, is_taken
 from engine_router.engines.process.process_engine import ProcessEngine
@@ -44,15 +43,15 @@ from engine_router.upstream.control_client import control_client
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 
 PROGRAM = str(Path(__file__).parent / "programs" / "sleeping_engine.py")
-DEEP = SleepConfig(kind="vllm", level=SleepLevel(2))
+DEEP = SleepConfig(kind="vllm", level=2)
 LIGHT = SleepConfig(kind="vllm")
 SGLANG = SleepConfig(kind="sglang")
 CUSTOM = SleepConfig(
     kind="custom",
-    path=UrlPath("/sleep"),
-    wake=(CallConfig(path=UrlPath("/wake_up")),),
-    asleep_path=UrlPath("/is_sleeping"),
-    asleep_check=ReadyCheck("is_sleeping==true"),
+    path="/sleep",
+    wake=(CallConfig(path="/wake_up"),),
+    asleep_path="/is_sleeping",
+    asleep_check="is_sleeping==true",
 )
 RESIDENT = ResidentId("sleepy")
 
@@ -308,7 +307,7 @@ async def test_who_cannot_fall_asleep_is_stopped_and_not_asked_again(
     options: list[str], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     timeout_s = 2.0 if "within" in words else 300.0
-    sleep = SleepConfig(kind="vllm", level=SleepLevel(2), timeout_s=timeout_s)  # type: ignore[arg-type]
+    sleep = SleepConfig(kind="vllm", level=2, timeout_s=timeout_s)  # type: ignore[arg-type]
     async with a_house(tmp_path, *options, sleep=sleep) as house:
         for _ in range(2):
             async with living(house.engine, "m") as life:
@@ -648,9 +647,9 @@ async def a_server(
             await nursery.start(sleep_registry.run)
             settled = HttpConfig(
                 base_url=server.base_url,  # type: ignore[arg-type]
-                load=CallConfig(path=UrlPath("/load"), body=body),  # type: ignore[arg-type]
-                unload=CallConfig(path=UrlPath("/unload"), body=body),  # type: ignore[arg-type]
-                loaded=LoadedConfig(path=UrlPath("/loaded")),
+                load=CallConfig(path="/load", body=body),  # type: ignore[arg-type]
+                unload=CallConfig(path="/unload", body=body),  # type: ignore[arg-type]
+                loaded=LoadedConfig(path="/loaded"),
                 sleep=sleep,
                 start_timeout_s=300.0,  # type: ignore[arg-type]
                 stop_timeout_s=300.0,  # type: ignore[arg-type]
@@ -857,10 +856,10 @@ async def test_what_a_custom_call_may_have() -> None:
     sleep = SleepConfig(
         kind="custom",
         method="PUT",
-        path=UrlPath("/v1/{model}/sleep"),
+        path="/v1/{model}/sleep",
         headers={"x-admin": "1"},  # type: ignore[dict-item]
         body={"who": "{model}"},  # type: ignore[arg-type]
-        wake=(CallConfig(path=UrlPath("/up"), headers={"x-more": "2"}),),  # type: ignore[dict-item]
+        wake=(CallConfig(path="/up", headers={"x-more": "2"}),),  # type: ignore[dict-item]
     )
     async with a_server(sleep) as (server, engine, _):
         server.script.answers |= {"/v1/m/sleep": as_json({}), "/up": as_json({})}

@@ -19,7 +19,7 @@ from engine_router.cli.log import LogThread, end_logging, start_logging
 from engine_router.cli.running import run_router
 from engine_router.cli.terminal import say
 from engine_router.config import Config, ServerConfig, find_config, load_config
-from engine_router.config.values import Addresses, Port
+from engine_router.config.kinds import Port
 from engine_router.reload import Source
 from engine_router.router import Router
 from engine_router.server.serve import CannotListen, listen
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as stack:
         sockets = open_sockets(config.server, options.port, stack)
-        port = Port(sockets[0].getsockname()[1])
+        port = sockets[0].getsockname()[1]
         config = attrs.evolve(config, server=attrs.evolve(config.server, port=port))
         log = start_logging(config.log, level=options.log_level)
         stack.callback(end_logging, log)
@@ -74,7 +74,7 @@ def _read(path: Path, options: argparse.Namespace, port: Port | None) -> Config:
     config = load_config(path)
     server = config.server
     if options.host is not None:
-        server = attrs.evolve(server, host=Addresses((options.host,)))
+        server = attrs.evolve(server, host=(options.host,))
     if options.port is not None and port is not None:
         server = attrs.evolve(server, port=port)
     return attrs.evolve(config, server=server)

@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from engine_router.config import AnyEngineConfig, Config, ProcessConfig, SystemdConfig, is_template
-from engine_router.config.ahead import may_list
 from engine_router.config.faults import close, quoted
+from engine_router.config.preload import may_list
 from engine_router.config.process import placeholder_hints
 from engine_router.config.values import expanded, shown
 from engine_router.engines.command_options import number_of

@@ -1,4 +1,4 @@
-"""What differs between two configurations, and what that means for a router that runs."""
+"""The differences between two configurations, and what they mean for a router that runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AT_START = ("server.host", "server.port", "server.fast_path", "server.max_body_
 
 @frozen(kw_only=True)
 class Changes:
-    """What a reload changed.
+    """The changes that a reload made.
 
     Attributes:
         added, removed: engines.

@@ -1,4 +1,4 @@
-"""What can be configured of an engine: frozen classes, one for each `type`, and for the tables inside of them."""
+"""Options of an engine: frozen classes, one for each `type`, and for the tables inside of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from engine_router.config.options import option, required, table
-from engine_router.config.values import (
+from engine_router.config.kinds import (
     Argv,
     BaseUrl,
     Gigabytes,
@@ -22,6 +21,7 @@ from engine_router.config.values import (
     UrlPath,
     VariableValue,
 )
+from engine_router.config.options import option, required, table
 
 OptionalEndpoint = Literal["/v1/messages", "/v1/messages/count_tokens", "/v1/responses"]
 """An endpoint that only some engines have."""
@@ -29,11 +29,11 @@ OptionalEndpoint = Literal["/v1/messages", "/v1/messages/count_tokens", "/v1/res
 
 @frozen(kw_only=True)
 class EngineConfig:
-    """What every engine has."""
+    """The options that every engine has."""
 
     type: str = option("", "Kind of engine.")
     models: tuple[Name, ...] = option((), "Ids of the models that this engine serves.")
-    pool: Name = option(Name("default"), "Pool whose memory it uses.")
+    pool: Name = option("default", "Pool whose memory it uses.")
     memory_gb: Gigabytes | None = option(
         None,
         "Memory that it takes, in GB; measured when absent. The settle after its stop waits for this much.",
@@ -46,9 +46,9 @@ class EngineConfig:
         None,
         "Seconds after which it is stopped when nobody uses it; 0 keeps it. As in [scheduling] when absent.",
     )
-    start_timeout_s: Seconds = option(Seconds(300.0), "Seconds within which it must be ready.")
-    stop_timeout_s: Seconds = option(Seconds(30.0), "Seconds within which it must be gone after a stop.")
-    connect_timeout_s: Seconds = option(Seconds(15.0), "Seconds within which it must accept a connection.")
+    start_timeout_s: Seconds = option(300.0, "Seconds within which it must be ready.")
+    stop_timeout_s: Seconds = option(30.0, "Seconds within which it must be gone after a stop.")
+    connect_timeout_s: Seconds = option(15.0, "Seconds within which it must accept a connection.")
     headers: Mapping[str, HeaderValue] = table(
         dict, "Headers added to every request to it, for example its own Authorization."
     )
@@ -80,13 +80,13 @@ class CallConfig:
 
 @frozen(kw_only=True)
 class SleepConfig:
-    """How an engine is put to sleep, instead of being stopped, and woken again."""
+    """The calls that put an engine to sleep, instead of stopping it, and wake it again."""
 
     kind: Literal["vllm", "sglang", "custom"] = required(
         "vllm, sglang, or custom for the calls below. What each needs is said in engines.toml.example."
     )
     level: SleepLevel = option(
-        SleepLevel(1),
+        1,
         "vLLM only. 1 parks the weights in main memory: wakes in about a second, but frees nothing where the GPU uses main "
         "memory. 2 drops them and reads them again.",
     )
@@ -99,11 +99,9 @@ class SleepConfig:
         None, "custom only: path that tells whether it sleeps; without it, the router goes by what it did."
     )
     asleep_check: ReadyCheck = option(
-        ReadyCheck("is_sleeping==true"), "custom only: what the answer is while it sleeps; as ready_check."
+        "is_sleeping==true", "custom only: what the answer is while it sleeps; as ready_check."
     )
-    timeout_s: Seconds = option(
-        Seconds(60.0), "Seconds within which it must be asleep; if it is not, it is stopped."
-    )
+    timeout_s: Seconds = option(60.0, "Seconds within which it must be asleep; if it is not, it is stopped.")
 
 
 @frozen(kw_only=True)
@@ -118,7 +116,7 @@ class ProcessConfig(EngineConfig):
     base_url: BaseUrl | None = option(None, "Where it listens; not needed when argv has {port}.")
     env: Mapping[str, VariableValue] = table(dict, "Environment variables added to the router's own.")
     cwd: str | None = option(None, "Working directory.")
-    stop_signal: SignalName = option(SignalName("SIGTERM"), "Signal that asks it to end.")
+    stop_signal: SignalName = option("SIGTERM", "Signal that asks it to end.")
     stop_command: Argv | None = option(
         None,
         "Command run before that signal, to stop what a daemon runs for it, such as docker stop NAME; {port}, {model}, "
@@ -129,14 +127,14 @@ class ProcessConfig(EngineConfig):
         "Command run together with SIGKILL and when the router dies, such as docker rm -f NAME; default: stop_command.",
     )
     grace_s: Seconds = option(
-        Seconds(10.0), "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s."
+        10.0, "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s."
     )
     log_file: str | None = option(
         None, "File that its output is appended to, besides the log kept in memory."
     )
-    ready_path: UrlPath = option(UrlPath("/health"), "Path that tells whether it is ready.")
+    ready_path: UrlPath = option("/health", "Path that tells whether it is ready.")
     ready_check: ReadyCheck = option(
-        ReadyCheck("status == 200"),
+        "status == 200",
         'What the answer must be: "status == 200", "key==value" in its JSON (nested by dots), or "model:<id>" listed.',
     )
     sleep: SleepConfig | None = option(
@@ -146,7 +144,7 @@ class ProcessConfig(EngineConfig):
 
 @frozen(kw_only=True)
 class LoadedConfig:
-    """Where an engine says what it has loaded."""
+    """The list in which an engine says what it has loaded."""
 
     path: UrlPath = required("Path that lists what is loaded.")
     key: str = option(
@@ -186,9 +184,9 @@ class OllamaConfig(EngineConfig):
     """`type = "ollama"`: the Ollama daemon."""
 
     type: Literal["ollama"] = option("ollama", "The Ollama daemon.")
-    base_url: BaseUrl = option(BaseUrl("http://127.0.0.1:11434"), "Where it listens.")
+    base_url: BaseUrl = option("http://127.0.0.1:11434", "Where it listens.")
     stop_command: Argv | None = option(
-        Argv(("ollama", "stop", "{model}")), "Last resort when keep_alive 0 did not unload a model."
+        ("ollama", "stop", "{model}"), "Last resort when keep_alive 0 did not unload a model."
     )
 
 
@@ -201,10 +199,8 @@ class SystemdConfig(EngineConfig):
     unit: Name = required("Name of the unit, such as vllm.service.")
     scope: Literal["user", "system"] = option("user", "systemctl --user, or the system's own.")
     prefix: Argv | None = option(None, 'Command put before systemctl, such as ["sudo", "-n"].')
-    ready_path: UrlPath = option(UrlPath("/health"), "Path that tells whether it is ready.")
-    ready_check: ReadyCheck = option(
-        ReadyCheck("status == 200"), "What the answer must be; as for process engines."
-    )
+    ready_path: UrlPath = option("/health", "Path that tells whether it is ready.")
+    ready_check: ReadyCheck = option("status == 200", "What the answer must be; as for process engines.")
     sleep: SleepConfig | None = option(
         None, "Put it to sleep instead of stopping it, where that frees enough."
     )

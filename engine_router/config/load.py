@@ -1,4 +1,4 @@
-"""Find, read and check a configuration; report every fault at once."""
+"""Loading of a configuration: find, read and check it, and report every fault at once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import attrs
 import platformdirs
 import tomli
 
-from engine_router.config.ahead import ahead_faults
 from engine_router.config.engines import AnyEngineConfig, ProcessConfig
 from engine_router.config.environment import Environment
 from engine_router.config.faults import Fault, close, is_table, quoted
-from engine_router.config.misplaced import home_of, without_dotted
+from engine_router.config.kinds import Name
+from engine_router.config.misplaced import table_of, without_dotted
 from engine_router.config.model import (
     Config,
     LogConfig,
@@ -26,11 +26,12 @@ from engine_router.config.model import (
 )
 from engine_router.config.options import options_of
 from engine_router.config.places import excerpts
+from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
 from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import read_engine, read_table
 from engine_router.config.syntax import syntax_fault
-from engine_router.config.values import Name, expanded, read_name, read_string, shown
+from engine_router.config.values import expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
 
 FILE_NAME = "engines.toml"
@@ -152,7 +153,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     state_file = _state_file(data, faults)
     faults.extend(_cross_faults(data, pools, engines, models, aliases))
     if scheduling is not None and _is_whole(data, engines, models):
-        faults.extend(ahead_faults(scheduling, pools, engines, models, aliases))
+        faults.extend(preload_faults(scheduling, pools, engines, models, aliases))
     if faults or server is None or log is None or scheduling is None:
         return None, faults
     return Config(
@@ -172,9 +173,9 @@ def _unknown_keys(data: Mapping[str, Any]) -> Iterator[Fault]:
     for key in data:
         if key not in known:
             near = close(key, known)
-            home = None if is_table(data[key]) else home_of(key)
+            table = None if is_table(data[key]) else table_of(key)
             hint = f"; did you mean {near}?" if near else f"; known: {', '.join(known)}"
-            hint = f"; move it into {home}" if home else hint
+            hint = f"; move it into {table}" if table else hint
             yield quoted(key), f"unknown {'table' if is_table(data[key]) else 'key'}{hint}"
 
 
@@ -284,7 +285,7 @@ def _name_faults(
     """Yield ids and aliases that mean two things, and, where all entries are known, aliases of nothing."""
     owners: dict[str, str] = {}
     yield from _id_faults(engines, models, owners)
-    pairs = [(f"models.{quoted(m)}.aliases", str(a)) for m, c in models.items() for a in c.aliases]
+    pairs = [(f"models.{quoted(m)}.aliases", a) for m, c in models.items() for a in c.aliases]
     pairs += [(f"aliases.{quoted(alias)}", alias) for alias in aliases]
     seen: dict[str, str] = {}
     for place, alias in pairs:

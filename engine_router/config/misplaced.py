@@ -45,7 +45,7 @@ def type_of(kind: object) -> str | None:
     return _TYPES.get(re.sub(r"[^a-z]", "", kind.lower())) if isinstance(kind, str) else None
 
 
-def home_of(key: str, cls: type[Any] | None = None) -> str | None:
+def table_of(key: str, cls: type[Any] | None = None) -> str | None:
     """Return where a key belongs that stands elsewhere; None where no table, or more than one, has it.
 
     Args:
@@ -56,10 +56,10 @@ def home_of(key: str, cls: type[Any] | None = None) -> str | None:
         types = [name for name, kind in ENGINE_TYPES.items() if key in attrs.fields_dict(kind)]
         if types:
             return "an engine of type " + " or ".join(types)
-    homes = [table for table, kind in _TABLES.items() if kind is not cls and key in attrs.fields_dict(kind)]
-    if not homes and any(key in attrs.fields_dict(kind) for kind in ENGINE_TYPES.values()):
-        homes = ["[engines.NAME]"]
-    return homes[0] if len(homes) == 1 else None
+    tables = [name for name, kind in _TABLES.items() if kind is not cls and key in attrs.fields_dict(kind)]
+    if not tables and any(key in attrs.fields_dict(kind) for kind in ENGINE_TYPES.values()):
+        tables = ["[engines.NAME]"]
+    return tables[0] if len(tables) == 1 else None
 
 
 def without_dotted(table: str, name: str, value: Any) -> tuple[Any, list[Fault]]:

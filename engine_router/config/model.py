@@ -1,4 +1,4 @@
-"""What can be configured: frozen classes, one for each table of `engines.toml`.
+"""Options of a configuration: frozen classes, one for each table of `engines.toml`.
 
 Each option carries its one-line documentation in its metadata; the JSON Schema and the reference in the
 README are made from it, so there is one place to read and to change.
@@ -13,8 +13,7 @@ import attrs
 from attrs import frozen
 
 from engine_router.config.engines import AnyEngineConfig
-from engine_router.config.options import option, required, table
-from engine_router.config.values import (
+from engine_router.config.kinds import (
     Addresses,
     Argv,
     BoolOrAuto,
@@ -32,12 +31,13 @@ from engine_router.config.values import (
     Seconds,
     SecondsOrAuto,
 )
+from engine_router.config.options import option, required, table
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
-"""What a model can do, in Ollama's words."""
+"""A capability of a model, in Ollama's words."""
 
 Priority = Literal["high", "normal", "low"]
-"""How much a request matters."""
+"""The priority of a request."""
 
 
 @frozen(kw_only=True)
@@ -45,11 +45,11 @@ class ServerConfig:
     """`[server]`: the one port that clients talk to."""
 
     host: Addresses = option(
-        Addresses(("127.0.0.1",)),
+        ("127.0.0.1",),
         "Address to listen on, or a list of them. Use 0.0.0.0, or :: for IPv6 too, to serve the network, together with "
         "api_keys.",
     )
-    port: Port = option(Port(8077), "Port to listen on.")
+    port: Port = option(8077, "Port to listen on.")
     api_keys: tuple[Name, ...] = option(
         (), "Keys of which a client must send one, as Bearer token or X-API-Key. Empty: no key is asked for."
     )
@@ -59,7 +59,7 @@ class ServerConfig:
         "proxy's headers still need a key.",
     )
     allowed_hosts: HostsOrAuto = option(
-        HostsOrAuto("auto"),
+        "auto",
         "Host names that clients may use for the router, in addition to IP addresses and local names; *.example.com "
         "and * are wildcards. auto: any name with one of the api_keys, only addresses and local names without.",
     )
@@ -72,18 +72,18 @@ class ServerConfig:
         dict,
         "How much the requests with a key matter: KEY = high, normal or low; X-Request-Priority overrides it for one request.",
     )
-    max_body_mb: Megabytes = option(Megabytes(512.0), "Largest request body, in MB; larger ones get 413.")
+    max_body_mb: Megabytes = option(512.0, "Largest request body, in MB; larger ones get 413.")
     max_held_mb: Megabytes = option(
-        Megabytes(2048.0),
+        2048.0,
         "Memory limit for the bodies of all waiting and running requests together, in MB; a request above it gets 503. "
         "A single request is always accepted.",
     )
     keepalive_interval_s: Seconds = option(
-        Seconds(5.0),
+        5.0,
         "Seconds of silence before a streaming client that waits gets a keep-alive frame; 0 sends none.",
     )
     nonstreaming_keepalive_after_s: Seconds = option(
-        Seconds(25.0),
+        25.0,
         "Seconds after which a client that waits for an answer in one piece gets blanks ahead of it, so that it does not "
         "give up. The status is 200 then, whatever follows. 0 sends none.",
     )
@@ -111,7 +111,7 @@ class ServerConfig:
         "Read the configuration again whenever the file changes; `engine-router reload` does it by hand.",
     )
     shutdown_timeout_s: Seconds = option(
-        Seconds(10.0),
+        10.0,
         "Seconds that requests in flight may go on after SIGTERM before the engines are stopped.",
     )
 
@@ -132,51 +132,51 @@ class SchedulingConfig:
     """`[scheduling]`: who is served when."""
 
     drain_timeout_s: Seconds = option(
-        Seconds(30.0),
+        30.0,
         "Seconds that running requests may go on once their engine is to be stopped; then they are ended.",
     )
     settle_timeout_s: Seconds = option(
-        Seconds(25.0), "Longest wait, in seconds, for the memory of a stopped engine to come back."
+        25.0, "Longest wait, in seconds, for the memory of a stopped engine to come back."
     )
     max_wait_s: Seconds = option(
-        Seconds(60.0),
+        60.0,
         "Seconds that a request waits while the running engine's own requests go first; then the engine must yield.",
     )
     abandon_grace_s: Seconds = option(
-        Seconds(2.0),
+        2.0,
         "Seconds that a start goes on after its last client has left, for a client that tries again.",
     )
     failed_start_memory_s: Seconds = option(
-        Seconds(5.0),
+        5.0,
         "Seconds for which a failed start is remembered and answered at once instead of tried again.",
     )
-    max_queue: Count = option(Count(1000), "Requests that may wait for one pool; the next one gets 503.")
+    max_queue: Count = option(1000, "Requests that may wait for one pool; the next one gets 503.")
     max_queue_per_model: Count = option(
-        Count(0), "Requests that may wait for one model; the next one gets 503. 0: as many as for its pool."
+        0, "Requests that may wait for one model; the next one gets 503. 0: as many as for its pool."
     )
     min_resident_s: Seconds = option(
-        Seconds(0.0),
+        0.0,
         "Seconds that a model stays once it is ready, even if it is idle and another is wanted (but not overdue).",
     )
     hold_s: SecondsOrAuto = option(
-        SecondsOrAuto("auto"),
+        "auto",
         "Seconds that an idle model is kept for a client that comes back, while another is wanted (but not overdue); "
         "auto learns when that pays from the clients' pauses and the cost of a swap.",
     )
     idle_timeout_s: Seconds = option(
-        Seconds(0.0), "Seconds after which a model that nobody uses is stopped; 0 keeps it."
+        0.0, "Seconds after which a model that nobody uses is stopped; 0 keeps it."
     )
     health_interval_s: Seconds = option(
-        Seconds(30.0),
+        30.0,
         "Seconds between two health checks of a ready engine; after three failures in a row it is stopped. 0: none.",
     )
     read_ahead: BoolOrAuto = option(
-        BoolOrAuto("auto"),
+        "auto",
         "While an engine is being stopped, read the next model's files from disk into memory that is free anyway; true, "
         "false, or auto: where the page cache does not count as used.",
     )
     preload: NamesOrAll = option(
-        NamesOrAll(()), "Models to start before anybody asks, as far as they fit: a list of ids, or all."
+        (), "Models to start before anybody asks, as far as they fit: a list of ids, or all."
     )
 
 
@@ -189,30 +189,28 @@ class PoolConfig:
         "How free memory is read: auto (MemAvailable on Linux, psutil elsewhere), memfree (DGX Spark's CUDA view), "
         "nvml (a discrete NVIDIA GPU), command, or none (a remote machine).",
     )
-    gpu: Count = option(Count(0), "Index of the GPU that the nvml gauge reads.")
+    gpu: Count = option(0, "Index of the GPU that the nvml gauge reads.")
     mode: Literal["exclusive", "budget"] = option(
         "exclusive",
         "exclusive: one engine (or one group) has the memory at a time. budget: several, while they fit budget_gb.",
     )
     budget_gb: GigabytesOrAuto = option(
-        GigabytesOrAuto("auto"),
+        "auto",
         "Memory that engines may use together in budget mode, in GB; auto is what is free at the start, less reserve_gb.",
     )
-    reserve_gb: Gigabytes = option(
-        Gigabytes(2.0), "Memory that a budget_gb of auto leaves to everything else, in GB."
-    )
-    max_resident: Count = option(Count(0), "Engines that may be running at once; 0: as many as fit.")
+    reserve_gb: Gigabytes = option(2.0, "Memory that a budget_gb of auto leaves to everything else, in GB.")
+    max_resident: Count = option(0, "Engines that may be running at once; 0: as many as fit.")
     default_model: Name | None = option(
         None, "Model to return to when nobody wants another; it is loaded at the start, too."
     )
     return_after_s: Seconds = option(
-        Seconds(60.0), "Seconds that other models must be idle before they make way for default_model."
+        60.0, "Seconds that other models must be idle before they make way for default_model."
     )
     command: Argv | None = option(
         None, "Command whose last number on standard output is the free memory in bytes."
     )
     unified: BoolOrAuto = option(
-        BoolOrAuto("auto"),
+        "auto",
         "Whether the GPU uses this machine's main memory, so that what an engine parks there is not freed: true, false, "
         "or auto (Apple silicon, GB10, Jetson, and wherever the gauge is memfree).",
     )
@@ -247,7 +245,7 @@ class ModelConfig:
     )
     strip: tuple[Name, ...] = option((), "Members taken out of every request; a dot leads into an object.")
     disable_thinking_below_max_tokens: Count = option(
-        Count(0),
+        0,
         "A request for fewer tokens than this is answered without thinking, which would use all of them up; 0: never.",
     )
 

@@ -1,4 +1,4 @@
-"""How an option of the configuration is declared: with its documentation, and its default."""
+"""Declarations of the configuration's options, each with its documentation and its default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with the command of a process engine: its program and its placeholders."""
+"""Faults of a process engine's command: its program and its placeholders."""
 
 from __future__ import annotations
 

@@ -7,57 +7,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
-from engine_router.config import values
+from engine_router.config.kinds import kind_of
 from engine_router.config.model import Config
 from engine_router.config.options import options_of
 from engine_router.config.values import shown
-
-_SCALARS: dict[Any, dict[str, Any]] = {
-    str: {"type": "string"},
-    bool: {"type": "boolean"},
-    int: {"type": "integer"},
-    float: {"type": "number", "minimum": 0},
-    values.Seconds: {"type": "number", "minimum": 0},
-    values.Gigabytes: {"type": "number", "exclusiveMinimum": 0},
-    values.Megabytes: {"type": "number", "exclusiveMinimum": 0},
-    values.SecondsOrAuto: {"anyOf": [{"type": "number", "minimum": 0}, {"const": "auto"}]},
-    values.GigabytesOrAuto: {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]},
-    values.NamesOrAll: {
-        "anyOf": [{"type": "array", "items": {"type": "string", "pattern": r"\S"}}, {"const": "all"}]
-    },
-    values.BoolOrAuto: {"enum": [True, False, "auto"]},
-    values.SleepLevel: {"enum": [1, 2]},
-    values.Port: {"type": "integer", "minimum": 1, "maximum": 65535},
-    values.Count: {"type": "integer", "minimum": 0},
-    values.Name: {"type": "string", "pattern": r"\S"},
-    values.BaseUrl: {"type": "string", "pattern": r"^\s*https?://[^/?#@\s]+/?\s*$"},
-    values.UrlPath: {"type": "string", "pattern": r"^/\S*$"},
-    values.Argv: {
-        "anyOf": [
-            {"type": "string", "minLength": 1},
-            {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        ]
-    },
-    values.Addresses: {
-        "anyOf": [
-            {"type": "string", "pattern": r"\S"},
-            {"type": "array", "items": {"type": "string", "pattern": r"\S"}, "minItems": 1},
-        ]
-    },
-    values.VariableValue: {"type": "string"},
-    values.SignalName: {"type": "string", "pattern": "^SIG"},
-    values.ReadyCheck: {"type": "string", "pattern": rf"^\s*({values.READY_CHECK_PATTERN})$"},
-    values.HeaderValue: {"type": "string", "pattern": r"^[\t -~]*$"},
-    values.JsonValue: {},
-    values.HostsOrAuto: {
-        "anyOf": [
-            {"type": "array", "items": {"type": "string", "pattern": rf"^({values.HOST_PATTERN})$"}},
-            {"const": "auto"},
-        ]
-    },
-    values.Network: {"type": "string", "pattern": r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"},
-    values.Origin: {"type": "string", "pattern": rf"^({values.ORIGIN_PATTERN})$"},
-}
 
 
 def json_schema() -> dict[str, Any]:
@@ -72,7 +25,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _of_class(cls: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     properties: dict[str, Any] = {}
     needed: list[str] = []
     for field in options_of(cls):
@@ -89,8 +42,8 @@ def _of_class(cls: type[Any]) -> dict[str, Any]:
 
 
 def _of_type(kind: Any) -> dict[str, Any]:
-    if kind in _SCALARS:
-        return _or_reference(_SCALARS[kind])
+    if (known := kind_of(kind)) is not None:
+        return _or_reference(known.schema)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return {"enum": list(arguments)}

@@ -1,4 +1,4 @@
-"""What is wrong with an engine's `sleep`: what can be seen before anything is started."""
+"""Faults of an engine's `sleep` that can be seen before anything is started."""
 
 from __future__ import annotations
 

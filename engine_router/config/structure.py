@@ -1,68 +1,45 @@
-"""From plain TOML data to the configuration classes, with every fault named by its path."""
+"""Reading of plain TOML data into the configuration classes, with every fault named by its path."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
-from engine_router.config.engines import (
-    ENGINE_TYPES,
-    CallConfig,
-    EngineConfig,
-    HttpConfig,
-    LoadedConfig,
-    OllamaConfig,
-    ProcessConfig,
-    SleepConfig,
-    SystemdConfig,
-)
+from engine_router.config.engines import ENGINE_TYPES, EngineConfig
 from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_private, quoted
-from engine_router.config.misplaced import home_of, synonym_of, type_of
-from engine_router.config.model import LogConfig, ModelConfig, PoolConfig, SchedulingConfig, ServerConfig
-from engine_router.config.values import READERS, HeaderValue, Unfit, VariableValue, read_header_name, shown
+from engine_router.config.kinds import PLAIN, HeaderValue, VariableValue, kind_of
+from engine_router.config.misplaced import synonym_of, table_of, type_of
+from engine_router.config.values import Unfit, read_header_name, shown
 
 T = TypeVar("T")
-_TEXTS: Sequence[Any] = (str, HeaderValue, Unfit, VariableValue)
-_TABLES: Sequence[type[Any]] = (
-    ServerConfig,
-    LogConfig,
-    SchedulingConfig,
-    PoolConfig,
-    ProcessConfig,
-    HttpConfig,
-    OllamaConfig,
-    SystemdConfig,
-    CallConfig,
-    SleepConfig,
-    LoadedConfig,
-    ModelConfig,
-)
+_TEXTS: Sequence[Any] = (str, HeaderValue, VariableValue)
 
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
-    for kind, reader in READERS.items():
-        converter.register_structure_hook(kind, _hook(reader))
+
+    def read_value(value: Any, annotation: Any) -> Any:
+        return kind.read(value) if (kind := kind_of(annotation)) else value
+
+    def read_list(value: Any, annotation: Any) -> Any:
+        return _read_list(converter, value, annotation)
+
+    def read_mapping(value: Any, annotation: Any) -> Any:
+        return _read_mapping(converter, value, annotation)
+
+    for plain in PLAIN:
+        converter.register_structure_hook(plain, read_value)
     converter.register_structure_hook_func(_is_literal, _read_literal)
-    converter.register_structure_hook_func(_is_list, lambda value, kind: _read_list(converter, value, kind))
-    converter.register_structure_hook_func(
-        _is_mapping, lambda value, kind: _read_mapping(converter, value, kind)
-    )
-    for cls in _TABLES:
-        converter.register_structure_hook(cls, _table_reader(converter, cls))
+    converter.register_structure_hook_func(_is_list, read_list)
+    converter.register_structure_hook_func(_is_mapping, read_mapping)
+    converter.register_structure_hook_func(lambda annotation: kind_of(annotation) is not None, read_value)
+    converter.register_structure_hook_factory(attrs.has, lambda cls: _table_reader(converter, cls))
     return converter
-
-
-def _hook(reader: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    def read(value: Any, _kind: Any) -> Any:
-        return reader(value)
-
-    return read
 
 
 def _is_literal(kind: Any) -> bool:
@@ -185,9 +162,9 @@ def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields):
-            near, home = synonym_of(key, known) or close(key, known), home_of(key, error.cl)
+            near, table = synonym_of(key, known) or close(key, known), table_of(key, error.cl)
             hint = f"; did you mean {near}?" if near else f"; known keys: {', '.join(known)}"
-            hint = f"; it belongs to {home}" if home else hint
+            hint = f"; it belongs to {table}" if table else hint
             yield f"{path}.{quoted(key)}".lstrip("."), f"unknown key{hint}"
     elif isinstance(error, KeyError):
         yield path, f"missing; it is required ({_summary_of(cls, str(error.args[0]))})"

@@ -1,4 +1,4 @@
-"""What is wrong with a text that is not TOML, and what to write instead."""
+"""Faults of a text that is not TOML, and what to write instead."""
 
 from __future__ import annotations
 

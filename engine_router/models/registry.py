@@ -47,7 +47,7 @@ class ModelRegistry:
         self._config = config
         self._engines = engines
         self._listed: dict[str, dict[str, None]] = {}  # in their order; looked up by name
-        self._aliases: dict[str, str] = {str(alias): str(model) for alias, model in config.aliases.items()}
+        self._aliases: dict[str, str] = dict(config.aliases)
         self._configured: dict[str, Target] = {}
         self._resolved: dict[str, Target] = {}
         self._of_ollama: dict[str, dict[ResidentId, str]] = {}

@@ -60,7 +60,7 @@ async def make_settings(
 
 def pools_of(config: Config) -> dict[str, PoolConfig]:
     """Return all pools by their names, with the one that exists without being declared."""
-    return {"default": PoolConfig(), **{str(name): pool for name, pool in config.pools.items()}}
+    return {"default": PoolConfig(), **config.pools}
 
 
 def traits_of(config: Config, resident: ResidentId) -> Traits:

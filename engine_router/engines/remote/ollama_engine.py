@@ -22,7 +22,6 @@ import httpx
 import trio
 
 from engine_router.config import LoadedConfig, OllamaConfig
-from engine_router.config.values import UrlPath
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.readiness import as_text, dig
@@ -42,7 +41,7 @@ KEEP_FOR_EVER = -1
 DEFAULT_KEEP_S = 300
 """For how many seconds a model stays where nobody says it."""
 
-_PS = LoadedConfig(path=UrlPath("/api/ps"), key="models", id="name")
+_PS = LoadedConfig(path="/api/ps", key="models", id="name")
 
 
 class OllamaEngine:

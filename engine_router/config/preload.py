@@ -1,4 +1,4 @@
-"""What is wrong with the models that are to be loaded before anybody asks: `preload` and `default_model`."""
+"""Faults of the models that are to be loaded before anybody asks: `preload` and `default_model`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine_router.config.values import shown
 _LATEST = ":latest"
 
 
-def ahead_faults(
+def preload_faults(
     scheduling: SchedulingConfig,
     pools: Mapping[str, PoolConfig],
     engines: Mapping[str, AnyEngineConfig],
@@ -22,10 +22,11 @@ def ahead_faults(
     """Yield each name that no model has, and each default model whose engine uses another pool's memory."""
     owners = _owners(engines, models, aliases)
     wanted = scheduling.preload if isinstance(scheduling.preload, tuple) else ()
-    for name in wanted:
-        yield from _name_faults(name, "scheduling.preload", engines, models, owners)
+    for model in wanted:
+        yield from _name_faults(model, "scheduling.preload", engines, models, owners)
     for pool_name, pool in pools.items():
-        if (name := pool.default_model) is None:
+        name = pool.default_model
+        if name is None:
             continue
         place = f"pools.{quoted(pool_name)}.default_model"
         yield from _name_faults(name, place, engines, models, owners)
@@ -40,7 +41,7 @@ def _owners(
     engines: Mapping[str, AnyEngineConfig], models: Mapping[str, ModelConfig], aliases: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the engine of each name; empty where only the engine knows the model that an alias means."""
-    owners = {str(model): name for name, engine in engines.items() for model in engine.models}
+    owners = {model: name for name, engine in engines.items() for model in engine.models}
     for model_id, model in models.items():
         owners.update(dict.fromkeys((model_id, *model.aliases), model.engine))
     return {**{alias: owners.get(target, "") for alias, target in aliases.items()}, **owners}
