@@ -246,7 +246,7 @@ class Ledger:
         if event is None:
             return []
         is_withdrawn = isinstance(event, messages.Release)
-        if is_withdrawn and (self._prechecks.remove(ticket) or not self._queue.remove(ticket)):
+        if is_withdrawn and not (self._prechecks.remove(ticket) or self._queue.remove(ticket)):
             return []
         return self._planner.plan(now)
 

@@ -1,0 +1,290 @@
+"""The world around one ledger, as far as it only looks on: what it knows, and how it judges the ledger's effects.
+
+It believes nothing but the effects that the ledger returned. `Pool` says what differs between pools.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from attrs import define, field, frozen
+from hypothesis.stateful import RuleBasedStateMachine
+
+from engine_router.engines.base import ResidentId
+from engine_router.errors import (
+    LeaseRevoked,
+    NeverFits,
+    RouterError,
+)
+from engine_router.residency import messages as book
+from engine_router.residency.ledger import Capacity, Ledger, Profile, Rules
+from engine_router.residency.messages import Ticket
+
+
+@frozen(eq=False)
+class Pool:
+    """The pool that a ledger runs: its rules, its memory and its residents.
+
+    Attributes:
+        hopeless: what can never be loaded.
+    """
+
+    rules: Rules
+    profiles: Mapping[ResidentId, Profile]
+    capacity: Capacity = field(factory=Capacity)
+    hopeless: frozenset[ResidentId] = frozenset()
+
+    @property
+    def budget(self) -> float:
+        """The bytes that residents may need together; infinity where the pool is exclusive."""
+        return math.inf if self.capacity.budget_bytes is None else self.capacity.budget_bytes
+
+    def may_share(self, one: ResidentId, other: ResidentId) -> bool:
+        """Tell whether the groups of two residents let them be there together."""
+        groups = {self.profiles[one].group, self.profiles[other].group}
+        if self.capacity.is_exclusive:
+            return len(groups) == 1 and None not in groups
+        return len(groups - {None}) < 2
+
+
+@define(eq=False)
+class Request:
+    """What the world knows of a ticket."""
+
+    ticket: Ticket
+    at: float
+    deadline: float
+    state: Literal["new", "waiting", "granted", "over"] = "new"
+    error: RouterError | None = None
+
+    def turn(self, now: float) -> tuple[int, float]:
+        """Return a key that sorts requests by whose turn it is."""
+        if self.deadline <= now:
+            return 0, self.deadline
+        return 1 + ("high", "normal", "low").index(self.ticket.priority), self.at
+
+
+@define(eq=False)
+class Present:
+    """What the world knows of a resident that is there.
+
+    Attributes:
+        ahead: nobody waited when it was started or found.
+        must_go: since when somebody wants it to end.
+    """
+
+    resident: ResidentId
+    need: float
+    adopted: bool
+    ahead: bool
+    state: Literal["starting", "ready", "stopping", "stuck"] = "starting"
+    ready_at: float = math.inf
+    idle_since: float = math.inf
+    keep_alive: float | None = None
+    drain_began: float | None = None
+    must_go: float = math.inf
+
+
+class LedgerWorld(RuleBasedStateMachine):
+    """Engines, memory, clients and a clock around one ledger, and the judge of its effects."""
+
+    pool: ClassVar[Pool]
+    ledger_type: ClassVar[type[Ledger]] = Ledger
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = self.ledger_type(self.pool.rules, self.pool.capacity, self.pool.profiles.__getitem__)
+        self.now = 0.0
+        self.requests: dict[Ticket, Request] = {}
+        self.present: dict[ResidentId, Present] = {}
+        self.settling: dict[ResidentId, float] = {}
+        self.pins: set[ResidentId] = set()
+        self.looks: set[ResidentId] = set()  # at engines, before others are stopped for them
+        self.failures: dict[ResidentId, tuple[RouterError, float]] = {}
+        self.closing_at = math.inf
+        self.holders_leave = True
+
+    # What the world knows.
+
+    @property
+    def is_exclusive(self) -> bool:
+        return self.pool.capacity.is_exclusive
+
+    @property
+    def closing(self) -> bool:
+        return self.closing_at < math.inf
+
+    def pinned_beside(self, resident: ResidentId) -> list[Present]:
+        return [p for p in self.present.values() if p.resident in self.pins and p.resident != resident]
+
+    def need_of(self, resident: ResidentId) -> float:
+        """Return what a resident will be given; a guess takes no more than the pinned leave, but what is certain."""
+        if self.is_exclusive:
+            return 0
+        profile, budget = self.pool.profiles[resident], self.pool.budget
+        if not profile.is_guessed and profile.need_bytes is not None:
+            return profile.need_bytes
+        room = budget - sum(p.need for p in self.pinned_beside(resident))
+        guess = budget if profile.need_bytes is None else profile.need_bytes
+        return max(profile.least_bytes, min(guess, room)) if room > 0 else guess
+
+    @property
+    def taken(self) -> float:
+        return sum(present.need for present in self.present.values()) + sum(self.settling.values())
+
+    def no_room_for(self, resident: ResidentId) -> str:
+        """Return why a resident has no room now; nothing where it has."""
+        most = self.pool.capacity.max_resident
+        obstacles = {
+            "is there already": resident in self.present,
+            "its own memory is still to come back": resident in self.settling,
+            "memory has not settled": self.is_exclusive and self.settling,
+            "there is no room": self.taken + self.need_of(resident) > self.pool.budget,
+            "there are too many": most and len(self.present) >= most,
+            "beside another group": not all(self.pool.may_share(resident, other) for other in self.present),
+        }
+        return next((why for why, holds in obstacles.items() if holds), "")
+
+    def those(self, *states: str, of: ResidentId | None = None) -> list[Request]:
+        """Return the requests in a state, for one resident or for all."""
+        requests = self.requests.values()
+        return [r for r in requests if r.state in states and of in (None, r.ticket.resident)]
+
+    def wanted(self, resident: ResidentId | None = None) -> list[Request]:
+        """Return those that wait, or are being entered."""
+        return self.those("new", "waiting", of=resident)
+
+    def in_state(self, *states: str) -> list[Present]:
+        return [present for present in self.present.values() if present.state in states]
+
+    def idle(self) -> list[Present]:
+        return [p for p in self.in_state("ready") if not self.those("granted", of=p.resident)]
+
+    # What the ledger says must be done, and whether it may.
+
+    def apply(self, event: book.Event) -> list[book.Effect]:
+        waited_before = {request.ticket for request in self.those("waiting")}
+        effects = self.ledger.apply(event, self.now)
+        for effect in effects:
+            match effect:
+                case book.Grant(ticket):
+                    is_of_batch = isinstance(event, book.BecameReady) and ticket in waited_before
+                    self.granted(self.requests[ticket], is_of_batch=is_of_batch)
+                case book.Refuse(ticket, error):
+                    self.refused(self.requests[ticket], error)
+                case book.Revoke(ticket, error):
+                    self.revoked(self.requests[ticket], error, event)
+                case book.Start(resident, _, adopt):
+                    assert adopt == isinstance(event, book.Adopt)
+                    self.started(resident, adopt=adopt)
+                case book.Drain(resident):
+                    self.drained(self.present[resident])
+                case book.Resume(resident):
+                    assert self.present[resident].drain_began is not None
+                    self.present[resident].drain_began = None
+                case book.Stop(resident, _, wanted):
+                    self.stopped(self.present[resident], wanted)
+                case _:
+                    self.noted(effect, event)
+        return effects
+
+    def noted(self, effect: book.Effect, event: book.Event) -> None:
+        match effect:
+            case book.Settle(resident):
+                assert isinstance(event, book.HasEnded)
+                assert event.resident == resident
+            case book.Check(resident):
+                assert self.pool.profiles[resident].is_checkable
+                assert resident not in self.looks, "looks twice"
+                self.looks.add(resident)
+
+    def granted(self, request: Request, *, is_of_batch: bool) -> None:
+        assert request.state in ("new", "waiting"), "granted, though it does not wait"
+        present = self.present[request.ticket.resident]
+        assert present.state == "ready"
+        assert present.drain_began is None, "granted by a resident that drains"
+        assert not self.closing
+        if self.is_exclusive and not is_of_batch:
+            others = [o for o in self.those("waiting") if o.ticket.resident != request.ticket.resident]
+            overtaken = [o for o in others if o.deadline <= min(self.now, request.deadline)]
+            assert not overtaken, "overtakes an overdue ticket"
+        request.state, present.idle_since = "granted", math.inf
+
+    def refused(self, request: Request, error: RouterError) -> None:
+        assert request.state in ("new", "waiting"), "refused, though it does not wait"
+        if isinstance(error, NeverFits):
+            resident = request.ticket.resident
+            pinned, most = self.pinned_beside(resident), self.pool.capacity.max_resident
+            assert (
+                self.need_of(resident) + sum(p.need for p in pinned) > self.pool.budget
+                or not all(self.pool.may_share(resident, p.resident) for p in pinned)
+                or (most and len(pinned) >= most)
+            ), "it could fit"
+        request.state, request.error = "over", error
+
+    def revoked(self, request: Request, error: RouterError, event: book.Event) -> None:
+        assert request.state == "granted", "revoked, though it holds nothing"
+        present = self.present.get(request.ticket.resident)
+        if isinstance(error, LeaseRevoked):
+            assert present is not None
+            assert present.drain_began is not None
+            fair = max(present.drain_began, present.ready_at + self.pool.rules.max_wait_s)
+            # What somebody asked for wins over the fair time of a batch.
+            by_rule = min(fair, present.must_go) + self.pool.rules.drain_timeout_s
+            assert self.now >= min(by_rule, self.closing_at), "revoked too early"
+        else:
+            assert isinstance(event, book.HasEnded | book.StopFailed | book.Down)
+        request.state, request.error = "over", error
+        if present is not None and not self.those("granted", of=present.resident):
+            present.idle_since = self.now
+
+    def started(self, resident: ResidentId, *, adopt: bool) -> None:
+        assert not (why := self.no_room_for(resident)), f"starts, though {why}"
+        assert not self.closing
+        wants = self.wanted(resident)
+        if wants and not adopt:
+            self.breaks_no_promise(resident, wants)
+        elif not adopt:
+            assert not self.wanted(), "loaded ahead, though somebody waits"
+        self.present[resident] = Present(resident, self.need_of(resident), adopt, adopt or not wants)
+
+    def breaks_no_promise(self, resident: ResidentId, wants: list[Request]) -> None:
+        """A ticket that is overdue and first in turn must not wait longer because another resident starts."""
+        absent = [r for r in self.wanted() if r.ticket.resident not in {*self.present, *self.looks}]
+        if self.is_exclusive:
+            mine, all_ = (min(r.turn(self.now) for r in those) for those in (wants, absent))
+            assert mine == all_, "is not its turn"
+        overdue = [r for r in absent if r.deadline <= self.now]
+        first = min(overdue, key=lambda request: request.deadline, default=None)
+        if first is None or min(request.deadline for request in wants) <= first.deadline:
+            return
+        other = first.ticket.resident
+        assert self.pool.may_share(resident, other), "overtakes an overdue ticket of another group"
+        assert self.need_of(resident) + self.need_of(other) <= self.pool.budget, "overtakes an overdue ticket"
+
+    def drained(self, present: Present) -> None:
+        assert present.state == "ready"
+        assert present.drain_began is None
+        assert self.those("granted", of=present.resident), "drains nothing"
+        forced = self.closing or present.must_go < math.inf
+        assert forced or present.resident not in self.pins, "drains what is pinned"
+        assert forced or any(r.deadline <= self.now for r in self.wanted()), "nobody is overdue"
+        present.drain_began = self.now
+
+    def stopped(self, present: Present, wanted: ResidentId | None) -> None:
+        assert present.state != "stopping", "stopped twice"
+        assert not self.those("granted", of=present.resident), "stopped under its leases"
+        forced = self.closing or present.must_go < math.inf
+        if present.state == "starting" and not forced:
+            waiting = self.those("waiting", of=present.resident)
+            assert not waiting, "a start is stopped that somebody waits for"
+        if present.state == "ready" and not forced:
+            assert present.resident not in self.pins, "stops what is pinned"
+            if present.drain_began is None and wanted is not None:
+                reasons = self.wanted(wanted)
+                assert reasons, "stopped for nobody"
+                urgent = any(r.deadline <= self.now or r.ticket.priority == "high" for r in reasons)
+                assert urgent or self.now >= present.idle_since + self.pool.rules.hold_s, "not held"
+        present.state = "stopping"
