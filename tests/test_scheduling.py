@@ -601,6 +601,19 @@ def test_as_much_is_loaded_ahead_as_fits_one_after_the_other() -> None:
     assert pool.tell(messages.BecameReady(D)) == []
 
 
+def test_what_is_loaded_ahead_starts_when_the_last_who_waits_for_a_look_has_gone() -> None:
+    needs = {
+        name: Profile(need_bytes=need * GB, is_checkable=True)
+        for name, need in (("a", 6), ("b", 5), ("c", 3))
+    }
+    pool = a_book(capacity=Capacity(budget_bytes=10 * GB), **needs)
+    pool.serve(A)
+    ticket, effects = pool.ask(B)
+    assert effects == [book.Check(B)]
+    assert pool.tell(book.Preload((C,))) == []
+    assert [effect.resident for effect in pool.tell(book.Release(ticket)) if isinstance(effect, Start)] == [C]
+
+
 def test_whoever_asks_goes_before_what_is_loaded_ahead() -> None:
     pool = a_book()
     pool.tell(messages.Preload((A,)))

@@ -60,7 +60,10 @@ class LedgerMachine(LedgerWorld):
         deadline = self.now + self.pool.rules.max_wait_s * (0.25 if priority == "high" else 1)
         request = self.requests[ticket] = Request(ticket, self.now, deadline)
         queued = len(self.those("waiting"))
-        self.apply(book.Acquire(ticket))
+        if self.ledger.lend(ticket, self.now):
+            self.granted(request, is_of_batch=False)
+        else:
+            self.apply(book.Acquire(ticket))
         self.has_been_answered(request, queued)
         if request.state == "new":
             request.state = "waiting"
@@ -131,7 +134,8 @@ class LedgerMachine(LedgerWorld):
                 present.keep_alive = request.ticket.keep_alive_s
             if not self.those("granted", of=resident):
                 present.idle_since = self.now
-        self.apply(book.Release(request.ticket))
+        if (event := self.ledger.give_back(request.ticket, self.now)) is not None:
+            self.apply(event)
 
     @precondition(lambda self: self.in_state("starting"))
     @rule(data=st.data())

@@ -286,5 +286,5 @@ class LedgerWorld(RuleBasedStateMachine):
                 reasons = self.wanted(wanted)
                 assert reasons, "stopped for nobody"
                 urgent = any(r.deadline <= self.now or r.ticket.priority == "high" for r in reasons)
-                assert urgent or self.now >= present.idle_since + self.pool.rules.hold_s, "not held"
+                assert urgent or self.now >= present.idle_since + (self.pool.rules.hold_s or 0.0), "not held"
         present.state = "stopping"
