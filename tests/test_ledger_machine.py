@@ -20,7 +20,7 @@ from support.ledger_world import Pool
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import RouterError
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, ResidentState, Rules
 from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Ticket
@@ -80,38 +80,38 @@ TestBudget = BudgetMachine.TestCase
 
 
 class KnowsNoFairness(Planner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         return [] if any(victim.leases for victim in turn.victims) else super()._take_turn(turn, now)
 
 
 class NeverTakesBack(Ledger):
-    def give_back(self, ticket: Ticket, now: float) -> book.Event | None:
-        is_leased = any(ticket in residence.leases for residence in self.residences)
+    def give_back(self, ticket: Ticket, now: float) -> messages.LedgerEvent | None:
+        is_leased = any(ticket in state.leases for state in self.states)
         return None if is_leased else super().give_back(ticket, now)
 
 
 class KeepsWithdrawnTickets(Ledger):
-    def _release(self, ticket: Ticket, now: float) -> list[book.Effect]:
+    def _release(self, ticket: Ticket, now: float) -> list[messages.Effect]:
         return []
 
 
 class GrantsWhileDraining(Planner):
     def _go_on_draining(
-        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
-    ) -> list[book.Effect]:
-        return [*self.grant(residence, now), *super()._go_on_draining(residence, in_the_way_of, now)]
+        self, state: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[messages.Effect]:
+        return [*self.grant(state, now), *super()._go_on_draining(state, in_the_way_of, now)]
 
 
 class DrainsForEver(Planner):
     def _go_on_draining(
-        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
-    ) -> list[book.Effect]:
-        residence.drain_deadline = math.inf
-        return super()._go_on_draining(residence, in_the_way_of, now)
+        self, state: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[messages.Effect]:
+        state.drain_deadline = math.inf
+        return super()._go_on_draining(state, in_the_way_of, now)
 
 
 class RevokesTooEarly(Planner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         effects = super()._take_turn(turn, now)
         for victim in turn.victims:
             victim.drain_deadline = min(victim.drain_deadline, now + 1)
@@ -119,64 +119,64 @@ class RevokesTooEarly(Planner):
 
 
 class StartsBeforeMemorySettled(Ledger):
-    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
+    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
-        self._occupancy.settling.clear()
+        self._budget.settling.clear()
         return effects
 
 
 class StartsBesideWhatIsStuck(Ledger):
-    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[book.Effect]:
-        self._occupancy.residences.pop(resident, None)
+    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[messages.Effect]:
+        self._budget.states.pop(resident, None)
         return []
 
 
 class ForgetsWhomItRefused(Ledger):
-    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[book.Effect]:
+    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[messages.Effect]:
         super()._stop_failed(resident, error)
         return []
 
 
 class KeepsWaitersOfFailedStarts(Ledger):
-    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
+    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         return super()._ended(resident, None, now)
 
 
 class KeepsLeasesOfTheDead(Ledger):
-    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
+    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
-        return [effect for effect in effects if not isinstance(effect, book.Revoke)]
+        return [effect for effect in effects if not isinstance(effect, messages.Revoke)]
 
 
 class ChecksDeadlinesBeforeTheBatch(Ledger):
-    def _became_ready(self, resident: ResidentId, now: float) -> list[book.Effect]:
-        residence = self.residence(resident)
-        if residence is not None and residence.phase is Phase.STARTING:
-            residence.phase, residence.ready_at, residence.idle_since = Phase.READY, now, now
+    def _became_ready(self, resident: ResidentId, now: float) -> list[messages.Effect]:
+        state = self.state(resident)
+        if state is not None and state.phase is Phase.STARTING:
+            state.phase, state.ready_at, state.idle_since = Phase.READY, now, now
         return []
 
 
 class BelievesLateNews(Ledger):
-    def _became_ready(self, resident: ResidentId, now: float) -> list[book.Effect]:
-        if (residence := self.residence(resident)) is not None:
-            residence.phase = Phase.STARTING
+    def _became_ready(self, resident: ResidentId, now: float) -> list[messages.Effect]:
+        if (state := self.state(resident)) is not None:
+            state.phase = Phase.STARTING
         return super()._became_ready(resident, now)
 
 
 class SwapsUnderLeases(Planner):
-    def _go_on_serving(self, residence: ResidentState, now: float) -> list[book.Effect]:
-        effects = super()._go_on_serving(residence, now)
-        if residence.leases and self._queue:
-            effects += self._stop(residence, "impatience", None)
+    def _go_on_serving(self, state: ResidentState, now: float) -> list[messages.Effect]:
+        effects = super()._go_on_serving(state, now)
+        if state.leases and self._queue:
+            effects += self._stop(state, "impatience", None)
         return effects
 
 
 class GrantsTwice(Planner):
-    def grant(self, residence: ResidentState, now: float) -> list[book.Effect]:
-        tickets = [ticket for ticket in self._queue if ticket.resident == residence.resident]
+    def grant(self, state: ResidentState, now: float) -> list[messages.Effect]:
+        tickets = [ticket for ticket in self._queue if ticket.resident == state.resident]
         for ticket in tickets:
-            residence.lend(ticket, now)
-        return [book.Grant(ticket) for ticket in tickets]
+            state.lend(ticket, now)
+        return [messages.Grant(ticket) for ticket in tickets]
 
 
 class ServesTheYoungestFirst(TicketQueue):
@@ -186,24 +186,24 @@ class ServesTheYoungestFirst(TicketQueue):
 
 class NeverGivesUpAStart(Planner):
     def _go_on_starting(
-        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
-    ) -> list[book.Effect]:
+        self, state: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[messages.Effect]:
         return []
 
 
 class GivesUpWantedStarts(Planner):
     def _go_on_starting(
-        self, residence: ResidentState, in_the_way_of: Turn | None, now: float
-    ) -> list[book.Effect]:
-        if now >= residence.abandon_at:
-            return self._stop(residence, "too late", None)
-        if self._queue.count(residence.resident) and residence.abandon_at < math.inf:
+        self, state: ResidentState, in_the_way_of: Turn | None, now: float
+    ) -> list[messages.Effect]:
+        if now >= state.abandon_at:
+            return self._stop(state, "too late", None)
+        if self._queue.count(state.resident) and state.abandon_at < math.inf:
             return []  # nobody tells it that the client came back
-        return super()._go_on_starting(residence, in_the_way_of, now)
+        return super()._go_on_starting(state, in_the_way_of, now)
 
 
 class ForgetsFailures(Ledger):
-    def _enter(self, ticket: Ticket, now: float) -> list[book.Effect]:
+    def _enter(self, ticket: Ticket, now: float) -> list[messages.Effect]:
         self._failures.forget(ticket.resident)
         return super()._enter(ticket, now)
 
@@ -214,14 +214,14 @@ class SleepsTooLong(Ledger):
 
 
 class KeepsTheIdleOne(Planner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         return [] if any(victim.is_idle for victim in turn.victims) else super()._take_turn(turn, now)
 
 
 class AdmitsWhileClosing(Ledger):
-    def _close(self, deadline: float) -> list[book.Effect]:
+    def _close(self, deadline: float) -> list[messages.Effect]:
         effects = super()._close(deadline)
-        self._books.closing_at = math.inf
+        self._pool.closing_at = math.inf
         return effects
 
 
@@ -235,7 +235,7 @@ class StarvesTheLow(TicketQueue):
 
 
 class EvictsTheLeased(Planner):
-    def _take_turn(self, turn: Turn, now: float) -> list[book.Effect]:
+    def _take_turn(self, turn: Turn, now: float) -> list[messages.Effect]:
         effects = super()._take_turn(turn, now)
         for victim in turn.victims:
             if victim.leases and victim.phase is Phase.DRAINING:
@@ -244,27 +244,27 @@ class EvictsTheLeased(Planner):
 
 
 class ForgetsKeepAlives(Planner):
-    def expiry(self, residence: ResidentState, idle_since: float) -> float:
-        residence.keep_alive_s = None
-        return super().expiry(residence, idle_since)
+    def expiry(self, state: ResidentState, idle_since: float) -> float:
+        state.keep_alive_s = None
+        return super().expiry(state, idle_since)
 
 
 class NeverExpires(Planner):
-    def expiry(self, residence: ResidentState, idle_since: float) -> float:
+    def expiry(self, state: ResidentState, idle_since: float) -> float:
         return math.inf
 
 
 class ForgetsWhatSettles(Ledger):
-    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[book.Effect]:
+    def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
-        if resident in self._occupancy.settling:
-            self._occupancy.settling[resident] = 0
+        if resident in self._budget.settling:
+            self._budget.settling[resident] = 0
         return effects
 
 
 class ForgetsTheBudget(MemoryBudget):
     def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
-        return resident not in self.settling and len(self.residences) < BUDGET.capacity.max_resident
+        return resident not in self.settling and len(self.states) < BUDGET.capacity.max_resident
 
 
 class ForgetsGroups(MemoryBudget):
@@ -359,10 +359,10 @@ def with_broken(part: type) -> type[Ledger]:
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)  # type: ignore[arg-type]
             if issubclass(part, Planner):
-                self._planner = part(self._books)
+                self._planner = part(self._pool)
             places = {
                 Scheduler: self._planner.scheduler,
-                MemoryBudget: self._occupancy,
+                MemoryBudget: self._budget,
                 TicketQueue: self._queue,
             }
             for kind, place in places.items():

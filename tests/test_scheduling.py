@@ -609,9 +609,11 @@ def test_what_is_loaded_ahead_starts_when_the_last_who_waits_for_a_look_has_gone
     pool = a_book(capacity=Capacity(budget_bytes=10 * GB), **needs)
     pool.serve(A)
     ticket, effects = pool.ask(B)
-    assert effects == [book.Check(B)]
-    assert pool.tell(book.Preload((C,))) == []
-    assert [effect.resident for effect in pool.tell(book.Release(ticket)) if isinstance(effect, Start)] == [C]
+    assert effects == [messages.CheckStart(B)]
+    assert pool.tell(messages.Preload((C,))) == []
+    assert [
+        effect.resident for effect in pool.tell(messages.Release(ticket)) if isinstance(effect, Start)
+    ] == [C]
 
 
 def test_whoever_asks_goes_before_what_is_loaded_ahead() -> None:

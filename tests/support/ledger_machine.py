@@ -12,6 +12,7 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from engine_router.config import Priority
 from engine_router.engines.base import ResidentId
 from engine_router.errors import (
     EngineDied,
@@ -22,7 +23,7 @@ from engine_router.errors import (
     RouterClosing,
     RouterError,
 )
-from engine_router.residency import messages as book
+from engine_router.residency import messages
 from engine_router.residency.ledger import Phase
 from engine_router.residency.messages import Ticket
 from support.ledger_world import LedgerWorld, Present, Request
@@ -49,21 +50,18 @@ class LedgerMachine(LedgerWorld):
     def finds(self, resident: ResidentId) -> None:
         has_room = not (self.no_room_for(resident) or self.closing)
         was_there = set(self.present)
-        self.apply(book.Adopt(resident))
+        self.apply(messages.Adopt(resident))
         assert has_room == (resident in set(self.present) - was_there)
 
     @rule(resident=residents, priority=priorities, keep_alive=keep_alives)
     def acquire(
-        self, resident: ResidentId, priority: book.Priority = "normal", keep_alive: float | None = None
+        self, resident: ResidentId, priority: Priority = "normal", keep_alive: float | None = None
     ) -> None:
         ticket = Ticket(resident, priority, keep_alive)
         deadline = self.now + self.pool.rules.max_wait_s * (0.25 if priority == "high" else 1)
         request = self.requests[ticket] = Request(ticket, self.now, deadline)
         queued = len(self.those("waiting"))
-        if self.ledger.lend(ticket, self.now):
-            self.granted(request, is_of_batch=False)
-        else:
-            self.apply(book.Acquire(ticket))
+        self.apply(messages.Acquire(ticket))
         self.has_been_answered(request, queued)
         if request.state == "new":
             request.state = "waiting"
@@ -86,9 +84,7 @@ class LedgerMachine(LedgerWorld):
             assert queued < self.pool.rules.max_queue, "more wait than may"
 
     @rule(resident=residents, priority=priorities, keep_alive=keep_alives)
-    def be_served_and_leave(
-        self, resident: ResidentId, priority: book.Priority, keep_alive: float | None
-    ) -> None:
+    def be_served_and_leave(self, resident: ResidentId, priority: Priority, keep_alive: float | None) -> None:
         """Go through what would otherwise rarely come about."""
         self.acquire(resident, priority, keep_alive)
         if resident in self.present and self.present[resident].state == "starting":
@@ -134,8 +130,7 @@ class LedgerMachine(LedgerWorld):
                 present.keep_alive = request.ticket.keep_alive_s
             if not self.those("granted", of=resident):
                 present.idle_since = self.now
-        if (event := self.ledger.give_back(request.ticket, self.now)) is not None:
-            self.apply(event)
+        self.apply(messages.Release(request.ticket))
 
     @precondition(lambda self: self.in_state("starting"))
     @rule(data=st.data())
@@ -146,14 +141,14 @@ class LedgerMachine(LedgerWorld):
         present.state, present.ready_at, present.idle_since = "ready", self.now, self.now
         batch = self.those("waiting", of=present.resident)
         self.failures.pop(present.resident, None)
-        self.apply(book.BecameReady(present.resident))
+        self.apply(messages.BecameReady(present.resident))
         assert all(request.state == "granted" for request in batch), "the batch is not served first"
 
     @precondition(lambda self: self.in_state("stopping"))
     @rule(data=st.data())
     def news_of_readiness_comes_late(self, data: st.DataObject) -> None:
         present = data.draw(st.sampled_from(self.in_state("stopping")))
-        assert self.apply(book.BecameReady(present.resident)) == []
+        assert self.apply(messages.BecameReady(present.resident)) == []
 
     @precondition(lambda self: self.in_state("starting", "ready", "stopping"))
     @rule(data=st.data(), dies=st.booleans())
@@ -170,7 +165,7 @@ class LedgerMachine(LedgerWorld):
         held, waited = self.those("granted", of=resident), self.those("waiting", of=resident)
         del self.present[resident]
         self.settling[resident] = present.need
-        assert book.Settle(resident) in self.apply(book.HasEnded(resident, error)), (
+        assert messages.Settle(resident) in self.apply(messages.HasEnded(resident, error)), (
             "its memory is not waited for"
         )
         assert all(request.state == "over" for request in held), "leases of what is gone"
@@ -195,7 +190,7 @@ class LedgerMachine(LedgerWorld):
         if self.closing:
             del self.present[resident]  # left behind
         error = EngineStopFailed(resident.engine, "is still there")
-        self.apply(book.StopFailed(resident, error))
+        self.apply(messages.StopFailed(resident, error))
         assert all(request.error is error for request in waited), "waits for what cannot be stopped"
 
     @precondition(lambda self: self.looks)
@@ -206,7 +201,7 @@ class LedgerMachine(LedgerWorld):
     def look_ends(self, resident: ResidentId, *, objects: bool) -> None:
         self.looks.remove(resident)
         error = EngineStartFailed(resident.engine, "its program is missing") if objects else None
-        self.apply(book.Checked(resident, error))
+        self.apply(messages.Checked(resident, error))
 
     @precondition(lambda self: self.settling)
     @rule(data=st.data())
@@ -215,20 +210,20 @@ class LedgerMachine(LedgerWorld):
 
     def settles(self, resident: ResidentId) -> None:
         del self.settling[resident]
-        self.apply(book.Settled(resident))
+        self.apply(messages.Settled(resident))
 
     @precondition(lambda self: self.in_state("ready") and not self.is_exclusive)
     @rule(data=st.data(), need=st.integers(1, 9))
     def is_weighed(self, data: st.DataObject, need: int) -> None:
         present = data.draw(st.sampled_from(self.in_state("ready")))
         present.need = need
-        self.apply(book.Weighed(present.resident, need))
+        self.apply(messages.Weighed(present.resident, need))
 
     @precondition(lambda self: self.in_state("starting"))
     @rule(data=st.data(), missing=st.integers(1, 3))
     def there_is_too_little(self, data: st.DataObject, missing: int) -> None:
         present = data.draw(st.sampled_from(self.in_state("starting")))
-        self.apply(book.Short(present.resident, missing))
+        self.apply(messages.Short(present.resident, missing))
 
     @precondition(lambda self: self.in_state("ready"))
     @rule(data=st.data())
@@ -236,7 +231,7 @@ class LedgerMachine(LedgerWorld):
         present = data.draw(st.sampled_from(self.in_state("ready")))
         present.must_go = min(present.must_go, self.now)
         error = EngineDied(present.resident.engine, "hangs")
-        self.apply(book.Down(present.resident, error))
+        self.apply(messages.Down(present.resident, error))
         self.remember(present.resident, error)
         assert present.state == "stopping"
 
@@ -244,36 +239,36 @@ class LedgerMachine(LedgerWorld):
     def keep_alive(self, resident: ResidentId, seconds: float) -> None:
         if resident in self.present:
             self.present[resident].keep_alive = seconds
-        self.apply(book.KeepAlive(resident, seconds))
+        self.apply(messages.KeepAlive(resident, seconds))
 
     @rule(resident=residents)
     def pin_or_unpin(self, resident: ResidentId) -> None:
         self.pins ^= {resident}
-        self.apply(book.Pin(resident, pinned=resident in self.pins))
+        self.apply(messages.Pin(resident, pinned=resident in self.pins))
 
     @rule(resident=residents)
     def unload(self, resident: ResidentId) -> None:
         if resident in self.present:
             self.present[resident].must_go = min(self.present[resident].must_go, self.now)
-        self.apply(book.Unload(resident))
+        self.apply(messages.Unload(resident))
 
     @rule(ahead=st.lists(residents, max_size=3, unique=True))
     def preload(self, ahead: list[ResidentId]) -> None:
-        self.apply(book.Preload(tuple(ahead)))
+        self.apply(messages.Preload(tuple(ahead)))
 
     @rule(resident=residents)
     def reset(self, resident: ResidentId) -> None:
         if resident in self.present and self.present[resident].state == "stuck":
             del self.present[resident]  # whoever asks for this has seen to it that it is gone
         self.failures.pop(resident, None)
-        self.apply(book.Reset(resident))
+        self.apply(messages.Reset(resident))
         assert resident not in self.ledger.failures()
 
     @precondition(lambda self: not self.closing and self.now > 10)
     @rule(grace_s=st.integers(0, 5))
     def close(self, grace_s: int) -> None:
         self.closing_at = self.now + grace_s
-        self.apply(book.Close(self.closing_at))
+        self.apply(messages.Close(self.closing_at))
 
     @rule(seconds=st.integers(1, 9))
     def time_passes(self, seconds: int) -> None:
@@ -284,7 +279,7 @@ class LedgerMachine(LedgerWorld):
 
     def wake(self) -> None:
         self.now = max(self.now, self.ledger.wake_at())
-        self.apply(book.Tick())
+        self.apply(messages.Tick())
         assert self.ledger.wake_at() > self.now, "wants to be woken again and again"
 
     # What holds always.
@@ -294,16 +289,16 @@ class LedgerMachine(LedgerWorld):
         assert set(self.ledger.waiting()) == {request.ticket for request in self.those("waiting")}
         assert set(self.ledger.settling) == set(self.settling)
         assert self.ledger.is_empty == (not self.present and not self.settling)
-        assert {residence.resident for residence in self.ledger.residences} == set(self.present)
-        for residence in self.ledger.residences:
-            present = self.present[residence.resident]
-            is_draining = residence.phase is Phase.DRAINING
-            assert ("ready" if is_draining else residence.phase.value) == present.state
-            assert residence.leases or not is_draining, "draining without leases means stopping"
+        assert {state.resident for state in self.ledger.states} == set(self.present)
+        for state in self.ledger.states:
+            present = self.present[state.resident]
+            is_draining = state.phase is Phase.DRAINING
+            assert ("ready" if is_draining else state.phase.value) == present.state
+            assert state.leases or not is_draining, "draining without leases means stopping"
             assert present.state != "ready" or is_draining == (present.drain_began is not None)
-            assert set(residence.leases) == {r.ticket for r in self.those("granted", of=residence.resident)}
-            assert not residence.leases or present.state == "ready", "leases of what is not ready"
-            assert residence.need_bytes == present.need
+            assert set(state.leases) == {r.ticket for r in self.those("granted", of=state.resident)}
+            assert not state.leases or present.state == "ready", "leases of what is not ready"
+            assert state.need_bytes == present.need
 
     @invariant()
     def too_much_need_makes_the_idle_go(self) -> None:
@@ -365,7 +360,7 @@ class LedgerMachine(LedgerWorld):
         self.run_fairly_until(lambda: not self.those("waiting"))
         if not self.closing:
             self.closing_at = self.now + 3
-            self.apply(book.Close(self.closing_at))
+            self.apply(messages.Close(self.closing_at))
         self.run_fairly_until(lambda: self.ledger.is_empty)
         self.the_ledger_knows_the_world()
         for request in list(self.requests.values()):
