@@ -50,43 +50,21 @@ def translate(
     stopwatch = Stopwatch(clock, began_s, load_s)
     try:
         if path in ("/api/embed", "/api/embeddings"):
-            return _embedding(path, data, model, upstream, traits, stopwatch)
-        return _writing(path, data, model, upstream, traits, stopwatch, Timestamps(wall_clock))
+            single = path == "/api/embeddings"
+            wanted = embed_request(data, "prompt" if single else "input", traits)
+            body = to_json({"model": upstream, **wanted.body})
+            return EmbedTranslation(body, wanted.dimensions, model, stopwatch, single=single)
+        if path == "/api/chat":
+            form, target, request = _CHAT, "/v1/chat/completions", chat_request(data, traits)
+        else:
+            form = _RAW if data.get("raw") is True else _GENERATE
+            target, request = generate_request(data, traits)
+        stream = data.get("stream") is None or flag_at(data["stream"], "stream")
+        answer = ChatAnswer({"model": upstream, **stream_members(stream=stream), **request})
     except RecursionError:
         raise BadRequest("the request is nested too deeply") from None
-
-
-def _embedding(
-    path: str,
-    data: Mapping[str, Any],
-    model: str,
-    upstream: str,
-    traits: Callable[[], EngineTraits],
-    stopwatch: Stopwatch,
-) -> Translation:
-    single = path == "/api/embeddings"
-    request = embed_request(data, "prompt" if single else "input", traits)
-    body = to_json({"model": upstream, **request.body})
-    return EmbedTranslation(body, request.dimensions, model, stopwatch, single=single)
-
-
-def _writing(
-    path: str,
-    data: Mapping[str, Any],
-    model: str,
-    upstream: str,
-    traits: Callable[[], EngineTraits],
-    stopwatch: Stopwatch,
-    timestamps: Timestamps,
-) -> Translation:
-    if path == "/api/chat":
-        form, target, request = _CHAT, "/v1/chat/completions", chat_request(data, traits)
-    else:
-        form = _RAW if data.get("raw") is True else _GENERATE
-        target, request = generate_request(data, traits)
-    stream = data.get("stream") is None or flag_at(data["stream"], "stream")
-    answer = ChatAnswer({"model": upstream, **stream_members(stream=stream), **request})
-    return (StreamedText if stream else WholeText)(target, form, answer, model, stopwatch, timestamps)
+    kind = StreamedText if stream else WholeText
+    return kind(target, form, answer, model, stopwatch, Timestamps(wall_clock))
 
 
 class _Form(NamedTuple):

@@ -1,10 +1,11 @@
-"""What an answer of OpenAI's `/v1/responses` consists of: its items, and the events that tell of them."""
+"""The items of an answer of OpenAI's `/v1/responses`, and the events that tell of them."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from engine_router.dialects.frames import typed_event
 from engine_router.dialects.json_body import JsonObject, to_json
@@ -14,7 +15,7 @@ ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class EventWriter:
-    """Numbers the events of one answer."""
+    """The writer of the numbered events of one answer."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -33,43 +34,14 @@ class EventWriter:
         return self._number - 1
 
 
-class OutputItem(Protocol):
-    """One item of the answer: open until it is closed; only an open one can grow."""
+class OutputItem(ABC):
+    """An item of the answer: open until it is closed; only an open one can grow."""
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the item has not been closed yet."""
-        ...
-
-    def open(self) -> bytes:
-        """Return the events that announce the item."""
-        ...
-
-    def add(self, text: str, logprobs: list[JsonObject]) -> bytes:
-        """Add text, and what is known of its tokens; return the event of it."""
-        ...
-
-    def close(self, status: ItemStatus) -> bytes:
-        """End the item; return the events that say so."""
-        ...
-
-    def shown(self) -> JsonObject:
-        """Return the item as the answer shows it."""
-        ...
-
-
-class TextItem:
-    """What the model says (`message`) or thinks (`reasoning`)."""
-
-    def __init__(self, events: EventWriter, identity: str, index: int, *, is_thought: bool) -> None:
+    def __init__(self, events: EventWriter, identity: str, index: int) -> None:
         self._events = events
-        self._is_thought = is_thought
-        self._id = f"{'rs' if is_thought else 'msg'}_{identity}_{index}"
+        self._id = identity
+        self._index = index
         self._pieces: list[str] = []
-        self._logprobs: list[JsonObject] = []
-        self._place: JsonObject = {"item_id": self._id, "output_index": index, "content_index": 0}
-        self._fields = to_json(self._place)[1:-1]
-        self._event = "response.reasoning_text" if is_thought else "response.output_text"
         self._status: ItemStatus = "in_progress"
 
     @property
@@ -77,12 +49,46 @@ class TextItem:
         """Whether the item has not been closed yet."""
         return self._status == "in_progress"
 
+    @abstractmethod
     def open(self) -> bytes:
         """Return the events that announce the item."""
-        item = {**self.shown(), "content": []}
-        return self._events.event(
-            "response.output_item.added", output_index=self._place["output_index"], item=item
-        ) + self._events.event("response.content_part.added", **self._place, part=self._part())
+
+    @abstractmethod
+    def add(self, text: str, logprobs: list[JsonObject]) -> bytes:
+        """Add text, and what is known of its tokens; return the event of it."""
+
+    @abstractmethod
+    def shown(self) -> JsonObject:
+        """Return the item as the answer shows it."""
+
+    def close(self, status: ItemStatus) -> bytes:
+        """End the item; return the events that say so."""
+        self._status = status
+        return self._last_words() + self._told("done", self.shown())
+
+    @abstractmethod
+    def _last_words(self) -> bytes:
+        """Return the events with all of the text, now that it has ended."""
+
+    def _told(self, what: str, item: JsonObject) -> bytes:
+        return self._events.event(f"response.output_item.{what}", output_index=self._index, item=item)
+
+
+class TextItem(OutputItem):
+    """A stretch of what the model says (`message`) or thinks (`reasoning`)."""
+
+    def __init__(self, events: EventWriter, identity: str, index: int, *, is_thought: bool) -> None:
+        super().__init__(events, f"{'rs' if is_thought else 'msg'}_{identity}_{index}", index)
+        self._is_thought = is_thought
+        self._logprobs: list[JsonObject] = []
+        self._place: JsonObject = {"item_id": self._id, "output_index": index, "content_index": 0}
+        self._fields = to_json(self._place)[1:-1]
+        self._event = "response.reasoning_text" if is_thought else "response.output_text"
+
+    def open(self) -> bytes:
+        """Return the events that announce the item."""
+        added = self._told("added", {**self.shown(), "content": []})
+        return added + self._events.event("response.content_part.added", **self._place, part=self._part())
 
     def add(self, text: str, logprobs: list[JsonObject]) -> bytes:
         """Add text; return its event."""
@@ -92,19 +98,10 @@ class TextItem:
         self._logprobs += logprobs
         return self._events.spliced(f"{self._event}.delta", self._fields, delta=text, logprobs=logprobs)
 
-    def close(self, status: ItemStatus) -> bytes:
-        """End the item; return the events that say so."""
-        self._status = status
+    def _last_words(self) -> bytes:
         more: JsonObject = {} if self._is_thought else {"logprobs": self._logprobs}
-        return b"".join(
-            (
-                self._events.event(f"{self._event}.done", **self._place, text="".join(self._pieces), **more),
-                self._events.event("response.content_part.done", **self._place, part=self._part()),
-                self._events.event(
-                    "response.output_item.done", output_index=self._place["output_index"], item=self.shown()
-                ),
-            )
-        )
+        said = self._events.event(f"{self._event}.done", **self._place, text="".join(self._pieces), **more)
+        return said + self._events.event("response.content_part.done", **self._place, part=self._part())
 
     def shown(self) -> JsonObject:
         """Return the item as the answer shows it."""
@@ -121,27 +118,18 @@ class TextItem:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs}
 
 
-class CallItem:
+class CallItem(OutputItem):
     """A call of one of the client's tools."""
 
     def __init__(self, events: EventWriter, identity: str, index: int, tool: Tool, call_id: str) -> None:
-        self._events = events
+        super().__init__(events, f"{'ctc' if tool.is_custom else 'fc'}_{identity}_{index}", index)
         self._tool = tool
-        self._id = f"{'ctc' if tool.is_custom else 'fc'}_{identity}_{index}"
         self._call_id = call_id
-        self._index = index
-        self._pieces: list[str] = []
         self._fields = to_json({"item_id": self._id, "output_index": index})[1:-1]
-        self._status: ItemStatus = "in_progress"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the item has not been closed yet."""
-        return self._status == "in_progress"
 
     def open(self) -> bytes:
         """Return the event that announces the item."""
-        return self._events.event("response.output_item.added", output_index=self._index, item=self.shown())
+        return self._told("added", self.shown())
 
     def add(self, text: str, logprobs: list[JsonObject]) -> bytes:  # noqa: ARG002 - probabilities belong to what is said
         """Add a piece of the arguments; return its event.
@@ -153,28 +141,14 @@ class CallItem:
             return b""
         return self._events.spliced("response.function_call_arguments.delta", self._fields, delta=text)
 
-    def close(self, status: ItemStatus) -> bytes:
-        """End the item; return the events that say so."""
-        self._status = status
-        return self._last_words() + self._events.event(
-            "response.output_item.done", output_index=self._index, item=self.shown()
-        )
-
     def shown(self) -> JsonObject:
         """Return the item as the answer shows it."""
         call: JsonObject = {"call_id": self._call_id, "name": self._tool.name}
         if self._tool.namespace is not None:
             call["namespace"] = self._tool.namespace
         given = self._given() if self._pieces or not self.is_open else ""
-        if self._tool.is_custom:
-            return {
-                "id": self._id,
-                "type": "custom_tool_call",
-                **call,
-                "status": self._status,
-                "input": given,
-            }
-        return {"id": self._id, "type": "function_call", **call, "status": self._status, "arguments": given}
+        kind, key = ("custom_tool_call", "input") if self._tool.is_custom else ("function_call", "arguments")
+        return {"id": self._id, "type": kind, **call, "status": self._status, key: given}
 
     def _last_words(self) -> bytes:
         given = self._given()
