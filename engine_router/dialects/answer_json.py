@@ -1,4 +1,7 @@
-"""The JSON of an engine's answer: parsing it, and one kind of error for whatever it may turn out to be."""
+"""The JSON of an engine's answer: parsing it, and one kind of error for whatever it may turn out to be.
+
+Functions whose names end in `_in` raise ValueError for a value of another kind; its message says what the value is of.
+"""
 
 from __future__ import annotations
 
@@ -50,33 +53,21 @@ def beginning(data: Octets) -> str:
 
 
 def object_in(value: object, what: str) -> Mapping[str, Any]:
-    """Return a value that must be an object.
-
-    Raises:
-        ValueError: it is not; the message says what it is of.
-    """
+    """Return a value that must be an object."""
     if not isinstance(value, dict):
         raise misshapen(f"{what} that is no object")
     return value
 
 
 def text_in(value: object, what: str) -> str:
-    """Return a value that must be a text, with U+FFFD where it has half a surrogate pair.
-
-    Raises:
-        ValueError: it is not; the message says what it is of.
-    """
+    """Return a value that must be a text, with U+FFFD where it has half a surrogate pair."""
     if not isinstance(value, str):
         raise misshapen(f"{what} that is no text")
     return mended(value)
 
 
 def whole_number_in(value: object, what: str) -> int:
-    """Return a value that must be a whole number; some engines write it as a text.
-
-    Raises:
-        ValueError: it is not; the message says what it is of.
-    """
+    """Return a value that must be a whole number; some engines write it as a text."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         return int(value)
     number = number_in(value, what)
@@ -86,11 +77,7 @@ def whole_number_in(value: object, what: str) -> int:
 
 
 def number_in(value: object, what: str) -> int | float:
-    """Return a value that must be a finite number.
-
-    Raises:
-        ValueError: it is not; the message says what it is of.
-    """
+    """Return a value that must be a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise misshapen(f"{what} that is no number")
     if isinstance(value, float) and not math.isfinite(value):

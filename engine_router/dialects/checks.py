@@ -1,4 +1,4 @@
-"""What a place in a request must hold, said in one way."""
+"""Checks of the values in a request: each returns a value of the right kind, or raises BadRequest with its place."""
 
 from __future__ import annotations
 
@@ -13,64 +13,40 @@ Check = Callable[[object, str], object]
 
 
 def object_at(value: object, place: str) -> Mapping[str, Any]:
-    """Return a value that must be an object.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be an object."""
     if not isinstance(value, dict):
         raise BadRequest(f'"{shown(place)}" must be an object')
     return value
 
 
 def list_at(value: object, place: str) -> list[Any]:
-    """Return a value that must be a list.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be a list."""
     if not isinstance(value, list):
         raise BadRequest(f'"{shown(place)}" must be a list')
     return value
 
 
 def string_at(value: object, place: str) -> str:
-    """Return a value that must be a string.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be a string."""
     if not isinstance(value, str):
         raise BadRequest(f'"{shown(place)}" must be a string')
     return value
 
 
 def number_at(value: object, place: str) -> int | float:
-    """Return a value that must be a number.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRequest(f'"{shown(place)}" must be a number')
     return value
 
 
 def cut_number_at(value: object, place: str) -> int:
-    """Return a value that must be a number, without what stands behind its point.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be a number, without what stands behind its point."""
     return int(number_at(value, place))
 
 
 def whole_at(value: object, place: str) -> int:
-    """Return a value that must be a whole number; one with a point, such as 40.0, is.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be a whole number; one with a point, such as 40.0, is."""
     number = number_at(value, place)
     if number != int(number):
         raise BadRequest(f'"{shown(place)}" must be a whole number')
@@ -78,11 +54,7 @@ def whole_at(value: object, place: str) -> int:
 
 
 def flag_at(value: object, place: str) -> bool:
-    """Return a value that must be true or false; none at all counts as false.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be true or false; none at all counts as false."""
     if value is None:
         return False
     if not isinstance(value, bool):
@@ -91,22 +63,14 @@ def flag_at(value: object, place: str) -> bool:
 
 
 def count_at(value: object, place: str, *, least: int) -> int:
-    """Return a value that must be a whole number.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be a whole number."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise BadRequest(f'"{shown(place)}" must be a whole number of at least {least}')
     return value
 
 
 def texts_at(value: object, place: str) -> str | list[str]:
-    """Return a value that must be a string or a list of strings.
-
-    Raises:
-        BadRequest: it is not; the message names the place.
-    """
+    """Return a value that must be a string or a list of strings."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):

@@ -7,8 +7,7 @@ from typing import Any
 from engine_router.dialects import ANTHROPIC
 from engine_router.dialects.frames import EventFrames, event_data, named_event, typed_event
 from engine_router.dialects.json_body import Octets, json_object, parse_object, to_json
-from engine_router.dialects.keep_alive.base import AwaitedRequest
-from engine_router.errors import RouterError
+from engine_router.dialects.keep_alive.base import AwaitedRequest, KeepAliveFrames
 
 SIGNATURE = "engine-router-waiting"
 """Signs the router's own thinking blocks. Clients send a signature back as it is, so the block is known again."""
@@ -16,7 +15,7 @@ SIGNATURE = "engine-router-waiting"
 _EMPTY = {"text": {"text": ""}, "thinking": {"thinking": "", "signature": ""}}
 
 
-class MessagesKeepAlive:
+class MessagesKeepAlive(KeepAliveFrames):
     """`message_start` once, then empty deltas of a block. Claude Code counts neither comments nor pings.
 
     The block is one of text, or of thinking where the client asked for thinking; only then is progress shown. If
@@ -25,6 +24,7 @@ class MessagesKeepAlive:
     """
 
     def __init__(self, awaited: AwaitedRequest) -> None:
+        super().__init__(ANTHROPIC)
         self._awaited = awaited
         self._kind = ""  # of the router's own block, once it has been begun
         self._has_progress = False
@@ -32,10 +32,6 @@ class MessagesKeepAlive:
         self._shift = 0
         self._usage: dict[str, Any] = {}
         self._frames = EventFrames()
-
-    def quiet(self) -> bytes:
-        """See `KeepAliveFrames.quiet`."""
-        return ANTHROPIC.keepalive
 
     def lively(self, progress: str | None = None) -> bytes:
         """See `KeepAliveFrames.lively`."""
@@ -55,10 +51,6 @@ class MessagesKeepAlive:
         """See `KeepAliveFrames.end`."""
         rest = self._frames.end()
         return self._passed_on(rest) if rest else b""
-
-    def failure(self, error: RouterError) -> bytes:
-        """See `KeepAliveFrames.failure`."""
-        return ANTHROPIC.stream_error(error)
 
     def _begin(self) -> bytes:
         thinking = self._awaited.request().get("thinking")

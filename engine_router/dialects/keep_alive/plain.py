@@ -9,15 +9,14 @@ from typing import Any
 from engine_router.dialects.base import Dialect
 from engine_router.dialects.frames import data_event
 from engine_router.dialects.json_body import to_json
-from engine_router.dialects.keep_alive.base import AwaitedRequest
+from engine_router.dialects.keep_alive.base import AwaitedRequest, KeepAliveFrames
 from engine_router.dialects.ollama.timing import timestamp
-from engine_router.errors import RouterError
 
 Frame = Callable[[str | None], bytes]
 """Renders a lively frame, with or without progress; empty where a quiet one serves as well."""
 
 
-class PlainKeepAlive:
+class PlainKeepAlive(KeepAliveFrames):
     """Frames that leave nothing to be put right behind them.
 
     The ids of the router's own chunks differ from the engine's. No client minds: openai, litellm, LangChain and
@@ -25,28 +24,12 @@ class PlainKeepAlive:
     """
 
     def __init__(self, dialect: Dialect, frame: Frame | None) -> None:
-        self._dialect = dialect
+        super().__init__(dialect)
         self._frame = frame
-
-    def quiet(self) -> bytes:
-        """See `KeepAliveFrames.quiet`."""
-        return self._dialect.keepalive
 
     def lively(self, progress: str | None = None) -> bytes:
         """See `KeepAliveFrames.lively`."""
         return (self._frame(progress) if self._frame else b"") or self.quiet()
-
-    def splice(self, data: bytes) -> bytes:
-        """See `KeepAliveFrames.splice`."""
-        return data
-
-    def end(self) -> bytes:
-        """See `KeepAliveFrames.end`."""
-        return b""
-
-    def failure(self, error: RouterError) -> bytes:
-        """See `KeepAliveFrames.failure`."""
-        return self._dialect.stream_error(error)
 
 
 def chat_frame(awaited: AwaitedRequest) -> Frame:

@@ -8,7 +8,7 @@ from typing import Any
 from engine_router.dialects import OPENAI
 from engine_router.dialects.frames import EventFrames, event_data, events_end, named_event
 from engine_router.dialects.json_body import json_object
-from engine_router.dialects.keep_alive.base import AwaitedRequest
+from engine_router.dialects.keep_alive.base import AwaitedRequest, KeepAliveFrames
 from engine_router.errors import RouterError
 from engine_router.guards.limits import MAX_BEGINNING_BYTES
 
@@ -16,7 +16,7 @@ _BEGINNINGS = frozenset(("response.created", "response.queued", "response.in_pro
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
 
 
-class ResponsesKeepAlive:
+class ResponsesKeepAlive(KeepAliveFrames):
     """`response.created` once, then `response.in_progress` as often as needed.
 
     The answer is known to the client under the router's id then; an engine that stores answers does not know
@@ -27,16 +27,13 @@ class ResponsesKeepAlive:
     """
 
     def __init__(self, awaited: AwaitedRequest) -> None:
+        super().__init__(OPENAI)
         self._awaited = awaited
         self._own: dict[str, Any] | None = None  # the response that the router created
         self._sequence = 0  # number of the next event, where the router numbers them
         self._frames = EventFrames()
         self._head = b""  # of an answer that passes untouched: its bytes up to its first whole event
         self._tail = b""  # and its latest bytes
-
-    def quiet(self) -> bytes:
-        """See `KeepAliveFrames.quiet`."""
-        return OPENAI.keepalive
 
     def lively(self, progress: str | None = None) -> bytes:  # noqa: ARG002 - there is no place for it
         """See `KeepAliveFrames.lively`."""
@@ -67,7 +64,7 @@ class ResponsesKeepAlive:
             begin += self._event(
                 "response.failed", response={**response, "status": "failed", "error": reason}
             )
-        details = OPENAI.error(error)["error"]
+        details = self._dialect.error(error)["error"]
         return begin + self._event("error", **details, error=details)
 
     def _created(self) -> dict[str, Any]:
