@@ -1,4 +1,4 @@
-"""Requests in flight: a registry by id, so that people can see and end each of them, and the memory of their bodies.
+"""Requests in flight: what each holds, a registry by which people see and end them, and the memory of their bodies.
 
 A request that waits for its model holds its body all the while: as it came, without its content encoding, and in the
 words of its engine. That memory is counted for all requests together, and bounded.
@@ -6,18 +6,28 @@ words of its engine. That memory is counted for all requests together, and bound
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import trio
 from attrs import define, field, frozen
 
+from engine_router.config import Priority
+from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import NoSuchRoute, RequestCancelled, RouterError, TooMuchHeld
+from engine_router.events import EventHub, RequestEnded
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import HELD_RETRY_S
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Ticket
+from engine_router.residency.supervisor import Supervisor
+
+CLIENT_LEFT = 499
 
 _numbers = itertools.count(1)
 
@@ -28,33 +38,91 @@ def new_id() -> str:
 
 
 class Holder(Protocol):
-    """What has a lease, or waits for one. It may be another one after a while, where it queues up again."""
+    """What uses a resident for a request, or waits for it: by one lease, or another one after it queued up again."""
 
     @property
     def lease(self) -> Lease | None:
         """The lease; None where none is wanted yet."""
         ...
 
+    @property
+    def queue_wait_s(self) -> float:
+        """Seconds until the lease was granted; NaN before."""
+        ...
 
-@frozen
-class DirectHolder:
-    """A lease that nothing stands in front of."""
+    @property
+    def first_byte_s(self) -> float:
+        """Seconds until the answer's first byte; NaN before."""
+        ...
 
-    lease: Lease
+
+@define(eq=False)
+class LeaseHolder:
+    """A request that uses a resident by a lease, and nothing else of the router.
+
+    Attributes:
+        resident: what it uses.
+        lease: the place in the queue, then the right to use the resident; None before `enter`.
+    """
+
+    _supervisor: Supervisor
+    resident: ResidentId
+    lease: Lease | None = None
+    queue_wait_s: float = math.nan
+    first_byte_s: float = math.nan
+
+    def enter(
+        self,
+        *,
+        priority: Priority = "normal",
+        keep_alive_s: float | None = None,
+        client: str = "",
+        is_control: bool = False,
+    ) -> Lease:
+        """Take a place in the queue. The arguments are those of `Supervisor.request`."""
+        self.lease = lease = self._supervisor.request(
+            self.resident,
+            priority=priority,
+            keep_alive_s=keep_alive_s,
+            client=client,
+            is_control=is_control,
+        )
+        lease.on_revoke(self.revoked)
+        return lease
+
+    def revoked(self) -> None:
+        """End what is being done with a lease that was taken away; for the step in which it was."""
+
+    async def granted(self) -> Endpoint:
+        """Wait for the lease, and return where the resident answers. May be cancelled and called again.
+
+        Raises:
+            RouterError: it was refused, or taken away.
+        """
+        if self.lease is None:
+            raise RuntimeError("a request is entered before it waits")
+        endpoint = await self.lease.granted()
+        self.queue_wait_s = self.lease.queue_wait_s
+        return endpoint
+
+    def close(self) -> None:
+        """Give the lease back. Never waits; may be called again."""
+        if self.lease is not None:
+            self.lease.release()
 
 
 @frozen(eq=False)
 class Request:
-    """One of them.
+    """A request in the registry.
 
     Attributes:
         id: such as `r12`.
-        path: of the HTTP request; a word where it is none.
+        path: of the HTTP request, shortened; a word where it is none.
         model: the id that was asked for, as the router lists it.
     """
 
     id: str
-    path: str = field(converter=shown)
+    path: str
     model: str
     holder: Holder
 
@@ -98,6 +166,80 @@ class InFlight:
         lease.refuse(RequestCancelled("the request was ended by the person who runs the router"))
         lease.release()
         return request
+
+
+@define(eq=False)
+class RequestScope:
+    """A request: what it holds, and how it goes.
+
+    Everything that a request holds is given back synchronously. So the departure of a client gives it back
+    in the very step in which it is noticed, even where its handler is stuck in a send that nobody reads.
+
+    Attributes:
+        client: who asks, by a name that is told to nobody: one of the keys, or where the request comes from.
+        id: by which people can tell it from others.
+        path: of the HTTP request, shortened: it is told in events and in the log.
+        stack: what it holds; every exit callback is synchronous.
+        model, engine: filled in once known.
+        holder: what uses a resident for the request; None where nothing does yet.
+        status: what the client got; 0 while nothing was sent.
+        error: in words, where something failed.
+    """
+
+    path: str = field(converter=shown)
+    hub: EventHub
+    stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
+    client: str = ""
+    model: str | None = None
+    engine: str | None = None
+    status: int = 0
+    holder: Holder | None = None
+    error: str | None = None
+    finished: bool = False
+    id: str = field(init=False, factory=new_id)
+    _began_at: float = field(factory=trio.current_time)
+
+    def note_error(self, error: RouterError) -> None:
+        """Record what the client is told of an error in an answer that has begun."""
+        self.status, self.error = error.status, str(error)
+
+    def client_left(self) -> bool:
+        """Give everything back, since nobody waits for the answer any more. Returns False if it was complete."""
+        if self.finished:
+            return False
+        self.status = 0 if self.status < 400 else self.status
+        self.leave()
+        return True
+
+    def leave(self) -> None:
+        """Give everything back and record how it went. Never waits; may be called again.
+
+        A handler that is about to run when its client leaves may still take something before it is cancelled:
+        the next call gives that back.
+        """
+        self.stack.close()
+        if self.finished:
+            return
+        self.finished = True
+        if self.engine is not None or self.model is not None:
+            holder = self.holder
+            self.hub.publish(
+                RequestEnded(
+                    at=time.time(),
+                    model=self.model,
+                    engine=self.engine,
+                    path=self.path,
+                    status=self.status or CLIENT_LEFT,
+                    duration_s=trio.current_time() - self._began_at,
+                    queue_wait_s=None if holder is None else _known(holder.queue_wait_s),
+                    first_byte_s=None if holder is None else _known(holder.first_byte_s),
+                    error=self.error,
+                )
+            )
+
+
+def _known(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else seconds
 
 
 class HoldsNoMore(RouterError):

@@ -23,8 +23,9 @@ from engine_router.guards.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
 from engine_router.in_flight import Request
 from engine_router.jobs import REMEMBERED_S, Jobs
 from engine_router.proxy.exchange import ProxyExchange
-from engine_router.proxy.plan import ForwardPlan, Outgoing
+from engine_router.proxy.forward_plan import ForwardPlan
 from engine_router.upstream.client import Exchange, Upstream
+from engine_router.upstream.forwarding import Outgoing
 from engine_router.upstream.http1 import UpstreamRequest
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
@@ -367,7 +368,6 @@ async def test_a_request_that_was_cancelled_does_not_queue_up_again() -> None:
         target = await router.resolve("a")
         outgoing = Outgoing(
             engine="a",
-            resident=target.resident,
             method="GET",
             target="/",
             headers=[],
@@ -381,7 +381,7 @@ async def test_a_request_that_was_cancelled_does_not_queue_up_again() -> None:
                 raise EngineUnreachable("a", "cannot be reached")
 
         passage = ProxyExchange(
-            router.supervisor, Unreachable(), target.resident, ForwardPlan(outgoing=outgoing)
+            router.supervisor, target.resident, upstream=Unreachable(), plan=ForwardPlan(outgoing=outgoing)
         )
         leave = router.in_flight.enter(Request("r", "/", "a", passage))
         passage.enter()

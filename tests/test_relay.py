@@ -17,6 +17,7 @@ from support.simulated import Script, SimulatedEngine, SimulatedMemory
 from trio.testing import MockClock
 
 import engine_router.proxy.exchange as passages
+from engine_router.config.load import parse_config
 from engine_router.dialects import OLLAMA, OPENAI, Dialect
 from engine_router.dialects.base import Translation
 from engine_router.dialects.keep_alive import keep_alive_for
@@ -33,13 +34,18 @@ from engine_router.errors import (
 )
 from engine_router.events import EventHub
 from engine_router.proxy.exchange import ProxyExchange
-from engine_router.proxy.headers import AddedHeaders, named_in_connection, request_headers, response_headers
-from engine_router.proxy.plan import ForwardPlan, Outgoing
+from engine_router.proxy.forward_plan import ForwardPlan
 from engine_router.proxy.response_body import BrokenAnswer, StreamOptions, plain_body, waiting_body
 from engine_router.residency.ledger import Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Upstream
+from engine_router.upstream.forwarding import (
+    EngineRequests,
+    Outgoing,
+    named_in_connection,
+    response_headers,
+)
 from engine_router.upstream.http1 import Headers, ResponseHead, UpstreamRequest
 
 A, B = ResidentId("a"), ResidentId("b")
@@ -88,20 +94,29 @@ CLIENT: Headers = [
 KEPT = [(b"Content-Type", b"application/json"), (b"X-Custom", b"1"), (b"x-custom", b"2")]
 
 
+def forwarded(added: dict[str, str], *, strip_keys: bool) -> Headers:
+    server = "[server]\napi_keys = ['k']\n" if strip_keys else ""
+    config = parse_config(server + "[engines.a]\ntype = 'ollama'\n")
+    engine = attrs.evolve(config.engines["a"], headers=added)
+    return EngineRequests(attrs.evolve(config, engines={"a": engine}), "a").headers(CLIENT)
+
+
 def test_what_an_engine_gets_of_a_clients_headers() -> None:
     keys = [(b"Authorization", b"Bearer k"), (b"X-API-Key", b"k")]
-    assert request_headers(CLIENT, strip_keys=True, added=AddedHeaders({})) == [(b"Accept", b"*/*"), *KEPT]
-    assert request_headers(CLIENT, strip_keys=False, added=AddedHeaders({})) == [
+    identity = (b"Accept-Encoding", b"identity")
+    assert forwarded({}, strip_keys=True) == [(b"Accept", b"*/*"), *KEPT, identity]
+    assert forwarded({}, strip_keys=False) == [
         (b"Accept", b"*/*"),
         *keys,
         *KEPT,
+        identity,
     ]
 
 
 def test_configured_headers_win() -> None:
     added = {"authorization": "Bearer ü", "X-CUSTOM": "mine", "X-New": "n"}
     for strip_keys in (True, False):
-        got = request_headers(CLIENT, strip_keys=strip_keys, added=AddedHeaders(added))
+        got = forwarded(added, strip_keys=strip_keys)
         assert got[-3:] == [
             (b"authorization", "Bearer ü".encode()),
             (b"X-CUSTOM", b"mine"),
@@ -184,7 +199,6 @@ class World:
     ) -> ProxyExchange:
         outgoing = Outgoing(
             engine="a",
-            resident=A,
             method="POST",
             target="/v1/chat/completions",
             headers=[(b"x-a", b"1")],
@@ -192,7 +206,7 @@ class World:
             connect_timeout_s=1.0,
         )
         course = ForwardPlan(outgoing=outgoing, translation=translation)
-        passage = ProxyExchange(self.supervisor, self.upstream, A, course)
+        passage = ProxyExchange(self.supervisor, A, upstream=self.upstream, plan=course)
         passage.enter(**ticket)
         return passage
 
@@ -324,7 +338,7 @@ PATHS = {"openai": "/v1/chat/completions", "ollama": "/api/chat", "anthropic": "
 def manner(dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]) -> StreamOptions:
     return StreamOptions(
         dialect=dialect,
-        make_patience=lambda: keep_alive_for(PATHS[dialect.name], "m"),
+        make_frames=lambda: keep_alive_for(PATHS[dialect.name], "m"),
         interval_s=interval_s,
         on_error=on_error,
     )
@@ -791,14 +805,13 @@ async def simulated(start_s: float = 10.0) -> AsyncIterator[tuple[Supervisor, En
 def by_hand(supervisor: Supervisor, upstream: Breaking, *, enter: bool = True) -> ProxyExchange:
     outgoing = Outgoing(
         engine="a",
-        resident=A,
         method="POST",
         target="/",
         headers=(),
         body=b"",
         connect_timeout_s=1.0,
     )
-    passage = ProxyExchange(supervisor, upstream, A, ForwardPlan(outgoing=outgoing))
+    passage = ProxyExchange(supervisor, A, upstream=upstream, plan=ForwardPlan(outgoing=outgoing))
     if enter:
         passage.enter()
     return passage

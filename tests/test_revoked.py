@@ -11,7 +11,8 @@ from test_relay import A, B, World, error_of, hanging, world
 
 from engine_router.errors import LeaseRevoked
 from engine_router.proxy.exchange import ProxyExchange
-from engine_router.proxy.plan import ForwardPlan, Outgoing
+from engine_router.proxy.forward_plan import ForwardPlan
+from engine_router.upstream.forwarding import Outgoing
 
 LARGE = b"x" * 32_000_000
 
@@ -37,17 +38,15 @@ async def asking_for_ever(_: str) -> ForwardPlan:
 
 def passage_of(w: World, body: bytes | Trickle) -> ProxyExchange:
     course = ForwardPlan(
-        outgoing=Outgoing(
-            engine="a", resident=A, method="POST", target="/", headers=[], body=body, connect_timeout_s=1.0
-        )
+        outgoing=Outgoing(engine="a", method="POST", target="/", headers=[], body=body, connect_timeout_s=1.0)
     )
-    passage = ProxyExchange(w.supervisor, w.upstream, A, course)
+    passage = ProxyExchange(w.supervisor, A, upstream=w.upstream, plan=course)
     passage.enter()
     return passage
 
 
 def asking(w: World) -> ProxyExchange:
-    passage = ProxyExchange(w.supervisor, w.upstream, A, asking_for_ever)
+    passage = ProxyExchange(w.supervisor, A, upstream=w.upstream, plan=asking_for_ever)
     passage.enter()
     return passage
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from test_web import CHAT, COMPLETIONS, MESSAGES, OLLAMA_CHAT, posting, process, routing
 
-from engine_router.proxy.stream_end import stream_end_of
+from engine_router.proxy.response_body import stream_end_of
 from engine_router.upstream.http1 import ResponseHead
 
 WORD = 'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}]}\n\n'

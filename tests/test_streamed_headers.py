@@ -16,8 +16,8 @@ from support.served import RawClient, served
 
 from engine_router import open_router
 from engine_router.config import parse_config
-from engine_router.proxy.headers import as_streamed
 from engine_router.server.serve import listen
+from engine_router.upstream.forwarding import as_streamed
 
 LIMIT_S = 200.0
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"

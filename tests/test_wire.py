@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from engine_router.events import EventHub
 from engine_router.guards.limits import LARGE_BYTES, MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
+from engine_router.in_flight import RequestScope
 from engine_router.proxy.handler import Reply
 from engine_router.proxy.request_body import IncomingRequest
-from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.routes import is_proxied
 from engine_router.server.fast_connection import FastConnection
 from engine_router.server.fast_parser import RequestReader, Verdict, WireRequest

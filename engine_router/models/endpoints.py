@@ -18,7 +18,8 @@ from engine_router.errors import RouterError
 from engine_router.guards.limits import ABILITY_ANSWER_BYTES
 from engine_router.models.learned import Learned
 from engine_router.upstream.client import Exchange, Upstream
-from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
+from engine_router.upstream.forwarding import EngineRequests
+from engine_router.upstream.http1 import ResponseHead
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ OPTIONAL: Final = ("/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
 """The endpoints that only some engines have. Requests to the others go to the engine whatever it says."""
 
 ASK_TIMEOUT_S: Final = 5.0
+_JSON: Final = ((b"Content-Type", b"application/json"),)
 _ABSENT: Final = frozenset((404, 405, 501))
 # Served, but not so that the official clients can read it: llama.cpp (2026) sends events of responses without the
 # indexes and the numbers by which openai puts them together. It makes them of chat completions, as the router does.
@@ -72,19 +74,8 @@ class EndpointSupport:
         return found
 
     async def _ask(self, engine: str, base_url: str, path: str) -> bool:
-        config = self._config.engines[engine]
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **config.headers}
-        exchange = await self._upstream.send(
-            UpstreamRequest(
-                engine=engine,
-                base_url=base_url,
-                method="POST",
-                target=path,
-                headers=[(name.encode("latin-1"), value.encode("utf-8")) for name, value in headers.items()],
-                body=b"{}",
-                connect_timeout_s=config.connect_timeout_s,
-            )
-        )
+        outgoing = EngineRequests(self._config, engine).outgoing("POST", path, _JSON, b"{}")
+        exchange = await self._upstream.send(outgoing.to(base_url))
         try:
             head = await exchange.head()
             if (head.header(b"server"), path) in _UNREADABLE:

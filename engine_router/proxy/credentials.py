@@ -9,10 +9,8 @@ from typing import Final
 
 from engine_router.config import Priority
 from engine_router.errors import BadRequest
+from engine_router.upstream.forwarding import KEY_HEADER
 from engine_router.upstream.http1 import Headers, first_value
-
-# What carries a key that came in the path of a request. No engine gets it.
-KEY_HEADER = b"x-engine-router-key"
 
 _WORDS: Mapping[bytes, Priority] = {b"high": "high", b"normal": "normal", b"low": "low"}
 

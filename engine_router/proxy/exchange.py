@@ -14,20 +14,18 @@ from typing import TypeVar
 import trio
 from attrs import define, field
 
-from engine_router.config import Priority
 from engine_router.dialects.base import Dialect, Translation
 from engine_router.dialects.engine_errors import broken, refused
-from engine_router.engines.base import DOUBT_S, Endpoint, ResidentId
+from engine_router.engines.base import DOUBT_S
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
-from engine_router.guards.limits import ERROR_BODY_BYTES, ERROR_BODY_S
-from engine_router.proxy.headers import is_plain, is_stream_type, response_headers, retry_after_s
-from engine_router.proxy.plan import Choose, Filter, ForwardPlan
-from engine_router.proxy.stream_end import StreamEnd, stream_end_of
-from engine_router.proxy.whole_answer import Whole
+from engine_router.guards.limits import ERROR_BODY_BYTES, ERROR_BODY_S, MAX_WHOLE_BYTES
+from engine_router.in_flight import LeaseHolder
+from engine_router.proxy.forward_plan import ChoosePlan, Filter, ForwardPlan
+from engine_router.proxy.response_body import StreamEnd, stream_end_of
 from engine_router.residency.lease import Lease
-from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Exchange, Upstream
-from engine_router.upstream.http1 import Headers, ResponseHead
+from engine_router.upstream.forwarding import is_plain, is_stream_type, response_headers, retry_after_s
+from engine_router.upstream.http1 import Headers, ResponseHead, first_value
 
 T = TypeVar("T")
 
@@ -45,7 +43,30 @@ _RETRIED = frozenset((408, 409, 429))
 
 
 @define(eq=False)
-class ProxyExchange:
+class _WholeAnswer:
+    """A translated answer in one piece, held until it is understood: its head must promise nothing before.
+
+    Attributes:
+        size_bytes: what the engine has sent of it.
+    """
+
+    data: bytearray = field(factory=bytearray)
+    size_bytes: int = 0
+    is_complete: bool = False
+
+    @property
+    def length(self) -> tuple[bytes, bytes]:
+        """The header that tells how long it is."""
+        return b"content-length", b"%d" % len(self.data)
+
+    def take(self) -> bytes:
+        """Return all of it, once; then nothing."""
+        data, self.data = bytes(self.data), bytearray()
+        return data
+
+
+@define(eq=False)
+class ProxyExchange(LeaseHolder):
     """One request on its way to its engine, and its answer on the way back.
 
     `close` is synchronous and idempotent: it gives back the lease, or the place in the queue, and ends the
@@ -53,20 +74,13 @@ class ProxyExchange:
     begins any more: who waits for the answer then gets an error, who waits for the engine has to be cancelled.
 
     Attributes:
-        resident: what the request needs.
-        lease: the place in the queue, then the right to use the resident; None before `enter`.
-        queue_wait_s: seconds until the lease was granted; NaN before.
-        first_byte_s: seconds until the answer's first byte; NaN before.
+        has_length: the answer's length was promised, so that nothing can be added to it.
         sent_at: trio's clock when the request was about to be sent; NaN before.
     """
 
-    _supervisor: Supervisor
-    _upstream: Upstream
-    resident: ResidentId
-    _course: ForwardPlan | Choose
-    lease: Lease | None = None
-    queue_wait_s: float = math.nan
-    first_byte_s: float = math.nan
+    _upstream: Upstream = field(kw_only=True)
+    _plan: ForwardPlan | ChoosePlan = field(kw_only=True)
+    has_length: bool = False
     sent_at: float = math.nan
     _began_at: float = field(factory=trio.current_time)
     _sending: trio.CancelScope | None = None
@@ -74,29 +88,15 @@ class ProxyExchange:
     _raw_head: ResponseHead | None = None
     _head: ResponseHead | None = None
     _stages: list[Filter | Translation | StreamEnd] = field(factory=list)
-    _whole: Whole | None = None
+    _whole: _WholeAnswer | None = None
     _retried: bool = False
     _closed: bool = False
     _on_end: Callable[[], None] | None = None
 
     @property
-    def has_length(self) -> bool:
-        """Whether the answer's length was promised, so that nothing can be added to it."""
-        return self._head is not None and self._head.header(b"content-length") is not None
-
-    @property
     def has_chunk(self) -> bool:
         """Whether bytes of the answer's body have come with its head."""
         return self._whole is not None or (self._exchange is not None and self._exchange.has_chunk)
-
-    def enter(
-        self, *, priority: Priority = "normal", keep_alive_s: float | None = None, client: str = ""
-    ) -> None:
-        """Take a place in the queue. The arguments are those of `Supervisor.request`."""
-        self.lease = self._supervisor.request(
-            self.resident, priority=priority, keep_alive_s=keep_alive_s, client=client
-        )
-        self.lease.on_revoke(self._revoked)
 
     def close(self) -> None:
         """Give everything back. Never waits; may be called again."""
@@ -139,7 +139,7 @@ class ProxyExchange:
             while True:
                 data = await self._exchange.chunk()
                 if not data:
-                    last = self._end()
+                    last = self._end() if self._stages else b""
                     self.close()
                     return last
                 if self._stages:
@@ -179,19 +179,9 @@ class ProxyExchange:
         return body
 
     async def _advance(self, until: float) -> ResponseHead | None:
-        lease = self.lease
-        if lease is None:
-            raise RuntimeError("a passage is entered before it is used")
         exchange = self._exchange
         if exchange is None:
-            await self._ensure_open()
-            await _by(until, lease.granted)
-            await self._ensure_open()
-            # The grant may have come in the very step in which the time was up.
-            if (endpoint := lease.endpoint) is None or lease.error is not None:
-                return None
-            self.queue_wait_s = lease.queue_wait_s
-            exchange = await self._send(lease, endpoint, until)
+            exchange = await self._sent(until)
             if exchange is None:
                 return None
         if self._raw_head is None:
@@ -201,23 +191,39 @@ class ProxyExchange:
             self.first_byte_s = trio.current_time() - self._began_at
         if self._head is None:
             self._head = await self._begin(self._raw_head)
+            self.has_length = first_value(self._head.headers, b"content-length") is not None
         if self._whole is not None and not self._whole.is_complete:
             whole = self._whole
             if await _by(until, lambda: self._gather(exchange, whole)) is None:
                 return None
             self._head = ResponseHead(self._head.status, [*self._head.headers, whole.length])
+            self.has_length = True
         return self._head
 
-    async def _send(self, lease: Lease, endpoint: Endpoint, until: float) -> Exchange | None:
-        """Send the request, once its course is known; None if that has not come about by `until`.
+    async def _sent(self, until: float) -> Exchange | None:
+        """Wait for the lease, and send the request; None if that has not come about by `until`.
 
-        Whatever is done for it ends when the lease is taken away: the question what the engine can do, the
-        connecting, the upload.
+        Whatever is done for the request ends when the lease is taken away: the question what the engine can do,
+        the connecting, the upload.
         """
+        lease = self.lease
+        if lease is None:
+            raise RuntimeError("a request is entered before it waits")
+        await self._ensure_open()
+        if lease.endpoint is None or lease.error is not None:
+            await _by(until, lease.granted)
+            await self._ensure_open()
+        # The grant may have come in the very step in which the time was up.
+        if (endpoint := lease.endpoint) is None or lease.error is not None:
+            return None
+        self.queue_wait_s = lease.granted_at - lease.requested_at
         with trio.CancelScope() as self._sending:
-            plan = await self._known_course(endpoint.base_url, until)
-            if plan is None:
-                return None
+            plan = self._plan
+            if not isinstance(plan, ForwardPlan):
+                chosen = await self._chosen(plan, endpoint.base_url, until)
+                if chosen is None:
+                    return None
+                plan = chosen
             self.sent_at = trio.current_time()
             exchange = self._exchange = await self._upstream.send(plan.outgoing.to(endpoint.base_url))
             if self._closed:
@@ -226,35 +232,34 @@ class ProxyExchange:
             if endpoint.on_use is not None:
                 self._on_end = endpoint.on_use(plan.outgoing.target)
             return exchange
-        raise lease.error or RuntimeError("a request was interrupted by nobody")
+        raise _why_lost(lease)
 
-    def _revoked(self) -> None:
+    def revoked(self) -> None:
         """End what is being done with a lease that was taken away; for the step in which it was."""
         if self._exchange is not None:
             self._exchange.close()
         elif self._sending is not None:
             self._sending.cancel()
 
-    async def _gather(self, exchange: Exchange, whole: Whole) -> bool:
+    async def _gather(self, exchange: Exchange, whole: _WholeAnswer) -> bool:
         """Take in an answer in one piece to its end. May be cancelled and called again."""
         while data := await exchange.chunk():
-            if not whole.counts(data):
-                raise EngineBroke(self.resident.engine, f"broke off: its answer {whole.too_long}")
-            whole.parts.append(self._feed(data))
-        whole.parts.append(self._end())
+            whole.size_bytes += len(data)
+            if whole.size_bytes > MAX_WHOLE_BYTES:
+                limit = f"is longer than {MAX_WHOLE_BYTES / 1_000_000:.0f} MB"
+                raise EngineBroke(self.resident.engine, f"broke off: its answer {limit}")
+            whole.data += self._feed(data)
+        whole.data += self._end()
         whole.is_complete = True
         self.close()
         return True
 
-    async def _known_course(self, base_url: str, until: float) -> ForwardPlan | None:
-        """Return the course, once it is chosen; None if that has not come about by `until`."""
-        if isinstance(self._course, ForwardPlan):
-            return self._course
-        choose = self._course
+    async def _chosen(self, choose: ChoosePlan, base_url: str, until: float) -> ForwardPlan | None:
+        """Return the plan, once it is chosen; None if that has not come about by `until`."""
         plan = await _by(until, lambda: choose(base_url))
         await self._ensure_open()
         if plan is not None:
-            self._course = plan
+            self._plan = plan
         return plan
 
     async def _ensure_open(self) -> None:
@@ -264,31 +269,32 @@ class ProxyExchange:
         """
         if self._closed:
             await trio.lowlevel.checkpoint()
-            raise trio.ClosedResourceError("the passage has been closed")
+            raise trio.ClosedResourceError("the exchange has been closed")
 
     async def _begin(self, raw: ResponseHead) -> ResponseHead:
         """Return the head that the client gets, and prepare what the body passes through."""
-        plan = self._course
+        plan = self._plan
         if not isinstance(plan, ForwardPlan):
-            raise TypeError("an answer without a course")
-        headers: Headers = response_headers(raw.headers)
+            raise TypeError("an answer without a plan")
+        headers = response_headers(raw.headers)
         is_native = plan.dialect is not None
         if plan.translation is not None and not (is_native and raw.status >= 400):
             if raw.status >= 400:
                 raise await self.refusal(raw.status)
+            content_type = plan.translation.content_type.encode()
             kept = [item for item in headers if is_native and item[0].lower() not in _OF_ITS_FORM]
-            headers = [*kept, (b"content-type", plan.translation.content_type.encode())]
+            headers = [*kept, (b"content-type", content_type)]
             self._stages.append(plan.translation)
-            if not is_stream_type(plan.translation.content_type.encode()):
-                self._whole = Whole()
+            if not is_stream_type(content_type):
+                self._whole = _WholeAnswer()
         elif raw.status >= 400 and plan.dialect is not None and is_plain(headers):
             return await self._begin_error(raw.status, headers, plan.dialect)
         elif (end := stream_end_of(plan.outgoing.target, raw)) is not None:
             self._stages.append(end)
         if plan.filters:
-            head = ResponseHead(raw.status, headers)
-            about = _text(head.header(b"content-type")), _text(head.header(b"content-encoding"))
-            changing = [step for step in plan.filters if step.begin(raw.status, *about)]
+            kind = (first_value(headers, b"content-type") or b"").decode("latin-1")
+            encoding = (first_value(headers, b"content-encoding") or b"").decode("latin-1")
+            changing = [step for step in plan.filters if step.begin(raw.status, kind, encoding)]
             if changing:
                 headers = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
                 self._stages += changing
@@ -301,7 +307,7 @@ class ProxyExchange:
             EngineRefused: the client could not.
         """
         body = await self._error_body()
-        self._whole = Whole([body], len(body), is_complete=True)
+        self._whole = _WholeAnswer(bytearray(body), len(body), is_complete=True)
         if not dialect.is_error(body):
             error = await self.refusal(status)
             error.retryable = status in _RETRIED or status >= 500  # as clients take a bare status
@@ -360,8 +366,8 @@ class ProxyExchange:
         return lease.error or error
 
 
-def _text(value: bytes | None) -> str:
-    return "" if value is None else value.decode("latin-1")
+def _why_lost(lease: Lease) -> Exception:
+    return lease.error or RuntimeError("a request was interrupted by nobody")
 
 
 async def _by(until: float, wait: Callable[[], Awaitable[T]]) -> T | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from attrs import frozen
 
 from engine_router.config import Config
 from engine_router.dialects import OLLAMA, OPENAI, dialect_of
-from engine_router.dialects.base import Translation
+from engine_router.dialects.base import Dialect, Translation
 from engine_router.dialects.engine_options import EngineTraits
 from engine_router.dialects.json_body import Octets, parse_object, to_json
 from engine_router.dialects.ollama.load_only import kept_for_ever
@@ -17,18 +19,58 @@ from engine_router.dialects.renaming import Renaming
 from engine_router.dialects.routed import Routed
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.registry import Target
-from engine_router.proxy.headers import AddedHeaders, as_json, request_headers
-from engine_router.proxy.plan import Filter, ForwardPlan, Outgoing
 from engine_router.proxy.request_body import IncomingRequest, is_form
 from engine_router.proxy.streamed_body import StreamedRequest
+from engine_router.upstream.forwarding import EngineRequests, Outgoing, as_json
 from engine_router.upstream.http1 import Arriving
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
 
 
+class Filter(Protocol):
+    """Changes an answer that stays in its dialect."""
+
+    def begin(self, status: int, content_type: str, content_encoding: str = "") -> bool:
+        """Take in the head of the answer; tell whether its body may change. Nothing is fed where it does not."""
+        ...
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in bytes of the answer, split anywhere; return what goes on."""
+        ...
+
+    def end(self) -> bytes:
+        """Take in the end of the answer; return what was held back."""
+        ...
+
+
+@frozen(kw_only=True)
+class ForwardPlan:
+    """How a request goes to its engine, and its answer back.
+
+    Attributes:
+        translation: between the client's dialect and the engine's, or from a stream to one piece; None where the answer
+            goes on as it comes.
+        dialect: the client's, where the engine speaks it too: its errors of another shape are told in it, and those of
+            this one go on as they came. None where it speaks another, or nobody has to understand it.
+        filters: what the answer passes through, in this order, in the client's dialect.
+    """
+
+    outgoing: Outgoing
+    translation: Translation | None = None
+    dialect: Dialect | None = None
+    filters: Sequence[Filter] = ()
+
+
+ChoosePlan = Callable[[str], Awaitable[ForwardPlan]]
+"""Returns the course to an engine that answers at an address, where it takes that address to know it."""
+
+
 class ForwardPlanner:
-    """Chooses the course of each request.
+    """Plans how requests go to their engines, by one configuration.
+
+    Attributes:
+        requests: makes the requests to each engine.
 
     Args:
         traits_of: returns what a translation needs to know of a model's engine.
@@ -43,12 +85,7 @@ class ForwardPlanner:
         self._config = config
         self._traits_of = traits_of
         self._abilities = endpoint_support
-        self._strip_keys = bool(config.server.api_keys)  # the router's own: no engine gets to see them
-        # Without the header an engine may choose any encoding; the router may put frames into the body.
-        self._added = {
-            name: AddedHeaders({"Accept-Encoding": "identity", **engine.headers})
-            for name, engine in config.engines.items()
-        }
+        self.requests = {name: EngineRequests(config, name) for name in config.engines}
         self._policies = {
             name: Policy(
                 strip=model.strip,
@@ -160,18 +197,10 @@ class ForwardPlanner:
     def _outgoing(
         self, incoming: IncomingRequest, target: Target, path: str, body: Octets | Arriving, *, is_json: bool
     ) -> Outgoing:
-        engine = self._config.engines[target.engine]
         # Clients that say nothing of the type of their JSON, or what curl says of it, were understood all the same.
-        sent = as_json(incoming.headers) if is_json else incoming.headers
-        return Outgoing(
-            engine=target.engine,
-            resident=target.resident,
-            method=incoming.method,
-            target=incoming.target(path, target.upstream),
-            headers=request_headers(sent, strip_keys=self._strip_keys, added=self._added[target.engine]),
-            body=body,
-            connect_timeout_s=engine.connect_timeout_s,
-        )
+        headers = as_json(incoming.headers) if is_json else incoming.headers
+        sent = incoming.target(path, target.upstream)
+        return self.requests[target.engine].outgoing(incoming.method, sent, headers, body)
 
 
 def _translation(

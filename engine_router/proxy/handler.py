@@ -18,27 +18,27 @@ from attrs import define, frozen
 from engine_router.config import ServerConfig
 from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.base import Dialect
-from engine_router.dialects.ollama.load_only import keep_alive_s, load_answer, loads
+from engine_router.dialects.ollama.load_only import CONTENT_TYPE, keep_alive_s, load_answer, loads
 from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, RouterError
-from engine_router.in_flight import HeldBodies, HeldShare, InFlight, Request
+from engine_router.in_flight import HeldBodies, HeldShare, InFlight, LeaseHolder, Request, RequestScope
 from engine_router.models.registry import Target
 from engine_router.proxy.credentials import priority_of
 from engine_router.proxy.exchange import ProxyExchange
+from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.load_only import LoadOnly
-from engine_router.proxy.plan import ForwardPlan
 from engine_router.proxy.request_body import IncomingRequest, off_loop, read
-from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.response_body import StreamOptions, blank_body, plain_body, waiting_body
 from engine_router.proxy.routes import answers_json
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.proxy.streamed_body import StreamedRequest
 from engine_router.proxy.wait_status import progress_of
+from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Phase
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Upstream
-from engine_router.upstream.http1 import ResponseHead
+from engine_router.upstream.http1 import Headers, ResponseHead
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
@@ -87,13 +87,12 @@ class ProxyHandler:
         Raises:
             RouterError: there is no answer but this error.
         """
-        snapshot = self._snapshot()
+        snapshot, path = self._snapshot(), incoming.path
         server = snapshot.config.server
-        dialect = dialect_of(incoming.path)
         held = self._held_bodies.share()
         scope.stack.callback(held.release)
         routed = await read(
-            dialect,
+            dialect_of(path),
             incoming,
             max_body_bytes=int(server.max_body_mb * 1_000_000),
             held=held,
@@ -103,26 +102,46 @@ class ProxyHandler:
         scope.model = routed.model
         target = await self._resolve(routed.model, snapshot)
         scope.model, scope.engine = target.model, target.engine
-        if (
-            incoming.path == COUNT_TOKENS
-            and isinstance(routed, Routed)
-            and not await self._can_count(snapshot, target)
-        ):
-            from engine_router.dialects.anthropic.tokens import count_tokens_body  # noqa: PLC0415 - few need it
+        keep_alive: float | None = None
+        if isinstance(routed, Routed):
+            if path == COUNT_TOKENS and not await self._can_count(snapshot, target):
+                from engine_router.dialects.anthropic.tokens import count_tokens_body  # noqa: PLC0415 - few need it
 
-            return _whole(await off_loop(len(routed.body), lambda: count_tokens_body(routed.data())))
-        passage = await self._passage(incoming, routed, target, snapshot, held)
-        scope.queue_wait_s = lambda: passage.queue_wait_s
-        scope.first_byte_s = lambda: passage.first_byte_s
-        scope.stack.callback(passage.close)
-        entered = Request(scope.id, incoming.path, target.model, passage)
-        scope.stack.callback(self._in_flight.enter(entered))
-        passage.enter(
-            priority=priority_of(incoming.headers, server.key_priorities),
-            keep_alive_s=_keep_alive_s(incoming.path, routed),
-            client=scope.client,
-        )
-        return await self._begin(passage, incoming.path, routed, scope, server)
+                counted = await off_loop(len(routed.body), lambda: count_tokens_body(routed.data()))
+                return _whole_reply(counted, "application/json")
+            if dialect_of(path) is OLLAMA:
+                keep_alive = keep_alive_s(routed.keep_alive)
+                if loads(path, routed.body):
+                    return await self._load_only(incoming, routed, target, scope, server)
+        exchange = await self._exchange(incoming, routed, target, snapshot, held)
+        self.enter(scope, target, exchange, incoming.headers, server, keep_alive)
+        return await self._begin(exchange, path, routed, scope, server)
+
+    def enter(
+        self,
+        scope: RequestScope,
+        target: Target,
+        holder: LeaseHolder,
+        headers: Headers,
+        server: ServerConfig,
+        keep_alive_s: float | None = None,
+    ) -> Lease:
+        """Let a client's request take its place in the queue for a model, with the priority that its headers ask for.
+
+        Every route that uses an engine on behalf of a client enters here. What the request holds hangs on its scope.
+
+        Args:
+            keep_alive_s: seconds that the resident shall stay afterwards; None leaves that as it is.
+
+        Raises:
+            BadRequest: the priority is none.
+            RouterError: the queue is full, or the router ends.
+        """
+        priority = priority_of(headers, server.key_priorities)
+        scope.model, scope.engine, scope.holder = target.model, target.engine, holder
+        scope.stack.callback(holder.close)
+        scope.stack.callback(self._in_flight.enter(Request(scope.id, scope.path, target.model, holder)))
+        return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=scope.client)
 
     async def _passes(self, snapshot: Snapshot, path: str, model: str) -> bool:
         return snapshot.planner.passes(path, model, await self._resolve(model, snapshot))
@@ -134,56 +153,59 @@ class ProxyHandler:
             return False
         return await snapshot.endpoint_support.serves(target.engine, status.base_url, COUNT_TOKENS)
 
-    async def _passage(
+    async def _load_only(
+        self,
+        incoming: IncomingRequest,
+        routed: Routed,
+        target: Target,
+        scope: RequestScope,
+        server: ServerConfig,
+    ) -> Reply:
+        """Answer a request that only loads its model, or unloads it as soon as nobody uses it: not waited for."""
+        stay_s = keep_alive_s(routed.keep_alive)
+        answer = load_answer(incoming.path, routed.model, unloaded=stay_s == 0)
+        if stay_s == 0:
+            self._supervisor.keep_alive(target.resident, 0)
+            return _whole_reply(answer, CONTENT_TYPE)
+        load = LoadOnly(self._supervisor, target.resident, answer=answer)
+        self.enter(scope, target, load, incoming.headers, server, stay_s)
+        return await self._begin(load, incoming.path, routed, scope, server)
+
+    async def _exchange(
         self,
         incoming: IncomingRequest,
         routed: Routed | StreamedRequest,
         target: Target,
         snapshot: Snapshot,
         held: HeldShare,
-    ) -> ProxyExchange | LoadOnly:
-        if (
-            isinstance(routed, Routed)
-            and dialect_of(incoming.path) is OLLAMA
-            and loads(incoming.path, routed.body)
-        ):
-            wish = _keep_alive_s(incoming.path, routed)
-            answer = load_answer(incoming.path, routed.model, unloaded=wish == 0)
-            return LoadOnly(self._supervisor, target.resident, answer, unloads=wish == 0)
-        passage: ProxyExchange
-        native = snapshot.planner.is_native(incoming.path, target)
+    ) -> ProxyExchange:
+        """Return the exchange of a request, with its plan where that is known before its engine runs."""
+        path, planner = incoming.path, snapshot.planner
         size_bytes = len(routed.body) if isinstance(routed, Routed) else 0
-        make_footer = functools.partial(_footer, incoming.path, routed, lambda: passage)
-        footer = await off_loop(size_bytes, make_footer) if snapshot.config.server.footer else None
-
-        async def plan(*, native: bool) -> ForwardPlan:
-            make = functools.partial(
-                snapshot.planner.plan,
-                incoming,
-                routed,
-                target,
-                native=native,
-                load_s=lambda: passage.queue_wait_s,
-                footer=footer,
-            )
-            made = await off_loop(size_bytes, make)
-            body = made.outgoing.body
-            if body is not routed.body and isinstance(body, (bytes, bytearray)):
-                held.grow(len(body))
-            return made
+        exchange: ProxyExchange
+        footer: Footer | None = None
+        if snapshot.config.server.footer and isinstance(routed, Routed):
+            make_footer = functools.partial(_footer, path, routed, lambda: exchange)
+            footer = await off_loop(size_bytes, make_footer)
+        make_plan = functools.partial(
+            planner.plan, incoming, routed, target, load_s=lambda: exchange.queue_wait_s, footer=footer
+        )
 
         async def choose(base_url: str) -> ForwardPlan:
-            return await plan(
-                native=await snapshot.endpoint_support.serves(target.engine, base_url, incoming.path)
-            )
+            native = await snapshot.endpoint_support.serves(target.engine, base_url, path)
+            made = await off_loop(size_bytes, functools.partial(make_plan, native=native))
+            return _held(made, routed, held)
 
-        way = choose if native is None else await plan(native=native)
-        passage = ProxyExchange(self._supervisor, self._upstream, target.resident, way)
-        return passage
+        plan: ForwardPlan | ChoosePlan = choose
+        if (native := planner.is_native(path, target)) is not None:
+            made = await off_loop(size_bytes, functools.partial(make_plan, native=native))
+            plan = _held(made, routed, held)
+        exchange = ProxyExchange(self._supervisor, target.resident, upstream=self._upstream, plan=plan)
+        return exchange
 
     async def _begin(
         self,
-        passage: ProxyExchange | LoadOnly,
+        exchange: ProxyExchange | LoadOnly,
         path: str,
         routed: Routed | StreamedRequest,
         scope: RequestScope,
@@ -192,23 +214,23 @@ class ProxyHandler:
         """Answer with the engine's own status and headers, or keep the client's connection open until they come."""
         dialect = dialect_of(path)
         try:
-            head = await _head(passage, path, routed, server)
+            head = await _head(exchange, path, routed, server)
         except RouterError:
-            passage.close()
+            exchange.close()
             raise
-        options = self._options(passage, path, routed, scope, server)
+        options = self._options(exchange, path, routed, scope, server)
         if head is None and routed.streams:
             head = ResponseHead(200, [(b"content-type", dialect.stream_type.encode())])
-            return Reply(head, waiting_body(passage, options), has_body=True)
+            return Reply(head, waiting_body(exchange, options), has_body=True)
         if head is None:
             head = ResponseHead(200, [(b"content-type", b"application/json")])
-            return Reply(head, blank_body(passage, options), has_body=True)
+            return Reply(head, blank_body(exchange, options), has_body=True)
         is_open = routed.streams and _is_stream(head, dialect)
-        return Reply(head, plain_body(passage, options, streams=is_open), has_body=passage.has_chunk)
+        return Reply(head, plain_body(exchange, options, streams=is_open), has_body=exchange.has_chunk)
 
     def _options(
         self,
-        passage: ProxyExchange | LoadOnly,
+        exchange: ProxyExchange | LoadOnly,
         path: str,
         routed: Routed | StreamedRequest,
         scope: RequestScope,
@@ -216,20 +238,20 @@ class ProxyHandler:
     ) -> StreamOptions:
         return StreamOptions(
             dialect=dialect_of(path),
-            make_patience=lambda: _patience(path, routed),
+            make_frames=lambda: _keep_alive_frames(path, routed),
             # An error in a stream of this endpoint has to go on from what was sent of it.
             must_splice=path == "/v1/responses",
             interval_s=server.keepalive_interval_s or math.inf,
             on_error=scope.note_error,
-            progress=(lambda: self._progress(passage)) if server.show_progress else (lambda: None),
+            progress=(lambda: self._progress(exchange)) if server.show_progress else (lambda: None),
         )
 
-    def _progress(self, passage: ProxyExchange | LoadOnly) -> str | None:
-        return None if passage.lease is None else progress_of(self._read_model, passage.lease)
+    def _progress(self, exchange: ProxyExchange | LoadOnly) -> str | None:
+        return None if exchange.lease is None else progress_of(self._read_model, exchange.lease)
 
 
 async def _head(
-    passage: ProxyExchange | LoadOnly, path: str, routed: Routed | StreamedRequest, server: ServerConfig
+    exchange: ProxyExchange | LoadOnly, path: str, routed: Routed | StreamedRequest, server: ServerConfig
 ) -> ResponseHead | None:
     """Wait for the head of the answer; None when the client should hear something before."""
     blanks_after_s = server.nonstreaming_keepalive_after_s or math.inf
@@ -237,11 +259,11 @@ async def _head(
     interval_s = server.keepalive_interval_s or math.inf
     # Whether a stream is asked for may come after what the engine is asked for.
     if not (routed.streams or isinstance(routed, StreamedRequest)):
-        return await passage.head(blanks_at)
+        return await exchange.head(blanks_at)
     while True:
         streams, now = routed.streams, trio.current_time()
         due = now + interval_s
-        head = await passage.head(due if streams else min(due, blanks_at))
+        head = await exchange.head(due if streams else min(due, blanks_at))
         if head is not None or streams:
             return head
         # Where it turned out to be a stream, nothing is due before its first keep-alive.
@@ -250,33 +272,35 @@ async def _head(
             return None
 
 
-def _footer(
-    path: str, routed: Routed | StreamedRequest, passage: Callable[[], ProxyExchange]
-) -> Footer | None:
-    if isinstance(routed, StreamedRequest):
-        return None
+def _footer(path: str, routed: Routed, exchange: Callable[[], ProxyExchange]) -> Footer | None:
+    """Return the footer of a request's answer, with the times of its exchange; None where it gets none."""
     from engine_router.dialects.footer import footer_for  # noqa: PLC0415 - few need it
+
+    def load_s() -> float:
+        waited = exchange().queue_wait_s
+        return waited if waited >= WARM_S else math.nan
 
     return footer_for(
         path,
         _request_of(routed),
-        sent_at=lambda: passage().sent_at,
-        load_s=lambda: _load_s(passage()) or math.nan,
+        sent_at=lambda: exchange().sent_at,
+        load_s=load_s,
         clock=trio.current_time,
     )
 
 
-def _patience(path: str, routed: Routed | StreamedRequest) -> KeepAliveFrames:
+def _held(plan: ForwardPlan, routed: Routed | StreamedRequest, held: HeldShare) -> ForwardPlan:
+    """Return a plan whose body, where it is another one than the request's, is counted as held."""
+    body = plan.outgoing.body
+    if body is not routed.body and isinstance(body, (bytes, bytearray)):
+        held.grow(len(body))
+    return plan
+
+
+def _keep_alive_frames(path: str, routed: Routed | StreamedRequest) -> KeepAliveFrames:
     from engine_router.dialects.keep_alive import keep_alive_for  # noqa: PLC0415 - who need not wait need it not
 
     return keep_alive_for(path, routed.model, request=lambda: _request_of(routed))
-
-
-def _keep_alive_s(path: str, routed: Routed | StreamedRequest) -> float | None:
-    """Return for how long the model shall stay after this request, in seconds; None where nothing is said of it."""
-    if isinstance(routed, StreamedRequest) or dialect_of(path) is not OLLAMA:
-        return None
-    return keep_alive_s(routed.keep_alive)
 
 
 def _request_of(routed: Routed | StreamedRequest) -> Mapping[str, Any]:
@@ -287,12 +311,6 @@ def _request_of(routed: Routed | StreamedRequest) -> Mapping[str, Any]:
     return {}
 
 
-def _load_s(passage: ProxyExchange) -> float:
-    """Return for how long a request waited for its model; 0 where it was there already."""
-    waited = passage.queue_wait_s
-    return waited if waited >= WARM_S else 0.0
-
-
 def _is_stream(head: ResponseHead, dialect: Dialect) -> bool:
     """Tell whether frames can be put into an answer: not where it is encoded, an error, or something else."""
     kind = (head.header(b"content-type") or b"").partition(b";")[0].strip().lower()
@@ -300,9 +318,9 @@ def _is_stream(head: ResponseHead, dialect: Dialect) -> bool:
     return head.status < 400 and is_plain and kind == dialect.stream_type.encode()
 
 
-def _whole(body: bytes) -> Reply:
+def _whole_reply(body: bytes, content_type: str) -> Reply:
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
     return Reply(ResponseHead(200, headers), once(), has_body=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from attrs import define, field
@@ -26,6 +27,22 @@ COALESCE_BYTES = 16_384
 # Seconds of waiting after which clients that count events, and not bytes, are thought of too. The least patient
 # one gives up after 120 s without an event.
 LIVELY_AFTER_S = 30.0
+
+
+_LAST_CHUNK: Final = re.compile(rb'\[DONE\]|"finish_reason":\s*"(?!null")|"error"')
+_LAST_LINE: Final = re.compile(rb'"done":\s*true|"error"')
+_END_MARKS: Final = {
+    "/v1/chat/completions": _LAST_CHUNK,
+    "/v1/completions": _LAST_CHUNK,
+    "/v1/messages": re.compile(rb'message_stop|"error"'),
+    "/v1/responses": re.compile(rb'"response\.(completed|failed|incomplete)"|"error"'),
+    "/api/chat": _LAST_LINE,
+    "/api/generate": _LAST_LINE,
+}
+"""What every proper end has in it, by endpoint."""
+_STREAMS: Final = frozenset((b"text/event-stream", b"application/x-ndjson"))
+_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
+_OVERLAP_BYTES: Final = 64
 
 
 class BrokenAnswer(Exception):
@@ -75,8 +92,8 @@ class StreamOptions:
     """How the client of one request is kept waiting, and told of errors.
 
     Attributes:
-        make_patience: makes the frames for a client that asked for a stream.
-        must_splice: the answer passes through `patience` even if nothing was sent before it.
+        make_frames: makes the frames for a client that asked for a stream.
+        must_splice: the answer passes through `keep_alive` even if nothing was sent before it.
         interval_s: seconds of silence after which a waiting client gets a frame; infinity for never.
         on_error: called with an error that the client is told in an answer that has begun.
         progress: a line about the wait for people to read, where that is wanted.
@@ -84,44 +101,73 @@ class StreamOptions:
     """
 
     dialect: Dialect
-    make_patience: Callable[[], KeepAliveFrames]
+    make_frames: Callable[[], KeepAliveFrames]
     interval_s: float
     on_error: Callable[[RouterError], object]
     must_splice: bool = False
     progress: Callable[[], str | None] = lambda: None
     began_at: float = field(factory=trio.current_time)
-    _patience: KeepAliveFrames | None = None
+    _keep_alive: KeepAliveFrames | None = None
 
     @property
-    def patience(self) -> KeepAliveFrames:
+    def keep_alive(self) -> KeepAliveFrames:
         """The frames for this one client: made when first needed, for few need them."""
-        if self._patience is None:
-            self._patience = self.make_patience()
-        return self._patience
+        if self._keep_alive is None:
+            self._keep_alive = self.make_frames()
+        return self._keep_alive
 
     def frame(self) -> bytes:
         """Return the frame that is due now."""
         progress = self.progress()
         if progress or trio.current_time() - self.began_at >= LIVELY_AFTER_S:
-            return self.patience.lively(progress)
-        return self.patience.quiet()
+            return self.keep_alive.lively(progress)
+        return self.keep_alive.quiet()
 
 
-def plain_body(
-    passage: ResponseSource, options: StreamOptions, *, streams: bool
+async def plain_body(
+    exchange: ResponseSource, options: StreamOptions, *, streams: bool, has_waited: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the body of an answer whose own head has been sent.
+    """Yield the body of an answer whose own head has been sent. Only whole frames go out where an error can follow.
 
     Args:
         streams: it is a stream in the client's dialect, in which frames may be added and errors be told.
+        has_waited: frames have been sent already.
 
     Raises:
         BrokenAnswer: it broke off where no error can be told.
     """
-    return _body(passage, options, may_add=streams and not passage.has_length, splices=options.must_splice)
+    may_add = has_waited or (streams and not exchange.has_length)
+    frames = _WholeFrames(options.dialect) if may_add else None
+    keep_alive = options.keep_alive if may_add and (has_waited or options.must_splice) else None
+    last_at = -math.inf
+    try:
+        data: bytes | None = None
+        if may_add and not exchange.has_chunk and options.interval_s != math.inf:
+            while (data := await exchange.chunk_by(trio.current_time() + options.interval_s)) is None:
+                yield options.frame()
+                keep_alive = options.keep_alive
+        else:
+            data = await exchange.chunk()
+        while data:
+            whole = data if frames is None else frames.feed(data)
+            if out := whole if keep_alive is None or not whole else keep_alive.splice(whole):
+                yield out
+            if len(data) < COALESCE_BYTES:
+                if trio.current_time() - last_at < COALESCE_S:
+                    await trio.sleep(COALESCE_S)
+                last_at = trio.current_time()
+            data = await exchange.chunk()
+        if last := _rest(frames, keep_alive):
+            yield last
+    except RouterError as error:
+        exchange.close()
+        if frames is None or frames.are_none:
+            raise BrokenAnswer(error) from error
+        options.on_error(error)
+        yield options.keep_alive.failure(error)
 
 
-async def waiting_body(passage: ResponseSource, options: StreamOptions) -> AsyncGenerator[bytes, None]:
+async def waiting_body(exchange: ResponseSource, options: StreamOptions) -> AsyncGenerator[bytes, None]:
     """Yield keep-alive frames until the answer begins, then its body. The status 200 has been sent already.
 
     Raises:
@@ -131,20 +177,20 @@ async def waiting_body(passage: ResponseSource, options: StreamOptions) -> Async
         head: ResponseHead | None = None
         while head is None:
             yield options.frame()
-            head = await passage.head(trio.current_time() + options.interval_s)
+            head = await exchange.head(trio.current_time() + options.interval_s)
         if head.status >= 400:
-            raise await passage.refusal(head.status)
+            raise await exchange.refusal(head.status)
     except RouterError as error:
-        passage.close()
+        exchange.close()
         options.on_error(error)
-        yield options.patience.failure(error)
+        yield options.keep_alive.failure(error)
         return
-    async with contextlib.aclosing(_body(passage, options, may_add=True, splices=True)) as body:
+    async with contextlib.aclosing(plain_body(exchange, options, streams=True, has_waited=True)) as body:
         async for data in body:
             yield data
 
 
-async def blank_body(passage: ResponseSource, options: StreamOptions) -> AsyncGenerator[bytes, None]:
+async def blank_body(exchange: ResponseSource, options: StreamOptions) -> AsyncGenerator[bytes, None]:
     """Yield blanks, which mean nothing in JSON, until the answer begins, then its body. 200 has been sent already.
 
     Raises:
@@ -155,61 +201,23 @@ async def blank_body(passage: ResponseSource, options: StreamOptions) -> AsyncGe
         head: ResponseHead | None = None
         while head is None:
             yield b" "
-            head = await passage.head(trio.current_time() + options.interval_s)
+            head = await exchange.head(trio.current_time() + options.interval_s)
         if head.status >= 400:
-            raise await passage.refusal(head.status)
-        while data := await passage.chunk():
+            raise await exchange.refusal(head.status)
+        while data := await exchange.chunk():
             yield data
     except RouterError as error:
-        passage.close()
+        exchange.close()
         yield to_json(options.dialect.error(error))
         raise BrokenAnswer(error) from error
 
 
-async def _body(
-    passage: ResponseSource, options: StreamOptions, *, may_add: bool, splices: bool
-) -> AsyncGenerator[bytes, None]:
-    """Yield the body. Where a frame may be added, only whole frames go out, so that an error can always follow."""
-    frames = _WholeFrames(options.dialect) if may_add else None
-    patience = options.patience if splices and may_add else None
-    last_at = -math.inf
-    try:
-        data: bytes | None
-        while (data := await _first(passage, options, may_add=may_add)) is None:
-            yield options.frame()
-            patience = options.patience
-        while data:
-            whole = data if frames is None else frames.feed(data)
-            if out := whole if patience is None or not whole else patience.splice(whole):
-                yield out
-            if len(data) < COALESCE_BYTES:
-                if trio.current_time() - last_at < COALESCE_S:
-                    await trio.sleep(COALESCE_S)
-                last_at = trio.current_time()
-            data = await passage.chunk()
-        if last := _rest(frames, patience):
-            yield last
-    except RouterError as error:
-        passage.close()
-        if frames is None or frames.are_none:
-            raise BrokenAnswer(error) from error
-        options.on_error(error)
-        yield options.patience.failure(error)
-
-
-async def _first(passage: ResponseSource, options: StreamOptions, *, may_add: bool) -> bytes | None:
-    """Wait for the first bytes of the answer; None when the client should hear something before."""
-    if not may_add or passage.has_chunk or options.interval_s == math.inf:
-        return await passage.chunk()
-    return await passage.chunk_by(trio.current_time() + options.interval_s)
-
-
-def _rest(frames: _WholeFrames | None, patience: KeepAliveFrames | None) -> bytes:
+def _rest(frames: _WholeFrames | None, keep_alive: KeepAliveFrames | None) -> bytes:
     """Return what was held back, now that the answer has ended."""
     rest = b"" if frames is None else frames.rest
-    if patience is None:
+    if keep_alive is None:
         return rest
-    return (patience.splice(rest) if rest else b"") + patience.end()
+    return (keep_alive.splice(rest) if rest else b"") + keep_alive.end()
 
 
 @define(eq=False)
@@ -236,3 +244,48 @@ class _WholeFrames:
             return data
         self.rest = data[end:]
         return data[:end] if self.rest else data
+
+
+@define(eq=False)
+class StreamEnd:
+    """A filter that changes nothing, and refuses the end of a stream that lacks the mark of its endpoint's ends.
+
+    For a body without framing: the connection's end is its end, and an engine's death looks the same.
+    """
+
+    _mark: re.Pattern[bytes]
+    _rest: bytes = b""
+    _has_come: bool = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in bytes of the answer; return them as they are."""
+        if not self._has_come:
+            seen = self._rest + data
+            self._has_come = self._mark.search(seen) is not None
+            self._rest = seen[-_OVERLAP_BYTES:]
+        return data
+
+    def end(self) -> bytes:
+        """Take in the end.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not self._has_come:
+            raise ValueError("it closed the connection before the end of the stream")
+        return b""
+
+
+def stream_end_of(target: str, head: ResponseHead) -> StreamEnd | None:
+    """Return the filter for an answer whose end only its connection's end tells; None where its framing, or nothing, does."""
+    mark = _END_MARKS.get(target.partition("?")[0])
+    if mark is None or head.status >= 400:
+        return None
+    kind = b""
+    for name, value in head.headers:
+        key = name.lower()
+        if key in _FRAMING:
+            return None
+        if key == b"content-type":
+            kind = value.partition(b";")[0].strip().lower()
+    return StreamEnd(mark) if kind in _STREAMS else None

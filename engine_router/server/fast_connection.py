@@ -22,14 +22,14 @@ from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MAX_AHEAD_BYTES, MAX_BACKLOG_BYTES
+from engine_router.in_flight import RequestScope
 from engine_router.proxy.handler import Reply
-from engine_router.proxy.headers import as_streamed
 from engine_router.proxy.request_body import IncomingRequest
-from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.response_body import BrokenAnswer
 from engine_router.proxy.streamed_body import Upload
 from engine_router.server.fast_parser import RequestReader, Verdict
 from engine_router.server.response_head import response_head
+from engine_router.upstream.forwarding import as_streamed
 from engine_router.upstream.http1 import Headers
 from engine_router.upstream.socket_stream import ConnectionLost, RawStream, moved_on
 

@@ -16,9 +16,9 @@ from hypercorn.utils import wrap_app
 
 from engine_router.config import ServerConfig
 from engine_router.guards.limits import LARGE_BYTES
+from engine_router.in_flight import RequestScope
 from engine_router.proxy.handler import Reply
 from engine_router.proxy.request_body import IncomingRequest
-from engine_router.proxy.request_scope import RequestScope
 from engine_router.proxy.routes import is_proxied
 from engine_router.router import Router
 from engine_router.server.accept import MakeFast, Server

@@ -15,7 +15,7 @@ from engine_router.dialects.ollama.load_only import keep_alive_s
 from engine_router.engines.base import ResidentId
 from engine_router.errors import BadRequest, NoSuchRoute, RouterError
 from engine_router.guards.foreign_text import shown
-from engine_router.in_flight import DirectHolder, Request
+from engine_router.in_flight import LeaseHolder, Request
 from engine_router.jobs import Work
 from engine_router.models.registry import Target
 from engine_router.router import Router
@@ -163,10 +163,11 @@ async def load(
     before = router.read_model.resident(target.resident)
     neighbours = [status.resident for status in router.read_model.pool(before.pool).residents]
     began = trio.current_time()
-    lease = router.supervisor.request(target.resident, keep_alive_s=stay_s, is_control=True)
-    stack.callback(lease.release)
-    stack.callback(router.in_flight.enter(Request(request_id, "load", target.model, DirectHolder(lease))))
-    endpoint = await lease.granted()
+    holder = LeaseHolder(router.supervisor, target.resident)
+    stack.callback(holder.close)
+    holder.enter(keep_alive_s=stay_s, is_control=True)
+    stack.callback(router.in_flight.enter(Request(request_id, "load", target.model, holder)))
+    endpoint = await holder.granted()
     staying = present(router)
     made_way = [str(resident) for resident in neighbours if resident not in staying]
     return {

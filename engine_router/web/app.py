@@ -28,9 +28,9 @@ from engine_router.errors import (
     WrongMethod,
 )
 from engine_router.guards.foreign_text import shown
-from engine_router.proxy.headers import as_streamed
 from engine_router.proxy.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.router import Router
+from engine_router.upstream.forwarding import as_streamed
 from engine_router.upstream.http1 import Headers
 from engine_router.web.admin import add_admin
 from engine_router.web.anthropic import dialect_for

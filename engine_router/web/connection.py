@@ -31,12 +31,12 @@ from engine_router.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import LARGE_BYTES
-from engine_router.proxy.credentials import KEY_HEADER
-from engine_router.proxy.request_scope import RequestScope
+from engine_router.in_flight import RequestScope
 from engine_router.proxy.response_body import BrokenAnswer
 from engine_router.proxy.routes import VISIBLE, tidied, without_key
 from engine_router.proxy.streamed_body import Upload
 from engine_router.server.fast_connection import LINGER_S
+from engine_router.upstream.forwarding import KEY_HEADER
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio

@@ -13,7 +13,7 @@ from quart import Response, request
 
 from engine_router.config import OllamaConfig
 from engine_router.dialects import OLLAMA
-from engine_router.dialects.json_body import to_json
+from engine_router.dialects.json_body import Octets, to_json
 from engine_router.dialects.routed import route_json
 from engine_router.engines.base import ResidentId
 from engine_router.errors import (
@@ -27,16 +27,16 @@ from engine_router.errors import (
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import CONTROL_ANSWER_BYTES
 from engine_router.models.registry import Target
-from engine_router.proxy.headers import AddedHeaders, request_headers, response_headers
-from engine_router.proxy.routes import API_ROUTES, base_url_hint, wire_target
+from engine_router.proxy.routes import API_ROUTES, base_url_hint
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
 from engine_router.upstream.client import Exchange
-from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
+from engine_router.upstream.forwarding import response_headers
+from engine_router.upstream.http1 import ResponseHead
 from engine_router.web import ollama_shapes
-from engine_router.web.connection import scope_of, whole_body, wire_headers
-from engine_router.web.proxy import Proxy
-from engine_router.web.responses import as_response, json_response, pieces_of
+from engine_router.web.connection import whole_body
+from engine_router.web.proxy import Proxy, direct_exchange, relayed
+from engine_router.web.responses import as_response, json_response
 from engine_router.web.status import state_of
 
 # Clients read features from the version: this is the release whose answers `tests/test_ollama_cases.py` lists.
@@ -139,7 +139,7 @@ class OllamaApi:
         facts = self._router.known_models.of(target)
         return json_response(ollama_shapes.show(target, facts, since=self._router.started_at))
 
-    async def _daemon_show(self, name: str, config: OllamaConfig, body: bytes | bytearray) -> Response | None:
+    async def _daemon_show(self, name: str, config: OllamaConfig, body: Octets) -> Response | None:
         """Return a daemon's whole answer to `/api/show`; None where it gives none."""
         try:
             exchange = await self._exchange(name, config, "show", body)
@@ -200,32 +200,12 @@ class OllamaApi:
             raise NoSuchRoute(
                 f'there is no /api/{shown(path)} here: no engine of type "ollama" is configured'
             )
-        return await self._relay(*found, path, await whole_body(request) if body is None else body)
+        name, config = found
+        body = await whole_body(request) if body is None else body
+        return await relayed(await self._exchange(name, config, path, body))
 
-    async def _relay(self, name: str, config: OllamaConfig, path: str, body: bytes | bytearray) -> Response:
-        exchange = await self._exchange(name, config, path, body)
-        head = await exchange.head()
-        return as_response(ResponseHead(head.status, response_headers(head.headers)), pieces_of(exchange))
-
-    async def _exchange(
-        self, name: str, config: OllamaConfig, path: str, body: bytes | bytearray
-    ) -> Exchange:
-        keys = bool(self._router.config.server.api_keys)
-        exchange = await self._router.upstream.send(
-            UpstreamRequest(
-                engine=name,
-                base_url=config.base_url,
-                method=request.method,
-                target=wire_target(f"/api/{path}", request.query_string),
-                headers=request_headers(
-                    wire_headers(request), strip_keys=keys, added=AddedHeaders(config.headers)
-                ),
-                body=body,
-                connect_timeout_s=config.connect_timeout_s,
-            )
-        )
-        scope_of(request).stack.callback(exchange.close)
-        return exchange
+    async def _exchange(self, name: str, config: OllamaConfig, path: str, body: Octets) -> Exchange:
+        return await direct_exchange(self._router, name, config.base_url, f"/api/{path}", body)
 
 
 def _left_s(router: Router, resident: ResidentId) -> float:

@@ -8,9 +8,13 @@ from engine_router.errors import NoSuchRoute, WrongMethod
 from engine_router.guards.foreign_text import shown
 from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.request_body import IncomingRequest
-from engine_router.proxy.routes import base_url_hint, is_proxied, model_in_query
+from engine_router.proxy.routes import base_url_hint, is_proxied, model_in_query, wire_target
+from engine_router.router import Router
+from engine_router.upstream.client import Exchange
+from engine_router.upstream.forwarding import response_headers
+from engine_router.upstream.http1 import ResponseHead
 from engine_router.web.connection import body_of, scope_of, wire_headers
-from engine_router.web.responses import as_response
+from engine_router.web.responses import as_response, pieces_of
 
 
 class Proxy:
@@ -49,3 +53,32 @@ class Proxy:
         incoming = IncomingRequest(path, request.query_string, wire_headers(request), body, request.method)
         reply = await self._handler.answer(incoming, scope_of(request))
         return as_response(reply.head, reply.body)
+
+
+async def direct_exchange(
+    router: Router, engine: str, base_url: str, path: str, body: bytes | bytearray = b""
+) -> Exchange:
+    """Send the client's request to an engine without a swap and without a lease; its end hangs on the request's scope.
+
+    Args:
+        path: decoded; the query is the client's.
+
+    Raises:
+        EngineUnreachable: no connection could be made.
+    """
+    outgoing = router.snapshot.planner.requests[engine].outgoing(
+        request.method, wire_target(path, request.query_string), wire_headers(request), body
+    )
+    exchange = await router.upstream.send(outgoing.to(base_url))
+    scope_of(request).stack.callback(exchange.close)
+    return exchange
+
+
+async def relayed(exchange: Exchange) -> Response:
+    """Wait for the head of an engine's answer, and return the answer as it comes.
+
+    Raises:
+        EngineBroke: there is none.
+    """
+    head = await exchange.head()
+    return as_response(ResponseHead(head.status, response_headers(head.headers)), pieces_of(exchange))

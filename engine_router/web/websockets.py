@@ -22,15 +22,13 @@ from engine_router.errors import EngineRefused, EngineUnreachable, NoModelNamed,
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import printable
 from engine_router.guards.limits import MAX_MESSAGE_BYTES, MAX_QUEUED
-from engine_router.in_flight import DirectHolder
-from engine_router.in_flight import Request as Entered
+from engine_router.in_flight import LeaseHolder, RequestScope
 from engine_router.models.registry import Target
-from engine_router.proxy.credentials import KEY_PROTOCOL, priority_of
-from engine_router.proxy.request_scope import RequestScope
+from engine_router.proxy.credentials import KEY_PROTOCOL
 from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
 from engine_router.router import Router
 from engine_router.upstream.http1 import Headers
-from engine_router.web.compat.passed_through import check_path, headers_for, model_in, segments_of
+from engine_router.web.compat.passed_through import check_path, model_in, segments_of
 from engine_router.web.connection import SCOPE_KEY, tidy
 
 if sys.version_info < (3, 11):
@@ -121,20 +119,10 @@ class WebSockets:
         await self._relay(target, websocket.path, query)
 
     async def _relay(self, target: Target, path: str, query: bytes) -> None:
-        router, scope = self._router, _scope()
-        scope.model, scope.engine = target.model, target.engine
-        sent = _client_headers()
-        lease = router.supervisor.request(
-            target.resident,
-            priority=priority_of(sent, router.config.server.key_priorities),
-            client=scope.client,
-        )
-        scope.queue_wait_s = lambda: lease.queue_wait_s
-        scope.stack.callback(lease.release)
-        scope.stack.callback(
-            router.in_flight.enter(Entered(scope.id, scope.path, target.model, DirectHolder(lease)))
-        )
-        endpoint = await lease.granted()
+        scope, sent = _scope(), _client_headers()
+        holder = LeaseHolder(self._router.supervisor, target.resident)
+        lease = self._router.handler.enter(scope, target, holder, sent, self._router.config.server)
+        endpoint = await holder.granted()
         resource = path + (f"?{quote(query, safe=VISIBLE)}" if query else "")
         failure: RouterError | None = None
         with trio.CancelScope() as revoked:
@@ -211,7 +199,7 @@ class WebSockets:
 
     def _headers(self, target: Target, sent: Headers) -> list[tuple[bytes, bytes]]:
         """Return the headers of the handshake with an engine; those of the protocol itself are made anew."""
-        headers = headers_for(self._router, target, sent)
+        headers = self._router.snapshot.planner.requests[target.engine].headers(sent)
         return [(name, value) for name, value in headers if not name.lower().startswith(_HANDSHAKE)]
 
 

@@ -9,16 +9,13 @@ from quart import Response, request
 
 from engine_router.config import OllamaConfig
 from engine_router.errors import BadRequest, Forbidden, NotResident
-from engine_router.in_flight import Request as Entered
 from engine_router.models.registry import Target
-from engine_router.proxy.credentials import priority_of
 from engine_router.proxy.exchange import ProxyExchange
-from engine_router.proxy.headers import AddedHeaders, request_headers, response_headers
-from engine_router.proxy.plan import ForwardPlan, Outgoing
-from engine_router.proxy.routes import VISIBLE, wire_target
+from engine_router.proxy.forward_plan import ForwardPlan
+from engine_router.proxy.routes import VISIBLE
 from engine_router.router import Router
-from engine_router.upstream.http1 import Headers, ResponseHead, UpstreamRequest, first_value
 from engine_router.web.connection import scope_of, whole_body, wire_headers
+from engine_router.web.proxy import direct_exchange, relayed
 from engine_router.web.responses import as_response, pieces_of
 
 # Ids are looked for in so many pieces of a path; the deepest ones are paths of files.
@@ -39,21 +36,7 @@ async def pass_to_resident(router: Router, target: Target, path: str) -> Respons
     status = router.read_model.resident(target.resident)
     if not status.is_usable or status.base_url is None:
         raise NotResident(f"model '{target.model}' is not resident, and is not loaded for this")
-    scope = scope_of(request)
-    exchange = await router.upstream.send(
-        UpstreamRequest(
-            engine=target.engine,
-            base_url=status.base_url,
-            method=request.method,
-            target=wire_target(path, request.query_string),
-            headers=headers_for(router, target, wire_headers(request)),
-            body=b"",
-            connect_timeout_s=router.config.engines[target.engine].connect_timeout_s,
-        )
-    )
-    scope.stack.callback(exchange.close)
-    head = await exchange.head()
-    return as_response(ResponseHead(head.status, response_headers(head.headers)), pieces_of(exchange))
+    return await relayed(await direct_exchange(router, target.engine, status.base_url, path))
 
 
 def segments_of(raw_path: bytes) -> list[str]:
@@ -113,38 +96,22 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
         RouterError: there is no answer but this error.
     """
     check_path(router, target, path)
-    sent = wire_headers(request)
-    priority = priority_of(sent, router.config.server.key_priorities)
-    config = router.config.engines[target.engine]
-    query = quote(request.query_string, safe=VISIBLE)
-    outgoing = Outgoing(
-        engine=target.engine,
-        resident=target.resident,
-        method=request.method,
-        target=quote(path, safe=VISIBLE) + (f"?{query}" if query else ""),
-        headers=headers_for(router, target, sent),
-        body=await whole_body(request),
-        connect_timeout_s=config.connect_timeout_s,
+    sent, query = wire_headers(request), quote(request.query_string, safe=VISIBLE)
+    outgoing = router.snapshot.planner.requests[target.engine].outgoing(
+        request.method,
+        quote(path, safe=VISIBLE) + (f"?{query}" if query else ""),
+        sent,
+        await whole_body(request),
+        is_encoded=True,
     )
     exchange = ProxyExchange(
-        router.supervisor, router.upstream, target.resident, ForwardPlan(outgoing=outgoing)
+        router.supervisor,
+        target.resident,
+        upstream=router.upstream,
+        plan=ForwardPlan(outgoing=outgoing),
     )
-    scope = scope_of(request)
-    scope.model, scope.engine = target.model, target.engine
-    scope.queue_wait_s = lambda: exchange.queue_wait_s
-    scope.first_byte_s = lambda: exchange.first_byte_s
-    scope.stack.callback(exchange.close)
-    scope.stack.callback(router.in_flight.enter(Entered(scope.id, scope.path, target.model, exchange)))
-    exchange.enter(priority=priority, client=scope.client)
+    router.handler.enter(scope_of(request), target, exchange, sent, router.config.server)
     head = await exchange.head()
     if head is None:
         raise RuntimeError("a head that was waited for without end has not come")
     return as_response(head, pieces_of(exchange))
-
-
-def headers_for(router: Router, target: Target, sent: Headers) -> Headers:
-    """Return the headers that the engine gets: the client's, but not the router's keys, and the engine's own."""
-    added = AddedHeaders({"Accept-Encoding": "identity", **router.config.engines[target.engine].headers})
-    headers = request_headers(sent, strip_keys=bool(router.config.server.api_keys), added=added)
-    encoding = first_value(sent, b"content-encoding")  # the body goes on as it is
-    return headers if encoding is None else [*headers, (b"content-encoding", encoding)]

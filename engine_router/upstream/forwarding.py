@@ -1,12 +1,20 @@
-"""Headers on their way to an engine and back: what belongs to one hop only, and what is nobody else's business."""
+"""Requests to engines on behalf of clients: which headers go on to an engine, and which come back to a client.
+
+Dropped are the headers that belong to one hop only, and what is nobody else's business.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from typing import Final
 
-from engine_router.proxy.credentials import KEY_HEADER
-from engine_router.upstream.http1 import Headers, ResponseHead, first_value
+from attrs import frozen
+
+from engine_router.config import Config
+from engine_router.upstream.http1 import Arriving, Headers, ResponseHead, UpstreamRequest, first_value
+
+KEY_HEADER: Final = b"x-engine-router-key"
+"""The header for a key that came in the path of a request. No engine gets it."""
 
 HOP_BY_HOP = frozenset(
     (
@@ -62,34 +70,80 @@ _JSON_TYPE = re.compile(rb"\s*application/json\s*(;|$)", re.IGNORECASE)
 _BODYLESS = frozenset((204, 304))
 
 
-class AddedHeaders:
-    """Headers that a configuration adds to requests; they win over the client's. Made once, used for all."""
+@frozen(kw_only=True)
+class Outgoing:
+    """A request to an engine whose address is not known yet; the attributes are those of `UpstreamRequest`."""
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self.pairs = [(name.encode("latin-1"), value.encode("utf-8")) for name, value in headers.items()]
-        self._dropped = _NOT_FORWARDED | {name.lower() for name, _ in self.pairs}
-        self._dropped_with_keys = self._dropped | _KEYS
+    engine: str
+    method: str
+    target: str
+    headers: Headers
+    body: bytes | bytearray | Arriving
+    connect_timeout_s: float
 
-    def dropped(self, *, strip_keys: bool) -> frozenset[bytes]:
-        """Return the names, in lower case, of what is not passed on."""
-        return self._dropped_with_keys if strip_keys else self._dropped
+    def to(self, base_url: str) -> UpstreamRequest:
+        """Address the request."""
+        return UpstreamRequest(
+            engine=self.engine,
+            base_url=base_url,
+            method=self.method,
+            target=self.target,
+            headers=self.headers,
+            body=self.body,
+            connect_timeout_s=self.connect_timeout_s,
+        )
 
 
-def request_headers(headers: Headers, *, strip_keys: bool, added: AddedHeaders) -> Headers:
-    """Return the headers that an engine gets of a client's.
+class EngineRequests:
+    """Requests to one engine on behalf of clients, with the headers that its configuration adds."""
 
-    Args:
-        strip_keys: the router has keys of its own, which are nobody else's business.
-    """
-    dropped = added.dropped(strip_keys=strip_keys)
-    if named := named_in_connection(headers):
-        dropped |= named
-    return [item for item in headers if item[0].lower() not in dropped] + added.pairs
+    def __init__(self, config: Config, engine: str) -> None:
+        settings = config.engines[engine]
+        self._engine = engine
+        self._connect_timeout_s = settings.connect_timeout_s
+        # Without the header an engine may choose any encoding; the router may put frames into the body.
+        added = {"Accept-Encoding": "identity", **settings.headers}
+        self._added = [(name.encode("latin-1"), value.encode("utf-8")) for name, value in added.items()]
+        self._dropped = _NOT_FORWARDED.union(name.lower() for name, _ in self._added)
+        if config.server.api_keys:  # which no engine gets to see
+            self._dropped |= _KEYS
+
+    def outgoing(
+        self,
+        method: str,
+        target: str,
+        headers: Headers,
+        body: bytes | bytearray | Arriving,
+        *,
+        is_encoded: bool = False,
+    ) -> Outgoing:
+        """Return a request with the headers of a client, as they are forwarded.
+
+        Args:
+            is_encoded: the body goes on in the content encoding that its headers name.
+        """
+        forwarded = self.headers(headers)
+        if is_encoded and (encoding := first_value(headers, b"content-encoding")) is not None:
+            forwarded.append((b"content-encoding", encoding))
+        return Outgoing(
+            engine=self._engine,
+            method=method,
+            target=target,
+            headers=forwarded,
+            body=body,
+            connect_timeout_s=self._connect_timeout_s,
+        )
+
+    def headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """Return the headers that the engine gets: a client's, and those of the configuration, which win over them."""
+        dropped = self._dropped | named_in_connection(headers)
+        return [item for item in headers if item[0].lower() not in dropped] + self._added
 
 
 def as_json(headers: Headers) -> Headers:
     """Return the headers of a request whose body is JSON, with a type that says so."""
-    if any(name.lower() == b"content-type" and _JSON_TYPE.match(value) for name, value in headers):
+    content_type = first_value(headers, b"content-type")
+    if content_type is not None and _JSON_TYPE.match(content_type):
         return headers
     kept = [item for item in headers if item[0].lower() != b"content-type"]
     return [*kept, (b"content-type", b"application/json")]
@@ -98,7 +152,7 @@ def as_json(headers: Headers) -> Headers:
 def response_headers(headers: Headers) -> Headers:
     """Return the headers that a client gets of an engine's."""
     dropped = _NOT_RETURNED | named_in_connection(headers)
-    return [(name, value) for name, value in headers if name.lower() not in dropped]
+    return [item for item in headers if item[0].lower() not in dropped]
 
 
 def as_streamed(status: int, headers: Headers) -> Headers:
@@ -113,8 +167,8 @@ def as_streamed(status: int, headers: Headers) -> Headers:
     if status in _BODYLESS or (b"content-length" in said and not is_stream):
         return headers
     added = [_UNBUFFERED] if b"cache-control" in said and not is_stream else [_UNBUFFERED, _NOT_KEPT]
-    replaced = [name for name, _ in added]
-    return [*(item for item in headers if item[0].lower() not in replaced), *added]
+    replaced = dict(added)
+    return [item for item in headers if item[0].lower() not in replaced] + added
 
 
 def is_plain(headers: Headers) -> bool:
@@ -135,9 +189,8 @@ def is_stream_type(content_type: bytes) -> bool:
 
 def named_in_connection(headers: Headers) -> frozenset[bytes]:
     """Return the headers that a Connection header declares to be for one hop only."""
-    return frozenset(
-        token.strip().lower()
-        for name, value in headers
-        if name.lower() == b"connection"
-        for token in value.split(b",")
-    )
+    named: list[bytes] = []
+    for name, value in headers:
+        if name.lower() == b"connection":
+            named += (token.strip().lower() for token in value.split(b","))
+    return frozenset(named)
