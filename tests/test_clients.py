@@ -131,7 +131,8 @@ def test_a_client_that_retries_starts_nothing_twice(server: dict[str, object]) -
     """Told at once, it is told not to retry. After blanks it does, and then learns why the start had failed."""
     delay = DELAY_S if server is WAITING else 0.0
     clients = [client for client in EVERY if "ollama" not in client.name]
-    with serving(talker("broken", f"delay={delay}", FAILS), server=server) as running:
+    remembered = {"failed_start_memory_s": 600}  # longer than any client takes to come back
+    with serving(talker("broken", f"delay={delay}", FAILS), server=server, scheduling=remembered) as running:
         outcomes = ask_all(clients, At(running.url, "broken", retries=2))
         assert starts(running.router, "broken") == 1
     for client in clients:

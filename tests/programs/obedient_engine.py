@@ -98,8 +98,14 @@ class Client:
         """Wait, unless the client goes away first."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([self.sock], [], [], left)[0] and not self.sock.recv(65536, socket.MSG_PEEK):
+            if select.select([self.sock], [], [], left)[0] and not self.peeked():
                 raise Left
+
+    def peeked(self) -> bytes:
+        try:
+            return self.sock.recv(65536, socket.MSG_PEEK)
+        except OSError:  # reset: not all that was sent had been read
+            return b""
 
 
 def frame(number: int) -> bytes:
