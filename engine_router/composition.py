@@ -20,7 +20,7 @@ from engine_router.config import Config, ProcessConfig, load_config
 from engine_router.config.kinds import HeaderValue
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.engines.build import build_engine
-from engine_router.engines.masked import MaskedEngine
+from engine_router.engines.masking import MaskedEngine
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub

@@ -60,10 +60,10 @@ async def test_an_engine_is_started_from_the_reserve() -> None:
             guardian = Guardian()
             await nursery.start(guardian.run)
             with no_descriptor_left():
-                process, family = await start_tree(SLEEPER, env={}, cwd=None, watcher=guardian)
-            await family.kill()
+                process, tree = await start_tree(SLEEPER, env={}, cwd=None, watcher=guardian)
+            await tree.kill()
             await process.wait()
-            family.mark_dead()
+            tree.mark_dead()
             nursery.cancel_scope.cancel()
     assert process.stdout is not None
     await process.stdout.aclose()

@@ -16,7 +16,6 @@ from trio.testing import MockClock
 
 from engine_router.config import OllamaConfig, parse_config
 from engine_router.engines.base import Endpoint, ResidentId
-from engine_router.engines.remote.commands import run_command
 from engine_router.engines.remote.ollama_engine import OllamaEngine
 from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.errors import (
@@ -25,6 +24,7 @@ from engine_router.errors import (
     EngineStopFailed,
     EngineUnreachable,
 )
+from engine_router.guards.commands import run_command
 
 MODEL = "qwen3:4b"
 OTHER = "llama3.2"

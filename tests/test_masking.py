@@ -17,8 +17,8 @@ import engine_router
 from engine_router.config import ProcessConfig, parse_config
 from engine_router.config.environment import Environment
 from engine_router.engines.base import LogRing, ResidentId, Supervision
+from engine_router.engines.masking import engine_mask
 from engine_router.engines.process.process_engine import ProcessEngine
-from engine_router.engines.remote.masks import engine_mask
 from engine_router.errors import ConfigError, EngineStartFailed
 from engine_router.guards.masking import MASK, HiddenValues, is_secret_name, mask_of, masked_argv, masked_text
 

@@ -15,7 +15,7 @@ from support.scripted import ScriptedTabby
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
-from engine_router.engines.process.obstacles import missing
+from engine_router.engines.process.start import missing
 from engine_router.errors import EngineStartFailed, RouterError
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"

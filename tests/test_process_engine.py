@@ -26,8 +26,8 @@ from engine_router.config import ProcessConfig
 from engine_router.engines import readiness
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of, runs
-from engine_router.engines.process import process_tree as family
-from engine_router.engines.process import spawning
+from engine_router.engines.process import process_tree
+from engine_router.engines.process import start as process_start
 from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.guardian import MARKER_VARIABLE, carriers
 from engine_router.engines.process.process_engine import ProcessEngine
@@ -439,21 +439,21 @@ async def test_a_group_of_zombies_is_dead() -> None:
         with parent.stderr:
             group = int(await trio.to_thread.run_sync(parent.stderr.readline))
         os.killpg(group, 0)  # does not fail, although nobody lives there
-        family = ProcessGroup(group, "none", None)
+        tree = ProcessGroup(group, "none", None)
         with trio.fail_after(200):
-            assert not await family.is_alive()
-        await family.kill()
-        family.mark_dead()
-        assert repr(family) == f"<ProcessGroup {group} buried>"
+            assert not await tree.is_alive()
+        await tree.kill()
+        tree.mark_dead()
+        assert repr(tree) == f"<ProcessGroup {group} dead>"
 
 
-async def test_a_buried_family_is_never_signalled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    family = ProcessGroup(os.getpid(), "none", None)
-    family.mark_dead()
+async def test_a_dead_tree_is_never_signalled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = ProcessGroup(os.getpid(), "none", None)
+    tree.mark_dead()
     monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("signalled"))
-    await family.signal("SIGTERM")
-    await family.kill()
-    assert not await family.is_alive()
+    await tree.signal("SIGTERM")
+    await tree.kill()
+    assert not await tree.is_alive()
 
 
 async def test_cancellation_kills_at_once() -> None:
@@ -498,13 +498,13 @@ async def test_processes_are_reaped_by_one_thread_at_a_time() -> None:
             [sys.executable, "-I", "-S", "-c", ""], stdin=subprocess.DEVNULL
         )
         process.kill()
-        family.reap_later(process)
+        process_tree.reap_later(process)
 
     def in_a_loop_of_its_own() -> None:
         async def many() -> None:
             for _ in range(20):
                 await kill_one()
-                family.reap()
+                process_tree.reap()
 
         trio.run(many)
 
@@ -531,59 +531,59 @@ async def test_what_was_killed_does_not_stay_a_zombie_for_ever() -> None:
 
 
 class Stubborn:
-    """A family, around a real one, of which something seems to survive `kills` kills."""
+    """A tree, around a real one, of which something seems to survive `kills` kills."""
 
-    def __init__(self, family: Any, kills: float) -> None:
-        self.family, self.kills, self.pid = family, kills, family.pid
+    def __init__(self, tree: Any, kills: float) -> None:
+        self.tree, self.kills, self.pid = tree, kills, tree.pid
         self.tries = 0
 
     async def signal(self, name: str) -> None:
-        await self.family.signal(name)
+        await self.tree.signal(name)
 
     async def kill(self) -> None:
-        await self.family.kill()
+        await self.tree.kill()
         self.kills -= 1
         self.tries += 1
 
     def abandon(self) -> None:
-        self.family.abandon()
+        self.tree.abandon()
 
     async def is_alive(self) -> bool:
-        return self.kills > 0 or await self.family.is_alive()
+        return self.kills > 0 or await self.tree.is_alive()
 
     def members(self) -> Any:
-        return self.family.members()
+        return self.tree.members()
 
     def mark_dead(self) -> None:
-        self.family.mark_dead()
+        self.tree.mark_dead()
 
 
 def make_stubborn(monkeypatch: pytest.MonkeyPatch, kills: float) -> list[Stubborn]:
-    start, made = spawning.start_tree, list[Stubborn]()
+    start, made = process_start.start_tree, list[Stubborn]()
 
     async def start_stubborn(*arguments: Any, **more: Any) -> Any:
-        process, family = await start(*arguments, **more)
-        made.append(Stubborn(family, kills))
+        process, tree = await start(*arguments, **more)
+        made.append(Stubborn(tree, kills))
         return process, made[-1]
 
-    monkeypatch.setattr(spawning, "start_family", start_stubborn)
+    monkeypatch.setattr(process_start, "start_tree", start_stubborn)
     return made
 
 
-async def test_who_is_born_while_the_family_is_killed_is_killed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    families = make_stubborn(monkeypatch, 3)
+async def test_who_is_born_while_the_tree_is_killed_is_killed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = make_stubborn(monkeypatch, 3)
     async with the_engine(grace_s=0.05) as engine, living(engine, "x") as life:
         await life.ready.wait()
         await life.stop()
         assert life.stopped
-        assert families[0].kills <= 0
+        assert trees[0].kills <= 0
 
 
 @pytest.mark.parametrize("end", ["stop", "death", "early", "deadline"])
 async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
     end: str, monkeypatch: pytest.MonkeyPatch, jumping_clock: trio.testing.MockClock
 ) -> None:
-    families = make_stubborn(monkeypatch, float("inf"))
+    trees = make_stubborn(monkeypatch, float("inf"))
     options = {"early": ["exit=1"], "deadline": ["loading=1000"]}.get(end, [])
     settings = {
         "grace_s": 0.05,
@@ -592,9 +592,9 @@ async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
     }
 
     async def end_of_patience() -> None:
-        for one in families:
+        for one in trees:
             one.tries = 0
-        await until(lambda: families and families[0].tries)
+        await until(lambda: trees and trees[0].tries)
         jumping_clock.jump(200)
 
     async with the_engine(*options, **settings) as engine:
@@ -605,22 +605,22 @@ async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
                 if end == "stop":
                     life.supervision.stop()
                 else:
-                    os.kill(families[0].pid, signal.SIGKILL)
+                    os.kill(trees[0].pid, signal.SIGKILL)
             await end_of_patience()
             await life.over.wait()
             assert isinstance(life.error, EngineStopFailed)
             assert life.error.summary == (
-                f"is still there 200 s after its stop (pid {families[0].pid}), even after SIGKILL"
+                f"is still there 200 s after its stop (pid {trees[0].pid}), even after SIGKILL"
             )
         async with living(engine, "x", adopt=True) as again:
             await end_of_patience()
             await again.over.wait()
             assert isinstance(again.error, EngineStopFailed)
-        families[0].kills = 0
+        trees[0].kills = 0
         async with living(engine, "x", adopt=True) as again:
             await again.over.wait()
             assert again.stopped
-        assert len(families) == 1
+        assert len(trees) == 1
 
 
 # Death
@@ -1125,32 +1125,32 @@ async def test_the_routers_own_process_group_is_never_signalled(
     groups: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda group, _: groups.append(group))
     with started(command(), start_new_session=session) as process:
-        family = AdoptedTree(psutil.Process(process.pid))
-        await family.signal("SIGTERM")
+        tree = AdoptedTree(psutil.Process(process.pid))
+        await tree.signal("SIGTERM")
         assert groups == ([process.pid] if session else [])
         if session:
             # Were the router a member of that group, its head would be signalled alone.
             monkeypatch.setattr(os, "getpgrp", lambda: process.pid)
-            await family.signal("SIGTERM")
+            await tree.signal("SIGTERM")
             assert groups == [process.pid]
         assert await trio.to_thread.run_sync(process.wait) == -signal.SIGTERM
-        assert not await family.is_alive()
-        assert repr(family) == f"<AdoptedFamily {process.pid}>"
-        await family.kill()
-        await family.signal("SIGTERM")
-        family.mark_dead()
+        assert not await tree.is_alive()
+        assert repr(tree) == f"<AdoptedTree {process.pid}>"
+        await tree.kill()
+        await tree.signal("SIGTERM")
+        tree.mark_dead()
 
 
 async def test_waiting_for_an_adopted_process_without_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_router.engines.process.adopted.POLL_INTERVAL_S", 0.01)
     monkeypatch.setattr(sys, "platform", "darwin")
     with started(command()) as process, trio.fail_after(200):
-        family = AdoptedTree(psutil.Process(process.pid))
+        tree = AdoptedTree(psutil.Process(process.pid))
         with trio.move_on_after(0.03):
-            await family.wait()
+            await tree.wait()
             pytest.fail("it is still alive")
         process.kill()
-        await family.wait()
+        await tree.wait()
 
 
 # The router's own death
@@ -1168,7 +1168,7 @@ async def main():
         await nursery.start(guardian.run)
         engine = ProcessEngine("small", ProcessConfig(argv=tuple(sys.argv[1:])), client, guardian=guardian)
         ready = lambda endpoint: print("ready", flush=True)
-        await engine.live(engine.resident_of("x"), Supervision(ready))
+        await engine.run_resident(engine.resident_of("x"), Supervision(ready))
 
 trio.run(main)
 """
@@ -1261,7 +1261,7 @@ async def test_a_guardian_kills_only_what_is_registered_when_its_line_ends() -> 
         assert kept.poll() is None
 
 
-async def test_a_guardian_is_told_when_a_family_is_dead() -> None:
+async def test_a_guardian_is_told_when_a_tree_is_dead() -> None:
     class Watcher(Guardian):
         def __init__(self) -> None:
             super().__init__()
@@ -1289,7 +1289,7 @@ def test_carriers_of_a_marker() -> None:
         while process.pid not in carriers({"abc123"}) and time.monotonic() < deadline:
             time.sleep(0.005)  # until the new program is in place
         assert carriers({"abc123", "other"}) == [process.pid]
-        assert carriers({"abc12"}) == [process.pid]  # a router's own part of its families' markers
+        assert carriers({"abc12"}) == [process.pid]  # a router's own part of its trees' markers
         assert carriers({"bc123"}) == carriers(set()) == []
 
 
@@ -1408,29 +1408,29 @@ async def start_on_windows(monkeypatch: pytest.MonkeyPatch, jobs: ScriptedJobs) 
 
     monkeypatch.setattr(trio.lowlevel, "open_process", open_process)
     try:
-        _, family = await JobTree.start(["srv.exe"], env={"A": "b"}, cwd=None, jobs=jobs)
+        _, tree = await JobTree.start(["srv.exe"], env={"A": "b"}, cwd=None, jobs=jobs)
     except OSError as error:
         return process, error
     assert given["argv"] == ["srv.exe"]
     assert given["creationflags"] == 0x200
     assert given["stdout"] == subprocess.PIPE
-    return process, family
+    return process, tree
 
 
 async def test_a_family_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = ScriptedJobs()
-    process, family = await start_on_windows(monkeypatch, jobs)
-    assert family.pid == process.pid
+    process, tree = await start_on_windows(monkeypatch, jobs)
+    assert tree.pid == process.pid
     assert jobs.deeds == [("assign", 5, 99)]
-    assert await family.is_alive()
-    await family.signal("SIGTERM")
+    assert await tree.is_alive()
+    await tree.signal("SIGTERM")
     assert jobs.deeds[1:] == [("terminate", 5)]
-    assert not await family.is_alive()
-    family.mark_dead()
-    family.mark_dead()
-    await family.kill()
+    assert not await tree.is_alive()
+    tree.mark_dead()
+    tree.mark_dead()
+    await tree.kill()
     assert jobs.deeds[2:] == [("close", 5)]
-    assert not await family.is_alive()
+    assert not await tree.is_alive()
 
 
 async def test_a_process_that_fits_into_no_job_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

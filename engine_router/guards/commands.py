@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import trio
 from attrs import frozen
@@ -16,46 +17,67 @@ from attrs import frozen
 from engine_router.guards.limits import MAX_OUTPUT_BYTES
 from engine_router.guards.masking import own_environment
 
+_COMPLAINT_CHARS: Final = 500
 
-class TooMuchOutput(Exception):
+
+class _TooMuchOutput(Exception):
     """A command printed more than is read, and was killed."""
 
 
 @frozen
-class Finished:
-    """How a command ended.
+class CommandResult:
+    """The result of a command.
 
     Attributes:
-        code: its exit status.
-        output, errors: what it wrote to standard output and standard error.
+        code: its exit status; None when it could not be run, took too long or printed too much.
+        output: its standard output.
+        said: what it wrote to standard error, else to standard output; without a code, why there is none.
     """
 
-    code: int
-    output: bytes
-    errors: bytes
+    code: int | None
+    output: str
+    said: str
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong, in one line."""
+        return " ".join((self.said or f"exit status {self.code}").split())[:_COMPLAINT_CHARS]
 
 
-async def run_bounded(
+async def run_command(
     argv: Sequence[str],
     *,
+    timeout_s: float,
     environment: Mapping[str, str] | None = None,
     cwd: str | None = None,
     own_session: bool = False,
-) -> Finished:
-    """Run a command to its end. Not bounded in time: the caller does that.
+) -> CommandResult:
+    """Run a command to its end; kill it after `timeout_s` seconds, or when it prints more than `MAX_OUTPUT_BYTES`.
 
     Args:
         argv: the command.
+        timeout_s: limit in seconds.
         environment: replaces the router's own, which goes without what is meant for the router alone.
         cwd: where it runs; None: where the router does.
         own_session: what the command starts is killed with it. Not for sudo, which may ask what terminal it is on.
 
-    Raises:
-        OSError, ValueError: it cannot be run.
-        TooMuchOutput: it printed more than `MAX_OUTPUT_BYTES`.
-
     Cancellation kills it, and waits for its end.
     """
+    with trio.move_on_after(timeout_s):
+        try:
+            return await _run(argv, environment, cwd, own_session=own_session)
+        except _TooMuchOutput as error:
+            return CommandResult(None, "", str(error))
+        except FileNotFoundError:
+            return CommandResult(None, "", f"cannot be run: {argv[0]} was not found")
+        except (OSError, ValueError) as error:
+            return CommandResult(None, "", f"cannot be run: {error}")
+    return CommandResult(None, "", f"did not end within {timeout_s:g} s")
+
+
+async def _run(
+    argv: Sequence[str], environment: Mapping[str, str] | None, cwd: str | None, *, own_session: bool
+) -> CommandResult:
     failure: Exception | None = None
     output, errors, code = bytearray(), bytearray(), 0
     async with trio.open_nursery() as nursery:
@@ -67,7 +89,7 @@ async def run_bounded(
             async for data in stream:
                 into += data
                 if len(into) > MAX_OUTPUT_BYTES:
-                    failure = TooMuchOutput(f"printed more than {MAX_OUTPUT_BYTES // 2**20} MiB")
+                    failure = _TooMuchOutput(f"printed more than {MAX_OUTPUT_BYTES // 2**20} MiB")
                     nursery.cancel_scope.cancel()
                     return
 
@@ -92,7 +114,8 @@ async def run_bounded(
             code = await process.wait()
     if failure is not None:
         raise failure
-    return Finished(code, bytes(output), bytes(errors))
+    text, complaints = (data.decode("utf-8", "replace").strip() for data in (output, errors))
+    return CommandResult(code, text, complaints or text)
 
 
 async def _kill(process: trio.Process) -> None:

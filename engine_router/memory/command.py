@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from decimal import Decimal, DecimalException
@@ -10,7 +11,7 @@ from typing import Final
 import attrs
 import trio
 
-from engine_router.guards.commands import Finished, TooMuchOutput, run_bounded
+from engine_router.guards.commands import run_command
 from engine_router.guards.limits import MAX_AMOUNT_BYTES, PRINTED_CHARS
 from engine_router.memory.reading import GaugeUnreadable, MemoryReading
 
@@ -83,25 +84,17 @@ class CommandGauge:
 
     async def read(self) -> MemoryReading:
         """Run the command. A cancellation kills it, with all that it started, and waits for its end."""
-        finished = None
-        try:
-            with trio.move_on_after(self.limit_s):
-                finished = await run_bounded(self.argv, own_session=True)
-        except TooMuchOutput as error:
-            raise GaugeUnreadable(f"{self.name} {error}") from error
-        except (OSError, ValueError) as error:
-            raise GaugeUnreadable(f"{self.name} cannot be run: {error}") from error
-        if finished is None:
+        result = None
+        with trio.move_on_after(self.limit_s):
+            result = await run_command(self.argv, timeout_s=math.inf, own_session=True)
+        if result is None:
             raise GaugeUnreadable(f"{self.name} took more than {self.limit_s:g} s")
-        return self._understand(finished)
-
-    def _understand(self, finished: Finished) -> MemoryReading:
-        if finished.code != 0:
-            said = finished.errors.decode(errors="replace").strip()[-PRINTED_CHARS:]
-            raise GaugeUnreadable(
-                f"{self.name} ended with status {finished.code}" + (f": {said}" if said else "")
-            )
+        if result.code is None:
+            raise GaugeUnreadable(f"{self.name} {result.said}")
+        if result.code != 0:
+            said = f": {result.said[-PRINTED_CHARS:]}" if result.said else ""
+            raise GaugeUnreadable(f"{self.name} ended with status {result.code}{said}")
         try:
-            return MemoryReading(number_of_bytes(finished.output.decode(errors="replace")))
+            return MemoryReading(number_of_bytes(result.output))
         except ValueError as error:
             raise GaugeUnreadable(f"{self.name}: {error}") from error

@@ -1,4 +1,4 @@
-"""A family that the router did not start but found running."""
+"""The process tree that the router did not start but found running."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AdoptedTree:
         self._look()
 
     def __repr__(self) -> str:
-        return f"<AdoptedFamily {self.pid}>"
+        return f"<AdoptedTree {self.pid}>"
 
     async def wait(self) -> None:
         """Wait until the head has ended. Cancellation leaves it as it is."""

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
-from engine_router.engines.remote.commands import Completed, run_command
+from engine_router.guards.commands import CommandResult, run_command
 from engine_router.guards.masking import own_environment
 
 # Seconds for a command that nobody waits for.
@@ -35,7 +35,7 @@ class EndCommands:
     env: Mapping[str, str] = {}
     cwd: str | None = None
 
-    async def run(self, argv: tuple[str, ...], timeout_s: float) -> Completed:
+    async def run(self, argv: tuple[str, ...], timeout_s: float) -> CommandResult:
         """Run one of them, for at most `timeout_s` seconds. Cancellation kills it."""
         return await run_command(argv, timeout_s=timeout_s, environment=self._environment(), cwd=self.cwd)
 

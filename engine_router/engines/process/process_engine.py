@@ -14,11 +14,11 @@ from engine_router.config import ProcessConfig, is_template
 from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
+from engine_router.engines.masking import engine_mask
 from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
 from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.end_commands import EndCommands, end_commands, fill_command
-from engine_router.engines.process.obstacles import missing
 from engine_router.engines.process.output import EngineOutput, last_words
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.process.running_process import (
@@ -29,15 +29,13 @@ from engine_router.engines.process.running_process import (
     open_log_file,
 )
 from engine_router.engines.process.shared_memory import SharedMemory, shared_memory
-from engine_router.engines.process.spawning import out_of_resources, spawn
+from engine_router.engines.process.start import missing, out_of_resources, spawn
 from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe, look
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.lifecycle import SLEEPS
-from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep, WakeResult
 from engine_router.errors import (
-    EngineError,
     EngineStartFailed,
     EngineStartTimeout,
     EngineStopFailed,
@@ -48,7 +46,7 @@ from engine_router.guards.masking import masked_argv
 
 LIST_TIMEOUT_S = 3.0
 
-Outcome = TypeVar("Outcome", bound="Ended | EngineError | None")
+T = TypeVar("T", bound="Ended | None")
 
 
 class ProcessEngine:
@@ -75,7 +73,7 @@ class ProcessEngine:
         self._guardian = guardian
         self._paths = paths or {}
         self._is_template = is_template(config)
-        self._undead: dict[ResidentId, RunningProcess] = {}
+        self._unstopped: dict[ResidentId, RunningProcess] = {}
         self._listens_at: str | None = config.base_url
         self._ready_at: dict[ResidentId, str] = {}  # base URLs
         registry = sleep_registry or SleepRegistry()  # one that is not open
@@ -103,26 +101,22 @@ class ProcessEngine:
     ) -> Ended:
         """Run the process from its start to its end; see `Engine.run_resident`."""
         try:
-            outcome = await self._lived(resident, supervision, adopt=adopt)
+            ended = await self._run(resident, supervision, adopt=adopt)
         except OSError as error:
             if lacks_resources(error):
                 raise out_of_resources(self.name, error) from error
             raise
-        if isinstance(outcome, EngineError):
-            raise outcome
-        self._undead.pop(resident, None)
-        return outcome
+        self._unstopped.pop(resident, None)
+        return ended
 
-    async def _lived(
-        self, resident: ResidentId, supervision: Supervision, *, adopt: bool
-    ) -> Ended | EngineError:
-        if (unstopped := self._undead.get(resident)) is not None:
+    async def _run(self, resident: ResidentId, supervision: Supervision, *, adopt: bool) -> Ended:
+        if (unstopped := self._unstopped.get(resident)) is not None:
             return await unstopped.end(self.config.grace_s)
         if resident in self._sleep.registry.residents:
-            return await self._live_again(resident, supervision)
+            return await self._run_asleep(resident, supervision)
         if adopt:
-            return await self._live_adopted(resident, supervision)
-        return await self._live_started(resident, supervision)
+            return await self._run_adopted(resident, supervision)
+        return await self._run_started(resident, supervision)
 
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - it does not matter
         """Ask a ready resident again what was asked before it was ready; see `Engine.check`."""
@@ -160,20 +154,22 @@ class ProcessEngine:
 
     # A process of our own.
 
-    async def _live_started(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+    async def _run_started(self, resident: ResidentId, supervision: Supervision) -> Ended:
         if supervision.stop_asked.is_set():
             return Ended(stopped=True, message="was not started")
         base_url = self.config.base_url or f"http://127.0.0.1:{free_port()}"
         if await is_taken(base_url):
-            outcome = await self._live_found_asleep(resident, supervision)
+            outcome = await self._run_found_asleep(resident, supervision)
             if outcome is not None:
                 return outcome
             if await is_taken(base_url):
-                return await self._taken(base_url)
+                raise await self._port_taken(base_url)
         running = await self._start(resident, base_url)
-        return await self._accompany(resident, running, lambda: self._life(resident, supervision, running))
+        return await self._until_gone(
+            resident, running, lambda: self._begin_and_serve(resident, supervision, running)
+        )
 
-    async def _taken(self, base_url: str) -> EngineStartFailed:
+    async def _port_taken(self, base_url: str) -> EngineStartFailed:
         host, port = address_of(base_url)
         owner = described(await owner_of(port))
         return EngineStartFailed(
@@ -212,19 +208,17 @@ class ProcessEngine:
     def _shared_memory(self, began: float, argv: Sequence[str]) -> SharedMemory:
         return shared_memory(began, (*argv, *self.config.env.values()))
 
-    async def _accompany(
-        self, resident: ResidentId, running: RunningProcess, life: Callable[[], Awaitable[Outcome]]
-    ) -> Outcome:
-        """Go through a family's life, and leave nothing of it but where it sleeps.
-
-        Failures are returned: raised in a nursery they would arrive in a group.
-        """
+    async def _until_gone(
+        self, resident: ResidentId, running: RunningProcess, work: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Do some work with a process to its end, and leave nothing of the process but where it sleeps."""
         is_asleep = False
         try:
-            outcome = await running.attended(life)
-            if isinstance(outcome, EngineStopFailed):
-                self._undead[resident] = running
-            is_asleep = isinstance(outcome, Ended) and outcome.asleep
+            ended = await running.while_read(work)
+            is_asleep = ended is not None and ended.asleep
+        except EngineStopFailed:
+            self._unstopped[resident] = running
+            raise
         finally:
             self._listens_at = self.config.base_url
             self._ready_at.pop(resident, None)
@@ -232,12 +226,12 @@ class ProcessEngine:
                 self._sleep.registry.put(resident, SleepingProcess(running))
             else:
                 running.abandon()
-        return outcome
+        return ended
 
-    async def _life(
+    async def _begin_and_serve(
         self, resident: ResidentId, supervision: Supervision, running: RunningProcess
-    ) -> Ended | EngineError:
-        """From the start to the end."""
+    ) -> Ended:
+        """Wait until a process is ready, and let it serve to its end."""
         probe = self._probe(resident, running.base_url)
         seen: list[str] = []
         began = trio.current_time()
@@ -253,19 +247,18 @@ class ProcessEngine:
             return await self._serve(resident, supervision, running)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
             return await running.end(min(ABORT_GRACE_S, self.config.grace_s))
-        if (unstopped := await running.mark_dead()) is not None:
-            return unstopped
+        await running.clean_up()
         if happened == "deadline" and seen == [CANNOT_ASK]:
-            return OutOfResources(self.name, self._not_ready(seen))
+            raise OutOfResources(self.name, self._not_ready(seen))
         if happened == "deadline":
-            return EngineStartTimeout(self.name, self._not_ready(seen), log_tail=self._tail(running))
+            raise EngineStartTimeout(self.name, self._not_ready(seen), log_tail=self._tail(running))
         words = f"{running.ended_how()} before it was ready"
-        return EngineStartFailed(self.name, words, log_tail=self._tail(running))
+        raise EngineStartFailed(self.name, words, log_tail=self._tail(running))
 
     async def _serve(
         self, resident: ResidentId, supervision: Supervision, running: RunningProcess, *, woken: bool = False
-    ) -> Ended | EngineError:
-        """From its readiness to the end."""
+    ) -> Ended:
+        """Let a ready process serve to its end."""
         self._listens_at = self._ready_at[resident] = running.base_url
         running.has_served = True
         await running.shared.note(running.tree.members)
@@ -277,8 +270,7 @@ class ProcessEngine:
                 running.log.write("[engine-router] sleeps")
                 return SLEEPS
             return await running.end(self.config.grace_s)
-        if (unstopped := await running.mark_dead()) is not None:
-            return unstopped
+        await running.clean_up()
         return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail(running))
 
     def _probe(self, resident: ResidentId, base_url: str) -> ReadinessProbe:
@@ -295,35 +287,33 @@ class ProcessEngine:
 
     # Sleep.
 
-    async def _live_again(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+    async def _run_asleep(self, resident: ResidentId, supervision: Supervision) -> Ended:
         """Wake what sleeps, or stop it, if that is what is wanted; start it anew where it cannot be woken."""
         if supervision.stop_asked.is_set() and not supervision.for_good.is_set():
             return SLEEPS
         sleeper = await self._sleep.registry.take(resident, SleepingProcess)
         if sleeper is not None:
-            outcome = await self._live_woken(resident, supervision, sleeper.running)
+            outcome = await self._run_woken(resident, supervision, sleeper.running)
             if outcome is not None:
                 return outcome
-        return await self._live_started(resident, supervision)
+        return await self._run_started(resident, supervision)
 
-    async def _live_found_asleep(
-        self, resident: ResidentId, supervision: Supervision
-    ) -> Ended | EngineError | None:
+    async def _run_found_asleep(self, resident: ResidentId, supervision: Supervision) -> Ended | None:
         """Wake a process that runs this engine's command and sleeps; None where there is none any more."""
         running = await self._found() if await self._is_found_asleep() else None
-        return None if running is None else await self._live_woken(resident, supervision, running)
+        return None if running is None else await self._run_woken(resident, supervision, running)
 
-    async def _live_woken(
+    async def _run_woken(
         self, resident: ResidentId, supervision: Supervision, running: RunningProcess
-    ) -> Ended | EngineError | None:
-        return await self._accompany(
-            resident, running, lambda: self._woken_life(resident, supervision, running)
+    ) -> Ended | None:
+        return await self._until_gone(
+            resident, running, lambda: self._wake_and_serve(resident, supervision, running)
         )
 
-    async def _woken_life(
+    async def _wake_and_serve(
         self, resident: ResidentId, supervision: Supervision, running: RunningProcess
-    ) -> Ended | EngineError | None:
-        """From the wake to the end. Returns None where it could not be woken, and is gone."""
+    ) -> Ended | None:
+        """Wake a process, and let it serve to its end. Returns None where it could not be woken, and is gone."""
         sleep = self._sleep.of(resident, self._client_of(running.base_url))
         if sleep is None or supervision.stop_asked.is_set():
             return await running.end(self.config.grace_s)
@@ -340,11 +330,11 @@ class ProcessEngine:
                 return await self._serve(resident, supervision, running, woken=True)
             if result is WakeResult.DIED:
                 running.log.write(f"[engine-router] {running.ended_how()} while it slept")
-                return await running.mark_dead()
+                await running.clean_up()
+                return None
             grace_s = min(ABORT_GRACE_S, grace_s)
         ended = await running.end(grace_s)
-        is_wanted = not supervision.stop_asked.is_set()
-        return None if is_wanted and isinstance(ended, Ended) else ended
+        return ended if supervision.stop_asked.is_set() else None
 
     async def _is_found_asleep(self) -> bool:
         """Tell whether the server at the configured address says that it sleeps."""
@@ -363,11 +353,13 @@ class ProcessEngine:
         port = address_of(self.config.base_url)[1]
         return await head_of(port, self.command(ResidentId(self.name), port))
 
-    async def _live_adopted(self, resident: ResidentId, supervision: Supervision) -> Ended | EngineError:
+    async def _run_adopted(self, resident: ResidentId, supervision: Supervision) -> Ended:
         running = await self._found()
         if running is None:
-            return EngineStartFailed(self.name, "was found running, but has gone meanwhile")
-        return await self._accompany(resident, running, lambda: self._life(resident, supervision, running))
+            raise EngineStartFailed(self.name, "was found running, but has gone meanwhile")
+        return await self._until_gone(
+            resident, running, lambda: self._begin_and_serve(resident, supervision, running)
+        )
 
     async def _found(self) -> RunningProcess | None:
         owner = await self._owner()

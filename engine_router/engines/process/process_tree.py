@@ -1,7 +1,7 @@
-"""Everything that one engine's process started: signalled as a whole, and dead only as a whole.
+"""The process tree of an engine: signalled as a whole, and dead only as a whole.
 
-One seam for what differs by platform. On Linux and macOS a family is a process group of its own, plus (on
-Linux) whoever left the group but carries the family's marker in its environment; the `Guardian` kills it
+One seam for what differs by platform. On Linux and macOS it is a process group of its own, plus (on
+Linux) whoever left the group but carries the tree's marker in its environment; the `Guardian` kills it
 if the router dies. On Windows it is a job object that dies with the router's handle.
 """
 
@@ -109,7 +109,7 @@ class ProcessTree(Protocol):
 
 
 class Guardian:
-    """The line to the guardian program: which families it has to kill when the router is gone.
+    """The line to the guardian program: which trees it has to kill when the router is gone.
 
     `run` keeps one guardian alive; `watch` and `forget` never wait.
 
@@ -182,7 +182,7 @@ class Guardian:
         return process, writing
 
     def new_marker(self) -> str:
-        """Return a marker for a family; whoever carries it is killed when the router is gone."""
+        """Return a marker for a process tree; whoever carries it is killed when the router is gone."""
         return f"{self._run}.{uuid.uuid4().hex}"
 
     def watch(self, group: int) -> None:
@@ -210,22 +210,22 @@ class Guardian:
 
 
 class ProcessGroup:
-    """A family on Linux and macOS."""
+    """A process tree on Linux and macOS."""
 
     def __init__(self, pid: int, marker: str, watcher: Guardian | None) -> None:
         self.pid = pid
         self._marker = marker
         self._watcher = watcher
-        self._buried = False
+        self._is_dead = False
         if watcher is not None:
             watcher.watch(pid)
 
     def __repr__(self) -> str:
-        return f"<ProcessGroup {self.pid}{' buried' if self._buried else ''}>"
+        return f"<ProcessGroup {self.pid}{' dead' if self._is_dead else ''}>"
 
     async def signal(self, name: str) -> None:
         """Send a signal to the group and to whoever left it."""
-        if not self._buried:
+        if not self._is_dead:
             self._signal_group(Signals[name])
             # Walking the process table takes milliseconds: not in the event loop.
             await trio.to_thread.run_sync(self._signal_others, Signals[name])
@@ -236,7 +236,7 @@ class ProcessGroup:
 
     def abandon(self) -> None:
         """Kill the group at once, and in a thread whoever left it; the program ends after that thread."""
-        if not self._buried:
+        if not self._is_dead:
             self._signal_group(SIGKILL)
             threading.Thread(target=self._signal_others, args=(SIGKILL,), name="kill").start()
 
@@ -252,13 +252,13 @@ class ProcessGroup:
 
     async def is_alive(self) -> bool:
         """Tell whether any of it still runs."""
-        if self._buried:
+        if self._is_dead:
             return False
         return await trio.to_thread.run_sync(self._has_living, abandon_on_cancel=True)
 
     def mark_dead(self) -> None:
         """Note that all of it is dead."""
-        self._buried = True
+        self._is_dead = True
         if self._watcher is not None:
             self._watcher.forget(self.pid)
 
@@ -297,12 +297,12 @@ def _is_living(pid: int) -> bool:
 async def start_tree(
     argv: Sequence[str], *, env: Mapping[str, str], cwd: str | None, watcher: Guardian | None
 ) -> tuple[trio.Process, ProcessTree]:
-    """Start a process as the head of a family of its own, its output on one pipe.
+    """Start a process as the head of a tree of its own, its output on one pipe.
 
     Raises:
         OSError: it cannot be run.
 
-    Cancellation: either nothing was started, or the family is returned.
+    Cancellation: either nothing was started, or the tree is returned.
     """
     marker = uuid.uuid4().hex if watcher is None else watcher.new_marker()
     reap()

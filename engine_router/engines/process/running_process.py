@@ -1,4 +1,4 @@
-"""A process at work, with all that it started: what it writes is read, and it ends as a whole."""
+"""A running process with all that it started: what it writes is read, and it ends as a whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine_router.engines.process.end_commands import EndCommands
 from engine_router.engines.process.output import EngineOutput
 from engine_router.engines.process.process_tree import ProcessTree, reap_later
 from engine_router.engines.process.shared_memory import SharedMemory
-from engine_router.engines.process.spawning import out_of_resources
+from engine_router.engines.process.start import out_of_resources
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed
 from engine_router.guards.masking import masked_argv
 
@@ -43,7 +43,7 @@ GRACE_SHARE = 0.75
 
 @define(eq=False, kw_only=True)
 class RunningProcess:
-    """A family at work.
+    """A running process with all that it started.
 
     Attributes:
         name: the engine's.
@@ -68,7 +68,7 @@ class RunningProcess:
     commands: EndCommands
     shared: SharedMemory
     has_served: bool = False
-    _is_buried: bool = False
+    _is_dead: bool = False
     _still: str | None = None  # what goes on after its death, in words
     _output_ended: trio.Event = field(factory=trio.Event)
 
@@ -81,20 +81,30 @@ class RunningProcess:
         """Say in words how its head ended."""
         return "ended" if self.process is None else _exit_words(self.process.returncode)
 
-    async def attended(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do some work with it, while all that it writes is read. The work must not raise, but for cancellation."""
+    async def while_read(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do some work with it, while all that it writes is read.
+
+        Raises:
+            EngineError: as the work raised it.
+        """
+        failure: EngineError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read_output)
-            result = await work()
+            try:
+                result = await work()
+            except EngineError as error:
+                failure = error  # raised below: the nursery would put it into a group
             nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
         return result
 
     def abandon(self) -> None:
         """Kill what is left of what the router started, without waiting, and close what was opened for it."""
         if self.process is None:
             return
-        self.tree.abandon()  # a family that is known to be dead is buried, and this does nothing
-        if not self._is_buried:
+        self.tree.abandon()  # does nothing where the whole tree is known to be dead
+        if not self._is_dead:
             self.commands.kill_detached()
         reap_later(self.process)
         self.log.flush()
@@ -102,37 +112,45 @@ class RunningProcess:
 
     # Its end.
 
-    async def end(self, grace_s: float) -> Ended | EngineStopFailed:
-        """Ask it to end, and kill what is left after `grace_s` seconds."""
+    async def end(self, grace_s: float) -> Ended:
+        """Ask it to end, and kill what is left after `grace_s` seconds.
+
+        Raises:
+            EngineStopFailed: some of it is left after `stop_timeout_s`.
+        """
         tree = self.tree
         grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
         is_asked = False
         with trio.move_on_after(self.config.stop_timeout_s):
             await self.shared.note(tree.members)
-            with trio.move_on_after(grace_s) as patience:
+            with trio.move_on_after(grace_s) as grace:
                 if self.commands.stop is not None:
                     is_asked = await self._run(self.commands.stop)
                 await tree.signal(self.config.stop_signal)
                 await self.wait()
                 await _until_dead(tree)
-            if patience.cancelled_caught and await tree.is_alive():
+            if grace.cancelled_caught and await tree.is_alive():
                 self.log.write(
                     f"[engine-router] still there {grace_s:g} s after {self.config.stop_signal}: killed"
                 )
-            await self.kill_until_gone(is_asked=is_asked and not patience.cancelled_caught)
+            await self.kill_until_gone(is_asked=is_asked and not grace.cancelled_caught)
             return Ended(stopped=True, message=self.ended_how())
-        return self._still_there()
+        raise self._still_there()
 
-    async def mark_dead(self) -> EngineStopFailed | None:
-        """See that nobody is left of a family whose head has gone or was killed, however long that may take."""
+    async def clean_up(self) -> None:
+        """Kill what is left of the tree after its head has gone or was to be killed.
+
+        Raises:
+            EngineStopFailed: some of it is left after `stop_timeout_s`.
+        """
         with trio.move_on_after(self.config.stop_timeout_s):
             await self.shared.note(self.tree.members)  # some of it may still live
             await self.kill_until_gone()
-            return None
-        return self._still_there()
+            return
+        raise self._still_there()
 
     async def kill_until_gone(self, *, is_asked: bool = False) -> None:
-        """Kill what is left of a family until nothing is, and read its last words.
+        """Kill what is left of the tree until nothing is, and read its last words.
 
         Args:
             is_asked: what a daemon held for it was told to end, and did.
@@ -150,7 +168,7 @@ class RunningProcess:
             self.log.write(f"[engine-router] {words}")
             logger.info("engine '%s': %s", self.name, words)
         self.tree.mark_dead()
-        self._is_buried = True
+        self._is_dead = True
         with trio.move_on_after(OUTPUT_GRACE_S):
             await self._output_ended.wait()
         self.output.end()
@@ -166,7 +184,7 @@ class RunningProcess:
     async def _until_silent(self, died_at: float) -> None:
         """Wait until nobody listens where it did: what a daemon runs for it is not seen among its processes.
 
-        Who came after its death is a stranger, and not waited for.
+        A process that began after its death is not waited for.
         """
         interval = 0.01
         owner = None
@@ -196,7 +214,7 @@ class RunningProcess:
     # Its output.
 
     async def _read_output(self) -> None:
-        """Read what the family writes until nobody can write any more."""
+        """Read what it writes until nobody can write any more."""
         if self.process is not None and self.process.stdout is not None:
             await self.output.read(self.process.stdout)
         self._output_ended.set()
@@ -204,7 +222,7 @@ class RunningProcess:
 
 @frozen
 class SleepingProcess:
-    """A family that sleeps; see `SleepingResident`. One that the router did not start is left as it is when it goes."""
+    """A sleeping process; see `SleepingResident`. One that the router did not start is left as it is when it goes."""
 
     running: RunningProcess
 
@@ -215,16 +233,14 @@ class SleepingProcess:
 
     async def watch(self) -> str:
         """Read what it writes until it dies."""
-        return await self.running.attended(self._die)
+        return await self.running.while_read(self._die)
 
     async def end(self) -> None:
         """Stop it as if it were awake."""
         try:
-            outcome = await self.running.attended(lambda: self.running.end(self.running.config.grace_s))
+            await self.running.while_read(lambda: self.running.end(self.running.config.grace_s))
         finally:
             self.running.abandon()
-        if isinstance(outcome, EngineError):
-            raise outcome
 
     def kill(self) -> None:
         """Kill it, if the router started it."""
@@ -272,7 +288,7 @@ def began_at(process: psutil.Process) -> float:
 
 
 async def _until_dead(tree: ProcessTree, *, kill: bool = False) -> None:
-    """Wait until nobody of a family lives. With `kill`, kill whoever is found, and who was born meanwhile."""
+    """Wait until nobody of a tree lives. With `kill`, kill whoever is found, and who was born meanwhile."""
     interval = 0.002
     while await tree.is_alive():
         if kill:

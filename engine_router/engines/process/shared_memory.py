@@ -1,7 +1,7 @@
 """Shared memory that a killed engine leaves behind: files in /dev/shm, which outlive the processes that made them.
 
 On Linux shared memory that has a name is such a file (`shm_open`, Python's `multiprocessing.shared_memory`). Who
-is killed cannot remove it, and it takes up memory until the machine is restarted. So what a family writes to is noted
+is killed cannot remove it, and it takes up memory until the machine is restarted. So what a process tree writes to is noted
 while it lives, and removed when all of it is dead. One seam for what differs by platform.
 """
 
@@ -25,7 +25,7 @@ from engine_router.guards.limits import SHARED_MEMORY_FILES
 logger = logging.getLogger(__name__)
 
 FOLDER: Final = "/dev/shm"  # noqa: S108 - it is no place for temporary files here
-# Seconds that a look at the process table may take; after that the end of a family is more important.
+# Seconds that a look at the process table may take; after that the end of a process tree is more important.
 LOOK_S: Final = 2.0
 # Files are dated by a clock that goes forward in steps, so that a new one may look a little older than it is.
 CLOCK_STEP_S: Final = 0.05
@@ -35,10 +35,10 @@ Identity = tuple[int, int]  # of a file: its device and its inode
 
 
 class SharedMemory(Protocol):
-    """The shared memory of one family."""
+    """The shared memory of one process tree."""
 
     async def note(self, members: Callable[[], Iterable[int]]) -> None:
-        """Note what the living members of a family write to; takes `LOOK_S` seconds at most.
+        """Note what the living members of a tree write to; takes `LOOK_S` seconds at most.
 
         Args:
             members: lists their process ids; called in a thread, and only where there is anything to note.
@@ -46,7 +46,7 @@ class SharedMemory(Protocol):
         ...
 
     async def clear(self) -> Sequence[str]:
-        """Remove what a dead family left, as far as nobody else can use it; say in sentences what was done."""
+        """Remove what a dead tree left, as far as nobody else can use it; say in sentences what was done."""
         ...
 
 
@@ -82,13 +82,13 @@ class _File:
 
 
 class SharedMemoryFiles:
-    """The shared memory of one family on Linux.
+    """The shared memory of one process tree on Linux.
 
-    Only what the family writes to is its shared memory: model files that lie in /dev/shm are only read. Nor is it what
-    was there before the family, or what the engine's configuration names.
+    Only what the tree writes to is its shared memory: model files that lie in /dev/shm are only read. Nor is it what
+    was there before the tree, or what the engine's configuration names.
 
     Args:
-        began: when the family began, in seconds since 1970.
+        began: when the tree began, in seconds since 1970.
         configured: texts of the configuration in which a file may be named.
     """
 
@@ -136,7 +136,7 @@ class SharedMemoryFiles:
         return [(file, _objection(file, users.get(file.identity), is_complete=is_complete)) for file in files]
 
     def _files(self) -> list[_File]:
-        """List the files that may be a family's: not what is older, has a second name, or is configured."""
+        """List the files that may be a tree's: not what is older, has a second name, or is configured."""
         try:
             with os.scandir(FOLDER) as entries:
                 files = [_file(entry) for entry in itertools.islice(entries, SHARED_MEMORY_FILES)]
@@ -154,7 +154,7 @@ class SharedMemoryFiles:
 
 
 def shared_memory(began: float, configured: Iterable[str]) -> SharedMemory:
-    """Return the shared memory of a family that began at a time, in seconds since 1970; see `SharedMemoryFiles`."""
+    """Return the shared memory of a tree that began at a time, in seconds since 1970; see `SharedMemoryFiles`."""
     return SharedMemoryFiles(began, configured) if sys.platform == "linux" else NoSharedMemory()
 
 

@@ -1,4 +1,4 @@
-"""Families on Windows: a job object whose members die with the last handle to it, the router's.
+"""The process tree on Windows: a job object whose members die with the last handle to it, the router's.
 
 Written from the documentation of job objects; it runs on Windows only. The three calls of kernel32 stand
 behind `Jobs`, so that the rest is tested with injected ones.
@@ -134,13 +134,13 @@ class KernelJobs:
 
 
 class JobTree:
-    """A family on Windows. There are no signals to a group: whatever is asked, all of it is ended at once."""
+    """A process tree on Windows. There are no signals to a group: whatever is asked, all of it is ended at once."""
 
     def __init__(self, pid: int, job: int, jobs: Jobs) -> None:
         self.pid = pid
         self._job = job
         self._jobs = jobs
-        self._buried = False
+        self._is_dead = False
 
     @classmethod
     async def start(
@@ -182,12 +182,12 @@ class JobTree:
 
     def abandon(self) -> None:
         """End all of it."""
-        if not self._buried:
+        if not self._is_dead:
             self._jobs.terminate(self._job)
 
     async def is_alive(self) -> bool:
         """Tell whether any of it still runs."""
-        return not self._buried and self._jobs.members(self._job) > 0
+        return not self._is_dead and self._jobs.members(self._job) > 0
 
     def members(self) -> Sequence[int]:
         """List none: what members leave behind is looked for on Linux only."""
@@ -195,6 +195,6 @@ class JobTree:
 
     def mark_dead(self) -> None:
         """Note that all of it is dead. The job's handle is closed."""
-        if not self._buried:
-            self._buried = True
+        if not self._is_dead:
+            self._is_dead = True
             self._jobs.close(self._job)

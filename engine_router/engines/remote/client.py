@@ -12,9 +12,9 @@ import trio
 from attrs import frozen
 
 from engine_router.config import EngineConfig, LoadedConfig
+from engine_router.engines.masking import engine_mask
 from engine_router.engines.readiness import dig, listed_ids
 from engine_router.engines.remote.answers import ControlAnswer, ListedModel, complaint_in, read_listing
-from engine_router.engines.remote.masks import engine_mask
 from engine_router.errors import EngineBroke, EngineError, EngineUnreachable
 from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
 

@@ -16,10 +16,10 @@ import trio
 from engine_router.config import CallConfig, HttpConfig
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
+from engine_router.engines.masking import engine_mask
 from engine_router.engines.remote.answers import ControlAnswer, ListedModel, fill
 from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
 from engine_router.engines.remote.lifecycle import run_lifecycle
-from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable

@@ -24,15 +24,15 @@ import trio
 from engine_router.config import LoadedConfig, OllamaConfig
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
+from engine_router.engines.masking import engine_mask
 from engine_router.engines.readiness import as_text, dig
 from engine_router.engines.remote.answers import ControlAnswer
 from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
-from engine_router.engines.remote.commands import run_command
 from engine_router.engines.remote.lifecycle import run_lifecycle
-from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.engines.remote.ollama_session import Session
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.guards.commands import run_command
 from engine_router.guards.masking import masked_argv, own_environment
 
 KEEP_FOR_EVER = -1

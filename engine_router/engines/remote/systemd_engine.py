@@ -23,14 +23,14 @@ from attrs import frozen
 from engine_router.config import SystemdConfig
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, EngineLogs, ResidentId, Supervision
+from engine_router.engines.masking import engine_mask
 from engine_router.engines.readiness import Check, ReadinessProbe, ask, look
 from engine_router.engines.remote.client import EngineClient
-from engine_router.engines.remote.commands import Completed, run_command
 from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, run_lifecycle
-from engine_router.engines.remote.masks import engine_mask
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.guards.commands import CommandResult, run_command
 
 WATCH_INTERVAL_S = 0.25
 """Seconds between two looks at a unit that is starting."""
@@ -203,7 +203,7 @@ class SystemdEngine:
         """
         return await self.server.models()
 
-    async def systemctl(self, verb: str, *options: str) -> Completed:
+    async def systemctl(self, verb: str, *options: str) -> CommandResult:
         """Run one systemctl command about the unit, at most 10 s long.
 
         Cancellation kills the command.
@@ -229,7 +229,7 @@ class SystemdEngine:
             self.name, f"cannot be looked at: systemctl show {self.config.unit}: {fault}; {self.remedy(done)}"
         )
 
-    def remedy(self, done: Completed) -> str:
+    def remedy(self, done: CommandResult) -> str:
         """Say what to do about a command that failed."""
         if done.code is None and "not found" in done.complaint:
             return 'install systemd, or use an engine of type "process"'

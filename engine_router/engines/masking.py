@@ -1,21 +1,52 @@
-"""Engines that tell nothing of what the configuration took from the environment."""
+"""Masking of engines: neither their secrets nor what the configuration took from the environment is told."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 from attrs import define
 
+from engine_router.config import EngineConfig, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
 from engine_router.engines.base import Ended, Engine, EngineLogs, LogRing, ResidentId, Supervision
 from engine_router.errors import EngineError, RouterError
-from engine_router.guards.masking import HiddenValues
+from engine_router.guards.masking import HiddenValues, Mask, mask_of, own_environment
+
+
+def engine_mask(config: EngineConfig) -> Mask:
+    """Return what takes an engine's secrets out of its words: those of its configuration and of its environment."""
+    return mask_of(commands=list(_commands(config)), settings=[config.headers, *_settings(config)])
+
+
+def _commands(config: EngineConfig) -> Iterator[Sequence[str]]:
+    match config:
+        case ProcessConfig():
+            yield config.argv
+            yield config.stop_command or ()
+            yield config.kill_command or ()
+        case OllamaConfig():
+            yield config.stop_command or ()
+        case SystemdConfig():
+            yield config.prefix or ()
+
+
+def _settings(config: EngineConfig) -> Iterator[Mapping[str, str]]:
+    match config:
+        case ProcessConfig():
+            yield own_environment()
+            yield config.env
+        case HttpConfig():
+            yield config.unload.headers
+            if config.load is not None:
+                yield config.load.headers
+    if isinstance(config, (ProcessConfig, HttpConfig, SystemdConfig)) and config.sleep is not None:
+        yield config.sleep.headers
 
 
 @define(eq=False)
 class MaskedEngine:
-    """An engine whose words, in its log, its errors and its findings, are told without hidden values.
+    """An engine without hidden values in its log, its errors and its findings.
 
     Attributes:
         engine: the engine itself.
@@ -54,35 +85,35 @@ class MaskedEngine:
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
     ) -> Ended:
         """See `Engine.run_resident`."""
-        with self._discreet():
+        with self._hiding():
             ended = await self.engine.run_resident(resident, supervision, adopt=adopt)
         log_tail = tuple(map(self._hidden, ended.log_tail))
         return attrs.evolve(ended, message=self._hidden(ended.message), log_tail=log_tail)
 
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
         """See `Engine.check`."""
-        with self._discreet():
+        with self._hiding():
             found = await self.engine.check(resident, used=used)
         return None if found is None else self._hidden(found)
 
     async def obstacle(self, resident: ResidentId) -> str | None:
         """See `Engine.obstacle`."""
-        with self._discreet():
+        with self._hiding():
             found = await self.engine.obstacle(resident)
         return None if found is None else self._hidden(found)
 
     async def find(self) -> Sequence[ResidentId]:
         """See `Engine.find`."""
-        with self._discreet():
+        with self._hiding():
             return await self.engine.find()
 
     async def list_models(self) -> Sequence[str] | None:
         """See `Engine.list_models`."""
-        with self._discreet():
+        with self._hiding():
             return await self.engine.list_models()
 
     @contextlib.contextmanager
-    def _discreet(self) -> Iterator[None]:
+    def _hiding(self) -> Iterator[None]:
         """Hide the values in the errors of a block."""
         try:
             yield
