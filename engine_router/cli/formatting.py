@@ -6,7 +6,11 @@ from collections.abc import Mapping
 
 
 def seconds(value: float) -> str:
-    """Show a duration as exactly as it matters: `0.04 s`, `8.1 s`, `42 s`, `5 min`, `3.2 h`."""
+    """Return a duration as exactly as it matters.
+
+    >>> [seconds(value) for value in (0.04, 8.13, 42, 300, 11_500)]
+    ['0.04 s', '8.1 s', '42 s', '5 min', '3.2 h']
+    """
     if value < 0.005:
         return "0 s"
     if value < 0.095:
@@ -19,24 +23,40 @@ def seconds(value: float) -> str:
 
 
 def gigabytes(size_bytes: float) -> str:
-    """Show a size in GB (10**9 bytes), or MB where it is small."""
+    """Return a size in GB (10**9 bytes), or MB where it is small.
+
+    >>> gigabytes(29_300_000_000), gigabytes(4_000_000)
+    ('29.3 GB', '4 MB')
+    """
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
 def counted(count: int, noun: str) -> str:
-    """Show a number of things: `1 engine`, `2 engines`."""
+    """Return a number of things.
+
+    >>> counted(1, "engine"), counted(2, "engine")
+    ('1 engine', '2 engines')
+    """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def transition(source: str | None, target: str | None) -> str:
-    """Name a swap by what it changes."""
+    """Return the name of a swap.
+
+    >>> transition(None, "b"), transition("a", None), transition("a", "b")
+    ('start b', 'stop a', 'swap a -> b')
+    """
     if source is None:
         return f"start {target}"
     return f"stop {source}" if target is None else f"swap {source} -> {target}"
 
 
 def phases(spent: Mapping[str, float], total_s: float) -> str:
-    """Show what a swap took: `stop 0.4 s, settle 1.2 s, start 8.1 s, in all 9.7 s`."""
+    """Return the seconds of a swap.
+
+    >>> phases({"stop": 0.4, "settle": 1.2, "start": 8.1}, 9.7)
+    'stop 0.4 s, settle 1.2 s, start 8.1 s, in all 9.7 s'
+    """
     parts = [f"{name} {seconds(value)}" for name, value in spent.items()]
     return seconds(total_s) if len(parts) < 2 else f"{', '.join(parts)}, in all {seconds(total_s)}"
 

@@ -47,7 +47,11 @@ def indented(text: str) -> str:
 
 
 def shortened(text: str, limit: int = ENTRY_CHARS) -> str:
-    """Return the beginning of a text, with its length where it was longer than `limit` characters."""
+    """Return the beginning of a text, with its length where it was longer than `limit` characters.
+
+    >>> shortened("qwen3", 3), shortened("qwen3", 5)
+    ('qwe... (5 characters)', 'qwen3')
+    """
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 

@@ -83,7 +83,11 @@ def masked_text(text: str) -> str:
 
 
 def masked_argv(argv: Sequence[str]) -> list[str]:
-    """Return a command as it may be shown."""
+    """Return a command as it may be shown.
+
+    >>> masked_argv(["llama-server", "--api-key", "secret", "--port", "8080"])
+    ['llama-server', '--api-key', '***', '--port', '8080']
+    """
     return _masked_words(argv, [])
 
 

@@ -133,7 +133,11 @@ class GGUFHeader:
 
 
 def human_number(number: int) -> str:
-    """Write a number of parameters as Ollama does: 494.03M, 7.6B, 1T."""
+    """Return a number of parameters as Ollama writes it.
+
+    >>> [human_number(number) for number in (494_030_000, 7_600_000_000, 10**12)]
+    ['494.03M', '7.6B', '1T']
+    """
     for unit, letter, digits in ((10**12, "T", 1), (10**9, "B", 1), (10**6, "M", 2)):
         if number >= unit:
             return f"{number / unit:.{0 if number % unit == 0 else digits}f}{letter}"

@@ -99,7 +99,11 @@ def is_proxied(path: str) -> bool:
 
 
 def base_url_hint(path: str) -> str:
-    """Return the remedy for a path that a wrong base URL makes, as the end of an error; empty for other paths."""
+    """Return the remedy for a path that a wrong base URL makes, as the end of an error; empty for other paths.
+
+    >>> base_url_hint("/chat/completions"), base_url_hint("/v1/chat/completions")
+    ('; it is /v1/chat/completions: the base URL ends in /v1', '')
+    """
     if _WITHOUT_V1.fullmatch(path) is not None:
         return f"; it is /v1{path}: the base URL ends in /v1"
     if (doubled := _DOUBLED.fullmatch(path)) is not None:
@@ -123,6 +127,9 @@ def tidied(raw_path: bytes) -> bytes:
 
     Clients whose base URL ends with a slash make such paths. What comes behind `/upstream/` is the engine's to
     understand, and encoded slashes are part of a name: both stay as they are.
+
+    >>> tidied(b"//v1//models/"), tidied(b"/upstream/a//b/")
+    (b'/v1/models', b'/upstream/a//b/')
     """
     if (passed := _PASSED_ON.match(raw_path)) is not None:
         return b"/upstream/" + raw_path[passed.end() :]
@@ -130,7 +137,11 @@ def tidied(raw_path: bytes) -> bytes:
 
 
 def without_key(raw_path: bytes) -> tuple[bytes | None, bytes]:
-    """Return the key that stands in front of a path (`/k/KEY/v1/models`), if any, and the path without it."""
+    """Return the key that stands in front of a path, if any, and the path without it.
+
+    >>> without_key(b"/k/secret/v1/models"), without_key(b"/v1/models")
+    ((b'secret', b'/v1/models'), (None, b'/v1/models'))
+    """
     found = _KEY_AHEAD.fullmatch(raw_path)
     return (None, raw_path) if found is None else (unquote_to_bytes(found[1]), found[2] or b"/")
 
