@@ -12,7 +12,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import trio
 from attrs import define, field, frozen
@@ -37,32 +36,16 @@ def new_id() -> str:
     return f"r{next(_numbers)}"
 
 
-class Holder(Protocol):
-    """What uses a resident for a request, or waits for it: by one lease, or another one after it queued up again."""
-
-    @property
-    def lease(self) -> Lease | None:
-        """The lease; None where none is wanted yet."""
-        ...
-
-    @property
-    def queue_wait_s(self) -> float:
-        """Seconds until the lease was granted; NaN before."""
-        ...
-
-    @property
-    def first_byte_s(self) -> float:
-        """Seconds until the answer's first byte; NaN before."""
-        ...
-
-
 @define(eq=False)
 class LeaseHolder:
-    """A request that uses a resident by a lease, and nothing else of the router.
+    """The use that a request makes of a resident, or its wait for that: by one lease at a time.
 
     Attributes:
         resident: what it uses.
-        lease: the place in the queue, then the right to use the resident; None before `enter`.
+        lease: the place in the queue, then the right to use the resident; None before `enter`. It may be another one
+            after a while, where the request queues up again.
+        queue_wait_s: seconds until the lease was granted; NaN before.
+        first_byte_s: seconds until the answer's first byte; NaN before.
     """
 
     _supervisor: Supervisor
@@ -112,7 +95,7 @@ class LeaseHolder:
 
 
 @frozen(eq=False)
-class Request:
+class InFlightRequest:
     """A request in the registry.
 
     Attributes:
@@ -124,19 +107,19 @@ class Request:
     id: str
     path: str
     model: str
-    holder: Holder
+    holder: LeaseHolder
 
 
 class InFlight:
     """All requests that hold a lease or wait for one."""
 
     def __init__(self) -> None:
-        self._requests: dict[str, Request] = {}
+        self._requests: dict[str, InFlightRequest] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def enter(self, request: Request) -> Callable[[], None]:
+    def enter(self, request: InFlightRequest) -> Callable[[], None]:
         """Enter a request. Returns what takes it out again, which may be called more than once."""
         self._requests[request.id] = request
 
@@ -145,7 +128,7 @@ class InFlight:
 
         return leave
 
-    def by_ticket(self) -> Mapping[Ticket, Request]:
+    def by_ticket(self) -> Mapping[Ticket, InFlightRequest]:
         """Return the requests by the tickets that they have now."""
         return {
             lease.ticket: request
@@ -153,7 +136,7 @@ class InFlight:
             if (lease := request.holder.lease) is not None
         }
 
-    def cancel(self, request_id: str) -> Request:
+    def cancel(self, request_id: str) -> InFlightRequest:
         """End a request: it gives back what it holds at once, and its client gets an error. Never waits.
 
         Raises:
@@ -193,7 +176,7 @@ class RequestScope:
     model: str | None = None
     engine: str | None = None
     status: int = 0
-    holder: Holder | None = None
+    holder: LeaseHolder | None = None
     error: str | None = None
     finished: bool = False
     id: str = field(init=False, factory=new_id)
@@ -248,7 +231,7 @@ class HoldsNoMore(RouterError):
 
 @define(eq=False)
 class HeldBodies:
-    """What all requests hold together.
+    """The memory of the bodies that all requests hold together.
 
     Args:
         limit_bytes: returns how much that may be.
@@ -268,7 +251,7 @@ class HeldBodies:
 
 @define(eq=False)
 class HeldShare:
-    """What one request holds. May be used by threads, too."""
+    """The memory of the body that one request holds. May be used by threads, too."""
 
     _all: HeldBodies
     _lock: threading.Lock

@@ -16,7 +16,7 @@ from engine_router.config.diff import Changes
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
-from engine_router.in_flight import HeldBodies, InFlight, LeaseHolder, Request, new_id
+from engine_router.in_flight import HeldBodies, InFlight, InFlightRequest, LeaseHolder, new_id
 from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
 from engine_router.models.endpoints import EndpointSupport
@@ -149,7 +149,7 @@ class Router:
         target = await self.resolve(model)
         holder = LeaseHolder(self.supervisor, target.resident)
         lease = holder.enter()
-        leave = self.in_flight.enter(Request(new_id(), "lease", target.model, holder))
+        leave = self.in_flight.enter(InFlightRequest(new_id(), "lease", target.model, holder))
         try:
             with trio.CancelScope() as scope:
                 endpoint = await lease.granted()

@@ -20,7 +20,7 @@ from engine_router.dialects.frames import named_event
 from engine_router.errors import EngineUnreachable, QueueFull, RequestCancelled, RouterClosing, RouterError
 from engine_router.events import RouterNotice
 from engine_router.guards.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
-from engine_router.in_flight import Request
+from engine_router.in_flight import InFlightRequest
 from engine_router.jobs import REMEMBERED_S, Jobs
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ForwardPlan
@@ -383,7 +383,7 @@ async def test_a_request_that_was_cancelled_does_not_queue_up_again() -> None:
         passage = ProxyExchange(
             router.supervisor, target.resident, upstream=Unreachable(), plan=ForwardPlan(outgoing=outgoing)
         )
-        leave = router.in_flight.enter(Request("r", "/", "a", passage))
+        leave = router.in_flight.enter(InFlightRequest("r", "/", "a", passage))
         passage.enter()
         with pytest.raises(RequestCancelled):
             await passage.head()

@@ -21,7 +21,14 @@ from engine_router.dialects.base import Dialect
 from engine_router.dialects.ollama.load_only import CONTENT_TYPE, keep_alive_s, load_answer, loads
 from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, RouterError
-from engine_router.in_flight import HeldBodies, HeldShare, InFlight, LeaseHolder, Request, RequestScope
+from engine_router.in_flight import (
+    HeldBodies,
+    HeldShare,
+    InFlight,
+    InFlightRequest,
+    LeaseHolder,
+    RequestScope,
+)
 from engine_router.models.registry import Target
 from engine_router.proxy.credentials import priority_of
 from engine_router.proxy.exchange import ProxyExchange
@@ -140,7 +147,9 @@ class ProxyHandler:
         priority = priority_of(headers, server.key_priorities)
         scope.model, scope.engine, scope.holder = target.model, target.engine, holder
         scope.stack.callback(holder.close)
-        scope.stack.callback(self._in_flight.enter(Request(scope.id, scope.path, target.model, holder)))
+        scope.stack.callback(
+            self._in_flight.enter(InFlightRequest(scope.id, scope.path, target.model, holder))
+        )
         return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=scope.client)
 
     async def _passes(self, snapshot: Snapshot, path: str, model: str) -> bool:

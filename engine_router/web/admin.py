@@ -15,7 +15,7 @@ from engine_router.dialects.ollama.load_only import keep_alive_s
 from engine_router.engines.base import ResidentId
 from engine_router.errors import BadRequest, NoSuchRoute, RouterError
 from engine_router.guards.foreign_text import shown
-from engine_router.in_flight import LeaseHolder, Request
+from engine_router.in_flight import InFlightRequest, LeaseHolder
 from engine_router.jobs import Work
 from engine_router.models.registry import Target
 from engine_router.router import Router
@@ -166,7 +166,7 @@ async def load(
     holder = LeaseHolder(router.supervisor, target.resident)
     stack.callback(holder.close)
     holder.enter(keep_alive_s=stay_s, is_control=True)
-    stack.callback(router.in_flight.enter(Request(request_id, "load", target.model, holder)))
+    stack.callback(router.in_flight.enter(InFlightRequest(request_id, "load", target.model, holder)))
     endpoint = await holder.granted()
     staying = present(router)
     made_way = [str(resident) for resident in neighbours if resident not in staying]

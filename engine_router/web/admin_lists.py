@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from engine_router.engines.base import ResidentId
-from engine_router.in_flight import Request
+from engine_router.in_flight import InFlightRequest
 from engine_router.proxy.wait_status import step_of
 from engine_router.residency.messages import Ticket
 from engine_router.residency.read_model import Outlook, PoolStatus, ResidentStatus, TurnStatus
@@ -117,7 +117,7 @@ def residents(router: Router) -> Entry:
 
 
 def _resident(
-    router: Router, pool: PoolStatus, resident: ResidentStatus, requests: Mapping[Ticket, Request]
+    router: Router, pool: PoolStatus, resident: ResidentStatus, requests: Mapping[Ticket, InFlightRequest]
 ) -> Entry:
     now = trio.current_time()
     return {
@@ -130,7 +130,7 @@ def _resident(
     }
 
 
-def _using(request: Request | None, ticket: Ticket, now: float) -> Entry:
+def _using(request: InFlightRequest | None, ticket: Ticket, now: float) -> Entry:
     return {
         "id": None if request is None else request.id,
         "model": None if request is None else request.model,
