@@ -112,8 +112,8 @@ class Client:
     def answer(self, pieces: Sequence[bytes], *, stream: bool) -> bytes:
         """Return what the client gets; the relay knows no error of a translation but this one."""
         translation = self.begin(stream=stream)
-        patience = keep_alive_for(self.path, "qwen")
-        splice = patience.splice if stream and self.path == "/v1/responses" else bytes
+        keep_alive = keep_alive_for(self.path, "qwen")
+        splice = keep_alive.splice if stream and self.path == "/v1/responses" else bytes
         out = b""
         try:
             for piece in pieces:
@@ -123,7 +123,7 @@ class Client:
         except ValueError as error:
             assert str(error)  # noqa: PT017 - there may be no error
             failure = EngineBroke("engine", f"broke off: {error}")
-            return out + patience.failure(failure) if stream else b""
+            return out + keep_alive.failure(failure) if stream else b""
 
 
 def refuse(constant: str) -> None:

@@ -42,7 +42,7 @@ THINKS = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
 TALKS = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def patience(path: str, request: dict[str, Any] | None = None) -> KeepAliveFrames:
+def keep_alive(path: str, request: dict[str, Any] | None = None) -> KeepAliveFrames:
     said = request if request is not None else {"prompt": "hi"} if path == GENERATE else TALKS
     return keep_alive_for(
         path, "m", request=lambda: said, wall_clock=lambda: 1e9 + 0.5, new_id=lambda: "0123"
@@ -435,7 +435,7 @@ def test_a_real_client_gets_the_same_answer(
 ) -> None:
     answer = ANSWERS[path][name]
     expected = READERS[path](server.serve(path, answer).url)
-    stream = waited(patience(path, {**TALKS, **asked} if path == MESSAGES else None), wait, answer, 7)
+    stream = waited(keep_alive(path, {**TALKS, **asked} if path == MESSAGES else None), wait, answer, 7)
     assert without_progress(path, READERS[path](server.serve(path, stream).url)) == without_progress(
         path, expected
     )
@@ -448,12 +448,12 @@ def test_a_block_of_the_same_kind_goes_on_as_if_the_client_had_not_waited(
     answer = MESSAGE_ANSWERS[name]
     request = {**TALKS, **THINKS} if name == "thinking" else TALKS
     expected = read_message(server.serve(MESSAGES, answer).url)
-    stream = waited(patience(MESSAGES, request), "lively", answer, 50)
+    stream = waited(keep_alive(MESSAGES, request), "lively", answer, 50)
     assert read_message(server.serve(MESSAGES, stream).url) == expected
 
 
 def test_the_messages_tokens_are_the_engines(server: Prepared) -> None:
-    stream = waited(patience(MESSAGES), "lively", MESSAGE_ANSWERS["text"], 50)
+    stream = waited(keep_alive(MESSAGES), "lively", MESSAGE_ANSWERS["text"], 50)
     usage = read_message(server.serve(MESSAGES, stream).url)["usage"]
     assert (usage["input_tokens"], usage["cache_read_input_tokens"], usage["output_tokens"]) == (30, 10, 9)
 
@@ -463,7 +463,7 @@ def test_the_messages_tokens_are_the_engines(server: Prepared) -> None:
     [(CHAT, True), (OLLAMA_CHAT, True), (GENERATE, True), (COMPLETIONS, False), (RESPONSES, False)],
 )
 def test_progress_is_shown_as_thought_and_never_as_text(server: Prepared, path: str, shown: bool) -> None:
-    stream = waited(patience(path), "progress", ANSWERS[path]["text"], 50)
+    stream = waited(keep_alive(path), "progress", ANSWERS[path]["text"], 50)
     assert (json.dumps(PROGRESS, ensure_ascii=False)[1:-1].encode() in stream) is shown
     answer = READERS[path](server.serve(path, stream).url)
     if path == CHAT:
@@ -485,7 +485,7 @@ def test_progress_is_shown_as_thought_and_never_as_text(server: Prepared, path: 
 def test_messages_show_progress_where_thinking_was_asked_for(
     server: Prepared, asked: dict[str, Any], shown: bool
 ) -> None:
-    stream = waited(patience(MESSAGES, {**TALKS, **asked}), "progress", MESSAGE_ANSWERS["thinking"], 50)
+    stream = waited(keep_alive(MESSAGES, {**TALKS, **asked}), "progress", MESSAGE_ANSWERS["thinking"], 50)
     first, *others = read_message(server.serve(MESSAGES, stream).url)["content"]
     if shown:
         assert (first["thinking"], first["signature"]) == (f"{PROGRESS}\n{PROGRESS}\n", SIGNATURE)
@@ -499,7 +499,7 @@ def test_messages_show_progress_where_thinking_was_asked_for(
 def test_a_request_that_only_loads_gets_no_lines_before_its_one_object(
     path: str, request_: dict[str, Any]
 ) -> None:
-    assert patience(path, request_).lively(PROGRESS) == b" "
+    assert keep_alive(path, request_).lively(PROGRESS) == b" "
 
 
 # Errors.
@@ -535,7 +535,7 @@ def first_frames(path: str, answer: bytes) -> bytes:
 def test_a_real_client_raises_its_own_error_with_the_message(
     server: Prepared, path: str, moment: str
 ) -> None:
-    it = patience(path)
+    it = keep_alive(path)
     begun = MOMENTS[moment](it, first_frames(path, ANSWERS[path]["text"]))
     stream = begun + it.failure(ERROR)
     if path == MESSAGES:
@@ -552,7 +552,7 @@ def test_a_real_client_raises_its_own_error_with_the_message(
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_failed_response_was_created_before_and_keeps_its_id(moment: str) -> None:
-    it = patience(RESPONSES)
+    it = keep_alive(RESPONSES)
     begun = MOMENTS[moment](it, first_frames(RESPONSES, RESPONSE_ANSWERS["text"]))
     seen = events(begun + it.failure(ERROR))
     assert [event["sequence_number"] for event in seen] == list(range(len(seen)))
@@ -568,7 +568,7 @@ def test_a_failed_response_was_created_before_and_keeps_its_id(moment: str) -> N
 
 @pytest.mark.parametrize("kind", every_error(), ids=lambda error: type(error).__name__)
 def test_a_failed_response_has_a_code_of_the_list_by_which_codex_repeats(kind: RouterError) -> None:
-    it = patience(RESPONSES)
+    it = keep_alive(RESPONSES)
     failed = events(it.lively() + it.failure(kind))[-2]["response"]
     assert ResponseError.model_validate(failed["error"])
     assert (failed["error"]["code"] == "server_error") == kind.retryable
@@ -576,7 +576,7 @@ def test_a_failed_response_has_a_code_of_the_list_by_which_codex_repeats(kind: R
 
 @pytest.mark.parametrize("passed", [b"what is this", b"data: 1\n\n", b": hello\n\n", b"x" * 3_000_000])
 def test_an_answer_that_was_no_response_is_ended_by_the_error_alone(passed: bytes) -> None:
-    it = patience(RESPONSES)
+    it = keep_alive(RESPONSES)
     assert isinstance(it, ResponsesKeepAlive)
     for start in range(0, len(passed), 100_000):
         assert it.splice(passed[start : start + 100_000]) == passed[start : start + 100_000]
@@ -594,7 +594,8 @@ def events(stream: bytes) -> list[dict[str, Any]]:
 
 def test_the_frames_of_each_endpoint() -> None:
     frames = {
-        path: [events(patience(path).lively()), events(patience(path).lively(PROGRESS))] for path in SSE_PATHS
+        path: [events(keep_alive(path).lively()), events(keep_alive(path).lively(PROGRESS))]
+        for path in SSE_PATHS
     }
     common = {
         "id": "chatcmpl-0123",
@@ -628,9 +629,9 @@ def test_the_frames_of_each_endpoint() -> None:
         }
     time_ = {"model": "m", "created_at": "2001-09-09T01:46:40.500000Z"}
     said = {"role": "assistant", "content": "", "thinking": PROGRESS + "\n"}
-    assert json.loads(patience(OLLAMA_CHAT).lively(PROGRESS)) == {**time_, "message": said, "done": False}
+    assert json.loads(keep_alive(OLLAMA_CHAT).lively(PROGRESS)) == {**time_, "message": said, "done": False}
     said = {"response": "", "thinking": PROGRESS + "\n"}
-    assert json.loads(patience(GENERATE).lively(PROGRESS)) == {**time_, **said, "done": False}
+    assert json.loads(keep_alive(GENERATE).lively(PROGRESS)) == {**time_, **said, "done": False}
 
 
 def test_ids_are_unique() -> None:
@@ -656,7 +657,7 @@ WAITING = st.lists(
 def test_no_frame_holds_what_breaks_a_client(
     path: str, waiting: list[Callable[[KeepAliveFrames], bytes]], request: dict[str, Any]
 ) -> None:
-    it = patience(path, {**TALKS, **request})
+    it = keep_alive(path, {**TALKS, **request})
     for step in waiting:
         frames = step(it)
         if path in SSE_PATHS:
@@ -669,7 +670,7 @@ def test_no_frame_holds_what_breaks_a_client(
 
 @each_path
 def test_every_lively_frame_of_events_carries_data(path: str) -> None:
-    it = patience(path)
+    it = keep_alive(path)
     for _ in range(3):
         assert (len(events(it.lively())) >= 1) is (path in SSE_PATHS)
         assert events(it.quiet()) == []
@@ -679,7 +680,7 @@ def test_every_lively_frame_of_events_carries_data(path: str) -> None:
 @settings(deadline=None)
 @given(st.integers(0, 4), st.lists(st.binary()))
 def test_after_quiet_frames_the_answer_passes_untouched(path: str, quiet: int, pieces: list[bytes]) -> None:
-    it = patience(path)
+    it = keep_alive(path)
     assert b"".join(it.quiet() for _ in range(quiet)) == dialect_of(path).keepalive * quiet
     for piece in pieces:
         assert it.splice(piece) is piece
@@ -746,7 +747,7 @@ def test_the_answer_means_the_same_wherever_it_is_cut(
     request: dict[str, Any],
 ) -> None:
     answer = ANSWERS[path][name]
-    it = patience(path, {**TALKS, **request})
+    it = keep_alive(path, {**TALKS, **request})
     before = b"".join(step(it) for step in waiting)
     after = b"".join(it.splice(piece) for piece in cut(answer, places)) + it.end()
     if path in (MESSAGES, RESPONSES):
@@ -778,7 +779,7 @@ def test_comments_and_line_ends_of_other_kinds_do_no_harm(path: str, data: st.Da
         odd = odd.replace(b"\n", b"\r\n")
     if data.draw(st.booleans()):
         odd = odd.rstrip()  # the last event's end is missing
-    it = patience(path)
+    it = keep_alive(path)
     stream = it.lively() + b"".join(
         it.splice(piece) for piece in cut(odd, data.draw(st.lists(st.integers(0, 9999))))
     )
@@ -808,7 +809,7 @@ def test_comments_and_line_ends_of_other_kinds_do_no_harm(path: str, data: st.Da
     )
 )
 def test_whatever_an_engine_sends_nothing_is_raised(path: str, pieces: list[bytes]) -> None:
-    it = patience(path)
+    it = keep_alive(path)
     it.lively()
     for piece in pieces:
         it.splice(piece)
@@ -883,7 +884,7 @@ def test_langchain_openai(server: Prepared, path: str, name: str, wait: str) -> 
     server.serve(path, ANSWERS[path][name])
     expected = read()
     assert expected["text"] or expected["calls"]
-    server.serve(path, waited(patience(path), wait, ANSWERS[path][name], 50))
+    server.serve(path, waited(keep_alive(path), wait, ANSWERS[path][name], 50))
     assert read() == expected
 
 
@@ -893,7 +894,7 @@ def test_langchain_openai(server: Prepared, path: str, name: str, wait: str) -> 
 def test_lively_frames_feed_the_watchdog_that_quiet_ones_do_not(
     server: Prepared, path: str, lively: bool
 ) -> None:
-    it = patience(path)
+    it = keep_alive(path)
     frames = [it.lively() if lively else it.quiet() for _ in range(6)]
     server.serve(path, *frames, it.splice(ANSWERS[path]["text"]), pause_s=0.1)
     model = langchain(server.url, use_responses_api=path == RESPONSES, stream_chunk_timeout=0.4)
@@ -912,7 +913,7 @@ def test_lively_frames_feed_the_watchdog_that_quiet_ones_do_not(
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_langchain_openai_raises(server: Prepared, path: str, moment: str) -> None:
-    it = patience(path)
+    it = keep_alive(path)
     begun = MOMENTS[moment](it, first_frames(path, ANSWERS[path]["text"]))
     server.serve(path, begun + it.failure(ERROR))
     with pytest.raises((openai.APIError, ValueError), match="exited with code 3"):
@@ -930,9 +931,9 @@ def test_langchain_ollama(server: Prepared, name: str, wait: str) -> None:
 
     server.serve(OLLAMA_CHAT, OLLAMA_CHATS[name])
     expected = read()
-    server.serve(OLLAMA_CHAT, waited(patience(OLLAMA_CHAT), wait, OLLAMA_CHATS[name], 50))
+    server.serve(OLLAMA_CHAT, waited(keep_alive(OLLAMA_CHAT), wait, OLLAMA_CHATS[name], 50))
     assert read() == expected
-    it = patience(OLLAMA_CHAT)
+    it = keep_alive(OLLAMA_CHAT)
     server.serve(OLLAMA_CHAT, WAITS[wait](it) + it.failure(ERROR))
     with pytest.raises(ollama.ResponseError, match="exited with code 3"):
         read()
@@ -961,9 +962,9 @@ def test_litellm(server: Prepared, monkeypatch: pytest.MonkeyPatch, path: str, n
 
     server.serve(path, ANSWERS[path][name])
     expected = read()
-    server.serve(path, waited(patience(path), wait, ANSWERS[path][name], 50))
+    server.serve(path, waited(keep_alive(path), wait, ANSWERS[path][name], 50))
     assert read() == expected
-    it = patience(path)
+    it = keep_alive(path)
     server.serve(path, WAITS[wait](it) + it.failure(ERROR))
     with pytest.raises(Exception, match="exited with code 3"):
         read()
