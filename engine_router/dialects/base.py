@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 
 
 class Dialect(Protocol):
-    """One way of speaking: OpenAI's, Ollama's or Anthropic's."""
+    """A dialect: OpenAI's, Ollama's or Anthropic's."""
 
     @property
     def name(self) -> str:

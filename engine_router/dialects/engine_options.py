@@ -1,4 +1,4 @@
-"""What engines take beyond OpenAI's parameters, and by which name each kind of engine knows it."""
+"""The parameters of engines beyond OpenAI's, and the name by which each kind of engine knows them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 
 class EngineTraits(NamedTuple):
-    """What a translation needs to know of the engine that it is for.
+    """The traits of an engine that a translation for it depends on.
 
     Attributes:
         kind: what people call it, such as "vLLM"; empty where it is not known.

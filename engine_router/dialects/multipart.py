@@ -61,7 +61,7 @@ def route_multipart(content_type: str, body: Octets) -> Routed:
 
 
 class FormReader:
-    """Reads a multipart form piece by piece, for its fields `model`; keeps nothing else.
+    """A reader of a multipart form that comes piece by piece: its fields `model`, and nothing else.
 
     Attributes:
         headers_end: where the headers of each such field end; the line break before its value follows.

@@ -1,4 +1,4 @@
-"""What the configuration changes in every request for a model. Pure: a request in, a request out."""
+"""The changes that the configuration makes in every request for a model. Pure: a request in, a request out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NO_THINKING: Mapping[str, Mapping[str, Any]] = {
 
 @frozen(kw_only=True)
 class Policy:
-    """What is changed in the requests for one model, in the words of the endpoint that its engine is asked at.
+    """The changes in the requests for one model, in the words of the endpoint that its engine is asked at.
 
     Attributes:
         strip: members to take out; a dot leads into an object.

@@ -22,7 +22,7 @@ _NAMED_LATE_BYTES = 16_777_216
 
 
 class Renaming:
-    """The way of a request to an engine that speaks its dialect, and the answer under the name that was asked for.
+    """A filter that puts the name that was asked for into the answer of an engine that speaks the client's dialect.
 
     A stream is held back to its last complete event or line, any other JSON to its end: the name may stand
     there. Only an answer larger than 16 MiB goes on before, and keeps a name that comes later.

@@ -18,7 +18,7 @@ _PIECE_BYTES = 262_144
 
 
 class _Named(msgspec.Struct):
-    """What the router needs of a JSON body; everything else is passed over without being taken in."""
+    """The members of a JSON body that the router needs; all others are passed over without being taken in."""
 
     model: Any = None
     name: Any = None
@@ -75,7 +75,7 @@ def model_in(data: Mapping[str, Any]) -> str:
 
 @frozen
 class Routed:
-    """What the router needs of a request; the rest of the body stays bytes.
+    """A request as the router needs it; the rest of the body stays bytes.
 
     Attributes:
         model: the model that the client named.

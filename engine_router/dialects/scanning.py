@@ -1,4 +1,4 @@
-"""Finding `model` and `stream` in a body that is still coming.
+"""Scanners that find `model` and `stream` in a body that is still coming.
 
 Large bodies only: what is there as a whole is read faster as a whole (`routed.route_json`). Nothing is kept but
 the few values that are looked for, however large the rest.
@@ -37,7 +37,7 @@ _SCALAR_END = re.compile(rb"[,}\s]")
 
 
 class Scanner(Protocol):
-    """Reads a body piece by piece, for its model."""
+    """A reader of a body that comes piece by piece, for its model."""
 
     @property
     def model(self) -> str | None:

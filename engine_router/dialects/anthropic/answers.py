@@ -53,7 +53,7 @@ def translate(
 
 
 class _Message:
-    """What streamed and whole answers share: the request, and what is said of the message beside its content."""
+    """A message, streamed or whole: the request, and what is said of the message beside its content."""
 
     path = "/v1/chat/completions"
 

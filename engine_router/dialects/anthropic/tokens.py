@@ -1,4 +1,4 @@
-"""About how many tokens an Anthropic request has, where the engine cannot count them."""
+"""An estimate of an Anthropic request's tokens, where the engine cannot count them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client that asked for a stream gets while it waits, for minutes perhaps, for its engine.
+"""Keep-alive frames, for a client that asked for a stream and waits, for minutes perhaps, for its engine.
 
 A frame that means nothing keeps the socket open, but not the watchdogs of clients that count events: Codex and
 Claude Code give up after 300 s without one, LangChain's asynchronous client after 120 s. For them there are

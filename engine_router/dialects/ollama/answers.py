@@ -68,7 +68,7 @@ def translate(
 
 
 class _Form(NamedTuple):
-    """How lines of an answer look.
+    """The form of an answer's lines.
 
     Attributes:
         text, thinking: what is before and behind a piece of it.
@@ -101,7 +101,7 @@ _GENERATE = _RAW._replace(ending={"context": []})
 
 
 class _Text:
-    """What streamed and whole answers share."""
+    """An answer, streamed or whole: what both share."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class StreamedText(_Text):
 
 
 class _Calls:
-    """Collects the calls of tools: Ollama's clients get each as a whole."""
+    """A collector of the calls of tools: Ollama's clients get each as a whole."""
 
     def __init__(self) -> None:
         self._pieces: dict[int, list[AnswerPiece]] = {}

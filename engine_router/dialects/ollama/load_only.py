@@ -40,7 +40,7 @@ _LONGEST_EMPTY = 100
 
 
 class _Content(msgspec.Struct):
-    """What a request asks a model to answer: members as they stand in its body, which may be large, unread."""
+    """The members of a request that a model is to answer, as they stand in its body, which may be large: unread."""
 
     messages: msgspec.Raw = _NOTHING
     prompt: msgspec.Raw = _NOTHING

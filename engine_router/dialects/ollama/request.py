@@ -149,7 +149,7 @@ def embed_request(
 
 
 class _Conversation:
-    """Puts messages into OpenAI's words, and the results of tools to their calls.
+    """A conversation put into OpenAI's words, the results of tools with their calls.
 
     Attributes:
         messages: in OpenAI's words.

@@ -1,4 +1,4 @@
-"""When an answer in Ollama's words was made, and how long each part of it took."""
+"""The times in an answer of Ollama's: when it was made, and how long each part of it took."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def timestamp(moment: float) -> str:
 
 
 class Timestamps:
-    """Tells the time, as Ollama writes it, once for each line: all but the fraction is made once a second."""
+    """A clock that tells the time as Ollama writes it, once for each line: all but the fraction is made once a second."""
 
     def __init__(self, wall_clock: Clock) -> None:
         self._wall_clock = wall_clock
@@ -37,7 +37,7 @@ class Timestamps:
 
 
 class Stopwatch:
-    """Measures one request.
+    """A stopwatch for one request.
 
     Args:
         clock: seconds.

@@ -1,4 +1,4 @@
-"""Taking in an engine's answer to a chat completion request: as a stream of chunks, or whole.
+"""An engine's answer to a chat completion request, taken in as a stream of chunks, or whole.
 
 Whoever translates the answer gets it as pieces of blocks. The answer to a request for a completion, which has
 text and nothing else, is taken in just the same. What is not understood is an error: an engine that fails says so

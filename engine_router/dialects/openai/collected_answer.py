@@ -22,7 +22,7 @@ _OBJECTS = {"/v1/chat/completions": "chat.completion", "/v1/completions": "text_
 
 
 class CollectedAnswer:
-    """The way of a request that is sent as one for a stream, and its answer in one piece.
+    """A request that is sent as one for a stream, and its answer in one piece.
 
     An engine that streams nothing is understood too: its answer goes on as it came.
 

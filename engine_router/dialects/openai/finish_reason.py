@@ -1,4 +1,4 @@
-"""Why a model stopped, in the few words that clients of every dialect know."""
+"""The reason why a model stopped, in the few words that clients of every dialect know."""
 
 from __future__ import annotations
 

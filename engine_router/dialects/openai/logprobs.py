@@ -1,4 +1,4 @@
-"""How probable the tokens of an engine's answer were."""
+"""The probabilities of the tokens of an engine's answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine_router.dialects.answer_json import misshapen, number_in, text_in
 
 
 class Logprob(NamedTuple):
-    """How probable a token was.
+    """A token's probability.
 
     Attributes:
         logprob: natural logarithm of the probability.

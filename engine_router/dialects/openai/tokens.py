@@ -1,4 +1,4 @@
-"""About how many tokens a request for a chat completion, or for a completion, has."""
+"""An estimate of the tokens of a request for a chat completion, or for a completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens an answer to a chat completion request has, and how long the engine took for them."""
+"""The tokens of an answer to a chat completion request, and the time that the engine took for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_FIGURE = 2**32
 
 
 class Tokens(NamedTuple):
-    """How many tokens a request and its answer have.
+    """The numbers of tokens of a request and its answer.
 
     Attributes:
         prompt: those of the request, the cached ones included.
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
 
 
 class Times(NamedTuple):
-    """How long the engine took, in seconds; None where it did not say (llama.cpp does).
+    """The times that the engine took, in seconds; None where it did not say (llama.cpp does).
 
     Attributes:
         prompt: for reading the prompt.
@@ -48,7 +48,7 @@ class Times(NamedTuple):
 
 
 class Usage:
-    """What an engine says of an answer in figures: its `usage`, and the `timings` of llama.cpp."""
+    """An engine's figures for an answer: its `usage`, and the `timings` of llama.cpp."""
 
     def __init__(self, answer: Mapping[str, Any] | None = None) -> None:
         self._usage: Mapping[str, Any] = {}

@@ -99,7 +99,7 @@ def _messages(data: Mapping[str, Any], tools: Toolbox) -> list[dict[str, Any]]:
 
 
 class _Conversation:
-    """Collects items into messages.
+    """A conversation: items collected into messages.
 
     What an assistant said, thought and called in one turn are items of their own, and one message in chat
     completions. System messages are allowed at the beginning only by many chat templates, and only one: those
