@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from support import scripted
@@ -207,7 +208,8 @@ async def test_the_files_of_an_engine_that_was_taken_out_are_dropped(tmp_path: P
 
     path = tmp_path / "engines.toml"
     async with KeyedTabby(MODEL).running() as server, routing(path, text(tabby(server))) as router:
-        router.supervisor._runner.files = Files(router.config)
+        runner = router.supervisor._runner
+        runner.settings = attrs.evolve(runner.settings, files=Files(router.config))
         async with router.lease(MODEL):
             pass
         other = tabby(server, name="b").replace(f'"{MODEL}"]', '"b"]')

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import trio
 
 from engine_router.engines.base import Engine, ResidentId
-from engine_router.errors import EngineError, EngineStopFailed
+from engine_router.errors import EngineError
 from engine_router.residency import messages
 from engine_router.residency.pool import Pool
-from engine_router.residency.rules import Profile
+from engine_router.residency.resident_runner import ResidentRunner
 
 logger = logging.getLogger(__name__)
 
@@ -20,26 +20,22 @@ logger = logging.getLogger(__name__)
 ADOPTION_TIMEOUT_S = 5.0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Adoption:
     """The takeover of what runs when the router starts.
 
     Attributes:
         apply: hands an event to the ledger of a pool, at once.
-        clear_away: stops a resident; returns why it could not be stopped.
-        notice: tells the person who runs the router something.
     """
 
     pools: Mapping[str, Pool]
     pool_of: Mapping[str, str]
-    profile: Callable[[ResidentId], Profile]
+    runner: ResidentRunner
     apply: Callable[[Pool, messages.LedgerEvent], None]
-    clear_away: Callable[[ResidentId], Awaitable[EngineStopFailed | None]]
-    notice: Callable[[str], None]
 
     async def take_over(self, engines: Mapping[str, Engine]) -> None:
         """Take over what is found running, as far as there is room, and stop the rest."""
-        found = await find_running(engines, self.notice)
+        found = await find_running(engines, self.runner.notice)
         for pool in self.pools.values():
             residents = [r for name in engines if self.pool_of[name] == pool.name for r in found[name]]
             await self._measure_budget(pool, residents)
@@ -55,14 +51,14 @@ class Adoption:
         capacity = pool.ledger.capacity
         if not capacity.is_auto:
             return
-        reading = await pool.read_gauge()
+        reading = await pool.memory.read_gauge()
         if reading is None or not reading.measured:
-            self.notice(
+            self.runner.notice(
                 f"pool '{pool.name}': free memory cannot be read, so budget_gb cannot be \"auto\"; "
                 "one engine at a time has the memory"
             )
             return
-        profiles = [self.profile(resident) for resident in running]
+        profiles = [self.runner.profile(resident) for resident in running]
         held = sum(p.least_bytes if p.is_guessed else p.need_bytes or 0 for p in profiles)
         free = reading.available_bytes + held
         if reading.total_bytes is not None:
@@ -73,10 +69,10 @@ class Adoption:
     async def _stop_extras(self, pool: Pool, extras: Sequence[ResidentId]) -> None:
         kept = ", ".join(str(state.resident) for state in pool.ledger.states)
         for resident in extras:
-            self.notice(f"{resident} was found running beside {kept} and is stopped: there is no room")
+            self.runner.notice(f"{resident} was found running beside {kept} and is stopped: there is no room")
         for resident in extras:
-            if (left := await self.clear_away(resident)) is not None:
-                self.notice(str(left))
+            if (left := await self.runner.sleepers.clear_away(resident)) is not None:
+                self.runner.notice(str(left))
 
 
 async def find_running(

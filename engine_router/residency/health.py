@@ -33,41 +33,35 @@ class HealthChecks:
 
     Attributes:
         engines: by name, those of the configuration in force.
-        tell: hands an event to the ledger of a pool.
-        spawn: runs a task until it ends, or the router does.
         interval_s: seconds between two checks of a ready resident; 0 for none.
     """
 
     engines: Mapping[str, Engine]
     hub: EventHub
-    tell: Callable[[Pool, messages.LedgerEvent], None]
-    spawn: Callable[..., None]
     wall_clock: Callable[[], float]
     interval_s: float
 
     async def check_start(self, pool: Pool, resident: ResidentId) -> None:
         """Look whether a start would be in vain, and tell."""
         objection = await objection_of(self.engines[resident.engine], resident)
-        self.tell(pool, messages.Checked(resident, objection))
+        pool.tell(messages.Checked(resident, objection))
 
-    def watch(self, pool: Pool, task: ResidentTask) -> None:
+    async def watch(self, pool: Pool, task: ResidentTask) -> None:
         """Check a resident that has become ready, until its `health_scope` is cancelled, and tell when it is down."""
-        if self.interval_s > 0:
-            self.spawn(self._until_down, pool, task)
-
-    async def _until_down(self, pool: Pool, task: ResidentTask) -> None:
         resident = task.resident
 
         def is_used() -> bool:
             state = pool.ledger.state(resident)
             return state is not None and bool(state.leases)
 
+        if self.interval_s <= 0:
+            return
         with task.health_scope:
             fault = await until_down(self.engines[resident.engine], resident, self.interval_s, is_used)
             self.hub.publish(
                 ResidentDied(at=self.wall_clock(), pool=pool.name, resident=str(resident), message=fault)
             )
-            self.tell(pool, messages.Down(resident, EngineDied(resident.engine, fault)))
+            pool.tell(messages.Down(resident, EngineDied(resident.engine, fault)))
 
 
 async def objection_of(engine: Engine, resident: ResidentId) -> EngineStartFailed | None:

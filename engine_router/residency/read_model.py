@@ -240,7 +240,7 @@ class ReadModel:
 
     async def memory(self, pool: str) -> MemoryReading | None:
         """Read a pool's gauge; None where it cannot be read, or not within a second. All else here never waits."""
-        return await self._supervisor.pools[pool].read_gauge()
+        return await self._supervisor.pools[pool].memory.read_gauge()
 
     # Waiting.
 
@@ -273,7 +273,7 @@ class ReadModel:
         now, ledger = trio.current_time(), pool.ledger
         return PoolStatus(
             name=pool.name,
-            gauge=pool.gauge.name,
+            gauge=pool.memory.gauge.name,
             mode="exclusive" if ledger.capacity.is_exclusive else "budget",
             budget_bytes=ledger.capacity.budget_bytes,
             residents=tuple(self._present(pool, state, now) for state in ledger.states),

@@ -1,31 +1,40 @@
-"""The lives of residents: each is a task that stays with one from its start to its end and reports to the ledger."""
+"""The tasks of residents: each stays with one from its start to its end, and tells the supervisor what happens."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 from attrs import define, field
 
 from engine_router.engines.base import Ended, Endpoint, Engine, ResidentId, Supervision
-from engine_router.errors import EngineDied, EngineError, EngineStartFailed, EngineStopFailed, RouterError
+from engine_router.errors import (
+    EngineDied,
+    EngineError,
+    EngineStartFailed,
+    EngineStopFailed,
+    NotEnoughMemory,
+    RouterError,
+)
 from engine_router.events import EventHub, MemorySettled, ResidentDied, ResidentReady, RouterNotice
 from engine_router.memory import SettleResult
 from engine_router.residency import messages
-from engine_router.residency.files import Files
+from engine_router.residency.files import ReadAhead, drop_files
+from engine_router.residency.health import HealthChecks
 from engine_router.residency.ledger import Phase, Profile
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.pool import Pool
 from engine_router.residency.resident_task import ResidentTask
+from engine_router.residency.rules import ResidencySettings
+from engine_router.residency.sleepers import Sleepers
 
 logger = logging.getLogger(__name__)
 
 # Seconds that an engine gets to be as it was found, when the router ends.
 LET_GO_S = 5.0
-# Seconds for which files that were read ahead are taken to be in memory still.
-READ_AGAIN_S = 60.0
+# Seconds between two looks whether there is enough memory for a start.
+SHORT_INTERVAL_S = 0.05
 
 
 def is_stopping(pool: Pool, resident: ResidentId) -> bool:
@@ -36,15 +45,12 @@ def is_stopping(pool: Pool, resident: ResidentId) -> bool:
 
 @define(eq=False, kw_only=True)
 class ResidentRunner:
-    """Begins and ends the lives of residents.
+    """Starts and ends the tasks of residents. Decides nothing: what happens is told to the supervisor.
 
     Attributes:
-        tell: hands an event to the ledger of a pool.
-        spawn: runs a task until it ends, or the router does.
-        on_ready: called when a resident can serve.
-        profile: what is known of a resident.
+        nursery: the supervisor's, while it runs.
+        settings: how residents share the memories.
         settle_timeout_s: longest wait for memory to come back, in seconds.
-        files: what is done about residents' files.
         on_stop: called with a resident's address just before it is asked to end.
         is_closing: the router goes down.
     """
@@ -52,19 +58,27 @@ class ResidentRunner:
     engines: Mapping[str, Engine]
     hub: EventHub
     measurements: Measurements
-    tell: Callable[[Pool, messages.LedgerEvent], None]
-    spawn: Callable[..., None]
-    on_ready: Callable[[Pool, ResidentTask], None]
-    profile: Callable[[ResidentId], Profile]
-    wall_clock: Callable[[], float]
+    health: HealthChecks
+    settings: ResidencySettings
     settle_timeout_s: float
-    files: Files
+    wall_clock: Callable[[], float]
+    nursery: trio.Nursery | None = None
     on_stop: Callable[[str], object] = lambda _: None
     is_closing: bool = False
-    _sleepers: set[ResidentId] = field(factory=set)
-    _clearing: dict[ResidentId, trio.Event] = field(factory=dict)
-    _reading: dict[ResidentId, trio.CancelScope] = field(factory=dict)
-    _read_at: dict[ResidentId, float] = field(factory=dict)
+    sleepers: Sleepers = field(init=False)
+    _read_ahead: ReadAhead = field(factory=ReadAhead)
+
+    def __attrs_post_init__(self) -> None:
+        self.sleepers = Sleepers(self.engines)
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run a function until it ends, or the router does."""
+        if self.nursery is not None:
+            self.nursery.start_soon(function, *arguments)
+
+    def profile(self, resident: ResidentId) -> Profile:
+        """Return what is known of a resident: as configured, as measured, or as estimated."""
+        return self.settings.traits(resident).profile(self.measurements.of(resident))
 
     def begin(self, pool: Pool, resident: ResidentId, *, found: bool) -> None:
         """Start a resident; or take it over, where it was found running."""
@@ -79,11 +93,8 @@ class ResidentRunner:
 
     def prepare(self, pool: Pool, wanted: ResidentId | None) -> None:
         """Read the files of a resident ahead that will start as soon as there is room."""
-        if wanted is None or wanted in pool.tasks or wanted in self._reading:
-            return
-        if trio.current_time() - self._read_at.get(wanted, -math.inf) >= READ_AGAIN_S:
-            scope = self._reading[wanted] = trio.CancelScope()
-            self.spawn(self._read_ahead, wanted, scope)
+        if wanted is not None and wanted not in pool.tasks and (scope := self._read_ahead.begin(wanted)):
+            self.spawn(self._read_ahead.read, self.settings.files, wanted, scope)
 
     def settle(self, pool: Pool, resident: ResidentId) -> None:
         """Wait for the memory of a resident that has gone."""
@@ -93,44 +104,15 @@ class ResidentRunner:
         """Tell the person who runs the router something."""
         self.hub.publish(RouterNotice(at=self.wall_clock(), severity="warning", message=message))
 
-    async def clear_away(self, resident: ResidentId) -> EngineStopFailed | None:
-        """End whatever runs of a resident that no task lives with. Return why it could not be ended."""
-        supervision = Supervision(lambda _: None)
-        supervision.stop(for_good=True)
-        self._sleepers.discard(resident)
-        cleared = self._clearing[resident] = trio.Event()
-        try:
-            await self.engines[resident.engine].run_resident(resident, supervision, adopt=True)
-        except EngineStopFailed as failure:
-            return failure
-        except EngineError as error:
-            logger.warning("%s", error)  # nothing of it is left
-        except Exception:
-            logger.exception("engine %s: unexpected error", resident.engine)
-        finally:
-            if self._clearing.get(resident) is cleared:
-                del self._clearing[resident]
-            cleared.set()
-        return None
-
-    async def _read_ahead(self, resident: ResidentId, scope: trio.CancelScope) -> None:
-        try:
-            with scope:
-                await self.files.ahead(resident)
-        except Exception:
-            # Merely slower without.
-            logger.exception("the files of %s cannot be read ahead", resident)
-        finally:
-            del self._reading[resident]
-            self._read_at[resident] = trio.current_time()
-
-    # A life.
+    # One resident, from its start to its end.
 
     def _begin(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> ResidentTask:
         def ready(endpoint: Endpoint) -> None:
             self._ready(pool, task, endpoint)
 
-        task = ResidentTask(resident, Supervision(ready), trio.current_time(), adopted, found, self.files)
+        task = ResidentTask(
+            resident, Supervision(ready), trio.current_time(), adopted, found, self.settings.files
+        )
         pool.tasks[resident] = task
         self.spawn(self._live, pool, task)
         return task
@@ -151,7 +133,7 @@ class ResidentRunner:
             # A defect of ours must not take the router down, nor leave anybody waiting, nor anything behind.
             logger.exception("engine %s: unexpected error", resident.engine)
             error = EngineStartFailed(resident.engine, f"failed unexpectedly: {failure!r}")
-            if (left := await self.clear_away(resident)) is not None:
+            if (left := await self.sleepers.clear_away(resident)) is not None:
                 self._stuck(pool, task, left)
                 return
         self._gone(pool, task, error)
@@ -163,9 +145,7 @@ class ResidentRunner:
             await self._look_before_start(pool, task)
             if task.supervision.stop_asked.is_set():
                 return None
-        if (clearing := self._clearing.get(resident)) is not None:
-            await clearing.wait()  # what sleeps of it is being stopped
-        self._sleepers.discard(resident)
+        await self.sleepers.taken_up(resident)
         ended = await self.engines[resident.engine].run_resident(
             resident, task.supervision, adopt=task.adopted
         )
@@ -175,29 +155,52 @@ class ResidentRunner:
         return self._death(pool, resident, ended)
 
     async def _look_before_start(self, pool: Pool, task: ResidentTask) -> None:
-        def on_short(missing_bytes: int) -> None:
-            if sleepers := [other for other in self._sleepers if other != task.resident]:
-                # They hold something still, and it is missing now.
-                self._sleepers.difference_update(sleepers)
-                for sleeper in sleepers:
-                    self.spawn(self.clear_away, sleeper)
-                return
-            self.tell(pool, messages.Short(task.resident, missing_bytes))
+        """Wait until there is memory enough for a start. It ends early where the start is not wanted any more.
 
-        state, profile = pool.ledger.state(task.resident), self.profile(task.resident)
-        need_bytes = None
-        if state is not None and not pool.ledger.capacity.is_exclusive and profile.need_bytes is not None:
-            need_bytes = int(state.need_bytes)
+        Raises:
+            NotEnoughMemory: there was too little until the end.
+        """
+        need_bytes, least_bytes = self._needs(pool, task.resident)
+        deadline = trio.current_time() + self.settle_timeout_s
+        while True:
+            free = await pool.memory.free_before_start(task)
+            missing = 0 if need_bytes is None else int(max(0.0, need_bytes - _slack(need_bytes) - free))
+            if missing <= 0 or task.supervision.stop_asked.is_set():
+                pool.memory.starts(task, free, need_bytes or 0)
+                return
+            if trio.current_time() >= deadline and least_bytes is not None and free >= least_bytes:
+                pool.memory.starts(task, free, least_bytes)
+                return
+            if trio.current_time() >= deadline:
+                raise NotEnoughMemory(task.resident.engine, need_bytes or 0, int(free), self.settle_timeout_s)
+            self._make_room(pool, task, missing)
+            await trio.sleep(SHORT_INTERVAL_S)
+
+    def _needs(self, pool: Pool, resident: ResidentId) -> tuple[int | None, int | None]:
+        """Return what has to be free for a start, in bytes, and what it needs for certain where that is a guess.
+
+        None where that is not known, or nobody counts.
+        """
+        state, profile = pool.ledger.state(resident), self.profile(resident)
         least_bytes = profile.least_bytes if profile.is_guessed else None
-        await pool.look_before_start(task, need_bytes, self.settle_timeout_s, on_short, least_bytes)
+        if state is None or pool.ledger.capacity.is_exclusive or profile.need_bytes is None:
+            return None, least_bytes
+        return int(state.need_bytes), least_bytes
+
+    def _make_room(self, pool: Pool, task: ResidentTask, missing_bytes: int) -> None:
+        """Have something done about memory that is missing for a start."""
+        sleepers = self.sleepers.take_others(task.resident)
+        if not sleepers:
+            pool.tell(messages.Short(task.resident, missing_bytes))
+        for sleeper in sleepers:  # they hold something still, and it is missing now
+            self.spawn(self.sleepers.clear_away, sleeper)
 
     def _ready(self, pool: Pool, task: ResidentTask, endpoint: Endpoint) -> None:
         if task.endpoint is not None:
             return
         now, resident = trio.current_time(), task.resident
         task.endpoint = endpoint
-        if (reading := self._reading.get(resident)) is not None:
-            reading.cancel()
+        self._read_ahead.stop(resident)
         self._note_start(pool, task, now - task.started_at)
         state = pool.ledger.state(resident)
         if state is not None and state.phase is Phase.STARTING:
@@ -211,8 +214,8 @@ class ResidentRunner:
                     adopted=task.adopted,
                 )
             )
-        self.tell(pool, messages.BecameReady(resident))
-        self.on_ready(pool, task)
+        pool.tell(messages.BecameReady(resident))
+        self.spawn(self.health.watch, pool, task)
         if not (task.adopted or task.supervision.woken):
             self.spawn(self._measure, pool, task)
 
@@ -222,18 +225,18 @@ class ResidentRunner:
         measured = self.measurements.of(task.resident)
         if task.supervision.woken:
             measured.wake_s = seconds
-            pool.woke(task)
+            pool.memory.woke(task)
         else:
             measured.start_s = seconds
-            pool.start_succeeded(task)
+            pool.memory.start_succeeded(task)
         self.measurements.touch()
 
     async def _measure(self, pool: Pool, task: ResidentTask) -> None:
         measured = self.measurements.of(task.resident)
-        if await pool.measure_start(task, measured) and measured.footprint_bytes is not None:
+        if await pool.memory.measure_start(task, measured) and measured.footprint_bytes is not None:
             need_bytes = self.profile(task.resident).need_bytes
             if need_bytes is not None:
-                self.tell(pool, messages.Weighed(task.resident, need_bytes))
+                pool.tell(messages.Weighed(task.resident, need_bytes))
         self.measurements.touch()
 
     def _death(self, pool: Pool, resident: ResidentId, ended: Ended) -> RouterError:
@@ -245,9 +248,9 @@ class ResidentRunner:
     def _gone(self, pool: Pool, task: ResidentTask, error: RouterError | None) -> None:
         now, resident = trio.current_time(), task.resident
         task.health_scope.cancel()
-        pool.ended(task)
+        pool.memory.ended(task)
         if task.is_asleep:
-            self._sleepers.add(resident)
+            self.sleepers.add(resident)
         if task.stop_asked_at < now and not task.is_asleep:
             self.measurements.of(resident).stop_s = now - task.stop_asked_at
             self.measurements.touch()
@@ -257,7 +260,7 @@ class ResidentRunner:
             pool.swap_tracker.end(resident, "error", now, str(error))
         pool.tasks.pop(resident, None)
         pool.gone[resident] = task
-        self.tell(pool, messages.HasEnded(resident, error))
+        pool.tell(messages.HasEnded(resident, error))
 
     def _stuck(self, pool: Pool, task: ResidentTask, cause: EngineStopFailed) -> None:
         resident = task.resident
@@ -270,8 +273,9 @@ class ResidentRunner:
         task.health_scope.cancel()
         pool.swap_tracker.end(resident, "error", trio.current_time(), str(failure))
         pool.tasks.pop(resident, None)
-        pool.stop_failed(task)
-        self.tell(pool, messages.StopFailed(resident, failure))
+        pool.stuck[resident] = task
+        pool.memory.stop_failed(task)
+        pool.tell(messages.StopFailed(resident, failure))
         if self.is_closing:
             # Nothing more can be done: the router goes, and says what stays behind.
             self.notice(f"{failure}; it is left behind")
@@ -289,7 +293,7 @@ class ResidentRunner:
             await self._let_go(task)
             task.scope.cancel()
             return
-        if await pool.look_before_stop(task):
+        if await pool.memory.look_before_stop(task):
             task.stop_asked_at = trio.current_time()
             if task.endpoint is not None:
                 self.on_stop(task.endpoint.base_url)
@@ -320,43 +324,36 @@ class ResidentRunner:
         return max(0.0, need - task.baseline.available_bytes)
 
     async def _settle(self, pool: Pool, resident: ResidentId) -> None:
-        scope = pool.settles[resident] = trio.CancelScope()
+        task, measured = pool.gone[resident], self.measurements.of(resident)
         if self.is_closing:
-            scope.cancel()
+            task.settle_scope.cancel()
         began = trio.current_time()
         pool.swap_tracker.settle(resident, began)
-        task, measured = pool.gone.get(resident), self.measurements.of(resident)
-        with scope:
-            if task is not None and task.is_asleep:
+        with task.settle_scope:
+            if task.is_asleep:
                 await self._settle_asleep(pool, task, began)
             else:
-                await self._drop_files(resident, self.files if task is None else task.files)
+                await drop_files(task.files, resident)
                 profile = self.profile(resident)
                 known = None if profile.is_guessed else profile.need_bytes
-                expected = await pool.expected_release(task, measured, known)
-                seen, warning = await pool.settle(task, measured, expected, self.settle_timeout_s)
+                expected = await pool.memory.expected_release(task, measured, known)
+                seen, warning = await pool.memory.settle(task, measured, expected, self.settle_timeout_s)
                 measured.settle_s = trio.current_time() - began
                 self._settled(pool, resident, seen, expected, measured.settle_s, warning)
-        pool.has_settled(resident)
-        self.tell(pool, messages.Settled(resident))
+        del pool.gone[resident]
+        pool.memory.has_settled(task)
+        pool.tell(messages.Settled(resident))
 
     async def _settle_asleep(self, pool: Pool, task: ResidentTask, began: float) -> None:
         """Wait for what a resident set free by falling asleep; where that is too little, it is stopped after all."""
         resident, measured = task.resident, self.measurements.of(task.resident)
         expected = measured.sleep_freed_bytes
-        seen, warning = await pool.settle(task, measured, expected, self.settle_timeout_s)
+        seen, warning = await pool.memory.settle(task, measured, expected, self.settle_timeout_s)
         if seen is not None and task.baseline is not None and task.baseline.measured:
             measured.sleep_freed_bytes = seen.released_bytes
-        if not measured.prefers_sleep() and (left := await self.clear_away(resident)) is not None:
+        if not measured.prefers_sleep() and (left := await self.sleepers.clear_away(resident)) is not None:
             warning = str(left)
         self._settled(pool, resident, seen, expected, trio.current_time() - began, warning)
-
-    async def _drop_files(self, resident: ResidentId, files: Files) -> None:
-        try:
-            await files.behind(resident)
-        except Exception:
-            # The memory may be found missing then, and that is told.
-            logger.exception("the files of %s cannot be dropped", resident)
 
     def _settled(
         self,
@@ -380,3 +377,8 @@ class ResidentRunner:
                 warning=warning,
             )
         )
+
+
+def _slack(need_bytes: int) -> int:
+    """Return what may be missing all the same: figures are never exact, and hosts drift."""
+    return max(64 * 2**20, need_bytes // 20)

@@ -1,4 +1,4 @@
-"""What the supervisor knows of one present resident, beside the ledger."""
+"""The task of one resident, beside the state that the ledger keeps of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ResidentTask:
     Attributes:
         supervision: the line to the task that lives with it.
         started_at: the supervisor's clock, in seconds.
-        adopted: it ran already when this life began: it was found, or is taken up again to be stopped.
+        adopted: it ran already when this task began: it was found, or is taken up again to be stopped.
         files: what is done about its files, by the configuration that it began with.
         found: it was found running, so it is left running when the router goes down.
         scope: ends that task at once.
@@ -33,6 +33,8 @@ class ResidentTask:
         is_disturbed: others came or went during its start, so that what it took cannot be told.
         is_measured: what it took is known, as far as it ever will be.
         is_asleep: it did not end but fell asleep.
+        has_ended: nothing stays with it any more, be it gone, asleep or stuck.
+        settle_scope: ends the wait for its memory.
     """
 
     resident: ResidentId
@@ -52,3 +54,5 @@ class ResidentTask:
     is_disturbed: bool = False
     is_measured: trio.Event = field(factory=trio.Event)
     is_asleep: bool = False
+    has_ended: bool = False
+    settle_scope: trio.CancelScope = field(factory=trio.CancelScope)

@@ -32,6 +32,7 @@ from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Rul
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.messages import Ticket
 from engine_router.residency.pool import Pool
+from engine_router.residency.pool_memory import PoolMemory
 from engine_router.residency.resident_runner import ResidentRunner
 from engine_router.residency.rules import ResidencySettings
 from engine_router.residency.swap_tracker import SwapTracker
@@ -79,31 +80,22 @@ class Supervisor:
             name: self._new_pool(name, rules, gauge, settings.capacities.get(name, _EXCLUSIVE))
             for name, gauge in gauges.items()
         }
-        self._health = HealthChecks(
-            engines=self._engines,
-            hub=hub,
-            tell=self._tell,
-            spawn=self._spawn,
-            wall_clock=wall_clock,
-            interval_s=health_interval_s,
-        )
         self._runner = ResidentRunner(
             engines=self._engines,
             hub=hub,
             measurements=measurements,
-            tell=self._tell,
-            spawn=self._spawn,
-            on_ready=self._health.watch,
-            profile=self.profile,
-            wall_clock=wall_clock,
+            health=HealthChecks(
+                engines=self._engines, hub=hub, wall_clock=wall_clock, interval_s=health_interval_s
+            ),
+            settings=settings,
             settle_timeout_s=settle_timeout_s,
-            files=settings.files,
+            wall_clock=wall_clock,
         )
 
     def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
         ledger = Ledger(rules, capacity, self.profile)
         swap_tracker = SwapTracker(name, self._hub, self._wall_clock, self.expected_s, ledger)
-        return Pool(name, ledger, gauge, swap_tracker)
+        return Pool(name, ledger, PoolMemory(name, gauge), swap_tracker, self._outbox)
 
     def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` with a resident's address just before it is asked to end."""
@@ -140,14 +132,14 @@ class Supervisor:
             return lease
         pool.leases[lease.ticket] = lease
         if pool.is_behind or not pool.ledger.lend(lease.ticket, lease.requested_at):
-            self._tell(pool, messages.Acquire(lease.ticket))
+            pool.tell(messages.Acquire(lease.ticket))
         else:
             self._grant(pool, lease.ticket, lease.requested_at)
         return lease
 
     def unload(self, resident: ResidentId) -> None:
         """Ask for a resident to be drained and stopped."""
-        self._tell(self.pool(resident), messages.Unload(resident))
+        self.pool(resident).tell(messages.Unload(resident))
 
     async def until_unloaded(self, resident: ResidentId) -> None:
         """Have a resident drained and stopped, and wait until it is gone.
@@ -171,22 +163,22 @@ class Supervisor:
 
     def keep_alive(self, resident: ResidentId, seconds: float) -> None:
         """Say how long a present resident shall stay once it is idle; as `keep_alive_s` of `request`."""
-        self._tell(self.pool(resident), messages.KeepAlive(resident, seconds))
+        self.pool(resident).tell(messages.KeepAlive(resident, seconds))
 
     def pin(self, resident: ResidentId) -> None:
         """Let a resident never be stopped for somebody else's sake, nor for being idle."""
-        self._tell(self.pool(resident), messages.Pin(resident, pinned=True))
+        self.pool(resident).tell(messages.Pin(resident, pinned=True))
 
     def unpin(self, resident: ResidentId) -> None:
         """Take a resident's pin away."""
-        self._tell(self.pool(resident), messages.Pin(resident, pinned=False))
+        self.pool(resident).tell(messages.Pin(resident, pinned=False))
 
     def reset(self, resident: ResidentId) -> None:
         """Forget a resident's failures, so that the next request starts it.
 
         One that could not be stopped is taken to be gone: whoever asks for this has seen to it.
         """
-        self._tell(self.pool(resident), messages.Reset(resident))
+        self.pool(resident).tell(messages.Reset(resident))
 
     def doubt(self, resident: ResidentId) -> None:
         """Tell that a resident could not be reached, so that its engine looks whether it is still there."""
@@ -204,7 +196,7 @@ class Supervisor:
 
     def profile(self, resident: ResidentId) -> Profile:
         """Return what is known of a resident: as configured, as measured, or as estimated."""
-        return self._settings.traits(resident).profile(self._measurements.of(resident))
+        return self._runner.profile(resident)
 
     def residents(self) -> list[ResidentId]:
         """Return who is present, in whatever phase, in all pools."""
@@ -232,15 +224,15 @@ class Supervisor:
         self._pool_of.update(pool_of)
         self._settings = settings
         self._runner.settle_timeout_s = settle_timeout_s
-        self._runner.files = settings.files
-        self._health.interval_s = health_interval_s
+        self._runner.settings = settings
+        self._runner.health.interval_s = health_interval_s
         for name, pool in self.pools.items():
             capacity = settings.capacities.get(name, _EXCLUSIVE)
             if capacity.is_auto:  # what is free was measured when the router started
                 capacity = attrs.evolve(capacity, budget_bytes=pool.ledger.capacity.budget_bytes)
-            self._tell(pool, messages.Reconfigured(rules, capacity))
+            pool.tell(messages.Reconfigured(rules, capacity))
             if ahead := self._preload_of(pool):
-                self._tell(pool, messages.Preload(ahead))
+                pool.tell(messages.Preload(ahead))
 
     async def close(self, grace_s: float) -> None:
         """Refuse new requests, let leases end for `grace_s`, stop what the router started, and return.
@@ -250,9 +242,9 @@ class Supervisor:
         self._runner.is_closing = True
         deadline = trio.current_time() + grace_s
         for pool in self.pools.values():
-            self._tell(pool, messages.Close(deadline))
-            for scope in tuple(pool.settles.values()):
-                scope.cancel()  # nothing will be started into that memory
+            pool.tell(messages.Close(deadline))
+            for task in pool.gone.values():
+                task.settle_scope.cancel()  # nothing will be started into that memory
         for pool in self.pools.values():
             while not (pool.is_closed or self._over):
                 await pool.change()
@@ -263,24 +255,14 @@ class Supervisor:
         """Serve until cancelled. Reports started once every engine was asked what it has running already."""
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await self._adoption().take_over(self._engines)
+                self._nursery = self._runner.nursery = nursery
+                await Adoption(self.pools, self._pool_of, self._runner, self._apply).take_over(self._engines)
                 for pool in self.pools.values():
-                    self._tell(pool, messages.Preload(self._preload_of(pool)))
+                    pool.tell(messages.Preload(self._preload_of(pool)))
                 task_status.started()
                 await self._decide()
         finally:
             self._end()
-
-    def _adoption(self) -> Adoption:
-        return Adoption(
-            pools=self.pools,
-            pool_of=self._pool_of,
-            profile=self.profile,
-            apply=self._apply,
-            clear_away=self._runner.clear_away,
-            notice=self._runner.notice,
-        )
 
     def _preload_of(self, pool: Pool) -> tuple[ResidentId, ...]:
         return tuple(resident for resident in self._settings.preload if self.pool(resident) is pool)
@@ -307,12 +289,6 @@ class Supervisor:
                 lease.refuse(RouterClosing("the router has ended"))
             pool.note_end()
 
-    def _tell(self, pool: Pool, event: messages.LedgerEvent) -> None:
-        """Send an event. Never waits; lost where nobody decides any more."""
-        if not self._over:
-            pool.note_told()
-            self._outbox.send_nowait((pool, event))
-
     def _apply(self, pool: Pool, event: messages.LedgerEvent) -> None:
         now = trio.current_time()
         for effect in pool.ledger.apply(event, now):
@@ -324,11 +300,7 @@ class Supervisor:
     def _give_back(self, pool: Pool, lease: Lease) -> None:
         pool.leases.pop(lease.ticket, None)
         if (event := pool.ledger.give_back(lease.ticket, trio.current_time())) is not None:
-            self._tell(pool, event)
-
-    def _spawn(self, task: Callable[..., object], *arguments: object) -> None:
-        if self._nursery is not None:
-            self._nursery.start_soon(task, *arguments)  # type: ignore[arg-type]
+            pool.tell(event)
 
     # Effects: each is done at once or handed to a child task.
 
@@ -340,7 +312,7 @@ class Supervisor:
                 if (lease := pool.leases.get(ticket)) is not None:
                     lease.refuse(error)
             case messages.CheckStart(resident):
-                self._spawn(self._health.check_start, pool, resident)
+                self._runner.spawn(self._runner.health.check_start, pool, resident)
             case _:
                 self._conduct(pool, effect, now)
 
