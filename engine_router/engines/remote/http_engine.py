@@ -15,14 +15,14 @@ import trio
 
 from engine_router.config import CallConfig, HttpConfig
 from engine_router.engines.backoff import Backoff
-from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
-from engine_router.engines.masking import engine_mask
+from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
 from engine_router.engines.remote.answers import ControlAnswer, ListedModel, fill
-from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
+from engine_router.engines.remote.client import NotListening
 from engine_router.engines.remote.lifecycle import run_lifecycle
+from engine_router.engines.remote.remote_engine import LoadedModel, ModelLoader
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
-from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.errors import EngineError, EngineStartFailed
 
 REPEAT_UNLOAD_S = 2.0
 """Seconds after which an unload that was accepted, but had no effect, is asked for again."""
@@ -34,7 +34,7 @@ ABORT_WATCH_S = 0.25
 """Seconds that an aborted load is watched, for servers that finish it although the caller has left."""
 
 
-class HttpEngine:
+class HttpEngine(ModelLoader[HttpConfig]):
     """A server that loads models when told over HTTP; implements `engines.base.Engine`.
 
     Residents are (engine, model).
@@ -48,22 +48,12 @@ class HttpEngine:
         *,
         sleep_registry: SleepRegistry | None = None,
     ) -> None:
-        self.name = name
-        self.config = config
-        self.logs = EngineLogs(engine_mask(config))
-        self.log = self.logs.engine
-        self.server = EngineClient(name, config, config.base_url, client)
+        super().__init__(name, config, client)
         self.sleep = EngineSleep(name, config.sleep, sleep_registry or SleepRegistry(), self.logs.of)
-
-    def __repr__(self) -> str:
-        return f"<HttpEngine {self.name} at {self.config.base_url}>"
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident of a model: models are loaded one by one."""
         return ResidentId(self.name, model)
-
-    def command(self, resident: ResidentId) -> None:
-        """Return no command: none starts it."""
 
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
@@ -92,61 +82,37 @@ class HttpEngine:
         missing = await _HttpModel(self, resident.model or "").missing()
         return None if used else missing
 
-    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - one server has them all
-        """Say so where nobody listens; see `Engine.obstacle`."""
-        try:
-            await self.server.listing(self.config.loaded)
-        except NotListening as error:
-            return error.summary
-        except EngineError:
-            pass  # it is there, and to load will show what is wrong
-        return None
-
     async def find(self) -> Sequence[ResidentId]:
-        """Return the models loaded now, or on their way; [] when nobody listens, or the server sleeps.
-
-        Models that the configuration does not name are included where it lets the engine be discovered.
+        """Return the models in memory; [] when nobody listens, or the server sleeps.
 
         Raises:
             EngineUnreachable: the list cannot be had or understood.
         """
-        try:
-            listed = await self.server.listing(self.config.loaded)
-        except NotListening:
-            return []
-        except EngineUnreachable:
-            raise
-        except EngineError as error:
-            raise EngineUnreachable(self.name, error.summary) from error
-        if await self.sleep.is_asleep(self.server):
-            return []
+        found = await super().find()
+        return [] if found and await self.sleep.is_asleep(self.server) else found
+
+    async def in_memory(self) -> Sequence[str]:
+        """Return the models loaded now, or on their way.
+
+        Models that the configuration does not name are included where it lets the engine be discovered.
+
+        Raises:
+            EngineError: it cannot be told.
+        """
+        listed = await self.server.listing(self.config.loaded)
         every = self.config.discover or not self.config.models
         return [
-            ResidentId(self.name, entry.model)
+            entry.model
             for entry in listed
             if (entry.loaded or entry.in_flight) and (every or entry.model in self.config.models)
         ]
 
-    async def list_models(self) -> Sequence[str] | None:
-        """Return the ids of GET /v1/models; None when nobody listens.
 
-        Raises:
-            EngineUnreachable: it runs, but does not answer sensibly.
-        """
-        return await self.server.models()
-
-
-class _HttpModel:
-    """The lifecycle of one model in the server; the steps are described at `RemoteLifecycle`."""
+class _HttpModel(LoadedModel[HttpConfig]):
+    """The lifecycle of one model in the server."""
 
     def __init__(self, engine: HttpEngine, model: str) -> None:
-        self.name, self.config = engine.name, engine.config
-        self.log = engine.logs.of(ResidentId(engine.name, model))
-        self.server = engine.server
-        self.model = model
-        self.began = False
-        self.obstacle = ""
-        self._objection = ""  # the server's last answer to an unload, where it was no
+        super().__init__(engine, model)
         self._ask_again_at: dict[str, float] = {}  # seconds on trio's clock, by instance
 
     async def start(self) -> Endpoint:
@@ -160,7 +126,7 @@ class _HttpModel:
         if not entry.loaded:
             self.began = True
             await self._load(self.config.load)
-            await self._until_loaded()
+            await self.until_loaded()
         return self._endpoint()
 
     async def adopt(self) -> Endpoint | Ended:
@@ -173,17 +139,8 @@ class _HttpModel:
         if not entry.loaded and not entry.in_flight:
             return Ended(stopped=False, message=f"does not hold '{self.model}' any more")
         self.began = True
-        await self._until_loaded()
+        await self.until_loaded()
         return self._endpoint()
-
-    async def gone(self) -> str | None:
-        try:
-            return await self.missing()
-        except NotListening as error:
-            return error.summary
-        except EngineError as error:
-            self.log.write(f"cannot tell whether it is loaded: {error.summary}")
-            return None
 
     async def missing(self) -> str | None:
         """Return what is wrong where the server does not hold the model; raises where that cannot be told."""
@@ -192,24 +149,6 @@ class _HttpModel:
         if entry.loaded or entry.in_flight or self.config.load is None:
             return None
         return f"does not hold '{self.model}' any more"
-
-    async def end(self, *, aborted: bool) -> str:
-        timeout_s = self.config.stop_timeout_s
-        self.log.write("unloading")
-        with trio.move_on_after(timeout_s):
-            try:
-                await self._until_unloaded(aborted=aborted)
-            except NotListening as error:
-                self.log.write(error.summary)
-                return f"{error.summary.partition(';')[0]}, so nothing is loaded"
-            self.log.write("unloaded")
-            return "unloaded"
-        seen = "; ".join(filter(None, (self.obstacle or "no answer", self._objection)))
-        raise EngineStopFailed(
-            self.name,
-            f"may still hold '{self.model}' {timeout_s:g} s after it was told to unload it "
-            f"(stop_timeout_s in engines.toml); last seen: {seen}",
-        )
 
     async def _look(self) -> ListedModel:
         """Ask for this model's entry; one that is not listed is not loaded.
@@ -249,29 +188,16 @@ class _HttpModel:
             self.name, self.server.refusal(f"{call.method} {call.path} for '{self.model}'", reply).summary
         )
 
-    async def _until_loaded(self) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                entry = await self._look()
-            except EngineError as error:
-                if not worth_repeating(error):
-                    raise
-                self.obstacle = error.summary
-            else:
-                if entry.loaded:
-                    self.log.write("loaded")
-                    return
-                if entry.failure is not None:
-                    raise EngineStartFailed(
-                        self.name, f"could not load '{self.model}': {entry.failure}; its own log tells why"
-                    )
-                self.obstacle = (
-                    f"'{self.model}' is {'being loaded' if entry.in_flight else 'not listed as loaded'}"
-                )
-            await backoff.pause()
+    async def is_loaded(self) -> bool:
+        entry = await self._look()
+        if entry.failure is not None and not entry.loaded:
+            raise EngineStartFailed(
+                self.name, f"could not load '{self.model}': {entry.failure}; its own log tells why"
+            )
+        self.obstacle = f"'{self.model}' is {'being loaded' if entry.in_flight else 'not listed as loaded'}"
+        return entry.loaded
 
-    async def _until_unloaded(self, *, aborted: bool) -> None:
+    async def unload(self, *, aborted: bool) -> None:
         """Unload every instance, those that appear late too, until none is listed."""
         backoff = Backoff()
         unlisted_since: float | None = None
@@ -298,6 +224,7 @@ class _HttpModel:
                     self._ask_again_at.clear()  # one that appears now is a new one
                     unlisted_since = unlisted_since if unlisted_since is not None else trio.current_time()
                     if trio.current_time() - unlisted_since >= watch_s:
+                        self.log.write("unloaded")
                         return
             await backoff.pause()
 
@@ -311,11 +238,11 @@ class _HttpModel:
         except NotListening:
             raise
         except EngineError as error:
-            self._objection = error.summary
+            self.objection = error.summary
         else:
             if reply.good:
                 self._ask_again_at[instance] = trio.current_time() + REPEAT_UNLOAD_S
                 return
-            self._objection = self.server.refusal(f"{call.method} {call.path}", reply).summary
+            self.objection = self.server.refusal(f"{call.method} {call.path}", reply).summary
         self._ask_again_at[instance] = trio.current_time() + REPEAT_REFUSED_UNLOAD_S
-        self.log.write(self._objection)
+        self.log.write(self.objection)

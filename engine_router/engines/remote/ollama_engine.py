@@ -23,15 +23,15 @@ import trio
 
 from engine_router.config import LoadedConfig, OllamaConfig
 from engine_router.engines.backoff import Backoff
-from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
-from engine_router.engines.masking import engine_mask
+from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
 from engine_router.engines.readiness import as_text, dig
 from engine_router.engines.remote.answers import ControlAnswer
-from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
+from engine_router.engines.remote.client import NotListening
 from engine_router.engines.remote.lifecycle import run_lifecycle
 from engine_router.engines.remote.ollama_names import normal_name
 from engine_router.engines.remote.ollama_session import Session
-from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.engines.remote.remote_engine import LoadedModel, ModelLoader
+from engine_router.errors import EngineError, EngineStartFailed
 from engine_router.guards.commands import run_command
 from engine_router.guards.masking import masked_argv, own_environment
 
@@ -44,7 +44,7 @@ DEFAULT_KEEP_S = 300
 _PS = LoadedConfig(path="/api/ps", key="models", id="name")
 
 
-class OllamaEngine:
+class OllamaEngine(ModelLoader[OllamaConfig]):
     """The Ollama daemon; implements `engines.base.Engine`.
 
     Residents are (engine, model), where all names that mean the same model to Ollama are the same.
@@ -56,27 +56,17 @@ class OllamaEngine:
     def __init__(
         self, name: str, config: OllamaConfig, client: httpx.AsyncClient, models: Iterable[str] = ()
     ) -> None:
-        self.name = name
-        self.config = config
-        self.logs = EngineLogs(engine_mask(config))
-        self.log = self.logs.engine
-        self.server = EngineClient(name, config, config.base_url, client)
-        # Models that a `run_resident` is responsible for; all others in memory were loaded past the router.
-        self.living: set[str] = set()
+        super().__init__(name, config, client)
+        # Models that `run_resident` is at work for; all others in memory were loaded past the router.
+        self.supervised: set[str] = set()
         # Those among them that run at another host: the daemon holds nothing of them, and never lists them.
         self.remote: set[str] = set()
         # As models are called outside, by their normal names: daemons before 0.5 know no other case.
         self._spelled = {normal_name(model): model for model in models}
 
-    def __repr__(self) -> str:
-        return f"<OllamaEngine {self.name} at {self.config.base_url}>"
-
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident of a model; see `normal_name`."""
         return ResidentId(self.name, normal_name(model))
-
-    def command(self, resident: ResidentId) -> None:
-        """Return no command: none starts it."""
 
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
@@ -89,11 +79,11 @@ class OllamaEngine:
         Cancellation leaves the daemon as it is.
         """
         model = normal_name(resident.model or "")
-        self.living.add(model)
+        self.supervised.add(model)
         try:
             return await run_lifecycle(_OllamaModel(self, model, supervision), supervision, adopt=adopt)
         finally:
-            self.living.discard(model)
+            self.supervised.discard(model)
             self.remote.discard(model)
 
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
@@ -103,33 +93,8 @@ class OllamaEngine:
             EngineError: it does not answer, or not sensibly.
         """
         model = normal_name(resident.model or "")
-        holds = model in await self.loaded() or model in self.remote
+        holds = model in await self.in_memory() or model in self.remote
         return None if holds or used else f"does not hold '{model}' any more"
-
-    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - one daemon has them all
-        """Say so where no daemon listens; see `Engine.obstacle`."""
-        try:
-            await self.loaded()
-        except NotListening as error:
-            return error.summary
-        except EngineError:
-            pass  # it is there, and to load will show what is wrong
-        return None
-
-    async def find(self) -> Sequence[ResidentId]:
-        """Return the models in memory; [] when nobody listens.
-
-        Raises:
-            EngineUnreachable: GET /api/ps cannot be had or understood.
-        """
-        try:
-            return [ResidentId(self.name, model) for model in await self.loaded()]
-        except NotListening:
-            return []
-        except EngineUnreachable:
-            raise
-        except EngineError as error:
-            raise EngineUnreachable(self.name, error.summary) from error
 
     async def list_models(self) -> Sequence[str] | None:
         """Return the names of the models that have been pulled, from GET /api/tags; None when nobody listens.
@@ -145,7 +110,7 @@ class OllamaEngine:
         """Return what the daemon calls a model, as far as that is known."""
         return self._spelled.get(model, model)
 
-    async def loaded(self) -> tuple[str, ...]:
+    async def in_memory(self) -> Sequence[str]:
         """Ask which models are in memory; names are normal ones.
 
         Raises:
@@ -168,16 +133,12 @@ class OllamaEngine:
         return None
 
 
-class _OllamaModel:
-    """The lifecycle of one model in the daemon; the steps are described at `RemoteLifecycle`."""
+class _OllamaModel(LoadedModel[OllamaConfig]):
+    """The lifecycle of one model in the daemon."""
 
     def __init__(self, engine: OllamaEngine, model: str, supervision: Supervision) -> None:
-        self.name, self.config = engine.name, engine.config
-        self.log = engine.logs.of(ResidentId(engine.name, model))
+        super().__init__(engine, model)
         self.engine = engine
-        self.model = model
-        self.began = False
-        self.obstacle = ""
         self._supervision = supervision
         self._in_use = 0
         self._unsaid = self._missed = False
@@ -195,19 +156,18 @@ class _OllamaModel:
                 self.name, f"does not have the model '{self.model}'; ollama pull {self.model}"
             )
         if not reply.good:
-            refusal = self.engine.server.refusal(f"the load of '{self.model}'", reply)
+            refusal = self.server.refusal(f"the load of '{self.model}'", reply)
             raise EngineStartFailed(self.name, refusal.summary)
         if dig(reply.data, "remote_model"):
             self.engine.remote.add(self.model)
             self.log.write(f"runs at {dig(reply.data, 'remote_host')}")
             return Endpoint(self.config.base_url)
-        await self._until_loaded()
-        self.log.write("loaded")
+        await self.until_loaded()
         return Endpoint(self.config.base_url, on_use=self._used)
 
     async def adopt(self) -> Endpoint | Ended:
         try:
-            loaded = await self.engine.loaded()
+            loaded = await self.engine.in_memory()
         except NotListening as error:
             return Ended(stopped=False, message=error.summary)
         if self.model not in loaded:
@@ -218,23 +178,17 @@ class _OllamaModel:
         await self._keep(KEEP_FOR_EVER, session)
         return Endpoint(self.config.base_url, on_use=self._used, let_go=self._let_go)
 
-    async def gone(self) -> str | None:
-        """See `RemoteLifecycle.gone`. Sees also that the model stays, where a request did not say for how long."""
+    async def missing(self) -> str | None:
+        """See `LoadedModel.missing`. Sees also that the model stays, where a request did not say for how long."""
         (unsaid, self._unsaid), missed, self._missed = (self._unsaid, False), self._missed, False
-        try:
-            if self.model in await self.engine.loaded() or self.model in self.engine.remote:
-                if unsaid:
-                    await self._stay()
-                return None
-            if self._in_use:  # it is being loaded again, for a request that asked for other options
-                self._missed = True
-                return None
-            if unsaid and not missed and (await self._keep(KEEP_FOR_EVER)).good:
-                return None
-        except NotListening as error:
-            return error.summary
-        except EngineError as error:
-            self.log.write(f"cannot tell whether it is loaded: {error.summary}")
+        if self.model in await self.engine.in_memory() or self.model in self.engine.remote:
+            if unsaid:
+                await self._stay()
+            return None
+        if self._in_use:  # it is being loaded again, for a request that asked for other options
+            self._missed = True
+            return None
+        if unsaid and not missed and (await self._keep(KEEP_FOR_EVER)).good:
             return None
         return f"does not hold '{self.model}' any more"
 
@@ -267,23 +221,15 @@ class _OllamaModel:
             self.log.write(f"stays loaded: {error.summary}")
 
     async def end(self, *, aborted: bool) -> str:
-        timeout_s = self.config.stop_timeout_s
         if self.model in self.engine.remote:
             return f"'{self.model}' runs elsewhere, so nothing is loaded"
-        self.log.write("unloading")
-        with trio.move_on_after(timeout_s):
-            try:
-                with trio.move_on_after(timeout_s / 2 if self.config.stop_command else math.inf):
-                    return await self._until_gone(aborted=aborted)
-                await self._last_resort()
-                return await self._until_gone(aborted=aborted)
-            except NotListening as error:
-                return f"{error.summary.partition(';')[0]}, so nothing is loaded"
-        raise EngineStopFailed(
-            self.name,
-            f"may still hold '{self.model}' {timeout_s:g} s after it was told to unload it "
-            f"(stop_timeout_s in engines.toml); last seen: {self.obstacle or 'no answer'}",
-        )
+        return await super().end(aborted=aborted)
+
+    async def unload(self, *, aborted: bool) -> None:
+        with trio.move_on_after(self.config.stop_timeout_s / 2 if self.config.stop_command else math.inf):
+            return await self._until_gone(aborted=aborted)
+        await self._last_resort()
+        return await self._until_gone(aborted=aborted)
 
     async def _keep(self, keep_alive: int | str, session: Session | None = None) -> ControlAnswer:
         """Tell how long the model is to stay, and load it where it is not there.
@@ -301,22 +247,13 @@ class _OllamaModel:
 
     async def _post(self, path: str, *, timeout_s: float = math.inf, **body: Any) -> ControlAnswer:
         body = {"model": self.engine.spelled(self.model), "stream": False, **body}
-        return await self.engine.server.call("POST", path, body=body, timeout_s=timeout_s)
+        return await self.server.call("POST", path, body=body, timeout_s=timeout_s)
 
-    async def _until_loaded(self) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                if self.model in await self.engine.loaded():
-                    return
-                self.obstacle = f"'{self.model}' is not in /api/ps"
-            except EngineError as error:
-                if not worth_repeating(error):
-                    raise
-                self.obstacle = error.summary
-            await backoff.pause()
+    async def is_loaded(self) -> bool:
+        self.obstacle = f"'{self.model}' is not in /api/ps"
+        return self.model in await self.engine.in_memory()
 
-    async def _until_gone(self, *, aborted: bool) -> str:
+    async def _until_gone(self, *, aborted: bool) -> None:
         """Unload the model and wait until it is gone; take strangers along as far as that takes no longer."""
         backoff = Backoff()
         asked = False
@@ -324,7 +261,7 @@ class _OllamaModel:
             asked = await self._unload(self.model)
         while True:
             try:
-                loaded = await self.engine.loaded()
+                loaded = await self.engine.in_memory()
             except NotListening:
                 raise
             except EngineError as error:
@@ -338,10 +275,9 @@ class _OllamaModel:
         self.log.write("unloaded")
         for stranger in self._strangers(loaded):
             await self._unload(stranger)
-        return "unloaded"
 
     def _strangers(self, loaded: Sequence[str]) -> list[str]:
-        return [model for model in loaded if model not in self.engine.living]
+        return [model for model in loaded if model not in self.engine.supervised]
 
     async def _unload_strangers(self) -> None:
         """Unload what was loaded past the router, and see that it is gone.
@@ -354,7 +290,7 @@ class _OllamaModel:
         with trio.move_on_after(timeout_s):
             backoff = Backoff()
             asked: set[str] = set()
-            while strangers := self._strangers(await self.engine.loaded()):
+            while strangers := self._strangers(await self.engine.in_memory()):
                 for stranger in strangers:
                     if stranger not in asked:
                         self.log.write(f"unloading '{stranger}', which was loaded behind the router's back")
@@ -383,7 +319,7 @@ class _OllamaModel:
             self.log.write(error.summary)
             return False
         if not reply.good:
-            self.log.write(self.engine.server.refusal(f"the unload of '{model}'", reply).summary)
+            self.log.write(self.server.refusal(f"the unload of '{model}'", reply).summary)
         return reply.good
 
     async def _last_resort(self) -> None:

@@ -22,11 +22,10 @@ from attrs import frozen
 
 from engine_router.config import SystemdConfig
 from engine_router.engines.backoff import Backoff
-from engine_router.engines.base import DOUBT_S, Ended, Endpoint, EngineLogs, ResidentId, Supervision
-from engine_router.engines.masking import engine_mask
+from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
 from engine_router.engines.readiness import Check, ReadinessProbe, ask, look
-from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, run_lifecycle
+from engine_router.engines.remote.remote_engine import RemoteEngine
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
@@ -112,7 +111,7 @@ class UnitState:
         return f"{self.active} ({self.sub}{ending})"
 
 
-class SystemdEngine:
+class SystemdEngine(RemoteEngine[SystemdConfig]):
     """A unit of systemd; implements `engines.base.Engine`.
 
     The unit is the resident, whichever model it serves.
@@ -126,11 +125,7 @@ class SystemdEngine:
         *,
         sleep_registry: SleepRegistry | None = None,
     ) -> None:
-        self.name = name
-        self.config = config
-        self.logs = EngineLogs(engine_mask(config))
-        self.log = self.logs.engine
-        self.server = EngineClient(name, config, config.base_url, client)
+        super().__init__(name, config, client)
         self.sleep = EngineSleep(name, config.sleep, sleep_registry or SleepRegistry(), self.logs.of)
         self.probe = ReadinessProbe(
             client, config.base_url + config.ready_path, Check(config.ready_check), config.headers
@@ -142,9 +137,6 @@ class SystemdEngine:
     def resident_of(self, model: str) -> ResidentId:  # noqa: ARG002 - it serves them all
         """Return the unit: the resident of all its models."""
         return ResidentId(self.name)
-
-    def command(self, resident: ResidentId) -> None:
-        """Return no command: none starts it."""
 
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
@@ -194,14 +186,6 @@ class SystemdEngine:
         if state.at_rest or await self.sleep.is_asleep(self.server):
             return []
         return [ResidentId(self.name)]
-
-    async def list_models(self) -> Sequence[str] | None:
-        """Return the ids of GET /v1/models; None when nobody listens.
-
-        Raises:
-            EngineUnreachable: it runs, but does not answer sensibly.
-        """
-        return await self.server.models()
 
     async def systemctl(self, verb: str, *options: str) -> CommandResult:
         """Run one systemctl command about the unit, at most 10 s long.
@@ -330,7 +314,7 @@ class _Unit:
             )
             if obstacle is None or trio.current_time() - looked_at >= WATCH_INTERVAL_S:
                 state, looked_at = await self._look(), trio.current_time()
-                await self._insist_on_life(state, since=first)
+                await self._raise_if_in_vain(state, since=first)
             if obstacle is None and state.active == "active":
                 self._pid = state.pid
                 self.log.write(f"{self.unit} is ready")
@@ -338,7 +322,7 @@ class _Unit:
             self._seen = [f"{self.unit} is {state}", f"its probe: {obstacle or 'ready'}"]
             await backoff.pause()
 
-    async def _insist_on_life(self, state: UnitState, *, since: UnitState) -> None:
+    async def _raise_if_in_vain(self, state: UnitState, *, since: UnitState) -> None:
         """Raise as soon as waiting for the unit is in vain.
 
         Raises:
