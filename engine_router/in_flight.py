@@ -7,6 +7,7 @@ words of its engine. That memory is counted for all requests together, and bound
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import threading
@@ -21,19 +22,21 @@ from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import NoSuchRoute, RequestCancelled, RouterError, TooMuchHeld
 from engine_router.events import EventHub, RequestEnded
 from engine_router.guards.foreign_text import shown
-from engine_router.guards.limits import HELD_RETRY_S
+from engine_router.guards.limits import HELD_RETRY_S, REMEMBERED_PATHS
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Ticket
 from engine_router.residency.supervisor import Supervisor
 
 CLIENT_LEFT = 499
 
-_numbers = itertools.count(1)
+
+new_id: Callable[[], str] = map("r{}".format, itertools.count(1)).__next__
+"""Returns an id that no request of this process has yet: `r1`, `r2` and so on."""
 
 
-def new_id() -> str:
-    """Return an id that no request of this process has yet: `r1`, `r2` and so on."""
-    return f"r{next(_numbers)}"
+@functools.lru_cache(REMEMBERED_PATHS)
+def _shown_path(path: str) -> str:
+    return shown(path)
 
 
 @define(eq=False)
@@ -169,7 +172,7 @@ class RequestScope:
         error: in words, where something failed.
     """
 
-    path: str = field(converter=shown)
+    path: str = field(converter=_shown_path)  # type: ignore[misc] # mypy knows plain functions only
     hub: EventHub
     stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
     client: str = ""
@@ -214,7 +217,9 @@ class RequestScope:
                     path=self.path,
                     status=self.status or CLIENT_LEFT,
                     duration_s=trio.current_time() - self._began_at,
-                    queue_wait_s=None if holder is None else _known(holder.queue_wait_s),
+                    queue_wait_s=None
+                    if holder is None or math.isnan(holder.queue_wait_s)
+                    else holder.queue_wait_s,
                     first_byte_s=None if holder is None else _known(holder.first_byte_s),
                     error=self.error,
                 )

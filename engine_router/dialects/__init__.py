@@ -6,16 +6,20 @@ answers. Beside them stands what all share: protocols (`base`), bodies (`json_bo
 streams (`frames`), and engines' errors (`engine_errors`). Nothing here touches a socket or knows an engine.
 """
 
+import functools
+
 from engine_router.dialects.anthropic.dialect import Anthropic
 from engine_router.dialects.base import Dialect
 from engine_router.dialects.ollama.dialect import Ollama
 from engine_router.dialects.openai.dialect import OpenAI
+from engine_router.guards.limits import REMEMBERED_PATHS
 
 OPENAI: Dialect = OpenAI()
 ANTHROPIC: Dialect = Anthropic()
 OLLAMA: Dialect = Ollama()
 
 
+@functools.lru_cache(REMEMBERED_PATHS)
 def dialect_of(path: str) -> Dialect:
     """Return the dialect in which a path is spoken."""
     if path.startswith("/api/"):

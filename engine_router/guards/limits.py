@@ -61,6 +61,9 @@ REMEMBERED_HOSTS: Final = 64
 REMEMBERED_PEERS: Final = 1024
 """Different addresses of peers that are remembered as parsed."""
 
+REMEMBERED_PATHS: Final = 64
+"""Different paths of requests of which is remembered what they are: a router has a few, a stranger any number."""
+
 MAX_READERS: Final = 128
 """Streams of events and logs that are open together.
 

@@ -108,7 +108,11 @@ class ForwardPlanner:
         """
         if self._depends_on_body(path) or self._collects(path, target):
             return False
-        return target.upstream == model and not self._policy(target) and self.is_native(path, target) is True
+        return (
+            target.upstream == model
+            and not self._policies.get(target.model)
+            and self.is_native(path, target) is True
+        )
 
     def _depends_on_body(self, path: str) -> bool:
         """Tell whether what is done with a request, or its answer, depends on more of its body than the model."""
@@ -153,46 +157,23 @@ class ForwardPlanner:
             body = self._changed(translation.path, translation.body, target)
             outgoing = self._outgoing(incoming, target, translation.path, body, is_json=True)
             return ForwardPlan(outgoing=outgoing, translation=translation, filters=last)
-        body = self._changed(incoming.path, self._native_body(incoming.path, routed, target), target)
-        collected = self._collected(incoming.path, body, routed, target)
-        body = body if collected is None else collected.body
-        outgoing = self._outgoing(incoming, target, incoming.path, body, is_json=routed.is_json)
+        path = incoming.path
+        body = self._changed(path, _native_body(path, routed, target), target)
+        collected: Translation | None = None
+        if not routed.streams and routed.is_json and self._collects(path, target):
+            collected = _collected(path, body)
+            body = body if collected is None else collected.body
+        outgoing = self._outgoing(incoming, target, path, body, is_json=routed.is_json)
         if target.upstream != routed.model:
-            last.insert(0, Renaming(incoming.path, body, routed.model))
-        return ForwardPlan(
-            outgoing=outgoing, translation=collected, dialect=dialect_of(incoming.path), filters=last
-        )
+            last.insert(0, Renaming(path, body, routed.model))
+        return ForwardPlan(outgoing=outgoing, translation=collected, dialect=dialect_of(path), filters=last)
 
     def _collects(self, path: str, target: Target) -> bool:
         return self._config.engines[target.engine].stream_upstream and path in STREAMABLE
 
-    def _collected(self, path: str, body: Octets, routed: Routed, target: Target) -> Translation | None:
-        """Return how an answer in one piece is asked for as a stream; None where it is not."""
-        if not self._collects(path, target) or routed.streams or not routed.is_json:
-            return None
-        from engine_router.dialects.openai.collected_answer import CollectedAnswer  # noqa: PLC0415 - see _translation
-
-        sent = as_stream(parse_object(body))
-        return CollectedAnswer(path, to_json(sent)) if sent.get("stream") is True else None
-
-    def _native_body(self, path: str, routed: Routed, target: Target) -> Octets:
-        if path == "/v1/messages":
-            from engine_router.dialects.keep_alive import forget_progress  # noqa: PLC0415 - see _translation
-
-            return forget_progress(routed.renamed(target.upstream))
-        body = routed.renamed(target.upstream)
-        if dialect_of(path) is not OLLAMA:
-            return body
-        # How long a model stays is the router's to decide, which has taken the client's wish to heart. Where
-        # nothing is said of it, the daemon would keep a model that it has to load anew for five minutes.
-        return kept_for_ever(body)
-
-    def _policy(self, target: Target) -> Policy | None:
-        return self._policies.get(target.model) or None
-
     def _changed(self, path: str, body: Octets, target: Target) -> Octets:
-        policy = self._policy(target)
-        return body if policy is None else to_json(policy.applied(path, parse_object(body)))
+        policy = self._policies.get(target.model)
+        return to_json(policy.applied(path, parse_object(body))) if policy else body
 
     def _outgoing(
         self, incoming: IncomingRequest, target: Target, path: str, body: Octets | Arriving, *, is_json: bool
@@ -201,6 +182,26 @@ class ForwardPlanner:
         headers = as_json(incoming.headers) if is_json else incoming.headers
         sent = incoming.target(path, target.upstream)
         return self.requests[target.engine].outgoing(incoming.method, sent, headers, body)
+
+
+def _native_body(path: str, routed: Routed, target: Target) -> Octets:
+    """Return the body for an engine that serves the path itself."""
+    body = routed.renamed(target.upstream)
+    if path == "/v1/messages":
+        from engine_router.dialects.keep_alive import forget_progress  # noqa: PLC0415 - see _translation
+
+        return forget_progress(body)
+    # How long a model stays is the router's to decide, which heeds the client's wish. Where nothing is said of it, the
+    # daemon would keep a model that it has to load anew for five minutes.
+    return kept_for_ever(body) if dialect_of(path) is OLLAMA else body
+
+
+def _collected(path: str, body: Octets) -> Translation | None:
+    """Return how an answer in one piece is asked for as a stream; None where it is not."""
+    from engine_router.dialects.openai.collected_answer import CollectedAnswer  # noqa: PLC0415 - see _translation
+
+    sent = as_stream(parse_object(body))
+    return CollectedAnswer(path, to_json(sent)) if sent.get("stream") is True else None
 
 
 def _translation(

@@ -235,7 +235,9 @@ class ProxyHandler:
             head = ResponseHead(200, [(b"content-type", b"application/json")])
             return Reply(head, blank_body(exchange, options), has_body=True)
         is_open = routed.streams and _is_stream(head, dialect)
-        return Reply(head, plain_body(exchange, options, streams=is_open), has_body=exchange.has_chunk)
+        has_chunk = exchange.has_chunk
+        body = plain_body(exchange, options, streams=is_open, waits=not has_chunk)
+        return Reply(head, body, has_body=has_chunk)
 
     def _options(
         self,
@@ -322,9 +324,14 @@ def _request_of(routed: Routed | StreamedRequest) -> Mapping[str, Any]:
 
 def _is_stream(head: ResponseHead, dialect: Dialect) -> bool:
     """Tell whether frames can be put into an answer: not where it is encoded, an error, or something else."""
-    kind = (head.header(b"content-type") or b"").partition(b";")[0].strip().lower()
-    is_plain = head.header(b"content-encoding") in (None, b"identity")
-    return head.status < 400 and is_plain and kind == dialect.stream_type.encode()
+    kind = b""
+    for name, value in head.headers:
+        key = name.lower()
+        if key == b"content-encoding" and value != b"identity":
+            return False
+        if key == b"content-type" and not kind:
+            kind = value.partition(b";")[0].strip().lower()
+    return head.status < 400 and kind == dialect.stream_type.encode()
 
 
 def _whole_reply(body: bytes, content_type: str) -> Reply:

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import trio
 from attrs import frozen
@@ -52,7 +53,7 @@ class IncomingRequest:
 
     def target(self, path: str, model: str) -> str:
         """Return the target of the request to an engine: a path, and the client's query with the engine's model."""
-        return wire_target(path, query_for(self.query, model))
+        return wire_target(path, query_for(self.query, model)) if self.query else quote(path)
 
 
 def is_form(incoming: IncomingRequest) -> bool:
@@ -113,7 +114,7 @@ async def off_loop(size_bytes: int, work: Callable[[], T]) -> T:
 def _routed(
     dialect: Dialect, incoming: IncomingRequest, content_type: str, body: Octets, default_model: str | None
 ) -> Routed:
-    in_query = model_in_query(incoming.query)
+    in_query = model_in_query(incoming.query) if incoming.query else None
     if in_query is not None and not _may_name_a_model(content_type, body):
         return QueryRouted(in_query, streams=False, body=body)
     try:

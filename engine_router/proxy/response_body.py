@@ -125,12 +125,18 @@ class StreamOptions:
 
 
 async def plain_body(
-    exchange: ResponseSource, options: StreamOptions, *, streams: bool, has_waited: bool = False
+    exchange: ResponseSource,
+    options: StreamOptions,
+    *,
+    streams: bool,
+    waits: bool = True,
+    has_waited: bool = False,
 ) -> AsyncGenerator[bytes, None]:
     """Yield the body of an answer whose own head has been sent. Only whole frames go out where an error can follow.
 
     Args:
         streams: it is a stream in the client's dialect, in which frames may be added and errors be told.
+        waits: no bytes of it have come with its head.
         has_waited: frames have been sent already.
 
     Raises:
@@ -142,7 +148,7 @@ async def plain_body(
     last_at = -math.inf
     try:
         data: bytes | None = None
-        if may_add and not exchange.has_chunk and options.interval_s != math.inf:
+        if may_add and waits and options.interval_s != math.inf:
             while (data := await exchange.chunk_by(trio.current_time() + options.interval_s)) is None:
                 yield options.frame()
                 keep_alive = options.keep_alive

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
 from engine_router.dialects.model_names import checked_name
+from engine_router.guards.limits import REMEMBERED_PATHS
 
 API_ROUTES: Final = frozenset(("chat", "generate", "embed", "embeddings"))
 """Ollama's endpoints below `/api/` that are routed; others are answered by the router or refused."""
@@ -84,6 +86,7 @@ _PASSED_ON: Final = re.compile(rb"/+upstream/+")
 _PLAIN_PATH: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
 
+@functools.lru_cache(REMEMBERED_PATHS)
 def is_proxied(path: str) -> bool:
     """Tell whether a path is routed by `model`; one that leads anywhere else (`audio/..`) is not."""
     kind, _, rest = path.removeprefix("/").partition("/")
@@ -117,6 +120,7 @@ def base_url_hint(path: str) -> str:
     return ""
 
 
+@functools.lru_cache(REMEMBERED_PATHS)
 def answers_json(path: str) -> bool:
     """Tell whether an endpoint's answer in one piece is known to be JSON."""
     return path in _JSON_ANSWERS or path.startswith(_JSON_PREFIXES)

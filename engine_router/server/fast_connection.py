@@ -8,9 +8,13 @@ unusual is handed to the ordinary tier, with every byte as it came, for the rest
 from __future__ import annotations
 
 import contextlib
+import functools
+import http
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from typing import Final
 
 import trio
@@ -21,16 +25,16 @@ from engine_router.dialects.json_body import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import shown
-from engine_router.guards.limits import MAX_AHEAD_BYTES, MAX_BACKLOG_BYTES
+from engine_router.guards.limits import MAX_AHEAD_BYTES
 from engine_router.in_flight import RequestScope
 from engine_router.proxy.handler import Reply
 from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.response_body import BrokenAnswer
 from engine_router.proxy.streamed_body import Upload
+from engine_router.server.arriving_body import ArrivingBody
 from engine_router.server.fast_parser import RequestReader, Verdict
-from engine_router.server.response_head import response_head
 from engine_router.upstream.forwarding import as_streamed
-from engine_router.upstream.http1 import Headers
+from engine_router.upstream.http1 import Headers, first_value
 from engine_router.upstream.socket_stream import ConnectionLost, RawStream, moved_on
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,9 @@ BACKPRESSURE_S: Final = 0.02
 LINGER_S: Final = 2.0
 
 _BODYLESS: Final = frozenset((204, 304))
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
+}
 
 
 class FastConnection:
@@ -83,7 +90,7 @@ class FastConnection:
         self._news = trio.Event()
         self._room = trio.Event()
         self._verdict: Verdict | None = None
-        self._arriving: _Arriving | None = None
+        self._arriving: ArrivingBody | None = None
         self._gone = False
         self._unheard = False
         self._closing = False
@@ -151,7 +158,7 @@ class FastConnection:
 
     def _take(self, verdict: Verdict) -> None:
         if verdict is Verdict.LARGE:
-            self._arriving = _Arriving()
+            self._arriving = ArrivingBody()
             self._arriving.put(self._reader.drain())
         if verdict is Verdict.MORE:
             self._judge()
@@ -172,7 +179,7 @@ class FastConnection:
             self._refused, self._unheard = error, True
             self._news.set()
 
-    def _take_in(self, arriving: _Arriving, verdict: Verdict) -> None:
+    def _take_in(self, arriving: ArrivingBody, verdict: Verdict) -> None:
         """Hand on a further piece of a large body."""
         if verdict in (Verdict.MORE, Verdict.COMPLETE):
             arriving.put(self._reader.drain())
@@ -218,14 +225,12 @@ class FastConnection:
 
     async def _next(self) -> Verdict | None:
         """Wait for a verdict; None when there will be none."""
-        while not (self._verdict or self._refused or self._gone or self._is_finished):
+        while not (self._verdict or self._refused or self._gone):
+            if self._closing and self._reader.is_between:
+                break
             self._news = trio.Event()
             await self._news.wait()
         return None if self._gone else self._verdict
-
-    @property
-    def _is_finished(self) -> bool:
-        return self._closing and self._reader.is_between
 
     async def _serve_one(self) -> bool:
         """Serve a request. Returns whether the connection can be used again."""
@@ -253,7 +258,7 @@ class FastConnection:
             reusable = await self._end_upload(arriving) and reusable
         return reusable and not self._gone
 
-    async def _end_upload(self, arriving: _Arriving) -> bool:
+    async def _end_upload(self, arriving: ArrivingBody) -> bool:
         """Tell whether another request may follow a large one: not where it was answered before its end."""
         if arriving.is_complete:
             return self._reader.finish()
@@ -282,7 +287,7 @@ class FastConnection:
         scope.status = status = reply.head.status
         headers = [*as_streamed(status, reply.head.headers), *self._added]
         bodyless = status in _BODYLESS
-        chunked = not bodyless and not any(name.lower() == b"content-length" for name, _ in headers)
+        chunked = not bodyless and first_value(headers, b"content-length") is None
         keep_alive = keep_alive and self._stays_open
         head = response_head(status, headers, chunked=chunked, keep_alive=keep_alive)
         send = self.stream.send_all
@@ -340,50 +345,18 @@ class FastConnection:
                 await self._news.wait()
 
 
-class _Arriving:
-    """What has come of a large body and is not taken yet.
+def response_head(status: int, headers: Headers, *, chunked: bool, keep_alive: bool) -> bytes:
+    """Return the head of an answer, with its date and its framing."""
+    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, _date_line(int(time.time()))]
+    lines += map(b"%b: %b\r\n".__mod__, headers)
+    if chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)
 
-    Attributes:
-        is_complete: its proper end has come.
-        is_over: nothing more will be taken in.
-    """
 
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._fault: RouterError | None = None
-        self._news = trio.Event()
-        self._room = trio.Event()
-        self.is_complete = False
-        self.is_over = False
-
-    def put(self, data: bytearray) -> None:
-        """Take in a piece."""
-        self._data += data
-        self._news.set()
-
-    def end(self, fault: RouterError | None) -> None:
-        """Take in the end: the proper one, or what is wrong."""
-        self.is_complete = fault is None
-        self.is_over, self._fault = True, fault
-        self._news.set()
-
-    async def piece(self) -> bytearray:
-        """Return what has come; empty at the proper end.
-
-        Raises:
-            RouterError: the body is malformed, or too large.
-        """
-        while not self._data and not self.is_over:
-            self._news = trio.Event()
-            await self._news.wait()
-        if self._fault is not None:
-            raise self._fault
-        data, self._data = self._data, bytearray()
-        self._room.set()
-        return data
-
-    async def room(self) -> None:
-        """Wait while much has come that is not taken yet."""
-        while len(self._data) > MAX_BACKLOG_BYTES and not self.is_over:
-            self._room = trio.Event()
-            await self._room.wait()
+@functools.lru_cache(maxsize=1)
+def _date_line(second: int) -> bytes:
+    return b"date: %b\r\n" % formatdate(second, usegmt=True).encode()

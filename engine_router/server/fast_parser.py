@@ -225,7 +225,7 @@ class RequestReader:
         return is_short and raw[:1].isalpha() and raw.count(b"\n") == raw.count(b"\r\n")
 
     def _read_body(self, data: bytes) -> Verdict:
-        missing = (self._length or 0) - self._body_bytes
+        missing = (self._length or 0) - self._drained_bytes - len(self._body)
         self._body += data[:missing] if len(data) > missing else data
         if len(data) < missing:
             return self._more()
@@ -256,29 +256,24 @@ class RequestReader:
         return Verdict.COMPLETE if head.complete else self._more()
 
     def _is_plain(self, head: _Head) -> bool:
+        """Tell whether a head has nothing unusual in it, and find its body's length."""
         parser = head.parser
         if not head.done or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return False
         path = head.target.partition(b"?")[0]
         if not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
             return False
-        names = [name.lower() for name, _ in head.headers]
-        if names.count(b"host") != 1 or not _UNUSUAL_HEADERS.isdisjoint(names):
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in head.headers:
+            values.setdefault(name.lower(), []).append(value)
+        hosts, lengths = values.get(b"host", []), values.get(b"content-length", [])
+        codings = values.get(b"transfer-encoding", [])
+        # A request with two lengths, or none, is not plain.
+        if len(hosts) != 1 or len(lengths) + len(codings) != 1 or not _UNUSUAL_HEADERS.isdisjoint(values):
             return False
-        if not _PLAIN_HOST.fullmatch(head.headers[names.index(b"host")][1]):
-            return False
-        return self._has_plain_framing(head) and self.takes(path.decode("ascii"))
-
-    def _has_plain_framing(self, head: _Head) -> bool:
-        """Find the body's length. A request with two lengths, or none, is not plain."""
-        lengths = [value for name, value in head.headers if name.lower() == b"content-length"]
-        codings = [value for name, value in head.headers if name.lower() == b"transfer-encoding"]
         self._length = None
-        if len(lengths) + len(codings) != 1:
+        if lengths and _LENGTH.fullmatch(lengths[0]):
+            self._length = int(lengths[0])
+        elif lengths or codings[0].lower() != b"chunked":
             return False
-        if codings:
-            return codings[0].lower() == b"chunked"
-        if not _LENGTH.fullmatch(lengths[0]):
-            return False
-        self._length = int(lengths[0])
-        return True
+        return _PLAIN_HOST.fullmatch(hosts[0]) is not None and self.takes(path.decode("ascii"))
