@@ -13,7 +13,7 @@ from support.served import served
 from test_web import NEVER, assert_nothing_left, routing
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
-from engine_router import Router
+from engine_router import Router, open_router
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -168,3 +168,22 @@ async def test_ollamas_daemon_is_guarded() -> None:
     daemon = '[engines.o]\ntype = "ollama"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]'
     async with routing(daemon) as router:
         assert (await refusal(router, "/upstream/m/ws"))[0] == 403
+
+
+async def test_an_engine_that_is_taken_out_under_a_waiting_websocket_serves_it(tmp_path: Path) -> None:
+    path = tmp_path / "engines.toml"
+    head = 'state_file = "/dev/null/state.json"\n[pools.default]\ngauge = "none"\n'
+    path.write_text(f"{head}{engine('a')}\n{engine('b')}")
+
+    async def take_out(router: Router) -> None:
+        while not router.supervisor.residents():
+            await trio.sleep(0.001)
+        path.write_text(head + engine("b"))
+        await router.reload()
+
+    with trio.fail_after(200):
+        async with open_router(path) as router, trio.open_nursery() as nursery:
+            nursery.start_soon(take_out, router)
+            async with connected(router, "/upstream/a/x") as (_, asked):
+                assert list(router.engines) == ["b"]
+            assert asked

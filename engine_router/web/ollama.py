@@ -30,8 +30,7 @@ from engine_router.models.registry import Target
 from engine_router.proxy.routes import API_ROUTES, base_url_hint
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
-from engine_router.upstream.client import Exchange
-from engine_router.upstream.forwarding import response_headers
+from engine_router.upstream.forwarding import EngineRequests, response_headers
 from engine_router.upstream.http1 import ResponseHead
 from engine_router.web import ollama_shapes
 from engine_router.web.connection import whole_body
@@ -129,20 +128,22 @@ class OllamaApi:
     async def _show(self) -> Response:
         """Answer what is known; an Ollama daemon is asked about its own models, if it answers soon."""
         routed = route_json(OLLAMA, "/api/show", await whole_body(request))
-        target = await self._router.resolve(routed.model)
-        config = self._router.config.engines[target.engine]
+        snapshot = self._router.snapshot
+        target = await self._router.resolve(routed.model, snapshot)
+        config = snapshot.config.engines[target.engine]
         if isinstance(config, OllamaConfig):
+            requests = snapshot.planner.requests[target.engine]
             with trio.move_on_after(SHOW_TIMEOUT_S):
-                answer = await self._daemon_show(target.engine, config, routed.renamed(target.upstream))
+                answer = await self._daemon_show(requests, config.base_url, routed.renamed(target.upstream))
                 if answer is not None:
                     return answer
-        facts = self._router.known_models.of(target)
+        facts = snapshot.known_models.of(target)
         return json_response(ollama_shapes.show(target, facts, since=self._router.started_at))
 
-    async def _daemon_show(self, name: str, config: OllamaConfig, body: Octets) -> Response | None:
+    async def _daemon_show(self, requests: EngineRequests, base_url: str, body: Octets) -> Response | None:
         """Return a daemon's whole answer to `/api/show`; None where it gives none."""
         try:
-            exchange = await self._exchange(name, config, "show", body)
+            exchange = await direct_exchange(self._router, requests, base_url, "/api/show", body)
             head = await exchange.head()
             body = bytearray()
             while data := await exchange.chunk():
@@ -159,22 +160,25 @@ class OllamaApi:
         Only an Ollama daemon can pull something new, and it is the one to ask for its own models.
         """
         body = await whole_body(request)
+        snapshot = self._router.snapshot
         try:
             routed = route_json(OLLAMA, "/api/pull", body)
-            target = await self._router.resolve(routed.model)
+            target = await self._router.resolve(routed.model, snapshot)
         except (BadRequest, UnknownModel):
             return await self._hand_on("pull", body)
-        if isinstance(self._router.config.engines[target.engine], OllamaConfig):
+        if isinstance(snapshot.config.engines[target.engine], OllamaConfig):
             return await self._hand_on("pull", body)
         if routed.data().get("stream") is False:
             return json_response(_PULLED[-1])
         lines = b"".join(to_json(line) + b"\n" for line in _PULLED)
         return Response(lines, content_type=OLLAMA.stream_type)
 
-    def _daemon(self) -> tuple[str, OllamaConfig] | None:
-        for name, config in self._router.config.engines.items():
+    def _daemon(self) -> tuple[EngineRequests, str] | None:
+        """Return what makes requests to the Ollama daemon, and its base URL; None where none is configured."""
+        snapshot = self._router.snapshot
+        for name, config in snapshot.config.engines.items():
             if isinstance(config, OllamaConfig):
-                return name, config
+                return snapshot.planner.requests[name], config.base_url
         return None
 
     async def _hand_on(self, path: str, body: bytes | None = None) -> Response:
@@ -200,12 +204,9 @@ class OllamaApi:
             raise NoSuchRoute(
                 f'there is no /api/{shown(path)} here: no engine of type "ollama" is configured'
             )
-        name, config = found
+        requests, base_url = found
         body = await whole_body(request) if body is None else body
-        return await relayed(await self._exchange(name, config, path, body))
-
-    async def _exchange(self, name: str, config: OllamaConfig, path: str, body: Octets) -> Exchange:
-        return await direct_exchange(self._router, name, config.base_url, f"/api/{path}", body)
+        return await relayed(await direct_exchange(self._router, requests, base_url, f"/api/{path}", body))
 
 
 def _left_s(router: Router, resident: ResidentId) -> float:

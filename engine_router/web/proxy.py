@@ -11,7 +11,7 @@ from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.routes import base_url_hint, is_proxied, model_in_query, wire_target
 from engine_router.router import Router
 from engine_router.upstream.client import Exchange
-from engine_router.upstream.forwarding import response_headers
+from engine_router.upstream.forwarding import EngineRequests, response_headers
 from engine_router.upstream.http1 import ResponseHead
 from engine_router.web.connection import body_of, scope_of, wire_headers
 from engine_router.web.responses import as_response, pieces_of
@@ -56,17 +56,18 @@ class Proxy:
 
 
 async def direct_exchange(
-    router: Router, engine: str, base_url: str, path: str, body: bytes | bytearray = b""
+    router: Router, requests: EngineRequests, base_url: str, path: str, body: bytes | bytearray = b""
 ) -> Exchange:
     """Send the client's request to an engine without a swap and without a lease; its end hangs on the request's scope.
 
     Args:
+        requests: makes requests to the engine.
         path: decoded; the query is the client's.
 
     Raises:
         EngineUnreachable: no connection could be made.
     """
-    outgoing = router.snapshot.planner.requests[engine].outgoing(
+    outgoing = requests.outgoing(
         request.method, wire_target(path, request.query_string), wire_headers(request), body
     )
     exchange = await router.upstream.send(outgoing.to(base_url))

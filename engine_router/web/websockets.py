@@ -18,6 +18,7 @@ from quart import websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIWebsocketConnection
 
+from engine_router.config import Config
 from engine_router.errors import EngineRefused, EngineUnreachable, NoModelNamed, RouterError
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import printable
@@ -26,6 +27,7 @@ from engine_router.in_flight import LeaseHolder, RequestScope
 from engine_router.models.registry import Target
 from engine_router.proxy.credentials import KEY_PROTOCOL
 from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
+from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
 from engine_router.upstream.http1 import Headers
 from engine_router.web.compat.passed_through import check_path, model_in, segments_of
@@ -99,10 +101,11 @@ class WebSockets:
             RouterError: it cannot be connected.
         """
         segments = segments_of(websocket.scope["raw_path"])
-        count, target = await model_in(self._router, segments)
+        snapshot = self._router.snapshot
+        count, target = await model_in(self._router, snapshot, segments)
         path = "/" + "/".join(segments[count:])
-        check_path(self._router, target, path)
-        await self._relay(target, quote(path, safe=VISIBLE), websocket.query_string)
+        check_path(snapshot.config, target, path)
+        await self._relay(snapshot, target, quote(path, safe=VISIBLE), websocket.query_string)
 
     async def routed(self) -> None:
         """`/v1/realtime?model=...`: to the engine of the model in the query, or of the default model.
@@ -111,30 +114,31 @@ class WebSockets:
             NoModelNamed: there is neither.
             RouterError: it cannot be connected.
         """
-        model = model_in_query(websocket.query_string) or self._router.config.server.default_model
+        snapshot = self._router.snapshot
+        model = model_in_query(websocket.query_string) or snapshot.config.server.default_model
         if model is None:
             raise NoModelNamed("a WebSocket names its model in its address: add ?model=...")
-        target = await self._router.resolve(model)
+        target = await self._router.resolve(model, snapshot)
         query = query_for(websocket.query_string, target.upstream)
-        await self._relay(target, websocket.path, query)
+        await self._relay(snapshot, target, websocket.path, query)
 
-    async def _relay(self, target: Target, path: str, query: bytes) -> None:
+    async def _relay(self, snapshot: Snapshot, target: Target, path: str, query: bytes) -> None:
         scope, sent = _scope(), _client_headers()
         holder = LeaseHolder(self._router.supervisor, target.resident)
-        lease = self._router.handler.enter(scope, target, holder, sent, self._router.config.server)
+        lease = self._router.handler.enter(scope, target, holder, sent, snapshot.config.server)
         endpoint = await holder.granted()
         resource = path + (f"?{quote(query, safe=VISIBLE)}" if query else "")
         failure: RouterError | None = None
         with trio.CancelScope() as revoked:
             lease.on_revoke(revoked.cancel)
             try:
-                async with await self._dialled(target, endpoint.base_url) as stream:
-                    await self._converse(target, endpoint.base_url, stream, resource, sent)
+                async with await self._dialled(snapshot.config, target, endpoint.base_url) as stream:
+                    await _converse(snapshot, target, endpoint.base_url, stream, resource)
             except RouterError as error:
                 failure = error
         await _send_error(lease.error or failure, scope)
 
-    async def _dialled(self, target: Target, base_url: str) -> EngineStream:
+    async def _dialled(self, config: Config, target: Target, base_url: str) -> EngineStream:
         """Open a connection to an engine.
 
         Raises:
@@ -143,7 +147,7 @@ class WebSockets:
         url = urlsplit(base_url)
         host = url.hostname or "127.0.0.1"
         try:
-            with trio.fail_after(self._router.config.engines[target.engine].connect_timeout_s):
+            with trio.fail_after(config.engines[target.engine].connect_timeout_s):
                 if url.scheme == "https":
                     return await trio.open_ssl_over_tcp_stream(
                         host, url.port or 443, https_compatible=True, ssl_context=ssl.create_default_context()
@@ -153,54 +157,56 @@ class WebSockets:
             self._router.supervisor.doubt(target.resident)
             raise EngineUnreachable(target.engine, f"does not accept a connection: {error}") from None
 
-    async def _converse(
-        self, target: Target, base_url: str, stream: EngineStream, resource: str, sent: Headers
-    ) -> None:
-        """Shake hands with an engine, then with the client, and relay messages until either closes.
 
-        Raises:
-            EngineRefused: the engine answers the handshake with an HTTP status of its own.
-            EngineUnreachable: it does not answer, or not in time.
-        """
-        import trio_websocket  # noqa: PLC0415 - most routers never need it
+async def _converse(
+    snapshot: Snapshot, target: Target, base_url: str, stream: EngineStream, resource: str
+) -> None:
+    """Shake hands with an engine, then with the client, and relay messages until either closes.
 
-        failure: RouterError | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                try:
-                    with trio.fail_after(self._router.config.engines[target.engine].connect_timeout_s):
-                        engine = await trio_websocket.wrap_client_stream(
-                            nursery,
-                            stream,
-                            urlsplit(base_url).netloc,
-                            resource,
-                            subprotocols=_subprotocols(strip_keys=bool(self._router.config.server.api_keys)),
-                            extra_headers=self._headers(target, sent),
-                            message_queue_size=MAX_QUEUED,
-                            max_message_size=MAX_MESSAGE_BYTES,
-                        )
-                except (trio.TooSlowError, trio_websocket.ConnectionClosed) as error:
-                    words = f"does not answer a WebSocket's handshake: {error}"
-                    failure = EngineUnreachable(target.engine, words)
-                else:
-                    _scope().status = 101
-                    await websocket.accept(subprotocol=engine.subprotocol)
-                    await _exchange(engine)
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:  # which the library's task raises into our nursery
-            refused, others = group.split(trio_websocket.ConnectionRejected)
-            if refused is None or others is not None:
-                raise
-            status = _status_in(refused)
-            words = f"the engine answers the WebSocket's handshake with status {status}"
-            failure = EngineRefused(target.engine, status, words)
-        if failure is not None:
-            raise failure
+    Raises:
+        EngineRefused: the engine answers the handshake with an HTTP status of its own.
+        EngineUnreachable: it does not answer, or not in time.
+    """
+    import trio_websocket  # noqa: PLC0415 - most routers never need it
 
-    def _headers(self, target: Target, sent: Headers) -> list[tuple[bytes, bytes]]:
-        """Return the headers of the handshake with an engine; those of the protocol itself are made anew."""
-        headers = self._router.snapshot.planner.requests[target.engine].headers(sent)
-        return [(name, value) for name, value in headers if not name.lower().startswith(_HANDSHAKE)]
+    failure: RouterError | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                with trio.fail_after(snapshot.config.engines[target.engine].connect_timeout_s):
+                    engine = await trio_websocket.wrap_client_stream(
+                        nursery,
+                        stream,
+                        urlsplit(base_url).netloc,
+                        resource,
+                        subprotocols=_subprotocols(strip_keys=bool(snapshot.config.server.api_keys)),
+                        extra_headers=_handshake_headers(snapshot, target),
+                        message_queue_size=MAX_QUEUED,
+                        max_message_size=MAX_MESSAGE_BYTES,
+                    )
+            except (trio.TooSlowError, trio_websocket.ConnectionClosed) as error:
+                words = f"does not answer a WebSocket's handshake: {error}"
+                failure = EngineUnreachable(target.engine, words)
+            else:
+                _scope().status = 101
+                await websocket.accept(subprotocol=engine.subprotocol)
+                await _exchange(engine)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:  # which the library's task raises into our nursery
+        refused, others = group.split(trio_websocket.ConnectionRejected)
+        if refused is None or others is not None:
+            raise
+        status = _status_in(refused)
+        words = f"the engine answers the WebSocket's handshake with status {status}"
+        failure = EngineRefused(target.engine, status, words)
+    if failure is not None:
+        raise failure
+
+
+def _handshake_headers(snapshot: Snapshot, target: Target) -> list[tuple[bytes, bytes]]:
+    """Return the headers of the handshake with an engine; those of the protocol itself are made anew."""
+    headers = snapshot.planner.requests[target.engine].headers(_client_headers())
+    return [(name, value) for name, value in headers if not name.lower().startswith(_HANDSHAKE)]
 
 
 async def _exchange(engine: EngineConnection) -> None:

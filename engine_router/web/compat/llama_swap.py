@@ -63,10 +63,11 @@ class LlamaSwap:
             UnknownModel: the path begins with no model's id.
         """
         segments = segments_of(request.scope["raw_path"])
-        count, target = await model_in(self._router, segments)
+        snapshot = self._router.snapshot
+        count, target = await model_in(self._router, snapshot, segments)
         if len(segments) == count:  # so that relative links in the engine's pages lead somewhere
             return _with_slash(segments)
-        return await pass_on(self._router, target, "/" + "/".join(segments[count:]))
+        return await pass_on(self._router, snapshot, target, "/" + "/".join(segments[count:]))
 
     def _entry(self, target: Target) -> dict[str, Any] | None:
         status = self._router.read_model.resident(target.resident)

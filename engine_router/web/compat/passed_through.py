@@ -7,12 +7,13 @@ from urllib.parse import quote, unquote
 
 from quart import Response, request
 
-from engine_router.config import OllamaConfig
+from engine_router.config import Config, OllamaConfig
 from engine_router.errors import BadRequest, Forbidden, NotResident
 from engine_router.models.registry import Target
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ForwardPlan
 from engine_router.proxy.routes import VISIBLE
+from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
 from engine_router.web.connection import scope_of, whole_body, wire_headers
 from engine_router.web.proxy import direct_exchange, relayed
@@ -36,7 +37,8 @@ async def pass_to_resident(router: Router, target: Target, path: str) -> Respons
     status = router.read_model.resident(target.resident)
     if not status.is_usable or status.base_url is None:
         raise NotResident(f"model '{target.model}' is not resident, and is not loaded for this")
-    return await relayed(await direct_exchange(router, target.engine, status.base_url, path))
+    requests = router.snapshot.planner.requests[target.engine]
+    return await relayed(await direct_exchange(router, requests, status.base_url, path))
 
 
 def segments_of(raw_path: bytes) -> list[str]:
@@ -52,7 +54,7 @@ def segments_of(raw_path: bytes) -> list[str]:
     return segments
 
 
-async def model_in(router: Router, segments: list[str]) -> tuple[int, Target]:
+async def model_in(router: Router, snapshot: Snapshot, segments: list[str]) -> tuple[int, Target]:
     """Find the longest id with which a path begins. Returns of how many segments it is, and the model.
 
     Raises:
@@ -61,12 +63,12 @@ async def model_in(router: Router, segments: list[str]) -> tuple[int, Target]:
     """
     decoded = [unquote(segment) for segment in segments[:_MOST_SEGMENTS]]
     for count in range(len(decoded), 0, -1):
-        if router.registry.is_name(name := "/".join(decoded[:count])):
-            return count, await router.resolve(name)
-    return 1, await router.resolve(decoded[0])
+        if snapshot.registry.is_name(name := "/".join(decoded[:count])):
+            return count, await router.resolve(name, snapshot)
+    return 1, await router.resolve(decoded[0], snapshot)
 
 
-def check_path(router: Router, target: Target, path: str) -> None:
+def check_path(config: Config, target: Target, path: str) -> None:
     """See that a path may be passed on to a model's engine.
 
     Raises:
@@ -76,18 +78,19 @@ def check_path(router: Router, target: Target, path: str) -> None:
     decoded = unquote(path)
     if ".." in _SEPARATOR.split(unquote(decoded)) or any(ord(char) < 32 for char in decoded):
         raise BadRequest("the path behind the model's id must not lead up")
-    is_daemon = isinstance(router.config.engines[target.engine], OllamaConfig)
-    if is_daemon and not router.config.server.allow_destructive_ollama_api:
+    is_daemon = isinstance(config.engines[target.engine], OllamaConfig)
+    if is_daemon and not config.server.allow_destructive_ollama_api:
         raise Forbidden(
             "what goes straight to Ollama could remove models: use /api and /v1 of this router, "
             "or allow it (server.allow_destructive_ollama_api in engines.toml)"
         )
 
 
-async def pass_on(router: Router, target: Target, path: str) -> Response:
+async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str) -> Response:
     """Pass a request of any method on to a model, which is made resident for it and kept so until it is answered.
 
     Args:
+        snapshot: the one that the request began with.
         path: as it came, and as it goes on; begins with a slash.
 
     Raises:
@@ -95,9 +98,9 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
         Forbidden: the engine is a daemon that others rely on, too.
         RouterError: there is no answer but this error.
     """
-    check_path(router, target, path)
+    check_path(snapshot.config, target, path)
     sent, query = wire_headers(request), quote(request.query_string, safe=VISIBLE)
-    outgoing = router.snapshot.planner.requests[target.engine].outgoing(
+    outgoing = snapshot.planner.requests[target.engine].outgoing(
         request.method,
         quote(path, safe=VISIBLE) + (f"?{query}" if query else ""),
         sent,
@@ -110,7 +113,7 @@ async def pass_on(router: Router, target: Target, path: str) -> Response:
         upstream=router.upstream,
         plan=ForwardPlan(outgoing=outgoing),
     )
-    router.handler.enter(scope_of(request), target, exchange, sent, router.config.server)
+    router.handler.enter(scope_of(request), target, exchange, sent, snapshot.config.server)
     head = await exchange.head()
     if head is None:
         raise RuntimeError("a head that was waited for without end has not come")
