@@ -26,9 +26,9 @@ class Admission:
         Nothing that could be decided changes by one more lease of a ready resident while nobody is overdue.
         """
         state = self._pool.budget.states.get(ticket.resident)
-        if not self._admits(state) or now >= self._pool.queue.first_deadline():
+        if not self._admits(state) or now >= self._pool.queue.first_deadline():  # Rules 3 and 4
             return False
-        self._pool.times.arrived(ticket.resident, now)
+        self._pool.idle_gaps.arrived(ticket.resident, now)
         state.lend(ticket, now)
         return True
 
@@ -37,7 +37,7 @@ class Admission:
         if self.lend(ticket, now):
             return [messages.Grant(ticket)]
         resident = ticket.resident
-        self._pool.times.arrived(resident, now)
+        self._pool.idle_gaps.arrived(resident, now)
         if (error := self._refusal(resident, now)) is not None:
             return [messages.Refuse(ticket, error)]
         if self._is_worth_a_look(resident, now):
@@ -82,7 +82,7 @@ class Admission:
         """Tell whether to look at an engine before a ticket lines up: where others would have to go, or it failed."""
         if resident in self._pool.budget.states or not self._pool.budget.profile(resident).is_checkable:
             return False
-        if self._prechecks.count(resident) or self._pool.failures.standing(resident, now) is not None:
+        if self._prechecks.count(resident) or self._pool.failures.current(resident, now) is not None:
             return True
         return not (self._pool.queue.count(resident) or self._pool.budget.fits_now(resident))
 
@@ -93,21 +93,21 @@ class Admission:
     def _refusal(self, resident: ResidentId, now: float) -> RouterError | None:
         if self._pool.is_closing:
             return RouterClosing("the router is shutting down")
-        failure = self._pool.failures.standing(resident, now)
+        failure = self._pool.failures.current(resident, now)
         if failure is not None and not (
             failure.was_seen and self._pool.budget.profile(resident).is_checkable
         ):
-            return failure.told(now)
+            return failure.refusal(now)
         return self._pool.budget.objection(resident)
 
     def checked(self, resident: ResidentId, objection: RouterError | None, now: float) -> list[Effect]:
         """Let those line up who waited for a look, or refuse them."""
         tickets = self._prechecks.end(resident)
-        failure = self._pool.failures.standing(resident, now)
+        failure = self._pool.failures.current(resident, now)
         if objection is not None:
             if failure is not None:
                 failure.was_seen = True
-                objection = failure.told(now)
+                objection = failure.refusal(now)
             return [messages.Refuse(ticket, objection) for ticket in tickets]
         if failure is not None and failure.was_seen:
             self._pool.failures.forget(resident)  # what was wrong is over

@@ -1,4 +1,4 @@
-"""What runs already when the router starts: found, and taken over as far as its memory has room for it."""
+"""The takeover of residents that run already when the router starts, as far as their memory has room for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who has to go so that somebody else can start: the cheapest set of residents that is enough."""
+"""The choice of victims: the cheapest set of residents whose end makes enough room for another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_COMBINED: Final = 8
 
 @frozen
 class Shortage:
-    """What is missing before a resident can start, beyond those that have to go in any case.
+    """The room that is missing for a start, beyond those that have to go in any case.
 
     Attributes:
         size_bytes: of memory.
@@ -38,7 +38,7 @@ class Shortage:
         return len(chosen) >= self.residents and sum(v.need_bytes for v in chosen) >= self.size_bytes
 
 
-def regret(state: ResidentState, start_s: float | None, now: float) -> float:
+def eviction_cost(state: ResidentState, start_s: float | None, now: float) -> float:
     """Return what it costs to lose a resident, in seconds of loading it again, by how soon that may be.
 
     What nobody uses costs its start, the less the longer it has been idle. What is in use costs each of its
@@ -58,7 +58,7 @@ def regret(state: ResidentState, start_s: float | None, now: float) -> float:
 def cheapest(
     candidates: Sequence[ResidentState], shortage: Shortage, cost: Callable[[ResidentState], float]
 ) -> list[ResidentState] | None:
-    """Return the victims that cost least and are enough; None where all together are not.
+    """Return the victims that cost least and are enough (Rule 5); None where all together are not.
 
     Exact up to eight candidates. Beyond that, the cheapest by size are taken until it is enough, and whoever
     turns out not to be needed stays.

@@ -1,4 +1,4 @@
-"""Which residents failed lately, why, and when they may be tried again."""
+"""Failures of residents: why each failed lately, and when it may be tried again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STABLE_S: Final = 60.0
 
 @define(eq=False)
 class Failure:
-    """What went wrong with a resident last.
+    """The last failure of a resident.
 
     Attributes:
         error: why.
@@ -35,8 +35,8 @@ class Failure:
     count: int
     was_seen: bool = False
 
-    def told(self, now: float) -> RouterError:
-        """Return the error as it is told to whoever comes now: remembered, and until when."""
+    def refusal(self, now: float) -> RouterError:
+        """Return the error for requests that come now: it says that it is remembered, and until when."""
         return self.error.remembered(ago_s=now - self.at, again_in_s=self.until - now)
 
 
@@ -70,7 +70,7 @@ class Failures:
         """Forget what a resident did."""
         self._failures.pop(resident, None)
 
-    def standing(self, resident: ResidentId, now: float) -> Failure | None:
+    def current(self, resident: ResidentId, now: float) -> Failure | None:
         """Return the failure for which requests for a resident are refused now."""
         failure = self._failures.get(resident)
         return failure if failure is not None and now < failure.until else None

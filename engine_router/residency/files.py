@@ -18,7 +18,7 @@ READ_AGAIN_S: Final = 60.0
 
 
 class Files(Protocol):
-    """What can be done about the page cache when one resident makes way for another."""
+    """The use of the page cache when one resident makes way for another."""
 
     async def ahead(self, resident: ResidentId) -> int:
         """Read the files of a resident that is about to start. Returns the bytes read. May be cancelled at any time."""

@@ -1,4 +1,4 @@
-"""How long clients pause before they come back: what a hold that is learned is worked out from."""
+"""The pauses of clients between requests, from which a hold is learned."""
 
 from __future__ import annotations
 

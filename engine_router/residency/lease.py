@@ -43,7 +43,7 @@ class Lease:
 
     @property
     def resident(self) -> ResidentId:
-        """What the lease is for."""
+        """The resident that the lease is for."""
         return self.ticket.resident
 
     @property

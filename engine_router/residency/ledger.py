@@ -3,13 +3,13 @@
 Pure: no I/O, no clock, no tasks. Each event goes in with the time at which it happened; out comes the list
 of effects that the supervisor performs. Everything that the router decides about residency is decided here.
 
-The life of a resident::
+The phases of a resident::
 
     (absent) --Start--> STARTING --BecameReady--> READY <--> DRAINING --Stop--> STOPPING --Ended--> (absent)
                            |                                                      |
                            `-- abandoned, failed ----------------> settle     StopFailed --> STUCK --Reset--> (absent)
 
-The rules, in the order in which they are tested:
+The rules, in the order in which they are tested; `Rule N` stands at the code that keeps each:
 
 1. Nothing is started but where there is room: beside what is present, what leaves, and what has gone but is
    not settled. Without a budget there is room for one resident, or one group, and only once all is settled.
@@ -20,8 +20,8 @@ The rules, in the order in which they are tested:
    exist may run for at least `max_wait_s` from the moment the resident was ready, and `drain_timeout_s`
    beyond; then they are revoked. So every batch gets a fair time to be served, and no ticket that is next
    waits longer than its deadline plus one batch plus one swap.
-5. Who is next, and who has to make room for it, say `scheduling.py` and `eviction.py`; what follows for
-   everybody says `planning.py`.
+5. In turn are the overdue tickets, the longest first, then the others by priority and arrival. Those make
+   room whose end costs least. What was promised to one in turn is not given to a later one.
 6. When nobody waits, what was to be loaded ahead, and the pool's default model, are started where there is
    room; nobody has to go for them but whoever has been idle for long enough.
 """
@@ -64,9 +64,9 @@ class Ledger:
     ) -> None:
         self._queue = TicketQueue(rules.max_wait_s)
         self._budget = MemoryBudget(capacity, profile)
-        self._times = IdleGaps()
+        self._idle_gaps = IdleGaps()
         self._failures = Failures(rules.failed_start_memory_s)
-        self._pool = PoolState(rules, self._queue, self._budget, self._times, self._failures)
+        self._pool = PoolState(rules, self._queue, self._budget, self._idle_gaps, self._failures)
         self._planner = Planner(self._pool)
         self._prechecks = self._pool.prechecks
         self._admission = Admission(self._pool, self._planner)
@@ -81,7 +81,7 @@ class Ledger:
 
     @property
     def states(self) -> Collection[ResidentState]:
-        """Who is there, in whatever phase; who came first is first."""
+        """The residents that are present, in whatever phase; the first to come is first."""
         return self._budget.states.values()
 
     def state(self, resident: ResidentId) -> ResidentState | None:
@@ -95,7 +95,7 @@ class Ledger:
 
     @property
     def capacity(self) -> Capacity:
-        """What the memory can hold."""
+        """The capacity of the memory."""
         return self._budget.capacity
 
     @capacity.setter
@@ -169,7 +169,7 @@ class Ledger:
         state.take_back(ticket, now)
         if state.leases:
             return None
-        self._times.released(ticket.resident, now, busy_s=now - state.busy_since)
+        self._idle_gaps.released(ticket.resident, now, busy_s=now - state.busy_since)
         return None if self._planner.may_idle(state, now) else messages.Idle(ticket.resident)
 
     # What happens.
@@ -253,14 +253,14 @@ class Ledger:
     def _became_ready(self, resident: ResidentId, now: float) -> list[Effect]:
         state = self.state(resident)
         if state is None or state.phase is not Phase.STARTING:
-            return []  # its stop was decided before the news arrived
+            return []  # its stop was decided before this was told
         state.phase = Phase.READY
         state.short_bytes = 0
         state.ready_at = state.idle_since = now
         state.abandon_at = math.inf
         self._pool.preload.pop(resident, None)
         self._failures.forgive(resident, now)
-        return self._planner.grant(state, now)
+        return self._planner.grant(state, now)  # Rule 2: as one batch, whoever is overdue
 
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[Effect]:
         state = self._budget.states.pop(resident, None)
@@ -366,7 +366,7 @@ class Ledger:
     def _reconfigure(self, rules: Rules, capacity: Capacity) -> None:
         """Go by other rules from now on. Who waits already keeps the deadline that was promised."""
         self._pool.rules = self._planner.scheduler.rules = rules
-        self._queue.be_patient(rules.max_wait_s)
+        self._queue.set_max_wait(rules.max_wait_s)
         self._failures.first_s = rules.failed_start_memory_s
         self._budget.capacity = capacity
         for state in self._budget.states.values():

@@ -1,4 +1,4 @@
-"""What the router learned and remembers between runs: memory and times of residents, models of engines.
+"""Measurements that the router remembers between runs: memory and times of residents, models of engines.
 
 Everything here is advice. What is resident is always asked of the engines, never read from this file.
 """
@@ -27,7 +27,7 @@ SLEEP_SHARE = 0.75
 
 @define
 class Measurement:
-    """What was measured of one resident. None: not yet.
+    """The measurements of one resident. None: not yet.
 
     Attributes:
         footprint_bytes: memory that its last start took.

@@ -1,4 +1,4 @@
-"""What starts and stops do to free memory, told apart although one gauge shows the sum of them all.
+"""The attribution of memory to starts and stops, although one gauge shows the sum of them all.
 
 Where one resident at a time comes or goes, a reading before and one after say what it took or gave back. With
 several at once:
@@ -92,7 +92,7 @@ class MemoryAttribution:
         self._disturb()
 
     def has_gone(self, task: ResidentTask, expected_bytes: int | None) -> int | None:
-        """Note the end of a life. Returns what should be back since its baseline; None where unknown."""
+        """Note the end of a task. Returns what should be back since its baseline; None where unknown."""
         group = self._group
         if group is None or task not in group.tasks:
             return expected_bytes
@@ -103,7 +103,7 @@ class MemoryAttribution:
         return group.gone_bytes
 
     def is_clear(self, task: ResidentTask) -> bool:
-        """Tell whether what was seen of a stop was this life's doing alone."""
+        """Tell whether what was seen of a stop was this task's doing alone."""
         group = self._group
         return group is None or task not in group.tasks or (group.is_single and not group.is_disturbed)
 

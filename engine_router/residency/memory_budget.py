@@ -1,4 +1,4 @@
-"""What is in one memory, and what could be: needs, groups, pins and the budget."""
+"""The budget of one memory: needs, groups and pins of the residents that are present."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine_router.residency.rules import Capacity, Profile
 
 
 class MemoryBudget:
-    """Who is present in one memory, whose memory is still to come back, and what has room beside them.
+    """The residents present in one memory, those whose memory is still to come back, and the room beside them.
 
     Attributes:
         capacity: may be replaced, once the memory was measured.
@@ -28,7 +28,7 @@ class MemoryBudget:
         self._pins: dict[ResidentId, bool] = {}
 
     def new(self, resident: ResidentId) -> ResidentState:
-        """Make a residence, not yet present."""
+        """Make the state of a resident that is not present yet."""
         state = ResidentState(resident)
         self.describe(state)
         return state
@@ -75,7 +75,7 @@ class MemoryBudget:
 
     @property
     def excess_bytes(self) -> float:
-        """What has to be made free: those that stay need more than the budget, or than there really is."""
+        """The bytes to make free, where those that stay need more than the budget, or than there really is."""
         budget = self.capacity.budget_bytes
         if budget is None:
             return 0
@@ -85,7 +85,7 @@ class MemoryBudget:
         return max(short_bytes, sum(r.need_bytes for r in staying) - budget)
 
     def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
-        """Tell whether a resident has room beside everything that is there, leaves, or starts just now."""
+        """Tell whether a resident has room beside everything that is there, leaves, or starts just now (Rule 1)."""
         if resident in self.settling or (self.capacity.is_exclusive and self.settling):
             return False
         group = self.profile(resident).group

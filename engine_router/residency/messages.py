@@ -1,4 +1,4 @@
-"""What goes into the ledger and what comes out: tickets, events and effects."""
+"""Tickets, the events that go into the ledger, and the effects that come out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class BecameReady:
 
 @frozen
 class Weighed:
-    """What a resident needs is known now, or known better."""
+    """The need of a resident is known now, or known better."""
 
     resident: ResidentId
     need_bytes: int

@@ -1,4 +1,4 @@
-"""Which files are read ahead, or dropped from the page cache, when one resident makes way for another."""
+"""Files in the page cache: read ahead, or dropped, when one resident makes way for another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from the state of a pool: who is let go, who starts, who is granted, and when to look again.
+"""The plan of a pool, from its state: evictions, starts, grants, and when to look again.
 
 After every event the plan is made anew from the state alone. So there is no swap under way that could be
 left half done when its client goes: what was begun for a ticket that is gone is simply continued for whoever
@@ -31,7 +31,7 @@ class PoolState:
     """All that is known of one pool.
 
     Attributes:
-        wishes: residents to be loaded ahead of any request, in this order.
+        preload: residents to be loaded ahead of any request, in this order.
         is_tighter: somebody pinned is there who was not, or needs more: some may wait for what cannot be now.
         closing_at: when the leases end that are left, while the router goes down; infinity before.
     """
@@ -39,7 +39,7 @@ class PoolState:
     rules: Rules
     queue: TicketQueue
     budget: MemoryBudget
-    times: IdleGaps
+    idle_gaps: IdleGaps
     failures: Failures
     prechecks: Prechecks = field(factory=Prechecks)
     preload: dict[ResidentId, None] = field(factory=dict)
@@ -68,7 +68,7 @@ class Planner:
         self._queue = pool.queue
         self._budget = pool.budget
         self._failures = pool.failures
-        self.scheduler = Scheduler(pool.rules, pool.queue, pool.budget, pool.times)
+        self.scheduler = Scheduler(pool.rules, pool.queue, pool.budget, pool.idle_gaps)
         self.wake_at = math.inf
 
     @property
@@ -141,7 +141,7 @@ class Planner:
                 effects += self._stop_again(victim, turn.resident)
             elif victim.is_idle:
                 effects += self._stop(victim, turn.cause, turn.resident)
-            elif victim.phase is Phase.READY:
+            elif victim.phase is Phase.READY:  # Rule 4: after a fair time, and the drain
                 fair_s = max(now, victim.ready_at + self._rules.max_wait_s)
                 deadline = fair_s + self._rules.drain_timeout_s
                 effects += self._drain(victim, turn.cause, turn.resident, deadline)
@@ -216,7 +216,7 @@ class Planner:
         return default_model is not None and not self._pool.can_come(default_model)
 
     def _look_ahead(self, now: float) -> list[Effect]:
-        """While nobody waits, start one of those that are meant to be there, where there is room."""
+        """While nobody waits, start one of those that are meant to be there, where there is room (Rule 6)."""
         if any(r.phase is Phase.STARTING for r in self._budget.states.values()):
             return []
         for resident in self._meant_to_be_there():

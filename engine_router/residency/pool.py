@@ -51,7 +51,7 @@ class Pool:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is resident, no memory is waited for, no task lives, and none ever will again."""
+        """Whether nothing is resident, no memory is waited for, no task runs, and none ever will again."""
         return self.ledger.is_closing and self.ledger.is_empty and not self.tasks
 
     def note_change(self) -> None:

@@ -19,7 +19,7 @@ from engine_router.residency.messages import Ticket
 
 # Of `max_wait_s`. What matters more may wait less long before it is overdue, and everybody is overdue in the
 # end: that is the ageing by which nobody starves.
-_PATIENCE: Final[Mapping[Priority, float]] = {"high": 0.25, "normal": 1.0, "low": 1.0}
+_SHARES_OF_MAX_WAIT: Final[Mapping[Priority, float]] = {"high": 0.25, "normal": 1.0, "low": 1.0}
 _RANK: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
 
 Key = tuple[float, float]
@@ -79,7 +79,7 @@ class _Heads:
 
 
 class _Shares:
-    """What part of the queue each client has, and of what it waits for."""
+    """The shares of clients in the queue, and in the line for each resident."""
 
     def __init__(self) -> None:
         self._lines: dict[str, dict[ResidentId, OrderedDict[Ticket, None]]] = {}
@@ -148,7 +148,7 @@ class TicketQueue:
     """
 
     def __init__(self, max_wait_s: float) -> None:
-        self._patience_s = {priority: part * max_wait_s for priority, part in _PATIENCE.items()}
+        self._max_waits_s = {priority: part * max_wait_s for priority, part in _SHARES_OF_MAX_WAIT.items()}
         self._lines: dict[ResidentId, _Line] = {}
         self._counts: dict[ResidentId, int] = {}
         self._length = 0
@@ -156,9 +156,9 @@ class TicketQueue:
         self._by_rank = _Heads()
         self._shares = _Shares()
 
-    def be_patient(self, max_wait_s: float) -> None:
+    def set_max_wait(self, max_wait_s: float) -> None:
         """Change when tickets are overdue, for those that come from now on."""
-        self._patience_s = {priority: part * max_wait_s for priority, part in _PATIENCE.items()}
+        self._max_waits_s = {priority: part * max_wait_s for priority, part in _SHARES_OF_MAX_WAIT.items()}
 
     def __len__(self) -> int:
         return self._length
@@ -176,9 +176,9 @@ class TicketQueue:
         """Return how many tickets wait for a resident."""
         return self._counts.get(resident, 0)
 
-    def patience_s(self, priority: Priority) -> float:
+    def max_wait_s(self, priority: Priority) -> float:
         """Return after how many seconds a ticket is overdue."""
-        return self._patience_s[priority]
+        return self._max_waits_s[priority]
 
     def yielding(self, newcomer: Ticket, *, in_line: bool) -> Ticket | None:
         """Return the ticket that makes room for one of a client that has less of a full queue; None for no such.
@@ -210,7 +210,7 @@ class TicketQueue:
     def stamp(self, ticket: Ticket, now: float) -> None:
         """Note when a ticket arrived, and so when it is overdue."""
         ticket.arrived_at = now
-        ticket.deadline = now + self._patience_s[ticket.priority]
+        ticket.deadline = now + self._max_waits_s[ticket.priority]
 
     def remove(self, ticket: Ticket) -> bool:
         """Take a ticket out. Returns whether it was there."""
@@ -261,7 +261,7 @@ class TicketQueue:
         return next((key[0] for key, _ in self._by_deadline if key[0] > now), math.inf)
 
     def in_turn(self, now: float) -> Iterator[ResidentId]:
-        """Yield whose turn it is: who is overdue, the longest first, then by priority and arrival."""
+        """Yield whose turn it is: who is overdue, the longest first, then by priority and arrival (Rule 5)."""
         seen = set[ResidentId]()
         for key, resident in self._by_deadline:
             if key[0] > now:

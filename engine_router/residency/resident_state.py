@@ -1,4 +1,4 @@
-"""A resident that is there, in whatever phase of its life."""
+"""The state of a present resident, in whatever phase."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine_router.residency.messages import Ticket
 
 
 class Phase(enum.Enum):
-    """Where a present resident is in its life."""
+    """The phase of a present resident."""
 
     STARTING = "starting"
     READY = "ready"
@@ -32,7 +32,7 @@ class ResidentState:
         short_bytes: what was found missing before its start, and is not being made room for yet.
         group: whom it shares the memory with; see `Profile`.
         pinned, idle_timeout_s: see `Profile`.
-        phase: where in its life.
+        phase: see `Phase`.
         leases: the tickets that may use it now. In dicts, for their order: what is revoked first came first.
         ready_at: when it became ready.
         idle_since: when its last lease ended, or it became ready for nobody; infinity while it is used.

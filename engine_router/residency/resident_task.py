@@ -17,7 +17,7 @@ class ResidentTask:
     """One resident from its start to its end.
 
     Attributes:
-        supervision: the line to the task that lives with it.
+        supervision: the line to the engine that runs it.
         started_at: the supervisor's clock, in seconds.
         adopted: it ran already when this task began: it was found, or is taken up again to be stopped.
         files: what is done about its files, by the configuration that it began with.

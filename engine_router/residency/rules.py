@@ -1,4 +1,4 @@
-"""What the ledger is told once: the rules it obeys, how large its memory is, and what each resident is like."""
+"""Rules of the ledger, the capacity of a memory, and the profile of each resident."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Rules:
 
 @frozen(kw_only=True)
 class Capacity:
-    """What one memory can hold.
+    """The capacity of one memory.
 
     Attributes:
         budget_bytes: the sum of what its residents may need; None: one resident at a time, or one group.
@@ -60,7 +60,7 @@ class Capacity:
 
 @frozen(kw_only=True)
 class Profile:
-    """What is known of a resident, be it present or not.
+    """The profile of a resident, present or not.
 
     Attributes:
         need_bytes: memory that it needs; None where nothing is known.
@@ -95,7 +95,7 @@ UNKNOWN = Profile()
 
 @frozen(kw_only=True)
 class Traits:
-    """What the configuration says of a resident; see `Profile`.
+    """The traits of a resident by its configuration; see `Profile`.
 
     Attributes:
         declared_bytes: memory that it needs, by the configuration.
@@ -133,7 +133,7 @@ def _no_traits(_: ResidentId) -> Traits:
 
 @frozen(kw_only=True)
 class ResidencySettings:
-    """How residents share the memories.
+    """The settings by which residents share the memories.
 
     Attributes:
         capacities: what each pool can hold, by its name; one resident at a time where absent.

@@ -1,4 +1,4 @@
-"""Whose turn it is, who has to make way for them, and when.
+"""The turns of residents that are waited for: which starts next, which make way for it, and when.
 
 In turn are the tickets that are overdue, the longest first; then those of higher priority; then who came
 first. For each of them in turn there is one of four answers: there is room, so it starts; nobody has to go,
@@ -14,7 +14,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
-from engine_router.residency.eviction import UNKNOWN_START_S, Shortage, cheapest, regret
+from engine_router.residency.eviction import UNKNOWN_START_S, Shortage, cheapest, eviction_cost
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Ticket
@@ -25,7 +25,7 @@ from engine_router.residency.rules import Rules
 
 @define(eq=False)
 class Turn:
-    """What can be done now for one resident that is waited for.
+    """The turn of one resident that is waited for: what can be done for it now.
 
     Attributes:
         resident: which.
@@ -56,14 +56,14 @@ class Scheduler:
         rules: may be replaced.
     """
 
-    def __init__(self, rules: Rules, queue: TicketQueue, budget: MemoryBudget, times: IdleGaps) -> None:
+    def __init__(self, rules: Rules, queue: TicketQueue, budget: MemoryBudget, idle_gaps: IdleGaps) -> None:
         self.rules = rules
         self._queue = queue
         self._budget = budget
-        self._times = times
+        self._idle_gaps = idle_gaps
 
     def turns(self, now: float) -> list[Turn]:
-        """Return what can be done, in turn: for all that are waited for, as any of them may have room.
+        """Return what can be done, in turn (Rule 5): for all that are waited for, as any of them may have room.
 
         That is cheap for a resident that is blocked: victims are chosen only where there are enough, and
         who was chosen once is not there for the next.
@@ -105,7 +105,7 @@ class Scheduler:
         if head is None:
             raise RuntimeError("in turn, and yet nobody waits for it")
         is_overdue = now >= head.deadline
-        waited = f"has waited {self._queue.patience_s(head.priority):g} s" if is_overdue else "is wanted"
+        waited = f"has waited {self._queue.max_wait_s(head.priority):g} s" if is_overdue else "is wanted"
         turn = Turn(resident, is_overdue, f"{resident} {waited}")
         victims = self._victims(head, staying, promised, now)
         turn.is_blocked, turn.victims = victims is None, victims or []
@@ -135,7 +135,7 @@ class Scheduler:
         candidates = [r for r in rest if self._may_go(r, head, now)]
         if not candidates:
             return None
-        more = cheapest(candidates, shortage, lambda r: self._regret(r, now))
+        more = cheapest(candidates, shortage, lambda r: self._eviction_cost(r, now))
         return None if more is None else [*must_go, *more]
 
     def _shortage(self, resident: ResidentId, beside: list[ResidentState]) -> Shortage | None:
@@ -156,7 +156,7 @@ class Scheduler:
             return []
         idle = [r for r in self._budget.states.values() if r.is_idle and not r.pinned]
         enough = Shortage(min(excess, sum(r.need_bytes for r in idle)), 0)
-        return cheapest(idle, enough, lambda r: self._regret(r, now)) or []
+        return cheapest(idle, enough, lambda r: self._eviction_cost(r, now)) or []
 
     def _may_go(self, victim: ResidentState, head: Ticket, now: float) -> bool:
         """Tell whether somebody may be made to go for the sake of a ticket."""
@@ -166,9 +166,9 @@ class Scheduler:
             return False
         if victim.phase is Phase.STARTING:
             return not self._queue.count(victim.resident)
-        if now >= head.deadline:
+        if now >= head.deadline:  # Rule 4
             return True
-        if victim.leases:
+        if victim.leases:  # Rule 3, as are holds
             return False
         return head.priority == "high" or now >= self.held_until(victim)
 
@@ -178,7 +178,7 @@ class Scheduler:
             hold_s = self.rules.hold_s
             if hold_s is None:
                 swap_s = self.swap_s(idle.resident)
-                hold_s = self._times.best_hold_s(idle.resident, swap_s, waiting=len(self._queue))
+                hold_s = self._idle_gaps.best_hold_s(idle.resident, swap_s, waiting=len(self._queue))
             idle.held_until = max(idle.idle_since + hold_s, idle.ready_at + self.rules.min_resident_s)
         return idle.held_until
 
@@ -198,5 +198,5 @@ class Scheduler:
         wait_s = max(0.0, head.deadline - now) if is_used else 0.0
         return max(1.0, wait_s + self.swap_s(resident))
 
-    def _regret(self, state: ResidentState, now: float) -> float:
-        return regret(state, self._budget.profile(state.resident).start_s, now)
+    def _eviction_cost(self, state: ResidentState, now: float) -> float:
+        return eviction_cost(state, self._budget.profile(state.resident).start_s, now)

@@ -1,4 +1,4 @@
-"""From configuration to what residency goes by: the rules, what each pool can hold, what each resident is like."""
+"""Residency's settings, made from the configuration: rules, capacities of pools, traits of residents."""
 
 from __future__ import annotations
 

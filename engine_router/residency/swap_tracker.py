@@ -37,7 +37,7 @@ class Swap:
 
     @property
     def source(self) -> str | None:
-        """Who makes way; None where nobody does."""
+        """The residents that make way; None where none does."""
         return ", ".join(map(str, self.sources)) or None
 
     def concerns(self, resident: ResidentId) -> bool:
