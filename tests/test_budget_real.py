@@ -17,7 +17,7 @@ import httpx
 import pytest
 import trio
 from attrs import define, field
-from memory_watch import Watch
+from support.memory_watch import Watch
 from support.served import served
 
 import engine_router
@@ -152,7 +152,12 @@ class Seen:
 @asynccontextmanager
 async def watched(folder: Path) -> AsyncIterator[Seen]:
     """Watch the engines from a process of its own; what it saw is known at the end."""
-    command = [sys.executable, str(Path(__file__).with_name("memory_watch.py")), str(folder), str(100 * MB)]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent / "support" / "memory_watch.py"),
+        str(folder),
+        str(100 * MB),
+    ]
     watcher = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert watcher.stdin is not None
     assert watcher.stdout is not None

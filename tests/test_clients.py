@@ -7,23 +7,23 @@ import traceback
 from collections.abc import Iterator
 
 import pytest
-from asking import TEXTS, VECTORS
-from talking import (
+from support.client_harness import (
     DELAY_S,
     GREETING,
     IDLE_S,
     LAST_LINE,
     PATIENT,
     WAITING,
-    At,
     Client,
     Outcome,
+    Target,
     answer_in,
     ask_all,
     serving,
     starts,
     talker,
 )
+from support.python_clients import TEXTS, VECTORS
 
 from engine_router.proxy import response_body as bodies
 
@@ -44,7 +44,7 @@ VECTOR_ANSWERS = {"openai embeddings": "[3.0, 4.0]", "ollama embeddings": "[0.6,
 def at_once() -> Iterator[Outcomes]:
     """All clients ask an engine that is there. They are slow the first time: what they need is imported then."""
     with serving(talker("talker")) as running:
-        yield ask_all(EVERY, At(running.url, "talker"))
+        yield ask_all(EVERY, Target(running.url, "talker"))
 
 
 @each_client
@@ -66,7 +66,7 @@ def after_a_cold_start(request: pytest.FixtureRequest, at_once: Outcomes) -> Ite
         with serving(
             talker("slow", f"delay={DELAY_S}"), server={**WAITING, "show_progress": shows}
         ) as running:
-            outcomes = ask_all(clients, At(running.url, "slow", IDLE_S))
+            outcomes = ask_all(clients, Target(running.url, "slow", IDLE_S))
         yield outcomes
 
 
@@ -81,7 +81,7 @@ def test_a_cold_start_longer_than_the_clients_limit(client: Client, after_a_cold
 def test_without_frames_a_client_would_give_up() -> None:
     """So that the tests above say something."""
     with serving(talker("slow", "delay=60"), server=PATIENT) as running:
-        outcomes = ask_all(EVERY, At(running.url, "slow", IDLE_S))
+        outcomes = ask_all(EVERY, Target(running.url, "slow", IDLE_S))
     assert {name for name, outcome in outcomes.items() if outcome.error is None} == set()
 
 
@@ -93,14 +93,14 @@ FAILS = f"fail=ggml: 40 GiB wanted\n{LAST_LINE}"
 @pytest.fixture(scope="module")
 def at_a_failed_start() -> Iterator[Outcomes]:
     with serving(talker("broken", FAILS), server=PATIENT) as running:
-        yield ask_all(EVERY, At(running.url, "broken"))
+        yield ask_all(EVERY, Target(running.url, "broken"))
 
 
 @pytest.fixture(scope="module")
 def after_a_failed_start() -> Iterator[Outcomes]:
     """As above, but the clients are told after they were kept waiting."""
     with serving(talker("broken", f"delay={DELAY_S}", FAILS), server=WAITING) as running:
-        yield ask_all(EVERY, At(running.url, "broken"))
+        yield ask_all(EVERY, Target(running.url, "broken"))
 
 
 @each_client
@@ -133,7 +133,7 @@ def test_a_client_that_retries_starts_nothing_twice(server: dict[str, object]) -
     clients = [client for client in EVERY if "ollama" not in client.name]
     remembered = {"failed_start_memory_s": 600}  # longer than any client takes to come back
     with serving(talker("broken", f"delay={delay}", FAILS), server=server, scheduling=remembered) as running:
-        outcomes = ask_all(clients, At(running.url, "broken", retries=2))
+        outcomes = ask_all(clients, Target(running.url, "broken", retries=2))
         assert starts(running.router, "broken") == 1
     for client in clients:
         error = outcomes[client.name].error
@@ -146,7 +146,7 @@ def test_a_failed_start_is_not_retried_even_if_it_is_not_remembered() -> None:
     with serving(talker("broken", FAILS), server=PATIENT, scheduling={"failed_start_memory_s": 0}) as running:
         for count, client in enumerate(retrying, 1):
             with pytest.raises(client.error, match=LAST_LINE):
-                client.ask(At(running.url, "broken", retries=2), "hello")
+                client.ask(Target(running.url, "broken", retries=2), "hello")
             assert starts(running.router, "broken") == count
 
 
@@ -157,7 +157,7 @@ def test_a_failed_start_is_not_retried_even_if_it_is_not_remembered() -> None:
 def after_a_break(request: pytest.FixtureRequest) -> Iterator[Outcomes]:
     native = ["native=messages,responses"] if request.param == "native" else []
     with serving(talker("talker", *native)) as running:
-        at = At(running.url, "talker")
+        at = Target(running.url, "talker")
         assert TEXTS[0].ask(at, "hello") == GREETING
         yield ask_all(TEXTS, at, "break")
 

@@ -12,7 +12,18 @@ from pathlib import Path
 import platformdirs
 import pytest
 from attrs import asdict, frozen
-from talking import DELAY_S, GREETING, IDLE_S, LAST_LINE, PATIENT, WAITING, At, serving, starts, talker
+from support.client_harness import (
+    DELAY_S,
+    GREETING,
+    IDLE_S,
+    LAST_LINE,
+    PATIENT,
+    WAITING,
+    Target,
+    serving,
+    starts,
+    talker,
+)
 
 from engine_router.router import Router
 
@@ -62,7 +73,7 @@ class Case:
     scene: str
     program: str
     way: str
-    at: At
+    at: Target
     text: str = "hello"
 
     @property
@@ -155,10 +166,12 @@ def answers(folder: Path) -> Iterator[Answers]:
     forgets = {"failed_start_memory_s": 0}
     with ExitStack() as stack:
 
-        def scene(*options: str, idle_s: float = 200, retries: int = 0, **sections: dict[str, object]) -> At:
+        def scene(
+            *options: str, idle_s: float = 200, retries: int = 0, **sections: dict[str, object]
+        ) -> Target:
             running = stack.enter_context(serving(talker("m", *options), **sections))
             routers[running.url] = running.router
-            return At(running.url, "m", idle_s, retries)
+            return Target(running.url, "m", idle_s, retries)
 
         routers: dict[str, Router] = {}
         scenes = {

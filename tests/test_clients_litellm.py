@@ -13,16 +13,16 @@ from typing import Any
 
 import httpx
 import pytest
-from talking import (
+from support.client_harness import (
     DELAY_S,
     GREETING,
     IDLE_S,
     LAST_LINE,
     PATIENT,
     WAITING,
-    At,
     Client,
     Outcome,
+    Target,
     answer_in,
     ask_all,
     serving,
@@ -54,7 +54,7 @@ TOOL = {
 }
 
 
-def options(at: At, provider: str) -> dict[str, Any]:
+def options(at: Target, provider: str) -> dict[str, Any]:
     return {
         "model": f"{provider}/{at.model}",
         "api_base": f"{at.url}{PROVIDERS[provider]}",
@@ -65,8 +65,8 @@ def options(at: At, provider: str) -> dict[str, Any]:
     }
 
 
-def whole(provider: str) -> Callable[[At, str], str]:
-    def ask(at: At, text: str) -> str:
+def whole(provider: str) -> Callable[[Target, str], str]:
+    def ask(at: Target, text: str) -> str:
         messages = [{"role": "user", "content": text}]
         answer = litellm.completion(messages=messages, max_tokens=50, **options(at, provider))
         assert answer.choices[0].finish_reason
@@ -75,8 +75,8 @@ def whole(provider: str) -> Callable[[At, str], str]:
     return ask
 
 
-def streamed(provider: str) -> Callable[[At, str], str]:
-    def ask(at: At, text: str) -> str:
+def streamed(provider: str) -> Callable[[Target, str], str]:
+    def ask(at: Target, text: str) -> str:
         messages = [{"role": "user", "content": text}]
         chunks = list(
             litellm.completion(messages=messages, max_tokens=50, stream=True, **options(at, provider))
@@ -103,20 +103,20 @@ Outcomes = dict[str, Outcome]
 
 
 @pytest.fixture(scope="module")
-def at() -> Iterator[At]:
+def at() -> Iterator[Target]:
     with serving(talker("talker")) as running:
-        yield At(running.url, "talker")
+        yield Target(running.url, "talker")
 
 
 @each_client
-def test_an_answer(at: At, client: Client) -> None:
+def test_an_answer(at: Target, client: Client) -> None:
     assert client.ask(at, "hello") == GREETING
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "ollama_chat"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_tools(at: At, provider: str, stream: bool, count: int) -> None:
+def test_tools(at: Target, provider: str, stream: bool, count: int) -> None:
     messages = [{"role": "user", "content": f"tools {count}"}]
     answer = litellm.completion(messages=messages, tools=[TOOL], stream=stream, **options(at, provider))
     if stream:
@@ -136,7 +136,7 @@ def test_tools(at: At, provider: str, stream: bool, count: int) -> None:
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "ollama_chat"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_thoughts_and_figures(at: At, provider: str, stream: bool) -> None:
+def test_thoughts_and_figures(at: Target, provider: str, stream: bool) -> None:
     messages = [{"role": "user", "content": "think"}]
     more = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     answer = litellm.completion(messages=messages, **more, **options(at, provider))
@@ -147,7 +147,7 @@ def test_thoughts_and_figures(at: At, provider: str, stream: bool) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (30, 9)
 
 
-def test_responses_and_vectors(at: At) -> None:
+def test_responses_and_vectors(at: Target) -> None:
     given = options(at, "openai")
     response = litellm.responses(input="hello", **given)
     assert response.output[-1].content[0].text == GREETING
@@ -159,18 +159,18 @@ def test_responses_and_vectors(at: At) -> None:
 
 
 @pytest.mark.parametrize("shows", [False, True], ids=["quiet", "progress"])
-def test_a_cold_start_longer_than_the_clients_limit(at: At, shows: bool) -> None:
+def test_a_cold_start_longer_than_the_clients_limit(at: Target, shows: bool) -> None:
     with serving(talker("slow", f"delay={DELAY_S}"), server={**WAITING, "show_progress": shows}) as running:
-        outcomes = ask_all(CLIENTS, At(running.url, "slow", IDLE_S))
+        outcomes = ask_all(CLIENTS, Target(running.url, "slow", IDLE_S))
     assert {name: answer_in(outcome) for name, outcome in outcomes.items()} == {
         client.name: GREETING for client in CLIENTS
     }
     assert max(outcome.after_s for outcome in outcomes.values()) > DELAY_S
 
 
-def test_without_frames_a_client_would_give_up(at: At) -> None:
+def test_without_frames_a_client_would_give_up(at: Target) -> None:
     with serving(talker("slow", f"delay={DELAY_S}"), server=PATIENT) as running:
-        outcomes = ask_all(CLIENTS, At(running.url, "slow", IDLE_S))
+        outcomes = ask_all(CLIENTS, Target(running.url, "slow", IDLE_S))
     assert {name for name, outcome in outcomes.items() if outcome.error is None} == set()
 
 
@@ -181,7 +181,7 @@ def failed(request: pytest.FixtureRequest) -> Iterator[tuple[bool, Outcomes]]:
     with serving(
         talker("broken", delay, f"fail={LAST_LINE}"), server=WAITING if waits else PATIENT
     ) as running:
-        yield waits, ask_all(CLIENTS, At(running.url, "broken"))
+        yield waits, ask_all(CLIENTS, Target(running.url, "broken"))
         assert starts(running.router, "broken") == 1
 
 
@@ -196,7 +196,7 @@ def test_a_failing_start(client: Client, failed: tuple[bool, Outcomes]) -> None:
 
 
 @each_client
-def test_an_answer_that_breaks_off(at: At, client: Client) -> None:
+def test_an_answer_that_breaks_off(at: Target, client: Client) -> None:
     with pytest.raises(client.error, match="broke off" if client.streams else ""):
         client.ask(at, "break")
 
@@ -209,4 +209,4 @@ def test_a_real_engine(tmp_path: Path) -> None:
     engine = table("engines.llama", type="process", argv=[*argv, "--alias", "tiny"], models=["tiny"])
     with serving(engine) as running:
         for client in CLIENTS:
-            assert client.ask(At(running.url, "tiny"), "Good morning")
+            assert client.ask(Target(running.url, "tiny"), "Good morning")

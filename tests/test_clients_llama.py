@@ -11,11 +11,23 @@ from pathlib import Path
 
 import ollama
 import pytest
-from asking import TEXTS, anthropic_client, ollama_client, openai_client, saying
 from langchain_ollama import OllamaEmbeddings
 from langchain_openai import OpenAIEmbeddings
 from support.background import Running
-from talking import DELAY_S, IDLE_S, PATIENT, WAITING, At, Client, answer_in, ask_all, serving, starts, table
+from support.client_harness import (
+    DELAY_S,
+    IDLE_S,
+    PATIENT,
+    WAITING,
+    Client,
+    Target,
+    answer_in,
+    ask_all,
+    serving,
+    starts,
+    table,
+)
+from support.python_clients import TEXTS, anthropic_client, ollama_client, openai_client, saying
 
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 
@@ -75,16 +87,16 @@ def running(is_native: bool, model_file: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def at(running: Running) -> At:
-    return At(running.url, "tiny")
+def at(running: Running) -> Target:
+    return Target(running.url, "tiny")
 
 
 @each_text
-def test_every_client_gets_an_answer(at: At, client: Client) -> None:
+def test_every_client_gets_an_answer(at: Target, client: Client) -> None:
     assert client.ask(at, "Good morning")
 
 
-def test_it_is_known_what_the_engine_serves(running: Running, at: At, is_native: bool) -> None:
+def test_it_is_known_what_the_engine_serves(running: Running, at: Target, is_native: bool) -> None:
     with anthropic_client(at) as client, openai_client(at) as openai_:
         asked = {"model": at.model, "messages": saying("Good")}
         client.messages.create(**asked, max_tokens=4)
@@ -97,7 +109,7 @@ def test_it_is_known_what_the_engine_serves(running: Running, at: At, is_native:
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt-4o"])
-def test_answers_carry_the_name_that_was_asked_for_and_figures(at: At, name: str) -> None:
+def test_answers_carry_the_name_that_was_asked_for_and_figures(at: Target, name: str) -> None:
     with openai_client(at) as client:
         chat = client.chat.completions.create(
             model=name, messages=saying("Good"), max_tokens=8, temperature=0
@@ -131,7 +143,7 @@ def test_answers_carry_the_name_that_was_asked_for_and_figures(at: At, name: str
     assert talk.total_duration > talk.eval_duration > 0
 
 
-def test_vectors(at: At) -> None:
+def test_vectors(at: Target) -> None:
     """They are the same in numbers and in base64, by every client."""
     texts = ["Good", "morning"]
     with openai_client(at) as client:
@@ -155,7 +167,7 @@ def test_vectors(at: At) -> None:
     assert by_ollama.prompt_eval_count == 11
 
 
-def langchain_vectors(at: At, texts: list[str]) -> tuple[list[list[float]], list[list[float]]]:
+def langchain_vectors(at: Target, texts: list[str]) -> tuple[list[list[float]], list[list[float]]]:
     with openai_client(at) as client, ollama_client(at) as ollama_:
         by_openai = OpenAIEmbeddings(model=at.model, api_key="k", check_embedding_ctx_length=False)
         by_openai.client = client.embeddings
@@ -164,7 +176,7 @@ def langchain_vectors(at: At, texts: list[str]) -> tuple[list[list[float]], list
         return by_openai.embed_documents(texts), by_ollama.embed_documents(texts)
 
 
-def test_an_ollama_client_lists_shows_loads_and_unloads(at: At) -> None:
+def test_an_ollama_client_lists_shows_loads_and_unloads(at: Target) -> None:
     with ollama_client(at) as client:
         assert [entry.model for entry in client.list().models] == ["tiny", "gpt-4o"]
         about = client.show("tiny:latest")
@@ -198,14 +210,14 @@ def test_a_cold_start_longer_than_the_clients_limit(model_file: Path) -> None:
     # Few at a time: the engine's queue of connections is short, and who finds it full knocks again after a second.
     clients = [client for client in TEXTS if client.name in ONE_OF_EACH]
     with serving(llama(model_file, is_slow=True), server=WAITING) as running:
-        outcomes = ask_all(clients, At(running.url, "tiny", IDLE_S), "Good morning")
+        outcomes = ask_all(clients, Target(running.url, "tiny", IDLE_S), "Good morning")
     assert all(answer_in(outcome) for outcome in outcomes.values())
     assert max(outcome.after_s for outcome in outcomes.values()) > DELAY_S
 
 
 def test_a_failing_start(model_file: Path) -> None:
     with serving(llama(model_file, "--no-such-flag"), server=PATIENT) as running:
-        outcomes = ask_all(TEXTS, At(running.url, "tiny"))
+        outcomes = ask_all(TEXTS, Target(running.url, "tiny"))
         assert starts(running.router, "llama") == 1
     for client in TEXTS:
         error = outcomes[client.name].error

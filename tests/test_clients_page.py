@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from talking import GREETING, environment, serving, talker
+from support.client_harness import GREETING, environment, serving, talker
 
 from engine_router.config import parse_config
 

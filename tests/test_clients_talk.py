@@ -11,7 +11,11 @@ from typing import Any
 
 import pydantic
 import pytest
-from asking import (
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from support.client_harness import GREETING, Target, serving, talker
+from support.python_clients import (
     anthropic_client,
     langchain_ollama,
     langchain_openai,
@@ -19,10 +23,6 @@ from asking import (
     openai_client,
     saying,
 )
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
-from talking import GREETING, At, serving, talker
 
 PARAMETERS = {
     "type": "object",
@@ -54,15 +54,15 @@ def arguments(index: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def at() -> Iterator[At]:
+def at() -> Iterator[Target]:
     with serving(talker("talker")) as running:
-        yield At(running.url, "talker")
+        yield Target(running.url, "talker")
 
 
 # OpenAI's chat completions.
 
 
-def chat(at: At, *, stream: bool, **request: Any) -> Any:
+def chat(at: Target, *, stream: bool, **request: Any) -> Any:
     """Ask for a chat completion; of a stream, the whole that the client makes of it."""
     with openai_client(at) as client:
         if not stream:
@@ -75,7 +75,7 @@ def chat(at: At, *, stream: bool, **request: Any) -> Any:
 
 @streamed_or_not
 @each_count
-def test_openai_calls_tools(at: At, stream: bool, count: int) -> None:
+def test_openai_calls_tools(at: Target, stream: bool, count: int) -> None:
     whole = chat(at, stream=stream, messages=saying(f"tools {count}"), tools=[TOOL])
     (choice,) = whole.choices
     assert choice.finish_reason == "tool_calls"
@@ -95,7 +95,7 @@ def test_openai_calls_tools(at: At, stream: bool, count: int) -> None:
 
 
 @streamed_or_not
-def test_openai_thinks_and_counts(at: At, stream: bool) -> None:
+def test_openai_thinks_and_counts(at: Target, stream: bool) -> None:
     whole = chat(at, stream=stream, messages=saying("think"))
     (choice,) = whole.choices
     assert (choice.message.reasoning_content, choice.message.content) == (THOUGHT, ANSWER)
@@ -105,7 +105,7 @@ def test_openai_thinks_and_counts(at: At, stream: bool) -> None:
 
 
 @streamed_or_not
-def test_openai_stops_for_want_of_space(at: At, stream: bool) -> None:
+def test_openai_stops_for_want_of_space(at: Target, stream: bool) -> None:
     with openai_client(at) as client:
         answer = client.chat.completions.create(model=at.model, messages=saying("long"), stream=stream)
         last = list(answer)[-1] if stream else answer
@@ -116,7 +116,7 @@ class City(pydantic.BaseModel):
     city: str
 
 
-def test_openai_parses_what_has_a_form(at: At) -> None:
+def test_openai_parses_what_has_a_form(at: Target) -> None:
     with openai_client(at) as client:
         parsed = client.chat.completions.parse(model=at.model, messages=saying("json"), response_format=City)
         assert parsed.choices[0].message.parsed == City(city="Zürich")
@@ -127,7 +127,7 @@ def test_openai_parses_what_has_a_form(at: At) -> None:
 # OpenAI's responses.
 
 
-def respond(at: At, *, stream: bool, **request: Any) -> Any:
+def respond(at: Target, *, stream: bool, **request: Any) -> Any:
     with openai_client(at) as client:
         if not stream:
             return client.responses.create(model=at.model, **request)
@@ -138,7 +138,7 @@ def respond(at: At, *, stream: bool, **request: Any) -> Any:
 
 @streamed_or_not
 @each_count
-def test_responses_call_tools(at: At, stream: bool, count: int) -> None:
+def test_responses_call_tools(at: Target, stream: bool, count: int) -> None:
     tools = [{"type": "function", "strict": False, **ABOUT}]
     response = respond(at, stream=stream, input=f"tools {count}", tools=tools)
     calls = [item for item in response.output if item.type == "function_call"]
@@ -158,7 +158,7 @@ def test_responses_call_tools(at: At, stream: bool, count: int) -> None:
 
 
 @streamed_or_not
-def test_responses_think_and_count(at: At, stream: bool) -> None:
+def test_responses_think_and_count(at: Target, stream: bool) -> None:
     response = respond(at, stream=stream, input="think", reasoning={"effort": "low"})
     reasoning, message = response.output
     assert reasoning.type == "reasoning"
@@ -171,7 +171,7 @@ def test_responses_think_and_count(at: At, stream: bool) -> None:
 
 
 @streamed_or_not
-def test_responses_see_images_and_stop_for_want_of_space(at: At, stream: bool) -> None:
+def test_responses_see_images_and_stop_for_want_of_space(at: Target, stream: bool) -> None:
     image = {"type": "input_image", "image_url": URL, "detail": "auto"}
     given = [{"role": "user", "content": [{"type": "input_text", "text": "report"}, image]}]
     seen = json.loads(respond(at, stream=stream, input=given).output_text)
@@ -200,7 +200,7 @@ def assert_image(content: list[dict[str, Any]]) -> None:
 # Anthropic's messages.
 
 
-def message(at: At, *, stream: bool, **request: Any) -> Any:
+def message(at: Target, *, stream: bool, **request: Any) -> Any:
     with anthropic_client(at) as client:
         given = {"model": at.model, "max_tokens": 2000, **request}
         if not stream:
@@ -211,7 +211,7 @@ def message(at: At, *, stream: bool, **request: Any) -> Any:
 
 @streamed_or_not
 @each_count
-def test_anthropic_calls_tools(at: At, stream: bool, count: int) -> None:
+def test_anthropic_calls_tools(at: Target, stream: bool, count: int) -> None:
     whole = message(at, stream=stream, messages=saying(f"tools {count}"), tools=[ANTHROPIC_TOOL])
     calls = [block for block in whole.content if block.type == "tool_use"]
     assert whole.stop_reason == "tool_use"
@@ -232,7 +232,7 @@ def test_anthropic_calls_tools(at: At, stream: bool, count: int) -> None:
 
 
 @streamed_or_not
-def test_anthropic_thinks_and_counts(at: At, stream: bool) -> None:
+def test_anthropic_thinks_and_counts(at: Target, stream: bool) -> None:
     thinking = {"type": "enabled", "budget_tokens": 1024}
     whole = message(at, stream=stream, messages=saying("think"), thinking=thinking)
     assert [(block.type, getattr(block, block.type)) for block in whole.content] == [
@@ -245,7 +245,7 @@ def test_anthropic_thinks_and_counts(at: At, stream: bool) -> None:
 
 
 @streamed_or_not
-def test_anthropic_sees_images_and_system(at: At, stream: bool) -> None:
+def test_anthropic_sees_images_and_system(at: Target, stream: bool) -> None:
     source = {"type": "base64", "media_type": "image/png", "data": PICTURE}
     content = [{"type": "image", "source": source}, {"type": "text", "text": "report"}]
     system = [{"type": "text", "text": "Be brief", "cache_control": {"type": "ephemeral"}}]
@@ -256,7 +256,7 @@ def test_anthropic_sees_images_and_system(at: At, stream: bool) -> None:
 
 
 @streamed_or_not
-def test_anthropic_stops(at: At, stream: bool) -> None:
+def test_anthropic_stops(at: Target, stream: bool) -> None:
     cut = message(at, stream=stream, messages=saying("long"))
     assert (cut.stop_reason, cut.content[0].text) == ("max_tokens", GREETING)
     stopped = message(at, stream=stream, messages=saying("hello"), stop_sequences=["nothing", ", my"])
@@ -264,7 +264,7 @@ def test_anthropic_stops(at: At, stream: bool) -> None:
     assert stopped.content[0].text == "Grüße → 😀"
 
 
-def test_anthropic_parses_what_has_a_form(at: At) -> None:
+def test_anthropic_parses_what_has_a_form(at: Target) -> None:
     with anthropic_client(at) as client:
         parsed = client.messages.parse(
             model=at.model, max_tokens=99, messages=saying("json"), output_format=City
@@ -275,7 +275,7 @@ def test_anthropic_parses_what_has_a_form(at: At) -> None:
 # Ollama.
 
 
-def talk(at: At, *, stream: bool, **request: Any) -> dict[str, Any]:
+def talk(at: Target, *, stream: bool, **request: Any) -> dict[str, Any]:
     """Ask Ollama's way; returns what was said, joined, and the last part."""
     with ollama_client(at) as client:
         answer = client.chat(model=at.model, stream=stream, **request)
@@ -290,7 +290,7 @@ def talk(at: At, *, stream: bool, **request: Any) -> dict[str, Any]:
 
 @streamed_or_not
 @each_count
-def test_ollama_calls_tools(at: At, stream: bool, count: int) -> None:
+def test_ollama_calls_tools(at: Target, stream: bool, count: int) -> None:
     answer = talk(at, stream=stream, messages=saying(f"tools {count}"), tools=[TOOL])
     assert [(call.function.name, call.function.arguments) for call in answer["calls"]] == [
         ("weather", arguments(index)) for index in range(count)
@@ -316,7 +316,7 @@ def test_ollama_calls_tools(at: At, stream: bool, count: int) -> None:
 
 
 @streamed_or_not
-def test_ollama_thinks_and_counts(at: At, stream: bool) -> None:
+def test_ollama_thinks_and_counts(at: Target, stream: bool) -> None:
     answer = talk(at, stream=stream, messages=saying("think"), think=True)
     assert (answer["thinking"], answer["content"]) == (THOUGHT, ANSWER)
     last = answer["last"]
@@ -327,7 +327,7 @@ def test_ollama_thinks_and_counts(at: At, stream: bool) -> None:
 
 
 @streamed_or_not
-def test_ollama_sees_images(at: At, stream: bool) -> None:
+def test_ollama_sees_images(at: Target, stream: bool) -> None:
     """The Python client encodes the bytes."""
     said = [{"role": "user", "content": "report", "images": [PNG]}]
     seen = json.loads(talk(at, stream=stream, messages=said)["content"])
@@ -340,7 +340,7 @@ def test_ollama_sees_images(at: At, stream: bool) -> None:
 
 
 @streamed_or_not
-def test_ollama_has_forms_and_ends(at: At, stream: bool) -> None:
+def test_ollama_has_forms_and_ends(at: Target, stream: bool) -> None:
     answer = talk(at, stream=stream, messages=saying("json"), format=City.model_json_schema())
     assert City.model_validate_json(answer["content"]) == City(city="Zürich")
     seen = json.loads(talk(at, stream=stream, messages=saying("report"), format=SCHEMA)["content"])
@@ -360,7 +360,7 @@ def weather(city: str, days: list[int]) -> str:
     return f"{city}: {days}"
 
 
-def langchain(by: str, at: At) -> AbstractContextManager[BaseChatModel]:
+def langchain(by: str, at: Target) -> AbstractContextManager[BaseChatModel]:
     if by == "ollama":
         return langchain_ollama(at, reasoning=True)
     return langchain_openai(at, use_responses_api=by == "responses", stream_usage=True)
@@ -369,7 +369,7 @@ def langchain(by: str, at: At) -> AbstractContextManager[BaseChatModel]:
 @streamed_or_not
 @each_count
 @pytest.mark.parametrize("by", ["openai", "responses", "ollama"])
-def test_langchain_calls_tools(at: At, by: str, stream: bool, count: int) -> None:
+def test_langchain_calls_tools(at: Target, by: str, stream: bool, count: int) -> None:
     with langchain(by, at) as model:
         asked = [HumanMessage(f"tools {count}")]
         bound = model.bind_tools([weather])
@@ -397,7 +397,7 @@ def test_langchain_calls_tools(at: At, by: str, stream: bool, count: int) -> Non
 
 
 @pytest.mark.parametrize("by", ["openai", "responses", "ollama"])
-def test_langchain_parses_what_has_a_form_and_thinks(at: At, by: str) -> None:
+def test_langchain_parses_what_has_a_form_and_thinks(at: Target, by: str) -> None:
     with langchain(by, at) as model:
         assert model.with_structured_output(City, method="json_schema").invoke("json") == City(city="Zürich")
         if by == "ollama":

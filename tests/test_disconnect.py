@@ -21,7 +21,8 @@ import trio.testing
 from support.asgi import Conversation, ask, conversation
 from support.cancel_at import CancelAt
 from support.served import RawClient, served
-from support.simulated import GIB, SimulatedEngine, SimulatedMemory
+from support.simulated_engine import SimulatedEngine
+from support.simulated_memory import GIB, SimulatedMemory
 from trio.testing import MockClock
 
 from engine_router import Router, open_router

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.simulated import SimulatedEngine, SimulatedMemory
+from support.simulated_engine import SimulatedEngine
+from support.simulated_memory import SimulatedMemory
 
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId

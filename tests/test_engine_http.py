@@ -10,13 +10,13 @@ import pytest
 import trio
 from support.scripted import (
     Answer,
-    Living,
     ScriptedLlamaRouter,
     ScriptedLMStudio,
     ScriptedServer,
     ScriptedTabby,
+    SupervisedResident,
     as_json,
-    living,
+    supervised,
     until,
 )
 from trio.testing import MockClock
@@ -104,7 +104,7 @@ PATIENT = f"start_timeout_s = {PATIENCE_S}\nstop_timeout_s = {PATIENCE_S}\n"
 
 
 async def stopped_in_vain(
-    resident: Living, server: ScriptedServer, path: str, clock: MockClock, *, looks: int = 2
+    resident: SupervisedResident, server: ScriptedServer, path: str, clock: MockClock, *, looks: int = 2
 ) -> None:
     """Stop a resident and let its time pass once the server was asked what is loaded, and its answer was read."""
     before = len(server.called("GET", path))
@@ -127,7 +127,7 @@ async def engine_at(text: str, server: ScriptedServer, more: str = PATIENT) -> A
 @every_kind
 async def test_a_model_is_loaded_found_and_unloaded(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         assert resident.endpoint == Endpoint(server.base_url)
         assert list(server.loaded) == [MODEL]
@@ -144,7 +144,7 @@ async def test_a_model_that_is_not_listed_while_it_is_used_may_be_on_its_way(
 ) -> None:
     """Servers load models again by themselves, for requests that need it so."""
     server = kind(*MODELS)
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         assert await engine.check(resident.resident) is None
         server.loaded.clear()
@@ -156,7 +156,7 @@ async def test_a_model_that_is_not_listed_while_it_is_used_may_be_on_its_way(
 async def test_a_slow_load_and_a_slow_unload_are_waited_for(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
     server.script.load_s = server.script.unload_s = 0.1
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         started = trio.current_time()
         await resident.ready.wait()
         assert server.loaded
@@ -172,7 +172,7 @@ async def test_a_loaded_model_is_not_loaded_twice(text: str, kind: type[Scripted
     async with engine_at(text, server) as engine:
         server.loaded[MODEL] = MODEL
         for adopt in (False, True):
-            async with living(engine, MODEL, adopt=adopt) as resident:
+            async with supervised(engine, MODEL, adopt=adopt) as resident:
                 await resident.ready.wait()
                 assert server.loads == 0
         await resident.ready.wait()
@@ -182,7 +182,7 @@ async def test_every_instance_is_unloaded() -> None:
     server = ScriptedLMStudio(*MODELS)
     async with engine_at(LM_STUDIO, server) as engine:
         server.loaded = {MODEL: MODEL, f"{MODEL}:2": MODEL, OTHER: OTHER}
-        async with living(engine, MODEL, adopt=True) as resident:
+        async with supervised(engine, MODEL, adopt=True) as resident:
             await resident.ready.wait()
             await resident.stop()
         assert server.loaded == {OTHER: OTHER}
@@ -191,7 +191,7 @@ async def test_every_instance_is_unloaded() -> None:
 async def test_without_a_load_call_the_first_request_loads() -> None:
     server = ScriptedLMStudio(*MODELS)
     text = "\n".join(line for line in LM_STUDIO.splitlines() if not line.startswith("load ="))
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         assert not server.loaded
         resident.supervision.doubt()
@@ -213,7 +213,7 @@ async def test_without_a_load_call_the_first_request_loads() -> None:
 async def test_a_load_that_fails_says_why_and_leaves_nothing(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
     server.script.load_error = "not enough memory for this model"
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartFailed)
         reason = "exit code 1" if kind is ScriptedLlamaRouter else "not enough memory"
@@ -225,7 +225,7 @@ async def test_a_load_that_fails_says_why_and_leaves_nothing(text: str, kind: ty
 @every_kind
 async def test_an_unknown_model_fails_at_once(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
-    async with engine_at(text, server) as engine, living(engine, "no-such-model") as resident:
+    async with engine_at(text, server) as engine, supervised(engine, "no-such-model") as resident:
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartFailed)
         assert "no-such-model" in str(resident.error)
@@ -241,7 +241,7 @@ async def test_a_server_that_is_not_running_fails_a_start_at_once(
         await trio.sleep(0.01)
         assert await engine.find() == []
         assert await engine.list_models() is None
-        async with living(engine, MODEL) as resident:
+        async with supervised(engine, MODEL) as resident:
             await resident.over.wait()
             assert isinstance(resident.error, EngineStartFailed)
             assert f"does not accept connections at {server.base_url}; is it running?" in str(resident.error)
@@ -250,7 +250,7 @@ async def test_a_server_that_is_not_running_fails_a_start_at_once(
 async def test_a_server_that_crashes_during_the_load_fails_the_start() -> None:
     server = ScriptedTabby(*MODELS)
     server.script.load_s = 10
-    async with engine_at(TABBY, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(TABBY, server) as engine, supervised(engine, MODEL) as resident:
         await until(lambda: server.loads)
         server.crash()
         await resident.over.wait()
@@ -261,7 +261,7 @@ async def test_a_server_that_crashes_during_the_load_fails_the_start() -> None:
 async def test_a_load_that_takes_too_long_is_undone(jumping_clock: MockClock) -> None:
     server = ScriptedLlamaRouter(*MODELS)
     server.script.load_s = 900
-    async with engine_at(LLAMA_ROUTER, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(LLAMA_ROUTER, server) as engine, supervised(engine, MODEL) as resident:
         await until(lambda: len(server.called("GET", LISTS[LLAMA_ROUTER])) >= 3)
         jumping_clock.jump(PATIENCE_S)
         await resident.over.wait()
@@ -275,7 +275,7 @@ async def test_a_wrong_key_is_named() -> None:
     server = ScriptedTabby(*MODELS)
     async with (
         engine_at(TABBY.replace("admin-key", "wrong"), server) as engine,
-        living(engine, MODEL) as resident,
+        supervised(engine, MODEL) as resident,
     ):
         await resident.over.wait()
         assert "401" in str(resident.error)
@@ -289,7 +289,7 @@ async def test_a_wrong_key_is_named() -> None:
 async def test_a_stop_aborts_a_load_at_once(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
     server.script.load_s = 10_000
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await until(lambda: server.loads)
         await resident.stop()
         assert resident.stopped
@@ -301,7 +301,7 @@ async def test_a_stop_aborts_a_load_at_once(text: str, kind: type[ScriptedServer
 async def test_a_stop_unloads_a_load_that_goes_on_without_its_caller() -> None:
     server = ScriptedLMStudio(*MODELS)
     server.script.load_s, server.script.finish_aborted = 0.15, True
-    async with engine_at(LM_STUDIO, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(LM_STUDIO, server) as engine, supervised(engine, MODEL) as resident:
         await until(lambda: server.loads)
         await resident.stop()
         assert resident.stopped
@@ -312,7 +312,7 @@ async def test_a_stop_unloads_a_load_that_goes_on_without_its_caller() -> None:
 async def test_a_stop_kills_what_loads_by_itself() -> None:
     server = ScriptedLlamaRouter(*MODELS)
     server.script.load_s = 10
-    async with engine_at(LLAMA_ROUTER, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(LLAMA_ROUTER, server) as engine, supervised(engine, MODEL) as resident:
         await until(lambda: server.loads)
         assert await engine.find() == [ResidentId("local", MODEL)]
         await resident.stop()
@@ -327,13 +327,13 @@ async def test_an_ignored_unload_is_an_error_and_can_be_taken_up(
     server = kind(*MODELS)
     server.script.ignore_unload = True
     async with engine_at(text, server) as engine:
-        async with living(engine, MODEL) as resident:
+        async with supervised(engine, MODEL) as resident:
             await resident.ready.wait()
             await stopped_in_vain(resident, server, LISTS[text], jumping_clock)
             assert isinstance(resident.error, EngineStopFailed)
             assert "listed as loaded" in str(resident.error)
         server.script.ignore_unload = False
-        async with living(engine, MODEL, adopt=True) as again:
+        async with supervised(engine, MODEL, adopt=True) as again:
             await again.stop()
             assert again.stopped
         assert not server.loaded
@@ -345,7 +345,7 @@ async def test_a_refused_unload_is_quoted(
 ) -> None:
     server = kind(*MODELS)
     server.script.unload_error = "generation in progress"
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         await stopped_in_vain(resident, server, LISTS[text], jumping_clock)
         assert isinstance(resident.error, EngineStopFailed)
@@ -355,7 +355,7 @@ async def test_a_refused_unload_is_quoted(
 @every_kind
 async def test_an_unload_refused_because_it_is_gone_is_fine(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         server.loaded.clear()
         await resident.stop()
@@ -365,7 +365,7 @@ async def test_an_unload_refused_because_it_is_gone_is_fine(text: str, kind: typ
 @every_kind
 async def test_a_stopped_server_holds_nothing(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         server.crash()
         await trio.sleep(0.01)
@@ -381,7 +381,7 @@ async def test_an_error_while_asking_is_never_taken_for_empty(
 ) -> None:
     server = kind(*MODELS)
     path = LISTS[text]
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         if how == "hang":
             server.script.hang = {path}
@@ -406,7 +406,7 @@ async def test_an_error_while_asking_is_never_taken_for_empty(
 @every_kind
 async def test_a_doubt_is_looked_into(text: str, kind: type[ScriptedServer]) -> None:
     server = kind(*MODELS)
-    async with engine_at(text, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(text, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         resident.supervision.doubt()
         await trio.sleep(0.03)
@@ -420,7 +420,7 @@ async def test_a_doubt_is_looked_into(text: str, kind: type[ScriptedServer]) -> 
 
 async def test_a_doubted_server_that_is_gone_has_ended() -> None:
     server = ScriptedTabby(*MODELS)
-    async with engine_at(TABBY, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(TABBY, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         server.crash()
         await trio.sleep(0.01)
@@ -432,7 +432,7 @@ async def test_a_doubted_server_that_is_gone_has_ended() -> None:
 
 async def test_a_stop_interrupts_a_doubt_that_gets_no_answer() -> None:
     server = ScriptedTabby(*MODELS)
-    async with engine_at(TABBY, server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(TABBY, server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         server.script.hang = {"/v1/model"}
         resident.supervision.doubt()
@@ -445,7 +445,7 @@ async def test_a_stop_interrupts_a_doubt_that_gets_no_answer() -> None:
 async def test_an_adopted_model_that_is_gone_has_ended() -> None:
     async with (
         engine_at(LM_STUDIO, ScriptedLMStudio(*MODELS)) as engine,
-        living(engine, MODEL, adopt=True) as resident,
+        supervised(engine, MODEL, adopt=True) as resident,
     ):
         await resident.over.wait()
         assert resident.died
@@ -497,7 +497,7 @@ def test_templates_are_filled_everywhere() -> None:
 async def test_models_in_paths_are_quoted() -> None:
     text = LLAMA_ROUTER.replace('"/models/load"', '"/load/{model}"')
     server = ScriptedLlamaRouter("org/a model")
-    async with engine_at(text, server) as engine, living(engine, "org/a model") as resident:
+    async with engine_at(text, server) as engine, supervised(engine, "org/a model") as resident:
         await resident.over.wait()
         assert "/load/org%2Fa%20model" in [call.path for call in server.calls]
 

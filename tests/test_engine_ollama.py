@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from support.scripted import Answer, Living, ScriptedOllama, as_json, living, until
+from support.scripted import Answer, ScriptedOllama, SupervisedResident, as_json, supervised, until
 from trio.testing import MockClock
 
 from engine_router.config import OllamaConfig, parse_config
@@ -38,7 +38,7 @@ async def looked_at(server: ScriptedOllama) -> None:
 
 
 async def stopped_in_vain(
-    resident: Living, server: ScriptedOllama, engine: OllamaEngine, clock: MockClock
+    resident: SupervisedResident, server: ScriptedOllama, engine: OllamaEngine, clock: MockClock
 ) -> None:
     """Stop a resident and let the time for its unload pass, and that for the stop command."""
     resident.supervision.stop()
@@ -71,7 +71,7 @@ async def engine_at(server: ScriptedOllama, **options: object) -> AsyncIterator[
 @pytest.mark.parametrize("model", [MODEL, OTHER, f"{OTHER}:latest", "nomic-embed-text"])
 async def test_a_model_is_loaded_for_ever_found_and_unloaded(model: str) -> None:
     server = ScriptedOllama(MODEL, OTHER, embedders=("nomic-embed-text",))
-    async with engine_at(server) as engine, living(engine, model) as resident:
+    async with engine_at(server) as engine, supervised(engine, model) as resident:
         await resident.ready.wait()
         assert resident.endpoint == Endpoint(server.base_url)
         assert list(server.keep_alive.values()) == [-1]
@@ -93,7 +93,7 @@ def test_latest_goes_without_saying() -> None:
 
 
 async def test_a_model_that_was_not_pulled_says_what_to_do() -> None:
-    async with engine_at(ScriptedOllama(MODEL)) as engine, living(engine, "missing:1b") as resident:
+    async with engine_at(ScriptedOllama(MODEL)) as engine, supervised(engine, "missing:1b") as resident:
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartFailed)
         assert "ollama pull missing:1b" in str(resident.error)
@@ -102,7 +102,7 @@ async def test_a_model_that_was_not_pulled_says_what_to_do() -> None:
 async def test_a_failed_load_says_why() -> None:
     server = ScriptedOllama(MODEL)
     server.script.load_error = "model requires more system memory (9.8 GiB) than is available (8.2 GiB)"
-    async with engine_at(server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(server) as engine, supervised(engine, MODEL) as resident:
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartFailed)
         assert "more system memory" in str(resident.error)
@@ -115,7 +115,7 @@ async def test_a_daemon_that_is_not_running() -> None:
         await trio.sleep(0.01)
         assert await engine.find() == []
         assert await engine.list_models() is None
-        async with living(engine, MODEL) as resident:
+        async with supervised(engine, MODEL) as resident:
             await resident.over.wait()
             assert isinstance(resident.error, EngineStartFailed)
             assert "is it running?" in str(resident.error)
@@ -124,7 +124,7 @@ async def test_a_daemon_that_is_not_running() -> None:
 async def test_a_load_that_takes_too_long_is_undone(jumping_clock: MockClock) -> None:
     server = ScriptedOllama(MODEL)
     server.script.load_s = 900
-    async with engine_at(server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(server) as engine, supervised(engine, MODEL) as resident:
         await until(lambda: server.loads)
         jumping_clock.jump(PATIENCE_S)
         await resident.over.wait()
@@ -137,7 +137,7 @@ async def test_models_loaded_past_the_router_make_room() -> None:
     server = ScriptedOllama(MODEL, OTHER)
     async with engine_at(server) as engine:
         server.loaded = {f"{OTHER}:latest": f"{OTHER}:latest"}
-        async with living(engine, MODEL) as resident:
+        async with supervised(engine, MODEL) as resident:
             await resident.ready.wait()
             assert list(server.loaded) == [MODEL]
             assert server.most_loaded == 1
@@ -151,7 +151,7 @@ async def test_a_model_loaded_past_the_router_that_stays_fails_the_start(jumping
     server.script.ignore_unload = True
     async with engine_at(server) as engine:
         server.loaded = {f"{OTHER}:latest": f"{OTHER}:latest"}
-        async with living(engine, MODEL) as resident:
+        async with supervised(engine, MODEL) as resident:
             await looked_at(server)
             jumping_clock.jump(PATIENCE_S)
             await resident.over.wait()
@@ -162,7 +162,11 @@ async def test_a_model_loaded_past_the_router_that_stays_fails_the_start(jumping
 
 async def test_residents_of_the_same_daemon_leave_each_other_alone() -> None:
     server = ScriptedOllama(MODEL, OTHER)
-    async with engine_at(server) as engine, living(engine, MODEL) as one, living(engine, OTHER) as two:
+    async with (
+        engine_at(server) as engine,
+        supervised(engine, MODEL) as one,
+        supervised(engine, OTHER) as two,
+    ):
         await one.ready.wait()
         await two.ready.wait()
         assert sorted(await engine.find()) == [ResidentId("ollama", OTHER), ResidentId("ollama", MODEL)]
@@ -173,7 +177,7 @@ async def test_residents_of_the_same_daemon_leave_each_other_alone() -> None:
 async def test_a_stop_aborts_a_load_at_once() -> None:
     server = ScriptedOllama(MODEL)
     server.script.load_s = 10_000
-    async with engine_at(server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(server) as engine, supervised(engine, MODEL) as resident:
         await until(lambda: server.loads)
         await resident.stop()
         assert resident.stopped
@@ -185,13 +189,13 @@ async def test_an_ignored_unload_is_an_error_and_can_be_taken_up(jumping_clock: 
     server = ScriptedOllama(MODEL)
     server.script.ignore_unload = True
     async with engine_at(server) as engine:
-        async with living(engine, MODEL) as resident:
+        async with supervised(engine, MODEL) as resident:
             await resident.ready.wait()
             await stopped_in_vain(resident, server, engine, jumping_clock)
             assert isinstance(resident.error, EngineStopFailed)
             assert "/api/ps" in str(resident.error)
         server.script.ignore_unload = False
-        async with living(engine, MODEL, adopt=True) as again:
+        async with supervised(engine, MODEL, adopt=True) as again:
             await again.ready.wait()
             await again.stop()
             assert again.stopped
@@ -204,7 +208,7 @@ async def test_the_stop_command_is_the_last_resort(tmp_path: Path, jumping_clock
     said = tmp_path / "said"
     code = f"import os; open({str(said)!r}, 'w').write('{{model}} ' + os.environ['OLLAMA_HOST'])"
     command = [sys.executable, "-S", "-c", code]
-    async with engine_at(server, stop_command=command) as engine, living(engine, MODEL) as resident:
+    async with engine_at(server, stop_command=command) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         resident.supervision.stop()
         await looked_at(server)
@@ -223,7 +227,7 @@ async def test_an_error_while_asking_is_never_taken_for_empty(
     wrong: Answer, jumping_clock: MockClock
 ) -> None:
     server = ScriptedOllama(MODEL)
-    async with engine_at(server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         server.script.answers = {"/api/ps": wrong}
         with pytest.raises(EngineUnreachable):
@@ -237,7 +241,7 @@ async def test_an_error_while_asking_is_never_taken_for_empty(
 
 async def test_a_doubt_is_looked_into() -> None:
     server = ScriptedOllama(MODEL)
-    async with engine_at(server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         resident.supervision.doubt()
         await trio.sleep(0.03)
@@ -250,7 +254,7 @@ async def test_a_doubt_is_looked_into() -> None:
 
 async def test_a_daemon_that_went_away_holds_nothing() -> None:
     server = ScriptedOllama(MODEL)
-    async with engine_at(server) as engine, living(engine, MODEL) as resident:
+    async with engine_at(server) as engine, supervised(engine, MODEL) as resident:
         await resident.ready.wait()
         server.crash()
         await trio.sleep(0.01)
@@ -259,7 +263,7 @@ async def test_a_daemon_that_went_away_holds_nothing() -> None:
 
 
 async def test_an_adopted_model_that_is_gone_has_ended() -> None:
-    async with engine_at(ScriptedOllama(MODEL)) as engine, living(engine, MODEL, adopt=True) as resident:
+    async with engine_at(ScriptedOllama(MODEL)) as engine, supervised(engine, MODEL, adopt=True) as resident:
         await resident.over.wait()
         assert resident.died
 

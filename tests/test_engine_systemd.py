@@ -14,7 +14,16 @@ import httpx
 import pytest
 import trio
 from attrs import evolve
-from support.scripted import Answer, Call, Living, ScriptedLlamaRouter, ScriptedServer, as_json, living, until
+from support.scripted import (
+    Answer,
+    Call,
+    ScriptedLlamaRouter,
+    ScriptedServer,
+    SupervisedResident,
+    as_json,
+    supervised,
+    until,
+)
 from support.scripted.server import Handler
 from trio.testing import MockClock
 
@@ -108,7 +117,7 @@ class Manager:
         return sum(" show" in call for call in self.calls) if (self.folder / "calls").exists() else 0
 
 
-async def stopped_in_vain(resident: Living, manager: Manager, clock: MockClock) -> None:
+async def stopped_in_vain(resident: SupervisedResident, manager: Manager, clock: MockClock) -> None:
     resident.supervision.stop()
     await manager.shown()
     clock.jump(PATIENCE_S)
@@ -174,7 +183,7 @@ async def test_a_unit_sleeps_is_woken_and_is_stopped_with_the_router(manager: Ma
             config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm"))
             engine = SystemdEngine("unit", config, client, sleep_registry=sleep_registry)
             for woken in (False, True):
-                async with living(engine, "m") as resident:
+                async with supervised(engine, "m") as resident:
                     await resident.ready.wait()
                     assert resident.supervision.woken is woken
                     assert not server.asleep
@@ -201,7 +210,7 @@ async def test_a_unit_that_was_found_asleep_is_woken(manager: Manager) -> None:
             config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm"))
             engine = SystemdEngine("unit", config, client, sleep_registry=sleep_registry)
             assert await engine.find() == []
-            async with living(engine, "m") as resident:
+            async with supervised(engine, "m") as resident:
                 await resident.ready.wait()
                 assert resident.supervision.woken
                 resident.supervision.stop(for_good=True)
@@ -213,7 +222,7 @@ async def test_a_unit_that_was_found_asleep_is_woken(manager: Manager) -> None:
 async def test_a_unit_is_started_found_and_stopped(manager: Manager) -> None:
     async with engine_and_server() as (engine, server):
         assert await engine.find() == []
-        async with living(engine, "any") as resident:
+        async with supervised(engine, "any") as resident:
             await resident.ready.wait()
             assert resident.endpoint == Endpoint(server.base_url, 4711)
             assert await engine.find() == [ResidentId("unit")]
@@ -228,7 +237,7 @@ async def test_a_unit_is_started_found_and_stopped(manager: Manager) -> None:
 async def test_a_system_unit_goes_through_the_prefix(manager: Manager) -> None:
     async with (
         engine_and_server(scope="system", prefix=["env", "LANG=C"]) as (engine, _),
-        living(engine, "m") as it,
+        supervised(engine, "m") as it,
     ):
         await it.ready.wait()
         assert "systemctl --no-ask-password start --no-block -- fake.service" in manager.calls
@@ -236,7 +245,7 @@ async def test_a_system_unit_goes_through_the_prefix(manager: Manager) -> None:
 
 async def test_a_slow_start_is_waited_for(manager: Manager) -> None:
     manager.plan(start=STARTING, stop=AT_REST)
-    async with engine_and_server() as (engine, server), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, server), supervised(engine, "m") as resident:
         server.script.answers["/health"] = as_json({"error": "loading"}, 503)
         await until(lambda: manager.state["ActiveState"] == "activating")
         manager.set(RUNNING)
@@ -248,7 +257,7 @@ async def test_a_slow_start_is_waited_for(manager: Manager) -> None:
 
 async def test_somebody_elses_answer_is_not_readiness(manager: Manager) -> None:
     manager.plan(start=STARTING, stop=AT_REST)
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await until(
             lambda: "show" in "".join(manager.calls) if (manager.folder / "calls").exists() else False
         )
@@ -260,7 +269,7 @@ async def test_somebody_elses_answer_is_not_readiness(manager: Manager) -> None:
 
 async def test_a_failed_start_is_told_at_once_with_the_journal(manager: Manager) -> None:
     manager.plan(start=FAILED, stop=AT_REST)
-    async with engine_and_server() as (engine, server), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, server), supervised(engine, "m") as resident:
         server.script.answers["/health"] = as_json({}, 503)
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartFailed)
@@ -270,7 +279,7 @@ async def test_a_failed_start_is_told_at_once_with_the_journal(manager: Manager)
 
 async def test_a_unit_that_exits_again_and_again_is_given_up_and_stopped(manager: Manager) -> None:
     manager.plan(start={**RESTARTING, "NRestarts": 0}, stop=AT_REST)
-    async with engine_and_server() as (engine, server), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, server), supervised(engine, "m") as resident:
         server.script.answers["/health"] = as_json({}, 503)
         await until(lambda: manager.state["SubState"] == "auto-restart")
         await manager.shown()
@@ -283,7 +292,7 @@ async def test_a_unit_that_exits_again_and_again_is_given_up_and_stopped(manager
 
 async def test_a_refused_start_says_why(manager: Manager) -> None:
     manager.plan(refuse=["start"], stop=AT_REST)
-    async with engine_and_server(scope="system") as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server(scope="system") as (engine, _), supervised(engine, "m") as resident:
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartFailed)
         assert "authentication required" in str(resident.error)
@@ -292,7 +301,7 @@ async def test_a_refused_start_says_why(manager: Manager) -> None:
 
 async def test_a_start_that_takes_too_long_is_undone(manager: Manager, jumping_clock: MockClock) -> None:
     manager.plan(start=STARTING, stop=AT_REST)
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await until(lambda: manager.state["ActiveState"] == "activating")
         await manager.shown()
         jumping_clock.jump(PATIENCE_S)
@@ -304,7 +313,7 @@ async def test_a_start_that_takes_too_long_is_undone(manager: Manager, jumping_c
 
 async def test_a_stop_interrupts_a_start(manager: Manager) -> None:
     manager.plan(start=STARTING, stop=AT_REST)
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await until(lambda: manager.state["ActiveState"] == "activating")
         await resident.stop()
         assert resident.stopped
@@ -317,20 +326,20 @@ async def test_a_unit_that_does_not_stop_is_an_error_and_can_be_taken_up(
 ) -> None:
     manager.plan(start=RUNNING, stop={"ActiveState": "deactivating", "SubState": "stop-sigterm"})
     async with engine_and_server() as (engine, _):
-        async with living(engine, "m") as resident:
+        async with supervised(engine, "m") as resident:
             await resident.ready.wait()
             await stopped_in_vain(resident, manager, jumping_clock)
             assert isinstance(resident.error, EngineStopFailed)
             assert "deactivating" in str(resident.error)
         manager.plan(stop=AT_REST)
-        async with living(engine, "m", adopt=True) as again:
+        async with supervised(engine, "m", adopt=True) as again:
             await again.stop()
             assert again.stopped
 
 
 async def test_a_refused_stop_is_told_at_once(manager: Manager) -> None:
     manager.plan(start=RUNNING, refuse=["stop"])
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await resident.ready.wait()
         await resident.stop()
         assert isinstance(resident.error, EngineStopFailed)
@@ -339,14 +348,14 @@ async def test_a_refused_stop_is_told_at_once(manager: Manager) -> None:
 
 async def test_a_process_left_behind_is_not_stopped(manager: Manager, jumping_clock: MockClock) -> None:
     manager.plan(start=RUNNING, stop={**AT_REST, "MainPID": 4711})
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await resident.ready.wait()
         await stopped_in_vain(resident, manager, jumping_clock)
         assert isinstance(resident.error, EngineStopFailed)
 
 
 async def test_a_doubted_unit_that_is_well_goes_on(manager: Manager) -> None:
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await resident.ready.wait()
         resident.supervision.doubt()
         await trio.sleep(0.2)
@@ -354,7 +363,7 @@ async def test_a_doubted_unit_that_is_well_goes_on(manager: Manager) -> None:
 
 
 async def test_a_doubted_unit_that_failed_has_ended(manager: Manager) -> None:
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await resident.ready.wait()
         manager.set(FAILED)
         resident.supervision.doubt()
@@ -367,7 +376,7 @@ async def test_a_unit_that_systemd_restarts_is_given_a_moment(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine_router.engines.remote.systemd_engine.REVIVE_S", 300)
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await resident.ready.wait()
         manager.set({**RESTARTING, "NRestarts": 1})
         resident.supervision.doubt()
@@ -381,7 +390,7 @@ async def test_a_unit_that_keeps_loading_after_a_restart_has_died_and_is_stopped
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine_router.engines.remote.systemd_engine.REVIVE_S", 0.1)
-    async with engine_and_server() as (engine, server), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, server), supervised(engine, "m") as resident:
         await resident.ready.wait()
         server.script.answers["/health"] = as_json({}, 503)
         manager.set({**RUNNING, "MainPID": 4712, "NRestarts": 1})
@@ -397,7 +406,7 @@ async def test_a_unit_that_keeps_loading_after_a_restart_has_died_and_is_stopped
 
 async def test_a_busy_unit_is_not_dead(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_router.engines.remote.systemd_engine.REVIVE_S", 0.1)
-    async with engine_and_server() as (engine, server), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, server), supervised(engine, "m") as resident:
         await resident.ready.wait()
         server.script.answers["/health"] = as_json({}, 503)
         resident.supervision.doubt()
@@ -407,12 +416,12 @@ async def test_a_busy_unit_is_not_dead(manager: Manager, monkeypatch: pytest.Mon
 
 async def test_a_running_unit_is_adopted_and_a_resting_one_is_not(manager: Manager) -> None:
     async with engine_and_server() as (engine, _):
-        async with living(engine, "m", adopt=True) as resident:
+        async with supervised(engine, "m", adopt=True) as resident:
             await resident.over.wait()
             assert resident.died
         manager.set(STARTING)
         assert await engine.find() == [ResidentId("unit")]
-        async with living(engine, "m", adopt=True) as resident:
+        async with supervised(engine, "m", adopt=True) as resident:
             await trio.sleep(0.1)
             manager.set(RUNNING)
             await resident.ready.wait()
@@ -422,7 +431,7 @@ async def test_a_running_unit_is_adopted_and_a_resting_one_is_not(manager: Manag
 async def test_an_error_while_asking_is_never_taken_for_at_rest(
     manager: Manager, jumping_clock: MockClock
 ) -> None:
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await resident.ready.wait()
         manager.plan(refuse=["show"], stop=AT_REST)
         with pytest.raises(EngineUnreachable, match="authentication"):
@@ -438,7 +447,7 @@ async def test_a_start_that_nobody_hears_is_told_at_once_and_holds_nothing(manag
     manager.plan(refuse=["start", "stop", "show"], words=BUS)
     async with (
         engine_and_server(scope="user") as (engine, _),
-        living(engine, "m") as resident,
+        supervised(engine, "m") as resident,
     ):
         await resident.over.wait()
         assert isinstance(resident.error, EngineStartFailed)
@@ -451,13 +460,13 @@ async def test_a_start_that_nobody_hears_is_told_at_once_and_holds_nothing(manag
 async def test_a_unit_that_cannot_be_started_but_is_there_holds_its_memory(manager: Manager) -> None:
     manager.set(RUNNING)
     manager.plan(refuse=["start", "stop"])
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await resident.over.wait()
         assert isinstance(resident.error, EngineStopFailed)
 
 
 async def test_a_stop_that_nobody_hears_fails_at_once(manager: Manager) -> None:
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         await resident.ready.wait()
         manager.plan(refuse=["stop", "show"], words=BUS)
         await resident.stop()
@@ -467,7 +476,7 @@ async def test_a_stop_that_nobody_hears_fails_at_once(manager: Manager) -> None:
 
 async def test_the_remedy_for_an_unknown_unit_is_its_name(manager: Manager) -> None:
     manager.plan(refuse=["start"], words="Failed to start fake.service: Unit fake.service not found.")
-    async with engine_and_server(scope="user") as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server(scope="user") as (engine, _), supervised(engine, "m") as resident:
         await resident.over.wait()
         assert "check the name in `unit`" in str(resident.error)
         assert "loginctl" not in str(resident.error)
@@ -475,7 +484,7 @@ async def test_the_remedy_for_an_unknown_unit_is_its_name(manager: Manager) -> N
 
 async def test_without_systemd_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    async with engine_and_server() as (engine, _), living(engine, "m") as resident:
+    async with engine_and_server() as (engine, _), supervised(engine, "m") as resident:
         with pytest.raises(EngineUnreachable, match="systemctl was not found"):
             await engine.find()
         await resident.over.wait()
@@ -528,7 +537,7 @@ async def test_a_real_unit_with_restart_always() -> None:
         with trio.fail_after(200):
             async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
                 engine = SystemdEngine("unit", config, client)
-                async with living(engine, "m") as resident:
+                async with supervised(engine, "m") as resident:
                     await resident.ready.wait()
                     assert await engine.find() == [ResidentId("unit")]
                     await resident.stop()

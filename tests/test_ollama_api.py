@@ -14,8 +14,8 @@ import httpx
 import ollama
 import pytest
 import trio
-from building import build_engines
 from support.asgi import ask
+from support.engines import build_engines
 from support.scripted import Answer, ScriptedLlamaRouter, ScriptedOllama, as_json, until
 from support.served import served
 

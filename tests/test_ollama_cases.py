@@ -18,8 +18,8 @@ import httpx
 import pytest
 import trio
 from attrs import frozen
-from building import build_engines
 from support.asgi import ask
+from support.engines import build_engines
 from support.scripted import ScriptedLlamaRouter, ScriptedOllama, until
 from support.served import served
 

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 import trio
-from support.scripted import living, until
+from support.scripted import supervised, until
 from trio.testing import MockClock
 
 from engine_router.config import ProcessConfig
@@ -86,7 +86,7 @@ async def test_what_still_listens_is_not_dead(
         return owner
 
     monkeypatch.setattr(running_process, "owner_of", search)
-    async with a_client(tmp_path) as engine, living(engine, "x") as life:
+    async with a_client(tmp_path) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         life.supervision.stop()
         await until(lambda: len(searches) == 1 + is_owner_found)
@@ -102,7 +102,7 @@ async def test_what_still_listens_is_not_dead(
 
 async def test_a_kill_command_that_does_not_end_is_named(tmp_path: Path, jumping_clock: MockClock) -> None:
     kill = shell('[ -e "$FOLDER/deeds" ] && exit; echo kill > "$FOLDER/deeds"; exec sleep 1000')
-    async with a_client(tmp_path, kill_command=kill) as engine, living(engine, "x") as life:
+    async with a_client(tmp_path, kill_command=kill) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         life.supervision.stop()
         await until((tmp_path / "deeds").exists)
@@ -115,7 +115,7 @@ async def test_a_kill_command_that_does_not_end_is_named(tmp_path: Path, jumping
 @pytest.mark.parametrize("end", ["stop", "death", "cancel"])
 async def test_the_kill_command_ends_what_is_no_child(end: str, tmp_path: Path) -> None:
     async with a_client(tmp_path, kill_command=shell(KILL)) as engine:
-        async with living(engine, "x") as life:
+        async with supervised(engine, "x") as life:
             await life.ready.wait()
             assert life.endpoint is not None
             if end == "stop":
@@ -136,7 +136,7 @@ async def test_a_stop_command_that_works_is_enough(tmp_path: Path) -> None:
     stop = shell('kill -9 "$(cat "$FOLDER/pid")"; echo stop {port} {pid} >> "$FOLDER/deeds"')
     async with (
         a_client(tmp_path, stop_command=stop, kill_command=shell(KILL)) as engine,
-        living(engine, "x") as life,
+        supervised(engine, "x") as life,
     ):
         await life.ready.wait()
         assert life.endpoint is not None
@@ -151,7 +151,7 @@ async def test_a_stop_command_that_fails_is_followed_by_the_kill_command(tmp_pat
         a_client(
             tmp_path, stop_command=shell("echo no such box >&2; exit 3"), kill_command=shell(KILL)
         ) as engine,
-        living(engine, "x") as life,
+        supervised(engine, "x") as life,
     ):
         await life.ready.wait()
         await life.stop()
@@ -166,7 +166,7 @@ async def test_the_guardian_runs_the_kill_command_of_a_router_that_died(tmp_path
         await nursery.start(guardian.run)
         async with (
             a_client(tmp_path, guardian, kill_command=shell(KILL)) as engine,
-            living(engine, "x") as life,
+            supervised(engine, "x") as life,
         ):
             await life.ready.wait()
             assert life.endpoint is not None
@@ -187,7 +187,7 @@ async def test_what_came_after_the_end_is_a_stranger(tmp_path: Path) -> None:
     kill = shell(f"{KILL}; {stranger} >/dev/null 2>&1 & sleep 0.3")
     async with a_client(tmp_path, kill_command=kill) as engine:
         try:
-            async with living(engine, "x") as life:
+            async with supervised(engine, "x") as life:
                 await life.ready.wait()
                 await life.stop()
                 assert life.stopped

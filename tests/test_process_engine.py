@@ -20,7 +20,7 @@ import psutil
 import pytest
 import trio
 import trio.testing
-from support.scripted import living, until
+from support.scripted import supervised, until
 
 from engine_router.config import ProcessConfig
 from engine_router.engines import readiness
@@ -104,7 +104,7 @@ async def until_listening(port: int) -> None:
 
 
 async def test_an_engine_is_started_serves_and_is_stopped() -> None:
-    async with the_engine("say=hello", "models=x") as engine, living(engine, "x") as life:
+    async with the_engine("say=hello", "models=x") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         assert life.endpoint is not None
         assert life.endpoint.pid is not None
@@ -122,7 +122,7 @@ async def test_an_engine_is_started_serves_and_is_stopped() -> None:
 
 
 async def test_an_engine_that_ends_by_itself_after_the_signal_has_its_time() -> None:
-    async with the_engine("stop=0.15") as engine, living(engine, "x") as life:
+    async with the_engine("stop=0.15") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         await life.stop()
         assert life.ended is not None
@@ -131,7 +131,7 @@ async def test_an_engine_that_ends_by_itself_after_the_signal_has_its_time() -> 
 
 
 async def test_another_signal_may_be_the_one_that_asks() -> None:
-    async with the_engine("ignore=SIGTERM", stop_signal="SIGINT") as engine, living(engine, "x") as life:
+    async with the_engine("ignore=SIGTERM", stop_signal="SIGINT") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         await life.stop()
         assert life.stopped
@@ -142,7 +142,7 @@ async def test_the_same_engine_can_be_started_again() -> None:
     async with the_engine() as engine:
         pids = set()
         for _ in range(3):
-            async with living(engine, "x") as life:
+            async with supervised(engine, "x") as life:
                 await life.ready.wait()
                 assert life.endpoint is not None
                 pids.add(life.endpoint.pid)
@@ -153,7 +153,7 @@ async def test_the_same_engine_can_be_started_again() -> None:
 
 async def test_environment_and_working_directory(tmp_path: Path) -> None:
     settings = {"env": {"COLOUR": "grün"}, "cwd": str(tmp_path)}
-    async with the_engine("pids=here", **settings) as engine, living(engine, "x") as life:
+    async with the_engine("pids=here", **settings) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         assert life.endpoint is not None
         assert await get(life.endpoint.base_url, "/env/COLOUR") == "grün"
@@ -167,7 +167,7 @@ async def test_environment_and_working_directory(tmp_path: Path) -> None:
 async def test_an_early_exit_is_reported_at_once_with_code_and_last_words() -> None:
     async with (
         the_engine("say=line one\\nunknown flag: --x", "exit=7") as engine,
-        living(engine, "x") as life,
+        supervised(engine, "x") as life,
     ):
         await life.over.wait()
         assert isinstance(life.error, EngineStartFailed)
@@ -180,7 +180,7 @@ async def test_an_early_exit_is_reported_at_once_with_code_and_last_words() -> N
 async def test_a_failed_start_tells_nothing_of_the_one_before() -> None:
     async with the_engine("say=no memory", "exit=7") as engine:
         for _ in range(2):
-            async with living(engine, "x") as life:
+            async with supervised(engine, "x") as life:
                 await life.over.wait()
         started, *words = life.error.log_tail
         assert started.startswith("[engine-router] started pid ")
@@ -189,7 +189,7 @@ async def test_a_failed_start_tells_nothing_of_the_one_before() -> None:
 
 
 async def test_an_exit_while_loading_is_reported_before_the_timeout() -> None:
-    async with the_engine("loading=1000") as engine, living(engine, "x") as life:
+    async with the_engine("loading=1000") as engine, supervised(engine, "x") as life:
         await until(lambda: engine.log.count)
         port = int(engine.log.tail(1)[0].rpartition("port=")[2].split()[0])
         await until_listening(port)
@@ -202,7 +202,7 @@ async def test_an_exit_while_loading_is_reported_before_the_timeout() -> None:
 
 
 async def test_a_killed_start_names_the_signal() -> None:
-    async with the_engine("loading=1000") as engine, living(engine, "x") as life:
+    async with the_engine("loading=1000") as engine, supervised(engine, "x") as life:
         await until(lambda: engine.log.count)
         os.kill(int(engine.log.tail(1)[0].split()[3].rstrip(":")), signal.SIGKILL)
         await life.over.wait()
@@ -211,7 +211,7 @@ async def test_a_killed_start_names_the_signal() -> None:
 
 
 async def refused(settings: ProcessConfig) -> str:
-    async with an_engine(settings) as engine, living(engine, "x") as life:
+    async with an_engine(settings) as engine, supervised(engine, "x") as life:
         await life.over.wait()
         assert isinstance(life.error, EngineStartFailed)
         assert not life.ready.is_set()
@@ -273,7 +273,7 @@ async def test_an_engine_that_never_becomes_ready(
     seen = watched(monkeypatch)
     pids = tmp_path / "pids"
     options = [*options, f"pids={pids}", "lose=group", "ignore=SIGTERM", "say=loading..."]
-    async with the_engine(*options, start_timeout_s=300.0) as engine, living(engine, "x") as life:
+    async with the_engine(*options, start_timeout_s=300.0) as engine, supervised(engine, "x") as life:
         await until(lambda: len(noted(pids)) == 2 and seen[-1:] == [last.rpartition("last: ")[2]])
         await until(lambda: "loading..." in engine.log.tail(9))
         jumping_clock.jump(300)
@@ -322,7 +322,7 @@ async def test_owners_of_ports() -> None:
 
 
 async def test_a_stop_asked_for_before_the_start_starts_nothing(tmp_path: Path) -> None:
-    async with the_engine(f"pids={tmp_path}/pids") as engine, living(engine, "x") as life:
+    async with the_engine(f"pids={tmp_path}/pids") as engine, supervised(engine, "x") as life:
         life.supervision.stop()
         await life.over.wait()
         assert life.stopped
@@ -332,7 +332,7 @@ async def test_a_stop_asked_for_before_the_start_starts_nothing(tmp_path: Path) 
 
 async def test_a_stop_asked_for_during_the_start(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    async with the_engine("loading=1000", f"pids={pids}") as engine, living(engine, "x") as life:
+    async with the_engine("loading=1000", f"pids={pids}") as engine, supervised(engine, "x") as life:
         await until(lambda: noted(pids))
         with trio.fail_after(200):
             await life.stop()
@@ -342,7 +342,7 @@ async def test_a_stop_asked_for_during_the_start(tmp_path: Path) -> None:
 
 
 async def test_an_ignored_signal_is_followed_by_sigkill_after_the_grace() -> None:
-    async with the_engine("ignore=SIGTERM", grace_s=0.2) as engine, living(engine, "x") as life:
+    async with the_engine("ignore=SIGTERM", grace_s=0.2) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         began = trio.current_time()
         await life.stop()
@@ -357,7 +357,7 @@ async def test_a_grace_longer_than_the_stop_timeout_leaves_time_for_sigkill(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     settings = {"grace_s": 1000.0, "stop_timeout_s": 400.0}
-    async with the_engine("stop=1000", **settings) as engine, living(engine, "x") as life:
+    async with the_engine("stop=1000", **settings) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         life.supervision.stop()
         await until(lambda: "asked to end" in engine.log.tail(1))
@@ -374,7 +374,7 @@ async def test_nothing_that_it_started_survives(kind: str, end: str, tmp_path: P
     pids = tmp_path / "pids"
     options = [f"lose={kind}", f"pids={pids}", *(["loading=1000"] if end == "early" else [])]
     async with the_engine(*options, grace_s=0.1) as engine:
-        async with living(engine, "x") as life:
+        async with supervised(engine, "x") as life:
             if end == "early":
                 await until(lambda: len(noted(pids)) == 2)
                 os.kill(noted(pids)[0], signal.SIGKILL)
@@ -401,7 +401,7 @@ async def test_nothing_that_it_started_survives(kind: str, end: str, tmp_path: P
 async def test_who_left_the_group_is_asked_to_end_too(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     waiting = {"grace_s": 3600.0, "stop_timeout_s": 4800.0}  # whoever is not asked would be waited for
-    async with the_engine("lose=own", f"pids={pids}", **waiting) as engine, living(engine, "x") as life:
+    async with the_engine("lose=own", f"pids={pids}", **waiting) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         assert len(noted(pids)) == 2
         await life.stop()
@@ -412,7 +412,7 @@ async def test_who_left_the_group_is_asked_to_end_too(tmp_path: Path) -> None:
 
 async def test_a_zombie_in_the_group_does_not_count_as_alive(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    async with the_engine("lose=zombie", f"pids={pids}") as engine, living(engine, "x") as life:
+    async with the_engine("lose=zombie", f"pids={pids}") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         head, zombie = noted(pids)
         assert psutil.Process(zombie).status() == psutil.STATUS_ZOMBIE
@@ -458,7 +458,7 @@ async def test_a_dead_tree_is_never_signalled_again(monkeypatch: pytest.MonkeyPa
 
 async def test_cancellation_kills_at_once() -> None:
     async with the_engine("ignore=SIGTERM") as engine:
-        async with living(engine, "x") as life:
+        async with supervised(engine, "x") as life:
             await life.ready.wait()
             assert life.endpoint is not None
             assert life.endpoint.pid is not None
@@ -469,7 +469,7 @@ async def test_cancellation_at_any_moment_of_a_start_leaves_nothing(tmp_path: Pa
     pids = tmp_path / "pids"
     async with the_engine("lose=group", f"pids={pids}") as engine:
         for delay in (0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05):
-            async with living(engine, "x"):
+            async with supervised(engine, "x"):
                 await trio.sleep(delay)
         with trio.fail_after(200):
             await until(lambda: not any(is_alive(pid) for pid in noted(pids)))
@@ -516,12 +516,12 @@ async def test_processes_are_reaped_by_one_thread_at_a_time() -> None:
 
 async def test_what_was_killed_does_not_stay_a_zombie_for_ever() -> None:
     async with the_engine() as engine:
-        async with living(engine, "x") as life:
+        async with supervised(engine, "x") as life:
             await life.ready.wait()
         assert life.endpoint is not None
         assert life.endpoint.pid is not None
         await until(lambda: not is_alive(life.endpoint.pid))  # type: ignore[union-attr, arg-type]
-        async with living(engine, "x") as life_two:  # the next start collects it
+        async with supervised(engine, "x") as life_two:  # the next start collects it
             await life_two.ready.wait()
             await life_two.stop()
         assert not psutil.pid_exists(life.endpoint.pid)
@@ -572,7 +572,7 @@ def make_stubborn(monkeypatch: pytest.MonkeyPatch, kills: float) -> list[Stubbor
 
 async def test_who_is_born_while_the_tree_is_killed_is_killed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     trees = make_stubborn(monkeypatch, 3)
-    async with the_engine(grace_s=0.05) as engine, living(engine, "x") as life:
+    async with the_engine(grace_s=0.05) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         await life.stop()
         assert life.stopped
@@ -598,7 +598,7 @@ async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
         jumping_clock.jump(200)
 
     async with the_engine(*options, **settings) as engine:
-        async with living(engine, "x") as life:
+        async with supervised(engine, "x") as life:
             if end in ("stop", "death"):
                 await life.ready.wait()
                 assert life.endpoint is not None
@@ -612,12 +612,12 @@ async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
             assert life.error.summary == (
                 f"is still there 200 s after its stop (pid {trees[0].pid}), even after SIGKILL"
             )
-        async with living(engine, "x", adopt=True) as again:
+        async with supervised(engine, "x", adopt=True) as again:
             await end_of_patience()
             await again.over.wait()
             assert isinstance(again.error, EngineStopFailed)
         trees[0].kills = 0
-        async with living(engine, "x", adopt=True) as again:
+        async with supervised(engine, "x", adopt=True) as again:
             await again.over.wait()
             assert again.stopped
         assert len(trees) == 1
@@ -627,7 +627,7 @@ async def test_what_cannot_be_killed_is_reported_and_taken_up_again(
 
 
 async def test_death_while_ready() -> None:
-    async with the_engine("say=serving") as engine, living(engine, "x") as life:
+    async with the_engine("say=serving") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         assert life.endpoint is not None
         with pytest.raises(httpx.HTTPError):
@@ -648,7 +648,7 @@ async def test_the_log_file_gets_everything(tmp_path: Path) -> None:
     path.write_bytes(b"before\n")
     async with (
         the_engine("say=one\\ntwo\\rthree\\xc3\\xbc", log_file=str(path)) as engine,
-        living(engine, "x") as life,
+        supervised(engine, "x") as life,
     ):
         await life.ready.wait()
         await life.stop()
@@ -665,7 +665,7 @@ async def test_a_log_file_that_cannot_be_opened_prevents_the_start(tmp_path: Pat
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 async def test_a_full_disk_does_not_end_the_engine() -> None:
-    async with the_engine("say=one", log_file="/dev/full") as engine, living(engine, "x") as life:
+    async with the_engine("say=one", log_file="/dev/full") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         assert life.endpoint is not None
         await get(life.endpoint.base_url, "/say/two")
@@ -679,7 +679,7 @@ async def test_a_full_disk_does_not_end_the_engine() -> None:
 
 
 async def test_much_output_does_not_hold_an_engine_up() -> None:
-    async with the_engine("say=" + "x" * 30 + "\\n") as engine, living(engine, "x") as life:
+    async with the_engine("say=" + "x" * 30 + "\\n") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         assert life.endpoint is not None
         for _ in range(20):
@@ -805,8 +805,8 @@ async def test_a_template_runs_once_for_each_model() -> None:
     )
     async with (
         an_engine(settings, paths={"a": "/w/a"}) as engine,
-        living(engine, "a") as one,
-        living(engine, "b") as two,
+        supervised(engine, "a") as one,
+        supervised(engine, "b") as two,
     ):
         assert one.resident == ResidentId("small", "a")
         for life, model, path in ((one, "a", "/w/a"), (two, "b", "b")):
@@ -829,8 +829,8 @@ async def test_a_template_runs_once_for_each_model() -> None:
 async def test_each_model_of_a_template_has_a_log_of_its_own() -> None:
     async with (
         an_engine(config("port={port}", "say=weights of {model}")) as engine,
-        living(engine, "a") as one,
-        living(engine, "b") as two,
+        supervised(engine, "a") as one,
+        supervised(engine, "b") as two,
     ):
         for life, model, other in ((one, "a", "b"), (two, "b", "a")):
             await life.ready.wait()
@@ -847,8 +847,8 @@ async def test_each_model_of_a_template_has_a_log_of_its_own() -> None:
 async def test_an_error_quotes_the_lines_of_its_own_model_only() -> None:
     async with (
         an_engine(config("port={port}", "say=weights of {model}")) as engine,
-        living(engine, "a") as one,
-        living(engine, "b") as two,
+        supervised(engine, "a") as one,
+        supervised(engine, "b") as two,
     ):
         await one.ready.wait()
         await two.ready.wait()
@@ -915,7 +915,7 @@ async def test_ready_checks(
     settings, looks = {"ready_path": path, "ready_check": check}, watched(monkeypatch)
     async with (
         the_engine("models=a,b", start_timeout_s=300.0, **settings) as engine,
-        living(engine, "x") as life,
+        supervised(engine, "x") as life,
     ):
         if seen is None:
             await life.ready.wait()
@@ -928,7 +928,7 @@ async def test_ready_checks(
 
 
 async def test_it_is_not_ready_before_it_says_so() -> None:
-    async with the_engine("loading=0.3") as engine, living(engine, "x") as life:
+    async with the_engine("loading=0.3") as engine, supervised(engine, "x") as life:
         began = trio.current_time()
         await life.ready.wait()
         assert trio.current_time() - began > 0.25
@@ -977,7 +977,7 @@ async def found_running(
 async def test_a_running_engine_is_found_and_stopped_on_demand(session: bool) -> None:
     async with found_running(start_new_session=session) as (engine, process):
         assert await engine.find() == [ResidentId("small")]
-        async with living(engine, "x", adopt=True) as life:
+        async with supervised(engine, "x", adopt=True) as life:
             await life.ready.wait()
             assert life.endpoint is not None
             assert life.endpoint.pid == process.pid
@@ -994,7 +994,7 @@ async def test_an_adopted_engine_that_ignores_the_signal_is_killed_with_its_chil
     pids = tmp_path / "pids"
     options = ("ignore=SIGTERM", "lose=session", f"pids={pids}")
     async with found_running(*options, grace_s=0.5) as (engine, process):
-        async with living(engine, "x", adopt=True) as life:
+        async with supervised(engine, "x", adopt=True) as life:
             await life.ready.wait()
             await life.stop()
             assert life.stopped
@@ -1005,7 +1005,7 @@ async def test_an_adopted_engine_that_ignores_the_signal_is_killed_with_its_chil
 
 async def test_an_adopted_engine_survives_cancellation() -> None:
     async with found_running() as (engine, process):
-        async with living(engine, "x", adopt=True) as life:
+        async with supervised(engine, "x", adopt=True) as life:
             await life.ready.wait()
         await trio.sleep(0.05)
         assert process.poll() is None
@@ -1013,7 +1013,7 @@ async def test_an_adopted_engine_survives_cancellation() -> None:
 
 
 async def test_the_death_of_an_adopted_engine_is_noticed_at_once() -> None:
-    async with found_running() as (engine, process), living(engine, "x", adopt=True) as life:
+    async with found_running() as (engine, process), supervised(engine, "x", adopt=True) as life:
         await life.ready.wait()
         process.kill()
         with trio.fail_after(200):
@@ -1024,7 +1024,7 @@ async def test_the_death_of_an_adopted_engine_is_noticed_at_once() -> None:
 async def test_the_children_of_an_adopted_engine_do_not_outlive_it(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     async with found_running("lose=session", f"pids={pids}") as (engine, process):
-        async with living(engine, "x", adopt=True) as life:
+        async with supervised(engine, "x", adopt=True) as life:
             await life.ready.wait()
             process.kill()
             await life.over.wait()
@@ -1036,7 +1036,7 @@ async def test_what_was_found_may_have_gone_when_it_is_adopted() -> None:
     port = free_port()
     async with (
         an_engine(config(f"port={port}", base_url=f"http://127.0.0.1:{port}")) as engine,
-        living(engine, "x", adopt=True) as life,
+        supervised(engine, "x", adopt=True) as life,
     ):
         await life.over.wait()
         assert life.error is not None
@@ -1060,7 +1060,7 @@ async def test_a_master_and_its_worker_are_one_engine(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     async with found_running("lose=worker", f"pids={pids}", grace_s=0.5) as (engine, process):
         await until(lambda: len(noted(pids)) == 2)
-        async with living(engine, "x", adopt=True) as life:
+        async with supervised(engine, "x", adopt=True) as life:
             await life.ready.wait()
             assert life.endpoint is not None
             assert life.endpoint.pid == process.pid == noted(pids)[0]
@@ -1078,7 +1078,7 @@ async def test_who_started_it_is_not_taken_for_it() -> None:
         await until_listening(port)
         async with an_engine(config(f"port={port}", base_url=f"http://127.0.0.1:{port}")) as engine:
             assert await engine.find() == [ResidentId("small")]
-            async with living(engine, "x", adopt=True) as life:
+            async with supervised(engine, "x", adopt=True) as life:
                 await life.ready.wait()
                 assert life.endpoint is not None
                 assert life.endpoint.pid != multiplexer.pid
@@ -1274,7 +1274,7 @@ async def test_a_guardian_is_told_when_a_tree_is_dead() -> None:
             self.deeds.append(f"-{group}")
 
     watcher = Watcher()
-    async with an_engine(config("port={port}"), guardian=watcher) as engine, living(engine, "x") as life:
+    async with an_engine(config("port={port}"), guardian=watcher) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         assert life.endpoint is not None
         assert watcher.deeds == [f"+{life.endpoint.pid}"]
@@ -1384,7 +1384,7 @@ class ScriptedJobs:
         self.living = 0
 
     def members(self, job: int) -> int:
-        return self.living
+        return self.supervised
 
     def close(self, job: int) -> None:
         self.deeds.append(("close", job))

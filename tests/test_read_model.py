@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import attrs
 import pytest
 import trio
-from support.simulated import SimulatedEngine, SimulatedMemory
+from support.simulated_engine import SimulatedEngine
+from support.simulated_memory import SimulatedMemory
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine_router.engines.base import ResidentId

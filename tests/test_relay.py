@@ -13,7 +13,8 @@ import pytest
 import trio
 import trio.testing
 from support.cancel_at import CancelAt
-from support.simulated import Script, SimulatedEngine, SimulatedMemory
+from support.simulated_engine import Script, SimulatedEngine
+from support.simulated_memory import SimulatedMemory
 from trio.testing import MockClock
 
 import engine_router.proxy.exchange as passages

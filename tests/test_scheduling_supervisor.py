@@ -10,7 +10,8 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
-from support.simulated import GIB, Reclaim, Script, SimulatedEngine, SimulatedMemory
+from support.simulated_engine import Script, SimulatedEngine
+from support.simulated_memory import GIB, Reclaim, SimulatedMemory
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine_router.config import parse_config
@@ -162,7 +163,7 @@ async def test_a_budget_that_was_promised_but_is_not_there_is_told(autojump_cloc
         assert isinstance(error, NotEnoughMemory)
         assert trio.current_time() - began == pytest.approx(20, abs=0.1)
         assert (error.need_bytes, error.free_bytes) == (40 * GIB, 28 * GIB)
-        assert world.engines["a"].deeds == []
+        assert world.engines["a"].actions == []
 
 
 async def test_what_is_missing_is_taken_from_the_idle_first(autojump_clock: MockClock) -> None:
@@ -179,7 +180,7 @@ async def test_what_is_being_stopped_is_not_asked_for_its_health(autojump_clock:
         world.engines["a"].stop_s = 100.0
         await world.use(A)
         world.supervisor.unload(A)
-        world.engines["a"].illness = "does not answer while it ends"
+        world.engines["a"].check_error = "does not answer while it ends"
         await trio.sleep(200)
         assert world.of(ResidentDied) == []
         assert world.present() == {}
@@ -188,7 +189,7 @@ async def test_what_is_being_stopped_is_not_asked_for_its_health(autojump_clock:
 async def test_nobody_is_stopped_for_a_start_that_is_known_to_be_in_vain(autojump_clock: MockClock) -> None:
     async with running(budget_gib=60) as world:
         await world.use(A)
-        world.engines["b"].hindrance = "cannot be started: llama-server was not found"
+        world.engines["b"].start_obstacle = "cannot be started: llama-server was not found"
         world.engines["b"].check_s = 0.5
         began = trio.current_time()
         refusals = [await world.refusal(B), await world.refusal(B)]
@@ -197,9 +198,9 @@ async def test_nobody_is_stopped_for_a_start_that_is_known_to_be_in_vain(autojum
             assert "llama-server was not found" in str(refusal)
         assert trio.current_time() - began == pytest.approx(1.0)
         assert world.present() == {"a": Phase.READY}
-        assert world.engines["b"].deeds == []
+        assert world.engines["b"].actions == []
         assert world.of(SwapBegan)[1:] == []
-        world.engines["b"].hindrance = None
+        world.engines["b"].start_obstacle = None
         await world.use(B)
         assert world.present() == {"b": Phase.READY}
 
@@ -241,7 +242,7 @@ async def test_a_daemon_that_is_up_again_is_tried_at_once(autojump_clock: MockCl
     rules = attrs.evolve(RULES, failed_start_memory_s=60.0)
     async with running(rules=rules) as world:
         engine = world.engines["a"]
-        engine.hindrance = "does not accept connections"
+        engine.start_obstacle = "does not accept connections"
         for _ in range(30):
             engine.scripts.append(Script("fail"))
             assert isinstance(await world.refusal(A), EngineStartFailed)
@@ -251,7 +252,7 @@ async def test_a_daemon_that_is_up_again_is_tried_at_once(autojump_clock: MockCl
         refusal = await world.refusal(A)
         assert "remembered" in str(refusal)
         assert refusal.retry_after_s is not None
-        engine.hindrance = None
+        engine.start_obstacle = None
         engine.scripts.clear()
         began = trio.current_time()
         await world.use(A)
@@ -397,7 +398,7 @@ async def test_a_resident_that_fails_three_checks_is_stopped_and_started_again_w
 ) -> None:
     async with running(health_interval_s=30.0) as world:
         await world.use(A)
-        world.engines["a"].illness = "answered 500"
+        world.engines["a"].check_error = "answered 500"
         lease = world.supervisor.request(A)
         await trio.sleep(95)
         assert isinstance(lease.error, EngineDied)
@@ -407,7 +408,7 @@ async def test_a_resident_that_fails_three_checks_is_stopped_and_started_again_w
         assert died.message == "failed 3 health checks in a row: answered 500"
         assert world.present() == {}
         assert list(world.supervisor.pools["default"].ledger.failures()) == [A]
-        world.engines["a"].illness = None
+        world.engines["a"].check_error = None
         await world.use(A)
         assert world.engines["a"].count("start") == 2
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from support.scripted import living
+from support.scripted import supervised
 
 from engine_router.config import ProcessConfig
 from engine_router.engines.ports import free_port, is_taken
@@ -57,7 +57,7 @@ async def an_engine(*options: str, **settings: Any) -> AsyncIterator[ProcessEngi
 
 async def lived(engine: ProcessEngine, end: str) -> list[str]:
     """Let an engine live until its end; return what the router said of its shared memory."""
-    async with living(engine, "x") as life:
+    async with supervised(engine, "x") as life:
         await life.ready.wait()
         assert life.endpoint is not None
         assert life.endpoint.pid is not None
@@ -89,7 +89,7 @@ async def test_a_child_that_left_the_group_is_no_exception(name: str) -> None:
 
 
 async def test_what_somebody_else_uses_is_only_told(name: str) -> None:
-    async with an_engine("port={port}", f"shm={name}") as engine, living(engine, "x") as life:
+    async with an_engine("port={port}", f"shm={name}") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         with started(sys.executable, "-I", "-S", "-c", HOLDER, str(SHM / name)) as holder:
             assert holder.stdout is not None
@@ -102,7 +102,7 @@ async def test_what_somebody_else_uses_is_only_told(name: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 async def test_what_belongs_to_somebody_else_is_only_told(name: str) -> None:
-    async with an_engine("port={port}", f"shm={name}") as engine, living(engine, "x") as life:
+    async with an_engine("port={port}", f"shm={name}") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         os.chown(SHM / name, 12345, -1)
         await life.stop()
@@ -112,7 +112,7 @@ async def test_what_belongs_to_somebody_else_is_only_told(name: str) -> None:
 
 @pytest.mark.parametrize("how", ["", "read:"])
 async def test_only_what_an_engine_writes_to_is_removed(name: str, how: str) -> None:
-    async with an_engine("port={port}") as engine, living(engine, "x") as life:
+    async with an_engine("port={port}") as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         assert life.endpoint is not None
         if how == "read:":
@@ -163,7 +163,7 @@ async def test_an_engine_that_was_found_running_leaves_nothing_either(name: str)
         with started(*engine.config.argv):
             while not await is_taken(base_url):
                 await trio.sleep(0.005)
-            async with living(engine, "x", adopt=True) as life:
+            async with supervised(engine, "x", adopt=True) as life:
                 await life.ready.wait()
                 await life.stop()
                 assert life.stopped

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import trio
 from support.cancel_at import CancelAt
-from support.scripted import Living, living, until
+from support.scripted import SupervisedResident, supervised, until
 from support.scripted.server import Answer, Call, Handler, ScriptedServer, as_json
 
 import engine_router
@@ -104,7 +104,7 @@ async def a_house(folder: Path, *options: str, **settings: Any) -> AsyncIterator
             nursery.cancel_scope.cancel()
 
 
-async def get(life: Living, path: str) -> Any:
+async def get(life: SupervisedResident, path: str) -> Any:
     assert life.endpoint is not None
     async with httpx.AsyncClient(timeout=200, trust_env=False) as client:
         return (await client.get(life.endpoint.base_url + path)).json()
@@ -119,7 +119,7 @@ def is_alive(pid: int | None) -> bool:
 
 async def slept(house: House) -> int:
     """Start, and put to sleep; return the process id."""
-    async with living(house.engine, "m") as life:
+    async with supervised(house.engine, "m") as life:
         await life.ready.wait()
         await life.stop()
         assert life.ended == SLEPT
@@ -158,7 +158,7 @@ async def test_a_stop_is_a_sleep_and_the_next_start_a_wake(
         pid = await slept(house)
         assert house.sleep_registry.residents == (RESIDENT,)
         assert await house.engine.check(RESIDENT) == "does not run"
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             assert life.supervision.woken
             assert life.endpoint is not None
@@ -173,7 +173,7 @@ async def test_a_stop_is_a_sleep_and_the_next_start_a_wake(
 
 
 async def test_a_first_start_is_no_wake(tmp_path: Path) -> None:
-    async with a_house(tmp_path) as house, living(house.engine, "m") as life:
+    async with a_house(tmp_path) as house, supervised(house.engine, "m") as life:
         await life.ready.wait()
         assert not life.supervision.woken
 
@@ -190,7 +190,7 @@ async def test_what_is_written_asleep_is_read(tmp_path: Path) -> None:
     async with a_house(tmp_path, log_file=str(tmp_path / "log")) as house:
         await slept(house)
         assert house.engine.log.tail(1) == ("[engine-router] sleeps",)
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             assert house.engine.log.tail(1) == ("[engine-router] awake",)
         assert (tmp_path / "log").read_text("ascii") == "started\n"
@@ -199,12 +199,12 @@ async def test_what_is_written_asleep_is_read(tmp_path: Path) -> None:
 async def test_residents_of_a_template_sleep_side_by_side(tmp_path: Path) -> None:
     async with a_house(tmp_path, "model={model}") as house:
         for model in ("a", "b"):
-            async with living(house.engine, model) as life:
+            async with supervised(house.engine, model) as life:
                 await life.ready.wait()
                 await life.stop()
                 assert life.ended == SLEPT
         assert {resident.model for resident in house.sleep_registry.residents} == {"a", "b"}
-        async with living(house.engine, "a") as life:
+        async with supervised(house.engine, "a") as life:
             await life.ready.wait()
             assert life.supervision.woken
             assert [resident.model for resident in house.sleep_registry.residents] == ["b"]
@@ -219,13 +219,13 @@ async def test_sglang_is_released_only_once_it_is_idle(tmp_path: Path) -> None:
 
 async def test_whoever_was_woken_by_somebody_else_is_not_woken_again(tmp_path: Path) -> None:
     async with a_house(tmp_path, sleep=LIGHT) as house:
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             await life.stop()
             async with httpx.AsyncClient(trust_env=False) as client:
                 assert life.endpoint is not None
                 await client.post(f"{life.endpoint.base_url}/wake_up")
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             assert house.calls.count("/wake_up") == 1
             assert await get(life, "/say") == "sense"
@@ -235,7 +235,7 @@ async def test_whoever_was_woken_by_somebody_else_is_not_woken_again(tmp_path: P
 
 
 async def test_a_stop_for_good_is_a_stop(tmp_path: Path) -> None:
-    async with a_house(tmp_path) as house, living(house.engine, "m") as life:
+    async with a_house(tmp_path) as house, supervised(house.engine, "m") as life:
         await life.ready.wait()
         life.supervision.stop(for_good=True)
         await life.over.wait()
@@ -247,7 +247,7 @@ async def test_a_sleeper_can_be_stopped_for_good(tmp_path: Path) -> None:
     async with a_house(tmp_path) as house:
         pid = await slept(house)
         for for_good in (False, True):
-            resident = Living(house.engine, "m", adopt=True)
+            resident = SupervisedResident(house.engine, "m", adopt=True)
             resident.supervision.stop(for_good=for_good)
             await resident.run()
             assert resident.stopped
@@ -258,7 +258,7 @@ async def test_a_sleeper_can_be_stopped_for_good(tmp_path: Path) -> None:
 
 
 async def test_a_change_of_mind_while_it_falls_asleep(tmp_path: Path) -> None:
-    async with a_house(tmp_path, "slow=/sleep", "for=100") as house, living(house.engine, "m") as life:
+    async with a_house(tmp_path, "slow=/sleep", "for=100") as house, supervised(house.engine, "m") as life:
         await life.ready.wait()
         life.supervision.stop()
         await until(lambda: "/sleep?level=2" in house.calls)
@@ -271,7 +271,7 @@ async def test_a_change_of_mind_while_it_falls_asleep(tmp_path: Path) -> None:
 async def test_a_stop_while_it_wakes_stops_it(tmp_path: Path) -> None:
     async with a_house(tmp_path, "slow=/collective_rpc", "for=100") as house:
         pid = await slept(house)
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await until(lambda: "/collective_rpc" in house.calls)
             with trio.fail_after(200):
                 await life.stop()
@@ -284,7 +284,7 @@ async def test_a_stop_while_it_wakes_stops_it(tmp_path: Path) -> None:
 async def test_without_a_sleep_registry_nobody_sleeps() -> None:
     async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
         engine = ProcessEngine("sleepy", config("port={port}"), client)
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             with trio.fail_after(200):
                 await life.ready.wait()
                 await life.stop()
@@ -310,7 +310,7 @@ async def test_who_cannot_fall_asleep_is_stopped_and_not_asked_again(
     sleep = SleepConfig(kind="vllm", level=2, timeout_s=timeout_s)  # type: ignore[arg-type]
     async with a_house(tmp_path, *options, sleep=sleep) as house:
         for _ in range(2):
-            async with living(house.engine, "m") as life:
+            async with supervised(house.engine, "m") as life:
                 await life.ready.wait()
                 await life.stop()
                 assert life.ended == Ended(stopped=True, message="was killed by SIGTERM")
@@ -326,7 +326,7 @@ async def test_who_cannot_be_woken_is_started_anew(
 ) -> None:
     async with a_house(tmp_path, f"fail={path}") as house:
         pid = await slept(house)
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             assert not life.supervision.woken
             assert life.endpoint is not None
@@ -345,7 +345,7 @@ async def test_a_wake_that_takes_longer_than_a_start_is_a_start(
     async with a_house(tmp_path, "slow=/collective_rpc", "for=60") as house:
         pid = await slept(house)
         began = trio.current_time()
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             assert trio.current_time() - began >= 0.5
             assert not life.supervision.woken
@@ -362,7 +362,7 @@ async def test_a_death_asleep_is_noticed_and_the_next_start_is_one(
         psutil.Process(pid).kill()
         await until(lambda: not house.sleep_registry.residents)
         assert f"{RESIDENT} was killed by SIGKILL while it slept" in caplog.text
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             assert not life.supervision.woken
             assert life.endpoint is not None
@@ -372,7 +372,7 @@ async def test_a_death_asleep_is_noticed_and_the_next_start_is_one(
 async def test_a_death_while_it_wakes_is_no_failure(tmp_path: Path) -> None:
     async with a_house(tmp_path, "slow=/collective_rpc", "for=100") as house:
         pid = await slept(house)
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await until(lambda: "/collective_rpc" in house.calls)
             psutil.Process(pid).kill()
             await life.ready.wait()
@@ -385,7 +385,7 @@ async def test_one_that_was_started_otherwise_is_not_woken(tmp_path: Path) -> No
     async with a_house(tmp_path) as house, control_client() as client:
         pid = await slept(house)
         house.reconfigure(config("port={port}", f"calls={tmp_path / 'other'}"), client)
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             assert not life.supervision.woken
             assert not is_alive(pid)
@@ -397,7 +397,7 @@ async def test_one_of_another_kind_is_stopped_before_anything_is_started(tmp_pat
         other.sleep.registry = house.sleep_registry
         sleep = other.sleep.of(RESIDENT, other.server)
         assert sleep is not None
-        life = Living(other, "m", adopt=False)
+        life = SupervisedResident(other, "m", adopt=False)
         assert await woken(life, life.supervision, sleep) is None  # type: ignore[arg-type]
         assert not is_alive(pid)
         assert not house.sleep_registry.residents
@@ -411,7 +411,7 @@ async def test_closing_stops_all_sleepers_at_the_same_time(tmp_path: Path) -> No
     async with a_house(tmp_path, "model={model}", "ignore=1", grace_s=3) as house:
         pids = []
         for model in ("a", "b", "c"):
-            async with living(house.engine, model) as life:
+            async with supervised(house.engine, model) as life:
                 await life.ready.wait()
                 await life.stop()
                 assert life.endpoint is not None
@@ -420,7 +420,7 @@ async def test_closing_stops_all_sleepers_at_the_same_time(tmp_path: Path) -> No
         await house.sleep_registry.close()
         assert 3 <= trio.current_time() - began < 9  # one after the other takes three times as long
         assert not any(map(is_alive, pids))
-        async with living(house.engine, "a") as life:
+        async with supervised(house.engine, "a") as life:
             await life.ready.wait()
             await life.stop()
             assert life.ended == Ended(stopped=True, message="was killed by SIGKILL")
@@ -433,7 +433,7 @@ async def test_a_cancelled_sleep_registry_leaves_no_process(tmp_path: Path) -> N
 
 
 async def test_what_falls_asleep_after_the_end_is_killed(tmp_path: Path) -> None:
-    async with a_house(tmp_path, "slow=/sleep", "for=0.3") as house, living(house.engine, "m") as life:
+    async with a_house(tmp_path, "slow=/sleep", "for=0.3") as house, supervised(house.engine, "m") as life:
         await life.ready.wait()
         life.supervision.stop()
         await until(lambda: "/sleep?level=2" in house.calls)
@@ -459,7 +459,7 @@ async def test_cancelled_anywhere_on_the_way_to_sleep_it_is_dead_or_in_bed(
 ) -> None:
     async with a_house(tmp_path, sleep=LIGHT) as house:
         for step in itertools.count(1):
-            life = Living(house.engine, "m", adopt=False)
+            life = SupervisedResident(house.engine, "m", adopt=False)
             with CancelAt(step, after=after) as sweep, sweep.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(life.run)
@@ -480,7 +480,7 @@ async def test_cancelled_anywhere_while_it_wakes_it_is_dead(after: bool, tmp_pat
         for step in itertools.count(1):
             if not house.sleep_registry.residents:
                 await slept(house)
-            life = Living(house.engine, "m", adopt=False)
+            life = SupervisedResident(house.engine, "m", adopt=False)
             with CancelAt(step, after=after) as sweep, sweep.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(life.run)
@@ -504,7 +504,7 @@ async def test_who_sleeps_when_the_router_is_killed_is_killed_by_the_guardian() 
                 engine = ProcessEngine(
                     "sleepy", config("port={port}"), client, guardian=guardian, sleep_registry=sleep_registry
                 )
-                async with living(engine, "m") as life:
+                async with supervised(engine, "m") as life:
                     await life.ready.wait()
                     await life.stop()
                     assert life.ended == SLEPT
@@ -555,7 +555,7 @@ async def test_one_that_is_found_asleep_is_not_adopted_but_woken_when_it_is_need
         assert await house.engine.find() == [RESIDENT]
         await client.post(f"{base_url}/sleep?level=2")
         assert await house.engine.find() == []
-        async with living(house.engine, "m") as life:
+        async with supervised(house.engine, "m") as life:
             await life.ready.wait()
             assert life.supervision.woken
             assert life.endpoint is not None
@@ -580,7 +580,7 @@ async def test_one_that_is_found_asleep_and_cannot_be_woken_is_replaced(tmp_path
             while not await is_taken(base_url):
                 await trio.sleep(0.005)
             await client.post(f"{base_url}/sleep?level=2")
-            async with living(house.engine, "m") as life:
+            async with supervised(house.engine, "m") as life:
                 await life.ready.wait()
                 assert not life.supervision.woken
                 assert life.endpoint is not None
@@ -661,7 +661,7 @@ async def a_server(
 async def test_a_server_sleeps_and_is_woken() -> None:
     async with a_server() as (server, engine, sleep_registry):
         for number in range(3):
-            async with living(engine, "m") as life:
+            async with supervised(engine, "m") as life:
                 await life.ready.wait()
                 assert life.supervision.woken is (number > 0)
                 assert not server.asleep
@@ -677,7 +677,7 @@ async def test_a_server_sleeps_and_is_woken() -> None:
 async def test_a_server_that_was_found_awake_is_left_asleep() -> None:
     async with a_server() as (server, engine, sleep_registry):
         await server.load("m")
-        async with living(engine, "m", adopt=True) as life:
+        async with supervised(engine, "m", adopt=True) as life:
             await life.ready.wait()
             await life.stop()
             assert life.ended == SLEPT
@@ -687,11 +687,11 @@ async def test_a_server_that_was_found_awake_is_left_asleep() -> None:
 
 async def test_a_sleeping_server_is_unloaded_for_good() -> None:
     async with a_server() as (server, engine, _):
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             await life.ready.wait()
             await life.stop()
         for for_good in (False, True):
-            resident = Living(engine, "m", adopt=True)
+            resident = SupervisedResident(engine, "m", adopt=True)
             resident.supervision.stop(for_good=for_good)
             await resident.run()
             assert resident.ended is not None
@@ -706,14 +706,14 @@ async def test_a_server_that_cannot_be_woken_is_loaded_anew(
 ) -> None:
     monkeypatch.setattr(sleep_module, "MIN_WAKE_S", 0.2)
     async with a_server() as (server, engine, _):
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             await life.ready.wait()
             await life.stop()
         if trouble == "silence":
             server.script.hang.add("/wake_up")
         else:
             server.script.answers["/wake_up"] = as_json({"error": "CUDA out of memory"}, 500)
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             await life.ready.wait()
             assert not life.supervision.woken
             assert server.asked == ["/load", "/sleep", "/wake_up", "/unload", "/load"]
@@ -727,7 +727,7 @@ async def test_a_server_that_cannot_fall_asleep_is_unloaded(caplog: pytest.LogCa
     async with a_server() as (server, engine, _):
         server.script.answers["/sleep"] = as_json({"detail": "Not Found"}, 404)
         for _ in range(2):
-            async with living(engine, "m") as life:
+            async with supervised(engine, "m") as life:
                 await life.ready.wait()
                 await life.stop()
                 assert life.stopped
@@ -738,25 +738,25 @@ async def test_a_server_that_cannot_fall_asleep_is_unloaded(caplog: pytest.LogCa
 
 async def test_a_server_that_died_asleep_is_no_sleepless_one() -> None:
     async with a_server() as (server, engine, _):
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             await life.ready.wait()
             await life.stop()
         server.loaded.clear()
         server.asleep = False
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             await life.ready.wait()
             assert not life.supervision.woken
             await life.stop()
             assert life.ended == SLEPT
         server.crash()
         await trio.sleep(0.01)
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             await life.over.wait()
             assert "does not accept connections" in str(life.error)
 
 
 async def test_a_change_of_mind_while_a_server_falls_asleep() -> None:
-    async with a_server() as (server, engine, _), living(engine, "m") as life:
+    async with a_server() as (server, engine, _), supervised(engine, "m") as life:
         await life.ready.wait()
         server.script.hang.add("/sleep")
         life.supervision.stop()
@@ -772,13 +772,13 @@ async def test_a_change_of_mind_while_a_server_falls_asleep() -> None:
 async def test_a_server_is_well_after_any_cancellation(after: bool) -> None:
     async with a_server() as (server, engine, _):
         for step in itertools.count(1):
-            life = Living(engine, "m", adopt=False)
+            life = SupervisedResident(engine, "m", adopt=False)
             with CancelAt(step, after=after) as sweep, sweep.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(life.run)
                     await life.ready.wait()
                     life.supervision.stop()
-            async with living(engine, "m") as next_life:
+            async with supervised(engine, "m") as next_life:
                 await next_life.ready.wait()
                 assert not server.asleep
                 assert server.loaded
@@ -863,11 +863,11 @@ async def test_what_a_custom_call_may_have() -> None:
     )
     async with a_server(sleep) as (server, engine, _):
         server.script.answers |= {"/v1/m/sleep": as_json({}), "/up": as_json({})}
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             await life.ready.wait()
             await life.stop()
             assert life.ended == SLEPT
-        async with living(engine, "m") as life:
+        async with supervised(engine, "m") as life:
             await life.ready.wait()
             assert life.supervision.woken
         put, up = (next(c for c in server.calls if c.path == path) for path in ("/v1/m/sleep", "/up"))

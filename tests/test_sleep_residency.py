@@ -7,7 +7,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from support.simulated import GIB, SimulatedMemory
+from support.simulated_memory import GIB, SimulatedMemory
 
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.events import EventHub

@@ -13,7 +13,8 @@ import pytest
 import trio
 import trio.testing
 from support.cancel_at import CancelAt
-from support.simulated import GIB, Deed, Reclaim, Script, SimulatedEngine, SimulatedMemory
+from support.simulated_engine import EngineAction, Script, SimulatedEngine
+from support.simulated_memory import GIB, Reclaim, SimulatedMemory
 from trio.testing import MockClock
 
 from engine_router.engines.base import Endpoint, ResidentId
@@ -57,7 +58,7 @@ class World:
     engines: dict[str, SimulatedEngine]
     state: Measurements
     events: list[Event]
-    diary: list[Deed]
+    shared_actions: list[EngineAction]
     nursery: trio.Nursery
     served: list[str] = attrs.field(factory=list)
 
@@ -70,7 +71,7 @@ class World:
         return present[0] if present else None
 
     def story(self) -> list[str]:
-        return [str(deed) for deed in self.diary]
+        return [str(action) for action in self.shared_actions]
 
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if type(event) is kind]
@@ -141,8 +142,10 @@ async def running(
     """Run a supervisor, and see in the end that nothing was done to its engines that must not be done."""
     memory = memory or SimulatedMemory()
     memories = {name: SimulatedMemory() if own_pools else memory for name in engines}
-    diary: list[Deed] = []
-    simulated = {name: SimulatedEngine(name, memories[name], diary=diary) for name in engines}
+    shared_actions: list[EngineAction] = []
+    simulated = {
+        name: SimulatedEngine(name, memories[name], shared_actions=shared_actions) for name in engines
+    }
     prepare(simulated)
     hub, state = EventHub(), state or Measurements()
     events: list[Event] = []
@@ -160,7 +163,7 @@ async def running(
     with trio.fail_after(LONGEST_TEST_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
-            yield World(supervisor, memory, simulated, state, events, diary, nursery)
+            yield World(supervisor, memory, simulated, state, events, shared_actions, nursery)
             nursery.cancel_scope.cancel()
     assert [fault for each in memories.values() for fault in each.faults] == []
 
@@ -317,7 +320,7 @@ async def test_a_cancelled_wait_keeps_its_place(autojump_clock: MockClock) -> No
             await lease.granted()
         nursery.start_soon(world.use, C)
         await lease.granted()
-        assert world.engine(C).deeds == []
+        assert world.engine(C).actions == []
         assert lease.queue_wait_s == pytest.approx(10 + 1 + 10)
         lease.release()
 
@@ -385,7 +388,9 @@ async def test_an_abandoned_start_is_cancelled_and_its_memory_settles_first(
         assert world.story() == ["start a"]
         await world.use(B)
         assert world.story() == ["start a", "stop a", "end a", "start b", "ready b"]
-        ended, started = (next(d.at for d in world.diary if str(d) == what) for what in ("end a", "start b"))
+        ended, started = (
+            next(d.at for d in world.shared_actions if str(d) == what) for what in ("end a", "start b")
+        )
         assert 1.5 + 40 / 20 * 0.9 < started - ended < 1.5 + 40 / 20 + 0.5
         assert [swap.result for swap in world.swaps()] == ["abandoned", "ok"]
 
@@ -552,7 +557,7 @@ async def test_nothing_is_started_beside_what_could_not_be_stopped(autojump_cloc
         assert isinstance(error, EngineStopFailed)
         assert world.present() == (A, Phase.STUCK)
         await trio.sleep(1000)
-        assert world.engine(B).deeds == []
+        assert world.engine(B).actions == []
         # The next request tries the stop again.
         await world.use(B)
         assert world.story() == [
@@ -920,7 +925,7 @@ class EndsOnceFound(SimulatedEngine):
 async def test_a_takeover_that_comes_too_late_is_a_start(autojump_clock: MockClock) -> None:
     def prepare(engines: dict[str, SimulatedEngine]) -> None:
         before = engines["b"]
-        engines["b"] = EndsOnceFound("b", before.memory, diary=before.diary)
+        engines["b"] = EndsOnceFound("b", before.memory, shared_actions=before.shared_actions)
         engines["b"].run_already()
 
     async with running(prepare=prepare) as world:
@@ -947,7 +952,9 @@ async def test_a_start_waits_for_memory_and_not_longer(
     async with running(memory=SimulatedMemory(reclaim=reclaim)) as world:
         await world.use(A)
         await world.use(B)
-        ended, started = (next(d.at for d in world.diary if str(d) == what) for what in ("end a", "start b"))
+        ended, started = (
+            next(d.at for d in world.shared_actions if str(d) == what) for what in ("end a", "start b")
+        )
         assert least_s <= started - ended <= most_s
         settled = world.of(MemorySettled)[0]
         assert isinstance(settled, MemorySettled)

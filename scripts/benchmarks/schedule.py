@@ -26,7 +26,8 @@ from itertools import cycle
 
 import trio
 from attrs import define, evolve, field, frozen
-from support.simulated import SimulatedEngine, SimulatedMemory
+from support.simulated_engine import SimulatedEngine
+from support.simulated_memory import SimulatedMemory
 from trio.testing import MockClock
 
 from engine_router.engines.base import ResidentId

@@ -47,12 +47,6 @@ def served_in_background(config: Config) -> Iterator[Running]:
         over.result()
 
 
-def _pass_on(started: Future[tuple[Running, Callable[[], None]]], over: Future[None]) -> None:
-    """Tell whoever waits for the start that it failed."""
-    if not started.done():
-        started.set_exception(over.exception() or RuntimeError("the router ended before it had started"))
-
-
 def _tell_failure(started: Future[tuple[Running, Callable[[], None]]], over: Future[None]) -> None:
     """Let nobody wait for a start any more that has failed."""
     if not started.done():

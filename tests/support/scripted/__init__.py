@@ -8,24 +8,24 @@ which they answer chat requests too.
         ...  # ollama.base_url, ollama.calls, ollama.loaded
 """
 
-from support.scripted.living import Living, living, until
 from support.scripted.llamacpp import ScriptedLlamaRouter
 from support.scripted.lmstudio import ScriptedLMStudio
 from support.scripted.ollama import ScriptedOllama
 from support.scripted.server import Answer, Call, Script, ScriptedServer, as_json
+from support.scripted.supervised import SupervisedResident, supervised, until
 from support.scripted.tabby import ScriptedTabby
 
 __all__ = [
     "Answer",
     "Call",
-    "Living",
     "Script",
     "ScriptedLMStudio",
     "ScriptedLlamaRouter",
     "ScriptedOllama",
     "ScriptedServer",
     "ScriptedTabby",
+    "SupervisedResident",
     "as_json",
-    "living",
+    "supervised",
     "until",
 ]

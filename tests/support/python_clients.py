@@ -1,8 +1,9 @@
-"""The official Python clients: every way in which they ask a model for text."""
+"""Official Python clients, and every way in which each asks a model for text or vectors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import anthropic
 import httpx
@@ -10,13 +11,15 @@ import ollama
 import openai
 from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI
-from talking import At, Client
+from pydantic import SecretStr
+
+from support.client_harness import Client, Target
 
 MAX_TOKENS = 50
 
 
 @contextmanager
-def openai_client(at: At) -> Iterator[openai.OpenAI]:
+def openai_client(at: Target) -> Iterator[openai.OpenAI]:
     timeout = openai.Timeout(200, read=at.idle_s)
     with openai.OpenAI(
         api_key="k", base_url=f"{at.url}/v1", timeout=timeout, max_retries=at.retries
@@ -25,14 +28,14 @@ def openai_client(at: At) -> Iterator[openai.OpenAI]:
 
 
 @contextmanager
-def anthropic_client(at: At) -> Iterator[anthropic.Anthropic]:
+def anthropic_client(at: Target) -> Iterator[anthropic.Anthropic]:
     timeout = anthropic.Timeout(200, read=at.idle_s)
     with anthropic.Anthropic(api_key="k", base_url=at.url, timeout=timeout, max_retries=at.retries) as client:
         yield client
 
 
 @contextmanager
-def ollama_client(at: At) -> Iterator[ollama.Client]:
+def ollama_client(at: Target) -> Iterator[ollama.Client]:
     client = ollama.Client(at.url, timeout=httpx.Timeout(200, read=at.idle_s))
     try:
         yield client
@@ -41,7 +44,7 @@ def ollama_client(at: At) -> Iterator[ollama.Client]:
 
 
 @asynccontextmanager
-async def ollama_async_client(at: At) -> AsyncIterator[ollama.AsyncClient]:
+async def ollama_async_client(at: Target) -> AsyncIterator[ollama.AsyncClient]:
     client = ollama.AsyncClient(at.url, timeout=httpx.Timeout(200, read=at.idle_s))
     try:
         yield client
@@ -49,25 +52,25 @@ async def ollama_async_client(at: At) -> AsyncIterator[ollama.AsyncClient]:
         await client._client.aclose()
 
 
-def saying(text: str) -> list[dict[str, str]]:
+def saying(text: str) -> Any:
     return [{"role": "user", "content": text}]
 
 
-def blocking(ask: Callable[[At, str], Coroutine[None, None, str]]) -> Callable[[At, str], str]:
+def blocking(ask: Callable[[Target, str], Coroutine[None, None, str]]) -> Callable[[Target, str], str]:
     return lambda at, text: asyncio.run(ask(at, text))
 
 
 # OpenAI.
 
 
-def chat(at: At, text: str) -> str:
+def chat(at: Target, text: str) -> str:
     with openai_client(at) as client:
         whole = client.chat.completions.create(model=at.model, messages=saying(text), max_tokens=MAX_TOKENS)
         assert whole.object == "chat.completion"
         return whole.choices[0].message.content or ""
 
 
-def chat_stream(at: At, text: str) -> str:
+def chat_stream(at: Target, text: str) -> str:
     with (
         openai_client(at) as client,
         client.chat.completions.create(
@@ -80,7 +83,7 @@ def chat_stream(at: At, text: str) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-async def chat_async(at: At, text: str) -> str:
+async def chat_async(at: Target, text: str) -> str:
     timeout = openai.Timeout(200, read=at.idle_s)
     async with openai.AsyncOpenAI(
         api_key="k", base_url=f"{at.url}/v1", timeout=timeout, max_retries=at.retries
@@ -90,13 +93,13 @@ async def chat_async(at: At, text: str) -> str:
         return whole.choices[0].message.content or ""
 
 
-def completion(at: At, text: str) -> str:
+def completion(at: Target, text: str) -> str:
     with openai_client(at) as client:
         whole = client.completions.create(model=at.model, prompt=text, max_tokens=MAX_TOKENS)
         return whole.choices[0].text
 
 
-def completion_stream(at: At, text: str) -> str:
+def completion_stream(at: Target, text: str) -> str:
     with (
         openai_client(at) as client,
         client.completions.create(model=at.model, prompt=text, max_tokens=MAX_TOKENS, stream=True) as stream,
@@ -104,12 +107,12 @@ def completion_stream(at: At, text: str) -> str:
         return "".join([chunk.choices[0].text for chunk in stream if chunk.choices])
 
 
-def response(at: At, text: str) -> str:
+def response(at: Target, text: str) -> str:
     with openai_client(at) as client:
         return client.responses.create(model=at.model, input=text, max_output_tokens=MAX_TOKENS).output_text
 
 
-def response_stream(at: At, text: str) -> str:
+def response_stream(at: Target, text: str) -> str:
     with (
         openai_client(at) as client,
         client.responses.stream(model=at.model, input=text, max_output_tokens=MAX_TOKENS) as stream,
@@ -123,7 +126,7 @@ def response_stream(at: At, text: str) -> str:
     return deltas
 
 
-def vectors(at: At, text: str) -> str:
+def vectors(at: Target, text: str) -> str:
     """Ask for a vector; its first numbers are what is said."""
     with openai_client(at) as client:  # in base64, which is this client's default
         (entry,) = client.embeddings.create(model=at.model, input=text).data
@@ -133,14 +136,14 @@ def vectors(at: At, text: str) -> str:
 # Anthropic.
 
 
-def message(at: At, text: str) -> str:
+def message(at: Target, text: str) -> str:
     with anthropic_client(at) as client:
         whole = client.messages.create(model=at.model, messages=saying(text), max_tokens=MAX_TOKENS)
         assert whole.stop_reason is not None
         return "".join(block.text for block in whole.content if block.type == "text")
 
 
-def message_stream(at: At, text: str) -> str:
+def message_stream(at: Target, text: str) -> str:
     with (
         anthropic_client(at) as client,
         client.messages.stream(model=at.model, messages=saying(text), max_tokens=MAX_TOKENS) as stream,
@@ -150,7 +153,7 @@ def message_stream(at: At, text: str) -> str:
         return said
 
 
-async def message_async(at: At, text: str) -> str:
+async def message_async(at: Target, text: str) -> str:
     timeout = anthropic.Timeout(200, read=at.idle_s)
     async with anthropic.AsyncAnthropic(
         api_key="k", base_url=at.url, timeout=timeout, max_retries=at.retries
@@ -163,14 +166,14 @@ async def message_async(at: At, text: str) -> str:
 # Ollama.
 
 
-def ollama_chat(at: At, text: str) -> str:
+def ollama_chat(at: Target, text: str) -> str:
     with ollama_client(at) as client:
         whole = client.chat(model=at.model, messages=saying(text), options={"num_predict": MAX_TOKENS})
         assert whole.done
         return whole.message.content or ""
 
 
-def ollama_chat_stream(at: At, text: str) -> str:
+def ollama_chat_stream(at: Target, text: str) -> str:
     with ollama_client(at) as client:
         options = {"num_predict": MAX_TOKENS}
         parts = list(client.chat(model=at.model, messages=saying(text), options=options, stream=True))
@@ -178,18 +181,20 @@ def ollama_chat_stream(at: At, text: str) -> str:
     return "".join(part.message.content or "" for part in parts)
 
 
-async def ollama_chat_async(at: At, text: str) -> str:
+async def ollama_chat_async(at: Target, text: str) -> str:
     async with ollama_async_client(at) as client:
         parts = await client.chat(model=at.model, messages=saying(text), stream=True)
         return "".join([part.message.content or "" async for part in parts])
 
 
-def generate(at: At, text: str) -> str:
+def generate(at: Target, text: str) -> str:
     with ollama_client(at) as client:
-        return client.generate(model=at.model, prompt=text, options={"num_predict": MAX_TOKENS}).response
+        return (
+            client.generate(model=at.model, prompt=text, options={"num_predict": MAX_TOKENS}).response or ""
+        )
 
 
-def generate_stream(at: At, text: str) -> str:
+def generate_stream(at: Target, text: str) -> str:
     with ollama_client(at) as client:
         options = {"num_predict": MAX_TOKENS}
         parts = list(client.generate(model=at.model, prompt=text, options=options, stream=True))
@@ -197,7 +202,7 @@ def generate_stream(at: At, text: str) -> str:
     return "".join(part.response or "" for part in parts)
 
 
-def ollama_vectors(at: At, text: str) -> str:
+def ollama_vectors(at: Target, text: str) -> str:
     with ollama_client(at) as client:
         (vector,) = client.embed(model=at.model, input=text).embeddings
         return str([round(number, 6) for number in vector[:2]])
@@ -207,11 +212,11 @@ def ollama_vectors(at: At, text: str) -> str:
 
 
 @contextmanager
-def langchain_openai(at: At, **options: object) -> Iterator[ChatOpenAI]:
+def langchain_openai(at: Target, **options: Any) -> Iterator[ChatOpenAI]:
     model = ChatOpenAI(
         model=at.model,
         base_url=f"{at.url}/v1",
-        api_key="k",
+        api_key=SecretStr("k"),
         timeout=openai.Timeout(200, read=at.idle_s),
         max_retries=at.retries,
         stream_chunk_timeout=at.idle_s,
@@ -223,17 +228,17 @@ def langchain_openai(at: At, **options: object) -> Iterator[ChatOpenAI]:
         model.root_client.close()
 
 
-def langchain_invoke(at: At, text: str) -> str:
+def langchain_invoke(at: Target, text: str) -> str:
     with langchain_openai(at) as model:
         return str(model.invoke(text).content)
 
 
-def langchain_stream(at: At, text: str) -> str:
+def langchain_stream(at: Target, text: str) -> str:
     with langchain_openai(at) as model:
         return "".join([str(part.text) for part in model.stream(text)])
 
 
-async def langchain_async(at: At, text: str) -> str:
+async def langchain_async(at: Target, text: str) -> str:
     with langchain_openai(at) as model:
         try:
             return "".join([str(part.text) async for part in model.astream(text)])
@@ -241,18 +246,18 @@ async def langchain_async(at: At, text: str) -> str:
             await model.root_async_client.close()
 
 
-def langchain_responses(at: At, text: str) -> str:
+def langchain_responses(at: Target, text: str) -> str:
     with langchain_openai(at, use_responses_api=True) as model:
         return str(model.invoke(text).text)
 
 
-def langchain_responses_stream(at: At, text: str) -> str:
+def langchain_responses_stream(at: Target, text: str) -> str:
     with langchain_openai(at, use_responses_api=True) as model:
         return "".join([str(part.text) for part in model.stream(text)])
 
 
 @contextmanager
-def langchain_ollama(at: At, **options: object) -> Iterator[ChatOllama]:
+def langchain_ollama(at: Target, **options: Any) -> Iterator[ChatOllama]:
     kwargs = {"timeout": httpx.Timeout(200, read=at.idle_s)}
     model = ChatOllama(model=at.model, base_url=at.url, client_kwargs=kwargs, **options)
     try:
@@ -262,12 +267,12 @@ def langchain_ollama(at: At, **options: object) -> Iterator[ChatOllama]:
         asyncio.run(model._async_client._client.aclose())
 
 
-def langchain_ollama_invoke(at: At, text: str) -> str:
+def langchain_ollama_invoke(at: Target, text: str) -> str:
     with langchain_ollama(at) as model:
         return str(model.invoke(text).content)
 
 
-def langchain_ollama_stream(at: At, text: str) -> str:
+def langchain_ollama_stream(at: Target, text: str) -> str:
     with langchain_ollama(at) as model:
         return "".join([str(part.content) for part in model.stream(text)])
 
@@ -313,10 +318,10 @@ TEXTS = (
     Client("langchain-ollama", langchain_ollama_invoke, *_OLLAMA, streams=True),
     Client("langchain-ollama, streamed", langchain_ollama_stream, *_OLLAMA, streams=True),
 )
-"""What asks for text. LangChain makes an error of its own of a response that failed."""
+"""Clients that ask for text. LangChain makes an error of its own of a response that failed."""
 
 VECTORS = (
     Client("openai embeddings", vectors, *_OPENAI, streams=False),
     Client("ollama embeddings", ollama_vectors, *_OLLAMA, streams=False),
 )
-"""What asks for vectors."""
+"""Clients that ask for vectors."""

@@ -11,7 +11,7 @@ from engine_router.engines.base import Ended, Endpoint, Engine, Supervision
 from engine_router.errors import EngineError
 
 
-class Living:
+class SupervisedResident:
     """A call of `Engine.run_resident`, and what has come of it so far.
 
     Attributes:
@@ -58,9 +58,9 @@ class Living:
 
 
 @asynccontextmanager
-async def living(engine: Engine, model: str, *, adopt: bool = False) -> AsyncIterator[Living]:
+async def supervised(engine: Engine, model: str, *, adopt: bool = False) -> AsyncIterator[SupervisedResident]:
     """Begin a life now, and cancel it at the end of the block."""
-    resident = Living(engine, model, adopt=adopt)
+    resident = SupervisedResident(engine, model, adopt=adopt)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(resident.run)
         yield resident

@@ -1,4 +1,4 @@
-"""What the tests of the official clients share: a router in front of talking engines, and many clients at once.
+"""A harness for official clients: a router in front of talking engines, and many clients at once.
 
 The clients block, each in a thread of its own; one cold start, or one failed start, is seen by all of them.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import trustme
 from attrs import frozen
-from support.background import Running, served_in_background
 
 from engine_router.config import parse_config
 from engine_router.router import Router
+from support.background import Running, served_in_background
 
-PROGRAM = Path(__file__).parent / "programs" / "talking_engine.py"
+PROGRAM = Path(__file__).parents[1] / "programs" / "talking_engine.py"
 GREETING = "Grüße → 😀, my friend"
 LAST_LINE = "CUDA error: out of memory"
 # An engine is up later than its clients are patient.
@@ -31,8 +31,8 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 
 
 @frozen
-class At:
-    """Where and how a client asks.
+class Target:
+    """The address and the model that a client asks, and its patience.
 
     Attributes:
         idle_s: seconds without a byte after which it gives up.
@@ -47,7 +47,7 @@ class At:
 
 @frozen
 class Client:
-    """One way of one client to ask a model.
+    """One way of one client library to ask a model.
 
     Attributes:
         ask: returns all of the text that answers a text.
@@ -58,7 +58,7 @@ class Client:
     """
 
     name: str
-    ask: Callable[[At, str], str]
+    ask: Callable[[Target, str], str]
     error: Errors
     broken: Errors
     streams: bool
@@ -67,7 +67,7 @@ class Client:
 
 @frozen
 class Outcome:
-    """What came of a client's question, and after how many seconds."""
+    """The answer to a client, or the error that it raised, and after how many seconds."""
 
     answer: str | None
     error: Exception | None
@@ -80,7 +80,7 @@ def answer_in(outcome: Outcome) -> str | None:
     return outcome.answer
 
 
-def ask_all(clients: Iterable[Client], at: At, text: str = "hello") -> dict[str, Outcome]:
+def ask_all(clients: Iterable[Client], at: Target, text: str = "hello") -> dict[str, Outcome]:
     """Let all clients ask at the same time."""
     clients = list(clients)
 
@@ -149,4 +149,4 @@ def environment() -> Iterator[None]:
 
 def starts(router: Router, engine: str) -> int:
     """Return how often an engine was started."""
-    return sum("started pid" in line for line in router.engines[engine].log.tail(999))
+    return sum("started pid" in line for line in router.engines[engine].logs.engine.tail(999))

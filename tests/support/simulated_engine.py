@@ -1,9 +1,7 @@
-"""Engines and memory that exist only in the program: for tests of residency under a virtual clock.
+"""An engine that exists only in the program: for tests of residency under a virtual clock.
 
-They do what real ones do to a router: take their time, fail, die, refuse to go, and give memory back late.
-And they object to what a router must never do: two residents in one memory, a start into memory that is not
-back, a second start of what runs, an end for what never ran. An objection is raised where it happens, and
-kept in `SimulatedMemory.faults`, since a supervisor survives the errors of its engines.
+It does what a real one does to a router: it takes its time, fails, dies and refuses to go. It objects to what a router
+must never do, as `SimulatedMemory` does: a second start of what runs, an end for what never ran.
 
     memory = SimulatedMemory()
     engine = SimulatedEngine("a", memory, start_s=20.0)
@@ -23,140 +21,12 @@ from attrs import define, field, frozen
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
-from engine_router.memory import GaugeUnreadable, MemoryReading
-
-GIB = 2**30
-
-
-@frozen
-class Reclaim:
-    """How memory comes back once its owner has gone.
-
-    Attributes:
-        delay_s: seconds in which nothing happens.
-        bytes_per_s: speed after that.
-    """
-
-    delay_s: float = 0.0
-    bytes_per_s: float = math.inf
-
-
-@frozen
-class _Return:
-    """Memory on its way back."""
-
-    size_bytes: int
-    freed_at: float
-    reclaim: Reclaim
-
-    def pending(self, now: float) -> int:
-        """Return the bytes that are not back yet."""
-        spent_s = now - self.freed_at - self.reclaim.delay_s
-        if spent_s < 0:
-            return self.size_bytes
-        if math.isinf(self.reclaim.bytes_per_s):
-            return 0
-        return max(0, self.size_bytes - int(spent_s * self.reclaim.bytes_per_s))
-
-
-@define(eq=False)
-class SimulatedMemory:
-    """One pool's memory; a gauge of itself.
-
-    Attributes:
-        total_bytes: its size.
-        reclaim: how memory that is freed from now on comes back.
-        kept_ratio: part of what is freed that never comes back by the gauge, such as page cache.
-        readable: False makes the gauge unreadable.
-        read_s: seconds that a reading takes.
-        tolerance: part of what was freed last that may still be on its way when the next start takes memory.
-        others_bytes: what other tenants hold.
-        shared: residents may be there together, as long as they fit.
-        held: what each resident holds.
-        faults: every objection.
-    """
-
-    total_bytes: int = 128 * GIB
-    reclaim: Reclaim = field(factory=Reclaim)
-    kept_ratio: float = 0.0
-    readable: bool = True
-    read_s: float = 0.0
-    tolerance: float = 0.05
-    others_bytes: int = 0
-    shared: bool = False
-    held: dict[ResidentId, int] = field(factory=dict)
-    faults: list[str] = field(factory=list)
-    _returning: list[_Return] = field(factory=list)
-    _kept_bytes: int = 0
-
-    @property
-    def name(self) -> str:
-        """What is read."""
-        return "simulated"
-
-    @property
-    def available_bytes(self) -> int:
-        """Free memory now."""
-        return self.total_bytes - sum(self.held.values()) - self.pending_bytes - self._reserved()
-
-    @property
-    def pending_bytes(self) -> int:
-        """What was freed and is not back yet."""
-        now = trio.current_time()
-        return sum(part.pending(now) for part in self._returning)
-
-    async def read(self) -> MemoryReading:
-        """Read free memory.
-
-        Raises:
-            GaugeUnreadable: `readable` is False.
-        """
-        await trio.sleep(self.read_s)
-        if not self.readable:
-            raise GaugeUnreadable("the simulated gauge is not readable now")
-        return MemoryReading(self.available_bytes, self.total_bytes)
-
-    def take(self, resident: ResidentId, size_bytes: int) -> None:
-        """Give memory to a resident that starts.
-
-        Raises:
-            AssertionError: another resident is there, or it does not fit, or the last one's memory is not back.
-        """
-        if self.shared:
-            if size_bytes > self.available_bytes + max(64 * 2**20, size_bytes // 10):
-                self.object(f"{resident} starts, and only {self.available_bytes / GIB:.1f} GiB are free")
-            self.held[resident] = size_bytes
-            return
-        if self.held:
-            self.object(f"{resident} starts beside {', '.join(map(str, self.held))}")
-        last = self._returning[-1].size_bytes if self._returning else 0
-        pending = self.pending_bytes
-        if pending > max(last * self.tolerance, 64 * 2**20):
-            self.object(f"{resident} starts while {pending / GIB:.1f} GiB are not back")
-        # A page cache is dropped under pressure.
-        self._kept_bytes = min(self._kept_bytes, max(0, self.available_bytes + self._kept_bytes - size_bytes))
-        self.held[resident] = size_bytes
-
-    def free(self, resident: ResidentId) -> None:
-        """Take the memory of a resident that has gone; it comes back as `reclaim` says."""
-        size = self.held.pop(resident)
-        kept = int(size * self.kept_ratio)
-        self._kept_bytes += kept
-        still = [part for part in self._returning if self.shared and part.pending(trio.current_time())]
-        self._returning = [*still, _Return(size - kept, trio.current_time(), self.reclaim)]
-
-    def object(self, what: str) -> None:
-        """Note a misuse and raise it."""
-        self.faults.append(what)
-        raise AssertionError(what)
-
-    def _reserved(self) -> int:
-        return self.others_bytes + self._kept_bytes
+from support.simulated_memory import GIB, SimulatedMemory
 
 
 @frozen
 class Script:
-    """How one start goes, and what comes of it.
+    """The course of one start, and what comes of it.
 
     Attributes:
         start: "ok"; "fail" (refused, nothing was taken); "exit" (ends by itself); "hang" (never ready);
@@ -175,8 +45,8 @@ class Script:
 
 
 @frozen
-class Deed:
-    """One thing that an engine did.
+class EngineAction:
+    """An entry in an engine's record of what it did.
 
     Attributes:
         at: the virtual clock, in seconds.
@@ -193,7 +63,7 @@ class Deed:
 
 @define(eq=False)
 class _Process:
-    """Something that runs."""
+    """A resident that runs."""
 
     script: Script
     stop_failures: int
@@ -216,12 +86,12 @@ class SimulatedEngine:
         scripts: how the next starts go; "ok" where there are no more.
         find_error: what is wrong with every look for what runs already; None for nothing.
         find_s: seconds that such a look takes.
-        illness: what its health checks find wrong; None for nothing.
+        check_error: what its health checks find wrong; None for nothing.
         check_s: seconds that one takes.
-        hindrance: why a start would be in vain, by a look at it; None for nothing.
+        start_obstacle: why a start would be in vain, by a look at it; None for nothing.
         looks: how often that was asked.
-        deeds: everything it did, oldest first.
-        diary: where the same goes too, to see the order among several engines.
+        actions: everything it did, oldest first.
+        shared_actions: where the same goes too, to see the order among several engines.
     """
 
     name: str
@@ -234,12 +104,12 @@ class SimulatedEngine:
     scripts: deque[Script] = field(factory=deque)
     find_error: Exception | None = None
     find_s: float = 0.0
-    illness: str | None = None
+    check_error: str | None = None
     check_s: float = 0.0
-    hindrance: str | None = None
+    start_obstacle: str | None = None
     looks: int = 0
-    deeds: list[Deed] = field(factory=list)
-    diary: list[Deed] = field(factory=list)
+    actions: list[EngineAction] = field(factory=list)
+    shared_actions: list[EngineAction] = field(factory=list)
     logs: EngineLogs = field(factory=EngineLogs)
     _running: dict[ResidentId, _Process] = field(factory=dict)
     _known: set[ResidentId] = field(factory=set)
@@ -261,7 +131,7 @@ class SimulatedEngine:
 
     def count(self, what: str) -> int:
         """Return how often it did something: "start", "adopt", "ready", "stop" or "end"."""
-        return sum(deed.what == what for deed in self.deeds)
+        return sum(action.what == what for action in self.actions)
 
     def is_running(self, resident: ResidentId) -> bool:
         """Tell whether a resident runs, ready or not."""
@@ -314,13 +184,13 @@ class SimulatedEngine:
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
         """Return what is wrong with a resident."""
         await trio.sleep(self.check_s)
-        return self.illness if resident in self._running else "does not run"
+        return self.check_error if resident in self._running else "does not run"
 
     async def obstacle(self, resident: ResidentId) -> str | None:
         """Return why a start would be in vain."""
         self.looks += 1
         await trio.sleep(self.check_s)
-        return self.hindrance
+        return self.start_obstacle
 
     async def list_models(self) -> Sequence[str] | None:
         """Return the models that run; None when nothing does.
@@ -369,7 +239,7 @@ class SimulatedEngine:
             raise failure
         if not supervision.stop_asked.is_set():
             self._note("ready", resident)
-            supervision.ready(Endpoint(f"http://{self.name}:{len(self.deeds)}"))
+            supervision.ready(Endpoint(f"http://{self.name}:{len(self.actions)}"))
             with trio.move_on_after(process.script.die_after_s) as lifetime:
                 await first_of(stop=supervision.stop_asked.wait, gone=process.gone.wait)
             if lifetime.cancelled_caught:
@@ -416,8 +286,8 @@ class SimulatedEngine:
             process.gone.set()
 
     def _note(self, what: Literal["start", "adopt", "ready", "stop", "end"], resident: ResidentId) -> None:
-        deed = Deed(trio.current_time(), what, resident)
-        self.deeds.append(deed)
-        if self.diary is not self.deeds:
-            self.diary.append(deed)
-        self.logs.engine.write(str(deed))
+        action = EngineAction(trio.current_time(), what, resident)
+        self.actions.append(action)
+        if self.shared_actions is not self.actions:
+            self.shared_actions.append(action)
+        self.logs.engine.write(str(action))

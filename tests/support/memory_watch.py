@@ -1,4 +1,4 @@
-"""How much memory engines have that were started with files of one folder, as anybody can see from outside.
+"""The memory of engines that were started with files of one folder, seen from outside.
 
 As a program: looks every 10 ms until its standard input is closed, then prints what it saw as JSON.
 
@@ -26,7 +26,7 @@ OWN = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
 
 
 class Watch:
-    """Finds the engines again and again. What runs already when it begins is none."""
+    """A look at the engines, again and again. What runs already when it begins is none."""
 
     def __init__(self, folder: str) -> None:
         self._mark = folder.encode()
@@ -49,10 +49,15 @@ def _pids() -> list[str]:
     return [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
+def _wait_for_input_to_end(over: threading.Event) -> None:
+    sys.stdin.read()
+    over.set()
+
+
 def main(folder: str, loaded_bytes: int) -> None:
     watch = Watch(folder)
     over = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    threading.Thread(target=_wait_for_input_to_end, args=(over,), daemon=True).start()
     peak, longest_s, last = 0, 0.0, time.monotonic()
     present: collections.Counter[int] = collections.Counter()
     loaded: collections.Counter[int] = collections.Counter()
