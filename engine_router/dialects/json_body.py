@@ -43,7 +43,8 @@ def parse_object(body: Octets) -> dict[str, Any]:
     Raises:
         BadRequest: it is not.
     """
-    refuse_empty(body)
+    if not body[:64].strip() and not body.strip():
+        raise BadRequest("the request body is empty; expected a JSON object")
     try:
         data = STRICT_DECODER.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -53,16 +54,6 @@ def parse_object(body: Octets) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadRequest("the request body must be a JSON object")
     return data
-
-
-def refuse_empty(body: Octets) -> None:
-    """Refuse a body of nothing but blanks.
-
-    Raises:
-        BadRequest: it is one.
-    """
-    if not body[:64].strip() and not body.strip():
-        raise BadRequest("the request body is empty; expected a JSON object")
 
 
 def json_object(body: bytes | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The names of models that clients send: their bound, and the known names that look like an unknown one."""
+"""The known names of models that look like an unknown one."""
 
 from __future__ import annotations
 
@@ -7,26 +7,12 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable
 
-from engine_router.errors import BadRequest
 from engine_router.guards.limits import MAX_CANDIDATES, MAX_SUGGESTED, MODEL_NAME_CHARS
 
 _MOST_ALIKE = 3
 # So many of the candidates are compared letter by letter, which takes a while for each.
 _COMPARED = 32
 _LEAST_LIKENESS = 0.5
-
-
-def checked_name(model: str) -> str:
-    """Return a model's name as it came.
-
-    Raises:
-        BadRequest: it is longer than any name of a model.
-    """
-    if len(model) > MODEL_NAME_CHARS:
-        raise BadRequest(
-            f'"model" has {len(model)} characters, more than {MODEL_NAME_CHARS}: {model[:40]!r}...'
-        )
-    return model
 
 
 def close_names(name: str, known: Iterable[str], is_offered: Callable[[str], bool]) -> list[str]:

@@ -10,9 +10,9 @@ import msgspec
 from attrs import frozen
 
 from engine_router.dialects.base import Dialect
-from engine_router.dialects.json_body import Octets, parse_object, refuse_empty, to_json
-from engine_router.dialects.model_names import checked_name
+from engine_router.dialects.json_body import Octets, parse_object, to_json
 from engine_router.errors import BadRequest, NoModelNamed
+from engine_router.guards.limits import MODEL_NAME_CHARS
 
 _PIECE_BYTES = 262_144
 
@@ -30,8 +30,8 @@ _NAMED = msgspec.json.Decoder(_Named)
 
 
 def _named_in(body: Octets) -> _Named:
-    refuse_empty(body)
-    _refuse_other_text(body)
+    if not body.isascii():
+        _refuse_other_text(body)
     try:
         return _NAMED.decode(body.removeprefix(codecs.BOM_UTF8) if body[:3] == codecs.BOM_UTF8 else body)
     except msgspec.ValidationError:
@@ -46,6 +46,19 @@ def _named_in(body: Octets) -> _Named:
 def has_no_value(member: object) -> bool:
     """Tell whether a member that names something is there without naming anything."""
     return member is None or member == ""
+
+
+def checked_name(model: str) -> str:
+    """Return a model's name as it came.
+
+    Raises:
+        BadRequest: it is longer than any name of a model.
+    """
+    if len(model) > MODEL_NAME_CHARS:
+        raise BadRequest(
+            f'"model" has {len(model)} characters, more than {MODEL_NAME_CHARS}: {model[:40]!r}...'
+        )
+    return model
 
 
 def model_in(data: Mapping[str, Any]) -> str:

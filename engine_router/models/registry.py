@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attrs import frozen
 
 from engine_router.config import Config, OllamaConfig
-from engine_router.dialects.model_names import checked_name, close_names
+from engine_router.dialects.model_names import close_names
+from engine_router.dialects.routed import checked_name
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import UnknownModel
 from engine_router.models.weights import launch_of

@@ -7,7 +7,7 @@ import re
 from typing import Final
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
-from engine_router.dialects.model_names import checked_name
+from engine_router.dialects.routed import checked_name
 from engine_router.guards.limits import REMEMBERED_PATHS
 
 API_ROUTES: Final = frozenset(("chat", "generate", "embed", "embeddings"))

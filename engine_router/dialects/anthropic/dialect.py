@@ -30,6 +30,7 @@ class Anthropic:
     name = "anthropic"
     stream_type = "text/event-stream"
     keepalive = b": keepalive\n\n"
+    frames_end = staticmethod(events_end)
 
     def streams(self, path: str, body: Mapping[str, Any]) -> bool:
         """Tell whether the client asked for a stream of events."""
@@ -50,7 +51,3 @@ class Anthropic:
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as the named event that the SDKs raise on."""
         return named_event("error", self.error(error))
-
-    def frames_end(self, data: bytes) -> int:
-        """Return where the last complete event ends."""
-        return events_end(data)

@@ -26,6 +26,7 @@ class OpenAI:
     name = "openai"
     stream_type = "text/event-stream"
     keepalive = b": keepalive\n\n"
+    frames_end = staticmethod(events_end)
 
     def streams(self, path: str, body: Mapping[str, Any]) -> bool:
         """Tell whether the client asked for a stream of events."""
@@ -45,7 +46,3 @@ class OpenAI:
     def stream_error(self, error: RouterError) -> bytes:
         """Render an error as an event that the SDKs raise on. No `[DONE]` follows: the stream is not complete."""
         return data_event(self.error(error))
-
-    def frames_end(self, data: bytes) -> int:
-        """Return where the last complete event ends."""
-        return events_end(data)
