@@ -78,10 +78,10 @@ async def open_router(
         ):
             sleep_registry = SleepRegistry()
             await nursery.start(sleep_registry.run)
-            forge = _EngineFactory(client, nursery, sleep_registry)
-            router = await _compose(config, forge)
+            factory = _EngineFactory(client, nursery, sleep_registry)
+            router = await _compose(config, factory)
             router.sleeping = lambda: sleep_registry.residents
-            await _start(router, forge, source)
+            await _start(router, factory, source)
             try:
                 try:
                     yield router
@@ -97,11 +97,11 @@ async def open_router(
             raise failure
 
 
-async def _start(router: Router, forge: _EngineFactory, source: Source | None) -> None:
+async def _start(router: Router, factory: _EngineFactory, source: Source | None) -> None:
     """Start the tasks of a router."""
-    nursery = forge.nursery
+    nursery = factory.nursery
     if source is not None:
-        reloader = Reloader(source, forge.make, forge.renew, forge.forget)
+        reloader = Reloader(source, factory.make, factory.renew, factory.forget)
         router.set_reloader(reloader.reload)
         nursery.start_soon(reloader.watch, router)
     await nursery.start(router.supervisor.run)
@@ -110,7 +110,7 @@ async def _start(router: Router, forge: _EngineFactory, source: Source | None) -
     nursery.start_soon(
         keep_fresh,
         lambda: router.known_models,
-        forge.client,
+        factory.client,
         lambda: _serving(router.read_model),
         router.events(),
     )
@@ -171,11 +171,11 @@ class _EngineFactory:
         await self._sleep_registry.clear([r for r in self._sleep_registry.residents if r.engine in engines])
 
 
-async def _compose(config: Config, forge: _EngineFactory) -> Router:
+async def _compose(config: Config, factory: _EngineFactory) -> Router:
     state_file = default_state_file() if config.state_file is None else Path(config.state_file)
     state = await trio.to_thread.run_sync(read_state, state_file)
     hub = EventHub()
-    engines = {name: await forge.make(name, config) for name in config.engines}
+    engines = {name: await factory.make(name, config) for name in config.engines}
     upstream, learned = Upstream(), Learned()
     snapshot = await make_snapshot(config, engines, upstream, state, learned)
     supervisor = Supervisor(

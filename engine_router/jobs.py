@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # Seconds for which ended jobs are remembered.
 REMEMBERED_S: Final = 3600.0
 
-State = Literal["running", "done", "failed", "cancelled"]
+JobState = Literal["running", "done", "failed", "cancelled"]
 Work = Callable[[str, ExitStack], Awaitable[Mapping[str, Any]]]
 """Does a job: takes its id and a stack that is closed when it ends; returns what came of it."""
 
@@ -41,7 +41,7 @@ class Job:
     kind: str
     subject: str
     began_at: float
-    state: State = "running"
+    state: JobState = "running"
     ended_at: float | None = None
     result: Mapping[str, Any] | None = None
     error: RouterError | None = None

@@ -135,8 +135,8 @@ def parse_config(
     if config is None or missing:
         places = {path for path, _ in missing}  # what stands there now would only be refused once more
         all_faults = [*missing, *(fault for fault in faults if fault[0] not in places)]
-        told = [(environment.masked(path), environment.masked(words)) for path, words in all_faults]
-        raise ConfigError(source, told, excerpts(text, [path for path, _ in told]))
+        masked = [(environment.masked(path), environment.masked(words)) for path, words in all_faults]
+        raise ConfigError(source, masked, excerpts(text, [path for path, _ in masked]))
     return attrs.evolve(config, hidden=environment.hidden())
 
 

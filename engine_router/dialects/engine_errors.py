@@ -101,8 +101,8 @@ def error_message(body: bytes) -> str | None:
         return _in_text(text)
     if isinstance(data, str):
         return _in_text(data)
-    told = _in_json(data, _DEPTH)
-    return told or (None if _is_list_of_faults(data) else text[:_MESSAGE_CHARS] or None)
+    message = _in_json(data, _DEPTH)
+    return message or (None if _is_list_of_faults(data) else text[:_MESSAGE_CHARS] or None)
 
 
 def _is_list_of_faults(data: Any) -> bool:
@@ -141,9 +141,9 @@ def _on_page(page: str) -> str | None:
 
 
 def _joined(faults: list[tuple[Any, Any]]) -> str | None:
-    told = [_fault(place, said) for place, said in faults if isinstance(said, str) and said]
-    more = len(told) - _MOST_FAULTS
-    return "; ".join(told[:_MOST_FAULTS]) + (f"; and {more} more" if more > 0 else "") or None
+    texts = [_fault(place, said) for place, said in faults if isinstance(said, str) and said]
+    more = len(texts) - _MOST_FAULTS
+    return "; ".join(texts[:_MOST_FAULTS]) + (f"; and {more} more" if more > 0 else "") or None
 
 
 def _fault(place: Any, said: str) -> str:

@@ -287,8 +287,8 @@ def _ollama_facts(
     info = shown.get("model_info")
     info = info if isinstance(info, dict) else {}
     made_for = info.get(f"{info.get('general.architecture')}.context_length")
-    told = shown.get("capabilities")
-    capabilities = tuple(word for word in told if isinstance(word, str)) if isinstance(told, list) else ()
+    words = shown.get("capabilities")
+    capabilities = tuple(word for word in words if isinstance(word, str)) if isinstance(words, list) else ()
     return ModelFacts(
         capabilities=capabilities or ("completion",),
         context_length=(configured.context_length if configured is not None else None)

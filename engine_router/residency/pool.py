@@ -46,7 +46,7 @@ class Pool:
         self.gone: dict[ResidentId, ResidentTask] = {}
         self.stuck: dict[ResidentId, ResidentTask] = {}
         self._outbox = outbox
-        self._told = self._taken = 0
+        self._sent = self._taken = 0
         self._changed: trio.Event | None = None
 
     @property
@@ -63,13 +63,13 @@ class Pool:
     @property
     def is_behind(self) -> bool:
         """Whether events are on their way to the ledger."""
-        return self._taken < self._told
+        return self._taken < self._sent
 
     def tell(self, event: LedgerEvent) -> None:
         """Send an event to the supervisor. Never waits; the event is lost where nobody decides any more."""
         with contextlib.suppress(trio.BrokenResourceError):
             self._outbox.send_nowait((self, event))
-            self._told += 1
+            self._sent += 1
 
     def note_taken(self) -> None:
         """Note that the ledger has taken in the oldest of the events on their way."""
@@ -77,14 +77,14 @@ class Pool:
 
     def note_end(self) -> None:
         """Note that no event will be taken in any more."""
-        self._taken = self._told
+        self._taken = self._sent
         self.note_change()
 
     async def caught_up(self) -> None:
         """Wait until the ledger has taken in everything that was told until now."""
-        told = self._told
+        sent = self._sent
         await trio.lowlevel.checkpoint()
-        while self._taken < told:
+        while self._taken < sent:
             await self.change()
 
     async def change(self) -> None:

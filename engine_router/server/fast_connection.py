@@ -87,7 +87,7 @@ class FastConnection:
         self._refused: RouterError | None = None
         self._added: Headers = ()
         self._hub = hub
-        self._news = trio.Event()
+        self._changed = trio.Event()
         self._room = trio.Event()
         self._verdict: Verdict | None = None
         self._arriving: ArrivingBody | None = None
@@ -117,7 +117,7 @@ class FastConnection:
     def finish_soon(self) -> None:
         """Serve the request in hand to its end, and no other one."""
         self._closing = True
-        self._news.set()
+        self._changed.set()
 
     # The task that reads.
 
@@ -143,7 +143,7 @@ class FastConnection:
         except ConnectionLost:
             pass
         self._gone = True
-        self._news.set()
+        self._changed.set()
         if self._request is not None:
             # Everything is given back in this very step, whatever the serving task is doing.
             self._request.client_left()
@@ -164,7 +164,7 @@ class FastConnection:
             self._judge()
         else:
             self._verdict = verdict
-            self._news.set()
+            self._changed.set()
 
     def _judge(self) -> None:
         """Refuse a request whose body is still coming, once, for what its head says: nothing of it is gathered."""
@@ -177,7 +177,7 @@ class FastConnection:
             self._admits(path.decode("ascii"), query, request.headers)
         except RouterError as error:
             self._refused, self._unheard = error, True
-            self._news.set()
+            self._changed.set()
 
     def _take_in(self, arriving: ArrivingBody, verdict: Verdict) -> None:
         """Hand on a further piece of a large body."""
@@ -228,8 +228,8 @@ class FastConnection:
         while not (self._verdict or self._refused or self._gone):
             if self._closing and self._reader.is_between:
                 break
-            self._news = trio.Event()
-            await self._news.wait()
+            self._changed = trio.Event()
+            await self._changed.wait()
         return None if self._gone else self._verdict
 
     async def _serve_one(self) -> bool:
@@ -341,8 +341,8 @@ class FastConnection:
         self.stream.finish()
         with trio.move_on_after(LINGER_S):
             while not self._gone:
-                self._news = trio.Event()
-                await self._news.wait()
+                self._changed = trio.Event()
+                await self._changed.wait()
 
 
 def response_head(status: int, headers: Headers, *, chunked: bool, keep_alive: bool) -> bytes:

@@ -70,9 +70,9 @@ class AnswerSpeed:
 
     def _rate(self, tokens: int) -> float:
         """Return tokens per second; NaN where that is not known."""
-        told = _number(self._timings, "predicted_per_second")
-        if told > 0:
-            return told
+        rate = _number(self._timings, "predicted_per_second")
+        if rate > 0:
+            return rate
         span_s = _number(self._usage, "eval_duration") / 1e9
         if span_s > 0:
             return tokens / span_s

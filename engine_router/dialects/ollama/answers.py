@@ -151,9 +151,9 @@ class WholeText(_Text):
         for piece in pieces:
             texts[piece.kind] += piece.text
             self._calls.take(piece)
-        told = [token.shown(full=False) for piece in pieces for token in piece.logprobs]
+        logprobs = [token.shown(full=False) for piece in pieces for token in piece.logprobs]
         said = self._form.said(texts["text"], texts["thinking"], self._calls.made())
-        return self._line({**said, **self._ending(), **({"logprobs": told} if told else {})})
+        return self._line({**said, **self._ending(), **({"logprobs": logprobs} if logprobs else {})})
 
 
 class StreamedText(_Text):
@@ -183,12 +183,12 @@ class StreamedText(_Text):
                 self._calls.take(piece)
                 continue
             before, behind = self._form.text if piece.kind == "text" else self._form.thinking
-            told = b""
+            logprobs = b""
             if piece.logprobs:
-                told = b',"logprobs":' + to_json([token.shown(full=False) for token in piece.logprobs])
+                logprobs = b',"logprobs":' + to_json([token.shown(full=False) for token in piece.logprobs])
             lines.append(
                 b'%b%b",%b%b%b,"done":false%b}\n'
-                % (self._begin, self._timestamps.now(), before, piece.quoted(), behind, told)
+                % (self._begin, self._timestamps.now(), before, piece.quoted(), behind, logprobs)
             )
         return b"".join(lines)
 

@@ -128,8 +128,8 @@ class _Choice:
             said["message"] = self._message.whole()
         # A stream that ended in good order, of an engine that says nothing of why.
         ending = {"finish_reason": "stop"} if not self.has_ended else {}
-        told: JsonObject = {"logprobs": self._logprobs or None} if self._tells_logprobs else {}
-        return {**self._members, "index": self._index, **said, **told, **ending}
+        logprobs: JsonObject = {"logprobs": self._logprobs or None} if self._tells_logprobs else {}
+        return {**self._members, "index": self._index, **said, **logprobs, **ending}
 
 
 class _Message:

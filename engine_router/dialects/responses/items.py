@@ -64,13 +64,13 @@ class OutputItem(ABC):
     def close(self, status: ItemStatus) -> bytes:
         """End the item; return the events that say so."""
         self._status = status
-        return self._last_words() + self._told("done", self.shown())
+        return self._last_words() + self._item_event("done", self.shown())
 
     @abstractmethod
     def _last_words(self) -> bytes:
         """Return the events with all of the text, now that it has ended."""
 
-    def _told(self, what: str, item: JsonObject) -> bytes:
+    def _item_event(self, what: str, item: JsonObject) -> bytes:
         return self._events.event(f"response.output_item.{what}", output_index=self._index, item=item)
 
 
@@ -87,7 +87,7 @@ class TextItem(OutputItem):
 
     def open(self) -> bytes:
         """Return the events that announce the item."""
-        added = self._told("added", {**self.shown(), "content": []})
+        added = self._item_event("added", {**self.shown(), "content": []})
         return added + self._events.event("response.content_part.added", **self._place, part=self._part())
 
     def add(self, text: str, logprobs: list[JsonObject]) -> bytes:
@@ -129,7 +129,7 @@ class CallItem(OutputItem):
 
     def open(self) -> bytes:
         """Return the event that announces the item."""
-        return self._told("added", self.shown())
+        return self._item_event("added", self.shown())
 
     def add(self, text: str, logprobs: list[JsonObject]) -> bytes:  # noqa: ARG002 - probabilities belong to what is said
         """Add a piece of the arguments; return its event.

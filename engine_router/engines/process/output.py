@@ -116,8 +116,8 @@ def last_words(lines: Sequence[str], asked: Iterable[str]) -> tuple[str, ...]:
     """
     paths = "|".join(re.escape(path) for path in asked)
     own = re.compile(rf"\b(?:GET|HEAD)\b\W{{1,12}}(?:{paths})(?![\w/.-])|\bcode \d{{3}}, message ")
-    told = [line for line in lines[-_SEARCHED_LINES:] if not own.search(line)]
-    before, last = told[:-LINES_IN_ERRORS], told[-LINES_IN_ERRORS:]
+    engine_lines = [line for line in lines[-_SEARCHED_LINES:] if not own.search(line)]
+    before, last = engine_lines[:-LINES_IN_ERRORS], engine_lines[-LINES_IN_ERRORS:]
     if any(_ERROR.search(line) for line in last):
         return tuple(last)
     errors = [line for line in before if _ERROR.search(line)][-LINES_IN_ERRORS // 2 :]

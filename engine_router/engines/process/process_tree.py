@@ -125,23 +125,23 @@ class Guardian:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the guardian, and start it again should it end. Cancellation lets it finish its work and go."""
-        announced = told = False
+        announced = is_reported = False
         try:
             while True:
                 try:
                     process, line = await self._start()
                 except OSError as error:
                     # Nothing is to end for this: what lacks now may be there in a moment.
-                    if not told:
+                    if not is_reported:
                         logger.warning(
                             "the guardian program cannot be started (%s); it is tried again", error
                         )
-                    told = True
+                    is_reported = True
                     if not lacks_resources(error):
                         raise
                     await trio.sleep(RETRY_S)
                     continue
-                told = False
+                is_reported = False
                 try:
                     self._line = line
                     for group, more in self._watched.items():

@@ -145,7 +145,7 @@ class _OllamaModel(LoadedModel[OllamaConfig]):
         self._found_s: float | None = None
 
     async def start(self) -> Endpoint:
-        await self._unload_strangers()
+        await self._unload_unmanaged()
         self.began = True
         self.log.write("loading")
         self.obstacle = "its load has not ended"
@@ -254,7 +254,7 @@ class _OllamaModel(LoadedModel[OllamaConfig]):
         return self.model in await self.engine.in_memory()
 
     async def _until_gone(self, *, aborted: bool) -> None:
-        """Unload the model and wait until it is gone; take strangers along as far as that takes no longer."""
+        """Unload the model and wait until it is gone; take unmanaged models along as far as that takes no longer."""
         backoff = Backoff()
         asked = False
         if aborted:  # half loaded, it may not be listed yet
@@ -273,34 +273,34 @@ class _OllamaModel(LoadedModel[OllamaConfig]):
                 asked = asked or await self._unload(self.model)
             await backoff.pause()
         self.log.write("unloaded")
-        for stranger in self._strangers(loaded):
-            await self._unload(stranger)
+        for name in self._unmanaged(loaded):
+            await self._unload(name)
 
-    def _strangers(self, loaded: Sequence[str]) -> list[str]:
+    def _unmanaged(self, loaded: Sequence[str]) -> list[str]:
         return [model for model in loaded if model not in self.engine.supervised]
 
-    async def _unload_strangers(self) -> None:
+    async def _unload_unmanaged(self) -> None:
         """Unload what was loaded past the router, and see that it is gone.
 
         Raises:
             EngineStartFailed: it is still there after `stop_timeout_s`.
         """
         timeout_s = self.config.stop_timeout_s
-        strangers: list[str] = []
+        unmanaged: list[str] = []
         with trio.move_on_after(timeout_s):
             backoff = Backoff()
             asked: set[str] = set()
-            while strangers := self._strangers(await self.engine.in_memory()):
-                for stranger in strangers:
-                    if stranger not in asked:
-                        self.log.write(f"unloading '{stranger}', which was loaded behind the router's back")
-                        asked.add(stranger)
-                        await self._unload(stranger)
+            while unmanaged := self._unmanaged(await self.engine.in_memory()):
+                for name in unmanaged:
+                    if name not in asked:
+                        self.log.write(f"unloading '{name}', which was loaded behind the router's back")
+                        asked.add(name)
+                        await self._unload(name)
                 await backoff.pause()
             return
         raise EngineStartFailed(
             self.name,
-            f"still holds {', '.join(strangers) or 'other models'}, loaded behind the router's back, {timeout_s:g} s after "
+            f"still holds {', '.join(unmanaged) or 'other models'}, loaded behind the router's back, {timeout_s:g} s after "
             "it was told to unload them; let their users go through the router",
         )
 
