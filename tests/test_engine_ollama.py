@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from engine_router.config import OllamaConfig, parse_config
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.engines.remote.ollama_engine import OllamaEngine
-from engine_router.engines.remote.ollama_names import normal_name
+from engine_router.engines.remote.ollama_models import normal_name
 from engine_router.errors import (
     EngineStartFailed,
     EngineStartTimeout,

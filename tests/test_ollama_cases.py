@@ -25,7 +25,7 @@ from support.served import served
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
-from engine_router.engines.remote.ollama_names import normal_name
+from engine_router.engines.remote.ollama_models import normal_name
 from engine_router.errors import UnknownModel
 from engine_router.models.registry import ModelRegistry
 

@@ -18,7 +18,7 @@ from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.dialects.ollama.load_only import kept_for_ever
 from engine_router.engines.base import ResidentId
-from engine_router.engines.remote.ollama_session import Session
+from engine_router.engines.remote.ollama_models import Session
 from engine_router.residency.resident_state import Phase
 
 LIMIT_S = 200.0

@@ -1,4 +1,4 @@
-"""How often to look at something that has no event to wait for."""
+"""The pauses between looks at something that has no event to wait for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PART_OF_ELAPSED = 1 / 20
 
 @define(eq=False)
 class Backoff:
-    """Pauses between looks: 10 ms at first, later a twentieth of the time since the first, 250 ms at most."""
+    """A series of growing pauses: 10 ms at first, later a twentieth of the time since the first, 250 ms at most."""
 
     _began_at: float = field(factory=trio.current_time)
 

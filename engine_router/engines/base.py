@@ -1,4 +1,4 @@
-"""What `residency/` knows of an engine: the protocol, and the words that both sides share."""
+"""The protocol of an engine, as `residency/` knows it, with the values that both sides share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOUBT_S: Final = 2.0
 
 @frozen(order=True, cache_hash=True)  # it is the key of nearly everything
 class ResidentId:
-    """What holds memory, and is started and stopped as a whole.
+    """The name of a resident: what holds memory, and is started and stopped as a whole.
 
     Attributes:
         engine: name of the engine in the configuration.
@@ -36,7 +36,7 @@ class ResidentId:
 
 @frozen
 class Endpoint:
-    """Where a ready resident answers.
+    """The address of a ready resident.
 
     Attributes:
         base_url: `http://host:port`, without a path.
@@ -55,7 +55,7 @@ class Endpoint:
 
 @frozen
 class Ended:
-    """How a resident came to its end.
+    """The end of a resident.
 
     Attributes:
         stopped: True when the supervisor had asked for it.
@@ -73,7 +73,7 @@ class Ended:
 
 @define(eq=False)
 class Supervision:
-    """What a living resident and its supervisor say to each other.
+    """The signals between a running resident and its supervisor.
 
     The supervisor calls `stop()` and `doubt()`; both are synchronous and may be called at any time and more
     than once. The engine calls `ready()` once, when the first request can be served, and waits for the rest.
@@ -138,7 +138,7 @@ class LogRing:
 
     @property
     def count(self) -> int:
-        """How many lines were ever written."""
+        """The number of lines ever written."""
         return self._count
 
     def feed(self, data: bytes) -> None:
@@ -243,7 +243,7 @@ class Engine(Protocol):
 
     @property
     def logs(self) -> EngineLogs:
-        """What it and its residents wrote last, or what the router did to them where it cannot read their output."""
+        """The last lines that it and its residents wrote, or what the router did to them where it cannot read those."""
         ...
 
     def resident_of(self, model: str) -> ResidentId:

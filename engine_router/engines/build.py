@@ -1,4 +1,4 @@
-"""From configuration to engines."""
+"""The factory of configured engines."""
 
 from __future__ import annotations
 

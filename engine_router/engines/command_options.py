@@ -158,7 +158,7 @@ _UNKNOWN: Final = EngineProgram(
 
 @frozen(kw_only=True)
 class ModelOptions:
-    """What a command says about the model that it serves.
+    """The options of a command that concern the model that it serves.
 
     Attributes:
         kind: the kind of engine; without a name where it is not known.

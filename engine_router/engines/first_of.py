@@ -1,4 +1,4 @@
-"""Waiting for whichever of several things happens first."""
+"""The wait for the first of several things."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer
 # One probe that is accepted and never answered must not hold up the next: engines do that while they load.
 PROBE_TIMEOUT_S = 2.0
 CANNOT_ASK = "the router has no file descriptor left to ask with"
-"""What is seen of an engine then: nothing."""
+"""The obstacle that says nothing about the engine."""
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 @frozen
 class Check:
-    """What an answer must be for the engine to count as ready.
+    """The condition that an answer must meet for the engine to count as ready.
 
     Attributes:
         text: the check as configured: `status == 200`, `key==value` (keys nested by dots) or `model:<id>`.
@@ -121,7 +121,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @frozen
 class ReadinessProbe:
-    """Asks again and again until the engine is ready.
+    """A probe that asks again and again until the engine is ready.
 
     Attributes:
         url: where to ask.

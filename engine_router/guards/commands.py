@@ -40,7 +40,7 @@ class CommandResult:
 
     @property
     def complaint(self) -> str:
-        """What is wrong, in one line."""
+        """The fault, in one line."""
         return " ".join((self.said or f"exit status {self.code}").split())[:_COMPLAINT_CHARS]
 
 

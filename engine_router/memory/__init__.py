@@ -1,4 +1,8 @@
-"""How much memory is free, and whether a stopped engine's memory has come back."""
+"""Memory: how much is free, whether a stopped engine's has come back, and the page cache around a swap.
+
+Other rooms import the gauges, `settle` and the page cache from this package, and `is_unified` from `unified`. It knows
+no engine and no configuration.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the control group of this process lets it take, on Linux: version 1 and 2.
+"""The memory limits of this process's control groups, on Linux: version 1 and 2.
 
 A container or a systemd unit with a memory limit may take less than the host has. Limits count in every group
 up to the root of the hierarchy, as far as it can be seen from here. What the kernel gives back under pressure,
@@ -41,7 +41,7 @@ _V2: Final = _Version(
 
 @attrs.frozen
 class Allowance:
-    """What the control groups allow.
+    """The memory that the control groups allow.
 
     Attributes:
         limit_bytes: the smallest limit.

@@ -79,7 +79,7 @@ class CommandGauge:
 
     @property
     def name(self) -> str:
-        """What is read, for logs and messages."""
+        """The name for logs and messages."""
         return f"command {self.argv[0]}"
 
     async def read(self) -> MemoryReading:

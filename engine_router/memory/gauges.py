@@ -20,16 +20,16 @@ from engine_router.memory.nvml import NvmlGauge
 from engine_router.memory.reading import Gauge, MemoryReading
 
 GAUGE_KINDS: Final = ("auto", "memavailable", "memfree", "psutil", "nvml", "command", "none")
-"""What `make_gauge` accepts."""
+"""The kinds that `make_gauge` accepts."""
 
 
 @attrs.frozen
 class NullGauge:
-    """For pools whose memory is not ours to read, like a remote machine's: never anything to wait for."""
+    """The gauge of pools whose memory is not ours to read, like a remote machine's: never anything to wait for."""
 
     @property
     def name(self) -> str:
-        """What is read, for logs and messages."""
+        """The name for logs and messages."""
         return "none"
 
     async def read(self) -> MemoryReading:

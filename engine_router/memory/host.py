@@ -19,7 +19,7 @@ _MAX_DIGITS: Final = 19
 
 @attrs.frozen
 class MeminfoGauge:
-    """Linux: one line of /proc/meminfo.
+    """The gauge of one line of /proc/meminfo, on Linux.
 
     Where /proc/meminfo is not the kernel's own but a FUSE file (as lxcfs mounts it in containers), its
     server may stall; choose `psutil` there, which reads in a thread.
@@ -32,7 +32,7 @@ class MeminfoGauge:
 
     @property
     def name(self) -> str:
-        """What is read, for logs and messages."""
+        """The name for logs and messages."""
         return self.field.lower()
 
     async def read(self) -> MemoryReading:
@@ -104,7 +104,7 @@ class VirtualMemory(Protocol):
 
 @attrs.frozen
 class PsutilGauge:
-    """macOS, Windows and the rest: what psutil calls available."""
+    """The gauge of what psutil calls available, on macOS, Windows and the rest."""
 
     ask: Callable[[], VirtualMemory] = psutil.virtual_memory
     groups: ControlGroups = attrs.field(factory=ControlGroups)
@@ -112,7 +112,7 @@ class PsutilGauge:
 
     @property
     def name(self) -> str:
-        """What is read, for logs and messages."""
+        """The name for logs and messages."""
         return "psutil"
 
     async def read(self) -> MemoryReading:

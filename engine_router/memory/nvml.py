@@ -12,7 +12,7 @@ from engine_router.memory.reading import GaugeUnreadable, MemoryReading
 
 
 class NvmlMemory(Protocol):
-    """What NVML tells about one GPU's memory, in bytes."""
+    """The memory of one GPU as NVML tells it, in bytes."""
 
     @property
     def free(self) -> int:
@@ -58,7 +58,7 @@ def load_pynvml() -> Nvml:
 
 @attrs.define
 class NvmlGauge:
-    """The free memory of one discrete NVIDIA GPU, as its driver tells it.
+    """The gauge of one discrete NVIDIA GPU's free memory, as its driver tells it.
 
     NVML is initialised once and never shut down: others in this process may use it too.
     """
@@ -73,7 +73,7 @@ class NvmlGauge:
 
     @property
     def name(self) -> str:
-        """What is read, for logs and messages."""
+        """The name for logs and messages."""
         return f"nvml:{self.index}"
 
     async def read(self) -> MemoryReading:

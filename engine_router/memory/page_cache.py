@@ -26,7 +26,7 @@ from engine_router.memory.host import MeminfoGauge
 from engine_router.memory.reading import GaugeUnreadable
 
 SLICE_BYTES: Final = 8 * 2**20
-"""What is read between two looks at free memory, and between two chances to be cancelled."""
+"""The size of a read between two looks at free memory, and between two chances to be cancelled."""
 
 DROP_SLICE_BYTES: Final = 2**30
 

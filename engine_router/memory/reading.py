@@ -1,4 +1,4 @@
-"""What a gauge is: it reads the free memory of one pool, in bytes.
+"""The protocol of a gauge, which reads the free memory of one pool, in bytes.
 
 A gauge that cannot read raises `GaugeUnreadable`. It never returns a number that it did not measure:
 a zero or an old value in place of an error would look like memory that was taken or freed.
@@ -23,7 +23,7 @@ class MemoryReading:
     """One look at a pool's memory."""
 
     available_bytes: int
-    """What a new engine could take now, in bytes."""
+    """The memory that a new engine could take now, in bytes."""
     total_bytes: int | None = None
     """The size of the whole pool in bytes; None where the gauge cannot tell."""
     measured: bool = True
@@ -31,11 +31,11 @@ class MemoryReading:
 
 
 class Gauge(Protocol):
-    """Reads the free memory of one pool."""
+    """A gauge of the free memory of one pool."""
 
     @property
     def name(self) -> str:
-        """What is read, for logs and messages."""
+        """The name for logs and messages."""
 
     async def read(self) -> MemoryReading:
         """Read the memory now.

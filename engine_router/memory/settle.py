@@ -1,4 +1,4 @@
-"""Waiting until a stopped engine's memory has really come back, and not a moment longer.
+"""The wait until a stopped engine's memory has really come back, and not a moment longer.
 
 A process can be gone before its memory is: the kernel unmaps 81 GiB at a few GiB/s, and a GPU driver
 frees when it finds time, sometimes only after more than a second. The next engine may not start into
@@ -14,7 +14,7 @@ figures bracket the truth, both signed:
   before ours came back, and so mistakes for ours what others took and gave back.
 
 Only `sure` ends the wait at once. In every other case the reading has to stop rising first, for a
-patience that is the longer the weaker the evidence is (`_Watch.verdict`). So a mistake in either
+patience that is the longer the weaker the evidence is (`_SettleWatch.verdict`). So a mistake in either
 direction costs a few seconds; neither falling memory nor another tenant's return is ever success.
 
 Rising is judged against the level of the last progress, not between neighbouring samples: at 1.5 GiB/s
@@ -65,10 +65,10 @@ _FALLS_BETWEEN_RECORDS: Final = 3
 
 
 class SettleOutcome(enum.Enum):
-    """How a settle ended well, or well enough to go on."""
+    """The end of a settle that went well, or well enough to go on."""
 
     RETURNED = "returned"
-    """What was expected is back."""
+    """The expected memory is back."""
     PLATEAU = "plateau"
     """It stopped rising after most came back (some, where the amount was unknown): the expectation was
     too high, or another tenant took the rest."""
@@ -81,7 +81,7 @@ class SettleOutcome(enum.Enum):
 
 @attrs.frozen
 class SettleResult:
-    """What a settle saw."""
+    """The result of a settle."""
 
     outcome: SettleOutcome
     released_bytes: int
@@ -148,7 +148,7 @@ async def settle(
     Cancelling it leaves nothing behind: it has no task of its own.
     """
     started = trio.current_time()
-    watch = _Watch(baseline_bytes, expected_bytes, timeout_s)
+    watch = _SettleWatch(baseline_bytes, expected_bytes, timeout_s)
     failure: GaugeUnreadable | None = None
     with trio.move_on_at(started + watch.limit_s):
         while True:
@@ -176,7 +176,7 @@ async def _attempt(gauge: Gauge) -> tuple[MemoryReading | None, GaugeUnreadable 
 
 
 @attrs.define
-class _Watch:
+class _SettleWatch:
     """The judge of a settle: is told readings and times, has neither I/O nor a clock."""
 
     baseline: int | None
@@ -221,7 +221,7 @@ class _Watch:
         self._take(reading.available_bytes, now)
         if self.expects_nothing:
             return SettleOutcome.NOTHING
-        outcome, patience_s = self._prospect()
+        outcome, patience_s = self._verdict_if_flat()
         return outcome if now - self._progress_at >= min(patience_s, self._worth_s) else None
 
     @property
@@ -233,7 +233,7 @@ class _Watch:
         """
         return math.inf if self.expected is None else _FOR_ANYTHING_S + self.expected / _WORTH_BYTES_PER_S
 
-    def _prospect(self) -> tuple[SettleOutcome, float]:
+    def _verdict_if_flat(self) -> tuple[SettleOutcome, float]:
         """Say how it ends if it rises no more, and after how many seconds without a rise."""
         if self.expected is None:
             if self.sure >= NOISE_FLOOR_BYTES:

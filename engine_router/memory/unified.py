@@ -1,4 +1,4 @@
-"""Whether the GPU of this machine uses its main memory.
+"""Unified memory: machines whose GPU uses their main memory.
 
 It matters twice: what an engine parks in main memory is not freed there, and CUDA counts the page cache as
 used.

@@ -20,7 +20,7 @@ from engine_router.dialects.engine_options import EngineTraits
 from engine_router.engines.base import ResidentId
 from engine_router.engines.command_options import model_options
 from engine_router.engines.remote.client import EngineClient
-from engine_router.engines.remote.ollama_names import normal_name
+from engine_router.engines.remote.ollama_models import normal_name
 from engine_router.errors import EngineError
 from engine_router.events import Event, ResidentReady
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES

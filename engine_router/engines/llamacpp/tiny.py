@@ -1,4 +1,4 @@
-"""Write a small model with random weights that llama.cpp loads and generates real tokens from.
+"""A small model with random weights that llama.cpp loads and generates real tokens from.
 
 The model is of the architecture ``llama`` and has one token for each byte, so every text can be read. What it
 generates is no language, but it looks like one: lower-case words of alternating consonants and vowels, with

@@ -1,4 +1,4 @@
-"""The process tree that the router did not start but found running."""
+"""A process tree that the router did not start but found running."""
 
 from __future__ import annotations
 

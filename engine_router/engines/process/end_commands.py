@@ -21,7 +21,7 @@ DETACHED_S: Final = 20.0
 
 @frozen
 class EndCommands:
-    """What is run at the end of one process.
+    """The commands to run at the end of one process.
 
     Attributes:
         stop: asks it to end; None where its signal does that.
@@ -72,7 +72,7 @@ def fill_command(argv: Sequence[str], values: Mapping[str, str]) -> list[str]:
 
 
 def end_commands(config: ProcessConfig, values: Mapping[str, str]) -> EndCommands:
-    """Return what is run at the end of a process, its placeholders filled in."""
+    """Return the commands to run at the end of a process, their placeholders filled in."""
     stop, kill = (
         None if argv is None else tuple(fill_command(argv, values))
         for argv in (config.stop_command, config.kill_command or config.stop_command)

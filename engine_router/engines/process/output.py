@@ -1,4 +1,4 @@
-"""What an engine writes: read at a pace, kept as far as anybody can read it, and searched for what matters."""
+"""The output of an engine: read at a pace, kept as far as anybody can read it, and searched for what matters."""
 
 from __future__ import annotations
 

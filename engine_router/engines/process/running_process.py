@@ -74,7 +74,7 @@ class RunningProcess:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the router started it."""
+        """True where the router started it."""
         return self.process is not None
 
     def ended_how(self) -> str:
@@ -228,7 +228,7 @@ class SleepingProcess:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the router started it."""
+        """True where the router started it."""
         return self.running.is_ours
 
     async def watch(self) -> str:
@@ -288,7 +288,7 @@ def began_at(process: psutil.Process) -> float:
 
 
 async def _until_dead(tree: ProcessTree, *, kill: bool = False) -> None:
-    """Wait until nobody of a tree lives. With `kill`, kill whoever is found, and who was born meanwhile."""
+    """Wait until nobody of a tree lives. With `kill`, kill whoever is found, and what was started meanwhile."""
     interval = 0.002
     while await tree.is_alive():
         if kill:

@@ -20,7 +20,7 @@ _CREATE_NEW_PROCESS_GROUP = 0x200
 
 
 class Jobs(Protocol):
-    """What is needed of job objects."""
+    """The calls on job objects that are needed."""
 
     def create(self) -> int:
         """Create a job that kills its members when its handle closes. Returns the handle."""

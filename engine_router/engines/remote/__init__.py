@@ -1,5 +1,8 @@
 """Engines that are controlled from outside: servers over HTTP, the Ollama daemon, units of systemd.
 
+`http_engine`, `ollama_engine` and `systemd_engine` are for `engines.build`; other rooms may import `client`, which asks
+a server, and `ollama_models`.
+
 These engines do not own a process. They ask a server (HTTP) or a manager (systemd) to load and to unload,
 and then look whether it has happened. Three rules follow from that, and live here once:
 

@@ -1,4 +1,4 @@
-"""What servers answer: whole replies, complaints in them, and lists of what is loaded."""
+"""Answers of servers to control calls: whole answers, complaints in them, and lists of loaded models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine_router.guards.limits import COMPLAINT_CHARS, LISTED_MODELS
 from engine_router.upstream.control_answers import json_or_none
 
 # What an entry that is not loaded says of itself while it holds memory all the same (llama.cpp's router).
-_UNDERWAY = frozenset({"loading", "unloading", "starting", "stopping"})
+_IN_FLIGHT = frozenset({"loading", "unloading", "starting", "stopping"})
 
 
 def fill(template: Any, values: Mapping[str, str]) -> Any:
@@ -40,12 +40,12 @@ class ControlAnswer:
 
     @property
     def ok(self) -> bool:
-        """Whether the status says success."""
+        """True where the status says success."""
         return 200 <= self.status < 300
 
     @property
     def good(self) -> bool:
-        """Whether status and body agree that it worked: some servers say no with status 200."""
+        """True where status and body agree that it worked: some servers say no with status 200."""
         return self.ok and complaint_in(self.data) is None
 
     @functools.cached_property
@@ -55,7 +55,7 @@ class ControlAnswer:
 
     @property
     def complaint(self) -> str:
-        """What the server says is wrong, or the beginning of what it sent."""
+        """The fault that the server tells of, or the beginning of what it sent."""
         return complaint_in(self.data) or self.body[:COMPLAINT_CHARS].decode("utf-8", "replace").strip()
 
 
@@ -77,7 +77,7 @@ class ListedModel:
     Attributes:
         model: the model's id.
         loaded: it can serve.
-        underway: it cannot serve, but is being loaded or unloaded, so it holds memory.
+        in_flight: it cannot serve, but is being loaded or unloaded, so it holds memory.
         instances: ids of its loaded instances, where the server tells them.
         failure: why its last load failed, where the server tells.
     """
@@ -128,7 +128,7 @@ def _read_entry(config: LoadedConfig, entry: Any) -> ListedModel:
         instances = tuple(_read_instances(config, dig(entry, config.instances), model))
     matches = all(as_text(value) == config.filter[key] for key, value in values.items())
     loaded = matches and (config.instances is None or bool(instances))
-    in_flight = not loaded and any(as_text(value) in _UNDERWAY for value in values.values())
+    in_flight = not loaded and any(as_text(value) in _IN_FLIGHT for value in values.values())
     return ListedModel(model, loaded, in_flight, instances, None if loaded else _failure_of(entry))
 
 

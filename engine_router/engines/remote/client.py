@@ -1,4 +1,4 @@
-"""Calls to a server, with the words for everything that can go wrong."""
+"""The client for control calls to an engine, with an error for everything that can go wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BadAnswer(EngineUnreachable):
 
 @frozen
 class EngineClient:
-    """A server that is asked over HTTP, and the words for what can go wrong.
+    """The client for control calls to one engine.
 
     Attributes:
         name: the engine, for messages.

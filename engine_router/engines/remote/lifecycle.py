@@ -16,7 +16,7 @@ from engine_router.errors import EngineError, EngineStartFailed, EngineStartTime
 T = TypeVar("T")
 
 LOG_TAIL_LINES = 15
-"""How many of an engine's last lines go into an error message."""
+"""The number of an engine's last lines that go into an error message."""
 
 SLEEPS: Final = Ended(stopped=True, message="sleeps", asleep=True)
 """The end of a lifecycle that is no stop."""
@@ -47,7 +47,7 @@ class RemoteLifecycle(Protocol):
 
     @property
     def obstacle(self) -> str:
-        """What was last seen to be in the way; one clause, or empty."""
+        """The last thing seen to be in the way; one clause, or empty."""
         ...
 
     async def start(self) -> Endpoint | Ended:

@@ -28,8 +28,7 @@ from engine_router.engines.readiness import as_text, dig
 from engine_router.engines.remote.answers import ControlAnswer
 from engine_router.engines.remote.client import NotListening
 from engine_router.engines.remote.lifecycle import run_lifecycle
-from engine_router.engines.remote.ollama_names import normal_name
-from engine_router.engines.remote.ollama_session import Session
+from engine_router.engines.remote.ollama_models import Session, normal_name
 from engine_router.engines.remote.remote_engine import LoadedModel, ModelLoader
 from engine_router.errors import EngineError, EngineStartFailed
 from engine_router.guards.commands import run_command

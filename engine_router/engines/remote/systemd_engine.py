@@ -53,7 +53,7 @@ _AT_REST = frozenset({"inactive", "failed"})
 
 @frozen
 class UnitState:
-    """What `systemctl show` says of a unit.
+    """The state of a unit, as `systemctl show` tells it.
 
     Attributes:
         load: `loaded`, `not-found`, `masked`, ...
@@ -98,12 +98,12 @@ class UnitState:
 
     @property
     def at_rest(self) -> bool:
-        """Whether it neither runs nor is about to."""
+        """True where it neither runs nor is about to."""
         return self.active in _AT_REST and self.pid == 0 and not self.job
 
     @property
     def restarting(self) -> bool:
-        """Whether its process has exited and systemd waits to start it again."""
+        """True where its process has exited and systemd waits to start it again."""
         return self.sub.startswith("auto-restart")
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ class SleepingResident(Protocol):
 
     @property
     def is_ours(self) -> bool:
-        """Whether the router started it, and so has to stop it when it goes."""
+        """True where the router started it, and so has to stop it when it goes."""
         ...
 
     async def watch(self) -> str:
@@ -80,7 +80,7 @@ class SleepRegistry:
 
     @property
     def is_open(self) -> bool:
-        """Whether a resident may be put to sleep now."""
+        """True while residents may be put to sleep."""
         return self._nursery is not None
 
     @property

@@ -30,7 +30,7 @@ Wait = Callable[[], Awaitable[object]]
 
 
 class WakeResult(enum.Enum):
-    """How an attempt to wake a resident ended."""
+    """The end of an attempt to wake a resident."""
 
     AWAKE = "awake"
     DIED = "died"
