@@ -1,4 +1,4 @@
-"""What was asked for and takes a while: done in the router's own tasks, while whoever asked goes on."""
+"""Jobs: work that outlives the request that began it, done in the router's own tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REMEMBERED_S: Final = 3600.0
 
 JobState = Literal["running", "done", "failed", "cancelled"]
 Work = Callable[[str, ExitStack], Awaitable[Mapping[str, Any]]]
-"""Does a job: takes its id and a stack that is closed when it ends; returns what came of it."""
+"""Does a job: takes its id and a stack that is closed when it ends; returns its outcome."""
 
 
 @define(eq=False)
@@ -33,7 +33,7 @@ class Job:
         kind: what is done, such as `load`.
         subject: to what.
         began_at, ended_at: seconds since the epoch.
-        result: what came of it, once it is done.
+        result: its outcome, once it is done.
         error: why it failed.
     """
 

@@ -1,4 +1,4 @@
-"""A running router takes over another configuration: what did not change goes on undisturbed."""
+"""Reload: a running router takes over another configuration; unchanged engines go on undisturbed."""
 
 from __future__ import annotations
 

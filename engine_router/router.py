@@ -1,4 +1,4 @@
-"""A running router: what the parts are held together by, and what callers of the library see."""
+"""A running router: it holds the parts together, and is what callers of the library see."""
 
 from __future__ import annotations
 
