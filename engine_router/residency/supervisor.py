@@ -70,11 +70,10 @@ class Supervisor:
         self._pool_of = dict(pool_of)
         self._hub = hub
         self._measurements = measurements
-        self._settings = settings
         self._wall_clock = wall_clock
         self._over = False
         self._nursery: trio.Nursery | None = None
-        # Unbounded: a request has at most two events on their way, and a full channel could not be told of its end.
+        # Unbounded, so that sending is synchronous; a request has at most two events on their way.
         self._outbox, self._inbox = trio.open_memory_channel[tuple[Pool, messages.LedgerEvent]](math.inf)
         self.pools: dict[str, Pool] = {
             name: self._new_pool(name, rules, gauge, settings.capacities.get(name, _EXCLUSIVE))
@@ -151,9 +150,9 @@ class Supervisor:
         Cancellation ends only the wait.
         """
         pool = self.pool(resident)
-        state = pool.ledger.state(resident)
         self.unload(resident)
         await pool.caught_up()
+        state = pool.ledger.state(resident)
         while state is not None and pool.ledger.state(resident) is state:
             if self._over:
                 raise RouterClosing("the router has ended")
@@ -199,11 +198,11 @@ class Supervisor:
         return self._runner.profile(resident)
 
     def residents(self) -> list[ResidentId]:
-        """Return who is present, in whatever phase, in all pools."""
+        """Return the residents that are present in any pool, in whatever phase."""
         return [r.resident for pool in self.pools.values() for r in pool.ledger.states]
 
     def places(self) -> dict[str, str]:
-        """Return in which pool each engine is that has something in memory, or is waited for."""
+        """Return the pool of each engine that has something in memory, or is waited for."""
         return {engine: pool.name for pool in self.pools.values() for engine in pool.engines()}
 
     def reconfigure(
@@ -222,7 +221,6 @@ class Supervisor:
         """
         self._engines.update(engines)
         self._pool_of.update(pool_of)
-        self._settings = settings
         self._runner.settle_timeout_s = settle_timeout_s
         self._runner.settings = settings
         self._runner.health.interval_s = health_interval_s
@@ -265,7 +263,7 @@ class Supervisor:
             self._end()
 
     def _preload_of(self, pool: Pool) -> tuple[ResidentId, ...]:
-        return tuple(resident for resident in self._settings.preload if self.pool(resident) is pool)
+        return tuple(resident for resident in self._runner.settings.preload if self.pool(resident) is pool)
 
     async def _decide(self) -> NoReturn:
         """Take in one event after another, and look at the clock for the ledgers."""
