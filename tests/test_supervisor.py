@@ -325,6 +325,33 @@ async def test_a_cancelled_wait_keeps_its_place(autojump_clock: MockClock) -> No
         lease.release()
 
 
+async def test_a_lease_takes_the_short_cut_only_where_nothing_is_to_be_decided_before(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as world:
+        await world.use(A)
+        taken = world.supervisor.request(A)
+        assert taken.endpoint is not None
+        taken.release()
+        world.supervisor.unload(A)
+        later = world.supervisor.request(A)
+        assert later.endpoint is None  # the unload was told before
+        await later.granted()
+        assert world.story()[-4:] == ["stop a", "end a", "start a", "ready a"]
+        later.release()
+
+
+async def test_an_unload_waits_for_the_end_of_what_was_asked_for_just_before(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as world:
+        lease = world.supervisor.request(A)
+        await world.supervisor.until_unloaded(A)
+        assert world.present() is None
+        assert not world.engine(A).is_running(A)
+        lease.release()
+
+
 async def test_release_is_synchronous_and_may_be_repeated(autojump_clock: MockClock) -> None:
     async with running() as world:
         first, second = world.supervisor.request(A), world.supervisor.request(A)
