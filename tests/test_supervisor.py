@@ -1,27 +1,25 @@
-"""The supervisor under a virtual clock, with engines and memory that are simulated."""
+"""The supervisor under a virtual clock: batches, leases, unloading, closing, takeover, memory, events, cancellation."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
 
 import attrs
 import pytest
 import trio
 import trio.testing
 from support.cancel_at import CancelAt
-from support.simulated_engine import EngineAction, Script, SimulatedEngine
+from support.simulated_engine import Script, SimulatedEngine
 from support.simulated_memory import GIB, Reclaim, SimulatedMemory
+from support.supervised_world import RULES, A, B, C, World, running, together
 from trio.testing import MockClock
 
-from engine_router.engines.base import Endpoint, ResidentId
+from engine_router.engines.base import ResidentId
 from engine_router.errors import (
-    EngineDied,
     EngineStartFailed,
-    EngineStartTimeout,
     EngineStopFailed,
     EngineUnreachable,
     LeaseRevoked,
@@ -29,152 +27,14 @@ from engine_router.errors import (
     RouterError,
 )
 from engine_router.events import (
-    Event,
-    EventHub,
     MemorySettled,
-    ResidentDied,
     ResidentReady,
-    RouterNotice,
     SwapBegan,
-    SwapEnded,
     SwapPhase,
 )
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Phase, Rules
 from engine_router.residency.measurements import Measurements
-from engine_router.residency.supervisor import Supervisor
-
-A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
-RULES = Rules(drain_timeout_s=30.0, max_wait_s=60.0, abandon_grace_s=2.0, failed_start_memory_s=5.0)
-LONGEST_TEST_S = 100_000.0
-
-
-@attrs.define(eq=False)
-class World:
-    """A supervisor at work, and what can be seen of it."""
-
-    supervisor: Supervisor
-    memory: SimulatedMemory
-    engines: dict[str, SimulatedEngine]
-    state: Measurements
-    events: list[Event]
-    shared_actions: list[EngineAction]
-    nursery: trio.Nursery
-    served: list[str] = attrs.field(factory=list)
-
-    def engine(self, resident: ResidentId) -> SimulatedEngine:
-        return self.engines[resident.engine]
-
-    def present(self, pool: str = "default") -> tuple[ResidentId, Phase] | None:
-        present = [(r.resident, r.phase) for r in self.supervisor.pools[pool].ledger.states]
-        assert len(present) <= 1
-        return present[0] if present else None
-
-    def story(self) -> list[str]:
-        return [str(action) for action in self.shared_actions]
-
-    def of(self, kind: type[Event]) -> list[Event]:
-        return [event for event in self.events if type(event) is kind]
-
-    def swaps(self) -> list[SwapEnded]:
-        return [event for event in self.events if isinstance(event, SwapEnded)]
-
-    def notices(self) -> str:
-        return "\n".join(event.message for event in self.events if isinstance(event, RouterNotice))
-
-    async def use(self, resident: ResidentId, seconds: float = 1.0, name: str = "") -> Endpoint:
-        """Be a client: wait for a resident, use it for a while, give it back."""
-        lease = self.supervisor.request(resident)
-        try:
-            endpoint = await lease.granted()
-            self.served.append(name or str(resident))
-            await trio.sleep(seconds)
-        finally:
-            lease.release()
-        return endpoint
-
-    async def use_until_revoked(self, resident: ResidentId) -> RouterError:
-        """Be a client that would never leave. Return why it had to."""
-        lease = self.supervisor.request(resident)
-        try:
-            with suppress(RouterError), trio.CancelScope() as scope:
-                await lease.granted()
-                lease.on_revoke(scope.cancel)
-                await trio.sleep_forever()
-            assert lease.error is not None
-            return lease.error
-        finally:
-            lease.release()
-
-    async def refusal(self, resident: ResidentId) -> RouterError:
-        """Be a client that is refused. Return why."""
-        lease = self.supervisor.request(resident)
-        try:
-            with pytest.raises(RouterError) as caught:
-                await lease.granted()
-        finally:
-            lease.release()
-        return caught.value
-
-    async def settle_down(self) -> None:
-        """Let everything that happens at this very moment happen."""
-        await trio.testing.wait_all_tasks_blocked()
-
-    def assert_quiet(self) -> None:
-        """Nobody waits for anything, and nobody holds anything."""
-        for pool in self.supervisor.pools.values():
-            assert pool.leases == {}
-            assert list(pool.ledger.waiting()) == []
-            assert not any(state.leases for state in pool.ledger.states)
-
-
-@asynccontextmanager
-async def running(
-    *,
-    engines: Sequence[str] = "abc",
-    rules: Rules = RULES,
-    memory: SimulatedMemory | None = None,
-    prepare: Callable[[dict[str, SimulatedEngine]], object] = lambda _: None,
-    state: Measurements | None = None,
-    own_pools: bool = False,
-    settle_timeout_s: float = 60.0,
-) -> AsyncIterator[World]:
-    """Run a supervisor, and see in the end that nothing was done to its engines that must not be done."""
-    memory = memory or SimulatedMemory()
-    memories = {name: SimulatedMemory() if own_pools else memory for name in engines}
-    shared_actions: list[EngineAction] = []
-    simulated = {
-        name: SimulatedEngine(name, memories[name], shared_actions=shared_actions) for name in engines
-    }
-    prepare(simulated)
-    hub, state = EventHub(), state or Measurements()
-    events: list[Event] = []
-    hub.listen(events.append)
-    supervisor = Supervisor(
-        engines=simulated,
-        gauges=dict(memories) if own_pools else {"default": memory},
-        pool_of={name: name if own_pools else "default" for name in engines},
-        rules=rules,
-        settle_timeout_s=settle_timeout_s,
-        hub=hub,
-        measurements=state,
-        wall_clock=trio.current_time,
-    )
-    with trio.fail_after(LONGEST_TEST_S):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(supervisor.run)
-            yield World(supervisor, memory, simulated, state, events, shared_actions, nursery)
-            nursery.cancel_scope.cancel()
-    assert [fault for each in memories.values() for fault in each.faults] == []
-
-
-async def together(*clients: Callable[[], object]) -> None:
-    """Run clients at the same time, which enter their requests in this order."""
-    async with trio.open_nursery() as nursery:
-        for client in clients:
-            nursery.start_soon(client)
-            await trio.testing.wait_all_tasks_blocked()
-
 
 # Batching and fairness.
 
@@ -399,283 +259,6 @@ async def test_one_error_for_many_waiters_carries_no_foreign_traceback(autojump_
                 depths.append(depth)
         lease.release()
         assert depths[0] == depths[2]
-
-
-# Starts that nobody wants any more, and starts that fail.
-
-
-async def test_an_abandoned_start_is_cancelled_and_its_memory_settles_first(
-    autojump_clock: MockClock,
-) -> None:
-    async with running() as world:
-        world.memory.reclaim = Reclaim(1.5, 20 * GIB)
-        with trio.move_on_after(3):
-            await world.use(A)
-        await trio.sleep(RULES.abandon_grace_s - 0.1)
-        assert world.story() == ["start a"]
-        await world.use(B)
-        assert world.story() == ["start a", "stop a", "end a", "start b", "ready b"]
-        ended, started = (
-            next(d.at for d in world.shared_actions if str(d) == what) for what in ("end a", "start b")
-        )
-        assert 1.5 + 40 / 20 * 0.9 < started - ended < 1.5 + 40 / 20 + 0.5
-        assert [swap.result for swap in world.swaps()] == ["abandoned", "ok"]
-
-
-async def test_a_client_that_comes_back_in_time_keeps_the_start(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        began = trio.current_time()
-        with trio.move_on_after(5):
-            await world.use(A)
-        await trio.sleep(RULES.abandon_grace_s - 0.1)
-        await world.use(A, 0.0)
-        assert trio.current_time() - began == pytest.approx(10)
-        assert world.story() == ["start a", "ready a"]
-
-
-async def test_a_client_that_comes_back_too_late_gets_a_new_start(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        with trio.move_on_after(5):
-            await world.use(A)
-        await trio.sleep(RULES.abandon_grace_s + 0.5)
-        await world.use(A, 0.0)
-        assert world.story() == ["start a", "stop a", "end a", "start a", "ready a"]
-
-
-async def test_an_aborted_start_that_took_little_is_not_waited_for_long(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        await world.use(A)
-        await world.use(B)
-        world.engine(A).size_bytes = GIB // 100  # it has hardly begun to load
-        with trio.move_on_after(3):
-            await world.use(A)
-        await trio.sleep(10)
-        settled = world.of(MemorySettled)[-1]
-        assert isinstance(settled, MemorySettled)
-        assert (settled.waited_s, settled.warning) == (0, None)
-
-
-async def test_a_failed_start_is_told_to_every_waiter_at_once_remembered_and_then_tried_again(
-    autojump_clock: MockClock,
-) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script("exit", after_s=0.2))
-        began, errors = trio.current_time(), []
-
-        async def fail() -> None:
-            errors.append(await world.refusal(A))
-
-        await together(*[fail] * 5)
-        assert trio.current_time() - began == pytest.approx(0.2)
-        assert all(
-            isinstance(error, EngineStartFailed) and error.log_tail == ("bad flag",) for error in errors
-        )
-        again = await world.refusal(A)
-        assert (type(again), again.log_tail) == (EngineStartFailed, ("bad flag",))  # type: ignore[attr-defined]
-        assert "(remembered: that was 0 s ago; it is tried again in 5 s, and at once after" in str(again)
-        assert str(again).endswith("its last log lines:\n  bad flag")
-        assert again.retry_after_s == pytest.approx(5)
-        assert world.engine(A).count("start") == 1
-        await trio.sleep(RULES.failed_start_memory_s)
-        await world.use(A)
-        assert world.engine(A).count("start") == 2
-        assert [swap.result for swap in world.swaps()] == ["error", "ok"]
-
-
-async def test_a_failed_start_costs_the_next_one_nothing(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script("exit", after_s=0.2))
-        began = trio.current_time()
-        await together(lambda: world.refusal(A), lambda: world.use(B, 0.0))
-        assert trio.current_time() - began == pytest.approx(0.2 + 10, abs=0.1)
-
-
-async def test_a_start_that_hangs_ends_at_its_timeout(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script("hang"))
-        await together(lambda: world.refusal(A), lambda: world.use(B))
-        assert world.story() == ["start a", "stop a", "end a", "start b", "ready b"]
-
-
-async def test_a_start_that_hangs_reports_a_timeout(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script("hang"))
-        assert isinstance(await world.refusal(A), EngineStartTimeout)
-
-
-# Deaths.
-
-
-async def test_a_death_revokes_the_leases_and_the_next_request_starts_again(
-    autojump_clock: MockClock,
-) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script(die_after_s=5.0))
-        error = await world.use_until_revoked(A)
-        assert isinstance(error, EngineDied)
-        assert error.log_tail == ("the last line",)
-        assert len(world.of(ResidentDied)) == 1
-        await world.use(A)
-        assert world.story() == ["start a", "ready a", "end a", "start a", "ready a"]
-
-
-async def test_a_death_that_nobody_saw_costs_the_next_request_only_a_start(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        await world.use(A)
-        world.engine(A).kill(A)
-        await trio.sleep(10)
-        assert world.present() is None
-        await world.use(A)
-        assert world.engine(A).count("start") == 2
-
-
-async def test_death_in_the_moment_of_readiness_is_told_to_who_waited(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script(die_after_s=0.0))
-        assert isinstance(await world.use_until_revoked(A), EngineDied)
-        await world.use(A)
-
-
-async def test_an_end_while_the_stop_is_being_asked_for_is_no_death(autojump_clock: MockClock) -> None:
-    async with running() as world, trio.open_nursery() as nursery:
-        await world.use(A)
-        world.memory.read_s = 0.5
-        nursery.start_soon(world.use, B)
-        await trio.sleep(0.2)  # the gauge is being read, before the stop
-        assert world.present() == (A, Phase.STOPPING)
-        world.engine(A).kill(A)
-        await trio.sleep(100)
-        assert world.of(ResidentDied) == []
-        assert [swap.result for swap in world.swaps()] == ["ok", "ok"]
-        assert world.story().count("stop a") == 0
-
-
-@pytest.mark.parametrize("at_s", [0.0, 0.5, 1.0])
-async def test_an_end_during_the_stop_is_a_stop(autojump_clock: MockClock, at_s: float) -> None:
-    async with running() as world, trio.open_nursery() as nursery:
-        await world.use(A)
-        nursery.start_soon(world.use, B)
-        await world.settle_down()
-        await trio.sleep(at_s)
-        world.engine(A).kill(A)
-        await trio.sleep(30)
-        assert world.of(ResidentDied) == []
-        assert world.present() == (B, Phase.READY)
-
-
-async def test_doubt_reaches_the_engine_and_may_come_at_any_time(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.supervisor.doubt(A)
-        await world.use(A)
-        world.supervisor.doubt(A)
-        life = world.supervisor.pools["default"].tasks[A]
-        with trio.fail_after(1):
-            await life.supervision.doubted()
-
-
-# Stops that fail.
-
-
-async def test_nothing_is_started_beside_what_could_not_be_stopped(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script(stop_failures=1))
-        await world.use(A)
-        error = await world.refusal(B)
-        assert isinstance(error, EngineStopFailed)
-        assert world.present() == (A, Phase.STUCK)
-        await trio.sleep(1000)
-        assert world.engine(B).actions == []
-        # The next request tries the stop again.
-        await world.use(B)
-        assert world.story() == [
-            "start a", "ready a", "stop a", "adopt a", "ready a", "stop a", "end a", "start b", "ready b",
-        ] or world.story() == [
-            "start a", "ready a", "stop a", "adopt a", "stop a", "end a", "start b", "ready b",
-        ]  # fmt: skip
-
-
-async def test_everybody_who_waits_hears_of_a_failed_stop(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script(stop_failures=2))
-        await world.use(A)
-        for _ in range(2):
-            await together(lambda: world.refusal(B), lambda: world.refusal(C), lambda: world.refusal(B))
-        await together(lambda: world.use(C), lambda: world.use(B))
-
-
-async def test_a_stuck_resident_is_stopped_before_it_is_used_again(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script(stop_failures=1))
-        await world.use(A)
-        await world.refusal(B)
-        await world.use(A)
-        assert world.engine(A).count("start") == 2
-
-
-async def test_a_stuck_resident_that_ended_by_itself_is_noticed_at_the_next_request(
-    autojump_clock: MockClock,
-) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script(stop_failures=5))
-        await world.use(A)
-        await world.refusal(B)
-        world.engine(A).kill(A)
-        await world.use(B)
-        assert world.of(ResidentDied) == []
-
-
-async def test_an_abandoned_start_that_cannot_be_stopped_blocks_the_next(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script(stop_failures=1))
-        with trio.move_on_after(3):
-            await world.use(A)
-        await trio.sleep(10)
-        assert world.present() == (A, Phase.STUCK)
-        await world.use(B)
-
-
-# Defects of engines.
-
-
-async def test_an_unexpected_exception_takes_nobody_down_and_leaves_nothing_running(
-    autojump_clock: MockClock,
-) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script("crash", after_s=1.0))
-        error = await world.refusal(A)
-        assert isinstance(error, EngineStartFailed)
-        assert "a defect of the engine" in str(error)
-        assert not world.engine(A).is_running(A)
-        await world.use(B)
-
-
-async def test_an_unexpected_exception_in_a_stop_ends_in_another_stop(autojump_clock: MockClock) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script(stop_crashes=1))
-        await world.use(A)
-        await world.use(B)
-        assert world.engine(A).count("stop") == 2
-
-
-async def test_what_cannot_be_cleared_away_after_an_unexpected_exception_is_stuck(
-    autojump_clock: MockClock,
-) -> None:
-    async with running() as world:
-        world.engine(A).scripts.append(Script("crash", stop_failures=1))
-        assert isinstance(await world.refusal(A), EngineStopFailed)
-        assert world.present() == (A, Phase.STUCK)
-        await world.use(B)
-
-
-async def test_unexpected_exceptions_while_looking_for_what_runs_are_survived(
-    autojump_clock: MockClock,
-) -> None:
-    def break_a(engines: dict[str, SimulatedEngine]) -> None:
-        engines["a"].find_error = KeyError("models")
-
-    async with running(prepare=break_a) as world:
-        assert "KeyError" in world.notices()
-        await world.use(A)
 
 
 # Unload.
