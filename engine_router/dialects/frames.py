@@ -89,9 +89,10 @@ def events_end(data: bytes) -> int:
     return max(end + 2 if end >= 0 else 0, other + 4 if other >= 0 else 0)
 
 
-def begins_events(data: bytes) -> bool:
-    """Tell whether an answer that begins like this, without leading whitespace, is a stream of events."""
-    return data[:1] in _BEGINNINGS
+def begins_events(data: bytes) -> bool | None:
+    """Tell whether an answer that begins like this is a stream of events; None where it is only whitespace."""
+    begun = data.lstrip()
+    return begun[:1] in _BEGINNINGS if begun else None
 
 
 def event_data(frame: bytes) -> bytes | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from engine_router.dialects import dialect_of
 from engine_router.dialects.base import Clock
 from engine_router.dialects.footer.answers import ChatFooter, MessagesFooter, OllamaFooter, WholeFooter
 from engine_router.dialects.footer.speed import AnswerSpeed
@@ -69,10 +70,7 @@ def footer_for(
     if kind is None or _is_for_programs(request):
         return None
     speed = AnswerSpeed(sent_at, load_s, clock)
-    streams = (
-        request.get("stream") is not False if path.startswith("/api/") else request.get("stream") is True
-    )
-    if streams:
+    if dialect_of(path).streams(path, request):
         return kind(speed)
     return WholeFooter(speed, kind.whole)
 

@@ -10,7 +10,7 @@ from engine_router.dialects.base import Dialect
 from engine_router.dialects.frames import data_event
 from engine_router.dialects.json_body import to_json
 from engine_router.dialects.keep_alive.base import AwaitedRequest, KeepAliveFrames
-from engine_router.dialects.ollama.timing import timestamp
+from engine_router.dialects.ollama.dialect import timestamp
 
 Frame = Callable[[str | None], bytes]
 """Renders a lively frame, with or without progress; empty where a quiet one serves as well."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,12 @@ from engine_router.dialects.json_body import json_object, to_json
 from engine_router.errors import RouterError
 
 _STREAMING = ("/api/chat", "/api/generate")
+
+
+def timestamp(moment: float) -> str:
+    """Return a moment, in seconds since 1970, as Ollama writes it."""
+    time = dt.datetime.fromtimestamp(moment, tz=dt.timezone.utc)
+    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class Ollama:

@@ -12,7 +12,7 @@ import msgspec
 
 from engine_router.dialects.base import Clock
 from engine_router.dialects.json_body import Octets, parse_object, to_json
-from engine_router.dialects.ollama.timing import timestamp
+from engine_router.dialects.ollama.dialect import timestamp
 from engine_router.errors import BadRequest
 from engine_router.guards.foreign_text import shown
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from collections.abc import Callable, Mapping
 
 from engine_router.dialects.base import Clock
+from engine_router.dialects.ollama.dialect import timestamp
 from engine_router.dialects.openai.usage import Times, Tokens
 
 _NO_TIMES = Times(None, None)
-
-
-def timestamp(moment: float) -> str:
-    """Return a moment, in seconds since 1970, as Ollama writes it."""
-    time = dt.datetime.fromtimestamp(moment, tz=dt.timezone.utc)
-    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class Timestamps:

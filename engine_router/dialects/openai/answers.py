@@ -71,8 +71,8 @@ class ChatAnswer:
         Raises:
             ValueError: as `feed` does.
         """
-        if self._is_doubted and (begun := data.lstrip()):
-            self._is_doubted, self._stream = False, begins_events(begun)
+        if self._is_doubted and (is_stream := begins_events(data)) is not None:
+            self._is_doubted, self._stream = False, is_stream
         if not self._stream:
             self._whole += data
             return

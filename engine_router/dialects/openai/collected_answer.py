@@ -44,8 +44,8 @@ class CollectedAnswer:
 
     def feed(self, data: bytes) -> bytes:
         """Collect the answer; see `Translation.feed`."""
-        if self._is_stream is None and (begun := data.lstrip()):
-            self._is_stream = begins_events(begun)
+        if self._is_stream is None:
+            self._is_stream = begins_events(data)
         if not self._is_stream:
             return data
         for event in self._frames.events(data):
