@@ -134,6 +134,14 @@ class ReadinessProbe:
     check: Check
     headers: Mapping[str, str] = {}
 
+    async def ask(self) -> str | None:
+        """Probe once, for `PROBE_TIMEOUT_S` at most; see `ask`."""
+        return await ask(self.client, self.url, self.check, headers=self.headers)
+
+    async def look(self) -> str | None:
+        """Probe once, however long that takes; see `look`."""
+        return await look(self.client, self.url, self.check, headers=self.headers)
+
     async def until_ready(self, seen: list[str] | None = None) -> None:
         """Return once ready. Never gives up: the caller bounds it with `trio.fail_after`.
 
@@ -141,7 +149,7 @@ class ReadinessProbe:
             seen: if given, holds the latest obstacle as its only item, for the caller's error message.
         """
         backoff = Backoff()
-        while (obstacle := await ask(self.client, self.url, self.check, headers=self.headers)) is not None:
+        while (obstacle := await self.ask()) is not None:
             if seen is not None:
                 seen[:] = [obstacle]
             await backoff.pause()

@@ -30,7 +30,7 @@ from engine_router.engines.process.running_process import (
 )
 from engine_router.engines.process.shared_memory import SharedMemory, shared_memory
 from engine_router.engines.process.start import missing, out_of_resources, spawn
-from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe, look
+from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.lifecycle import SLEEPS
 from engine_router.engines.sleep.registry import SleepRegistry
@@ -123,8 +123,7 @@ class ProcessEngine:
         base_url = self._ready_at.get(resident)
         if base_url is None:
             return "does not run"
-        probe = self._probe(resident, base_url)
-        seen = await look(probe.client, probe.url, probe.check, headers=probe.headers)
+        seen = await self._probe(resident, base_url).look()
         return None if seen == CANNOT_ASK else seen  # that is no fault of the engine's
 
     async def obstacle(self, resident: ResidentId) -> str | None:

@@ -23,7 +23,7 @@ from attrs import frozen
 from engine_router.config import SystemdConfig
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
-from engine_router.engines.readiness import Check, ReadinessProbe, ask, look
+from engine_router.engines.readiness import Check, ReadinessProbe
 from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, run_lifecycle
 from engine_router.engines.remote.remote_engine import RemoteEngine
 from engine_router.engines.sleep.registry import SleepRegistry
@@ -161,7 +161,7 @@ class SystemdEngine(RemoteEngine[SystemdConfig]):
         state = await self.state()
         if state.at_rest:
             return f"is down: {self.config.unit} is {state}"
-        return await look(self.probe.client, self.probe.url, self.probe.check, headers=self.probe.headers)
+        return await self.probe.look()
 
     async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - there is one
         """Say so where systemd cannot be asked, or knows no such unit; see `Engine.obstacle`."""
@@ -306,12 +306,7 @@ class _Unit:
         first, looked_at = await self._look(), trio.current_time()
         state = first
         while True:
-            obstacle = await ask(
-                self.engine.probe.client,
-                self.engine.probe.url,
-                self.engine.probe.check,
-                headers=self.engine.probe.headers,
-            )
+            obstacle = await self.engine.probe.ask()
             if obstacle is None or trio.current_time() - looked_at >= WATCH_INTERVAL_S:
                 state, looked_at = await self._look(), trio.current_time()
                 await self._raise_if_in_vain(state, since=first)
@@ -351,8 +346,7 @@ class _Unit:
             state = await self._look()
             if state.at_rest:
                 return f"is down: {self.unit} is {state}"
-            probe = self.engine.probe
-            ready = await ask(probe.client, probe.url, probe.check, headers=probe.headers) is None
+            ready = await self.engine.probe.ask() is None
             if ready and state.active == "active":
                 self._pid = state.pid
                 return None
