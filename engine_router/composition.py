@@ -23,7 +23,7 @@ from engine_router.engines.build import build_engine
 from engine_router.engines.masking import MaskedEngine
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.sleep.registry import SleepRegistry
-from engine_router.events import EventHub
+from engine_router.events import EventHub, ResidentReady
 from engine_router.guards.masking import HiddenValues
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
@@ -192,7 +192,7 @@ async def _compose(config: Config, factory: _EngineFactory) -> Router:
     supervisor.on_stop(upstream.forget)
     metrics = _metrics(ReadModel(supervisor, state))
     hub.listen(metrics.observe)
-    hub.listen(learned.observe)
+    hub.listen(learned.observe, ResidentReady)
     return Router(
         snapshot,
         hub,

@@ -145,7 +145,7 @@ class EventHub:
     """
 
     def __init__(self, recent: int = 200) -> None:
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners: list[tuple[Callable[[Event], None], tuple[type[Event], ...]]] = []
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._recent: deque[Event] = deque(maxlen=recent)
         self.readers: Counter[str] = Counter()
@@ -155,16 +155,20 @@ class EventHub:
         """The last events, oldest first."""
         return tuple(self._recent)
 
-    def listen(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` with each event from now on; it must not block nor raise."""
-        self._listeners.append(listener)
+    def listen(self, listener: Callable[[Event], None], *kinds: type[Event]) -> None:
+        """Call `listener` with each event of some kinds from now on; of all where none is named.
+
+        It must not block nor raise.
+        """
+        self._listeners.append((listener, kinds))
 
     def publish(self, event: Event) -> None:
         """Hand out one event. Synchronous: events are published where decisions are made."""
         if not isinstance(event, RequestEnded):
             self._recent.append(event)
-        for listener in self._listeners:
-            listener(event)
+        for listener, kinds in self._listeners:
+            if not kinds or isinstance(event, kinds):
+                listener(event)
         for subscription in self._subscriptions:
             subscription.put(event)
 
@@ -214,5 +218,8 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
-        await self.ready()
+        while not self._events:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        await trio.lowlevel.checkpoint()
         return self._events.popleft()

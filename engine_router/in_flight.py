@@ -208,7 +208,8 @@ class RequestScope:
             return
         self.finished = True
         if self.engine is not None or self.model is not None:
-            holder = self.holder
+            wait_s = math.nan if self.holder is None else self.holder.queue_wait_s
+            byte_s = math.nan if self.holder is None else self.holder.first_byte_s
             self.hub.publish(
                 RequestEnded(
                     at=time.time(),
@@ -217,17 +218,11 @@ class RequestScope:
                     path=self.path,
                     status=self.status or CLIENT_LEFT,
                     duration_s=trio.current_time() - self._began_at,
-                    queue_wait_s=None
-                    if holder is None or math.isnan(holder.queue_wait_s)
-                    else holder.queue_wait_s,
-                    first_byte_s=None if holder is None else _known(holder.first_byte_s),
+                    queue_wait_s=None if math.isnan(wait_s) else wait_s,
+                    first_byte_s=None if math.isnan(byte_s) else byte_s,
                     error=self.error,
                 )
             )
-
-
-def _known(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else seconds
 
 
 class HoldsNoMore(RouterError):
@@ -273,8 +268,12 @@ class HeldShare:
         with self._lock:
             if self._is_over:
                 raise HoldsNoMore("the request has ended")
-            after, limit = self._all.held_bytes + count, self._all.limit_bytes()
-            if count > 0 and after > limit and self._all.held_bytes > self._bytes:
+            after = self._all.held_bytes + count
+            if (
+                count > 0
+                and self._all.held_bytes > self._bytes
+                and after > (limit := self._all.limit_bytes())
+            ):
                 raise TooMuchHeld(
                     f"the requests that wait hold {limit / 1_000_000:g} MB together, as many as "
                     "server.max_held_mb in engines.toml allows; this one has no room left",

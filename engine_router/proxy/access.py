@@ -1,4 +1,6 @@
-"""Who may talk to the router. Both tiers ask here, with the headers as they came.
+"""Access to the router, and what a request says of its sender: the keys that it offers, and its priority.
+
+Both tiers ask here, with the headers as they came.
 
 Three questions: whether the router is addressed by a name of its own, whether the request carries a key, and
 whether the page of another site that sends it is one of those that may. The first one is there because a site
@@ -8,18 +10,21 @@ of one origin, and nothing but the name gives them away.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import functools
 import hmac
 import ipaddress
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 from urllib.parse import urlsplit
 
-from engine_router.config import ServerConfig
-from engine_router.errors import Forbidden, Unauthorized
+from engine_router.config import Priority, ServerConfig
+from engine_router.errors import BadRequest, Forbidden, Unauthorized
 from engine_router.guards.limits import REMEMBERED_HOSTS, REMEMBERED_PEERS
-from engine_router.proxy.credentials import offered_keys
+from engine_router.upstream.forwarding import KEY_HEADER
 from engine_router.upstream.http1 import Headers, first_value
 
 # Liveness is asked by machines that have no key, and tells nothing.
@@ -30,6 +35,10 @@ LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".home", ".lan"
 # Seconds for which a browser remembers what a page may do; more than two hours none of them does.
 PREFLIGHT_AGE_S = 7200
 
+KEY_PROTOCOL: Final = "openai-insecure-api-key."
+"""What a page's WebSocket puts ahead of its key, in a subprotocol: it can send no header of its own (OpenAI, Realtime)."""
+
+_PRIORITIES: Mapping[bytes, Priority] = {b"high": "high", b"normal": "normal", b"low": "low"}
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 # What a proxy adds to a request.
 _PROXIES_WORDS = frozenset(
@@ -63,6 +72,18 @@ class AccessCheck:
         patterns = [_origin_pattern(origin) for origin in server.cors_origins]
         self._pages = re.compile("|".join(patterns)) if patterns else None
         self._all_pages = "*" in server.cors_origins
+
+    def admit(self, method: str, path: str, query: bytes, headers: Headers, peer: str | None) -> None:
+        """See that a request passes all three checks.
+
+        Raises:
+            Forbidden, Unauthorized: it does not.
+        """
+        if self._is_own is not None:
+            self.check_host(headers)
+        if self._keys:
+            self.check_key(path, headers, peer)
+        self.check_page(method, path, query, headers)
 
     def check_host(self, headers: Headers) -> None:
         """See that a request addresses the router by one of its names; one that names no host comes from no browser.
@@ -107,10 +128,11 @@ class AccessCheck:
         Nobody is somebody else by offering another key that is none, or by one of the many addresses that a
         machine has in a network of the new kind (IPv6).
         """
-        offers = list(offered_keys(headers))
-        held = [any([hmac.compare_digest(offer, key) for offer in offers]) for key in self._keys]  # noqa: C419 - as below
-        if True in held:
-            return f"key {held.index(True)}"
+        if self._keys:
+            offers = list(offered_keys(headers))
+            held = [any([hmac.compare_digest(offer, key) for offer in offers]) for key in self._keys]  # noqa: C419 - as below
+            if True in held:
+                return f"key {held.index(True)}"
         address = None if peer is None else _address(peer)
         if isinstance(address, ipaddress.IPv6Address):
             return str(ipaddress.ip_network((address, 64), strict=False))
@@ -224,8 +246,9 @@ def _is_own_page(method: str, headers: Headers) -> bool:
     site = first_value(headers, b"sec-fetch-site")
     if site is not None:
         return site in _OWN_SITES
-    is_browser = (first_value(headers, b"user-agent") or b"").startswith(b"Mozilla/")
-    if method not in _SAFE_METHODS or not is_browser:
+    if method not in _SAFE_METHODS:
+        return True
+    if not (first_value(headers, b"user-agent") or b"").startswith(b"Mozilla/"):
         return True
     return _is_own_url(first_value(headers, b"referer") or b"", headers)
 
@@ -302,3 +325,45 @@ def _origin_pattern(origin: str) -> str:
     subdomains, host = (r"[^/:]+\.", host[2:]) if host.startswith("*.") else ("", host)
     ports, host = ("(:[0-9]+)?", host[:-2]) if host.endswith(":*") else ("", host)
     return f"{re.escape(scheme)}://{subdomains}{re.escape(host)}{ports}"
+
+
+def offered_keys(headers: Headers) -> Iterator[bytes]:
+    """Yield every key that a request offers: X-API-Key, Bearer, a browser's password, one in the path, a subprotocol."""
+    for name, value in headers:
+        header = name.lower()
+        if header in (b"x-api-key", KEY_HEADER):
+            yield value.strip()
+        elif header == b"sec-websocket-protocol":
+            names = (name.strip() for name in value.split(b","))
+            marked = KEY_PROTOCOL.encode()
+            yield from (name.removeprefix(marked) for name in names if name.startswith(marked))
+        elif header == b"authorization":
+            kind, _, rest = value.strip().partition(b" ")
+            if kind.lower() == b"bearer":
+                yield rest.strip()
+            elif kind.lower() == b"basic":
+                try:
+                    yield base64.b64decode(rest, validate=True).partition(b":")[2]
+                except (binascii.Error, ValueError):
+                    continue
+
+
+def priority_of(headers: Headers, of_keys: Mapping[str, Priority]) -> Priority:
+    """Return the priority of a request: the one that it names, else that of its key, else `normal`.
+
+    Args:
+        of_keys: the priorities of the keys.
+
+    Raises:
+        BadRequest: it names another one.
+    """
+    given = first_value(headers, b"x-request-priority")
+    if given is not None:
+        if (said := _PRIORITIES.get(given.strip().lower())) is None:
+            raise BadRequest("X-Request-Priority must be high, normal or low")
+        return said
+    if of_keys:
+        for key in offered_keys(headers):
+            if (found := of_keys.get(key.decode("utf-8", "replace"))) is not None:
+                return found
+    return "normal"

@@ -17,7 +17,7 @@ from engine_router.dialects.openai.request import STREAMABLE, as_stream
 from engine_router.dialects.policy import Policy
 from engine_router.dialects.renaming import Renaming
 from engine_router.dialects.routed import Routed
-from engine_router.models.endpoints import EndpointSupport
+from engine_router.models.endpoints import OPTIONAL, EndpointSupport
 from engine_router.models.registry import Target
 from engine_router.proxy.request_body import IncomingRequest, is_form
 from engine_router.proxy.streamed_body import StreamedRequest
@@ -84,7 +84,7 @@ class ForwardPlanner:
     ) -> None:
         self._config = config
         self._traits_of = traits_of
-        self._abilities = endpoint_support
+        self._endpoint_support = endpoint_support
         self.requests = {name: EngineRequests(config, name) for name in config.engines}
         self._policies = {
             name: Policy(
@@ -99,7 +99,7 @@ class ForwardPlanner:
         """Tell whether an engine serves a path itself; None where it has to be asked once it runs."""
         if dialect_of(path) is OLLAMA:
             return self._config.engines[target.engine].type == "ollama"
-        return self._abilities.known(target.engine, path)
+        return True if path not in OPTIONAL else self._endpoint_support.known(target.engine, path)
 
     def passes(self, path: str, model: str, target: Target) -> bool:
         """Tell whether a request goes to its engine as it is, every byte of it, whatever stands in it.

@@ -30,9 +30,9 @@ from engine_router.in_flight import (
     RequestScope,
 )
 from engine_router.models.registry import Target
-from engine_router.proxy.credentials import priority_of
+from engine_router.proxy.access import priority_of
 from engine_router.proxy.exchange import ProxyExchange
-from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
+from engine_router.proxy.forward_plan import ForwardPlan
 from engine_router.proxy.load_only import LoadOnly
 from engine_router.proxy.request_body import IncomingRequest, off_loop, read
 from engine_router.proxy.response_body import StreamOptions, blank_body, plain_body, waiting_body
@@ -200,15 +200,18 @@ class ProxyHandler:
             planner.plan, incoming, routed, target, load_s=lambda: exchange.queue_wait_s, footer=footer
         )
 
-        async def choose(base_url: str) -> ForwardPlan:
-            native = await snapshot.endpoint_support.serves(target.engine, base_url, path)
+        async def planned(*, native: bool) -> ForwardPlan:
             made = await off_loop(size_bytes, functools.partial(make_plan, native=native))
-            return _held(made, routed, held)
+            body = made.outgoing.body
+            if body is not routed.body and isinstance(body, (bytes, bytearray)):
+                held.grow(len(body))
+            return made
 
-        plan: ForwardPlan | ChoosePlan = choose
-        if (native := planner.is_native(path, target)) is not None:
-            made = await off_loop(size_bytes, functools.partial(make_plan, native=native))
-            plan = _held(made, routed, held)
+        async def choose(base_url: str) -> ForwardPlan:
+            return await planned(native=await snapshot.endpoint_support.serves(target.engine, base_url, path))
+
+        native = planner.is_native(path, target)
+        plan = choose if native is None else await planned(native=native)
         exchange = ProxyExchange(self._supervisor, target.resident, upstream=self._upstream, plan=plan)
         return exchange
 
@@ -298,14 +301,6 @@ def _footer(path: str, routed: Routed, exchange: Callable[[], ProxyExchange]) ->
         load_s=load_s,
         clock=trio.current_time,
     )
-
-
-def _held(plan: ForwardPlan, routed: Routed | StreamedRequest, held: HeldShare) -> ForwardPlan:
-    """Return a plan whose body, where it is another one than the request's, is counted as held."""
-    body = plan.outgoing.body
-    if body is not routed.body and isinstance(body, (bytes, bytearray)):
-        held.grow(len(body))
-    return plan
 
 
 def _keep_alive_frames(path: str, routed: Routed | StreamedRequest) -> KeepAliveFrames:

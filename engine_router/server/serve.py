@@ -190,14 +190,12 @@ def _fast_tier(router: Router) -> MakeFast:
         peer = stream.peer()
 
         def admit(path: str, query: bytes, headers: Headers) -> None:
-            access = router.snapshot.access
-            access.check_host(headers)
-            access.check_key(path, headers, peer)
-            access.check_page("POST", path, query, headers)
+            router.snapshot.access.admit("POST", path, query, headers, peer)
 
         async def answer(incoming: IncomingRequest, scope: RequestScope) -> Reply:
-            admit(incoming.path, incoming.query, incoming.headers)
-            scope.client = router.snapshot.access.client(incoming.headers, peer)
+            access, headers = router.snapshot.access, incoming.headers
+            access.admit("POST", incoming.path, incoming.query, headers, peer)
+            scope.client = access.client(headers, peer)
             return await router.handler.answer(incoming, scope)
 
         reader = RequestReader(is_proxied, limit, LARGE_BYTES)

@@ -162,11 +162,18 @@ def as_streamed(status: int, headers: Headers) -> Headers:
     of the server ask here for every answer, so that no route has to think of it. What an engine says of the
     caching of something else, such as a page of its own, is left to it.
     """
-    said = {name.lower(): value for name, value in headers}
-    is_stream = is_stream_type(said.get(b"content-type", b""))
-    if status in _BODYLESS or (b"content-length" in said and not is_stream):
+    is_stream = has_length = is_cached = False
+    for header, value in headers:
+        name = header.lower()
+        if name == b"content-type":
+            is_stream = is_stream_type(value)
+        elif name == b"content-length":
+            has_length = True
+        elif name == b"cache-control":
+            is_cached = True
+    if status in _BODYLESS or (has_length and not is_stream):
         return headers
-    added = [_UNBUFFERED] if b"cache-control" in said and not is_stream else [_UNBUFFERED, _NOT_KEPT]
+    added = [_UNBUFFERED] if is_cached and not is_stream else [_UNBUFFERED, _NOT_KEPT]
     replaced = dict(added)
     return [item for item in headers if item[0].lower() not in replaced] + added
 

@@ -182,7 +182,7 @@ class ResponseParser:
                 has_length = True
         if status < 200:
             self.fault = f"its answer has the status {status}, which nobody asked for"
-        elif codings and [coding.lower() for coding in codings] != [b"chunked"]:
+        elif codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
             # Anything else is encoded in a way that the client is not told of, or ends nobody knows where.
             self.fault = f"its answer has the transfer encoding '{b', '.join(codings).decode('latin-1')}'"
         if self.fault:

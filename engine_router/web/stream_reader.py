@@ -8,7 +8,7 @@ from quart import request
 
 from engine_router.errors import TooManyReaders, Unauthorized
 from engine_router.guards.limits import MAX_READERS, MAX_READERS_OF_ONE
-from engine_router.proxy.credentials import offered_keys
+from engine_router.proxy.access import offered_keys
 from engine_router.router import Router
 from engine_router.server.ordinary_connection import STALLS, Stalls
 from engine_router.web.connection import scope_of, wire_headers

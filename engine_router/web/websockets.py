@@ -25,7 +25,7 @@ from engine_router.guards.foreign_text import printable
 from engine_router.guards.limits import MAX_MESSAGE_BYTES, MAX_QUEUED
 from engine_router.in_flight import LeaseHolder, RequestScope
 from engine_router.models.registry import Target
-from engine_router.proxy.credentials import KEY_PROTOCOL
+from engine_router.proxy.access import KEY_PROTOCOL
 from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
