@@ -21,7 +21,7 @@ from engine_router.errors import ConfigError, Unauthorized
 from engine_router.proxy.access import AccessCheck
 from engine_router.proxy.routes import tidied
 from engine_router.server import accept as wire_server
-from engine_router.web import readers
+from engine_router.web import stream_reader
 
 LIMIT_S = 200.0
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
@@ -344,8 +344,8 @@ async def test_a_key_that_is_taken_away_ends_its_streams(target: str) -> None:
 
 
 async def test_streams_are_bounded_for_each_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_READERS_OF_ONE", 3)
-    monkeypatch.setattr(readers, "MAX_READERS", 5)
+    monkeypatch.setattr(stream_reader, "MAX_READERS_OF_ONE", 3)
+    monkeypatch.setattr(stream_reader, "MAX_READERS", 5)
     async with routing('api_keys = ["a", "b"]') as router, served(router) as url, AsyncExitStack() as stack:
         for key, status in (
             ("a", 200),
@@ -363,7 +363,7 @@ async def test_streams_are_bounded_for_each_and_for_all(monkeypatch: pytest.Monk
 
 
 async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "STALL_S", 0.2)
+    monkeypatch.setattr(stream_reader, "STALL_S", 0.2)
     monkeypatch.setattr(wire_server, "SWEEP_INTERVAL_S", 0.05)
     async with (
         routing() as router,

@@ -2,10 +2,9 @@
 
 Both tiers ask here, with the headers as they came.
 
-Three questions: whether the router is addressed by a name of its own, whether the request carries a key, and
-whether the page of another site that sends it is one of those that may. The first one is there because a site
-can make its own name point to this machine ("DNS rebinding"): to a browser its pages and the router are then
-of one origin, and nothing but the name gives them away.
+Three checks: the request addresses the router by one of its names, it carries a key, and a page of another site
+that sends it is allowed. The first one is there because a site can make its own name point to this machine
+("DNS rebinding"): for a browser its pages and the router then have one origin, and only the name differs.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".home", ".lan"
 PREFLIGHT_AGE_S = 7200
 
 KEY_PROTOCOL: Final = "openai-insecure-api-key."
-"""What a page's WebSocket puts ahead of its key, in a subprotocol: it can send no header of its own (OpenAI, Realtime)."""
+"""The prefix of a key in a WebSocket's subprotocol: a page can send no header of its own (OpenAI, Realtime)."""
 
 _PRIORITIES: Mapping[bytes, Priority] = {b"high": "high", b"normal": "normal", b"low": "low"}
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))

@@ -1,7 +1,7 @@
-"""One request on its way to its engine, and its answer on the way back.
+"""The exchange of one request with its engine, from the queue to the end of the answer.
 
-The way has steps that may take minutes: the wait for the engine, and the wait for the answer. Each can be
-interrupted for a keep-alive frame and taken up again, without a task of its own.
+It has steps that may take minutes: the wait for the engine, and the wait for the answer. Each can be interrupted
+for a keep-alive frame and taken up again, without a task of its own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _WholeAnswer:
 
 @define(eq=False)
 class ProxyExchange(LeaseHolder):
-    """One request on its way to its engine, and its answer on the way back.
+    """The exchange of one request with its engine: the lease, the request as it is sent, the answer.
 
     `close` is synchronous and idempotent: it gives back the lease, or the place in the queue, and ends the
     exchange. Cancellation of any method loses nothing; `head` may be called again. Once it is closed, nothing
@@ -95,7 +95,7 @@ class ProxyExchange(LeaseHolder):
 
     @property
     def has_chunk(self) -> bool:
-        """Whether bytes of the answer's body have come with its head."""
+        """True if bytes of the answer's body have come with its head."""
         return self._whole is not None or (self._exchange is not None and self._exchange.has_chunk)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""How a request goes to its engine: in which words, under which name, with which headers, and back through what."""
+"""Forward plans: the request that an engine gets for a client's, and the stages of the answer."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Filter(Protocol):
 
 @frozen(kw_only=True)
 class ForwardPlan:
-    """How a request goes to its engine, and its answer back.
+    """The plan of one request: what its engine gets, and what the answer passes through.
 
     Attributes:
         translation: between the client's dialect and the engine's, or from a stream to one piece; None where the answer
             goes on as it comes.
-        dialect: the client's, where the engine speaks it too: its errors of another shape are told in it, and those of
-            this one go on as they came. None where it speaks another, or nobody has to understand it.
+        dialect: the client's, where the engine speaks it too: its errors of another shape are translated, and those
+            of this one go on unchanged. None where it speaks another, or nobody has to understand it.
         filters: what the answer passes through, in this order, in the client's dialect.
     """
 
@@ -63,7 +63,7 @@ class ForwardPlan:
 
 
 ChoosePlan = Callable[[str], Awaitable[ForwardPlan]]
-"""Returns the course to an engine that answers at an address, where it takes that address to know it."""
+"""Returns the plan for an engine at an address, where the engine has to be asked first."""
 
 
 class ForwardPlanner:
@@ -136,7 +136,7 @@ class ForwardPlanner:
         load_s: Callable[[], float],
         footer: Footer | None = None,
     ) -> ForwardPlan:
-        """Return the course of a request.
+        """Return the plan of a request.
 
         Args:
             native: the engine serves the path itself.

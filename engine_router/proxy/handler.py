@@ -1,7 +1,7 @@
-"""From a whole request to the beginning of its answer: what both tiers of the HTTP server share.
+"""The handler of proxied requests, which both tiers of the HTTP server share.
 
-A tier reads a request in its own way, hands it in as `IncomingRequest`, and writes the `Reply` in its own way. What
-happens in between, and every decision in it, is here and below.
+A tier parses a request, hands it in as `IncomingRequest`, and writes the `Reply`. Everything in between, and every
+decision, is here and below.
 """
 
 from __future__ import annotations

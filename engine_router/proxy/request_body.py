@@ -1,4 +1,4 @@
-"""Reading a request: what it is encoded in, for which model it is, and whether it has to be held as a whole."""
+"""Bodies of requests: their encoding, the model that they name, and whether they have to be held as a whole."""
 
 from __future__ import annotations
 

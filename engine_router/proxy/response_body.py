@@ -1,4 +1,4 @@
-"""The body of an answer as its client gets it: with signs of life while nothing comes, and with errors told."""
+"""The body of an answer as its client gets it: with keep-alive frames while nothing comes, and with errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _END_MARKS: Final = {
     "/api/chat": _LAST_LINE,
     "/api/generate": _LAST_LINE,
 }
-"""What every proper end has in it, by endpoint."""
+"""The mark of every proper end, by endpoint."""
 _STREAMS: Final = frozenset((b"text/event-stream", b"application/x-ndjson"))
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
 _OVERLAP_BYTES: Final = 64
@@ -54,16 +54,16 @@ class BrokenAnswer(Exception):
 
 
 class ResponseSource(Protocol):
-    """What an answer comes from: a `ProxyExchange`, or something that behaves like one."""
+    """The source of an answer: a `ProxyExchange`, or something that behaves like one."""
 
     @property
     def has_length(self) -> bool:
-        """Whether the answer's length was promised, so that nothing can be added to it."""
+        """True if the answer's length was promised, so that nothing can be added to it."""
         ...
 
     @property
     def has_chunk(self) -> bool:
-        """Whether bytes of the answer's body have come with its head."""
+        """True if bytes of the answer's body have come with its head."""
         ...
 
     def close(self) -> None:
@@ -89,13 +89,13 @@ class ResponseSource(Protocol):
 
 @define(kw_only=True, eq=False)
 class StreamOptions:
-    """How the client of one request is kept waiting, and told of errors.
+    """The options of one client's answer: its keep-alive frames, its progress, its errors.
 
     Attributes:
         make_frames: makes the frames for a client that asked for a stream.
         must_splice: the answer passes through `keep_alive` even if nothing was sent before it.
         interval_s: seconds of silence after which a waiting client gets a frame; infinity for never.
-        on_error: called with an error that the client is told in an answer that has begun.
+        on_error: called with an error that ends an answer which has begun.
         progress: a line about the wait for people to read, where that is wanted.
         began_at: when the client began to wait, by trio's clock.
     """

@@ -1,4 +1,4 @@
-"""A large body that is relayed while it is still coming, once it is known for whom it is.
+"""Large bodies that are relayed while they are still coming, once their model is known.
 
 What has come is kept until it is sent, and not longer. Nothing here makes the client wait: a connection that
 nobody reads from does not tell that its client has left.
@@ -16,7 +16,7 @@ from engine_router.errors import BodyTooLarge
 from engine_router.guards.limits import LARGE_BYTES
 from engine_router.in_flight import HeldShare
 
-Source = Callable[[], Awaitable[bytes | bytearray]]
+NextPiece = Callable[[], Awaitable[bytes | bytearray]]
 """Returns the next piece of a body; empty at its proper end."""
 
 
@@ -29,7 +29,7 @@ class Upload:
     """
 
     length: int | None
-    _source: Source
+    _next_piece: NextPiece
     _max_bytes: int
     _gathered: deque[bytes | bytearray] = field(factory=deque)
     _received: int = 0
@@ -39,12 +39,12 @@ class Upload:
 
     @property
     def streams(self) -> bool:
-        """Whether the client has asked for a stream, as far as the body has come."""
+        """True if the client has asked for a stream, as far as the body has come."""
         return self._scanner is not None and self._scanner.streams
 
     @property
     def is_large(self) -> bool:
-        """Whether it is worth relaying as it comes."""
+        """True if it is worth relaying as it comes."""
         return max(self.length or 0, self._received) > LARGE_BYTES
 
     def hold(self, share: HeldShare) -> None:
@@ -109,7 +109,7 @@ class Upload:
     async def _next(self) -> bytes | bytearray:
         if self._ended:
             return b""
-        data = await self._source()
+        data = await self._next_piece()
         self._ended = not data
         self._received += len(data)
         if self._received > self._max_bytes:
@@ -121,7 +121,7 @@ class Upload:
 
 @frozen
 class StreamedRequest:
-    """A request that is relayed while it is still coming. Has what is needed of a `Routed`.
+    """A request that is relayed while it is still coming, in place of a `Routed`.
 
     Attributes:
         model: the model that the client named.
@@ -132,7 +132,7 @@ class StreamedRequest:
 
     @property
     def streams(self) -> bool:
-        """Whether the client has asked for a stream, as far as the body has come."""
+        """True if the client has asked for a stream, as far as the body has come."""
         return self.body.streams
 
     def renamed(self, model: str) -> Upload:

@@ -1,4 +1,4 @@
-"""Accepting connections, and who serves each: the fast tier first, Hypercorn for what is unusual.
+"""The accept loop, and the tier of each connection: the fast tier first, Hypercorn for what is unusual.
 
 The accept loop is ours, so that every accepted socket is known: at the end of a shutdown all of them are
 closed, whoever is stuck in them. Hypercorn serves a connection through its own `TCPServer`, which gets the

@@ -40,13 +40,13 @@ from engine_router.upstream.socket_stream import ConnectionLost, RawStream, move
 logger = logging.getLogger(__name__)
 
 Serve = Callable[[IncomingRequest, RequestScope], Awaitable[Reply]]
-"""What answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
+"""Answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
 
 Admits = Callable[[str, bytes, Headers], None]
-"""Raises what a request is refused with for its path, query and headers alone."""
+"""Checks a request by its path, query and headers alone; raises the error that refuses it."""
 
 Adds = Callable[[Headers], Headers]
-"""Tells what headers an answer carries beside its own, an error too, from those of its request."""
+"""Returns the headers that every answer to a request carries, an error too, from the headers of the request."""
 
 # Seconds that reading pauses for each piece of 64 KiB beyond `MAX_BACKLOG_BYTES`. It never stops, for a client that
 # leaves is noticed by reading only.
@@ -307,7 +307,7 @@ class FastConnection:
 
     @property
     def _stays_open(self) -> bool:
-        """Whether the connection may be used again: not at a shutdown, nor with an upload still coming."""
+        """True if the connection may be used again: not at a shutdown, nor with an upload still coming."""
         return not self._closing and (self._arriving is None or self._arriving.is_complete)
 
     async def _send_error(self, error: RouterError, scope: RequestScope, *, keep_alive: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Reading HTTP/1.1 requests from bytes: what the fast tier takes, and what it leaves to the ordinary one.
+"""The parser of HTTP/1.1 requests in the fast tier, which leaves unusual ones to the ordinary tier.
 
 A request is taken if there is nothing unusual about it at all. Everything else, a doubtful one above all, is
 left to Hypercorn with every byte as it came, so that there is one place that judges the unusual. llhttp
@@ -43,7 +43,7 @@ class WireRequest:
 
 
 class Verdict(enum.Enum):
-    """What to do after some bytes were read."""
+    """The next step after some bytes were read."""
 
     MORE = enum.auto()
     """The request is not complete: read on."""
@@ -124,7 +124,7 @@ class RequestReader:
 
     @property
     def is_between(self) -> bool:
-        """Whether no byte of a further request has come."""
+        """True if no byte of a further request has come."""
         return self._head is None and not self.raw
 
     @property

@@ -123,7 +123,7 @@ class Exchange:
 
     @property
     def has_chunk(self) -> bool:
-        """Whether `chunk` would return at once."""
+        """True if `chunk` would return at once."""
         return bool(self._response.body) or self._response.complete
 
     async def chunk(self) -> bytes:

@@ -25,7 +25,7 @@ _PARTS = (b",", b"{", b"[")
 
 
 class UnreadableAnswer(ValueError):
-    """An answer that is not read, or no further: it is too large, or encoded in a way that nobody asked for.
+    """An answer that is not read, or no further: it is too large, or in an encoding that nobody asked for.
 
     Its text goes on where a sentence says that somebody answered something.
     """

@@ -39,7 +39,7 @@ class Arriving(Protocol):
 
 @frozen(kw_only=True)
 class UpstreamRequest:
-    """What is sent to an engine.
+    """A request to an engine.
 
     Attributes:
         engine: its name, for error messages.
@@ -183,7 +183,7 @@ class ResponseParser:
         if status < 200:
             self.fault = f"its answer has the status {status}, which nobody asked for"
         elif codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
-            # Anything else is encoded in a way that the client is not told of, or ends nobody knows where.
+            # Anything else has an encoding that the client does not learn, or no certain end.
             self.fault = f"its answer has the transfer encoding '{b', '.join(codings).decode('latin-1')}'"
         if self.fault:
             return
