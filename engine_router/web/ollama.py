@@ -15,7 +15,6 @@ from engine_router.config import OllamaConfig
 from engine_router.dialects import OLLAMA
 from engine_router.dialects.json_body import Octets, to_json
 from engine_router.dialects.routed import route_json
-from engine_router.engines.base import ResidentId
 from engine_router.errors import (
     BadRequest,
     EngineError,
@@ -28,7 +27,7 @@ from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import CONTROL_ANSWER_BYTES
 from engine_router.models.registry import Target
 from engine_router.proxy.routes import API_ROUTES, base_url_hint
-from engine_router.residency.resident_state import Phase
+from engine_router.residency.read_model import ResidentStatus
 from engine_router.router import Router
 from engine_router.upstream.forwarding import EngineRequests, response_headers
 from engine_router.upstream.http1 import ResponseHead
@@ -36,7 +35,6 @@ from engine_router.web import ollama_shapes
 from engine_router.web.connection import whole_body
 from engine_router.web.proxy import Proxy, direct_exchange, relayed
 from engine_router.web.responses import as_response, json_response
-from engine_router.web.status import state_of
 
 # Clients read features from the version: this is the release whose answers `tests/test_ollama_cases.py` lists.
 OLLAMA_VERSION = "0.33.0"
@@ -110,16 +108,16 @@ class OllamaApi:
 
     def _ps(self) -> dict[str, Any]:
         """List what is in memory, as Ollama does what stays longest first, under every name of `/api/tags`."""
-        present = (Phase.READY.value, Phase.DRAINING.value)
-        targets = [t for t in self._router.registry.offered() if state_of(self._router, t) in present]
-        timed = [(_left_s(self._router, target.resident), target) for target in targets]
-        timed.sort(key=lambda entry: int(entry[0]), reverse=True)
-        return {"models": [entry for left_s, target in timed for entry in self._loaded(target, left_s)]}
+        targets = self._router.registry.offered()
+        statuses = [(target, self._router.read_model.resident(target.resident)) for target in targets]
+        loaded = [(_left_s(status), target, status) for target, status in statuses if status.is_usable]
+        loaded.sort(key=lambda entry: int(entry[0]), reverse=True)
+        return {"models": [entry for found in loaded for entry in self._loaded(*found)]}
 
-    def _loaded(self, target: Target, left_s: float) -> list[dict[str, Any]]:
+    def _loaded(self, left_s: float, target: Target, status: ResidentStatus) -> list[dict[str, Any]]:
         facts = self._router.known_models.of(target)
         until = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=left_s)
-        size_bytes = self._router.state.of(target.resident).footprint_bytes or 0
+        size_bytes = status.footprint_bytes or 0
         return [
             ollama_shapes.loaded(name, target, facts, size_bytes=size_bytes, expires_at=until)
             for name in (target.model, *target.aliases)
@@ -209,15 +207,13 @@ class OllamaApi:
         return await relayed(await direct_exchange(self._router, requests, base_url, f"/api/{path}", body))
 
 
-def _left_s(router: Router, resident: ResidentId) -> float:
-    """Return in how many seconds a resident is unloaded if nobody uses it; where never, what Ollama says then.
+def _left_s(status: ResidentStatus) -> float:
+    """Return the seconds until a resident is unloaded if nobody uses it; Ollama's own figure where it never is.
 
     One that is in use counts as used now, as with Ollama.
     """
-    now = trio.current_time()
-    ends_at = router.read_model.resident(resident).expires_at
     longest_s = ollama_shapes.FOR_EVER.total_seconds()
-    return longest_s if ends_at is None else min(ends_at - now, longest_s)
+    return longest_s if status.expires_at is None else min(status.expires_at - trio.current_time(), longest_s)
 
 
 def _check_method(path: str, *methods: str) -> None:

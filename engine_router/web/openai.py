@@ -7,21 +7,24 @@ from typing import Any
 from quart import Response, request
 
 from engine_router.models.registry import Target
+from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
 from engine_router.web.anthropic import model_info, model_page, speaks_anthropic
 from engine_router.web.responses import json_response
-from engine_router.web.status import listed_state_of, state_of
+from engine_router.web.state_words import LISTED, OWN
 
 
-def _entry(router: Router, target: Target, state: str) -> dict[str, Any]:
+def _entry(router: Router, target: Target) -> dict[str, Any]:
+    resident = router.read_model.resident(target.resident)
+    is_asleep = resident.phase in (None, Phase.STOPPING) and target.resident in router.sleeping()
     entry = {
         "id": target.model,
         "object": "model",
         "created": int(router.started_at),
         "owned_by": target.engine,
         "engine": target.engine,
-        "state": state,
-        "status": {"value": listed_state_of(router, target)},
+        "state": OWN.of(resident),
+        "status": {"value": "sleeping" if is_asleep else LISTED.of(resident)},
         "aliases": list(target.aliases),
     }
     context_length = router.known_models.of(target).context_length
@@ -47,7 +50,7 @@ class ModelList:
         """Return the entries of the list."""
         data: list[dict[str, Any]] = []
         for target in self._router.registry.offered():
-            entry = _entry(self._router, target, state_of(self._router, target))
+            entry = _entry(self._router, target)
             data.append(entry)
             data += [
                 {**entry, "id": alias, "aliases": [], "alias_of": target.model} for alias in target.aliases
@@ -61,6 +64,6 @@ class ModelList:
             UnknownModel: there is none.
         """
         target = self._router.registry.resolve(model)
-        entry = _entry(self._router, target, state_of(self._router, target))
+        entry = _entry(self._router, target)
         entry = {**entry, "id": model}
         return json_response(model_info(entry) if speaks_anthropic(request) else entry)

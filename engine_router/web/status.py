@@ -11,7 +11,6 @@ import trio
 
 from engine_router import __version__
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
-from engine_router.models.registry import Target
 from engine_router.residency.read_model import (
     FailureStatus,
     PoolStatus,
@@ -19,9 +18,8 @@ from engine_router.residency.read_model import (
     SwapStatus,
     TurnStatus,
 )
-from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
-from engine_router.web.state_words import LISTED, OWN
+from engine_router.web.state_words import OWN
 
 RECENT_SWAPS = 10
 RECENT_NOTICES = 10
@@ -44,7 +42,12 @@ def status(router: Router) -> dict[str, Any]:
         "pools": {name: _pool(router, pool) for name, pool in pools.items()},
         "engines": {name: _engine(router, name, pools, models[name]) for name in router.engines},
         "models": [
-            {"id": t.model, "engine": t.engine, "state": state_of(router, t), "aliases": list(t.aliases)}
+            {
+                "id": t.model,
+                "engine": t.engine,
+                "state": OWN.of(router.read_model.resident(t.resident)),
+                "aliases": list(t.aliases),
+            }
             for t in targets
         ],
         "last_swap": swaps[-1] if swaps else None,
@@ -143,16 +146,3 @@ def _engine(
         "models": list(models),
         "endpoints": dict(router.endpoint_support.shown(name)),
     }
-
-
-def state_of(router: Router, target: Target) -> str:
-    """Return the state of one model: `ready`, another phase, `failed`, or `off`."""
-    return OWN.of(router.read_model.resident(target.resident))
-
-
-def listed_state_of(router: Router, target: Target) -> str:
-    """Return the state of one model in llama.cpp's words, by which clients know what is loaded."""
-    resident = router.read_model.resident(target.resident)
-    if resident.phase in (None, Phase.STOPPING) and target.resident in router.sleeping():
-        return "sleeping"
-    return LISTED.of(resident)
