@@ -30,7 +30,7 @@ from engine_router.metrics import Metrics
 from engine_router.models.facts import keep_fresh
 from engine_router.models.learned import Learned
 from engine_router.proxy.snapshot import make_snapshot
-from engine_router.reload import Reloader, Source
+from engine_router.reload import ConfigSource, Reloader
 from engine_router.residency.measurements import default_state_file, read_state
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 async def open_router(
     config: Config | str | os.PathLike[str],
     *,
-    source: Source | None = None,
+    source: ConfigSource | None = None,
 ) -> AsyncIterator[Router]:
     """Run a router inside the block.
 
@@ -67,7 +67,7 @@ async def open_router(
     cancelled, processes are killed at once, without waiting.
     """
     if not isinstance(config, Config):
-        source = source or Source(os.fspath(config), functools.partial(load_config, config))
+        source = source or ConfigSource(os.fspath(config), functools.partial(load_config, config))
         config = await trio.to_thread.run_sync(source.read)
     failure: BaseException | None = None
     try:
@@ -97,7 +97,7 @@ async def open_router(
             raise failure
 
 
-async def _start(router: Router, factory: _EngineFactory, source: Source | None) -> None:
+async def _start(router: Router, factory: _EngineFactory, source: ConfigSource | None) -> None:
     """Start the tasks of a router."""
     nursery = factory.nursery
     if source is not None:
@@ -135,7 +135,7 @@ async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
 
 @define(eq=False)
 class _EngineFactory:
-    """Makes engines, with what they share. The guardian is started with the first one that needs it."""
+    """The maker of engines, with what they share. The guardian is started with the first one that needs it."""
 
     client: httpx.AsyncClient
     nursery: trio.Nursery

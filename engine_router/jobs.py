@@ -22,12 +22,12 @@ REMEMBERED_S: Final = 3600.0
 
 JobState = Literal["running", "done", "failed", "cancelled"]
 Work = Callable[[str, ExitStack], Awaitable[Mapping[str, Any]]]
-"""Does a job: takes its id and a stack that is closed when it ends; returns its outcome."""
+"""The work of a job: takes its id and a stack that is closed when it ends; returns its outcome."""
 
 
 @define(eq=False)
 class Job:
-    """One job.
+    """One job, running or ended.
 
     Attributes:
         kind: what is done, such as `load`.
@@ -87,7 +87,7 @@ class Jobs:
 
         Raises:
             QueueFull: too many are under way.
-            RouterClosing: nobody does them, any more.
+            RouterClosing: the router is going down.
         """
         if self._nursery is None:
             raise RouterClosing("the router is not running any more")

@@ -18,7 +18,7 @@ SLOW = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 Reading = Mapping[tuple[str, ...], float]
-"""Values by their labels."""
+"""The values of a gauge, by their labels."""
 
 
 class _Now(Collector):

@@ -21,8 +21,8 @@ WATCH_INTERVAL_S = 2.0
 
 
 @frozen
-class Source:
-    """Where a configuration comes from.
+class ConfigSource:
+    """The origin of a configuration.
 
     Attributes:
         path: the file.
@@ -35,22 +35,22 @@ class Source:
 
 @define(eq=False)
 class Reloader:
-    """Reads a configuration again and gives it to a router.
+    """The reload of one router's configuration.
 
     Attributes:
         make: makes an engine, of this name in a configuration.
-        renew: gives engines that go on what a configuration says of them anew.
+        renew: gives engines that go on their headers of a configuration.
         forget: lets go of what sleeps of some engines.
     """
 
-    source: Source
+    source: ConfigSource
     make: Callable[[str, Config], Awaitable[Engine]]
     renew: Callable[[Config], None]
     forget: Callable[[Collection[str]], Awaitable[None]]
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
 
     async def reload(self, router: Router) -> Changes:
-        """Read the file again and take over what is different.
+        """Read the file again, and put the configuration in force.
 
         A changed engine gets no new requests, ends those that it has, stops, and starts anew when it is wanted;
         this does not wait for that. Streams of engines that did not change go on.
@@ -72,7 +72,7 @@ class Reloader:
             }
             snapshot = await make_snapshot(new, engines, router.upstream, router.state, router.learned)
             # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
-            self._refuse_while_it_goes(router, new)
+            self._refuse_moved_engines(router, new)
             router.supervisor.reconfigure(
                 engines=engines,
                 pool_of={name: engine.pool for name, engine in new.engines.items()},
@@ -91,7 +91,7 @@ class Reloader:
             await self.forget(others)
             return changes
 
-    def _refuse_while_it_goes(self, router: Router, new: Config) -> None:
+    def _refuse_moved_engines(self, router: Router, new: Config) -> None:
         """Refuse an engine that is to come back in another pool before it has left the one that it was in."""
         remedy = "is still on its way out of pool '{}', which it was in; read the configuration again when it has gone"
         faults = [
@@ -112,11 +112,11 @@ class Reloader:
                 continue
             seen = now
             if router.config.server.watch_config:
-                await say_reload(router)
+                await reload_and_note(router)
 
 
-async def say_reload(router: Router) -> None:
-    """Reload, and tell the person who runs the router what came of it."""
+async def reload_and_note(router: Router) -> None:
+    """Reload, and note the outcome for the person who runs the router."""
     try:
         changes = await router.reload()
     except ConfigError as error:

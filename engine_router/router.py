@@ -218,7 +218,7 @@ class Router:
 
     @property
     def can_reload(self) -> bool:
-        """Whether there is a file that can be read again."""
+        """True if there is a file that can be read again."""
         return self._reloader is not None
 
     def set_reloader(self, reloader: Callable[[Router], Awaitable[Changes]]) -> None:

@@ -19,7 +19,7 @@ import engine_router
 from engine_router.cli.event_text import EventLog
 from engine_router.cli.formatting import counted, seconds
 from engine_router.config import Config
-from engine_router.reload import Source, say_reload
+from engine_router.reload import ConfigSource, reload_and_note
 from engine_router.router import Router
 from engine_router.server.serve import FLUSH_S
 
@@ -124,7 +124,7 @@ def run_router(
     announce: Announce,
     last_words: Callable[[], None],
     job: Job | None = None,
-    source: Source | None = None,
+    source: ConfigSource | None = None,
 ) -> int:
     """Serve until a signal comes, or until `job` is done.
 
@@ -163,7 +163,7 @@ async def _run(
     announce: Announce,
     last_words: Callable[[], None],
     job: Job | None,
-    source: Source | None,
+    source: ConfigSource | None,
 ) -> int:
     ending = Ending(config.server.shutdown_timeout_s, job is not None, last_words)
     try:
@@ -218,7 +218,7 @@ async def _reload_when_asked(
     with trio.open_signal_receiver(signal.SIGHUP) as received:
         task_status.started()
         async for _ in received:
-            await say_reload(router)
+            await reload_and_note(router)
 
 
 async def _do(job: Job, router: Router, urls: Sequence[str], ending: Ending) -> None:

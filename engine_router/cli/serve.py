@@ -20,7 +20,7 @@ from engine_router.cli.running import run_router
 from engine_router.cli.terminal import say
 from engine_router.config import Config, ServerConfig, find_config, load_config
 from engine_router.config.kinds import Port
-from engine_router.reload import Source
+from engine_router.reload import ConfigSource
 from engine_router.router import Router
 from engine_router.server.serve import CannotListen, listen
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
             sockets,
             announce=lambda router, urls: _announce(router, urls, path, log),
             last_words=lambda: end_logging(log),
-            source=Source(str(path), lambda: _read(path, options, port)),
+            source=ConfigSource(str(path), lambda: _read(path, options, port)),
         )
 
 

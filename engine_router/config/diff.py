@@ -34,7 +34,7 @@ class Changes:
     needs_restart: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether anything is different."""
+        """True if anything is different."""
         return any(attrs.astuple(self, recurse=False))
 
     def as_dict(self) -> dict[str, list[str]]:

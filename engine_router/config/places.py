@@ -1,4 +1,4 @@
-"""Where a path such as `engines.llama.argv` stands in the text of a TOML file: its line, to be shown with a caret."""
+"""Places of paths such as `engines.llama.argv` in the text of a TOML file: the lines, to be shown with a caret."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Statement:
 
     @property
     def is_private(self) -> bool:
-        """Whether its value is not to be shown."""
+        """True if its value must not be shown."""
         return is_private(self.keys)
 
 

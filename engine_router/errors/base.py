@@ -1,4 +1,4 @@
-"""What all errors have in common that the router reports to a client."""
+"""The base of all errors that the router reports to a client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RouterError(Exception):
         kind: OpenAI's `error.type`.
         anthropic_kind: Anthropic's `error.type`.
         retry_after_s: seconds after which a retry makes sense, or None.
-        retryable: False where a retry cannot help; clients are told so.
+        retryable: False where a retry cannot help; clients are told.
         is_engines_fault: False where a start that failed with it says nothing about the next one.
         message_chars: how long its message may be.
     """

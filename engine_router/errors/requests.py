@@ -108,7 +108,7 @@ class UnknownModel(RouterError):
 
 
 class NotResident(RouterError):
-    """What was asked for needs a model that is not resident, and is not worth a swap."""
+    """The request needs a model that is not resident, and is not worth a swap."""
 
     status = 409
     code = "model_not_resident"

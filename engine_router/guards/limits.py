@@ -24,7 +24,7 @@ LARGE_BYTES: Final = 2_097_152
 """Bodies up to here are read as a whole, which costs less and shows every fault before an engine is asked."""
 
 MAX_UNPACK_RATIO: Final = 100
-"""How many times its size a body may be without its content encoding.
+"""The factor by which a body may grow without its content encoding.
 
 JSON of chats becomes three to ten times as large, and lists of like numbers thirty times; gzip can make 1,000 times as
 much, and zstd 30,000 times.
@@ -46,10 +46,10 @@ MAX_AHEAD_BYTES: Final = 65536
 """Bytes of further requests that are read while one is served, before reading pauses."""
 
 MAX_BACKLOG_BYTES: Final = 1_048_576
-"""What is kept of a large body that its engine takes in more slowly than it comes; beyond it reading slows down."""
+"""Bytes kept of a large body that its engine takes in more slowly than it comes; beyond them reading slows down."""
 
 SLOWEST_BYTES_PER_S: Final = 100
-"""What a client sends that owes bytes of a request, on average: the slowest modems were faster.
+"""The average rate of a client that owes bytes of a request: the slowest modems were faster.
 
 Each byte buys a little time, up to what an idle connection is given, so that a pause is no fault, and one byte now
 and then no progress.
@@ -97,7 +97,7 @@ MAX_SUGGESTED: Final = 10
 # From engines
 
 MAX_ENGINE_OVERHEAD_BYTES: Final = 262_144
-"""What an engine may send before its body begins, or instead of its body's next bytes.
+"""Bytes that an engine may send before its body begins, or instead of its body's next bytes.
 
 Headers without an end, interim answers without an end, and trailers without an end fill no memory and keep nobody
 waiting.
@@ -116,16 +116,16 @@ MAX_BEGINNING_BYTES: Final = 1_048_576
 """The beginning of a response in events: without an event so far it is none of that endpoint's."""
 
 ERROR_BODY_BYTES: Final = 65536
-"""What is read of an engine's error answer, for its message."""
+"""Bytes read of an engine's error answer, for its message."""
 
 ERROR_BODY_S: Final = 10.0
-"""How long the message of such an answer may take to come, in seconds, once its head has."""
+"""Seconds that the message of such an answer may take to come, once its head has."""
 
-ABILITY_ANSWER_BYTES: Final = 65536
-"""What is read of an answer that is asked for only to see whether an engine has an endpoint."""
+ENDPOINT_ANSWER_BYTES: Final = 65536
+"""Bytes read of an answer that only shows whether an engine has an endpoint."""
 
 CONTROL_ANSWER_BYTES: Final = 8_388_608
-"""What is read of an engine's answer to the router's own calls (lists, loads, probes), without its content encoding.
+"""Bytes read of an engine's answer to the router's own calls (lists, loads, probes), without its content encoding.
 
 Lists of a thousand models have half a megabyte, and what Ollama shows of one model some hundred KB.
 """
@@ -137,10 +137,10 @@ LISTED_MODELS: Final = 2000
 """Models that one engine may list; every list and status that the router gives goes through all of them."""
 
 SHOWN_BYTES: Final = 33_554_432
-"""What is kept of all that one Ollama daemon shows of its models: a thousand of them with 32 KB each."""
+"""Bytes kept of the models that one Ollama daemon shows: a thousand of them with 32 KB each."""
 
 COMPLAINT_CHARS: Final = 300
-"""How much of an engine's own words about a failed load or unload is repeated."""
+"""Characters repeated of an engine's own words about a failed load or unload."""
 
 LINES_PER_S: Final = 2000
 """Lines of an engine's output: no person reads so many, and an engine that writes more is in a loop."""
@@ -158,15 +158,15 @@ SHARED_MEMORY_FILES: Final = 10_000
 """Files in /dev/shm that are looked at: an engine makes a few, and everybody may write there."""
 
 LOG_LINE_CHARS: Final = 400
-"""How much of each of an engine's last lines an error repeats."""
+"""Characters of each of an engine's last lines that an error repeats."""
 
 # From other programs
 
 MAX_OUTPUT_BYTES: Final = 2**20
-"""What a command prints: gauges a line, systemctl some lines, journalctl fifteen. More is not what was meant."""
+"""Bytes read of a command's output: gauges print a line, systemctl some lines, journalctl fifteen."""
 
 PRINTED_CHARS: Final = 200
-"""How much of what a gauge's command printed is repeated in a message."""
+"""Characters of a gauge command's output that a message repeats."""
 
 MAX_AMOUNT_BYTES: Final = 2**63
 """An amount of memory: no machine has more, and 1e999999999 would be a number of a gigabyte."""
@@ -189,7 +189,7 @@ MAX_GGUF_TEXT_BYTES: Final = 1 << 20
 """A text in a GGUF header: chat templates are the longest, with some 20 KB."""
 
 MAX_GGUF_KEPT_BYTES: Final = 8 << 20
-"""What is kept of one GGUF header in all."""
+"""Bytes kept of one GGUF header in all."""
 
 MAX_GGUF_KEPT_ITEMS: Final = 1 << 10
 """Items of an array that are kept: layers have a number each, vocabularies are counted only."""

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from engine_router.config import Config
 from engine_router.errors import RouterError
-from engine_router.guards.limits import ABILITY_ANSWER_BYTES
+from engine_router.guards.limits import ENDPOINT_ANSWER_BYTES
 from engine_router.models.learned import Learned
 from engine_router.upstream.client import Exchange, Upstream
 from engine_router.upstream.forwarding import EngineRequests
@@ -93,6 +93,6 @@ async def _is_there(head: ResponseHead, exchange: Exchange) -> bool:
         return True
     # LM Studio answers what it does not know with 200 and an error.
     body = b""
-    while len(body) < ABILITY_ANSWER_BYTES and (data := await exchange.chunk()):
+    while len(body) < ENDPOINT_ANSWER_BYTES and (data := await exchange.chunk()):
         body += data
     return not body.lstrip().startswith(b'{"error"')

@@ -1,4 +1,4 @@
-"""What a llama.cpp server will need, before it ever ran: from its command line and the headers of its files.
+"""Estimate of a llama.cpp server's memory before its first run, from its command line and the headers of its files.
 
 The formula is llama.cpp's own arithmetic, as its log prints it when it loads a model:
 
@@ -6,7 +6,7 @@ The formula is llama.cpp's own arithmetic, as its log prints it when it loads a 
 - KV cache and states: see `kv_cache.py`;
 - compute buffer: the logits and the activations of one micro-batch, and a quarter of a GiB for the rest.
 
-It is what counts until the first start was measured, and never after. And it decides when somebody starts, never
+The estimate counts until the first start was measured, and never after. It decides when a model starts, never
 whether: only the weights are certain.
 """
 
@@ -42,10 +42,10 @@ _FULL_WINDOWS: Final = "--swa-full"
 
 @frozen
 class Estimate:
-    """What a command will need.
+    """The memory that a command will need.
 
     Attributes:
-        need_bytes: all of it, as far as can be told; rather too much than too little.
+        need_bytes: all of it, as far as is known; rather too much than too little.
         weights_bytes: what no setting can change: the weights alone.
     """
 

@@ -1,4 +1,4 @@
-"""What is known of each model: from the configuration, its files, and what its engine lists.
+"""Facts about each model: from the configuration, its files, and the lists of its engine.
 
 Requests read what is known and never wait; a task in the background learns. Files are read once, and again
 when they change; engines that run are asked every half minute, and when a resident became ready.
@@ -50,7 +50,7 @@ _OWNERS: Final = {
 
 @frozen(kw_only=True)
 class ModelFacts:
-    """What is known of one model.
+    """The facts that are known of one model.
 
     Attributes:
         weights: what its files say; None where they are not known, or not understood.

@@ -70,7 +70,7 @@ _GUESSED: Final = 1024  # a flag beside the file type
 
 @frozen(kw_only=True)
 class GGUFHeader:
-    """What the header of a model says; of a model in several files the first one's, with all of them summed up.
+    """The header of a model; of a model in several files the first one's, with all of them summed up.
 
     Attributes:
         metadata: the values that are no arrays; texts of more than a mebibyte are left out.
@@ -92,7 +92,7 @@ class GGUFHeader:
 
     @property
     def architecture(self) -> str:
-        """Such as "llama"; empty where it is not told."""
+        """Such as "llama"; empty where the header does not say."""
         return self.text("general.architecture")
 
     @property
@@ -118,7 +118,7 @@ class GGUFHeader:
 
     @property
     def quantization(self) -> str:
-        """Label of the quantization, such as "Q4_K_M"; "unknown" where it is not told."""
+        """Label of the quantization, such as "Q4_K_M"; "unknown" where the header does not say."""
         return "unknown" if self.file_type is None else _FILE_TYPES.get(self.file_type & ~_GUESSED, "unknown")
 
     def text(self, key: str) -> str:
@@ -191,12 +191,12 @@ def _read_part(path: Path) -> GGUFHeader:
 
 
 class _Fault(Exception):
-    """What is wrong with a file, in one clause."""
+    """A file that is not understood; the message says why in one clause."""
 
 
 @define
 class _Reader:
-    """Reads one file from its beginning; each method leaves it after what it has read."""
+    """A reader of one file from its beginning; each method leaves it after what it has read."""
 
     _file: BinaryIO
     _size: int
@@ -334,8 +334,8 @@ class _Reader:
         return self._numbers(code)[0]
 
     def _numbers(self, codes: str) -> tuple[int | float | bool, ...]:
-        layout = f"{self._order}{codes}"
-        return struct.unpack(layout, self._take(struct.calcsize(layout)))
+        fields = f"{self._order}{codes}"
+        return struct.unpack(fields, self._take(struct.calcsize(fields)))
 
     def _count(self) -> int:
         number: int = self._length.unpack(self._take(8))[0]

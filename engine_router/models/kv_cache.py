@@ -1,4 +1,4 @@
-"""What a model keeps for each token of its context, by the header of its GGUF file, as llama.cpp lays it out.
+"""Size of a model's KV cache, by the header of its GGUF file, as llama.cpp lays it out.
 
 - Full attention: keys and values of every KV head, for each cell of the context (`llama_kv_cache`).
 - Sliding window: as many cells as the window and one micro-batch, unless `--swa-full` is given
@@ -37,7 +37,7 @@ _STATE_BYTES: Final = 4
 
 @frozen(kw_only=True)
 class Context:
-    """How a server divides its context.
+    """The context of a server, and its division into slots.
 
     Attributes:
         tokens: of all slots together.

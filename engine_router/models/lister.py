@@ -1,4 +1,4 @@
-"""Asking the engines which models they list: in a task of the router's own, which belongs to no client."""
+"""The lists of models that engines give: asked for in a task of the router's own, which belongs to no client."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TIMEOUT_S: Final = 3.0
 
 
 class ModelLister:
-    """Asks in rounds: every half minute, whenever a resident became ready, and when somebody wants to know.
+    """A task that asks in rounds: every half minute, when a resident became ready, and when a request needs to know.
 
-    Whoever wants to know waits for a round, and may leave without ending it for the others.
+    A request waits for a round, and may leave without ending it for the others.
 
     Args:
-        engines: tells which engines list models that are to be known, by name.
-        learn: takes in what one listed.
+        engines: returns the engines to ask, by name.
+        learn: takes in the list of one.
 
     Attributes:
         silent: the engines that did not list anything when they were asked last.
@@ -51,7 +51,7 @@ class ModelLister:
         self._next = trio.Event()  # set when the round after this one is over
         self._current: trio.Event | None = None
         self._is_over = False
-        self._cut: set[str] = set()  # engines whose lists are too long, which is told once
+        self._cut: set[str] = set()  # engines whose lists are too long, which is logged once
 
     async def run(self) -> None:
         """Ask again and again; runs until cancelled."""

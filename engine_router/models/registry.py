@@ -1,4 +1,4 @@
-"""From the name that a client sends to the engine, the resident and the name that the engine knows."""
+"""Registry of models: by each name that a client may send, the engine, the resident, and the name that the engine knows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LATEST = ":latest"
 
 @frozen
 class Target:
-    """Where a model lives.
+    """The place of a model.
 
     Attributes:
         model: the id under which the router lists it.
@@ -38,7 +38,7 @@ class Target:
 
 
 class ModelRegistry:
-    """Knows every model: the configured ones, and those that running engines list.
+    """All models: the configured ones, and those that running engines list.
 
     The configuration always wins over what an engine says, and of two engines that list the same id the one
     that comes first in the configuration.

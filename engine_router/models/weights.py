@@ -1,4 +1,4 @@
-"""Where a model's weights are, and what they and its command line say about it."""
+"""The files of a model's weights, and the facts in them and in its engine's command line."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _LONGEST_SHOWN: Final = 5  # numbers of an array; Ollama's own limit
 
 @frozen(kw_only=True)
 class Weights:
-    """What a model's files say.
+    """The facts in a model's files.
 
     Attributes:
         format: "gguf" or "safetensors".
-        architecture: such as "llama"; empty where it is not told.
-        parameters: number of weights; 0 where it is not told.
-        quantization: label such as "Q4_K_M"; empty where it is not told.
+        architecture: such as "llama"; empty where it is not known.
+        parameters: number of weights; 0 where it is not known.
+        quantization: label such as "Q4_K_M"; empty where it is not known.
         context_length: tokens that the model was made for.
         capabilities: in Ollama's words.
         template: its chat template.
@@ -57,13 +57,13 @@ class Weights:
 
     @property
     def parameter_size(self) -> str:
-        """Number of weights as Ollama writes it, such as "7.6B"; empty where it is not told."""
+        """Number of weights as Ollama writes it, such as "7.6B"; empty where it is not known."""
         return human_number(self.parameters) if self.parameters else ""
 
 
 @frozen(kw_only=True)
 class Launch:
-    """What the command line of a model's engine says.
+    """The facts in the command line of a model's engine.
 
     Attributes:
         path: where its weights are.

@@ -110,7 +110,7 @@ def _target(name: str, registry: ModelRegistry) -> Target | None:
     try:
         return registry.resolve(name)
     except (BadRequest, UnknownModel) as error:  # an engine may list it later, but then nobody waits for it
-        logger.warning("%s, so it is not loaded ahead", error)
+        logger.warning("%s, so it is not preloaded", error)
         return None
 
 
