@@ -106,6 +106,16 @@ def test_every_file_that_the_page_names_is_there() -> None:
         assert (PACKAGE / folder).is_dir() or (ROOT / folder).is_dir(), folder
 
 
+def test_every_class_that_the_page_names_is_there() -> None:
+    classes = {
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert set(re.findall("`((?:[A-Z][a-z]+){2,})`", PAGE)) <= classes
+
+
 def test_no_file_is_longer_than_a_reader_takes_in() -> None:
     lengths = {path.relative_to(ROOT): len(path.read_text("utf-8").splitlines()) for path in FILES}
     assert {path: length for path, length in lengths.items() if length > 400} == {}
