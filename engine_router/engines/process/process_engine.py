@@ -32,9 +32,8 @@ from engine_router.engines.process.shared_memory import SharedMemory, shared_mem
 from engine_router.engines.process.start import missing, out_of_resources, spawn
 from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe
 from engine_router.engines.remote.client import EngineClient
-from engine_router.engines.remote.lifecycle import SLEEPS
 from engine_router.engines.sleep.registry import SleepRegistry
-from engine_router.engines.sleep.resident_sleep import EngineSleep, WakeResult
+from engine_router.engines.sleep.resident_sleep import ASLEEP, EngineSleep, WakeResult
 from engine_router.errors import (
     EngineStartFailed,
     EngineStartTimeout,
@@ -267,7 +266,7 @@ class ProcessEngine:
             sleep = self._sleep.of(resident, self._client_of(running.base_url))
             if sleep is not None and await sleep.fall_asleep(supervision, death=running.wait):
                 running.log.write("[engine-router] sleeps")
-                return SLEEPS
+                return ASLEEP
             return await running.end(self.config.grace_s)
         await running.clean_up()
         return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail(running))
@@ -289,7 +288,7 @@ class ProcessEngine:
     async def _run_asleep(self, resident: ResidentId, supervision: Supervision) -> Ended:
         """Wake what sleeps, or stop it, if that is what is wanted; start it anew where it cannot be woken."""
         if supervision.stop_asked.is_set() and not supervision.for_good.is_set():
-            return SLEEPS
+            return ASLEEP
         sleeper = await self._sleep.registry.take(resident, SleepingProcess)
         if sleeper is not None:
             outcome = await self._run_woken(resident, supervision, sleeper.running)

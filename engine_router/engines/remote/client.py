@@ -136,20 +136,20 @@ class EngineClient:
             BadAnswer: it answered, but not with success.
             EngineError: as for `call`.
         """
-        reply = await self.call("GET", path, headers=headers)
-        if not reply.ok:
-            raise self.refusal(f"GET {path}", reply)
-        return reply
+        answer = await self.call("GET", path, headers=headers)
+        if not answer.ok:
+            raise self.refusal(f"GET {path}", answer)
+        return answer
 
-    def refusal(self, what: str, reply: ControlAnswer) -> BadAnswer:
+    def refusal(self, what: str, answer: ControlAnswer) -> BadAnswer:
         """Make the error for an answer that says no."""
         remedy = ""
-        if reply.status in (401, 403):
+        if answer.status in (401, 403):
             remedy = "; give it the key it wants: headers in engines.toml"
-        elif reply.status in (404, 405):
+        elif answer.status in (404, 405):
             remedy = "; check the path and the model's name in engines.toml"
-        said = f": {engine_mask(self.config)(reply.complaint)}" if reply.complaint else ""
-        return BadAnswer(self.name, f"answered {what} with {reply.status}{said}{remedy}", reply.status)
+        said = f": {engine_mask(self.config)(answer.complaint)}" if answer.complaint else ""
+        return BadAnswer(self.name, f"answered {what} with {answer.status}{said}{remedy}", answer.status)
 
     async def listing(self, config: LoadedConfig) -> tuple[ListedModel, ...]:
         """Ask what is loaded.
@@ -159,18 +159,18 @@ class EngineClient:
             EngineError: as for `call`.
         """
         what = f"GET {config.path}"
-        reply = await self.call("GET", config.path)
-        if not reply.ok:
-            if reply.status in (400, 503) and reply.complaint == _NOTHING_LOADED:
+        answer = await self.call("GET", config.path)
+        if not answer.ok:
+            if answer.status in (400, 503) and answer.complaint == _NOTHING_LOADED:
                 return ()
-            raise self.refusal(what, reply)
+            raise self.refusal(what, answer)
         try:
-            return tuple(read_listing(config, reply.body))
+            return tuple(read_listing(config, answer.body))
         except ValueError as error:
             raise BadAnswer(
                 self.name,
                 f"answered {what} in an unexpected shape ({error}); check its `loaded` in engines.toml",
-                reply.status,
+                answer.status,
             ) from None
 
     async def models(self, path: str = "/v1/models") -> Sequence[str] | None:
@@ -180,18 +180,18 @@ class EngineClient:
             EngineUnreachable: it runs, but the list cannot be had.
         """
         try:
-            reply = await self.get(path)
+            answer = await self.get(path)
         except NotListening:
             return None
         except EngineUnreachable:
             raise
         except EngineError as error:
             raise EngineUnreachable(self.name, error.summary) from error
-        data = reply.data
+        data = answer.data
         if not any(
             isinstance(candidate, list) for candidate in (data, dig(data, "data"), dig(data, "models"))
         ):
-            raise BadAnswer(self.name, f"answered GET {path} without a list of models", reply.status)
+            raise BadAnswer(self.name, f"answered GET {path} without a list of models", answer.status)
         return tuple(listed_ids(data))
 
 

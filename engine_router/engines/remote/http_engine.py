@@ -181,11 +181,11 @@ class _HttpModel(LoadedModel[HttpConfig]):
     async def _load(self, call: CallConfig) -> None:
         self.log.write("loading")
         self.obstacle = f"{call.method} {call.path} has not ended"
-        reply = await self._call(call, self.model, math.inf)
-        if reply.good:
+        answer = await self._call(call, self.model, math.inf)
+        if answer.good:
             return
         raise EngineStartFailed(
-            self.name, self.server.refusal(f"{call.method} {call.path} for '{self.model}'", reply).summary
+            self.name, self.server.refusal(f"{call.method} {call.path} for '{self.model}'", answer).summary
         )
 
     async def is_loaded(self) -> bool:
@@ -234,15 +234,15 @@ class _HttpModel(LoadedModel[HttpConfig]):
         if trio.current_time() < self._ask_again_at.get(instance, 0):
             return
         try:
-            reply = await self._call(call, instance, self.config.stop_timeout_s / 2)
+            answer = await self._call(call, instance, self.config.stop_timeout_s / 2)
         except NotListening:
             raise
         except EngineError as error:
             self.objection = error.summary
         else:
-            if reply.good:
+            if answer.good:
                 self._ask_again_at[instance] = trio.current_time() + REPEAT_UNLOAD_S
                 return
-            self.objection = self.server.refusal(f"{call.method} {call.path}", reply).summary
+            self.objection = self.server.refusal(f"{call.method} {call.path}", answer).summary
         self._ask_again_at[instance] = trio.current_time() + REPEAT_REFUSED_UNLOAD_S
         self.log.write(self.objection)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 from attrs import frozen
 
 from engine_router.config import EngineConfig
 from engine_router.engines.base import Ended, Endpoint, LogRing, Supervision
-from engine_router.engines.sleep.resident_sleep import ResidentSleep, WakeResult
+from engine_router.engines.sleep.resident_sleep import ASLEEP, ResidentSleep, WakeResult
 from engine_router.errors import EngineError, EngineStartFailed, EngineStartTimeout, EngineStopFailed
 
 T = TypeVar("T")
 
 LOG_TAIL_LINES = 15
 """The number of an engine's last lines that go into an error message."""
-
-SLEEPS: Final = Ended(stopped=True, message="sleeps", asleep=True)
-"""The end of a lifecycle that is no stop."""
 
 
 class RemoteLifecycle(Protocol):
@@ -86,7 +83,7 @@ async def run_lifecycle(
     """
     is_wanted_asleep = supervision.stop_asked.is_set() and not supervision.for_good.is_set()
     if sleep is not None and is_wanted_asleep and sleep.resident in sleep.engine.registry.residents:
-        return SLEEPS
+        return ASLEEP
     woken_at = None if sleep is None else await woken(lifecycle, supervision, sleep)
     began_at = trio.current_time()
     begun = woken_at or await _begin(lifecycle, supervision, adopt=adopt)
@@ -103,7 +100,7 @@ async def run_lifecycle(
         return Ended(stopped=False, message=death, log_tail=lifecycle.log.tail(LOG_TAIL_LINES))
     if sleep is not None and await sleep.fall_asleep(supervision):
         sleep.engine.registry.put(sleep.resident, _SleepingRemote(lifecycle, not adopt))
-        return SLEEPS
+        return ASLEEP
     return Ended(stopped=True, message=await lifecycle.end(aborted=False))
 
 

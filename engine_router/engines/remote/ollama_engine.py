@@ -149,17 +149,17 @@ class _OllamaModel(LoadedModel[OllamaConfig]):
         self.log.write("loading")
         self.obstacle = "its load has not ended"
         # Loading again what is loaded already costs nothing, and sets its keep_alive.
-        reply = await self._keep(KEEP_FOR_EVER)
-        if reply.status == 404:
+        answer = await self._keep(KEEP_FOR_EVER)
+        if answer.status == 404:
             raise EngineStartFailed(
                 self.name, f"does not have the model '{self.model}'; ollama pull {self.model}"
             )
-        if not reply.good:
-            refusal = self.server.refusal(f"the load of '{self.model}'", reply)
+        if not answer.good:
+            refusal = self.server.refusal(f"the load of '{self.model}'", answer)
             raise EngineStartFailed(self.name, refusal.summary)
-        if dig(reply.data, "remote_model"):
+        if dig(answer.data, "remote_model"):
             self.engine.remote.add(self.model)
-            self.log.write(f"runs at {dig(reply.data, 'remote_host')}")
+            self.log.write(f"runs at {dig(answer.data, 'remote_host')}")
             return Endpoint(self.config.base_url)
         await self.until_loaded()
         return Endpoint(self.config.base_url, on_use=self._used)
@@ -239,10 +239,10 @@ class _OllamaModel(LoadedModel[OllamaConfig]):
         more: dict[str, Any] = (
             {} if session is None or not session.context else {"options": {"num_ctx": session.context}}
         )
-        reply = await self._post("/api/generate", keep_alive=keep_alive, **more)
-        if reply.status == 400 and "does not support generate" in reply.complaint:
-            reply = await self._post("/api/embed", input="", keep_alive=keep_alive, **more)
-        return reply
+        answer = await self._post("/api/generate", keep_alive=keep_alive, **more)
+        if answer.status == 400 and "does not support generate" in answer.complaint:
+            answer = await self._post("/api/embed", input="", keep_alive=keep_alive, **more)
+        return answer
 
     async def _post(self, path: str, *, timeout_s: float = math.inf, **body: Any) -> ControlAnswer:
         body = {"model": self.engine.spelled(self.model), "stream": False, **body}
@@ -306,7 +306,7 @@ class _OllamaModel(LoadedModel[OllamaConfig]):
     async def _unload(self, model: str) -> bool:
         """Tell the daemon to unload a model; True when it agreed. Only /api/ps says whether it did."""
         try:
-            reply = await self._post(
+            answer = await self._post(
                 "/api/generate",
                 model=self.engine.spelled(model),
                 keep_alive=0,
@@ -317,9 +317,9 @@ class _OllamaModel(LoadedModel[OllamaConfig]):
         except EngineError as error:
             self.log.write(error.summary)
             return False
-        if not reply.good:
-            self.log.write(self.server.refusal(f"the unload of '{model}'", reply).summary)
-        return reply.good
+        if not answer.good:
+            self.log.write(self.server.refusal(f"the unload of '{model}'", answer).summary)
+        return answer.good
 
     async def _last_resort(self) -> None:
         """Run `stop_command`, at this daemon; whatever comes of it, /api/ps decides."""

@@ -143,12 +143,12 @@ class SleepClient:
         if self._plan.asleep_path is None:
             return None
         try:
-            reply = await self._server.call("GET", self._plan.asleep_path, headers=self._config.headers)
+            answer = await self._server.call("GET", self._plan.asleep_path, headers=self._config.headers)
         except EngineError:
             return None
-        if not reply.ok:
+        if not answer.ok:
             return None
-        return self._plan.asleep_check.verdict(reply.status, reply.body) is None
+        return self._plan.asleep_check.verdict(answer.status, answer.body) is None
 
     async def _perform(self, calls: Sequence[SleepCall], what: str) -> None:
         for call in calls:
@@ -162,17 +162,17 @@ class SleepClient:
     async def _call(self, call: SleepCall) -> None:
         backoff = Backoff()
         while True:
-            reply = await self._server.call(
+            answer = await self._server.call(
                 call.method,
                 fill(call.path, {key: quote(value, safe="") for key, value in self._values.items()}),
                 body=fill(call.body, self._values),
                 headers={**self._config.headers, **call.headers},
                 timeout_s=math.inf,
             )
-            if reply.good:
+            if answer.good:
                 return
-            refusal = self._server.refusal(f"{call.method} {call.path}", reply)
-            if not call.insists or reply.status in (401, 403, 404, 405):
+            refusal = self._server.refusal(f"{call.method} {call.path}", answer)
+            if not call.insists or answer.status in (401, 403, 404, 405):
                 raise refusal
             await backoff.pause()
 

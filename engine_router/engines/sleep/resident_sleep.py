@@ -12,7 +12,7 @@ import trio
 from attrs import define, field, frozen
 
 from engine_router.config import SleepConfig
-from engine_router.engines.base import LogRing, ResidentId, Supervision
+from engine_router.engines.base import Ended, LogRing, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.engines.remote.client import EngineClient, NotListening
 from engine_router.engines.sleep.calls import SleepClient, SleepFailed
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 MIN_WAKE_S: Final = 2.0
 # Seconds for the news of a process's death, which comes a moment after the connection that it breaks.
 DEATH_NEWS_S: Final = 1.0
+
+ASLEEP: Final = Ended(stopped=True, message="sleeps", asleep=True)
+"""The end of a run whose resident was put to sleep."""
 
 Wait = Callable[[], Awaitable[object]]
 
