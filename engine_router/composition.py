@@ -7,24 +7,17 @@ import functools
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
-import httpx
 import trio
-from attrs import define, field
 
-from engine_router.config import Config, ProcessConfig, load_config
-from engine_router.config.kinds import HeaderValue
-from engine_router.engines.base import Engine, ResidentId
-from engine_router.engines.build import build_engine
-from engine_router.engines.masking import MaskedEngine
-from engine_router.engines.process.process_tree import Guardian
+from engine_router.config import Config, load_config
+from engine_router.engines.base import ResidentId
+from engine_router.engines.build import EngineFactory
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub, ResidentReady
-from engine_router.guards.masking import HiddenValues
 from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
 from engine_router.models.facts import keep_fresh
@@ -78,7 +71,7 @@ async def open_router(
         ):
             sleep_registry = SleepRegistry()
             await nursery.start(sleep_registry.run)
-            factory = _EngineFactory(client, nursery, sleep_registry)
+            factory = EngineFactory(client, nursery, sleep_registry)
             router = await _compose(config, factory)
             router.sleeping = lambda: sleep_registry.residents
             await _start(router, factory, source)
@@ -97,11 +90,11 @@ async def open_router(
             raise failure
 
 
-async def _start(router: Router, factory: _EngineFactory, source: ConfigSource | None) -> None:
+async def _start(router: Router, factory: EngineFactory, source: ConfigSource | None) -> None:
     """Start the tasks of a router."""
     nursery = factory.nursery
     if source is not None:
-        reloader = Reloader(source, factory.make, factory.renew, factory.forget)
+        reloader = Reloader(source, factory)
         router.set_reloader(reloader.reload)
         nursery.start_soon(reloader.watch, router)
     await nursery.start(router.supervisor.run)
@@ -133,45 +126,7 @@ async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
         raise failure
 
 
-@define(eq=False)
-class _EngineFactory:
-    """The maker of engines, with what they share. The guardian is started with the first one that needs it."""
-
-    client: httpx.AsyncClient
-    nursery: trio.Nursery
-    _sleep_registry: SleepRegistry
-    _guardian: Guardian | None = None
-    _headers: dict[str, dict[str, HeaderValue]] = field(factory=dict)
-    _hidden: HiddenValues = field(factory=HiddenValues)
-
-    async def make(self, name: str, config: Config) -> Engine:
-        is_process = isinstance(config.engines[name], ProcessConfig)
-        if is_process and self._guardian is None and sys.platform != "win32":
-            guardian = Guardian()
-            await self.nursery.start(guardian.run)
-            self._guardian = guardian
-        # Headers can be renewed while models stay loaded: a key, for example. An engine that was made anew has
-        # headers of its own: the old one is stopped with the old ones.
-        headers = self._headers[name] = dict(config.engines[name].headers)
-        settings = attrs.evolve(config.engines[name], headers=headers)
-        config = attrs.evolve(config, engines={**config.engines, name: settings})
-        engine = build_engine(name, config, self.client, self._guardian, self._sleep_registry)
-        self._hidden.add(config.hidden)
-        return MaskedEngine(engine, self._hidden)
-
-    def renew(self, config: Config) -> None:
-        """Have the headers of a configuration sent from now on."""
-        self._hidden.add(config.hidden)
-        for name, settings in config.engines.items():
-            self._headers[name].clear()
-            self._headers[name].update(settings.headers)
-
-    async def forget(self, engines: Collection[str]) -> None:
-        """Stop what sleeps of engines that are gone, or are others now."""
-        await self._sleep_registry.clear([r for r in self._sleep_registry.residents if r.engine in engines])
-
-
-async def _compose(config: Config, factory: _EngineFactory) -> Router:
+async def _compose(config: Config, factory: EngineFactory) -> Router:
     state_file = default_state_file() if config.state_file is None else Path(config.state_file)
     state = await trio.to_thread.run_sync(read_state, state_file)
     hub = EventHub()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 
 from engine_router.config import Config
 from engine_router.config.diff import Changes, compare
-from engine_router.engines.base import Engine
+from engine_router.engines.build import EngineFactory
 from engine_router.errors import ConfigError
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.residency.settings import make_rules
@@ -38,15 +38,11 @@ class Reloader:
     """The reload of one router's configuration.
 
     Attributes:
-        make: makes an engine, of this name in a configuration.
-        renew: gives engines that go on their headers of a configuration.
-        forget: lets go of what sleeps of some engines.
+        factory: makes engines, and renews the headers of those that go on.
     """
 
     source: ConfigSource
-    make: Callable[[str, Config], Awaitable[Engine]]
-    renew: Callable[[Config], None]
-    forget: Callable[[Collection[str]], Awaitable[None]]
+    factory: EngineFactory
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
 
     async def reload(self, router: Router) -> Changes:
@@ -67,7 +63,7 @@ class Reloader:
                 return changes
             anew = (*changes.added, *changes.restarted)
             engines = {
-                name: await self.make(name, new) if name in anew else router.engines[name]
+                name: await self.factory.make(name, new) if name in anew else router.engines[name]
                 for name in new.engines
             }
             snapshot = await make_snapshot(new, engines, router.upstream, router.state, router.learned)
@@ -81,14 +77,14 @@ class Reloader:
                 settle_timeout_s=new.scheduling.settle_timeout_s,
                 health_interval_s=new.scheduling.health_interval_s,
             )
-            self.renew(new)
+            self.factory.renew(engines, new)
             router.snapshot = snapshot
             others = (*changes.removed, *changes.restarted)
             router.learned.forget(others)
             for resident in router.supervisor.residents():
                 if resident.engine in others:
                     router.supervisor.unload(resident)
-            await self.forget(others)
+            await self.factory.forget(others)
             return changes
 
     def _refuse_moved_engines(self, router: Router, new: Config) -> None:

@@ -127,6 +127,24 @@ async def test_an_engine_that_is_made_anew_is_stopped_with_the_key_that_it_had(t
             assert {call.headers["authorization"] for call in after.calls} == {"Bearer new"}
 
 
+async def test_a_reload_that_is_refused_leaves_the_headers_of_each_engine_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "engines.toml"
+    async with (
+        KeyedTabby(MODEL).running() as server,
+        KeyedTabby("x").running() as other,
+        routing(path, text(tabby(server), tabby(other, name="x").replace(f'"{MODEL}"]', '"x"]'))) as router,
+    ):
+        moved = tabby(other, name="x", more='pool = "other"').replace(f'"{MODEL}"]', '"x"]')
+        async with router.lease("x"):
+            await reload(router, path, text(tabby(server)))
+            with pytest.raises(ConfigError, match="is still on its way"):
+                await reload(router, path, text(tabby(server, more="start_timeout_s = 50"), moved))
+        server.key = "new"
+        await reload(router, path, text(tabby(server, "new")))
+        async with router.lease(MODEL):
+            assert server.loaded
+
+
 # Pools.
 
 

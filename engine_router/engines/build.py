@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
+import attrs
 import httpx
+import trio
+from attrs import define, field
 
 from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
 from engine_router.engines.base import Engine
+from engine_router.engines.masking import MaskedEngine
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.remote.http_engine import HttpEngine
 from engine_router.engines.remote.ollama_engine import OllamaEngine
 from engine_router.engines.remote.systemd_engine import SystemdEngine
 from engine_router.engines.sleep.registry import SleepRegistry
+from engine_router.guards.masking import HiddenValues
+
+
+@define(eq=False)
+class EngineFactory:
+    """The maker of a router's engines, with what they share.
+
+    Attributes:
+        client: for control calls.
+        nursery: for the guardian, which is started with the first engine that needs it.
+    """
+
+    client: httpx.AsyncClient
+    nursery: trio.Nursery
+    _sleep_registry: SleepRegistry
+    _guardian: Guardian | None = None
+    _headers: WeakKeyDictionary[Engine, dict[str, str]] = field(factory=WeakKeyDictionary)
+    _hidden: HiddenValues = field(factory=HiddenValues)
+
+    async def make(self, name: str, config: Config) -> Engine:
+        """Make an engine, of this name in a configuration."""
+        is_process = isinstance(config.engines[name], ProcessConfig)
+        if is_process and self._guardian is None and sys.platform != "win32":
+            guardian = Guardian()
+            await self.nursery.start(guardian.run)
+            self._guardian = guardian
+        # Headers can be renewed while models stay loaded: a key, for example. Each engine has its own: one that was
+        # exchanged is stopped with those that it had.
+        headers = dict(config.engines[name].headers)
+        settings = attrs.evolve(config.engines[name], headers=headers)
+        config = attrs.evolve(config, engines={**config.engines, name: settings})
+        built = build_engine(name, config, self.client, self._guardian, self._sleep_registry)
+        self._hidden.add(config.hidden)
+        engine = MaskedEngine(built, self._hidden)
+        self._headers[engine] = headers
+        return engine
+
+    def renew(self, engines: Mapping[str, Engine], config: Config) -> None:
+        """Have engines send their headers of a configuration from now on."""
+        self._hidden.add(config.hidden)
+        for name, engine in engines.items():
+            self._headers[engine].clear()
+            self._headers[engine].update(config.engines[name].headers)
+
+    async def forget(self, engines: Collection[str]) -> None:
+        """Stop what sleeps of engines that are gone, or are others now."""
+        await self._sleep_registry.clear([r for r in self._sleep_registry.residents if r.engine in engines])
 
 
 def build_engine(
