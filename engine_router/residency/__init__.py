@@ -1,5 +1,12 @@
-"""Residency: who is in memory, who waits, and what has to happen next.
+"""Residency: the residents in memory, the requests that wait for them, and what has to happen next.
 
-`ledger` decides and is pure; `supervisor` is the one task that acts on it; `lease` is what a request holds. It knows
-engines only through `engines.base`.
+The room knows engines through `engines.base` only. Others import `supervisor`, to ask for residents; `lease`, what a
+request holds; `read_model`, all that is shown; `messages.Ticket`, `Phase`, `rules` and `settings`.
+
+- `supervisor`: the one task that decides, on a memory channel. `pool`: one memory, and the way to the supervisor.
+- `ledger`: the pure decisions of one pool, by six rules: `admission`, `prechecks`, `queue`, `scheduling`, `eviction`,
+  `planning`, with `memory_budget`, `failures`, `idle_gaps` and each `resident_state`. `messages` go in and come out.
+- `resident_runner`: a task for each resident (`resident_task`); with `health`, `sleepers`, `adoption`, `files`.
+- `pool_memory`: the gauge, and what starts and stops do to it (`memory_attribution`).
+- `swap_tracker`: the events of swaps. `measurements`: what is remembered between runs. `page_cache`: files of models.
 """
