@@ -209,10 +209,12 @@ class ProxyExchange(LeaseHolder):
         lease = self.lease
         if lease is None:
             raise RuntimeError("a request is entered before it waits")
-        await self._ensure_open()
-        if lease.endpoint is None or lease.error is not None:
+        if self._closed or lease.endpoint is None or lease.error is not None:
+            await self._ensure_open()
             await _by(until, lease.granted)
             await self._ensure_open()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         # The grant may have come in the very step in which the time was up.
         if (endpoint := lease.endpoint) is None or lease.error is not None:
             return None
