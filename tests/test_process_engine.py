@@ -1384,7 +1384,7 @@ class ScriptedJobs:
         self.living = 0
 
     def members(self, job: int) -> int:
-        return self.supervised
+        return self.living
 
     def close(self, job: int) -> None:
         self.deeds.append(("close", job))
@@ -1417,7 +1417,7 @@ async def start_on_windows(monkeypatch: pytest.MonkeyPatch, jobs: ScriptedJobs) 
     return process, tree
 
 
-async def test_a_family_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_tree_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = ScriptedJobs()
     process, tree = await start_on_windows(monkeypatch, jobs)
     assert tree.pid == process.pid
