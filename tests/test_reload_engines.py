@@ -284,6 +284,16 @@ async def test_a_list_of_an_engine_that_was_exchanged_meanwhile_is_not_believed(
             router.registry.resolve("stale")
 
 
+async def test_the_endpoints_of_an_engine_are_known_for_as_long_as_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "engines.toml"
+    async with KeyedTabby(MODEL).running() as server, routing(path, text(tabby(server))) as router:
+        router.learned.endpoints["tabby"]["/v1/messages"] = True
+        await reload(router, path, text(tabby(server, more='group = "g"')))
+        assert router.endpoint_support.known("tabby", "/v1/messages") is True
+        await reload(router, path, text(tabby(server, more="start_timeout_s = 50")))
+        assert router.endpoint_support.known("tabby", "/v1/messages") is None
+
+
 class SlowLister(KeyedTabby):
     """A server that takes its time to list its models."""
 

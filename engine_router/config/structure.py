@@ -75,7 +75,7 @@ def _read_mapping(converter: cattrs.Converter, value: Any, kind: Any) -> dict[st
         raise Unfit("expected a table", value)
     item_kind = get_args(kind)[1]
     places = [(f".{quoted(key)}", item) for key, item in value.items()]
-    if item_kind is HeaderValue:
+    if item_kind == HeaderValue:
         for key in value:
             read_header_name(key)
     return dict(zip(value, _each(converter, places, item_kind), strict=True))

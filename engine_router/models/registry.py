@@ -52,9 +52,9 @@ class ModelRegistry:
         self._configured: dict[str, Target] = {}
         self._resolved: dict[str, Target] = {}
         self._of_ollama: dict[str, dict[ResidentId, str]] = {}
-        # What engines list under a name of their own, though the model is configured: by engine, and by model.
+        # Configured models that engines list under names of their own: the model by engine and name, the name by model.
         self._own_names: dict[str, dict[str, str]] = {}
-        self._called: dict[str, str] = {}
+        self._upstream_names: dict[str, str] = {}
         for name, engine in config.engines.items():
             for model in engine.models:
                 self._configured[model] = self._target(model, name)
@@ -120,9 +120,9 @@ class ModelRegistry:
         known = {spelling for target in models for spelling in _spellings(target.upstream)}
         own = {name: found for name, found in own.items() if name not in known}
         for target in models:
-            self._called.pop(target.model, None)
+            self._upstream_names.pop(target.model, None)
         for name, found in own.items():
-            self._called.update(dict.fromkeys(found, name))
+            self._upstream_names.update(dict.fromkeys(found, name))
         self._own_names[engine] = {name: found[0] for name, found in own.items()}
 
     def listed(self, engine: str) -> Sequence[str]:
@@ -190,7 +190,9 @@ class ModelRegistry:
     def _with_aliases(self, target: Target) -> Target:
         aliases = tuple(alias for alias, model in self._aliases.items() if self._is_meant(target, model))
         upstream = (
-            self._called.get(target.model, target.upstream) if self._may_rename(target) else target.upstream
+            self._upstream_names.get(target.model, target.upstream)
+            if self._may_rename(target)
+            else target.upstream
         )
         if not aliases and upstream == target.upstream:
             return target
