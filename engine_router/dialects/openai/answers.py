@@ -53,7 +53,7 @@ class ChatAnswer:
         self._logprobs: tuple[Logprob, ...] = ()  # of tokens whose text is still to come
         self._frames = EventFrames()
         self._whole = bytearray()
-        self._figures = Usage()
+        self._usage = Usage()
         self._blocks = AnswerBlocks()
         self._collected: list[AnswerPiece] | None = [] if collects else None
 
@@ -110,7 +110,7 @@ class ChatAnswer:
         Raises:
             ValueError: its figures cannot be understood.
         """
-        return self._figures.tokens(self.prompt_estimate, self._blocks.token_estimate)
+        return self._usage.tokens(self.prompt_estimate, self._blocks.token_estimate)
 
     @property
     def thought_tokens(self) -> int:
@@ -119,7 +119,7 @@ class ChatAnswer:
         Raises:
             ValueError: its figures cannot be understood.
         """
-        return self._figures.thought_tokens()
+        return self._usage.thought_tokens()
 
     @property
     def times(self) -> Times:
@@ -128,7 +128,7 @@ class ChatAnswer:
         Raises:
             ValueError: its figures cannot be understood.
         """
-        return self._figures.times()
+        return self._usage.times()
 
     def _event(self, event: bytes) -> list[AnswerPiece]:
         if event == b"[DONE]":
@@ -164,7 +164,7 @@ class ChatAnswer:
 
     def _note(self, chunk: Mapping[str, Any]) -> None:
         """Keep the figures, and the stop sequence of llama.cpp, which comes with the end."""
-        self._figures.note(chunk)
+        self._usage.note(chunk)
         if self.finish is not None:
             self._note_stop(chunk.get("stopping_word") or (chunk.get("__verbose") or {}).get("stopping_word"))
 
