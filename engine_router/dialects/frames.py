@@ -12,6 +12,7 @@ from engine_router.dialects.json_body import to_json
 
 # A comment, or the first letter of a field: data, event, id, retry. No JSON that an answer could be begins like these.
 _BEGINNINGS = (b":", b"d", b"e", b"i", b"r")
+_EMPTY_LINES = (b"", b"\r")
 
 
 class FrameReader(Protocol):
@@ -73,13 +74,15 @@ class EventFrames(LineFrames):
         lines, self._event = self._event, []
         return b"\n".join((*lines, super().end()))
 
-    def _ended(self, data: bytes) -> Iterator[list[bytes]]:
-        """Yield the lines of each event that is complete now."""
+    def _ended(self, data: bytes) -> list[list[bytes]]:
+        """Return the lines of each event that is complete now."""
+        ended: list[list[bytes]] = []
         for line in self._lines(data):
             self._event.append(line)
-            if not line or line == b"\r":
-                event, self._event = self._event, []
-                yield event
+            if line in _EMPTY_LINES:
+                ended.append(self._event)
+                self._event = []
+        return ended
 
 
 def events_end(data: bytes) -> int:
@@ -101,6 +104,8 @@ def event_data(frame: bytes) -> bytes | None:
 
 
 def _data_in(event: list[bytes]) -> bytes | None:
+    if len(event) == 2 and event[0].startswith(b"data:") and event[1] in _EMPTY_LINES:  # nearly every event
+        return event[0][5:].removesuffix(b"\r").removeprefix(b" ")
     found = [line[5:].removesuffix(b"\r").removeprefix(b" ") for line in event if line.startswith(b"data:")]
     return b"\n".join(found) if found else None
 
