@@ -105,10 +105,8 @@ class AdminRoutes:
     async def pin(self) -> Response:
         """`POST /admin/pin {model, pinned?}`: protect it from eviction and from idle stops, or end that."""
         data = await fields("model", "pinned")
-        target, is_pinned = (
-            await self._router.resolve(text(data, "model")),
-            flag(data, "pinned", default=True),
-        )
+        target = await self._router.resolve(text(data, "model"))
+        is_pinned = flag(data, "pinned", default=True)
         supervisor = self._router.supervisor
         (supervisor.pin if is_pinned else supervisor.unpin)(target.resident)
         is_resident = self._router.read_model.resident(target.resident).phase is not None
@@ -229,21 +227,10 @@ def forget_failures(router: Router, target: Target) -> int:
 def add_admin(app: QuartTrio, router: Router) -> None:
     """Add the routes."""
     routes = AdminRoutes(router)
-    for name, view in (
-        ("queue", routes.queue),
-        ("residents", routes.residents),
-        ("failed", routes.failed),
-        ("events", routes.events),
-        ("jobs", routes.jobs),
-        ("jobs/<job_id>", routes.job),
-    ):
-        app.add_url_rule(f"/admin/{name}", f"control {name}", view, methods=["GET"])
-    for name, view in (
-        ("load", routes.load),
-        ("swap", routes.swap),
-        ("unload", routes.unload),
-        ("reset", routes.reset),
-        ("pin", routes.pin),
-        ("cancel", routes.cancel),
-    ):
-        app.add_url_rule(f"/admin/{name}", f"control {name}", view, methods=["POST"])
+    lists = (routes.queue, routes.residents, routes.failed, routes.events, routes.jobs)
+    actions = (routes.load, routes.swap, routes.unload, routes.reset, routes.pin, routes.cancel)
+    for method, views in (("GET", lists), ("POST", actions)):
+        for view in views:
+            name = view.__name__
+            app.add_url_rule(f"/admin/{name}", f"admin {name}", view, methods=[method])
+    app.add_url_rule("/admin/jobs/<job_id>", "admin job", routes.job, methods=["GET"])
