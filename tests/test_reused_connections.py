@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 import trio
 from support.cancel_at import CancelAt
+from support.upstream_wire import HELLO, Line, Script, rest_of, wire
 from test_answering import CHAT, TALK, routing
 from test_relay import A, answer_of, sending, world
-from test_upstream import HELLO, Line, Script, broken, rest_of, wire
+from test_upstream import broken
 
 from engine_router.errors import EngineBroke
 
