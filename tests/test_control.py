@@ -93,7 +93,7 @@ async def waiting(router: Router, model: str, priority: str = "normal") -> Async
     count = len(router.in_flight)
     async with conversation(router.app, "POST", CHAT, headers=headers, body=[body]) as talk:
         while len(router.in_flight) == count or any(
-            pool.is_behind or len(pool.ledger._prechecks) for pool in router.supervisor.pools.values()
+            pool.behind or len(pool.ledger._prechecks) for pool in router.supervisor.pools.values()
         ):
             await trio.sleep(0.001)
         yield talk

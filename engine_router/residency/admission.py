@@ -20,22 +20,8 @@ class Admission:
         self._planner = planner
         self._prechecks = pool.prechecks
 
-    def lend(self, ticket: Ticket, now: float) -> bool:
-        """Give a new ticket its lease where that decides nothing: the way of nearly every request.
-
-        Nothing that could be decided changes by one more lease of a ready resident while nobody is overdue.
-        """
-        state = self._pool.budget.states.get(ticket.resident)
-        if not self._admits(state) or now >= self._pool.queue.first_deadline():  # Rules 3 and 4
-            return False
-        self._pool.idle_gaps.arrived(ticket.resident, now)
-        state.lend(ticket, now)
-        return True
-
     def enter(self, ticket: Ticket, now: float) -> list[Effect]:
         """Take in a new ticket."""
-        if self.lend(ticket, now):
-            return [messages.Grant(ticket)]
         resident = ticket.resident
         self._pool.idle_gaps.arrived(resident, now)
         if (error := self._refusal(resident, now)) is not None:

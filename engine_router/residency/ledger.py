@@ -155,8 +155,18 @@ class Ledger:
     # What decides nothing, and so may happen in the caller's step.
 
     def lend(self, ticket: Ticket, now: float) -> bool:
-        """Give a new ticket its lease where that changes no plan. Returns whether it did."""
-        return self._admission.lend(ticket, now)
+        """Give a new ticket its lease where that changes no plan: the way of nearly every request. Returns whether it did.
+
+        Nothing that could be decided changes by one more lease of a ready resident while nobody is overdue.
+        """
+        state = self._budget.states.get(ticket.resident)
+        if state is None or state.phase is not Phase.READY:
+            return False
+        if self._queue and now >= self._queue.first_deadline():  # Rules 3 and 4
+            return False
+        self._idle_gaps.arrived(ticket.resident, now)
+        state.lend(ticket, now)
+        return True
 
     def give_back(self, ticket: Ticket, now: float) -> LedgerEvent | None:
         """End a lease. Returns what has to be taken in where a plan may change by that.
@@ -238,7 +248,7 @@ class Ledger:
     # What each event changes.
 
     def _enter(self, ticket: Ticket, now: float) -> list[Effect]:
-        return self._admission.enter(ticket, now)
+        return [messages.Grant(ticket)] if self.lend(ticket, now) else self._admission.enter(ticket, now)
 
     def _release(self, ticket: Ticket, now: float) -> list[Effect]:
         """Forget a ticket, wherever it is. A ticket that is nowhere (refused, revoked) is forgotten already."""

@@ -27,6 +27,7 @@ class Pool:
         leases: every lease that is not given back yet, by its ticket.
         gone: the tasks that have ended and whose memory is waited for.
         stuck: the tasks whose last stop failed.
+        behind: the number of events on their way to the ledger.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Pool:
         self.gone: dict[ResidentId, ResidentTask] = {}
         self.stuck: dict[ResidentId, ResidentTask] = {}
         self._outbox = outbox
-        self._sent = self._taken = 0
+        self.behind = self._sent = 0
         self._changed: trio.Event | None = None
 
     @property
@@ -60,31 +61,27 @@ class Pool:
             self._changed.set()
             self._changed = None
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether events are on their way to the ledger."""
-        return self._taken < self._sent
-
     def tell(self, event: LedgerEvent) -> None:
         """Send an event to the supervisor. Never waits; the event is lost where nobody decides any more."""
         with contextlib.suppress(trio.BrokenResourceError):
             self._outbox.send_nowait((self, event))
             self._sent += 1
+            self.behind += 1
 
     def note_taken(self) -> None:
         """Note that the ledger has taken in the oldest of the events on their way."""
-        self._taken += 1
+        self.behind -= 1
 
     def note_end(self) -> None:
         """Note that no event will be taken in any more."""
-        self._taken = self._sent
+        self.behind = 0
         self.note_change()
 
     async def caught_up(self) -> None:
         """Wait until the ledger has taken in everything that was told until now."""
         sent = self._sent
         await trio.lowlevel.checkpoint()
-        while self._taken < sent:
+        while self._sent - self.behind < sent:
             await self.change()
 
     async def change(self) -> None:

@@ -130,7 +130,7 @@ class Supervisor:
             lease.refuse(RouterClosing("the router is not running any more"))
             return lease
         pool.leases[lease.ticket] = lease
-        if pool.is_behind or not pool.ledger.lend(lease.ticket, lease.requested_at):
+        if pool.behind or not pool.ledger.lend(lease.ticket, lease.requested_at):
             pool.tell(messages.Acquire(lease.ticket))
         else:
             self._grant(pool, lease.ticket, lease.requested_at)
