@@ -380,14 +380,14 @@ async def test_a_request_that_was_cancelled_does_not_queue_up_again() -> None:
                 router.in_flight.cancel("r")
                 raise EngineUnreachable("a", "cannot be reached")
 
-        passage = ProxyExchange(
+        exchange = ProxyExchange(
             router.supervisor, target.resident, upstream=Unreachable(), plan=ForwardPlan(outgoing=outgoing)
         )
-        leave = router.in_flight.enter(InFlightRequest("r", "/", "a", passage))
-        passage.enter()
+        leave = router.in_flight.enter(InFlightRequest("r", "/", "a", exchange))
+        exchange.enter()
         with pytest.raises(RequestCancelled):
-            await passage.head()
-        passage.close()
+            await exchange.head()
+        exchange.close()
         leave()
         leave()
         assert_nothing_left(router)

@@ -17,7 +17,7 @@ from support.simulated_engine import Script, SimulatedEngine
 from support.simulated_memory import SimulatedMemory
 from trio.testing import MockClock
 
-import engine_router.proxy.exchange as passages
+import engine_router.proxy.exchange as exchanges
 from engine_router.config.load import parse_config
 from engine_router.dialects import OLLAMA, OPENAI, Dialect
 from engine_router.dialects.base import Translation
@@ -195,7 +195,7 @@ class World:
     requests: list[bytes]
     open_lines: list[trio.SocketStream]
 
-    def passage(
+    def exchange(
         self, translation: Translation | None = None, body: bytes = b"{}", **ticket: Any
     ) -> ProxyExchange:
         outgoing = Outgoing(
@@ -207,9 +207,9 @@ class World:
             connect_timeout_s=1.0,
         )
         course = ForwardPlan(outgoing=outgoing, translation=translation)
-        passage = ProxyExchange(self.supervisor, A, upstream=self.upstream, plan=course)
-        passage.enter(**ticket)
-        return passage
+        exchange = ProxyExchange(self.supervisor, A, upstream=self.upstream, plan=course)
+        exchange.enter(**ticket)
+        return exchange
 
     async def warm_up(self, resident: ResidentId = A) -> None:
         """Make a resident ready before the test begins."""
@@ -327,10 +327,10 @@ async def error_of(step: Callable[[], Awaitable[object]], kind: type[RouterError
 
 
 def plain(
-    passage: ProxyExchange, dialect: Dialect, errors: list[RouterError] | None = None, *, streams: bool
+    exchange: ProxyExchange, dialect: Dialect, errors: list[RouterError] | None = None, *, streams: bool
 ) -> AsyncIterator[bytes]:
     told = [] if errors is None else errors
-    return plain_body(passage, manner(dialect, math.inf, told.append), streams=streams)
+    return plain_body(exchange, manner(dialect, math.inf, told.append), streams=streams)
 
 
 PATHS = {"openai": "/v1/chat/completions", "ollama": "/api/chat", "anthropic": "/v1/messages"}
@@ -346,9 +346,9 @@ def manner(dialect: Dialect, interval_s: float, on_error: Callable[[RouterError]
 
 
 def waiting(
-    passage: ProxyExchange, dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]
+    exchange: ProxyExchange, dialect: Dialect, interval_s: float, on_error: Callable[[RouterError], object]
 ) -> AsyncIterator[bytes]:
-    return waiting_body(passage, manner(dialect, interval_s, on_error))
+    return waiting_body(exchange, manner(dialect, interval_s, on_error))
 
 
 def framed(error: RouterError) -> bytes:
@@ -361,18 +361,18 @@ def framed(error: RouterError) -> bytes:
 async def test_the_engines_own_status_and_headers_where_nothing_has_to_be_waited_for() -> None:
     raw = answer_of(b'{"x":1}', "418 Teapot").replace(b"Content-Type", b"X-Odd: 1\r\nContent-Type")
     async with world(sending(raw)) as w:
-        passage = w.passage()
-        assert math.isnan(passage.queue_wait_s)
-        head = await passage.head()
+        exchange = w.exchange()
+        assert math.isnan(exchange.queue_wait_s)
+        head = await exchange.head()
         assert head == ResponseHead(
             418, [(b"X-Odd", b"1"), (b"Content-Type", b"application/json"), (b"Content-Length", b"7")]
         )
-        assert passage.queue_wait_s >= 0
-        assert passage.first_byte_s >= passage.queue_wait_s
-        assert await passage.head() == head
-        assert b"".join(await collected(plain(passage, OPENAI, streams=False))) == b'{"x":1}'
-        assert await passage.chunk() == b""
-        passage.close()
+        assert exchange.queue_wait_s >= 0
+        assert exchange.first_byte_s >= exchange.queue_wait_s
+        assert await exchange.head() == head
+        assert b"".join(await collected(plain(exchange, OPENAI, streams=False))) == b'{"x":1}'
+        assert await exchange.chunk() == b""
+        exchange.close()
         await w.assert_nothing_left(kept=1)
         assert b"x-a: 1\r\ncontent-length: 2\r\n\r\n{}" in w.requests[0]
 
@@ -383,10 +383,10 @@ async def test_keepalives_while_an_engine_starts_and_while_it_thinks() -> None:
         await sending(SSE, chunk(EVENT), chunk(EVENT) + END)(stream)
 
     async with world(slow, start_s=0.4) as w:
-        passage = w.passage()
-        assert await passage.head(trio.current_time() + 0.01) is None
+        exchange = w.exchange()
+        assert await exchange.head(trio.current_time() + 0.01) is None
         errors: list[RouterError] = []
-        parts = await collected(waiting(passage, OPENAI, 0.01, errors.append))
+        parts = await collected(waiting(exchange, OPENAI, 0.01, errors.append))
         waits = parts.index(EVENT)
         assert waits >= 6
         assert set(parts[:waits]) == {KEEPALIVE}
@@ -398,17 +398,17 @@ async def test_keepalives_while_an_engine_starts_and_while_it_thinks() -> None:
 
 async def test_an_error_before_anything_was_said() -> None:
     async with world(scripts=[Script("fail")]) as w:
-        passage = w.passage()
-        await error_of(passage.head, EngineStartFailed)
-        passage.close()
+        exchange = w.exchange()
+        await error_of(exchange.head, EngineStartFailed)
+        exchange.close()
         await w.assert_nothing_left()
 
 
 async def test_an_error_after_the_wait_began_is_told_in_the_stream() -> None:
     async with world(scripts=[Script("exit", after_s=0.5)]) as w:
-        passage = w.passage()
+        exchange = w.exchange()
         errors: list[RouterError] = []
-        *waits, last = await collected(waiting(passage, OPENAI, 0.01, errors.append))
+        *waits, last = await collected(waiting(exchange, OPENAI, 0.01, errors.append))
         assert waits == [KEEPALIVE] * len(waits)
         assert len(waits) > 2
         assert [type(error) for error in errors] == [EngineStartFailed]
@@ -419,7 +419,7 @@ async def test_an_error_after_the_wait_began_is_told_in_the_stream() -> None:
 async def test_the_engines_refusal_after_the_wait_began_is_told_in_the_stream() -> None:
     async with world(sending(answer_of(b'{"error":{"message":"too long"}}', "400 Bad")), start_s=0.03) as w:
         errors: list[RouterError] = []
-        parts = await collected(waiting(w.passage(), OPENAI, 0.01, errors.append))
+        parts = await collected(waiting(w.exchange(), OPENAI, 0.01, errors.append))
         assert (errors[0].status, str(errors[0])) == (400, "too long")
         assert parts[-1] == framed(errors[0])
         await w.assert_nothing_left(kept=None)
@@ -430,7 +430,7 @@ async def test_a_refusal_that_breaks_off_is_still_a_refusal(raw: bytes) -> None:
     refusal = answer_of(b"x" * 50, "500 Oops").replace(b"x" * 50, raw)
     async with world(sending(refusal, close=True), start_s=0.03) as w:
         errors: list[RouterError] = []
-        await collected(waiting(w.passage(), OPENAI, 0.01, errors.append))
+        await collected(waiting(w.exchange(), OPENAI, 0.01, errors.append))
         assert isinstance(errors[0], EngineRefused)
         assert (errors[0].status, str(errors[0])) == (500, raw.decode() or "the engine answered 500")
 
@@ -458,11 +458,11 @@ async def test_an_answer_that_breaks_off(where: str) -> None:
     parts = raw if isinstance(raw, tuple) else (raw,)
     async with world(sending(*parts, close=True)) as w:
         await w.warm_up()
-        passage = w.passage()
-        assert await passage.head()
+        exchange = w.exchange()
+        assert await exchange.head()
         got: list[bytes] = []
         errors: list[RouterError] = []
-        body_of = plain(passage, OPENAI, errors, streams=True)
+        body_of = plain(exchange, OPENAI, errors, streams=True)
         if can_tell:
             await collected(body_of, got)
             assert [type(error) for error in errors] == [EngineBroke]
@@ -480,10 +480,10 @@ async def test_an_answer_that_breaks_off(where: str) -> None:
 @pytest.mark.usefixtures("no_news")
 async def test_an_answer_in_one_piece_that_breaks_off_is_never_continued() -> None:
     async with world(sending(SSE, close=True)) as w:
-        passage = w.passage()
-        await passage.head()
+        exchange = w.exchange()
+        await exchange.head()
         with pytest.raises(BrokenAnswer) as caught:
-            await collected(plain(passage, OPENAI, streams=False))
+            await collected(plain(exchange, OPENAI, streams=False))
         assert isinstance(caught.value.error, EngineBroke)
         await w.assert_nothing_left()
 
@@ -491,7 +491,7 @@ async def test_an_answer_in_one_piece_that_breaks_off_is_never_continued() -> No
 @pytest.mark.usefixtures("no_news")
 async def test_a_promised_length_does_not_bind_what_was_begun_without_it() -> None:
     async with world(sending(answer_of(EVENT * 2)[: -len(EVENT)], close=True), start_s=0.03) as w:
-        parts = await collected(waiting(w.passage(), OPENAI, 0.01, lambda _: None))
+        parts = await collected(waiting(w.exchange(), OPENAI, 0.01, lambda _: None))
         assert parts[-2] == EVENT
         assert b'"error"' in parts[-1]
 
@@ -500,10 +500,10 @@ async def test_a_promised_length_does_not_bind_what_was_begun_without_it() -> No
 async def test_the_beginning_of_a_line_that_never_ends_is_not_passed_on() -> None:
     line = b'{"response":"a' + b" " * 9
     async with world(sending(SSE + chunk(line), close=True)) as w:
-        passage = w.passage()
-        await passage.head()
+        exchange = w.exchange()
+        await exchange.head()
         errors: list[RouterError] = []
-        parts = await collected(plain(passage, OLLAMA, errors, streams=True))
+        parts = await collected(plain(exchange, OLLAMA, errors, streams=True))
         assert len(errors) == 1
         assert [json.loads(part) for part in parts] == [{"error": str(errors[0])}]
 
@@ -516,7 +516,7 @@ async def test_the_beginning_of_a_line_that_never_ends_is_not_passed_on() -> Non
 async def test_the_news_of_a_death_is_better_than_that_it_broke_off(sent: bytes) -> None:
     async with world(sending(*([sent] if sent else []), close=True)) as w:
         await w.warm_up()
-        passage = w.passage()
+        exchange = w.exchange()
 
         async def die() -> None:
             while not w.engine.doubts:
@@ -525,47 +525,47 @@ async def test_the_news_of_a_death_is_better_than_that_it_broke_off(sent: bytes)
             w.engine.kill(A)
 
         async def use() -> None:
-            await passage.head()
-            while await passage.chunk():
+            await exchange.head()
+            while await exchange.chunk():
                 pass
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(die)
             assert "exited with code 9" in str(await error_of(use, EngineDied))
-        passage.close()
+        exchange.close()
         await w.assert_nothing_left()
 
 
 async def test_the_news_is_not_waited_for_longer_than_a_moment(autojump_clock: MockClock) -> None:
     """No socket is involved here: the connection is one that breaks at once."""
     async with simulated() as (supervisor, engine):
-        passage = by_hand(supervisor, Breaking())
+        exchange = by_hand(supervisor, Breaking())
         began = trio.current_time()
-        await error_of(passage.head, EngineBroke)
-        assert trio.current_time() - began == pytest.approx(engine.start_s + passages.NEWS_GRACE_S)
-        passage.close()
+        await error_of(exchange.head, EngineBroke)
+        assert trio.current_time() - began == pytest.approx(engine.start_s + exchanges.NEWS_GRACE_S)
+        exchange.close()
 
 
 async def test_a_revoked_lease_ends_the_exchange_with_the_reason() -> None:
     async with world(then_hanging(SSE, chunk(EVENT))) as w:
-        passage = w.passage()
-        await passage.head()
-        assert await passage.chunk() == EVENT
+        exchange = w.exchange()
+        await exchange.head()
+        assert await exchange.chunk() == EVENT
         async with trio.open_nursery() as nursery:
             nursery.start_soon(w.warm_up, B)
-            error = await error_of(passage.chunk, LeaseRevoked)
+            error = await error_of(exchange.chunk, LeaseRevoked)
         assert w.engine.doubts == 0
-        passage.close()
+        exchange.close()
         assert error.status == 503
         await w.assert_nothing_left()
 
 
 async def test_a_revoked_lease_is_told_where_the_client_waits_for_the_head() -> None:
     async with world(hanging) as w:
-        passage = w.passage()
+        exchange = w.exchange()
         errors: list[RouterError] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(collected, waiting(passage, OPENAI, 0.02, errors.append))
+            nursery.start_soon(collected, waiting(exchange, OPENAI, 0.02, errors.append))
             while not w.requests:
                 await trio.sleep(0.001)
             await w.warm_up(B)
@@ -583,13 +583,13 @@ async def test_an_engine_that_is_gone_is_queued_for_again_once() -> None:
     async with world(sending(answer_of(b"ok"))) as w:
         w.engine.base_urls.insert(0, NOBODY)
         w.engine.dies_of_doubt = True
-        passage = w.passage()
-        head = await passage.head()
+        exchange = w.exchange()
+        head = await exchange.head()
         assert head is not None
         assert head.status == 200
-        assert await passage.chunk() == b"ok"
+        assert await exchange.chunk() == b"ok"
         assert (w.engine.doubts, w.engine.count("start")) == (1, 2)
-        passage.close()
+        exchange.close()
         await w.assert_nothing_left(kept=1)
 
 
@@ -598,14 +598,14 @@ async def test_a_request_that_is_queued_again_is_still_its_clients() -> None:
     async with world(sending(answer_of(b"ok"))) as w:
         w.engine.base_urls.insert(0, NOBODY)
         w.engine.dies_of_doubt = True
-        passage = w.passage(priority="high", keep_alive_s=7.0, client="key 0")
-        assert (first := passage.lease) is not None
-        await passage.head()
-        assert (again := passage.lease) is not None
+        exchange = w.exchange(priority="high", keep_alive_s=7.0, client="key 0")
+        assert (first := exchange.lease) is not None
+        await exchange.head()
+        assert (again := exchange.lease) is not None
         assert again is not first
         assert (again.ticket.priority, again.ticket.keep_alive_s) == ("high", 7.0)
         assert again.ticket.client == "key 0"
-        passage.close()
+        exchange.close()
 
 
 @pytest.mark.usefixtures("patient_for_news")
@@ -613,23 +613,23 @@ async def test_an_engine_that_is_gone_again_is_an_error() -> None:
     async with world() as w:
         w.engine.base_urls[:] = [NOBODY]
         w.engine.dies_of_doubt = True
-        passage = w.passage()
-        await error_of(passage.head, EngineUnreachable)
+        exchange = w.exchange()
+        await error_of(exchange.head, EngineUnreachable)
         assert (w.engine.doubts, w.engine.count("start")) == (1, 2)
-        passage.close()
+        exchange.close()
         await w.assert_nothing_left()
 
 
 async def test_an_engine_that_is_there_but_does_not_accept_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(passages, "DOUBT_GRACE_S", 0.05)
+    monkeypatch.setattr(exchanges, "DOUBT_GRACE_S", 0.05)
     async with world() as w:
         w.engine.base_urls[:] = [NOBODY]
-        passage = w.passage()
-        await error_of(passage.head, EngineUnreachable)
+        exchange = w.exchange()
+        await error_of(exchange.head, EngineUnreachable)
         assert (w.engine.doubts, w.engine.count("start")) == (1, 1)
-        passage.close()
+        exchange.close()
         await w.assert_nothing_left()
 
 
@@ -647,10 +647,10 @@ def text(content: str, finish: str | None = None) -> bytes:
 
 async def test_a_translated_answer() -> None:
     async with world(sending(SSE, chunk(text("a")), chunk(text("b", "stop")) + END)) as w:
-        passage = w.passage(translation())
-        assert await passage.head() == ResponseHead(200, [(b"content-type", b"application/x-ndjson")])
-        assert not passage.has_length
-        lines = b"".join(await collected(plain(passage, OLLAMA, streams=True))).splitlines()
+        exchange = w.exchange(translation())
+        assert await exchange.head() == ResponseHead(200, [(b"content-type", b"application/x-ndjson")])
+        assert not exchange.has_length
+        lines = b"".join(await collected(plain(exchange, OLLAMA, streams=True))).splitlines()
         assert [json.loads(line)["message"]["content"] for line in lines] == ["a", "b", ""]
         assert b'"model":"up"' in w.requests[0]
         await w.assert_nothing_left(kept=1)
@@ -658,8 +658,8 @@ async def test_a_translated_answer() -> None:
 
 async def test_an_engines_error_is_translated() -> None:
     async with world(sending(answer_of(b'{"error":{"message":"too long"}}', "400 Bad"))) as w:
-        passage = w.passage(translation())
-        error = await error_of(passage.head, EngineRefused)
+        exchange = w.exchange(translation())
+        error = await error_of(exchange.head, EngineRefused)
         assert (error.status, str(error)) == (400, "too long")
         await w.assert_nothing_left(kept=1)
 
@@ -678,9 +678,9 @@ async def test_a_translated_answer_that_fails_says_so_in_its_last_line(
     parts: tuple[bytes, ...], message: str
 ) -> None:
     async with world(then_hanging(SSE, *parts)) as w:
-        passage = w.passage(translation())
-        await passage.head()
-        *_, last = b"".join(await collected(plain(passage, OLLAMA, streams=True))).splitlines()
+        exchange = w.exchange(translation())
+        await exchange.head()
+        *_, last = b"".join(await collected(plain(exchange, OLLAMA, streams=True))).splitlines()
         assert json.loads(last)["error"].startswith(f"engine 'a' {message}")
         await w.assert_nothing_left(kept=None)
 
@@ -694,49 +694,49 @@ async def test_closing_gives_everything_back_in_any_state(state: str) -> None:
     async with world(then_hanging(*parts) if state != "end" else sending(*parts, END)) as w:
         if state == "granted":
             await w.warm_up()
-        passage = w.passage()
+        exchange = w.exchange()
         if state == "granted":
             await trio.testing.wait_all_tasks_blocked()
         elif state == "sent":
-            assert await passage.head(trio.current_time() + 0.03) is None
-            assert w.requests
+            while not w.requests:  # on a busy machine the engine hears of it late
+                assert await exchange.head(trio.current_time() + 0.03) is None
         elif state in ("head", "body", "end"):
-            await passage.head()
+            await exchange.head()
             if state != "head":
-                assert await passage.chunk() == EVENT
+                assert await exchange.chunk() == EVENT
             if state == "end":
-                assert await passage.chunk() == b""
+                assert await exchange.chunk() == b""
         for _ in range(3):
-            passage.close()
+            exchange.close()
         assert all(pool.leases == {} for pool in w.supervisor.pools.values())
         await w.assert_nothing_left(kept=1 if state == "end" else 0)
-        assert await passage.chunk() == b""
+        assert await exchange.chunk() == b""
         if state in ("waiting", "granted"):
             with pytest.raises(trio.ClosedResourceError):
-                await passage.head()
+                await exchange.head()
         assert len(w.requests) == (state not in ("waiting", "granted"))
 
 
 async def test_closing_ends_the_wait_of_another_task_and_doubts_nobody() -> None:
     async with world(then_hanging(SSE)) as w:
-        passage = w.passage()
-        await passage.head()
+        exchange = w.exchange()
+        await exchange.head()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(error_of, passage.chunk, EngineBroke)
+            nursery.start_soon(error_of, exchange.chunk, EngineBroke)
             await trio.sleep(0.01)
-            passage.close()
+            exchange.close()
         assert w.engine.doubts == 0
         await w.assert_nothing_left()
 
 
-def test_a_passage_is_entered_before_it_is_used() -> None:
+def test_an_exchange_is_entered_before_it_is_used() -> None:
     async def main() -> None:
         async with simulated() as (supervisor, _):
-            passage = by_hand(supervisor, Breaking(), enter=False)
-            passage.close()
-            assert await passage.chunk() == b""
+            exchange = by_hand(supervisor, Breaking(), enter=False)
+            exchange.close()
+            assert await exchange.chunk() == b""
             with pytest.raises(RuntimeError):
-                await passage.head()
+                await exchange.head()
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
@@ -812,22 +812,22 @@ def by_hand(supervisor: Supervisor, upstream: Breaking, *, enter: bool = True) -
         body=b"",
         connect_timeout_s=1.0,
     )
-    passage = ProxyExchange(supervisor, A, upstream=upstream, plan=ForwardPlan(outgoing=outgoing))
+    exchange = ProxyExchange(supervisor, A, upstream=upstream, plan=ForwardPlan(outgoing=outgoing))
     if enter:
-        passage.enter()
-    return passage
+        exchange.enter()
+    return exchange
 
 
 async def test_keepalives_come_at_their_interval(autojump_clock: MockClock) -> None:
     async with simulated(start_s=12.0) as (supervisor, _):
-        passage = by_hand(supervisor, Breaking(None))
+        exchange = by_hand(supervisor, Breaking(None))
         times: list[float] = []
         began = trio.current_time()
         with trio.move_on_after(29):
-            async for frame in waiting(passage, OPENAI, 5.0, lambda _: None):
+            async for frame in waiting(exchange, OPENAI, 5.0, lambda _: None):
                 assert frame == KEEPALIVE
                 times.append(trio.current_time() - began)
-        passage.close()
+        exchange.close()
         assert times == pytest.approx([0, 5, 10, 15, 20, 25])
 
 
@@ -836,54 +836,54 @@ async def test_a_grant_in_the_step_in_which_the_time_is_up(autojump_clock: MockC
         for offset in (0.0, 1e-9, -1e-9):
             for _ in range(10):  # the order of tasks within a step is drawn by chance
                 upstream = Breaking(None)
-                passage = by_hand(supervisor, upstream)
+                exchange = by_hand(supervisor, upstream)
                 until = trio.current_time() + engine.start_s
-                assert await passage.head(until + offset) is None
-                assert await passage.head(trio.current_time() + 1) is None
+                assert await exchange.head(until + offset) is None
+                assert await exchange.head(trio.current_time() + 1) is None
                 assert upstream.sent == 1
-                passage.close()
+                exchange.close()
                 await supervisor.until_unloaded(A)
 
 
 async def test_a_time_that_is_up_already(autojump_clock: MockClock) -> None:
     async with simulated() as (supervisor, _):
         upstream = Breaking(None)
-        passage = by_hand(supervisor, upstream)
-        assert await passage.head(-math.inf) is None
+        exchange = by_hand(supervisor, upstream)
+        assert await exchange.head(-math.inf) is None
         await trio.sleep(20)
         for _ in range(3):
-            assert await passage.head(-math.inf) is None
+            assert await exchange.head(-math.inf) is None
         assert upstream.sent == 1
-        passage.close()
+        exchange.close()
         assert upstream.exchange.closed
 
 
 async def test_closing_in_the_step_of_the_grant_sends_nothing(autojump_clock: MockClock) -> None:
     async with simulated() as (supervisor, _):
         upstream = Breaking(None)
-        passage = by_hand(supervisor, upstream)
-        lease = passage.lease
+        exchange = by_hand(supervisor, upstream)
+        lease = exchange.lease
         assert lease is not None
         async with trio.open_nursery() as nursery:
 
             async def wait() -> None:
                 with pytest.raises(trio.ClosedResourceError):
-                    await passage.head()
+                    await exchange.head()
 
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
             lease.grant(Endpoint("http://x"), trio.current_time())
-            passage.close()
+            exchange.close()
         assert upstream.sent == 0
 
 
 async def test_closing_while_the_request_goes_out_closes_what_comes_of_it(autojump_clock: MockClock) -> None:
     async with simulated() as (supervisor, _):
         upstream = Breaking(None)
-        passage = by_hand(supervisor, upstream)
-        upstream.on_send = passage.close
+        exchange = by_hand(supervisor, upstream)
+        upstream.on_send = exchange.close
         with pytest.raises(trio.ClosedResourceError):
-            await passage.head()
+            await exchange.head()
         assert upstream.exchange.closed
 
 
@@ -892,20 +892,20 @@ async def test_closing_in_the_step_in_which_the_engine_is_found_dead_does_not_qu
 ) -> None:
     async with simulated() as (supervisor, _):
         upstream = Breaking(EngineUnreachable)
-        passage = by_hand(supervisor, upstream)
+        exchange = by_hand(supervisor, upstream)
         async with trio.open_nursery() as nursery:
 
             async def wait() -> None:
                 with pytest.raises(trio.ClosedResourceError):
-                    await passage.head()
+                    await exchange.head()
 
             nursery.start_soon(wait)
             while not upstream.sent:
                 await trio.sleep(0.1)
-            lease = passage.lease
+            lease = exchange.lease
             assert lease is not None
             lease.refuse(EngineDied("a", "exited"))
-            passage.close()
+            exchange.close()
         assert upstream.sent == 1
 
 
@@ -913,12 +913,12 @@ async def test_an_engine_that_cannot_be_reached_gets_a_moment_to_be_found_dead(
     autojump_clock: MockClock,
 ) -> None:
     async with simulated() as (supervisor, engine):
-        passage = by_hand(supervisor, Breaking(EngineUnreachable))
+        exchange = by_hand(supervisor, Breaking(EngineUnreachable))
         began = trio.current_time()
-        await error_of(passage.head, EngineUnreachable)
-        assert trio.current_time() - began == pytest.approx(engine.start_s + passages.DOUBT_GRACE_S)
+        await error_of(exchange.head, EngineUnreachable)
+        assert trio.current_time() - began == pytest.approx(engine.start_s + exchanges.DOUBT_GRACE_S)
         assert engine.doubts == 1
-        passage.close()
+        exchange.close()
 
 
 async def test_a_request_waits_for_an_engine_that_takes_its_time_to_find_that_it_is_gone(
@@ -927,16 +927,16 @@ async def test_a_request_waits_for_an_engine_that_takes_its_time_to_find_that_it
     async with simulated() as (supervisor, engine):
         engine.dies_of_doubt, engine.doubt_s = True, DOUBT_S
         upstream = Breaking(EngineUnreachable)
-        passage = by_hand(supervisor, upstream)
+        exchange = by_hand(supervisor, upstream)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(error_of, passage.head, EngineUnreachable)
+            nursery.start_soon(error_of, exchange.head, EngineUnreachable)
             # It is started again for the request, which waits for that.
             while engine.count("start") < 2:
                 await trio.sleep(0.1)
             assert upstream.sent == 1
             nursery.cancel_scope.cancel()
-        passage.close()
+        exchange.close()
 
 
 # Cancellation.
@@ -952,24 +952,24 @@ async def test_nothing_is_left_wherever_a_request_is_cancelled(way: str, after: 
     async with world(sending(*parts)) as w:
         w.engine.dies_of_doubt = way == "requeued"
 
-        async def request(passage: ProxyExchange) -> None:
+        async def request(exchange: ProxyExchange) -> None:
             dialect = OLLAMA if way == "translated" else OPENAI
             if way == "waiting":
-                await collected(waiting(passage, dialect, 0.001, lambda _: None))
+                await collected(waiting(exchange, dialect, 0.001, lambda _: None))
             else:
-                await passage.head()
-                await collected(plain(passage, dialect, streams=True))
+                await exchange.head()
+                await collected(plain(exchange, dialect, streams=True))
 
         for n in range(1, 300):
             if way == "requeued":
                 await w.supervisor.until_unloaded(A)
                 w.engine.base_urls[:] = [NOBODY, w.base_url]
             with CancelAt(n, after=after) as sweep, sweep.scope:
-                passage = w.passage(translation() if way == "translated" else None)
+                exchange = w.exchange(translation() if way == "translated" else None)
                 try:
-                    await request(passage)
+                    await request(exchange)
                 finally:
-                    passage.close()
+                    exchange.close()
             await w.assert_nothing_left(kept=None)
             w.upstream.close()
             w.upstream._closed = False

@@ -142,9 +142,9 @@ async def test_idle_connections_are_closed_before_an_engine_is_asked_to_end() ->
             stopped.append((base_url, w.engine.count("stop")))
 
         w.supervisor.on_stop(on_stop)
-        passage = w.passage()
-        await passage.head()
-        while await passage.chunk():
+        exchange = w.exchange()
+        await exchange.head()
+        while await exchange.chunk():
             pass
         await w.assert_nothing_left(kept=1)
         w.supervisor.unload(A)

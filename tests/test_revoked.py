@@ -40,15 +40,15 @@ def passage_of(w: World, body: bytes | Trickle) -> ProxyExchange:
     course = ForwardPlan(
         outgoing=Outgoing(engine="a", method="POST", target="/", headers=[], body=body, connect_timeout_s=1.0)
     )
-    passage = ProxyExchange(w.supervisor, A, upstream=w.upstream, plan=course)
-    passage.enter()
-    return passage
+    exchange = ProxyExchange(w.supervisor, A, upstream=w.upstream, plan=course)
+    exchange.enter()
+    return exchange
 
 
 def asking(w: World) -> ProxyExchange:
-    passage = ProxyExchange(w.supervisor, A, upstream=w.upstream, plan=asking_for_ever)
-    passage.enter()
-    return passage
+    exchange = ProxyExchange(w.supervisor, A, upstream=w.upstream, plan=asking_for_ever)
+    exchange.enter()
+    return exchange
 
 
 PHASES: dict[str, tuple[Callable[[trio.SocketStream], Awaitable[None]], Callable[[World], ProxyExchange]]] = {
@@ -64,12 +64,12 @@ async def test_a_revoked_lease_ends_its_request(phase: str) -> None:
     answer, make = PHASES[phase]
     async with world(answer) as w:
         await w.warm_up()
-        passage = make(w)
+        exchange = make(w)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(error_of, passage.head, LeaseRevoked)
+            nursery.start_soon(error_of, exchange.head, LeaseRevoked)
             await trio.testing.wait_all_tasks_blocked()
             await w.warm_up(B)
-        passage.close()
+        exchange.close()
         assert w.supervisor.pools["default"].leases == {}
 
 
