@@ -105,7 +105,7 @@ async def _start(router: Router, factory: EngineFactory, source: ConfigSource | 
         lambda: router.known_models,
         factory.client,
         lambda: _serving(router.read_model),
-        router.events(),
+        router.hub.subscribe(ResidentReady),
     )
     nursery.start_soon(router.keep_saving)
 

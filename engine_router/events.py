@@ -170,14 +170,16 @@ class EventHub:
             if not kinds or isinstance(event, kinds):
                 listener(event)
         for subscription in self._subscriptions:
-            subscription.put(event)
+            if not subscription.kinds or isinstance(event, subscription.kinds):
+                subscription.put(event)
 
-    def subscribe(self, buffer: int = 1000) -> Subscription:
-        """Iterate over the events from now on, for one task. The subscription ends when nobody holds it any more.
+    def subscribe(self, *kinds: type[Event], buffer: int = 1000) -> Subscription:
+        """Iterate over the events of some kinds from now on, for one task; over all where none is named.
 
-        At most `buffer` events are kept for a slow reader; the oldest are lost first. Cancellation loses none.
+        The subscription ends when nobody holds it any more. At most `buffer` events are kept for a slow reader; the
+        oldest are lost first. Cancellation loses none.
         """
-        subscription = Subscription(buffer)
+        subscription = Subscription(kinds, buffer)
         self._subscriptions.add(subscription)
         return subscription
 
@@ -187,10 +189,12 @@ class Subscription:
     """The events from a moment on, for one task. Made by `EventHub.subscribe`.
 
     Attributes:
+        kinds: of the events that it gets; empty for all.
         lost: how many events were lost because they were not read in time.
     """
 
-    def __init__(self, buffer: int) -> None:
+    def __init__(self, kinds: tuple[type[Event], ...], buffer: int) -> None:
+        self.kinds = kinds
         self._events: deque[Event] = deque(maxlen=buffer)
         self._wake = trio.Event()
         self.lost = 0

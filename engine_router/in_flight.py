@@ -238,15 +238,12 @@ class HeldBodies:
 
     Attributes:
         held_bytes: how much it is.
+        lock: held while that changes.
     """
 
     limit_bytes: Callable[[], int]
     held_bytes: int = 0
-    _lock: threading.Lock = field(factory=threading.Lock)
-
-    def share(self) -> HeldShare:
-        """Return the share of one request, which holds nothing yet."""
-        return HeldShare(self, self._lock)
+    lock: threading.Lock = field(factory=threading.Lock)
 
 
 @define(eq=False)
@@ -254,7 +251,6 @@ class HeldShare:
     """The memory of the body that one request holds. May be used by threads, too."""
 
     _all: HeldBodies
-    _lock: threading.Lock
     _bytes: int = 0
     _is_over: bool = False
 
@@ -265,7 +261,7 @@ class HeldShare:
             TooMuchHeld: all requests together would hold too much.
             HoldsNoMore: the request has ended; nothing is held for it any more.
         """
-        with self._lock:
+        with self._all.lock:
             if self._is_over:
                 raise HoldsNoMore("the request has ended")
             after = self._all.held_bytes + count
@@ -283,6 +279,6 @@ class HeldShare:
 
     def release(self) -> None:
         """Hold nothing from now on; may be called again."""
-        with self._lock:
+        with self._all.lock:
             self._all.held_bytes -= self._bytes
             self._bytes, self._is_over = 0, True

@@ -163,13 +163,13 @@ class Metrics:
             self.last_durations_s.append(event.duration_s)
             if event.error is not None and event.status < 400:
                 self.broken_off[event.status] = self.broken_off.get(event.status, 0) + 1
-        self._observe_time(self._duration, engine, event.duration_s)
-        self._observe_time(self._queue_wait, engine, event.queue_wait_s)
-        self._observe_time(self._first_byte, engine, event.first_byte_s)
-
-    def _observe_time(self, histogram: Histogram, engine: str, seconds: float | None) -> None:
-        if seconds is None:
-            return
-        if (child := self._times.get((histogram, engine))) is None:
-            child = self._times[histogram, engine] = histogram.labels(engine)
-        child.observe(seconds)
+        for histogram, seconds in (
+            (self._duration, event.duration_s),
+            (self._queue_wait, event.queue_wait_s),
+            (self._first_byte, event.first_byte_s),
+        ):
+            if seconds is None:
+                continue
+            if (child := self._times.get((histogram, engine))) is None:
+                child = self._times[histogram, engine] = histogram.labels(engine)
+            child.observe(seconds)

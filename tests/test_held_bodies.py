@@ -16,7 +16,7 @@ from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.errors import TooMuchHeld, UnpacksTooLarge
 from engine_router.guards.limits import UNPACK_FREE_BYTES
-from engine_router.in_flight import HeldBodies, HoldsNoMore
+from engine_router.in_flight import HeldBodies, HeldShare, HoldsNoMore
 from engine_router.proxy.request_body import decoded
 
 LIMIT_S = 200.0
@@ -26,7 +26,7 @@ PATHS = ["/v1/chat/completions", "/v1/messages", "/api/chat"]
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60)), max_size=30))
 def test_all_together_is_bounded_and_comes_back(steps: list[tuple[int, int]]) -> None:
     held = HeldBodies(lambda: 100)
-    shares = [held.share() for _ in range(4)]
+    shares = [HeldShare(held) for _ in range(4)]
     counts = [0] * 4
     for index, count in steps:
         is_too_much = count > 0 and sum(counts) + count > 100 and sum(counts) > counts[index]
@@ -44,14 +44,14 @@ def test_all_together_is_bounded_and_comes_back(steps: list[tuple[int, int]]) ->
 
 def test_one_request_alone_is_always_taken() -> None:
     held = HeldBodies(lambda: 100)
-    share = held.share()
+    share = HeldShare(held)
     share.grow(1000)
     with pytest.raises(TooMuchHeld, match=r"server\.max_held_mb"):
-        held.share().grow(1)
+        HeldShare(held).grow(1)
 
 
 async def test_a_thread_whose_request_has_ended_unpacks_no_more() -> None:
-    share = HeldBodies(lambda: 100).share()
+    share = HeldShare(HeldBodies(lambda: 100))
     share.release()
     with pytest.raises(HoldsNoMore):
         await decoded(gzip.compress(bytes(range(256)) * 1000), b"gzip", 10_000_000, share.grow)

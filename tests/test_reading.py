@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine_router.dialects import OPENAI
 from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError, UnknownEncoding
-from engine_router.in_flight import HeldBodies
+from engine_router.in_flight import HeldBodies, HeldShare
 from engine_router.proxy import request_body as reading
 from engine_router.proxy.request_body import IncomingRequest, decoded, read
 
@@ -45,7 +45,7 @@ async def read_body(body: bytes, encoding: str) -> Routed:
     headers = [(b"Content-Type", b"application/json"), (b"Content-Encoding", encoding.encode())]
     incoming = IncomingRequest("/v1/chat/completions", b"", headers, body)
     routed = await read(
-        OPENAI, incoming, max_body_bytes=LIMIT, held=HeldBodies(lambda: LIMIT).share(), passes=no
+        OPENAI, incoming, max_body_bytes=LIMIT, held=HeldShare(HeldBodies(lambda: LIMIT)), passes=no
     )
     assert isinstance(routed, Routed)
     return routed

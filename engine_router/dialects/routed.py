@@ -14,6 +14,9 @@ from engine_router.dialects.json_body import Octets, parse_object, to_json
 from engine_router.errors import BadRequest, NoModelNamed
 from engine_router.guards.limits import MODEL_NAME_CHARS
 
+NO_NAME = (None, "")
+"""The values with which a member names nothing, as if it were absent."""
+
 _PIECE_BYTES = 262_144
 
 
@@ -43,11 +46,6 @@ def _named_in(body: Octets) -> _Named:
         return _Named(data.get("model"), data.get("name"), data.get("stream"), data.get("keep_alive"))
 
 
-def has_no_value(member: object) -> bool:
-    """Tell whether a member that names something is there without naming anything."""
-    return member is None or member == ""
-
-
 def checked_name(model: str) -> str:
     """Return a model's name as it came.
 
@@ -71,7 +69,7 @@ def model_in(data: Mapping[str, Any]) -> str:
         BadRequest: it names it, but not as a string.
     """
     model = data.get("model")
-    if has_no_value(model):
+    if model in NO_NAME:
         model = data.get("name") or model
     if model is None:
         raise NoModelNamed('the request names no model; add "model": "..." (GET /v1/models lists them)')

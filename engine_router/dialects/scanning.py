@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from engine_router.dialects.json_body import Octets
 from engine_router.dialects.multipart import FormReader
-from engine_router.dialects.routed import has_no_value, model_in
+from engine_router.dialects.routed import NO_NAME, model_in
 from engine_router.errors import BadRequest
 from engine_router.guards.limits import MAX_TOKEN_BYTES
 
@@ -88,7 +88,7 @@ class JsonScanner:
     @property
     def model(self) -> str | None:
         """See `Scanner.model`. An older `name` counts only where the body has ended without a `model`."""
-        return None if has_no_value(self._found.get("model")) else model_in(self._found)
+        return None if self._found.get("model") in NO_NAME else model_in(self._found)
 
     @property
     def streams(self) -> bool:

@@ -22,7 +22,7 @@ from engine_router.engines.command_options import model_options
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.ollama_models import normal_name
 from engine_router.errors import EngineError
-from engine_router.events import Event, ResidentReady
+from engine_router.events import Event
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
 from engine_router.models.learned import Json, Learned, Listing
 from engine_router.models.registry import ModelRegistry, Target
@@ -196,20 +196,20 @@ async def keep_fresh(
     known_models: Callable[[], KnownModels],
     client: httpx.AsyncClient,
     serving: Callable[[], Mapping[ResidentId, str]],
-    events: AsyncIterator[Event],
+    residents_ready: AsyncIterator[Event],
 ) -> None:
     """Learn again every half minute, and when a resident became ready; runs until cancelled.
 
     Args:
         known_models: returns those of the configuration in force.
         serving: returns where the residents answer that are ready now.
+        residents_ready: yields whenever a resident became ready.
     """
     while True:
         await known_models().refresh(client, serving())
         with trio.move_on_after(REFRESH_INTERVAL_S):
-            async for event in events:
-                if isinstance(event, ResidentReady):
-                    break
+            async for _ in residents_ready:
+                break
 
 
 async def _answer(server: EngineClient, path: str, body: Json | None = None) -> tuple[Json, int] | None:

@@ -45,7 +45,7 @@ class ModelLister:
         self._engines = engines
         self._learn = learn
         self.silent: frozenset[str] = frozenset()
-        self._events: Subscription = hub.subscribe()
+        self._events: Subscription = hub.subscribe(ResidentReady)
         self._asked_at = -math.inf
         self._wanted = trio.Event()
         self._next = trio.Event()  # set when the round after this one is over
@@ -129,9 +129,8 @@ class ModelLister:
         return models[:LISTED_MODELS]
 
     async def _until_ready(self) -> None:
-        async for event in self._events:
-            if isinstance(event, ResidentReady):
-                return
+        async for _ in self._events:
+            return
 
 
 async def _pause() -> None:

@@ -100,6 +100,8 @@ class ProxyExchange(LeaseHolder):
 
     def close(self) -> None:
         """Give everything back. Never waits; may be called again."""
+        if self._closed:
+            return
         self._closed = True
         if self._exchange is not None:
             self._exchange.close()

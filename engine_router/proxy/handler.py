@@ -95,11 +95,11 @@ class ProxyHandler:
             RouterError: there is no answer but this error.
         """
         snapshot, path = self._snapshot(), incoming.path
-        server = snapshot.config.server
-        held = self._held_bodies.share()
+        server, dialect = snapshot.config.server, dialect_of(path)
+        held = HeldShare(self._held_bodies)
         scope.stack.callback(held.release)
         routed = await read(
-            dialect_of(path),
+            dialect,
             incoming,
             max_body_bytes=int(server.max_body_mb * 1_000_000),
             held=held,
@@ -116,7 +116,7 @@ class ProxyHandler:
 
                 counted = await off_loop(len(routed.body), lambda: count_tokens_body(routed.data()))
                 return _whole_reply(counted, "application/json")
-            if dialect_of(path) is OLLAMA:
+            if dialect is OLLAMA:
                 keep_alive = keep_alive_s(routed.keep_alive)
                 if loads(path, routed.body):
                     return await self._load_only(incoming, routed, target, scope, server)
@@ -230,7 +230,15 @@ class ProxyHandler:
         except RouterError:
             exchange.close()
             raise
-        options = self._options(exchange, path, routed, scope, server)
+        options = StreamOptions(
+            dialect=dialect,
+            make_frames=lambda: _keep_alive_frames(path, routed),
+            # An error in a stream of this endpoint has to go on from what was sent of it.
+            must_splice=path == "/v1/responses",
+            interval_s=server.keepalive_interval_s or math.inf,
+            on_error=scope.note_error,
+            progress=(lambda: self._progress(exchange)) if server.show_progress else (lambda: None),
+        )
         if head is None and routed.streams:
             head = ResponseHead(200, [(b"content-type", dialect.stream_type.encode())])
             return Reply(head, waiting_body(exchange, options), has_body=True)
@@ -241,24 +249,6 @@ class ProxyHandler:
         has_chunk = exchange.has_chunk
         body = plain_body(exchange, options, streams=is_open, waits=not has_chunk)
         return Reply(head, body, has_body=has_chunk)
-
-    def _options(
-        self,
-        exchange: ProxyExchange | LoadOnly,
-        path: str,
-        routed: Routed | StreamedRequest,
-        scope: RequestScope,
-        server: ServerConfig,
-    ) -> StreamOptions:
-        return StreamOptions(
-            dialect=dialect_of(path),
-            make_frames=lambda: _keep_alive_frames(path, routed),
-            # An error in a stream of this endpoint has to go on from what was sent of it.
-            must_splice=path == "/v1/responses",
-            interval_s=server.keepalive_interval_s or math.inf,
-            on_error=scope.note_error,
-            progress=(lambda: self._progress(exchange)) if server.show_progress else (lambda: None),
-        )
 
     def _progress(self, exchange: ProxyExchange | LoadOnly) -> str | None:
         return None if exchange.lease is None else progress_of(self._read_model, exchange.lease)

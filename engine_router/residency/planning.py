@@ -207,13 +207,9 @@ class Planner:
         limit_s = state.keep_alive_s
         if limit_s is None:
             limit_s = state.idle_timeout_s
-            if self._is_home_kept_out():
+            if default_model is not None and not self._pool.can_come(default_model):
                 limit_s = min(limit_s, self._budget.capacity.return_after_s)
         return idle_since + (math.inf if limit_s < 0 else limit_s)
-
-    def _is_home_kept_out(self) -> bool:
-        default_model = self._budget.capacity.default_model
-        return default_model is not None and not self._pool.can_come(default_model)
 
     def _look_ahead(self, now: float) -> list[Effect]:
         """While nobody waits, start one of those that are meant to be there, where there is room (Rule 6)."""

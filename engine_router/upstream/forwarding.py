@@ -6,6 +6,7 @@ Dropped are the headers that belong to one hop only, and what is nobody else's b
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Final
 
 from attrs import frozen
@@ -136,8 +137,7 @@ class EngineRequests:
 
     def headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         """Return the headers that the engine gets: a client's, and those of the configuration, which win over them."""
-        dropped = self._dropped | named_in_connection(headers)
-        return [item for item in headers if item[0].lower() not in dropped] + self._added
+        return end_to_end(headers, self._dropped) + self._added
 
 
 def as_json(headers: Headers) -> Headers:
@@ -151,8 +151,7 @@ def as_json(headers: Headers) -> Headers:
 
 def response_headers(headers: Headers) -> Headers:
     """Return the headers that a client gets of an engine's."""
-    dropped = _NOT_RETURNED | named_in_connection(headers)
-    return [item for item in headers if item[0].lower() not in dropped]
+    return end_to_end(headers, _NOT_RETURNED)
 
 
 def as_streamed(status: int, headers: Headers) -> Headers:
@@ -192,6 +191,22 @@ def retry_after_s(head: ResponseHead | None) -> float | None:
 def is_stream_type(content_type: bytes) -> bool:
     """Tell whether answers of a type come in pieces by their nature."""
     return content_type.partition(b";")[0].strip().lower() in _STREAM_TYPES
+
+
+def end_to_end(headers: Headers, dropped: Collection[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the headers but for some, and for those that a Connection header declares to be for one hop only."""
+    kept: list[tuple[bytes, bytes]] = []
+    has_connection = False
+    for item in headers:
+        name = item[0].lower()
+        if name == b"connection":
+            has_connection = True
+        elif name not in dropped:
+            kept.append(item)
+    if not has_connection:
+        return kept
+    named = named_in_connection(headers)
+    return [item for item in kept if item[0].lower() not in named]
 
 
 def named_in_connection(headers: Headers) -> frozenset[bytes]:

@@ -38,7 +38,7 @@ async def event_stream(router: Router, reader: StreamReader) -> AsyncIterator[by
     The stream ends when the router has gone down, or the reader's key is not valid any more. It holds nothing
     but its subscription, which ends with it.
     """
-    events = router.hub.subscribe(BUFFER)
+    events = router.hub.subscribe(buffer=BUFFER)
     reported_lost = 0
     sent_state = _state(router)
     yield _snapshot(router)
@@ -95,7 +95,7 @@ async def updates(
         changed: renders the change of one name.
         alive: renders a sign of life, after `alive_s` seconds of silence.
     """
-    events = router.hub.subscribe(BUFFER)
+    events = router.hub.subscribe(buffer=BUFFER)
     before = dict(states())
     yield first
     sent_at = trio.current_time()
