@@ -58,7 +58,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    install(session, "types", extras="[llamacpp,nvidia]")
+    install(session, "types", "test", extras="[llamacpp,nvidia]")  # the helpers of the tests have types, too
     session.run("mypy")
 
 
