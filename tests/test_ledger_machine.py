@@ -25,7 +25,7 @@ from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Res
 from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Ticket
 from engine_router.residency.planning import Planner
-from engine_router.residency.queue import TicketQueue
+from engine_router.residency.queue import Place, TicketQueue
 from engine_router.residency.scheduling import Scheduler, Turn
 
 # Whole seconds, so that many things happen at the same moment.
@@ -180,8 +180,12 @@ class GrantsTwice(Planner):
 
 
 class ServesTheYoungestFirst(TicketQueue):
-    def in_turn(self, now: float) -> Iterator[ResidentId]:
-        return reversed(list(super().in_turn(now)))
+    def overdue(self, now: float) -> Iterator[ResidentId]:
+        return reversed(list(super().overdue(now)))
+
+    def place(self, resident: ResidentId) -> Place:
+        (rank, arrived_at), number = super().place(resident)
+        return (-rank, -arrived_at), -number
 
 
 class NeverGivesUpAStart(Planner):
@@ -226,9 +230,12 @@ class AdmitsWhileClosing(Ledger):
 
 
 class StarvesTheLow(TicketQueue):
-    def in_turn(self, now: float) -> Iterator[ResidentId]:
-        for _, resident in self._by_rank:
-            yield resident
+    def head(self, resident: ResidentId) -> Ticket | None:
+        found = super().head(resident)
+        return None if found is None else attrs.evolve(found, deadline=math.inf)
+
+    def overdue(self, now: float) -> Iterator[ResidentId]:
+        return iter(())
 
 
 # Those that a pool with a budget shows.

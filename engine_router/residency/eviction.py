@@ -65,6 +65,7 @@ def cheapest(
     """
     if not shortage.is_covered_by(candidates):
         return None
+    costs = {candidate: cost(candidate) for candidate in candidates}
     if len(candidates) <= _MOST_COMBINED:
         sets = (
             chosen
@@ -72,8 +73,8 @@ def cheapest(
             for chosen in itertools.combinations(candidates, count)
             if shortage.is_covered_by(chosen)
         )
-        return list(min(sets, key=lambda chosen: sum(map(cost, chosen))))
-    return _greedy(candidates, shortage, cost)
+        return list(min(sets, key=lambda chosen: sum(map(costs.__getitem__, chosen))))
+    return _greedy(candidates, shortage, costs.__getitem__)
 
 
 def _greedy(

@@ -53,7 +53,8 @@ class Ledger:
 
     Args:
         capacity: what the memory can hold.
-        profile: what is known of a resident; asked whenever that matters, and so not to take long.
+        profile: what is known of a resident; asked often, and so not to take long. While a resident is waited
+            for and not present, group and need change with its own events and `Reconfigured` only.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Ledger:
 
     def turns(self, now: float) -> list[Turn]:
         """Return who is next, and what has to happen for it: for people, who want to know why they wait."""
-        return [] if self._pool.is_closing else self._planner.scheduler.turns(now)
+        return [] if self._pool.is_closing else self._planner.scheduler.all_turns(now)
 
     def expires_at(self, resident: ResidentId, now: float) -> float | None:
         """Return when a resident is stopped for being idle if nobody uses it; None where it is not there."""
@@ -197,6 +198,7 @@ class Ledger:
             case messages.Release(ticket):
                 return self._release(ticket, now)
             case _:
+                self._planner.scheduler.learn(event)
                 return [*self._take_in(event, now), *self._planner.plan(now)]
 
     def _take_in(self, event: LedgerEvent, now: float) -> list[Effect]:

@@ -24,6 +24,12 @@ _RANK: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
 
 Key = tuple[float, float]
 
+Place = tuple[Key, int]
+"""The place of a resident among those that are waited for: a key, and a number where keys are equal."""
+
+FIRST_PLACE: Final[Place] = ((-math.inf, -math.inf), -1)
+"""The place before all others."""
+
 
 class _Heads:
     """The residents that are waited for, ordered by the key of their first ticket.
@@ -33,7 +39,7 @@ class _Heads:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[ResidentId, tuple[Key, int]] = {}
+        self._entries: dict[ResidentId, Place] = {}
         self._heap: list[tuple[Key, int, ResidentId]] = []
         self._numbers = itertools.count()  # who came first is first, where keys are equal
 
@@ -52,6 +58,10 @@ class _Heads:
     def drop(self, resident: ResidentId) -> None:
         """Take out a resident that nobody waits for any more."""
         self._entries.pop(resident, None)
+
+    def of(self, resident: ResidentId) -> Place:
+        """Return the place of a resident that is waited for."""
+        return self._entries[resident]
 
     def first_key(self) -> Key | None:
         """Return the first key."""
@@ -145,6 +155,9 @@ class TicketQueue:
 
     Args:
         max_wait_s: when a ticket is overdue; one of high priority is after a quarter of it.
+
+    Attributes:
+        changed: the residents whose first tickets are others since somebody emptied this set.
     """
 
     def __init__(self, max_wait_s: float) -> None:
@@ -155,6 +168,7 @@ class TicketQueue:
         self._by_deadline = _Heads()
         self._by_rank = _Heads()
         self._shares = _Shares()
+        self.changed: set[ResidentId] = set()
 
     def set_max_wait(self, max_wait_s: float) -> None:
         """Change when tickets are overdue, for those that come from now on."""
@@ -260,12 +274,21 @@ class TicketQueue:
         """Return when the next resident's first ticket will be overdue that is not yet; infinity for none."""
         return next((key[0] for key, _ in self._by_deadline if key[0] > now), math.inf)
 
-    def in_turn(self, now: float) -> Iterator[ResidentId]:
-        """Yield whose turn it is: who is overdue, the longest first, then by priority and arrival (Rule 5)."""
-        seen = set[ResidentId]()
+    def place(self, resident: ResidentId) -> Place:
+        """Return the place by priority and arrival of a resident that is waited for."""
+        return self._by_rank.of(resident)
+
+    def overdue(self, now: float) -> Iterator[ResidentId]:
+        """Yield who is overdue, the longest first."""
         for key, resident in self._by_deadline:
             if key[0] > now:
                 break
+            yield resident
+
+    def in_turn(self, now: float) -> Iterator[ResidentId]:
+        """Yield whose turn it is: who is overdue, the longest first, then by priority and arrival (Rule 5)."""
+        seen = set[ResidentId]()
+        for resident in self.overdue(now):
             seen.add(resident)
             yield resident
         for _, resident in self._by_rank:
@@ -277,6 +300,7 @@ class TicketQueue:
         return next((resident for resident in self.in_turn(now) if suits(resident)), None)
 
     def _place(self, resident: ResidentId, line: _Line) -> None:
+        self.changed.add(resident)
         if not line:
             del self._lines[resident], self._counts[resident]
             self._by_deadline.drop(resident)

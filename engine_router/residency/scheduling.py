@@ -11,14 +11,18 @@ is left, so that nobody is overtaken for ever by those who need less.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
+from engine_router.residency import messages
 from engine_router.residency.eviction import UNKNOWN_START_S, Shortage, cheapest, eviction_cost
+from engine_router.residency.head_index import Head, HeadIndex, Kind
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import MemoryBudget
-from engine_router.residency.messages import Ticket
-from engine_router.residency.queue import TicketQueue
+from engine_router.residency.messages import LedgerEvent, Ticket
+from engine_router.residency.queue import FIRST_PLACE, Place, TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Rules
 
@@ -49,6 +53,53 @@ class Turn:
         return not (self.is_blocked or self.victims)
 
 
+@define(eq=False)
+class _Promises:
+    """The promises made while turns are decided, one after the other.
+
+    Attributes:
+        staying: who is present and is not made to go.
+        promised: who is to come.
+        starting: those of them that start now.
+    """
+
+    staying: list[ResidentState]
+    promised: list[ResidentState] = field(factory=list)
+    starting: list[ResidentState] = field(factory=list)
+
+    def add(self, newcomer: ResidentState, turn: Turn) -> None:
+        """Promise room to a newcomer, by its turn."""
+        self.promised.append(newcomer)
+        if turn.starts:
+            self.starting.append(newcomer)
+        self.staying = [r for r in self.staying if r not in turn.victims]
+
+
+@define(eq=False)
+class _Room:
+    """The room for a ticket.
+
+    Attributes:
+        must_go: who cannot be beside it.
+        rest: who can.
+        beside: those, and who is promised room.
+        may_go: tells who of the rest may be made to go.
+    """
+
+    must_go: list[ResidentState]
+    rest: list[ResidentState]
+    beside: list[ResidentState]
+    may_go: Callable[[ResidentState], bool]
+    _candidates: list[ResidentState] | None = None
+
+    @property
+    def candidates(self) -> list[ResidentState]:
+        """Those of the rest that may be made to go. Worked out once, and only where the room is short."""
+        if self._candidates is None:
+            self._candidates = [r for r in self.rest if self.may_go(r)]
+        return self._candidates
+
+
 class Scheduler:
     """Decides about one pool. Changes nothing but what it has worked out of holds.
 
@@ -61,33 +112,111 @@ class Scheduler:
         self._queue = queue
         self._budget = budget
         self._idle_gaps = idle_gaps
+        self._index = HeadIndex()
+        self._known: tuple[int | None, tuple[float, ...]] = (None, ())
 
     def turns(self, now: float) -> list[Turn]:
-        """Return what can be done, in turn (Rule 5): for all that are waited for, as any of them may have room.
+        """Return what can be done now, in turn (Rule 5): for whoever of those that are waited for may have room.
 
-        That is cheap for a resident that is blocked: victims are chosen only where there are enough, and
-        who was chosen once is not there for the next.
+        Who has to wait is not looked at: of those of one kind, where there is none for who needs least.
         """
+        promises = self._no_promises()
+        return self._decide(self._with_room(promises, now), promises, now)
+
+    def all_turns(self, now: float) -> list[Turn]:
+        """Return the turns of all that are waited for, those that have to wait among them."""
+        return self._decide(self._queue.in_turn(now), self._no_promises(), now)
+
+    def learn(self, event: LedgerEvent) -> None:
+        """Note whose profile may be another after an event."""
+        match event:
+            case (
+                messages.HasEnded(resident=resident)
+                | messages.Settled(resident)
+                | messages.Weighed(resident=resident)
+            ):
+                self._queue.changed.add(resident)
+            case messages.Reconfigured():
+                self._queue.changed.update(self._queue.counts())
+            case _:
+                pass
+
+    def _no_promises(self) -> _Promises:
+        return _Promises([r for r in self._budget.states.values() if not r.is_leaving])
+
+    def _decide(self, residents: Iterator[ResidentId], promises: _Promises, now: float) -> list[Turn]:
         turns: list[Turn] = []
         budget = self._budget
-        staying = [r for r in budget.states.values() if not r.is_leaving]
-        promised: list[ResidentState] = []
-        starting: list[ResidentState] = []
-        for resident in self._queue.in_turn(now):
-            present = budget.states.get(resident)
-            if present is not None and present.phase is not Phase.STUCK:
-                continue  # on its way, or still on its way out
-            turn = self._turn(resident, staying, promised, now)
+        for resident in residents:
+            if not self._may_come(resident):
+                continue
+            turn = self._turn(resident, promises, now)
             turns.append(turn)
             if turn.is_open:
-                turn.starts = budget.fits_now(resident, starting)
+                turn.starts = budget.fits_now(resident, promises.starting)
             if not turn.is_blocked or turn.is_overdue:
-                promised.append(budget.new(resident))
-                starting += promised[-1:] if turn.starts else ()
-                staying = [r for r in staying if r not in turn.victims]
-                if self._is_all_promised(promised):
+                promises.add(budget.new(resident), turn)
+                if self._is_all_promised(promises.promised):
                     break
         return turns
+
+    def _may_come(self, resident: ResidentId) -> bool:
+        """Tell whether a resident is not on its way already, nor still on its way out."""
+        present = self._budget.states.get(resident)
+        return present is None or present.phase is Phase.STUCK
+
+    def _with_room(self, promises: _Promises, now: float) -> Iterator[ResidentId]:
+        """Yield, in turn, who is overdue, and who else can have room beside what was promised until then."""
+        yield from self._queue.overdue(now)
+        self._bring_up_to_date()
+        place = FIRST_PLACE
+        while (head := self._next_with_room(place, promises, now)) is not None:
+            yield head.resident
+            place = head.place
+
+    def _bring_up_to_date(self) -> None:
+        """Enter into the index what has changed: tickets, profiles, or what the pinned leave to a guess."""
+        queue, budget = self._queue, self._budget
+        pinned = tuple(r.need_bytes for r in budget.states.values() if r.pinned)
+        if (known := (budget.capacity.budget_bytes, pinned)) != self._known:
+            self._known = known
+            queue.changed.update(queue.counts())
+        for resident in queue.changed:
+            if (ticket := queue.head(resident)) is None:
+                self._index.drop(resident)
+                continue
+            kind = Kind(budget.profile(resident).group, ticket.priority == "high")
+            self._index.put(kind, Head(queue.place(resident), budget.need(resident), resident))
+        queue.changed.clear()
+
+    def _next_with_room(self, place: Place, promises: _Promises, now: float) -> Head | None:
+        """Return the first in turn after a place that is not overdue and can have room."""
+
+        def may_come(resident: ResidentId) -> bool:
+            ticket = self._queue.head(resident)
+            return ticket is not None and now < ticket.deadline and self._may_come(resident)
+
+        found: Head | None = None
+        for first, kind in self._index.first_of_each(place, may_come):
+            if found is not None and found < first:
+                break
+            head = self._index.first_with_room(kind, place, may_come, self._has_room(first, promises, now))
+            if head is not None and (found is None or head < found):
+                found = head
+        return found
+
+    def _has_room(self, first: Head, promises: _Promises, now: float) -> Callable[[float], bool]:
+        """Return what tells whether there can be room for so many bytes, for those of the kind of a head."""
+        ticket = self._queue.head(first.resident)
+        room = None if ticket is None else self._room(ticket, promises, now)
+
+        def has_room(need_bytes: float) -> bool:
+            if room is None:
+                return False
+            shortage = self._shortage(need_bytes, room.beside)
+            return shortage is None or shortage.is_covered_by(room.candidates)
+
+        return has_room
 
     def _is_all_promised(self, promised: list[ResidentState]) -> bool:
         """Tell whether nobody else can have room beside those who are to come, whoever goes."""
@@ -98,30 +227,37 @@ class Scheduler:
             return promised[-1].group is None
         return sum(state.need_bytes for state in promised) >= capacity.budget_bytes
 
-    def _turn(
-        self, resident: ResidentId, staying: list[ResidentState], promised: list[ResidentState], now: float
-    ) -> Turn:
+    def _turn(self, resident: ResidentId, promises: _Promises, now: float) -> Turn:
         head = self._queue.head(resident)
         if head is None:
             raise RuntimeError("in turn, and yet nobody waits for it")
         is_overdue = now >= head.deadline
         waited = f"has waited {self._queue.max_wait_s(head.priority):g} s" if is_overdue else "is wanted"
         turn = Turn(resident, is_overdue, f"{resident} {waited}")
-        victims = self._victims(head, staying, promised, now)
+        victims = self._victims(head, promises, now)
         turn.is_blocked, turn.victims = victims is None, victims or []
         return turn
 
-    def _victims(
-        self, head: Ticket, staying: list[ResidentState], promised: list[ResidentState], now: float
-    ) -> list[ResidentState] | None:
+    def _victims(self, head: Ticket, promises: _Promises, now: float) -> list[ResidentState] | None:
         """Return who has to go for the ticket; None where that is not possible now."""
+        room = self._room(head, promises, now)
+        if room is None:
+            return None
+        shortage = self._shortage(self._budget.need(head.resident), room.beside)
+        if shortage is None:
+            return room.must_go
+        more = cheapest(room.candidates, shortage, lambda r: self._eviction_cost(r, now))
+        return None if more is None else [*room.must_go, *more]
+
+    def _room(self, head: Ticket, promises: _Promises, now: float) -> _Room | None:
+        """Return what room a ticket can have beside what is promised; None where somebody is in the way for good."""
         budget, resident = self._budget, head.resident
         group = budget.profile(resident).group
-        if not all(budget.are_compatible(group, other.group) for other in promised):
+        if not all(budget.are_compatible(group, other.group) for other in promises.promised):
             return None
         must_go: list[ResidentState] = []
         rest: list[ResidentState] = []
-        for other in staying:
+        for other in promises.staying:
             # One that is stuck is in the way of itself.
             if other.resident == resident or not budget.are_compatible(group, other.group):
                 must_go.append(other)
@@ -129,20 +265,13 @@ class Scheduler:
                     return None
             else:
                 rest.append(other)
-        shortage = self._shortage(resident, [*rest, *promised])
-        if shortage is None:
-            return must_go
-        candidates = [r for r in rest if self._may_go(r, head, now)]
-        if not candidates:
-            return None
-        more = cheapest(candidates, shortage, lambda r: self._eviction_cost(r, now))
-        return None if more is None else [*must_go, *more]
+        return _Room(must_go, rest, [*rest, *promises.promised], lambda r: self._may_go(r, head, now))
 
-    def _shortage(self, resident: ResidentId, beside: list[ResidentState]) -> Shortage | None:
+    def _shortage(self, need_bytes: float, beside: list[ResidentState]) -> Shortage | None:
         capacity = self._budget.capacity
         missing_bytes, too_many = 0.0, 0
         if capacity.budget_bytes is not None:
-            missing_bytes = self._budget.need(resident) - capacity.budget_bytes
+            missing_bytes = need_bytes - capacity.budget_bytes
             for other in beside:
                 missing_bytes += other.need_bytes
         if capacity.max_resident:
