@@ -32,6 +32,11 @@ ASYNC_EXEMPTIONS = (
 )
 
 
+# Many tests wait for real processes, so there are more of them at once than there are cores. None needs the machine to
+# itself: their deadlines are far away, or expire on a clock of the test's own.
+EVERY_TEST = ("pytest", "-q", "-n", str(CORES + 2), "--dist", "worksteal")
+
+
 def sources() -> list[str]:
     """List the files of the package, the largest first."""
     files = Path("engine_router").rglob("*.py")
@@ -68,10 +73,14 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    # Many tests wait for real processes, so there are more of them at once than there are cores. None needs the
-    # machine to itself: their deadlines are far away, or expire on a clock of the test's own.
-    workers = str(CORES + 2)
-    session.run("pytest", "-q", "-n", workers, "--dist", "worksteal", "--cov", "--cov-fail-under=85")
+    session.run(*EVERY_TEST)
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """All tests, and the lines that they reach: takes nearly twice as long."""
+    install(session, "test", extras="[llamacpp,nvidia]")
+    session.run(*EVERY_TEST, "--cov", "--cov-fail-under=85")
 
 
 @nox.session

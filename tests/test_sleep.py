@@ -821,7 +821,9 @@ def is_of(child: psutil.Process, folder: Path) -> bool:
 
 
 async def test_the_router_swaps_by_sleep_and_leaves_nobody_behind(tmp_path: Path) -> None:
-    argv = {name: [*config().argv, "port={port}", f"calls={tmp_path / name}"] for name in ("a", "b")}
+    # A start takes seconds, so that even on a busy machine a wake is faster and sleep is worth while.
+    more = ["wait=4", "port={port}"]
+    argv = {name: [*config().argv, *more, f"calls={tmp_path / name}"] for name in ("a", "b")}
     text = ROUTER.format(
         state=json.dumps(str(tmp_path / "state")), **{k: json.dumps(v) for k, v in argv.items()}
     )
