@@ -256,9 +256,15 @@ class Upstream:
 
     def keep(self, base_url: str, stream: Wire) -> None:
         """Keep an idle connection for the next request, and let go of those that were idle for too long."""
-        self._forget_old()
+        now = trio.current_time()
+        # For every address: an engine may never come back to the port that it had.
+        for address, old in tuple(self._idle.items()):
+            while old and old[0][1] < now - MAX_IDLE_S:
+                old.popleft()[0].close()
+            if not old:
+                del self._idle[address]
         idle = self._idle.setdefault(base_url, deque())
-        idle.append((stream, trio.current_time()))
+        idle.append((stream, now))
         if self._closed or len(idle) > MAX_IDLE_CONNECTIONS:
             idle.popleft()[0].close()
 
@@ -274,15 +280,6 @@ class Upstream:
         """Close the idle connections to an engine that is about to end: some servers wait for them. Never waits."""
         for stream, _ in self._idle.pop(base_url, ()):
             stream.close()
-
-    def _forget_old(self) -> None:
-        """Close what is too old, for every address: an engine may never come back to the port that it had."""
-        oldest = trio.current_time() - MAX_IDLE_S
-        for base_url, idle in tuple(self._idle.items()):
-            while idle and idle[0][1] < oldest:
-                idle.popleft()[0].close()
-            if not idle:
-                del self._idle[base_url]
 
     def _take(self, base_url: str) -> Wire | None:
         idle = self._idle.get(base_url)
