@@ -5,31 +5,31 @@ from __future__ import annotations
 from engine_router.errors.base import RouterError
 
 
-class QueueFull(RouterError):
+class Overloaded(RouterError):
+    """The router has no room for a request now, or takes it away from one; a later try may succeed."""
+
+    status = 503
+    code = "overloaded"
+    kind = "overloaded_error"
+    anthropic_kind = "overloaded_error"
+
+
+class QueueFull(Overloaded):
     """As many requests wait for this pool as `scheduling.max_queue` allows."""
 
-    status = 503
     code = "queue_full"
-    kind = "overloaded_error"
-    anthropic_kind = "overloaded_error"
 
 
-class TooMuchHeld(RouterError):
+class TooMuchHeld(Overloaded):
     """The bodies of all requests together hold as much memory as `server.max_held_mb` allows."""
 
-    status = 503
     code = "too_much_held"
-    kind = "overloaded_error"
-    anthropic_kind = "overloaded_error"
 
 
-class TooManyReaders(RouterError):
+class TooManyReaders(Overloaded):
     """As many streams of events and logs are open as there may be."""
 
-    status = 503
     code = "too_many_readers"
-    kind = "overloaded_error"
-    anthropic_kind = "overloaded_error"
 
 
 class NeverFits(RouterError):
@@ -55,22 +55,16 @@ class NeverFits(RouterError):
         self.budget_bytes = budget_bytes
 
 
-class RouterClosing(RouterError):
+class RouterClosing(Overloaded):
     """The router is shutting down."""
 
-    status = 503
     code = "router_closing"
-    kind = "overloaded_error"
-    anthropic_kind = "overloaded_error"
 
 
-class LeaseRevoked(RouterError):
+class LeaseRevoked(Overloaded):
     """The drain deadline passed, so the engine was taken from a request that was still running."""
 
-    status = 503
     code = "lease_revoked"
-    kind = "overloaded_error"
-    anthropic_kind = "overloaded_error"
 
 
 class RequestCancelled(RouterError):
