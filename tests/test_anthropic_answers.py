@@ -25,6 +25,7 @@ from support.anthropic_cases import (
     text,
     use,
 )
+from support.engine_chats import NO_ANSWERS, delta, events
 
 from engine_router.dialects.anthropic.answers import translate
 from engine_router.dialects.anthropic.request import chat_request
@@ -32,20 +33,6 @@ from engine_router.dialects.anthropic.tokens import count_tokens_body, estimate_
 from engine_router.errors import BadRequest
 
 # Answers.
-
-
-def events(*chunks: Json | str) -> bytes:
-    return b"".join(
-        b"data: " + (chunk if isinstance(chunk, str) else json.dumps(chunk)).encode() + b"\n\n"
-        for chunk in chunks
-    )
-
-
-def delta(finish: str | None = None, *, choice: Json | None = None, **fields: Any) -> Json:
-    return {
-        "object": "chat.completion.chunk",
-        "choices": [{"index": 0, "delta": fields, "finish_reason": finish, **(choice or {})}],
-    }
 
 
 def tool_delta(index: int | None = None, identity: str | None = None, **function: Any) -> Json:
@@ -716,16 +703,6 @@ def test_an_unexpected_shape_is_an_error_or_nothing(key: str, shape: Any) -> Non
             assert str(error)  # noqa: PT017 - both are fine, but nothing else
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (b"", "its answer is not JSON: "),
-        (b"oops", "its answer is not JSON: oops"),
-        (b"[]", "its answer is not a JSON object"),
-        (b"{}", "{}"),
-        (b'{"choices":[]}', '{"choices":[]}'),
-        (b'{"error":{"message":"no"}}', "no"),
-    ],
-)
+@pytest.mark.parametrize(("raw", "message"), [*NO_ANSWERS, (b"{}", "{}")])
 def test_one_piece_that_is_no_answer_is_an_error(raw: bytes, message: str) -> None:
     assert failing(ASK, raw) == message

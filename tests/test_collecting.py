@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from support.engine_chats import events
 from support.served import RawClient, ask, served
 from test_answering import CHAT, GENERATE, HELLO, MESSAGES, OLLAMA_CHAT, RESPONSES
 
@@ -27,11 +28,6 @@ STREAMS = Path(__file__).parent / "streams"
 COMPLETIONS = "/v1/completions"
 ABOUT: Json = {"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "m"}
 USAGE: Json = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-
-
-def events(*chunks: Json | str) -> bytes:
-    texts = [chunk if isinstance(chunk, str) else json.dumps(chunk) for chunk in chunks]
-    return b"".join([b"data: " + text.encode() + b"\n\n" for text in texts])
 
 
 def part(delta: Json | None, reason: str | None = None, index: int = 0, **more: Any) -> Json:

@@ -15,24 +15,11 @@ import ollama
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.engine_chats import NO_ANSWERS, delta, events
 from support.ollama_cases import STREAMED, Clock, Json, begin, call, sent, whole
 
 from engine_router.dialects.engine_options import EngineTraits
 from engine_router.dialects.ollama.answers import translate
-
-
-def events(*chunks: Json | str) -> bytes:
-    return b"".join(
-        b"data: " + (chunk if isinstance(chunk, str) else json.dumps(chunk)).encode() + b"\n\n"
-        for chunk in chunks
-    )
-
-
-def delta(finish: str | None = None, **fields: Any) -> Json:
-    return {
-        "object": "chat.completion.chunk",
-        "choices": [{"index": 0, "delta": fields, "finish_reason": finish}],
-    }
 
 
 def answer(path: str, data: Json, *pieces: bytes, seconds: float = 1.0, **more: Any) -> bytes:
@@ -834,17 +821,7 @@ def test_an_unexpected_shape_is_an_error_or_nothing(key: str, shape: Any) -> Non
             assert str(error)  # noqa: PT017 - both are fine, but nothing else
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (b"", "its answer is not JSON: "),
-        (b"oops", "its answer is not JSON: oops"),
-        (b"[]", "its answer is not a JSON object"),
-        (b"{}", "{}"),
-        (b'{"choices":[]}', '{"choices":[]}'),
-        (b'{"error":{"message":"no"}}', "no"),
-    ],
-)
+@pytest.mark.parametrize(("raw", "message"), [*NO_ANSWERS, (b"{}", "{}")])
 def test_one_piece_that_is_no_answer_is_an_error(raw: bytes, message: str) -> None:
     assert failing("/api/chat", {"stream": False}, [raw]) == message
     if raw != b'{"choices":[]}':

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+from support.engine_chats import NO_ANSWERS, delta, events
 from support.responses_cases import (
     CUSTOM,
     FUNCTION,
@@ -26,20 +27,6 @@ from support.responses_cases import (
 )
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-
-
-def frames(*chunks: Json | str) -> bytes:
-    return b"".join(
-        b"data: " + (chunk if isinstance(chunk, str) else json.dumps(chunk)).encode() + b"\n\n"
-        for chunk in chunks
-    )
-
-
-def delta(finish: str | None = None, **fields: Any) -> Json:
-    return {
-        "object": "chat.completion.chunk",
-        "choices": [{"index": 0, "delta": fields, "finish_reason": finish}],
-    }
 
 
 def call(index: int, arguments: str = "", identity: str | None = None, name: str | None = None) -> Json:
@@ -70,7 +57,7 @@ def parsed(raw: bytes) -> list[Json]:
 
 
 def streamed(*chunks: Json | str, **data: Any) -> list[Json]:
-    return parsed(answer({"stream": True, **data}, [frames(*chunks)]))
+    return parsed(answer({"stream": True, **data}, [events(*chunks)]))
 
 
 def whole(message: Json, finish: str = "stop", more: Json | None = None, **data: Any) -> Json:
@@ -203,12 +190,12 @@ def test_an_answer_as_a_stream() -> None:
 
 def test_each_piece_of_text_comes_at_once() -> None:
     translation = begin({"stream": True})
-    first = parsed(translation.feed(frames(delta(role="assistant", content=""))))
+    first = parsed(translation.feed(events(delta(role="assistant", content=""))))
     assert kinds(first) == ["created", "in_progress"]
     assert first[0]["response"]["status"] == "in_progress"
-    assert kinds_of(translation.feed(frames(delta(content="a")))) == [*TEXT_EVENTS, "output_text.delta"]
-    assert kinds_of(translation.feed(frames(delta(content="b")))) == ["output_text.delta"]
-    assert translation.feed(frames(delta(content="")) + b": ping\n\n") == b""
+    assert kinds_of(translation.feed(events(delta(content="a")))) == [*TEXT_EVENTS, "output_text.delta"]
+    assert kinds_of(translation.feed(events(delta(content="b")))) == ["output_text.delta"]
+    assert translation.feed(events(delta(content="")) + b": ping\n\n") == b""
 
 
 def kinds_of(raw: bytes) -> list[str]:
@@ -379,10 +366,10 @@ def client_of(raw: bytes, kind: str) -> openai.OpenAI:
 
 
 def test_the_sdk_reads_a_stream() -> None:
-    raw = answer({"stream": True, "tools": [FUNCTION, CUSTOM]}, [b": ping\n\n", frames(*STREAM)])
+    raw = answer({"stream": True, "tools": [FUNCTION, CUSTOM]}, [b": ping\n\n", events(*STREAM)])
     with client_of(raw, "text/event-stream") as client:
-        events = list(client.responses.create(model="qwen", input="hi", stream=True))
-        assert events[-1].type == "response.completed"
+        received = list(client.responses.create(model="qwen", input="hi", stream=True))
+        assert received[-1].type == "response.completed"
         with client.responses.stream(model="qwen", input="hi") as stream:
             text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
             final = stream.get_final_response()
@@ -406,8 +393,8 @@ def test_the_sdk_reads_an_answer_in_one_piece() -> None:
 )
 def test_a_stream_may_be_split_anywhere(cuts: list[int], end: bytes, ping: bytes) -> None:
     data = {"stream": True, "tools": [FUNCTION, CUSTOM]}
-    expected = answer(data, [frames(*STREAM)])
-    plain = b"".join(ping + frames(chunk) for chunk in STREAM)
+    expected = answer(data, [events(*STREAM)])
+    plain = b"".join(ping + events(chunk) for chunk in STREAM)
     raw = plain.replace("ü".encode(), b"\xc3\xbc").replace(b"\\u00fc", "ü".encode()).replace(b"\n", end)
     bounds = [0, *sorted(cut for cut in cuts if cut < len(raw)), len(raw)]
     assert answer(data, [raw[start:stop] for start, stop in itertools.pairwise(bounds)]) == expected
@@ -533,7 +520,7 @@ def failing(data: Json, pieces: Iterable[bytes]) -> str:
 
 @pytest.mark.parametrize("kept", range(len(STREAM) - 2))
 def test_a_stream_that_ends_early_is_an_error(kept: int) -> None:
-    raw = frames(*STREAM[:kept])
+    raw = events(*STREAM[:kept])
     assert failing({"stream": True}, [raw]) == "its stream ended before its end"
     assert failing({"stream": True}, [raw, b"data: {"]) == "its stream ended before its end"
 
@@ -548,7 +535,7 @@ def test_a_stream_that_ends_early_is_an_error(kept: int) -> None:
     ],
 )
 def test_an_error_inside_a_stream_comes_behind_what_was_said(event: Json | str, message: str) -> None:
-    raw = frames(delta(content="x"), event)
+    raw = events(delta(content="x"), event)
     for pieces in ([raw], [raw[:50], raw[50:]], [raw[n : n + 1] for n in range(len(raw))]):
         translation = begin({"stream": True})
         out = b""
@@ -583,8 +570,8 @@ def test_an_unexpected_shape_is_an_error_or_nothing(key: str, shape: Any) -> Non
         **inner,
     }
     for data, raw in (
-        ({"stream": True, "top_logprobs": 1}, frames(inner, {**delta("stop"), **inner})),
-        ({"stream": True}, frames(inner, delta("stop"))),
+        ({"stream": True, "top_logprobs": 1}, events(inner, {**delta("stop"), **inner})),
+        ({"stream": True}, events(inner, delta("stop"))),
         ({"top_logprobs": 1}, json.dumps(inner).encode()),
         ({"top_logprobs": 1}, json.dumps(message).encode()),
     ):
@@ -594,21 +581,12 @@ def test_an_unexpected_shape_is_an_error_or_nothing(key: str, shape: Any) -> Non
             assert str(error)  # noqa: PT017 - both are fine, but nothing else
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (b"", "its answer is not JSON: "),
-        (b"oops", "its answer is not JSON: oops"),
-        (b"[]", "its answer is not a JSON object"),
-        (b'{"choices":[]}', '{"choices":[]}'),
-        (b'{"error":{"message":"no"}}', "no"),
-    ],
-)
+@pytest.mark.parametrize(("raw", "message"), NO_ANSWERS)
 def test_one_piece_that_is_no_answer_is_an_error(raw: bytes, message: str) -> None:
     assert failing({}, [raw]) == message
 
 
 def test_half_a_surrogate_pair_comes_through() -> None:
-    raw = answer({"stream": True}, [frames(delta(content="\ud83d"), delta(content="\ude00"), delta("stop"))])
+    raw = answer({"stream": True}, [events(delta(content="\ud83d"), delta(content="\ude00"), delta("stop"))])
     last = json.loads(raw.decode().removesuffix("\n\n").rsplit("data: ", 1)[1])
     assert last["response"]["output"][0]["content"][0]["text"] == "😀"
