@@ -26,6 +26,7 @@ import jsonschema
 import psutil
 import pytest
 import tomli
+from support.ports import free_port
 
 from engine_router import __version__
 from engine_router.cli import main
@@ -96,12 +97,6 @@ engine = "alpha"
 aliases = ["scarlet"]
 {more}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_config(folder: Path, *, server: str = "", more: str = "", port: int | None = None) -> Path:

@@ -16,8 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-
-from engine_router.engines.ports import free_port
+from support.ports import free_port
 
 SOON_S = 200.0
 SMALL_ENGINE = Path(__file__).parent / "programs" / "small_engine.py"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.ports import free_port
 
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 
@@ -31,12 +32,6 @@ CHAT = {"messages": [{"role": "user", "content": "Good morning"}], "max_tokens":
 
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "engine_router.llamacpp", *map(str, arguments)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -14,13 +14,14 @@ import httpx
 import psutil
 import pytest
 import trio
+from support.ports import free_port
 from support.scripted import supervised, until
 from trio.testing import MockClock
 
 from engine_router.config import ProcessConfig
 from engine_router.config.kinds import Argv
 from engine_router.engines.base import LogRing
-from engine_router.engines.ports import free_port, is_taken, owner_of
+from engine_router.engines.ports import is_taken, owner_of
 from engine_router.engines.process import guardian as guardian_program
 from engine_router.engines.process import running_process
 from engine_router.engines.process.output import LINES_IN_ERRORS, EngineOutput, last_words

@@ -20,12 +20,14 @@ import psutil
 import pytest
 import trio
 import trio.testing
+from support.ports import free_port
 from support.scripted import supervised, until
+from support.small_engine import PROGRAM, PYTHON, an_engine, command, config, the_engine
 
 from engine_router.config import ProcessConfig
 from engine_router.engines import readiness
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
-from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of, runs
+from engine_router.engines.ports import address_of, described, head_of, is_taken, owner_of, runs
 from engine_router.engines.process import process_tree
 from engine_router.engines.process import start as process_start
 from engine_router.engines.process.adopted import AdoptedTree
@@ -39,32 +41,6 @@ from engine_router.guards.limits import RESIDENT_LOGS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="who left a process group is found on Linux only")
-
-PROGRAM = str(Path(__file__).parent / "programs" / "small_engine.py")
-PYTHON = [sys.executable, "-I", "-S"]
-
-
-def command(*options: str) -> list[str]:
-    return [*PYTHON, PROGRAM, *options]
-
-
-def config(*options: str, **settings: Any) -> ProcessConfig:
-    # None of these ends within a test, unless the test says so.
-    settings = {"start_timeout_s": 1000.0, "stop_timeout_s": 1000.0, "grace_s": 700.0, **settings}
-    return ProcessConfig(argv=tuple(command(*options)), **settings)
-
-
-@asynccontextmanager
-async def an_engine(settings: ProcessConfig, **more: Any) -> AsyncIterator[ProcessEngine]:
-    with trio.fail_after(500):  # more than a clock jumps in any test
-        async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
-            yield ProcessEngine("small", settings, client, **more)
-
-
-@asynccontextmanager
-async def the_engine(*options: str, **settings: Any) -> AsyncIterator[ProcessEngine]:
-    async with an_engine(config("port={port}", *options, **settings)) as engine:
-        yield engine
 
 
 async def get(base_url: str, path: str) -> Any:

@@ -15,10 +15,11 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from support.ports import free_port
 from support.scripted import supervised
 
 from engine_router.config import ProcessConfig
-from engine_router.engines.ports import free_port, is_taken
+from engine_router.engines.ports import is_taken
 from engine_router.engines.process.process_engine import ProcessEngine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm")

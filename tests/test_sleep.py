@@ -17,6 +17,7 @@ import psutil
 import pytest
 import trio
 from support.cancel_at import CancelAt
+from support.ports import free_port
 from support.scripted import SupervisedResident, supervised, until
 from support.scripted.server import Answer, Call, Handler, ScriptedServer, as_json
 
@@ -30,7 +31,7 @@ from engine_router.config import (
     parse_config,
 )
 from engine_router.engines.base import Ended, ResidentId
-from engine_router.engines.ports import free_port, is_taken
+from engine_router.engines.ports import is_taken
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.remote.http_engine import HttpEngine

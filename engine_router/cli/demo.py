@@ -21,7 +21,7 @@ from engine_router.cli.running import run_router
 from engine_router.cli.serve import open_sockets
 from engine_router.cli.terminal import say
 from engine_router.config import load_config
-from engine_router.engines.ports import free_port
+from engine_router.engines.ports import ClaimedPort
 from engine_router.router import Router
 
 MODELS = ("tiny-a", "tiny-b")
@@ -42,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
             f"the demo needs {', '.join(missing)}, for a real llama.cpp: pip install 'engine-router[llamacpp]'"
         )
     with _terminable(), _folder(options.keep) as folder:
-        path = _prepare(folder, options.port or free_port())
+        port = ClaimedPort()
+        port.release()  # the router itself is about to take it
+        path = _prepare(folder, options.port or port.number)
         code = _serve(path, folder, once=options.once, keep=options.keep is not None)
     if options.keep is not None:
         say(f"\nkept in {folder}; run it again with: {own_command()} serve --config {path}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import re
 import socket
 from collections.abc import Iterator, Sequence
@@ -11,14 +13,46 @@ from urllib.parse import urlsplit
 import psutil
 import trio
 
+# Below those that Linux, macOS and Windows give to outgoing connections, any of which could be in an engine's way.
+_PORTS = range(20_000, 32_768)
+_TRIES = 100
 _INTERPRETER = re.compile(r"(python|pypy|node|bun|bash|dash|sh|zsh|perl|ruby)[\d.]*(\.exe)?")
 
 
-def free_port() -> int:
-    """Return a port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+class ClaimedPort:
+    """A TCP port on loopback that nobody used when it was claimed, and that no other router claims meanwhile.
+
+    An engine takes seconds until it listens. Another router must not give the port to an engine of its own in that
+    time: whose engine came first would get the requests of both. A UDP socket of the same number, which nobody
+    else wants, tells the routers of all users of this machine, and is gone with whoever held it.
+
+    Attributes:
+        number: the port.
+
+    Raises:
+        OSError: none is free.
+    """
+
+    def __init__(self) -> None:
+        for number in random.sample(_PORTS, _TRIES):
+            self._claim = socket.socket(type=socket.SOCK_DGRAM)
+            try:
+                self._claim.bind(("127.0.0.1", number))
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", number))
+            except OSError:
+                self._claim.close()
+                continue
+            self.number = number
+            return
+        raise OSError(errno.EADDRINUSE, f"no port from {_PORTS[0]} to {_PORTS[-1]} is free")
+
+    def __repr__(self) -> str:
+        return f"<ClaimedPort {self.number}>"
+
+    def release(self) -> None:
+        """Leave the port to others."""
+        self._claim.close()
 
 
 def address_of(base_url: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.engines.masking import engine_mask
-from engine_router.engines.ports import address_of, described, free_port, head_of, is_taken, owner_of
+from engine_router.engines.ports import ClaimedPort, address_of, described, head_of, is_taken, owner_of
 from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.end_commands import EndCommands, end_commands, fill_command
@@ -155,14 +155,14 @@ class ProcessEngine:
     async def _run_started(self, resident: ResidentId, supervision: Supervision) -> Ended:
         if supervision.stop_asked.is_set():
             return Ended(stopped=True, message="was not started")
-        base_url = self.config.base_url or f"http://127.0.0.1:{free_port()}"
-        if await is_taken(base_url):
+        base_url = self.config.base_url
+        if base_url is not None and await is_taken(base_url):
             outcome = await self._run_found_asleep(resident, supervision)
             if outcome is not None:
                 return outcome
             if await is_taken(base_url):
                 raise await self._port_taken(base_url)
-        running = await self._start(resident, base_url)
+        running = await self._start(resident)
         return await self._until_gone(
             resident, running, lambda: self._begin_and_serve(resident, supervision, running)
         )
@@ -175,15 +175,21 @@ class ProcessEngine:
             f"cannot be started: {host}:{port} is in use by {owner}; stop that, or give the engine another port",
         )
 
-    async def _start(self, resident: ResidentId, base_url: str) -> RunningProcess:
+    async def _start(self, resident: ResidentId) -> RunningProcess:
         log, file = self.logs.of(resident), await open_log_file(self.name, self.config)
         log_start, began = log.count, time.time()
+        claim = None
         try:
+            if (base_url := self.config.base_url) is None:
+                claim = ClaimedPort()
+                base_url = f"http://127.0.0.1:{claim.number}"
             argv = self.command(resident, address_of(base_url)[1])
             process, tree = await spawn(self.name, self.config, argv, self._guardian)
         except BaseException:
             if file is not None:
                 file.close()
+            if claim is not None:
+                claim.release()
             raise
         log.write(f"[engine-router] started pid {process.pid}: {' '.join(masked_argv(argv))}")
         commands = self._end_commands(resident, base_url, process.pid)
@@ -198,6 +204,7 @@ class ProcessEngine:
             tree=tree,
             wait=process.wait,
             process=process,
+            port=claim,
             output=EngineOutput(log, file),
             commands=commands,
             shared=self._shared_memory(began, argv),

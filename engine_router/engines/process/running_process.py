@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, LogRing
-from engine_router.engines.ports import address_of, described, is_taken, owner_of
+from engine_router.engines.ports import ClaimedPort, address_of, described, is_taken, owner_of
 from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.end_commands import EndCommands
 from engine_router.engines.process.output import EngineOutput
@@ -50,6 +50,7 @@ class RunningProcess:
         log_start: how many lines the log had before its start.
         wait: waits for the end of its head.
         process: its head, where the router started it.
+        port: the one that was claimed for it.
         output: where its output goes.
         commands: what is run at its end.
         shared: the shared memory that it must not leave behind.
@@ -64,6 +65,7 @@ class RunningProcess:
     tree: ProcessTree
     wait: Callable[[], Awaitable[object]]
     process: trio.Process | None = None
+    port: ClaimedPort | None = None
     output: EngineOutput
     commands: EndCommands
     shared: SharedMemory
@@ -109,6 +111,8 @@ class RunningProcess:
         reap_later(self.process)
         self.log.flush()
         self.output.close()
+        if self.port is not None:
+            self.port.release()
 
     # Its end.
 
