@@ -212,4 +212,4 @@ def test_a_plan_looks_at_few_of_those_who_wait(budget_bytes: int | None, max_wai
     for event in (messages.Tick(), messages.Release(tickets[-1]), messages.Release(tickets[0])):
         looks.clear()
         ledger.apply(event, 100)
-        assert len(looks) < 40
+        assert len(looks) < 100  # a plan that changes something is looked over again

@@ -25,6 +25,11 @@ from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Rules
 from engine_router.residency.scheduling import Scheduler, Turn
 
+# What makes a plan worth another look.
+_CHANGES = (messages.Start, messages.Stop, messages.Drain)
+# Far more than it takes until nothing is left to be done.
+_MOST_ROUNDS = 100
+
 
 @define(eq=False)
 class PoolState:
@@ -76,7 +81,21 @@ class Planner:
         return self._pool.rules
 
     def plan(self, now: float) -> list[Effect]:
-        """Return what has to be done now, in order."""
+        """Return what has to be done now, in order.
+
+        Whoever is made to go is in nobody's way any more, and what is guessed of one depends on who is there: once
+        somebody is made to go or starts, those who wait are looked at again at once.
+        """
+        effects: list[Effect] = []
+        for _ in range(_MOST_ROUNDS):
+            steps = self._next_steps(now)
+            effects += steps
+            if not any(isinstance(step, _CHANGES) for step in steps):
+                break
+        self.wake_at = self._next_wake(now)
+        return effects
+
+    def _next_steps(self, now: float) -> list[Effect]:
         states = self._budget.states
         effects: list[Effect] = []
         for state in tuple(states.values()):
@@ -93,7 +112,6 @@ class Planner:
             effects += self._refuse_the_impossible()
         if not (self._queue or self._pool.prechecks or self._pool.is_closing):
             effects += self._look_ahead(now)
-        self.wake_at = self._next_wake(now)
         return effects
 
     def may_idle(self, state: ResidentState, now: float) -> bool:

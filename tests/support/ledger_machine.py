@@ -301,6 +301,10 @@ class LedgerMachine(LedgerWorld):
             assert state.need_bytes == present.need
 
     @invariant()
+    def a_plan_is_complete(self) -> None:
+        assert self.apply(messages.Tick()) == [], "something was left for the next event"
+
+    @invariant()
     def too_much_need_makes_the_idle_go(self) -> None:
         # Whoever drains since its end was asked for makes room, too.
         staying = [p for p in self.present.values() if p.state != "stopping" and p.must_go == math.inf]
