@@ -264,6 +264,30 @@ def test_what_is_promised_to_one_is_no_room_for_the_next() -> None:
     assert pool.ask(C, 2)[1] == [Stop(D, "c is wanted", C)]  # for B takes all that A leaves
 
 
+def test_who_fits_beside_what_leaves_starts_in_the_step_in_which_it_is_made_to_leave() -> None:
+    pool = budget(10, a=6, b=4, c=3, d=1)
+    pool.profiles[A] = Profile(need_bytes=6 * GB, start_s=30)
+    pool.profiles[D] = Profile(need_bytes=GB, start_s=1)
+    pool.tell(messages.Adopt(A))
+    pool.tell(messages.Adopt(D))
+    pool.ask(B, 0, priority="high")
+    assert pool.tell(messages.Tick(), 2) == [Stop(D, "nobody waits for it any more", B)]
+    pool.ask(C, 2, priority="high")
+    # Once A leaves, B is promised its room, and C fits beside both of those that leave.
+    assert pool.tell(messages.BecameReady(A)) == [Stop(A, "c is wanted", C), Start(C, "requested")]
+
+
+def test_a_guess_starts_in_the_step_in_which_a_pinned_one_leaves_it_less() -> None:
+    pool = budget(10, a=4)
+    pool.profiles[B] = Profile(need_bytes=14 * GB, is_estimated=True, least_bytes=3 * GB)
+    pool.tell(messages.Adopt(A))
+    pool.tell(messages.Pin(A, pinned=True))
+    pool.ask(A)
+    pool.tell(messages.HasEnded(A, None))
+    pool.ask(B)
+    assert pool.tell(messages.Settled(A)) == [Start(A, "requested"), Start(B, "requested")]
+
+
 def test_nothing_starts_before_the_room_is_really_there() -> None:
     pool = budget(100, a=60, b=60, c=40)
     pool.idle(A)
@@ -614,6 +638,19 @@ def test_what_is_loaded_ahead_starts_when_the_last_who_waits_for_a_look_has_gone
     assert [
         effect.resident for effect in pool.tell(messages.Release(ticket)) if isinstance(effect, Start)
     ] == [C]
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_what_is_found_running_while_it_is_looked_at_is_what_its_clients_wait_for(objects: bool) -> None:
+    pool = a_book(a=Profile(is_checkable=True))
+    pool.serve(B)
+    ticket, effects = pool.ask(A)
+    assert effects == [messages.CheckStart(A)]
+    pool.tell(messages.HasEnded(B, None))
+    pool.tell(messages.Settled(B))
+    assert pool.tell(messages.Adopt(A)) == [Start(A, "found running", adopt=True)]
+    assert pool.tell(messages.Checked(A, FAILED if objects else None)) == []
+    assert pool.tell(messages.BecameReady(A)) == [Grant(ticket)]
 
 
 def test_whoever_asks_goes_before_what_is_loaded_ahead() -> None:

@@ -97,10 +97,17 @@ class Admission:
             return [messages.Refuse(ticket, objection) for ticket in tickets]
         if failure is not None and failure.was_seen:
             self._pool.failures.forget(resident)  # what was wrong is over
+        return self._line_up_all(tickets, now)
+
+    def found(self, resident: ResidentId, now: float) -> list[Effect]:
+        """Let those line up who waited for a look at what turned out to run already."""
+        return self._line_up_all(self._prechecks.take(resident), now)
+
+    def _line_up_all(self, tickets: list[Ticket], now: float) -> list[Effect]:
         effects: list[Effect] = []
         for ticket in tickets:
             # Somebody may have been pinned meanwhile.
-            error = self._refusal(resident, now)
+            error = self._refusal(ticket.resident, now)
             effects += [messages.Refuse(ticket, error)] if error is not None else self._line_up(ticket, now)
         return effects
 

@@ -213,7 +213,7 @@ class Ledger:
             case messages.Checked(resident, objection):
                 effects = self._admission.checked(resident, objection, now)
             case messages.Adopt(resident):
-                effects = self._adopt(resident)
+                effects = self._adopt(resident, now)
             case messages.Pin(resident, pinned):
                 self._budget.pin(resident, pinned=pinned)
                 self._pool.is_tighter = True
@@ -358,14 +358,15 @@ class Ledger:
             state.need_bytes = need_bytes
             self._pool.is_tighter |= state.pinned
 
-    def _adopt(self, resident: ResidentId) -> list[Effect]:
+    def _adopt(self, resident: ResidentId, now: float) -> list[Effect]:
         if self._pool.is_closing or resident in self._budget.states or not self._budget.fits_now(resident):
             return []
         state = self._budget.new(resident)
         state.keep = state.found = True
         self._pool.is_tighter |= state.pinned
         self._budget.states[resident] = state
-        return [messages.Start(resident, "found running", adopt=True)]
+        start = messages.Start(resident, "found running", adopt=True)
+        return [start, *self._admission.found(resident, now)]
 
     def _fitting(self, residents: tuple[ResidentId, ...]) -> list[ResidentId]:
         """Return those that fit together, beside what is there."""

@@ -46,6 +46,10 @@ class Prechecks:
     def end(self, resident: ResidentId) -> list[Ticket]:
         """Note the end of a look. Returns the tickets that waited for it, the oldest first."""
         self._under_way.discard(resident)
+        return self.take(resident)
+
+    def take(self, resident: ResidentId) -> list[Ticket]:
+        """Take out the tickets that wait for a look, the oldest first. The look goes on."""
         return list(self._parked.pop(resident, ()))
 
     def remove(self, ticket: Ticket) -> bool:
