@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
@@ -15,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from benchmarks.lab import Lab
-from benchmarks.relay import build, chart, figures, machine, proxies, report, rounds, scenarios
+from benchmarks.relay import build, chart, command, figures, machine, proxies, report, rounds, scenarios
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or build.compiler() is None, reason="needs Linux and a C compiler"
@@ -126,10 +127,59 @@ def test_verdicts(results: report.Results) -> None:
     }
     assert words["requests-16-cpu", "ler"] == "aim"
     assert words["unpaced-cpu", "ler"] == "must"
-    assert words["requests-1-p50", "nginx"] == "below aim"
+    assert words["requests-1-p50", "nginx"] == "MISSED"
+    assert (
+        words["translated-cpu", "ler"] == "aim"
+    )  # a twentieth of what LER takes for a chunk that it only passes on
+    assert words["requests-16-cpu", "llama-swap"] == "-"
     assert words["streams-500-pace", None] == "MISSED"  # ten chunks came, of 500 streams
     assert words["idle", "ler"] == "must"
     assert results.medians()["hangup"]["ler"] == math.inf
+
+
+def test_a_translation_is_judged_by_what_passing_on_costs_a_rival() -> None:
+    found = {"translated-cpu": {"ours": 8.0}, "unpaced-cpu": {"ler": 100.0, "ours": 1.0}}
+    [verdict] = figures.verdicts(found, [f for f in figures.figures() if f.name == "translated-cpu"])
+    assert (verdict.value, verdict.word) == (0.08, "must")
+
+
+def test_what_other_programs_disturb_is_measured_again(
+    bench: rounds.Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([0.5, 0.11, 0.09, 0.4, 0.3, 0.2])
+
+    def measured(_bench: rounds.Bench, scenario: scenarios.Scenario, _there: rounds.Running) -> rounds.Sample:
+        found = sample(1.0)
+        return dataclasses.replace(found, programs_s=found.proxy_cpu_s + next(shares))
+
+    monkeypatch.setattr(rounds.Bench, "measure", measured)
+    chosen = [s for s in scenarios.scenarios(quick=True) if s.name in ("requests-1", "streams-1")]
+    done = rounds.one_round(bench, [proxies.direct()], chosen, 0, lambda _: None)
+    assert next(shares, None) is None
+    assert (done.repeated, done.disturbed) == (4, 1)
+    assert done.samples["requests-1"]["direct"].strangers_share == pytest.approx(0.09)
+    notes: list[str] = []
+    command.note_disturbances([done], notes)
+    assert notes == [
+        "4 measurements made again: other programs had disturbed them",
+        "1 measurement disturbed every time: trust none of this run's figures",
+    ]
+
+
+def test_llama_swap_is_left_out_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLAMA_SWAP", str(tmp_path / "nothing"))
+    assert proxies.llama_swap() is None
+    program = tmp_path / "swap"
+    program.write_text("#!/bin/sh\necho 'version: 250 (abc), built at now'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("LLAMA_SWAP", str(program))
+    found = proxies.llama_swap()
+    assert found is not None
+    assert found.version == "250 (abc)"
+    ollama = [s.name for s in scenarios.scenarios(quick=True) if not s.is_for(found)]
+    assert ollama == ["ollama", "translated"]
 
 
 def test_the_table_tells_everything(results: report.Results) -> None:

@@ -23,11 +23,11 @@ from benchmarks.relay import machine, proxies
 from benchmarks.relay.build import Programs, build
 from benchmarks.relay.chart import chart
 from benchmarks.relay.proxies import DIRECT, Proxy
-from benchmarks.relay.report import Results, as_json, bottlenecks, errors, table
+from benchmarks.relay.report import Results, as_json, bottlenecks, counted, errors, table
 from benchmarks.relay.rounds import Bench, Round, one_round
 from benchmarks.relay.scenarios import Scenario, scenarios
 
-FULL_S, QUICK_S = 345.0, 55.0  # no round begins that could end later
+FULL_S, QUICK_S = 480.0, 60.0  # no round begins that could end later
 FILES_FOR_500_STREAMS = 1400
 
 
@@ -118,6 +118,12 @@ def _proxies(options: argparse.Namespace, notes: list[str]) -> list[Proxy]:
             found.append(nginx)
         else:
             notes.append("nginx is not installed (apt install nginx-light); it is left out")
+    if proxies.LLAMA_SWAP in options.proxies:
+        swap = proxies.llama_swap()
+        if swap is not None:
+            found.append(swap)
+        else:
+            notes.append("llama-swap is neither on PATH nor named by LLAMA_SWAP; it is left out")
     if proxies.LER in options.proxies and not options.without_ler:
         found.append(proxies.ler(environments.ler()))
     if options.proxies & {proxies.OURS, proxies.TIER_ONE}:
@@ -157,7 +163,19 @@ def _run(
 
             done.append(one_round(bench, measured, wanted, number, note))
             longest_s = max(longest_s, time.monotonic() - round_began)
+    note_disturbances(done, notes)
     return Results(measured, done, cores, described, notes)
+
+
+def note_disturbances(done: Sequence[Round], notes: list[str]) -> None:
+    """Note what other programs have disturbed."""
+    repeated, disturbed = sum(round_.repeated for round_ in done), sum(round_.disturbed for round_ in done)
+    if repeated:
+        notes.append(f"{counted(repeated, 'measurement')} made again: other programs had disturbed them")
+    if disturbed:
+        notes.append(
+            f"{counted(disturbed, 'measurement')} disturbed every time: trust none of this run's figures"
+        )
 
 
 def _tell(results: Results, took_s: float) -> None:

@@ -89,15 +89,18 @@ def _cpu_of(pid: int) -> float:
     return 0.0
 
 
-def busy_s(cores: frozenset[int]) -> float:
-    """Return the seconds for which cores have been busy, whoever kept them so, stolen time included; counted in ticks, so roughly."""
+def programs_s(cores: frozenset[int]) -> float:
+    """Return the seconds that programs, and others on the same hardware, have had of cores; counted in ticks, so roughly.
+
+    What the kernel does by itself, for the network above all, is not among them.
+    """
     ticks = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in (PROC / "stat").read_text().splitlines():
             name, *fields = line.split()
             if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cores:
-                user, nice, system, _idle, _waits, hard, soft, stolen = map(int, fields[:8])
-                ticks += user + nice + system + hard + soft + stolen
+                user, nice, system, _idle, _waits, _hard, _soft, stolen = map(int, fields[:8])
+                ticks += user + nice + system + stolen
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -1,27 +1,32 @@
-"""What is measured: nothing in between, nginx, local-engine-router, and ours, each with its own defaults.
+"""What is measured: nothing in between, nginx, llama-swap, local-engine-router, and ours, each with its own defaults.
 
-Where a default would favour ours, the rival gets the better setting: local-engine-router logs warnings only
-and has its picker of models off; nginx neither logs nor buffers and keeps its connections to the upstream.
+Where a default would favour ours, the rival gets the better setting: local-engine-router and llama-swap log warnings
+only, local-engine-router has its picker of models off, llama-swap admits as many requests at once as there are;
+nginx neither logs nor buffers and keeps its connections to the upstream.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.environments import LER_VERSION, run, version_of
+from benchmarks.environments import LER_VERSION, run, say, version_of
 from benchmarks.lab import Lab
 
-DIRECT, NGINX, LER, OURS, TIER_ONE = "direct", "nginx", "ler", "ours", "tier one"
-NAMES = (DIRECT, NGINX, LER, OURS, TIER_ONE)
+DIRECT, NGINX, LLAMA_SWAP, LER, OURS, TIER_ONE = "direct", "nginx", "llama-swap", "ler", "ours", "tier one"
+NAMES = (DIRECT, NGINX, LLAMA_SWAP, LER, OURS, TIER_ONE)
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")
 # One more than streams at once, so that nginx never opens a connection anew.
 NGINX_KEPT = 600
+INSTALL_NGINX = ("apt-get", "install", "--yes", "--no-install-recommends", "nginx-light")
+INSTALL_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Proxy:
 
     Attributes:
         argv: writes its configuration and returns its command; absent where there is nothing to start.
+        relays_ollama: it passes on Ollama's dialect to an engine that speaks it.
         translates: it can answer Ollama's dialect from an engine that speaks OpenAI's.
         audio_path: where a long binary answer can be asked for.
     """
@@ -54,6 +60,7 @@ class Proxy:
     title: str
     version: str
     argv: Callable[[Setting], list[str]] | None = None
+    relays_ollama: bool = True
     translates: bool = False
     audio_path: str = "/v1/audio/speech"
 
@@ -64,9 +71,8 @@ def direct() -> Proxy:
 
 
 def nginx() -> Proxy | None:
-    """Return nginx, if it is installed."""
-    folders = os.pathsep.join([os.environ.get("PATH", ""), *SYSTEM_FOLDERS])
-    found = shutil.which("nginx", path=folders)
+    """Return nginx, if it is installed or can be: by apt-get, where this user may."""
+    found = _found_nginx() or _installed_nginx()
     if found is None:
         return None
     shown = subprocess.run([found, "-v"], capture_output=True, text=True, check=False).stderr
@@ -78,6 +84,28 @@ def nginx() -> Proxy | None:
         return [found, "-p", str(setting.lab.folder), "-e", "stderr", "-c", str(config)]
 
     return Proxy(NGINX, "nginx", version, argv)
+
+
+def _found_nginx() -> str | None:
+    return shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), *SYSTEM_FOLDERS]))
+
+
+def _installed_nginx() -> str | None:
+    program = shutil.which(INSTALL_NGINX[0])
+    if program is None or sys.platform != "linux" or os.geteuid() != 0:
+        return None
+    say(f"installing nginx: {' '.join(INSTALL_NGINX)}")
+    # What is installed must not begin to serve.
+    surroundings = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            [program, *INSTALL_NGINX[1:]],
+            env=surroundings,
+            capture_output=True,
+            timeout=INSTALL_S,
+            check=False,
+        )
+    return _found_nginx()
 
 
 def _nginx_config(setting: Setting) -> str:
@@ -116,6 +144,34 @@ http {{
   }}
 }}
 """
+
+
+def llama_swap() -> Proxy | None:
+    """Return llama-swap, if its program is on PATH or named by the variable LLAMA_SWAP."""
+    found = shutil.which(os.environ.get("LLAMA_SWAP", "llama-swap"))
+    if found is None:
+        return None
+    shown = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    version = shown.strip().partition("version: ")[2].partition(",")[0] or "unknown"
+
+    def argv(setting: Setting) -> list[str]:
+        config = setting.stem.with_suffix(".yaml")  # JSON is YAML
+        model = {
+            "cmd": "sleep 1000000",
+            "proxy": f"http://127.0.0.1:{setting.upstream}",
+            "checkEndpoint": "none",
+            "concurrencyLimit": 10_000,
+        }
+        together = {"swap": False, "exclusive": False, "members": ["relay", "native"]}
+        settings = {
+            "logLevel": "warn",
+            "models": {"relay": model, "native": model},
+            "groups": {"together": together},
+        }
+        config.write_text(json.dumps(settings), "utf-8")
+        return [found, "--config", str(config), "--listen", f"127.0.0.1:{setting.port}"]
+
+    return Proxy(LLAMA_SWAP, "llama-swap", version, argv, relays_ollama=False)
 
 
 def ler(python: Path) -> Proxy:

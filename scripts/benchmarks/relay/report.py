@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.relay.figures import Figure, Limit, Medians, Verdict, figures, medians, ratio, verdicts
 from benchmarks.relay.machine import Cores
-from benchmarks.relay.proxies import DIRECT, LER, NGINX, OURS, TIER_ONE, Proxy
+from benchmarks.relay.proxies import DIRECT, LER, LLAMA_SWAP, NGINX, OURS, TIER_ONE, Proxy
 from benchmarks.relay.rounds import Round, Sample
 
 CLOSED_LOOPS = {
@@ -79,7 +79,7 @@ def table(results: Results) -> str:
         "",
         *(proxy.title for proxy in results.proxies),
     ]
-    heads += ["ours/LER", "ours/nginx", "must / aim", ""]
+    heads += ["ours/LER", "ours/nginx", "ours/llama-swap", "must / aim", ""]
     judged: dict[str, list[Verdict]] = {}
     for verdict in verdicts(found, results.rows()):
         judged.setdefault(verdict.figure.name, []).append(verdict)
@@ -107,6 +107,7 @@ def _cells(
         *values,
         shown(ratio(mine, by_proxy.get(LER))),
         shown(ratio(mine, by_proxy.get(NGINX))),
+        shown(ratio(mine, by_proxy.get(LLAMA_SWAP))),
         limits,
         words,
     ]
@@ -115,8 +116,7 @@ def _cells(
 def limit_words(figure: Figure, limit: Limit) -> str:
     """Say what is required: against whom, the most (or least) that must be, and the aim."""
     scale = UNITS.get(figure.unit, 1.0) if limit.rival is None else 1.0
-    must = "-" if limit.must is None else f"{limit.must * scale:g}"
-    return f"{limit.rival or figure.unit} {must} / {limit.aim * scale:g}"
+    return f"{limit.rival or figure.unit} {limit.must * scale:g} / {limit.aim * scale:g}"
 
 
 def _laid_out(lines: Sequence[Sequence[str]]) -> str:
@@ -148,9 +148,7 @@ def bottlenecks(results: Results) -> list[str]:
             for proxy in results.proxies
         }
         if any(found.values()):
-            lines.append(
-                f"{title}, shares of a core (others: other programs, and the kernel's part of the network):"
-            )
+            lines.append(f"{title}, shares of a core (others: other programs):")
             lines += [f"  {_who_was_busy(proxy, samples)}" for proxy, samples in found.items() if samples]
     if not results.cores.are_apart:
         lines.append(

@@ -32,7 +32,9 @@ class Scenario:
 
     def is_for(self, proxy: Proxy) -> bool:
         """Tell whether a proxy can be measured with it."""
-        return proxy.translates or not self.options.get("translated")
+        if self.kind != "ndjson":
+            return True
+        return proxy.translates if self.options.get("translated") else proxy.relays_ollama
 
     def arguments(self, proxy: Proxy, port: int, upstream: int) -> list[str]:
         """Return the load client's arguments."""
