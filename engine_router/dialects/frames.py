@@ -87,6 +87,8 @@ class EventFrames(LineFrames):
 
 def events_end(data: bytes) -> int:
     """Return where the last complete event ends, that is behind its empty line; 0 where none is complete."""
+    if data.endswith(b"\n\n"):  # nearly every piece
+        return len(data)
     end = data.rfind(b"\n\n")
     other = data.rfind(b"\r\n\r\n")
     return max(end + 2 if end >= 0 else 0, other + 4 if other >= 0 else 0)

@@ -151,6 +151,23 @@ class ProxyExchange(LeaseHolder):
         except EngineBroke as error:
             raise await self._explained(error) from error
 
+    async def pass_on(self, take: Callable[[bytes], bool]) -> None:
+        """Hand the next bytes to `take` whenever some come, until it returns False; the rest is left for `chunk`.
+
+        Raises:
+            RouterError: the answer broke off.
+        """
+
+        def staged(data: bytes) -> bool:
+            data = self._feed(data)
+            return take(data) if data else True
+
+        try:
+            if self._whole is None and self._exchange is not None and not self._closed:
+                await self._exchange.pass_on(staged if self._stages else take)
+        except EngineBroke as error:
+            raise await self._explained(error) from error
+
     async def chunk_by(self, until: float) -> bytes | None:
         """Return what `chunk` returns; None if nothing has come by `until` (the clock of trio).
 

@@ -35,7 +35,7 @@ from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ForwardPlan
 from engine_router.proxy.load_only import LoadOnly
 from engine_router.proxy.request_body import IncomingRequest, off_loop, read
-from engine_router.proxy.response_body import StreamOptions, blank_body, plain_body, waiting_body
+from engine_router.proxy.response_body import Sink, StreamOptions, blank_body, plain_body, waiting_body
 from engine_router.proxy.routes import answers_json
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.proxy.streamed_body import StreamedRequest
@@ -86,10 +86,14 @@ class ProxyHandler:
     _in_flight: InFlight
     _held_bodies: HeldBodies
 
-    async def answer(self, incoming: IncomingRequest, scope: RequestScope) -> Reply:
+    async def answer(self, incoming: IncomingRequest, scope: RequestScope, sink: Sink | None = None) -> Reply:
         """Wait for the engine and for the head of its answer, or for the first keep-alive frame to be due.
 
         What the request holds hangs on `scope`; cancellation leaves it there.
+
+        Args:
+            sink: takes pieces of the answer's body that come after the first one, in the place of whoever iterates
+                over the body, and in between; the body yields the others.
 
         Raises:
             RouterError: there is no answer but this error.
@@ -122,7 +126,7 @@ class ProxyHandler:
                     return await self._load_only(incoming, routed, target, scope, server)
         exchange = await self._exchange(incoming, routed, target, snapshot, held)
         self.enter(scope, target, exchange, incoming.headers, server, keep_alive)
-        return await self._begin(exchange, path, routed, scope, server)
+        return await self._begin(exchange, path, routed, scope, server, sink)
 
     def enter(
         self,
@@ -222,6 +226,7 @@ class ProxyHandler:
         routed: Routed | StreamedRequest,
         scope: RequestScope,
         server: ServerConfig,
+        sink: Sink | None = None,
     ) -> Reply:
         """Answer with the engine's own status and headers, or keep the client's connection open until they come."""
         dialect = dialect_of(path)
@@ -238,6 +243,7 @@ class ProxyHandler:
             interval_s=server.keepalive_interval_s or math.inf,
             on_error=scope.note_error,
             progress=(lambda: self._progress(exchange)) if server.show_progress else (lambda: None),
+            sink=sink,
         )
         if head is None and routed.streams:
             head = ResponseHead(200, [(b"content-type", dialect.stream_type.encode())])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import trio
 from attrs import define, field
@@ -45,6 +46,9 @@ class LoadOnly(LeaseHolder):
     async def chunk_by(self, until: float) -> bytes | None:  # noqa: ARG002 - it never waits
         """Return what `chunk` returns."""
         return await self.chunk()
+
+    async def pass_on(self, take: Callable[[bytes], bool]) -> None:
+        """Hand over nothing: the answer is one piece."""
 
     async def refusal(self, status: int) -> EngineRefused:
         """Return the error that an answer of this status is; there is none."""

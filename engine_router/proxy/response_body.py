@@ -82,8 +82,28 @@ class ResponseSource(Protocol):
         """Return what `chunk` returns; None if nothing has come by `until` (the clock of trio)."""
         ...
 
+    async def pass_on(self, take: Callable[[bytes], bool]) -> None:
+        """Hand the next bytes to `take` whenever some come, until it returns False; those that follow are left."""
+        ...
+
     async def refusal(self, status: int) -> EngineRefused:
         """Return the engine's own error answer as an error."""
+        ...
+
+
+class Sink(Protocol):
+    """A client's connection that takes pieces of an answer without a task: those that follow the first one."""
+
+    def put(self, data: bytes) -> bool:
+        """Send a piece. Returns False where not all of it could be sent at once: then nothing more may be put."""
+        ...
+
+    async def flush(self) -> None:
+        """Send what is left of the last piece.
+
+        Raises:
+            ConnectionLost: the client has gone.
+        """
         ...
 
 
@@ -97,6 +117,7 @@ class StreamOptions:
         interval_s: seconds of silence after which a waiting client gets a frame; infinity for never.
         on_error: called with an error that ends an answer which has begun.
         progress: a line about the wait for people to read, where that is wanted.
+        sink: what takes most pieces of the answer instead of them being yielded; None where all are.
         began_at: when the client began to wait, by trio's clock.
     """
 
@@ -106,6 +127,7 @@ class StreamOptions:
     on_error: Callable[[RouterError], object]
     must_splice: bool = False
     progress: Callable[[], str | None] = lambda: None
+    sink: Sink | None = None
     began_at: float = field(factory=trio.current_time)
     _keep_alive: KeepAliveFrames | None = None
 
@@ -145,7 +167,6 @@ async def plain_body(
     may_add = has_waited or (streams and not exchange.has_length)
     frames = _WholeFrames(options.dialect) if may_add else None
     keep_alive = options.keep_alive if may_add and (has_waited or options.must_splice) else None
-    last_at = -math.inf
     try:
         data: bytes | None = None
         if may_add and waits and options.interval_s != math.inf:
@@ -154,14 +175,12 @@ async def plain_body(
                 keep_alive = options.keep_alive
         else:
             data = await exchange.chunk()
+        pieces = _Pieces(frames, keep_alive, options.sink)
         while data:
-            whole = data if frames is None else frames.feed(data)
-            if out := whole if keep_alive is None or not whole else keep_alive.splice(whole):
+            if out := pieces.feed(data):
                 yield out
             if len(data) < COALESCE_BYTES:
-                if trio.current_time() - last_at < COALESCE_S:
-                    await trio.sleep(COALESCE_S)
-                last_at = trio.current_time()
+                await pieces.pass_on(exchange)
             data = await exchange.chunk()
         if last := _rest(frames, keep_alive):
             yield last
@@ -250,6 +269,49 @@ class _WholeFrames:
             return data
         self.rest = data[end:]
         return data[:end] if self.rest else data
+
+
+@define(eq=False)
+class _Pieces:
+    """The pieces of an answer on their way to its client.
+
+    Attributes:
+        are_fast: the last two came within a millisecond.
+    """
+
+    _frames: _WholeFrames | None
+    _keep_alive: KeepAliveFrames | None
+    sink: Sink | None
+    are_fast: bool = False
+    _last_at: float = -math.inf
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in a piece; return what may go out."""
+        whole = data if self._frames is None else self._frames.feed(data)
+        return whole if self._keep_alive is None or not whole else self._keep_alive.splice(whole)
+
+    def put(self, data: bytes) -> bool:
+        """Hand a piece to the sink. Returns whether the next one should go the same way."""
+        out = self.feed(data)
+        if len(data) < COALESCE_BYTES:
+            self._note_time()
+        is_sent = not out or self.sink is None or self.sink.put(out)
+        return is_sent and not self.are_fast
+
+    async def pass_on(self, exchange: ResponseSource) -> None:
+        """Hand the next pieces to the sink while they come at a pace; then let the faster ones gather for a moment."""
+        self._note_time()
+        if self.sink is not None and not self.are_fast:
+            await exchange.pass_on(self.put)
+            await self.sink.flush()
+        if self.are_fast:
+            await trio.sleep(COALESCE_S)
+            self._last_at = trio.current_time()
+
+    def _note_time(self) -> None:
+        now = trio.current_time()
+        self.are_fast = now - self._last_at < COALESCE_S
+        self._last_at = now
 
 
 @define(eq=False)

@@ -29,18 +29,21 @@ from engine_router.guards.limits import MAX_AHEAD_BYTES
 from engine_router.in_flight import RequestScope
 from engine_router.proxy.handler import Reply
 from engine_router.proxy.request_body import IncomingRequest
-from engine_router.proxy.response_body import BrokenAnswer
+from engine_router.proxy.response_body import BrokenAnswer, Sink
 from engine_router.proxy.streamed_body import Upload
 from engine_router.server.arriving_body import ArrivingBody
 from engine_router.server.fast_parser import RequestReader, Verdict
 from engine_router.upstream.forwarding import as_streamed
 from engine_router.upstream.http1 import Headers, first_value
-from engine_router.upstream.socket_stream import ConnectionLost, RawStream, moved_on
+from engine_router.upstream.socket_stream import ConnectionLost, Octets, RawStream, moved_on
 
 logger = logging.getLogger(__name__)
 
-Serve = Callable[[IncomingRequest, RequestScope], Awaitable[Reply]]
-"""Answers a request: checks the key, waits for the engine, returns the beginning of the answer."""
+Serve = Callable[[IncomingRequest, RequestScope, Sink], Awaitable[Reply]]
+"""Answers a request: checks the key, waits for the engine, returns the beginning of the answer.
+
+What the sink takes goes out after the pieces of the body that were yielded before.
+"""
 
 Admits = Callable[[str, bytes, Headers], None]
 """Checks a request by its path, query and headers alone; raises the error that refuses it."""
@@ -96,6 +99,8 @@ class FastConnection:
         self._closing = False
         self._scope: trio.CancelScope | None = None
         self._request: RequestScope | None = None
+        self._chunks = False
+        self._unsent: Octets = b""
         self.quiet_since = trio.current_time()
 
     async def run(self) -> bytes | None:
@@ -268,7 +273,7 @@ class FastConnection:
 
     async def _answer(self, incoming: IncomingRequest, scope: RequestScope, *, keep_alive: bool) -> bool:
         try:
-            reply = await self._serve(incoming, scope)
+            reply = await self._serve(incoming, scope, self)
         except RouterError as error:
             return await self._send_error(error, scope, keep_alive=keep_alive)
         except Exception:
@@ -287,7 +292,7 @@ class FastConnection:
         scope.status = status = reply.head.status
         headers = [*as_streamed(status, reply.head.headers), *self._added]
         bodyless = status in _BODYLESS
-        chunked = not bodyless and first_value(headers, b"content-length") is None
+        chunked = self._chunks = not bodyless and first_value(headers, b"content-length") is None
         keep_alive = keep_alive and self._stays_open
         head = response_head(status, headers, chunked=chunked, keep_alive=keep_alive)
         send = self.stream.send_all
@@ -304,6 +309,21 @@ class FastConnection:
         if last:
             await send(last)
         return keep_alive
+
+    def put(self, data: bytes) -> bool:
+        """Send a piece of the answer after the first one; see `Sink`."""
+        framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunks else data
+        try:
+            self._unsent = self.stream.send_now(framed)
+        except ConnectionLost:  # `flush` will see it, too
+            self._unsent = framed
+        return not self._unsent
+
+    async def flush(self) -> None:
+        """Send what is left of the last piece; see `Sink`."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            await self.stream.send_all(unsent)
 
     @property
     def _stays_open(self) -> bool:

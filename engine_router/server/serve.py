@@ -19,6 +19,7 @@ from engine_router.guards.limits import LARGE_BYTES
 from engine_router.in_flight import RequestScope
 from engine_router.proxy.handler import Reply
 from engine_router.proxy.request_body import IncomingRequest
+from engine_router.proxy.response_body import Sink
 from engine_router.proxy.routes import is_proxied
 from engine_router.router import Router
 from engine_router.server.accept import MakeFast, Server
@@ -192,11 +193,11 @@ def _fast_tier(router: Router) -> MakeFast:
         def admit(path: str, query: bytes, headers: Headers) -> None:
             router.snapshot.access.admit("POST", path, query, headers, peer)
 
-        async def answer(incoming: IncomingRequest, scope: RequestScope) -> Reply:
+        async def answer(incoming: IncomingRequest, scope: RequestScope, sink: Sink) -> Reply:
             access, headers = router.snapshot.access, incoming.headers
             access.admit("POST", incoming.path, incoming.query, headers, peer)
             scope.client = access.client(headers, peer)
-            return await router.handler.answer(incoming, scope)
+            return await router.handler.answer(incoming, scope, sink)
 
         reader = RequestReader(is_proxied, limit, LARGE_BYTES)
         return FastConnection(stream, reader, answer, router.hub, answer_headers, admit)

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import ssl
 from collections import deque
+from collections.abc import Callable
 
 import httptools
 import trio
@@ -28,7 +29,7 @@ from engine_router.upstream.http1 import (
     UpstreamRequest,
     head_bytes,
 )
-from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost
+from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost, RawStream
 
 # Servers close idle connections after 5 s (uvicorn, cpp-httplib); ours must go first, or a request may be
 # sent into a connection that is being closed.
@@ -140,9 +141,30 @@ class Exchange:
         if not response.body:
             self.close()
             return b""
-        data = response.body.popleft() if len(response.body) == 1 else b"".join(response.body)
-        response.body.clear()
-        return data
+        return response.take_body()
+
+    async def pass_on(self, take: Callable[[bytes], bool]) -> None:
+        """Hand the next bytes of the body to `take` whenever some come, until it returns False, or there are no more.
+
+        May be cancelled, and what has not been handed over is left for `chunk`.
+
+        Raises:
+            EngineBroke: the body broke off.
+            Exception: whatever `take` has raised; no ConnectionLost may be among it.
+        """
+        response, stream = self._response, self._stream
+        if response.body or response.complete or not isinstance(stream, RawStream):
+            return
+
+        def received(data: bytes) -> bool:
+            self._heard(data)
+            goes_on = take(response.take_body()) if response.body else True
+            return goes_on and not response.complete and self._failure is None
+
+        try:
+            await stream.receive_each(received)
+        except ConnectionLost as error:
+            raise self._lost() from error
 
     def close(self) -> None:
         """End the exchange, whatever its state. Never waits; may be called again.
@@ -170,9 +192,18 @@ class Exchange:
             if self._may_repeat and not self._closed:
                 self._must_repeat = True
                 return
-            raise self._broke(
-                "the connection was closed" if self._closed else "the connection broke"
-            ) from error
+            raise self._lost() from error
+        self._heard(data)
+
+    def _lost(self) -> EngineBroke:
+        return self._broke("the connection was closed" if self._closed else "the connection broke")
+
+    def _heard(self, data: bytes) -> None:
+        """Take in what was received.
+
+        Raises:
+            EngineBroke: it is no answer, or not all of one.
+        """
         response = self._response
         if not data:
             if self._may_repeat:
@@ -184,7 +215,18 @@ class Exchange:
             where = "in the middle of its answer" if response.head_done else "without an answer"
             raise self._broke(f"it closed the connection {where}")
         self._may_repeat = False
-        failure = self._take_in(data)
+        failure: EngineBroke | None = None
+        try:
+            response.feed(data)
+        except httptools.HttpParserError as error:
+            if not response.complete:
+                failure = self._broke(f"its answer is not HTTP: {error}")
+            response.reusable = False  # where it is bytes after the end: nobody asked for them
+        self._overhead_bytes = 0 if response.body or response.complete else self._overhead_bytes + len(data)
+        if response.fault:
+            failure = self._broke(response.fault)
+        elif self._overhead_bytes > MAX_ENGINE_OVERHEAD_BYTES:
+            failure = self._broke("its answer has headers without an end")
         if failure is not None and not response.body:  # what came before it is handed out first
             raise failure
 
@@ -204,21 +246,6 @@ class Exchange:
             self._must_repeat = True
             self._stream.close()
             raise
-
-    def _take_in(self, data: bytes) -> EngineBroke | None:
-        response = self._response
-        try:
-            self._response.feed(data)
-        except httptools.HttpParserError as error:
-            if not response.complete:
-                return self._broke(f"its answer is not HTTP: {error}")
-            response.reusable = False  # bytes after the end: nobody asked for them
-        self._overhead_bytes = 0 if response.body or response.complete else self._overhead_bytes + len(data)
-        if response.fault:
-            return self._broke(response.fault)
-        if self._overhead_bytes > MAX_ENGINE_OVERHEAD_BYTES:
-            return self._broke("its answer has headers without an end")
-        return None
 
     def _broke(self, how: str) -> EngineBroke:
         self._response.reusable = False

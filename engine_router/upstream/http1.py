@@ -156,6 +156,15 @@ class ResponseParser:
             while self.complete and len(self.body) > self._pieces_at_end:
                 self.body.pop()
 
+    def take_body(self) -> bytes:
+        """Take out the bytes of the body that have come; there must be some."""
+        body = self.body
+        data = body.popleft()
+        if body:
+            data = b"".join((data, *body))
+            body.clear()
+        return data
+
     def on_message_begin(self) -> None:
         """Begin a message: an interim one, the answer, or what follows it."""
         if not self.complete:

@@ -1,0 +1,185 @@
+"""What comes in on sockets is passed on piece by piece, by one task for all of them or by a task for each."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.lowlevel
+
+from engine_router.upstream import socket_poll, socket_stream
+from engine_router.upstream.socket_stream import ConnectionLost, RawStream
+
+
+@pytest.fixture(params=["one task for all", "a task for each"], autouse=True)
+def has_poll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Have the platform's poll, or none."""
+    is_one = request.param == "one task for all"
+    if is_one and socket_poll.sys.platform != "linux":
+        pytest.skip("epoll")
+    if not is_one:
+        monkeypatch.setattr(socket_stream, "current_poll", lambda: None)
+    return is_one
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[RawStream, socket.socket]]]:
+    """Three streams, each with its other end."""
+    sockets = [socket.socketpair() for _ in range(3)]
+    yield [(RawStream(ours), theirs) for ours, theirs in sockets]
+    for pair in sockets:
+        for sock in pair:
+            sock.close()
+
+
+Pairs = list[tuple[RawStream, socket.socket]]
+
+
+async def test_pieces_are_handed_over_until_one_is_declined(pairs: Pairs) -> None:
+    (stream, theirs), *_ = pairs
+    taken: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        taken.append(data)
+        theirs.send(b"%d" % len(taken))
+        return len(taken) < 3
+
+    theirs.send(b"0")
+    with trio.fail_after(100):
+        await stream.receive_each(take)
+        assert taken == [b"0", b"1", b"2"]
+        assert await stream.receive() == b"3"
+
+
+async def test_the_end_of_the_peers_side_is_an_empty_piece(pairs: Pairs) -> None:
+    (stream, theirs), *_ = pairs
+    taken: list[bytes] = []
+    theirs.send(b"last")
+    theirs.close()
+    with trio.fail_after(100):
+        await stream.receive_each(lambda data: taken.append(data) or bool(data))
+    assert taken == [b"last", b""]
+
+
+async def test_a_reset_is_told(pairs: Pairs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        theirs.close()
+        with trio.fail_after(100), pytest.raises(ConnectionLost):
+            await RawStream(ours).receive_each(bool)
+        ours.close()
+
+
+async def test_whoever_waits_learns_that_the_connection_was_closed_here(pairs: Pairs) -> None:
+    (stream, _), *_ = pairs
+
+    async def wait(task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        with pytest.raises(ConnectionLost):
+            await stream.receive_each(bool)
+
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            stream.close()
+        with pytest.raises(ConnectionLost):
+            await stream.receive_each(bool)
+
+
+async def test_a_stream_may_be_closed_by_whoever_takes_its_piece(pairs: Pairs) -> None:
+    (stream, theirs), *_ = pairs
+    theirs.send(b"piece")
+
+    def take(_: bytes) -> bool:
+        stream.close()
+        return True
+
+    with trio.fail_after(100), pytest.raises(ConnectionLost):
+        await stream.receive_each(take)
+
+
+async def test_what_goes_wrong_with_one_concerns_no_other(pairs: Pairs) -> None:
+    taken: list[bytes] = []
+
+    async def pass_on(stream: RawStream) -> None:
+        await stream.receive_each(lambda data: taken.append(data) or bool(data))
+
+    def fail(_: bytes) -> bool:
+        raise ValueError("no piece for me")
+
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            for stream, _ in pairs[1:]:
+                nursery.start_soon(pass_on, stream)
+            for _, theirs in pairs:
+                theirs.send(b"piece")
+            with pytest.raises(ValueError, match="no piece for me"):
+                await pairs[0][0].receive_each(fail)
+            for _, theirs in pairs:
+                theirs.close()
+    assert taken == [b"piece", b"piece", b"", b""]
+
+
+async def test_one_that_is_closed_by_another_is_not_called_any_more(pairs: Pairs) -> None:
+    closed: list[RawStream] = []
+
+    async def pass_on(me: RawStream, other: RawStream) -> None:
+        def take(_: bytes) -> bool:
+            assert me not in closed
+            closed.append(other)
+            other.close()
+            return False
+
+        try:
+            await me.receive_each(take)
+        except ConnectionLost:
+            assert me in closed
+
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pass_on, pairs[0][0], pairs[1][0])
+            nursery.start_soon(pass_on, pairs[1][0], pairs[0][0])
+            await trio.testing.wait_all_tasks_blocked()
+            pairs[0][1].send(b"piece")
+            pairs[1][1].send(b"piece")
+    assert len(closed) == 1
+
+
+async def test_cancellation_loses_nothing(pairs: Pairs) -> None:
+    (stream, theirs), *_ = pairs
+    taken: list[bytes] = []
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive_each, lambda data: taken.append(data) or True)
+            theirs.send(b"first")
+            while not taken:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        theirs.send(b"second")
+        assert await stream.receive() == b"second"
+        theirs.send(b"third")
+        await stream.receive_each(lambda data: taken.append(data) or False)
+    assert taken == [b"first", b"third"]
+
+
+async def test_what_cannot_be_sent_at_once_is_returned(pairs: Pairs) -> None:
+    (stream, theirs), *_ = pairs
+    data = bytes(5_000_000)
+    rest = stream.send_now(data)
+    assert 0 < len(rest) < len(data)
+    assert bytes(stream.send_now(b"more")) == b"more"
+    stream.close()
+    with pytest.raises(ConnectionLost):
+        stream.send_now(b"more")
+    theirs.close()
+
+
+async def test_one_poll_serves_for_a_whole_run(has_poll: bool) -> None:
+    if has_poll:
+        assert socket_poll.current_poll() is socket_poll.current_poll()
+        assert repr(socket_poll.current_poll()) == "<SocketPoll of 0>"
