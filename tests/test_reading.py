@@ -42,7 +42,7 @@ async def no(_path: str, _model: str) -> bool:
 
 
 async def read_body(body: bytes, encoding: str) -> Routed:
-    headers = [(b"Content-Type", b"application/json"), (b"Content-Encoding", encoding.encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-encoding", encoding.encode())]
     incoming = IncomingRequest("/v1/chat/completions", b"", headers, body)
     routed = await read(
         OPENAI, incoming, max_body_bytes=LIMIT, held=HeldShare(HeldBodies(lambda: LIMIT)), passes=no

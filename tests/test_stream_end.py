@@ -72,8 +72,8 @@ def test_a_finish_reason_that_is_the_word_null_is_no_end() -> None:
     [
         ("/v1/other", 200, [EVENT_STREAM]),
         (CHAT, 500, [EVENT_STREAM]),
-        (CHAT, 200, [EVENT_STREAM, (b"Transfer-Encoding", b"chunked")]),
-        (CHAT, 200, [EVENT_STREAM, (b"Content-Length", b"3")]),
+        (CHAT, 200, [EVENT_STREAM, (b"transfer-encoding", b"chunked")]),
+        (CHAT, 200, [EVENT_STREAM, (b"content-length", b"3")]),
         (CHAT, 200, [(b"content-type", b"application/json")]),
         (CHAT, 200, []),
     ],

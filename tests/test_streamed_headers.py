@@ -119,13 +119,13 @@ async def test_every_other_stream(method: str, target: str, body: object) -> Non
         assert_unbuffered(await head_of(url, method, target, body))
 
 
-PAGE = ((b"Content-Type", b"text/html"), (b"Cache-Control", b"max-age=60"))
+PAGE = ((b"content-type", b"text/html"), (b"cache-control", b"max-age=60"))
 
 
 def test_what_an_engine_says_of_the_caching_of_its_pages_is_left_to_it() -> None:
     assert as_streamed(200, PAGE) == [*PAGE, (b"x-accel-buffering", b"no")]
     assert as_streamed(304, PAGE) is PAGE
-    whole = (*PAGE, (b"Content-Length", b"5"))
+    whole = (*PAGE, (b"content-length", b"5"))
     assert as_streamed(200, whole) is whole
 
 

@@ -27,7 +27,7 @@ OPTIONAL: Final = ("/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
 """The endpoints that only some engines have. Requests to the others go to the engine whatever it says."""
 
 ASK_TIMEOUT_S: Final = 5.0
-_JSON: Final = ((b"Content-Type", b"application/json"),)
+_JSON: Final = ((b"content-type", b"application/json"),)
 _ABSENT: Final = frozenset((404, 405, 501))
 # Served, but not so that the official clients can read it: llama.cpp (2026) sends events of responses without the
 # indexes and the numbers by which openai puts them together. It makes them of chat completions, as the router does.

@@ -150,7 +150,7 @@ class AccessCheck:
         """
         if peer is None or not self._networks:
             return False
-        if any(name.lower() in _PROXIES_WORDS for name, _ in headers):
+        if any(name in _PROXIES_WORDS for name, _ in headers):
             return False
         address = _address(peer)
         return address is not None and any(address in network for network in self._networks)
@@ -328,8 +328,7 @@ def _origin_pattern(origin: str) -> str:
 
 def offered_keys(headers: Headers) -> Iterator[bytes]:
     """Yield every key that a request offers: X-API-Key, Bearer, a browser's password, one in the path, a subprotocol."""
-    for name, value in headers:
-        header = name.lower()
+    for header, value in headers:
         if header in (b"x-api-key", KEY_HEADER):
             yield value.strip()
         elif header == b"sec-websocket-protocol":

@@ -303,7 +303,7 @@ class ProxyExchange(LeaseHolder):
             if raw.status >= 400:
                 raise await self.refusal(raw.status)
             content_type = plan.translation.content_type.encode()
-            kept = [item for item in headers if is_native and item[0].lower() not in _OF_ITS_FORM]
+            kept = [item for item in headers if is_native and item[0] not in _OF_ITS_FORM]
             headers = [*kept, (b"content-type", content_type)]
             self._stages.append(plan.translation)
             if not is_stream_type(content_type):
@@ -317,7 +317,7 @@ class ProxyExchange(LeaseHolder):
             encoding = (first_value(headers, b"content-encoding") or b"").decode("latin-1")
             changing = [step for step in plan.filters if step.begin(raw.status, kind, encoding)]
             if changing:
-                headers = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
+                headers = [item for item in headers if item[0] not in _OF_THE_BODY]
                 self._stages += changing
         return ResponseHead(raw.status, headers)
 
@@ -333,7 +333,7 @@ class ProxyExchange(LeaseHolder):
             error = await self.refusal(status)
             error.retryable = status in _RETRIED or status >= 500  # as clients take a bare status
             raise error
-        kept = [item for item in headers if item[0].lower() not in _OF_THE_BODY]
+        kept = [item for item in headers if item[0] not in _OF_THE_BODY]
         return ResponseHead(status, [*kept, self._whole.length])
 
     def _feed(self, data: bytes) -> bytes:

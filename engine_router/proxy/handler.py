@@ -317,10 +317,9 @@ def _is_stream(head: ResponseHead, dialect: Dialect) -> bool:
     """Tell whether frames can be put into an answer: not where it is encoded, an error, or something else."""
     kind = b""
     for name, value in head.headers:
-        key = name.lower()
-        if key == b"content-encoding" and value != b"identity":
+        if name == b"content-encoding" and value != b"identity":
             return False
-        if key == b"content-type" and not kind:
+        if name == b"content-type" and not kind:
             kind = value.partition(b";")[0].strip().lower()
     return head.status < 400 and kind == dialect.stream_type.encode()
 

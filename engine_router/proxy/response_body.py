@@ -351,9 +351,8 @@ def stream_end_of(target: str, head: ResponseHead) -> StreamEnd | None:
         return None
     kind = b""
     for name, value in head.headers:
-        key = name.lower()
-        if key in _FRAMING:
+        if name in _FRAMING:
             return None
-        if key == b"content-type":
+        if name == b"content-type":
             kind = value.partition(b";")[0].strip().lower()
     return StreamEnd(mark) if kind in _STREAMS else None

@@ -15,11 +15,14 @@ import httptools
 from attrs import define, field, frozen
 
 from engine_router.guards.limits import MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
+from engine_router.upstream.http1 import Headers
 
 _PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9_\-/]*(\?[!-\"$-~]*)?")
 _PLAIN_HOST = re.compile(rb"[A-Za-z0-9._\-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _UNUSUAL_HEADERS = frozenset((b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"))
+# None of these may come twice.
+_JUDGED_HEADERS = _UNUSUAL_HEADERS.union((b"host", b"content-length", b"transfer-encoding"))
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -29,14 +32,14 @@ class WireRequest:
 
     Attributes:
         target: path and query, as they came.
-        headers: as they came, names in their own case.
+        headers: as they came, names in lower case.
         body: empty where it is still coming.
         length: of the body in bytes; None where it comes in chunks and has not ended.
         keep_alive: the client wants to use the connection again.
     """
 
     target: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
+    headers: Headers
     body: bytes | bytearray
     length: int | None
     keep_alive: bool
@@ -82,7 +85,8 @@ class _Head:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.done:  # what comes later is a trailer, which may be dropped
-            self.headers.append((name, value))
+            # llhttp leaves the spaces behind a value, which are no part of it.
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         if not self.done:
@@ -167,9 +171,8 @@ class RequestReader:
         head = self._head
         if head is None:
             raise RuntimeError("no request has begun")
-        # llhttp leaves the spaces behind a value, which are no part of it.
-        headers = tuple((name, value.rstrip(b" \t")) for name, value in head.headers)
-        return WireRequest(head.target, headers, body, self._length, head.keep_alive and not head.is_last)
+        keep_alive = head.keep_alive and not head.is_last
+        return WireRequest(head.target, head.headers, body, self._length, keep_alive)
 
     def _forget(self) -> None:
         self._head, self._length, self._body = None, None, bytearray()
@@ -257,23 +260,23 @@ class RequestReader:
 
     def _is_plain(self, head: _Head) -> bool:
         """Tell whether a head has nothing unusual in it, and find its body's length."""
-        parser = head.parser
-        if not head.done or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
-            return False
         path = head.target.partition(b"?")[0]
-        if not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
+        if not head.done or not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
             return False
-        values: dict[bytes, list[bytes]] = {}
+        told: dict[bytes, bytes] = {}
         for name, value in head.headers:
-            values.setdefault(name.lower(), []).append(value)
-        hosts, lengths = values.get(b"host", []), values.get(b"content-length", [])
-        codings = values.get(b"transfer-encoding", [])
+            if name in _JUDGED_HEADERS:
+                if name in told or name in _UNUSUAL_HEADERS:
+                    return False
+                told[name] = value
+        host, length = told.get(b"host"), told.get(b"content-length")
+        coding = told.get(b"transfer-encoding")
         # A request with two lengths, or none, is not plain.
-        if len(hosts) != 1 or len(lengths) + len(codings) != 1 or not _UNUSUAL_HEADERS.isdisjoint(values):
+        if host is None or (length is None) == (coding is None):
             return False
         self._length = None
-        if lengths and _LENGTH.fullmatch(lengths[0]):
-            self._length = int(lengths[0])
-        elif lengths or codings[0].lower() != b"chunked":
+        if length is not None and _LENGTH.fullmatch(length):
+            self._length = int(length)
+        elif coding is None or coding.lower() != b"chunked":
             return False
-        return _PLAIN_HOST.fullmatch(hosts[0]) is not None and self.takes(path.decode("ascii"))
+        return _PLAIN_HOST.fullmatch(host) is not None and self.takes(path.decode("ascii"))

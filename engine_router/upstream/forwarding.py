@@ -103,9 +103,11 @@ class EngineRequests:
         self._engine = engine
         self._connect_timeout_s = settings.connect_timeout_s
         # Without the header an engine may choose any encoding; the router may put frames into the body.
-        added = {"Accept-Encoding": "identity", **settings.headers}
+        added = {"accept-encoding": "identity"} | {
+            name.lower(): value for name, value in settings.headers.items()
+        }
         self._added = [(name.encode("latin-1"), value.encode("utf-8")) for name, value in added.items()]
-        self._dropped = _NOT_FORWARDED.union(name.lower() for name, _ in self._added)
+        self._dropped = _NOT_FORWARDED.union(name for name, _ in self._added)
         if config.server.api_keys:  # which no engine gets to see
             self._dropped |= _KEYS
 
@@ -145,7 +147,7 @@ def as_json(headers: Headers) -> Headers:
     content_type = first_value(headers, b"content-type")
     if content_type is not None and _JSON_TYPE.match(content_type):
         return headers
-    kept = [item for item in headers if item[0].lower() != b"content-type"]
+    kept = [item for item in headers if item[0] != b"content-type"]
     return [*kept, (b"content-type", b"application/json")]
 
 
@@ -161,20 +163,23 @@ def as_streamed(status: int, headers: Headers) -> Headers:
     of the server ask here for every answer, so that no route has to think of it. What an engine says of the
     caching of something else, such as a page of its own, is left to it.
     """
-    is_stream = has_length = is_cached = False
-    for header, value in headers:
-        name = header.lower()
+    is_stream = has_length = is_cached = is_buffered = False
+    for name, value in headers:
         if name == b"content-type":
             is_stream = is_stream_type(value)
         elif name == b"content-length":
             has_length = True
         elif name == b"cache-control":
             is_cached = True
+        elif name == b"x-accel-buffering":
+            is_buffered = True
     if status in _BODYLESS or (has_length and not is_stream):
         return headers
-    added = [_UNBUFFERED] if is_cached and not is_stream else [_UNBUFFERED, _NOT_KEPT]
-    replaced = dict(added)
-    return [item for item in headers if item[0].lower() not in replaced] + added
+    added = (_UNBUFFERED,) if is_cached and not is_stream else (_UNBUFFERED, _NOT_KEPT)
+    if is_cached or is_buffered:
+        replaced = dict(added)
+        headers = [item for item in headers if item[0] not in replaced]
+    return [*headers, *added]
 
 
 def is_plain(headers: Headers) -> bool:
@@ -198,7 +203,7 @@ def end_to_end(headers: Headers, dropped: Collection[bytes]) -> list[tuple[bytes
     kept: list[tuple[bytes, bytes]] = []
     has_connection = False
     for item in headers:
-        name = item[0].lower()
+        name = item[0]
         if name == b"connection":
             has_connection = True
         elif name not in dropped:
@@ -206,13 +211,13 @@ def end_to_end(headers: Headers, dropped: Collection[bytes]) -> list[tuple[bytes
     if not has_connection:
         return kept
     named = named_in_connection(headers)
-    return [item for item in kept if item[0].lower() not in named]
+    return [item for item in kept if item[0] not in named]
 
 
 def named_in_connection(headers: Headers) -> frozenset[bytes]:
     """Return the headers that a Connection header declares to be for one hop only."""
     named: list[bytes] = []
     for name, value in headers:
-        if name.lower() == b"connection":
+        if name == b"connection":
             named += (token.strip().lower() for token in value.split(b","))
     return frozenset(named)

@@ -21,6 +21,11 @@ _UNSAFE_IN_TARGET = re.compile(rb"[^\x21-\x7e]+")
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 Headers = Sequence[tuple[bytes, bytes]]
+"""Names and values in the order in which they came; every name in lower case.
+
+What brings headers in sees to that, once: the parsers of both tiers and of answers, and who reads them from the
+configuration or from Quart's answers. So names are compared as they are.
+"""
 
 
 class Arriving(Protocol):
@@ -62,7 +67,7 @@ class UpstreamRequest:
 def first_value(headers: Headers, name: bytes) -> bytes | None:
     """Return the first value of a header; `name` in lower case."""
     for key, value in headers:
-        if key.lower() == name:
+        if key == name:
             return value
     return None
 
@@ -175,7 +180,7 @@ class ResponseParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header."""
         if not self.head_done:  # what comes later is a trailer
-            self.headers.append((name, value))
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Judge a head that is complete."""
@@ -184,10 +189,9 @@ class ResponseParser:
             return
         codings, has_length = [], False
         for name, value in self.headers:
-            key = name.lower()
-            if key == b"transfer-encoding":
+            if name == b"transfer-encoding":
                 codings.append(value)
-            elif key == b"content-length":
+            elif name == b"content-length":
                 has_length = True
         if status < 200:
             self.fault = f"its answer has the status {status}, which nobody asked for"

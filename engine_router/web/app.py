@@ -81,7 +81,7 @@ def create_app(router: Router) -> App:
 def _before(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Quart's own type is not public
     async def check() -> Response | None:
         headers, access = wire_headers(request), router.snapshot.access
-        names = [name.lower() for name, _ in headers]
+        names = [name for name, _ in headers]
         if b"transfer-encoding" in names and b"content-length" in names:
             raise AmbiguousRequest(
                 "the request has a Content-Length and a Transfer-Encoding; it must have one"
@@ -124,7 +124,8 @@ def _empty(headers: Headers) -> Response:
 def _after(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def add(response: Response) -> Response:
         own = [
-            (name.encode(), value.encode("latin-1", "replace")) for name, value in response.headers.items()
+            (name.lower().encode(), value.encode("latin-1", "replace"))
+            for name, value in response.headers.items()
         ]
         response.headers.clear()
         with_headers(response, as_streamed(response.status_code, own))

@@ -206,7 +206,7 @@ async def _converse(
 def _handshake_headers(snapshot: Snapshot, target: Target) -> list[tuple[bytes, bytes]]:
     """Return the headers of the handshake with an engine; those of the protocol itself are made anew."""
     headers = snapshot.planner.requests[target.engine].headers(_client_headers())
-    return [(name, value) for name, value in headers if not name.lower().startswith(_HANDSHAKE)]
+    return [(name, value) for name, value in headers if not name.startswith(_HANDSHAKE)]
 
 
 async def _exchange(engine: EngineConnection) -> None:
