@@ -424,10 +424,14 @@ class FakeExchange:
 
     open: set["FakeExchange"]
     pieces: int = 4
+    target: str = CHAT
 
     @property
     def has_chunk(self) -> bool:
         return False
+
+    def take_whole(self) -> None:
+        """It has never come whole."""
 
     async def head(self) -> ResponseHead:
         await trio.sleep(0.7)
@@ -449,11 +453,18 @@ class FakeExchange:
 class FakeUpstream:
     """Connections that exist only in the program."""
 
+    has_idle: bool = False
     open: set[FakeExchange] = attrs.field(factory=set)
     sent: int = 0
 
     async def send(self, request: UpstreamRequest) -> FakeExchange:
         await trio.sleep(0.3)
+        return self._begun()
+
+    def send_at_once(self, request: UpstreamRequest) -> FakeExchange | None:
+        return self._begun() if self.has_idle else None
+
+    def _begun(self) -> FakeExchange:
         self.sent += 1
         exchange = FakeExchange(self.open)
         self.open.add(exchange)
@@ -480,15 +491,19 @@ class World:
 
 
 @asynccontextmanager
-async def simulated(keepalive_s: float = 4.0) -> AsyncIterator[World]:
-    """Run a router whose engines, memory and connections are simulated. `a` is resident in the beginning."""
+async def simulated(keepalive_s: float = 4.0, *, has_idle: bool = False) -> AsyncIterator[World]:
+    """Run a router whose engines, memory and connections are simulated. `a` is resident in the beginning.
+
+    Args:
+        has_idle: there is an idle connection to every engine.
+    """
     tables = [process(name) for name in "abc"]
     config = configuration(*tables)
     config = attrs.evolve(config, server=attrs.evolve(config.server, keepalive_interval_s=keepalive_s))
     memory = SimulatedMemory()
     engines = {name: SimulatedEngine(name, memory) for name in "abc"}
     engines["a"].run_already()
-    hub, state, upstream = EventHub(), Measurements(), FakeUpstream()
+    hub, state, upstream = EventHub(), Measurements(), FakeUpstream(has_idle)
     supervisor = Supervisor(
         engines=engines,
         gauges={"default": memory},
@@ -552,11 +567,13 @@ async def leave_at(world: World, step: int, *, stream: bool, after: bool, stalls
     return sweep.fired
 
 
-async def sweep(leave: Callable[[World, int], Awaitable[bool]], least_steps: int) -> None:
+async def sweep(
+    leave: Callable[[World, int], Awaitable[bool]], least_steps: int, *, has_idle: bool = False
+) -> None:
     """Do something to a request at every step in turn. Each time nothing is left, and others are served."""
     for step in itertools.count(1):
         fired = False
-        async with simulated() as world:
+        async with simulated(has_idle=has_idle) as world:
 
             async def client(step: int = step, world: World = world) -> None:
                 nonlocal fired
@@ -581,6 +598,14 @@ async def test_a_client_may_leave_at_every_step(
     stream: bool, after: bool, stalls: bool, autojump_clock: MockClock
 ) -> None:
     await sweep(functools.partial(leave_at, stream=stream, after=after, stalls=stalls), 20)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_client_may_leave_at_every_step_where_a_connection_is_idle(
+    stream: bool, autojump_clock: MockClock
+) -> None:
+    leave = functools.partial(leave_at, stream=stream, after=False, stalls=False)
+    await sweep(leave, 20, has_idle=True)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -770,6 +770,9 @@ class Breaking:
         self.exchange = Silent()
         self.on_send: Callable[[], object] = lambda: None
 
+    def send_at_once(self, request: UpstreamRequest) -> None:
+        """No connection is idle."""
+
     async def send(self, request: UpstreamRequest) -> Silent:
         await trio.lowlevel.checkpoint()
         self.sent += 1

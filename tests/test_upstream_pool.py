@@ -16,7 +16,7 @@ from support.cancel_at import CancelAt
 from support.upstream_wire import CHUNKED, HELLO, OK, WHOLE, Line, Script, Wire, answering, rest_of, wire
 
 import engine_router.upstream.client
-from engine_router.errors import EngineBroke, EngineUnreachable
+from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable
 from engine_router.upstream.client import Exchange, Upstream
 
 
@@ -48,6 +48,31 @@ async def test_the_connection_used_last_is_used_first() -> None:
         assert exchange._stream is not first
         exchange.close()
         assert engine.idle() == 2
+
+
+async def test_a_small_request_goes_out_at_once_where_a_connection_is_idle() -> None:
+    async with wire(answering(HELLO)) as engine:
+        assert engine.upstream.send_at_once(engine.request()) is None
+        await engine.fetch()
+        assert engine.upstream.send_at_once(engine.request("POST", bytes(100_000))) is None
+        assert engine.idle() == 1
+        exchange = engine.upstream.send_at_once(engine.request("POST", b"small"))
+        assert exchange is not None
+        assert engine.idle() == 0
+        assert exchange.take_whole() is None  # nothing has come yet
+        await exchange.head()
+        assert exchange.take_whole() == b"hello"
+        assert engine.idle() == 1
+        assert len(engine.lines) == 1
+
+
+async def test_what_cannot_be_sent_leaves_no_connection_behind() -> None:
+    async with wire(answering(HELLO)) as engine:
+        await engine.fetch()
+        with pytest.raises(BadRequest, match="line break"):
+            engine.upstream.send_at_once(engine.request(headers=[(b"x", b"a\r\nb")]))
+        await engine.lines[0].until_left()
+        assert engine.idle() == 0
 
 
 async def test_connections_are_not_shared_between_addresses() -> None:

@@ -16,12 +16,13 @@ from attrs import define, field
 
 from engine_router.dialects.base import Dialect, Translation
 from engine_router.dialects.engine_errors import broken, refused
-from engine_router.engines.base import DOUBT_S
+from engine_router.engines.base import DOUBT_S, Endpoint
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
 from engine_router.guards.limits import ERROR_BODY_BYTES, ERROR_BODY_S, MAX_WHOLE_BYTES
 from engine_router.in_flight import LeaseHolder
 from engine_router.proxy.forward_plan import ChoosePlan, Filter, ForwardPlan
 from engine_router.proxy.response_body import StreamEnd, stream_end_of
+from engine_router.proxy.whole_answer import WholeAnswer
 from engine_router.residency.lease import Lease
 from engine_router.upstream.client import Exchange, Upstream
 from engine_router.upstream.forwarding import is_plain, is_stream_type, response_headers, retry_after_s
@@ -40,29 +41,6 @@ _OF_ITS_FORM = _OF_THE_BODY | {b"content-type"}
 
 # Statuses below 500 after which the clients' libraries try again.
 _RETRIED = frozenset((408, 409, 429))
-
-
-@define(eq=False)
-class _WholeAnswer:
-    """A translated answer in one piece, held until it is understood: its head must promise nothing before.
-
-    Attributes:
-        size_bytes: what the engine has sent of it.
-    """
-
-    data: bytearray = field(factory=bytearray)
-    size_bytes: int = 0
-    is_complete: bool = False
-
-    @property
-    def length(self) -> tuple[bytes, bytes]:
-        """The header that tells how long it is."""
-        return b"content-length", b"%d" % len(self.data)
-
-    def take(self) -> bytes:
-        """Return all of it, once; then nothing."""
-        data, self.data = bytes(self.data), bytearray()
-        return data
 
 
 @define(eq=False)
@@ -88,7 +66,7 @@ class ProxyExchange(LeaseHolder):
     _raw_head: ResponseHead | None = None
     _head: ResponseHead | None = None
     _stages: list[Filter | Translation | StreamEnd] = field(factory=list)
-    _whole: _WholeAnswer | None = None
+    _whole: WholeAnswer | None = None
     _retried: bool = False
     _closed: bool = False
     _on_end: Callable[[], None] | None = None
@@ -150,6 +128,17 @@ class ProxyExchange(LeaseHolder):
                     return data
         except EngineBroke as error:
             raise await self._explained(error) from error
+
+    def take_whole(self) -> bytes | None:
+        """Return the answer's body where all of it has come, and give everything back; raises as `chunk` does."""
+        if self._whole is not None:
+            return self._whole.take()
+        if self._exchange is None or (data := self._exchange.take_whole()) is None:
+            return None
+        if self._stages:
+            data = self._feed(data) + self._end()
+        self.close()
+        return data
 
     async def pass_on(self, take: Callable[[bytes], bool]) -> None:
         """Hand the next bytes to `take` whenever some come, until it returns False; the rest is left for `chunk`.
@@ -238,6 +227,20 @@ class ProxyExchange(LeaseHolder):
         if (endpoint := lease.endpoint) is None or lease.error is not None:
             return None
         self.queue_wait_s = lease.granted_at - lease.requested_at
+        exchange = self._sent_at_once(endpoint) or await self._sent_in_time(lease, endpoint, until)
+        if exchange is not None and endpoint.on_use is not None:
+            self._on_end = endpoint.on_use(exchange.target)
+        return exchange
+
+    def _sent_at_once(self, endpoint: Endpoint) -> Exchange | None:
+        """Send the request where nothing has to be waited for; None where something has."""
+        if isinstance(self._plan, ForwardPlan):
+            self.sent_at = trio.current_time()
+            self._exchange = self._upstream.send_at_once(self._plan.outgoing.to(endpoint.base_url))
+        return self._exchange
+
+    async def _sent_in_time(self, lease: Lease, endpoint: Endpoint, until: float) -> Exchange | None:
+        """Send the request; None if it is not known what to send by `until`."""
         with trio.CancelScope() as self._sending:
             plan = self._plan
             if not isinstance(plan, ForwardPlan):
@@ -250,10 +253,8 @@ class ProxyExchange(LeaseHolder):
             if self._closed:
                 exchange.close()
                 await self._ensure_open()
-            if endpoint.on_use is not None:
-                self._on_end = endpoint.on_use(plan.outgoing.target)
             return exchange
-        raise _why_lost(lease)
+        raise lease.error or RuntimeError("a request was interrupted by nobody")
 
     def revoked(self) -> None:
         """End what is being done with a lease that was taken away; for the step in which it was."""
@@ -262,7 +263,7 @@ class ProxyExchange(LeaseHolder):
         elif self._sending is not None:
             self._sending.cancel()
 
-    async def _gather(self, exchange: Exchange, whole: _WholeAnswer) -> bool:
+    async def _gather(self, exchange: Exchange, whole: WholeAnswer) -> bool:
         """Take in an answer in one piece to its end. May be cancelled and called again."""
         while data := await exchange.chunk():
             whole.size_bytes += len(data)
@@ -307,7 +308,7 @@ class ProxyExchange(LeaseHolder):
             headers = [*kept, (b"content-type", content_type)]
             self._stages.append(plan.translation)
             if not is_stream_type(content_type):
-                self._whole = _WholeAnswer()
+                self._whole = WholeAnswer()
         elif raw.status >= 400 and plan.dialect is not None and is_plain(headers):
             return await self._begin_error(raw.status, headers, plan.dialect)
         elif (end := stream_end_of(plan.outgoing.target, raw)) is not None:
@@ -328,7 +329,7 @@ class ProxyExchange(LeaseHolder):
             EngineRefused: the client could not.
         """
         body = await self._error_body()
-        self._whole = _WholeAnswer(bytearray(body), len(body), is_complete=True)
+        self._whole = WholeAnswer(bytearray(body), len(body), is_complete=True)
         if not dialect.is_error(body):
             error = await self.refusal(status)
             error.retryable = status in _RETRIED or status >= 500  # as clients take a bare status
@@ -385,10 +386,6 @@ class ProxyExchange(LeaseHolder):
             with trio.move_on_after(NEWS_GRACE_S):
                 await lease.lost()
         return lease.error or error
-
-
-def _why_lost(lease: Lease) -> Exception:
-    return lease.error or RuntimeError("a request was interrupted by nobody")
 
 
 async def _by(until: float, wait: Callable[[], Awaitable[T]]) -> T | None:

@@ -58,15 +58,15 @@ WARM_S = 0.001
 
 @frozen
 class Reply:
-    """The beginning of an answer: its head, and a body that comes in pieces.
+    """The beginning of an answer: its head, and its body, whole or in pieces that come one by one.
 
     Attributes:
         has_body: the first piece of the body is there already, so that head and piece can go out together.
     """
 
     head: ResponseHead
-    body: AsyncGenerator[bytes, None]
-    has_body: bool
+    body: bytes | AsyncGenerator[bytes, None]
+    has_body: bool = True
 
 
 @define(eq=False)
@@ -247,11 +247,13 @@ class ProxyHandler:
         )
         if head is None and routed.streams:
             head = ResponseHead(200, [(b"content-type", dialect.stream_type.encode())])
-            return Reply(head, waiting_body(exchange, options), has_body=True)
+            return Reply(head, waiting_body(exchange, options))
         if head is None:
             head = ResponseHead(200, [(b"content-type", b"application/json")])
-            return Reply(head, blank_body(exchange, options), has_body=True)
+            return Reply(head, blank_body(exchange, options))
         is_open = routed.streams and _is_stream(head, dialect)
+        if not is_open and (whole := _whole_of(exchange)) is not None:
+            return Reply(head, whole)
         has_chunk = exchange.has_chunk
         body = plain_body(exchange, options, streams=is_open, waits=not has_chunk)
         return Reply(head, body, has_body=has_chunk)
@@ -280,6 +282,15 @@ async def _head(
         is_due = due < math.inf if routed.streams else trio.current_time() >= blanks_at
         if is_due:
             return None
+
+
+def _whole_of(exchange: ProxyExchange | LoadOnly) -> bytes | None:
+    """Return the body of an answer where all of it has come with its head."""
+    try:
+        return exchange.take_whole()
+    except RouterError:
+        exchange.close()
+        raise
 
 
 def _footer(path: str, routed: Routed, exchange: Callable[[], ProxyExchange]) -> Footer | None:
@@ -325,8 +336,5 @@ def _is_stream(head: ResponseHead, dialect: Dialect) -> bool:
 
 
 def _whole_reply(body: bytes, content_type: str) -> Reply:
-    async def once() -> AsyncGenerator[bytes, None]:
-        yield body
-
     headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
-    return Reply(ResponseHead(200, headers), once(), has_body=True)
+    return Reply(ResponseHead(200, headers), body)

@@ -36,6 +36,11 @@ class LoadOnly(LeaseHolder):
         length = b"%d" % len(self._answer)
         return ResponseHead(200, [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", length)])
 
+    def take_whole(self) -> bytes | None:
+        """Return the answer, and give everything back."""
+        self.close()
+        return self._answer
+
     async def chunk(self) -> bytes:
         """Return the answer; then nothing, when everything has been given back."""
         answer, self._answer = self._answer, b""

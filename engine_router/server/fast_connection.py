@@ -296,14 +296,21 @@ class FastConnection:
         keep_alive = keep_alive and self._stays_open
         head = response_head(status, headers, chunked=chunked, keep_alive=keep_alive)
         send = self.stream.send_all
-        if not reply.has_body:
-            await send(head)
-            head = b""
-        async with contextlib.aclosing(reply.body) as body:
-            async for data in body:
-                if not bodyless:
-                    await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
-                    head = b""
+        if isinstance(reply.body, bytes):
+            scope.leave()
+            if chunked and reply.body:
+                head = b"%b%x\r\n%b\r\n" % (head, len(reply.body), reply.body)
+            elif not bodyless:
+                head += reply.body
+        else:
+            if not reply.has_body:
+                await send(head)
+                head = b""
+            async with contextlib.aclosing(reply.body) as body:
+                async for data in body:
+                    if not bodyless:
+                        await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
+                        head = b""
         scope.leave()  # all of the answer has come: nothing of the engine's is needed any more
         last = head + b"0\r\n\r\n" if chunked else head
         if last:

@@ -80,6 +80,20 @@ class Exchange:
                 await self._stream.send_all(head)
                 await self._send_and_listen(body)
 
+    def transmit_at_once(self) -> bool:
+        """Send a request with a small body, whole. Returns whether all of it went out without a wait.
+
+        As with `transmit`, a connection that breaks here is no error yet.
+        """
+        body = self._request.body
+        if not isinstance(self._stream, RawStream) or not isinstance(body, (bytes, bytearray)):
+            return False
+        try:
+            self._is_sent = not self._stream.send_now(head_bytes(self._request) + body)
+        except ConnectionLost:
+            return True
+        return self._is_sent
+
     async def _send_and_listen(self, body: bytes | bytearray | Arriving) -> None:
         fault: RouterError | None = None
         async with trio.open_nursery() as nursery:
@@ -121,6 +135,20 @@ class Exchange:
         while not self._response.head_done:
             await self._receive()
         return ResponseHead(self._response.status, tuple(self._response.headers))
+
+    @property
+    def target(self) -> str:
+        """Path and query of the request."""
+        return self._request.target
+
+    def take_whole(self) -> bytes | None:
+        """Return all that is left of the body, where its end has come, and end the exchange; else None."""
+        response = self._response
+        if not response.complete or self._closed:
+            return None
+        data = response.take_body() if response.body else b""
+        self.close()
+        return data
 
     @property
     def has_chunk(self) -> bool:
@@ -280,6 +308,26 @@ class Upstream:
             exchange.close()
             raise
         return exchange
+
+    def send_at_once(self, request: UpstreamRequest) -> Exchange | None:
+        """Send a request with a small body over an idle connection, without a wait; None where that cannot be.
+
+        Raises:
+            BadRequest: a header has a line break in it; nothing was sent.
+        """
+        body = request.body
+        if not isinstance(body, (bytes, bytearray)) or len(body) > RECEIVE_BYTES:
+            return None
+        if (stream := self._take(request.base_url)) is None:
+            return None
+        exchange = Exchange(self, request, stream, is_reused=True)
+        is_sent = False
+        try:
+            is_sent = exchange.transmit_at_once()
+        finally:
+            if not is_sent:
+                exchange.close()
+        return exchange if is_sent else None
 
     def keep(self, base_url: str, stream: Wire) -> None:
         """Keep an idle connection for the next request, and let go of those that were idle for too long."""

@@ -26,8 +26,8 @@ def stream_response(body: AsyncIterator[bytes]) -> Response:
     return response
 
 
-def as_response(head: ResponseHead, body: AsyncIterator[bytes]) -> Response:
-    """Make an answer of an engine's head and a body that comes in pieces."""
+def as_response(head: ResponseHead, body: bytes | AsyncIterator[bytes]) -> Response:
+    """Make an answer of an engine's head and a body, whole or in pieces."""
     response = Response(body, status=head.status)
     response.headers.clear()
     response.timeout = None
