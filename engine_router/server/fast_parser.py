@@ -263,14 +263,14 @@ class RequestReader:
         path = head.target.partition(b"?")[0]
         if not head.done or not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
             return False
-        told: dict[bytes, bytes] = {}
+        stated: dict[bytes, bytes] = {}
         for name, value in head.headers:
             if name in _JUDGED_HEADERS:
-                if name in told or name in _UNUSUAL_HEADERS:
+                if name in stated or name in _UNUSUAL_HEADERS:
                     return False
-                told[name] = value
-        host, length = told.get(b"host"), told.get(b"content-length")
-        coding = told.get(b"transfer-encoding")
+                stated[name] = value
+        host, length = stated.get(b"host"), stated.get(b"content-length")
+        coding = stated.get(b"transfer-encoding")
         # A request with two lengths, or none, is not plain.
         if host is None or (length is None) == (coding is None):
             return False
