@@ -6,7 +6,6 @@ words of its engine. That memory is counted for all requests together, and bound
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
@@ -14,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+import attrs
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from engine_router.config import Priority
 from engine_router.engines.base import Endpoint, ResidentId
@@ -97,20 +97,27 @@ class LeaseHolder:
             self.lease.release()
 
 
-@frozen(eq=False)
+@define(eq=False)
 class InFlightRequest:
-    """A request in the registry.
+    """A request in the registry. Made by `InFlight.enter`.
 
     Attributes:
         id: such as `r12`.
         path: of the HTTP request, shortened; a word where it is none.
         model: the id that was asked for, as the router lists it.
+        holder: what uses a resident for it.
     """
 
+    _requests: dict[str, InFlightRequest]
     id: str
     path: str
     model: str
     holder: LeaseHolder
+
+    def close(self) -> None:
+        """Take the request out, and give its lease back. Never waits; may be called again."""
+        self._requests.pop(self.id, None)
+        self.holder.close()
 
 
 class InFlight:
@@ -122,14 +129,11 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def enter(self, request: InFlightRequest) -> Callable[[], None]:
-        """Enter a request. Returns what takes it out again, which may be called more than once."""
-        self._requests[request.id] = request
-
-        def leave() -> None:
-            self._requests.pop(request.id, None)
-
-        return leave
+    def enter(self, request_id: str, path: str, model: str, holder: LeaseHolder) -> InFlightRequest:
+        """Enter a request; its `close` takes it out again. The arguments are its attributes."""
+        entered = InFlightRequest(self._requests, request_id, path, model, holder)
+        self._requests[request_id] = entered
+        return entered
 
     def by_ticket(self) -> Mapping[Ticket, InFlightRequest]:
         """Return the requests by the tickets that they have now."""
@@ -154,7 +158,7 @@ class InFlight:
         return request
 
 
-@define(eq=False)
+@define(eq=False, on_setattr=attrs.setters.NO_OP)
 class RequestScope:
     """A request: what it holds, and how it goes.
 
@@ -165,7 +169,6 @@ class RequestScope:
         client: who asks, by a name that is told to nobody: one of the keys, or where the request comes from.
         id: by which people can tell it from others.
         path: of the HTTP request, shortened: it is told in events and in the log.
-        stack: what it holds; every exit callback is synchronous.
         model, engine: filled in once known.
         holder: what uses a resident for the request; None where nothing does yet.
         status: what the client got; 0 while nothing was sent.
@@ -174,7 +177,6 @@ class RequestScope:
 
     path: str = field(converter=_shown_path)  # type: ignore[misc] # mypy knows plain functions only
     hub: EventHub
-    stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
     client: str = ""
     model: str | None = None
     engine: str | None = None
@@ -184,6 +186,11 @@ class RequestScope:
     finished: bool = False
     id: str = field(init=False, factory=new_id)
     _began_at: float = field(factory=trio.current_time)
+    _gives_back: list[Callable[[], object]] = field(init=False, factory=list)
+
+    def on_leave(self, give_back: Callable[[], object]) -> None:
+        """Have something given back at the end, before what was taken earlier. It must not wait."""
+        self._gives_back.append(give_back)
 
     def note_error(self, error: RouterError) -> None:
         """Record what the client is told of an error in an answer that has begun."""
@@ -203,7 +210,13 @@ class RequestScope:
         A handler that is about to run when its client leaves may still take something before it is cancelled:
         the next call gives that back.
         """
-        self.stack.close()
+        gives_back = self._gives_back
+        try:
+            while gives_back:
+                gives_back.pop()()
+        finally:
+            if gives_back:  # a defect in one is no reason to keep the others
+                self.leave()
         if self.finished:
             return
         self.finished = True

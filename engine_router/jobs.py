@@ -21,8 +21,11 @@ logger = logging.getLogger(__name__)
 REMEMBERED_S: Final = 3600.0
 
 JobState = Literal["running", "done", "failed", "cancelled"]
-Work = Callable[[str, ExitStack], Awaitable[Mapping[str, Any]]]
-"""The work of a job: takes its id and a stack that is closed when it ends; returns its outcome."""
+OnLeave = Callable[[Callable[[], object]], object]
+"""Takes what gives something back when a job, or the request that waits for it, ends."""
+
+Work = Callable[[str, OnLeave], Awaitable[Mapping[str, Any]]]
+"""The work of a job: takes its id, and what it tells what to give back at its end; returns its outcome."""
 
 
 @define(eq=False)
@@ -115,7 +118,7 @@ class Jobs:
         error: RouterError | None = None
         try:
             with ExitStack() as stack, job.scope:
-                result = await work(job.id, stack)
+                result = await work(job.id, stack.callback)
         except RouterError as failure:
             error = failure
         except Exception as defect:

@@ -16,7 +16,7 @@ from engine_router.config.diff import Changes
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
-from engine_router.in_flight import HeldBodies, InFlight, InFlightRequest, LeaseHolder, new_id
+from engine_router.in_flight import HeldBodies, InFlight, LeaseHolder, new_id
 from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
 from engine_router.models.endpoints import EndpointSupport
@@ -149,15 +149,14 @@ class Router:
         target = await self.resolve(model)
         holder = LeaseHolder(self.supervisor, target.resident)
         lease = holder.enter()
-        leave = self.in_flight.enter(InFlightRequest(new_id(), "lease", target.model, holder))
+        entered = self.in_flight.enter(new_id(), "lease", target.model, holder)
         try:
             with trio.CancelScope() as scope:
                 endpoint = await lease.granted()
                 lease.on_revoke(scope.cancel)
                 yield HeldLease(endpoint.base_url, target.engine, target.upstream)
         finally:
-            lease.release()
-            leave()
+            entered.close()
         if scope.cancelled_caught:
             raise lease.error or LeaseRevoked("the lease was taken away")
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.dialects.frames import named_event
 from engine_router.errors import EngineUnreachable, QueueFull, RequestCancelled, RouterClosing, RouterError
-from engine_router.events import RouterNotice
+from engine_router.events import EventHub, RouterNotice
 from engine_router.guards.limits import MOST_ENDED_JOBS, MOST_RUNNING_JOBS
-from engine_router.in_flight import InFlightRequest
+from engine_router.in_flight import RequestScope
 from engine_router.jobs import REMEMBERED_S, Jobs
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ForwardPlan
@@ -383,14 +384,27 @@ async def test_a_request_that_was_cancelled_does_not_queue_up_again() -> None:
         exchange = ProxyExchange(
             router.supervisor, target.resident, upstream=Unreachable(), plan=ForwardPlan(outgoing=outgoing)
         )
-        leave = router.in_flight.enter(InFlightRequest("r", "/", "a", exchange))
+        entered = router.in_flight.enter("r", "/", "a", exchange)
         exchange.enter()
         with pytest.raises(RequestCancelled):
             await exchange.head()
-        exchange.close()
-        leave()
-        leave()
+        entered.close()
+        entered.close()
         assert_nothing_left(router)
+
+
+async def test_what_a_request_holds_is_given_back_last_first_and_all_of_it() -> None:
+    scope, given_back = RequestScope("/v1/chat/completions", EventHub()), list[str]()
+
+    def fail() -> None:
+        raise OSError("a defect")
+
+    for give_back in (partial(given_back.append, "first"), fail, partial(given_back.append, "last")):
+        scope.on_leave(give_back)
+    with pytest.raises(OSError, match="a defect"):
+        scope.leave()
+    scope.leave()
+    assert given_back == ["last", "first"]
 
 
 async def test_a_head_request_for_events_ends() -> None:

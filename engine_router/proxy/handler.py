@@ -25,7 +25,6 @@ from engine_router.in_flight import (
     HeldBodies,
     HeldShare,
     InFlight,
-    InFlightRequest,
     LeaseHolder,
     RequestScope,
 )
@@ -101,7 +100,7 @@ class ProxyHandler:
         snapshot, path = self._snapshot(), incoming.path
         server, dialect = snapshot.config.server, dialect_of(path)
         held = HeldShare(self._held_bodies)
-        scope.stack.callback(held.release)
+        scope.on_leave(held.release)
         routed = await read(
             dialect,
             incoming,
@@ -150,10 +149,7 @@ class ProxyHandler:
         """
         priority = priority_of(headers, server.key_priorities)
         scope.model, scope.engine, scope.holder = target.model, target.engine, holder
-        scope.stack.callback(holder.close)
-        scope.stack.callback(
-            self._in_flight.enter(InFlightRequest(scope.id, scope.path, target.model, holder))
-        )
+        scope.on_leave(self._in_flight.enter(scope.id, scope.path, target.model, holder).close)
         return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=scope.client)
 
     async def _passes(self, snapshot: Snapshot, path: str, model: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,8 @@ from engine_router.dialects.ollama.load_only import keep_alive_s
 from engine_router.engines.base import ResidentId
 from engine_router.errors import BadRequest, NoSuchRoute, RouterError
 from engine_router.guards.foreign_text import shown
-from engine_router.in_flight import InFlightRequest, LeaseHolder
-from engine_router.jobs import Work
+from engine_router.in_flight import LeaseHolder
+from engine_router.jobs import OnLeave, Work
 from engine_router.models.registry import Target
 from engine_router.router import Router
 from engine_router.web import admin_lists
@@ -143,17 +142,17 @@ class AdminRoutes:
             )
             return response
         scope = scope_of(request)
-        return json_response(await work(scope.id, scope.stack))
+        return json_response(await work(scope.id, scope.on_leave))
 
 
 async def load(
-    router: Router, target: Target, stay_s: float | None, request_id: str, stack: ExitStack
+    router: Router, target: Target, stay_s: float | None, request_id: str, on_leave: OnLeave
 ) -> Mapping[str, Any]:
     """Make a model resident, taking its turn.
 
     Args:
         stay_s: as a ticket's `keep_alive_s`.
-        stack: holds the lease.
+        on_leave: is told how the lease is given back.
 
     Raises:
         RouterError: it cannot be.
@@ -162,9 +161,8 @@ async def load(
     neighbours = [status.resident for status in router.read_model.pool(before.pool).residents]
     began = trio.current_time()
     holder = LeaseHolder(router.supervisor, target.resident)
-    stack.callback(holder.close)
+    on_leave(router.in_flight.enter(request_id, "load", target.model, holder).close)
     holder.enter(keep_alive_s=stay_s, is_control=True)
-    stack.callback(router.in_flight.enter(InFlightRequest(request_id, "load", target.model, holder)))
     endpoint = await holder.granted()
     staying = present(router)
     made_way = [str(resident) for resident in neighbours if resident not in staying]
@@ -180,7 +178,7 @@ async def load(
 
 
 async def unload(
-    router: Router, residents: Sequence[ResidentId], _request_id: str = "", _stack: ExitStack | None = None
+    router: Router, residents: Sequence[ResidentId], _request_id: str = "", _on_leave: OnLeave | None = None
 ) -> Mapping[str, Any]:
     """Have residents drained and stopped, all at the same time, and wait until they are gone.
 

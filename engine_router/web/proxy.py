@@ -71,7 +71,7 @@ async def direct_exchange(
         request.method, wire_target(path, request.query_string), wire_headers(request), body
     )
     exchange = await router.upstream.send(outgoing.to(base_url))
-    scope_of(request).stack.callback(exchange.close)
+    scope_of(request).on_leave(exchange.close)
     return exchange
 
 

@@ -49,7 +49,7 @@ class StreamReader:
             if not readers[name]:
                 del readers[name]
 
-        scope_of(request).stack.callback(leave)
+        scope_of(request).on_leave(leave)
 
     @property
     def is_over(self) -> bool:
