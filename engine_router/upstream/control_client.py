@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 
 import httpx
+import trio
+
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
 def control_client() -> httpx.AsyncClient:
@@ -16,9 +20,35 @@ def control_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         trust_env=False,
         timeout=None,  # noqa: S113
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        # No certificate is looked at over plain HTTP, and this context would accept none.
+        transport=_transport(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)),
+        mounts={"https://": _Secured()},
         event_hooks={"request": [_with_plain_body]},
     )
+
+
+def _transport(context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=_LIMITS)
+
+
+class _Secured(httpx.AsyncBaseTransport):
+    """The transport over TLS, made at the first call: few engines have TLS, and the system's certificates take 3 MB."""
+
+    def __init__(self) -> None:
+        self._made: httpx.AsyncHTTPTransport | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and return its answer."""
+        if self._made is None:
+            # Those of the system, as for requests of clients; in a thread, for it reads and parses files.
+            context = await trio.to_thread.run_sync(ssl.create_default_context)
+            self._made = _transport(context)
+        return await self._made.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close it."""
+        if self._made is not None:
+            await self._made.aclose()
 
 
 async def _with_plain_body(request: httpx.Request) -> None:
