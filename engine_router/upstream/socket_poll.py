@@ -19,8 +19,10 @@ import trio
 
 logger = logging.getLogger(__name__)
 
-# Sockets that are attended to before other tasks get their turn.
-_MOST_AT_ONCE: Final = 64
+# Looks at the sockets before other tasks get their turn, and how many are attended to at each: while one is attended
+# to, others become ready.
+_LOOKS: Final = 8
+_MOST_AT_ONCE: Final = 32
 
 
 class SocketPoll:
@@ -52,10 +54,13 @@ class SocketPoll:
         try:
             while True:
                 await trio.lowlevel.wait_readable(epoll.fileno())
-                for descriptor, _ in epoll.poll(0, _MOST_AT_ONCE):
-                    # An earlier one of these may have had this one removed.
-                    if (call := calls.get(descriptor)) is not None:
-                        call()
+                for _ in range(_LOOKS):
+                    if not (ready := epoll.poll(0, _MOST_AT_ONCE)):
+                        break
+                    for descriptor, _ in ready:
+                        # An earlier one of these may have had this one removed.
+                        if (call := calls.get(descriptor)) is not None:
+                            call()
         finally:
             epoll.close()
 
