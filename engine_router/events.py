@@ -135,18 +135,24 @@ class RouterNotice(Event):
     message: str
 
 
+Listener = Callable[[Event], None]
+"""Takes in an event; it must not block nor raise."""
+
+
 class EventHub:
     """Hands each event to every listener at once and to every subscriber through a bounded buffer.
 
-    A subscriber that is slower than the events loses the oldest ones; nobody else waits for it.
+    A subscriber that is slower than the events loses the oldest ones; nobody else waits for it. An event costs nothing
+    for those who do not want its kind.
 
     Attributes:
         readers: how many streams of what happens are open over HTTP, by client.
     """
 
     def __init__(self, recent: int = 200) -> None:
-        self._listeners: list[tuple[Callable[[Event], None], tuple[type[Event], ...]]] = []
-        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._listeners: list[tuple[Listener, tuple[type[Event], ...]]] = []
+        self._listening: dict[type[Event], tuple[Listener, ...]] = {}
+        self._subscriptions: dict[type[Event], weakref.WeakSet[Subscription]] = {}
         self._recent: deque[Event] = deque(maxlen=recent)
         self.readers: Counter[str] = Counter()
 
@@ -155,22 +161,25 @@ class EventHub:
         """The last events, oldest first."""
         return tuple(self._recent)
 
-    def listen(self, listener: Callable[[Event], None], *kinds: type[Event]) -> None:
-        """Call `listener` with each event of some kinds from now on; of all where none is named.
-
-        It must not block nor raise.
-        """
+    def listen(self, listener: Listener, *kinds: type[Event]) -> None:
+        """Call `listener` with each event of some kinds from now on; of all where none is named."""
         self._listeners.append((listener, kinds))
+        self._listening.clear()
 
     def publish(self, event: Event) -> None:
         """Hand out one event. Synchronous: events are published where decisions are made."""
-        if not isinstance(event, RequestEnded):
+        kind = type(event)
+        if kind is not RequestEnded:
             self._recent.append(event)
-        for listener, kinds in self._listeners:
-            if not kinds or isinstance(event, kinds):
-                listener(event)
-        for subscription in self._subscriptions:
-            if not subscription.kinds or isinstance(event, subscription.kinds):
+        if (listening := self._listening.get(kind)) is None:
+            wanting = (
+                listener for listener, kinds in self._listeners if not kinds or issubclass(kind, kinds)
+            )
+            listening = self._listening[kind] = tuple(wanting)
+        for listener in listening:
+            listener(event)
+        for wanted in (kind, Event):
+            for subscription in self._subscriptions.get(wanted, ()):
                 subscription.put(event)
 
     def subscribe(self, *kinds: type[Event], buffer: int = 1000) -> Subscription:
@@ -179,8 +188,9 @@ class EventHub:
         The subscription ends when nobody holds it any more. At most `buffer` events are kept for a slow reader; the
         oldest are lost first. Cancellation loses none.
         """
-        subscription = Subscription(kinds, buffer)
-        self._subscriptions.add(subscription)
+        subscription = Subscription(buffer)
+        for kind in kinds or (Event,):
+            self._subscriptions.setdefault(kind, weakref.WeakSet()).add(subscription)
         return subscription
 
 
@@ -189,12 +199,10 @@ class Subscription:
     """The events from a moment on, for one task. Made by `EventHub.subscribe`.
 
     Attributes:
-        kinds: of the events that it gets; empty for all.
         lost: how many events were lost because they were not read in time.
     """
 
-    def __init__(self, kinds: tuple[type[Event], ...], buffer: int) -> None:
-        self.kinds = kinds
+    def __init__(self, buffer: int) -> None:
         self._events: deque[Event] = deque(maxlen=buffer)
         self._wake = trio.Event()
         self.lost = 0

@@ -1,44 +1,140 @@
-"""Metrics for Prometheus, fed by the events."""
+"""Metrics for Prometheus: fed by the events, and made into its families when they are asked for."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector
+from attrs import define, field
 
 from engine_router.events import Event, MemorySettled, RequestEnded, ResidentDied, ResidentReady, SwapEnded
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
 LAST_DURATIONS = 1000
 SLOW = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_PREFIX: Final = "engine_router_"
+_PAIR: Final = ("pool", "resident")
 
-Reading = Mapping[tuple[str, ...], float]
+Labels = tuple[str, ...]
+
+Reading = Mapping[Labels, float]
 """The values of a gauge, by their labels."""
 
 
-class _Now(Collector):
+@define
+class _Gauge:
     """A gauge that is read when it is asked for."""
 
-    def __init__(self, name: str, text: str, labels: tuple[str, ...], read: Callable[[], Reading]) -> None:
-        self._name = name
-        self._text = text
-        self._labels = labels
-        self._read = read
+    name: str
+    text: str
+    labels: Labels
+    read: Callable[[], Reading]
 
-    def collect(self) -> list[GaugeMetricFamily]:
-        family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, value in self._read().items():
+    def collect(self) -> Metric:
+        """Return it for Prometheus."""
+        from prometheus_client.metrics_core import GaugeMetricFamily  # noqa: PLC0415 - see `Metrics.exposition`
+
+        family = GaugeMetricFamily(_PREFIX + self.name, self.text, labels=self.labels)
+        for labels, value in self.read().items():
             family.add_metric(labels, value)
-        return [family]
+        return family
+
+
+@define
+class _Count:
+    """A count, and since when there is one."""
+
+    value: int = 0
+    created_at: float = field(factory=time.time)
+
+
+@define
+class _Counter:
+    """Counts, by labels."""
+
+    name: str
+    text: str
+    labels: Labels
+    counts: dict[Labels, _Count] = field(factory=dict)
+
+    def inc(self, *labels: str) -> None:
+        """Count one more."""
+        if (count := self.counts.get(labels)) is None:
+            count = self.counts[labels] = _Count()
+        count.value += 1
+
+    def collect(self) -> Metric:
+        """Return them for Prometheus."""
+        from prometheus_client.metrics_core import CounterMetricFamily  # noqa: PLC0415 - see `Metrics.exposition`
+
+        family = CounterMetricFamily(_PREFIX + self.name, self.text, labels=self.labels)
+        for labels, count in self.counts.items():
+            family.add_metric(labels, count.value, created=count.created_at if _shows_created() else None)
+        return family
+
+
+@define
+class _Durations:
+    """Durations of one kind: how many there were up to each bound, and their sum."""
+
+    counts: list[int]
+    sum_s: float = 0.0
+    created_at: float = field(factory=time.time)
+
+
+@define
+class _Histogram:
+    """Durations, by labels.
+
+    Attributes:
+        bounds: the upper bounds of the buckets, in seconds; one without bound comes behind them.
+    """
+
+    name: str
+    text: str
+    bounds: Sequence[float]
+    labels: Labels = ()
+    durations: dict[Labels, _Durations] = field(factory=dict)
+
+    def observe(self, seconds: float, *labels: str) -> None:
+        """Take in a duration."""
+        if (found := self.durations.get(labels)) is None:
+            found = self.begin(*labels)
+        found.counts[bisect_left(self.bounds, seconds)] += 1
+        found.sum_s += seconds
+
+    def begin(self, *labels: str) -> _Durations:
+        """Have a series without a duration in it."""
+        begun = self.durations[labels] = _Durations([0] * (len(self.bounds) + 1))
+        return begun
+
+    def collect(self) -> Metric:
+        """Return them for Prometheus."""
+        from prometheus_client.metrics_core import HistogramMetricFamily  # noqa: PLC0415 - see `Metrics.exposition`
+
+        family = HistogramMetricFamily(_PREFIX + self.name, self.text, labels=self.labels)
+        bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        for labels, found in self.durations.items():
+            family.add_metric(
+                labels, list(zip(bounds, itertools.accumulate(found.counts), strict=True)), found.sum_s
+            )
+            if _shows_created():
+                created = dict(zip(self.labels, labels, strict=True))
+                family.add_sample(f"{family.name}_created", created, found.created_at)
+        return family
 
 
 class Metrics:
-    """All metrics of one router, in a registry of its own.
+    """All metrics of one router.
 
     Args:
         in_flight: requests that hold a lease now, by (pool, resident).
@@ -57,119 +153,96 @@ class Metrics:
         waiting: Callable[[], Reading],
         resident: Callable[[], Reading],
     ) -> None:
-        registry = self._registry = CollectorRegistry()
-        prefix = "engine_router"
-        pair = ("pool", "resident")
-        registry.register(_Now(f"{prefix}_in_flight", "Requests that hold a lease.", pair, in_flight))
-        registry.register(_Now(f"{prefix}_waiting", "Requests that wait for a resident.", pair, waiting))
-        registry.register(_Now(f"{prefix}_resident", "1 for each ready resident.", pair, resident))
-        self._swaps = Counter(
-            f"{prefix}_swaps",
-            "Swaps by transition and result.",
-            ("source", "target", "result"),
-            registry=registry,
+        self._gauges = (
+            _Gauge("in_flight", "Requests that hold a lease.", _PAIR, in_flight),
+            _Gauge("waiting", "Requests that wait for a resident.", _PAIR, waiting),
+            _Gauge("resident", "1 for each ready resident.", _PAIR, resident),
         )
-        self._swap = Histogram(f"{prefix}_swap_seconds", "Whole swaps.", buckets=SLOW, registry=registry)
-        self._phase = Histogram(
-            f"{prefix}_swap_phase_seconds", "Phases of swaps.", ("phase",), buckets=SLOW, registry=registry
-        )
-        self._settle = Histogram(
-            f"{prefix}_settle_seconds",
-            "Waits for memory to come back.",
-            ("outcome",),
-            buckets=FAST,
-            registry=registry,
-        )
-        self._start = Histogram(
-            f"{prefix}_start_seconds",
-            "Starts that became ready.",
-            ("resident",),
-            buckets=SLOW,
-            registry=registry,
-        )
-        self._deaths = Counter(
-            f"{prefix}_deaths", "Residents that ended by themselves.", ("resident",), registry=registry
-        )
-        self._requests = Counter(
-            f"{prefix}_requests", "Requests by model and HTTP status.", ("model", "status"), registry=registry
-        )
-        self._queue_wait = Histogram(
-            f"{prefix}_queue_wait_seconds", "Waits for a lease.", ("engine",), buckets=FAST, registry=registry
-        )
-        self._first_byte = Histogram(
-            f"{prefix}_first_byte_seconds",
-            "Time to the first byte.",
-            ("engine",),
-            buckets=FAST,
-            registry=registry,
-        )
-        self._duration = Histogram(
-            f"{prefix}_request_seconds", "Whole requests.", ("engine",), buckets=FAST, registry=registry
-        )
-
+        self._swaps = _Counter("swaps", "Swaps by transition and result.", ("source", "target", "result"))
+        self._swap = _Histogram("swap_seconds", "Whole swaps.", SLOW)
+        self._swap.begin()
+        self._phase = _Histogram("swap_phase_seconds", "Phases of swaps.", SLOW, ("phase",))
+        self._settle = _Histogram("settle_seconds", "Waits for memory to come back.", FAST, ("outcome",))
+        self._start = _Histogram("start_seconds", "Starts that became ready.", SLOW, ("resident",))
+        self._deaths = _Counter("deaths", "Residents that ended by themselves.", ("resident",))
+        self._requests = _Counter("requests", "Requests by model and HTTP status.", ("model", "status"))
+        self._queue_wait = _Histogram("queue_wait_seconds", "Waits for a lease.", FAST, ("engine",))
+        self._first_byte = _Histogram("first_byte_seconds", "Time to the first byte.", FAST, ("engine",))
+        self._duration = _Histogram("request_seconds", "Whole requests.", FAST, ("engine",))
         self.last_durations_s: deque[float] = deque(maxlen=LAST_DURATIONS)
         self.broken_off: dict[int, int] = {}
         self._counted: set[str] = set()
-        self._counts: dict[tuple[str, int], Counter] = {}
-        self._times: dict[tuple[Histogram, str], Histogram] = {}
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        # Many routers are never asked: its library is imported, and takes its memory, when they are.
+        from prometheus_client.exposition import generate_latest  # noqa: PLC0415
+
+        return generate_latest(self)  # which asks it to collect, and for nothing else
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families of all metrics."""
+        for family in (
+            *self._gauges,
+            self._swaps,
+            self._swap,
+            self._phase,
+            self._settle,
+            self._start,
+            self._deaths,
+            self._requests,
+            self._queue_wait,
+            self._first_byte,
+            self._duration,
+        ):
+            yield family.collect()
 
     def requests_ended(self) -> Mapping[tuple[str, int], int]:
         """Return how many requests for known models ended, by model and HTTP status."""
         return {
-            (sample.labels["model"], int(sample.labels["status"])): int(sample.value)
-            for metric in self._requests.collect()
-            for sample in metric.samples
-            if sample.name.endswith("_total") and sample.labels["model"] != "none"
+            (model, int(status)): count.value
+            for (model, status), count in self._requests.counts.items()
+            if model != "none"
         }
 
     def observe(self, event: Event) -> None:
         """Take in an event."""
-        if isinstance(event, RequestEnded):
-            if event.engine is not None:
-                self._observe_request(event, event.engine)
-            return
         match event:
+            case RequestEnded(engine=str(engine)):
+                self._observe_request(event, engine)
             case SwapEnded():
-                self._swaps.labels(event.source or "none", event.target or "none", event.result).inc()
+                self._swaps.inc(event.source or "none", event.target or "none", event.result)
                 self._swap.observe(event.duration_s)
                 for phase, seconds in event.phases.items():
-                    self._phase.labels(phase).observe(seconds)
+                    self._phase.observe(seconds, phase)
             case MemorySettled():
-                self._settle.labels(event.outcome).observe(event.waited_s)
+                self._settle.observe(event.waited_s, event.outcome)
             case ResidentReady():
-                self._start.labels(event.resident).observe(event.start_s)
+                self._start.observe(event.start_s, event.resident)
             case ResidentDied():
-                self._deaths.labels(event.resident).inc()
+                self._deaths.inc(event.resident)
             case _:
                 pass
 
     def _observe_request(self, event: RequestEnded, engine: str) -> None:
-        """Take in the one event that comes with every request, without looking its labels up again each time."""
         model = event.model or "none"
         if model not in self._counted:
             if len(self._counted) < MAX_COUNTED_MODELS:
                 self._counted.add(model)
             else:
                 model = "(other models)"
-        key = (model, event.status)
-        if (count := self._counts.get(key)) is None:
-            count = self._counts[key] = self._requests.labels(key[0], str(key[1]))
-        count.inc()
+        self._requests.inc(model, str(event.status))
         if event.model is not None:
             self.last_durations_s.append(event.duration_s)
             if event.error is not None and event.status < 400:
                 self.broken_off[event.status] = self.broken_off.get(event.status, 0) + 1
-        for histogram, seconds in (
-            (self._duration, event.duration_s),
-            (self._queue_wait, event.queue_wait_s),
-            (self._first_byte, event.first_byte_s),
-        ):
-            if seconds is None:
-                continue
-            if (child := self._times.get((histogram, engine))) is None:
-                child = self._times[histogram, engine] = histogram.labels(engine)
-            child.observe(seconds)
+        self._duration.observe(event.duration_s, engine)
+        if event.queue_wait_s is not None:
+            self._queue_wait.observe(event.queue_wait_s, engine)
+        if event.first_byte_s is not None:
+            self._first_byte.observe(event.first_byte_s, engine)
+
+
+def _shows_created() -> bool:
+    """Tell whether series say since when they are: as Prometheus' library does, by its environment variable."""
+    return os.environ.get("PROMETHEUS_DISABLE_CREATED_SERIES", "false").lower() not in ("true", "1", "t")

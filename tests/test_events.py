@@ -103,7 +103,7 @@ async def test_leaving_the_loop_ends_the_subscription() -> None:
 
     await follow()
     gc.collect()
-    assert len(hub._subscriptions) == 0
+    assert not any(hub._subscriptions.values())
 
 
 async def test_a_cancelled_wait_loses_no_event(autojump_clock: MockClock) -> None:

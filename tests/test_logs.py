@@ -174,7 +174,7 @@ def test_a_json_line_with_a_traceback(record: logging.LogRecord) -> None:
 
 def test_an_event_as_json_keeps_its_own_fields() -> None:
     record = logging.LogRecord("engine_router.events", logging.INFO, "", 0, "%s", ("look",), None)
-    record.fields = RouterNotice(at=1.0, severity="info", message="look").as_dict()
+    record.event = RouterNotice(at=1.0, severity="info", message="look")
     told = json.loads(JsonFormatter().format(record))
     assert told.pop("time")
     assert told == {
@@ -255,6 +255,58 @@ def test_nobody_waits_for_a_paused_terminal() -> None:
     assert lines[0] == "0"
     assert lines[-1] == "after"
     assert re.fullmatch(r"\d+ lines of the log were lost: nobody read them", lines[-2])
+
+
+class Counting(Stuck):
+    """A paused terminal that counts what it is told to write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+        self.writes = 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        self.begun.set()
+        return super().write(text)
+
+
+def log_record(level: int, text: object, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord("engine_router.x", level, "", 0, text, arguments, None)
+
+
+def test_lines_that_gather_are_written_at_once_and_say_what_was_so_when_they_arose() -> None:
+    stream, changing = Counting(), ["before"]
+    handler = LogThread(stream, None)
+    handler.handle(log_record(logging.WARNING, "first"))
+    assert stream.begun.wait(120)
+    for number in range(300):
+        handler.handle(log_record(logging.DEBUG, "%s", number))
+    handler.handle(log_record(logging.DEBUG, "%s", changing))
+    changing[0] = "after"
+    handler.handle(log_record(logging.WARNING, "last"))
+    stream.go_on.set()
+    handler.close()
+    handler._thread.join(120)
+    lines = stream.getvalue().splitlines()
+    assert lines == ["first", *map(str, range(300)), "['before']", "last"]
+    assert stream.writes == 2
+
+
+class Words:
+    """Says in which thread it was asked for its words."""
+
+    def __str__(self) -> str:
+        return threading.current_thread().name
+
+
+def test_a_line_is_made_in_the_thread_that_writes_it() -> None:
+    stream = io.StringIO()
+    handler = LogThread(stream, None)
+    handler.handle(log_record(logging.WARNING, Words()))
+    handler.close()
+    handler._thread.join(120)
+    assert stream.getvalue() == "log\n"
 
 
 class Gone(io.StringIO):

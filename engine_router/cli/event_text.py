@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from attrs import frozen
+
 from engine_router.cli.formatting import gigabytes, phase_text, phases, seconds, transition
 from engine_router.events import (
     Event,
@@ -26,16 +28,21 @@ logger = logging.getLogger("engine_router.events")
 
 
 class EventLog:
-    """Writes each event to Python's logging, with the event's own data in the record's `fields`."""
+    """Writes each event to Python's logging, with the event itself in the record's `event`."""
 
     def __init__(self) -> None:
         self._causes: dict[str, str] = {}
 
     def observe(self, event: Event) -> None:
         """Write one event; made for `EventHub.listen`."""
+        if isinstance(event, RequestEnded):
+            level = _severity(event)
+            if logger.isEnabledFor(level):
+                logger.log(level, RequestText(event), extra={"event": event})
+            return
         level, text = self.described(event)
         if logger.isEnabledFor(level):
-            logger.log(level, "%s", text, extra={"fields": event.as_dict()})
+            logger.log(level, "%s", text, extra={"event": event})
 
     def described(self, event: Event) -> tuple[int, str]:
         """Return the level and the words of an event. The first phase of a swap tells what caused it."""
@@ -48,7 +55,7 @@ class EventLog:
             case SwapEnded():
                 return _swap(event)
             case RequestEnded():
-                return _request(event)
+                return _severity(event), str(RequestText(event))
             case RouterNotice():
                 return _SEVERITIES[event.severity], event.message
             case _:
@@ -72,20 +79,30 @@ def _swap(event: SwapEnded) -> tuple[int, str]:
     return logging.ERROR, f"{name}: failed after {spent}: {event.error}"
 
 
-def _request(event: RequestEnded) -> tuple[int, str]:
-    subject = f"{event.path} {event.model or ''}".rstrip()
-    times = seconds(event.duration_s)
-    if event.queue_wait_s is not None and event.queue_wait_s >= 0.005:
-        times += f", waited {seconds(event.queue_wait_s)} for its engine"
-    if event.first_byte_s is not None:
-        times += f", first byte after {seconds(event.first_byte_s)}"
-    if event.status == CLIENT_LEFT:
-        return logging.DEBUG, f"{subject}: the client left after {times}"
-    if event.status < 400 and event.error is None:
-        return logging.DEBUG, f"{subject}: {event.status} in {times}"
-    return logging.WARNING, f"{subject}: {event.status} after {times}" + (
-        f": {event.error}" if event.error else ""
-    )
+def _severity(event: RequestEnded) -> int:
+    is_well = event.status == CLIENT_LEFT or (event.status < 400 and event.error is None)
+    return logging.DEBUG if is_well else logging.WARNING
+
+
+@frozen
+class RequestText:
+    """The words of a request's end: they are found when somebody reads them, which takes longer than to say who does."""
+
+    event: RequestEnded
+
+    def __str__(self) -> str:
+        event = self.event
+        subject = f"{event.path} {event.model or ''}".rstrip()
+        times = seconds(event.duration_s)
+        if event.queue_wait_s is not None and event.queue_wait_s >= 0.005:
+            times += f", waited {seconds(event.queue_wait_s)} for its engine"
+        if event.first_byte_s is not None:
+            times += f", first byte after {seconds(event.first_byte_s)}"
+        if event.status == CLIENT_LEFT:
+            return f"{subject}: the client left after {times}"
+        if event.status < 400 and event.error is None:
+            return f"{subject}: {event.status} in {times}"
+        return f"{subject}: {event.status} after {times}" + (f": {event.error}" if event.error else "")
 
 
 def _other(event: Event) -> tuple[int, str]:

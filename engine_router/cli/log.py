@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -18,65 +19,105 @@ from engine_router.cli.exit_codes import CommandFailed
 from engine_router.cli.terminal import has_colours
 from engine_router.config import LogConfig
 from engine_router.config.values import expanded
+from engine_router.events import Event
 from engine_router.guards.foreign_text import indented, printable_json
 
 # Lines that may wait for somebody to read them (a terminal that was paused, a pipe into a pager).
 BACKLOG_LINES = 10_000
 CLOSE_TIMEOUT_S = 1.0
+# Seconds in which lines gather, so that many are written by one call, and so many at most.
+GATHER_S = 0.05
+BATCH_LINES = 1000
 # Libraries that would tell about every request and connection.
 _CHATTY = ("httpx", "httpcore", "hypercorn", "engine_router.server", "asyncio")
 
 
 class LogThread(logging.Handler):
-    """Formats records where they arise and writes them in a thread of its own.
+    """Formats and writes records in a thread of its own, all at once that have come in a moment.
 
     A write to a paused terminal or a full pipe blocks for as long as nobody reads; in the router's own thread
-    it would stop every request. What cannot be written any more is dropped, and counted.
+    it would stop every request. What cannot be written any more is dropped, and counted. A warning waits for nothing.
     """
 
     def __init__(self, stream: TextIO, path: Path | None) -> None:
         super().__init__()
         self._stream = stream
         self._path = path
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[logging.LogRecord | str | None] = queue.SimpleQueue()
         self._lost = 0
+        self._in_hand = 0
+        self._urgent = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one record; returns at once."""
-        self.write(self.format(record))
+        if record.args:
+            # What they speak of may have changed when the line is made.
+            record = copy.copy(record)
+            record.msg, record.args = record.getMessage(), None
+        self._take(record, is_urgent=record.levelno >= logging.WARNING)
 
     def write(self, line: str) -> None:
         """Take one line as it is; returns at once."""
-        if self._lines.qsize() >= BACKLOG_LINES:
+        self._take(line, is_urgent=True)
+
+    def _take(self, line: logging.LogRecord | str, *, is_urgent: bool) -> None:
+        if self._lines.qsize() + self._in_hand >= BACKLOG_LINES:
             self._lost += 1
             return
         if self._lost:
             lost, self._lost = self._lost, 0
             logging.getLogger(__name__).warning("%d lines of the log were lost: nobody read them", lost)
         self._lines.put(line)
+        if is_urgent:
+            self._urgent.set()
 
     def close(self) -> None:
         """Write what waits, as far as that is possible within a second."""
         self._lines.put(None)
+        self._urgent.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_TIMEOUT_S)
         super().close()
 
     def _write_all(self) -> None:
-        while (line := self._lines.get()) is not None:
+        is_over = False
+        while not is_over:
+            batch = self._next_batch()
+            is_over = None in batch
+            if not (text := "".join(f"{self._text(line)}\n" for line in batch if line is not None)):
+                continue
             try:
                 self._reopen_if_moved()
-                self._stream.write(line + "\n")
-                if self._lines.empty():
-                    self._stream.flush()
+                self._stream.write(text)
+                self._stream.flush()
             except (OSError, ValueError):
                 # The terminal is gone, the pipe is broken, the disk is full: the router works without a log.
                 continue
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._stream.close()
+
+    def _next_batch(self) -> list[logging.LogRecord | str | None]:
+        """Wait for a line, and a moment for others; return them, with None at the end of all."""
+        self._in_hand = 0
+        batch = [self._lines.get()]
+        if self._lines.qsize() < BATCH_LINES:
+            self._urgent.wait(GATHER_S)
+        self._urgent.clear()
+        count = min(self._lines.qsize(), BATCH_LINES)
+        self._in_hand = 1 + count
+        return batch + [self._lines.get() for _ in range(count)]
+
+    def _text(self, line: logging.LogRecord | str) -> str:
+        if isinstance(line, str):
+            return line
+        try:
+            return self.format(line)
+        except Exception:  # noqa: BLE001 - as every handler of Python's does
+            self.handleError(line)
+            return "a line of the log could not be written"
 
     def _reopen_if_moved(self) -> None:
         """Follow a file that was renamed, as log rotation does."""
@@ -127,7 +168,8 @@ class JsonFormatter(logging.Formatter):
         """Return the line."""
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line: dict[str, object] = {"time": at, "level": record.levelname.lower()}
-        fields = getattr(record, "fields", None)  # set by `extra`
+        event: Event | None = getattr(record, "event", None)  # set by `extra`
+        fields = None if event is None else event.as_dict()
         if fields is None:
             line["logger"] = record.name
         message = {"message": record.getMessage()}
