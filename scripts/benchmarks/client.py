@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,13 @@ class Answer:
     Attributes:
         status: None where nothing came in time.
         took_s: seconds from sending to the last byte, or to giving up.
+        began_at: when the answer's head had come, in seconds since 1970.
     """
 
     status: int | None
     took_s: float
     body: bytes = b""
+    began_at: float = math.nan
 
     def is_from(self, model: str) -> bool:
         """Tell whether that very model answered."""
@@ -58,12 +61,13 @@ class Request:
         """Wait for the answer, at most the timeout between two pieces of it."""
         try:
             response = self._connection.getresponse()
+            began_at = time.time()
             body = response.read()
         except (OSError, http.client.HTTPException):
             return Answer(None, time.perf_counter() - self._sent_at)
         finally:
             self._connection.close()
-        return Answer(response.status, time.perf_counter() - self._sent_at, body)
+        return Answer(response.status, time.perf_counter() - self._sent_at, body, began_at)
 
     def close(self) -> None:
         self._connection.close()

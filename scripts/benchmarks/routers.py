@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import client
 from benchmarks.environments import version_of
@@ -170,9 +171,8 @@ def ler_config(port: int, commands: Commands, stem: Path) -> str:
     return json.dumps(config, indent=1)
 
 
-def last_phases(router: Router) -> dict[str, float]:
-    """Return the seconds that the last swap spent in each phase, as engine_router tells; else nothing."""
+def last_swap(router: Router) -> dict[str, Any]:
+    """Return what engine_router tells of its last swap; of others nothing."""
     status = client.get(router.port, "/status")
     last = status.get("last_swap") if isinstance(status, dict) else None
-    phases = last.get("phases") if isinstance(last, dict) else None
-    return dict(phases) if isinstance(phases, dict) else {}
+    return dict(last) if isinstance(last, dict) else {}

@@ -33,10 +33,11 @@ from benchmarks.routers import (
     LlamaEngines,
     Program,
     Router,
-    last_phases,
+    last_swap,
     open_router,
 )
 
+INSTANT = "instant engines"
 MODELS = ("alpha", "beta")
 PLAIN_REQUESTS = 3
 SWAP_WITHIN_S = 30.0
@@ -58,6 +59,7 @@ SWAP_LIMIT_S = 0.15
 SWAPS_LIMIT = 2
 EXIT_LIMIT_S = 0.1
 HEALTH_LIMIT_S = 0.05
+FIRST_BYTE_LIMIT_S = 0.003
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Swaps:
     swap: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
     cost: list[float] = field(default_factory=list)  # swap less plain, pair by pair
+    first_byte: list[float] = field(default_factory=list)  # from the end of the start to the waiting client's
     phases: dict[str, list[float]] = field(default_factory=dict)
 
     def overhead(self, own: Own) -> list[float]:
@@ -166,9 +169,11 @@ def sequential(
 def one_swap(router: Router, model: str, swaps: Swaps) -> None:
     """Measure a request that needs a swap, then some that need none."""
     body = client.chat(model)
-    swap = must(client.ask(router.port, body, SWAP_WITHIN_S), model, router).took_s
-    if router.program.name == OURS:
-        for phase, seconds in last_phases(router).items():
+    answer = must(client.ask(router.port, body, SWAP_WITHIN_S), model, router)
+    swap = answer.took_s
+    if last := last_swap(router):
+        swaps.first_byte.append(answer.began_at - last["at"])
+        for phase, seconds in last["phases"].items():
             swaps.phases.setdefault(phase, []).append(seconds)
     plain = [
         must(client.ask(router.port, body, SWAP_WITHIN_S), model, router).took_s
@@ -297,6 +302,10 @@ def scenario_rows(results: Results) -> list[Row]:
         found.append(compared(f"swap overhead, {name}", overheads, limit_s=SWAP_LIMIT_S))
         for phase, seconds in scenario.swaps[OURS].phases.items():
             found.append(Row(f"  phase {phase}", milliseconds(Summary.of(seconds))))
+        first_byte = {OURS: scenario.swaps[OURS].first_byte}
+        # Of a real engine most of it is the engine's.
+        limit_s = FIRST_BYTE_LIMIT_S if name == INSTANT else None
+        found.append(compared("from the start's end to the client's first byte", first_byte, limit_s=limit_s))
     return found
 
 
@@ -433,6 +442,7 @@ def scenario_json(scenario: Scenario) -> dict[str, Any]:
                 "swap_s": {**summed(swaps.swap), "all": rounded(swaps.swap)},
                 "plain_s": summed(swaps.plain),
                 "overhead_s": summed(swaps.overhead(scenario.own)),
+                "first_byte_s": rounded(swaps.first_byte),
                 "phases_s": {
                     phase: {**summed(seconds), "all": rounded(seconds)}
                     for phase, seconds in swaps.phases.items()
@@ -461,7 +471,7 @@ def measure(lab: Lab, programs: Sequence[Program], rounds: int) -> Results:
     python = programs[0].python
     results = Results(programs)
     instant = InstantEngines(python, MODELS)
-    kinds: list[tuple[str, Engines]] = [("instant engines", instant)]
+    kinds: list[tuple[str, Engines]] = [(INSTANT, instant)]
     if environments.has_llamacpp(python):
         kinds.append(("llama.cpp, tiny models", LlamaEngines(python, MODELS)))
     else:
