@@ -228,14 +228,16 @@ def test_the_whole_is_never_less_than_its_parts(
 
 
 def test_time_goes_on() -> None:
+    """Lines that come together share their time."""
     moments = iter([9.5, 9.9999999, 10.0, 1_790_000_000.25])
-    raw = b"".join(events(delta(content="x")) for _ in range(3)) + events(delta("stop"))
     translation = translate(
         "/api/chat", {"messages": []}, model="q", upstream="q", wall_clock=moments.__next__
     )
-    lines = parsed(translation.feed(raw) + translation.end())
+    came = [events(delta(content="x")), events(delta(content="x")) * 2, events(delta(content="x"))]
+    lines = parsed(b"".join(map(translation.feed, [*came, events(delta("stop"))])) + translation.end())
     assert [line["created_at"] for line in lines] == [
         "1970-01-01T00:00:09.500000Z",
+        "1970-01-01T00:00:09.999999Z",
         "1970-01-01T00:00:09.999999Z",
         "1970-01-01T00:00:10.000000Z",
         "2026-09-21T14:13:20.250000Z",

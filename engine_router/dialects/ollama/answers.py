@@ -178,6 +178,7 @@ class StreamedText(_Text):
 
     def _lines(self, pieces: Sequence[AnswerPiece]) -> bytes:
         lines: list[bytes] = []
+        now = self._timestamps.now() if pieces else b""
         for piece in pieces:
             if piece.kind == "call":
                 self._calls.take(piece)
@@ -188,7 +189,7 @@ class StreamedText(_Text):
                 logprobs = b',"logprobs":' + to_json([token.shown(full=False) for token in piece.logprobs])
             lines.append(
                 b'%b%b",%b%b%b,"done":false%b}\n'
-                % (self._begin, self._timestamps.now(), before, piece.quoted(), behind, logprobs)
+                % (self._begin, now, before, piece.quoted(), behind, logprobs)
             )
         return b"".join(lines)
 

@@ -13,7 +13,7 @@ _NO_TIMES = Times(None, None)
 
 
 class Timestamps:
-    """A clock that tells the time as Ollama writes it, once for each line: all but the fraction is made once a second."""
+    """A clock that tells the time as Ollama writes it, for lines that come together: all but the fraction is made once a second."""
 
     def __init__(self, wall_clock: Clock) -> None:
         self._wall_clock = wall_clock

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine_router.dialects.answer_json import misshapen, object_in, parse_answer, understanding
+from engine_router.dialects.answer_json import (
+    UNEXPECTED,
+    beginning,
+    misshapen,
+    object_in,
+    parse_answer,
+    understanding,
+)
 from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames, begins_events
 from engine_router.dialects.json_body import to_json
@@ -77,8 +84,10 @@ class ChatAnswer:
             self._whole += data
             return
         for event in self._frames.events(data):
-            with understanding(event):
+            try:
                 pieces = self._event(event)
+            except UNEXPECTED as error:
+                raise misshapen(beginning(event)) from error
             if self._collected is None:
                 yield from pieces
             else:

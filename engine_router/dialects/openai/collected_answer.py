@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_router.dialects.answer_json import mended, object_in, parse_answer, understanding, whole_number_in
+from engine_router.dialects.answer_json import (
+    UNEXPECTED,
+    beginning,
+    mended,
+    misshapen,
+    object_in,
+    parse_answer,
+    understanding,
+    whole_number_in,
+)
 from engine_router.dialects.engine_errors import error_message
 from engine_router.dialects.frames import EventFrames, begins_events
 from engine_router.dialects.json_body import JsonObject, to_json
@@ -49,8 +58,10 @@ class CollectedAnswer:
         if not self._is_stream:
             return data
         for event in self._frames.events(data):
-            with understanding(event):
+            try:
                 self._take(event)
+            except UNEXPECTED as error:
+                raise misshapen(beginning(event)) from error
         return b""
 
     def end(self) -> bytes:
