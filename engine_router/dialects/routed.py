@@ -68,9 +68,13 @@ def model_in(data: Mapping[str, Any]) -> str:
         NoModelNamed: it names none.
         BadRequest: it names it, but not as a string.
     """
-    model = data.get("model")
+    return _model_of(data.get("model"), data.get("name"))
+
+
+def _model_of(model: object, name: object) -> str:
+    """Return what two members of a request name; see `model_in`."""
     if model in NO_NAME:
-        model = data.get("name") or model
+        model = name or model
     if model is None:
         raise NoModelNamed('the request names no model; add "model": "..." (GET /v1/models lists them)')
     if not isinstance(model, str):
@@ -130,8 +134,7 @@ def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
     """
     named = _named_in(body)
     streams = dialect.streams(path, {"stream": named.stream})
-    model = model_in({"model": named.model, "name": named.name})
-    return Routed(model, streams, body, named.keep_alive)
+    return Routed(_model_of(named.model, named.name), streams, body, named.keep_alive)
 
 
 @frozen

@@ -69,6 +69,10 @@ class ModelRegistry:
             if name in self._config.engines and self._config.engines[name].discover:
                 self.set_listed(name, models)
 
+    def remembered(self, name: str) -> Target | None:
+        """Return the model to which a name has led before; None where it has to be resolved."""
+        return self._resolved.get(name)
+
     def resolve(self, name: str) -> Target:
         """Find a model by id, alias, with or without Ollama's `:latest`, or by any name that Ollama knows it by.
 

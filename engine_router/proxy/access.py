@@ -132,10 +132,7 @@ class AccessCheck:
             held = [any([hmac.compare_digest(offer, key) for offer in offers]) for key in self._keys]  # noqa: C419 - as below
             if True in held:
                 return f"key {held.index(True)}"
-        address = None if peer is None else _address(peer)
-        if isinstance(address, ipaddress.IPv6Address):
-            return str(ipaddress.ip_network((address, 64), strict=False))
-        return str(address or "unknown")
+        return "unknown" if peer is None else _place(peer)
 
     def _has_key(self, headers: Headers) -> bool:
         """Tell whether any of the keys that a request offers is right."""
@@ -165,11 +162,16 @@ class AccessCheck:
         """
         if method in _SAFE_METHODS and _only_reads(path, query):
             return
-        origin = first_value(headers, b"origin")
+        origin = site = None
+        for name, value in headers:
+            if name == b"origin" and origin is None:
+                origin = value
+            elif name == b"sec-fetch-site" and site is None:
+                site = value
         if origin is not None:
             if not self._allows(origin) and not _is_own_url(origin, headers):
                 raise _not_allowed(origin)
-        elif not _is_own_page(method, headers):
+        elif (site is not None or method in _SAFE_METHODS) and not _is_own_page(site, headers):
             raise Forbidden(
                 "a page of another site may have made the browser send this; "
                 "use the router's own page, or a program such as engine-router or curl"
@@ -231,22 +233,31 @@ def _address(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
+@functools.lru_cache(REMEMBERED_PEERS)
+def _place(peer: str) -> str:
+    """Return a name for where a peer is: its address, or the network that it has to itself."""
+    address = _address(peer)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address or "unknown")
+
+
 def _only_reads(path: str, query: bytes) -> bool:
     is_model = path.startswith("/v1/models/") and not query
     return path in _READS or is_model or (path in _READS_WITHOUT_QUERY and not query)
 
 
-def _is_own_page(method: str, headers: Headers) -> bool:
+def _is_own_page(site: bytes | None, headers: Headers) -> bool:
     """Tell whether a request without an Origin comes from no browser, or from the router's own page or its reader.
 
     Browsers name the site at addresses with TLS and on this machine only. Elsewhere they send an Origin with
     everything but a GET, so a GET has to come with word of the page that it comes from.
+
+    Args:
+        site: what the request says of the site that it comes from; None for a GET that says nothing.
     """
-    site = first_value(headers, b"sec-fetch-site")
     if site is not None:
         return site in _OWN_SITES
-    if method not in _SAFE_METHODS:
-        return True
     if not (first_value(headers, b"user-agent") or b"").startswith(b"Mozilla/"):
         return True
     return _is_own_url(first_value(headers, b"referer") or b"", headers)

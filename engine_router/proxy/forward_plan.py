@@ -21,7 +21,7 @@ from engine_router.models.endpoints import OPTIONAL, EndpointSupport
 from engine_router.models.registry import Target
 from engine_router.proxy.request_body import IncomingRequest, is_form
 from engine_router.proxy.streamed_body import StreamedRequest
-from engine_router.upstream.forwarding import EngineRequests, Outgoing, as_json
+from engine_router.upstream.forwarding import EngineRequests, Outgoing
 from engine_router.upstream.http1 import Arriving
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class ForwardPlanner:
         self._traits_of = traits_of
         self._endpoint_support = endpoint_support
         self.requests = {name: EngineRequests(config, name) for name in config.engines}
-        self._policies = {
+        policies = {
             name: Policy(
                 strip=model.strip,
                 set=model.set,
@@ -94,6 +94,7 @@ class ForwardPlanner:
             )
             for name, model in config.models.items()
         }
+        self._policies = {name: policy for name, policy in policies.items() if policy}
 
     def is_native(self, path: str, target: Target) -> bool | None:
         """Tell whether an engine serves a path itself; None where it has to be asked once it runs."""
@@ -110,7 +111,7 @@ class ForwardPlanner:
             return False
         return (
             target.upstream == model
-            and not self._policies.get(target.model)
+            and target.model not in self._policies
             and self.is_native(path, target) is True
         )
 
@@ -157,8 +158,12 @@ class ForwardPlanner:
             body = self._changed(translation.path, translation.body, target)
             outgoing = self._outgoing(incoming, target, translation.path, body, is_json=True)
             return ForwardPlan(outgoing=outgoing, translation=translation, filters=last)
-        path = incoming.path
-        body = self._changed(path, _native_body(path, routed, target), target)
+        path, dialect = incoming.path, dialect_of(incoming.path)
+        body = routed.renamed(target.upstream)
+        if dialect is not OPENAI:
+            body = _native_body(path, dialect, body)
+        if target.model in self._policies:
+            body = self._changed(path, body, target)
         collected: Translation | None = None
         if not routed.streams and routed.is_json and self._collects(path, target):
             collected = _collected(path, body)
@@ -166,34 +171,32 @@ class ForwardPlanner:
         outgoing = self._outgoing(incoming, target, path, body, is_json=routed.is_json)
         if target.upstream != routed.model:
             last.insert(0, Renaming(path, body, routed.model))
-        return ForwardPlan(outgoing=outgoing, translation=collected, dialect=dialect_of(path), filters=last)
+        return ForwardPlan(outgoing=outgoing, translation=collected, dialect=dialect, filters=last)
 
     def _collects(self, path: str, target: Target) -> bool:
         return self._config.engines[target.engine].stream_upstream and path in STREAMABLE
 
     def _changed(self, path: str, body: Octets, target: Target) -> Octets:
         policy = self._policies.get(target.model)
-        return to_json(policy.applied(path, parse_object(body))) if policy else body
+        return body if policy is None else to_json(policy.applied(path, parse_object(body)))
 
     def _outgoing(
         self, incoming: IncomingRequest, target: Target, path: str, body: Octets | Arriving, *, is_json: bool
     ) -> Outgoing:
-        # Clients that say nothing of the type of their JSON, or what curl says of it, were understood all the same.
-        headers = as_json(incoming.headers) if is_json else incoming.headers
         sent = incoming.target(path, target.upstream)
-        return self.requests[target.engine].outgoing(incoming.method, sent, headers, body)
+        requests = self.requests[target.engine]
+        return requests.outgoing(incoming.method, sent, incoming.headers, body, is_json=is_json)
 
 
-def _native_body(path: str, routed: Routed, target: Target) -> Octets:
+def _native_body(path: str, dialect: Dialect, body: Octets) -> Octets:
     """Return the body for an engine that serves the path itself."""
-    body = routed.renamed(target.upstream)
     if path == "/v1/messages":
         from engine_router.dialects.keep_alive import forget_progress  # noqa: PLC0415 - see _translation
 
         return forget_progress(body)
     # How long a model stays is the router's to decide, which heeds the client's wish. Where nothing is said of it, the
     # daemon would keep a model that it has to load anew for five minutes.
-    return kept_for_ever(body) if dialect_of(path) is OLLAMA else body
+    return kept_for_ever(body) if dialect is OLLAMA else body
 
 
 def _collected(path: str, body: Octets) -> Translation | None:

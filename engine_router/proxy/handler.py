@@ -31,9 +31,9 @@ from engine_router.in_flight import (
 from engine_router.models.registry import Target
 from engine_router.proxy.access import priority_of
 from engine_router.proxy.exchange import ProxyExchange
-from engine_router.proxy.forward_plan import ForwardPlan
+from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.load_only import LoadOnly
-from engine_router.proxy.request_body import IncomingRequest, off_loop, read
+from engine_router.proxy.request_body import IN_THE_LOOP_BYTES, IncomingRequest, off_loop, read
 from engine_router.proxy.response_body import Sink, StreamOptions, blank_body, plain_body, waiting_body
 from engine_router.proxy.routes import answers_json
 from engine_router.proxy.snapshot import Snapshot
@@ -110,7 +110,9 @@ class ProxyHandler:
             default_model=server.default_model,
         )
         scope.model = routed.model
-        target = await self._resolve(routed.model, snapshot)
+        target = snapshot.registry.remembered(routed.model)
+        if target is None:
+            target = await self._resolve(routed.model, snapshot)
         scope.model, scope.engine = target.model, target.engine
         keep_alive: float | None = None
         if isinstance(routed, Routed):
@@ -196,22 +198,27 @@ class ProxyHandler:
         if snapshot.config.server.footer and isinstance(routed, Routed):
             make_footer = functools.partial(_footer, path, routed, lambda: exchange)
             footer = await off_loop(size_bytes, make_footer)
-        make_plan = functools.partial(
-            planner.plan, incoming, routed, target, load_s=lambda: exchange.queue_wait_s, footer=footer
-        )
 
-        async def planned(*, native: bool) -> ForwardPlan:
-            made = await off_loop(size_bytes, functools.partial(make_plan, native=native))
+        def make_plan(*, native: bool) -> ForwardPlan:
+            load_s = lambda: exchange.queue_wait_s  # noqa: E731 - for a translation
+            made = planner.plan(incoming, routed, target, native=native, load_s=load_s, footer=footer)
             body = made.outgoing.body
             if body is not routed.body and isinstance(body, (bytes, bytearray)):
                 held.grow(len(body))
             return made
 
         async def choose(base_url: str) -> ForwardPlan:
-            return await planned(native=await snapshot.endpoint_support.serves(target.engine, base_url, path))
+            native = await snapshot.endpoint_support.serves(target.engine, base_url, path)
+            return await off_loop(size_bytes, functools.partial(make_plan, native=native))
 
         native = planner.is_native(path, target)
-        plan = choose if native is None else await planned(native=native)
+        plan: ForwardPlan | ChoosePlan
+        if native is None:
+            plan = choose
+        elif size_bytes <= IN_THE_LOOP_BYTES:
+            plan = make_plan(native=native)
+        else:
+            plan = await off_loop(size_bytes, functools.partial(make_plan, native=native))
         exchange = ProxyExchange(self._supervisor, target.resident, upstream=self._upstream, plan=plan)
         return exchange
 
@@ -228,6 +235,9 @@ class ProxyHandler:
         dialect = dialect_of(path)
         try:
             head = await _head(exchange, path, routed, server)
+            is_open = head is None or (routed.streams and _is_stream(head, dialect))
+            if head is not None and not is_open and (whole := exchange.take_whole()) is not None:
+                return Reply(head, whole)
         except RouterError:
             exchange.close()
             raise
@@ -247,9 +257,6 @@ class ProxyHandler:
         if head is None:
             head = ResponseHead(200, [(b"content-type", b"application/json")])
             return Reply(head, blank_body(exchange, options))
-        is_open = routed.streams and _is_stream(head, dialect)
-        if not is_open and (whole := _whole_of(exchange)) is not None:
-            return Reply(head, whole)
         has_chunk = exchange.has_chunk
         body = plain_body(exchange, options, streams=is_open, waits=not has_chunk)
         return Reply(head, body, has_body=has_chunk)
@@ -278,15 +285,6 @@ async def _head(
         is_due = due < math.inf if routed.streams else trio.current_time() >= blanks_at
         if is_due:
             return None
-
-
-def _whole_of(exchange: ProxyExchange | LoadOnly) -> bytes | None:
-    """Return the body of an answer where all of it has come with its head."""
-    try:
-        return exchange.take_whole()
-    except RouterError:
-        exchange.close()
-        raise
 
 
 def _footer(path: str, routed: Routed, exchange: Callable[[], ProxyExchange]) -> Footer | None:

@@ -19,7 +19,7 @@ from engine_router.dialects.multipart import route_multipart
 from engine_router.dialects.routed import DefaultRouted, QueryRouted, Routed, route_json
 from engine_router.dialects.scanning import FormScanner, JsonScanner
 from engine_router.errors import BadRequest, BodyTooLarge, NoModelNamed, UnknownEncoding, UnpacksTooLarge
-from engine_router.guards.limits import MAX_UNPACK_RATIO, UNPACK_FREE_BYTES
+from engine_router.guards.limits import MAX_UNPACK_RATIO, REMEMBERED_PATHS, UNPACK_FREE_BYTES
 from engine_router.in_flight import HeldShare
 from engine_router.proxy.routes import model_in_query, query_for, wire_target
 from engine_router.proxy.streamed_body import StreamedRequest, Upload
@@ -29,9 +29,12 @@ T = TypeVar("T")
 
 # Decoding so much may take longer than others should wait, small as it is: it is done in a thread.
 _THREAD_BYTES = 16_384
-# So much is read, or translated, in the time that a thread takes to begin.
-_IN_THE_LOOP_BYTES = 262_144
+IN_THE_LOOP_BYTES = 262_144
+"""So much is read, or translated, in the time that a thread takes to begin."""
 _STEP_BYTES = 1_048_576
+
+
+_quoted = functools.lru_cache(REMEMBERED_PATHS)(quote)
 
 
 @frozen
@@ -53,7 +56,7 @@ class IncomingRequest:
 
     def target(self, path: str, model: str) -> str:
         """Return the target of the request to an engine: a path, and the client's query with the engine's model."""
-        return wire_target(path, query_for(self.query, model)) if self.query else quote(path)
+        return wire_target(path, query_for(self.query, model)) if self.query else _quoted(path)
 
 
 def is_form(incoming: IncomingRequest) -> bool:
@@ -82,13 +85,11 @@ async def read(
     Raises:
         RouterError: it cannot be read.
     """
-    body, headers = incoming.body, incoming.headers
-    content_type = (first_value(headers, b"content-type") or b"").decode("latin-1")
-    is_form = content_type.startswith("multipart/")
-    encoding = (first_value(headers, b"content-encoding") or b"identity").strip().lower()
+    body, (content_type, encoding) = incoming.body, _form_of(incoming.headers)
     if isinstance(body, Upload):
         body.hold(held)
         if encoding == b"identity":
+            is_form = content_type.startswith("multipart/")
             model = await body.find_model(FormScanner(content_type) if is_form else JsonScanner())
             if model is not None and await passes(incoming.path, model):
                 return StreamedRequest(model, body)
@@ -97,8 +98,22 @@ async def read(
         held.grow(len(body))
     if encoding != b"identity":
         body = await decoded(body, encoding, max_body_bytes, held.grow)
-    routing = functools.partial(_routed, dialect, incoming, content_type, body, default_model)
-    return await off_loop(len(body), routing)
+    if len(body) <= IN_THE_LOOP_BYTES:
+        return _routed(dialect, incoming, content_type, body, default_model)
+    return await off_loop(
+        len(body), functools.partial(_routed, dialect, incoming, content_type, body, default_model)
+    )
+
+
+def _form_of(headers: Headers) -> tuple[str, bytes]:
+    """Return the content type of a body, empty where none is named, and its content encoding."""
+    content_type = encoding = None
+    for name, value in headers:
+        if name == b"content-type" and content_type is None:
+            content_type = value.decode("latin-1")
+        elif name == b"content-encoding" and encoding is None:
+            encoding = value.strip().lower()
+    return content_type or "", encoding or b"identity"
 
 
 async def off_loop(size_bytes: int, work: Callable[[], T]) -> T:
@@ -106,7 +121,7 @@ async def off_loop(size_bytes: int, work: Callable[[], T]) -> T:
 
     Cancellation leaves a thread behind, whose result nobody gets.
     """
-    if size_bytes <= _IN_THE_LOOP_BYTES:
+    if size_bytes <= IN_THE_LOOP_BYTES:
         return work()
     return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 

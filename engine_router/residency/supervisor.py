@@ -132,8 +132,8 @@ class Supervisor:
         pool.leases[lease.ticket] = lease
         if pool.behind or not pool.ledger.lend(lease.ticket, lease.requested_at):
             pool.tell(messages.Acquire(lease.ticket))
-        else:
-            self._grant(pool, lease.ticket, lease.requested_at)
+        elif (task := pool.tasks.get(resident)) is not None and task.endpoint is not None:
+            lease.grant(task.endpoint, lease.requested_at)
         return lease
 
     def unload(self, resident: ResidentId) -> None:

@@ -119,13 +119,17 @@ class EngineRequests:
         body: bytes | bytearray | Arriving,
         *,
         is_encoded: bool = False,
+        is_json: bool = False,
     ) -> Outgoing:
         """Return a request with the headers of a client, as they are forwarded.
 
         Args:
             is_encoded: the body goes on in the content encoding that its headers name.
+            is_json: the body is JSON. Clients that say nothing of its type, or what curl says of it, are understood
+                all the same.
         """
-        forwarded = self.headers(headers)
+        forwarded = end_to_end(as_json(headers) if is_json else headers, self._dropped)
+        forwarded += self._added
         if is_encoded and (encoding := first_value(headers, b"content-encoding")) is not None:
             forwarded.append((b"content-encoding", encoding))
         return Outgoing(
@@ -144,9 +148,11 @@ class EngineRequests:
 
 def as_json(headers: Headers) -> Headers:
     """Return the headers of a request whose body is JSON, with a type that says so."""
-    content_type = first_value(headers, b"content-type")
-    if content_type is not None and _JSON_TYPE.match(content_type):
-        return headers
+    for name, value in headers:
+        if name == b"content-type":
+            if _JSON_TYPE.match(value):
+                return headers
+            break
     kept = [item for item in headers if item[0] != b"content-type"]
     return [*kept, (b"content-type", b"application/json")]
 
