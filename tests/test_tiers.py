@@ -142,6 +142,15 @@ class Side:
     router: Router
     token: trio.lowlevel.TrioToken
 
+    def answer(self, data: bytes) -> tuple[bytes, set[bytes], bytes]:
+        """Return the status line, the headers but for the date, and the body of what the router says to a request."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S) as sock:
+            sock.sendall(data[:-2] + b"Connection: close\r\n\r\n")
+            said = b"".join(iter(lambda: sock.recv(65_536), b""))
+        head, _, body = said.partition(b"\r\n\r\n")
+        line, *headers = head.lower().split(b"\r\n")
+        return line, {header for header in headers if not header.startswith(b"date:")}, body
+
     async def _rest(self) -> None:
         """Wait until all that came is read, and all that was asked is answered, as far as anything will be."""
         await trio.testing.wait_all_tasks_blocked(0.005)
@@ -466,6 +475,19 @@ def test_behind_a_length_and_a_coding_nothing_is_read(both: Both) -> None:
     for outcome in assert_agree(both, [data]).values():
         assert outcome.seen == ()
         assert outcome.closed
+
+
+PROBE = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n"
+
+
+def test_a_probe_is_answered_by_both_alike(both: Both) -> None:
+    for data in (PROBE, PROBE + PLAIN + PROBE, PROBE[:-2] + b"Connection: close\r\n\r\n", PROBE + HIDDEN):
+        for pieces in in_pieces(data):
+            assert_agree(both, pieces)
+    for data in (PROBE, PROBE.replace(HOST, b"Host: stranger.example.com\r\n")):
+        one, other = (both.sides[fast].answer(data) for fast in TIERS)
+        assert one == other
+    assert both.sides[True].send([PROBE]).statuses == (200,)
 
 
 def test_a_body_is_never_a_request(both: Both) -> None:

@@ -135,7 +135,7 @@ def assert_nothing_left(router: Router) -> None:
 
 async def test_the_fast_tier_answers_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that no test here believes itself on the fast tier, and everything is handed to the other one."""
-    monkeypatch.delattr("engine_router.server.accept.OrdinaryConnection")
+    monkeypatch.delattr("engine_router.server.ordinary_tier.OrdinaryConnection")
     async with routing(process("a"), fast=True) as router, posting(router) as post:
         for body in ({"model": "a"}, (b'{"model"', b': "a"}')):
             assert (await post(CHAT, body=body)).status == 200

@@ -34,7 +34,7 @@ IN_CHUNKS = LINE + HOST + CHUNKED + b"\r\n" + CHUNKS
 
 
 def make_reader(max_body_bytes: int = MAX_BODY_BYTES, large_bytes: int = LARGE_BYTES) -> RequestReader:
-    return RequestReader(is_proxied, max_body_bytes, large_bytes)
+    return RequestReader(is_proxied, max_body_bytes, large_bytes, (b"/health",))
 
 
 def read(*pieces: bytes) -> tuple[Verdict, RequestReader]:
@@ -128,9 +128,30 @@ def test_hosts(host: bytes) -> None:
     assert taken(lines(host=b"Host: %b\r\n" % host)).body == b"hi"
 
 
+PROBE = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n"
+
+
+def test_a_probe() -> None:
+    verdict, reader = read(PROBE + PLAIN)
+    assert verdict is Verdict.COMPLETE
+    request = reader.take()
+    assert (request.target, request.body, request.keep_alive) == (b"/health", b"", True)
+    assert reader.feed(b"") is Verdict.COMPLETE
+    assert reader.take().body == b"hi"
+
+
 # What is left to the ordinary tier.
 
 UNUSUAL = {
+    "a probe with a query": PROBE.replace(b"health", b"health?a=b"),
+    "a probe with a length": LINE.replace(b"POST /v1/chat/completions", b"GET /health")
+    + HOST
+    + LENGTH
+    + b"\r\nhi",
+    "a probe with a coding": PROBE[:-2] + CHUNKED + b"\r\n" + CHUNKS,
+    "a probe without a host": PROBE.replace(HOST, b""),
+    "HEAD": PROBE.replace(b"GET", b"HEAD"),
+    "a probe that is posted": with_target(b"/health"),
     "another method": b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n",
     "another method on a route": with_line(b"PUT /v1/chat/completions HTTP/1.1"),
     "a method in lower case": with_line(b"post /v1/chat/completions HTTP/1.1"),

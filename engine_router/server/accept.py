@@ -2,7 +2,8 @@
 
 The accept loop is ours, so that every accepted socket is known: at the end of a shutdown all of them are
 closed, whoever is stuck in them. Hypercorn serves a connection through its own `TCPServer`, which gets the
-bytes that the fast tier has read already in front of what is still to come.
+bytes that the fast tier has read already in front of what is still to come. It is loaded while the fast tier
+serves already; who needs it until then waits for it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,16 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import define, field
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ConnectionState
 
 from engine_router.server.fast_connection import FastConnection
-from engine_router.server.ordinary_connection import OrdinaryConnection, ReplayedStream
 from engine_router.upstream.socket_stream import RawStream
+
+if TYPE_CHECKING:
+    from engine_router.server.ordinary_tier import OrdinaryTier
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,7 @@ OUT_OF_DESCRIPTORS_S = 0.1
 UNWIND_S = 0.5
 
 MakeFast = Callable[[RawStream], FastConnection]
+Load = Callable[[], Awaitable["OrdinaryTier"]]
 
 
 @define(eq=False)
@@ -41,17 +41,19 @@ class Server:
     """One server: its listening sockets, its connections, its end.
 
     Args:
-        app: the ASGI app, as Hypercorn wraps it.
-        config: Hypercorn's settings; `keep_alive_timeout` and `graceful_timeout` hold in both tiers.
+        load: loads the ordinary tier.
         make_fast: makes the fast tier's side of a connection; None where there is no fast tier.
+        keep_alive_s: for how long an idle connection is kept.
+        grace_s: for how long requests may go on at the end.
     """
 
-    app: AppWrapper
-    config: HypercornConfig
+    load: Load
     make_fast: MakeFast | None
-    _context: WorkerContext = field(factory=lambda: WorkerContext(None))
+    keep_alive_s: float
+    grace_s: float
     _fast: set[FastConnection] = field(factory=set)
-    _ordinary: set[OrdinaryConnection] = field(factory=set)
+    _ordinary: OrdinaryTier | None = None
+    _has_ordinary: trio.Event = field(factory=trio.Event)
     _sockets: set[socket.socket] = field(factory=set)
     _ending: trio.Event = field(factory=trio.Event)
     _deadline: float = math.inf
@@ -63,36 +65,41 @@ class Server:
         *,
         task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until the trigger returns; then let requests end for `graceful_timeout`, and close what is left.
+        """Serve until the trigger returns; then let requests end for `grace_s`, and close what is left.
 
         Cancellation closes everything at once.
         """
-        state: dict[str, Any] = {}
-        lifespan = Lifespan(self.app, self.config, state)
-        async with trio.open_nursery() as lifespan_nursery:
-            await lifespan_nursery.start(lifespan.handle_lifespan)
-            await lifespan.wait_for_startup()
+        async with trio.open_nursery() as app:
+            app.start_soon(self._load, app)
             async with trio.open_nursery() as watching:
                 watching.start_soon(self._close_the_last)
                 async with trio.open_nursery() as connections:
-                    await self._accept_until(shutdown_trigger, listeners, connections, state, task_status)
+                    await self._accept_until(shutdown_trigger, listeners, connections, task_status)
                     connections.cancel_scope.deadline = self._deadline
                 watching.cancel_scope.cancel()
-            await lifespan.wait_for_shutdown()
-            lifespan_nursery.cancel_scope.cancel()
+            if self._ordinary is not None:
+                await self._ordinary.stop()
+            app.cancel_scope.cancel()
+
+    async def _load(self, nursery: trio.Nursery) -> None:
+        ordinary = await self.load()
+        await ordinary.start(nursery)
+        self._ordinary = ordinary
+        self._has_ordinary.set()
+        if self._ending.is_set():
+            await ordinary.finish_soon()
 
     async def _accept_until(
         self,
         shutdown_trigger: Callable[[], Awaitable[object]],
         listeners: Sequence[socket.socket],
         connections: trio.Nursery,
-        state: dict[str, Any],
         task_status: trio.TaskStatus[list[str]],
     ) -> None:
         try:
             async with trio.open_nursery() as accepting:
                 for listener in listeners:
-                    accepting.start_soon(self._accept, listener, connections, state)
+                    accepting.start_soon(self._accept, listener, connections)
                 accepting.start_soon(self._sweep)
                 task_status.started([_url(listener) for listener in listeners])
                 await shutdown_trigger()
@@ -100,15 +107,14 @@ class Server:
         finally:
             for listener in listeners:
                 _close(listener)
-        self._deadline = trio.current_time() + self.config.graceful_timeout
+        self._deadline = trio.current_time() + self.grace_s
         self._ending.set()
-        await self._context.terminated.set()
+        if self._ordinary is not None:
+            await self._ordinary.finish_soon()
         for connection in self._fast:
             connection.finish_soon()
 
-    async def _accept(
-        self, listener: socket.socket, connections: trio.Nursery, state: dict[str, Any]
-    ) -> None:
+    async def _accept(self, listener: socket.socket, connections: trio.Nursery) -> None:
         while True:
             try:
                 await trio.lowlevel.wait_readable(listener)
@@ -119,16 +125,16 @@ class Server:
                 logger.warning("a connection cannot be accepted: %s", error)
                 await trio.sleep(OUT_OF_DESCRIPTORS_S)
                 continue
-            connections.start_soon(self._serve, sock, state)
+            connections.start_soon(self._serve, sock)
 
-    async def _serve(self, sock: socket.socket, state: dict[str, Any]) -> None:
+    async def _serve(self, sock: socket.socket) -> None:
         """Serve one connection, by whichever tier its requests need."""
         sock.setblocking(False)
         self._sockets.add(sock)
         try:
             first = await self._serve_fast(sock, self.make_fast) if self.make_fast is not None else b""
             if first is not None:
-                await self._serve_ordinarily(ReplayedStream(sock, first), state)
+                await self._serve_ordinarily(sock, first)
         except Exception:
             # One connection's trouble, a defect even, is no other one's.
             logger.exception("a connection failed")
@@ -146,26 +152,21 @@ class Server:
         finally:
             self._fast.discard(fast)
 
-    async def _serve_ordinarily(self, stream: ReplayedStream, state: dict[str, Any]) -> None:
-        held = ConnectionState(state.copy())
-        connection = OrdinaryConnection(self.app, self.config, self._context, held, stream)
-        self._ordinary.add(connection)
-        try:
-            await connection.run()
-        finally:
-            self._ordinary.discard(connection)
+    async def _serve_ordinarily(self, sock: socket.socket, first: bytes) -> None:
+        await self._has_ordinary.wait()
+        if self._ordinary is not None:
+            await self._ordinary.serve(sock, first)
 
     async def _sweep(self) -> None:
         """Close connections on which nothing, or next to nothing, has happened for long though it should."""
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
-            oldest = trio.current_time() - self.config.keep_alive_timeout
+            oldest = trio.current_time() - self.keep_alive_s
             for connection in self._fast:
                 if connection.quiet_since < oldest:
                     connection.stream.close()
-            for ordinary in self._ordinary:
-                if ordinary.is_stuck(self.config.keep_alive_timeout):
-                    ordinary.stream.socket.close()
+            if self._ordinary is not None:
+                self._ordinary.sweep(self.keep_alive_s)
 
     async def _close_the_last(self) -> None:
         """Close every socket when its time is over: Hypercorn's sends are shielded, and end in no other way."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import httptools
 from attrs import define, field, frozen
@@ -107,9 +107,10 @@ class RequestReader:
     """Reads the requests of one connection, one after the other.
 
     Args:
-        takes: tells whether the fast tier serves a path.
+        takes: tells whether the fast tier serves a path that is posted to.
         max_body_bytes: larger bodies are refused.
         large_bytes: larger bodies are handed out as they come.
+        gets: the paths, without a query, of which the fast tier serves a GET; nobody posts to them.
 
     Attributes:
         raw: every byte that belongs to no request taken so far.
@@ -118,6 +119,7 @@ class RequestReader:
     takes: Callable[[str], bool]
     max_body_bytes: int
     large_bytes: int
+    gets: Collection[bytes] = ()
     raw: bytearray = field(factory=bytearray)
     _head: _Head | None = None
     _length: int | None = None
@@ -216,8 +218,11 @@ class RequestReader:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return None
         # llhttp lets empty lines, several spaces and other protocols' names pass in a request line.
-        has_plain_line = self.raw.startswith(b"POST %b HTTP/1.1\r\n" % head.target)
-        return head if has_plain_line and self._is_plain(head) else None
+        is_get = head.target in self.gets
+        has_plain_line = self.raw.startswith(
+            b"%b %b HTTP/1.1\r\n" % (b"GET" if is_get else b"POST", head.target)
+        )
+        return head if has_plain_line and self._is_plain(head, is_get=is_get) else None
 
     def _may_become_plain(self) -> bool:
         """Tell whether bytes may be the beginning of a plain head. A bare line feed may be the end of another."""
@@ -258,25 +263,31 @@ class RequestReader:
             head.is_last = True
         return Verdict.COMPLETE if head.complete else self._more()
 
-    def _is_plain(self, head: _Head) -> bool:
+    def _is_plain(self, head: _Head, *, is_get: bool) -> bool:
         """Tell whether a head has nothing unusual in it, and find its body's length."""
         path = head.target.partition(b"?")[0]
         if not head.done or not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
             return False
-        stated: dict[bytes, bytes] = {}
+        told: dict[bytes, bytes] = {}
         for name, value in head.headers:
             if name in _JUDGED_HEADERS:
-                if name in stated or name in _UNUSUAL_HEADERS:
+                if name in told or name in _UNUSUAL_HEADERS:
                     return False
-                stated[name] = value
-        host, length = stated.get(b"host"), stated.get(b"content-length")
-        coding = stated.get(b"transfer-encoding")
-        # A request with two lengths, or none, is not plain.
-        if host is None or (length is None) == (coding is None):
+                told[name] = value
+        if not _PLAIN_HOST.fullmatch(told.get(b"host", b"")):
+            return False
+        length, coding = told.get(b"content-length"), told.get(b"transfer-encoding")
+        if is_get:
+            self._length = 0
+            return length is None and coding is None
+        return self._has_plain_framing(length, coding) and self.takes(path.decode("ascii"))
+
+    def _has_plain_framing(self, length: bytes | None, coding: bytes | None) -> bool:
+        """Find the length of a body. A request with two lengths, or none, is not plain."""
+        if (length is None) == (coding is None):
             return False
         self._length = None
         if length is not None and _LENGTH.fullmatch(length):
             self._length = int(length)
-        elif coding is None or coding.lower() != b"chunked":
-            return False
-        return _PLAIN_HOST.fullmatch(host) is not None and self.takes(path.decode("ascii"))
+            return True
+        return coding is not None and coding.lower() == b"chunked"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import ipaddress
-import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.utils import wrap_app
 
 from engine_router.config import ServerConfig
 from engine_router.guards.limits import LARGE_BYTES
@@ -22,11 +21,15 @@ from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.response_body import Sink
 from engine_router.proxy.routes import is_proxied
 from engine_router.router import Router
+from engine_router.server import health
 from engine_router.server.accept import MakeFast, Server
 from engine_router.server.fast_connection import FastConnection
 from engine_router.server.fast_parser import RequestReader
-from engine_router.upstream.http1 import Headers
+from engine_router.upstream.http1 import Headers, ResponseHead
 from engine_router.upstream.socket_stream import RawStream
+
+if TYPE_CHECKING:
+    from engine_router.server.ordinary_tier import OrdinaryTier
 
 # Seconds that an idle connection of a client is kept: longer than clients' pools keep theirs (httpx 5, Node 5,
 # Go 90), so that it is the client that closes and no request meets a closing connection.
@@ -37,6 +40,9 @@ FLUSH_S = 2.0
 _NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
 
 
+_HEALTHY = ResponseHead(
+    200, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(health.BODY)))
+)
 _ANY_ADDRESS = "::"
 
 
@@ -133,21 +139,6 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def hypercorn_config(server: ServerConfig) -> HypercornConfig:
-    """Return Hypercorn's settings: nothing in it may end a long stream, or count requests."""
-    config = HypercornConfig()
-    config.keep_alive_timeout = KEEP_ALIVE_S
-    config.keep_alive_max_requests = 1_000_000_000
-    config.backlog = BACKLOG
-    config.read_timeout = None
-    config.graceful_timeout = server.shutdown_timeout_s + FLUSH_S
-    config.include_server_header = False
-    config.accesslog = None
-    config.errorlog = logging.getLogger("engine_router.server")
-    config.loglevel = "WARNING"
-    return config
-
-
 async def serve(
     router: Router,
     *,
@@ -174,10 +165,22 @@ async def serve(
             f"{', '.join(server.host)} is reachable from other machines and server.api_keys is empty: "
             "anybody on the network can use the models; set api_keys, or listen on 127.0.0.1"
         )
-    app: Any = wrap_app(router.app, 0, "asgi")
-    config = hypercorn_config(server)
-    running = Server(app, config, _fast_tier(router) if server.fast_path else None)
+    grace_s = server.shutdown_timeout_s + FLUSH_S
+    make_fast = _fast_tier(router) if server.fast_path else None
+    running = Server(partial(_load_ordinary_tier, router, grace_s), make_fast, KEEP_ALIVE_S, grace_s)
     await running.run(opened, shutdown_trigger or trio.sleep_forever, task_status=task_status)
+
+
+async def _load_ordinary_tier(router: Router, grace_s: float) -> OrdinaryTier:
+    await trio.to_thread.run_sync(_import_ordinary_tier)  # the fast tier serves meanwhile
+    from engine_router.server.ordinary_tier import OrdinaryTier, hypercorn_config  # noqa: PLC0415 - see above
+
+    return OrdinaryTier.of(router.app, hypercorn_config(KEEP_ALIVE_S, grace_s, BACKLOG))
+
+
+def _import_ordinary_tier() -> None:
+    for name in ("engine_router.server.ordinary_tier", "engine_router.web"):
+        importlib.import_module(name)
 
 
 def _fast_tier(router: Router) -> MakeFast:
@@ -195,11 +198,14 @@ def _fast_tier(router: Router) -> MakeFast:
 
         async def answer(incoming: IncomingRequest, scope: RequestScope, sink: Sink) -> Reply:
             access, headers = router.snapshot.access, incoming.headers
-            access.admit("POST", incoming.path, incoming.query, headers, peer)
+            is_probe = incoming.path == health.PATH
+            access.admit("GET" if is_probe else "POST", incoming.path, incoming.query, headers, peer)
             scope.client = access.client(headers, peer)
+            if is_probe:
+                return Reply(_HEALTHY, health.BODY)
             return await router.handler.answer(incoming, scope, sink)
 
-        reader = RequestReader(is_proxied, limit, LARGE_BYTES)
+        reader = RequestReader(is_proxied, limit, LARGE_BYTES, (health.PATH.encode(),))
         return FastConnection(stream, reader, answer, router.hub, answer_headers, admit)
 
     return make
