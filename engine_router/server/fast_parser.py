@@ -268,15 +268,15 @@ class RequestReader:
         path = head.target.partition(b"?")[0]
         if not head.done or not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
             return False
-        told: dict[bytes, bytes] = {}
+        judged: dict[bytes, bytes] = {}
         for name, value in head.headers:
             if name in _JUDGED_HEADERS:
-                if name in told or name in _UNUSUAL_HEADERS:
+                if name in judged or name in _UNUSUAL_HEADERS:
                     return False
-                told[name] = value
-        if not _PLAIN_HOST.fullmatch(told.get(b"host", b"")):
+                judged[name] = value
+        if not _PLAIN_HOST.fullmatch(judged.get(b"host", b"")):
             return False
-        length, coding = told.get(b"content-length"), told.get(b"transfer-encoding")
+        length, coding = judged.get(b"content-length"), judged.get(b"transfer-encoding")
         if is_get:
             self._length = 0
             return length is None and coding is None
