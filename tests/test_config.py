@@ -38,8 +38,8 @@ from engine_router.config import (
 from engine_router.config.engines import EngineConfig
 from engine_router.config.load import build_config, candidates
 from engine_router.config.schema import reference
+from engine_router.config.unified import is_unified, is_unified_machine
 from engine_router.errors import ConfigError
-from engine_router.memory.unified import is_unified, is_unified_machine
 
 EXAMPLE = Path(__file__).parent.parent / "engines.toml.example"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import platformdirs
 import tomli
 
 from engine_router.config.engines import AnyEngineConfig, ProcessConfig
@@ -47,6 +46,8 @@ def candidates(explicit: str | None, environ: Mapping[str, str]) -> list[Path]:
     named = explicit or environ.get(ENVIRONMENT_VARIABLE)
     if named:
         return [expanded(named)]
+    import platformdirs  # noqa: PLC0415 - not needed where a file is named, and slow to import
+
     folder = platformdirs.user_config_path("engine-router", appauthor=False)
     places = [Path(FILE_NAME), folder / FILE_NAME]
     if os.name == "posix":

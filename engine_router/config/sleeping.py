@@ -10,7 +10,7 @@ from typing import Final
 from engine_router.config.engines import AnyEngineConfig, OllamaConfig, ProcessConfig, SleepConfig
 from engine_router.config.faults import Fault
 from engine_router.config.model import PoolConfig
-from engine_router.memory.unified import is_unified
+from engine_router.config.unified import is_unified
 
 _DEV_MODE: Final = "VLLM_SERVER_DEV_MODE"
 _SGLANG_FLAGS: Final = {

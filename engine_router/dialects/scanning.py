@@ -13,7 +13,6 @@ import re
 from typing import Any, Protocol
 
 from engine_router.dialects.json_body import Octets
-from engine_router.dialects.multipart import FormReader
 from engine_router.dialects.routed import NO_NAME, model_in
 from engine_router.errors import BadRequest
 from engine_router.guards.limits import MAX_TOKEN_BYTES
@@ -240,6 +239,8 @@ class FormScanner:
     """The fields of a multipart form."""
 
     def __init__(self, content_type: str) -> None:
+        from engine_router.dialects.multipart import FormReader  # noqa: PLC0415 - used by uploads only
+
         self._reader = FormReader(content_type)
 
     @property

@@ -1,6 +1,6 @@
 """Memory: how much is free, whether a stopped engine's has come back, and the page cache around a swap.
 
-Other rooms import the gauges, `settle` and the page cache from this package, and `is_unified` from `unified`. It knows
+Other rooms import the gauges, `settle` and the page cache from this package. It knows
 no engine and no configuration.
 """
 

@@ -15,7 +15,6 @@ from attrs import frozen
 
 from engine_router.dialects.base import Dialect
 from engine_router.dialects.json_body import Octets, parse_object
-from engine_router.dialects.multipart import route_multipart
 from engine_router.dialects.routed import DefaultRouted, QueryRouted, Routed, route_json
 from engine_router.dialects.scanning import FormScanner, JsonScanner
 from engine_router.errors import BadRequest, BodyTooLarge, NoModelNamed, UnknownEncoding, UnpacksTooLarge
@@ -134,6 +133,8 @@ def _routed(
         return QueryRouted(in_query, streams=False, body=body)
     try:
         if content_type.startswith("multipart/"):
+            from engine_router.dialects.multipart import route_multipart  # noqa: PLC0415 - used by uploads only
+
             return route_multipart(content_type, body)
         return route_json(dialect, incoming.path, body)
     except NoModelNamed:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import platformdirs
 import trio
 from attrs import define, field
 
@@ -136,6 +135,8 @@ def _number(value: object, *, most: float = 1e15) -> float | None:
 
 def default_state_file() -> Path:
     """Return the state file's place in the platform's state folder."""
+    import platformdirs  # noqa: PLC0415 - not needed where a file is named, and slow to import
+
     return platformdirs.user_state_path("engine-router", appauthor=False) / "state.json"
 
 

@@ -10,9 +10,9 @@ import trio
 from attrs import frozen
 
 from engine_router.config import Config
+from engine_router.config.unified import is_unified
 from engine_router.engines.base import ResidentId
 from engine_router.memory import drop, read_ahead
-from engine_router.memory.unified import is_unified
 from engine_router.models.weights import launch_of, weight_files
 from engine_router.residency.settings import pools_of
 
