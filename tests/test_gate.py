@@ -44,7 +44,7 @@ def refused(check: Callable[[], object]) -> str | None:
 
 def answers_to(host: bytes | None, text: str = "") -> bool:
     """Tell whether a router configured so lets a request with this Host header in."""
-    headers = [(b"Accept", b"*/*"), *([(b"Host", host)] if host is not None else [])]
+    headers = [(b"accept", b"*/*"), *([(b"host", host)] if host is not None else [])]
     refusal = refused(lambda: AccessCheck(server_of(text)).check_host(headers))
     assert refusal is None or "server.allowed_hosts" in refusal
     return refusal is None
@@ -203,8 +203,8 @@ def pages_in(*origins: str) -> AccessCheck:
 
 def is_answered(rules: AccessCheck, origin: str) -> bool:
     """Tell whether a page may send what it likes; then it may also ask before, and read the answer."""
-    headers = [(b"Host", b"localhost:8077"), (b"Origin", origin.encode("latin-1"))]
-    asking = [*headers, (b"Access-Control-Request-Method", b"POST")]
+    headers = [(b"host", b"localhost:8077"), (b"origin", origin.encode("latin-1"))]
+    asking = [*headers, (b"access-control-request-method", b"POST")]
     added = dict(rules.answer_headers(headers))
     refusal = refused(lambda: rules.check_page("POST", CHAT, b"", headers))
     assert refusal == refused(lambda: rules.preflight("OPTIONS", asking))
@@ -268,7 +268,7 @@ def test_pages_that_are_allowed(allowed: str, origin: str, passes: bool) -> None
 def test_where_nothing_is_configured_no_page_is_allowed(origin: str) -> None:
     rules = AccessCheck(server_of())
     assert not is_answered(rules, origin)
-    assert rules.answer_headers([(b"Origin", origin.encode("latin-1"))]) == ()
+    assert rules.answer_headers([(b"origin", origin.encode("latin-1"))]) == ()
 
 
 def test_the_routers_own_page_needs_no_permission_and_gets_none() -> None:
@@ -289,7 +289,7 @@ def test_what_differs_by_page_says_so() -> None:
 
 def test_a_browser_that_asks_is_told_what_a_page_may_do() -> None:
     rules = pages_in(PAGE)
-    headers = [(b"Origin", PAGE.encode()), (b"access-control-request-method", b"POST")]
+    headers = [(b"origin", PAGE.encode()), (b"access-control-request-method", b"POST")]
     said = dict(rules.preflight("OPTIONS", headers) or ())
     assert said.keys() == {b"access-control-allow-methods", b"access-control-max-age"}
     assert {b"GET", b"POST", b"DELETE"} <= set(said[b"access-control-allow-methods"].split(b", "))

@@ -103,7 +103,7 @@ def _before(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Q
 
 def _before_websocket(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def check() -> None:
-        headers = [(name, value) for name, value in websocket.scope["headers"]]
+        headers = wire_headers(websocket)
         access = router.snapshot.access
         access.check_host(headers)
         client = websocket.scope["client"]

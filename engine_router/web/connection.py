@@ -20,7 +20,7 @@ from hypercorn.typing import (
     HTTPScope,
     WebsocketScope,
 )
-from quart import Request, Response
+from quart import Request, Response, Websocket
 from quart.asgi import ASGIHTTPConnection
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -56,9 +56,9 @@ def scope_of(request: Request) -> RequestScope:
     return found
 
 
-def wire_headers(incoming: Request) -> list[tuple[bytes, bytes]]:
-    """Return the headers that the client sent."""
-    return [(name, value) for name, value in incoming.scope["headers"]]
+def wire_headers(incoming: Request | Websocket) -> list[tuple[bytes, bytes]]:
+    """Return the headers that the client sent, their names in lower case whatever the server hands over."""
+    return [(name.lower(), value) for name, value in incoming.scope["headers"]]
 
 
 async def whole_body(request: Request) -> bytes:

@@ -29,9 +29,8 @@ from engine_router.proxy.access import KEY_PROTOCOL
 from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
-from engine_router.upstream.http1 import Headers
 from engine_router.web.compat.passed_through import check_path, model_in, segments_of
-from engine_router.web.connection import SCOPE_KEY, tidy
+from engine_router.web.connection import SCOPE_KEY, tidy, wire_headers
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
@@ -123,7 +122,7 @@ class WebSockets:
         await self._relay(snapshot, target, websocket.path, query)
 
     async def _relay(self, snapshot: Snapshot, target: Target, path: str, query: bytes) -> None:
-        scope, sent = _scope(), _client_headers()
+        scope, sent = _scope(), wire_headers(websocket)
         holder = LeaseHolder(self._router.supervisor, target.resident)
         lease = self._router.handler.enter(scope, target, holder, sent, snapshot.config.server)
         endpoint = await holder.granted()
@@ -205,7 +204,7 @@ async def _converse(
 
 def _handshake_headers(snapshot: Snapshot, target: Target) -> list[tuple[bytes, bytes]]:
     """Return the headers of the handshake with an engine; those of the protocol itself are made anew."""
-    headers = snapshot.planner.requests[target.engine].headers(_client_headers())
+    headers = snapshot.planner.requests[target.engine].headers(wire_headers(websocket))
     return [(name, value) for name, value in headers if not name.startswith(_HANDSHAKE)]
 
 
@@ -265,10 +264,6 @@ def _scope() -> RequestScope:
     if not isinstance(found, RequestScope):
         raise TypeError("the connection has no scope")
     return found
-
-
-def _client_headers() -> Headers:
-    return [(name, value) for name, value in websocket.scope["headers"]]
 
 
 def _subprotocols(*, strip_keys: bool) -> list[str]:
