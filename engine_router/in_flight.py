@@ -72,8 +72,8 @@ class LeaseHolder:
             keep_alive_s=keep_alive_s,
             client=client,
             is_control=is_control,
+            on_revoke=self.revoked,
         )
-        lease.on_revoke(self.revoked)
         return lease
 
     def revoked(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from attrs import frozen
+from attrs import define
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio import multipart
 
@@ -16,7 +16,7 @@ from engine_router.guards.limits import MAX_FORM_PARTS, MAX_TOKEN_BYTES
 _PIECE_BYTES = 262_144
 
 
-@frozen
+@define
 class MultipartRouted(Routed):
     """A multipart request (audio, images).
 

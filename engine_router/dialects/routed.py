@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
-from attrs import frozen
+from attrs import define
 
 from engine_router.dialects.base import Dialect
 from engine_router.dialects.json_body import Octets, parse_object, to_json
@@ -88,7 +88,7 @@ def _model_of(model: object, name: object) -> str:
     return model
 
 
-@frozen
+@define
 class Routed:
     """A request as the router needs it; the rest of the body stays bytes.
 
@@ -137,7 +137,7 @@ def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
     return Routed(_model_of(named.model, named.name), streams, body, named.keep_alive)
 
 
-@frozen
+@define
 class QueryRouted(Routed):
     """A request that names its model in its query, with a body of any type, which goes on as it came."""
 
@@ -148,7 +148,7 @@ class QueryRouted(Routed):
         return self.body
 
 
-@frozen
+@define
 class DefaultRouted(Routed):
     """A JSON request that names no model and goes to the default one."""
 

@@ -92,12 +92,14 @@ class AccessCheck:
         """
         if self._is_own is None or (self._keys_excuse_names and self._has_key(headers)):
             return
-        host = first_value(headers, b"host")
-        if host and not self._is_own(host):
-            raise Forbidden(
-                f"the router does not answer to the name {_shown(host)}; "
-                "if it is its name, add it to server.allowed_hosts in engines.toml"
-            )
+        for name, host in headers:
+            if name == b"host":
+                if host and not self._is_own(host):
+                    raise Forbidden(
+                        f"the router does not answer to the name {_shown(host)}; "
+                        "if it is its name, add it to server.allowed_hosts in engines.toml"
+                    )
+                return
 
     def check_key(self, path: str, headers: Headers, peer: str | None = None) -> None:
         """See that a request carries one of the keys, or comes from a machine that needs none.
@@ -366,11 +368,11 @@ def priority_of(headers: Headers, of_keys: Mapping[str, Priority]) -> Priority:
     Raises:
         BadRequest: it names another one.
     """
-    given = first_value(headers, b"x-request-priority")
-    if given is not None:
-        if (said := _PRIORITIES.get(given.strip().lower())) is None:
-            raise BadRequest("X-Request-Priority must be high, normal or low")
-        return said
+    for name, value in headers:
+        if name == b"x-request-priority":
+            if (said := _PRIORITIES.get(value.strip().lower())) is None:
+                raise BadRequest("X-Request-Priority must be high, normal or low")
+            return said
     if of_keys:
         for key in offered_keys(headers):
             if (found := of_keys.get(key.decode("utf-8", "replace"))) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import frozen
+from attrs import define
 
 from engine_router.config import Config
 from engine_router.dialects import OLLAMA, OPENAI, dialect_of
@@ -44,7 +44,7 @@ class Filter(Protocol):
         ...
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class ForwardPlan:
     """The plan of one request: what its engine gets, and what the answer passes through.
 

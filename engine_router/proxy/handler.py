@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import define, frozen
+from attrs import define
 
 from engine_router.config import ServerConfig
 from engine_router.dialects import OLLAMA, dialect_of
@@ -55,7 +55,7 @@ COUNT_TOKENS = "/v1/messages/count_tokens"
 WARM_S = 0.001
 
 
-@frozen
+@define
 class Reply:
     """The beginning of an answer: its head, and its body, whole or in pieces that come one by one.
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 
 from engine_router.dialects.base import Dialect
 from engine_router.dialects.json_body import Octets, parse_object
@@ -36,7 +36,7 @@ _STEP_BYTES = 1_048_576
 _quoted = functools.lru_cache(REMEMBERED_PATHS)(quote)
 
 
-@frozen
+@define
 class IncomingRequest:
     """A request to a proxied route; a whole one, unless its body is large.
 

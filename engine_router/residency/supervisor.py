@@ -110,6 +110,7 @@ class Supervisor:
         keep_alive_s: float | None = None,
         client: str = "",
         is_control: bool = False,
+        on_revoke: Callable[[], object] | None = None,
     ) -> Lease:
         """Enter a request for a resident; wait for it with `Lease.granted`, end it with `Lease.release`.
 
@@ -119,19 +120,20 @@ class Supervisor:
             keep_alive_s: seconds that the resident shall stay once it is idle after this request: infinity
                 or less than zero for ever, 0 not at all; None leaves that as it is.
             client, is_control: as a ticket's.
+            on_revoke: called if the lease is taken away, as `Lease.on_revoke` does.
         """
         pool = self.pools[self._pool_of[resident.engine]]
         # It goes back to the pool that it came from, whatever the configuration says by then.
         give_back = functools.partial(self._give_back, pool)
-        lease = Lease(
-            Ticket(resident, priority, keep_alive_s, client, is_control), trio.current_time(), give_back
-        )
+        ticket = Ticket(resident, priority, keep_alive_s, client, is_control)
+        on_revokes = [] if on_revoke is None else [on_revoke]
+        lease = Lease(ticket, trio.current_time(), give_back, on_revoke=on_revokes)
         if self._over:
             lease.refuse(RouterClosing("the router is not running any more"))
             return lease
-        pool.leases[lease.ticket] = lease
-        if pool.behind or not pool.ledger.lend(lease.ticket, lease.requested_at):
-            pool.tell(messages.Acquire(lease.ticket))
+        pool.leases[ticket] = lease
+        if pool.behind or not pool.ledger.lend(ticket, lease.requested_at):
+            pool.tell(messages.Acquire(ticket))
         elif (task := pool.tasks.get(resident)) is not None and task.endpoint is not None:
             lease.grant(task.endpoint, lease.requested_at)
         return lease

@@ -8,25 +8,26 @@ left to Hypercorn with every byte as it came, so that there is one place that ju
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Callable, Collection
 
 import httptools
-from attrs import define, field, frozen
+from attrs import define, field
 
-from engine_router.guards.limits import MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES
+from engine_router.guards.limits import MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES, REMEMBERED_HOSTS, REMEMBERED_PATHS
 from engine_router.upstream.http1 import Headers
 
 _PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9_\-/]*(\?[!-\"$-~]*)?")
 _PLAIN_HOST = re.compile(rb"[A-Za-z0-9._\-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
-_LENGTH = re.compile(rb"[0-9]{1,15}")
+_LENGTH_DIGITS = 15
 _UNUSUAL_HEADERS = frozenset((b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"))
 # None of these may come twice.
 _JUDGED_HEADERS = _UNUSUAL_HEADERS.union((b"host", b"content-length", b"transfer-encoding"))
 _HEAD_END = b"\r\n\r\n"
 
 
-@frozen
+@define
 class WireRequest:
     """A request; a whole one, unless its body is large.
 
@@ -265,8 +266,8 @@ class RequestReader:
 
     def _is_plain(self, head: _Head, *, is_get: bool) -> bool:
         """Tell whether a head has nothing unusual in it, and find its body's length."""
-        path = head.target.partition(b"?")[0]
-        if not head.done or not _PLAIN_TARGET.fullmatch(head.target) or b"//" in path:
+        path = _plain_path(head.target)
+        if path is None or not head.done:
             return False
         judged: dict[bytes, bytes] = {}
         for name, value in head.headers:
@@ -274,20 +275,32 @@ class RequestReader:
                 if name in judged or name in _UNUSUAL_HEADERS:
                     return False
                 judged[name] = value
-        if not _PLAIN_HOST.fullmatch(judged.get(b"host", b"")):
+        if not _is_plain_host(judged.get(b"host", b"")):
             return False
         length, coding = judged.get(b"content-length"), judged.get(b"transfer-encoding")
         if is_get:
             self._length = 0
             return length is None and coding is None
-        return self._has_plain_framing(length, coding) and self.takes(path.decode("ascii"))
+        return self._has_plain_framing(length, coding) and self.takes(path)
 
     def _has_plain_framing(self, length: bytes | None, coding: bytes | None) -> bool:
         """Find the length of a body. A request with two lengths, or none, is not plain."""
         if (length is None) == (coding is None):
             return False
         self._length = None
-        if length is not None and _LENGTH.fullmatch(length):
+        if length is not None and length.isdigit() and len(length) <= _LENGTH_DIGITS:
             self._length = int(length)
             return True
         return coding is not None and coding.lower() == b"chunked"
+
+
+@functools.lru_cache(REMEMBERED_PATHS)
+def _plain_path(target: bytes) -> str | None:
+    """Return the path of a target; None where the target is not plain."""
+    path = target.partition(b"?")[0]
+    return path.decode("ascii") if _PLAIN_TARGET.fullmatch(target) and b"//" not in path else None
+
+
+@functools.lru_cache(REMEMBERED_HOSTS)
+def _is_plain_host(host: bytes) -> bool:
+    return _PLAIN_HOST.fullmatch(host) is not None

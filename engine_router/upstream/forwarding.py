@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-from attrs import frozen
+from attrs import define
 
 from engine_router.config import Config
 from engine_router.upstream.http1 import Arriving, Headers, ResponseHead, UpstreamRequest, first_value
@@ -67,11 +67,12 @@ _UNBUFFERED = (b"x-accel-buffering", b"no")
 _NOT_KEPT = (b"cache-control", b"no-cache")
 # These come in pieces by their nature, even where the whole is there at once.
 _STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+_JSON = b"application/json"
 _JSON_TYPE = re.compile(rb"\s*application/json\s*(;|$)", re.IGNORECASE)
 _BODYLESS = frozenset((204, 304))
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Outgoing:
     """A request to an engine whose address is not known yet; the attributes are those of `UpstreamRequest`."""
 
@@ -150,11 +151,11 @@ def as_json(headers: Headers) -> Headers:
     """Return the headers of a request whose body is JSON, with a type that says so."""
     for name, value in headers:
         if name == b"content-type":
-            if _JSON_TYPE.match(value):
+            if value == _JSON or _JSON_TYPE.match(value):
                 return headers
             break
     kept = [item for item in headers if item[0] != b"content-type"]
-    return [*kept, (b"content-type", b"application/json")]
+    return [*kept, (b"content-type", _JSON)]
 
 
 def response_headers(headers: Headers) -> Headers:

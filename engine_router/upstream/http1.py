@@ -13,9 +13,10 @@ from typing import Protocol
 from urllib.parse import quote_from_bytes, urlsplit
 
 import httptools
-from attrs import frozen
+from attrs import define
 
 from engine_router.errors import BadRequest
+from engine_router.guards.limits import REMEMBERED_PATHS
 
 _UNSAFE_IN_TARGET = re.compile(rb"[^\x21-\x7e]+")
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
@@ -42,7 +43,7 @@ class Arriving(Protocol):
         ...
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class UpstreamRequest:
     """A request to an engine.
 
@@ -72,7 +73,7 @@ def first_value(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
-@frozen
+@define
 class ResponseHead:
     """Status line and headers of an engine's response."""
 
@@ -91,7 +92,7 @@ def head_bytes(request: UpstreamRequest) -> bytes:
         BadRequest: a header has a line break in it.
     """
     # A path that was decoded on its way in must not bring line breaks into what goes out.
-    target = _UNSAFE_IN_TARGET.sub(_escaped, request.target.encode("utf-8", "surrogatepass"))
+    target = _wire_target(request.target)
     method, host, body = request.method.encode("ascii"), _host_of(request.base_url), request.body
     length = len(body) if isinstance(body, (bytes, bytearray)) else body.length
     lines = [b"%b %b HTTP/1.1\r\n" % (method, target), b"host: %b\r\n" % host]
@@ -104,6 +105,11 @@ def head_bytes(request: UpstreamRequest) -> bytes:
     if not head.count(b"\r") == head.count(b"\n") == len(lines):
         raise BadRequest("a header has a line break in it")
     return head + b"\r\n"
+
+
+@functools.lru_cache(REMEMBERED_PATHS)
+def _wire_target(target: str) -> bytes:
+    return _UNSAFE_IN_TARGET.sub(_escaped, target.encode("utf-8", "surrogatepass"))
 
 
 @functools.lru_cache(maxsize=256)
