@@ -50,8 +50,13 @@ class ArrivingBody:
         self._room.set()
         return data
 
+    @property
+    def has_room(self) -> bool:
+        """False while much has come that is not taken yet."""
+        return len(self._data) <= MAX_BACKLOG_BYTES or self.is_over
+
     async def room(self) -> None:
-        """Wait while much has come that is not taken yet."""
-        while len(self._data) > MAX_BACKLOG_BYTES and not self.is_over:
+        """Wait until it has room."""
+        while not self.has_room:
             self._room = trio.Event()
             await self._room.wait()

@@ -1,20 +1,16 @@
 """The fast tier: one client's connection, plain requests to the proxied routes and nothing else.
 
-Two ordinary tasks for each connection. One reads, always, so that a client that leaves is noticed whatever
-else goes on; the other serves the requests one after the other, each in a cancel scope of its own. What is
+Two ordinary tasks for each connection. One has whatever comes in read, always, so that a client that leaves is
+noticed whatever else goes on; the other serves the requests one after the other, each in a cancel scope of its own. What is
 unusual is handed to the ordinary tier, with every byte as it came, for the rest of the connection's life.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import http
 import logging
 import math
-import time
 from collections.abc import Awaitable, Callable
-from email.utils import formatdate
 from typing import Final
 
 import trio
@@ -33,6 +29,7 @@ from engine_router.proxy.response_body import BrokenAnswer, Sink
 from engine_router.proxy.streamed_body import Upload
 from engine_router.server.arriving_body import ArrivingBody
 from engine_router.server.fast_parser import RequestReader, Verdict
+from engine_router.server.response_head import response_head
 from engine_router.upstream.forwarding import as_streamed
 from engine_router.upstream.http1 import Headers, first_value
 from engine_router.upstream.socket_stream import ConnectionLost, Octets, RawStream, moved_on
@@ -59,9 +56,6 @@ BACKPRESSURE_S: Final = 0.02
 LINGER_S: Final = 2.0
 
 _BODYLESS: Final = frozenset((204, 304))
-_STATUS_LINES: Final = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
-}
 
 
 class FastConnection:
@@ -127,30 +121,49 @@ class FastConnection:
     # The task that reads.
 
     async def _read(self) -> None:
-        reader = self._reader
         try:
-            while data := await self.stream.receive():
-                if self._unheard:
-                    continue
-                if self._verdict is None:
-                    self._heard(len(data))
-                    self._take(reader.feed(data))
-                elif self._arriving is not None and not self._arriving.is_over:
-                    self._heard(len(data))
-                    self._take_in(self._arriving, reader.feed(data))
-                    with trio.move_on_after(BACKPRESSURE_S):
-                        await self._arriving.room()
-                else:  # a request is being served: this is the next one, if anything
-                    reader.raw += data
-                    if len(reader.raw) > MAX_AHEAD_BYTES:
-                        self._room = trio.Event()
-                        await self._room.wait()
+            while True:
+                await self.stream.receive_each(self._came)
+                if self._gone:
+                    return
+                await self._until_room()
         except ConnectionLost:
-            pass
+            self._left()
+
+    def _came(self, data: bytes) -> bool:
+        """Take in what has come, or the end. Returns whether more may come at once."""
+        reader, arriving = self._reader, self._arriving
+        if not data:
+            self._left()
+            return False
+        if self._unheard:
+            return True
+        if self._verdict is None:
+            self._heard(len(data))
+            self._take(reader.feed(data))
+            return True
+        if arriving is not None and not arriving.is_over:
+            self._heard(len(data))
+            self._take_in(arriving, reader.feed(data))
+            return arriving.has_room
+        reader.raw += data  # a request is being served: this is the next one, if anything
+        if len(reader.raw) <= MAX_AHEAD_BYTES:
+            return True
+        self._room = trio.Event()
+        return False
+
+    async def _until_room(self) -> None:
+        if self._arriving is not None and not self._arriving.is_over:
+            with trio.move_on_after(BACKPRESSURE_S):
+                await self._arriving.room()
+        else:
+            await self._room.wait()
+
+    def _left(self) -> None:
+        """Note that the client has gone: everything is given back in this very step, whatever the serving task is doing."""
         self._gone = True
         self._changed.set()
         if self._request is not None:
-            # Everything is given back in this very step, whatever the serving task is doing.
             self._request.client_left()
         if self._scope is not None:
             self._scope.cancel()
@@ -370,20 +383,3 @@ class FastConnection:
             while not self._gone:
                 self._changed = trio.Event()
                 await self._changed.wait()
-
-
-def response_head(status: int, headers: Headers, *, chunked: bool, keep_alive: bool) -> bytes:
-    """Return the head of an answer, with its date and its framing."""
-    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, _date_line(int(time.time()))]
-    lines += map(b"%b: %b\r\n".__mod__, headers)
-    if chunked:
-        lines.append(b"transfer-encoding: chunked\r\n")
-    if not keep_alive:
-        lines.append(b"connection: close\r\n")
-    lines.append(b"\r\n")
-    return b"".join(lines)
-
-
-@functools.lru_cache(maxsize=1)
-def _date_line(second: int) -> bytes:
-    return b"date: %b\r\n" % formatdate(second, usegmt=True).encode()
