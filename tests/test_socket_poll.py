@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -89,6 +90,33 @@ async def test_whoever_waits_learns_that_the_connection_was_closed_here(pairs: P
             stream.close()
         with pytest.raises(ConnectionLost):
             await stream.receive_each(bool)
+
+
+async def test_a_socket_may_be_closed_by_others_and_its_descriptor_be_used_again(pairs: Pairs) -> None:
+    (stream, theirs), *_ = pairs
+    taken: list[bytes] = []
+
+    async def wait() -> None:
+        with contextlib.suppress(ConnectionLost):
+            await stream.receive_each(bool)
+
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.notify_closing(stream.sock)  # as a server does that ends
+            descriptor = stream.sock.fileno()
+            stream.sock.close()
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                assert ours.fileno() == descriptor
+                nursery.start_soon(RawStream(ours).receive_each, lambda data: taken.append(data) or False)
+                await trio.testing.wait_all_tasks_blocked()
+                theirs.send(b"piece")
+                while not taken:
+                    await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    assert taken == [b"piece"]
 
 
 async def test_a_stream_may_be_closed_by_whoever_takes_its_piece(pairs: Pairs) -> None:

@@ -38,15 +38,23 @@ class SocketPoll:
     def __repr__(self) -> str:
         return f"<SocketPoll of {len(self._calls)}>"
 
-    def add(self, sock: socket.socket, call: Callable[[], None]) -> None:
-        """Call `call` whenever a socket has something to receive, until it is removed. It must not wait, nor raise."""
-        self._epoll.register(sock, select.EPOLLIN)
-        self._calls[sock.fileno()] = call
+    def add(self, sock: socket.socket, call: Callable[[], None]) -> int:
+        """Call `call` whenever a socket has something to receive, until it is removed. It must not wait, nor raise.
 
-    def remove(self, sock: socket.socket) -> None:
-        """Wait for a socket no more. It must still be open."""
-        del self._calls[sock.fileno()]
-        self._epoll.unregister(sock)
+        Returns:
+            the socket's descriptor, to remove it by.
+        """
+        descriptor = sock.fileno()
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._calls[descriptor] = call
+        return descriptor
+
+    def remove(self, descriptor: int, sock: socket.socket, call: Callable[[], None]) -> None:
+        """Wait for a socket no more. Where it has been closed, its descriptor may be another one's by now."""
+        if self._calls.get(descriptor) is call:
+            del self._calls[descriptor]
+        if sock.fileno() == descriptor:
+            self._epoll.unregister(descriptor)
 
     async def run(self) -> None:
         """Attend to the sockets until cancelled."""

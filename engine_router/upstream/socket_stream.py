@@ -33,7 +33,7 @@ class ConnectionLost(Exception):
 class _Reception:
     """The reception of what comes in on a socket, without a task."""
 
-    __slots__ = ("_poll", "_sock", "_take", "error", "over")
+    __slots__ = ("_call", "_descriptor", "_poll", "_sock", "_take", "error", "over")
 
     def __init__(self, sock: socket.socket, take: Callable[[bytes], bool], poll: SocketPoll) -> None:
         self._sock = sock
@@ -41,7 +41,8 @@ class _Reception:
         self._poll = poll
         self.over = trio.Event()
         self.error: Exception | None = None
-        poll.add(sock, self._pass_on)
+        self._call = self._pass_on
+        self._descriptor = poll.add(sock, self._call)
 
     def _pass_on(self) -> None:
         try:
@@ -63,7 +64,7 @@ class _Reception:
     def end(self) -> None:
         """End it; may be called again."""
         if not self.over.is_set():
-            self._poll.remove(self._sock)
+            self._poll.remove(self._descriptor, self._sock, self._call)
             self.over.set()
 
 
