@@ -49,6 +49,7 @@ class LeaseHolder:
             after a while, where the request queues up again.
         queue_wait_s: seconds until the lease was granted; NaN before.
         first_byte_s: seconds until the answer's first byte; NaN before.
+        entered_at: trio's clock when it took its first place in the queue; NaN before.
     """
 
     _supervisor: Supervisor
@@ -56,6 +57,7 @@ class LeaseHolder:
     lease: Lease | None = None
     queue_wait_s: float = math.nan
     first_byte_s: float = math.nan
+    entered_at: float = math.nan
 
     def enter(
         self,
@@ -74,6 +76,8 @@ class LeaseHolder:
             is_control=is_control,
             on_revoke=self.revoked,
         )
+        if math.isnan(self.entered_at):
+            self.entered_at = lease.requested_at
         return lease
 
     def revoked(self) -> None:

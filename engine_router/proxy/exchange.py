@@ -60,7 +60,6 @@ class ProxyExchange(LeaseHolder):
     _plan: ForwardPlan | ChoosePlan = field(kw_only=True)
     has_length: bool = False
     sent_at: float = math.nan
-    _began_at: float = field(factory=trio.current_time)
     _sending: trio.CancelScope | None = None
     _exchange: Exchange | None = None
     _raw_head: ResponseHead | None = None
@@ -196,7 +195,7 @@ class ProxyExchange(LeaseHolder):
             self._raw_head = await _by(until, exchange.head)
             if self._raw_head is None:
                 return None
-            self.first_byte_s = trio.current_time() - self._began_at
+            self.first_byte_s = trio.current_time() - self.entered_at
         if self._head is None:
             self._head = await self._begin(self._raw_head)
             self.has_length = first_value(self._head.headers, b"content-length") is not None

@@ -270,14 +270,14 @@ async def _head(
 ) -> ResponseHead | None:
     """Wait for the head of the answer; None when the client should hear something before."""
     blanks_after_s = server.nonstreaming_keepalive_after_s or math.inf
-    blanks_at = trio.current_time() + blanks_after_s if answers_json(path) else math.inf
+    now = exchange.entered_at
+    blanks_at = now + blanks_after_s if answers_json(path) else math.inf
     interval_s = server.keepalive_interval_s or math.inf
     # Whether a stream is asked for may come after what the engine is asked for.
     if not (routed.streams or isinstance(routed, StreamedRequest)):
         return await exchange.head(blanks_at)
     while True:
-        streams, now = routed.streams, trio.current_time()
-        due = now + interval_s
+        streams, due = routed.streams, now + interval_s
         head = await exchange.head(due if streams else min(due, blanks_at))
         if head is not None or streams:
             return head
@@ -285,6 +285,7 @@ async def _head(
         is_due = due < math.inf if routed.streams else trio.current_time() >= blanks_at
         if is_due:
             return None
+        now = trio.current_time()
 
 
 def _footer(path: str, routed: Routed, exchange: Callable[[], ProxyExchange]) -> Footer | None:

@@ -95,14 +95,14 @@ def head_bytes(request: UpstreamRequest) -> bytes:
     target = _wire_target(request.target)
     method, host, body = request.method.encode("ascii"), _host_of(request.base_url), request.body
     length = len(body) if isinstance(body, (bytes, bytearray)) else body.length
-    lines = [b"%b %b HTTP/1.1\r\n" % (method, target), b"host: %b\r\n" % host]
-    lines += map(b"%b: %b\r\n".__mod__, request.headers)
+    lines = [b"%b %b HTTP/1.1" % (method, target), b"host: " + host, *map(b": ".join, request.headers)]
     if length is None:
-        lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"transfer-encoding: chunked")
     elif length or request.method in _WITH_BODY:
-        lines.append(b"content-length: %d\r\n" % length)
-    head = b"".join(lines)
-    if not head.count(b"\r") == head.count(b"\n") == len(lines):
+        lines.append(b"content-length: %d" % length)
+    lines.append(b"")
+    head = b"\r\n".join(lines)
+    if not head.count(b"\r") == head.count(b"\n") == len(lines) - 1:
         raise BadRequest("a header has a line break in it")
     return head + b"\r\n"
 
