@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 from attrs import define, field
 
-from engine_router.dialects.base import Dialect
+from engine_router.dialects.base import Clock, Dialect
 from engine_router.dialects.json_body import to_json
 from engine_router.errors import EngineRefused, RouterError
 from engine_router.guards.limits import MAX_FRAME_BYTES
@@ -264,11 +264,14 @@ class _WholeFrames:
             return data
         data = self.rest + data if self.rest else data
         end = self._dialect.frames_end(data)
+        if end == len(data):
+            self.rest = b""
+            return data
         if end == 0 and len(data) > MAX_FRAME_BYTES:
             self.are_none, self.rest = True, b""
             return data
         self.rest = data[end:]
-        return data[:end] if self.rest else data
+        return data[:end]
 
 
 @define(eq=False)
@@ -284,6 +287,7 @@ class _Pieces:
     sink: Sink | None
     are_fast: bool = False
     _last_at: float = -math.inf
+    _now: Clock = field(factory=lambda: trio.lowlevel.current_clock().current_time)
 
     def feed(self, data: bytes) -> bytes:
         """Take in a piece; return what may go out."""
@@ -292,26 +296,24 @@ class _Pieces:
 
     def put(self, data: bytes) -> bool:
         """Hand a piece to the sink. Returns whether the next one should go the same way."""
+        now = self._now()
+        self.are_fast = now - self._last_at < COALESCE_S and len(data) < COALESCE_BYTES
+        self._last_at = now
         out = self.feed(data)
-        if len(data) < COALESCE_BYTES:
-            self._note_time()
         is_sent = not out or self.sink is None or self.sink.put(out)
         return is_sent and not self.are_fast
 
     async def pass_on(self, exchange: ResponseSource) -> None:
         """Hand the next pieces to the sink while they come at a pace; then let the faster ones gather for a moment."""
-        self._note_time()
+        now = self._now()
+        self.are_fast = now - self._last_at < COALESCE_S
+        self._last_at = now
         if self.sink is not None and not self.are_fast:
             await exchange.pass_on(self.put)
             await self.sink.flush()
         if self.are_fast:
             await trio.sleep(COALESCE_S)
-            self._last_at = trio.current_time()
-
-    def _note_time(self) -> None:
-        now = trio.current_time()
-        self.are_fast = now - self._last_at < COALESCE_S
-        self._last_at = now
+            self._last_at = self._now()
 
 
 @define(eq=False)

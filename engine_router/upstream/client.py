@@ -186,8 +186,11 @@ class Exchange:
 
         def received(data: bytes) -> bool:
             self._heard(data)
-            goes_on = take(response.take_body()) if response.body else True
-            return goes_on and not response.complete and self._failure is None
+            if (body := response.body) and not take(
+                body.popleft() if len(body) == 1 else response.take_body()
+            ):
+                return False
+            return not response.complete and self._failure is None
 
         try:
             await stream.receive_each(received)
