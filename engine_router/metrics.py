@@ -207,9 +207,11 @@ class Metrics:
 
     def observe(self, event: Event) -> None:
         """Take in an event."""
+        if isinstance(event, RequestEnded):
+            if event.engine is not None:
+                self._observe_request(event, event.engine)
+            return
         match event:
-            case RequestEnded(engine=str(engine)):
-                self._observe_request(event, engine)
             case SwapEnded():
                 self._swaps.inc(event.source or "none", event.target or "none", event.result)
                 self._swap.observe(event.duration_s)

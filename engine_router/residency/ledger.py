@@ -163,7 +163,7 @@ class Ledger:
         state = self._budget.states.get(ticket.resident)
         if state is None or state.phase is not Phase.READY:
             return False
-        if self._queue and now >= self._queue.first_deadline():  # Rules 3 and 4
+        if self._queue.length and now >= self._queue.first_deadline():  # Rules 3 and 4
             return False
         self._idle_gaps.arrived(ticket.resident, now)
         state.lend(ticket, now)

@@ -116,7 +116,9 @@ class Planner:
 
     def may_idle(self, state: ResidentState, now: float) -> bool:
         """Tell whether the plan stays what it was though nobody uses a resident any more."""
-        if self._queue or state.phase is not Phase.READY or self._budget.excess_bytes > 0:
+        if self._queue.length or state.phase is not Phase.READY:
+            return False
+        if self._budget.capacity.budget_bytes is not None and self._budget.excess_bytes > 0:
             return False
         state.expires_at = self.expiry(state, now)
         return state.expires_at >= self.wake_at

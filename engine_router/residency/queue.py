@@ -157,6 +157,7 @@ class TicketQueue:
         max_wait_s: when a ticket is overdue; one of high priority is after a quarter of it.
 
     Attributes:
+        length: how many there are.
         changed: the residents whose first tickets are others since somebody emptied this set.
     """
 
@@ -164,7 +165,7 @@ class TicketQueue:
         self._max_waits_s = {priority: part * max_wait_s for priority, part in _SHARES_OF_MAX_WAIT.items()}
         self._lines: dict[ResidentId, _Line] = {}
         self._counts: dict[ResidentId, int] = {}
-        self._length = 0
+        self.length = 0
         self._by_deadline = _Heads()
         self._by_rank = _Heads()
         self._shares = _Shares()
@@ -175,7 +176,7 @@ class TicketQueue:
         self._max_waits_s = {priority: part * max_wait_s for priority, part in _SHARES_OF_MAX_WAIT.items()}
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __iter__(self) -> Iterator[Ticket]:
         for line in self._lines.values():
@@ -211,7 +212,7 @@ class TicketQueue:
         if ticket.deadline == math.inf:
             self.stamp(ticket, now)
         self._counts[resident] = self._counts.get(resident, 0) + 1
-        self._length += 1
+        self.length += 1
         self._shares.add(ticket)
         line = self._lines.setdefault(resident, {})
         if (tickets := line.get(ticket.priority)) is not None:
@@ -233,7 +234,7 @@ class TicketQueue:
         if tickets is None or ticket not in tickets:
             return False
         del tickets[ticket]
-        self._length -= 1
+        self.length -= 1
         self._shares.remove(ticket)
         self._counts[ticket.resident] -= 1
         if not tickets:
@@ -249,7 +250,7 @@ class TicketQueue:
         taken = [ticket for tickets in line.values() for ticket in tickets]
         if len(line) > 1:
             taken.sort(key=lambda ticket: ticket.arrived_at)
-        self._length -= len(taken)
+        self.length -= len(taken)
         for ticket in taken:
             self._shares.remove(ticket)
         line.clear()
