@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import trio
@@ -20,35 +20,43 @@ def control_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         trust_env=False,
         timeout=None,  # noqa: S113
-        # No certificate is looked at over plain HTTP, and this context would accept none.
-        transport=_transport(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)),
-        mounts={"https://": _Secured()},
+        transport=_Transport(_plain),
+        mounts={"https://": _Transport(_secured)},
         event_hooks={"request": [_with_plain_body]},
     )
 
 
-def _transport(context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
-    return httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=_LIMITS)
+class _Transport(httpx.AsyncBaseTransport):
+    """A transport that is made at its first call, in a thread: httpcore and certificates take long to load."""
 
-
-class _Secured(httpx.AsyncBaseTransport):
-    """The transport over TLS, made at the first call: few engines have TLS, and the system's certificates take 3 MB."""
-
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[], httpx.AsyncHTTPTransport]) -> None:
+        self._make = make
         self._made: httpx.AsyncHTTPTransport | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return its answer."""
         if self._made is None:
-            # Those of the system, as for requests of clients; in a thread, for it reads and parses files.
-            context = await trio.to_thread.run_sync(ssl.create_default_context)
-            self._made = _transport(context)
+            self._made = await trio.to_thread.run_sync(self._make)
         return await self._made.handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close it."""
         if self._made is not None:
             await self._made.aclose()
+
+
+def _plain() -> httpx.AsyncHTTPTransport:
+    # No certificate is looked at over plain HTTP, and this context would accept none.
+    return _over(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+
+def _secured() -> httpx.AsyncHTTPTransport:
+    # The system's certificates, as for requests of clients. They take 3 MB.
+    return _over(ssl.create_default_context())
+
+
+def _over(context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=_LIMITS)
 
 
 async def _with_plain_body(request: httpx.Request) -> None:
