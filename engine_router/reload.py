@@ -43,6 +43,7 @@ class Reloader:
 
     source: ConfigSource
     factory: EngineFactory
+    _seen: tuple[int, int] | None = None
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
 
     async def reload(self, router: Router) -> Changes:
@@ -57,6 +58,7 @@ class Reloader:
         Cancellation before the end changes nothing.
         """
         async with self._one_at_a_time:
+            self._seen = await trio.to_thread.run_sync(_signature, self.source.path, abandon_on_cancel=True)
             new = await trio.to_thread.run_sync(self.source.read, abandon_on_cancel=True)
             changes = compare(router.config, new, self.source.path)
             if not changes:
@@ -100,14 +102,14 @@ class Reloader:
 
     async def watch(self, router: Router) -> None:
         """Reload whenever the file has changed and `server.watch_config` is set; runs until cancelled."""
-        seen = await trio.to_thread.run_sync(_signature, self.source.path)
+        self._seen = await trio.to_thread.run_sync(_signature, self.source.path)
         while True:
             await trio.sleep(WATCH_INTERVAL_S)
-            now = await trio.to_thread.run_sync(_signature, self.source.path)
-            if now == seen or now is None:
+            if not router.config.server.watch_config:
                 continue
-            seen = now
-            if router.config.server.watch_config:
+            now = await trio.to_thread.run_sync(_signature, self.source.path)
+            if now not in (self._seen, None):
+                self._seen = now
                 await reload_and_note(router)
 
 
