@@ -200,6 +200,6 @@ def _metrics(read_model: ReadModel) -> Metrics:
 
 
 def _make_app(router: Router) -> QuartTrio:
-    from engine_router.web import create_app  # noqa: PLC0415 - who only leases needs no web
+    from engine_router.web.app import create_app  # noqa: PLC0415 - who only leases needs no web
 
     return create_app(router)

@@ -135,6 +135,11 @@ class Router:
             self._app = self._make_app(self)
         return self._app
 
+    @property
+    def has_app(self) -> bool:
+        """True if the app was asked for."""
+        return self._app is not None
+
     @contextlib.asynccontextmanager
     async def lease(self, model: str) -> AsyncIterator[HeldLease]:
         """Make a model resident and keep it so until the block ends.

@@ -484,10 +484,16 @@ def test_a_probe_is_answered_by_both_alike(both: Both) -> None:
     for data in (PROBE, PROBE + PLAIN + PROBE, PROBE[:-2] + b"Connection: close\r\n\r\n", PROBE + HIDDEN):
         for pieces in in_pieces(data):
             assert_agree(both, pieces)
-    for data in (PROBE, PROBE.replace(HOST, b"Host: stranger.example.com\r\n")):
+    stranger = PROBE.replace(HOST, b"Host: stranger.example.com\r\n")
+    for data in (PROBE, stranger, stranger.replace(b"health", b"status")):
         one, other = (both.sides[fast].answer(data) for fast in TIERS)
         assert one == other
-    assert both.sides[True].send([PROBE]).statuses == (200,)
+    for path in (b"status", b"metrics"):
+        one, other = (both.sides[fast].answer(PROBE.replace(b"health", path)) for fast in TIERS)
+        assert one[0] == other[0] == b"http/1.1 200 ok"
+        assert {h for h in one[1] if not h.startswith(b"content-length")} == {
+            h for h in other[1] if not h.startswith(b"content-length")
+        }
 
 
 def test_a_body_is_never_a_request(both: Both) -> None:

@@ -150,6 +150,7 @@ UNUSUAL = {
     + b"\r\nhi",
     "a probe with a coding": PROBE[:-2] + CHUNKED + b"\r\n" + CHUNKS,
     "a probe without a host": PROBE.replace(HOST, b""),
+    "a browser's probe": PROBE[:-2] + b"Accept: text/html,*/*\r\n\r\n",
     "HEAD": PROBE.replace(b"GET", b"HEAD"),
     "a probe that is posted": with_target(b"/health"),
     "another method": b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n",

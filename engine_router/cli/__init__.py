@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -17,6 +18,10 @@ from engine_router.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
+
+# Objects of which, when so many more were made than went, the youngest are searched for cycles. Imports and requests
+# make many objects and next to no cycles: with Python's 700 the searches take 5 % of both.
+YOUNG_OBJECTS = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # the process is this command's alone
         run_below_init()
         _trim_imports()
+        gc.set_threshold(YOUNG_OBJECTS)
     try:
         code = _run(arguments)
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -192,12 +193,19 @@ async def _serve(
 ) -> None:
     """Serve until asked to end; then refuse what waits, let requests end, and stop the engines."""
     async with trio.open_nursery() as nursery:
-        serve = partial(engine_router.serve, router, sockets=sockets, shutdown_trigger=ending.asked.wait)
+        serve = partial(
+            engine_router.serve,
+            router,
+            sockets=sockets,
+            shutdown_trigger=ending.asked.wait,
+            when_loaded=_freeze_what_stays,
+        )
         urls: list[str] = await nursery.start(serve)
         async with trio.open_nursery() as jobs:
             if job is None and router.can_reload and not _has_terminal():
                 await jobs.start(_reload_when_asked, router)
             announce(router, urls)
+            _freeze_what_stays()
             if job is not None:
                 jobs.start_soon(_do, job, router, urls, ending)
             await ending.asked.wait()
@@ -206,6 +214,11 @@ async def _serve(
         await router.close()
         await router.save()
         ending.arm(max(ending.deadline - trio.current_time(), WATCHDOG_SLACK_S))
+
+
+def _freeze_what_stays() -> None:
+    """Leave what was loaded out of every search for cycles: it stays until the end, and is much."""
+    gc.freeze()
 
 
 async def _reload_when_asked(

@@ -111,7 +111,8 @@ class RequestReader:
         takes: tells whether the fast tier serves a path that is posted to.
         max_body_bytes: larger bodies are refused.
         large_bytes: larger bodies are handed out as they come.
-        gets: the paths, without a query, of which the fast tier serves a GET; nobody posts to them.
+        gets: the paths, without a query, of which the fast tier serves a GET to programs; nobody posts to them.
+            A browser is asked for a key in a way of its own.
 
     Attributes:
         raw: every byte that belongs to no request taken so far.
@@ -280,7 +281,11 @@ class RequestReader:
         length, coding = judged.get(b"content-length"), judged.get(b"transfer-encoding")
         if is_get:
             self._length = 0
-            return length is None and coding is None
+            return (
+                length is None
+                and coding is None
+                and not any(_is_browsers(*header) for header in head.headers)
+            )
         return self._has_plain_framing(length, coding) and self.takes(path)
 
     def _has_plain_framing(self, length: bytes | None, coding: bytes | None) -> bool:
@@ -304,3 +309,7 @@ def _plain_path(target: bytes) -> str | None:
 @functools.lru_cache(REMEMBERED_HOSTS)
 def _is_plain_host(host: bytes) -> bool:
     return _PLAIN_HOST.fullmatch(host) is not None
+
+
+def _is_browsers(name: bytes, value: bytes) -> bool:
+    return name == b"accept" and b"html" in value.lower()

@@ -21,12 +21,12 @@ from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.response_body import Sink
 from engine_router.proxy.routes import is_proxied
 from engine_router.router import Router
-from engine_router.server import health
 from engine_router.server.accept import MakeFast, Server
 from engine_router.server.fast_connection import FastConnection
 from engine_router.server.fast_parser import RequestReader
 from engine_router.upstream.http1 import Headers, ResponseHead
 from engine_router.upstream.socket_stream import RawStream
+from engine_router.web import monitoring
 
 if TYPE_CHECKING:
     from engine_router.server.ordinary_tier import OrdinaryTier
@@ -40,9 +40,7 @@ FLUSH_S = 2.0
 _NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
 
 
-_HEALTHY = ResponseHead(
-    200, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(health.BODY)))
-)
+_MONITORED = frozenset(path.encode() for path in monitoring.ANSWERS)
 _ANY_ADDRESS = "::"
 
 
@@ -144,6 +142,7 @@ async def serve(
     *,
     sockets: Sequence[socket.socket] | None = None,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
+    when_loaded: Callable[[], None] = lambda: None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve a router until `shutdown_trigger` returns, or until cancelled.
@@ -153,6 +152,7 @@ async def serve(
 
     Args:
         sockets: from `listen`; opened as configured when absent.
+        when_loaded: called when the app is loaded, which is when the first request comes that needs it.
         task_status: reports the URLs that are served.
 
     Raises:
@@ -167,7 +167,10 @@ async def serve(
         )
     grace_s = server.shutdown_timeout_s + FLUSH_S
     make_fast = _fast_tier(router) if server.fast_path else None
-    running = Server(partial(_load_ordinary_tier, router, grace_s), make_fast, KEEP_ALIVE_S, grace_s)
+    load = partial(_load_ordinary_tier, router, grace_s)
+    running = Server(load, make_fast, KEEP_ALIVE_S, grace_s, when_loaded)
+    if router.has_app:  # with a lifespan of its own, perhaps
+        running.want_ordinary()
     await running.run(opened, shutdown_trigger or trio.sleep_forever, task_status=task_status)
 
 
@@ -179,8 +182,13 @@ async def _load_ordinary_tier(router: Router, grace_s: float) -> OrdinaryTier:
 
 
 def _import_ordinary_tier() -> None:
-    for name in ("engine_router.server.ordinary_tier", "engine_router.web"):
+    for name in ("engine_router.server.ordinary_tier", "engine_router.web.app"):
         importlib.import_module(name)
+
+
+def _as_reply(content_type: str, body: bytes) -> Reply:
+    headers = ((b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body)))
+    return Reply(ResponseHead(200, headers), body)
 
 
 def _fast_tier(router: Router) -> MakeFast:
@@ -198,14 +206,15 @@ def _fast_tier(router: Router) -> MakeFast:
 
         async def answer(incoming: IncomingRequest, scope: RequestScope, sink: Sink) -> Reply:
             access, headers = router.snapshot.access, incoming.headers
-            is_probe = incoming.path == health.PATH
-            access.admit("GET" if is_probe else "POST", incoming.path, incoming.query, headers, peer)
+            shown = monitoring.ANSWERS.get(incoming.path)
+            method = "POST" if shown is None else "GET"
+            access.admit(method, incoming.path, incoming.query, headers, peer)
             scope.client = access.client(headers, peer)
-            if is_probe:
-                return Reply(_HEALTHY, health.BODY)
+            if shown is not None:
+                return _as_reply(*shown(router))
             return await router.handler.answer(incoming, scope, sink)
 
-        reader = RequestReader(is_proxied, limit, LARGE_BYTES, (health.PATH.encode(),))
+        reader = RequestReader(is_proxied, limit, LARGE_BYTES, _MONITORED)
         return FastConnection(stream, reader, answer, router.hub, answer_headers, admit)
 
     return make

@@ -1,5 +1,4 @@
-"""The Quart-Trio app: one file for each surface."""
+"""The Quart-Trio app, one file for each surface: `app.create_app` makes it.
 
-from engine_router.web.app import App, create_app
-
-__all__ = ["App", "create_app"]
+`monitoring`, `status` and what they show need no Quart: the fast tier answers by them before the app is loaded.
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 from quart import Response, has_request_context, request, websocket
 from quart_trio import QuartTrio
@@ -32,12 +33,12 @@ from engine_router.proxy.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.router import Router
 from engine_router.upstream.forwarding import as_streamed
 from engine_router.upstream.http1 import Headers
+from engine_router.web import monitoring
 from engine_router.web.admin import add_admin
 from engine_router.web.anthropic import dialect_for
 from engine_router.web.compat import add_compat
 from engine_router.web.connection import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of, wire_headers
 from engine_router.web.logs import LogRoutes
-from engine_router.web.monitoring import MonitoringRoutes
 from engine_router.web.ollama import OllamaApi
 from engine_router.web.openai import ModelList
 from engine_router.web.pages import Pages, wants_html
@@ -136,17 +137,11 @@ def _after(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - li
 
 def _add_routes(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
-    proxy, models, monitoring, pages = (
-        Proxy(router.handler, limit),
-        ModelList(router),
-        MonitoringRoutes(router),
-        Pages(router),
-    )
+    proxy, models, pages = Proxy(router.handler, limit), ModelList(router), Pages(router)
     ollama = OllamaApi(router, proxy)
     app.add_url_rule("/", "root", pages.root, methods=["GET"])
-    app.add_url_rule("/health", "health", monitoring.health, methods=["GET"])
-    app.add_url_rule("/status", "status", monitoring.status, methods=["GET"])
-    app.add_url_rule("/metrics", "metrics", monitoring.metrics, methods=["GET"])
+    for path, answer in monitoring.ANSWERS.items():
+        app.add_url_rule(path, path.removeprefix("/"), _monitoring(answer, router), methods=["GET"])
     app.add_url_rule("/admin/logs", "logs", LogRoutes(router).logs, methods=["GET"])
     add_admin(app, router)
     add_compat(app, router, models)
@@ -155,6 +150,16 @@ def _add_routes(app: App, router: Router) -> None:
     for rule in ("v1/<path:rest>", *ROOT_ROUTES, *(f"{prefix}<path:rest>" for prefix in ROOT_PREFIXES)):
         app.add_url_rule(f"/{rule}", rule, proxy.routed, methods=_ROUTED_METHODS)
     app.add_url_rule("/api/<path:rest>", "api", ollama.answer, methods=ANY_METHOD)
+
+
+def _monitoring(
+    answer: Callable[[Router], monitoring.Answer], router: Router
+) -> Callable[[], Awaitable[Response]]:
+    async def respond() -> Response:
+        content_type, body = answer(router)
+        return Response(body, content_type=content_type)
+
+    return respond
 
 
 def _add_error_handlers(app: App, router: Router) -> None:

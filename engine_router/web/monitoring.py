@@ -1,31 +1,36 @@
-"""`/health`, `/status` and `/metrics`."""
+"""`/health`, `/status` and `/metrics`, by which people and programs watch the router: answered by both tiers."""
 
 from __future__ import annotations
 
-from quart import Response
+from collections.abc import Callable, Mapping
+from typing import Final
 
+from engine_router.dialects.json_body import to_json
 from engine_router.router import Router
-from engine_router.server import health
-from engine_router.web.responses import json_response
 from engine_router.web.status import status
 
+_JSON: Final = "application/json"
 
-class MonitoringRoutes:
-    """The routes by which a person or a program watches the router."""
+Answer = tuple[str, bytes]
+"""The type and the bytes of an answer."""
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
 
-    async def health(self) -> Response:
-        """`GET /health`: the router lives. Most who ask are answered by the fast tier."""
-        return Response(health.BODY, content_type="application/json")
+def _health(_router: Router) -> Answer:
+    """Answer that the router lives. Says nothing about engines and waits for none."""
+    return _JSON, to_json({"status": "ok"})
 
-    async def status(self) -> Response:
-        """`GET /status`."""
-        return json_response(status(self._router))
 
-    async def metrics(self) -> Response:
-        """`GET /metrics`."""
-        return Response(
-            self._router.metrics.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+def _status(router: Router) -> Answer:
+    return _JSON, to_json(status(router))
+
+
+def _metrics(router: Router) -> Answer:
+    return "text/plain; version=0.0.4; charset=utf-8", router.metrics.exposition()
+
+
+ANSWERS: Final[Mapping[str, Callable[[Router], Answer]]] = {
+    "/health": _health,
+    "/status": _status,
+    "/metrics": _metrics,
+}
+"""The answers to a GET, by path."""
