@@ -139,7 +139,9 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["swap", "relay", "schedule", "pagecache", "soak", "faults", "mutations"])
+@pytest.mark.parametrize(
+    "name", ["swap", "relay", "start", "schedule", "pagecache", "soak", "faults", "mutations"]
+)
 def test_every_benchmark_starts_from_a_bare_interpreter(name: str) -> None:
     done = bench(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -149,7 +151,7 @@ def test_every_benchmark_starts_from_a_bare_interpreter(name: str) -> None:
 def test_the_list_of_benchmarks_is_whole() -> None:
     told = bench("--help")
     assert re.findall(r"^  (\w+) ", told.stdout, re.MULTILINE) == [
-        "swap", "relay", "schedule", "pagecache", "soak", "faults", "mutations",
+        "swap", "relay", "start", "schedule", "pagecache", "soak", "faults", "mutations",
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 import attrs
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as HypothesisPhase
@@ -232,7 +233,7 @@ class AdmitsWhileClosing(Ledger):
 class StarvesTheLow(TicketQueue):
     def head(self, resident: ResidentId) -> Ticket | None:
         found = super().head(resident)
-        return None if found is None else attrs.evolve(found, deadline=math.inf)
+        return None if found is None else msgspec.structs.replace(found, deadline=math.inf)
 
     def overdue(self, now: float) -> Iterator[ResidentId]:
         return iter(())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -620,8 +621,8 @@ def test_as_much_is_loaded_ahead_as_fits_one_after_the_other() -> None:
     pool = budget(100, a=40, b=80, c=30, d=20)
     [start] = pool.tell(messages.Preload((A, B, C, D)))
     assert start == Start(A, "nobody waits, and it is meant to be there")
-    assert pool.tell(messages.BecameReady(A))[0] == attrs.evolve(start, resident=C)
-    assert pool.tell(messages.BecameReady(C))[0] == attrs.evolve(start, resident=D)
+    assert pool.tell(messages.BecameReady(A))[0] == msgspec.structs.replace(start, resident=C)
+    assert pool.tell(messages.BecameReady(C))[0] == msgspec.structs.replace(start, resident=D)
     assert pool.tell(messages.BecameReady(D)) == []
 
 

@@ -1,10 +1,13 @@
-"""Tickets, the events that go into the ledger, and the effects that come out."""
+"""Tickets, the events that go into the ledger, and the effects that come out.
+
+Structs of msgspec: they are made by its C code, at import and at every request, where attrs compiles code of its own.
+"""
 
 from __future__ import annotations
 
 import math
 
-from attrs import define, frozen
+from msgspec import Struct
 
 from engine_router.config import Priority
 from engine_router.engines.base import ResidentId
@@ -12,8 +15,7 @@ from engine_router.errors import RouterError
 from engine_router.residency.rules import Capacity, Rules
 
 
-@define(eq=False)
-class Ticket:
+class Ticket(Struct, eq=False, weakref=True):
     """A request waiting for a resident and, once granted, its lease.
 
     Attributes:
@@ -39,150 +41,130 @@ class Ticket:
 # Events: what happened.
 
 
-@frozen
-class Acquire:
+class Acquire(Struct, frozen=True):
     """A request wants a resident."""
 
     ticket: Ticket
 
 
-@frozen
-class Release:
+class Release(Struct, frozen=True):
     """A request is done with its ticket, granted or not."""
 
     ticket: Ticket
 
 
-@frozen
-class Idle:
+class Idle(Struct, frozen=True):
     """The last lease of a resident has been given back."""
 
     resident: ResidentId
 
 
-@frozen
-class BecameReady:
+class BecameReady(Struct, frozen=True):
     """A start succeeded."""
 
     resident: ResidentId
 
 
-@frozen
-class Weighed:
+class Weighed(Struct, frozen=True):
     """The need of a resident is known now, or known better."""
 
     resident: ResidentId
     need_bytes: int
 
 
-@frozen
-class Short:
+class Short(Struct, frozen=True):
     """Before a start, so much less memory turned out to be free than the resident needs."""
 
     resident: ResidentId
     missing_bytes: int
 
 
-@frozen
-class HasEnded:
+class HasEnded(Struct, frozen=True):
     """A resident is gone. `error` says why, unless its stop had been asked for."""
 
     resident: ResidentId
     error: RouterError | None
 
 
-@frozen
-class StopFailed:
+class StopFailed(Struct, frozen=True):
     """A resident is still there though its stop was asked for."""
 
     resident: ResidentId
     error: RouterError
 
 
-@frozen
-class Settled:
+class Settled(Struct, frozen=True):
     """The memory of a resident that had gone is back, or was waited for as long as allowed."""
 
     resident: ResidentId
 
 
-@frozen
-class Down:
+class Down(Struct, frozen=True):
     """A resident is there, but does not do its work any more."""
 
     resident: ResidentId
     error: RouterError
 
 
-@frozen
-class Checked:
+class Checked(Struct, frozen=True):
     """An engine was looked at. `objection` says why a start would be in vain; None where nothing is known."""
 
     resident: ResidentId
     objection: RouterError | None
 
 
-@frozen
-class Adopt:
+class Adopt(Struct, frozen=True):
     """A resident was found running when the router started."""
 
     resident: ResidentId
 
 
-@frozen
-class Preload:
+class Preload(Struct, frozen=True):
     """Residents to be started before anybody asks, in this order, as far as they fit together."""
 
     residents: tuple[ResidentId, ...]
 
 
-@frozen
-class Unload:
+class Unload(Struct, frozen=True):
     """Someone asked for a resident to be stopped."""
 
     resident: ResidentId
 
 
-@frozen
-class KeepAlive:
+class KeepAlive(Struct, frozen=True):
     """Someone said how long a resident shall stay once it is idle; `seconds` as a ticket's `keep_alive_s`."""
 
     resident: ResidentId
     seconds: float
 
 
-@frozen
-class Pin:
+class Pin(Struct, frozen=True):
     """Someone pinned a resident, or took its pin away."""
 
     resident: ResidentId
     pinned: bool
 
 
-@frozen
-class Reset:
+class Reset(Struct, frozen=True):
     """Someone wants a resident's failures forgotten."""
 
     resident: ResidentId
 
 
-@frozen
-class Reconfigured:
+class Reconfigured(Struct, frozen=True):
     """The configuration has changed; profiles may say something else now, too."""
 
     rules: Rules
     capacity: Capacity
 
 
-@frozen
-class Close:
+class Close(Struct, frozen=True):
     """The router goes down: leases may run until `deadline`, then everything stops."""
 
     deadline: float
 
 
-@frozen
-class Tick:
+class Tick(Struct, frozen=True):
     """Time has passed."""
 
 
@@ -212,31 +194,27 @@ LedgerEvent = (
 # Effects: what has to be done about it.
 
 
-@frozen
-class Grant:
+class Grant(Struct, frozen=True):
     """Hand the ticket its lease."""
 
     ticket: Ticket
 
 
-@frozen
-class Refuse:
+class Refuse(Struct, frozen=True):
     """Tell the ticket's request why it will not be served."""
 
     ticket: Ticket
     error: RouterError
 
 
-@frozen
-class Revoke:
+class Revoke(Struct, frozen=True):
     """Take the lease away: end the request with this error."""
 
     ticket: Ticket
     error: RouterError
 
 
-@frozen
-class Start:
+class Start(Struct, frozen=True):
     """Start a resident; `adopt` where it runs already."""
 
     resident: ResidentId
@@ -244,8 +222,7 @@ class Start:
     adopt: bool = False
 
 
-@frozen
-class Drain:
+class Drain(Struct, frozen=True):
     """A resident was closed to new leases. For the record: nothing is to be done.
 
     `wanted` is what waits for it to go, in this effect and in `Stop`.
@@ -256,15 +233,13 @@ class Drain:
     wanted: ResidentId | None
 
 
-@frozen
-class Resume:
+class Resume(Struct, frozen=True):
     """A draining resident was opened again, since nobody needs its room any more. For the record."""
 
     resident: ResidentId
 
 
-@frozen
-class Stop:
+class Stop(Struct, frozen=True):
     """Stop a resident."""
 
     resident: ResidentId
@@ -272,22 +247,19 @@ class Stop:
     wanted: ResidentId | None
 
 
-@frozen
-class Settle:
+class Settle(Struct, frozen=True):
     """Wait until the memory of a resident that has gone is back, then report `Settled`."""
 
     resident: ResidentId
 
 
-@frozen
-class CheckStart:
+class CheckStart(Struct, frozen=True):
     """Look whether a start would be in vain, then report `Checked`."""
 
     resident: ResidentId
 
 
-@frozen
-class Forget:
+class Forget(Struct, frozen=True):
     """Forget a resident that could not be stopped: it is taken to be gone."""
 
     resident: ResidentId
