@@ -174,7 +174,7 @@ def test_a_json_line_with_a_traceback(record: logging.LogRecord) -> None:
 
 def test_an_event_as_json_keeps_its_own_fields() -> None:
     record = logging.LogRecord("engine_router.events", logging.INFO, "", 0, "%s", ("look",), None)
-    record.event = RouterNotice(at=1.0, severity="info", message="look")
+    record.fields = RouterNotice(at=1.0, severity="info", message="look")
     told = json.loads(JsonFormatter().format(record))
     assert told.pop("time")
     assert told == {

@@ -28,7 +28,7 @@ logger = logging.getLogger("engine_router.events")
 
 
 class EventLog:
-    """Writes each event to Python's logging, with the event itself in the record's `event`."""
+    """Writes each event to Python's logging, with the event itself as the record's `fields`."""
 
     def __init__(self) -> None:
         self._causes: dict[str, str] = {}
@@ -38,11 +38,11 @@ class EventLog:
         if isinstance(event, RequestEnded):
             level = _severity(event)
             if logger.isEnabledFor(level):
-                logger.log(level, RequestText(event), extra={"event": event})
+                logger.log(level, RequestText(event), extra={"fields": event})
             return
         level, text = self.described(event)
         if logger.isEnabledFor(level):
-            logger.log(level, "%s", text, extra={"event": event})
+            logger.log(level, "%s", text, extra={"fields": event})
 
     def described(self, event: Event) -> tuple[int, str]:
         """Return the level and the words of an event. The first phase of a swap tells what caused it."""

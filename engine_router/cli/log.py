@@ -168,8 +168,8 @@ class JsonFormatter(logging.Formatter):
         """Return the line."""
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line: dict[str, object] = {"time": at, "level": record.levelname.lower()}
-        event: Event | None = getattr(record, "event", None)  # set by `extra`
-        fields = None if event is None else event.as_dict()
+        said: Event | dict[str, object] | None = getattr(record, "fields", None)  # set by `extra`
+        fields = said.as_dict() if isinstance(said, Event) else said
         if fields is None:
             line["logger"] = record.name
         message = {"message": record.getMessage()}
