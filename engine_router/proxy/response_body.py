@@ -179,6 +179,7 @@ async def plain_body(
         while data:
             if out := pieces.feed(data):
                 yield out
+                pieces.have_begun = True
             if len(data) < COALESCE_BYTES:
                 await pieces.pass_on(exchange)
             data = await exchange.chunk()
@@ -280,12 +281,14 @@ class _Pieces:
 
     Attributes:
         are_fast: the last two came within a millisecond.
+        have_begun: one has gone out with the answer's head, so that the sink may take the next one.
     """
 
     _frames: _WholeFrames | None
     _keep_alive: KeepAliveFrames | None
     sink: Sink | None
     are_fast: bool = False
+    have_begun: bool = False
     _last_at: float = -math.inf
     _now: Clock = field(factory=lambda: trio.lowlevel.current_clock().current_time)
 
@@ -308,7 +311,7 @@ class _Pieces:
         now = self._now()
         self.are_fast = now - self._last_at < COALESCE_S
         self._last_at = now
-        if self.sink is not None and not self.are_fast:
+        if self.sink is not None and self.have_begun and not self.are_fast:
             await exchange.pass_on(self.put)
             await self.sink.flush()
         if self.are_fast:
