@@ -1173,6 +1173,26 @@ async def test_a_connection_is_kept_for_the_next_request(fast: bool) -> None:
             assert {"echo": b'"pid":', "stream": b"[DONE]", "status": b"no, says"}[wish] in answer.body
 
 
+async def test_requests_that_come_far_ahead_are_answered_one_after_the_other(fast: bool) -> None:
+    """More than is read ahead, and more than the kernel holds: the client has to read meanwhile."""
+    count, padding = 60, "x" * 100_000
+    async with routing(process("a"), fast=fast) as router, served(router) as url, RawClient.to(url) as client:
+
+        async def send() -> None:
+            for number in range(count):
+                body = {"model": "a", "do": "echo", "number": number, "padding": padding}
+                await client.request("POST", CHAT, json.dumps(body).encode())
+
+        with trio.fail_after(200):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                for number in range(count):
+                    answer = await client.answer()
+                    assert answer.is_complete
+                    assert json.loads(answer.json()["body"])["number"] == number
+        assert router.supervisor.pools["default"].leases == {}
+
+
 @pytest.mark.parametrize("wish", ["echo", "stream", "status", "nothing"])
 @pytest.mark.parametrize("asked", ["close", "keep-alive"])
 async def test_a_connection_ends_after_its_answer(
