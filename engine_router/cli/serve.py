@@ -7,7 +7,6 @@ import contextlib
 import logging
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,23 +20,11 @@ from engine_router.cli.running import run_router
 from engine_router.cli.terminal import say
 from engine_router.config import Config, ServerConfig, find_config, load_config
 from engine_router.config.kinds import Port
-from engine_router.events import Event
 from engine_router.reload import ConfigSource
 from engine_router.router import Router
 from engine_router.server.serve import CannotListen, listen
 
 logger = logging.getLogger(__name__)
-
-
-@attrs.frozen(kw_only=True)
-class Serving(Event):
-    """The router serves: the first event of a JSON log."""
-
-    version: str
-    urls: list[str]
-    config: str
-    engines: int
-    models: int
 
 
 def run(options: argparse.Namespace) -> int:
@@ -100,14 +87,14 @@ def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -
         logger.info(
             "serving",
             extra={
-                "event": Serving(
-                    at=time.time(),
-                    version=__version__,
-                    urls=list(urls),
-                    config=str(path),
-                    engines=engines,
-                    models=models,
-                )
+                "fields": {
+                    "event": "serving",
+                    "version": __version__,
+                    "urls": list(urls),
+                    "config": str(path),
+                    "engines": engines,
+                    "models": models,
+                }
             },
         )
         return
