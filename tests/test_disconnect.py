@@ -37,7 +37,7 @@ from engine_router.residency.ledger import Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
-from engine_router.web import create_app
+from engine_router.web.app import create_app
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 CHAT = "/v1/chat/completions"
