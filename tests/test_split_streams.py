@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-import trio
-from support.served import RawClient, served
-
-from engine_router import open_router
-from engine_router.config import parse_config
+from support.one_engine import before_one_engine
 
 # Sends its answer in the parts that the request's `user` names, each after a pause that a poll notices.
 ENGINE = r"""
@@ -51,37 +46,16 @@ STREAMS = {
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "ordinary"])
 async def test_a_stream_that_comes_in_parts(tmp_path: Path, fast: bool) -> None:
-    program = tmp_path / "engine.py"
-    program.write_text(ENGINE)
-    argv = json.dumps([sys.executable, "-I", "-S", str(program), "{port}"])
-    text = f"""
-        state_file = "/dev/null/state.json"
-        [server]
-        fast_path = {json.dumps(fast)}
-        shutdown_timeout_s = 0.1
-        [pools.default]
-        gauge = "none"
-        [engines.e]
-        type = "process"
-        argv = {argv}
-        models = ["m"]
-        discover = false
-        """
-    with trio.fail_after(200):
-        async with (
-            open_router(parse_config(text)) as router,
-            served(router) as url,
-            RawClient.to(url) as client,
-        ):
-            for parts in STREAMS.values():
-                client.received = b""
-                body = json.dumps({"model": "m", "stream": True, "user": json.dumps(parts)}).encode()
-                await client.request("POST", "/v1/chat/completions", body)
-                await client.until(b"0\r\n\r\n")
-                head, _, rest = client.received.partition(b"\r\n\r\n")
-                assert head.startswith(b"HTTP/1.1 200")
-                chunks = rest.split(b"\r\n")
-                assert chunks[-3:] == [b"0", b"", b""]
-                frames = chunks[1:-3:2]
-                assert b"".join(frames).decode() == "".join(parts)
-                assert all(frame.endswith(b"\n\n") for frame in frames)
+    async with before_one_engine(tmp_path, ENGINE, fast=fast) as (_, client):
+        for parts in STREAMS.values():
+            client.received = b""
+            body = json.dumps({"model": "m", "stream": True, "user": json.dumps(parts)}).encode()
+            await client.request("POST", "/v1/chat/completions", body)
+            await client.until(b"0\r\n\r\n")
+            head, _, rest = client.received.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            chunks = rest.split(b"\r\n")
+            assert chunks[-3:] == [b"0", b"", b""]
+            frames = chunks[1:-3:2]
+            assert b"".join(frames).decode() == "".join(parts)
+            assert all(frame.endswith(b"\n\n") for frame in frames)

@@ -4,26 +4,24 @@ import gc
 import itertools
 import json
 import re
-import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from support.served import RawClient, served
+from support.one_engine import before_one_engine
+from support.served import RawClient
 
-from engine_router import Router, open_router
-from engine_router.config import parse_config
+from engine_router import Router
 from engine_router.dialects.scanning import FormScanner, JsonScanner
 from engine_router.errors import BadRequest
 from engine_router.guards.limits import LARGE_BYTES
 from engine_router.proxy.streamed_body import Upload
 
 CHAT = "/v1/chat/completions"
-LIMIT_S = 200.0
 MANY = LARGE_BYTES + 500_000
 
 # Writes what it got so far, a line for each piece of a body, then answers with its length.
@@ -71,38 +69,11 @@ def is_fast(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-@asynccontextmanager
-async def uploading(
+def uploading(
     folder: Path, *, fast: bool, max_body_mb: float = 16
-) -> AsyncIterator[tuple[Router, RawClient]]:
+) -> AbstractAsyncContextManager[tuple[Router, RawClient]]:
     """Serve a router with one engine, which runs already, and connect to it."""
-    program = folder / "engine.py"
-    program.write_text(ENGINE)
-    argv = json.dumps([sys.executable, "-I", "-S", str(program), "{port}"])
-    text = f"""
-        state_file = "/dev/null/state.json"
-        aliases = {{ other = "m" }}
-        [server]
-        fast_path = {json.dumps(fast)}
-        max_body_mb = {max_body_mb}
-        shutdown_timeout_s = 0.1
-        [pools.default]
-        gauge = "none"
-        [engines.e]
-        type = "process"
-        argv = {argv}
-        models = ["m"]
-        discover = false
-        """
-    with trio.fail_after(LIMIT_S):
-        async with (
-            open_router(parse_config(text)) as router,
-            served(router) as url,
-            RawClient.to(url) as client,
-        ):
-            async with router.lease("m"):
-                pass
-            yield router, client
+    return before_one_engine(folder, ENGINE, fast=fast, max_body_mb=max_body_mb)
 
 
 def said(router: Router) -> list[str]:

@@ -32,7 +32,7 @@ from engine_router.server.fast_parser import RequestReader, Verdict
 from engine_router.server.response_head import response_head
 from engine_router.upstream.forwarding import as_streamed
 from engine_router.upstream.http1 import Headers, first_value
-from engine_router.upstream.socket_stream import ConnectionLost, Octets, RawStream, moved_on
+from engine_router.upstream.socket_stream import ConnectionLost, RawStream, Sendable, moved_on
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class FastConnection:
         self._scope: trio.CancelScope | None = None
         self._request: RequestScope | None = None
         self._chunks = False
-        self._unsent: Octets = b""
+        self._unsent: Sendable = b""
         self.quiet_since = trio.current_time()
 
     async def run(self) -> bytes | None:

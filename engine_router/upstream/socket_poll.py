@@ -8,7 +8,6 @@ On Linux, by epoll; elsewhere tasks wait for their sockets themselves.
 
 from __future__ import annotations
 
-import logging
 import select
 import socket
 import sys
@@ -16,8 +15,6 @@ from collections.abc import Callable
 from typing import Final
 
 import trio
-
-logger = logging.getLogger(__name__)
 
 # Looks at the sockets before other tasks get their turn, and how many are attended to at each: while one is attended
 # to, others become ready.

@@ -17,7 +17,7 @@ from engine_router.guards.limits import SLOWEST_BYTES_PER_S
 from engine_router.upstream.socket_poll import SocketPoll, current_poll
 
 RECEIVE_BYTES = 65536
-Octets = bytes | bytearray | memoryview
+Sendable = bytes | bytearray | memoryview
 _WOULD_BLOCK = (BlockingIOError, InterruptedError)
 
 
@@ -127,7 +127,7 @@ class RawStream:
         if reception.error is not None:
             raise reception.error
 
-    def send_now(self, data: Octets) -> Octets:
+    def send_now(self, data: Sendable) -> Sendable:
         """Send what goes out without a wait; return the rest.
 
         Raises:
@@ -141,7 +141,7 @@ class RawStream:
             raise ConnectionLost(str(error)) from error
         return b"" if sent == len(data) else memoryview(data)[sent:]
 
-    async def send_all(self, data: Octets) -> None:
+    async def send_all(self, data: Sendable) -> None:
         """Send everything. Waits, and checks for cancellation, only where the peer reads too slowly.
 
         Raises:
