@@ -283,6 +283,11 @@ async def test_over_tls() -> None:
         engine.base_url = engine.base_url.replace("http:", "https:")
         for _ in range(2):
             assert (await engine.fetch())[1] == b"hello"
+        # A connection that is idle is left to whoever may wait, and is used again.
+        assert engine.upstream.send_at_once(engine.request()) is None
+        assert (engine.idle(), len(engine.lines)) == (1, 1)
+        assert (await engine.fetch())[1] == b"hello"
+        assert len(engine.lines) == 1
         assert (await engine.fetch("POST", bytes(10**6)))[1] == b"hello"
 
 

@@ -186,9 +186,7 @@ class Exchange:
 
         def received(data: bytes) -> bool:
             self._heard(data)
-            if (body := response.body) and not take(
-                body.popleft() if len(body) == 1 else response.take_body()
-            ):
+            if response.body and not take(response.take_body()):
                 return False
             return not response.complete and self._failure is None
 
@@ -320,6 +318,8 @@ class Upstream:
         """
         body = request.body
         if not isinstance(body, (bytes, bytearray)) or len(body) > RECEIVE_BYTES:
+            return None
+        if request.base_url.startswith("https:"):  # TLS may have to wait: `send` uses its idle connections
             return None
         if (stream := self._take(request.base_url)) is None:
             return None
