@@ -87,7 +87,7 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
         values = tomli.loads("\n".join(text for text, _ in lines if not text.startswith("[")))
         top, *rest = header.strip("[]").split(".")
         kind = kinds.get(str(values.get("type")), kind)
-        place = top if top not in ("pools", "models", "engines") else f"{top}.NAME"
+        place = top if top not in ("pools", "models", "families", "engines") else f"{top}.NAME"
         if top == "engines":
             place += f" ({kind})" + "".join(f".{part}" for part in rest[1:])
         entries = found.setdefault(place, [])

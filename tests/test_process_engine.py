@@ -25,6 +25,7 @@ from support.scripted import supervised, until
 from support.small_engine import PROGRAM, PYTHON, an_engine, command, config, the_engine
 
 from engine_router.config import ProcessConfig
+from engine_router.config.template import ModelArguments
 from engine_router.engines import readiness
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.ports import address_of, described, head_of, is_taken, owner_of, runs
@@ -723,8 +724,9 @@ async def test_a_log_ring_can_be_followed() -> None:
 
 
 def filled(argv: list[str], model: str | None, paths: dict[str, str] | None = None) -> list[str]:
+    models = {name: ModelArguments(path=path) for name, path in (paths or {}).items()}
     engine = ProcessEngine(
-        "t", ProcessConfig(argv=tuple(argv)), httpx.AsyncClient(trust_env=False), paths=paths
+        "t", ProcessConfig(argv=tuple(argv)), httpx.AsyncClient(trust_env=False), models=models
     )
     return engine.command(ResidentId("t", model), 1234)
 
@@ -780,7 +782,7 @@ async def test_a_template_runs_once_for_each_model() -> None:
         "port={port}", "models={model}", "say={path}", ready_path="/v1/models", ready_check="model:{model}"
     )
     async with (
-        an_engine(settings, paths={"a": "/w/a"}) as engine,
+        an_engine(settings, models={"a": ModelArguments(path="/w/a")}) as engine,
         supervised(engine, "a") as one,
         supervised(engine, "b") as two,
     ):
@@ -1134,6 +1136,7 @@ async def test_waiting_for_an_adopted_process_without_a_pidfd(monkeypatch: pytes
 ROUTER = """
 import sys, httpx, trio
 from engine_router.config import ProcessConfig
+from engine_router.config.template import ModelArguments
 from engine_router.engines.base import Supervision
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.process.process_engine import ProcessEngine

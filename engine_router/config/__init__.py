@@ -14,6 +14,7 @@ from engine_router.config.engines import (
 from engine_router.config.load import find_config, load_config, parse_config
 from engine_router.config.model import (
     Config,
+    FamilyConfig,
     LogConfig,
     ModelConfig,
     PoolConfig,
@@ -21,13 +22,14 @@ from engine_router.config.model import (
     SchedulingConfig,
     ServerConfig,
 )
-from engine_router.config.process import is_template
+from engine_router.config.template import is_template
 
 __all__ = [
     "AnyEngineConfig",
     "CallConfig",
     "Config",
     "EngineConfig",
+    "FamilyConfig",
     "HttpConfig",
     "LoadedConfig",
     "LogConfig",

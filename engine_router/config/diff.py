@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from engine_router.config import Config, PoolConfig
+from engine_router.config import Config, PoolConfig, ProcessConfig
 from engine_router.config.options import options_of
+from engine_router.config.template import arguments_of, is_template, model_command
 from engine_router.errors import ConfigError
 
 # Settings that are used once, when the router starts.
@@ -106,6 +107,8 @@ _BESIDE = frozenset(
         "endpoints",
         "headers",
         "stream_upstream",
+        "scan",
+        "scan_formats",
     )
 )
 
@@ -114,12 +117,20 @@ def _made_of(config: Config, engine: str) -> tuple[Any, ...]:
     """Return what an engine runs with."""
     settings = config.engines[engine]
     names = [field.name for field in attrs.fields(type(settings)) if field.name not in _BESIDE]
-    paths = {
-        (name, model.upstream, model.path)
-        for name, model in config.models.items()
-        if model.engine == engine and model.path is not None
+    return type(settings), [getattr(settings, name) for name in names], _commands(config, engine)
+
+
+def _commands(config: Config, engine: str) -> dict[str, list[str]]:
+    """Return the commands of a template for the models of the file; those that a scan found come and go by themselves."""
+    settings = config.engines[engine]
+    if not isinstance(settings, ProcessConfig) or not is_template(settings):
+        return {}
+    known = {model.upstream or name for name, model in config.models.items() if not model.found}
+    return {
+        name: model_command(settings.argv, arguments, arguments.values(name))
+        for name, arguments in arguments_of(config, engine).items()
+        if name in known
     }
-    return type(settings), [getattr(settings, name) for name in names], paths
 
 
 def _differences(old: Config, new: Config) -> list[str]:

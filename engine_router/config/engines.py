@@ -111,7 +111,16 @@ class ProcessConfig(EngineConfig):
     type: Literal["process"] = option("process", "A server that the router starts and stops.")
     argv: Argv = required(
         "Command, as a list or one string (no shell runs). {port}, {model} and {path} are filled in; {port} takes a "
-        "free port; {model} or {path} make it a template that is started once for each model."
+        "free port; {model} or {path} make it a template that is started once for each model, with the {mmproj}, {ctx} and "
+        "{args} of that model."
+    )
+    scan: tuple[Name, ...] = option(
+        (),
+        "Templates only: folders whose models it serves, and huggingface, lmstudio or llamacpp for these programs' own. "
+        "Models come and go with their files.",
+    )
+    scan_formats: tuple[Literal["gguf", "safetensors"], ...] = option(
+        (), "What is looked for there: gguf, safetensors, or both; by the program in argv when absent."
     )
     base_url: BaseUrl | None = option(None, "Where it listens; not needed when argv has {port}.")
     env: Mapping[str, VariableValue] = table(dict, "Environment variables added to the router's own.")

@@ -26,7 +26,7 @@ COMMANDS: Final = frozenset(
     }
 )
 # Where a value is no secret: names and addresses are what clients ask for, and what the router is asked about.
-_TABLES: Final = ("engines", "models", "pools")  # of tables that have names
+_TABLES: Final = ("engines", "models", "families", "pools")  # of tables that have names
 _PUBLIC: Final = frozenset(
     (
         *("models", "aliases", "upstream", "engine", "pool", "group", "unit", "default_model", "preload"),

@@ -23,6 +23,7 @@ from engine_router.config.values import (
     read_name,
     read_names_or_all,
     read_network,
+    read_one_or_more,
     read_origin,
     read_path,
     read_ready_check,
@@ -116,6 +117,12 @@ NamesOrAll = Annotated[
     Kind(read_names_or_all, {"anyOf": [_list_of(_VISIBLE), {"const": "all"}]}),
 ]
 """A list of names, or the word `all`."""
+
+OneOrMore = Annotated[
+    tuple[str, ...],
+    Kind(read_one_or_more, {"anyOf": [_VISIBLE, _list_of(_VISIBLE, minItems=1)]}),
+]
+"""A list of names with at least one entry, or one name alone."""
 
 BaseUrl = Annotated[str, Kind(read_base_url, _text(r"^\s*https?://[^/?#@\s]+/?\s*$"))]
 """`http://host:port` or `https://host:port`, without a trailing slash."""

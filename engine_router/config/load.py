@@ -12,11 +12,13 @@ import tomli
 
 from engine_router.config.engines import AnyEngineConfig, ProcessConfig
 from engine_router.config.environment import Environment
+from engine_router.config.families import with_families
 from engine_router.config.faults import Fault, close, is_table, quoted
 from engine_router.config.kinds import Name
 from engine_router.config.misplaced import table_of, without_dotted
 from engine_router.config.model import (
     Config,
+    FamilyConfig,
     LogConfig,
     ModelConfig,
     PoolConfig,
@@ -30,6 +32,7 @@ from engine_router.config.process import process_faults
 from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import read_engine, read_table
 from engine_router.config.syntax import syntax_fault
+from engine_router.config.template import is_scanned
 from engine_router.config.values import expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
 
@@ -150,6 +153,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     pools = _named(data, "pools", lambda value, path: read_table(value, PoolConfig, path), faults)
     engines: dict[str, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
     models = _named(data, "models", lambda value, path: read_table(value, ModelConfig, path), faults)
+    families = _named(data, "families", lambda value, path: read_table(value, FamilyConfig, path), faults)
     aliases = _named(data, "aliases", _read_alias, faults)
     state_file = _state_file(data, faults)
     faults.extend(_cross_faults(data, pools, engines, models, aliases))
@@ -163,7 +167,8 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
         scheduling=scheduling,
         pools=pools,
         engines=engines,
-        models=models,
+        models=with_families(models, families, engines),
+        families=families,
         aliases=aliases,
         state_file=state_file,
     ), []
@@ -297,7 +302,7 @@ def _name_faults(
         elif alias in seen:
             yield place, f"{shown(alias)} is an alias already: see {seen[alias]}"
         seen[alias] = place
-    may_discover = any(engine.discover for engine in engines.values())
+    may_discover = any(engine.discover or is_scanned(engine) for engine in engines.values())
     for alias, target in aliases.items():
         if target in seen and target not in owners:
             yield f"aliases.{quoted(alias)}", f"{shown(target)} is itself an alias; name the model id"

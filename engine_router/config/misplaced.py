@@ -10,7 +10,14 @@ import attrs
 
 from engine_router.config.engines import ENGINE_TYPES, EngineConfig
 from engine_router.config.faults import Fault, quoted
-from engine_router.config.model import LogConfig, ModelConfig, PoolConfig, SchedulingConfig, ServerConfig
+from engine_router.config.model import (
+    FamilyConfig,
+    LogConfig,
+    ModelConfig,
+    PoolConfig,
+    SchedulingConfig,
+    ServerConfig,
+)
 
 _TABLES: Final[Mapping[str, type[Any]]] = {
     "[server]": ServerConfig,
@@ -92,6 +99,7 @@ def without_dotted(table: str, name: str, value: Any) -> tuple[Any, list[Fault]]
 def _keys_of(table: str) -> frozenset[str]:
     classes: Mapping[str, tuple[type[Any], ...]] = {
         "models": (ModelConfig,),
+        "families": (FamilyConfig,),
         "pools": (PoolConfig,),
         "engines": tuple(ENGINE_TYPES.values()),
     }

@@ -6,6 +6,7 @@ README are made from it, so there is one place to read and to change.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -26,6 +27,7 @@ from engine_router.config.kinds import (
     Name,
     NamesOrAll,
     Network,
+    OneOrMore,
     Origin,
     Port,
     Seconds,
@@ -217,22 +219,23 @@ class PoolConfig:
 
 
 @frozen(kw_only=True)
-class ModelConfig:
-    """`[models."ID"]`: a model that needs more than its id in its engine's `models`."""
+class ModelSettings:
+    """The options that a model has, or shares with others of its family."""
 
-    engine: Name = required("Engine that serves it.")
-    upstream: Name | None = option(None, "Name that the engine knows it by; the id itself when absent.")
-    aliases: tuple[Name, ...] = option((), "Other names that clients may use.")
-    path: str | None = option(
-        None, "File or folder of its weights, filled in for {path} in a template's argv."
+    args: tuple[str, ...] = option(
+        (),
+        'Words of its own for a template\'s command, such as ["--jinja", "-ngl", "99"]; they take the place of '
+        "{args}, or stand at the end.",
+    )
+    context_length: Count | None = option(
+        None,
+        "Tokens of context to tell clients of, filled in for {ctx} in a template's argv; what its files and its engine say "
+        "when absent.",
     )
     memory_gb: Gigabytes | None = option(None, "Memory that it takes, in GB; measured when absent.")
     group: Name | None = option(None, "As for engines; its engine's when absent.")
     pinned: bool | None = option(None, "As for engines; its engine's when absent.")
     unlisted: bool = option(False, "Hidden from model lists, but served to requests that name it.")
-    context_length: Count | None = option(
-        None, "Tokens of context to tell clients of; what its files and its engine say when absent."
-    )
     capabilities: tuple[Capability, ...] = option(
         (),
         "What to tell clients that it can do: completion, tools, thinking, vision, embedding, insert. Empty: what its "
@@ -251,6 +254,32 @@ class ModelConfig:
 
 
 @frozen(kw_only=True)
+class ModelConfig(ModelSettings):
+    """`[models."ID"]`: a model that needs more than its id in its engine's `models`."""
+
+    engine: Name = required("Engine that serves it.")
+    upstream: Name | None = option(None, "Name that the engine knows it by; the id itself when absent.")
+    aliases: tuple[Name, ...] = option((), "Other names that clients may use.")
+    path: str | None = option(
+        None, "File or folder of its weights, filled in for {path} in a template's argv."
+    )
+    mmproj: str | None = option(
+        None, "File of its projector for images, filled in for {mmproj} in a template's argv."
+    )
+    found: bool = attrs.field(default=False)
+    """True for a model that a scan of folders found; it goes with its files. No option of the file."""
+
+
+@frozen(kw_only=True)
+class FamilyConfig(ModelSettings):
+    """`[families.NAME]`: settings of all models whose names match; what a model has itself counts more."""
+
+    match: OneOrMore = required(
+        'Names of the models, with * and ? as wildcards, such as "qwen3*"; one, or a list.'
+    )
+
+
+@frozen(kw_only=True)
 class Config:
     """A whole `engines.toml`."""
 
@@ -260,6 +289,7 @@ class Config:
     pools: Mapping[str, PoolConfig] = table(dict, "Memories that engines share.")
     engines: Mapping[str, AnyEngineConfig] = required("The engines.")
     models: Mapping[str, ModelConfig] = table(dict, "Models that need more than an id.")
+    families: Mapping[str, FamilyConfig] = table(dict, "Settings for all models whose names match.")
     aliases: Mapping[str, str] = table(dict, "Other names for models: alias = model id.")
     state_file: str | None = option(
         None,
@@ -267,3 +297,11 @@ class Config:
     )
     hidden: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
     """Values that `${env:NAME}` gave and nobody is told, each with its reference. No option of the file."""
+
+    @functools.cached_property
+    def models_by_upstream(self) -> Mapping[tuple[str, str], ModelConfig]:
+        """The configured models, by their engine and the name that it knows."""
+        found: dict[tuple[str, str], ModelConfig] = {}
+        for name, model in self.models.items():
+            found.setdefault((model.engine, model.upstream or name), model)
+        return found

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from engine_router.config.engines import AnyEngineConfig, ProcessConfig, SystemdConfig
 from engine_router.config.faults import Fault, close, quoted
 from engine_router.config.model import ModelConfig, PoolConfig, SchedulingConfig
+from engine_router.config.template import is_scanned
 from engine_router.config.values import shown
 
 _LATEST = ":latest"
@@ -78,5 +79,7 @@ def may_list(name: str, engine: AnyEngineConfig, models: Mapping[str, ModelConfi
     A server of one command may list more than what is configured, but that is known only while it runs: who
     wants it loaded ahead has named one of its models.
     """
+    if is_scanned(engine):
+        return True
     is_named = bool(engine.models) or any(model.engine == name for model in models.values())
     return engine.discover and not (is_named and isinstance(engine, (ProcessConfig, SystemdConfig)))

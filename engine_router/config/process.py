@@ -9,9 +9,9 @@ from typing import Final
 from engine_router.config.engines import ProcessConfig
 from engine_router.config.faults import Fault, close, quoted
 from engine_router.config.model import ModelConfig
+from engine_router.config.template import PLACEHOLDERS, is_template
 from engine_router.config.values import shown
 
-PLACEHOLDERS: Final = ("port", "model", "path")
 _BRACES: Final = re.compile(r"\$?\{(\w+)\}|\$(\w+)|%(\w+)%")
 _WHOLE_COMMAND: Final = re.compile(r"\s(-|.*\{port\})")
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)=")
@@ -22,8 +22,19 @@ def process_faults(
 ) -> Iterator[Fault]:
     """Yield what is wrong with the command of an engine, and with models that it cannot start."""
     path = f"engines.{quoted(name)}"
-    yield from _program_faults(engine, path)
     words = " ".join(engine.argv)
+    yield from _program_faults(engine, path)
+    yield from _port_faults(engine, path, words)
+    if engine.scan and "{path}" not in words:
+        yield f"{path}.scan", "needs {path} in argv, for the file of the model that is started"
+    if not is_template(engine):
+        yield from _template_only_faults(name, engine, models)
+    elif "{path}" in words:
+        yield from _path_faults(name, engine, models, named_models)
+
+
+def _port_faults(engine: ProcessConfig, path: str, words: str) -> Iterator[Fault]:
+    """Yield what is wrong with where an engine listens."""
     has_port = "{port}" in words
     if is_template(engine) and not has_port:
         yield f"{path}.argv", "{model} or {path} start it once for each model, so it needs {port} too"
@@ -33,18 +44,42 @@ def process_faults(
         yield f"{path}.base_url", "missing; say where it listens, or put {port} into argv"
     if engine.base_url is not None and has_port:
         yield f"{path}.base_url", "not allowed together with {port} in argv, which takes a free port"
-    if "{path}" in words:
-        for model in engine.models:
-            if model not in named_models:
+
+
+def _path_faults(
+    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Sequence[str]
+) -> Iterator[Fault]:
+    """Yield the models that have no path for a command that asks for one."""
+    for model in engine.models:
+        if model not in named_models:
+            yield (
+                f"engines.{quoted(name)}.models",
+                f"{shown(model)} has no path; add [models.{quoted(model)}] with its path",
+            )
+    for model_id, config in models.items():
+        if config.engine == name and config.path is None:
+            yield (
+                f"models.{quoted(model_id)}.path",
+                f"missing; the argv of engine {shown(name)} asks for {{path}}",
+            )
+
+
+def _template_only_faults(
+    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig]
+) -> Iterator[Fault]:
+    """Yield what is filled in for each model, in a command that is not started for each model."""
+    for placeholder in ("{mmproj}", "{ctx}", "{args}"):
+        if any(placeholder in word for word in engine.argv):
+            yield (
+                f"engines.{quoted(name)}.argv",
+                f"{placeholder} is filled in only beside {{path}} or {{model}}, which start it once for each model",
+            )
+    for model_id, config in models.items():
+        for key in ("args", "mmproj") if config.engine == name else ():
+            if getattr(config, key):
                 yield (
-                    f"{path}.models",
-                    f"{shown(model)} has no path; add [models.{quoted(model)}] with its path",
-                )
-        for model_id, config in models.items():
-            if config.engine == name and config.path is None:
-                yield (
-                    f"models.{quoted(model_id)}.path",
-                    f"missing; the argv of engine {shown(name)} asks for {{path}}",
+                    f"models.{quoted(model_id)}.{key}",
+                    f"without effect: the argv of engine {shown(name)} has no {{model}} or {{path}}; write it into that argv",
                 )
 
 
@@ -90,9 +125,3 @@ def _mistaken(words: str, names: Sequence[str]) -> str | None:
         if meant is not None:
             return f"{found.group()} is not filled in; write {{{meant}}}"
     return None
-
-
-def is_template(engine: ProcessConfig) -> bool:
-    """Tell whether a process engine is started once for each model."""
-    words = " ".join(engine.argv)
-    return "{model}" in words or "{path}" in words

@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeVar, get_args
 
 import attrs
 import cattrs
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from engine_router.config.engines import ENGINE_TYPES, EngineConfig
 from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_private, quoted
 from engine_router.config.kinds import PLAIN, HeaderValue, VariableValue, kind_of
 from engine_router.config.misplaced import synonym_of, table_of, type_of
+from engine_router.config.options import options_of
 from engine_router.config.values import Unfit, read_header_name, shown
 
 T = TypeVar("T")
@@ -111,8 +112,11 @@ class _Placed(Exception):
 
 def _table_reader(converter: cattrs.Converter, cls: type[Any]) -> Any:
     """Wrap cattrs' reader of a table: say so plainly when something else than a table was given."""
+    no_options: dict[str, Any] = {
+        field.name: override(omit=True) for field in attrs.fields(cls) if field not in options_of(cls)
+    }
     read = make_dict_structure_fn(
-        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **no_options
     )
 
     def read_table(value: Any, kind: Any) -> Any:
@@ -160,7 +164,7 @@ def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator
         for inner in error.exceptions:
             yield from _walk(inner, path, cls)
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)]
+        known = [field.name for field in options_of(error.cl)]
         for key in sorted(error.extra_fields):
             near, table = synonym_of(key, known) or close(key, known), table_of(key, error.cl)
             hint = f"; did you mean {near}?" if near else f"; known keys: {', '.join(known)}"

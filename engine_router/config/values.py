@@ -251,6 +251,15 @@ def read_names_or_all(value: Any) -> tuple[str, ...] | Literal["all"]:
     return tuple(read_name(item) for item in value)
 
 
+def read_one_or_more(value: Any) -> tuple[str, ...]:
+    """Read a list of names that is not empty, or one name."""
+    if isinstance(value, str):
+        return (read_name(value),)
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _unfit("a name, or a list of names", value)
+    return tuple(read_name(item) for item in value)
+
+
 def read_hosts(value: Any) -> tuple[str, ...]:
     """Read a list of names of hosts, and return them in lower case."""
     if not isinstance(value, (list, tuple)):

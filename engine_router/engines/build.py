@@ -12,6 +12,7 @@ import trio
 from attrs import define, field
 
 from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
+from engine_router.config.template import ModelArguments, arguments_of
 from engine_router.engines.base import Engine
 from engine_router.engines.masking import MaskedEngine
 from engine_router.engines.process.process_engine import ProcessEngine
@@ -37,6 +38,7 @@ class EngineFactory:
     _sleep_registry: SleepRegistry
     _guardian: Guardian | None = None
     _headers: WeakKeyDictionary[Engine, dict[str, str]] = field(factory=WeakKeyDictionary)
+    _models: WeakKeyDictionary[Engine, dict[str, ModelArguments]] = field(factory=WeakKeyDictionary)
     _hidden: HiddenValues = field(factory=HiddenValues)
 
     async def make(self, name: str, config: Config) -> Engine:
@@ -48,21 +50,24 @@ class EngineFactory:
             self._guardian = guardian
         # Headers can be renewed while models stay loaded: a key, for example. Each engine has its own: one that was
         # exchanged is stopped with those that it had.
-        headers = dict(config.engines[name].headers)
+        # So do the models of a template, which come and go with their files.
+        headers, models = dict(config.engines[name].headers), arguments_of(config, name)
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
-        built = build_engine(name, config, self.client, self._guardian, self._sleep_registry)
+        built = build_engine(name, config, self.client, self._guardian, self._sleep_registry, models)
         self._hidden.add(config.hidden)
         engine = MaskedEngine(built, self._hidden)
-        self._headers[engine] = headers
+        self._headers[engine], self._models[engine] = headers, models
         return engine
 
     def renew(self, engines: Mapping[str, Engine], config: Config) -> None:
-        """Have engines send their headers of a configuration from now on."""
+        """Have engines send their headers of a configuration, and start its models, from now on."""
         self._hidden.add(config.hidden)
         for name, engine in engines.items():
             self._headers[engine].clear()
             self._headers[engine].update(config.engines[name].headers)
+            self._models[engine].clear()
+            self._models[engine].update(arguments_of(config, name))
 
     async def forget(self, engines: Collection[str]) -> None:
         """Stop what sleeps of engines that are gone, or are others now."""
@@ -75,6 +80,7 @@ def build_engine(
     client: httpx.AsyncClient,
     guardian: Guardian | None,
     sleep_registry: SleepRegistry | None = None,
+    models: Mapping[str, ModelArguments] | None = None,
 ) -> Engine:
     """Make one configured engine.
 
@@ -82,12 +88,13 @@ def build_engine(
         client: for control calls; shared.
         guardian: kills process engines when the router dies; None where the platform needs none.
         sleep_registry: where residents sleep; without one they are stopped.
+        models: what each model fills into a template's command; those of the configuration when absent.
     """
+    models = arguments_of(config, name) if models is None else models
     match config.engines[name]:
         case ProcessConfig() as process:
-            paths = _paths(config, name)
             return ProcessEngine(
-                name, process, client, guardian=guardian, sleep_registry=sleep_registry, paths=paths
+                name, process, client, guardian=guardian, sleep_registry=sleep_registry, models=models
             )
         case HttpConfig() as http:
             return HttpEngine(name, http, client, sleep_registry=sleep_registry)
@@ -101,12 +108,3 @@ def _upstream_names(config: Config, engine: str) -> Sequence[str]:
     """Return the configured models of an engine, by the names that it knows."""
     named = [model.upstream or name for name, model in config.models.items() if model.engine == engine]
     return [*config.engines[engine].models, *named]
-
-
-def _paths(config: Config, engine: str) -> Mapping[str, str]:
-    """Return the paths of an engine's models, by the name that the engine knows them by."""
-    return {
-        model.upstream or name: model.path
-        for name, model in config.models.items()
-        if model.engine == engine and model.path is not None
-    }

@@ -12,6 +12,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from engine_router.config import Config, ModelConfig, ProcessConfig
+from engine_router.config.template import NO_ARGUMENTS, ModelArguments, model_command
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import model_options
 from engine_router.guards.limits import MAX_CONFIG_BYTES, MAX_WEIGHT_FILES
@@ -80,10 +81,7 @@ class Launch:
 
 def model_config(config: Config, engine: str, upstream: str) -> ModelConfig | None:
     """Return what is configured for a model, given by the name that its engine knows."""
-    for name, model in config.models.items():
-        if model.engine == engine and (model.upstream or name) == upstream:
-            return model
-    return None
+    return config.models_by_upstream.get((engine, upstream))
 
 
 def launch_of(config: Config, engine: str, upstream: str) -> Launch:
@@ -98,9 +96,10 @@ def launch_of(config: Config, engine: str, upstream: str) -> Launch:
     path = model.path if model is not None else None
     if not isinstance(settings, ProcessConfig):
         return Launch(path=None if path is None else expanded(path))
-    options = model_options(settings.argv)
-    if path is None and options.model is not None:
-        path = options.model.replace("{model}", upstream)
+    arguments = NO_ARGUMENTS if model is None else ModelArguments.of(model)
+    options = model_options(model_command(settings.argv, arguments, arguments.values(upstream)))
+    if path is None:
+        path = options.model
     return Launch(
         path=None if path is None else expanded(settings.cwd or "") / expanded(path),
         context_length=options.context_length,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from attrs import frozen
 
 from engine_router.config import ProcessConfig
+from engine_router.config.template import fill_command
 from engine_router.config.values import expanded
 from engine_router.guards.commands import CommandResult, run_command
 from engine_router.guards.masking import own_environment
@@ -61,14 +61,6 @@ class EndCommands:
 
     def _environment(self) -> dict[str, str]:
         return {**own_environment(), **self.env}
-
-
-def fill_command(argv: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """Return a command with its placeholders, such as `{port}`, filled in. Braces of other kinds stay."""
-    program, *arguments = (
-        re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), word) for word in argv
-    )
-    return [str(expanded(program)) if program.startswith("~") else program, *arguments]
 
 
 def end_commands(config: ProcessConfig, values: Mapping[str, str]) -> EndCommands:

@@ -11,6 +11,7 @@ import psutil
 import trio
 
 from engine_router.config import ProcessConfig, is_template
+from engine_router.config.template import NO_ARGUMENTS, ModelArguments, model_command
 from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
@@ -18,7 +19,7 @@ from engine_router.engines.masking import engine_mask
 from engine_router.engines.ports import ClaimedPort, address_of, described, head_of, is_taken, owner_of
 from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.descriptors import lacks_resources
-from engine_router.engines.process.end_commands import EndCommands, end_commands, fill_command
+from engine_router.engines.process.end_commands import EndCommands, end_commands
 from engine_router.engines.process.output import EngineOutput, last_words
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.process.running_process import (
@@ -62,7 +63,7 @@ class ProcessEngine:
         *,
         guardian: Guardian | None = None,
         sleep_registry: SleepRegistry | None = None,
-        paths: Mapping[str, str] | None = None,
+        models: Mapping[str, ModelArguments] | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -70,7 +71,7 @@ class ProcessEngine:
         self.log = self.logs.engine
         self._client = client
         self._guardian = guardian
-        self._paths = paths or {}
+        self._models = {} if models is None else models
         self._is_template = is_template(config)
         self._unstopped: dict[ResidentId, RunningProcess] = {}
         self._listens_at: str | None = config.base_url
@@ -84,12 +85,14 @@ class ProcessEngine:
 
     def command(self, resident: ResidentId, port: int = 0) -> list[str]:
         """Return the argv for a resident, its placeholders filled in. Braces of other kinds stay."""
-        return fill_command(self.config.argv, self._values(resident, port))
+        arguments = self._arguments(resident) if self._is_template else NO_ARGUMENTS
+        return model_command(self.config.argv, arguments, self._values(resident, port))
+
+    def _arguments(self, resident: ResidentId) -> ModelArguments:
+        return self._models.get(resident.model or "", NO_ARGUMENTS)
 
     def _values(self, resident: ResidentId, port: int) -> dict[str, str]:
-        model = resident.model or ""
-        path = str(expanded(self._paths[model])) if model in self._paths else model
-        return {"port": str(port), "model": model, "path": path}
+        return {"port": str(port), **self._arguments(resident).values(resident.model or "")}
 
     def _end_commands(self, resident: ResidentId, base_url: str, pid: int) -> EndCommands:
         values = {**self._values(resident, address_of(base_url)[1]), "pid": str(pid)}

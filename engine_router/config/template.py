@@ -1,0 +1,117 @@
+"""The command of a template: a process engine that is started once for each model, with what the model fills in."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from engine_router.config.engines import EngineConfig, ProcessConfig
+from engine_router.config.model import Config, ModelConfig
+from engine_router.config.values import expanded
+
+PLACEHOLDERS: Final = ("port", "model", "path", "mmproj", "ctx", "args")
+"""What is filled in within `argv`, in braces."""
+
+_ARGS: Final = "{args}"
+_OPTIONAL: Final = ("mmproj", "ctx")
+_PLACEHOLDER: Final = re.compile(r"\{(\w+)\}")
+
+
+@frozen(kw_only=True)
+class ModelArguments:
+    """What one model fills into the command of its template.
+
+    Attributes:
+        path: file or folder of its weights; None where the model's name stands for it.
+        mmproj: file of its projector for images.
+        context_length: tokens of context that it is started with.
+        args: words of its own.
+    """
+
+    path: str | None = None
+    mmproj: str | None = None
+    context_length: int | None = None
+    args: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> ModelArguments:
+        """Return those of a configured model."""
+        return cls(
+            path=model.path, mmproj=model.mmproj, context_length=model.context_length or None, args=model.args
+        )
+
+    def values(self, model: str) -> dict[str, str]:
+        """Return the values of the placeholders, as far as there are any.
+
+        Args:
+            model: the name that the engine knows it by.
+        """
+        found = {"model": model, "path": model if self.path is None else str(expanded(self.path))}
+        if self.mmproj is not None:
+            found["mmproj"] = str(expanded(self.mmproj))
+        if self.context_length is not None:
+            found["ctx"] = str(self.context_length)
+        return found
+
+
+NO_ARGUMENTS: Final = ModelArguments()
+
+
+def is_template(engine: ProcessConfig) -> bool:
+    """Tell whether a process engine is started once for each model."""
+    words = " ".join(engine.argv)
+    return "{model}" in words or "{path}" in words
+
+
+def is_scanned(engine: EngineConfig) -> bool:
+    """Tell whether an engine serves what is found in folders."""
+    return isinstance(engine, ProcessConfig) and bool(engine.scan)
+
+
+def arguments_of(config: Config, engine: str) -> dict[str, ModelArguments]:
+    """Return what the models of an engine fill into its command, by the names that the engine knows."""
+    return {
+        model.upstream or name: ModelArguments.of(model)
+        for name, model in config.models.items()
+        if model.engine == engine
+    }
+
+
+def model_command(argv: Sequence[str], arguments: ModelArguments, values: Mapping[str, str]) -> list[str]:
+    """Return a template's command for one model.
+
+    An option whose `{mmproj}` or `{ctx}` has no value is left out together with its name: of `-c {ctx}` nothing
+    stays. `{args}` becomes any number of words; where it stands nowhere, they are added at the end.
+    """
+    words = [word for index, word in enumerate(argv) if not _is_left_out(argv, index, values)]
+    if not any(_ARGS in word for word in words):
+        words.append(_ARGS)
+    whole: list[str] = []
+    for word in words:
+        whole += arguments.args if word == _ARGS else [word.replace(_ARGS, shlex.join(arguments.args))]
+    return fill_command(whole, values)
+
+
+def _is_left_out(argv: Sequence[str], index: int, values: Mapping[str, str]) -> bool:
+    """Tell whether a word has a placeholder without a value, or is the name of an option that has."""
+    if _lacks_value(argv[index], values):
+        return True
+    following = argv[index + 1] if index + 1 < len(argv) else ""
+    is_option = argv[index].startswith("-") and "=" not in argv[index] and index > 0
+    return is_option and not following.startswith("-") and _lacks_value(following, values)
+
+
+def _lacks_value(word: str, values: Mapping[str, str]) -> bool:
+    return any(f"{{{name}}}" in word and name not in values for name in _OPTIONAL)
+
+
+def fill_command(argv: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Return a command with its placeholders, such as `{port}`, filled in. Braces of other kinds stay."""
+    program, *arguments = (
+        _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), word) for word in argv
+    )
+    return [str(expanded(program)) if program.startswith("~") else program, *arguments]
