@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 import trio
 from support.asgi import ask
@@ -22,7 +21,7 @@ from engine_router.engines.remote.client import BadAnswer, EngineClient
 from engine_router.errors import EngineError, EngineUnreachable
 from engine_router.guards.limits import CONTROL_ANSWER_BYTES, LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
 from engine_router.upstream.control_answers import UnreadableAnswer, read_answer
-from engine_router.upstream.control_client import control_client
+from engine_router.upstream.control_client import ControlClient, control_client
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -71,7 +70,7 @@ each_of_them = pytest.mark.parametrize(("made", "words"), UNREADABLE.values(), i
 
 
 @asynccontextmanager
-async def asked(made: Callable[[], Answer]) -> AsyncIterator[tuple[EngineClient, httpx.AsyncClient]]:
+async def asked(made: Callable[[], Answer]) -> AsyncIterator[tuple[EngineClient, ControlClient]]:
     """A server that answers everything so, and what asks it."""
     scripted = ScriptedServer("m")
     for path in ("/v1/models", "/health"):
@@ -127,9 +126,9 @@ async def test_an_answer_within_the_bounds_is_read_whatever_it_is_encoded_in(enc
     coded = {"deflate": zlib.compress, "identity": bytes}.get(encoding, gzip.compress)(body)
     async with asked(lambda: encoded(coded, encoding)) as (server, client):
         assert await server.models() == ("a" * 500,)
-        async with client.stream("GET", f"{server.base_url}/v1/models") as response:
+        async with client.stream("GET", f"{server.base_url}/v1/models", headers={}) as response:
             assert await read_answer(response, len(body)) == body
-        async with client.stream("GET", f"{server.base_url}/v1/models") as response:
+        async with client.stream("GET", f"{server.base_url}/v1/models", headers={}) as response:
             with pytest.raises(UnreadableAnswer):
                 await read_answer(response, len(body) - 1)
 

@@ -3,6 +3,7 @@
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import httpx
 import pytest
 import trio
 
-from engine_router.upstream.control_client import control_client
+from engine_router.upstream.control_answers import read_answer
+from engine_router.upstream.control_client import ControlClient, control_client
+from engine_router.upstream.control_errors import CallFailed, CannotBeSent, CannotConnect, ConnectTimedOut
 
 trustme = pytest.importorskip("trustme")
 
@@ -38,6 +41,11 @@ async def answering(tls: ssl.SSLContext | None) -> AsyncIterator[str]:
             nursery.cancel_scope.cancel()
 
 
+async def got(client: ControlClient, url: str) -> bytes:
+    async with client.stream("GET", url, headers={}) as response:
+        return await read_answer(response)
+
+
 @pytest.fixture
 def authority() -> "trustme.CA":
     return trustme.CA()
@@ -57,13 +65,13 @@ async def test_the_systems_certificates_are_trusted(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     async with answering(tls) as url, control_client() as client:
         for _ in range(2):
-            assert (await client.get(url)).text == "ok"
+            assert await got(client, url) == b"ok"
 
 
 async def test_another_certificate_is_not(tls: ssl.SSLContext) -> None:
     async with answering(tls) as url, control_client() as client:
-        with pytest.raises(httpx.ConnectError):
-            await client.get(url)
+        with pytest.raises(CannotConnect):
+            await got(client, url)
 
 
 async def test_none_is_loaded_for_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,4 +81,47 @@ async def test_none_is_loaded_for_plain_http(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("load_verify_locations", "load_default_certs", "set_default_verify_paths"):
         monkeypatch.setattr(ssl.SSLContext, name, load)
     async with answering(None) as url, control_client() as client:
-        assert (await client.get(url)).text == "ok"
+        assert await got(client, url) == b"ok"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (httpx.ConnectTimeout("x"), ConnectTimedOut),
+        (httpx.ConnectError("x"), CannotConnect),
+        (httpx.ReadError("x"), CallFailed),
+        (httpx.RemoteProtocolError("x"), CallFailed),
+        (httpx.InvalidURL("x"), CannotBeSent),
+    ],
+)
+async def test_what_goes_wrong_is_told_without_the_library(error: Exception, kind: type[CallFailed]) -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    async with aclosing(ControlClient(httpx.AsyncClient(transport=httpx.MockTransport(fail)))) as client:
+        with pytest.raises(CallFailed) as raised:
+            await got(client, "http://e:1/")
+    assert type(raised.value) is kind
+    assert (str(raised.value), raised.value.kind) == ("x", type(error).__name__)
+    assert raised.value.__cause__ is error
+
+
+async def test_what_breaks_off_while_it_is_read_is_told_likewise() -> None:
+    async def broken(_: httpx.Request) -> httpx.Response:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"half"
+            raise httpx.ReadError("gone")
+
+        return httpx.Response(200, content=body())
+
+    async with aclosing(ControlClient(httpx.AsyncClient(transport=httpx.MockTransport(broken)))) as client:
+        with pytest.raises(CallFailed, match="gone"):
+            await got(client, "http://e:1/")
+
+
+async def test_calls_that_come_together_are_made_by_one_client() -> None:
+    async with answering(None) as url, control_client() as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(got, client, url)
+        assert await client.load() is await client.load()

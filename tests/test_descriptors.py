@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator
 
-import httpx
 import psutil
 import pytest
 import trio
@@ -21,6 +20,7 @@ from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian, start_tree
 from engine_router.engines.readiness import CANNOT_ASK, Check, look
 from engine_router.errors import EngineDied, EngineStartFailed, OutOfResources
+from engine_router.upstream.control_client import control_client
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of a process")
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(3600)"]
@@ -90,7 +90,7 @@ async def test_a_guardian_that_cannot_be_started_again_is_waited_for(
 
 async def test_a_start_without_descriptors_is_tried_again_and_is_nobody_s_fault() -> None:
     config = ProcessConfig(argv=(*SLEEPER, "{port}"), start_timeout_s=0.5)
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with control_client() as client:
         engine = ProcessEngine("e", config, client)
 
         async def live() -> Ended:
@@ -108,7 +108,7 @@ async def test_a_start_without_descriptors_is_tried_again_and_is_nobody_s_fault(
 
 
 async def test_an_engine_that_cannot_be_asked_is_not_ill() -> None:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with control_client() as client:
         with trio.fail_after(200), no_descriptor_left():
             seen = await look(client, "http://127.0.0.1:9/health", Check("status == 200"), headers={})
     assert seen == CANNOT_ASK

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
 import pytest
 import trio
 from support.scripted import (
@@ -32,6 +31,7 @@ from engine_router.errors import (
     EngineStopFailed,
     EngineUnreachable,
 )
+from engine_router.upstream.control_client import ControlClient, control_client
 
 TABBY = """
 [engines.tabby]
@@ -117,7 +117,7 @@ async def stopped_in_vain(
 @asynccontextmanager
 async def engine_at(text: str, server: ScriptedServer, more: str = PATIENT) -> AsyncIterator[HttpEngine]:
     with trio.fail_after(1000):  # more than a clock jumps in any test
-        async with server.running(), httpx.AsyncClient(timeout=None, trust_env=False) as client:
+        async with server.running(), control_client() as client:
             yield HttpEngine("local", configured(text, server.base_url, more), client)
 
 
@@ -520,12 +520,12 @@ def test_lists_of_another_shape_are_refused(body: bytes, words: str) -> None:
 
 async def test_a_host_that_cannot_be_resolved_is_not_a_refusal() -> None:
     with trio.fail_after(200):
-        async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+        async with control_client() as client:
             config = configured(LM_STUDIO, "http://no-such-host.invalid:1")
             with pytest.raises(EngineUnreachable, match="cannot be reached"):
                 await HttpEngine("local", config, client).find()
 
 
 def test_the_server_is_known_by_its_engine() -> None:
-    assert "tabby" in repr(HttpEngine("tabby", configured(TABBY, "http://127.0.0.1:1"), httpx.AsyncClient()))
+    assert "tabby" in repr(HttpEngine("tabby", configured(TABBY, "http://127.0.0.1:1"), ControlClient()))
     assert EngineClient.__doc__

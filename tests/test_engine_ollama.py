@@ -25,6 +25,7 @@ from engine_router.errors import (
     EngineUnreachable,
 )
 from engine_router.guards.commands import run_command
+from engine_router.upstream.control_client import ControlClient, control_client
 
 MODEL = "qwen3:4b"
 OTHER = "llama3.2"
@@ -61,7 +62,7 @@ async def engine_at(server: ScriptedOllama, **options: object) -> AsyncIterator[
     }
     text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in lines.items())
     with trio.fail_after(1000):  # more than a clock jumps in any test
-        async with server.running(), httpx.AsyncClient(timeout=None, trust_env=False) as client:
+        async with server.running(), control_client() as client:
             header = f'[engines.ollama]\ntype = "ollama"\nbase_url = "{server.base_url}"\n'
             config = next(iter(parse_config(header + text).engines.values()))
             assert isinstance(config, OllamaConfig)
@@ -83,7 +84,7 @@ async def test_a_model_is_loaded_for_ever_found_and_unloaded(model: str) -> None
 
 
 def test_latest_goes_without_saying() -> None:
-    engine = OllamaEngine("ollama", OllamaConfig(), httpx.AsyncClient())
+    engine = OllamaEngine("ollama", OllamaConfig(), ControlClient())
     assert (
         engine.resident_of("llama3.2:latest")
         == engine.resident_of("llama3.2")
@@ -275,9 +276,8 @@ async def test_models_are_listed() -> None:
 
 async def test_the_scripted_daemon_talks_like_ollama() -> None:
     server = ScriptedOllama(MODEL)
-    async with engine_at(server) as engine:
+    async with server.running(), httpx.AsyncClient(timeout=200, trust_env=False) as client:
         url = f"{server.base_url}/api"
-        client = engine.server.client
         assert (await client.get(f"{url}/version")).json()["version"]
         assert (await client.post(f"{url}/show", json={"model": MODEL})).json()["capabilities"] == [
             "completion"

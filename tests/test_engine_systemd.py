@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 import trio
 from attrs import evolve
@@ -149,7 +148,7 @@ def configured(base_url: str, **options: object) -> SystemdConfig:
 async def engine_and_server(**options: object) -> AsyncIterator[tuple[SystemdEngine, ScriptedServer]]:
     server = ScriptedLlamaRouter("m")
     with trio.fail_after(1000):  # more than a clock jumps in any test
-        async with server.running(), httpx.AsyncClient(timeout=None, trust_env=False) as client:
+        async with server.running(), control_client() as client:
             yield SystemdEngine("unit", configured(server.base_url, **options), client), server
 
 
@@ -535,7 +534,7 @@ async def test_a_real_unit_with_restart_always() -> None:
         await trio.run_process(["systemctl", "--user", "daemon-reload"])
         config = configured(f"http://127.0.0.1:{port}", unit=name, start_timeout_s=20, stop_timeout_s=10)
         with trio.fail_after(200):
-            async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+            async with control_client() as client:
                 engine = SystemdEngine("unit", config, client)
                 async with supervised(engine, "m") as resident:
                     await resident.ready.wait()

@@ -24,6 +24,7 @@ from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.models.facts import KnownModels, ModelFacts
 from engine_router.models.registry import ModelRegistry
+from engine_router.upstream.control_client import control_client
 from engine_router.web import ollama as surface
 from engine_router.web import ollama_shapes
 
@@ -221,7 +222,7 @@ def test_a_file_of_any_date(date: int) -> None:
 async def test_a_file_that_changes_is_read_again(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     config = parse_config(process("q", f"--model={path}"))
-    async with httpx.AsyncClient() as client:
+    async with control_client() as client:
         registry = ModelRegistry(config, build_engines(config, client))
         known_models, target = KnownModels(config, registry), registry.resolve("q")
         await known_models.refresh(client, {})
@@ -260,7 +261,7 @@ async def test_what_an_engine_lists(
     name: str, entry: dict[str, Any], context: int | None, parameters: int
 ) -> None:
     config = parse_config(process("a"))
-    async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
+    async with ScriptedLlamaRouter("a").running() as server, control_client() as client:
         server.script.answers["/v1/models"] = as_json({"data": [{"id": name, **entry}, 5, {}, {"id": 3}]})
         registry = ModelRegistry(config, build_engines(config, client))
         known_models = KnownModels(config, registry)
@@ -275,7 +276,7 @@ async def test_what_an_engine_lists(
 )
 async def test_an_engine_tells_whether_its_model_sees(kinds: object, sees: bool) -> None:
     config = parse_config(process("a"))
-    async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
+    async with ScriptedLlamaRouter("a").running() as server, control_client() as client:
         entry = {"id": "a", "architecture": {"input_modalities": kinds}}
         server.script.answers["/v1/models"] = as_json({"data": [entry]})
         registry = ModelRegistry(config, build_engines(config, client))
@@ -287,7 +288,7 @@ async def test_an_engine_tells_whether_its_model_sees(kinds: object, sees: bool)
 @pytest.mark.parametrize(("option", "listed", "context"), [(8192, 40960, 8192), (8192, 4096, 4096)])
 async def test_the_least_context_is_what_is_served(option: int, listed: int, context: int) -> None:
     config = parse_config(process("a", f"--ctx-size={option}"))
-    async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
+    async with ScriptedLlamaRouter("a").running() as server, control_client() as client:
         server.script.answers["/v1/models"] = as_json({"data": [{"id": "a", "max_model_len": listed}]})
         registry = ModelRegistry(config, build_engines(config, client))
         known_models = KnownModels(config, registry)
@@ -297,7 +298,7 @@ async def test_the_least_context_is_what_is_served(option: int, listed: int, con
 
 @pytest.mark.parametrize("answer", [as_json([]), as_json({"data": 3}), as_json({}, 500), Answer(body=b"no")])
 async def test_an_engine_that_lists_nothing_of_use(answer: Answer) -> None:
-    async with ScriptedLlamaRouter("a").running() as server, httpx.AsyncClient() as client:
+    async with ScriptedLlamaRouter("a").running() as server, control_client() as client:
         config = parse_config(llama_router(server, "a"))
         registry = ModelRegistry(config, build_engines(config, client))
         known_models = KnownModels(config, registry)
@@ -387,7 +388,7 @@ async def test_show_gives_what_ollama_answers_even_an_error() -> None:
 
 
 async def test_a_model_of_ollama_is_asked_about_once_until_it_changes() -> None:
-    async with ScriptedOllama("own:1b").running() as server, httpx.AsyncClient() as client:
+    async with ScriptedOllama("own:1b").running() as server, control_client() as client:
         config = parse_config(daemon(server))
         known_models = KnownModels(config, ModelRegistry(config, build_engines(config, client)))
         for _ in range(3):
@@ -465,7 +466,7 @@ async def test_what_ollama_has_loaded_has_ollamas_own_sizes() -> None:
             "expires_at": "2318-01-01T00:00:00Z",
         }
         server.script.answers["/api/ps"] = as_json({"models": [loaded]})
-        async with httpx.AsyncClient() as client:
+        async with control_client() as client:
             await router.known_models.refresh(client, {})
         assert await get(router, "/api/ps") == {"models": []}  # the router holds none
         target = router.registry.resolve("own:1b")

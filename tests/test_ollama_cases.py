@@ -28,6 +28,7 @@ from engine_router.config import parse_config
 from engine_router.engines.remote.ollama_models import normal_name
 from engine_router.errors import UnknownModel
 from engine_router.models.registry import ModelRegistry
+from engine_router.upstream.control_client import ControlClient, control_client
 
 LIMIT_S = 200.0
 # What an empty member means to Ollama's client in Go: it sends all of them.
@@ -243,7 +244,7 @@ def test_names_that_mean_something_else() -> None:
 def test_spellings_are_not_remembered() -> None:
     """There are endless ways to write a name, and anybody may send them."""
     config = parse_config('[engines.ollama]\ntype = "ollama"\nmodels = ["oa"]\n')
-    registry = ModelRegistry(config, build_engines(config, httpx.AsyncClient()))
+    registry = ModelRegistry(config, build_engines(config, ControlClient()))
     for spaces in range(100):
         assert registry.resolve(" " * spaces + "OA").model == "oa"
     assert len(registry._resolved) <= 1
@@ -257,7 +258,7 @@ async def test_what_is_configured_in_another_spelling_is_one_model() -> None:
         config = parse_config(
             text + '[models.fast]\nengine = "ollama"\nupstream = "hf.co/org/model-gguf:q4"\n'
         )
-        async with httpx.AsyncClient() as client:
+        async with control_client() as client:
             engines = build_engines(config, client)
             registry = ModelRegistry(config, engines)
             registry.set_listed("ollama", await engines["ollama"].list_models() or ())
@@ -280,7 +281,7 @@ async def test_a_model_is_asked_for_as_its_daemon_writes_it(fast: bool) -> None:
 def test_an_alias_of_a_name_without_its_tag_is_listed() -> None:
     text = '[engines.ollama]\ntype = "ollama"\n[engines.other]\ntype = "ollama"\n[aliases]\n"gpt-4o" = "oa"\n'
     config = parse_config(text)
-    registry = ModelRegistry(config, build_engines(config, httpx.AsyncClient()))
+    registry = ModelRegistry(config, build_engines(config, ControlClient()))
     registry.set_listed("ollama", ["oa:latest"])
     assert [target.aliases for target in registry.targets()] == [("gpt-4o",)]
     registry.set_listed("other", ["oa"])

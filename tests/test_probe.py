@@ -4,6 +4,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from engine_router.engines.readiness import (
     listed_ids,
 )
 from engine_router.upstream.control_answers import json_or_none
+from engine_router.upstream.control_client import ControlClient
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -125,7 +127,7 @@ def test_what_is_not_json_is_nothing(body: bytes) -> None:
 # Asking
 
 
-def client_of(handler: Callable[[httpx.Request], Any]) -> httpx.AsyncClient:
+def client_of(handler: Callable[[httpx.Request], Any]) -> aclosing[ControlClient]:
     async def handle(request: httpx.Request) -> httpx.Response:
         answer = handler(request)
         if isinstance(answer, float):
@@ -133,7 +135,7 @@ def client_of(handler: Callable[[httpx.Request], Any]) -> httpx.AsyncClient:
             answer = 200
         return httpx.Response(answer, stream=httpx.ByteStream(b""))
 
-    return httpx.AsyncClient(transport=httpx.MockTransport(handle), timeout=None)
+    return aclosing(ControlClient(httpx.AsyncClient(transport=httpx.MockTransport(handle), timeout=None)))
 
 
 def refuse(request: httpx.Request) -> int:

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 import trio
@@ -29,6 +28,7 @@ from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.errors import EngineStopFailed
 from engine_router.guards.limits import LINES_PER_S
+from engine_router.upstream.control_client import control_client
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells")
 
@@ -58,7 +58,7 @@ async def a_client(
     )
     try:
         with trio.fail_after(400):  # longer than any jump of a clock
-            async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+            async with control_client() as client:
                 yield ProcessEngine("small", config, client, guardian=guardian)
     finally:
         with suppress(OSError, ValueError):

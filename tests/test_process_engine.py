@@ -39,6 +39,7 @@ from engine_router.engines.process.running_process import GRACE_SHARE
 from engine_router.engines.process.windows import JobTree, KernelJobs
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.guards.limits import RESIDENT_LOGS
+from engine_router.upstream.control_client import ControlClient
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="who left a process group is found on Linux only")
@@ -725,9 +726,7 @@ async def test_a_log_ring_can_be_followed() -> None:
 
 def filled(argv: list[str], model: str | None, paths: dict[str, str] | None = None) -> list[str]:
     models = {name: ModelArguments(path=path) for name, path in (paths or {}).items()}
-    engine = ProcessEngine(
-        "t", ProcessConfig(argv=tuple(argv)), httpx.AsyncClient(trust_env=False), models=models
-    )
+    engine = ProcessEngine("t", ProcessConfig(argv=tuple(argv)), ControlClient(), models=models)
     return engine.command(ResidentId("t", model), 1234)
 
 
@@ -1134,16 +1133,17 @@ async def test_waiting_for_an_adopted_process_without_a_pidfd(monkeypatch: pytes
 # The router's own death
 
 ROUTER = """
-import sys, httpx, trio
+import sys, trio
 from engine_router.config import ProcessConfig
 from engine_router.config.template import ModelArguments
 from engine_router.engines.base import Supervision
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.process.process_engine import ProcessEngine
+from engine_router.upstream.control_client import control_client
 
 async def main():
     guardian = Guardian()
-    async with httpx.AsyncClient(trust_env=False) as client, trio.open_nursery() as nursery:
+    async with control_client() as client, trio.open_nursery() as nursery:
         await nursery.start(guardian.run)
         engine = ProcessEngine("small", ProcessConfig(argv=tuple(sys.argv[1:])), client, guardian=guardian)
         ready = lambda endpoint: print("ready", flush=True)

@@ -21,6 +21,7 @@ from support.scripted import supervised
 from engine_router.config import ProcessConfig
 from engine_router.engines.ports import is_taken
 from engine_router.engines.process.process_engine import ProcessEngine
+from engine_router.upstream.control_client import control_client
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm")
 
@@ -52,7 +53,7 @@ async def an_engine(*options: str, **settings: Any) -> AsyncIterator[ProcessEngi
     argv = (sys.executable, "-I", "-S", PROGRAM, *options)
     config = ProcessConfig(argv=argv, **{"grace_s": 30.0, "stop_timeout_s": 60.0, **settings})
     with trio.fail_after(200):
-        async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+        async with control_client() as client:
             yield ProcessEngine("small", config, client)
 
 

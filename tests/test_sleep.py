@@ -39,7 +39,7 @@ from engine_router.engines.remote.lifecycle import woken
 from engine_router.engines.sleep import resident_sleep as sleep_module
 from engine_router.engines.sleep.calls import SleepCall, plan_of
 from engine_router.engines.sleep.registry import SleepRegistry
-from engine_router.upstream.control_client import control_client
+from engine_router.upstream.control_client import ControlClient, control_client
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 
@@ -85,7 +85,7 @@ class House:
     def calls(self) -> list[str]:
         return self._file.read_text("ascii").split()
 
-    def reconfigure(self, changed: ProcessConfig, client: httpx.AsyncClient) -> None:
+    def reconfigure(self, changed: ProcessConfig, client: ControlClient) -> None:
         """Exchange the engine for one of another configuration, as a reload does."""
         self.engine = ProcessEngine("sleepy", changed, client, sleep_registry=self.sleep_registry)
 
@@ -103,6 +103,11 @@ async def a_house(folder: Path, *options: str, **settings: Any) -> AsyncIterator
                 ProcessEngine("sleepy", settled, client, sleep_registry=sleep_registry), sleep_registry, file
             )
             nursery.cancel_scope.cancel()
+
+
+async def post(url: str) -> None:
+    async with httpx.AsyncClient(timeout=200, trust_env=False) as client:
+        await client.post(url)
 
 
 async def get(life: SupervisedResident, path: str) -> Any:
@@ -283,7 +288,7 @@ async def test_a_stop_while_it_wakes_stops_it(tmp_path: Path) -> None:
 
 
 async def test_without_a_sleep_registry_nobody_sleeps() -> None:
-    async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+    async with control_client() as client:
         engine = ProcessEngine("sleepy", config("port={port}"), client)
         async with supervised(engine, "m") as life:
             with trio.fail_after(200):
@@ -550,11 +555,11 @@ async def test_one_that_is_found_asleep_is_not_adopted_but_woken_when_it_is_need
     async with (
         a_stranger(tmp_path) as (base_url, pid, port),
         a_house(tmp_path, base_url=base_url) as house,
-        httpx.AsyncClient(trust_env=False) as client,
+        control_client() as client,
     ):
         house.reconfigure(config(port, f"calls={tmp_path / 'calls'}", base_url=base_url), client)
         assert await house.engine.find() == [RESIDENT]
-        await client.post(f"{base_url}/sleep?level=2")
+        await post(f"{base_url}/sleep?level=2")
         assert await house.engine.find() == []
         async with supervised(house.engine, "m") as life:
             await life.ready.wait()
@@ -575,12 +580,12 @@ async def test_one_that_is_found_asleep_and_cannot_be_woken_is_replaced(tmp_path
     with running(config(*options).argv) as process:
         async with (
             a_house(tmp_path, base_url=base_url) as house,
-            httpx.AsyncClient(trust_env=False) as client,
+            control_client() as client,
         ):
             house.reconfigure(config(*options, base_url=base_url), client)
             while not await is_taken(base_url):
                 await trio.sleep(0.005)
-            await client.post(f"{base_url}/sleep?level=2")
+            await post(f"{base_url}/sleep?level=2")
             async with supervised(house.engine, "m") as life:
                 await life.ready.wait()
                 assert not life.supervision.woken

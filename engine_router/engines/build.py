@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import attrs
-import httpx
 import trio
 from attrs import define, field
 
@@ -22,6 +21,7 @@ from engine_router.engines.remote.ollama_engine import OllamaEngine
 from engine_router.engines.remote.systemd_engine import SystemdEngine
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.guards.masking import HiddenValues
+from engine_router.upstream.control_client import ControlClient
 
 
 @define(eq=False)
@@ -33,7 +33,7 @@ class EngineFactory:
         nursery: for the guardian, which is started with the first engine that needs it.
     """
 
-    client: httpx.AsyncClient
+    client: ControlClient
     nursery: trio.Nursery
     _sleep_registry: SleepRegistry
     _guardian: Guardian | None = None
@@ -77,7 +77,7 @@ class EngineFactory:
 def build_engine(
     name: str,
     config: Config,
-    client: httpx.AsyncClient,
+    client: ControlClient,
     guardian: Guardian | None,
     sleep_registry: SleepRegistry | None = None,
     models: Mapping[str, ModelArguments] | None = None,

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import httpx
 import trio
 from attrs import frozen
 
 from engine_router.engines.backoff import Backoff
 from engine_router.guards.limits import MODEL_NAME_CHARS
 from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
+from engine_router.upstream.control_client import ControlClient
+from engine_router.upstream.control_errors import CallFailed
 
 # One probe that is accepted and never answered must not hold up the next: engines do that while they load.
 PROBE_TIMEOUT_S = 2.0
@@ -84,7 +85,7 @@ def listed_ids(data: Any) -> Sequence[str]:
     return found
 
 
-async def ask(client: httpx.AsyncClient, url: str, check: Check, *, headers: Mapping[str, str]) -> str | None:
+async def ask(client: ControlClient, url: str, check: Check, *, headers: Mapping[str, str]) -> str | None:
     """Probe once. Returns None when ready, else what was seen instead.
 
     Cancellation ends the probe and closes its connection.
@@ -94,19 +95,17 @@ async def ask(client: httpx.AsyncClient, url: str, check: Check, *, headers: Map
     return "accepts connections but does not answer"
 
 
-async def look(
-    client: httpx.AsyncClient, url: str, check: Check, *, headers: Mapping[str, str]
-) -> str | None:
+async def look(client: ControlClient, url: str, check: Check, *, headers: Mapping[str, str]) -> str | None:
     """Probe once, however long that takes. Otherwise as `ask`."""
     try:
         async with client.stream("GET", url, headers={**ASKED_PLAIN, **headers}) as answer:
             body = await read_answer(answer)
     except UnreadableAnswer as error:
         return f"answered {error}"
-    except httpx.HTTPError as error:
+    except CallFailed as error:
         if any(isinstance(cause, OSError) and cause.errno in _NO_DESCRIPTORS for cause in causes(error)):
             return CANNOT_ASK
-        return f"no answer ({type(error).__name__})"
+        return f"no answer ({error.kind})"
     return check.verdict(answer.status_code, body)
 
 
@@ -129,7 +128,7 @@ class ReadinessProbe:
         headers: sent with each probe, for engines that want a key.
     """
 
-    client: httpx.AsyncClient
+    client: ControlClient
     url: str
     check: Check
     headers: Mapping[str, str] = {}

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import httpx
 import trio
 from attrs import field, frozen
 
@@ -27,6 +26,7 @@ from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_B
 from engine_router.models.learned import Json, Learned, Listing
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import Launch, Weights, launch_of, read_weights
+from engine_router.upstream.control_client import ControlClient
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class KnownModels:
         known = configured.upstream if configured is not None else None
         return launch_of(self._config, target.engine, known or target.model)
 
-    async def refresh(self, client: httpx.AsyncClient, serving: Mapping[ResidentId, str]) -> None:
+    async def refresh(self, client: ControlClient, serving: Mapping[ResidentId, str]) -> None:
         """Read files that are new or have changed, and ask the engines that run.
 
         What fails is logged; what was known stays. Cancellation loses nothing that was learned.
@@ -194,7 +194,7 @@ class KnownModels:
 
 async def keep_fresh(
     known_models: Callable[[], KnownModels],
-    client: httpx.AsyncClient,
+    client: ControlClient,
     serving: Callable[[], Mapping[ResidentId, str]],
     residents_ready: AsyncIterator[Event],
 ) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import httpx
 import trio
 
 from engine_router.guards.limits import CONTROL_ANSWER_BYTES, CONTROL_ANSWER_PARTS
+
+if TYPE_CHECKING:
+    import httpx
 
 ASKED_PLAIN: Final = {"Accept-Encoding": "identity"}
 """The header of a call that asks for an answer without a content encoding."""

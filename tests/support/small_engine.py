@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import trio
 
 from engine_router.config import ProcessConfig
 from engine_router.engines.process.process_engine import ProcessEngine
+from engine_router.upstream.control_client import control_client
 
 PROGRAM = str(Path(__file__).parent.parent / "programs" / "small_engine.py")
 PYTHON = [sys.executable, "-I", "-S"]
@@ -31,7 +31,7 @@ def config(*options: str, **settings: Any) -> ProcessConfig:
 @asynccontextmanager
 async def an_engine(settings: ProcessConfig, **more: Any) -> AsyncIterator[ProcessEngine]:
     with trio.fail_after(500):  # more than a clock jumps in any test
-        async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+        async with control_client() as client:
             yield ProcessEngine("small", settings, client, **more)
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
-import httpx
 import psutil
 import trio
 
@@ -43,6 +42,7 @@ from engine_router.errors import (
     OutOfResources,
 )
 from engine_router.guards.masking import masked_argv
+from engine_router.upstream.control_client import ControlClient
 
 LIST_TIMEOUT_S = 3.0
 
@@ -59,7 +59,7 @@ class ProcessEngine:
         self,
         name: str,
         config: ProcessConfig,
-        client: httpx.AsyncClient,
+        client: ControlClient,
         *,
         guardian: Guardian | None = None,
         sleep_registry: SleepRegistry | None = None,

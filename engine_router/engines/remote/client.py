@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import trio
 from attrs import frozen
 
@@ -17,6 +16,11 @@ from engine_router.engines.readiness import dig, listed_ids
 from engine_router.engines.remote.answers import ControlAnswer, ListedModel, complaint_in, read_listing
 from engine_router.errors import EngineBroke, EngineError, EngineUnreachable
 from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
+from engine_router.upstream.control_client import ControlClient
+from engine_router.upstream.control_errors import CallFailed, CannotBeSent, CannotConnect, ConnectTimedOut
+
+if TYPE_CHECKING:
+    import httpx
 
 LIST_TIMEOUT_S = 5.0
 """Longest wait for a list, in seconds. It is asked again afterwards, where that makes sense."""
@@ -54,7 +58,7 @@ class EngineClient:
     name: str
     config: EngineConfig
     base_url: str
-    client: httpx.AsyncClient
+    client: ControlClient
 
     async def call(
         self,
@@ -103,16 +107,16 @@ class EngineClient:
                 self.base_url + path,
                 headers={**ASKED_PLAIN, **self.config.headers, **(headers or {})},
                 json=body,
-                timeout=httpx.Timeout(None, connect=self.config.connect_timeout_s),
+                connect_timeout_s=self.config.connect_timeout_s,
             ) as response:
                 yield response
-        except httpx.ConnectTimeout as error:
+        except ConnectTimedOut as error:
             waited = f"{self.config.connect_timeout_s:g} s"
             raise EngineUnreachable(
                 self.name,
                 f"did not accept a connection at {self.base_url} within {waited}; is its host up?",
             ) from error
-        except httpx.ConnectError as error:
+        except CannotConnect as error:
             if _refused(error):
                 raise NotListening(
                     self.name, f"does not accept connections at {self.base_url}; is it running?"
@@ -121,13 +125,13 @@ class EngineClient:
                 self.name,
                 f"cannot be reached at {self.base_url} ({error}); check its base_url in engines.toml",
             ) from error
-        except httpx.HTTPError as error:
-            words = str(error) or type(error).__name__
-            raise EngineBroke(self.name, f"broke off {what} ({words}); its own log may tell why") from error
-        except (httpx.InvalidURL, UnicodeError) as error:
+        except CannotBeSent as error:
             raise EngineError(
                 self.name, f"cannot be asked {what} ({error}); check the call in engines.toml"
             ) from error
+        except CallFailed as error:
+            words = str(error) or error.kind
+            raise EngineBroke(self.name, f"broke off {what} ({words}); its own log may tell why") from error
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> ControlAnswer:
         """Ask for something and insist on a good answer.

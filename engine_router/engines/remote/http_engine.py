@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from urllib.parse import quote
 
-import httpx
 import trio
 
 from engine_router.config import CallConfig, HttpConfig
@@ -23,6 +22,7 @@ from engine_router.engines.remote.remote_engine import LoadedModel, ModelLoader
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
 from engine_router.errors import EngineError, EngineStartFailed
+from engine_router.upstream.control_client import ControlClient
 
 REPEAT_UNLOAD_S = 2.0
 """Seconds after which an unload that was accepted, but had no effect, is asked for again."""
@@ -44,7 +44,7 @@ class HttpEngine(ModelLoader[HttpConfig]):
         self,
         name: str,
         config: HttpConfig,
-        client: httpx.AsyncClient,
+        client: ControlClient,
         *,
         sleep_registry: SleepRegistry | None = None,
     ) -> None:

@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import httpx
 import trio
 
 from engine_router.config import LoadedConfig, OllamaConfig
@@ -33,6 +32,7 @@ from engine_router.engines.remote.remote_engine import LoadedModel, ModelLoader
 from engine_router.errors import EngineError, EngineStartFailed
 from engine_router.guards.commands import run_command
 from engine_router.guards.masking import masked_argv, own_environment
+from engine_router.upstream.control_client import ControlClient
 
 KEEP_FOR_EVER = -1
 """Ollama's `keep_alive` for a model that stays until it is unloaded."""
@@ -53,7 +53,7 @@ class OllamaEngine(ModelLoader[OllamaConfig]):
     """
 
     def __init__(
-        self, name: str, config: OllamaConfig, client: httpx.AsyncClient, models: Iterable[str] = ()
+        self, name: str, config: OllamaConfig, client: ControlClient, models: Iterable[str] = ()
     ) -> None:
         super().__init__(name, config, client)
         # Models that `run_resident` is at work for; all others in memory were loaded past the router.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-import httpx
 import trio
 
 from engine_router.config import HttpConfig, OllamaConfig, SystemdConfig
@@ -14,6 +13,7 @@ from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.masking import engine_mask
 from engine_router.engines.remote.client import EngineClient, NotListening, worth_repeating
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.upstream.control_client import ControlClient
 
 C = TypeVar("C", HttpConfig, OllamaConfig, SystemdConfig)
 L = TypeVar("L", HttpConfig, OllamaConfig)
@@ -26,7 +26,7 @@ class RemoteEngine(Generic[C]):
         server: the client for control calls.
     """
 
-    def __init__(self, name: str, config: C, client: httpx.AsyncClient) -> None:
+    def __init__(self, name: str, config: C, client: ControlClient) -> None:
         self.name = name
         self.config: C = config
         self.logs = EngineLogs(engine_mask(config))

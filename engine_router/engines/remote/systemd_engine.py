@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import httpx
 import trio
 from attrs import frozen
 
@@ -30,6 +29,7 @@ from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.guards.commands import CommandResult, run_command
+from engine_router.upstream.control_client import ControlClient
 
 WATCH_INTERVAL_S = 0.25
 """Seconds between two looks at a unit that is starting."""
@@ -121,7 +121,7 @@ class SystemdEngine(RemoteEngine[SystemdConfig]):
         self,
         name: str,
         config: SystemdConfig,
-        client: httpx.AsyncClient,
+        client: ControlClient,
         *,
         sleep_registry: SleepRegistry | None = None,
     ) -> None:

@@ -1,0 +1,112 @@
+"""Control calls over httpx; nothing else imports that.
+
+Imported with the first call: httpx takes a tenth of the time that the router takes to start.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import trio
+
+from engine_router.upstream.control_errors import CallFailed, CannotBeSent, CannotConnect, ConnectTimedOut
+
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+
+
+def make_client() -> httpx.AsyncClient:
+    """Return a client without limits of its own that keeps no connection.
+
+    Some servers wait for idle connections when they are asked to end, and others close them just when the next call
+    begins.
+    """
+    return httpx.AsyncClient(
+        trust_env=False,
+        timeout=None,  # noqa: S113
+        transport=_Transport(_plain),
+        mounts={"https://": _Transport(_secured)},
+        event_hooks={"request": [_with_plain_body]},
+    )
+
+
+@asynccontextmanager
+async def stream(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    json: Any,
+    connect_timeout_s: float | None,
+) -> AsyncIterator[httpx.Response]:
+    """Make a call; see `ControlClient.stream`."""
+    timeout = httpx.Timeout(None, connect=connect_timeout_s)
+    try:
+        async with client.stream(method, url, headers=headers, json=json, timeout=timeout) as response:
+            yield response
+    except httpx.ConnectTimeout as error:
+        raise ConnectTimedOut(error) from error
+    except httpx.ConnectError as error:
+        raise CannotConnect(error) from error
+    except httpx.HTTPError as error:
+        raise CallFailed(error) from error
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise CannotBeSent(error) from error
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """A transport that is made at its first call, in a thread: httpcore and certificates take long to load."""
+
+    def __init__(self, make: Callable[[], httpx.AsyncHTTPTransport]) -> None:
+        self._make = make
+        self._made: httpx.AsyncHTTPTransport | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and return its answer."""
+        if self._made is None:
+            self._made = await trio.to_thread.run_sync(self._make)
+        return await self._made.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close it."""
+        if self._made is not None:
+            await self._made.aclose()
+
+
+def _plain() -> httpx.AsyncHTTPTransport:
+    # No certificate is looked at over plain HTTP, and this context would accept none.
+    return _over(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+
+def _secured() -> httpx.AsyncHTTPTransport:
+    # The system's certificates, as for requests of clients. They take 3 MB.
+    return _over(ssl.create_default_context())
+
+
+def _over(context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=_LIMITS)
+
+
+async def _with_plain_body(request: httpx.Request) -> None:
+    """Replace a request's body by one that leaves nothing behind where its sending is cancelled.
+
+    httpx's own is an asynchronous generator, of whose unfinished end trio warns.
+    """
+    request.stream = _Once(request.content)
+
+
+class _Once(httpx.AsyncByteStream):
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._data:
+            raise StopAsyncIteration
+        data, self._data = self._data, b""
+        return data
