@@ -3,7 +3,7 @@
 One class for each outcome. The HTTP status and the codes that the dialects show are attributes of the
 class; nothing is ever guessed from a message. `dialects/` renders them, `web/` sends them.
 
-They are divided by who caused them: the request, the router, an engine, or the configuration.
+They are divided by who caused them: the request, the router, an engine, the hub, or the configuration.
 """
 
 from engine_router.errors.base import RouterError
@@ -20,6 +20,16 @@ from engine_router.errors.engines import (
     EngineUnreachable,
     NotEnoughMemory,
     OutOfResources,
+)
+from engine_router.errors.hub import (
+    CorruptDownload,
+    DiskFull,
+    HubError,
+    HubForbidden,
+    HubOffline,
+    HubUnreachable,
+    InUse,
+    NotOnHub,
 )
 from engine_router.errors.requests import (
     AmbiguousRequest,
@@ -54,6 +64,8 @@ __all__ = [
     "BodyTooLarge",
     "ConfigError",
     "ContextTooLong",
+    "CorruptDownload",
+    "DiskFull",
     "EngineBroke",
     "EngineDied",
     "EngineError",
@@ -63,11 +75,17 @@ __all__ = [
     "EngineStopFailed",
     "EngineUnreachable",
     "Forbidden",
+    "HubError",
+    "HubForbidden",
+    "HubOffline",
+    "HubUnreachable",
+    "InUse",
     "LeaseRevoked",
     "NeverFits",
     "NoModelNamed",
     "NoSuchRoute",
     "NotEnoughMemory",
+    "NotOnHub",
     "NotResident",
     "NotSupported",
     "OutOfResources",

@@ -203,6 +203,35 @@ MAX_WEIGHT_FILES: Final = 10_000
 MAX_NAME_FILE_BYTES: Final = 4096
 """A file of the system that says what machine this is."""
 
+# From the hub
+
+HUB_ANSWER_BYTES: Final = 33_554_432
+"""Bytes read of the hub's list of a repository's files: ten thousand files have 4 MB."""
+
+HUB_ERROR_BYTES: Final = 4096
+"""Bytes read of a refusal of the hub, for its message."""
+
+MAX_REPO_FILES: Final = 20_000
+"""Files of a repository: those of models have up to some hundred."""
+
+MAX_URL_CHARS: Final = 4096
+"""A URL of a file: signed ones have about a thousand."""
+
+MAX_REDIRECTS: Final = 8
+"""Redirects on the way to a file: the hub sends to a CDN, and from an old name of a repository to the new one."""
+
+MAX_TOKEN_FILE_BYTES: Final = 65_536
+"""The hub's token file: a token has some 40 characters."""
+
+MAX_RETRY_AFTER_S: Final = 600.0
+"""Seconds that a download waits when the hub says that it is too busy; beyond them it fails and says so."""
+
+MOST_WAITING_DOWNLOADS: Final = 32
+"""Downloads that wait for the one under way: more are a script in a loop."""
+
+MOST_REMOVED_LISTED: Final = 200
+"""Files that are named one by one when a model is removed."""
+
 # Into messages and logs
 
 ENTRY_CHARS: Final = 200

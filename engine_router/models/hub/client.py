@@ -1,0 +1,258 @@
+"""HTTP to the hub: redirects that take no token to another host, refusals with their reason and remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+from urllib.parse import urljoin, urlsplit
+
+import trio
+from attrs import evolve, frozen
+
+from engine_router import __version__
+from engine_router.errors import EngineError, HubError, HubForbidden, HubUnreachable, NotOnHub
+from engine_router.guards.foreign_text import shown
+from engine_router.guards.limits import HUB_ERROR_BYTES, MAX_REDIRECTS, MAX_URL_CHARS
+from engine_router.models.hub.connections import HubConnections
+from engine_router.models.hub.settings import HubSettings
+from engine_router.upstream.client import Exchange
+from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
+
+CONNECT_S: Final = 15.0
+"""Seconds until a connection is there, and until the head of an answer has come."""
+
+_REASON_S: Final = 5.0
+_REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
+_BUSY: Final = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 522, 524))
+
+
+class TryAgain(Exception):
+    """The same request may succeed later.
+
+    Attributes:
+        error: what it is in the end, if it never does.
+        after_s: when the server wants to be asked again; None where it does not say.
+    """
+
+    def __init__(self, error: HubError, after_s: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.after_s = after_s
+
+
+@frozen
+class Answer:
+    """An answer whose body has not been read yet.
+
+    Attributes:
+        etag: that of the file as the hub names it on the way, where it does: the sha256 of a large file.
+    """
+
+    exchange: Exchange
+    head: ResponseHead
+    etag: str = ""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.head.status
+
+    def header(self, name: str) -> str:
+        """Return a header; empty where there is none."""
+        return (self.head.header(name.encode()) or b"").decode("latin-1").strip()
+
+    async def piece(self) -> bytes:
+        """Return the next bytes of the body; empty at its end. May be cancelled.
+
+        Raises:
+            TryAgain: it broke off.
+        """
+        try:
+            return await self.exchange.chunk()
+        except EngineError as error:
+            raise TryAgain(HubUnreachable(f"{error.engine} {error.summary}")) from None
+
+    async def body(self, most_bytes: int) -> bytes | None:
+        """Return the whole body; None where it is longer than that. Raises as `piece`."""
+        data = bytearray()
+        while piece := await self.piece():
+            data += piece
+            if len(data) > most_bytes:
+                return None
+        return bytes(data)
+
+
+@frozen
+class HubClient:
+    """Sends requests to the hub, and to where it sends on.
+
+    Attributes:
+        connect_s: seconds until a connection is there, and until the head of an answer has come.
+    """
+
+    connections: HubConnections
+    settings: HubSettings
+    connect_s: float = CONNECT_S
+
+    @contextlib.asynccontextmanager
+    async def get(self, url: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[Answer]:
+        """Send a request and yield its answer; at the end of the block its connection is closed, or kept if it is over.
+
+        Raises:
+            TryAgain: nobody answers, or the server is too busy.
+            HubError: the server says no.
+        """
+        answer = await self._final(url, headers or {})
+        try:
+            if answer.status >= 400 and answer.status != 416:
+                raise await self._refusal(url, answer)
+            yield answer
+        finally:
+            answer.exchange.close()
+
+    async def _final(self, url: str, headers: Mapping[str, str]) -> Answer:
+        """Follow redirects and return the answer at their end."""
+        etag, at = "", url
+        for _ in range(MAX_REDIRECTS):
+            answer = await self._send(at, headers)
+            etag = etag or answer.header("x-linked-etag").removeprefix("W/").strip('"')
+            target = answer.header("location")
+            if answer.status not in _REDIRECTS or not target:
+                return evolve(answer, etag=etag)
+            answer.exchange.close()
+            at = _redirected(at, target)
+        raise HubError(f"{_place(url)} sends from one address to another without an end")
+
+    async def _send(self, url: str, headers: Mapping[str, str]) -> Answer:
+        try:
+            exchange = await self.connections.send(self._request(url, headers))
+            try:
+                with trio.fail_after(self.connect_s):
+                    return Answer(exchange, await exchange.head())
+            except BaseException:
+                exchange.close()
+                raise
+        except trio.TooSlowError:
+            why = f"{_place(url)} does not answer within {self.connect_s:g} s"
+        except EngineError as error:
+            why = f"{_place(url)} {error.summary}"
+        except ValueError:
+            raise HubError(f"{shown(url)} is no URL that can be asked") from None
+        raise TryAgain(HubUnreachable(why))
+
+    def _request(self, url: str, headers: Mapping[str, str]) -> UpstreamRequest:
+        """Return a request; only one to the hub itself takes the token along."""
+        own = {"user-agent": f"engine-router/{__version__}", "accept": "*/*", **headers}
+        if self.settings.token and _origin(url) == _origin(self.settings.endpoint):
+            own["authorization"] = f"Bearer {self.settings.token}"
+        parts = urlsplit(url)
+        return UpstreamRequest(
+            engine=_place(url),
+            base_url=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
+            method="GET",
+            target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+            headers=tuple((name.encode(), value.encode("latin-1")) for name, value in own.items()),
+            body=b"",
+            connect_timeout_s=self.connect_s,
+        )
+
+    async def _refusal(self, url: str, answer: Answer) -> Exception:
+        """Return the error for an answer that is none of what was asked for."""
+        status, place, code = answer.status, _place(url), answer.header("x-error-code")
+        reason = await _reason_of(answer)
+        said = f" (it says: {reason})" if reason else ""
+        if status in _BUSY:
+            words = "too many requests" if status == 429 else f"it answers {status}"
+            after_s = _retry_after_s(answer.header("retry-after"))
+            return TryAgain(HubUnreachable(f"{place} is busy: {words}{said}", retry_after_s=after_s), after_s)
+        if status in (401, 403):
+            return HubForbidden(f"{_subject(url)}: {self._remedy(url, code)}{said}")
+        if status in (404, 410):
+            what = {"RevisionNotFound": "the revision", "EntryNotFound": "the file"}.get(code, "it")
+            return NotOnHub(f"{_subject(url)}: {what} is not there{said}; look at {shown(_page(url))}")
+        return HubError(f"{place} answers {status}{said}")
+
+    def _remedy(self, url: str, code: str) -> str:
+        """Return what to do about a repository that is closed."""
+        if _origin(url) != _origin(self.settings.endpoint):
+            return f"{_place(url)} wants an authorization, which plain URLs cannot give"
+        token = self.settings.token
+        where = f"set {self.settings.token_place} to a token of {self.settings.endpoint}/settings/tokens"
+        if code == "GatedRepo":
+            ask = f"its owner wants to be asked first: accept the terms at {shown(_page(url))}"
+            return f"{ask}, with the account of your token" if token else f"{ask}, then {where}"
+        if code == "RepoNotFound":
+            return f"there is no such repository, or it is private: check the name{'' if token else f', or {where}'}"
+        return "the token is not accepted: is it still valid, and may it read this?" if token else where
+
+
+def _redirected(at: str, target: str) -> str:
+    """Return where a redirect leads.
+
+    Raises:
+        HubError: nowhere that can be trusted.
+    """
+    try:
+        to = urljoin(at, target)
+        schemes = urlsplit(at).scheme, urlsplit(to).scheme
+    except ValueError:
+        schemes, to = ("", ""), target
+    if schemes[1] not in ("http", "https") or schemes == ("https", "http") or len(to) > MAX_URL_CHARS:
+        raise HubError(f"{_place(at)} sends on to an address that is not trusted: {shown(to)}")
+    return to
+
+
+async def _reason_of(answer: Answer) -> str:
+    """Return what the server says about a refusal, shortened."""
+    if message := answer.header("x-error-message"):
+        return shown(message)
+    body = None
+    with trio.move_on_after(_REASON_S), contextlib.suppress(TryAgain):
+        body = await answer.body(HUB_ERROR_BYTES)
+    try:
+        error = json.loads(body or b"")["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return shown(error) if isinstance(error, str) else ""
+
+
+def _retry_after_s(text: str) -> float | None:
+    """Return the seconds that the server wants us to wait; None where it does not say."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+
+
+def _place(url: str) -> str:
+    return shown(urlsplit(url).netloc.rpartition("@")[2])
+
+
+def _subject(url: str) -> str:
+    """Return what a URL of the hub is about: the repository and the file."""
+    parts = [part for part in urlsplit(url).path.split("/") if part]
+    if parts[:2] == ["api", "models"]:
+        return shown("/".join(parts[2:4]))
+    return shown("/".join([*parts[:2], *(parts[4:] if parts[2:3] == ["resolve"] else parts[2:])]))
+
+
+def _page(url: str) -> str:
+    """Return the page of the hub that belongs to a URL."""
+    parts = urlsplit(url)
+    names = [part for part in parts.path.split("/") if part]
+    names = names[2:4] if names[:2] == ["api", "models"] else names[:2]
+    return f"{parts.scheme}://{parts.netloc}/{'/'.join(names)}"
