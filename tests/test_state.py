@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_router.engines.base import ResidentId
+from engine_router.guards.atomic_file import write_atomically
 from engine_router.residency.measurements import (
     Measurement,
     Measurements,
     default_state_file,
     read_state,
     save_state,
-    write_atomically,
 )
 
 A = ResidentId("a", "llama")

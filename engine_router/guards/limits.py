@@ -197,8 +197,35 @@ MAX_GGUF_KEPT_ITEMS: Final = 1 << 10
 MAX_CONFIG_BYTES: Final = 1 << 20
 """A model's config.json, or an index of its files: the longest have some 100 KB."""
 
+MAX_SAFETENSORS_HEADER_BYTES: Final = 100_000_000
+"""The header of a safetensors file: the format's own bound."""
+
+MAX_SAFETENSORS_INDEX_BYTES: Final = 33_554_432
+"""The index of a model's safetensors: those of mixtures with 100,000 tensors have 10 MB."""
+
 MAX_WEIGHT_FILES: Final = 10_000
 """Files of a folder that are looked at for weights."""
+
+MAX_REMEMBERED_HEADERS: Final = 20_000
+"""Headers of model files that are remembered; each takes about a kilobyte."""
+
+MAX_KEPT_KEYS: Final = 256
+"""Keys that are remembered of one header, besides the tokenizer: models have about 40."""
+
+MAX_HEADER_MEMORY_BYTES: Final = 134_217_728
+"""The file of remembered headers: 20,000 have 20 MB."""
+
+MAX_SCAN_DEPTH: Final = 32
+"""Folders within folders that a scan goes down into: a cache has 4 levels, a collection some more."""
+
+MAX_SCAN_ENTRIES: Final = 500_000
+"""Names in folders that the scan of one place looks at: a few seconds of work where the system knows them."""
+
+MAX_FOUND_MODELS: Final = 20_000
+"""Models that a scan may find: every list that the router gives goes through all of them."""
+
+MAX_TOLD_SKIPPED: Final = 1000
+"""Files passed over by a scan that are told with their reason, faults first."""
 
 MAX_NAME_FILE_BYTES: Final = 4096
 """A file of the system that says what machine this is."""

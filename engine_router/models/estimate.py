@@ -12,7 +12,7 @@ whether: only the weights are certain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -53,7 +53,9 @@ class Estimate:
     weights_bytes: int
 
 
-def estimate(argv: Sequence[str], folder: Path = Path()) -> Estimate | None:
+def estimate(
+    argv: Sequence[str], folder: Path = Path(), read: Callable[[Path], GGUFHeader] = read_gguf
+) -> Estimate | None:
     """Estimate what a command will need; None where it names no GGUF file.
 
     Blocks, for milliseconds: call it in a thread.
@@ -61,6 +63,7 @@ def estimate(argv: Sequence[str], folder: Path = Path()) -> Estimate | None:
     Args:
         argv: the command, its placeholders filled in.
         folder: what its paths are relative to.
+        read: reads the header of a GGUF file.
 
     Raises:
         ValueError: the file is damaged, or not a GGUF file.
@@ -69,10 +72,10 @@ def estimate(argv: Sequence[str], folder: Path = Path()) -> Estimate | None:
     model = value_of(argv, LLAMA_CPP.model)
     if model is None:
         return None
-    header = read_gguf(folder / model)
+    header = read(folder / model)
     weights = header.tensor_bytes
     if (draft := value_of(argv, _DRAFT)) is not None:
-        weights += read_gguf(folder / draft).tensor_bytes
+        weights += read(folder / draft).tensor_bytes
     if (projector := value_of(argv, LLAMA_CPP.vision)) is not None:
         weights += (folder / projector).stat().st_size
     need = weights + cache_bytes(header, context_of(header, argv)) + _compute_bytes(header, argv)

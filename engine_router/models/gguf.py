@@ -11,11 +11,11 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from engine_router.guards.limits import (
     MAX_GGUF_KEPT_BYTES,
@@ -31,7 +31,10 @@ Scalar = int | float | bool | str
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)  # 1 had other lengths, and has not been written since August 2023
-_SPLIT: Final = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
+SPLIT: Final = re.compile(
+    r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(?P<suffix>\.(?i:gguf))", re.DOTALL
+)
+_ALIGNMENT: Final = 32  # where the header says no other
 
 _ITEM_BYTES: Final = 40  # what a number takes in a tuple
 _BLOCK_BYTES: Final = 4096
@@ -80,6 +83,8 @@ class GGUFHeader:
         parameters: number of weights.
         file_bytes: size of the file, or of all of them, in bytes.
         modified_at: when it, or one of them, was written last, in seconds since the epoch.
+        tensor_count: number of tensors.
+        missing_bytes: what the file lacks of the weights that its header promises: it is truncated, or being written.
     """
 
     metadata: Mapping[str, Scalar]
@@ -89,6 +94,8 @@ class GGUFHeader:
     parameters: int
     file_bytes: int
     modified_at: float
+    tensor_count: int = 0
+    missing_bytes: int = 0
 
     @property
     def architecture(self) -> str:
@@ -146,11 +153,11 @@ def human_number(number: int) -> str:
 
 def split_parts(path: Path) -> tuple[Path, ...]:
     """Return the files of a model, of which `path` is one: itself, or `NAME-00001-of-00003.gguf` and the others."""
-    match = _SPLIT.fullmatch(path.name)
+    match = SPLIT.fullmatch(path.name)
     if match is None:
         return (path,)
-    stem, parts = match["stem"], match["parts"]
-    return tuple(path.with_name(f"{stem}-{part:05}-of-{parts}.gguf") for part in range(1, int(parts) + 1))
+    stem, parts, suffix = match["stem"], match["parts"], match["suffix"]
+    return tuple(path.with_name(f"{stem}-{part:05}-of-{parts}{suffix}") for part in range(1, int(parts) + 1))
 
 
 def read_gguf(path: Path) -> GGUFHeader:
@@ -165,20 +172,27 @@ def read_gguf(path: Path) -> GGUFHeader:
     parts = split_parts(path)
     if not parts:
         raise ValueError(f"{path}: a model of no parts")
-    first = _read_part(parts[0])
-    others = [_read_part(part) for part in parts[1:]]
-    return GGUFHeader(
-        metadata=first.metadata,
-        arrays=first.arrays,
-        array_lengths=first.array_lengths,
-        tensor_bytes=first.tensor_bytes + sum(part.tensor_bytes for part in others),
-        parameters=first.parameters + sum(part.parameters for part in others),
-        file_bytes=first.file_bytes + sum(part.file_bytes for part in others),
-        modified_at=max(first.modified_at, *(part.modified_at for part in others), 0.0),
+    return summed([read_part(part) for part in parts])
+
+
+def summed(parts: Sequence[GGUFHeader]) -> GGUFHeader:
+    """Return the header of a model in several files: the first one's, with the sizes of all."""
+    return evolve(
+        parts[0],
+        tensor_bytes=sum(part.tensor_bytes for part in parts),
+        parameters=sum(part.parameters for part in parts),
+        file_bytes=sum(part.file_bytes for part in parts),
+        modified_at=max(part.modified_at for part in parts),
+        tensor_count=sum(part.tensor_count for part in parts),
+        missing_bytes=sum(part.missing_bytes for part in parts),
     )
 
 
-def _read_part(path: Path) -> GGUFHeader:
+def read_part(path: Path) -> GGUFHeader:
+    """Read the header of one file, be it a whole model or a part of one.
+
+    Blocks, and raises, as `read_gguf` does.
+    """
     # To open a named pipe would wait for a writer.
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path}: not a file")
@@ -216,7 +230,7 @@ class _Reader:
             raise _Fault(f"has {tensors} tensors and {keys} keys, more than any model")
         for _ in range(keys):
             self._pair()
-        tensor_bytes, parameters = self._tensors(tensors)
+        tensor_bytes, parameters, data_bytes = self._tensors(tensors)
         return GGUFHeader(
             metadata=self._metadata,
             arrays=self._arrays,
@@ -225,7 +239,15 @@ class _Reader:
             parameters=parameters,
             file_bytes=self._size,
             modified_at=modified_at,
+            tensor_count=tensors,
+            missing_bytes=max(0, self._data_start() + data_bytes - self._size) if data_bytes else 0,
         )
+
+    def _data_start(self) -> int:
+        alignment = self._metadata.get("general.alignment")
+        if not isinstance(alignment, int) or alignment <= 0:
+            alignment = _ALIGNMENT
+        return -(-self._position // alignment) * alignment
 
     def _preamble(self) -> None:
         if self._size < len(_MAGIC) or self._take(len(_MAGIC)) != _MAGIC:
@@ -290,16 +312,19 @@ class _Reader:
             at += 8 + length_at(block, at)[0]
         self._move(at)
 
-    def _tensors(self, count: int) -> tuple[int, int]:
-        """Go over the descriptions of the tensors; return their size in bytes and the number of weights."""
-        total_bytes = parameters = 0
+    def _tensors(self, count: int) -> tuple[int, int, int]:
+        """Go over the descriptions of the tensors.
+
+        Return their size in bytes, the number of weights, and where, behind the header, the last of them ends.
+        """
+        total_bytes = parameters = end = 0
         all_known = True
         for _ in range(count):
             self._skip(self._count())  # its name
             dimensions = int(self._number("I"))
             if dimensions > _MAX_DIMENSIONS:
                 raise _Fault(f"a tensor has {dimensions} dimensions")
-            *shape, kind, _offset = self._numbers(f"{dimensions}QIQ")
+            *shape, kind, offset = self._numbers(f"{dimensions}QIQ")
             elements = int(math.prod(shape))
             parameters += elements
             if parameters > _MAX_ELEMENTS:
@@ -311,9 +336,11 @@ class _Reader:
             row = shape[0] if shape else 1
             if row % block[0]:
                 raise _Fault(f"a tensor of type {kind} has rows of {row} weights, no multiple of {block[0]}")
-            total_bytes += elements // block[0] * block[1]
+            size = elements // block[0] * block[1]
+            total_bytes += size
+            end = max(end, int(offset) + size)
         # A type from after this was written: all that follows the header is tensors, up to some padding.
-        return total_bytes if all_known else self._size - self._position, parameters
+        return total_bytes if all_known else self._size - self._position, parameters, end
 
     def _code(self, kind: float | bool) -> str:
         code = _NUMBERS.get(int(kind))

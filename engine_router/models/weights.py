@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from engine_router.config import Config, ModelConfig, ProcessConfig
 from engine_router.config.template import NO_ARGUMENTS, ModelArguments, model_command
@@ -133,27 +133,34 @@ def read_weights(path: Path) -> Weights:
     """
     if stat.S_ISDIR(path.stat().st_mode):
         return _of_folder(path)
-    return _of_gguf(read_gguf(path))
+    header = read_gguf(path)
+    return evolve(
+        gguf_weights(header, gguf_capabilities(header)),
+        template=header.text(_TEMPLATE),
+        info={"general.parameter_count": header.parameters, **_shown(header)},
+    )
 
 
-def _of_gguf(header: GGUFHeader) -> Weights:
-    templates = [text for key, text in header.metadata.items() if key.startswith(_TEMPLATE)]
+def gguf_weights(header: GGUFHeader, capabilities: Sequence[str]) -> Weights:
+    """Return the facts in a header, without its template and the whole of what it says."""
     return Weights(
         format="gguf",
         architecture=header.architecture,
         parameters=header.parameters,
         quantization=header.quantization,
         context_length=header.context_length,
-        capabilities=_capabilities(header, "".join(map(str, templates))),
-        template=header.text(_TEMPLATE),
+        capabilities=tuple(capabilities),
+        template="",
         license=header.text("general.license"),
         size_bytes=header.file_bytes,
         modified_at=header.modified_at,
-        info={"general.parameter_count": header.parameters, **_shown(header)},
+        info={},
     )
 
 
-def _capabilities(header: GGUFHeader, template: str) -> tuple[str, ...]:
+def gguf_capabilities(header: GGUFHeader) -> tuple[str, ...]:
+    """Return what a model can do, in Ollama's words, by its header and the chat templates in it."""
+    template = "".join(str(text) for key, text in header.metadata.items() if key.startswith(_TEMPLATE))
     # A pooling type of 0 says that nothing is pooled; the BERTs embed, whatever else they say.
     if header.number("pooling_type") or "bert" in header.architecture:
         return ("embedding",)

@@ -6,8 +6,6 @@ Everything here is advice. What is resident is always asked of the engines, neve
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import trio
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
+from engine_router.guards.atomic_file import write_atomically
 
 _VERSION = 1
 
@@ -146,25 +145,6 @@ def read_state(path: Path) -> Measurements:
         return Measurements.from_json(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError):
         return Measurements()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole, so that a reader, or a crash, never meets half of it.
-
-    Raises:
-        OSError: the folder cannot be made or written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 async def save_state(state: Measurements, path: Path) -> None:

@@ -1,0 +1,260 @@
+"""The names of found models: short, stable, unique.
+
+The rule. A model is called by its file, without the suffix, the number of its part and its quantization; by its
+repository or folder where the file's name says nothing (`model.gguf`, `Q4_K_M.gguf`); a folder of safetensors by
+its repository or itself. `-GGUF` at the end goes, all is in lower case, and what is neither letter nor digit nor one
+of `._-+` becomes `-`. The quantization is its tag, by the file's name, else by the header:
+`Qwen3-8B-Q4_K_M.gguf` is `qwen3-8b:q4_k_m`.
+
+Where two would be called alike, or a name is taken, each of them gets the next longer form, and no other model's
+name changes:
+
+1. `qwen3-8b:q4_k_m`
+2. `unsloth/qwen3-8b:q4_k_m`, with the owner of its repository, or the folder in which it lies
+3. `unsloth/qwen3-8b-5f0c3a1e:q4_k_m`, with a digest of its path
+
+A file that is found for a second engine as well has that engine's name and `/` in front there.
+
+Aliases are `unsloth/Qwen3-8B-GGUF:Q4_K_M`, the same behind `hf.co/` as Ollama has it, both without the tag, the file
+with and without its suffix, and the name without its tag; each where it means one model only, and is no model's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import define, frozen
+
+from engine_router.guards.limits import MODEL_NAME_CHARS
+from engine_router.models.gguf import SPLIT
+from engine_router.models.scan.results import Format, FoundModel, Skipped
+
+_HUB: Final = "hf.co/"
+_LATEST: Final = ":latest"
+_QUANTIZATION: Final = re.compile(
+    r"(?:^|(?<=[-._ ]))"
+    r"(?:UD[-_])?"
+    r"(?:I?Q[1-8](?:_(?:[01]|K|KS|KT|KSS|XXS|XS|S|M|L|XL|XXL|NL|P|R[48]|[48]))*|TQ[12]_0"
+    r"|BF16|F16|F32|FP16|FP32|FP8|MXFP4(?:_MOE)?|NVFP4)"
+    r"(?=$|[-._ ])",
+    re.IGNORECASE,
+)
+_FORMAT_SUFFIX: Final = re.compile(r"(?:[-_. ]+gguf)+$", re.IGNORECASE)
+# What a file may be called when nobody gave it a name.
+_SAYS_NOTHING: Final = frozenset(("", "model", "ggml-model", "ggml", "gguf", "unsloth", "weights", "output"))
+_UNFIT: Final = re.compile(r"[^\w.+-]+|_(?=_)")
+_ENDS: Final = "-._+ "
+
+
+@frozen(kw_only=True)
+class Candidate:
+    """A sound model before it has a name.
+
+    Attributes:
+        path: its file, of a model in several files the first; or its folder.
+        format: the format of its weights.
+        size_bytes: size of all its files.
+        mmproj: its projector.
+        repository: `user/repo`, where that is known.
+        base: what it is called without its quantization.
+        quantization: such as `Q4_K_M`, as its file's name or its header says; empty where neither does.
+        file_name: what its file is called in its repository; empty for a folder.
+        identity: of its first file, the same under each name of that.
+    """
+
+    path: Path
+    format: Format
+    size_bytes: int
+    base: str
+    quantization: str = ""
+    mmproj: Path | None = None
+    repository: str = ""
+    file_name: str = ""
+    identity: tuple[int, int] | None = None
+
+
+@frozen
+class Wanted:
+    """A candidate that is to get a name: for which engine, and under which place it was found."""
+
+    engine: str
+    place: str
+    candidate: Candidate
+    is_repeated: bool = False
+    """An engine further up has the same file."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return what a file is called without its suffix, part number and quantization, and the quantization.
+
+    >>> split_name("Qwen3-8B-Q4_K_M.gguf"), split_name("Mistral-7B.IQ2_XXS-00001-of-00002.gguf")
+    (('Qwen3-8B', 'Q4_K_M'), ('Mistral-7B', 'IQ2_XXS'))
+    """
+    stem = name_stem(name)
+    found = list(_QUANTIZATION.finditer(stem))
+    quantization = found[-1].group() if found else ""
+    if found:
+        before, after = stem[: found[-1].start()].rstrip(_ENDS), stem[found[-1].end() :].lstrip(_ENDS)
+        stem = "-".join(part for part in (before, after) if part)
+    return _FORMAT_SUFFIX.sub("", stem).strip(_ENDS), quantization
+
+
+def name_stem(name: str) -> str:
+    """Return the name of a GGUF file without its suffix, and without the number of its part."""
+    split = SPLIT.fullmatch(name)
+    return split["stem"] if split is not None else re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE)
+
+
+def base_name(name: str, repository: str, folders: Sequence[str]) -> str:
+    """Return what a model is called without its quantization.
+
+    Args:
+        name: its file's, or its folder's.
+        repository: `user/repo`, or empty.
+        folders: the folders in which it lies, the innermost first.
+    """
+    for candidate in (split_name(name)[0], split_name(repository.rpartition("/")[2])[0]):
+        if candidate.lower() not in _SAYS_NOTHING:
+            return candidate
+    for folder in folders:
+        base, quantization = split_name(folder)
+        if base.lower() not in _SAYS_NOTHING and not (quantization and not base):
+            return base
+    return name_stem(name)
+
+
+def plain(text: str) -> str:
+    """Return a text as it may stand in a name.
+
+    >>> plain("Größe (v2) Test__x"), plain("../..")
+    ('größe-v2-test_x', 'model')
+    """
+    lower = unicodedata.normalize("NFC", text).lower()
+    return _UNFIT.sub(lambda found: "" if found[0] == "_" else "-", lower).strip(_ENDS) or "model"
+
+
+def name_models(
+    wanted: Sequence[Wanted], taken: Collection[str] = ()
+) -> tuple[list[FoundModel], list[Skipped]]:
+    """Name models, by the rule above; in the order in which they come. Those without a name that can be used are skipped.
+
+    Args:
+        taken: names that are no found model's.
+    """
+    reserved = {name.casefold().removesuffix(_LATEST) for name in taken}
+    entries = [_Named(each, _forms(each)) for each in wanted]
+    while True:
+        counts = Counter(entry.name for entry in entries)
+        alike = [
+            entry
+            for entry in entries
+            if entry.form + 1 < len(entry.forms)
+            and (counts[entry.name] > 1 or entry.name.casefold() in reserved)
+        ]
+        if not alike:
+            break
+        for entry in alike:
+            entry.form += 1
+    names = {name.casefold() for name in counts}
+    claims: defaultdict[str, set[int]] = defaultdict(set)
+    aliases = [
+        [] if entry.wanted.is_repeated else list(_aliases(entry.wanted.candidate)) for entry in entries
+    ]
+    for index, own in enumerate(aliases):
+        for alias in own:
+            claims[alias.casefold()].add(index)
+    models, skipped = [], []
+    for entry, own in zip(entries, aliases, strict=True):
+        if counts[entry.name] > 1 or entry.name.casefold() in reserved or len(entry.name) > MODEL_NAME_CHARS:
+            skipped.append(
+                Skipped(
+                    entry.wanted.candidate.path,
+                    "no name can be made of its own: give it one in [models]",
+                    True,
+                )
+            )
+            continue
+        usable = [
+            alias
+            for alias in own
+            if len(claims[alias.casefold()]) == 1
+            and alias.casefold() not in names
+            and _is_usable(alias, reserved)
+        ]
+        models.append(_model(entry, usable))
+    return models, skipped
+
+
+@define
+class _Named:
+    """A candidate and the form of its name that it has so far."""
+
+    wanted: Wanted
+    forms: tuple[str, ...]
+    form: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.forms[self.form]
+
+
+def _forms(wanted: Wanted) -> tuple[str, ...]:
+    """Return the forms of a model's name, the shortest first."""
+    candidate = wanted.candidate
+    base = plain(candidate.base)
+    tag = f":{candidate.quantization.lower()}" if candidate.quantization else ""
+    owner = (
+        candidate.repository.partition("/")[0] if "/" in candidate.repository else candidate.path.parent.name
+    )
+    digest = hashlib.blake2s(candidate.path.as_posix().encode("utf-8", "replace"), digest_size=4).hexdigest()
+    in_front = f"{plain(wanted.engine)}/" if wanted.is_repeated else ""
+    longer = f"{plain(owner)}/{base}"
+    return tuple(
+        dict.fromkeys(
+            in_front + form for form in (f"{base}{tag}", f"{longer}{tag}", f"{longer}-{digest}{tag}")
+        )
+    )
+
+
+def _aliases(candidate: Candidate) -> Iterator[str]:
+    if candidate.repository:
+        tagged = candidate.repository
+        if candidate.quantization:
+            tagged = f"{candidate.repository}:{candidate.quantization}"
+        yield tagged
+        if candidate.format == "gguf":
+            yield _HUB + tagged
+            yield candidate.repository
+            yield _HUB + candidate.repository
+    if candidate.file_name:
+        yield candidate.file_name
+        yield name_stem(candidate.file_name)
+    yield plain(candidate.base)
+
+
+def _is_usable(alias: str, reserved: Collection[str]) -> bool:
+    return (
+        len(alias) <= MODEL_NAME_CHARS
+        and alias.isprintable()
+        and alias.casefold().removesuffix(_LATEST) not in reserved
+    )
+
+
+def _model(entry: _Named, aliases: Sequence[str]) -> FoundModel:
+    candidate = entry.wanted.candidate
+    return FoundModel(
+        engine=entry.wanted.engine,
+        name=entry.name,
+        aliases=tuple(dict.fromkeys(alias for alias in aliases if alias != entry.name)),
+        path=candidate.path,
+        format=candidate.format,
+        mmproj=candidate.mmproj,
+        size_bytes=candidate.size_bytes,
+        place=entry.wanted.place,
+    )

@@ -1,0 +1,174 @@
+"""The scanner: looks through places of models in threads, one for each, and puts together what they hold."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+import trio
+from attrs import define, evolve, field
+
+from engine_router.guards.limits import MAX_FOUND_MODELS, MAX_TOLD_SKIPPED
+from engine_router.models.header_memory import HeaderMemory
+from engine_router.models.scan.contents import Contents, contents_of
+from engine_router.models.scan.listing import why
+from engine_router.models.scan.naming import Wanted, name_models
+from engine_router.models.scan.places import Surroundings, find_place
+from engine_router.models.scan.results import PlaceState, ScanRequest, ScanResult, Skipped
+
+logger = logging.getLogger(__name__)
+
+SILENCE_LIMIT_S: Final = 30.0
+"""Seconds in which the scan of a place has to come forward by a file at least; a disk that spins up takes ten."""
+
+# A thread that computes gives way so often, and for so long, that the event loop gets its turn. Seconds.
+_WORK_S: Final = 0.002
+_REST_S: Final = 0.0005
+
+
+@define(eq=False)
+class _PlaceScan:
+    """The scans of one place: at most one thread at a time, and what the last that ended found."""
+
+    written: str
+    state: PlaceState = field(factory=PlaceState)
+    contents: Contents = field(factory=Contents)
+    signs: int = 0
+    _rested_at: float = 0.0
+    _one_thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
+
+    async def scan(self, look: Callable[[str, Callable[[], None]], Contents], silence_limit_s: float) -> None:
+        """Look through the place; what it had last stays where that fails, or takes too long.
+
+        Cancellation returns at once, and leaves the thread to itself.
+        """
+        began = trio.current_time()
+        if self._one_thread.borrowed_tokens:
+            self._settle(began, f"{self._silence(silence_limit_s)}, and its last scan still hangs")
+            return
+        self.signs += 1
+        is_done = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, nursery.cancel_scope, silence_limit_s)
+            await trio.to_thread.run_sync(self._run, look, abandon_on_cancel=True, limiter=self._one_thread)
+            is_done = True
+            nursery.cancel_scope.cancel()
+        self._settle(began, self.contents.fault if is_done else self._silence(silence_limit_s))
+
+    def _run(self, look: Callable[[str, Callable[[], None]], Contents]) -> None:
+        """Run in the thread. What a thread finds that nobody waits for any more is there for the next scan."""
+        try:
+            self.contents = look(self.written, self._rest)
+        except ValueError as error:
+            self.contents = Contents(fault=str(error))
+        except OSError as error:
+            self.contents = evolve(self.contents, fault=f"cannot be entered: {why(error)}")
+        except Exception:  # a fault of this program must not cost what other places hold
+            logger.exception("the scan of %s failed", self.written)
+            self.contents = evolve(self.contents, fault="the scan failed: see the log")
+
+    def _rest(self) -> None:
+        self.signs += 1
+        if time.perf_counter() - self._rested_at > _WORK_S:
+            time.sleep(_REST_S)
+            self._rested_at = time.perf_counter()
+
+    async def _watch(self, scope: trio.CancelScope, silence_limit_s: float) -> None:
+        """Give up a thread that shows no sign of life."""
+        signs, silent_since = self.signs, trio.current_time()
+        while trio.current_time() - silent_since < silence_limit_s:
+            await trio.sleep(silence_limit_s / 10)
+            if self.signs != signs:
+                signs, silent_since = self.signs, trio.current_time()
+        scope.cancel()
+
+    def _silence(self, silence_limit_s: float) -> str:
+        kept = ": what it had last stays" if self.contents.candidates else ""
+        return f"did not answer within {silence_limit_s:g} s{kept}"
+
+    def _settle(self, began: float, fault: str | None) -> None:
+        self.state = PlaceState(
+            folders=self.contents.folders,
+            models=len(self.contents.candidates),
+            seconds=trio.current_time() - began,
+            fault=fault,
+        )
+
+
+@define(eq=False)
+class Scanner:
+    """The scanner of a router's model folders. It remembers the last good contents of each place.
+
+    Args:
+        headers: the memory of headers.
+        environ: the variables of the environment, which tell where caches are.
+        silence_limit_s: seconds in which the scan of a place has to come forward by a file.
+    """
+
+    _headers: HeaderMemory
+    _environ: Mapping[str, str] = field(factory=lambda: os.environ)
+    _surroundings: Surroundings | None = field(default=None, kw_only=True)
+    _silence_limit_s: float = field(default=SILENCE_LIMIT_S, kw_only=True)
+    _places: dict[str, _PlaceScan] = field(factory=dict, init=False)
+    _one_scan: trio.Lock = field(factory=trio.Lock, init=False)
+    _assembling: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
+
+    async def scan(self, requests: Sequence[ScanRequest], taken: Collection[str] = ()) -> ScanResult:
+        """Look through all places, and name what lies there. A second scan waits for the first.
+
+        A place that hangs, or cannot be entered, keeps what it had last; its state says so. Cancellation returns at
+        once, and changes nothing.
+
+        Args:
+            requests: the engines and their places, in the order of the configuration.
+            taken: names and aliases that are no found model's.
+        """
+        async with self._one_scan:
+            written = list(dict.fromkeys(place for request in requests for place in request.places))
+            self._places = {place: self._places.get(place) or _PlaceScan(place) for place in written}
+            async with trio.open_nursery() as nursery:
+                for place in self._places.values():
+                    nursery.start_soon(place.scan, self._look, self._silence_limit_s)
+            contents = {place: scan.contents for place, scan in self._places.items()}
+            states = {place: scan.state for place, scan in self._places.items()}
+            return await trio.to_thread.run_sync(
+                _assemble, requests, taken, contents, states, abandon_on_cancel=True, limiter=self._assembling
+            )
+
+    def _look(self, written: str, rest: Callable[[], None]) -> Contents:
+        place = find_place(written, self._surroundings or Surroundings(self._environ))
+        return contents_of(place, self._headers, rest)
+
+
+def _assemble(
+    requests: Iterable[ScanRequest],
+    taken: Collection[str],
+    contents: Mapping[str, Contents],
+    states: Mapping[str, PlaceState],
+) -> ScanResult:
+    """Put together what all places hold: each model once for each engine that reads it."""
+    wanted: list[Wanted] = []
+    files: dict[object, str] = {}
+    for request in requests:
+        own: set[object] = set()
+        for place in dict.fromkeys(request.places):
+            for candidate in contents[place].candidates:
+                file = candidate.identity or candidate.path
+                if candidate.format in request.formats and file not in own:
+                    own.add(file)
+                    engine = files.setdefault(file, request.engine)
+                    wanted.append(Wanted(request.engine, place, candidate, engine != request.engine))
+    models, nameless = name_models(wanted[:MAX_FOUND_MODELS], taken)
+    skipped = dict.fromkeys(nameless)
+    for held in contents.values():
+        skipped.update(dict.fromkeys(held.skipped))
+    listed = sorted(skipped, key=lambda each: (not each.is_fault, str(each.path), each.reason))
+    if len(listed) > MAX_TOLD_SKIPPED:
+        more = len(listed) - MAX_TOLD_SKIPPED + 1
+        listed[MAX_TOLD_SKIPPED - 1 :] = [
+            Skipped(listed[-1].path, f"and {more - 1} more are passed over", False)
+        ]
+    return ScanResult(models=tuple(models), skipped=tuple(listed), places=states)
