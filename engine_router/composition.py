@@ -22,9 +22,10 @@ from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
 from engine_router.models.facts import keep_fresh
 from engine_router.models.learned import Learned
+from engine_router.models.scan import Scanner
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.reload import ConfigSource, Reloader
-from engine_router.residency.measurements import default_state_file, read_state
+from engine_router.residency.measurements import read_state, state_file_of
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
 from engine_router.residency.settings import make_rules, pools_of
@@ -93,11 +94,11 @@ async def open_router(
 async def _start(router: Router, factory: EngineFactory, source: ConfigSource | None) -> None:
     """Start the tasks of a router."""
     nursery = factory.nursery
-    if source is not None:
-        reloader = Reloader(source, factory)
-        router.set_reloader(reloader.reload)
-        nursery.start_soon(reloader.watch, router)
+    reloader = Reloader(source, factory, Scanner(router.learned.headers))
+    router.set_reloader(reloader.reload if source is not None else None, reloader.rescan)
+    nursery.start_soon(reloader.watch, router)
     await nursery.start(router.supervisor.run)
+    nursery.start_soon(reloader.keep_scanning, router)
     await nursery.start(router.jobs.run)
     nursery.start_soon(router.lister.run)
     nursery.start_soon(
@@ -127,7 +128,7 @@ async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
 
 
 async def _compose(config: Config, factory: EngineFactory) -> Router:
-    state_file = default_state_file() if config.state_file is None else Path(config.state_file)
+    state_file = state_file_of(config)
     state = await trio.to_thread.run_sync(read_state, state_file)
     hub = EventHub()
     engines = {name: await factory.make(name, config) for name in config.engines}

@@ -1,8 +1,12 @@
-"""Reload: a running router takes over another configuration; unchanged engines go on undisturbed."""
+"""Reload: a running router takes over another configuration, or models that were found; the rest goes on undisturbed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
@@ -10,14 +14,24 @@ from attrs import define, field, frozen
 
 from engine_router.config import Config
 from engine_router.config.diff import Changes, compare
+from engine_router.engines.base import ResidentId
 from engine_router.engines.build import EngineFactory
+from engine_router.engines.first_of import first_of
 from engine_router.errors import ConfigError
+from engine_router.models.found import moved, scan_requests, taken_names, with_found
+from engine_router.models.scan import Scanner, ScanRequest
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.residency.settings import make_rules
 from engine_router.router import Router
 
-# Seconds between two looks at the file, where it is watched.
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks at the file, where it is watched, and between two at the folders of models.
 WATCH_INTERVAL_S = 2.0
+WATCH_FOLDERS_INTERVAL_S = 10.0
+# The most names, and the most faults, that one message tells.
+SHOWN_NAMES = 20
+SHOWN_FAULTS = 10
 
 
 @frozen
@@ -35,59 +49,91 @@ class ConfigSource:
 
 @define(eq=False)
 class Reloader:
-    """The reload of one router's configuration.
+    """The reload of one router's configuration, and the scan of its folders.
 
     Attributes:
-        factory: makes engines, and renews the headers of those that go on.
+        source: the file; None where the configuration is none's.
+        factory: makes engines, and renews the headers and models of those that go on.
+        scanner: looks for models.
     """
 
-    source: ConfigSource
+    source: ConfigSource | None
     factory: EngineFactory
+    scanner: Scanner
     _seen: tuple[int, int] | None = None
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
+    _one_scan: trio.Lock = field(factory=trio.Lock)
 
     async def reload(self, router: Router) -> Changes:
         """Read the file again, and put the configuration in force.
 
         A changed engine gets no new requests, ends those that it has, stops, and starts anew when it is wanted;
-        this does not wait for that. Streams of engines that did not change go on.
+        this does not wait for that. Streams of engines that did not change go on. What a scan found stays, as far as
+        it is still looked for; other folders are looked through by the scan that follows.
 
         Raises:
             ConfigError: it has faults, or what only a new start can take over; nothing was changed.
 
         Cancellation before the end changes nothing.
         """
+        if self.source is None:
+            raise ConfigError("reload", [("", "this router was not made from a file")])
         async with self._one_at_a_time:
             self._seen = await trio.to_thread.run_sync(_signature, self.source.path, abandon_on_cancel=True)
             new = await trio.to_thread.run_sync(self.source.read, abandon_on_cancel=True)
-            changes = compare(router.config, new, self.source.path)
-            if not changes:
-                return changes
-            anew = (*changes.added, *changes.restarted)
-            engines = {
-                name: await self.factory.make(name, new) if name in anew else router.engines[name]
-                for name in new.engines
-            }
-            snapshot = await make_snapshot(new, engines, router.upstream, router.state, router.learned)
-            # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
-            self._refuse_moved_engines(router, new)
-            router.supervisor.reconfigure(
-                engines=engines,
-                pool_of={name: engine.pool for name, engine in new.engines.items()},
-                rules=make_rules(new),
-                settings=snapshot.residency,
-                settle_timeout_s=new.scheduling.settle_timeout_s,
-                health_interval_s=new.scheduling.health_interval_s,
-            )
-            self.factory.renew(engines, new)
-            router.snapshot = snapshot
-            others = (*changes.removed, *changes.restarted)
-            router.learned.forget(others)
-            for resident in router.supervisor.residents():
-                if resident.engine in others:
-                    router.supervisor.unload(resident)
-            await self.factory.forget(others)
+            scanned_before = scan_requests(router.config)
+            changes = await self._put_in_force(router, with_found(new, router.scans.result.models))
+        if scan_requests(router.config) != scanned_before:
+            router.scans.want()
+        return changes
+
+    async def rescan(self, router: Router) -> Changes:
+        """Look through the folders of models, and put what is there in force.
+
+        Models that are new are known at once; those whose files are gone, or others now, end their requests and stop.
+
+        Cancellation before the end changes nothing.
+        """
+        async with self._one_scan:
+            began, at = trio.current_time(), time.time()
+            result = await self.scanner.scan(scan_requests(router.config), taken_names(router.config))
+            async with self._one_at_a_time:
+                changes = await self._put_in_force(router, with_found(router.config, result.models))
+                router.scans.note(result, at=at, took_s=trio.current_time() - began)
+        return changes
+
+    async def _put_in_force(self, router: Router, new: Config) -> Changes:
+        """Take over another configuration; what is resident and did not change goes on."""
+        before = router.config
+        changes = compare(before, new, "engines.toml" if self.source is None else self.source.path)
+        if not changes:
             return changes
+        anew = (*changes.added, *changes.restarted)
+        engines = {
+            name: await self.factory.make(name, new) if name in anew else router.engines[name]
+            for name in new.engines
+        }
+        snapshot = await make_snapshot(new, engines, router.upstream, router.state, router.learned)
+        # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
+        self._refuse_moved_engines(router, new)
+        router.supervisor.reconfigure(
+            engines=engines,
+            pool_of={name: engine.pool for name, engine in new.engines.items()},
+            rules=make_rules(new),
+            settings=snapshot.residency,
+            settle_timeout_s=new.scheduling.settle_timeout_s,
+            health_interval_s=new.scheduling.health_interval_s,
+        )
+        self.factory.renew(engines, new)
+        router.snapshot = snapshot
+        others = (*changes.removed, *changes.restarted)
+        router.learned.forget(others)
+        moved_models = {ResidentId(engine, name) for engine, name in moved(before.models, new.models)}
+        for resident in router.supervisor.residents():
+            if resident.engine in others or resident in moved_models:
+                router.supervisor.unload(resident)
+        await self.factory.forget(others)
+        return changes
 
     def _refuse_moved_engines(self, router: Router, new: Config) -> None:
         """Refuse an engine that is to come back in another pool before it has left the one that it was in."""
@@ -98,10 +144,12 @@ class Reloader:
             if engine in new.engines and new.engines[engine].pool != pool
         ]
         if faults:
-            raise ConfigError(self.source.path, faults)
+            raise ConfigError("engines.toml" if self.source is None else self.source.path, faults)
 
     async def watch(self, router: Router) -> None:
         """Reload whenever the file has changed and `server.watch_config` is set; runs until cancelled."""
+        if self.source is None:
+            return
         self._seen = await trio.to_thread.run_sync(_signature, self.source.path)
         while True:
             await trio.sleep(WATCH_INTERVAL_S)
@@ -112,6 +160,57 @@ class Reloader:
                 self._seen = now
                 await reload_and_note(router)
 
+    async def keep_scanning(self, router: Router) -> None:
+        """Scan at the start, when it is wanted, and when watched folders have changed; runs until cancelled."""
+        requests: Sequence[ScanRequest] = ()
+        headers = router.learned.headers
+        file = None if router.state_file is None else headers_file(router.state_file)
+        if file is not None:
+            await trio.to_thread.run_sync(headers.load, file, abandon_on_cancel=True)
+        while True:
+            router.scans.begin()
+            before, requests = requests, scan_requests(router.config)
+            router.scans.is_active = bool(requests)
+            try:
+                if requests != before or (requests and await self.scanner.changed()):
+                    await self._rescan_and_note(router)
+                    if file is not None:
+                        await trio.to_thread.run_sync(headers.save, file)
+            except OSError as error:
+                logger.info("what is known of model files cannot be remembered: %s", error)
+            except Exception:
+                # A defect in reading somebody's files must not end the router.
+                logger.exception("the folders of models cannot be scanned: unexpected error")
+            finally:
+                router.scans.end()
+            await first_of(wanted=router.scans.until_wanted, due=functools.partial(self._pause, router))
+
+    async def _pause(self, router: Router) -> None:
+        watches = router.config.server.watch_config and scan_requests(router.config)
+        await trio.sleep(WATCH_FOLDERS_INTERVAL_S if watches else math.inf)
+
+    async def _rescan_and_note(self, router: Router) -> None:
+        faults = set(router.scans.result.skipped)
+        changes = await self.rescan(router)
+        said = [f"{word} {_listed(names)}" for word, names in (("found", changes.found), ("gone", changes.gone)) if names]
+        if said:
+            router.note(f"models in folders: {'; '.join(said)}", severity="info")
+        new = [skipped for skipped in router.scans.result.skipped if skipped.is_fault and skipped not in faults]
+        for skipped in new[:SHOWN_FAULTS]:
+            router.note(f"{skipped.path} is no model that can be served: {skipped.reason}")
+        if len(new) > SHOWN_FAULTS:
+            router.note(f"{len(new) - SHOWN_FAULTS} more files cannot be served: see engine-router check")
+
+
+def headers_file(state_file: Path) -> Path:
+    """Return where the headers of model files are remembered: beside the state file."""
+    return state_file.with_name("model-headers.jsonl")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
 
 async def reload_and_note(router: Router) -> None:
     """Reload, and note the outcome for the person who runs the router."""
@@ -121,7 +220,7 @@ async def reload_and_note(router: Router) -> None:
         router.note(f"the configuration is not taken over: {error}", severity="error")
         return
     said = [
-        f"{name.replace('_', ' ')} {', '.join(places)}"
+        f"{name.replace('_', ' ')} {_listed(places)}"
         for name, places in changes.as_dict().items()
         if places
     ]

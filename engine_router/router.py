@@ -21,6 +21,7 @@ from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.facts import KnownModels
+from engine_router.models.folder_scans import FolderScans
 from engine_router.models.learned import Learned
 from engine_router.models.lister import ModelLister
 from engine_router.models.registry import ModelRegistry, Target
@@ -81,7 +82,7 @@ class Router:
         default=Factory(
             lambda self: ProxyHandler(
                 lambda: self.snapshot,
-                self.resolve,
+                self.find,
                 self.supervisor,
                 self.read_model,
                 self.upstream,
@@ -93,7 +94,9 @@ class Router:
     )
     jobs: Jobs = field(init=False, factory=Jobs)
     sleeping: Callable[[], Collection[ResidentId]] = tuple
+    scans: FolderScans = field(init=False, factory=FolderScans)
     _reloader: Callable[[Router], Awaitable[Changes]] | None = None
+    _rescanner: Callable[[Router], Awaitable[Changes]] | None = None
     _app: QuartTrio | None = None
     lister: ModelLister = field(
         init=False,
@@ -165,26 +168,38 @@ class Router:
         if scope.cancelled_caught:
             raise lease.error or LeaseRevoked("the lease was taken away")
 
-    async def resolve(self, model: str, snapshot: Snapshot | None = None) -> Target:
-        """Find a model. Where it is unknown, running engines are asked (once in a while) before giving up.
-
-        Args:
-            model: its id, or another name of it.
-            snapshot: where it is looked for; the configuration in force when absent.
+    async def resolve(self, model: str) -> Target:
+        """Find a model by its id, or by another name of it; see `find`.
 
         Raises:
             UnknownModel: nobody serves it; close matches are named.
         """
-        registry = (snapshot or self.snapshot).registry
+        return (await self.find(model))[1]
+
+    async def find(self, model: str, snapshot: Snapshot | None = None) -> tuple[Snapshot, Target]:
+        """Find a model, and the configuration that has it.
+
+        Where it is unknown, running engines are asked and folders looked through (once in a while) before giving up.
+
+        Args:
+            model: its id, or another name of it.
+            snapshot: where it is looked for first; the configuration in force when absent.
+
+        Raises:
+            UnknownModel: nobody serves it; close matches are named.
+        """
+        snapshot = snapshot or self.snapshot
         try:
-            return registry.resolve(model)
+            return snapshot, snapshot.registry.resolve(model)
         except UnknownModel as error:
             unknown = error
-        if await self.lister.ask_if_due():
-            try:
-                return registry.resolve(model)
-            except UnknownModel as error:
-                unknown = error
+        for ask in (self.lister.ask_if_due, self.scans.ask_if_due):
+            if await ask():
+                snapshot = self.snapshot  # what a scan has found is in another one
+                try:
+                    return snapshot, snapshot.registry.resolve(model)
+                except UnknownModel as error:
+                    unknown = error
         raise UnknownModel(unknown.model, unknown.suggestions, [*self._silent()])
 
     def _silent(self) -> Iterator[str]:
@@ -225,9 +240,22 @@ class Router:
         """True if there is a file that can be read again."""
         return self._reloader is not None
 
-    def set_reloader(self, reloader: Callable[[Router], Awaitable[Changes]]) -> None:
-        """Say how the configuration is read again."""
-        self._reloader = reloader
+    def set_reloader(
+        self,
+        reloader: Callable[[Router], Awaitable[Changes]] | None,
+        rescanner: Callable[[Router], Awaitable[Changes]],
+    ) -> None:
+        """Say how the configuration is read again, if it can be, and how folders are scanned."""
+        self._reloader, self._rescanner = reloader, rescanner
+
+    async def rescan(self) -> Changes:
+        """Look through the folders that engines `scan`; see `Reloader.rescan`. What was found is in `scans`.
+
+        Cancellation before the end changes nothing.
+        """
+        if self._rescanner is None:
+            return Changes()
+        return await self._rescanner(self)
 
     async def close(self) -> None:
         """Refuse new requests, let running ones end for `shutdown_timeout_s`, stop what the router started."""

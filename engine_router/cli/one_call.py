@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from attrs import frozen
@@ -17,6 +17,8 @@ from engine_router.guards.foreign_text import indented_values
 
 Answer = Mapping[str, Any]
 NOTHING = "-"
+# Folders on a network may take their time.
+RESCAN_TIMEOUT_S: Final = 120.0
 
 _CHANGES: Final = {
     "added": "new engines",
@@ -171,6 +173,37 @@ def _show_reload(answer: Answer, _: argparse.Namespace) -> None:
     say("\n".join(lines) or "nothing has changed")
 
 
+def _show_rescan(answer: Answer, _: argparse.Namespace) -> None:
+    answer = indented_values(dict(answer))
+    if not answer["folders"]:
+        say("no engine has `scan`: give one the folders of your models in engines.toml")
+        return
+    show_folders(answer["folders"])
+    for words, names in (("new", answer["found"]), ("gone", answer["gone"])):
+        if names:
+            say(f"{words}: {', '.join(names)}")
+    show_broken(answer["broken"], answer["broken_total"])
+
+
+def show_folders(folders: Mapping[str, Answer]) -> None:
+    """Show the folders of models, each with how many it holds, or what is wrong with it."""
+    rows = [
+        (place, str(entry["models"]), entry["error"] or ", ".join(entry["paths"]) or NOTHING)
+        for place, entry in folders.items()
+    ]
+    Table(("Folder", "Models", "Where, or what is wrong"), rows, frozenset((1,))).show()
+
+
+def show_broken(broken: Sequence[Answer], total: int) -> None:
+    """Show the files that no engine can serve, and why."""
+    if broken:
+        say(f"\n{counted(total, 'file')} that cannot be served:")
+    for entry in broken:
+        say(f"  {entry['path']}: {entry['reason']}")
+    if total > len(broken):
+        say(f"  and {counted(total - len(broken), 'other')}")
+
+
 def _show_reset(answer: Answer, options: argparse.Namespace) -> None:
     if answer["forgotten"]:
         failures = counted(answer["forgotten"], "failure")
@@ -201,6 +234,9 @@ COMMANDS: Final[Mapping[str, OneCall]] = {
     "residents": OneCall(_getting("/admin/residents"), _show_residents),
     "failed": OneCall(_getting("/admin/failed"), _show_failed),
     "reload": OneCall(_reload, _show_reload),
+    "rescan": OneCall(
+        lambda address, _: post(address, "/admin/rescan", {}, timeout_s=RESCAN_TIMEOUT_S), _show_rescan
+    ),
     "reset": OneCall(_posting("/admin/reset", lambda options: {"model": options.name}), _show_reset),
     "pin": OneCall(
         _posting("/admin/pin", lambda options: {"model": options.name, "pinned": True}), _show_pin

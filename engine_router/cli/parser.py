@@ -29,7 +29,7 @@ _ELSEWHERE = {
 # The modules of the commands; any other command is a module of its own name.
 _MODULES = {
     **dict.fromkeys(
-        ("models", "queue", "residents", "failed", "reload", "reset", "pin", "unpin", "cancel"), "one_call"
+        ("models", "queue", "residents", "failed", "reload", "rescan", "reset", "pin", "unpin", "cancel"), "one_call"
     ),
     **dict.fromkeys(("use", "load", "unload"), "loading"),
 }
@@ -203,9 +203,16 @@ def _add_showing(command: Adder) -> None:
         "changed start anew once their requests are done; everything else goes on undisturbed.",
         "reload",
     )
-    for calling in (status, models, use, unload, logs, reload):
+    rescan = command(
+        "rescan",
+        "have the router look through its folders of models",
+        "Have the router look through the folders that its engines `scan`, and ask engines that run for their models.\n"
+        "Shows what is new, what is gone, and which files cannot be served, and why.",
+        "rescan",
+    )
+    for calling in (status, models, use, unload, logs, reload, rescan):
         _add_address(calling)
-    for answering in (status, models, use, unload, reload):
+    for answering in (status, models, use, unload, reload, rescan):
         _add_json(answering)
 
 

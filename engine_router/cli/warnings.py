@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from engine_router.config import AnyEngineConfig, Config, ProcessConfig, SystemdConfig, is_template
+from engine_router.config.template import is_scanned
 from engine_router.config.faults import close, quoted
 from engine_router.config.preload import may_list
 from engine_router.config.process import placeholder_hints
@@ -79,7 +80,11 @@ def _engine_warnings(config: Config, name: str, engine: AnyEngineConfig) -> Iter
     place = f"engines.{quoted(name)}"
     if engine.base_url is not None and _is_own_port(config, engine.base_url):
         yield f"{place}.base_url", f"port {config.server.port} is the router's own (server.port)"
-    has_models = bool(engine.models) or any(model.engine == name for model in config.models.values())
+    has_models = (
+        bool(engine.models)
+        or is_scanned(engine)
+        or any(model.engine == name for model in config.models.values())
+    )
     if not isinstance(engine, ProcessConfig):
         if not has_models and not engine.discover:
             yield f"{place}.models", "empty, and discover is off: no request can reach it"
@@ -262,6 +267,15 @@ def _alias_warnings(config: Config) -> Iterator[Warned]:
             )
         elif not any(may_list(name, engine, config.models) for name, engine in config.engines.items()):
             yield f"aliases.{quoted(alias)}", f"no model is called {shown(model)}, and no engine may list it"
+
+
+def _family_warnings(config: Config) -> Iterator[Warned]:
+    """Yield families to which no known model belongs, where no engine may list others."""
+    named = {name: () for engine in config.engines.values() for name in engine.models}
+    names = {**named, **{name: (*model.aliases, *model.other_names) for name, model in config.models.items()}}
+    for name, family in config.families.items():
+        if not any(matches(family, model, aliases) for model, aliases in names.items()):
+            yield f"families.{quoted(name)}.match", "no model that is known has such a name"
 
 
 def _model_warnings(config: Config) -> Iterator[Warned]:

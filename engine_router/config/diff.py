@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from engine_router.config import Config, PoolConfig, ProcessConfig
+from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
 from engine_router.config.options import options_of
 from engine_router.config.template import arguments_of, is_template, model_command
 from engine_router.errors import ConfigError
@@ -26,6 +26,7 @@ class Changes:
         restarted: engines that changed: each is stopped once its requests are done, and starts anew when it is wanted.
         settings: what else is different, by its place in the file; in force at once.
         needs_restart: what is different, and takes effect only when the router starts again.
+        found, gone: models in folders.
     """
 
     added: tuple[str, ...] = ()
@@ -33,6 +34,8 @@ class Changes:
     restarted: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """True if anything is different."""
@@ -59,6 +62,15 @@ def compare(old: Config, new: Config, source: str) -> Changes:
         restarted=tuple(name for name in both if name in changed),
         settings=tuple(place for place in different if not place.startswith(_AT_START)),
         needs_restart=tuple(place for place in different if place.startswith(_AT_START)),
+        found=_found_only(new, old),
+        gone=_found_only(old, new),
+    )
+
+
+def _found_only(one: Config, other: Config) -> tuple[str, ...]:
+    """Return the models that a scan found and that the other configuration does not have in the same way."""
+    return tuple(
+        name for name, model in one.models.items() if model.found and other.models.get(name) != model
     )
 
 
@@ -93,6 +105,12 @@ def _budget(pool: PoolConfig | None) -> tuple[Any, ...]:
 def _is_auto(pool: PoolConfig | None) -> bool:
     """Tell whether what is free has to be measured for it, while nothing runs."""
     return pool is not None and pool.mode == "budget" and not isinstance(pool.budget_gb, float)
+
+
+def _is_found(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> bool:
+    """Tell whether an entry is a model in a folder, now or before, and none of the file."""
+    entries = [mapping[name] for mapping in (before, after) if name in mapping]
+    return all(isinstance(entry, ModelConfig) and entry.found for entry in entries)
 
 
 # Settings of an engine that are the router's business, and none of the engine that runs.
@@ -139,7 +157,7 @@ def _differences(old: Config, new: Config) -> list[str]:
     for field in options_of(Config):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if isinstance(before, Mapping):
-            both = {**before, **after}
+            both = [name for name in {**before, **after} if not _is_found(before, after, name)]
             places += [f"{field.name}.{name}" for name in both if before.get(name) != after.get(name)]
         elif attrs.has(type(before)):
             names = [part.name for part in attrs.fields(type(before))]

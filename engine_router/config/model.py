@@ -268,6 +268,8 @@ class ModelConfig(ModelSettings):
     )
     found: bool = attrs.field(default=False)
     """True for a model that a scan of folders found; it goes with its files. No option of the file."""
+    other_names: tuple[str, ...] = attrs.field(default=())
+    """Names that lead to it as well, and that no list shows. No option of the file."""
 
 
 @frozen(kw_only=True)

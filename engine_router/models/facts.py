@@ -7,12 +7,13 @@ when they change; engines that run are asked every half minute, and when a resid
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig
 from engine_router.dialects.engine_options import EngineTraits
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 REFRESH_INTERVAL_S = 30.0
 ASK_TIMEOUT_S = 3.0
+# Files on a disk that hangs are read in a later round. Seconds.
+READ_TIMEOUT_S = 20.0
 # A daemon that hangs is asked about its other models the next time. Seconds.
 ASK_ALL_TIMEOUT_S = 10.0
 # The keys under which engines tell how much context they serve, the surest first: vLLM and SGLang; llama.cpp,
@@ -82,6 +85,7 @@ class KnownModels:
     _config: Config
     _registry: ModelRegistry
     _learned: Learned = field(factory=Learned)
+    _launches: dict[tuple[str, str], Launch] = field(factory=dict, init=False)
 
     def of(self, target: Target) -> ModelFacts:
         """Return what is known of a model; never waits."""
@@ -108,11 +112,34 @@ class KnownModels:
             kind = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), "")
         return EngineTraits(kind, self.of(target).context_length)
 
+    async def whole(self, target: Target) -> ModelFacts:
+        """Return what is known of a model, with its template and all that the header of its file says.
+
+        Of a model in a folder that is read anew, within a few seconds; where that fails, what is known has to do.
+        """
+        facts, path = self.of(target), self._launch(target).path
+        if facts.weights is None or facts.weights.info or path is None:
+            return facts
+        with trio.move_on_after(ASK_TIMEOUT_S):
+            try:
+                weights = await trio.to_thread.run_sync(read_weights, path, abandon_on_cancel=True)
+            except (OSError, ValueError) as error:
+                logger.info("%s", error)
+            else:
+                return evolve(facts, weights=weights)
+        return facts
+
     def _launch(self, target: Target) -> Launch:
         """Return how a model is started; the configuration does not know what its engine calls it."""
         configured = self._config.models.get(target.model)
         known = configured.upstream if configured is not None else None
-        return launch_of(self._config, target.engine, known or target.model)
+        key = (target.engine, known or target.model)
+        found = self._launches.get(key)
+        if found is None:
+            found = launch_of(self._config, *key)
+            if configured is not None:  # others may be endless: whatever an engine lists
+                self._launches[key] = found
+        return found
 
     async def refresh(self, client: ControlClient, serving: Mapping[ResidentId, str]) -> None:
         """Read files that are new or have changed, and ask the engines that run.
@@ -133,19 +160,28 @@ class KnownModels:
     # Files
 
     async def _read_files(self) -> None:
-        for target in self._registry.targets():
-            path = self._launch(target).path
-            if path is not None:
-                # Only reads: a disk that hangs must not hold up the end of the router.
-                await trio.to_thread.run_sync(self._read_file, path, abandon_on_cancel=True)
+        """Read the files of all models. A disk that hangs holds up neither the rest of a round nor the end of the router."""
+        targets = self._registry.targets()
+        with trio.move_on_after(READ_TIMEOUT_S):
+            await trio.to_thread.run_sync(
+                self._read_all, targets, abandon_on_cancel=True, limiter=self._learned.reader
+            )
 
-    def _read_file(self, path: Path) -> None:
+    def _read_all(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            if (path := self._launch(target).path) is not None:
+                configured = self._config.models.get(target.model)
+                self._read_file(path, is_found=configured is not None and configured.found)
+
+    def _read_file(self, path: Path, *, is_found: bool) -> None:
+        """Read a file that is new or has changed; of a model in a folder, of which there may be many, a summary."""
         try:
             found = path.stat()
             signature = (found.st_mtime, found.st_size)
             if self._learned.signatures.get(path) == signature:
                 return
-            weights = read_weights(path)
+            summarized = is_found and not stat.S_ISDIR(found.st_mode)
+            weights = self._learned.headers.weights(path) if summarized else read_weights(path)
         except FileNotFoundError:  # the name of a repository, or a file that is still on its way
             self._learned.weights.pop(path, None)
             self._learned.signatures.pop(path, None)

@@ -7,10 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import trio
 from attrs import define, field
 
 from engine_router.events import Event, ResidentReady
 from engine_router.guards.limits import LISTED_MODELS
+from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.weights import Weights
 
 Json = Mapping[str, Any]
@@ -40,12 +42,16 @@ class Learned:
         listings: the last answers of each engine, by its name.
         weights: the contents of model files; None where a file is not understood.
         signatures: the time and size that a file had when it was read.
+        headers: the headers of GGUF files.
+        reader: one thread at a time reads them.
         endpoints: by engine, the optional endpoints that it was asked for since it started, and whether it serves them.
     """
 
     listings: defaultdict[str, Listing] = field(factory=lambda: defaultdict(Listing))
     weights: dict[Path, Weights | None] = field(factory=dict)
     signatures: dict[Path, Signature] = field(factory=dict)
+    headers: HeaderMemory = field(factory=HeaderMemory)
+    reader: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
     endpoints: defaultdict[str, dict[str, bool]] = field(factory=lambda: defaultdict(dict))
 
     def observe(self, event: Event) -> None:

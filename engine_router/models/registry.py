@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from engine_router.config import Config, OllamaConfig
+from engine_router.config import Config, OllamaConfig, ProcessConfig, is_template
 from engine_router.dialects.model_names import close_names
 from engine_router.dialects.routed import checked_name
 from engine_router.engines.base import Engine, ResidentId
@@ -49,6 +49,7 @@ class ModelRegistry:
         self._engines = engines
         self._listed: dict[str, dict[str, None]] = {}  # in their order; looked up by name
         self._aliases: dict[str, str] = dict(config.aliases)
+        self._unlisted_names: dict[str, str] = {}  # those of models in folders
         self._configured: dict[str, Target] = {}
         self._resolved: dict[str, Target] = {}
         self._of_ollama: dict[str, dict[ResidentId, str]] = {}
@@ -61,6 +62,7 @@ class ModelRegistry:
         for model_id, entry in config.models.items():
             self._configured[model_id] = self._target(model_id, entry.engine, entry.upstream)
             self._aliases.update(dict.fromkeys(entry.aliases, model_id))
+            self._unlisted_names.update(dict.fromkeys(entry.other_names, model_id))
         self._files = _files(config, self._configured.values())
 
     def learn(self, lists: Mapping[str, Sequence[str]]) -> None:
@@ -139,7 +141,7 @@ class ModelRegistry:
 
     def _known(self, name: str) -> Target | None:
         for candidate in _spellings(name):
-            model = self._aliases.get(candidate, candidate)
+            model = self._aliases.get(candidate) or self._unlisted_names.get(candidate, candidate)
             for spelling in _spellings(model):
                 if (target := self._find(spelling)) is not None:
                     self._resolved[name] = target
@@ -232,8 +234,9 @@ def _files(config: Config, targets: Iterable[Target]) -> dict[tuple[str, str], t
     """Return the configured models by engine and by what an engine may call the file of their weights."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for target in targets:
-        if isinstance(config.engines[target.engine], OllamaConfig):
-            continue
+        engine = config.engines[target.engine]
+        if isinstance(engine, OllamaConfig) or (isinstance(engine, ProcessConfig) and is_template(engine)):
+            continue  # neither lists its models under names of files
         path = launch_of(config, target.engine, target.upstream).path
         for name in () if path is None else dict.fromkeys((str(path), path.name)):
             found[target.engine, name] = (*found.get((target.engine, name), ()), target.model)

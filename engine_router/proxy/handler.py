@@ -74,11 +74,11 @@ class ProxyHandler:
 
     Args:
         snapshot: returns the configuration in force. Each request keeps the one that it began with.
-        resolve: finds a model in a snapshot, or raises `UnknownModel`.
+        find: finds a model, and the snapshot that has it, or raises `UnknownModel`.
     """
 
     _snapshot: Callable[[], Snapshot]
-    _resolve: Callable[[str, Snapshot], Awaitable[Target]]
+    _find: Callable[[str, Snapshot], Awaitable[tuple[Snapshot, Target]]]
     _supervisor: Supervisor
     _read_model: ReadModel
     _upstream: Upstream
@@ -112,7 +112,7 @@ class ProxyHandler:
         scope.model = routed.model
         target = snapshot.registry.remembered(routed.model)
         if target is None:
-            target = await self._resolve(routed.model, snapshot)
+            snapshot, target = await self._find(routed.model, snapshot)
         scope.model, scope.engine = target.model, target.engine
         keep_alive: float | None = None
         if isinstance(routed, Routed):
@@ -155,7 +155,8 @@ class ProxyHandler:
         return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=scope.client)
 
     async def _passes(self, snapshot: Snapshot, path: str, model: str) -> bool:
-        return snapshot.planner.passes(path, model, await self._resolve(model, snapshot))
+        snapshot, target = await self._find(model, snapshot)
+        return snapshot.planner.passes(path, model, target)
 
     async def _can_count(self, snapshot: Snapshot, target: Target) -> bool:
         """Tell whether the engine runs and counts tokens itself: nothing is loaded for a mere count."""

@@ -60,7 +60,7 @@ async def make_snapshot(
     """
     registry = ModelRegistry(config, engines)
     registry.learn(state.models)
-    residency = await make_settings(config, engines, registry)
+    residency = await make_settings(config, engines, registry, learned.headers)
     registry.learn(state.models)  # engines may have listed something meanwhile
     return Snapshot(
         config,

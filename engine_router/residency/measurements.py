@@ -14,6 +14,7 @@ import attrs
 import trio
 from attrs import define, field
 
+from engine_router.config import Config
 from engine_router.engines.base import ResidentId
 from engine_router.guards.atomic_file import write_atomically
 
@@ -130,6 +131,11 @@ def _number(value: object, *, most: float = 1e15) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
         return None
     return float(value)
+
+
+def state_file_of(config: Config) -> Path:
+    """Return the state file of a configuration."""
+    return default_state_file() if config.state_file is None else Path(config.state_file)
 
 
 def default_state_file() -> Path:

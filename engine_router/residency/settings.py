@@ -15,6 +15,7 @@ from engine_router.config.values import expanded
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import BadRequest, UnknownModel
 from engine_router.models.estimate import Estimate, estimate
+from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import model_config
 from engine_router.residency.rules import Capacity, ResidencySettings, Rules, Traits
@@ -40,11 +41,11 @@ def make_rules(config: Config) -> Rules:
 
 
 async def make_settings(
-    config: Config, engines: Mapping[str, Engine], registry: ModelRegistry
+    config: Config, engines: Mapping[str, Engine], registry: ModelRegistry, headers: HeaderMemory
 ) -> ResidencySettings:
     """Return how residents share the memories. Reads the headers of model files where a budget wants them."""
     capacities = {name: _capacity(name, pool, config, registry) for name, pool in pools_of(config).items()}
-    estimates = await trio.to_thread.run_sync(_estimates, config, engines, registry)
+    estimates = await trio.to_thread.run_sync(_estimates, config, engines, registry, headers)
     known: dict[ResidentId, Traits] = {}
 
     def traits(resident: ResidentId) -> Traits:
@@ -102,8 +103,14 @@ def _preload(config: Config, registry: ModelRegistry) -> Iterator[ResidentId]:
     if isinstance(wanted, tuple):
         targets = [target for name in wanted if (target := _target(name, registry)) is not None]
     else:
-        targets = registry.targets()
+        targets = [target for target in registry.targets() if not _is_found(target, config)]
     yield from dict.fromkeys(target.resident for target in targets)
+
+
+def _is_found(target: Target, config: Config) -> bool:
+    """Tell whether a model is one of a folder's: nobody wants all of those loaded."""
+    entry = config.models.get(target.model)
+    return entry is not None and entry.found
 
 
 def _target(name: str, registry: ModelRegistry) -> Target | None:
@@ -115,7 +122,7 @@ def _target(name: str, registry: ModelRegistry) -> Target | None:
 
 
 def _estimates(
-    config: Config, engines: Mapping[str, Engine], registry: ModelRegistry
+    config: Config, engines: Mapping[str, Engine], registry: ModelRegistry, headers: HeaderMemory
 ) -> dict[ResidentId, Estimate]:
     """Estimate the residents whose pools have a budget. Blocks: it reads files."""
     counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
@@ -123,17 +130,19 @@ def _estimates(
     for target in registry.targets():
         settings = config.engines[target.engine]
         if settings.pool in counted and isinstance(settings, ProcessConfig):
-            need = _estimate(engines[target.engine], target, settings)
+            need = _estimate(engines[target.engine], target, settings, headers)
             if need is not None:
                 found[target.resident] = need
     return found
 
 
-def _estimate(engine: Engine, target: Target, settings: ProcessConfig) -> Estimate | None:
+def _estimate(
+    engine: Engine, target: Target, settings: ProcessConfig, headers: HeaderMemory
+) -> Estimate | None:
     folder = Path() if settings.cwd is None else expanded(settings.cwd)
     try:
         argv = engine.command(target.resident)
-        return None if argv is None else estimate(argv, folder)
+        return None if argv is None else estimate(argv, folder, headers.read)
     except (OSError, ValueError) as error:
         logger.info("what %s needs cannot be estimated: %s", target.model, error)
         return None

@@ -224,14 +224,14 @@ class Supervisor:
         self._engines.update(engines)
         self._pool_of.update(pool_of)
         self._runner.settle_timeout_s = settle_timeout_s
-        self._runner.settings = settings
+        preloaded, self._runner.settings = set(self._runner.settings.preload), settings
         self._runner.health.interval_s = health_interval_s
         for name, pool in self.pools.items():
             capacity = settings.capacities.get(name, _EXCLUSIVE)
             if capacity.is_auto:  # what is free was measured when the router started
                 capacity = attrs.evolve(capacity, budget_bytes=pool.ledger.capacity.budget_bytes)
             pool.tell(messages.Reconfigured(rules, capacity))
-            if ahead := self._preload_of(pool):
+            if ahead := tuple(resident for resident in self._preload_of(pool) if resident not in preloaded):
                 pool.tell(messages.Preload(ahead))
 
     async def close(self, grace_s: float) -> None:

@@ -126,8 +126,7 @@ class OllamaApi:
     async def _show(self) -> Response:
         """Answer what is known; an Ollama daemon is asked about its own models, if it answers soon."""
         routed = route_json(OLLAMA, "/api/show", await whole_body(request))
-        snapshot = self._router.snapshot
-        target = await self._router.resolve(routed.model, snapshot)
+        snapshot, target = await self._router.find(routed.model)
         config = snapshot.config.engines[target.engine]
         if isinstance(config, OllamaConfig):
             requests = snapshot.planner.requests[target.engine]
@@ -135,7 +134,7 @@ class OllamaApi:
                 answer = await self._daemon_show(requests, config.base_url, routed.renamed(target.upstream))
                 if answer is not None:
                     return answer
-        facts = snapshot.known_models.of(target)
+        facts = await snapshot.known_models.whole(target)
         return json_response(ollama_shapes.show(target, facts, since=self._router.started_at))
 
     async def _daemon_show(self, requests: EngineRequests, base_url: str, body: Octets) -> Response | None:
@@ -158,10 +157,9 @@ class OllamaApi:
         Only an Ollama daemon can pull something new, and it is the one to ask for its own models.
         """
         body = await whole_body(request)
-        snapshot = self._router.snapshot
         try:
             routed = route_json(OLLAMA, "/api/pull", body)
-            target = await self._router.resolve(routed.model, snapshot)
+            snapshot, target = await self._router.find(routed.model)
         except (BadRequest, UnknownModel):
             return await self._hand_on("pull", body)
         if isinstance(snapshot.config.engines[target.engine], OllamaConfig):

@@ -19,6 +19,7 @@ from engine_router.residency.read_model import (
     TurnStatus,
 )
 from engine_router.router import Router
+from engine_router.web.scan_entries import scan_entry
 from engine_router.web.state_words import OWN
 
 RECENT_SWAPS = 10
@@ -50,6 +51,7 @@ def status(router: Router) -> dict[str, Any]:
             }
             for t in targets
         ],
+        "scan": scan_entry(router.scans),
         "last_swap": swaps[-1] if swaps else None,
         "swaps": swaps[-RECENT_SWAPS:],
         "settles": settles[-RECENT_SWAPS:],

@@ -100,8 +100,7 @@ class WebSockets:
             RouterError: it cannot be connected.
         """
         segments = segments_of(websocket.scope["raw_path"])
-        snapshot = self._router.snapshot
-        count, target = await model_in(self._router, snapshot, segments)
+        count, snapshot, target = await model_in(self._router, segments)
         path = "/" + "/".join(segments[count:])
         check_path(snapshot.config, target, path)
         await self._relay(snapshot, target, quote(path, safe=VISIBLE), websocket.query_string)
@@ -113,11 +112,10 @@ class WebSockets:
             NoModelNamed: there is neither.
             RouterError: it cannot be connected.
         """
-        snapshot = self._router.snapshot
-        model = model_in_query(websocket.query_string) or snapshot.config.server.default_model
+        model = model_in_query(websocket.query_string) or self._router.config.server.default_model
         if model is None:
             raise NoModelNamed("a WebSocket names its model in its address: add ?model=...")
-        target = await self._router.resolve(model, snapshot)
+        snapshot, target = await self._router.find(model)
         query = query_for(websocket.query_string, target.upstream)
         await self._relay(snapshot, target, websocket.path, query)
 

@@ -13,6 +13,7 @@ from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
 from engine_router.web.compat.passed_through import pass_to_resident
 from engine_router.web.responses import json_response
+from engine_router.web.scan_entries import scan_entry
 
 ENGINE_ROUTES = ("health", "props", "slots")
 
@@ -58,9 +59,13 @@ class LlamaRouter:
         return json_response({"status": "ok", **changed.as_dict()})
 
     async def rescan(self) -> Response:
-        """`GET /admin/rescan`, `POST`: ask every engine that runs which models it has."""
+        """`GET /admin/rescan`, `POST`: look through the folders of models, and ask engines that run which they have."""
+        changes = await self._router.rescan()
         await self._router.discover()
-        return json_response({"status": "ok", "models": len(self._router.registry.targets())})
+        count = len(self._router.registry.targets())
+        return json_response(
+            {"status": "ok", "models": count, "found": changes.found, "gone": changes.gone, **scan_entry(self._router.scans)}
+        )
 
     def _started_last(self) -> Target:
         targets = self._router.registry.targets()

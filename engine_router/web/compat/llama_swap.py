@@ -63,8 +63,7 @@ class LlamaSwap:
             UnknownModel: the path begins with no model's id.
         """
         segments = segments_of(request.scope["raw_path"])
-        snapshot = self._router.snapshot
-        count, target = await model_in(self._router, snapshot, segments)
+        count, snapshot, target = await model_in(self._router, segments)
         if len(segments) == count:  # so that relative links in the engine's pages lead somewhere
             return _with_slash(segments)
         return await pass_on(self._router, snapshot, target, "/" + "/".join(segments[count:]))

@@ -54,8 +54,8 @@ def segments_of(raw_path: bytes) -> list[str]:
     return segments
 
 
-async def model_in(router: Router, snapshot: Snapshot, segments: list[str]) -> tuple[int, Target]:
-    """Find the longest id with which a path begins. Returns of how many segments it is, and the model.
+async def model_in(router: Router, segments: list[str]) -> tuple[int, Snapshot, Target]:
+    """Find the longest id with which a path begins. Returns of how many segments it is, and the model with its snapshot.
 
     Raises:
         BadRequest: it begins with a name that is longer than any model's.
@@ -63,9 +63,9 @@ async def model_in(router: Router, snapshot: Snapshot, segments: list[str]) -> t
     """
     decoded = [unquote(segment) for segment in segments[:_MOST_SEGMENTS]]
     for count in range(len(decoded), 0, -1):
-        if snapshot.registry.is_name(name := "/".join(decoded[:count])):
-            return count, await router.resolve(name, snapshot)
-    return 1, await router.resolve(decoded[0], snapshot)
+        if router.registry.is_name(name := "/".join(decoded[:count])):
+            return count, *await router.find(name)
+    return 1, *await router.find(decoded[0])
 
 
 def check_path(config: Config, target: Target, path: str) -> None:

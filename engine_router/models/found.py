@@ -1,0 +1,84 @@
+"""Found models: what a scan looks for on behalf of a configuration, and the configuration with what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import attrs
+
+from engine_router.config import Config, ModelConfig, ProcessConfig
+from engine_router.config.families import with_family
+from engine_router.config.values import expanded
+from engine_router.engines.command_options import model_options
+from engine_router.models.scan import Format, FoundModel, ScanRequest
+
+# The programs that read folders of safetensors; all others read GGUF files.
+_READ_SAFETENSORS: Final = frozenset(("vLLM", "SGLang", "MLX", "MAX", "transformers", "infinity"))
+
+
+def scan_requests(config: Config) -> tuple[ScanRequest, ...]:
+    """Return what is to be looked for: one request for each engine with `scan`, in the configuration's order."""
+    return tuple(
+        ScanRequest(engine=name, places=engine.scan, formats=_formats(engine))
+        for name, engine in config.engines.items()
+        if isinstance(engine, ProcessConfig) and engine.scan
+    )
+
+
+def _formats(engine: ProcessConfig) -> frozenset[Format]:
+    if engine.scan_formats:
+        return frozenset(engine.scan_formats)
+    reads_folders = model_options(engine.argv).kind.name in _READ_SAFETENSORS
+    return frozenset(("safetensors",) if reads_folders else ("gguf",))
+
+
+def taken_names(config: Config) -> frozenset[str]:
+    """Return the names that mean something in the file already, and so no found model."""
+    names: set[str] = set(config.aliases)
+    for engine in config.engines.values():
+        names.update(engine.models)
+    for name, model in config.models.items():
+        if not model.found:
+            names.update((name, *model.aliases))
+    return frozenset(names)
+
+
+def with_found(config: Config, found: Iterable[FoundModel]) -> Config:
+    """Return a configuration with the models that were found, and no others of that kind.
+
+    The file counts more: a model is left out whose engine does not look for any now, and one whose file the same
+    engine serves already under a name of the file's.
+    """
+    written = {name: model for name, model in config.models.items() if not model.found}
+    scanned = {request.engine for request in scan_requests(config)}
+    served = {(model.engine, expanded(model.path)) for model in written.values() if model.path is not None}
+    taken = taken_names(config)
+    models: dict[str, ModelConfig] = dict(written)
+    for one in found:
+        if one.engine in scanned and one.name not in taken and (one.engine, one.path) not in served:
+            models[one.name] = with_family(one.name, _as_model(one, taken), config.families)
+    return attrs.evolve(config, models=models)
+
+
+def _as_model(one: FoundModel, taken: frozenset[str]) -> ModelConfig:
+    return ModelConfig(
+        engine=one.engine,
+        path=str(one.path),
+        mmproj=None if one.mmproj is None else str(one.mmproj),
+        other_names=tuple(alias for alias in one.aliases if alias not in taken),
+        found=True,
+    )
+
+
+def moved(before: Mapping[str, ModelConfig], after: Mapping[str, ModelConfig]) -> list[tuple[str, str]]:
+    """Return the engine and name of each found model that is gone, or has other files or words than before."""
+    return [
+        (model.engine, name)
+        for name, model in before.items()
+        if model.found and _start(model) != _start(after.get(name))
+    ]
+
+
+def _start(model: ModelConfig | None) -> object:
+    return model and (model.engine, model.path, model.mmproj, model.context_length, model.args)
