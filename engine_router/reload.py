@@ -165,14 +165,13 @@ class Reloader:
         requests: Sequence[ScanRequest] = ()
         headers = router.learned.headers
         file = None if router.state_file is None else headers_file(router.state_file)
-        if file is not None:
-            await trio.to_thread.run_sync(headers.load, file, abandon_on_cancel=True)
         while True:
-            router.scans.begin()
             before, requests = requests, scan_requests(router.config)
-            router.scans.is_active = bool(requests)
+            router.scans.begin(is_active=bool(requests))
             try:
-                if requests != before or (requests and await self.scanner.changed()):
+                if file is not None and requests and not len(headers):
+                    await trio.to_thread.run_sync(headers.load, file, abandon_on_cancel=True)
+                if requests != before or (requests and await self.scanner.has_changed()):
                     await self._rescan_and_note(router)
                     if file is not None:
                         await trio.to_thread.run_sync(headers.save, file)
@@ -192,10 +191,16 @@ class Reloader:
     async def _rescan_and_note(self, router: Router) -> None:
         faults = set(router.scans.result.skipped)
         changes = await self.rescan(router)
-        said = [f"{word} {_listed(names)}" for word, names in (("found", changes.found), ("gone", changes.gone)) if names]
+        said = [
+            f"{word} {_listed(names)}"
+            for word, names in (("found", changes.found), ("gone", changes.gone))
+            if names
+        ]
         if said:
             router.note(f"models in folders: {'; '.join(said)}", severity="info")
-        new = [skipped for skipped in router.scans.result.skipped if skipped.is_fault and skipped not in faults]
+        new = [
+            skipped for skipped in router.scans.result.skipped if skipped.is_fault and skipped not in faults
+        ]
         for skipped in new[:SHOWN_FAULTS]:
             router.note(f"{skipped.path} is no model that can be served: {skipped.reason}")
         if len(new) > SHOWN_FAULTS:
@@ -220,9 +225,7 @@ async def reload_and_note(router: Router) -> None:
         router.note(f"the configuration is not taken over: {error}", severity="error")
         return
     said = [
-        f"{name.replace('_', ' ')} {_listed(places)}"
-        for name, places in changes.as_dict().items()
-        if places
+        f"{name.replace('_', ' ')} {_listed(places)}" for name, places in changes.as_dict().items() if places
     ]
     router.note(f"configuration read again: {'; '.join(said) or 'nothing is different'}", severity="info")
 

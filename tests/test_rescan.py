@@ -17,7 +17,8 @@ from support.served import ask, served
 
 from engine_router import Router, open_router, reload
 from engine_router.config.diff import Changes
-from engine_router.llamacpp import write_tiny_gguf
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
+from engine_router.models import folder_scans
 from engine_router.residency.resident_state import Phase
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
@@ -63,7 +64,7 @@ class Lab:
 
     async def pid(self, model: str) -> int:
         answer = await self.chat(model)
-        assert answer.status == 200, answer.text
+        assert answer.status == 200, answer.body
         return int(answer.json()["pid"])
 
     async def names(self) -> list[str]:
@@ -75,13 +76,16 @@ class Lab:
 
 
 @asynccontextmanager
-async def lab(tmp_path: Path, **more: Any) -> AsyncIterator[Lab]:
+async def lab(tmp_path: Path, *, waits: bool = True, **more: Any) -> AsyncIterator[Lab]:
     folder, config = tmp_path / "models", tmp_path / "engines.toml"
     folder.mkdir(exist_ok=True)
     config.write_text(text(folder, **more))
     with trio.fail_after(200):
         async with open_router(config) as router, served(router) as url:
-            yield Lab(folder, config, router, url)
+            it = Lab(folder, config, router, url)
+            if waits:
+                await router.scans.ask_if_due()  # the first scan saw an empty folder
+            yield it
 
 
 async def test_a_model_in_a_folder_is_served_by_the_first_request_after_the_start(
@@ -89,7 +93,7 @@ async def test_a_model_in_a_folder_is_served_by_the_first_request_after_the_star
 ) -> None:
     (tmp_path / "models" / "deep" / "er").mkdir(parents=True)
     shutil.copy(gguf, tmp_path / "models" / "deep" / "er" / "Qwen3-8B-Q4_K_M.gguf")
-    async with lab(tmp_path) as it:
+    async with lab(tmp_path, waits=False) as it:
         await it.pid("qwen3-8b:q4_k_m")
         assert await it.names() == ["qwen3-8b:q4_k_m"]
         for name in ("qwen3-8b", "Qwen3-8B-Q4_K_M.gguf", "Qwen3-8B-Q4_K_M"):
@@ -155,6 +159,7 @@ async def test_families_give_settings_to_what_is_found(tmp_path: Path, gguf: Pat
     family = '[families.q]\nmatch = "QWEN*"\nargs = ["said=by {model}"]\nset = { x = 1 }\ncontext_length = 77'
     async with lab(tmp_path, more=family) as it:
         shutil.copy(gguf, it.folder / "qwen3-8b-Q8_0.gguf")
+        await it.router.rescan()
         await it.pid("qwen3-8b")
         command = it.router.engines["local"].command(it.router.registry.resolve("qwen3-8b").resident)
         assert command is not None
@@ -169,6 +174,7 @@ async def test_a_reload_keeps_what_was_found(tmp_path: Path, gguf: Path) -> None
         other = tmp_path / "other"
         other.mkdir()
         shutil.copy(gguf, other / "two-7b-Q8_0.gguf")
+        await it.router.rescan()
         before = await it.pid("one-7b")
         it.config.write_text(text(it.folder, words="max_wait_s = 7"))
         assert await it.router.reload() == Changes(settings=("scheduling.max_wait_s",))
@@ -181,6 +187,16 @@ async def test_a_reload_keeps_what_was_found(tmp_path: Path, gguf: Path) -> None
         await it.router.reload()
         while "one-7b:q8_0" in await it.names():
             await trio.sleep(0.01)
+
+
+async def test_a_request_for_an_unknown_model_looks_again(
+    tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_scans, "MIN_INTERVAL_S", 0.0)
+    async with lab(tmp_path) as it:
+        assert (await it.chat("one-7b")).status == 404
+        shutil.copy(gguf, it.folder / "one-7b-Q8_0.gguf")
+        await it.pid("one-7b")
 
 
 async def test_a_watched_folder(tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +222,9 @@ async def test_a_model_in_a_folder_can_be_preloaded(tmp_path: Path, gguf: Path) 
 
 async def test_without_folders_a_scan_finds_nothing(tmp_path: Path) -> None:
     config = tmp_path / "engines.toml"
-    config.write_text(f'state_file = "/dev/null/s"\n[engines.a]\ntype = "process"\nargv = "{sys.executable} {{port}}"')
+    config.write_text(
+        f'state_file = "/dev/null/s"\n[engines.a]\ntype = "process"\nargv = "{sys.executable} {{port}}"'
+    )
     with trio.fail_after(200):
         async with open_router(config) as router:
             assert await router.rescan() == Changes()

@@ -28,6 +28,7 @@ from engine_router.errors import (
 from engine_router.events import Event, EventHub, ResidentDied, RouterNotice, SwapBegan, SwapEnded
 from engine_router.models.estimate import Estimate, context_of, estimate
 from engine_router.models.gguf import GGUFHeader
+from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.kv_cache import cache_bytes
 from engine_router.models.registry import ModelRegistry
 from engine_router.residency.ledger import Capacity, Phase, Rules
@@ -509,7 +510,7 @@ group = "play"
 async def test_the_configuration_says_how_residents_share_the_memory() -> None:
     config = parse_config(CONFIG)
     engines = {name: SimulatedEngine(name, SimulatedMemory(), by_model=True) for name in "eo"}
-    layout = await make_settings(config, engines, ModelRegistry(config, engines))
+    layout = await make_settings(config, engines, ModelRegistry(config, engines), HeaderMemory())
     small, large = ResidentId("e", "small"), ResidentId("e", "large")
     assert layout.capacities["default"] == Capacity(
         budget_bytes=24 * 10**9, max_resident=3, default_model=small
@@ -529,7 +530,7 @@ async def test_a_model_that_turns_out_to_be_of_another_pool_is_no_default() -> N
     engines = {name: SimulatedEngine(name, SimulatedMemory(), by_model=True) for name in "eo"}
     registry = ModelRegistry(config, engines)
     registry.set_listed("o", ["llama3:latest"])
-    layout = await make_settings(config, engines, registry)
+    layout = await make_settings(config, engines, registry, HeaderMemory())
     assert layout.capacities["card"] == Capacity()
     assert layout.capacities["default"].default_model == ResidentId("e", "small")
 
@@ -608,9 +609,7 @@ GEMMA_27B = model_of(
 )
 
 
-def test_layers_with_a_sliding_window_have_cells_for_it_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_with_a_sliding_window_have_cells_for_it_alone(tmp_path: Path) -> None:
     cell = 16 * 2 * 128 * 2  # bytes
     # Each sixth layer attends to everything, as llama.cpp's `llama_kv_cache_iswa` says when it is made.
     assert kv_cache_bytes(GEMMA_27B, []) == cell * (10 * 131_072 + 52 * (1024 + 512))
@@ -619,8 +618,7 @@ def test_layers_with_a_sliding_window_have_cells_for_it_alone(
     two = ["-c", "131072", "-np", "2", "-ub", "256"]
     assert kv_cache_bytes(GEMMA_27B, two) == cell * (10 * 131_072 + 52 * 2 * (1024 + 256))
     file = attrs.evolve(GEMMA_27B, tensor_bytes=16_600_000_000)
-    monkeypatch.setattr("engine_router.models.estimate.read_gguf", lambda _: file)
-    found = estimate(["llama-server", "-m", "model.gguf"], tmp_path)
+    found = estimate(["llama-server", "-m", "model.gguf"], tmp_path, lambda _: file)
     assert found is not None
     assert 28e9 < found.need_bytes < 30e9
 
@@ -708,16 +706,19 @@ async def test_an_estimate_waits_for_free_memory_but_is_tried_in_the_end(autojum
         assert isinstance(await world.refusal(A), NotEnoughMemory)  # not even its weights
 
 
-def test_an_estimate_adds_up_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_adds_up_what_is_loaded(tmp_path: Path) -> None:
     projector = tmp_path / "mmproj.gguf"
     projector.write_bytes(b"x" * 1000)
-    monkeypatch.setattr("engine_router.models.estimate.read_gguf", lambda _: LLAMA_8B)
-    plain = estimate(["llama-server", "-m", "model.gguf", "-c", "8192"], tmp_path)
+
+    def of(argv: list[str]) -> Estimate | None:
+        return estimate(argv, tmp_path, lambda _: LLAMA_8B)
+
+    plain = of(["llama-server", "-m", "model.gguf", "-c", "8192"])
     assert plain is not None
     assert plain.weights_bytes == 4_900_000_000
     assert 4_900_000_000 + 2**30 < plain.need_bytes < 4_900_000_000 + 2 * 2**30
     seeing = ["llama-server", "-m", "model.gguf", "-c", "8192", "--mmproj", "mmproj.gguf"]
-    more = [estimate(argv, tmp_path) for argv in (seeing, [*seeing, "-md", "draft.gguf"])]
+    more = [of(argv) for argv in (seeing, [*seeing, "-md", "draft.gguf"])]
     for added, found in zip((1000, 1000 + 4_900_000_000), more, strict=True):
         assert found == Estimate(plain.need_bytes + added, plain.weights_bytes + added)
-    assert estimate(["vllm", "serve", "model"]) is None
+    assert of(["vllm", "serve", "model"]) is None

@@ -117,9 +117,7 @@ def get(address: RouterAddress, path: str) -> Any:
         call.close()
 
 
-def post(
-    address: RouterAddress, path: str, body: object, *, timeout_s: float = ANSWER_TIMEOUT_S
-) -> Any:
+def post(address: RouterAddress, path: str, body: object, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
     """Post what is done within `timeout_s` seconds, and return the JSON that the router answers; raises as `Call.read`."""
     call = Call(address, "POST", path, body, timeout_s)
     try:

@@ -29,7 +29,8 @@ _ELSEWHERE = {
 # The modules of the commands; any other command is a module of its own name.
 _MODULES = {
     **dict.fromkeys(
-        ("models", "queue", "residents", "failed", "reload", "rescan", "reset", "pin", "unpin", "cancel"), "one_call"
+        ("models", "queue", "residents", "failed", "reload", "rescan", "reset", "pin", "unpin", "cancel"),
+        "one_call",
     ),
     **dict.fromkeys(("use", "load", "unload"), "loading"),
 }

@@ -12,10 +12,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from engine_router.config import AnyEngineConfig, Config, ProcessConfig, SystemdConfig, is_template
-from engine_router.config.template import is_scanned
+from engine_router.config.families import matches
 from engine_router.config.faults import close, quoted
 from engine_router.config.preload import may_list
 from engine_router.config.process import placeholder_hints
+from engine_router.config.template import is_scanned
 from engine_router.config.values import expanded, shown
 from engine_router.engines.command_options import number_of
 from engine_router.server.serve import is_open_to_network
@@ -40,6 +41,7 @@ def warnings(config: Config) -> list[Warned]:
         *_shared_places(config),
         *_size_warnings(config),
         *_model_warnings(config),
+        *_family_warnings(config),
         *_alias_warnings(config),
     ]
 

@@ -36,7 +36,9 @@ def with_family(name: str, model: ModelConfig, families: Mapping[str, FamilyConf
     What the model has itself counts most, then the family that stands last in the file. `args` and `strip` are
     joined, those of the families first; so is `set`, member by member.
     """
-    own = [family for family in families.values() if matches(family, name, (*model.aliases, *model.other_names))]
+    own = [
+        family for family in families.values() if matches(family, name, (*model.aliases, *model.other_names))
+    ]
     if not own:
         return model
     return attrs.evolve(model, **dict(_joined([*own, model])))

@@ -11,9 +11,11 @@ from attrs import define, field
 from engine_router.models.scan import ScanResult
 
 # An unknown model is worth another look at the folders, but not more often than this.
-MIN_INTERVAL_S: Final = 5.0
+MIN_INTERVAL_S: Final = 2.0
 # A request for an unknown model waits for a look no longer than this: a folder may hang.
 ASK_TIMEOUT_S: Final = 10.0
+
+NOTHING: Final = ScanResult(models=(), skipped=(), places={})
 
 
 @define(eq=False)
@@ -27,7 +29,7 @@ class FolderScans:
         is_active: the configuration asks for scans.
     """
 
-    result: ScanResult = field(factory=ScanResult)
+    result: ScanResult = NOTHING
     at: float | None = None
     took_s: float | None = None
     is_active: bool = False
@@ -48,9 +50,9 @@ class FolderScans:
         """Wait until somebody wants a round."""
         await self._wanted.wait()
 
-    def begin(self) -> None:
-        """Begin a round: who asks from now on gets the next one, or waits for the end of this one."""
-        self._looked_at = trio.current_time()
+    def begin(self, *, is_active: bool) -> None:
+        """Begin a round: who asks from now on waits for its end."""
+        self.is_active, self._looked_at = is_active, trio.current_time()
         self._current, self._next, self._wanted = self._next, trio.Event(), trio.Event()
 
     def end(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from engine_router.config import Config, OllamaConfig, ProcessConfig, is_template
+from engine_router.config import Config, OllamaConfig
 from engine_router.dialects.model_names import close_names
 from engine_router.dialects.routed import checked_name
 from engine_router.engines.base import Engine, ResidentId
@@ -234,9 +234,9 @@ def _files(config: Config, targets: Iterable[Target]) -> dict[tuple[str, str], t
     """Return the configured models by engine and by what an engine may call the file of their weights."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for target in targets:
-        engine = config.engines[target.engine]
-        if isinstance(engine, OllamaConfig) or (isinstance(engine, ProcessConfig) and is_template(engine)):
-            continue  # neither lists its models under names of files
+        entry = config.models.get(target.model)
+        if isinstance(config.engines[target.engine], OllamaConfig) or (entry is not None and entry.found):
+            continue  # what was found has the names that it has
         path = launch_of(config, target.engine, target.upstream).path
         for name in () if path is None else dict.fromkeys((str(path), path.name)):
             found[target.engine, name] = (*found.get((target.engine, name), ()), target.model)

@@ -29,7 +29,8 @@ def scan_entry(scans: FolderScans) -> Mapping[str, Any]:
             for place, state in scans.result.places.items()
         },
         "broken": [
-            {"path": shown(str(skipped.path)), "reason": skipped.reason} for skipped in faults[:_SKIPPED_SHOWN]
+            {"path": shown(str(skipped.path)), "reason": skipped.reason}
+            for skipped in faults[:_SKIPPED_SHOWN]
         ],
         "broken_total": len(faults),
     }

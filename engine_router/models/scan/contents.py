@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,17 @@ from engine_router.guards.foreign_text import shown
 from engine_router.models.gguf import SPLIT, GGUFHeader, split_parts, summed
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan.kinds import REASONS, kind_of
-from engine_router.models.scan.listing import GGUF, UNFINISHED, Folder, FoundFile, TooMuch, Walk, why
+from engine_router.models.scan.listing import (
+    GGUF,
+    UNFINISHED,
+    Folder,
+    FoundFile,
+    Mark,
+    TooMuch,
+    Walk,
+    mark_of,
+    why,
+)
 from engine_router.models.scan.llama_cache import name_in_repository
 from engine_router.models.scan.naming import Candidate, base_name, name_stem, split_name
 from engine_router.models.scan.places import Place, PlaceLayout
@@ -38,13 +48,19 @@ class Contents:
         folders: the folders that the place means.
         candidates: the sound models.
         skipped: what was passed over.
+        marks: what will look different once there is something new.
         fault: why this is not all; None where it is.
     """
 
     folders: tuple[Path, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    marks: Mapping[Path, Mark] = field(factory=dict)
     fault: str | None = None
+
+    def has_changed(self) -> bool:
+        """Tell whether anything looks different now. Blocks; a file that was written over in its place may go unseen."""
+        return any(mark_of(path) != mark for path, mark in self.marks.items())
 
 
 def contents_of(
@@ -66,6 +82,7 @@ def contents_of(
     faults: list[str] = []
     lost: list[OSError] = []
     for root in place.folders:
+        walk.mark(root)
         try:
             for folder in walk_folders(walk, root, may_be_absent=place.is_cache):
                 sorter.take(root, folder)
@@ -86,6 +103,7 @@ def contents_of(
         folders=tuple(entered),
         candidates=tuple(sorter.candidates()),
         skipped=tuple(walk.skipped),
+        marks=walk.marks,
         fault="; ".join(faults) or None,
     )
 

@@ -92,6 +92,19 @@ class Listing:
     unfinished: list[str] = field(factory=list)
 
 
+Mark = tuple[int, int] | None
+"""The time and size of a file or folder; None where it is not there."""
+
+
+def mark_of(path: Path) -> Mark:
+    """Return what a file or folder looks like now."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 def why(error: OSError) -> str:
     """Return what an error of the system says, without the path."""
     return (error.strerror or type(error).__name__).lower()
@@ -106,10 +119,12 @@ class Walk:
 
     Attributes:
         skipped: what was passed over.
+        marks: time and size of what shows that there may be something new: each folder, each file with a fault.
     """
 
     _rest: Callable[[], None]
     skipped: list[Skipped] = field(factory=list)
+    marks: dict[Path, Mark] = field(factory=dict)
     _entries: int = 0
     _began: float = field(factory=monotonic)
     _entered: set[tuple[int, int]] = field(factory=set)
@@ -117,6 +132,12 @@ class Walk:
     def skip(self, path: Path, reason: str, *, is_fault: bool = True) -> None:
         """Note that something is passed over."""
         self.skipped.append(Skipped(path, reason, is_fault))
+        if is_fault:
+            self.mark(path)
+
+    def mark(self, path: Path) -> None:
+        """Note what a file or folder looks like now."""
+        self.marks[path] = mark_of(path)
 
     def list(self, path: Path, *, by_link: bool = False) -> Listing:
         """Return what lies in a folder; nothing, and note it, where it cannot be entered.
@@ -125,6 +146,7 @@ class Walk:
             TooMuch: a limit is reached.
         """
         listing = Listing()
+        self.mark(path)
         try:
             with os.scandir(path) as entries:
                 found = []

@@ -58,6 +58,16 @@ class _PlaceScan:
             nursery.cancel_scope.cancel()
         self._settle(began, self.contents.fault if is_done else self._silence(silence_limit_s))
 
+    async def has_changed(self, silence_limit_s: float) -> bool:
+        """Tell whether there is something new in the place; not where it cannot be told, since it hangs."""
+        if self._one_thread.borrowed_tokens:
+            return False
+        with trio.move_on_after(silence_limit_s):
+            return await trio.to_thread.run_sync(
+                self.contents.has_changed, abandon_on_cancel=True, limiter=self._one_thread
+            )
+        return False
+
     def _run(self, look: Callable[[str, Callable[[], None]], Contents]) -> None:
         """Run in the thread. What a thread finds that nobody waits for any more is there for the next scan."""
         try:
@@ -137,6 +147,13 @@ class Scanner:
             return await trio.to_thread.run_sync(
                 _assemble, requests, taken, contents, states, abandon_on_cancel=True, limiter=self._assembling
             )
+
+    async def has_changed(self) -> bool:
+        """Tell whether folders look different than at the last scan. Cancellation returns at once."""
+        for place in list(self._places.values()):
+            if await place.has_changed(self._silence_limit_s):
+                return True
+        return False
 
     def _look(self, written: str, rest: Callable[[], None]) -> Contents:
         place = find_place(written, self._surroundings or Surroundings(self._environ))

@@ -64,7 +64,13 @@ class LlamaRouter:
         await self._router.discover()
         count = len(self._router.registry.targets())
         return json_response(
-            {"status": "ok", "models": count, "found": changes.found, "gone": changes.gone, **scan_entry(self._router.scans)}
+            {
+                "status": "ok",
+                "models": count,
+                "found": changes.found,
+                "gone": changes.gone,
+                **scan_entry(self._router.scans),
+            }
         )
 
     def _started_last(self) -> Target:
