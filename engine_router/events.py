@@ -15,7 +15,7 @@ SwapStep = Literal["drain", "stop", "settle", "start"]
 """The parts of a swap, in their order."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Event:
     """Something that happened.
 
@@ -24,6 +24,9 @@ class Event:
     """
 
     at: float
+
+    def __repr__(self) -> str:
+        return f"<{self.as_dict()}>"
 
     @classmethod
     def event_name(cls) -> str:
@@ -40,7 +43,7 @@ class Event:
         return {"event": self.name, **attrs.asdict(self)}
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class SwapBegan(Event):
     """A swap was decided on. `source` or `target` is None where memory was empty or stays empty.
 
@@ -55,7 +58,7 @@ class SwapBegan(Event):
     waiting: int = 0
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class SwapPhase(Event):
     """A swap entered a phase. `expected_s` is what the phase took the last time, where known."""
 
@@ -66,7 +69,7 @@ class SwapPhase(Event):
     expected_s: float | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class SwapEnded(Event):
     """A swap ended. `phases` holds the seconds of each phase; `expected_s` is what was expected of the whole."""
 
@@ -81,7 +84,7 @@ class SwapEnded(Event):
     error: str | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ResidentReady(Event):
     """A resident can serve. `adopted` where the router found it running."""
 
@@ -91,7 +94,7 @@ class ResidentReady(Event):
     adopted: bool
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ResidentDied(Event):
     """A resident ended that nobody had asked to."""
 
@@ -100,7 +103,7 @@ class ResidentDied(Event):
     message: str
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class MemorySettled(Event):
     """The wait for memory ended. `warning` tells when less came back than was expected."""
 
@@ -113,7 +116,7 @@ class MemorySettled(Event):
     warning: str | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class RequestEnded(Event):
     """A request was answered, or its client left (`status` 499)."""
 
@@ -127,7 +130,7 @@ class RequestEnded(Event):
     error: str | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class RouterNotice(Event):
     """Something that the person who runs the router should know."""
 

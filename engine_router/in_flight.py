@@ -39,7 +39,7 @@ def _shown_path(path: str) -> str:
     return shown(path)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class LeaseHolder:
     """The use that a request makes of a resident, or its wait for that: by one lease at a time.
 
@@ -101,7 +101,7 @@ class LeaseHolder:
             self.lease.release()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class InFlightRequest:
     """A request in the registry. Made by `InFlight.enter`.
 
@@ -162,7 +162,7 @@ class InFlight:
         return request
 
 
-@define(eq=False, on_setattr=attrs.setters.NO_OP)
+@define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
 class RequestScope:
     """A request: what it holds, and how it goes.
 
@@ -246,7 +246,7 @@ class HoldsNoMore(RouterError):
     """The request has ended while it was still being read; nobody hears of it."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class HeldBodies:
     """The memory of the bodies that all requests hold together.
 
@@ -263,7 +263,7 @@ class HeldBodies:
     lock: threading.Lock = field(factory=threading.Lock)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class HeldShare:
     """The memory of the body that one request holds. May be used by threads, too."""
 

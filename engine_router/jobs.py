@@ -28,7 +28,7 @@ Work = Callable[[str, OnLeave], Awaitable[Mapping[str, Any]]]
 """The work of a job: takes its id, and what it tells what to give back at its end; returns its outcome."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Job:
     """One job, running or ended.
 

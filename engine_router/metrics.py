@@ -30,7 +30,7 @@ Reading = Mapping[Labels, float]
 """The values of a gauge, by their labels."""
 
 
-@define
+@define(eq=False, repr=False)
 class _Gauge:
     """A gauge that is read when it is asked for."""
 
@@ -49,7 +49,7 @@ class _Gauge:
         return family
 
 
-@define
+@define(eq=False, repr=False)
 class _Count:
     """A count, and since when there is one."""
 
@@ -57,7 +57,7 @@ class _Count:
     created_at: float = field(factory=time.time)
 
 
-@define
+@define(eq=False, repr=False)
 class _Counter:
     """Counts, by labels."""
 
@@ -82,7 +82,7 @@ class _Counter:
         return family
 
 
-@define
+@define(eq=False, repr=False)
 class _Durations:
     """Durations of one kind: how many there were up to each bound, and their sum."""
 
@@ -91,7 +91,7 @@ class _Durations:
     created_at: float = field(factory=time.time)
 
 
-@define
+@define(eq=False, repr=False)
 class _Histogram:
     """Durations, by labels.
 

@@ -47,7 +47,7 @@ class ConfigSource:
     read: Callable[[], Config]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Reloader:
     """The reload of one router's configuration, and the scan of its folders.
 

@@ -53,7 +53,7 @@ class HeldLease:
     model: str
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Router:
     """A running router. Made by `engine_router.open_router`."""
 

@@ -21,6 +21,7 @@ from engine_router.engines.masking import engine_mask
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.errors import ConfigError, EngineStartFailed
 from engine_router.guards.masking import MASK, HiddenValues, is_secret_name, mask_of, masked_argv, masked_text
+from engine_router.upstream.control_client import control_client
 
 SECRET = "sk-very-secret-0815"
 
@@ -150,7 +151,7 @@ async def test_a_start_error_tells_no_secret_and_the_engine_gets_none_of_the_rou
     monkeypatch.setenv("ENGINE_ROUTER_URL", "http://elsewhere")
     monkeypatch.setenv("HF_TOKEN", "from-around-us")
     config = ProcessConfig(argv=(sys.executable, "-c", PROGRAM, "--api-key", SECRET, "{port}"))
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with control_client() as client:
         engine = ProcessEngine("e", config, client)
         with trio.fail_after(200), pytest.raises(EngineStartFailed) as caught:
             await engine.run_resident(ResidentId("e"), Supervision(lambda endpoint: None))
@@ -160,6 +161,12 @@ async def test_a_start_error_tells_no_secret_and_the_engine_gets_none_of_the_rou
         assert secret not in said
     assert "ENGINE_ROUTER_FAMILY" in "\n".join(engine.log.tail(100))
     assert '"HF_TOKEN"' in "\n".join(engine.log.tail(100))  # engines need theirs
+
+
+def test_a_configuration_in_a_traceback_tells_no_secret() -> None:
+    engine = f'[engines.e]\ntype = "ollama"\nheaders = {{ Authorization = "{SECRET}" }}'
+    config = parse_config(f'server.api_keys = ["{SECRET}"]\n{engine}')
+    assert SECRET not in repr([config, config.server, config.engines])
 
 
 PAGES = ("/status", "/admin/failed", "/v1/models/failed", "/v1/models", "/running", "/admin/logs?engine=e")

@@ -14,6 +14,12 @@ from engine_router.server.serve import listen, serve
 
 WEB = {"quart", "flask", "werkzeug", "jinja2", "hypercorn", "h2", "wsproto", "asyncio"}
 CLIENTS = {"httpx", "httpcore", "h11", "rich", "click", "prometheus_client", "platformdirs"}
+KINDS = {"process_engine", "http_engine", "ollama_engine", "systemd_engine"}
+MORE = {
+    "http": 'unload.path = "/u", loaded.path = "/l"',
+    "ollama": "discover = true",
+    "systemd": 'unit = "no-such.service"',
+}
 
 # Prints the modules that a command imported, whatever it did.
 COMMAND = """
@@ -85,6 +91,16 @@ def test_a_router_serves_before_the_app_is_loaded() -> None:
     assert is_frozen == "True"
     assert "engine_router.server.fast_connection" in imported
     assert not {*imported} & {*WEB, *CLIENTS}
+    assert {name.rpartition(".")[2] for name in imported} & KINDS == {"process_engine"}
+
+
+@pytest.mark.parametrize("kind", ["http", "ollama", "systemd"])
+def test_a_router_loads_the_kinds_of_engines_that_it_has(kind: str) -> None:
+    engine = f'{{ type = "{kind}", base_url = "http://127.0.0.1:9", models = ["m"], {MORE[kind]} }}'
+    text = f'state_file = "/dev/null/s"\npools.default.gauge = "none"\nengines.a = {engine}'
+    _, *imported = words_of(SERVE.format(text=text))
+    assert {name.rpartition(".")[2] for name in imported} & KINDS == {f"{kind}_engine"}
+    assert not {*imported} & {"quart", "hypercorn"}
 
 
 class Wakes(trio.abc.Instrument):

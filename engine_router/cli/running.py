@@ -35,7 +35,7 @@ Announce = Callable[[Router, Sequence[str]], None]
 Job = Callable[[Router, Sequence[str]], Awaitable[int]]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Ending:
     """The end of the router: by a signal, in order; by a second one, at once.
 

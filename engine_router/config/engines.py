@@ -27,7 +27,7 @@ OptionalEndpoint = Literal["/v1/messages", "/v1/messages/count_tokens", "/v1/res
 """An endpoint that only some engines have."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class EngineConfig:
     """The options that every engine has."""
 
@@ -66,7 +66,7 @@ class EngineConfig:
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class CallConfig:
     """One HTTP call that loads, unloads or wakes a model."""
 
@@ -78,7 +78,7 @@ class CallConfig:
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class SleepConfig:
     """The calls that put an engine to sleep, instead of stopping it, and wake it again."""
 
@@ -104,7 +104,7 @@ class SleepConfig:
     timeout_s: Seconds = option(60.0, "Seconds within which it must be asleep; if it is not, it is stopped.")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ProcessConfig(EngineConfig):
     """`type = "process"`: a server that the router starts and stops itself."""
 
@@ -151,7 +151,7 @@ class ProcessConfig(EngineConfig):
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class LoadedConfig:
     """The list in which an engine says what it has loaded."""
 
@@ -172,7 +172,7 @@ class LoadedConfig:
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class HttpConfig(EngineConfig):
     """`type = "http"`: a running server that loads and unloads models when told over HTTP."""
 
@@ -188,7 +188,7 @@ class HttpConfig(EngineConfig):
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class OllamaConfig(EngineConfig):
     """`type = "ollama"`: the Ollama daemon."""
 
@@ -199,7 +199,7 @@ class OllamaConfig(EngineConfig):
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class SystemdConfig(EngineConfig):
     """`type = "systemd"`: a unit that systemd runs, `Restart=always` included."""
 

@@ -37,7 +37,7 @@ _PUBLIC: Final = frozenset(
 _SHORTEST_HIDDEN: Final = 4
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Environment:
     """The variables that a configuration may ask for, and those that it asked for.
 

@@ -34,7 +34,7 @@ from engine_router.config.values import (
 )
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Kind:
     """A kind of value.
 

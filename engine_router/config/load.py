@@ -186,7 +186,9 @@ def _unknown_keys(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _section(data: Mapping[str, Any], key: str, cls: Any, faults: list[Fault]) -> Any:
-    found, more = read_table(data.get(key, {}), cls, key)
+    if key not in data:
+        return cls()  # quicker than to make a reader for the class
+    found, more = read_table(data[key], cls, key)
     faults.extend(more)
     return found
 

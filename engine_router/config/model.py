@@ -42,7 +42,7 @@ Priority = Literal["high", "normal", "low"]
 """The priority of a request."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ServerConfig:
     """`[server]`: the one port that clients talk to."""
 
@@ -118,7 +118,7 @@ class ServerConfig:
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class LogConfig:
     """`[log]`: what the router writes about itself."""
 
@@ -129,7 +129,7 @@ class LogConfig:
     file: str | None = option(None, "File to append to; the terminal (standard error) when absent.")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class SchedulingConfig:
     """`[scheduling]`: who is served when."""
 
@@ -182,7 +182,7 @@ class SchedulingConfig:
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class PoolConfig:
     """`[pools.NAME]`: one memory that engines share. The pool `default` exists without being declared."""
 
@@ -218,7 +218,7 @@ class PoolConfig:
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ModelSettings:
     """The options that a model has, or shares with others of its family."""
 
@@ -253,7 +253,7 @@ class ModelSettings:
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ModelConfig(ModelSettings):
     """`[models."ID"]`: a model that needs more than its id in its engine's `models`."""
 
@@ -272,7 +272,7 @@ class ModelConfig(ModelSettings):
     """Names that lead to it as well, and that no list shows. No option of the file."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class FamilyConfig(ModelSettings):
     """`[families.NAME]`: settings of all models whose names match; what a model has itself counts more."""
 
@@ -281,7 +281,7 @@ class FamilyConfig(ModelSettings):
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Config:
     """A whole `engines.toml`."""
 

@@ -88,7 +88,7 @@ def _model_of(model: object, name: object) -> str:
     return model
 
 
-@define
+@define(repr=False)
 class Routed:
     """A request as the router needs it; the rest of the body stays bytes.
 
@@ -137,7 +137,7 @@ def route_json(dialect: Dialect, path: str, body: Octets) -> Routed:
     return Routed(_model_of(named.model, named.name), streams, body, named.keep_alive)
 
 
-@define
+@define(repr=False)
 class QueryRouted(Routed):
     """A request that names its model in its query, with a body of any type, which goes on as it came."""
 
@@ -148,7 +148,7 @@ class QueryRouted(Routed):
         return self.body
 
 
-@define
+@define(repr=False)
 class DefaultRouted(Routed):
     """A JSON request that names no model and goes to the default one."""
 

@@ -12,7 +12,7 @@ LONGEST_S = 0.25
 PART_OF_ELAPSED = 1 / 20
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Backoff:
     """A series of growing pauses: 10 ms at first, later a twentieth of the time since the first, 250 ms at most."""
 

@@ -71,7 +71,7 @@ class Ended:
     asleep: bool = False
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Supervision:
     """The signals between a running resident and its supervisor.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -14,17 +15,17 @@ from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig
 from engine_router.config.template import ModelArguments, arguments_of
 from engine_router.engines.base import Engine
 from engine_router.engines.masking import MaskedEngine
-from engine_router.engines.process.process_engine import ProcessEngine
-from engine_router.engines.process.process_tree import Guardian
-from engine_router.engines.remote.http_engine import HttpEngine
-from engine_router.engines.remote.ollama_engine import OllamaEngine
-from engine_router.engines.remote.systemd_engine import SystemdEngine
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.guards.masking import HiddenValues
 from engine_router.upstream.control_client import ControlClient
 
+if TYPE_CHECKING:
+    from engine_router.engines.process.process_tree import Guardian
 
-@define(eq=False)
+# ruff: noqa: PLC0415 - a router imports the kinds of engines that it has: all of them take a tenth of its start
+
+
+@define(eq=False, repr=False)
 class EngineFactory:
     """The maker of a router's engines, with what they share.
 
@@ -45,6 +46,8 @@ class EngineFactory:
         """Make an engine, of this name in a configuration."""
         is_process = isinstance(config.engines[name], ProcessConfig)
         if is_process and self._guardian is None and sys.platform != "win32":
+            from engine_router.engines.process.process_tree import Guardian
+
             guardian = Guardian()
             await self.nursery.start(guardian.run)
             self._guardian = guardian
@@ -93,14 +96,22 @@ def build_engine(
     models = arguments_of(config, name) if models is None else models
     match config.engines[name]:
         case ProcessConfig() as process:
+            from engine_router.engines.process.process_engine import ProcessEngine
+
             return ProcessEngine(
                 name, process, client, guardian=guardian, sleep_registry=sleep_registry, models=models
             )
         case HttpConfig() as http:
+            from engine_router.engines.remote.http_engine import HttpEngine
+
             return HttpEngine(name, http, client, sleep_registry=sleep_registry)
         case OllamaConfig() as ollama:
+            from engine_router.engines.remote.ollama_engine import OllamaEngine
+
             return OllamaEngine(name, ollama, client, _upstream_names(config, name))
         case SystemdConfig() as systemd:
+            from engine_router.engines.remote.systemd_engine import SystemdEngine
+
             return SystemdEngine(name, systemd, client, sleep_registry=sleep_registry)
 
 

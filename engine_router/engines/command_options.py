@@ -233,13 +233,18 @@ def _own_words(argv: Sequence[str]) -> tuple[EngineProgram, Sequence[str]]:
         name = _SUFFIX.sub("", re.split(r"[/\\]", word)[-1].lower())
         following = argv[index + 1] if index + 1 < len(argv) else ""
         for kind in ENGINE_PROGRAMS:
-            if not any(re.fullmatch(rf"{re.escape(program)}([-_].*)?", name) for program in kind.programs):
+            if not any(_is_called(name, program) for program in kind.programs):
                 continue
             if not kind.verbs:
                 return kind, argv[index + 1 :]
             if following in kind.verbs:
                 return kind, argv[index + 2 :]
     return _UNKNOWN, argv[1:]
+
+
+def _is_called(name: str, program: str) -> bool:
+    """Tell whether a file is a program, of whatever version or build: `koboldcpp-linux-x64`."""
+    return name == program or name.startswith((f"{program}-", f"{program}_"))
 
 
 def _positional(words: Sequence[str], kind: EngineProgram) -> str | None:

@@ -44,7 +44,7 @@ def _settings(config: EngineConfig) -> Iterator[Mapping[str, str]]:
         yield config.sleep.headers
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class MaskedEngine:
     """An engine without hidden values in its log, its errors and its findings.
 

@@ -118,7 +118,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class ReadinessProbe:
     """A probe that asks again and again until the engine is ready.
 

@@ -54,7 +54,7 @@ class Allowance:
     available_bytes: int
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class ControlGroups:
     """The control groups that this process is in, and the limits of their memory.
 

@@ -61,7 +61,7 @@ def _words(argv: Iterable[str]) -> tuple[str, ...]:
     return tuple(argv)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class CommandGauge:
     """The last number that a command prints: bytes, or with a unit behind it.
 

@@ -23,7 +23,7 @@ GAUGE_KINDS: Final = ("auto", "memavailable", "memfree", "psutil", "nvml", "comm
 """The kinds that `make_gauge` accepts."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class NullGauge:
     """The gauge of pools whose memory is not ours to read, like a remote machine's: never anything to wait for."""
 

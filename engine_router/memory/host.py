@@ -17,7 +17,7 @@ from engine_router.memory.reading import GaugeUnreadable, MemoryReading
 _MAX_DIGITS: Final = 19
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class MeminfoGauge:
     """The gauge of one line of /proc/meminfo, on Linux.
 
@@ -102,7 +102,7 @@ class VirtualMemory(Protocol):
         """Bytes."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class PsutilGauge:
     """The gauge of what psutil calls available, on macOS, Windows and the rest."""
 

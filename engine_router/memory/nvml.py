@@ -56,7 +56,7 @@ def load_pynvml() -> Nvml:
     return module
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class NvmlGauge:
     """The gauge of one discrete NVIDIA GPU's free memory, as its driver tells it.
 

@@ -175,7 +175,7 @@ async def _attempt(gauge: Gauge) -> tuple[MemoryReading | None, GaugeUnreadable 
         return None, error
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class _SettleWatch:
     """The judge of a settle: is told readings and times, has neither I/O nor a clock."""
 

@@ -34,7 +34,7 @@ _ABSENT: Final = frozenset((404, 405, 501))
 _UNREADABLE: Final = frozenset({(b"llama.cpp", "/v1/responses")})
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class EndpointSupport:
     """The endpoints of every engine, as far as they are known."""
 

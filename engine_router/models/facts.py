@@ -78,7 +78,7 @@ class ModelFacts:
     loaded: Json = field(factory=dict)
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class KnownModels:
     """The facts that are known of each model of one configuration."""
 

@@ -208,7 +208,7 @@ class _Fault(Exception):
     """A file that is not understood; the message says why in one clause."""
 
 
-@define
+@define(eq=False, repr=False)
 class _Reader:
     """A reader of one file from its beginning; each method leaves it after what it has read."""
 

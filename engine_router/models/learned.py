@@ -19,7 +19,7 @@ Json = Mapping[str, Any]
 Signature = tuple[float, int]
 
 
-@define
+@define(eq=False, repr=False)
 class Listing:
     """The last answers of one engine: entries of its lists, by the normal name of the model."""
 
@@ -34,7 +34,7 @@ class Listing:
         self.models = known if len(known) <= LISTED_MODELS else dict(models)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Learned:
     """The facts that one snapshot of the configuration hands on to the next.
 

@@ -43,7 +43,7 @@ _OF_ITS_FORM = _OF_THE_BODY | {b"content-type"}
 _RETRIED = frozenset((408, 409, 429))
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ProxyExchange(LeaseHolder):
     """The exchange of one request with its engine: the lease, the request as it is sent, the answer.
 

@@ -44,7 +44,7 @@ class Filter(Protocol):
         ...
 
 
-@define(kw_only=True)
+@define(kw_only=True, eq=False, repr=False)
 class ForwardPlan:
     """The plan of one request: what its engine gets, and what the answer passes through.
 

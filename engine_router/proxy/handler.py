@@ -55,7 +55,7 @@ COUNT_TOKENS = "/v1/messages/count_tokens"
 WARM_S = 0.001
 
 
-@define
+@define(eq=False, repr=False)
 class Reply:
     """The beginning of an answer: its head, and its body, whole or in pieces that come one by one.
 
@@ -68,7 +68,7 @@ class Reply:
     has_body: bool = True
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ProxyHandler:
     """Answers requests to the proxied routes by relaying them to the engine that owns their model.
 

@@ -14,7 +14,7 @@ from engine_router.in_flight import LeaseHolder
 from engine_router.upstream.http1 import ResponseHead
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class LoadOnly(LeaseHolder):
     """A request that only loads a model, and its answer once the model is there."""
 

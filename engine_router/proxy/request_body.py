@@ -36,7 +36,7 @@ _STEP_BYTES = 1_048_576
 _quoted = functools.lru_cache(REMEMBERED_PATHS)(quote)
 
 
-@define
+@define(eq=False, repr=False)
 class IncomingRequest:
     """A request to a proxied route; a whole one, unless its body is large.
 
@@ -213,7 +213,7 @@ def _garbled(encoding: bytes, why: str) -> BadRequest:
     return BadRequest(f"the request body is not {encoding.decode('latin-1')} as its header says: {why}")
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Decoding:
     """A decoder of zlib or of zstd, and what it raises at what it cannot decode."""
 

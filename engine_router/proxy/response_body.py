@@ -107,7 +107,7 @@ class Sink(Protocol):
         ...
 
 
-@define(kw_only=True, eq=False)
+@define(kw_only=True, eq=False, repr=False)
 class StreamOptions:
     """The options of one client's answer: its keep-alive frames, its progress, its errors.
 
@@ -246,7 +246,7 @@ def _rest(frames: _WholeFrames | None, keep_alive: KeepAliveFrames | None) -> by
     return (keep_alive.splice(rest) if rest else b"") + keep_alive.end()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _WholeFrames:
     """Holds back the part of a stream behind its last complete frame, until the frame is complete.
 
@@ -275,7 +275,7 @@ class _WholeFrames:
         return data[:end]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Pieces:
     """The pieces of an answer on their way to its client.
 
@@ -319,7 +319,7 @@ class _Pieces:
             self._last_at = self._now()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class StreamEnd:
     """A filter that changes nothing, and refuses the end of a stream that lacks the mark of its endpoint's ends.
 

@@ -22,7 +22,7 @@ from engine_router.residency.settings import make_settings
 from engine_router.upstream.client import Upstream
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Snapshot:
     """One configuration and what follows from it. A reload exchanges it whole; a request keeps the one that it began with.
 

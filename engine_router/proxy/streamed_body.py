@@ -20,7 +20,7 @@ NextPiece = Callable[[], Awaitable[bytes | bytearray]]
 """Returns the next piece of a body; empty at its proper end."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Upload:
     """A body that is still coming.
 
@@ -119,7 +119,7 @@ class Upload:
         return data
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class StreamedRequest:
     """A request that is relayed while it is still coming, in place of a `Routed`.
 

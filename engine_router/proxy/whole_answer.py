@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class WholeAnswer:
     """A translated answer in one piece, held until it is understood: its head must promise nothing before.
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 ADOPTION_TIMEOUT_S = 5.0
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Adoption:
     """The takeover of what runs when the router starts.
 

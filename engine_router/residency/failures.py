@@ -17,7 +17,7 @@ LONGEST_S: Final = 300.0
 STABLE_S: Final = 60.0
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Failure:
     """The last failure of a resident.
 

@@ -42,7 +42,7 @@ class NoFiles:
         await trio.lowlevel.checkpoint()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ReadAhead:
     """The files that are read ahead now, and when others were."""
 

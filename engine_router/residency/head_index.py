@@ -33,7 +33,7 @@ class Head(NamedTuple):
     resident: ResidentId
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Lane:
     """The residents of one kind, in two orders."""
 

@@ -27,7 +27,7 @@ CHECK_TIMEOUT_S: Final = 5.0
 PRECHECK_TIMEOUT_S: Final = 2.0
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, kw_only=True, repr=False)
 class HealthChecks:
     """The looks at residents: one before a start, and one after another while they are ready.
 

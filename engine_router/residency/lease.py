@@ -13,7 +13,7 @@ from engine_router.errors import RouterError
 from engine_router.residency.messages import Ticket
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Lease:
     """The right to use a resident, from the request for it until it is given back.
 

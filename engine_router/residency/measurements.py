@@ -61,7 +61,7 @@ class Measurement:
         return self.sleep_freed_bytes is None or self.sleep_freed_bytes >= wanted_bytes
 
 
-@define
+@define(eq=False, repr=False)
 class Measurements:
     """The router's memory.
 

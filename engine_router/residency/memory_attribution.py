@@ -20,7 +20,7 @@ from engine_router.memory import MemoryReading
 from engine_router.residency.resident_task import ResidentTask
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class StopGroup:
     """Stops that overlap.
 

@@ -31,7 +31,7 @@ _CHANGES = (messages.Start, messages.Stop, messages.Drain)
 _MOST_ROUNDS = 100
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class PoolState:
     """All that is known of one pool.
 

@@ -28,7 +28,7 @@ from engine_router.residency.supervisor import Supervisor
 from engine_router.residency.swap_tracker import Swap
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class FailureStatus:
     """The failure of a resident that has not worked since.
 
@@ -42,7 +42,7 @@ class FailureStatus:
     again_at: float
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ResidentStatus:
     """One resident, present or not.
 
@@ -96,7 +96,7 @@ class ResidentStatus:
         return self.held_until - now
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class SwapStatus:
     """A swap under way.
 
@@ -121,7 +121,7 @@ class SwapStatus:
         return ", ".join(map(str, self.sources)) or None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class TurnStatus:
     """The plan for a resident that is waited for; see `scheduling.Turn`."""
 
@@ -132,7 +132,7 @@ class TurnStatus:
     victims: tuple[ResidentId, ...]
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class PoolStatus:
     """One pool.
 
@@ -158,7 +158,7 @@ class PoolStatus:
     is_closed: bool
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Outlook:
     """What has to happen before a resident that is waited for can serve: a swap under way, or its turn.
 
@@ -175,7 +175,7 @@ class Outlook:
     estimate_s: float | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class WaitStatus:
     """The wait of one request.
 

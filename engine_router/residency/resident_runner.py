@@ -43,7 +43,7 @@ def is_stopping(pool: Pool, resident: ResidentId) -> bool:
     return state is not None and state.phase is Phase.STOPPING
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, kw_only=True, repr=False)
 class ResidentRunner:
     """Starts and ends the tasks of residents. Decides nothing: what happens is told to the supervisor.
 

@@ -22,7 +22,7 @@ class Phase(enum.Enum):
     STUCK = "stuck"
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ResidentState:
     """A present resident.
 

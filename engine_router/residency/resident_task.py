@@ -12,7 +12,7 @@ from engine_router.memory import MemoryReading
 from engine_router.residency.files import Files
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ResidentTask:
     """One resident from its start to its end.
 

@@ -131,7 +131,7 @@ def _no_traits(_: ResidentId) -> Traits:
     return Traits()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class ResidencySettings:
     """The settings by which residents share the memories.
 

@@ -27,7 +27,7 @@ from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Rules
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Turn:
     """The turn of one resident that is waited for: what can be done for it now.
 
@@ -53,7 +53,7 @@ class Turn:
         return not (self.is_blocked or self.victims)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Promises:
     """The promises made while turns are decided, one after the other.
 
@@ -75,7 +75,7 @@ class _Promises:
         self.staying = [r for r in self.staying if r not in turn.victims]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Room:
     """The room for a ticket.
 

@@ -14,7 +14,7 @@ from engine_router.errors import EngineError, EngineStopFailed
 logger = logging.getLogger(__name__)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Sleepers:
     """The residents that fell asleep, and those that are being cleared away."""
 

@@ -18,7 +18,7 @@ def _text(resident: ResidentId | None) -> str | None:
     return None if resident is None else str(resident)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Swap:
     """A swap under way: some make way, one may start. Times are the supervisor's clock, in seconds.
 

@@ -36,7 +36,7 @@ MakeFast = Callable[[RawStream], FastConnection]
 Load = Callable[[], Awaitable["OrdinaryTier"]]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Server:
     """One server: its listening sockets, its connections, its end.
 

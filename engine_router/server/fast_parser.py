@@ -27,7 +27,7 @@ _JUDGED_HEADERS = _UNUSUAL_HEADERS.union((b"host", b"content-length", b"transfer
 _HEAD_END = b"\r\n\r\n"
 
 
-@define
+@define(repr=False)
 class WireRequest:
     """A request; a whole one, unless its body is large.
 
@@ -103,7 +103,7 @@ class _Head:
             self.complete = True
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class RequestReader:
     """Reads the requests of one connection, one after the other.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class OrdinaryTier:
     """Hypercorn's connections, and the lifespan of the app behind them.
 

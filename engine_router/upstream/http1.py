@@ -43,7 +43,7 @@ class Arriving(Protocol):
         ...
 
 
-@define(kw_only=True)
+@define(kw_only=True, repr=False)
 class UpstreamRequest:
     """A request to an engine.
 

@@ -30,7 +30,7 @@ _ERROR: Final = re.compile(
 )
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class EngineOutput:
     """The output of one engine's process on its way into a log, and into a file where one is configured.
 

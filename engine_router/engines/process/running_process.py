@@ -41,7 +41,7 @@ _TICK_S = 0.02
 GRACE_SHARE = 0.75
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, kw_only=True, repr=False)
 class RunningProcess:
     """A running process with all that it started.
 
@@ -224,7 +224,7 @@ class RunningProcess:
         self._output_ended.set()
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class SleepingProcess:
     """A sleeping process; see `SleepingResident`. One that the router did not start is left as it is when it goes."""
 

@@ -46,7 +46,7 @@ class BadAnswer(EngineUnreachable):
         self.answer_status = answer_status
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class EngineClient:
     """The client for control calls to one engine.
 

@@ -205,7 +205,7 @@ async def _death(lifecycle: RemoteLifecycle, supervision: Supervision) -> str:
             return death
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _SleepingRemote:
     """A sleeping resident of a server that is not the router's; see `SleepingResident`."""
 

@@ -50,7 +50,7 @@ class SleepingResident(Protocol):
         ...
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _SleepEntry:
     """A resident of the registry, and the task that watches it.
 

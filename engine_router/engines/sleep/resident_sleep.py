@@ -44,7 +44,7 @@ class WakeResult(enum.Enum):
     """A stop was asked for meanwhile; it may be in between."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class EngineSleep:
     """The sleep of one engine's residents, and what is known of how they slept before.
 
@@ -94,7 +94,7 @@ class EngineSleep:
         return max(MIN_WAKE_S, self._start_s.get(resident, start_timeout_s))
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class ResidentSleep:
     """The sleep of one resident.
 
