@@ -19,7 +19,7 @@ from engine_router.engines.build import EngineFactory
 from engine_router.engines.first_of import first_of
 from engine_router.errors import ConfigError
 from engine_router.models.found import moved, scan_requests, taken_names, with_found
-from engine_router.models.scan import Scanner, ScanRequest
+from engine_router.models.scan import Scanner, ScanRequest, ScanResult
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.residency.settings import make_rules
 from engine_router.router import Router
@@ -82,7 +82,7 @@ class Reloader:
             self._seen = await trio.to_thread.run_sync(_signature, self.source.path, abandon_on_cancel=True)
             new = await trio.to_thread.run_sync(self.source.read, abandon_on_cancel=True)
             scanned_before = scan_requests(router.config)
-            changes = await self._put_in_force(router, with_found(new, router.scans.result.models))
+            changes = await self._put_in_force(router, new, router.scans.result)
         if scan_requests(router.config) != scanned_before:
             router.scans.want()
         return changes
@@ -95,17 +95,22 @@ class Reloader:
         Cancellation before the end changes nothing.
         """
         async with self._one_scan:
-            began, at = trio.current_time(), time.time()
-            result = await self.scanner.scan(scan_requests(router.config), taken_names(router.config))
-            async with self._one_at_a_time:
-                changes = await self._put_in_force(router, with_found(router.config, result.models))
-                router.scans.note(result, at=at, took_s=trio.current_time() - began)
+            with router.scans.around():
+                return await self._rescan(router)
+
+    async def _rescan(self, router: Router) -> Changes:
+        began, at = trio.current_time(), time.time()
+        result = await self.scanner.scan(scan_requests(router.config), taken_names(router.config))
+        async with self._one_at_a_time:
+            changes = await self._put_in_force(router, router.config, result)
+            router.scans.note(result, at=at, took_s=trio.current_time() - began)
         return changes
 
-    async def _put_in_force(self, router: Router, new: Config) -> Changes:
-        """Take over another configuration; what is resident and did not change goes on."""
+    async def _put_in_force(self, router: Router, new: Config, result: ScanResult) -> Changes:
+        """Take over another configuration, with what was found; what is resident and did not change goes on."""
         before = router.config
-        changes = compare(before, new, "engines.toml" if self.source is None else self.source.path)
+        # In a thread: with thousands of models this takes a while.
+        new, changes = await trio.to_thread.run_sync(self._compared, before, new, result)
         if not changes:
             return changes
         anew = (*changes.added, *changes.restarted)
@@ -135,6 +140,16 @@ class Reloader:
         await self.factory.forget(others)
         return changes
 
+    def _compared(self, before: Config, new: Config, result: ScanResult) -> tuple[Config, Changes]:
+        """Return a configuration with what was found, and what is different in it."""
+        whole = with_found(new, result.models)
+        return whole, compare(before, whole, self._place)
+
+    @property
+    def _place(self) -> str:
+        """What a fault of the configuration is said to be in."""
+        return "engines.toml" if self.source is None else self.source.path
+
     def _refuse_moved_engines(self, router: Router, new: Config) -> None:
         """Refuse an engine that is to come back in another pool before it has left the one that it was in."""
         remedy = "is still on its way out of pool '{}', which it was in; read the configuration again when it has gone"
@@ -144,7 +159,7 @@ class Reloader:
             if engine in new.engines and new.engines[engine].pool != pool
         ]
         if faults:
-            raise ConfigError("engines.toml" if self.source is None else self.source.path, faults)
+            raise ConfigError(self._place, faults)
 
     async def watch(self, router: Router) -> None:
         """Reload whenever the file has changed and `server.watch_config` is set; runs until cancelled."""

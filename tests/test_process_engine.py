@@ -24,8 +24,8 @@ from support.ports import free_port
 from support.scripted import supervised, until
 from support.small_engine import PROGRAM, PYTHON, an_engine, command, config, the_engine
 
-from engine_router.config import ProcessConfig
-from engine_router.config.template import ModelArguments
+from engine_router.config import Config, ModelConfig, ProcessConfig
+from engine_router.config.template import TemplateModels
 from engine_router.engines import readiness
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.ports import address_of, described, head_of, is_taken, owner_of, runs
@@ -724,8 +724,13 @@ async def test_a_log_ring_can_be_followed() -> None:
 # Templates
 
 
+def models_of(engine: str, paths: dict[str, str]) -> TemplateModels:
+    models = {name: ModelConfig(engine=engine, path=path) for name, path in paths.items()}
+    return TemplateModels(engine, Config(engines={}, models=models))
+
+
 def filled(argv: list[str], model: str | None, paths: dict[str, str] | None = None) -> list[str]:
-    models = {name: ModelArguments(path=path) for name, path in (paths or {}).items()}
+    models = models_of("t", paths or {})
     engine = ProcessEngine("t", ProcessConfig(argv=tuple(argv)), ControlClient(), models=models)
     return engine.command(ResidentId("t", model), 1234)
 
@@ -781,7 +786,7 @@ async def test_a_template_runs_once_for_each_model() -> None:
         "port={port}", "models={model}", "say={path}", ready_path="/v1/models", ready_check="model:{model}"
     )
     async with (
-        an_engine(settings, models={"a": ModelArguments(path="/w/a")}) as engine,
+        an_engine(settings, models=models_of("small", {"a": "/w/a"})) as engine,
         supervised(engine, "a") as one,
         supervised(engine, "b") as two,
     ):
@@ -1134,8 +1139,8 @@ async def test_waiting_for_an_adopted_process_without_a_pidfd(monkeypatch: pytes
 
 ROUTER = """
 import sys, trio
-from engine_router.config import ProcessConfig
-from engine_router.config.template import ModelArguments
+from engine_router.config import Config, ModelConfig, ProcessConfig
+from engine_router.config.template import TemplateModels
 from engine_router.engines.base import Supervision
 from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.process.process_engine import ProcessEngine

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +228,18 @@ async def test_without_folders_a_scan_finds_nothing(tmp_path: Path) -> None:
     with trio.fail_after(200):
         async with open_router(config) as router:
             assert await router.rescan() == Changes()
+
+
+async def test_what_is_in_force_during_a_scan_ends_with_it(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        said.append("begins")
+        yield
+        said.append("ends")
+
+    async with lab(tmp_path) as it:
+        it.router.scans.around = around
+        await it.router.rescan()
+        assert said == ["begins", "ends"]

@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 # Seconds beyond the last deadline of an orderly end, after which the process ends in any case.
 WATCHDOG_SLACK_S = 2.0
+# Objects made during a scan of folders before the newest are searched for cycles, which takes some milliseconds; and
+# so many such searches before older ones are, which would hold the loop ten times as long.
+YOUNG_OBJECTS_OF_A_SCAN = 5_000
+LATER = 10_000
 Announce = Callable[[Router, Sequence[str]], None]
 Job = Callable[[Router, Sequence[str]], Awaitable[int]]
 
@@ -192,6 +196,7 @@ async def _serve(
     router: Router, sockets: Sequence[socket.socket], ending: Ending, announce: Announce, job: Job | None
 ) -> None:
     """Serve until asked to end; then refuse what waits, let requests end, and stop the engines."""
+    router.scans.around = _scanning
     async with trio.open_nursery() as nursery:
         serve = partial(
             engine_router.serve,
@@ -214,6 +219,18 @@ async def _serve(
         await router.close()
         await router.save()
         ending.arm(max(ending.deadline - trio.current_time(), WATCHDOG_SLACK_S))
+
+
+@contextlib.contextmanager
+def _scanning() -> Iterator[None]:
+    """Search only the newest objects for cycles while folders are scanned: what that makes is much, and stays."""
+    usual = gc.get_threshold()
+    gc.set_threshold(YOUNG_OBJECTS_OF_A_SCAN, LATER, LATER)
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.set_threshold(*usual)
 
 
 def _freeze_what_stays() -> None:

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
 from engine_router.config.options import options_of
-from engine_router.config.template import arguments_of, is_template, model_command
+from engine_router.config.template import ModelArguments, is_template, model_command
 from engine_router.errors import ConfigError
 
 # Settings that are used once, when the router starts.
@@ -143,12 +143,12 @@ def _commands(config: Config, engine: str) -> dict[str, list[str]]:
     settings = config.engines[engine]
     if not isinstance(settings, ProcessConfig) or not is_template(settings):
         return {}
-    known = {model.upstream or name for name, model in config.models.items() if not model.found}
-    return {
-        name: model_command(settings.argv, arguments, arguments.values(name))
-        for name, arguments in arguments_of(config, engine).items()
-        if name in known
+    arguments = {
+        model.upstream or name: ModelArguments.of(model)
+        for name, model in config.models.items()
+        if model.engine == engine and not model.found
     }
+    return {name: model_command(settings.argv, own, own.values(name)) for name, own in arguments.items()}
 
 
 def _differences(old: Config, new: Config) -> list[str]:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from attrs import frozen
+from attrs import define, frozen
 
 from engine_router.config.engines import EngineConfig, ProcessConfig
 from engine_router.config.model import Config, ModelConfig
@@ -72,13 +72,22 @@ def is_scanned(engine: EngineConfig) -> bool:
     return isinstance(engine, ProcessConfig) and bool(engine.scan)
 
 
-def arguments_of(config: Config, engine: str) -> dict[str, ModelArguments]:
-    """Return what the models of an engine fill into its command, by the names that the engine knows."""
-    return {
-        model.upstream or name: ModelArguments.of(model)
-        for name, model in config.models.items()
-        if model.engine == engine
-    }
+@define
+class TemplateModels:
+    """What the models of one engine fill into its command.
+
+    Attributes:
+        engine: the engine's name.
+        config: where its models are; another one once they have come and gone.
+    """
+
+    engine: str
+    config: Config
+
+    def arguments(self, upstream: str) -> ModelArguments:
+        """Return those of a model, by the name that the engine knows."""
+        model = self.config.models_by_upstream.get((self.engine, upstream))
+        return NO_ARGUMENTS if model is None else ModelArguments.of(model)
 
 
 def model_command(argv: Sequence[str], arguments: ModelArguments, values: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ import trio
 from attrs import define, field
 
 from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
-from engine_router.config.template import ModelArguments, arguments_of
+from engine_router.config.template import TemplateModels
 from engine_router.engines.base import Engine
 from engine_router.engines.masking import MaskedEngine
 from engine_router.engines.sleep.registry import SleepRegistry
@@ -39,7 +39,7 @@ class EngineFactory:
     _sleep_registry: SleepRegistry
     _guardian: Guardian | None = None
     _headers: WeakKeyDictionary[Engine, dict[str, str]] = field(factory=WeakKeyDictionary)
-    _models: WeakKeyDictionary[Engine, dict[str, ModelArguments]] = field(factory=WeakKeyDictionary)
+    _models: WeakKeyDictionary[Engine, TemplateModels] = field(factory=WeakKeyDictionary)
     _hidden: HiddenValues = field(factory=HiddenValues)
 
     async def make(self, name: str, config: Config) -> Engine:
@@ -54,7 +54,7 @@ class EngineFactory:
         # Headers can be renewed while models stay loaded: a key, for example. Each engine has its own: one that was
         # exchanged is stopped with those that it had.
         # So do the models of a template, which come and go with their files.
-        headers, models = dict(config.engines[name].headers), arguments_of(config, name)
+        headers, models = dict(config.engines[name].headers), TemplateModels(name, config)
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
         built = build_engine(name, config, self.client, self._guardian, self._sleep_registry, models)
@@ -69,8 +69,7 @@ class EngineFactory:
         for name, engine in engines.items():
             self._headers[engine].clear()
             self._headers[engine].update(config.engines[name].headers)
-            self._models[engine].clear()
-            self._models[engine].update(arguments_of(config, name))
+            self._models[engine].config = config
 
     async def forget(self, engines: Collection[str]) -> None:
         """Stop what sleeps of engines that are gone, or are others now."""
@@ -83,7 +82,7 @@ def build_engine(
     client: ControlClient,
     guardian: Guardian | None,
     sleep_registry: SleepRegistry | None = None,
-    models: Mapping[str, ModelArguments] | None = None,
+    models: TemplateModels | None = None,
 ) -> Engine:
     """Make one configured engine.
 
@@ -93,13 +92,17 @@ def build_engine(
         sleep_registry: where residents sleep; without one they are stopped.
         models: what each model fills into a template's command; those of the configuration when absent.
     """
-    models = arguments_of(config, name) if models is None else models
     match config.engines[name]:
         case ProcessConfig() as process:
             from engine_router.engines.process.process_engine import ProcessEngine
 
             return ProcessEngine(
-                name, process, client, guardian=guardian, sleep_registry=sleep_registry, models=models
+                name,
+                process,
+                client,
+                guardian=guardian,
+                sleep_registry=sleep_registry,
+                models=models or TemplateModels(name, config),
             )
         case HttpConfig() as http:
             from engine_router.engines.remote.http_engine import HttpEngine

@@ -85,7 +85,16 @@ class KnownModels:
     _config: Config
     _registry: ModelRegistry
     _learned: Learned = field(factory=Learned)
-    _launches: dict[tuple[str, str], Launch] = field(factory=dict, init=False)
+    _launches: Mapping[tuple[str, str], Launch] = field(init=False)
+
+    @_launches.default
+    def _launches_of_all(self) -> Mapping[tuple[str, str], Launch]:
+        return {
+            (model.engine, model.upstream or name): launch_of(
+                self._config, model.engine, model.upstream or name
+            )
+            for name, model in self._config.models.items()
+        }
 
     def of(self, target: Target) -> ModelFacts:
         """Return what is known of a model; never waits."""
@@ -134,12 +143,7 @@ class KnownModels:
         configured = self._config.models.get(target.model)
         known = configured.upstream if configured is not None else None
         key = (target.engine, known or target.model)
-        found = self._launches.get(key)
-        if found is None:
-            found = launch_of(self._config, *key)
-            if configured is not None:  # others may be endless: whatever an engine lists
-                self._launches[key] = found
-        return found
+        return self._launches.get(key) or launch_of(self._config, *key)
 
     async def refresh(self, client: ControlClient, serving: Mapping[ResidentId, str]) -> None:
         """Read files that are new or have changed, and ask the engines that run.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 import trio
@@ -27,12 +30,14 @@ class FolderScans:
         at: when it began, in seconds since the epoch; None before the first.
         took_s: how long it took, in seconds.
         is_active: the configuration asks for scans.
+        around: what is in force during a scan, which makes a great many objects: a program's own garbage collection.
     """
 
     result: ScanResult = NOTHING
     at: float | None = None
     took_s: float | None = None
     is_active: bool = False
+    around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     _looked_at: float = -math.inf
     _wanted: trio.Event = field(factory=trio.Event)
     _next: trio.Event = field(factory=trio.Event)  # set when the round after this one is over

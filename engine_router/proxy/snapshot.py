@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
+import trio
 from attrs import field, frozen
 
 from engine_router.config import Config
@@ -54,19 +55,24 @@ async def make_snapshot(
 ) -> Snapshot:
     """Derive everything from a configuration. Reads the headers of model files where a budget needs them.
 
+    What takes long with thousands of models is done in threads.
+
     Args:
         engines: those of the configuration, by name.
         state, learned: the facts that are carried over from the run, and from the snapshot, before.
     """
-    registry = ModelRegistry(config, engines)
+    registry = await trio.to_thread.run_sync(ModelRegistry, config, engines)
     registry.learn(state.models)
     residency = await make_settings(config, engines, registry, learned.headers)
-    registry.learn(state.models)  # engines may have listed something meanwhile
-    return Snapshot(
-        config,
-        engines,
-        registry,
-        KnownModels(config, registry, learned),
-        EndpointSupport(config, upstream, learned),
-        attrs.evolve(residency, files=Prefetch(config)),
+    snapshot = await trio.to_thread.run_sync(
+        lambda: Snapshot(
+            config,
+            engines,
+            registry,
+            KnownModels(config, registry, learned),
+            EndpointSupport(config, upstream, learned),
+            attrs.evolve(residency, files=Prefetch(config)),
+        )
     )
+    registry.learn(state.models)  # engines may have listed something meanwhile
+    return snapshot

@@ -33,6 +33,7 @@ from engine_router.upstream.forwarding import EngineRequests, response_headers
 from engine_router.upstream.http1 import ResponseHead
 from engine_router.web import ollama_shapes
 from engine_router.web.connection import whole_body
+from engine_router.web.paced import paced
 from engine_router.web.proxy import Proxy, direct_exchange, relayed
 from engine_router.web.responses import as_response, json_response
 
@@ -73,17 +74,17 @@ class OllamaApi:
         }
         if path in lists:
             _check_method(path, "GET", "HEAD")
-            return json_response(lists[path]())
+            return json_response(await lists[path]())
         posted = {"show": self._show, "pull": self._pull}
         if path in posted:
             _check_method(path, "POST")
             return await posted[path]()
         return await self._hand_on(path)
 
-    def _version(self) -> dict[str, Any]:
+    async def _version(self) -> dict[str, Any]:
         return {"version": OLLAMA_VERSION}
 
-    def _status(self) -> dict[str, Any]:
+    async def _status(self) -> dict[str, Any]:
         """Return whether models that run at ollama.com can be used: where a daemon lists one of these."""
         remote = any(
             self._router.known_models.of(target).listed.get("remote_model")
@@ -91,14 +92,14 @@ class OllamaApi:
         )
         return {"cloud": {"disabled": not remote, "source": "none" if remote else "config"}}
 
-    def _recommendations(self) -> dict[str, Any]:
+    async def _recommendations(self) -> dict[str, Any]:
         """Recommend nothing: what can be used here is listed, and `ollama launch` offers that."""
         return {"recommendations": []}
 
-    def _tags(self) -> dict[str, Any]:
+    async def _tags(self) -> dict[str, Any]:
         since = self._router.started_at
         entries: list[dict[str, Any]] = []
-        for target in self._router.registry.offered():
+        async for target in paced(self._router.registry.offered()):
             facts = self._router.known_models.of(target)
             entries += [
                 ollama_shapes.tag(name, target, facts, since=since)
@@ -106,7 +107,7 @@ class OllamaApi:
             ]
         return {"models": entries}
 
-    def _ps(self) -> dict[str, Any]:
+    async def _ps(self) -> dict[str, Any]:
         """List what is in memory, as Ollama does what stays longest first, under every name of `/api/tags`."""
         targets = self._router.registry.offered()
         statuses = [(target, self._router.read_model.resident(target.resident)) for target in targets]

@@ -10,6 +10,7 @@ from engine_router.models.registry import Target
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
 from engine_router.web.anthropic import model_info, model_page, speaks_anthropic
+from engine_router.web.paced import paced
 from engine_router.web.responses import json_response
 from engine_router.web.state_words import LISTED, OWN
 
@@ -43,13 +44,13 @@ class ModelList:
     async def listed(self) -> Response:
         """`GET /v1/models`. An alias is listed as a model of its own, so that clients can offer it."""
         if speaks_anthropic(request):
-            return json_response(model_page(self.entries(), request.args))
-        return json_response({"object": "list", "data": self.entries()})
+            return json_response(model_page(await self.entries(), request.args))
+        return json_response({"object": "list", "data": await self.entries()})
 
-    def entries(self) -> list[dict[str, Any]]:
+    async def entries(self) -> list[dict[str, Any]]:
         """Return the entries of the list."""
         data: list[dict[str, Any]] = []
-        for target in self._router.registry.offered():
+        async for target in paced(self._router.registry.offered()):
             entry = _entry(self._router, target)
             data.append(entry)
             data += [

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import psutil
 import trio
 
 from engine_router.config import ProcessConfig, is_template
-from engine_router.config.template import NO_ARGUMENTS, ModelArguments, model_command
+from engine_router.config.template import NO_ARGUMENTS, ModelArguments, TemplateModels, model_command
 from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
@@ -63,7 +63,7 @@ class ProcessEngine:
         *,
         guardian: Guardian | None = None,
         sleep_registry: SleepRegistry | None = None,
-        models: Mapping[str, ModelArguments] | None = None,
+        models: TemplateModels | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -71,7 +71,7 @@ class ProcessEngine:
         self.log = self.logs.engine
         self._client = client
         self._guardian = guardian
-        self._models = {} if models is None else models
+        self._models = models
         self._is_template = is_template(config)
         self._unstopped: dict[ResidentId, RunningProcess] = {}
         self._listens_at: str | None = config.base_url
@@ -89,7 +89,7 @@ class ProcessEngine:
         return model_command(self.config.argv, arguments, self._values(resident, port))
 
     def _arguments(self, resident: ResidentId) -> ModelArguments:
-        return self._models.get(resident.model or "", NO_ARGUMENTS)
+        return NO_ARGUMENTS if self._models is None else self._models.arguments(resident.model or "")
 
     def _values(self, resident: ResidentId, port: int) -> dict[str, str]:
         return {"port": str(port), **self._arguments(resident).values(resident.model or "")}

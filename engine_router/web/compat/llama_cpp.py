@@ -36,7 +36,7 @@ class LlamaCpp:
         states = self._states()
         data = [
             {**entry, "status": states[entry.get("alias_of", entry["id"])]}
-            for entry in self._models.entries()
+            for entry in await self._models.entries()
         ]
         return json_response({"object": "list", "data": data})
 
