@@ -21,7 +21,6 @@ from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
 from engine_router.models.facts import keep_fresh
 from engine_router.models.learned import Learned
-from engine_router.models.scan import Scanner
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.reload import ConfigSource, Reloader
 from engine_router.residency.measurements import read_state, state_file_of
@@ -93,7 +92,7 @@ async def open_router(
 async def _start(router: Router, factory: EngineFactory, source: ConfigSource | None) -> None:
     """Start the tasks of a router."""
     nursery = factory.nursery
-    reloader = Reloader(source, factory, Scanner(router.learned.headers))
+    reloader = Reloader(source, factory)
     router.set_reloader(reloader.reload if source is not None else None, reloader.rescan)
     nursery.start_soon(reloader.watch, router)
     await nursery.start(router.supervisor.run)

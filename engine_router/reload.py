@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import define, field, frozen
@@ -19,10 +20,14 @@ from engine_router.engines.build import EngineFactory
 from engine_router.engines.first_of import first_of
 from engine_router.errors import ConfigError
 from engine_router.models.found import moved, scan_requests, taken_names, with_found
-from engine_router.models.scan import Scanner, ScanRequest, ScanResult
+from engine_router.models.scan import ScanRequest, ScanResult
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.residency.settings import make_rules
 from engine_router.router import Router
+
+if TYPE_CHECKING:
+    from engine_router.models.header_memory import HeaderMemory
+    from engine_router.models.scan.scanner import Scanner
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +59,11 @@ class Reloader:
     Attributes:
         source: the file; None where the configuration is none's.
         factory: makes engines, and renews the headers and models of those that go on.
-        scanner: looks for models.
     """
 
     source: ConfigSource | None
     factory: EngineFactory
-    scanner: Scanner
+    _scanner: Scanner | None = None
     _seen: tuple[int, int] | None = None
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
     _one_scan: trio.Lock = field(factory=trio.Lock)
@@ -100,11 +104,18 @@ class Reloader:
 
     async def _rescan(self, router: Router) -> Changes:
         began, at = trio.current_time(), time.time()
-        result = await self.scanner.scan(scan_requests(router.config), taken_names(router.config))
+        scanner = await self._loaded_scanner(router)
+        result = await scanner.scan(scan_requests(router.config), taken_names(router.config))
         async with self._one_at_a_time:
             changes = await self._put_in_force(router, router.config, result)
             router.scans.note(result, at=at, took_s=trio.current_time() - began)
         return changes
+
+    async def _loaded_scanner(self, router: Router) -> Scanner:
+        """Return what looks for models, which is loaded by the first scan: many routers never scan."""
+        if self._scanner is None:
+            self._scanner = await trio.to_thread.run_sync(_make_scanner, router.learned.headers)
+        return self._scanner
 
     async def _put_in_force(self, router: Router, new: Config, result: ScanResult) -> Changes:
         """Take over another configuration, with what was found; what is resident and did not change goes on."""
@@ -186,7 +197,7 @@ class Reloader:
             try:
                 if file is not None and requests and not len(headers):
                     await trio.to_thread.run_sync(headers.load, file, abandon_on_cancel=True)
-                if requests != before or (requests and await self.scanner.has_changed()):
+                if requests != before or (requests and await self._has_changed(router)):
                     await self._rescan_and_note(router)
                     if file is not None:
                         await trio.to_thread.run_sync(headers.save, file)
@@ -198,6 +209,9 @@ class Reloader:
             finally:
                 router.scans.end()
             await first_of(wanted=router.scans.until_wanted, due=functools.partial(self._pause, router))
+
+    async def _has_changed(self, router: Router) -> bool:
+        return await (await self._loaded_scanner(router)).has_changed()
 
     async def _pause(self, router: Router) -> None:
         watches = router.config.server.watch_config and scan_requests(router.config)
@@ -220,6 +234,12 @@ class Reloader:
             router.note(f"{skipped.path} is no model that can be served: {skipped.reason}")
         if len(new) > SHOWN_FAULTS:
             router.note(f"{len(new) - SHOWN_FAULTS} more files cannot be served: see engine-router check")
+
+
+def _make_scanner(headers: HeaderMemory) -> Scanner:
+    from engine_router.models.scan.scanner import Scanner  # noqa: PLC0415 - see `Reloader._loaded_scanner`
+
+    return Scanner(headers)
 
 
 def headers_file(state_file: Path) -> Path:

@@ -10,8 +10,9 @@ import trio
 from support.gguf_files import gguf_file, projector_file, split_files
 
 from engine_router.models.header_memory import HeaderMemory
-from engine_router.models.scan import Format, FoundModel, Scanner, ScanRequest, ScanResult
+from engine_router.models.scan import Format, FoundModel, ScanRequest, ScanResult
 from engine_router.models.scan.places import Surroundings
+from engine_router.models.scan.scanner import Scanner
 
 GGUF: frozenset[Format] = frozenset(("gguf",))
 

@@ -92,6 +92,7 @@ def test_a_router_serves_before_the_app_is_loaded() -> None:
     assert "engine_router.server.fast_connection" in imported
     assert not {*imported} & {*WEB, *CLIENTS}
     assert {name.rpartition(".")[2] for name in imported} & KINDS == {"process_engine"}
+    assert "engine_router.models.scan.scanner" not in imported
 
 
 @pytest.mark.parametrize("kind", ["http", "ollama", "systemd"])

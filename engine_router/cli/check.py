@@ -23,7 +23,7 @@ from engine_router.guards.masking import masked_argv
 from engine_router.models.folder_scans import FolderScans
 from engine_router.models.found import scan_requests, taken_names, with_found
 from engine_router.models.header_memory import HeaderMemory
-from engine_router.models.scan import Scanner
+from engine_router.models.scan.scanner import Scanner
 from engine_router.reload import headers_file
 from engine_router.residency.measurements import state_file_of
 from engine_router.web.scan_entries import scan_entry
