@@ -136,7 +136,7 @@ def test_a_name_is_read_back_as_it_is_shown(user: str, repo: str, quant: str, re
         ("Llama-3.2-3B-Instruct-IQ3_XXS.gguf", "IQ3_XXS"), ("x.i1-Q4_K_S.gguf", "Q4_K_S"), ("x-f16.gguf", "F16"), ("x.FP16.gguf", "F16"),
         ("gpt-oss-20b-mxfp4.gguf", "MXFP4"), ("gpt-oss-120b-MXFP4_MOE-00001-of-00003.gguf", "MXFP4_MOE"), ("model.gguf", ""),
         ("BF16/Qwen3-BF16-00001-of-00002.gguf", "BF16"), ("Q8_0/model-00001-of-00002.gguf", "Q8_0"), ("Qwen3-4B.gguf", ""),
-        ("x-Q4_K_M-imat.gguf", "Q4_K_M"), ("bitnet-i2_s.gguf", "I2_S"), ("x-TQ1_0.gguf", "TQ1_0"), ("x-NVFP4.gguf", "NVFP4"),
+        ("x-Q4_K_M-imat.gguf", "Q4_K_M"), ("bitnet.gguf", ""), ("x-TQ1_0.gguf", "TQ1_0"), ("x-NVFP4.gguf", "NVFP4"),
     ],
 )  # fmt: skip
 def test_the_quantisation_is_read_from_a_files_name(path: str, label: str) -> None:
@@ -204,7 +204,7 @@ def test_a_file_that_is_not_there_is_answered_with_those_that_look_like_it() -> 
         (("mmproj-F32.gguf", "mmproj-F16.gguf"), "mmproj-F16.gguf"),
         (("mmproj-Q8_0.gguf",), "mmproj-Q8_0.gguf"),
         (("mmproj-vl-7b-f16.gguf", "mmproj-vl-3b-f16.gguf"), "mmproj-vl-7b-f16.gguf"),
-        (("mmproj-a.gguf", "mmproj-b.gguf"), None),
+        (("mmproj-F16.gguf", "mmproj-vision-F16.gguf"), None),
         (("deep/mmproj-BF16.gguf",), None),
         (("mmproj-imatrix.gguf",), None),
     ],
@@ -213,7 +213,7 @@ def test_the_projector_is_paired_by_name_then_precision(others: Sequence[str], p
     name = HubName("u/r")
     choice = choose(name, files("vl-7b-Q4_K_M.gguf", *others))
     assert choice.projector == (projector or "")
-    assert bool(choice.notes) == (others[0] == "mmproj-a.gguf")
+    assert bool(choice.notes) == (len(others) > 1 and "vision" in others[1])
     assert choose(name, files("vl-7b-Q4_K_M.gguf", *others), with_projector=False).projector == ""
 
 

@@ -6,14 +6,17 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from attrs import frozen
 
 from engine_router.errors import BadRequest, NotOnHub
 from engine_router.guards.foreign_text import shown
+from engine_router.models.gguf import GGUFHeader
 from engine_router.models.hub.names import HubName
 from engine_router.models.hub.quantization import GgufName, distance, is_companion, is_projector, matches
+from engine_router.models.scan.projectors import Partner, Projector, pair
 
 _NAMED: Final = 12
 # Folders with the same weights in another form, and files of the training.
@@ -21,7 +24,9 @@ _OTHER_FORMS: Final = re.compile(
     r"(^|/)(original|onnx|openvino|metal|coreml|tf|flax|runs|checkpoint-\d+|\.[^/]*)/", re.IGNORECASE
 )
 _KEPT: Final = (".safetensors", ".json", ".model", ".txt", ".tiktoken", ".jinja", ".py")
-_PRECISION: Final = ("BF16", "F16", "F32")
+_NO_HEADER: Final = GGUFHeader(
+    metadata={}, arrays={}, array_lengths={}, tensor_bytes=0, parameters=0, file_bytes=0, modified_at=0.0
+)
 
 
 @frozen
@@ -158,40 +163,29 @@ def _gguf(name: HubName, first: RepoFile, ggufs: Sequence[RepoFile], *, with_pro
 
 
 def _projector(model: RepoFile, ggufs: Sequence[RepoFile]) -> tuple[RepoFile | None, tuple[str, ...]]:
-    """Return the projector of a model, and what there is to say about it.
+    """Return the projector of a model, and what there is to say about it: the one that a scan of the folder will take.
 
-    The nearest folder counts, then the model's name, then its quantisation, then BF16 before F16 before F32.
+    Those of the nearest folder count. Their headers are not known yet, so that their names alone tell.
     """
     folder = model.path.rpartition("/")[0]
-    above = [folder, *(folder[: found.start()] for found in reversed([*re.finditer("/", folder)])), ""]
     own = GgufName.of(model.path)
-    for place in above:
-        found = [file for file in ggufs if is_projector(file.path) and file.path.rpartition("/")[0] == place]
-        if not found:
-            continue
-        named = [file for file in found if own.base and own.base in _base(file.path)]
-        found = named or found
-        found.sort(key=lambda file: _precision(file.path, own.label))
-        best = [
-            file for file in found if _precision(file.path, own.label) == _precision(found[0].path, own.label)
-        ]
-        if len(best) > 1:
-            return None, (
-                f"no projector was taken, since these fit equally well: {_listed([f.path for f in best])}",
-            )
-        return best[0], ()
-    return None, ()
-
-
-def _base(path: str) -> str:
-    return GgufName.of(path).base.replace("mmproj", "").strip("-._ ")
-
-
-def _precision(path: str, label: str) -> int:
-    own = GgufName.of(path).label
-    if own and own == label:
-        return -1
-    return _PRECISION.index(own) if own in _PRECISION else len(_PRECISION)
+    partner = Partner(base=own.base, quantization=own.label, header=_NO_HEADER)
+    while True:
+        found = {
+            PurePosixPath(file.path): file
+            for file in ggufs
+            if is_projector(file.path) and file.path.rpartition("/")[0] == folder
+        }
+        projectors = [Projector(path=Path(path), header=_NO_HEADER) for path in found]
+        chosen = pair([partner], projectors, is_repository=True).chosen[0]
+        if len(chosen) == 1:
+            return found[PurePosixPath(chosen[0].as_posix())], ()
+        if chosen:
+            names = _listed([path.as_posix() for path in chosen])
+            return None, (f"no projector was taken, since these fit equally well: {names}",)
+        if not folder:
+            return None, ()
+        folder = folder.rpartition("/")[0]
 
 
 def _safetensors(name: HubName, files: Sequence[RepoFile]) -> Choice:

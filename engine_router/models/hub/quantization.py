@@ -7,14 +7,11 @@ from typing import Final
 
 from attrs import frozen
 
+from engine_router.models.gguf import SPLIT
+from engine_router.models.scan.naming import name_stem, split_name
+
 DEFAULT: Final = "Q4_K_M"
 
-_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})", re.IGNORECASE)
-_LABEL: Final = re.compile(
-    r"(?<![A-Z0-9])(?P<dynamic>UD[-_])?(?P<label>I?Q\d(?:_[A-Z0-9]+)*|TQ\d(?:_\d)?|I2_S|BF16|F[PO]?(?:16|32)|MXFP4(?:_MOE)?|NVFP4)"
-    r"(?![A-Z0-9])",
-    re.IGNORECASE,
-)
 _COMPANION: Final = re.compile(
     r"mmproj|imatrix|^ggml-vocab|^(?:mtp|eagle\d+|dflash|dspark|draft)-|-(?:eagle\d+|dflash|dspark|draft)[-.]",
     re.IGNORECASE,
@@ -31,7 +28,7 @@ class GgufName:
     Attributes:
         stem: the path without the ending and the number of the part.
         label: such as `Q4_K_M` or `UD-Q4_K_XL`, in capitals; empty where there is none.
-        base: the stem without the label.
+        base: what the model is called without its quantisation.
         part: from 1 on.
         parts: how many files the model is split into.
     """
@@ -45,26 +42,23 @@ class GgufName:
     @classmethod
     def of(cls, path: str) -> GgufName:
         """Return the parts of the name of a file, given by its path in a repository."""
-        stem = path[: -len(".gguf")]
-        part = parts = 1
-        if (shard := _SHARD.fullmatch(stem)) is not None:
-            stem, part, parts = shard["stem"], int(shard["part"]), int(shard["parts"])
-        folder, _, name = stem.rpartition("/")
-        label, base = _label_of(name)
-        if not label:
-            label = _label_of(folder.rpartition("/")[2])[0]
-        return cls(stem, label, base.strip("-._ ").lower(), part, parts)
+        folder, slash, name = path.rpartition("/")
+        split = SPLIT.fullmatch(name)
+        base, label = split_name(name)
+        if not label:  # of a folder for one quantization
+            label = split_name(folder.rpartition("/")[2])[1]
+        return cls(
+            stem=folder + slash + name_stem(name),
+            label=_plain(label),
+            base=base,
+            part=1 if split is None else int(split["part"]),
+            parts=1 if split is None else int(split["parts"]),
+        )
 
 
-def _label_of(name: str) -> tuple[str, str]:
-    """Return the last label in a name, and the name without it."""
-    found = None
-    for found in _LABEL.finditer(name):  # noqa: B007 - the last one is wanted
-        pass
-    if found is None:
-        return "", name
-    label = re.sub("^F[PO]", "F", found["label"].upper())
-    return ("UD-" if found["dynamic"] else "") + label, name[: found.start()] + name[found.end() :]
+def _plain(label: str) -> str:
+    """Return a label as it is compared."""
+    return re.sub("^FP(?=16|32)", "F", label.upper().replace("UD_", "UD-"))
 
 
 def is_companion(path: str) -> bool:
@@ -79,7 +73,7 @@ def is_projector(path: str) -> bool:
 
 def matches(label: str, wished: str) -> bool:
     """Tell whether a label is the wished one; `Q4_K_XL` also means Unsloth's `UD-Q4_K_XL`."""
-    label, wished = label.replace("UD_", "UD-"), re.sub("^FP", "F", wished.upper().replace("UD_", "UD-"))
+    wished = _plain(wished)
     return label in (wished, f"UD-{wished}")
 
 

@@ -11,7 +11,9 @@ from typing import Final
 from attrs import field, frozen
 
 from engine_router.errors import BadRequest
+from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MAX_TOKEN_FILE_BYTES
+from engine_router.models.scan.places import HUGGING_FACE, LLAMA_CPP, Surroundings, find_place
 
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 _TRUE: Final = frozenset(("1", "on", "yes", "true"))
@@ -48,16 +50,22 @@ class HubSettings:
         """
         endpoint = environ.get("HF_ENDPOINT", "").strip().rstrip("/") or DEFAULT_ENDPOINT
         if not endpoint.startswith(("http://", "https://")):
-            raise BadRequest(f"HF_ENDPOINT is no URL: {endpoint[:100]!r}")
-        home = hub_home(environ)
-        token_file = _path(environ.get("HF_TOKEN_PATH", ""), environ) or home / "token"
+            raise BadRequest(f"HF_ENDPOINT is no URL: {shown(endpoint)}")
+        surroundings = surroundings_of(environ)
+        try:
+            home = surroundings.folder("HF_HOME") or _cache_home(surroundings) / "huggingface"
+            token_file = surroundings.folder("HF_TOKEN_PATH") or home / "token"
+            cache = find_place(HUGGING_FACE, surroundings).folders[0]
+            url_folder = find_place(LLAMA_CPP, surroundings).folders[0]
+        except ValueError as error:
+            raise BadRequest(f"the folder of the hub's cache cannot be told: {error}") from None
         offline = [
             name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_true(environ.get(name, ""))
         ]
         return cls(
             endpoint=endpoint,
-            cache=hub_cache(environ),
-            url_folder=llama_cpp_cache(environ),
+            cache=cache,
+            url_folder=url_folder,
             token=_token(environ, token_file),
             token_place=f"HF_TOKEN, or {token_file}",
             offline=offline[0] if offline else "",
@@ -65,43 +73,14 @@ class HubSettings:
         )
 
 
-def hub_home(environ: Mapping[str, str]) -> Path:
-    """Return the hub's own folder."""
-    cache = _path(environ.get("XDG_CACHE_HOME", ""), environ) or _home(environ) / ".cache"
-    return _path(environ.get("HF_HOME", ""), environ) or cache / "huggingface"
+def surroundings_of(environ: Mapping[str, str]) -> Surroundings:
+    """Return the system as an environment describes it."""
+    home = environ.get("USERPROFILE" if sys.platform == "win32" else "HOME", "")
+    return Surroundings(environ, home=Path(home)) if home else Surroundings(environ)
 
 
-def hub_cache(environ: Mapping[str, str]) -> Path:
-    """Return the folder of the hub's cache."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if (named := _path(environ.get(name, ""), environ)) is not None:
-            return named
-    return hub_home(environ) / "hub"
-
-
-def llama_cpp_cache(environ: Mapping[str, str]) -> Path:
-    """Return llama.cpp's own cache, where its `--model-url` puts what it fetches."""
-    if (named := _path(environ.get("LLAMA_CACHE", ""), environ)) is not None:
-        return named
-    if sys.platform == "darwin":
-        return _home(environ) / "Library" / "Caches" / "llama.cpp"
-    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
-    return (_path(environ.get(variable, ""), environ) or _home(environ) / ".cache") / "llama.cpp"
-
-
-def _home(environ: Mapping[str, str]) -> Path:
-    named = environ.get("USERPROFILE" if sys.platform == "win32" else "HOME", "")
-    return Path(named) if named else Path.home()
-
-
-def _path(text: str, environ: Mapping[str, str]) -> Path | None:
-    """Return a path of the environment, with `~` and variables in it replaced; None where there is none."""
-    if not text:
-        return None
-    text = os.path.expandvars(text)
-    if text == "~" or text.startswith(("~/", "~\\")):
-        return _home(environ) / text[2:]
-    return Path(text).expanduser()
+def _cache_home(surroundings: Surroundings) -> Path:
+    return surroundings.folder("XDG_CACHE_HOME") or surroundings.home / ".cache"
 
 
 def _token(environ: Mapping[str, str], file: Path) -> str:
