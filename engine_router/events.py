@@ -131,12 +131,41 @@ class RequestEnded(Event):
 
 
 @frozen(kw_only=True, repr=False)
+class DownloadProgress(Event):
+    """A download got further, or waits; told every few seconds. `note` says why nothing comes, where nothing does."""
+
+    job: str
+    subject: str
+    step: str
+    note: str | None
+    done_bytes: int
+    total_bytes: int | None
+    bytes_per_s: int | None
+    left_s: float | None
+
+
+@frozen(kw_only=True, repr=False)
+class DownloadEnded(Event):
+    """A download ended. `fetched_bytes` came over the network; what was there already is not in it."""
+
+    job: str
+    subject: str
+    result: Literal["ok", "error", "cancelled"]
+    fetched_bytes: int
+    duration_s: float
+    error: str | None = None
+
+
+@frozen(kw_only=True, repr=False)
 class RouterNotice(Event):
     """Something that the person who runs the router should know."""
 
     severity: Literal["info", "warning", "error"]
     message: str
 
+
+_FREQUENT: frozenset[type[Event]] = frozenset((RequestEnded, DownloadProgress))
+"""Kinds of events that would push all others out of those that are remembered."""
 
 Listener = Callable[[Event], None]
 """Takes in an event; it must not block nor raise."""
@@ -172,7 +201,7 @@ class EventHub:
     def publish(self, event: Event) -> None:
         """Hand out one event. Synchronous: events are published where decisions are made."""
         kind = type(event)
-        if kind is not RequestEnded:
+        if kind not in _FREQUENT:
             self._recent.append(event)
         if (listening := self._listening.get(kind)) is None:
             wanting = (

@@ -38,6 +38,8 @@ class Job:
         began_at, ended_at: seconds since the epoch.
         result: its outcome, once it is done.
         error: why it failed.
+        progress: returns how far it is, as plain data.
+        ended: is set once it has ended.
     """
 
     id: str
@@ -49,6 +51,10 @@ class Job:
     result: Mapping[str, Any] | None = None
     error: RouterError | None = None
     scope: trio.CancelScope = field(factory=trio.CancelScope, repr=False)
+    progress: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False)
+    ended: trio.Event = field(factory=trio.Event, repr=False)
+    _followers: int = 0
+    _is_kept: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the job as plain data, for JSON."""
@@ -62,7 +68,26 @@ class Job:
             "ended_at": self.ended_at,
             "result": self.result,
             "error": None if error is None else {"message": str(error), "code": error.code},
+            **({} if self.progress is None else {"progress": self.progress()}),
         }
+
+    def keep(self) -> None:
+        """Have it go on to its end, whoever follows it."""
+        self._is_kept = True
+
+    def follow(self, on_leave: OnLeave) -> None:
+        """Have it cancelled once nobody follows it any more, unless it is kept.
+
+        Args:
+            on_leave: is told how the follower leaves.
+        """
+        self._followers += 1
+        on_leave(self._leave)
+
+    def _leave(self) -> None:
+        self._followers -= 1
+        if not self._followers and not self._is_kept:
+            self.scope.cancel()
 
 
 class Jobs:
@@ -85,8 +110,18 @@ class Jobs:
         finally:
             self._nursery = None
 
-    def start(self, kind: str, subject: str, work: Work) -> Job:
+    def running(self, kind: str, subject: str) -> Job | None:
+        """Return the job of that kind that does something to a subject now; None where there is none."""
+        jobs = (job for job in self._jobs.values() if (job.kind, job.subject) == (kind, subject))
+        return next((job for job in jobs if job.state == "running" and not job.scope.cancel_called), None)
+
+    def start(
+        self, kind: str, subject: str, work: Work, progress: Callable[[], Mapping[str, Any]] | None = None
+    ) -> Job:
         """Start a job and return it, still running.
+
+        Args:
+            progress: returns how far it is.
 
         Raises:
             QueueFull: too many are under way.
@@ -98,7 +133,7 @@ class Jobs:
         if sum(job.state == "running" for job in self._jobs.values()) >= MOST_RUNNING_JOBS:
             raise QueueFull(f"{MOST_RUNNING_JOBS} jobs are under way already", retry_after_s=1.0)
         self._count += 1
-        job = Job(f"j{self._count}", kind, subject, self._wall_clock())
+        job = Job(f"j{self._count}", kind, subject, self._wall_clock(), progress=progress)
         self._jobs[job.id] = job
         self._context.run(self._nursery.start_soon, self._do, job, work)
         return job
@@ -128,6 +163,7 @@ class Jobs:
             job.ended_at = self._wall_clock()
             job.result, job.error = result, error
             job.state = "failed" if error is not None else "cancelled" if result is None else "done"
+            job.ended.set()
 
     def _forget(self) -> None:
         """Forget what ended long ago, and the oldest of what would be too much."""

@@ -22,6 +22,7 @@ from engine_router.metrics import Metrics
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.facts import KnownModels
 from engine_router.models.folder_scans import FolderScans
+from engine_router.models.hub.queue import DownloadQueue
 from engine_router.models.learned import Learned
 from engine_router.models.lister import ModelLister
 from engine_router.models.registry import ModelRegistry, Target
@@ -29,6 +30,7 @@ from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.residency.measurements import Measurements, save_state
 from engine_router.residency.read_model import ReadModel
+from engine_router.residency.resident_state import Phase
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Upstream
 
@@ -93,6 +95,9 @@ class Router:
         ),
     )
     jobs: Jobs = field(init=False, factory=Jobs)
+    downloads: DownloadQueue = field(
+        init=False, default=Factory(lambda self: DownloadQueue(self._starting), takes_self=True)
+    )
     sleeping: Callable[[], Collection[ResidentId]] = tuple
     scans: FolderScans = field(init=False, factory=FolderScans)
     _reloader: Callable[[Router], Awaitable[Changes]] | None = None
@@ -208,6 +213,15 @@ class Router:
             config = self.config.engines.get(name)
             if isinstance(config, (HttpConfig, OllamaConfig)) and config.discover:
                 yield f"engine '{name}' does not answer at {config.base_url}"
+
+    def _starting(self) -> list[str]:
+        """Return what is starting now, or is read ahead for its start."""
+        pools = self.read_model.pools().values()
+        coming = [swap.target for pool in pools for swap in pool.swaps if swap.target is not None]
+        starting = [
+            status.resident for pool in pools for status in pool.residents if status.phase is Phase.STARTING
+        ]
+        return [str(resident) for resident in dict.fromkeys([*coming, *starting])]
 
     async def discover(self) -> None:
         """Ask every engine that runs now which models it lists. Errors are logged; what was known stays.

@@ -8,6 +8,8 @@ from attrs import frozen
 
 from engine_router.cli.formatting import gigabytes, phase_text, phases, seconds, transition
 from engine_router.events import (
+    DownloadEnded,
+    DownloadProgress,
     Event,
     MemorySettled,
     RequestEnded,
@@ -115,8 +117,30 @@ def _other(event: Event) -> tuple[int, str]:
             return logging.ERROR, f"{event.resident} died: it {event.message}"
         case MemorySettled():
             return _memory(event)
+        case DownloadProgress() | DownloadEnded():
+            return _download(event)
         case _:  # an event that is newer than this file
             return logging.INFO, f"{event.name}: {event.as_dict()}"
+
+
+def _download(event: DownloadProgress | DownloadEnded) -> tuple[int, str]:
+    if isinstance(event, DownloadProgress):
+        return logging.DEBUG, f"{event.subject}: {event.note or _amount(event)}"
+    amount = f"{gigabytes(event.fetched_bytes)} in {seconds(event.duration_s)}"
+    if event.result == "ok":
+        return logging.INFO, f"{event.subject} is downloaded: {amount}"
+    if event.result == "cancelled":
+        return (
+            logging.INFO,
+            f"the download of {event.subject} was ended after {amount}; what was fetched stays",
+        )
+    return logging.ERROR, f"the download of {event.subject} failed after {amount}: {event.error}"
+
+
+def _amount(event: DownloadProgress) -> str:
+    done = gigabytes(event.done_bytes)
+    amount = done if event.total_bytes is None else f"{done} of {gigabytes(event.total_bytes)}"
+    return f"{amount} are there" + ("" if event.left_s is None else f", {seconds(event.left_s)} left")
 
 
 def _memory(event: MemorySettled) -> tuple[int, str]:

@@ -25,6 +25,7 @@ from engine_router.errors import (
 )
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import CONTROL_ANSWER_BYTES
+from engine_router.models.hub.names import is_hub_name
 from engine_router.models.registry import Target
 from engine_router.proxy.routes import API_ROUTES, base_url_hint
 from engine_router.residency.read_model import ResidentStatus
@@ -33,6 +34,7 @@ from engine_router.upstream.forwarding import EngineRequests, response_headers
 from engine_router.upstream.http1 import ResponseHead
 from engine_router.web import ollama_shapes
 from engine_router.web.connection import whole_body
+from engine_router.web.hub import pull_for_ollama
 from engine_router.web.paced import paced
 from engine_router.web.proxy import Proxy, direct_exchange, relayed
 from engine_router.web.responses import as_response, json_response
@@ -155,13 +157,19 @@ class OllamaApi:
     async def _pull(self) -> Response:
         """Let a client have what is there already: some pull whatever they are told to use.
 
-        Only an Ollama daemon can pull something new, and it is the one to ask for its own models.
+        An Ollama daemon pulls something new, and is the one to ask for its own models. Where there is none, a model
+        on the hub (`hf.co/user/repo`) is downloaded here.
         """
         body = await whole_body(request)
         try:
             routed = route_json(OLLAMA, "/api/pull", body)
             snapshot, target = await self._router.find(routed.model)
-        except (BadRequest, UnknownModel):
+        except UnknownModel as unknown:
+            if self._daemon() is None and is_hub_name(unknown.model):
+                streams = routed.data().get("stream") is not False
+                return await pull_for_ollama(self._router, unknown.model, streams=streams)
+            return await self._hand_on("pull", body)
+        except BadRequest:
             return await self._hand_on("pull", body)
         if isinstance(snapshot.config.engines[target.engine], OllamaConfig):
             return await self._hand_on("pull", body)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import socket
 import ssl
-import urllib.request
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -105,6 +104,8 @@ def proxy_for(url: str) -> Proxy | None:
     Raises:
         HubError: it is of a kind that is not known here.
     """
+    import urllib.request  # noqa: PLC0415 - takes long to load, and this is called in a thread
+
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxies = urllib.request.getproxies()

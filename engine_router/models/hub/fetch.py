@@ -129,6 +129,7 @@ class FileDownload:
         if self._is_resumed:
             self.progress.enter("checking", "reading what is there of an earlier download")
         while self.partial.hashed_bytes < self.partial.size_bytes:
+            await self.gate(self.progress)
             await trio.to_thread.run_sync(self.partial.hash_slice)
         self.part.done_bytes = self.partial.size_bytes
 

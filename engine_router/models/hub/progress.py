@@ -98,6 +98,15 @@ class Progress:
             "fetched_bytes": self.fetched_bytes,
             "bytes_per_s": None if speed is None else round(speed),
             "left_s": None if left_s is None else round(left_s, 1),
+            "parts": [
+                {
+                    "file": path,
+                    "sha256": part.digest or None,
+                    "total_bytes": part.total_bytes,
+                    "done_bytes": part.done_bytes,
+                }
+                for path, part in self.parts.items()
+            ],
         }
 
 

@@ -1,0 +1,141 @@
+"""`engine-router rm`: shows what goes, asks, and removes it; through the running router, or by itself where none runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from engine_router.cli.address import RouterAddress
+from engine_router.cli.client import Call, not_understood, post
+from engine_router.cli.exit_codes import BAD_USAGE, FAILED, OK, CommandFailed
+from engine_router.cli.formatting import counted, gigabytes
+from engine_router.cli.own_router import running_router
+from engine_router.cli.terminal import say, show_json
+from engine_router.config import Config, find_config, load_config
+from engine_router.errors import ConfigError, RouterError
+from engine_router.guards.foreign_text import indented_values
+from engine_router.models.hub.names import HubName, parse_name
+from engine_router.models.hub.removal import Removal, plan_file_removal, plan_hub_removal, remove
+from engine_router.models.hub.settings import HubSettings
+from engine_router.models.weights import launch_of
+
+REMOVAL_S: Final = 600.0
+"""Seconds that the removal may take: file systems free a large file slowly."""
+
+_SHOWN: Final = 20
+
+
+def run(options: argparse.Namespace) -> int:
+    """Remove a model's files.
+
+    Raises:
+        CommandFailed: they are not known, are in use, or cannot be removed; or the person was not asked.
+    """
+    address = running_router(options)
+    try:
+        if address is not None:
+            return _remove_there(address, options)
+        return _remove_here(options)
+    except RouterError as error:
+        raise CommandFailed(str(error)) from None
+
+
+def _remove_there(address: RouterAddress, options: argparse.Namespace) -> int:
+    planned = post(address, "/admin/rm", {"name": options.name, "dry_run": True})
+    try:
+        if not _is_wanted(planned, options):
+            return FAILED
+    except (KeyError, TypeError):
+        raise not_understood(address) from None
+    call = Call(address, "POST", "/admin/rm", {"name": options.name}, REMOVAL_S)
+    try:
+        _tell(call.read(), options)
+    finally:
+        call.close()
+    return OK
+
+
+def _remove_here(options: argparse.Namespace) -> int:
+    settings = HubSettings.from_environment()
+    removal, used_by = _planned(options, settings)
+    planned = {**removal.as_dict(), "used_by": used_by}
+    if not _is_wanted(planned, options):
+        return FAILED
+    remove(removal, settings.cache)
+    _tell({**planned, "removed": True}, options)
+    return OK
+
+
+def _planned(options: argparse.Namespace, settings: HubSettings) -> tuple[Removal, list[str]]:
+    """Return what goes, and the configured models that use it."""
+    name = options.name
+    config = _config(options)
+    if name.lower().startswith(("hf:", "hf.co/", "http")):
+        parsed = parse_name(name, endpoint=settings.endpoint)
+        if not isinstance(parsed, HubName):
+            raise CommandFailed("a file that came from a plain URL is removed by its model's name", BAD_USAGE)
+        removal = plan_hub_removal(settings.cache, parsed)
+    else:
+        if config is None or name not in config.models:
+            raise CommandFailed(
+                f"no model '{name}' is configured here; name one of engines.toml, or hf:user/repo:QUANT",
+                BAD_USAGE,
+            )
+        path = _path_of(config, name)
+        if path is None:
+            raise CommandFailed(f"the configuration does not say where the files of model '{name}' are")
+        mmproj = config.models[name].mmproj
+        removal = plan_file_removal(
+            name, settings.cache, path, None if mmproj is None else Path(mmproj).expanduser()
+        )
+    models = () if config is None else config.models
+    return removal, [
+        model for model in models if config and (path := _path_of(config, model)) and removal.has(path)
+    ]
+
+
+def _config(options: argparse.Namespace) -> Config | None:
+    """Return the configuration; None where there is none, or one with faults that nobody has named."""
+    try:
+        return load_config(find_config(options.config))
+    except ConfigError:
+        if options.config is not None:
+            raise
+        return None
+
+
+def _path_of(config: Config, model: str) -> Path | None:
+    settings = config.models[model]
+    return launch_of(config, settings.engine, settings.upstream or model).path
+
+
+def _is_wanted(planned: Mapping[str, Any], options: argparse.Namespace) -> bool:
+    """Show what goes, and ask.
+
+    Raises:
+        CommandFailed: there is nobody to ask.
+    """
+    if options.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise CommandFailed("nobody is there to be asked: --yes removes without a question", BAD_USAGE)
+    told = indented_values(dict(planned))
+    lines = [*told["files"][:_SHOWN]]
+    if told["count"] > len(lines):
+        lines.append(f"and {counted(told['count'] - len(lines), 'other')}")
+    lines += [f"model {model} uses them" for model in told["used_by"] if model != options.name]
+    say("\n".join(f"  {line}" for line in lines), to=sys.stderr)
+    question = f"Remove {counted(told['count'], 'file')}, {gigabytes(told['size_bytes'])}? [y/N] "
+    say(question, to=sys.stderr, end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _tell(answer: Mapping[str, Any], options: argparse.Namespace) -> None:
+    if options.json:
+        show_json(answer)
+        return
+    told = indented_values(dict(answer))
+    say(f"{told['name']}: {counted(told['count'], 'file')} removed, {gigabytes(told['size_bytes'])}")
