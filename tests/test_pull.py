@@ -13,12 +13,13 @@ import pytest
 import trio
 import trio.testing
 from support.asgi import ask, conversation
+from support.gguf_files import gguf_file, projector_file
 from support.hub_server import COMMIT, Fault, HubServer
 from test_control import get, post, process
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
-from engine_router.errors import QueueFull
+from engine_router.errors import QueueFull, UnknownModel
 from engine_router.events import DownloadEnded, DownloadProgress
 from engine_router.guards.limits import MOST_WAITING_DOWNLOADS
 from engine_router.models.hub.progress import Progress
@@ -389,3 +390,28 @@ async def test_a_resident_model_is_not_removed(hub: HubServer, tmp_path: Path) -
         await post(router, "/admin/unload", model="tiny")
         assert (await removed(router, "tiny"))["used_by"] == ["tiny"]
         assert not path.exists()
+
+
+async def test_what_is_downloaded_is_served_at_once_and_what_is_removed_is_not(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    model = gguf_file(tmp_path / "sound.gguf").read_bytes()
+    hub.add(
+        "user/Qwen3-1B-GGUF",
+        {"Qwen3-1B-Q4_K_M.gguf": model, "mmproj-F16.gguf": projector_file(tmp_path / "p.gguf").read_bytes()},
+    )
+    engine = process("llama", "path={path}").replace(
+        'models = ["llama"]', 'scan = ["huggingface"]\nscan_formats = ["gguf"]'
+    )
+    async with routing(engine) as router:
+        talk = await post(router, "/admin/pull", name="hf:user/qwen3-1b-gguf", wait=True)
+        assert talk.json()["model"] == "qwen3-1b:q4_k_m", talk.json()
+        names = ("qwen3-1b:q4_k_m", talk.json()["served_as"], f"hf.co/{talk.json()['served_as']}")
+        assert {(await router.resolve(name)).model for name in names} == {"qwen3-1b:q4_k_m"}
+        assert router.config.models["qwen3-1b:q4_k_m"].mmproj == talk.json()["mmproj"]
+        lines = await pulled_lines(router, model="hf.co/user/Qwen3-1B-GGUF:Q4_K_M")
+        assert [line["status"] for line in lines] == ["pulling manifest", "success"]
+        told = await removed(router, "qwen3-1b:q4_k_m")
+        assert (told["count"], told["used_by"]) == (2, ["qwen3-1b:q4_k_m"])
+        with pytest.raises(UnknownModel):
+            await router.resolve("qwen3-1b:q4_k_m")

@@ -122,13 +122,13 @@ def _is_wanted(planned: Mapping[str, Any], options: argparse.Namespace) -> bool:
         return True
     if not sys.stdin.isatty():
         raise CommandFailed("nobody is there to be asked: --yes removes without a question", BAD_USAGE)
-    told = indented_values(dict(planned))
-    lines = [*told["files"][:_SHOWN]]
-    if told["count"] > len(lines):
-        lines.append(f"and {counted(told['count'] - len(lines), 'other')}")
-    lines += [f"model {model} uses them" for model in told["used_by"] if model != options.name]
+    plain = indented_values(dict(planned))
+    lines = [*plain["files"][:_SHOWN]]
+    if plain["count"] > len(lines):
+        lines.append(f"and {counted(plain['count'] - len(lines), 'other')}")
+    lines += [f"model {model} uses them" for model in plain["used_by"] if model != options.name]
     say("\n".join(f"  {line}" for line in lines), to=sys.stderr)
-    question = f"Remove {counted(told['count'], 'file')}, {gigabytes(told['size_bytes'])}? [y/N] "
+    question = f"Remove {counted(plain['count'], 'file')}, {gigabytes(plain['size_bytes'])}? [y/N] "
     say(question, to=sys.stderr, end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -137,5 +137,5 @@ def _tell(answer: Mapping[str, Any], options: argparse.Namespace) -> None:
     if options.json:
         show_json(answer)
         return
-    told = indented_values(dict(answer))
-    say(f"{told['name']}: {counted(told['count'], 'file')} removed, {gigabytes(told['size_bytes'])}")
+    plain = indented_values(dict(answer))
+    say(f"{plain['name']}: {counted(plain['count'], 'file')} removed, {gigabytes(plain['size_bytes'])}")
