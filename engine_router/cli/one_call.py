@@ -188,7 +188,7 @@ def _show_rescan(answer: Answer, _: argparse.Namespace) -> None:
 def show_folders(folders: Mapping[str, Answer]) -> None:
     """Show the folders of models, each with how many it holds, or what is wrong with it."""
     rows = [
-        (place, str(entry["models"]), entry["error"] or ", ".join(entry["paths"]) or NOTHING)
+        (place, str(entry["models"]), entry["error"] or ", ".join(entry["paths"]) or "not there")
         for place, entry in folders.items()
     ]
     Table(("Folder", "Models", "Where, or what is wrong"), rows, frozenset((1,))).show()

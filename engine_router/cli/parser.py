@@ -34,6 +34,7 @@ _MODULES = {
         "one_call",
     ),
     **dict.fromkeys(("use", "load", "unload"), "loading"),
+    "import": "import_models",
 }
 
 
@@ -145,6 +146,19 @@ def _add_checking(command: Adder) -> None:
         "check --config ~/engines.toml --json",
         "check --strict",
     )
+    imports = command(
+        "import",
+        "write the models of a folder into engines.toml",
+        "Look through folders for models that a template can serve (an engine whose argv has {path}), and show them as\n"
+        "tables for engines.toml, with their projectors; with --write, put them there. They stay whatever becomes of\n"
+        "their files. To have models come and go with their files, use `scan` instead.",
+        "import ~/models",
+        "import /mnt/nas/models --engine llama --write",
+    )
+    imports.add_argument("folder", metavar="DIR", nargs="+", help="or huggingface, llamacpp, lmstudio")
+    imports.add_argument("--engine", metavar="NAME", help="the template that serves them; the only one by default")
+    imports.add_argument("--write", action="store_true", help="add them to engines.toml, which is checked first")
+    _add_config(imports)
     _add_config(check)
     check.add_argument("--strict", action="store_true", help="exit with 1 if there are warnings")
     _add_json(check)

@@ -99,8 +99,9 @@ def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -
         )
         return
     here = local_url(urls[0])
+    more = " (and looks for more in folders)" if router.scans.is_active and router.scans.at is None else ""
     banner = (
-        f"engine-router {__version__} serves {counted(engines, 'engine')} with {counted(models, 'model')} "
+        f"engine-router {__version__} serves {counted(engines, 'engine')} with {counted(models, 'model')}{more} "
         f"at {', '.join(urls)}\n"
         f"  configuration  {path}\n"
         f"  OpenAI         {here}/v1        (Anthropic: {here})\n"

@@ -20,13 +20,14 @@ _READ_SAFETENSORS: Final = frozenset(("vLLM", "SGLang", "MLX", "MAX", "transform
 def scan_requests(config: Config) -> tuple[ScanRequest, ...]:
     """Return what is to be looked for: one request for each engine with `scan`, in the configuration's order."""
     return tuple(
-        ScanRequest(engine=name, places=engine.scan, formats=_formats(engine))
+        ScanRequest(engine=name, places=engine.scan, formats=formats_of(engine))
         for name, engine in config.engines.items()
         if isinstance(engine, ProcessConfig) and engine.scan
     )
 
 
-def _formats(engine: ProcessConfig) -> frozenset[Format]:
+def formats_of(engine: ProcessConfig) -> frozenset[Format]:
+    """Return the formats that a template reads: those that are configured, else those of its program."""
     if engine.scan_formats:
         return frozenset(engine.scan_formats)
     reads_folders = model_options(engine.argv).kind.name in _READ_SAFETENSORS
