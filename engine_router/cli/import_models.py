@@ -20,8 +20,9 @@ from engine_router.errors import ConfigError
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.models.found import formats_of, taken_names
 from engine_router.models.header_memory import HeaderMemory
-from engine_router.models.scan import FoundModel, Scanner, ScanRequest, ScanResult
+from engine_router.models.scan import FoundModel, ScanRequest, ScanResult
 from engine_router.models.scan.places import CACHES
+from engine_router.models.scan.scanner import Scanner
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,7 +46,10 @@ def run(options: argparse.Namespace) -> int:
         return OK
     if models:
         _append(path, text)
-    say(f"{counted(len(models), 'model')} added to {path}" + ("; its last state is in the .bak" if models else ""))
+    say(
+        f"{counted(len(models), 'model')} added to {path}"
+        + ("; its last state is in the .bak" if models else "")
+    )
     return OK
 
 
@@ -63,8 +67,10 @@ def _engine(config: Config, named: str | None) -> str:
     if named is not None and named not in templates:
         raise CommandFailed(f"engine '{named}' cannot serve them: its argv needs {{path}}", 2)
     if named is None and len(templates) != 1:
-        which = f"which engine? --engine {' or --engine '.join(templates)}" if templates else (
-            "no engine can serve them: add one whose argv has {path}, {model} and {port}"
+        which = (
+            f"which engine? --engine {' or --engine '.join(templates)}"
+            if templates
+            else ("no engine can serve them: add one whose argv has {path}, {model} and {port}")
         )
         raise CommandFailed(which, 2)
     return named or templates[0]
@@ -84,7 +90,9 @@ def _scan(config: Config, engine: str, folders: Sequence[str]) -> ScanResult:
 
 def _is_served(config: Config, model: FoundModel) -> bool:
     """Tell whether the configuration has a model with this file already."""
-    return any(entry.path is not None and expanded(entry.path) == model.path for entry in config.models.values())
+    return any(
+        entry.path is not None and expanded(entry.path) == model.path for entry in config.models.values()
+    )
 
 
 def _table(model: FoundModel) -> str:

@@ -156,8 +156,12 @@ def _add_checking(command: Adder) -> None:
         "import /mnt/nas/models --engine llama --write",
     )
     imports.add_argument("folder", metavar="DIR", nargs="+", help="or huggingface, llamacpp, lmstudio")
-    imports.add_argument("--engine", metavar="NAME", help="the template that serves them; the only one by default")
-    imports.add_argument("--write", action="store_true", help="add them to engines.toml, which is checked first")
+    imports.add_argument(
+        "--engine", metavar="NAME", help="the template that serves them; the only one by default"
+    )
+    imports.add_argument(
+        "--write", action="store_true", help="add them to engines.toml, which is checked first"
+    )
     _add_config(imports)
     _add_config(check)
     check.add_argument("--strict", action="store_true", help="exit with 1 if there are warnings")
