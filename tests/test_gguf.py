@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine_router.models.gguf import GGUFHeader, human_number, read_gguf, split_parts
+from engine_router.models.gguf import GGUFHeader, read_gguf, split_parts
+from engine_router.models.weights import human_number
 
 gguf = pytest.importorskip("gguf")
 np = pytest.importorskip("numpy")

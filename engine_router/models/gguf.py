@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -26,6 +26,7 @@ from engine_router.guards.limits import (
     MAX_GGUF_TEXT_BYTES,
     MAX_GGUF_WALKED,
 )
+from engine_router.models.ggml_types import BLOCKS, FILE_TYPES, GUESSED
 
 Scalar = int | float | bool | str
 
@@ -38,6 +39,18 @@ _ALIGNMENT: Final = 32  # where the header says no other
 
 _ITEM_BYTES: Final = 40  # what a number takes in a tuple
 _BLOCK_BYTES: Final = 4096
+_MOST_BLOCK_BYTES: Final = 65536
+# So many texts in a row that are shorter than 32 bytes, each behind its length. Tokens mostly are; to match them
+# takes a quarter of the time that to unpack each length takes. The most frequent lengths come first.
+_AT_ONCE: Final = 16
+_LENGTHS: Final = (6, 5, 7, 4, 8, 3, 9, 2, 10, 11, 12, 1, *range(13, 32), 0)
+_SHORT_TEXTS: Final = re.compile(
+    b"(?:%s){%d}"
+    % (b"|".join(re.escape(struct.pack("<Q", size)) + b".{%d}" % size for size in _LENGTHS), _AT_ONCE),
+    re.DOTALL,
+)
+_NO_TEXTS: Final = re.compile(b"(?!)")
+_TENSORS_AT_ONCE: Final = 128
 _MAX_DIMENSIONS: Final = 4
 _MAX_NESTING: Final = 4
 _MAX_ELEMENTS: Final = (1 << 63) - 1
@@ -48,27 +61,6 @@ _ARRAY: Final = 9
 _NUMBERS: Final[Mapping[int, str]] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
-
-# ggml's tensor types: weights in a block, bytes of a block. The numbers that are missing were never in a file
-# of version 2 or 3; 31 to 33 and 36 to 38 are packings of Q4_0 and IQ4_NL that are no longer written.
-_BLOCKS: Final[Mapping[int, tuple[int, int]]] = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
-    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
-    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110),
-    22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
-    29: (256, 56), 30: (1, 2), 31: (32, 18), 32: (32, 18), 33: (32, 18), 34: (256, 54), 35: (256, 66),
-    36: (32, 18), 37: (32, 18), 38: (32, 18), 39: (32, 17), 40: (64, 36), 41: (128, 18),
-}  # fmt: skip
-
-_FILE_TYPES: Final[Mapping[int, str]] = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 4: "Q4_1_F16", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
-    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M",
-    18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S",
-    25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
-    33: "Q4_0_4_4", 34: "Q4_0_4_8", 35: "Q4_0_8_8", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4",
-    40: "Q1_0",
-}  # fmt: skip
-_GUESSED: Final = 1024  # a flag beside the file type
 
 
 @frozen(kw_only=True)
@@ -126,7 +118,7 @@ class GGUFHeader:
     @property
     def quantization(self) -> str:
         """Label of the quantization, such as "Q4_K_M"; "unknown" where the header does not say."""
-        return "unknown" if self.file_type is None else _FILE_TYPES.get(self.file_type & ~_GUESSED, "unknown")
+        return "unknown" if self.file_type is None else FILE_TYPES.get(self.file_type & ~GUESSED, "unknown")
 
     def text(self, key: str) -> str:
         """Return the text at a key, empty where there is none."""
@@ -137,18 +129,6 @@ class GGUFHeader:
         """Return a positive whole number of the architecture: `number("context_length")`, without its prefix."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def human_number(number: int) -> str:
-    """Return a number of parameters as Ollama writes it.
-
-    >>> [human_number(number) for number in (494_030_000, 7_600_000_000, 10**12)]
-    ['494.03M', '7.6B', '1T']
-    """
-    for unit, letter, digits in ((10**12, "T", 1), (10**9, "B", 1), (10**6, "M", 2)):
-        if number >= unit:
-            return f"{number / unit:.{0 if number % unit == 0 else digits}f}{letter}"
-    return f"{number / 1000:.0f}K" if number >= 1000 else str(number)
 
 
 def split_parts(path: Path) -> tuple[Path, ...]:
@@ -188,10 +168,17 @@ def summed(parts: Sequence[GGUFHeader]) -> GGUFHeader:
     )
 
 
-def read_part(path: Path) -> GGUFHeader:
+def no_rest() -> None:
+    """Go on without giving way to other threads."""
+
+
+def read_part(path: Path, rest: Callable[[], None] = no_rest) -> GGUFHeader:
     """Read the header of one file, be it a whole model or a part of one.
 
     Blocks, and raises, as `read_gguf` does.
+
+    Args:
+        rest: called about every millisecond of work.
     """
     # To open a named pipe would wait for a writer.
     if not stat.S_ISREG(path.stat().st_mode):
@@ -199,7 +186,7 @@ def read_part(path: Path) -> GGUFHeader:
     with path.open("rb") as file:
         found = os.fstat(file.fileno())
         try:
-            return _Reader(file, found.st_size).header(found.st_mtime)
+            return _Reader(file, found.st_size, rest).header(found.st_mtime)
         except _Fault as fault:
             raise ValueError(f"{path}: {fault}") from None
 
@@ -214,6 +201,7 @@ class _Reader:
 
     _file: BinaryIO
     _size: int
+    _rest: Callable[[], None]
     _position: int = 0
     _order: str = "<"
     _length: struct.Struct = field(default=struct.Struct("<Q"))
@@ -300,16 +288,27 @@ class _Reader:
         return length
 
     def _walk(self, count: int) -> None:
-        """Go over texts. A tokenizer has hundreds of thousands, so they are met in blocks, not one by one."""
-        length_at = self._length.unpack_from
-        block, at = b"", 0
-        for _ in range(count):
+        """Go over texts. A tokenizer has hundreds of thousands: they are met in blocks, and short ones many at once."""
+        length_at, many = self._length.unpack_from, _SHORT_TEXTS if self._order == "<" else _NO_TEXTS
+        block, at, block_bytes, singles = b"", 0, _BLOCK_BYTES, 0
+        while count:
             if at + 8 > len(block):
+                # Of texts that are longer than a block, no more is read than their beginning.
+                block_bytes = min(4 * block_bytes, _MOST_BLOCK_BYTES) if at < len(block) + 8 else _BLOCK_BYTES
                 self._move(at)
-                block, at = self._file.read(_BLOCK_BYTES), 0
+                self._rest()
+                block, at = self._file.read(block_bytes), 0
                 if len(block) < 8:
                     raise _Fault(f"truncated: a text should begin at {self._position} of {self._size}")
+            if not singles and count >= _AT_ONCE:
+                if (found := many.match(block, at)) is not None:
+                    at = found.end()
+                    count -= _AT_ONCE
+                    continue
+                singles = _AT_ONCE  # one of the next is long, or not in the block
             at += 8 + length_at(block, at)[0]
+            count -= 1
+            singles -= singles > 0
         self._move(at)
 
     def _tensors(self, count: int) -> tuple[int, int, int]:
@@ -319,7 +318,9 @@ class _Reader:
         """
         total_bytes = parameters = end = 0
         all_known = True
-        for _ in range(count):
+        for number in range(count):
+            if number % _TENSORS_AT_ONCE == 0:
+                self._rest()
             self._skip(self._count())  # its name
             dimensions = int(self._number("I"))
             if dimensions > _MAX_DIMENSIONS:
@@ -329,7 +330,7 @@ class _Reader:
             parameters += elements
             if parameters > _MAX_ELEMENTS:
                 raise _Fault("its tensors are larger than any model's")
-            block = _BLOCKS.get(int(kind))
+            block = BLOCKS.get(int(kind))
             if block is None:
                 all_known = False
                 continue

@@ -20,7 +20,7 @@ from attrs import define, field
 
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.guards.limits import MAX_HEADER_MEMORY_BYTES, MAX_KEPT_KEYS, MAX_REMEMBERED_HEADERS
-from engine_router.models.gguf import GGUFHeader, read_part, split_parts, summed
+from engine_router.models.gguf import GGUFHeader, no_rest, read_part, split_parts, summed
 from engine_router.models.weights import Weights, gguf_capabilities, gguf_weights
 
 _VERSION: Final = 1
@@ -97,13 +97,16 @@ class HeaderMemory:
             raise ValueError(f"{path}: a model of no parts")
         return summed([self.read_part(part) for part in parts])
 
-    def read_part(self, path: Path) -> GGUFHeader:
+    def read_part(self, path: Path, rest: Callable[[], None] = no_rest) -> GGUFHeader:
         """Return what is needed of the header of one file, be it a whole model or a part of one.
+
+        Args:
+            rest: called about every millisecond of work.
 
         Raises:
             ValueError, OSError: as `read` does.
         """
-        return _header(*self._known(path))
+        return _header(*self._known(path, rest))
 
     def weights(self, path: Path) -> Weights:
         """Return a summary of the facts in a GGUF file: without its template, and without all that its header says.
@@ -117,7 +120,7 @@ class HeaderMemory:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _known(self, path: Path) -> tuple[_Entry, _Kept]:
+    def _known(self, path: Path, rest: Callable[[], None] = no_rest) -> tuple[_Entry, _Kept]:
         """Return what is remembered of a file, or read it.
 
         Raises:
@@ -133,7 +136,7 @@ class HeaderMemory:
             else:
                 entry = None
         if entry is None:
-            entry = self._read(path, found)
+            entry = self._read(path, found, rest)
             with self._lock:
                 self._entries[key] = entry
                 while len(self._entries) > MAX_REMEMBERED_HEADERS:
@@ -142,10 +145,10 @@ class HeaderMemory:
             raise ValueError(f"{path}: {entry.fault}")
         return entry, _HEADERS.decode(entry.kept)
 
-    def _read(self, path: Path, found: os.stat_result) -> _Entry:
+    def _read(self, path: Path, found: os.stat_result, rest: Callable[[], None]) -> _Entry:
         entry = _Entry(found.st_size, found.st_mtime_ns, int(self._now()), b"", "")
         try:
-            header = read_part(path)
+            header = read_part(path, rest)
         except ValueError as error:
             entry.fault = str(error).removeprefix(f"{path}: ")[:_LONGEST_TEXT] or "damaged"
         else:

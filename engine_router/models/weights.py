@@ -16,7 +16,7 @@ from engine_router.config.template import NO_ARGUMENTS, ModelArguments, model_co
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import model_options
 from engine_router.guards.limits import MAX_CONFIG_BYTES, MAX_WEIGHT_FILES
-from engine_router.models.gguf import GGUFHeader, human_number, read_gguf, split_parts
+from engine_router.models.gguf import GGUFHeader, read_gguf, split_parts
 
 # What a chat template that knows of tools, or of thinking, has in it.
 _TOOL_MARKS: Final = ("tools", "tool_calls", "tool_call")
@@ -60,6 +60,18 @@ class Weights:
     def parameter_size(self) -> str:
         """Number of weights as Ollama writes it, such as "7.6B"; empty where it is not known."""
         return human_number(self.parameters) if self.parameters else ""
+
+
+def human_number(number: int) -> str:
+    """Return a number of parameters as Ollama writes it.
+
+    >>> [human_number(number) for number in (494_030_000, 7_600_000_000, 10**12)]
+    ['494.03M', '7.6B', '1T']
+    """
+    for unit, letter, digits in ((10**12, "T", 1), (10**9, "B", 1), (10**6, "M", 2)):
+        if number >= unit:
+            return f"{number / unit:.{0 if number % unit == 0 else digits}f}{letter}"
+    return f"{number / 1000:.0f}K" if number >= 1000 else str(number)
 
 
 @frozen(kw_only=True)

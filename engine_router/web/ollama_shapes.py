@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from engine_router.models.facts import ModelFacts
-from engine_router.models.gguf import human_number
 from engine_router.models.registry import Target
+from engine_router.models.weights import human_number
 
 # Ollama's own "for ever" is the largest duration that Go has. A time much later would overflow in clients that
 # convert it to their time zone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,32 @@ def split_files(folder: Path, stem: str, parts: int, keys: Mapping[str, Value] |
             gguf_file(path, "qwen3" if number == 0 else "", all_keys, vocabulary=3 if number == 0 else 0)
         )
     return found
+
+
+def safetensors_file(path: Path, *, cut: int = 0) -> Path:
+    """Write a file of safetensors with one tensor of 4 KB."""
+    header = json.dumps(
+        {"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 4096]}}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header.encode())
+        file.truncate(8 + len(header) + 4096 - cut)
+    return path
+
+
+def safetensors_folder(folder: Path, parts: int = 1) -> Path:
+    """Write a folder of safetensors as transformers does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
+    if parts == 1:
+        safetensors_file(folder / "model.safetensors")
+        return folder
+    names = [f"model-{part:05}-of-{parts:05}.safetensors" for part in range(1, parts + 1)]
+    for name in names:
+        safetensors_file(folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(names))}))
+    return folder
 
 
 def _text(text: str) -> bytes:

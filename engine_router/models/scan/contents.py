@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from attrs import define, field, frozen
 
 from engine_router.guards.foreign_text import shown
@@ -31,7 +32,7 @@ from engine_router.models.scan.listing import (
 from engine_router.models.scan.llama_cache import name_in_repository
 from engine_router.models.scan.naming import Candidate, base_name, name_stem, split_name
 from engine_router.models.scan.places import Place, PlaceLayout
-from engine_router.models.scan.projectors import Partner, Projector, pair
+from engine_router.models.scan.projectors import Part, as_model, as_projector, pair
 from engine_router.models.scan.results import Skipped
 from engine_router.models.scan.safetensors import NoModel, has_safetensors, model_files
 from engine_router.models.scan.walk import walk_folders
@@ -108,15 +109,11 @@ def contents_of(
     )
 
 
-@frozen(kw_only=True)
-class _File:
-    """A sound GGUF file, or a whole set of parts."""
+class _File(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A sound GGUF file, or a whole set of parts, that is a model or a projector."""
 
-    path: Path
+    part: Part
     size: int
-    header: GGUFHeader
-    base: str
-    quantization: str
     repository: str
     file_name: str
     identity: tuple[int, int] | None
@@ -152,13 +149,16 @@ class _Sorter:
             self._walk.skip(folder.path / name, "is a download that has not ended")
         if has_safetensors(folder):
             self._take_safetensors(root, folder)
+        scope = folder.scope
+        if split_name(scope.name) == ("", scope.name):  # a folder for one quantization
+            scope = scope.parent
         sets: defaultdict[tuple[str, str], list[FoundFile]] = defaultdict(list)
         for file in folder.files:
             if file.path.suffix.lower() == GGUF:
                 split = SPLIT.fullmatch(file.path.name)
                 sets[(file.path.name, "") if split is None else (split["stem"], split["parts"])].append(file)
         for files in sets.values():
-            self._take_gguf(root, folder, files)
+            self._take_gguf(root, folder, str(scope), files)
 
     def candidates(self) -> Iterator[Candidate]:
         """Yield the models."""
@@ -174,7 +174,7 @@ class _Sorter:
 
     # GGUF
 
-    def _take_gguf(self, root: Path, folder: Folder, files: Sequence[FoundFile]) -> None:
+    def _take_gguf(self, root: Path, folder: Folder, scope: str, files: Sequence[FoundFile]) -> None:
         """Take in a file, or a set of parts as far as it is there."""
         first = files[0]
         stem = name_stem(first.path.name)
@@ -197,13 +197,13 @@ class _Sorter:
         if (fault := _fault_of_set(headers)) is not None:
             self._walk.skip(first.path, fault)
             return
-        self._sort(root, folder, files, summed(headers))
+        self._sort(root, folder, scope, first, headers[0] if len(headers) == 1 else summed(headers))
 
     def _read(self, file: FoundFile) -> GGUFHeader | None:
         """Read the header of a file; None, and tell why, where it is not a sound one."""
         is_fresh = abs(self._now() - file.modified_at) < WRITTEN_OF_LATE_S
         try:
-            header = self._headers.read_part(file.path)
+            header = self._headers.read_part(file.path, self._walk.rest)
         except FileNotFoundError:  # it went meanwhile
             return None
         except OSError as error:
@@ -220,31 +220,30 @@ class _Sorter:
             return None
         return header
 
-    def _sort(self, root: Path, folder: Folder, files: Sequence[FoundFile], header: GGUFHeader) -> None:
+    def _sort(self, root: Path, folder: Folder, scope: str, first: FoundFile, header: GGUFHeader) -> None:
         """Put a sound file where it belongs by what it is."""
-        first = files[0]
         repository, name = self._origin(root, folder, first.path)
         kind = kind_of(name, header)
         if kind not in ("model", "projector"):
             self._walk.skip(first.path, REASONS[kind], is_fault=kind == "unknown")
             return
-        label = "" if header.quantization == "unknown" else header.quantization
-        scope = folder.scope
-        if split_name(scope.name) == ("", scope.name):  # a folder for one quantization
-            scope = scope.parent
+        base, quantization = split_name(name)
+        if not quantization and header.quantization != "unknown":
+            quantization = header.quantization
+        if kind == "projector":
+            part = as_projector(first.path, base, quantization, header)
+        else:
+            part = as_model(first.path, base_name(base, repository, first.path), quantization, header)
         self._files.append(
             _File(
-                path=first.path,
+                part=part,
                 size=header.file_bytes,
-                header=header,
-                base=base_name(name, repository, [parent.name for parent in first.path.parents][:3]),
-                quantization=split_name(name)[1] or label,
                 repository=repository,
                 file_name=name,
                 identity=first.identity,
                 is_link=first.is_link,
                 is_projector=kind == "projector",
-                scope=repository or str(scope),
+                scope=repository or scope,
             )
         )
 
@@ -262,37 +261,36 @@ class _Sorter:
         return "/".join(within[:2]) if self._layout == "lmstudio" and len(within) >= 2 else ""
 
     def _paired(self, scope: _Scope) -> Iterator[Candidate]:
-        models, projectors = scope.models, scope.projectors
         pairing = pair(
-            [Partner(base=file.base, quantization=file.quantization, header=file.header) for file in models],
-            [Projector(path=file.path, header=file.header) for file in projectors],
-            is_repository=any(file.repository for file in (*models, *projectors)),
+            [file.part for file in scope.models],
+            [file.part for file in scope.projectors],
+            is_repository=bool(scope.models and scope.models[0].repository),
         )
         used = {chosen[0] for chosen in pairing.chosen if len(chosen) == 1}
-        for projector in projectors:
-            if projector.path in pairing.unclear:
+        for projector in (file.part.path for file in scope.projectors):
+            if projector in pairing.unclear:
                 self._walk.skip(
-                    projector.path,
+                    projector,
                     "is a projector that may belong to several models here: "
                     "give the right one a table in [models] with mmproj",
                 )
             else:
-                whose = "of a model here" if projector.path in used else "of no model here"
-                self._walk.skip(projector.path, f"is a projector (mmproj) {whose}", is_fault=False)
-        for file, chosen in zip(models, pairing.chosen, strict=True):
+                whose = "of a model here" if projector in used else "of no model here"
+                self._walk.skip(projector, f"is a projector (mmproj) {whose}", is_fault=False)
+        for file, chosen in zip(scope.models, pairing.chosen, strict=True):
             if len(chosen) > 1:
                 names = ", ".join(shown(path.name) for path in chosen[:4])
                 self._walk.skip(
-                    file.path,
+                    file.part.path,
                     f"is served without a projector: several fit equally ({names}); "
                     "give it a table in [models] with mmproj",
                 )
             yield Candidate(
-                path=file.path,
+                path=file.part.path,
                 format="gguf",
                 size_bytes=file.size,
-                base=file.base,
-                quantization=file.quantization,
+                base=file.part.base,
+                quantization=file.part.quantization,
                 mmproj=chosen[0] if len(chosen) == 1 else None,
                 repository=file.repository,
                 file_name=file.file_name,
@@ -328,9 +326,10 @@ class _Sorter:
 def _distinct(files: Sequence[_File]) -> list[_File]:
     """Return files, each once: by its own path rather than by a link, and by the shortest of several."""
     found: dict[object, _File] = {}
-    for file in sorted(files, key=lambda file: (file.is_link, len(file.path.parts), str(file.path))):
-        found.setdefault(file.identity or file.path, file)
-    return sorted(found.values(), key=lambda file: str(file.path))
+    by_path = [(file.is_link, len(file.part.path.parts), str(file.part.path), file) for file in files]
+    for *_order, path, file in sorted(by_path, key=lambda each: each[:3]):
+        found.setdefault(file.identity or path, file)
+    return sorted(found.values(), key=lambda file: str(file.part.path))
 
 
 def _fault_of_set(headers: Sequence[GGUFHeader]) -> str | None:

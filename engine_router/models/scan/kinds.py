@@ -60,9 +60,9 @@ def kind_of(name: str, header: GGUFHeader) -> Kind:
         name: the file's.
         header: its header; of a model in several files, that of all of them together.
     """
-    words = _TOKEN.findall(name_stem(name).lower())
     if (said := _said(header)) is not None:
         return said
+    words = _TOKEN.findall(name_stem(name).lower())
     if not header.architecture:
         return "imatrix" if "imatrix" in words else "unknown"
     if not header.tensor_count:
@@ -77,7 +77,7 @@ def _said(header: GGUFHeader) -> Kind | None:
     found = _TYPES.get(header.text("general.type").lower()) or _ARCHITECTURES.get(header.architecture.lower())
     if found is None and ("adapter.type" in header.metadata or "adapter.lora.alpha" in header.metadata):
         return "adapter"
-    if found is None and any(key.startswith("imatrix.") for key in (*header.metadata, *header.array_lengths)):
+    if found is None and not header.architecture and "imatrix.datasets" in header.array_lengths:
         return "imatrix"
     return found
 

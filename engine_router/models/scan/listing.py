@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+import msgspec
 from attrs import define, field, frozen
 
 from engine_router.guards.foreign_text import shown
@@ -35,8 +36,7 @@ UNFINISHED: Final = (
 ABSENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
 
 
-@frozen
-class FoundFile:
+class FoundFile(msgspec.Struct, frozen=True, gc=False):
     """A file of a model.
 
     Attributes:
@@ -122,7 +122,7 @@ class Walk:
         marks: time and size of what shows that there may be something new: each folder, each file with a fault.
     """
 
-    _rest: Callable[[], None]
+    rest: Callable[[], None]
     skipped: list[Skipped] = field(factory=list)
     marks: dict[Path, Mark] = field(factory=dict)
     _entries: int = 0
@@ -167,19 +167,19 @@ class Walk:
         name = entry.name
         lower = name.lower()
         try:
-            is_link = entry.is_symlink()
-            if entry.is_dir():
-                if _is_text(name):
-                    listing.folders.append((name, is_link))
-                else:
-                    self.skip(folder, f"holds a folder whose name is no text: {shown(name)}")
-                return
-            if lower in _BESIDE or lower.startswith(_MANIFEST):
-                if not is_link or entry.is_file():
-                    listing.beside.add(name)
-                return
+            is_link, is_folder = entry.is_symlink(), _is_folder(entry)
         except OSError as error:
             self.skip(folder, f"{shown(name)} cannot be looked at: {why(error)}")
+            return
+        if is_folder:
+            if _is_text(name):
+                listing.folders.append((name, is_link))
+            else:
+                self.skip(folder, f"holds a folder whose name is no text: {shown(name)}")
+            return
+        if lower in _BESIDE or lower.startswith(_MANIFEST):
+            if not is_link or os.path.exists(entry.path):  # noqa: PTH110 - an entry has its path as a text
+                listing.beside.add(name)
             return
         if lower.endswith(UNFINISHED) and any(suffix in lower for suffix in _SUFFIXES):
             if _is_text(name):
@@ -191,7 +191,7 @@ class Walk:
                 self.skip(folder, f"holds a file whose name is no text: {shown(name)}")
 
     def _file(self, path: Path, listing: Listing, *, is_link: bool, by_link: bool) -> None:
-        self._rest()
+        self.rest()
         try:
             found = path.stat()
         except OSError as error:
@@ -232,6 +232,15 @@ class Walk:
         if found.st_ino:
             self._entered.add(identity)
         return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself
+            return False
+        raise
 
 
 def _is_text(name: str) -> bool:

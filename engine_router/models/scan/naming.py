@@ -16,7 +16,8 @@ name changes:
 A file that is found for a second engine as well has that engine's name and `/` in front there.
 
 Aliases are `unsloth/Qwen3-8B-GGUF:Q4_K_M`, the same behind `hf.co/` as Ollama has it, both without the tag, the file
-with and without its suffix, and the name without its tag; each where it means one model only, and is no model's name.
+with and without its suffix (or the folder of safetensors), and the name without its tag; each where it means one
+model only, and is no other model's name.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from attrs import define, frozen
+import msgspec
 
 from engine_router.guards.limits import MODEL_NAME_CHARS
-from engine_router.models.gguf import SPLIT
+from engine_router.models.gguf import SPLIT, no_rest
 from engine_router.models.scan.results import Format, FoundModel, Skipped
 
 _HUB: Final = "hf.co/"
 _LATEST: Final = ":latest"
+_SUFFIX: Final = ".gguf"
 _QUANTIZATION: Final = re.compile(
     r"(?:^|(?<=[-._ ]))"
     r"(?:UD[-_])?"
@@ -48,13 +50,16 @@ _QUANTIZATION: Final = re.compile(
 _FORMAT_SUFFIX: Final = re.compile(r"(?:[-_. ]+gguf)+$", re.IGNORECASE)
 # What a file may be called when nobody gave it a name.
 _SAYS_NOTHING: Final = frozenset(("", "model", "ggml-model", "ggml", "gguf", "unsloth", "weights", "output"))
+_NEAR: Final = 3  # folders further out say where it is, not what
 _UNFIT: Final = re.compile(r"[^\w.+-]+|_(?=_)")
 _ENDS: Final = "-._+ "
 
 
-@frozen(kw_only=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A sound model before it has a name.
+
+    There may be thousands, none of them in a cycle: Python's search for cycles, which holds everything up, is not to
+    go through them.
 
     Attributes:
         path: its file, of a model in several files the first; or its folder.
@@ -79,8 +84,7 @@ class Candidate:
     identity: tuple[int, int] | None = None
 
 
-@frozen
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, gc=False):
     """A candidate that is to get a name: for which engine, and under which place it was found."""
 
     engine: str
@@ -108,25 +112,26 @@ def split_name(name: str) -> tuple[str, str]:
 def name_stem(name: str) -> str:
     """Return the name of a GGUF file without its suffix, and without the number of its part."""
     split = SPLIT.fullmatch(name)
-    return split["stem"] if split is not None else re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE)
+    if split is not None:
+        return split["stem"]
+    return name[: -len(_SUFFIX)] if name.lower().endswith(_SUFFIX) else name
 
 
-def base_name(name: str, repository: str, folders: Sequence[str]) -> str:
+def base_name(base: str, repository: str, path: Path) -> str:
     """Return what a model is called without its quantization.
 
     Args:
-        name: its file's, or its folder's.
+        base: what its file, or folder, is called without that.
         repository: `user/repo`, or empty.
-        folders: the folders in which it lies, the innermost first.
+        path: where it is; the folders in which it lies may say what it is.
     """
-    for candidate in (split_name(name)[0], split_name(repository.rpartition("/")[2])[0]):
-        if candidate.lower() not in _SAYS_NOTHING:
-            return candidate
-    for folder in folders:
-        base, quantization = split_name(folder)
-        if base.lower() not in _SAYS_NOTHING and not (quantization and not base):
-            return base
-    return name_stem(name)
+    if base.lower() not in _SAYS_NOTHING:
+        return base
+    for name in (repository.rpartition("/")[2], *(parent.name for parent in path.parents[:_NEAR])):
+        found, quantization = split_name(name)
+        if found.lower() not in _SAYS_NOTHING and (found or not quantization):
+            return found
+    return name_stem(path.name)
 
 
 def plain(text: str) -> str:
@@ -140,59 +145,56 @@ def plain(text: str) -> str:
 
 
 def name_models(
-    wanted: Sequence[Wanted], taken: Collection[str] = ()
+    wanted: Sequence[Wanted], taken: Collection[str] = (), rest: Callable[[], None] = no_rest
 ) -> tuple[list[FoundModel], list[Skipped]]:
     """Name models, by the rule above; in the order in which they come. Those without a name that can be used are skipped.
 
     Args:
         taken: names that are no found model's.
+        rest: called about every millisecond of work.
     """
     reserved = {name.casefold().removesuffix(_LATEST) for name in taken}
-    entries = [_Named(each, _forms(each)) for each in wanted]
+    entries = []
+    for each in wanted:
+        rest()
+        entries.append(_Named(each, _forms(each)))
     while True:
         counts = Counter(entry.name for entry in entries)
         alike = [
             entry
             for entry in entries
-            if entry.form + 1 < len(entry.forms)
-            and (counts[entry.name] > 1 or entry.name.casefold() in reserved)
+            if (counts[entry.name] > 1 or entry.name.casefold() in reserved)
+            and entry.form + 1 < len(entry.forms)
         ]
         if not alike:
             break
         for entry in alike:
             entry.form += 1
-    names = {name.casefold() for name in counts}
-    claims: defaultdict[str, set[int]] = defaultdict(set)
-    aliases = [
-        [] if entry.wanted.is_repeated else list(_aliases(entry.wanted.candidate)) for entry in entries
-    ]
-    for index, own in enumerate(aliases):
-        for alias in own:
-            claims[alias.casefold()].add(index)
+    owners = {entry.name.casefold(): entry.name for entry in entries}
+    claims: Counter[str] = Counter()
+    for entry in entries:
+        rest()
+        claims.update({alias.casefold() for alias in _aliases(entry.wanted)})
     models, skipped = [], []
-    for entry, own in zip(entries, aliases, strict=True):
+    for entry in entries:
+        rest()
         if counts[entry.name] > 1 or entry.name.casefold() in reserved or len(entry.name) > MODEL_NAME_CHARS:
-            skipped.append(
-                Skipped(
-                    entry.wanted.candidate.path,
-                    "no name can be made of its own: give it one in [models]",
-                    True,
-                )
-            )
+            reason = "no name can be made of its own: give it one in [models]"
+            skipped.append(Skipped(entry.wanted.candidate.path, reason, is_fault=True))
             continue
-        usable = [
+        aliases = tuple(
             alias
-            for alias in own
-            if len(claims[alias.casefold()]) == 1
-            and alias.casefold() not in names
+            for alias in dict.fromkeys(_aliases(entry.wanted))
+            if alias != entry.name
+            and (owners.get(alias.casefold()) or (entry.name if claims[alias.casefold()] == 1 else ""))
+            == entry.name
             and _is_usable(alias, reserved)
-        ]
-        models.append(_model(entry, usable))
+        )
+        models.append(_model(entry, aliases))
     return models, skipped
 
 
-@define
-class _Named:
+class _Named(msgspec.Struct, gc=False):
     """A candidate and the form of its name that it has so far."""
 
     wanted: Wanted
@@ -222,7 +224,10 @@ def _forms(wanted: Wanted) -> tuple[str, ...]:
     )
 
 
-def _aliases(candidate: Candidate) -> Iterator[str]:
+def _aliases(wanted: Wanted) -> Iterator[str]:
+    candidate = wanted.candidate
+    if wanted.is_repeated:
+        return
     if candidate.repository:
         tagged = candidate.repository
         if candidate.quantization:
@@ -235,6 +240,8 @@ def _aliases(candidate: Candidate) -> Iterator[str]:
     if candidate.file_name:
         yield candidate.file_name
         yield name_stem(candidate.file_name)
+    else:
+        yield candidate.base
     yield plain(candidate.base)
 
 
@@ -246,12 +253,12 @@ def _is_usable(alias: str, reserved: Collection[str]) -> bool:
     )
 
 
-def _model(entry: _Named, aliases: Sequence[str]) -> FoundModel:
+def _model(entry: _Named, aliases: tuple[str, ...]) -> FoundModel:
     candidate = entry.wanted.candidate
     return FoundModel(
         engine=entry.wanted.engine,
         name=entry.name,
-        aliases=tuple(dict.fromkeys(alias for alias in aliases if alias != entry.name)),
+        aliases=aliases,
         path=candidate.path,
         format=candidate.format,
         mmproj=candidate.mmproj,

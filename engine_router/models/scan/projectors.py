@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from attrs import frozen
 
 from engine_router.models.gguf import GGUFHeader
-from engine_router.models.scan.naming import split_name
 
 _PRECISIONS: Final = ("bf16", "f16", "fp16", "f32", "fp32", "q8_0")
 # Words that say that it is a projector, not of which model.
@@ -36,57 +36,64 @@ _PARTNERS: Final[dict[str, tuple[str, ...]]] = {
 _WITH_WIDTH: Final = frozenset(
     (*_PARTNERS, "idefics3", "internvl", "kimivl", "lfm2", "pixtral", "qwen2.5o", "ultravox", "voxtral")
 )
+_WIDTHS: Final = ("clip.vision.projection_dim", "clip.audio.projection_dim")
 _EXACT, _PREFIX, _PLAIN, _OTHER = 3, 2, 1, 0
 
 
-@frozen(kw_only=True)
-class Projector:
-    """A projector's file.
+class Part(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A model, or a projector, as far as that matters here.
 
     Attributes:
         path: where it is.
-        header: its header.
+        base: what its file is called without its quantization.
+        quantization: such as `Q4_K_M`; empty where it is not known.
+        kind: a model's architecture; a projector's type.
+        widths: of the embeddings that a model takes, or a projector makes; empty where the header does not say.
     """
 
     path: Path
-    header: GGUFHeader
+    base: str
+    quantization: str
+    kind: str
+    widths: tuple[int, ...]
 
     @property
     def precision(self) -> str:
-        """Its quantization, by its name, else by its header, in lower case."""
-        return (split_name(self.path.name)[1] or self.header.quantization).lower()
+        """Its quantization in lower case."""
+        return self.quantization.lower()
 
     @property
     def words(self) -> tuple[str, ...]:
         """The words of its name that say of which model it is; none for `mmproj-BF16.gguf`."""
-        return tuple(word for word in words_of(split_name(self.path.name)[0]) if word not in _PLAIN_WORDS)
-
-    def fits(self, header: GGUFHeader) -> bool:
-        """Tell whether the headers allow that it belongs to a model."""
-        kind = self.header.text("clip.projector_type").lower()
-        if kind in _PARTNERS and header.architecture not in _PARTNERS[kind]:
-            return False
-        widths = [
-            width
-            for key in ("clip.vision.projection_dim", "clip.audio.projection_dim")
-            if isinstance(width := self.header.metadata.get(key), int) and width > 0
-        ]
-        return kind not in _WITH_WIDTH or not widths or header.embedding_length in (None, *widths)
+        return tuple(word for word in _WORD.findall(self.base.lower()) if word not in _PLAIN_WORDS)
 
 
-@frozen(kw_only=True)
-class Partner:
-    """A model that may get a projector.
+def as_model(path: Path, base: str, quantization: str, header: GGUFHeader) -> Part:
+    """Return a model that may get a projector."""
+    width = header.embedding_length
+    return Part(
+        path=path,
+        base=base,
+        quantization=quantization,
+        kind=header.architecture,
+        widths=() if width is None else (width,),
+    )
 
-    Attributes:
-        base: what it is called without its quantization.
-        quantization: such as `Q4_K_M`; empty where it is not known.
-        header: its header.
-    """
 
-    base: str
-    quantization: str
-    header: GGUFHeader
+def as_projector(path: Path, base: str, quantization: str, header: GGUFHeader) -> Part:
+    """Return a projector."""
+    kind = header.text("clip.projector_type").lower()
+    widths = (header.metadata.get(key) for key in _WIDTHS) if kind in _WITH_WIDTH else ()
+    known = tuple(width for width in widths if isinstance(width, int) and width > 0)
+    return Part(path=path, base=base, quantization=quantization, kind=kind, widths=known)
+
+
+def fits(projector: Part, model: Part) -> bool:
+    """Tell whether the headers allow that a projector belongs to a model."""
+    partners = _PARTNERS.get(projector.kind)
+    if partners is not None and model.kind not in partners:
+        return False
+    return not projector.widths or not model.widths or model.widths[0] in projector.widths
 
 
 @frozen
@@ -102,22 +109,17 @@ class Pairing:
     unclear: list[Path]
 
 
-def words_of(name: str) -> tuple[str, ...]:
-    """Return the words of a name, in lower case: `Qwen2.5-VL-7B` has three."""
-    return tuple(_WORD.findall(name.lower()))
-
-
-def pair(models: Sequence[Partner], projectors: Sequence[Projector], *, is_repository: bool) -> Pairing:
+def pair(models: Sequence[Part], projectors: Sequence[Part], *, is_repository: bool) -> Pairing:
     """Pair models with the projectors that lie with them.
 
     Args:
         is_repository: they are of one repository, so that a name need not tell to which models a projector belongs.
     """
-    bases = {words_of(model.base) for model in models}
+    bases = {model.words for model in models}
     unclear = []
     if not is_repository:
         for projector in projectors:
-            fitting = {words_of(model.base) for model in models if projector.fits(model.header)}
+            fitting = {model.words for model in models if fits(projector, model)}
             if not projector.words and _families(fitting) > 1:
                 unclear.append(projector.path)
     usable = [projector for projector in projectors if projector.path not in unclear]
@@ -125,15 +127,15 @@ def pair(models: Sequence[Partner], projectors: Sequence[Projector], *, is_repos
     for model in models:
         ranked: dict[tuple[int, bool, int], list[Path]] = {}
         for projector in usable:
-            if not projector.fits(model.header):
+            if not fits(projector, model):
                 continue
-            likeness = _likeness(words_of(model.base), projector.words, bases)
+            likeness = _likeness(model.words, projector.words, bases)
             if likeness == _OTHER and is_repository and len(bases) == 1:
                 likeness = _PLAIN
             if likeness != _OTHER:
                 rank = (
                     likeness,
-                    projector.precision == model.quantization.lower(),
+                    projector.precision == model.precision,
                     -_order(projector.precision),
                 )
                 ranked.setdefault(rank, []).append(projector.path)

@@ -25,8 +25,27 @@ SILENCE_LIMIT_S: Final = 30.0
 """Seconds in which the scan of a place has to come forward by a file at least; a disk that spins up takes ten."""
 
 # A thread that computes gives way so often, and for so long, that the event loop gets its turn. Seconds.
-_WORK_S: Final = 0.002
-_REST_S: Final = 0.0005
+_WORK_S: Final = 0.001
+_REST_S: Final = 0.0003
+
+
+@define(eq=False)
+class _Pace:
+    """The pace of one thread: it rests now and then.
+
+    Attributes:
+        signs: how often the thread came by.
+    """
+
+    signs: int = 0
+    _rested_at: float = 0.0
+
+    def rest(self) -> None:
+        """Let other threads have their turn, unless they had it just now."""
+        self.signs += 1
+        if time.perf_counter() - self._rested_at > _WORK_S:
+            time.sleep(_REST_S)
+            self._rested_at = time.perf_counter()
 
 
 @define(eq=False)
@@ -36,8 +55,7 @@ class _PlaceScan:
     written: str
     state: PlaceState = field(factory=PlaceState)
     contents: Contents = field(factory=Contents)
-    signs: int = 0
-    _rested_at: float = 0.0
+    _pace: _Pace = field(factory=_Pace)
     _one_thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
 
     async def scan(self, look: Callable[[str, Callable[[], None]], Contents], silence_limit_s: float) -> None:
@@ -49,7 +67,6 @@ class _PlaceScan:
         if self._one_thread.borrowed_tokens:
             self._settle(began, f"{self._silence(silence_limit_s)}, and its last scan still hangs")
             return
-        self.signs += 1
         is_done = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, nursery.cancel_scope, silence_limit_s)
@@ -71,7 +88,7 @@ class _PlaceScan:
     def _run(self, look: Callable[[str, Callable[[], None]], Contents]) -> None:
         """Run in the thread. What a thread finds that nobody waits for any more is there for the next scan."""
         try:
-            self.contents = look(self.written, self._rest)
+            self.contents = look(self.written, self._pace.rest)
         except ValueError as error:
             self.contents = Contents(fault=str(error))
         except OSError as error:
@@ -80,19 +97,13 @@ class _PlaceScan:
             logger.exception("the scan of %s failed", self.written)
             self.contents = evolve(self.contents, fault="the scan failed: see the log")
 
-    def _rest(self) -> None:
-        self.signs += 1
-        if time.perf_counter() - self._rested_at > _WORK_S:
-            time.sleep(_REST_S)
-            self._rested_at = time.perf_counter()
-
     async def _watch(self, scope: trio.CancelScope, silence_limit_s: float) -> None:
         """Give up a thread that shows no sign of life."""
-        signs, silent_since = self.signs, trio.current_time()
+        signs, silent_since = self._pace.signs, trio.current_time()
         while trio.current_time() - silent_since < silence_limit_s:
             await trio.sleep(silence_limit_s / 10)
-            if self.signs != signs:
-                signs, silent_since = self.signs, trio.current_time()
+            if self._pace.signs != signs:
+                signs, silent_since = self._pace.signs, trio.current_time()
         scope.cancel()
 
     def _silence(self, silence_limit_s: float) -> str:
@@ -178,14 +189,12 @@ def _assemble(
                     own.add(file)
                     engine = files.setdefault(file, request.engine)
                     wanted.append(Wanted(request.engine, place, candidate, engine != request.engine))
-    models, nameless = name_models(wanted[:MAX_FOUND_MODELS], taken)
+    models, nameless = name_models(wanted[:MAX_FOUND_MODELS], taken, _Pace().rest)
     skipped = dict.fromkeys(nameless)
     for held in contents.values():
         skipped.update(dict.fromkeys(held.skipped))
     listed = sorted(skipped, key=lambda each: (not each.is_fault, str(each.path), each.reason))
     if len(listed) > MAX_TOLD_SKIPPED:
         more = len(listed) - MAX_TOLD_SKIPPED + 1
-        listed[MAX_TOLD_SKIPPED - 1 :] = [
-            Skipped(listed[-1].path, f"and {more - 1} more are passed over", False)
-        ]
+        listed[MAX_TOLD_SKIPPED - 1 :] = [Skipped(listed[-1].path, f"and {more} more are passed over", False)]
     return ScanResult(models=tuple(models), skipped=tuple(listed), places=states)
