@@ -139,6 +139,22 @@ class TestFilesOfOthers:
         pair = text(b"general.architecture") + struct.pack("<I", STRING) + text(b"qwen2")
         assert read_gguf(put(tmp_path / "m.gguf", raw(pair, version=2))).architecture == "qwen2"
 
+    @pytest.mark.parametrize(("alignment", "missing"), [(None, 0), (32, 0), (256, 128)])
+    def test_what_is_missing_of_the_weights(
+        self, tmp_path: Path, alignment: int | None, missing: int
+    ) -> None:
+        key = text(b"general.alignment") + struct.pack("<II", U32, alignment or 32)
+        tensors = (
+            text(b"a") + struct.pack("<IQIQ", 1, 64, 0, 0) + text(b"b") + struct.pack("<IQIQ", 1, 64, 0, 256)
+        )
+        head = raw(*[key] * (alignment is not None), tensors=tensors, counts=(2, int(alignment is not None)))
+        start = -(-len(head) // 32) * 32
+        assert alignment != 256 or start == 128  # 128 bytes further on
+        path = put(tmp_path / "m.gguf", head.ljust(start, b"\0") + bytes(512))
+        assert read_gguf(path).missing_bytes == missing
+        os.truncate(path, start + 300)
+        assert (read_gguf(path).missing_bytes, read_gguf(path).tensor_count) == (212 + missing, 2)
+
     def test_a_type_from_the_future_counts_what_follows_the_header(self, tmp_path: Path) -> None:
         tensor = text(b"a") + struct.pack("<IQIQ", 1, 64, 900, 0)
         header = read_gguf(put(tmp_path / "m.gguf", raw(tensors=tensor, counts=(1, 0)) + bytes(500)))

@@ -166,7 +166,7 @@ class HeaderMemory:
                 read = _LINES.decode(line)
                 if not read.fault:
                     _HEADERS.decode(read.kept)
-            except (msgspec.MsgspecError, RecursionError):
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue
             entry = _Entry(read.size, read.mtime_ns, read.used_at, bytes(read.kept), read.fault)
             with self._lock:

@@ -13,7 +13,8 @@ import trio
 from support.gguf_files import gguf_file
 
 from engine_router.models.header_memory import HeaderMemory
-from engine_router.models.scan import Scanner, ScanRequest
+from engine_router.models.scan import ScanRequest
+from engine_router.models.scan.scanner import Scanner
 
 _TICK_S = 0.001
 

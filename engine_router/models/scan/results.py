@@ -85,7 +85,7 @@ class PlaceState:
 
 @frozen(kw_only=True)
 class ScanResult:
-    """The models that were found, and what was passed over, faults first."""
+    """The models that were found, by engine and name, and what was passed over, faults first."""
 
     models: tuple[FoundModel, ...]
     skipped: tuple[Skipped, ...]

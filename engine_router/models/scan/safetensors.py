@@ -104,7 +104,7 @@ def _missing_bytes(file: FoundFile) -> int:
                 raise NoModel(f"{shown(file.path.name)} is not a safetensors file", is_fault=True)
             header = opened.read(length)
         tensors = _HEADERS.decode(header)
-    except (OSError, msgspec.MsgspecError, RecursionError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise NoModel(f"{shown(file.path.name)} cannot be read, or is damaged", is_fault=True) from None
     end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     return int(_LENGTH.size + length + end - file.size)
@@ -122,7 +122,7 @@ def _object(path: Path, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
         found = None if len(text) > most_bytes else msgspec.json.decode(text)
     except OSError as error:
         raise NoModel(f"its {path.name} cannot be read: {why(error)}", is_fault=True) from None
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise NoModel(f"its {path.name} is not JSON", is_fault=True) from None
     if not isinstance(found, dict):
         raise NoModel(f"its {path.name} is no JSON object of at most {most_bytes} bytes", is_fault=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -92,7 +92,7 @@ class _PlaceScan:
         except ValueError as error:
             self.contents = Contents(fault=str(error))
         except OSError as error:
-            self.contents = evolve(self.contents, fault=f"cannot be entered: {why(error)}")
+            self.contents = evolve(self.contents, fault=f"cannot be entered: {why(error)}{self._kept()}")
         except Exception:  # a fault of this program must not cost what other places hold
             logger.exception("the scan of %s failed", self.written)
             self.contents = evolve(self.contents, fault="the scan failed: see the log")
@@ -107,8 +107,10 @@ class _PlaceScan:
         scope.cancel()
 
     def _silence(self, silence_limit_s: float) -> str:
-        kept = ": what it had last stays" if self.contents.candidates else ""
-        return f"did not answer within {silence_limit_s:g} s{kept}"
+        return f"did not answer within {silence_limit_s:g} s{self._kept()}"
+
+    def _kept(self) -> str:
+        return ": what it had last stays" if self.contents.candidates else ""
 
     def _settle(self, began: float, fault: str | None) -> None:
         self.state = PlaceState(
@@ -172,7 +174,7 @@ class Scanner:
 
 
 def _assemble(
-    requests: Iterable[ScanRequest],
+    requests: Sequence[ScanRequest],
     taken: Collection[str],
     contents: Mapping[str, Contents],
     states: Mapping[str, PlaceState],
@@ -190,6 +192,8 @@ def _assemble(
                     engine = files.setdefault(file, request.engine)
                     wanted.append(Wanted(request.engine, place, candidate, engine != request.engine))
     models, nameless = name_models(wanted[:MAX_FOUND_MODELS], taken, _Pace().rest)
+    order = {request.engine: number for number, request in enumerate(requests)}
+    models.sort(key=lambda model: (order[model.engine], model.name))
     skipped = dict.fromkeys(nameless)
     for held in contents.values():
         skipped.update(dict.fromkeys(held.skipped))
