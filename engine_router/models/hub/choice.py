@@ -13,10 +13,10 @@ from attrs import frozen
 
 from engine_router.errors import BadRequest, NotOnHub
 from engine_router.guards.foreign_text import shown
-from engine_router.models.gguf import GGUFHeader
 from engine_router.models.hub.names import HubName
 from engine_router.models.hub.quantization import GgufName, distance, is_companion, is_projector, matches
-from engine_router.models.scan.projectors import Partner, Projector, pair
+from engine_router.models.scan.naming import split_name
+from engine_router.models.scan.projectors import Part, pair
 
 _NAMED: Final = 12
 # Folders with the same weights in another form, and files of the training.
@@ -24,9 +24,6 @@ _OTHER_FORMS: Final = re.compile(
     r"(^|/)(original|onnx|openvino|metal|coreml|tf|flax|runs|checkpoint-\d+|\.[^/]*)/", re.IGNORECASE
 )
 _KEPT: Final = (".safetensors", ".json", ".model", ".txt", ".tiktoken", ".jinja", ".py")
-_NO_HEADER: Final = GGUFHeader(
-    metadata={}, arrays={}, array_lengths={}, tensor_bytes=0, parameters=0, file_bytes=0, modified_at=0.0
-)
 
 
 @frozen
@@ -169,14 +166,14 @@ def _projector(model: RepoFile, ggufs: Sequence[RepoFile]) -> tuple[RepoFile | N
     """
     folder = model.path.rpartition("/")[0]
     own = GgufName.of(model.path)
-    partner = Partner(base=own.base, quantization=own.label, header=_NO_HEADER)
+    partner = _part(model.path, own.base, own.label)
     while True:
         found = {
             PurePosixPath(file.path): file
             for file in ggufs
             if is_projector(file.path) and file.path.rpartition("/")[0] == folder
         }
-        projectors = [Projector(path=Path(path), header=_NO_HEADER) for path in found]
+        projectors = [_part(str(path), *split_name(path.name)) for path in found]
         chosen = pair([partner], projectors, is_repository=True).chosen[0]
         if len(chosen) == 1:
             return found[PurePosixPath(chosen[0].as_posix())], ()
@@ -186,6 +183,10 @@ def _projector(model: RepoFile, ggufs: Sequence[RepoFile]) -> tuple[RepoFile | N
         if not folder:
             return None, ()
         folder = folder.rpartition("/")[0]
+
+
+def _part(path: str, base: str, quantization: str) -> Part:
+    return Part(path=Path(path), base=base, quantization=quantization, kind="", widths=())
 
 
 def _safetensors(name: HubName, files: Sequence[RepoFile]) -> Choice:
