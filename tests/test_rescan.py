@@ -243,3 +243,26 @@ async def test_what_is_in_force_during_a_scan_ends_with_it(tmp_path: Path) -> No
         it.router.scans.around = around
         await it.router.rescan()
         assert said == ["begins", "ends"]
+
+
+async def test_a_model_with_other_files_starts_anew(tmp_path: Path, gguf: Path) -> None:
+    async with lab(tmp_path) as it:
+        file = Path(shutil.copy(gguf, it.folder / "one-7b-Q8_0.gguf"))
+        await it.router.rescan()
+        before = await it.pid("one-7b")
+        (it.folder / "deep").mkdir()
+        file.rename(it.folder / "deep" / file.name)
+        assert await it.router.rescan() == Changes(found=("one-7b:q8_0",))
+        assert await it.pid("one-7b") != before
+
+
+async def test_a_family_that_changes_starts_its_models_anew(tmp_path: Path, gguf: Path) -> None:
+    async with lab(tmp_path, more='[families.q]\nmatch = "one*"') as it:
+        for name in ("one", "two"):
+            shutil.copy(gguf, it.folder / f"{name}-7b-Q8_0.gguf")
+        await it.router.rescan()
+        first, second = await it.pid("one-7b"), await it.pid("two-7b")
+        it.config.write_text(text(it.folder, more='[families.q]\nmatch = "one*"\nargs = ["said=x"]'))
+        assert await it.router.reload() == Changes(settings=("families.q",))
+        assert await it.pid("one-7b") != first
+        assert await it.pid("two-7b") == second

@@ -26,7 +26,8 @@ class Changes:
         restarted: engines that changed: each is stopped once its requests are done, and starts anew when it is wanted.
         settings: what else is different, by its place in the file; in force at once.
         needs_restart: what is different, and takes effect only when the router starts again.
-        found, gone: models in folders.
+        found: models in folders that are new, or have other files.
+        gone: models in folders that are not there any more.
     """
 
     added: tuple[str, ...] = ()
@@ -62,16 +63,19 @@ def compare(old: Config, new: Config, source: str) -> Changes:
         restarted=tuple(name for name in both if name in changed),
         settings=tuple(place for place in different if not place.startswith(_AT_START)),
         needs_restart=tuple(place for place in different if place.startswith(_AT_START)),
-        found=_found_only(new, old),
-        gone=_found_only(old, new),
+        found=tuple(
+            name
+            for name, model in new.models.items()
+            if model.found and _is_other(model, old.models.get(name))
+        ),
+        gone=tuple(name for name, model in old.models.items() if model.found and name not in new.models),
     )
 
 
-def _found_only(one: Config, other: Config) -> tuple[str, ...]:
-    """Return the models that a scan found and that the other configuration does not have in the same way."""
-    return tuple(
-        name for name, model in one.models.items() if model.found and other.models.get(name) != model
-    )
+def _is_other(model: ModelConfig, before: ModelConfig | None) -> bool:
+    """Tell whether a model is new, or has other files."""
+    files = (model.engine, model.path, model.mmproj)
+    return before is None or files != (before.engine, before.path, before.mmproj)
 
 
 def _refuse_other_pools(old: Config, new: Config, source: str) -> None:
