@@ -44,12 +44,15 @@ async def open_router(
     config: Config | str | os.PathLike[str],
     *,
     source: ConfigSource | None = None,
+    await_adoption: bool = True,
 ) -> AsyncIterator[Router]:
     """Run a router inside the block.
 
     Args:
         config: a configuration, or the path of one.
         source: where a configuration is read again from, for `Router.reload`; a path needs none.
+        await_adoption: begin the block once every engine was asked what it has running already, which takes up to
+            5 s where one does not answer. Otherwise leases wait for that.
 
     Raises:
         ConfigError: the file has faults.
@@ -73,7 +76,7 @@ async def open_router(
             factory = EngineFactory(client, nursery, sleep_registry)
             router = await _compose(config, factory)
             router.sleeping = lambda: sleep_registry.residents
-            await _start(router, factory, source)
+            await _start(router, factory, source, await_adoption=await_adoption)
             try:
                 try:
                     yield router
@@ -89,13 +92,18 @@ async def open_router(
             raise failure
 
 
-async def _start(router: Router, factory: EngineFactory, source: ConfigSource | None) -> None:
+async def _start(
+    router: Router, factory: EngineFactory, source: ConfigSource | None, *, await_adoption: bool
+) -> None:
     """Start the tasks of a router."""
     nursery = factory.nursery
     reloader = Reloader(source, factory)
     router.set_reloader(reloader.reload if source is not None else None, reloader.rescan)
     nursery.start_soon(reloader.watch, router)
-    await nursery.start(router.supervisor.run)
+    if await_adoption:
+        await nursery.start(router.supervisor.run)
+    else:
+        nursery.start_soon(router.supervisor.run)
     nursery.start_soon(reloader.keep_scanning, router)
     await nursery.start(router.jobs.run)
     nursery.start_soon(router.lister.run)

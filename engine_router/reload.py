@@ -119,6 +119,7 @@ class Reloader:
 
     async def _put_in_force(self, router: Router, new: Config, result: ScanResult) -> Changes:
         """Take over another configuration, with what was found; what is resident and did not change goes on."""
+        await router.supervisor.until_adopted()  # what runs is looked for by the engines that began
         before = router.config
         # In a thread: with thousands of models this takes a while.
         new, changes = await trio.to_thread.run_sync(self._compared, before, new, result)

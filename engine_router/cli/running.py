@@ -175,7 +175,7 @@ async def _run(
         with ending.scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(ending.listen)
-                async with engine_router.open_router(config, source=source) as router:
+                async with engine_router.open_router(config, source=source, await_adoption=False) as router:
                     _log_events(router)
                     ending.is_open = True
                     await _serve(router, sockets, ending, announce, job)

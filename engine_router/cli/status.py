@@ -86,6 +86,8 @@ def _engines(engines: Mapping[str, Data]) -> None:
 def _swaps(status: Data) -> None:
     """Show what changes now, what the last swap took, and what the person should know."""
     lines = [_current(pool["swap"]) for pool in status["pools"].values() if pool["swap"] is not None]
+    if status.get("adopting"):
+        lines.append("now: asking the engines what they have in memory; requests wait for that")
     if (last := status["last_swap"]) is not None:
         ago = seconds(max(0.0, time.time() - last["at"]))
         result = {"ok": "", "error": " failed", "abandoned": " was given up"}.get(

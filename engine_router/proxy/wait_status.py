@@ -21,6 +21,8 @@ def progress_of(read_model: ReadModel, lease: Lease) -> str:
     resident = lease.resident
     if lease.endpoint is not None:
         return f"{resident} is thinking ({_seconds(now - lease.granted_at)})"
+    if read_model.is_adopting:
+        return f"asking the engines what they have in memory ({_seconds(now - lease.requested_at)})"
     wait = read_model.wait(lease)
     if wait.swap is not None:
         return step_of(wait.swap, now)

@@ -234,6 +234,11 @@ class ReadModel:
         return self._supervisor.profile(resident)
 
     @property
+    def is_adopting(self) -> bool:
+        """Whether engines are still asked what they have running: so far it is not known what is in memory."""
+        return self._supervisor.is_adopting
+
+    @property
     def is_over(self) -> bool:
         """Whether the router has gone down."""
         return all(pool.is_closed for pool in self._supervisor.pools.values())

@@ -72,6 +72,9 @@ class Supervisor:
         self._measurements = measurements
         self._wall_clock = wall_clock
         self._over = False
+        self._closing_at = math.inf
+        self._adopting = trio.CancelScope()
+        self._adopted = trio.Event()
         self._nursery: trio.Nursery | None = None
         # Unbounded, so that sending is synchronous; a request has at most two events on their way.
         self._outbox, self._inbox = trio.open_memory_channel[tuple[Pool, messages.LedgerEvent]](math.inf)
@@ -99,6 +102,15 @@ class Supervisor:
     def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` with a resident's address just before it is asked to end."""
         self._runner.on_stop = callback
+
+    @property
+    def is_adopting(self) -> bool:
+        """True until every engine was asked what it has running; whatever is wanted waits for that."""
+        return not self._adopted.is_set()
+
+    async def until_adopted(self) -> None:
+        """Wait until every engine was asked what it has running."""
+        await self._adopted.wait()
 
     # What others call: synchronous, from any task.
 
@@ -240,9 +252,10 @@ class Supervisor:
         Cancellation leaves the rest to the cancellation of `run`, which kills without waiting.
         """
         self._runner.is_closing = True
-        deadline = trio.current_time() + grace_s
+        self._adopting.cancel()
+        self._closing_at = trio.current_time() + grace_s
         for pool in self.pools.values():
-            pool.tell(messages.Close(deadline))
+            pool.tell(messages.Close(self._closing_at))
             for task in pool.gone.values():
                 task.settle_scope.cancel()  # nothing will be started into that memory
         for pool in self.pools.values():
@@ -256,13 +269,23 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = self._runner.nursery = nursery
-                await Adoption(self.pools, self._pool_of, self._runner, self._apply).take_over(self._engines)
+                await self._adopt()
                 for pool in self.pools.values():
                     pool.tell(messages.Preload(self._preload_of(pool)))
                 task_status.started()
                 await self._decide()
         finally:
             self._end()
+
+    async def _adopt(self) -> None:
+        """Take over what runs already. A router that is closed meanwhile starts nothing of what was asked for."""
+        adoption = Adoption(self.pools, self._pool_of, self._runner, self._apply)
+        with self._adopting:
+            await adoption.take_over(self._engines)
+        self._adopted.set()
+        if self._adopting.cancelled_caught:
+            for pool in self.pools.values():
+                self._apply(pool, messages.Close(self._closing_at))
 
     def _preload_of(self, pool: Pool) -> tuple[ResidentId, ...]:
         return tuple(resident for resident in self._runner.settings.preload if self.pool(resident) is pool)
@@ -283,6 +306,7 @@ class Supervisor:
     def _end(self) -> None:
         """Tell everybody who waits or holds a lease that nobody is there any more to decide anything."""
         self._over = True
+        self._adopted.set()
         self._inbox.close()
         for pool in self.pools.values():
             for lease in tuple(pool.leases.values()):

@@ -40,6 +40,7 @@ def status(router: Router) -> dict[str, Any]:
     return {
         "version": __version__,
         "uptime_s": round(time.time() - router.started_at, 3),
+        "adopting": router.read_model.is_adopting,
         "pools": {name: _pool(router, pool) for name, pool in pools.items()},
         "engines": {name: _engine(router, name, pools, models[name]) for name in router.engines},
         "models": [
@@ -76,6 +77,10 @@ def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
         "swap": swaps[0] if swaps else None,
         "swaps": swaps,
     }
+
+
+def _absent(router: Router) -> str:
+    return "unknown" if router.read_model.is_adopting else "stopped"
 
 
 def failure_entry(failure: FailureStatus, now: float) -> dict[str, Any]:
@@ -143,7 +148,7 @@ def _engine(
     return {
         "type": config.type,
         "pool": config.pool,
-        "state": words[0] if words else "failed" if has_failed else "stopped",
+        "state": words[0] if words else "failed" if has_failed else _absent(router),
         "base_url": config.base_url,
         "models": list(models),
         "endpoints": dict(router.endpoint_support.shown(name)),

@@ -122,6 +122,7 @@ async def running(
     state: Measurements | None = None,
     own_pools: bool = False,
     settle_timeout_s: float = 60.0,
+    await_adoption: bool = True,
 ) -> AsyncIterator[World]:
     """Run a supervisor, and see in the end that nothing was done to its engines that must not be done."""
     memory = memory or SimulatedMemory()
@@ -146,7 +147,10 @@ async def running(
     )
     with trio.fail_after(LONGEST_TEST_S):
         async with trio.open_nursery() as nursery:
-            await nursery.start(supervisor.run)
+            if await_adoption:
+                await nursery.start(supervisor.run)
+            else:
+                nursery.start_soon(supervisor.run)
             yield World(supervisor, memory, simulated, state, events, shared_actions, nursery)
             nursery.cancel_scope.cancel()
     assert [fault for each in memories.values() for fault in each.faults] == []
