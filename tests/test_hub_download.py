@@ -390,7 +390,7 @@ async def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
 async def test_a_disk_that_fills_up_ends_the_download_before_it_is_full(
     hub: HubServer, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_router.models.hub.partial.SYNC_BYTES", 100_000)
+    monkeypatch.setattr("engine_router.models.hub.partial.LOOK_BYTES", 100_000)
     monkeypatch.setattr("engine_router.models.hub.fetch._MOST_WRITTEN", 1)
     free = iter([10_000_000, 10_000_000, 400_000])
     with pytest.raises(DiskFull, match="almost full"):

@@ -21,8 +21,11 @@ HASH_SLICE_BYTES: Final = 64 * 2**20
 SYNC_BYTES: Final = 64 * 2**20
 """Bytes after which they are written to the disk for good.
 
-A download that pauses must leave the disk idle, and not a backlog of gigabytes; and free space is looked at then.
+A download that pauses must leave the disk idle, and not a backlog of gigabytes.
 """
+
+LOOK_BYTES: Final = 4 * 2**20
+"""Bytes between two looks at the free space of the disk, which others fill, too."""
 
 _READ_BYTES: Final = 4 * 2**20
 _NO_ROOM: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -105,6 +108,7 @@ class PartialFile:
         self._hash = new_hash()
         self._descriptor = -1
         self._synced_bytes = 0
+        self._looked_at_bytes = -LOOK_BYTES
         self.size_bytes = self.hashed_bytes = 0
 
     def open(self, most_bytes: int | None) -> None:
@@ -149,6 +153,8 @@ class PartialFile:
             HubError: it cannot be written.
         """
         try:
+            if self.size_bytes - self._looked_at_bytes >= LOOK_BYTES:
+                self._check_reserve()
             os.lseek(self._descriptor, self.size_bytes, os.SEEK_SET)
             for piece in pieces:
                 rest = memoryview(piece)
@@ -160,7 +166,6 @@ class PartialFile:
                     rest = rest[written:]
             if self.size_bytes - self._synced_bytes >= SYNC_BYTES:
                 self.sync()
-                self._check_reserve()
         except OSError as error:
             self._fail(error)
 
@@ -179,6 +184,7 @@ class PartialFile:
         except OSError as error:
             self._fail(error)
         self.size_bytes = self.hashed_bytes = self._synced_bytes = 0
+        self._looked_at_bytes = -LOOK_BYTES
         self._hash = self._new_hash()
 
     def hexdigest(self) -> str:
@@ -192,6 +198,7 @@ class PartialFile:
             self._descriptor = -1
 
     def _check_reserve(self) -> None:
+        self._looked_at_bytes = self.size_bytes
         free, total = self._usage(self.path.parent)
         if free < reserve_bytes(total):
             raise DiskFull(
