@@ -32,7 +32,7 @@ from engine_router.models.hub.pull import Pulled, Puller, PullRequest
 from engine_router.models.hub.settings import HubSettings
 
 REPO = "user/Tiny-GGUF"
-QUICK = RetryPolicy(tries=4, first_s=0.01, longest_s=0.02, stall_s=20.0)
+QUICK = RetryPolicy(tries=4, first_s=0.01, longest_s=0.02)
 WEIGHTS = random.Random(1).randbytes(700_001)
 PROJECTOR = random.Random(2).randbytes(90_000)
 SMALL = b'{"architectures": ["LlamaForCausalLM"]}'
@@ -275,7 +275,7 @@ async def test_a_connection_on_which_nothing_comes_is_given_up(
     hub: HubServer, environ: dict[str, str]
 ) -> None:
     hub.faults["tiny-Q4_K_M.gguf"] = [Fault(stall_after=65536)]
-    pulled = await pull(environ, with_projector=False, retries=RetryPolicy(stall_s=0.5, first_s=0.01))
+    pulled = await pull(environ, with_projector=False, quiet_s=0.5)
     assert pulled.path.read_bytes() == WEIGHTS
 
 
@@ -391,7 +391,7 @@ async def test_a_disk_that_fills_up_ends_the_download_before_it_is_full(
     hub: HubServer, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine_router.models.hub.partial.LOOK_BYTES", 100_000)
-    monkeypatch.setattr("engine_router.models.hub.fetch._MOST_WRITTEN", 1)
+    monkeypatch.setattr("engine_router.models.hub.transfer.WRITE_BYTES", 1)
     free = iter([10_000_000, 10_000_000, 400_000])
     with pytest.raises(DiskFull, match="almost full"):
         await pull(environ, usage=lambda _: (next(free, 400_000), 10_000_000), with_projector=False)

@@ -6,27 +6,28 @@ import contextlib
 import email.utils
 import json
 import math
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import trio
 from attrs import evolve, frozen
 
 from engine_router import __version__
-from engine_router.errors import EngineError, HubError, HubForbidden, HubUnreachable, NotOnHub
+from engine_router.errors import HubError, HubForbidden, HubUnreachable, NotOnHub
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import HUB_ERROR_BYTES, MAX_REDIRECTS, MAX_URL_CHARS
-from engine_router.models.hub.connections import HubConnections
+from engine_router.models.hub.connections import dial
+from engine_router.models.hub.exchange import HubExchange, Stopped
 from engine_router.models.hub.settings import HubSettings
-from engine_router.upstream.client import Exchange
-from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
 
 CONNECT_S: Final = 15.0
-"""Seconds until a connection is there, and until the head of an answer has come."""
+QUIET_S: Final = 30.0
 
 _REASON_S: Final = 5.0
+_IN_TARGET: Final = "!#$%&'()*+,/:;=?@[]~"  # what is encoded already stays so
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 _BUSY: Final = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 522, 524))
 
@@ -50,41 +51,43 @@ class Answer:
     """An answer whose body has not been read yet.
 
     Attributes:
+        headers: names in lower case.
         etag: that of the file as the hub names it on the way, where it does: the sha256 of a large file.
     """
 
-    exchange: Exchange
-    head: ResponseHead
+    exchange: HubExchange
+    place: str
+    status: int
+    headers: Mapping[str, str]
     etag: str = ""
 
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self.head.status
-
     def header(self, name: str) -> str:
-        """Return a header; empty where there is none."""
-        return (self.head.header(name.encode()) or b"").decode("latin-1").strip()
+        """Return a header, given in lower case; empty where there is none."""
+        return self.headers.get(name, "").strip()
 
-    async def piece(self) -> bytes:
-        """Return the next bytes of the body; empty at its end. May be cancelled.
+    def broke_off(self, how: Stopped) -> TryAgain:
+        """Return the failure of an answer that has broken off."""
+        return TryAgain(HubUnreachable(f"{self.place} broke off: {shown(str(how))}"))
+
+    async def body(self, most_bytes: int) -> bytes | None:
+        """Return the whole body; None where it is longer than that.
 
         Raises:
             TryAgain: it broke off.
         """
-        try:
-            return await self.exchange.chunk()
-        except EngineError as error:
-            raise TryAgain(HubUnreachable(f"{error.engine} {error.summary}")) from None
 
-    async def body(self, most_bytes: int) -> bytes | None:
-        """Return the whole body; None where it is longer than that. Raises as `piece`."""
-        data = bytearray()
-        while piece := await self.piece():
-            data += piece
-            if len(data) > most_bytes:
-                return None
-        return bytes(data)
+        def read() -> bytes | None:
+            data = bytearray()
+            while piece := self.exchange.piece():
+                data += piece
+                if len(data) > most_bytes:
+                    return None
+            return bytes(data)
+
+        try:
+            return await self.exchange.run(read)
+        except Stopped as how:
+            raise self.broke_off(how) from None
 
 
 @frozen
@@ -92,16 +95,18 @@ class HubClient:
     """Sends requests to the hub, and to where it sends on.
 
     Attributes:
-        connect_s: seconds until a connection is there, and until the head of an answer has come.
+        connect_s: seconds until a connection is there.
+        quiet_s: seconds without a byte after which it counts as dead.
     """
 
-    connections: HubConnections
+    tls: ssl.SSLContext
     settings: HubSettings
     connect_s: float = CONNECT_S
+    quiet_s: float = QUIET_S
 
     @contextlib.asynccontextmanager
     async def get(self, url: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[Answer]:
-        """Send a request and yield its answer; at the end of the block its connection is closed, or kept if it is over.
+        """Send a request and yield its answer; at the end of the block its connection is closed.
 
         Raises:
             TryAgain: nobody answers, or the server is too busy.
@@ -129,37 +134,28 @@ class HubClient:
         raise HubError(f"{_place(url)} sends from one address to another without an end")
 
     async def _send(self, url: str, headers: Mapping[str, str]) -> Answer:
-        try:
-            exchange = await self.connections.send(self._request(url, headers))
-            try:
-                with trio.fail_after(self.connect_s):
-                    return Answer(exchange, await exchange.head())
-            except BaseException:
-                exchange.close()
-                raise
-        except trio.TooSlowError:
-            why = f"{_place(url)} does not answer within {self.connect_s:g} s"
-        except EngineError as error:
-            why = f"{_place(url)} {error.summary}"
-        except ValueError:
-            raise HubError(f"{shown(url)} is no URL that can be asked") from None
-        raise TryAgain(HubUnreachable(why))
-
-    def _request(self, url: str, headers: Mapping[str, str]) -> UpstreamRequest:
-        """Return a request; only one to the hub itself takes the token along."""
-        own = {"user-agent": f"engine-router/{__version__}", "accept": "*/*", **headers}
+        """Send a request; only one to the hub itself takes the token along."""
+        own = {"User-Agent": f"engine-router/{__version__}", "Accept": "*/*", **headers}
         if self.settings.token and _origin(url) == _origin(self.settings.endpoint):
-            own["authorization"] = f"Bearer {self.settings.token}"
-        parts = urlsplit(url)
-        return UpstreamRequest(
-            engine=_place(url),
-            base_url=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
-            method="GET",
-            target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
-            headers=tuple((name.encode(), value.encode("latin-1")) for name, value in own.items()),
-            body=b"",
-            connect_timeout_s=self.connect_s,
-        )
+            own["Authorization"] = f"Bearer {self.settings.token}"
+        parts, place = urlsplit(url), _place(url)
+        target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_IN_TARGET)
+        try:
+            with trio.fail_after(self.connect_s):
+                sock = await dial(url)
+        except trio.TooSlowError:
+            raise TryAgain(HubUnreachable(f"{place} cannot be reached within {self.connect_s:g} s")) from None
+        except (OSError, UnicodeError) as error:
+            raise TryAgain(HubUnreachable(f"{place} cannot be reached: {_why(error)}")) from None
+        exchange = HubExchange(sock, self.tls, url, own, self.quiet_s)
+        try:
+            return Answer(exchange, place, *await exchange.run(lambda: exchange.head(target)))
+        except BaseException as failure:
+            exchange.close()
+            if isinstance(failure, Stopped):
+                why = shown(str(failure))
+                raise TryAgain(HubUnreachable(f"{place} gives no answer: {why}")) from None
+            raise
 
     async def _refusal(self, url: str, answer: Answer) -> Exception:
         """Return the error for an answer that is none of what was asked for."""
@@ -231,6 +227,15 @@ def _retry_after_s(text: str) -> float | None:
         except (ValueError, TypeError, IndexError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _why(error: Exception) -> str:
+    """Return why there is no connection; trio gathers the reasons of several addresses."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    reasons = list(dict.fromkeys(str(one) for one in getattr(error, "exceptions", (error,))))
+    refused = all("Errno" in reason and "refused" in reason.lower() for reason in reasons)
+    return "connection refused" if refused else shown("; ".join(reasons))
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -11,13 +11,9 @@ from urllib.parse import unquote, urlsplit
 import trio
 from attrs import field, frozen
 
-from engine_router.errors import EngineUnreachable, HubError
+from engine_router.errors import HubError
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MAX_HEAD_BYTES
-from engine_router.upstream.client import Upstream
-from engine_router.upstream.connect import Wire, secured
-from engine_router.upstream.http1 import UpstreamRequest
-from engine_router.upstream.socket_stream import RawStream
 
 _END: Final = b"\r\n\r\n"
 
@@ -31,57 +27,56 @@ class Proxy:
     login: str = field(default="", repr=False)
 
 
-class HubConnections(Upstream):
-    """Connections to the hub and its CDN, kept while idle. Made by `open`."""
+async def dial(url: str) -> socket.socket:
+    """Connect to the server of a URL, without TLS yet. Returns a socket that blocks.
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        super().__init__()
-        self._tls = tls
+    Raises:
+        OSError: it cannot be reached.
+        HubError: the proxy of the environment cannot be used.
+    """
+    proxy = await trio.to_thread.run_sync(proxy_for, url)
+    host, port = address_of(url)
+    if proxy is None:
+        stream = await trio.open_tcp_stream(host, port)
+    else:
+        stream = await _tunnel(proxy, host, port)
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(True)
+    return sock
 
-    @classmethod
-    async def open(cls) -> HubConnections:
-        """Make them; certificates take long to load."""
-        return cls(await trio.to_thread.run_sync(ssl.create_default_context))
 
-    async def connect(self, request: UpstreamRequest) -> Wire:
-        """Make a connection for a request.
+def address_of(url: str) -> tuple[str, int]:
+    """Return the host and the port that a URL names."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
-        Raises:
-            EngineUnreachable: it was not accepted.
-            HubError: the proxy of the environment cannot be used.
-        """
-        proxy = await trio.to_thread.run_sync(proxy_for, request.base_url)
-        if proxy is None:
-            return await super().connect(request)
-        try:
-            with trio.fail_after(request.connect_timeout_s):
-                return await self._tunnel(proxy, request)
-        except trio.TooSlowError:
-            why = f"the proxy {proxy.host} does not answer within {request.connect_timeout_s:g} s"
-        except (OSError, trio.BrokenResourceError) as error:
-            why = f"the proxy {proxy.host} cannot be used: {error}"
-        raise EngineUnreachable(request.engine, f"cannot be reached: {why}")
 
-    async def _tunnel(self, proxy: Proxy, request: UpstreamRequest) -> Wire:
-        to = urlsplit(request.base_url)
-        host, port = to.hostname or "", to.port or (443 if to.scheme == "https" else 80)
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+async def make_tls() -> ssl.SSLContext:
+    """Return the context for TLS with the system's certificates, which take long to load."""
+    return await trio.to_thread.run_sync(ssl.create_default_context)
+
+
+async def _tunnel(proxy: Proxy, host: str, port: int) -> trio.SocketStream:
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
         stream = await trio.open_tcp_stream(proxy.host, proxy.port)
-        is_made = False
-        try:
-            login = f"Proxy-Authorization: Basic {proxy.login}\r\n" if proxy.login else ""
-            await stream.send_all(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{login}\r\n".encode())
-            await _tunnelled(stream)
-            is_made = True
-        finally:
-            if not is_made:
-                stream.socket.close()
-        if to.scheme == "https" and self._tls is not None:
-            return await secured(stream, host, self._tls)
-        return RawStream(socket.socket(fileno=stream.socket.detach()))
+    except OSError as error:
+        raise OSError(f"the proxy {proxy.host}:{proxy.port} cannot be reached: {error}") from None
+    is_made = False
+    try:
+        login = f"Proxy-Authorization: Basic {proxy.login}\r\n" if proxy.login else ""
+        await stream.send_all(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{login}\r\n".encode())
+        await _tunnelled(stream, proxy)
+        is_made = True
+    except trio.BrokenResourceError:
+        raise OSError(f"the proxy {proxy.host}:{proxy.port} closed the connection") from None
+    finally:
+        if not is_made:
+            stream.socket.close()
+    return stream
 
 
-async def _tunnelled(stream: trio.SocketStream) -> None:
+async def _tunnelled(stream: trio.SocketStream, proxy: Proxy) -> None:
     """Wait until a proxy has made the tunnel; byte by byte, since what follows the head is not the proxy's.
 
     Raises:
@@ -92,10 +87,11 @@ async def _tunnelled(stream: trio.SocketStream) -> None:
         piece = await stream.receive_some(1)
         head += piece
         if not piece or len(head) > MAX_HEAD_BYTES:
-            raise OSError("it does not answer as a proxy does")
+            raise OSError(f"the proxy {proxy.host}:{proxy.port} does not answer as a proxy does")
     words = bytes(head).split(b" ", 2)
     if len(words) < 2 or not words[1].startswith(b"2"):
-        raise OSError(f"it answers {shown(bytes(head).splitlines()[0].decode('latin-1'))}")
+        said = shown(bytes(head).splitlines()[0].decode("latin-1"))
+        raise OSError(f"the proxy {proxy.host}:{proxy.port} answers {said}")
 
 
 def proxy_for(url: str) -> Proxy | None:

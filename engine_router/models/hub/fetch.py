@@ -12,17 +12,21 @@ from attrs import define, field, frozen
 from engine_router.errors import CorruptDownload, HubError, HubUnreachable
 from engine_router.guards.limits import MAX_RETRY_AFTER_S
 from engine_router.models.hub.client import Answer, HubClient, TryAgain
+from engine_router.models.hub.exchange import Stopped
 from engine_router.models.hub.partial import PartialFile
 from engine_router.models.hub.progress import FilePart, Progress
+from engine_router.models.hub.transfer import TooMuch, Transfer
 
 RANGE_BYTES: Final = 4 * 2**30
 """Bytes asked for at a time. The hub's CDN serves no more than 50 GB at once, and its addresses expire within the hour."""
 
-_MOST_PENDING: Final = 64  # pieces of up to 64 KiB that have come and are not written yet
-_MOST_WRITTEN: Final = 4 * 2**20  # bytes of a single write
+LOOK_S: Final = 0.1
+"""Seconds between two looks at how far a download is, and whether it may go on."""
 
-Gate = Callable[[Progress], Awaitable[None]]
-"""Waits as long as a download must not go on; asked after each piece, so that it has to be quick where it may."""
+_CHECKING: Final = "reading what is there of an earlier download"
+
+Gate = Callable[[], str]
+"""Tells why a download must not go on now; empty where it may. Asked several times a second."""
 
 
 @frozen
@@ -32,13 +36,11 @@ class RetryPolicy:
     Attributes:
         tries: in a row without a single byte.
         first_s, longest_s: the pause after the first failed try, and the longest; each is twice the one before.
-        stall_s: without a byte a connection counts as dead.
     """
 
     tries: int = 10
     first_s: float = 1.0
     longest_s: float = 60.0
-    stall_s: float = 30.0
     range_bytes: int = RANGE_BYTES
 
     def pause_s(self, failures: int) -> float:
@@ -127,9 +129,12 @@ class FileDownload:
         self._is_resumed = self.partial.size_bytes > 0
         self.part.done_bytes = self.partial.size_bytes
         if self._is_resumed:
-            self.progress.enter("checking", "reading what is there of an earlier download")
+            self.progress.enter("checking", _CHECKING)
         while self.partial.hashed_bytes < self.partial.size_bytes:
-            await self.gate(self.progress)
+            while reason := self.gate():
+                self.progress.enter("paused", reason)
+                await trio.sleep(LOOK_S)
+            self.progress.enter("checking", _CHECKING)
             await trio.to_thread.run_sync(self.partial.hash_slice)
         self.part.done_bytes = self.partial.size_bytes
 
@@ -233,22 +238,27 @@ class FileDownload:
         return end
 
     async def _receive(self, answer: Answer, end: int) -> None:
-        """Take in the body: while a piece is written in a thread, the next ones come.
+        """Take in the body: a thread reads, hashes and writes it, and is stopped when this is cancelled.
 
         Args:
             end: where it ends in the file; -1 where that is not known.
         """
-        send, receive = trio.open_memory_channel[bytes](_MOST_PENDING)
-        writer = _Writer(self.partial, self.part)
-        failure: TryAgain | HubError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(writer.run, receive, nursery.cancel_scope)
-            with send:
-                failure = await self._read(answer, send, end)
-        if writer.failure is not None:
-            raise writer.failure
-        if failure is not None:
-            raise failure
+        transfer = Transfer(answer.exchange, self.partial, end)
+
+        async def watch() -> None:
+            while True:
+                self._note(transfer)
+                self._pause(transfer)
+                await trio.sleep(LOOK_S)
+
+        try:
+            await answer.exchange.run(transfer.run, watch)
+        except Stopped as how:
+            raise answer.broke_off(how) from None
+        except TooMuch:
+            raise CorruptDownload(f"{self.source.name}: the server sends more bytes than it says") from None
+        finally:
+            self._note(transfer)
         if end == -1:
             self._is_whole = True
         elif self.partial.size_bytes < end:
@@ -256,60 +266,23 @@ class FileDownload:
                 HubUnreachable(f"{self.source.name} broke off after {self.partial.size_bytes} bytes")
             )
 
-    async def _read(
-        self, answer: Answer, send: trio.MemorySendChannel[bytes], end: int
-    ) -> TryAgain | HubError | None:
-        """Read pieces and hand them on. Returns why it ended early, so that what has come is written all the same."""
-        at, name, stall_s = self.partial.size_bytes, self.source.name, self.retries.stall_s
-        while True:
-            try:
-                with trio.fail_after(stall_s):
-                    piece = await answer.piece()
-            except TryAgain as broken:
-                return broken
-            except trio.TooSlowError:
-                return TryAgain(HubUnreachable(f"{name}: nothing came for {stall_s:g} s"))
-            if not piece:
-                return None
-            at += len(piece)
-            if end != -1 and at > end:
-                return CorruptDownload(f"{name}: the server sends more bytes than it says")
-            self.progress.fetched(len(piece))
-            await send.send(piece)
-            await self.gate(self.progress)
+    def _note(self, transfer: Transfer) -> None:
+        """Note how far it is."""
+        self.progress.fetched(transfer.take_count())
+        self.part.done_bytes = self.partial.size_bytes
+
+    def _pause(self, transfer: Transfer) -> None:
+        """Have the thread wait, or go on."""
+        if reason := self.gate():
+            transfer.pause()
+            self.progress.enter("paused", reason)
+        elif transfer.is_paused:
+            transfer.go_on()
+            self.progress.enter("downloading")
 
     async def _restart(self) -> None:
         await trio.to_thread.run_sync(self.partial.restart)
         self.part.done_bytes = 0
-
-
-class _Writer:
-    """Writes the pieces that have come, as many at once as there are."""
-
-    def __init__(self, partial: PartialFile, part: FilePart) -> None:
-        self._partial = partial
-        self._part = part
-        self.failure: HubError | None = None
-
-    async def run(self, receive: trio.MemoryReceiveChannel[bytes], scope: trio.CancelScope) -> None:
-        """Write until nothing comes any more; where that fails, end the scope."""
-        with receive:
-            async for piece in receive:
-                pieces, count = [piece], len(piece)
-                while count < _MOST_WRITTEN:
-                    try:
-                        pieces.append(receive.receive_nowait())
-                    except (trio.WouldBlock, trio.EndOfChannel):
-                        break
-                    count += len(pieces[-1])
-                try:
-                    await trio.to_thread.run_sync(self._partial.append, pieces)
-                except HubError as failure:
-                    self.failure = failure
-                    scope.cancel()
-                    return
-                finally:
-                    self._part.done_bytes = self._partial.size_bytes
 
 
 def _content_range(text: str) -> tuple[int, int, int | None]:

@@ -14,8 +14,8 @@ from attrs import evolve, field, frozen
 from engine_router.errors import HubError, HubOffline
 from engine_router.models.hub.cache import FileLock, RepoCache
 from engine_router.models.hub.choice import Choice, RepoFile, choose
-from engine_router.models.hub.client import HubClient
-from engine_router.models.hub.connections import HubConnections
+from engine_router.models.hub.client import QUIET_S, HubClient
+from engine_router.models.hub.connections import make_tls
 from engine_router.models.hub.fetch import FileDownload, Gate, RetryPolicy, Source
 from engine_router.models.hub.listing import Listing, list_files
 from engine_router.models.hub.names import FileUrl, HubName, parse_name
@@ -81,8 +81,9 @@ class Pulled:
         }
 
 
-async def no_gate(_: Progress) -> None:
+def no_gate() -> str:
     """Let a download go on."""
+    return ""
 
 
 Turn = Callable[[Progress], AbstractAsyncContextManager[None]]
@@ -101,6 +102,7 @@ class Puller:
     Attributes:
         settings: reads the settings of the hub; called in a thread, for each download anew.
         usage: returns the free and all bytes of a folder's disk.
+        quiet_s: seconds without a byte after which a connection counts as dead.
     """
 
     settings: Callable[[], HubSettings] = HubSettings.from_environment
@@ -108,6 +110,7 @@ class Puller:
     turn: Turn = at_once
     retries: RetryPolicy = field(factory=RetryPolicy)
     usage: Usage = disk_usage
+    quiet_s: float = QUIET_S
 
     async def pull(self, request: PullRequest, progress: Progress) -> Pulled:
         """Download a model, or what is missing of it.
@@ -121,18 +124,12 @@ class Puller:
         name = parse_name(request.name, endpoint=settings.endpoint, revision=request.revision)
         if settings.offline:
             raise HubOffline(f"{settings.offline} is set, which forbids downloads; unset it to fetch {name}")
-        connections = await HubConnections.open()
-        try:
-            hub = HubClient(connections, settings)
-            if isinstance(name, FileUrl):
-                return await self._pull_url(hub, name, request, progress)
-            if request.to:
-                raise HubError(
-                    "models of the hub go into its cache; a folder goes with the URL of a file only"
-                )
-            return await self._pull_repo(hub, name, request, progress)
-        finally:
-            connections.close()
+        hub = HubClient(await make_tls(), settings, quiet_s=self.quiet_s)
+        if isinstance(name, FileUrl):
+            return await self._pull_url(hub, name, request, progress)
+        if request.to:
+            raise HubError("models of the hub go into its cache; a folder goes with the URL of a file only")
+        return await self._pull_repo(hub, name, request, progress)
 
     async def _pull_url(
         self, hub: HubClient, url: FileUrl, request: PullRequest, progress: Progress

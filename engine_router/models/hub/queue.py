@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -32,7 +33,9 @@ class DownloadQueue:
     def __init__(self, starting: Callable[[], Sequence[str]]) -> None:
         self._starting = starting
         self._lock = trio.StrictFIFOLock()
-        self._next_look = 0.0
+        self._next_look = -math.inf
+        self._paused_at = math.inf
+        self._reason = ""
 
     def puller(self) -> Puller:
         """Return what downloads in this queue."""
@@ -54,19 +57,18 @@ class DownloadQueue:
         async with self._lock:
             yield
 
-    async def gate(self, progress: Progress) -> None:
-        """Wait while a model is starting. Quick otherwise: it looks four times a second only."""
+    def gate(self) -> str:
+        """Return why a download must not go on now; empty where it may. It looks four times a second only."""
         now = trio.current_time()
         if now < self._next_look:
-            return
+            return self._reason
         self._next_look = now + LOOK_S
-        if not (names := self._starting()):
-            return
-        step, note = progress.step, progress.note
-        while names and trio.current_time() - now < LONGEST_PAUSE_S:
-            verb = "is" if len(names) == 1 else "are"
-            progress.enter("paused", f"paused: {', '.join(names)} {verb} starting")
-            await trio.sleep(LOOK_S)
-            names = self._starting()
-        self._next_look = trio.current_time() + (LONGEST_PAUSE_S if names else LOOK_S)
-        progress.enter(step, note)
+        names = self._starting()
+        if not names:
+            self._paused_at = math.inf
+        elif now - self._paused_at > 2 * LONGEST_PAUSE_S or self._paused_at == math.inf:
+            self._paused_at = now
+        is_paused = bool(names) and now - self._paused_at < LONGEST_PAUSE_S
+        verb = "is" if len(names) == 1 else "are"
+        self._reason = f"paused: {', '.join(names)} {verb} starting" if is_paused else ""
+        return self._reason
