@@ -108,6 +108,31 @@ def test_faults_are_remembered_too(tmp_path: Path, reads: list[str]) -> None:
         memory.read(tmp_path / "m-00001-of-00000.gguf")
 
 
+def test_notes_of_other_files(tmp_path: Path) -> None:
+    path, memory, file, asked = tmp_path / "config.json", HeaderMemory(), tmp_path / "headers.jsonl", []
+    path.write_text("{}")
+
+    def names(path: Path) -> list[str]:
+        asked.append(path)
+        return ["a", "b"]
+
+    def fault(path: Path) -> int:
+        asked.append(path)
+        raise ValueError("is not JSON")
+
+    assert memory.note(path, names) == memory.note(path, names) == ["a", "b"]
+    memory.save(file)
+    again = HeaderMemory()
+    again.load(file)
+    assert again.note(path, names) == ["a", "b"]
+    assert len(asked) == 1
+    path.write_text("{ }")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"^{path}: is not JSON$"):
+            again.note(path, fault)
+    assert len(asked) == 2
+
+
 def test_it_outlives_a_restart(tmp_path: Path, reads: list[str]) -> None:
     path, memory, file = (
         large(tmp_path / "größe\n.gguf"),

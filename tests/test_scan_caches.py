@@ -227,9 +227,28 @@ async def test_folders_of_safetensors(tmp_path: Path) -> None:
         "Adapter": "is an adapter, not a model",
         "unet": "its config.json names neither a model_type nor architectures",
         "2_Dense": "holds safetensors without a model's config.json beside them",
-        "Damaged": "its config.json is not JSON",
+        "Damaged": "config.json is not JSON",
         "loras": "holds safetensors without a model's config.json beside them",
     }
+
+
+async def test_safetensors_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = safetensors_folder(tmp_path / "Big-70B", parts=3)
+    found, request = scanner(HOME), ScanRequest("vllm", (str(tmp_path),), frozenset(("safetensors",)))
+    assert len((await found.scan([request])).models) == 1
+    opened: list[str] = []
+    open_file = Path.open
+
+    def noting(path: Path, *args: str, **options: str) -> object:
+        opened.append(path.name)
+        return open_file(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", noting)
+    assert len((await found.scan([request])).models) == 1
+    assert opened == []
+    safetensors_file(folder / "model-00002-of-00003.safetensors", cut=1)
+    assert len((await found.scan([request])).models) == 0
+    assert opened[1:] == ["model-00002-of-00003.safetensors"]  # the first was written by this test
 
 
 async def test_safetensors_in_the_hubs_cache(tmp_path: Path) -> None:

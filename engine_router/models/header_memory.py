@@ -1,4 +1,4 @@
-"""Memory of GGUF headers: each is read once, and again when its file's size or time changes, across restarts too.
+"""Memory of the headers of model files: each is read once, and again when its file's size or time changes, across restarts too.
 
 What is remembered is what facts, estimates and the scan of folders need: numbers, the lengths of arrays, short texts,
 and of the chat template what it shows that the model can do. It lies in memory as a line of JSON, as in the file.
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from attrs import define, field
@@ -23,11 +23,15 @@ from engine_router.guards.limits import MAX_HEADER_MEMORY_BYTES, MAX_KEPT_KEYS, 
 from engine_router.models.gguf import GGUFHeader, no_rest, read_part, split_parts, summed
 from engine_router.models.weights import Weights, gguf_capabilities, gguf_weights
 
+NoteT = TypeVar("NoteT", int, list[str])
+"""What is remembered of a file that is no GGUF file: a number, such as how long it has to be, or the files that it names."""
+
 _VERSION: Final = 1
 _FIRST_LINE: Final = f'{{"engine_router_headers":{_VERSION}}}'
 _LONGEST_TEXT: Final = 200
 _LONGEST_KEY: Final = 100
 _LONGEST_LINE: Final = 65536
+_GGUF: Final = ".gguf"
 _VOCABULARY: Final = "tokenizer.ggml.tokens"
 # Files that no scan and nothing else has asked for so long are forgotten: a disk may be away for a while.
 _FORGET_AFTER_S: Final = 7 * 86400.0
@@ -71,11 +75,12 @@ class _Entry:
 
 _LINES: Final = msgspec.json.Decoder(_Line)
 _HEADERS: Final = msgspec.json.Decoder(_Kept)
+_NOTES: Final = msgspec.json.Decoder(int | list[str])
 
 
 @define(eq=False)
 class HeaderMemory:
-    """The headers of GGUF files, read once and remembered. Any thread may use it; every method blocks.
+    """The headers of model files, read once and remembered. Any thread may use it; every method blocks.
 
     Args:
         now: tells the time in seconds since the epoch.
@@ -106,7 +111,20 @@ class HeaderMemory:
         Raises:
             ValueError, OSError: as `read` does.
         """
-        return _header(*self._known(path, rest))
+        return _header(*self._gguf(path, rest))
+
+    def note(self, path: Path, read: Callable[[Path], NoteT]) -> NoteT:
+        """Return what a reader makes of a file that is no GGUF file.
+
+        Args:
+            read: reads it; ValueError, for what is wrong with it, is remembered too.
+
+        Raises:
+            ValueError: what the reader raised; the text names the file and the fault.
+            OSError: it cannot be read.
+        """
+        kept = self._known(path, lambda: msgspec.json.encode(read(path))).kept
+        return cast("NoteT", _NOTES.decode(kept))
 
     def weights(self, path: Path) -> Weights:
         """Return a summary of the facts in a GGUF file: without its template, and without all that its header says.
@@ -114,18 +132,28 @@ class HeaderMemory:
         Raises:
             ValueError, OSError: as `read` does.
         """
-        _entry, kept = self._known((split_parts(path) or (path,))[0])
+        _entry, kept = self._gguf((split_parts(path) or (path,))[0])
         return gguf_weights(self.read(path), kept.capabilities)
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _known(self, path: Path, rest: Callable[[], None] = no_rest) -> tuple[_Entry, _Kept]:
-        """Return what is remembered of a file, or read it.
+    def _gguf(self, path: Path, rest: Callable[[], None] = no_rest) -> tuple[_Entry, _Kept]:
+        """Return what is remembered of a GGUF file.
 
         Raises:
             ValueError, OSError: as `read` does.
         """
+        entry = self._known(path, lambda: msgspec.json.encode(_reduced(read_part(path, rest))))
+        return entry, _HEADERS.decode(entry.kept)
+
+    def _known(self, path: Path, read: Callable[[], bytes]) -> _Entry:
+        """Return what is remembered of a file, after reading it where that is needed.
+
+        Raises:
+            ValueError, OSError: as `read` does.
+        """
+        # What is read goes with the size and time from before: where it is written meanwhile, it is read again.
         found = path.stat()
         key = os.fspath(path)
         with self._lock:
@@ -136,25 +164,17 @@ class HeaderMemory:
             else:
                 entry = None
         if entry is None:
-            entry = self._read(path, found, rest)
+            entry = _Entry(found.st_size, found.st_mtime_ns, int(self._now()), b"", "")
+            try:
+                entry.kept = read()
+            except ValueError as error:
+                entry.fault = str(error).removeprefix(f"{path}: ")[:_LONGEST_TEXT] or "damaged"
             with self._lock:
                 self._entries[key] = entry
                 while len(self._entries) > MAX_REMEMBERED_HEADERS:
                     del self._entries[next(iter(self._entries))]
         if entry.fault:
             raise ValueError(f"{path}: {entry.fault}")
-        return entry, _HEADERS.decode(entry.kept)
-
-    def _read(self, path: Path, found: os.stat_result, rest: Callable[[], None]) -> _Entry:
-        entry = _Entry(found.st_size, found.st_mtime_ns, int(self._now()), b"", "")
-        try:
-            header = read_part(path, rest)
-        except ValueError as error:
-            entry.fault = str(error).removeprefix(f"{path}: ")[:_LONGEST_TEXT] or "damaged"
-        else:
-            # Written while it was read: what was read goes with the size that it had then, so it is read again.
-            entry.size = header.file_bytes
-            entry.kept = msgspec.json.encode(_reduced(header))
         return entry
 
     # The file
@@ -165,7 +185,7 @@ class HeaderMemory:
             try:
                 read = _LINES.decode(line)
                 if not read.fault:
-                    _HEADERS.decode(read.kept)
+                    (_HEADERS if read.path.lower().endswith(_GGUF) else _NOTES).decode(read.kept)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue
             entry = _Entry(read.size, read.mtime_ns, read.used_at, bytes(read.kept), read.fault)

@@ -257,8 +257,10 @@ class _Sorter:
 
     def _by_layout(self, root: Path, folder: Path) -> str:
         """Return the repository of a folder; LM Studio's are `user/repo`."""
-        within = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
-        return "/".join(within[:2]) if self._layout == "lmstudio" and len(within) >= 2 else ""
+        if self._layout != "lmstudio" or not folder.is_relative_to(root):
+            return ""
+        within = folder.relative_to(root).parts
+        return "/".join(within[:2]) if len(within) >= 2 else ""
 
     def _paired(self, scope: _Scope) -> Iterator[Candidate]:
         pairing = pair(
@@ -305,7 +307,7 @@ class _Sorter:
         if key in self._folders:
             return
         try:
-            files = model_files(folder)
+            files = model_files(folder, self._headers)
         except NoModel as fault:
             self._broken_folders.setdefault(key, (folder.path, fault))
             return

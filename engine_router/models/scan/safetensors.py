@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -16,6 +16,7 @@ from engine_router.guards.limits import (
     MAX_SAFETENSORS_HEADER_BYTES,
     MAX_SAFETENSORS_INDEX_BYTES,
 )
+from engine_router.models.header_memory import HeaderMemory, NoteT
 from engine_router.models.scan.listing import SAFETENSORS, Folder, FoundFile, why
 
 CONFIG: Final = "config.json"
@@ -33,7 +34,13 @@ class _Tensor(msgspec.Struct):
     data_offsets: tuple[int, int] = (0, 0)
 
 
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str] = {}
+
+
 _HEADERS: Final = msgspec.json.Decoder(dict[str, _Tensor])
+_INDEXES: Final = msgspec.json.Decoder(_Index)
+_NOT_UNDERSTOOD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class NoModel(Exception):
@@ -49,10 +56,10 @@ def has_safetensors(folder: Folder) -> bool:
     return any(file.path.suffix.lower() == SAFETENSORS for file in folder.files)
 
 
-def model_files(folder: Folder) -> list[FoundFile]:
+def model_files(folder: Folder, memory: HeaderMemory) -> list[FoundFile]:
     """Return the files of the model in a folder.
 
-    Blocks: it reads small files, and the beginnings of large ones.
+    Blocks: it reads small files, and the beginnings of large ones that are not remembered.
 
     Raises:
         NoModel: it is none, or not a whole one.
@@ -64,25 +71,24 @@ def model_files(folder: Folder) -> list[FoundFile]:
         raise NoModel("is a pipeline that makes images, not a language model", is_fault=False)
     if CONFIG not in folder.beside or _ENCODER_PART.fullmatch(folder.path.name):
         raise NoModel(f"holds safetensors without a model's {CONFIG} beside them", is_fault=False)
-    config = _object(folder.path / CONFIG)
-    if not isinstance(config.get("model_type"), str) and not isinstance(config.get("architectures"), list):
+    if not _remembered(memory, folder.path / CONFIG, _names_kind):
         raise NoModel(f"its {CONFIG} names neither a model_type nor architectures", is_fault=False)
-    names = _wanted(folder, files)
+    names = _wanted(folder, files, memory)
     for name in names:
         if name not in files:
             raise NoModel(f"{shown(name)} is missing: its download may not have ended", is_fault=True)
     for name in names:
-        if (missing := _missing_bytes(files[name])) > 0:
+        file = files[name]
+        missing = _remembered(memory, file.path, _needed_bytes) - file.size
+        if missing > 0:
             raise NoModel(f"{shown(name)} is truncated: {missing} bytes are missing", is_fault=True)
     return [files[name] for name in names]
 
 
-def _wanted(folder: Folder, files: Mapping[str, FoundFile]) -> Sequence[str]:
+def _wanted(folder: Folder, files: Collection[str], memory: HeaderMemory) -> Sequence[str]:
     """Return the names of the files that the model consists of."""
-    if _INDEX in folder.beside:
-        weight_map = _object(folder.path / _INDEX, MAX_SAFETENSORS_INDEX_BYTES).get("weight_map")
-        if isinstance(weight_map, dict) and weight_map:
-            return sorted({str(name) for name in weight_map.values()})
+    if _INDEX in folder.beside and (named := _remembered(memory, folder.path / _INDEX, _named_files)):
+        return named
     sets = [match for name in files if (match := _PART.fullmatch(name)) is not None]
     if not sets:
         return sorted(files)
@@ -94,36 +100,64 @@ def _wanted(folder: Folder, files: Mapping[str, FoundFile]) -> Sequence[str]:
     return [f"{stem}-{part:05}-of-{parts}{SAFETENSORS}" for part in range(1, int(parts) + 1)]
 
 
-def _missing_bytes(file: FoundFile) -> int:
-    """Return how much of its tensors a file lacks."""
-    try:
-        with file.path.open("rb") as opened:
-            beginning = opened.read(_LENGTH.size)
-            length = _LENGTH.unpack(beginning)[0] if len(beginning) == _LENGTH.size else 0
-            if not 0 < length <= MAX_SAFETENSORS_HEADER_BYTES:
-                raise NoModel(f"{shown(file.path.name)} is not a safetensors file", is_fault=True)
-            header = opened.read(length)
-        tensors = _HEADERS.decode(header)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise NoModel(f"{shown(file.path.name)} cannot be read, or is damaged", is_fault=True) from None
-    end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
-    return int(_LENGTH.size + length + end - file.size)
-
-
-def _object(path: Path, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def _remembered(memory: HeaderMemory, path: Path, read: Callable[[Path], NoteT]) -> NoteT:
+    """Return what is read in a file, or remembered of it.
 
     Raises:
-        NoModel: it is none.
+        NoModel: it cannot be read, or is damaged.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(most_bytes + 1)
-        found = None if len(text) > most_bytes else msgspec.json.decode(text)
+        return memory.note(path, read)
     except OSError as error:
-        raise NoModel(f"its {path.name} cannot be read: {why(error)}", is_fault=True) from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise NoModel(f"its {path.name} is not JSON", is_fault=True) from None
-    if not isinstance(found, dict):
-        raise NoModel(f"its {path.name} is no JSON object of at most {most_bytes} bytes", is_fault=True)
-    return found
+        raise NoModel(f"{shown(path.name)} cannot be read: {why(error)}", is_fault=True) from None
+    except ValueError as error:
+        fault = str(error).removeprefix(f"{path}: ")
+        raise NoModel(f"{shown(path.name)} {fault}", is_fault=True) from None
+
+
+def _names_kind(path: Path) -> int:
+    """Tell whether a config.json says what model it is of: 1 or 0."""
+    try:
+        config = msgspec.json.decode(_beginning(path, MAX_CONFIG_BYTES))
+    except _NOT_UNDERSTOOD:
+        raise ValueError("is not JSON") from None
+    if not isinstance(config, dict):
+        raise ValueError("is no JSON object")  # noqa: TRY004 - it is the file that is wrong
+    return int(isinstance(config.get("model_type"), str) or isinstance(config.get("architectures"), list))
+
+
+def _named_files(path: Path) -> list[str]:
+    """Return the files that an index names."""
+    try:
+        return sorted(set(_INDEXES.decode(_beginning(path, MAX_SAFETENSORS_INDEX_BYTES)).weight_map.values()))
+    except _NOT_UNDERSTOOD:
+        raise ValueError("is not an index of safetensors") from None
+
+
+def _needed_bytes(path: Path) -> int:
+    """Return how long a file has to be to hold all its tensors."""
+    with path.open("rb") as file:
+        beginning = file.read(_LENGTH.size)
+        length = _LENGTH.unpack(beginning)[0] if len(beginning) == _LENGTH.size else 0
+        if not 0 < length <= MAX_SAFETENSORS_HEADER_BYTES:
+            raise ValueError("is not a safetensors file")
+        header = file.read(length)
+    try:
+        tensors = _HEADERS.decode(header)
+    except _NOT_UNDERSTOOD:
+        raise ValueError("has a header that is damaged, or not all there") from None
+    end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    return int(_LENGTH.size + length + end)
+
+
+def _beginning(path: Path, most_bytes: int) -> bytes:
+    """Return what is in a file.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    with path.open("rb") as file:
+        text = file.read(most_bytes + 1)
+    if len(text) > most_bytes:
+        raise ValueError(f"has more than {most_bytes} bytes")
+    return text
