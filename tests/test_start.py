@@ -38,7 +38,7 @@ from engine_router.server.serve import listen
 
 
 async def job(router, urls):
-    for target in (b"/health", b"/status"):
+    for target in (b"/health", b"/status", b"/v1/models", b"/api/version", b"/api/tags", b"/api/ps"):
         stream = await trio.open_tcp_stream("127.0.0.1", int(urls[0].rpartition(":")[2]))
         await stream.send_all(b"GET %b HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n" % target)
         answer = b"".join([data async for data in stream])

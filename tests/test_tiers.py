@@ -6,6 +6,7 @@ What is sent here is what requests are smuggled with (RFC 9112, section 11.2), a
 import contextlib
 import json
 import queue
+import re
 import socket
 import sys
 import threading
@@ -26,6 +27,7 @@ from support.served import RawClient, served
 from engine_router import Router, open_router
 from engine_router.config import Config, parse_config
 from engine_router.server.serve import listen, serve
+from engine_router.web import monitoring
 
 CHAT = "/v1/chat/completions"
 LIMIT_S = 200.0
@@ -494,6 +496,35 @@ def test_a_probe_is_answered_by_both_alike(both: Both) -> None:
         assert {h for h in one[1] if not h.startswith(b"content-length")} == {
             h for h in other[1] if not h.startswith(b"content-length")
         }
+
+
+@pytest.mark.parametrize("path", sorted(monitoring.LISTS))
+def test_a_list_is_answered_by_both_alike(path: str, both: Both) -> None:
+    get = f"GET {path} HTTP/1.1\r\n".encode() + HOST
+    for data in (
+        get,
+        get + b"Accept: application/json\r\n",
+        get + b"Accept: text/html\r\n",
+        get + b"Anthropic-Version: 2023-06-01\r\n",
+        get + b"Origin: http://stranger.example.com\r\n",
+        get + b"Content-Length: 0\r\n",
+        get.replace(HOST, b"Host: stranger.example.com\r\n"),
+        get.replace(b" HTTP", b"?limit=1 HTTP"),
+        get.replace(b" HTTP", b"?limit=x HTTP") + b"Anthropic-Version: 2023-06-01\r\n",
+        get.replace(b"GET", b"HEAD"),
+        get.replace(b"GET", b"POST") + b"Content-Length: 0\r\n",
+        get.replace(b"GET", b"POST").replace(b" HTTP", b"?x HTTP") + b"Content-Length: 0\r\n",
+        get.replace(b"GET", b"DELETE"),
+    ):
+        one, other = (timeless(both.sides[fast].answer(data + b"\r\n")) for fast in TIERS)
+        assert one == other, data
+    assert_agree(both, [get + b"\r\n" + PLAIN])
+
+
+def timeless(answer: tuple[bytes, set[bytes], bytes]) -> tuple[bytes, set[bytes], bytes]:
+    """Return an answer without the times and ports in it."""
+    line, headers, body = answer
+    return line, headers, re.sub(rb"[0-9]+", b"0", body)
 
 
 def test_a_body_is_never_a_request(both: Both) -> None:

@@ -112,7 +112,7 @@ class RequestReader:
         max_body_bytes: larger bodies are refused.
         large_bytes: larger bodies are handed out as they come.
         gets: the paths, without a query, of which the fast tier serves a GET to programs; nobody posts to them.
-            A browser is asked for a key in a way of its own.
+            A browser is asked for a key in a way of its own, and Anthropic's clients get lists of their own.
 
     Attributes:
         raw: every byte that belongs to no request taken so far.
@@ -284,7 +284,7 @@ class RequestReader:
             return (
                 length is None
                 and coding is None
-                and not any(_is_browsers(*header) for header in head.headers)
+                and not any(_wants_another(*header) for header in head.headers)
             )
         return self._has_plain_framing(length, coding) and self.takes(path)
 
@@ -311,5 +311,6 @@ def _is_plain_host(host: bytes) -> bool:
     return _PLAIN_HOST.fullmatch(host) is not None
 
 
-def _is_browsers(name: bytes, value: bytes) -> bool:
-    return name == b"accept" and b"html" in value.lower()
+def _wants_another(name: bytes, value: bytes) -> bool:
+    """Tell whether a header asks for another answer: a browser's, or an Anthropic client's."""
+    return name == b"anthropic-version" or (name == b"accept" and b"html" in value.lower())

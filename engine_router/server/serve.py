@@ -40,7 +40,7 @@ FLUSH_S = 2.0
 _NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
 
 
-_MONITORED = frozenset(path.encode() for path in monitoring.ANSWERS)
+_MONITORED = frozenset(path.encode() for path in monitoring.PATHS)
 _ANY_ADDRESS = "::"
 
 
@@ -206,12 +206,12 @@ def _fast_tier(router: Router) -> MakeFast:
 
         async def answer(incoming: IncomingRequest, scope: RequestScope, sink: Sink) -> Reply:
             access, headers = router.snapshot.access, incoming.headers
-            shown = monitoring.ANSWERS.get(incoming.path)
-            method = "POST" if shown is None else "GET"
+            is_monitoring = incoming.path in monitoring.PATHS and not incoming.query
+            method = "GET" if is_monitoring else "POST"
             access.admit(method, incoming.path, incoming.query, headers, peer)
             scope.client = access.client(headers, peer)
-            if shown is not None:
-                return _as_reply(*shown(router))
+            if is_monitoring:
+                return _as_reply(*await monitoring.answer(router, incoming.path))
             return await router.handler.answer(incoming, scope, sink)
 
         reader = RequestReader(is_proxied, limit, LARGE_BYTES, _MONITORED)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from quart import Request
+from typing import TYPE_CHECKING, Any
 
 from engine_router.dialects import ANTHROPIC, Dialect, dialect_of
 from engine_router.errors import BadRequest
+
+if TYPE_CHECKING:
+    from quart import Request
 
 _MODELS = "/v1/models"
 # Anthropic's own bound for one page.

@@ -40,8 +40,8 @@ from engine_router.web.compat import add_compat
 from engine_router.web.connection import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of, wire_headers
 from engine_router.web.hub import add_hub
 from engine_router.web.logs import LogRoutes
+from engine_router.web.models import ModelList
 from engine_router.web.ollama import OllamaApi
-from engine_router.web.openai import ModelList
 from engine_router.web.pages import Pages, wants_html
 from engine_router.web.proxy import Proxy
 from engine_router.web.responses import json_response, with_headers

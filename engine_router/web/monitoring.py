@@ -1,12 +1,14 @@
-"""`/health`, `/status` and `/metrics`, by which people and programs watch the router: answered by both tiers."""
+"""What programs read again and again, answered by both tiers: how the router is, and the lists of models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from engine_router.dialects.json_body import to_json
 from engine_router.router import Router
+from engine_router.web import ollama_lists
+from engine_router.web.openai import model_list
 from engine_router.web.status import status
 
 _JSON: Final = "application/json"
@@ -33,4 +35,19 @@ ANSWERS: Final[Mapping[str, Callable[[Router], Answer]]] = {
     "/status": _status,
     "/metrics": _metrics,
 }
-"""The answers to a GET, by path."""
+"""The answers to a GET by which people and programs watch the router, by path."""
+
+LISTS: Final[Mapping[str, Callable[[Router], Awaitable[object]]]] = {
+    "/v1/models": model_list,
+    **{f"/api/{path}": ollama_lists.LISTS[path] for path in ("version", "tags", "ps")},
+}
+"""The lists that clients read first, by path."""
+
+PATHS: Final = frozenset((*ANSWERS, *LISTS))
+
+
+async def answer(router: Router, path: str) -> Answer:
+    """Return the answer to a GET of one of the paths."""
+    if (answer := ANSWERS.get(path)) is not None:
+        return answer(router)
+    return _JSON, to_json(await LISTS[path](router))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import posixpath
 import re
 from collections.abc import AsyncIterator
-from typing import Any
 
 import trio
 from quart import Response, request
@@ -26,21 +24,17 @@ from engine_router.errors import (
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import CONTROL_ANSWER_BYTES
 from engine_router.models.hub.names import is_hub_name
-from engine_router.models.registry import Target
 from engine_router.proxy.routes import API_ROUTES, base_url_hint
-from engine_router.residency.read_model import ResidentStatus
 from engine_router.router import Router
 from engine_router.upstream.forwarding import EngineRequests, response_headers
 from engine_router.upstream.http1 import ResponseHead
 from engine_router.web import ollama_shapes
 from engine_router.web.connection import whole_body
 from engine_router.web.hub import pull_for_ollama
-from engine_router.web.paced import paced
+from engine_router.web.ollama_lists import LISTS
 from engine_router.web.proxy import Proxy, direct_exchange, relayed
 from engine_router.web.responses import as_response, json_response
 
-# Clients read features from the version: this is the release whose answers `tests/test_ollama_cases.py` lists.
-OLLAMA_VERSION = "0.33.0"
 # Routes of the daemon that change or remove what others rely on, or act in the name of its owner's account at
 # ollama.com. They are handed on only where the configuration allows it, like whatever is not known here.
 GUARDED = re.compile(r"(create|copy|delete|push|me|signin|signout|user|blobs|experimental)(/.*)?")
@@ -67,64 +61,14 @@ class OllamaApi:
         if path in API_ROUTES:
             _check_method(path, "POST")
             return await self._proxy.answer(f"/api/{path}")
-        lists = {
-            "version": self._version,
-            "tags": self._tags,
-            "ps": self._ps,
-            "status": self._status,
-            "experimental/model-recommendations": self._recommendations,
-        }
-        if path in lists:
+        if (make := LISTS.get(path)) is not None:
             _check_method(path, "GET", "HEAD")
-            return json_response(await lists[path]())
+            return json_response(await make(self._router))
         posted = {"show": self._show, "pull": self._pull}
         if path in posted:
             _check_method(path, "POST")
             return await posted[path]()
         return await self._hand_on(path)
-
-    async def _version(self) -> dict[str, Any]:
-        return {"version": OLLAMA_VERSION}
-
-    async def _status(self) -> dict[str, Any]:
-        """Return whether models that run at ollama.com can be used: where a daemon lists one of these."""
-        remote = any(
-            self._router.known_models.of(target).listed.get("remote_model")
-            for target in self._router.registry.offered()
-        )
-        return {"cloud": {"disabled": not remote, "source": "none" if remote else "config"}}
-
-    async def _recommendations(self) -> dict[str, Any]:
-        """Recommend nothing: what can be used here is listed, and `ollama launch` offers that."""
-        return {"recommendations": []}
-
-    async def _tags(self) -> dict[str, Any]:
-        since = self._router.started_at
-        entries: list[dict[str, Any]] = []
-        async for target in paced(self._router.registry.offered()):
-            facts = self._router.known_models.of(target)
-            entries += [
-                ollama_shapes.tag(name, target, facts, since=since)
-                for name in (target.model, *target.aliases)
-            ]
-        return {"models": entries}
-
-    async def _ps(self) -> dict[str, Any]:
-        """List what is in memory, as Ollama does what stays longest first, under every name of `/api/tags`."""
-        targets = self._router.registry.offered()
-        statuses = [(target, self._router.read_model.resident(target.resident)) for target in targets]
-        loaded = [(_left_s(status), target, status) for target, status in statuses if status.is_usable]
-        loaded.sort(key=lambda entry: int(entry[0]), reverse=True)
-        return {"models": [entry for found in loaded for entry in self._loaded(*found)]}
-
-    def _loaded(self, left_s: float, target: Target, status: ResidentStatus) -> list[dict[str, Any]]:
-        facts = self._router.known_models.of(target)
-        until = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=left_s)
-        size_bytes = status.footprint_bytes or 0
-        return [
-            ollama_shapes.loaded(name, target, facts, size_bytes=size_bytes, expires_at=until)
-            for name in (target.model, *target.aliases)
-        ]
 
     async def _show(self) -> Response:
         """Answer what is known; an Ollama daemon is asked about its own models, if it answers soon."""
@@ -212,15 +156,6 @@ class OllamaApi:
         requests, base_url = found
         body = await whole_body(request) if body is None else body
         return await relayed(await direct_exchange(self._router, requests, base_url, f"/api/{path}", body))
-
-
-def _left_s(status: ResidentStatus) -> float:
-    """Return the seconds until a resident is unloaded if nobody uses it; Ollama's own figure where it never is.
-
-    One that is in use counts as used now, as with Ollama.
-    """
-    longest_s = ollama_shapes.FOR_EVER.total_seconds()
-    return longest_s if status.expires_at is None else min(status.expires_at - trio.current_time(), longest_s)
 
 
 def _check_method(path: str, *methods: str) -> None:

@@ -1,21 +1,18 @@
-"""`/v1/models`: the model list of OpenAI's clients."""
+"""The entries of `/v1/models`, as OpenAI's clients read them. Both tiers answer with them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from quart import Response, request
-
 from engine_router.models.registry import Target
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
-from engine_router.web.anthropic import model_info, model_page, speaks_anthropic
 from engine_router.web.paced import paced
-from engine_router.web.responses import json_response
 from engine_router.web.state_words import LISTED, OWN
 
 
-def _entry(router: Router, target: Target) -> dict[str, Any]:
+def model_entry(router: Router, target: Target) -> dict[str, Any]:
+    """Return the entry of one model."""
     resident = router.read_model.resident(target.resident)
     is_asleep = resident.phase in (None, Phase.STOPPING) and target.resident in router.sleeping()
     entry = {
@@ -35,36 +32,19 @@ def _entry(router: Router, target: Target) -> dict[str, Any]:
     return entry
 
 
-class ModelList:
-    """The model list: every model of every engine but the unlisted ones, from what is known, without a swap."""
+async def model_entries(router: Router) -> list[dict[str, Any]]:
+    """Return the list: every model of every engine but the unlisted ones, from what is known, without a swap.
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    An alias is listed as a model of its own, so that clients can offer it.
+    """
+    data: list[dict[str, Any]] = []
+    async for target in paced(router.registry.offered()):
+        entry = model_entry(router, target)
+        data.append(entry)
+        data += [{**entry, "id": alias, "aliases": [], "alias_of": target.model} for alias in target.aliases]
+    return data
 
-    async def listed(self) -> Response:
-        """`GET /v1/models`. An alias is listed as a model of its own, so that clients can offer it."""
-        if speaks_anthropic(request):
-            return json_response(model_page(await self.entries(), request.args))
-        return json_response({"object": "list", "data": await self.entries()})
 
-    async def entries(self) -> list[dict[str, Any]]:
-        """Return the entries of the list."""
-        data: list[dict[str, Any]] = []
-        async for target in paced(self._router.registry.offered()):
-            entry = _entry(self._router, target)
-            data.append(entry)
-            data += [
-                {**entry, "id": alias, "aliases": [], "alias_of": target.model} for alias in target.aliases
-            ]
-        return data
-
-    async def one(self, model: str) -> Response:
-        """`GET /v1/models/{id}`.
-
-        Raises:
-            UnknownModel: there is none.
-        """
-        target = self._router.registry.resolve(model)
-        entry = _entry(self._router, target)
-        entry = {**entry, "id": model}
-        return json_response(model_info(entry) if speaks_anthropic(request) else entry)
+async def model_list(router: Router) -> dict[str, Any]:
+    """Return the answer to `GET /v1/models`."""
+    return {"object": "list", "data": await model_entries(router)}

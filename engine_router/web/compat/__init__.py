@@ -13,7 +13,7 @@ from engine_router.web.compat.llama_cpp import add_llama_cpp
 from engine_router.web.compat.llama_router import add_llama_router
 from engine_router.web.compat.llama_swap import add_llama_swap
 from engine_router.web.compat.model_router import add_model_router
-from engine_router.web.openai import ModelList
+from engine_router.web.models import ModelList
 
 __all__ = ["add_compat"]
 

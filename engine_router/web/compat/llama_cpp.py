@@ -15,7 +15,7 @@ from engine_router.router import Router
 from engine_router.web.admin import load, present, unload
 from engine_router.web.compat.model_status import model_statuses
 from engine_router.web.event_stream import KEEP_ALIVE, KEEP_ALIVE_S, updates
-from engine_router.web.openai import ModelList
+from engine_router.web.models import ModelList
 from engine_router.web.params import fields, text
 from engine_router.web.responses import json_response, stream_response
 from engine_router.web.state_words import LLAMA_CPP

@@ -20,7 +20,7 @@ from engine_router.web.admin import forget_failures, present, unload
 from engine_router.web.compat.model_status import model_statuses, port_of, used_at
 from engine_router.web.compat.telemetry import summary
 from engine_router.web.event_stream import updates
-from engine_router.web.openai import ModelList
+from engine_router.web.models import ModelList
 from engine_router.web.params import fields, text
 from engine_router.web.responses import json_response, stream_response
 from engine_router.web.state_words import MODEL_ROUTER

@@ -1,0 +1,38 @@
+"""`/v1/models`, as the clients of OpenAI and of Anthropic read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Response, request
+
+from engine_router.router import Router
+from engine_router.web.anthropic import model_info, model_page, speaks_anthropic
+from engine_router.web.openai import model_entries, model_entry, model_list
+from engine_router.web.responses import json_response
+
+
+class ModelList:
+    """The model list, and each of its models."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def listed(self) -> Response:
+        """`GET /v1/models`."""
+        if speaks_anthropic(request):
+            return json_response(model_page(await self.entries(), request.args))
+        return json_response(await model_list(self._router))
+
+    async def entries(self) -> list[dict[str, Any]]:
+        """Return the entries of the list."""
+        return await model_entries(self._router)
+
+    async def one(self, model: str) -> Response:
+        """`GET /v1/models/{id}`.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        entry = {**model_entry(self._router, self._router.registry.resolve(model)), "id": model}
+        return json_response(model_info(entry) if speaks_anthropic(request) else entry)
