@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from engine_router.events import Event, EventHub, RouterNotice
 from engine_router.in_flight import HeldBodies, InFlight, LeaseHolder, new_id
 from engine_router.jobs import Jobs
 from engine_router.metrics import Metrics
+from engine_router.models.discovery import Discovery
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.facts import KnownModels
 from engine_router.models.folder_scans import FolderScans
@@ -103,10 +104,24 @@ class Router:
     _reloader: Callable[[Router], Awaitable[Changes]] | None = None
     _rescanner: Callable[[Router], Awaitable[Changes]] | None = None
     _app: QuartTrio | None = None
+    discovery: Discovery = field(
+        init=False,
+        default=Factory(
+            lambda self: Discovery(lambda: self.snapshot, self.state, self.learned, self.note),
+            takes_self=True,
+        ),
+    )
     lister: ModelLister = field(
         init=False,
         default=Factory(
-            lambda self: ModelLister(self.hub, self._discovered_engines, self._learn), takes_self=True
+            lambda self: ModelLister(
+                self.hub,
+                self.discovery.asked,
+                self.discovery.learn,
+                self.discovery.read_files,
+                self.discovery.round_over,
+            ),
+            takes_self=True,
         ),
     )
     _cannot_save: bool = False
@@ -274,15 +289,6 @@ class Router:
     async def close(self) -> None:
         """Refuse new requests, let running ones end for `shutdown_timeout_s`, stop what the router started."""
         await self.supervisor.close(self.config.server.shutdown_timeout_s)
-
-    def _discovered_engines(self) -> Mapping[str, Engine]:
-        return {name: engine for name, engine in self.engines.items() if self.config.engines[name].discover}
-
-    def _learn(self, name: str, engine: Engine, models: Sequence[str]) -> None:
-        """Take in what an engine lists, unless it was exchanged or taken out meanwhile."""
-        if self.engines.get(name) is engine:
-            self.registry.set_listed(name, models)
-            self.state.set_models(name, models)
 
     async def keep_saving(self) -> None:
         """Write the state file whenever there is something new; runs until cancelled."""

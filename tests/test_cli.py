@@ -607,8 +607,8 @@ def test_status_and_models(router: Served, capsys: pytest.CaptureFixture[str]) -
     assert main(["models", "--url", router.url]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:2]] == [
-        ["MODEL", "ENGINE", "STATE", "ALIASES"],
-        ["red", "alpha", "off", "scarlet"],
+        ["MODEL", "ENGINE", "STATE", "KNOWN", "FROM", "ALIASES"],
+        ["red", "alpha", "off", "configured", "scarlet"],
     ]
     assert len(lines) == 5  # an alias is no line of its own
 

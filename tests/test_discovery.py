@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.simulated_memory import SimulatedMemory
 from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.errors import UnknownModel
+from engine_router.models.last_seen import SeenModels
 from engine_router.models.registry import ModelRegistry, Target
 
 ENGINES = """
@@ -87,7 +89,7 @@ def where(target: Target) -> tuple[str, str, str]:
 def test_what_is_configured_is_found_by_every_name(name: str, expected: tuple[str, str, str]) -> None:
     target = registry().resolve(name)
     assert where(target) == expected
-    assert not target.discovered
+    assert not target.is_listed_only
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_what_engines_list_is_found_too() -> None:
     assert where(found.resolve("phi4")) == ("phi4:latest", "ollama/phi4:latest", "phi4:latest")
     assert where(found.resolve("phi4:14b")) == ("phi4:14b", "ollama/phi4:14b", "phi4:14b")
     assert where(found.resolve("lora-1:latest")) == ("lora-1", "vllm", "lora-1")
-    assert found.resolve("lora-1").discovered
+    assert found.resolve("lora-1").is_listed_only
     found.set_listed("vllm", [])
     with pytest.raises(UnknownModel):
         found.resolve("lora-1")
@@ -161,7 +163,7 @@ def test_every_model_is_listed_once_and_the_configured_ones_first() -> None:
         "lora",
         "phi4:latest",
     ]
-    assert [target.model for target in targets if target.discovered] == ["lora", "phi4:latest"]
+    assert [target.model for target in targets if target.is_listed_only] == ["lora", "phi4:latest"]
     aliases = {target.model: target.aliases for target in targets if target.aliases}
     assert {model: sorted(names) for model, names in aliases.items()} == {
         "qwen3-30b": ["default"],
@@ -281,5 +283,5 @@ def test_an_own_name_outlives_a_reload() -> None:
     config = parse_config(OWN_NAMES)
     before = registry(OWN_NAMES, llama=["gpt-x"])
     after = ModelRegistry(config, before._engines)
-    after.learn({"llama": before.listed("llama")})
+    after.learn({"llama": SeenModels(tuple(before.listed("llama")), time.time())})
     assert where(after.resolve("one")) == ("one", "llama", "gpt-x")

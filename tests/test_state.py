@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from hypothesis import given
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from engine_router.engines.base import ResidentId
 from engine_router.guards.atomic_file import write_atomically
+from engine_router.models.last_seen import SeenModels
 from engine_router.residency.measurements import (
     Measurement,
     Measurements,
@@ -23,12 +25,13 @@ from engine_router.residency.measurements import (
 )
 
 A = ResidentId("a", "llama")
+SEEN = SeenModels(("llama", "qwen"), 1000.0, "mark")
 
 
 def full_state() -> Measurements:
     state = Measurements()
     state.residents["a/llama"] = Measurement(2**36, 0.75, 12.5, 1.0, 0.25, 2**35, 0.75)
-    state.set_models("a", ["llama", "qwen"])
+    state.set_models("a", SEEN)
     return state
 
 
@@ -48,9 +51,12 @@ def test_measurements_of_an_unknown_resident_are_empty_and_can_be_filled() -> No
 def test_only_changes_of_the_models_are_changes() -> None:
     state = full_state()
     state.changed = False
-    state.set_models("a", ["llama", "qwen"])
+    state.set_models("a", attrs.evolve(SEEN, is_live=True))
+    assert state.changed  # it is seen anew
+    state.changed = False
+    state.set_models("a", attrs.evolve(SEEN, is_live=True, at=1030.0))
     assert not state.changed
-    state.set_models("a", ["llama"])
+    state.set_models("a", attrs.evolve(SEEN, names=("llama",), is_live=True, at=1060.0))
     assert state.changed
 
 
@@ -61,7 +67,7 @@ def test_only_changes_of_the_models_are_changes() -> None:
     ids=lambda text: text[:20],
 )  # fmt: skip
 def test_damaged_text_is_an_empty_state(text: str) -> None:
-    assert Measurements.from_json(text) == Measurements()
+    assert Measurements.from_json(text).to_json() == Measurements().to_json()
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "true", '"7"', "[]", "1e400", "9" * 400, "null"])
@@ -136,10 +142,10 @@ def test_no_json_is_too_strange(residents: object, models: object) -> None:
 
 
 def test_an_absent_or_binary_file_is_an_empty_state(tmp_path: Path) -> None:
-    assert read_state(tmp_path / "none.json") == Measurements()
-    assert read_state(tmp_path) == Measurements()
+    assert read_state(tmp_path / "none.json").to_json() == Measurements().to_json()
+    assert read_state(tmp_path).to_json() == Measurements().to_json()
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    assert read_state(tmp_path / "binary.json") == Measurements()
+    assert read_state(tmp_path / "binary.json").to_json() == Measurements().to_json()
 
 
 def test_the_state_file_lies_in_a_folder_of_its_own() -> None:

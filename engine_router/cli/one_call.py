@@ -89,12 +89,18 @@ def _list_models(address: RouterAddress, options: argparse.Namespace) -> Any:
 def _show_models(answer: Answer, _: argparse.Namespace) -> None:
     # An alias is in the list as a model of its own, for other clients.
     rows = [
-        (entry["id"], entry["engine"], entry["state"], ", ".join(entry["aliases"]) or NOTHING)
+        (
+            entry["id"],
+            entry["engine"],
+            entry["state"],
+            entry["origin"],
+            ", ".join(entry["aliases"]) or NOTHING,
+        )
         for entry in answer["data"]
         if "alias_of" not in entry
     ]
     if rows:
-        Table(("Model", "Engine", "State", "Aliases"), rows).show()
+        Table(("Model", "Engine", "State", "Known from", "Aliases"), rows).show()
     else:
         say("no model is known yet: name some in engines.toml, or start an engine that lists its own")
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 
 from engine_router import __version__
-from engine_router.guards.foreign_text import printable
+from engine_router.cli.command_parser import CommandParser
 
 EXIT_CODES = """\
 exit codes:
@@ -17,14 +15,6 @@ exit codes:
   2    bad configuration or usage
   3    router not reachable
   130  interrupted (143 after a second SIGTERM)"""
-
-
-# What other programs of this kind call a command.
-_ELSEWHERE = {
-    "list": "models", "ls": "models", "ps": "residents", "run": "serve", "start": "serve", "stop": "unload",
-    "validate": "check", "test": "check", "log": "logs", "restart": "reload", "switch": "use", "swap": "use",
-    "download": "pull", "fetch": "pull", "get": "pull", "remove": "rm", "delete": "rm",
-}  # fmt: skip
 
 
 # The modules of the commands; any other command is a module of its own name.
@@ -36,34 +26,6 @@ _MODULES = {
     **dict.fromkeys(("use", "load", "unload"), "loading"),
     "import": "import_models",
 }
-
-
-class CommandParser(argparse.ArgumentParser):
-    """The whole command line: lists the commands where none is given, and knows what was meant by another word.
-
-    Attributes:
-        commands: the commands, by name.
-    """
-
-    commands: Collection[str] = ()
-
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        """Parse a command line; exits with code 2 where there is no command in it."""
-        words = sys.argv[1:] if args is None else list(args)
-        if not words:
-            self.print_help(sys.stderr)
-            self.exit(2)
-        if not words[0].startswith("-") and words[0] not in self.commands:
-            near = _ELSEWHERE.get(words[0]) or next(
-                iter(difflib.get_close_matches(words[0][:40], list(self.commands), n=1)), None
-            )
-            hint = f"; did you mean {near}?" if near else ""
-            self.error(
-                f"there is no command {printable(words[0][:40])}{hint}\nengine-router --help lists them"
-            )
-        return super().parse_args(words, namespace)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -189,6 +151,16 @@ def _add_showing(command: Adder) -> None:
         "models",
         "models --url http://192.168.1.20:8077",
     )
+    discover = command(
+        "discover",
+        "ask the engines for their models, and show where each is known from",
+        "Ask every engine, or one, for its models, and show each with where it is known from: the configuration, a\n"
+        "folder, the engine's command (argv), or its list, now (live) or earlier (last seen); and which engine serves\n"
+        "an id that two of them have. No engine is started.",
+        "discover",
+        "discover llama --json",
+    )
+    discover.add_argument("name", metavar="ENGINE", nargs="?", help="default: all of them")
     use = command(
         "use",
         "make a model resident now",
@@ -231,9 +203,9 @@ def _add_showing(command: Adder) -> None:
         "Shows what is new, what is gone, and which files cannot be served, and why.",
         "rescan",
     )
-    for calling in (status, models, use, unload, logs, reload, rescan):
+    for calling in (status, models, discover, use, unload, logs, reload, rescan):
         _add_address(calling)
-    for answering in (status, models, use, unload, reload, rescan):
+    for answering in (status, models, discover, use, unload, reload, rescan):
         _add_json(answering)
 
 

@@ -19,6 +19,7 @@ from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
 from engine_router.config.values import expanded, shown
 from engine_router.engines.command_options import number_of
+from engine_router.models.served_names import served_models
 from engine_router.server.serve import is_open_to_network
 
 Warned = tuple[str, str]
@@ -91,7 +92,7 @@ def _engine_warnings(config: Config, name: str, engine: AnyEngineConfig) -> Iter
         if not has_models and not engine.discover:
             yield f"{place}.models", "empty, and discover is off: no request can reach it"
         return
-    if not has_models:
+    if not has_models and (is_template(engine) or not _names_models(engine)):
         yield (
             f"{place}.models",
             f"empty: no request can start it before it has run once (engine-router use {name})"
@@ -99,6 +100,12 @@ def _engine_warnings(config: Config, name: str, engine: AnyEngineConfig) -> Iter
             else "empty: no request can start it",
         )
     yield from _command_warnings(place, engine)
+
+
+def _names_models(engine: ProcessConfig) -> bool:
+    """Tell whether a command says which models it serves, or in which files they are."""
+    served = served_models(engine.argv, engine.env)
+    return bool(served.models) or served.in_files
 
 
 def _command_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:

@@ -1,6 +1,6 @@
 """Engines' command lines: which engine a command starts, and what its options say about the model.
 
-One table for each kind of engine, by its documentation. What a command does not say has the engine's own default.
+What a command does not say has the engine's own default.
 """
 
 from __future__ import annotations
@@ -11,149 +11,12 @@ from typing import Final
 
 from attrs import frozen
 
+from engine_router.engines.engine_programs import ENGINE_PROGRAMS, UNKNOWN, EngineProgram
+
 _SUFFIX: Final = re.compile(r"(\.exe|\.py)$", re.IGNORECASE)
 _AMOUNT: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)([kKmM]?)")
 _FACTORS: Final = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
 _NO: Final = frozenset(("false", "0", "no", "off"))
-
-
-@frozen(kw_only=True)
-class EngineProgram:
-    """One kind of engine: how its command is recognised, and the names of its options.
-
-    Attributes:
-        name: what people call it.
-        programs: what the command, or the module that Python runs, is called, in lower case and without `.exe`
-            and `.py`.
-        verbs: the words one of which has to follow the program; empty where none has to.
-        model: options that take the model, the file or the folder of its weights.
-        positional: where the model may stand without an option: "first", among the words behind program and verb;
-            "last"; or "" for nowhere.
-        context: options that take the number of tokens of context.
-        default_context: what it serves when none is given; None for what the model was made for.
-        vision: options that take a projector for images.
-        embedding: options that make it embed, as `--name`, or as `--name=value` where it takes only that value.
-        only_embeds: it serves nothing but embeddings.
-    """
-
-    name: str
-    programs: tuple[str, ...] = ()
-    verbs: tuple[str, ...] = ()
-    model: tuple[str, ...] = ("--model",)
-    positional: str = ""
-    context: tuple[str, ...] = ()
-    default_context: int | None = None
-    vision: tuple[str, ...] = ()
-    embedding: tuple[str, ...] = ()
-    only_embeds: bool = False
-
-
-LLAMA_CPP: Final = EngineProgram(
-    name="llama.cpp",
-    programs=("llama-server", "llamafile", "engine_router.llamacpp"),
-    model=("-m", "--model"),
-    context=("-c", "--ctx-size"),
-    vision=("-mm", "--mmproj"),
-    embedding=("--embedding", "--embeddings"),
-)
-
-ENGINE_PROGRAMS: Final = (
-    LLAMA_CPP,
-    EngineProgram(
-        name="vLLM",
-        programs=("vllm",),
-        verbs=("serve",),
-        positional="first",
-        context=("--max-model-len",),
-        embedding=("--task=embed", "--task=embedding", "--runner=pooling", "--convert=embed"),
-    ),
-    EngineProgram(
-        name="vLLM",
-        programs=("vllm.entrypoints.openai.api_server",),
-        context=("--max-model-len",),
-        embedding=("--task=embed", "--task=embedding", "--runner=pooling", "--convert=embed"),
-    ),
-    EngineProgram(
-        name="SGLang",
-        programs=("sglang.launch_server",),
-        model=("--model-path", "--model"),
-        context=("--context-length",),
-        embedding=("--is-embedding",),
-    ),
-    EngineProgram(
-        name="SGLang",
-        programs=("sglang",),
-        verbs=("serve",),
-        model=("--model-path", "--model"),
-        context=("--context-length",),
-        embedding=("--is-embedding",),
-    ),
-    EngineProgram(
-        name="KoboldCpp",
-        programs=("koboldcpp",),
-        positional="first",
-        context=("--contextsize",),
-        # Newer versions serve 8192. Clients that are told too little lose less than those that are told too much.
-        default_context=4096,
-        vision=("--mmproj",),
-    ),
-    EngineProgram(
-        name="llama-cpp-python",
-        programs=("llama_cpp.server",),
-        context=("--n_ctx",),
-        default_context=2048,
-        vision=("--clip_model_path",),
-        embedding=("--embedding",),
-    ),
-    EngineProgram(name="MLX", programs=("mlx_lm.server", "mlx_vlm.server"), model=("--model",)),
-    EngineProgram(name="MLX", programs=("mlx_lm", "mlx_vlm"), verbs=("server",), model=("--model",)),
-    EngineProgram(
-        name="MAX",
-        programs=("max", "max-pipelines"),
-        verbs=("serve",),
-        model=("--model", "--model-path"),
-        context=("--max-length",),
-        embedding=("--task=embeddings_generation",),
-    ),
-    EngineProgram(
-        name="transformers",
-        programs=("transformers",),
-        verbs=("serve",),
-        model=("--force-model", "--force_model"),
-        positional="first",
-    ),
-    EngineProgram(
-        name="infinity",
-        programs=("infinity_emb",),
-        verbs=("v2",),
-        model=("--model-id",),
-        only_embeds=True,
-    ),
-    EngineProgram(
-        name="text-embeddings-inference",
-        programs=("text-embeddings-router",),
-        model=("--model-id",),
-        only_embeds=True,
-    ),
-    EngineProgram(
-        name="ramalama",
-        programs=("ramalama",),
-        verbs=("serve",),
-        model=(),
-        positional="last",
-        context=("-c", "--ctx-size"),
-    ),
-    EngineProgram(name="LocalAI", programs=("local-ai", "localai"), verbs=("run",), model=(), context=("--context-size",)),
-)  # fmt: skip
-
-# What a program that is none of these may have: a script of one's own, a container.
-_UNKNOWN: Final = EngineProgram(
-    name="",
-    model=("-m", "--model", "--model-path", "--model-id"),
-    context=("-c", "--ctx-size", "--max-model-len", "--context-length", "--contextsize", "--n_ctx"),
-    vision=("--mmproj", "-mm"),
-    embedding=("--embedding", "--embeddings", "--is-embedding"),
-)
 
 
 @frozen(kw_only=True)
@@ -177,12 +40,8 @@ class ModelOptions:
 
 def model_options(argv: Sequence[str]) -> ModelOptions:
     """Read a command."""
-    kind, words = _own_words(argv)
-    model = value_of(words, kind.model)
-    if model is None and kind.positional:
-        model = _positional(words, kind)
-    if model is not None and model.startswith("file://"):
-        model = model.removeprefix("file://")
+    kind, words = own_words(argv)
+    model = model_word(kind, words)
     context = amount(value_of(words, kind.context))
     if context is None and value_of(words, kind.context) is None:
         context = kind.default_context
@@ -195,20 +54,39 @@ def model_options(argv: Sequence[str]) -> ModelOptions:
     )
 
 
+def model_word(kind: EngineProgram, words: Sequence[str]) -> str | None:
+    """Return the model that a command names.
+
+    Args:
+        words: those behind the program.
+    """
+    model = value_of(words, kind.model)
+    if model is None and kind.positional:
+        model = _positional(words, kind)
+    return None if model is None else model.removeprefix("file://")
+
+
 def value_of(argv: Sequence[str], names: Sequence[str]) -> str | None:
     """Return the value that an option has in a command: `--name value` or `--name=value`.
 
     Of several the last one, as servers do. `_` in a name means `-`, as Python's servers have it.
     """
-    found = None
+    values = values_of(argv, names)
+    return values[-1] if values else None
+
+
+def values_of(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return every value that an option has in a command, in their order."""
+    return [words[0] for words in words_of(argv, names) if words]
+
+
+def words_of(argv: Sequence[str], names: Sequence[str]) -> list[Sequence[str]]:
+    """Return the words behind each place where an option stands: its value, and whatever follows."""
+    found: list[Sequence[str]] = []
     for index, word in enumerate(argv):
         name, equals, value = word.partition("=")
-        if not _is_one_of(name, names):
-            continue
-        if equals:
-            found = value
-        elif index + 1 < len(argv):
-            found = argv[index + 1]
+        if _is_one_of(name, names):
+            found.append([value, *argv[index + 1 :]] if equals else argv[index + 1 :])
     return found
 
 
@@ -224,22 +102,34 @@ def amount(text: str | None) -> int | None:
     return None if found is None else int(float(found[1]) * _FACTORS[found[2]]) or None
 
 
-def _own_words(argv: Sequence[str]) -> tuple[EngineProgram, Sequence[str]]:
+def own_words(argv: Sequence[str]) -> tuple[EngineProgram, Sequence[str]]:
     """Return the kind of engine that a command starts, and the words behind its program.
 
     Whatever runs the program may stand before it: Python, `env`, `nice`, `uv run`, a container's command.
     """
-    for index, word in enumerate(argv):
-        name = _SUFFIX.sub("", re.split(r"[/\\]", word)[-1].lower())
-        following = argv[index + 1] if index + 1 < len(argv) else ""
-        for kind in ENGINE_PROGRAMS:
-            if not any(_is_called(name, program) for program in kind.programs):
-                continue
-            if not kind.verbs:
-                return kind, argv[index + 1 :]
-            if following in kind.verbs:
-                return kind, argv[index + 2 :]
-    return _UNKNOWN, argv[1:]
+    for index in range(len(argv)):
+        if (found := program_at(argv, index)) is not None:
+            return found
+    return UNKNOWN, argv[1:]
+
+
+def program_at(argv: Sequence[str], index: int) -> tuple[EngineProgram, Sequence[str]] | None:
+    """Return the kind of engine whose program is one word of a command, and the words behind it; None if it is none."""
+    name = program_name(argv[index])
+    following = argv[index + 1] if index + 1 < len(argv) else ""
+    for kind in ENGINE_PROGRAMS:
+        if not any(_is_called(name, program) for program in kind.programs):
+            continue
+        if not kind.verbs:
+            return kind, argv[index + 1 :]
+        if following in kind.verbs:
+            return kind, argv[index + 2 :]
+    return None
+
+
+def program_name(word: str) -> str:
+    """Return what a program is called, without its folder, `.exe` and `.py`."""
+    return _SUFFIX.sub("", re.split(r"[/\\]", word)[-1].lower())
 
 
 def _is_called(name: str, program: str) -> bool:

@@ -136,6 +136,9 @@ CONTROL_ANSWER_PARTS: Final = 500_000
 LISTED_MODELS: Final = 2000
 """Models that one engine may list; every list and status that the router gives goes through all of them."""
 
+SERVED_NAMES: Final = 64
+"""Models that the words of one command may name: a server of many adapters has a few dozen."""
+
 SHOWN_BYTES: Final = 33_554_432
 """Bytes kept of the models that one Ollama daemon shows: a thousand of them with 32 KB each."""
 
@@ -202,6 +205,9 @@ MAX_SAFETENSORS_HEADER_BYTES: Final = 100_000_000
 
 MAX_SAFETENSORS_INDEX_BYTES: Final = 33_554_432
 """The index of a model's safetensors: those of mixtures with 100,000 tensors have 10 MB."""
+
+MAX_PRESET_BYTES: Final = 1 << 20
+"""An .ini file with a section for each model: a hundred models have some 50 KB."""
 
 MAX_WEIGHT_FILES: Final = 10_000
 """Files of a folder that are looked at for weights."""

@@ -18,7 +18,8 @@ from typing import Final
 
 from attrs import frozen
 
-from engine_router.engines.command_options import LLAMA_CPP, number_of, value_of
+from engine_router.engines.command_options import number_of, value_of
+from engine_router.engines.engine_programs import LLAMA_CPP
 from engine_router.models.gguf import GGUFHeader, read_gguf
 from engine_router.models.kv_cache import Context, cache_bytes
 

@@ -13,6 +13,7 @@ from attrs import define, field
 from engine_router.events import Event, ResidentReady
 from engine_router.guards.limits import LISTED_MODELS
 from engine_router.models.header_memory import HeaderMemory
+from engine_router.models.served_names import ServedModels
 from engine_router.models.weights import Weights
 
 Json = Mapping[str, Any]
@@ -44,6 +45,7 @@ class Learned:
         signatures: the time and size that a file had when it was read.
         headers: the headers of GGUF files.
         reader: one thread at a time reads them.
+        served: what the files say that engines' commands name, by engine.
         endpoints: by engine, the optional endpoints that it was asked for since it started, and whether it serves them.
     """
 
@@ -52,6 +54,7 @@ class Learned:
     signatures: dict[Path, Signature] = field(factory=dict)
     headers: HeaderMemory = field(factory=HeaderMemory)
     reader: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
+    served: dict[str, ServedModels] = field(factory=dict)
     endpoints: defaultdict[str, dict[str, bool]] = field(factory=lambda: defaultdict(dict))
 
     def observe(self, event: Event) -> None:

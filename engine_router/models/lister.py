@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -30,21 +30,29 @@ class ModelLister:
 
     Args:
         engines: returns the engines to ask, by name.
-        learn: takes in the list of one.
+        learn: takes in the list of one; None where it did not give any.
+        read_files: reads what engines' commands name, beside the asking; waited for as long as an engine.
+        round_over: is told when all of them were asked.
 
     Attributes:
         silent: the engines that did not list anything when they were asked last.
+        errors: why, for those that run but do not answer sensibly.
     """
 
     def __init__(
         self,
         hub: EventHub,
         engines: Callable[[], Mapping[str, Engine]],
-        learn: Callable[[str, Engine, Sequence[str]], None],
+        learn: Callable[[str, Engine, Sequence[str] | None], None],
+        read_files: Callable[[], Awaitable[None]],
+        round_over: Callable[[], None],
     ) -> None:
         self._engines = engines
         self._learn = learn
+        self._read_files = read_files
+        self._round_over = round_over
         self.silent: frozenset[str] = frozenset()
+        self.errors: dict[str, str] = {}
         self._events: Subscription = hub.subscribe(ResidentReady)
         self._asked_at = -math.inf
         self._wanted = trio.Event()
@@ -94,25 +102,35 @@ class ModelLister:
         self._current, self._next, self._wanted = self._next, trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
             for name, engine in self._engines().items():
-                nursery.start_soon(self._ask_one, name, engine)
+                nursery.start_soon(self.ask_one, name, engine)
+            with trio.move_on_after(TIMEOUT_S):
+                await self._read_files()
+        self._round_over()
         self._current.set()
         self._current = None
 
-    async def _ask_one(self, name: str, engine: Engine) -> None:
+    async def ask_one(self, name: str, engine: Engine) -> None:
+        """Ask one engine and take in its list. Cancellation leaves what was known."""
+        models, failure = None, f"did not say within {TIMEOUT_S:g} s which models it has"
         with trio.move_on_after(TIMEOUT_S):
             try:
-                models = await engine.list_models()
+                models, failure = await engine.list_models(), ""
             except EngineError as error:
                 logger.info("%s", error)
+                failure = error.summary
             except Exception:
                 # A defect in reading one engine's list must not end the router.
                 logger.exception("engine %s: unexpected error", name)
-            else:
-                if models is not None:
-                    self.silent -= {name}
-                    self._learn(name, engine, self._within_bounds(name, models))
-                    return
+                failure = "could not be asked, by a fault of the router's own; its log has it"
+        self.errors.pop(name, None)
+        if models is not None:
+            self.silent -= {name}
+            self._learn(name, engine, self._within_bounds(name, models))
+            return
         self.silent |= {name}
+        if failure:
+            self.errors[name] = failure
+        self._learn(name, engine, None)
 
     def _within_bounds(self, name: str, models: Sequence[str]) -> Sequence[str]:
         """Return the models of a list that are to be known; says so when these are not all."""

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from attrs import frozen
+import attrs
 
-from engine_router.config import Config, OllamaConfig
+from engine_router.config import Config, OllamaConfig, ProcessConfig, is_template
 from engine_router.dialects.model_names import close_names
 from engine_router.dialects.routed import checked_name
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import UnknownModel
+from engine_router.models.last_seen import SeenModels, engine_mark
+from engine_router.models.served_by_command import ServedByCommand
+from engine_router.models.served_names import ServedModel, ServedModels, served_models
+from engine_router.models.target import KnownId, Origin, Target
 from engine_router.models.weights import launch_of
+
+__all__ = ["ModelRegistry", "Target"]
 
 LATEST = ":latest"
 
 
-@frozen
-class Target:
-    """The place of a model.
-
-    Attributes:
-        model: the id under which the router lists it.
-        engine: the engine's name.
-        resident: what has to be resident for it.
-        upstream: the name that the engine knows it by.
-        aliases: other names that clients may use.
-        discovered: the engine listed it; it is not in the configuration.
-    """
-
-    model: str
-    engine: str
-    resident: ResidentId
-    upstream: str
-    aliases: tuple[str, ...] = ()
-    discovered: bool = False
-
-
 class ModelRegistry:
-    """All models: the configured ones, and those that running engines list.
+    """All models: the configured ones, those that engines' commands name, and those that engines list.
 
-    The configuration always wins over what an engine says, and of two engines that list the same id the one
+    The configuration always wins over what an engine says, and of two engines that have the same id the one
     that comes first in the configuration.
+
+    A command's name for a configured model is one more name of that. Where a command names a model that is not
+    configured, the model is known by it before the engine has ever run; see `ServedByCommand` for what becomes of
+    it once the engine has given its own list, which counts more.
     """
 
     def __init__(self, config: Config, engines: Mapping[str, Engine]) -> None:
@@ -64,12 +54,60 @@ class ModelRegistry:
             self._aliases.update(dict.fromkeys(entry.aliases, model_id))
             self._unlisted_names.update(dict.fromkeys(entry.other_names, model_id))
         self._files = _files(config, self._configured.values())
+        self._is_live: dict[str, bool] = {}
+        self._seen_at: dict[str, float] = {}
+        self._by_command: dict[str, ServedByCommand] = {}
+        commands = served_by_commands(config)
+        for name in config.engines:
+            self.set_served(name, commands.get(name, ServedModels()))
 
-    def learn(self, lists: Mapping[str, Sequence[str]]) -> None:
-        """Take in the lists of engines, by name, as far as these are configured to be asked for them."""
-        for name, models in lists.items():
-            if name in self._config.engines and self._config.engines[name].discover:
-                self.set_listed(name, models)
+    def learn(self, lists: Mapping[str, SeenModels], now: float | None = None) -> None:
+        """Take in the remembered lists of engines, by name, as far as these are configured to be asked for them.
+
+        Left out are lists that are too old, and those of an engine that is configured to be another server now.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        for name, seen in lists.items():
+            config = self._config.engines.get(name)
+            if config is None or not config.discover or seen.is_old(time.time() if now is None else now):
+                continue
+            if seen.engine in ("", engine_mark(config)):
+                self.set_listed(name, seen.names, at=seen.at, is_live=seen.is_live)
+
+    def forget(self, engine: str) -> None:
+        """Forget what an engine listed."""
+        self.set_listed(engine, (), is_live=False)
+        del self._listed[engine], self._seen_at[engine]
+
+    def learn_files(self, served: Mapping[str, ServedModels]) -> None:
+        """Take in what the files say that engines' commands name, by engine, as far as these are still the same files."""
+        for engine, models in served.items():
+            if self.served(engine).are_in_files_of(models):
+                self.set_served(engine, models)
+
+    def served(self, engine: str) -> ServedModels:
+        """Return what an engine's command says of its models, with what its files say as far as that was learned."""
+        found = self._by_command.get(engine)
+        return ServedModels() if found is None else found.served
+
+    def set_served(self, engine: str, served: ServedModels) -> None:
+        """Take in which models an engine's command names."""
+        configured = {
+            target.model: self._names_of(target) if served.models else ()
+            for target in self._configured.values()
+            if target.engine == engine
+        }
+        self._by_command[engine] = ServedByCommand(served, configured)
+        self._learn_own_names(engine, tuple(self._listed.get(engine, ())))
+        self._resolved.clear()
+
+    def set_silent(self, engine: str) -> None:
+        """Note that an engine did not list anything when it was asked last; what it listed before stays."""
+        if self._is_live.get(engine):
+            self._is_live[engine] = False
+            self._resolved.clear()
 
     def remembered(self, name: str) -> Target | None:
         """Return the model to which a name has led before; None where it has to be resolved."""
@@ -91,10 +129,15 @@ class ModelRegistry:
     def targets(self) -> list[Target]:
         """Return every known model, the configured ones first, each once."""
         found = dict(self._configured)
+        taken = set(self._aliases)  # names that lead to a model further up
         for engine in self._config.engines:
-            for model in self._listed.get(engine, ()):
-                if model not in found and not self._is_known_upstream(engine, model):
-                    found[model] = self._target(model, engine, discovered=True)
+            for model in self._by_command[engine].models():
+                if model.name not in found and model.name not in taken:
+                    found[model.name] = self._target_served(engine, model)
+            for name in self._listed.get(engine, ()):
+                if name not in found and name not in taken and not self._is_known_upstream(engine, name):
+                    found[name] = self._target_listed(engine, name)
+            taken.update(self._own_names.get(engine, ()), self._by_command[engine].shown_names())
         return [self._with_aliases(target) for target in found.values()]
 
     def offered(self) -> list[Target]:
@@ -102,10 +145,18 @@ class ModelRegistry:
         hidden = {name for name, model in self._config.models.items() if model.unlisted}
         return [target for target in self.targets() if target.model not in hidden]
 
-    def set_listed(self, engine: str, models: Iterable[str]) -> None:
-        """Take in what an engine listed."""
+    def set_listed(
+        self, engine: str, models: Iterable[str], *, at: float | None = None, is_live: bool = True
+    ) -> None:
+        """Take in what an engine listed.
+
+        Args:
+            at: when, in seconds since the epoch; now when absent.
+            is_live: it did so when it was asked last.
+        """
         listed = tuple(models)
         self._listed[engine] = dict.fromkeys(listed)
+        self._is_live[engine], self._seen_at[engine] = is_live, time.time() if at is None else at
         if isinstance(self._config.engines[engine], OllamaConfig):
             resident_of = self._engines[engine].resident_of
             self._of_ollama[engine] = {resident_of(model): model for model in reversed(listed)}
@@ -114,22 +165,43 @@ class ModelRegistry:
         self._resolved.clear()
 
     def _learn_own_names(self, engine: str, listed: Sequence[str]) -> None:
-        """Find the configured models in what an engine lists under names of its own.
+        """Find the models that are known already in what an engine lists under names of its own.
 
-        These are the paths of their files, and, where an engine serves one model and lists one, whatever it lists.
+        These are the paths of their files, the names in its command, and, where an engine serves one model and lists
+        one, whatever it lists.
         """
+        served = self._by_command[engine]
+        served.learn(listed)
         models = [target for target in self._configured.values() if target.engine == engine]
         own = {name: files for name in listed if (files := self._files.get((engine, name)))}
-        only = models[0] if len(models) == 1 else None
-        if only is not None and only.resident.model is None and len(listed) == 1:
-            own.setdefault(listed[0], (only.model,))
+        for name in listed:
+            if name not in own and (model := served.model_listed(name)) is not None:
+                own[name] = (model,)
+        only = served.only(listed)
+        if only is not None and self._is_one_resident(engine):
+            own.setdefault(listed[0], (only,))
         known = {spelling for target in models for spelling in _spellings(target.upstream)}
         own = {name: found for name, found in own.items() if name not in known}
         for target in models:
             self._upstream_names.pop(target.model, None)
+            if not listed and (upstream := served.upstream_of(target.model)) is not None:
+                self._upstream_names[target.model] = upstream
         for name, found in own.items():
             self._upstream_names.update(dict.fromkeys(found, name))
         self._own_names[engine] = {name: found[0] for name, found in own.items()}
+
+    def _is_one_resident(self, engine: str) -> bool:
+        return self._engines[engine].resident_of("").model is None
+
+    def _names_of(self, target: Target) -> tuple[str, ...]:
+        """Return the names by which a command may speak of a configured model."""
+        aliases = (alias for alias, model in self._aliases.items() if model == target.model)
+        files = (
+            name
+            for (engine, name), found in self._files.items()
+            if engine == target.engine and target.model in found
+        )
+        return (target.model, target.upstream, *aliases, *files)
 
     def listed(self, engine: str) -> Sequence[str]:
         """Return what an engine listed last."""
@@ -139,6 +211,38 @@ class ModelRegistry:
         """Tell whether a model is called so, letter for letter."""
         return name in self._aliases or self._is_exact(name)
 
+    def known_ids(self, engine: str) -> Iterator[KnownId]:
+        """Yield every model of which an engine is known to have it, each once, with where that is known from."""
+        listed = self._listed.get(engine, {})
+        own = {model: name for name, model in self._own_names.get(engine, {}).items()}
+        heard: Origin = "live" if self._is_live.get(engine) else "last seen"
+        served, at = self._by_command[engine], self._seen_at.get(engine)
+        configured = [target for target in self._configured.values() if target.engine == engine]
+        implied = [self._target_served(engine, model) for model in served.models()]
+        found: set[str] = set()
+        for target in map(self._with_aliases, (*configured, *implied)):
+            is_heard = target.model in own or target.upstream in listed or target.model in listed
+            origins: list[Origin] = [target.origin]
+            if target.origin != "argv" and served.is_named(target.model):
+                origins.append("argv")
+            yield KnownId(target, (*origins, *((heard,) if is_heard else ())), at if is_heard else None)
+            found.add(target.model)
+        for name in listed:
+            if name not in found and not self._is_known_upstream(engine, name):
+                yield KnownId(self._with_aliases(self._target_listed(engine, name)), (heard,), at)
+
+    def shadowed(self) -> dict[tuple[str, str], list[str]]:
+        """Return the ids that two engines have, by the engine that is asked for them and the one that is not."""
+        owners = {model: target.engine for model, target in self._configured.items()}
+        found: dict[tuple[str, str], list[str]] = {}
+        for engine in self._config.engines:
+            own = self._own_names.get(engine, ())
+            names = (*own, *self._by_command[engine].shown_names(), *self._listed.get(engine, ()))
+            for name in dict.fromkeys(names):
+                if (owner := owners.setdefault(name, engine)) != engine:
+                    found.setdefault((owner, engine), []).append(name)
+        return found
+
     def _known(self, name: str) -> Target | None:
         for candidate in _spellings(name):
             model = self._aliases.get(candidate) or self._unlisted_names.get(candidate, candidate)
@@ -146,6 +250,10 @@ class ModelRegistry:
                 if (target := self._find(spelling)) is not None:
                     self._resolved[name] = target
                     return target
+        for candidate in _spellings(name):
+            if (target := self._find_in_commands(candidate)) is not None:
+                self._resolved[name] = target
+                return target
         return self._as_ollama_finds(name)  # not remembered: there are endless ways to write it
 
     def _candidates(self) -> Iterator[str]:
@@ -153,6 +261,7 @@ class ModelRegistry:
         yield from self._configured
         yield from self._aliases
         for engine in self._config.engines:
+            yield from self._by_command[engine].shown_names()
             yield from self._listed.get(engine, ())
 
     def _is_offered(self, name: str) -> bool:
@@ -160,19 +269,32 @@ class ModelRegistry:
         target = self._known(name)
         if target is None or ((entry := self._config.models.get(target.model)) and entry.unlisted):
             return False
-        if target.discovered:
+        if target.is_listed_only:
             return not self._is_known_upstream(target.engine, target.model)
-        return name == target.model or name in self._aliases
+        return name == target.model or name in self._aliases or name in target.aliases
 
     def _find(self, model: str) -> Target | None:
         if (target := self._configured.get(model)) is not None:
             return self._with_aliases(target)
         for engine in self._config.engines:
-            if (configured := self._own_names.get(engine, {}).get(model)) is not None:
-                return self._with_aliases(self._configured[configured])
+            if (own := self._own_names.get(engine, {}).get(model)) is not None:
+                return self._with_aliases(self._of_engine(engine, own))
+            if (served := self._by_command[engine].shown(model)) is not None:
+                return self._with_aliases(self._target_served(engine, served))
             if model in self._listed.get(engine, ()):
-                return self._with_aliases(self._target(model, engine, discovered=True))
+                return self._with_aliases(self._target_listed(engine, model))
         return None
+
+    def _find_in_commands(self, name: str) -> Target | None:
+        """Find a model by what it may be called because of its engine's command, such as its file's name."""
+        for engine, served in self._by_command.items():
+            if (model := served.model_called(name)) is not None:
+                return self._with_aliases(self._of_engine(engine, model))
+        return None
+
+    def _of_engine(self, engine: str, model: str) -> Target:
+        served = self._by_command[engine].shown(model)
+        return self._configured[model] if served is None else self._target_served(engine, served)
 
     def _as_ollama_finds(self, name: str) -> Target | None:
         """Find a model of an Ollama daemon as that daemon would: `OA` and `library/oa` are `oa`."""
@@ -187,27 +309,38 @@ class ModelRegistry:
                 return self._find(model)
         return None
 
-    def _target(
-        self, model: str, engine: str, upstream: str | None = None, *, discovered: bool = False
-    ) -> Target:
+    def _target(self, model: str, engine: str, upstream: str | None = None) -> Target:
         known = upstream or model
-        return Target(model, engine, self._engines[engine].resident_of(known), known, (), discovered)
+        entry = self._config.models.get(model)
+        origin: Origin = "folder" if entry is not None and entry.found else "configured"
+        return Target(model, engine, self._engines[engine].resident_of(known), known, (), origin)
+
+    def _target_served(self, engine: str, model: ServedModel) -> Target:
+        aliases = tuple(alias for alias in model.aliases if alias not in self._configured)
+        resident = self._engines[engine].resident_of(model.upstream)
+        return Target(model.name, engine, resident, model.upstream, aliases, "argv")
+
+    def _target_listed(self, engine: str, name: str) -> Target:
+        resident = self._engines[engine].resident_of(name)
+        return Target(name, engine, resident, name, (), "live" if self._is_live.get(engine) else "last seen")
 
     def _with_aliases(self, target: Target) -> Target:
-        aliases = tuple(alias for alias, model in self._aliases.items() if self._is_meant(target, model))
+        meant = tuple(alias for alias, model in self._aliases.items() if self._is_meant(target, model))
+        own = (alias for alias in target.aliases if alias not in self._aliases)
+        aliases = tuple(dict.fromkeys((*meant, *own)))
         upstream = (
             self._upstream_names.get(target.model, target.upstream)
             if self._may_rename(target)
             else target.upstream
         )
-        if not aliases and upstream == target.upstream:
+        if aliases == target.aliases and upstream == target.upstream:
             return target
-        return Target(target.model, target.engine, target.resident, upstream, aliases, target.discovered)
+        return attrs.evolve(target, upstream=upstream, aliases=aliases)
 
     def _may_rename(self, target: Target) -> bool:
         """Tell whether the engine's own name is to be used: the file says none."""
         entry = self._config.models.get(target.model)
-        return not target.discovered and (entry is None or entry.upstream is None)
+        return not target.is_listed_only and (entry is None or entry.upstream is None)
 
     def _is_meant(self, target: Target, name: str) -> bool:
         """Tell whether a name, as an alias gives it, leads to a target: exactly, or for want of another by its tag."""
@@ -216,7 +349,11 @@ class ModelRegistry:
         return name in _spellings(target.model) and not self._is_exact(name)
 
     def _is_exact(self, name: str) -> bool:
-        return name in self._configured or any(name in listed for listed in self._listed.values())
+        return (
+            name in self._configured
+            or any(name in listed for listed in self._listed.values())
+            or any(served.shown(name) is not None for served in self._by_command.values())
+        )
 
     def _is_known_upstream(self, engine: str, listed: str) -> bool:
         """Tell whether what an engine lists is a configured model under another name."""
@@ -228,6 +365,15 @@ class ModelRegistry:
             target.engine == engine and (target.upstream in names or target.resident == resident)
             for target in self._configured.values()
         )
+
+
+def served_by_commands(config: Config) -> dict[str, ServedModels]:
+    """Return what the commands of engines say about their models, by engine; a template's says nothing."""
+    return {
+        name: served_models(engine.argv, engine.env)
+        for name, engine in config.engines.items()
+        if isinstance(engine, ProcessConfig) and not is_template(engine)
+    }
 
 
 def _files(config: Config, targets: Iterable[Target]) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -62,6 +62,7 @@ async def make_snapshot(
         state, learned: the facts that are carried over from the run, and from the snapshot, before.
     """
     registry = await trio.to_thread.run_sync(ModelRegistry, config, engines)
+    registry.learn_files(learned.served)
     registry.learn(state.models)
     residency = await make_settings(config, engines, registry, learned.headers)
     snapshot = await trio.to_thread.run_sync(

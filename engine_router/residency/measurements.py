@@ -6,7 +6,7 @@ Everything here is advice. What is resident is always asked of the engines, neve
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from attrs import define, field
 from engine_router.config import Config
 from engine_router.engines.base import ResidentId
 from engine_router.guards.atomic_file import write_atomically
+from engine_router.models.last_seen import SeenModels, seen_as_json, seen_from_json
 
 _VERSION = 1
 
@@ -67,11 +68,11 @@ class Measurements:
 
     Attributes:
         residents: measurements by the resident's name (`engine` or `engine/model`).
-        models: by engine, the models that it listed when it last ran.
+        models: by engine, the list that it gave when it last ran.
     """
 
     residents: dict[str, Measurement] = field(factory=dict)
-    models: dict[str, list[str]] = field(factory=dict)
+    models: dict[str, SeenModels] = field(factory=dict)
     changed: bool = False
 
     def of(self, resident: ResidentId) -> Measurement:
@@ -82,16 +83,36 @@ class Measurements:
         """Note that something changed, so that it is written."""
         self.changed = True
 
-    def set_models(self, engine: str, models: Sequence[str]) -> None:
+    def set_models(self, engine: str, seen: SeenModels) -> None:
         """Remember what an engine listed."""
-        if self.models.get(engine) != list(models):
-            self.models[engine] = list(models)
+        before, self.models[engine] = self.models.get(engine), seen
+        if seen.is_news(before):
             self.touch()
+
+    def set_silent(self, engine: str) -> None:
+        """Note that an engine did not list anything when it was asked last."""
+        if (seen := self.models.get(engine)) is not None and seen.is_live:
+            self.models[engine] = attrs.evolve(seen, is_live=False)
+            self.touch()
+
+    def forget_models(self, now: float) -> list[str]:
+        """Forget the lists that are too old. Returns whose they were.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        old = [engine for engine, seen in self.models.items() if seen.is_old(now)]
+        for engine in old:
+            del self.models[engine]
+            self.touch()
+        return old
 
     def to_json(self) -> str:
         """Return the state as the text of its file."""
         residents = {name: attrs.asdict(measured) for name, measured in self.residents.items()}
-        return json.dumps({"version": _VERSION, "residents": residents, "models": self.models}, indent=1)
+        return json.dumps(
+            {"version": _VERSION, "residents": residents, **seen_as_json(self.models)}, indent=1
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Measurements:
@@ -102,8 +123,7 @@ class Measurements:
             state = cls()
             for name, values in entries.items():
                 state.residents[str(name)] = _measured(values)
-            for engine, models in data["models"].items():
-                state.models[str(engine)] = [model for model in models if isinstance(model, str)]
+            state.models = seen_from_json(data["models"], data.get("seen"), time.time())
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls()
         return state

@@ -38,6 +38,7 @@ from engine_router.web.admin import add_admin
 from engine_router.web.anthropic import dialect_for
 from engine_router.web.compat import add_compat
 from engine_router.web.connection import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of, wire_headers
+from engine_router.web.discovery import add_discovery
 from engine_router.web.hub import add_hub
 from engine_router.web.logs import LogRoutes
 from engine_router.web.models import ModelList
@@ -146,6 +147,7 @@ def _add_routes(app: App, router: Router) -> None:
     app.add_url_rule("/admin/logs", "logs", LogRoutes(router).logs, methods=["GET"])
     add_admin(app, router)
     add_hub(app, router)
+    add_discovery(app, router)
     add_compat(app, router, models)
     add_websockets(app, router)
     app.add_url_rule("/v1/models", "models", models.listed, methods=["GET"])

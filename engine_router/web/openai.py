@@ -24,6 +24,7 @@ def model_entry(router: Router, target: Target) -> dict[str, Any]:
         "state": OWN.of(resident),
         "status": {"value": "sleeping" if is_asleep else LISTED.of(resident)},
         "aliases": list(target.aliases),
+        "origin": target.origin,
     }
     context_length = router.known_models.of(target).context_length
     if context_length is not None:

@@ -48,6 +48,7 @@ def status(router: Router) -> dict[str, Any]:
                 "id": t.model,
                 "engine": t.engine,
                 "state": OWN.of(router.read_model.resident(t.resident)),
+                "origin": t.origin,
                 "aliases": list(t.aliases),
             }
             for t in targets

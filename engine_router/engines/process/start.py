@@ -11,7 +11,8 @@ import trio
 
 from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
-from engine_router.engines.command_options import LLAMA_CPP, value_of
+from engine_router.engines.command_options import value_of
+from engine_router.engines.engine_programs import LLAMA_CPP
 from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.process_tree import RETRY_S, Guardian, ProcessTree, start_tree
 from engine_router.errors import EngineStartFailed, OutOfResources
