@@ -1,0 +1,51 @@
+"""What the options of several commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+Adder = Callable[..., argparse.ArgumentParser]
+"""What adds a command: its name, a summary, details, and examples."""
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which router a command talks to."""
+    address = parser.add_argument_group("which router")
+    address.add_argument("--url", help="default: $ENGINE_ROUTER_URL, else host and port of the configuration")
+    address.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="default: $ENGINE_ROUTER_API_KEY, else the first of server.api_keys",
+    )
+    add_config(address)
+
+
+def add_config(parser: argparse._ActionsContainer) -> None:
+    """Add the option that names the configuration."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="default: $ENGINE_ROUTER_CONFIG, ./engines.toml, the user's configuration folder, /etc/engine-router",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option for output that programs read."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def port(text: str) -> int:
+    """Return a port from the command line."""
+    number = count(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: 0 to 65535")
+    return number
+
+
+def count(text: str) -> int:
+    """Return a whole number from the command line."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)

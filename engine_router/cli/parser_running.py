@@ -1,0 +1,76 @@
+"""The commands that run a router, or look at its configuration."""
+
+from __future__ import annotations
+
+from engine_router.cli.parser_options import Adder, add_config, add_json, port
+
+
+def add_running(command: Adder) -> None:
+    """Add serve and demo."""
+    serve = command(
+        "serve",
+        "run the router",
+        "Run the router until Ctrl-C or SIGTERM: then requests in flight may end, and every engine that the\n"
+        "router started is stopped. A second signal ends everything at once.",
+        "serve",
+        "serve --config ~/engines.toml --port 8080",
+    )
+    add_config(serve)
+    serve.add_argument("--host", help="address to listen on, instead of server.host")
+    serve.add_argument(
+        "--port", type=port, help="port to listen on, instead of server.port; 0 takes a free one"
+    )
+    serve.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        help="instead of log.level; debug shows every request",
+    )
+    demo = command(
+        "demo",
+        "try it with two tiny models, nothing to download",
+        "Write two tiny models, run the router in front of two real llama.cpp servers, and say how to talk to\n"
+        "it. Needs the extra: pip install 'engine-router[llamacpp]'.",
+        "demo",
+        "demo --once",
+    )
+    demo.add_argument("--once", action="store_true", help="chat with each model, show the swaps, and end")
+    demo.add_argument("--port", type=port, default=0, help="port to listen on; a free one by default")
+    demo.add_argument("--keep", metavar="DIR", help="write the models and engines.toml there, and leave them")
+
+
+def add_checking(command: Adder) -> None:
+    """Add check, import and schema."""
+    check = command(
+        "check",
+        "check the configuration and say what is in it",
+        "Check the configuration: every fault at once, and warnings about what will not work on this machine.",
+        "check",
+        "check --config ~/engines.toml --json",
+        "check --strict",
+    )
+    imports = command(
+        "import",
+        "write the models of a folder into engines.toml",
+        "Look through folders for models that a template can serve (an engine whose argv has {path}), and show them as\n"
+        "tables for engines.toml, with their projectors; with --write, put them there. They stay whatever becomes of\n"
+        "their files. To have models come and go with their files, use `scan` instead.",
+        "import ~/models",
+        "import /mnt/nas/models --engine llama --write",
+    )
+    imports.add_argument("folder", metavar="DIR", nargs="+", help="or huggingface, llamacpp, lmstudio")
+    imports.add_argument(
+        "--engine", metavar="NAME", help="the template that serves them; the only one by default"
+    )
+    imports.add_argument(
+        "--write", action="store_true", help="add them to engines.toml, which is checked first"
+    )
+    add_config(imports)
+    add_config(check)
+    check.add_argument("--strict", action="store_true", help="exit with 1 if there are warnings")
+    add_json(check)
+    command(
+        "schema",
+        "print the JSON Schema of engines.toml, for editors",
+        "Print the JSON Schema of engines.toml. Editors that know it complete keys and show what is wrong.",
+        "schema > engines.schema.json",
+    )
