@@ -140,7 +140,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["swap", "relay", "start", "schedule", "pagecache", "soak", "faults", "mutations"]
+    "name", ["swap", "relay", "start", "schedule", "pagecache", "scan", "soak", "faults", "mutations"]
 )
 def test_every_benchmark_starts_from_a_bare_interpreter(name: str) -> None:
     done = bench(name, "--help")
@@ -151,7 +151,7 @@ def test_every_benchmark_starts_from_a_bare_interpreter(name: str) -> None:
 def test_the_list_of_benchmarks_is_whole() -> None:
     told = bench("--help")
     assert re.findall(r"^  (\w+) ", told.stdout, re.MULTILINE) == [
-        "swap", "relay", "start", "schedule", "pagecache", "soak", "faults", "mutations",
+        "swap", "relay", "start", "schedule", "pagecache", "scan", "soak", "faults", "mutations",
     ]  # fmt: skip
 
 
