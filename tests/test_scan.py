@@ -10,6 +10,8 @@ from support.gguf_files import gguf_file, projector_file, safetensors_folder, sp
 from support.scanned import GGUF, made_old, model, names, reasons, scanned, scanner
 
 from engine_router.models.scan import ScanRequest
+from engine_router.models.scan.listing import Walk
+from engine_router.models.scan.walk import walk_folders
 
 
 async def test_a_folder_of_all_kinds(tmp_path: Path) -> None:
@@ -49,11 +51,14 @@ async def test_what_goes_with_models_is_no_model(tmp_path: Path) -> None:
     gguf_file(tmp_path / "vocab-qwen.gguf", tensors=0)
     gguf_file(tmp_path / "control.gguf", "controlvector", {})
     gguf_file(tmp_path / "flux1-dev-Q8_0.gguf", "flux", {})
+    gguf_file(tmp_path / "WavTokenizer-F16.gguf", "wavtokenizer-dec", {})
     gguf_file(tmp_path / "Eagle3-Q8.gguf", "eagle3", {"eagle3.block_count": 1})
     gguf_file(tmp_path / "mtp-Qwen3.5-27B.gguf", keys=head(layers=64), tensors=15)
     gguf_file(tmp_path / "Qwen3-8B-DFlash.gguf", keys=head(layers=5), tensors=40)
     gguf_file(
-        tmp_path / "MTP-head.gguf", "glm4moe", {"glm4moe.block_count": 47, "glm4moe.nextn_predict_layers": 1}
+        tmp_path / "GLM-4.5-Air-speed.gguf",
+        "glm4moe",
+        {"glm4moe.block_count": 47, "glm4moe.nextn_predict_layers": 1},
     )
     projector_file(tmp_path / "MMPROJ-F16.GGUF")
     made_old(tmp_path)
@@ -66,10 +71,11 @@ async def test_what_goes_with_models_is_no_model(tmp_path: Path) -> None:
         "vocab-qwen.gguf": "holds a vocabulary only, not a model",
         "control.gguf": "is an adapter, not a model",
         "flux1-dev-Q8_0.gguf": "is a model that makes images",
+        "WavTokenizer-F16.gguf": "is a vocoder, not a model",
         "Eagle3-Q8.gguf": "is a draft model",
         "mtp-Qwen3.5-27B.gguf": "is a draft model",
         "Qwen3-8B-DFlash.gguf": "is a draft model",
-        "MTP-head.gguf": "is a draft model",
+        "GLM-4.5-Air-speed.gguf": "is a draft model",
         "MMPROJ-F16.GGUF": "is a projector (mmproj) of no model here",
     }
 
@@ -192,6 +198,7 @@ async def test_deep_folders_loops_and_links(tmp_path: Path) -> None:
     gguf_file(tmp_path / "models" / ".cache" / "Hidden-8B-Q4_0.gguf")
     result = await scanned(tmp_path / "models")
     assert names(result) == ["deep-8b:q4_0", "far-8b:q4_0"]
+    assert result.skipped == ()
     assert model(result, "deep-8b:q4_0").path == deep / "Deep-8B-Q4_0.GGUF"
 
 
@@ -201,6 +208,15 @@ async def test_a_folder_that_is_too_deep_is_named(tmp_path: Path) -> None:
     result = await scanned(tmp_path)
     assert names(result) == ["flat-8b:q4_0"]
     assert list(reasons(result).values()) == ["holds more than 32 folders within each other"]
+
+
+def test_each_folder_is_a_sign_of_life(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / str(number)).mkdir()
+    signs: list[None] = []
+    folders = walk_folders(Walk(lambda: signs.append(None)), tmp_path, may_be_absent=False)
+    assert list(folders) == []
+    assert len(signs) >= 20
 
 
 async def test_a_place_with_too_many_names_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,19 @@ async def test_by_name_then_quantization_then_precision(
     assert await paired(tmp_path) == {"gemma-3-4b-it:q8_0": chosen and f"{chosen}.gguf"}
 
 
+async def test_variants_of_a_model(tmp_path: Path) -> None:
+    for name in ("Qwen2-7B-Q8_0", "Qwen2-7B-Audio-Q8_0", "Qwen2-7B-Audio-Tuned-Q8_0"):
+        gguf_file(tmp_path / f"{name}.gguf", "qwen2")
+    projector_file(tmp_path / "mmproj-Qwen2-7B-Audio-F16.gguf")
+    assert await paired(tmp_path) == {
+        "qwen2-7b:q8_0": None,
+        "qwen2-7b-audio:q8_0": "mmproj-Qwen2-7B-Audio-F16.gguf",
+        "qwen2-7b-audio-tuned:q8_0": "mmproj-Qwen2-7B-Audio-F16.gguf",
+    }
+    (tmp_path / "Qwen2-7B-Audio-Q8_0.gguf").unlink()
+    assert (await paired(tmp_path))["qwen2-7b:q8_0"] == "mmproj-Qwen2-7B-Audio-F16.gguf"
+
+
 async def test_two_that_fit_equally_are_named_and_none_is_taken(tmp_path: Path) -> None:
     gemma(tmp_path / "gemma-3-4b-it-Q4_K_M.gguf")
     gemma_projector(tmp_path / "mmproj-F16.gguf")

@@ -8,13 +8,16 @@ from typing import Final, Literal
 from engine_router.models.gguf import GGUFHeader
 from engine_router.models.scan.naming import name_stem
 
-Kind = Literal["model", "projector", "adapter", "draft", "imatrix", "vocabulary", "image model", "unknown"]
+Kind = Literal[
+    "model", "projector", "adapter", "draft", "imatrix", "vocabulary", "vocoder", "image model", "unknown"
+]
 
 REASONS: Final = {
     "adapter": "is an adapter, not a model: name it with --lora in its model's arguments",
     "draft": "is a draft model: name it with --model-draft in its model's arguments",
     "imatrix": "is an importance matrix, not a model",
     "vocabulary": "holds a vocabulary only, not a model",
+    "vocoder": "is a vocoder, not a model: name it with --model-vocoder in its model's arguments",
     "image model": "is a model that makes images: llama.cpp does not run it",
     "unknown": "names no architecture in its header",
 }
@@ -33,6 +36,7 @@ _ARCHITECTURES: Final[dict[str, Kind]] = {
     "clip": "projector",
     "controlvector": "adapter",
     "imatrix": "imatrix",
+    "wavtokenizer-dec": "vocoder",
     **dict.fromkeys(
         (
             *("aura", "auraflow", "chroma", "cosmos", "flux", "flux2", "hidream", "hyvid", "hunyuan_video", "ltxv"),

@@ -23,6 +23,7 @@ MAX_SCAN_S: Final = 600.0
 GGUF: Final = ".gguf"
 SAFETENSORS: Final = ".safetensors"
 _SUFFIXES: Final = (GGUF, SAFETENSORS)
+_COUNTED_AT_ONCE: Final = 100
 # What stands beside weights and says what they are.
 _BESIDE: Final = frozenset(
     ("config.json", "model.safetensors.index.json", "adapter_config.json", "model_index.json", "modules.json")
@@ -115,7 +116,7 @@ class Walk:
     """One walk through the folders of a place.
 
     Args:
-        rest: called between files, so that other threads get their turn.
+        rest: called at each folder and file: other threads get their turn, and it is a sign of life.
 
     Attributes:
         skipped: what was passed over.
@@ -146,6 +147,7 @@ class Walk:
             TooMuch: a limit is reached.
         """
         listing = Listing()
+        self.rest()
         self.mark(path)
         try:
             with os.scandir(path) as entries:
@@ -210,7 +212,8 @@ class Walk:
         self._entries += 1
         if self._entries > MAX_SCAN_ENTRIES:
             raise TooMuch(f"holds more than {MAX_SCAN_ENTRIES} names: the rest was not looked at")
-        if self._entries % 1000 == 0:
+        if self._entries % _COUNTED_AT_ONCE == 0:
+            self.rest()
             self.check_time()
 
     def check_time(self) -> None:

@@ -154,10 +154,10 @@ def _likeness(model: tuple[str, ...], projector: tuple[str, ...], bases: set[tup
         return _PLAIN
     if model == projector:
         return _EXACT
-    if projector in bases:  # it is another one's
-        return _OTHER
-    shorter = min(len(model), len(projector))
-    return _PREFIX if model[:shorter] == projector[:shorter] else _OTHER
+    if model[: len(projector)] == projector:  # a variant of the model that it is named for
+        return _PREFIX
+    # Named for a variant of this model: unless that is here as well, which may be the one that sees.
+    return _PREFIX if projector[: len(model)] == model and projector not in bases else _OTHER
 
 
 def _order(precision: str) -> int:
