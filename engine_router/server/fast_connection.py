@@ -1,8 +1,8 @@
 """The fast tier: one client's connection, plain requests to the proxied routes and nothing else.
 
 Two ordinary tasks for each connection. One has whatever comes in read, always, so that a client that leaves is
-noticed whatever else goes on; the other serves the requests one after the other, each in a cancel scope of its own. What is
-unusual is handed to the ordinary tier, with every byte as it came, for the rest of the connection's life.
+noticed whatever else goes on; the other serves the requests one after the other. Both run in the connection's cancel scope,
+which ends the request that is being served when the client leaves: nobody is there for another one. What is unusual is handed to the ordinary tier, with every byte as it came, for the rest of the connection's life.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from engine_router.dialects import dialect_of
-from engine_router.dialects.base import error_headers
+from engine_router.dialects.base import Clock, error_headers
 from engine_router.dialects.json_body import to_json
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError
 from engine_router.events import EventHub
@@ -91,11 +91,12 @@ class FastConnection:
         self._gone = False
         self._unheard = False
         self._closing = False
-        self._scope: trio.CancelScope | None = None
+        self._scope = trio.CancelScope()
         self._request: RequestScope | None = None
         self._chunks = False
         self._unsent: Sendable = b""
-        self.quiet_since = trio.current_time()
+        self._now: Clock = trio.lowlevel.current_clock().current_time
+        self.quiet_since = self._now()
 
     async def run(self) -> bytes | None:
         """Serve until the connection ends, or something unusual comes.
@@ -106,10 +107,12 @@ class FastConnection:
 
         Cancellation ends the request that is being served.
         """
+        is_unusual = False
         async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
             nursery.start_soon(self._read)
             is_unusual = await self._serve_all()
-            nursery.cancel_scope.cancel()
+            self._scope.cancel()
         # Not before the reading task has ended: it may be in the middle of taking in further bytes.
         return bytes(self._reader.raw) if is_unusual else None
 
@@ -165,12 +168,11 @@ class FastConnection:
         self._changed.set()
         if self._request is not None:
             self._request.client_left()
-        if self._scope is not None:
             self._scope.cancel()
 
     def _heard(self, count: int) -> None:
         if self._reader.is_between:
-            self.quiet_since = trio.current_time()
+            self.quiet_since = self._now()
         elif self._reader.path:  # a body may take its time, as long as it comes
             self.quiet_since = moved_on(self.quiet_since, count)
 
@@ -234,7 +236,7 @@ class FastConnection:
                     return False
                 self._verdict = self._arriving = None
                 self._awaits_body = False
-                self.quiet_since = trio.current_time()
+                self.quiet_since = self._now()
                 if reader.raw:  # it came while the last one was served
                     self._take(reader.feed(b""))
                 self._room.set()
@@ -265,12 +267,10 @@ class FastConnection:
         scope = self._request = RequestScope(incoming.path, self._hub)
         if arriving is None or arriving.is_over:
             self.quiet_since = math.inf
-        reusable = False
         try:
-            with trio.CancelScope() as self._scope:
-                reusable = await self._answer(incoming, scope, keep_alive=request.keep_alive)
+            reusable = await self._answer(incoming, scope, keep_alive=request.keep_alive)
         finally:
-            self._scope = self._request = None
+            self._request = None
             scope.leave()
         if arriving is not None and not self._gone:
             reusable = await self._end_upload(arriving) and reusable
@@ -310,20 +310,23 @@ class FastConnection:
         head = response_head(status, headers, chunked=chunked, keep_alive=keep_alive)
         send = self.stream.send_all
         if isinstance(reply.body, bytes):
-            scope.leave()
             if chunked and reply.body:
                 head = b"%b%x\r\n%b\r\n" % (head, len(reply.body), reply.body)
             elif not bodyless:
                 head += reply.body
-        else:
-            if not reply.has_body:
-                await send(head)
-                head = b""
-            async with contextlib.aclosing(reply.body) as body:
-                async for data in body:
-                    if not bodyless:
-                        await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
-                        head = b""
+            # The client goes on while everything is given back, in the same step: nothing waits for it to read.
+            self._unsent = self.stream.send_now(head + b"0\r\n\r\n" if chunked else head)
+            scope.leave()
+            await self.flush()
+            return keep_alive
+        if not reply.has_body:
+            await send(head)
+            head = b""
+        async with contextlib.aclosing(reply.body) as body:
+            async for data in body:
+                if not bodyless:
+                    await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
+                    head = b""
         scope.leave()  # all of the answer has come: nothing of the engine's is needed any more
         last = head + b"0\r\n\r\n" if chunked else head
         if last:
