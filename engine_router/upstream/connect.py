@@ -82,7 +82,7 @@ async def dial(base_url: str, tls: ssl.SSLContext | None) -> Wire:
     host = url.hostname or ""
     if url.scheme == "https":
         stream = await trio.open_tcp_stream(host, url.port or 443)
-        return await secured(stream, host, tls or ssl.create_default_context())
+        return await _secured(stream, host, tls or ssl.create_default_context())
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -108,12 +108,7 @@ async def _connected(address: str, port: int) -> RawStream:
     return RawStream(sock)
 
 
-async def secured(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) -> SecureStream:
-    """Return a connection over TLS on top of another one.
-
-    Raises:
-        OSError: the handshake failed; the other connection is closed.
-    """
+async def _secured(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) -> SecureStream:
     secured = trio.SSLStream(stream, tls, server_hostname=host, https_compatible=True)
     try:
         await secured.do_handshake()
