@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +12,15 @@ import trio
 from engine_router.cli.exit_codes import OK, CommandFailed
 from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import say
-from engine_router.config import Config, ProcessConfig, find_config, load_config, parse_config
+from engine_router.config import Config, ProcessConfig, find_config, load_config
 from engine_router.config.values import expanded
-from engine_router.errors import ConfigError
-from engine_router.guards.atomic_file import write_atomically
 from engine_router.models.found import formats_of, taken_names
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan import FoundModel, ScanRequest, ScanResult
 from engine_router.models.scan.places import CACHES
 from engine_router.models.scan.scanner import Scanner
+from engine_router.setup.config_file import add_tables, read_text, write
+from engine_router.setup.toml_text import toml_text
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,16 +38,12 @@ def run(options: argparse.Namespace) -> int:
     for skipped in result.skipped:
         if skipped.is_fault:
             say(f"# {skipped.path}: {skipped.reason}", to=sys.stderr)
-    text = "".join(f"\n{_table(model)}" for model in models)
+    tables = {"models": {model.name: _table(model) for model in models}}
     if not options.write:
-        say(text.strip("\n") or "# nothing new is found")
+        say(toml_text(tables).strip("\n") or "# nothing new is found")
         return OK
-    if models:
-        _append(path, text)
-    say(
-        f"{counted(len(models), 'model')} added to {path}"
-        + ("; its last state is in the .bak" if models else "")
-    )
+    note = _add(path, tables) if models else ""
+    say(f"{counted(len(models), 'model')} added to {path}{note}")
     return OK
 
 
@@ -95,29 +89,18 @@ def _is_served(config: Config, model: FoundModel) -> bool:
     )
 
 
-def _table(model: FoundModel) -> str:
-    values: Mapping[str, object] = {
+def _table(model: FoundModel) -> Mapping[str, object]:
+    return {
         "engine": model.engine,
         "path": str(model.path),
         **({} if model.mmproj is None else {"mmproj": str(model.mmproj)}),
         **({"aliases": list(model.aliases)} if model.aliases else {}),
     }
-    # A string of JSON is one of TOML.
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    return "\n".join([f"[models.{json.dumps(model.name, ensure_ascii=False)}]", *lines, ""])
 
 
-def _append(path: Path, text: str) -> None:
-    """Put tables at the end of a configuration; the file as it was stays beside it.
-
-    Raises:
-        ConfigError: it would have faults with them.
-    """
-    before = path.read_text("utf-8-sig")
-    whole = f"{before.rstrip()}\n{text}"
-    parse_config(whole, source=str(path))
-    try:
-        shutil.copy2(path, path.with_name(f"{path.name}.bak"))
-        write_atomically(path, whole)
-    except OSError as error:
-        raise ConfigError(str(path), [("", f"cannot be written: {error.strerror or error}")]) from None
+def _add(path: Path, tables: Mapping[str, object]) -> str:
+    """Put tables into a configuration, and return words about the file as it was."""
+    before = read_text(path)
+    added = add_tables(before, tables, source=str(path))
+    written = write(path, added, may_replace=True, before=before)
+    return "" if written.backup is None else f"; its last state is in {written.backup.name}"

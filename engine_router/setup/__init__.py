@@ -1,0 +1,1 @@
+"""Setting the router up: `engines.toml` is written, and changed without the loss of a comment."""
