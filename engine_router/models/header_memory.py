@@ -21,6 +21,7 @@ from attrs import define, field
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.guards.limits import MAX_HEADER_MEMORY_BYTES, MAX_KEPT_KEYS, MAX_REMEMBERED_HEADERS
 from engine_router.models.gguf import GGUFHeader, no_rest, read_part, split_parts, summed
+from engine_router.models.pace import Pace
 from engine_router.models.weights import Weights, gguf_capabilities, gguf_weights
 
 NoteT = TypeVar("NoteT", int, list[str])
@@ -181,7 +182,9 @@ class HeaderMemory:
 
     def load(self, file: Path) -> None:
         """Take in what was remembered when the router last ran; what is not understood is left out."""
+        rest = Pace().rest
         for line in _lines(file):
+            rest()
             try:
                 read = _LINES.decode(line)
                 if not read.fault:
@@ -205,7 +208,9 @@ class HeaderMemory:
             entries = list(self._entries.items())
         lines = [_FIRST_LINE]
         size = len(_FIRST_LINE) + 1
+        rest = Pace().rest
         for path, entry in reversed(entries):  # the last used first, and no more than are read again
+            rest()
             kept = msgspec.Raw(entry.kept or b"null")
             line = _Line(path, entry.size, entry.mtime_ns, entry.used_at, kept, entry.fault)
             try:

@@ -59,9 +59,16 @@ class Contents:
     marks: Mapping[Path, Mark] = field(factory=dict)
     fault: str | None = None
 
-    def has_changed(self) -> bool:
-        """Tell whether anything looks different now. Blocks; a file that was written over in its place may go unseen."""
-        return any(mark_of(path) != mark for path, mark in self.marks.items())
+    def has_changed(self, rest: Callable[[], None]) -> bool:
+        """Tell whether anything looks different now. A file that was written over in its place may go unseen.
+
+        Blocks; `rest` is called between files.
+        """
+        for path, mark in self.marks.items():
+            rest()
+            if mark_of(path) != mark:
+                return True
+        return False
 
 
 def contents_of(

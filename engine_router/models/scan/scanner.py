@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
@@ -13,6 +12,7 @@ from attrs import define, evolve, field
 
 from engine_router.guards.limits import MAX_FOUND_MODELS, MAX_TOLD_SKIPPED
 from engine_router.models.header_memory import HeaderMemory
+from engine_router.models.pace import Pace
 from engine_router.models.scan.contents import Contents, contents_of
 from engine_router.models.scan.listing import why
 from engine_router.models.scan.naming import Wanted, name_models
@@ -24,29 +24,6 @@ logger = logging.getLogger(__name__)
 SILENCE_LIMIT_S: Final = 30.0
 """Seconds in which the scan of a place has to come forward by a file at least; a disk that spins up takes ten."""
 
-# A thread that computes gives way so often, and for so long, that the event loop gets its turn. Seconds.
-_WORK_S: Final = 0.001
-_REST_S: Final = 0.0003
-
-
-@define(eq=False)
-class _Pace:
-    """The pace of one thread: it rests now and then.
-
-    Attributes:
-        signs: how often the thread came by.
-    """
-
-    signs: int = 0
-    _rested_at: float = 0.0
-
-    def rest(self) -> None:
-        """Let other threads have their turn, unless they had it just now."""
-        self.signs += 1
-        if time.perf_counter() - self._rested_at > _WORK_S:
-            time.sleep(_REST_S)
-            self._rested_at = time.perf_counter()
-
 
 @define(eq=False)
 class _PlaceScan:
@@ -55,7 +32,7 @@ class _PlaceScan:
     written: str
     state: PlaceState = field(factory=PlaceState)
     contents: Contents = field(factory=Contents)
-    _pace: _Pace = field(factory=_Pace)
+    _pace: Pace = field(factory=Pace)
     _one_thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
 
     async def scan(self, look: Callable[[str, Callable[[], None]], Contents], silence_limit_s: float) -> None:
@@ -81,7 +58,7 @@ class _PlaceScan:
             return False
         with trio.move_on_after(silence_limit_s):
             return await trio.to_thread.run_sync(
-                self.contents.has_changed, abandon_on_cancel=True, limiter=self._one_thread
+                self.contents.has_changed, self._pace.rest, abandon_on_cancel=True, limiter=self._one_thread
             )
         return False
 
@@ -191,7 +168,7 @@ def _assemble(
                     own.add(file)
                     engine = files.setdefault(file, request.engine)
                     wanted.append(Wanted(request.engine, place, candidate, engine != request.engine))
-    models, nameless = name_models(wanted[:MAX_FOUND_MODELS], taken, _Pace().rest)
+    models, nameless = name_models(wanted[:MAX_FOUND_MODELS], taken, Pace().rest)
     order = {request.engine: number for number, request in enumerate(requests)}
     models.sort(key=lambda model: (order[model.engine], model.name))
     skipped = dict.fromkeys(nameless)
