@@ -27,6 +27,7 @@ from engine_router.guards.limits import (
     MAX_GGUF_WALKED,
 )
 from engine_router.models.ggml_types import BLOCKS, FILE_TYPES, GUESSED
+from engine_router.models.pace import Pace
 
 Scalar = int | float | bool | str
 
@@ -168,17 +169,13 @@ def summed(parts: Sequence[GGUFHeader]) -> GGUFHeader:
     )
 
 
-def no_rest() -> None:
-    """Go on without giving way to other threads."""
-
-
-def read_part(path: Path, rest: Callable[[], None] = no_rest) -> GGUFHeader:
+def read_part(path: Path, rest: Callable[[], None] | None = None) -> GGUFHeader:
     """Read the header of one file, be it a whole model or a part of one.
 
     Blocks, and raises, as `read_gguf` does.
 
     Args:
-        rest: called about every millisecond of work.
+        rest: called about every millisecond of work; by default the thread has a pace of its own.
     """
     # To open a named pipe would wait for a writer.
     if not stat.S_ISREG(path.stat().st_mode):
@@ -186,7 +183,7 @@ def read_part(path: Path, rest: Callable[[], None] = no_rest) -> GGUFHeader:
     with path.open("rb") as file:
         found = os.fstat(file.fileno())
         try:
-            return _Reader(file, found.st_size, rest).header(found.st_mtime)
+            return _Reader(file, found.st_size, rest or Pace().rest).header(found.st_mtime)
         except _Fault as fault:
             raise ValueError(f"{path}: {fault}") from None
 

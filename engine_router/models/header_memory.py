@@ -20,7 +20,7 @@ from attrs import define, field
 
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.guards.limits import MAX_HEADER_MEMORY_BYTES, MAX_KEPT_KEYS, MAX_REMEMBERED_HEADERS
-from engine_router.models.gguf import GGUFHeader, no_rest, read_part, split_parts, summed
+from engine_router.models.gguf import GGUFHeader, read_part, split_parts, summed
 from engine_router.models.pace import Pace
 from engine_router.models.weights import Weights, gguf_capabilities, gguf_weights
 
@@ -103,7 +103,7 @@ class HeaderMemory:
             raise ValueError(f"{path}: a model of no parts")
         return summed([self.read_part(part) for part in parts])
 
-    def read_part(self, path: Path, rest: Callable[[], None] = no_rest) -> GGUFHeader:
+    def read_part(self, path: Path, rest: Callable[[], None] | None = None) -> GGUFHeader:
         """Return what is needed of the header of one file, be it a whole model or a part of one.
 
         Args:
@@ -139,7 +139,7 @@ class HeaderMemory:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _gguf(self, path: Path, rest: Callable[[], None] = no_rest) -> tuple[_Entry, _Kept]:
+    def _gguf(self, path: Path, rest: Callable[[], None] | None = None) -> tuple[_Entry, _Kept]:
         """Return what is remembered of a GGUF file.
 
         Raises:

@@ -33,7 +33,8 @@ from typing import Final
 import msgspec
 
 from engine_router.guards.limits import MODEL_NAME_CHARS
-from engine_router.models.gguf import SPLIT, no_rest
+from engine_router.models.gguf import SPLIT
+from engine_router.models.pace import Pace
 from engine_router.models.scan.results import Format, FoundModel, Skipped
 
 _HUB: Final = "hf.co/"
@@ -145,7 +146,7 @@ def plain(text: str) -> str:
 
 
 def name_models(
-    wanted: Sequence[Wanted], taken: Collection[str] = (), rest: Callable[[], None] = no_rest
+    wanted: Sequence[Wanted], taken: Collection[str] = (), rest: Callable[[], None] | None = None
 ) -> tuple[list[FoundModel], list[Skipped]]:
     """Name models, by the rule above; in the order in which they come. Those without a name that can be used are skipped.
 
@@ -153,6 +154,7 @@ def name_models(
         taken: names that are no found model's.
         rest: called about every millisecond of work.
     """
+    rest = rest or Pace().rest
     reserved = {name.casefold().removesuffix(_LATEST) for name in taken}
     entries = []
     for each in wanted:
