@@ -66,14 +66,19 @@ def one_round(lab: Lab, program: routers.Program, label: str, rest_s: float) -> 
     _get(router.port, "/v1/models")
     timed("first list of models", began)
     samples["memory at rest, lists asked for"] = [machine.resident_mb(pids)]
+    if program.name == routers.OURS:
+        began = time.perf_counter()
+        _get(router.port, "/", "text/html")
+        timed("first page", began)
+        samples["memory at rest, pages asked for"] = [machine.resident_mb(pids)]
     lab.stop(router.process)
     return samples
 
 
-def _get(port: int, path: str) -> None:
+def _get(port: int, path: str, accept: str = "*/*") -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=COMMAND_WITHIN_S)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Accept": accept})
         answer = connection.getresponse()
         answer.read()
     except (OSError, http.client.HTTPException) as error:
