@@ -106,6 +106,7 @@ async def _start(
         nursery.start_soon(router.supervisor.run)
     nursery.start_soon(reloader.keep_scanning, router)
     await nursery.start(router.jobs.run)
+    nursery.start_soon(factory.client.load_when_calm)
     nursery.start_soon(router.lister.run)
     nursery.start_soon(
         keep_fresh,

@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from engine_router.upstream.control_answers import read_answer
-from engine_router.upstream.control_client import ControlClient, control_client
+from engine_router.upstream.control_client import CALM_S, ControlClient, control_client
 from engine_router.upstream.control_errors import CallFailed, CannotBeSent, CannotConnect, ConnectTimedOut
 
 trustme = pytest.importorskip("trustme")
@@ -125,3 +126,11 @@ async def test_calls_that_come_together_are_made_by_one_client() -> None:
             for _ in range(3):
                 nursery.start_soon(got, client, url)
         assert await client.load() is await client.load()
+
+
+async def test_it_is_loaded_a_moment_after_the_start(autojump_clock: trio.testing.MockClock) -> None:
+    async with control_client() as client:
+        assert not client.is_loaded
+        await client.load_when_calm()
+        assert client.is_loaded
+        assert trio.current_time() == CALM_S

@@ -26,12 +26,10 @@ from engine_router.config.model import (
     ServerConfig,
 )
 from engine_router.config.options import options_of
-from engine_router.config.places import excerpts
 from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
 from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import read_engine, read_table
-from engine_router.config.syntax import syntax_fault
 from engine_router.config.template import is_scanned
 from engine_router.config.values import expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
@@ -129,6 +127,8 @@ def parse_config(
     try:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
+        from engine_router.config.syntax import syntax_fault  # noqa: PLC0415 - most files have no fault
+
         fault, line = syntax_fault(str(error), text)
         raise ConfigError(source, [("", fault)], [line]) from None
     except (RecursionError, ValueError) as error:  # endless brackets, a number of thousands of digits
@@ -137,6 +137,8 @@ def parse_config(
     data, missing = environment.filled(data)
     config, faults = build_config(data)
     if config is None or missing:
+        from engine_router.config.places import excerpts  # noqa: PLC0415 - likewise
+
         places = {path for path, _ in missing}  # what stands there now would only be refused once more
         all_faults = [*missing, *(fault for fault in faults if fault[0] not in places)]
         masked = [(environment.masked(path), environment.masked(words)) for path, words in all_faults]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from typing import Any, Final
@@ -135,6 +134,8 @@ def _in_text(text: str) -> str | None:
 
 def _on_page(page: str) -> str | None:
     """Return what a person would read on a page."""
+    import html  # noqa: PLC0415 - two thousand names, for the rare engine that answers with a page
+
     seen = " ".join(html.unescape(_TAG.sub(" ", _UNSEEN.sub(" ", page))).split())
     title = _TITLE.search(page)
     return (seen or (html.unescape(title[1]).strip() if title else ""))[:_PAGE_CHARS] or None

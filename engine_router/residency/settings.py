@@ -45,7 +45,10 @@ async def make_settings(
 ) -> ResidencySettings:
     """Return how residents share the memories. Reads the headers of model files where a budget wants them."""
     capacities = {name: _capacity(name, pool, config, registry) for name, pool in pools_of(config).items()}
-    estimates = await trio.to_thread.run_sync(_estimates, config, engines, registry, headers)
+    has_budget = any(pool.mode == "budget" for pool in config.pools.values())
+    estimates: Mapping[ResidentId, Estimate] = {}
+    if has_budget:
+        estimates = await trio.to_thread.run_sync(_estimates, config, engines, registry, headers)
     known: dict[ResidentId, Traits] = {}
 
     def traits(resident: ResidentId) -> Traits:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 if TYPE_CHECKING:
     import httpx
+
+# Seconds after the start in which there is more urgent work.
+CALM_S: Final = 1.0
 
 
 class ControlClient:
@@ -22,6 +25,11 @@ class ControlClient:
     def __init__(self, client: httpx.AsyncClient | None = None) -> None:
         self._client = client
         self._loading = trio.Lock()
+
+    @property
+    def is_loaded(self) -> bool:
+        """True once there is what makes the calls."""
+        return self._client is not None
 
     @asynccontextmanager
     async def stream(
@@ -52,6 +60,11 @@ class ControlClient:
             if self._client is None:
                 self._client = await trio.to_thread.run_sync(_make_client)
             return self._client
+
+    async def load_when_calm(self) -> None:
+        """Load a moment after the start, for the calls to come: the first engine that is started needs it."""
+        await trio.sleep(CALM_S)
+        await self.load()
 
     async def aclose(self) -> None:
         """End what makes the calls."""

@@ -6,7 +6,7 @@ Imported with the first call: httpx takes a tenth of the time that the router ta
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,8 +27,8 @@ def make_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         trust_env=False,
         timeout=None,  # noqa: S113
-        transport=_Transport(_plain),
-        mounts={"https://": _Transport(_secured)},
+        transport=_plain(),
+        mounts={"https://": _Secured()},
         event_hooks={"request": [_with_plain_body]},
     )
 
@@ -57,17 +57,17 @@ async def stream(
         raise CannotBeSent(error) from error
 
 
-class _Transport(httpx.AsyncBaseTransport):
-    """A transport that is made at its first call, in a thread: httpcore and certificates take long to load."""
+class _Secured(httpx.AsyncBaseTransport):
+    """A transport over TLS, made at its first call, in a thread: the system's certificates take long to load, and 3 MB."""
 
-    def __init__(self, make: Callable[[], httpx.AsyncHTTPTransport]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._made: httpx.AsyncHTTPTransport | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return its answer."""
         if self._made is None:
-            self._made = await trio.to_thread.run_sync(self._make)
+            # The system's certificates, as for requests of clients.
+            self._made = await trio.to_thread.run_sync(lambda: _over(ssl.create_default_context()))
         return await self._made.handle_async_request(request)
 
     async def aclose(self) -> None:
@@ -79,11 +79,6 @@ class _Transport(httpx.AsyncBaseTransport):
 def _plain() -> httpx.AsyncHTTPTransport:
     # No certificate is looked at over plain HTTP, and this context would accept none.
     return _over(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-
-
-def _secured() -> httpx.AsyncHTTPTransport:
-    # The system's certificates, as for requests of clients. They take 3 MB.
-    return _over(ssl.create_default_context())
 
 
 def _over(context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
