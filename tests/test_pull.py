@@ -254,7 +254,7 @@ async def test_progress_is_told_to_those_who_follow_the_events(
     from engine_router.web.hub import _publish  # noqa: PLC0415
 
     with trio.fail_after(60), trio.move_on_after(11):
-        await _publish(FakeRouter, "x", progress, "j1")  # type: ignore[arg-type]
+        await _publish(FakeRouter, progress, "j1")  # type: ignore[arg-type]
     told = events.take()
     assert len(told) == 2
     assert told[0].as_dict()["total_bytes"] == 10
@@ -413,3 +413,25 @@ async def test_what_is_downloaded_is_served_at_once_and_what_is_removed_is_not(
         assert (told["count"], told["used_by"]) == (2, ["qwen3-1b:q4_k_m"])
         with pytest.raises(UnknownModel):
             await router.resolve("qwen3-1b:q4_k_m")
+
+
+async def test_a_secret_in_a_url_is_in_no_list_and_no_event(hub: HubServer, tmp_path: Path) -> None:
+    async with routing() as router:
+        events = router.hub.subscribe()
+        url = f"{hub.cdn_url}/user--Tiny-GGUF/tiny-Q8_0.gguf?token=s3cret"
+        await post(router, "/admin/pull", name=url)
+        job = await ended(router, "j1")
+        assert job["state"] == "done", job["error"]
+        assert "s3cret" not in json.dumps(job)
+        assert all("s3cret" not in json.dumps(event.as_dict()) for event in events.take())
+        assert (tmp_path / "llama" / "tiny-Q8_0.gguf").read_bytes() == WEIGHTS[::-1]
+        assert (await removed(router, url))["count"] == 1
+        assert not (tmp_path / "llama" / "tiny-Q8_0.gguf").exists()
+
+
+async def test_one_model_under_its_several_names_is_one_job(hub: HubServer) -> None:
+    hub.faults["tiny-Q4_K_M.gguf"] = [Fault(stall_after=100_000)]
+    async with routing() as router:
+        for name in (NAME, f"hf.co/{REPO}", f"{hub.url}/{REPO}"):
+            assert (await post(router, "/admin/pull", name=name)).json()["job"] == "j1"
+        await post(router, "/admin/cancel", id="j1")

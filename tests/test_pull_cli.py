@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.gguf_files import gguf_file
 from support.hub_server import COMMIT, Fault, HubServer
 from test_cli import SOON_S, command, posix, serving, until, write_config
 
@@ -113,7 +114,7 @@ def test_a_plain_url_goes_where_it_is_told(hub: HubServer, environ: dict[str, st
         (["pull", NAME, "--to", "x"], 1, "go into its cache"),
         (["pull", NAME, "--url", "http://127.0.0.1:1"], 3, "no router answers"),
         (["rm", NAME, "--no-router"], 1, "has nothing of"),
-        (["rm", "tiny", "--no-router"], 2, "no model 'tiny' is configured here"),
+        (["rm", "tiny", "--no-router"], 2, "no model 'tiny' is configured or found here"),
     ],
 )
 def test_what_cannot_be_done_is_said_with_the_remedy(
@@ -277,6 +278,18 @@ def test_a_person_is_shown_what_goes_and_asked(environ: dict[str, str]) -> None:
         assert b"Remove 2 files, 1 MB? [y/N]" in said
         assert str(cached(environ)).encode() in said
         assert cached(environ).exists() == (code == 1)
+
+
+def test_a_model_in_a_folder_is_removed_without_a_router(environ: dict[str, str], tmp_path: Path) -> None:
+    path = gguf_file(tmp_path / "models" / "Qwen3-1B-Q8_0.gguf")
+    config = tmp_path / "engines.toml"
+    config.write_text(
+        f'state_file = {json.dumps(str(tmp_path / "state.json"))}\n[engines.llama]\ntype = "process"\n'
+        f'argv = ["llama-server", "-m", "{{path}}", "--port", "{{port}}"]\nscan = [{json.dumps(str(path.parent))}]\n'
+    )
+    done = run(environ, "rm", "qwen3-1b:q8_0", "--no-router", "--yes", "--json", "--config", config)
+    assert json.loads(done.stdout)["used_by"] == ["qwen3-1b:q8_0"]
+    assert not path.exists()
 
 
 # Without a process.

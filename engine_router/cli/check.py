@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         ]
         show_json({"ok": False, "file": error.source, "faults": faults})
         return BAD_CONFIG
-    scans = _scanned(config)
+    scans = scanned(config)
     config = with_found(config, scans.result.models)
     found = [(place, environment.masked(message)) for place, message in warnings(config)]
     commands = {
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     return FAILED if found and options.strict else 0
 
 
-def _scanned(config: Config) -> FolderScans:
+def scanned(config: Config) -> FolderScans:
     """Look through the folders of models, as the router does when it starts."""
     scans, requests = FolderScans(), scan_requests(config)
     if requests:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from engine_router.cli.exit_codes import BAD_USAGE, INTERRUPTED, OK, CommandFail
 from engine_router.cli.formatting import gigabytes
 from engine_router.cli.own_router import running_router
 from engine_router.cli.terminal import say, show_json
-from engine_router.errors import RouterError
+from engine_router.errors import ConfigError, RouterError
 from engine_router.guards.foreign_text import indented_values
 from engine_router.models.hub.names import parse_name
 from engine_router.models.hub.progress import Progress
@@ -125,7 +126,17 @@ def _pull_here(options: argparse.Namespace, show: Show) -> Mapping[str, Any] | N
     trio.run(pull)
     if failures:
         raise CommandFailed(str(failures[0]))
+    if outcome and not options.no_router:
+        _have_scanned(options)
     return outcome[0].as_dict() if outcome else None
+
+
+def _have_scanned(options: argparse.Namespace) -> None:
+    """Have a router that runs look through its folders; it finds the model later by itself where that fails."""
+    with contextlib.suppress(CommandFailed, ConfigError):
+        address = running_router(options)
+        if address is not None:
+            post(address, "/admin/rescan", {})
 
 
 async def _until_signal(scope: trio.CancelScope) -> None:

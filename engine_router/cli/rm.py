@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from engine_router.cli.address import RouterAddress
+from engine_router.cli.check import scanned
 from engine_router.cli.client import Call, not_understood, post
 from engine_router.cli.exit_codes import BAD_USAGE, FAILED, OK, CommandFailed
 from engine_router.cli.formatting import counted, gigabytes
@@ -17,10 +17,15 @@ from engine_router.cli.terminal import say, show_json
 from engine_router.config import Config, find_config, load_config
 from engine_router.errors import ConfigError, RouterError
 from engine_router.guards.foreign_text import indented_values
-from engine_router.models.hub.names import HubName, parse_name
-from engine_router.models.hub.removal import Removal, plan_file_removal, plan_hub_removal, remove
+from engine_router.models.found import with_found
+from engine_router.models.hub.model_files import (
+    names_download,
+    plan_download_removal,
+    plan_model_removal,
+    users_of,
+)
+from engine_router.models.hub.removal import Removal, remove
 from engine_router.models.hub.settings import HubSettings
-from engine_router.models.weights import launch_of
 
 REMOVAL_S: Final = 600.0
 """Seconds that the removal may take: file systems free a large file slowly."""
@@ -70,46 +75,42 @@ def _remove_here(options: argparse.Namespace) -> int:
 
 
 def _planned(options: argparse.Namespace, settings: HubSettings) -> tuple[Removal, list[str]]:
-    """Return what goes, and the configured models that use it."""
-    name = options.name
-    config = _config(options)
-    if name.lower().startswith(("hf:", "hf.co/", "http")):
-        parsed = parse_name(name, endpoint=settings.endpoint)
-        if not isinstance(parsed, HubName):
-            raise CommandFailed("a file that came from a plain URL is removed by its model's name", BAD_USAGE)
-        removal = plan_hub_removal(settings.cache, parsed)
+    """Return what goes, and the models that use it.
+
+    Raises:
+        CommandFailed: nobody knows the model.
+        RouterError: it is not there.
+    """
+    name, config = options.name, _config(options)
+    if names_download(name):
+        removal = plan_download_removal(name, settings)
     else:
-        if config is None or name not in config.models:
+        models = {} if config is None else config.models
+        model = next((each for each, own in models.items() if name in (each, *own.aliases)), None)
+        if config is None or model is None:
             raise CommandFailed(
-                f"no model '{name}' is configured here; name one of engines.toml, or hf:user/repo:QUANT",
-                BAD_USAGE,
+                f"no model '{name}' is configured or found here; name one, or hf:user/repo:QUANT", BAD_USAGE
             )
-        path = _path_of(config, name)
-        if path is None:
-            raise CommandFailed(f"the configuration does not say where the files of model '{name}' are")
-        mmproj = config.models[name].mmproj
-        removal = plan_file_removal(
-            name, settings.cache, path, None if mmproj is None else Path(mmproj).expanduser()
+        own = models[model]
+        removal = plan_model_removal(
+            config, model, settings, engine=own.engine, upstream=own.upstream or model
         )
-    models = () if config is None else config.models
-    return removal, [
-        model for model in models if config and (path := _path_of(config, model)) and removal.has(path)
-    ]
+    return removal, [] if config is None else users_of(removal, config)
 
 
 def _config(options: argparse.Namespace) -> Config | None:
-    """Return the configuration; None where there is none, or one with faults that nobody has named."""
+    """Return the configuration with the models of its folders; None where there is none, or one with faults.
+
+    Raises:
+        ConfigError: the one that was named has faults.
+    """
     try:
-        return load_config(find_config(options.config))
+        config = load_config(find_config(options.config))
     except ConfigError:
         if options.config is not None:
             raise
         return None
-
-
-def _path_of(config: Config, model: str) -> Path | None:
-    settings = config.models[model]
-    return launch_of(config, settings.engine, settings.upstream or model).path
+    return with_found(config, scanned(config).result.models)
 
 
 def _is_wanted(planned: Mapping[str, Any], options: argparse.Namespace) -> bool:

@@ -247,6 +247,9 @@ HUB_ERROR_BYTES: Final = 4096
 MAX_REPO_FILES: Final = 20_000
 """Files of a repository: those of models have up to some hundred."""
 
+MAX_PULLED_FILES: Final = 2000
+"""Files of one download: the largest models have some hundred, and each of them is listed in its progress."""
+
 MAX_URL_CHARS: Final = 4096
 """A URL of a file: signed ones have about a thousand."""
 

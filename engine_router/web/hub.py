@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import attrs
@@ -15,15 +14,20 @@ from quart_trio import QuartTrio
 
 from engine_router.dialects import OLLAMA
 from engine_router.dialects.json_body import to_json
-from engine_router.errors import HubError, InUse, RequestCancelled, RouterError, UnknownModel
+from engine_router.errors import InUse, RequestCancelled, RouterError, UnknownModel
 from engine_router.events import DownloadEnded, DownloadProgress
 from engine_router.jobs import Job, OnLeave
-from engine_router.models.hub.names import HubName, parse_name
+from engine_router.models.hub.model_files import (
+    names_download,
+    plan_download_removal,
+    plan_model_removal,
+    users_of,
+)
+from engine_router.models.hub.names import parse_name
 from engine_router.models.hub.progress import Progress
 from engine_router.models.hub.pull import Pulled, PullRequest
-from engine_router.models.hub.removal import Removal, plan_file_removal, plan_hub_removal, remove
+from engine_router.models.hub.removal import remove
 from engine_router.models.hub.settings import HubSettings
-from engine_router.models.weights import launch_of
 from engine_router.router import Router
 from engine_router.web.connection import scope_of
 from engine_router.web.params import fields, flag, text
@@ -52,8 +56,7 @@ class HubRoutes:
         wanted = PullRequest(
             name=text(data, "name"), revision=revision, with_projector=flag(data, "mmproj", default=True)
         )
-        parse_name(wanted.name, revision=revision)
-        job = start_pull(self._router, wanted)
+        job = await start_pull(self._router, wanted)
         if not waits:
             job.keep()
             response = json_response(job.as_dict(), ACCEPTED)
@@ -75,40 +78,27 @@ class HubRoutes:
         """
         data = await fields("name", "dry_run")
         name, is_dry = text(data, "name"), flag(data, "dry_run", default=False)
-        removal, root = await self._planned(name)
-        answer = {**removal.as_dict(), "used_by": await trio.to_thread.run_sync(self._used_by, removal)}
-        self._check_unused(answer["used_by"])
-        if not is_dry:
-            await trio.to_thread.run_sync(remove, removal, root)
-            await self._router.rescan()
-        return json_response({**answer, "removed": not is_dry})
-
-    async def _planned(self, name: str) -> tuple[Removal, Path]:
         settings = await trio.to_thread.run_sync(HubSettings.from_environment)
-        if name.lower().startswith(("hf:", "hf.co/", "http")):
-            parsed = parse_name(name, endpoint=settings.endpoint)
-            if isinstance(parsed, HubName):
-                return await trio.to_thread.run_sync(plan_hub_removal, settings.cache, parsed), settings.cache
-            raise HubError("a file that came from a plain URL is removed by its model's name")
-        target = await self._router.resolve(name)
-        launch = launch_of(self._router.config, target.engine, target.upstream)
-        if launch.path is None:
-            raise HubError(
-                f"the files of model '{target.model}' are not known here: engine '{target.engine}' has them"
+        if names_download(name):
+            removal = await trio.to_thread.run_sync(plan_download_removal, name, settings)
+        else:
+            target = await self._router.resolve(name)
+            removal = await trio.to_thread.run_sync(
+                partial(
+                    plan_model_removal,
+                    self._router.config,
+                    target.model,
+                    settings,
+                    engine=target.engine,
+                    upstream=target.upstream,
+                )
             )
-        model = self._router.config.models.get(target.model)
-        projector = None if model is None or model.mmproj is None else Path(model.mmproj).expanduser()
-        plan = partial(plan_file_removal, target.model, settings.cache, launch.path, projector)
-        return await trio.to_thread.run_sync(plan), settings.cache
-
-    def _used_by(self, removal: Removal) -> list[str]:
-        """Return the models that are started by files that go. Blocks."""
-        config = self._router.config
-        paths = {
-            target.model: launch_of(config, target.engine, target.upstream).path
-            for target in self._router.registry.targets()
-        }
-        return [model for model, path in paths.items() if path is not None and removal.has(path)]
+        users = await trio.to_thread.run_sync(users_of, removal, self._router.config)
+        self._check_unused(users)
+        if not is_dry:
+            await trio.to_thread.run_sync(remove, removal, settings.cache)
+            await self._router.rescan()
+        return json_response({**removal.as_dict(), "used_by": users, "removed": not is_dry})
 
     def _check_unused(self, models: Sequence[str]) -> None:
         for target in self._router.registry.targets():
@@ -119,16 +109,19 @@ class HubRoutes:
                 )
 
 
-def start_pull(router: Router, wanted: PullRequest) -> Job:
-    """Start the download of a model as a job, or return the one that is under way for the same name.
+async def start_pull(router: Router, wanted: PullRequest) -> Job:
+    """Start the download of a model as a job, or return the one that is under way for the same model.
 
     Raises:
+        BadRequest: it is no name of a download.
         QueueFull: too many jobs are under way.
     """
-    subject = wanted.name if not wanted.revision else f"{wanted.name}@{wanted.revision}"
+    settings = await trio.to_thread.run_sync(HubSettings.from_environment)
+    # Not as it was written: a URL may have a secret in it, and lists and logs show the subject.
+    subject = str(parse_name(wanted.name, endpoint=settings.endpoint, revision=wanted.revision))
     if (job := router.jobs.running(KIND, subject)) is not None:
         return job
-    progress = Progress(wanted.name)
+    progress = Progress(subject)
     return router.jobs.start(KIND, subject, partial(_pull, router, wanted, progress), progress.as_dict)
 
 
@@ -137,16 +130,16 @@ async def _pull(
 ) -> Mapping[str, Any]:
     """Download a model, and publish how far it is."""
     began = trio.current_time()
-    ended = partial(DownloadEnded, job=job_id, subject=wanted.name)
+    ended = partial(DownloadEnded, job=job_id, subject=progress.name)
     result: Literal["ok", "error", "cancelled"] = "cancelled"
     error: RouterError | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_publish, router, wanted.name, progress, job_id)
+            nursery.start_soon(_publish, router, progress, job_id)
             try:
                 pulled = await router.downloads.puller().pull(wanted, progress)
-                await router.rescan()
                 result = "ok"
+                await router.rescan()
             except RouterError as failure:
                 result, error = "error", failure
             nursery.cancel_scope.cancel()
@@ -165,7 +158,7 @@ async def _pull(
     return {**pulled.as_dict(), "model": _model_of(router, pulled)}
 
 
-async def _publish(router: Router, name: str, progress: Progress, job_id: str) -> None:
+async def _publish(router: Router, progress: Progress, job_id: str) -> None:
     """Publish the progress of a download every few seconds."""
     while True:
         await trio.sleep(_EVENT_S)
@@ -173,7 +166,7 @@ async def _publish(router: Router, name: str, progress: Progress, job_id: str) -
         kept = {
             field.name: data[field.name] for field in attrs.fields(DownloadProgress) if field.name in data
         }
-        router.hub.publish(DownloadProgress(at=time.time(), job=job_id, subject=name, **kept))
+        router.hub.publish(DownloadProgress(at=time.time(), job=job_id, subject=progress.name, **kept))
 
 
 def _model_of(router: Router, pulled: Pulled) -> str | None:
@@ -202,8 +195,7 @@ def outcome(job: Job) -> Mapping[str, Any]:
 
 async def pull_for_ollama(router: Router, name: str, *, streams: bool) -> Response:
     """Answer `/api/pull` of a model on the hub as Ollama does. The download ends with the last client that follows it."""
-    parse_name(name)
-    job = start_pull(router, PullRequest(name=name))
+    job = await start_pull(router, PullRequest(name=name))
     job.follow(scope_of(request).on_leave)
     if streams:
         return Response(_lines(job), content_type=OLLAMA.stream_type)

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from engine_router.errors import BadRequest, NotOnHub
 from engine_router.guards.foreign_text import shown
+from engine_router.guards.limits import MAX_PULLED_FILES
 from engine_router.models.hub.names import HubName
 from engine_router.models.hub.quantization import GgufName, distance, is_companion, is_projector, matches
 from engine_router.models.scan.naming import split_name
@@ -206,6 +207,10 @@ def _safetensors(name: HubName, files: Sequence[RepoFile]) -> Choice:
     doubled = [file for file in weights if file.path.startswith("consolidated")]
     if len(doubled) < len(weights):
         kept = [file for file in kept if not file.path.startswith("consolidated")]
+    if len(kept) > MAX_PULLED_FILES:
+        raise NotOnHub(
+            f"hf:{name.repo} has {len(kept)} files for a model, more than {MAX_PULLED_FILES}; name one: hf:{name.repo}/FILE"
+        )
     kept.sort(key=lambda file: (file.path.lower().endswith(".safetensors"), file.path))
     return Choice(tuple(kept))
 
