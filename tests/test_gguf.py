@@ -86,6 +86,7 @@ class TestFilesOfOthers:
         theirs = gguf.GGUFReader(tiny).tensors
         assert header.tensor_bytes == sum(int(tensor.n_bytes) for tensor in theirs)
         assert header.parameters == sum(int(tensor.n_elements) for tensor in theirs)
+        assert (header.tensor_count, header.missing_bytes) == (len(theirs), 0)
 
     @pytest.mark.parametrize("kind", list(gguf.GGML_QUANT_SIZES), ids=lambda kind: kind.name)
     def test_every_tensor_type(self, tmp_path: Path, kind: gguf.GGMLQuantizationType) -> None:

@@ -106,6 +106,9 @@ async def test_broken_files_cost_themselves_only_and_say_what_is_wrong(tmp_path:
     gguf_file(tmp_path / "no-architecture.gguf", "", {"general.name": "x"})
     (tmp_path / "half.gguf").write_bytes((tmp_path / "Good-1B-Q8_0.gguf").read_bytes()[:200])
     os.mkfifo(tmp_path / "pipe.gguf")
+    os.mkfifo(tmp_path / "config.json")
+    gguf_file(tmp_path / "of-many-00007-of-99999.gguf")
+    gguf_file(tmp_path / "of-none-00001-of-00000.gguf")
     (tmp_path / "gone.gguf").symlink_to(tmp_path / "nowhere.gguf")
     (tmp_path / "round.gguf").symlink_to(tmp_path / "round.gguf")
     (tmp_path / "Model.gguf.part").write_bytes(b"GGUF")
@@ -124,6 +127,8 @@ async def test_broken_files_cost_themselves_only_and_say_what_is_wrong(tmp_path:
         "noise.gguf": "not a GGUF file",
         "no-architecture.gguf": "names no architecture in its header",
         "pipe.gguf": "is not a file",
+        "of-many-00007-of-99999.gguf": "part 1 of 99999 is missing",
+        "of-none-00001-of-00000.gguf": "part 1 of 0 is one too many",
         "gone.gguf": "is a link to a file that is not there",
         "round.gguf": "is a link to a file that is not there",
         "Model.gguf.part": "is a download that has not ended",
@@ -171,6 +176,31 @@ async def test_parts_make_one_model_and_all_are_needed(tmp_path: Path) -> None:
         "Mixed-70B-Q4_K_M-00001-of-00003.gguf": "part 2 of 3 is missing",
         "Swapped-8B-Q4_0-00002-of-00002.gguf": "part 1 of 2 is missing",
     }
+
+
+async def test_one_file_that_was_several(tmp_path: Path) -> None:
+    merged = {**head(12), "split.no": 0, "split.count": 0, "split.tensors.count": 100}
+    gguf_file(tmp_path / "Merged-8B-Q4_0.gguf", keys=merged)
+    gguf_file(tmp_path / "Single-8B-Q4_0-00001-of-00001.gguf", keys={**merged, "split.count": 1})
+    renamed, _ = split_files(tmp_path, "Big-70B-Q4_0", 2)
+    renamed.rename(tmp_path / "big.gguf")
+    result = await scanned(tmp_path)
+    assert names(result) == ["merged-8b:q4_0", "single-8b:q4_0"]
+    assert reasons(result) == {
+        "Big-70B-Q4_0-00002-of-00002.gguf": "part 1 of 2 is missing",
+        "big.gguf": "is one of 2 parts, and not called so",
+    }
+
+
+async def test_parts_of_sets_that_look_alike(tmp_path: Path) -> None:
+    mine = split_files(tmp_path / "mine", "Big-70B-Q4_0", 2)
+    own = {"split.no": 1, "split.count": 2, "split.tensors.count": 200}
+    gguf_file(mine[1], "", own, tensors=90, vocabulary=0)
+    theirs = split_files(tmp_path / "theirs", "Bad-70B-Q4_0", 2)
+    gguf_file(theirs[1], "", {**own, "split.tensors.count": 190}, tensors=90, vocabulary=0)
+    result = await scanned(tmp_path)
+    assert names(result) == []
+    assert set(reasons(result).values()) == {"its parts are of different sets"}
 
 
 async def test_a_first_part_without_tensors(tmp_path: Path) -> None:

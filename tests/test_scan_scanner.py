@@ -217,3 +217,12 @@ async def test_what_is_skipped_is_bounded_faults_first(
         "M4-draft.gguf",
     ]
     assert result.skipped[-1].reason == "and 4 more are passed over"
+
+
+async def test_models_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("engine_router.models.scan.scanner.MAX_FOUND_MODELS", 3)
+    for number in range(5):
+        gguf_file(tmp_path / f"M{number}-Q4_0.gguf")
+    result = await scan(scanner(), tmp_path)
+    assert names(result) == ["m0:q4_0", "m1:q4_0", "m2:q4_0"]
+    assert reasons(result) == {"M3-Q4_0.gguf": "and 2 more models are not listed: no more than 3 are"}

@@ -15,7 +15,7 @@ import msgspec
 from attrs import define, field, frozen
 
 from engine_router.guards.foreign_text import shown
-from engine_router.models.gguf import SPLIT, GGUFHeader, split_parts, summed
+from engine_router.models.gguf import SPLIT, GGUFHeader, summed
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan.kinds import REASONS, kind_of
 from engine_router.models.scan.listing import (
@@ -27,6 +27,7 @@ from engine_router.models.scan.listing import (
     TooMuch,
     Walk,
     mark_of,
+    missing_part,
     why,
 )
 from engine_router.models.scan.llama_cache import name_in_repository
@@ -188,14 +189,8 @@ class _Sorter:
         if stem.lower().endswith(UNFINISHED) or f"{first.path.name}.aria2" in folder.unfinished:
             self._walk.skip(first.path, "is a download that has not ended")
             return
-        parts = split_parts(first.path)
-        present = {file.path.name for file in files}
-        for number, part in enumerate(parts, 1):
-            if part.name not in present:
-                self._walk.skip(first.path, f"part {number} of {len(parts)} is missing")
-                return
-        if not parts:
-            self._walk.skip(first.path, "is a part of none")
+        if (missing := missing_part(file.path.name for file in files)) is not None:
+            self._walk.skip(first.path, missing)
             return
         found = [self._read(file) for file in files]
         headers = [header for header in found if header is not None]
@@ -343,16 +338,18 @@ def _distinct(files: Sequence[_File]) -> list[_File]:
 
 def _fault_of_set(headers: Sequence[GGUFHeader]) -> str | None:
     """Return what is wrong with the parts of a model together."""
-    promised = {header.metadata.get("split.tensors.count") for header in headers}
+    if len(headers) == 1:
+        # Parts that were merged into one file leave a count of 0.
+        parts = headers[0].metadata.get("split.count")
+        return f"is one of {parts} parts, and not called so" if isinstance(parts, int) and parts > 1 else None
     for number, header in enumerate(headers):
         own = header.metadata.get("split.no")
         if own is not None and (own != number or header.metadata.get("split.count") != len(headers)):
             return f"part {number + 1} of {len(headers)} is of another set"
-    if len(promised) > 1:
-        return "its parts are of different sets"
+    promised = {header.metadata.get("split.tensors.count") for header in headers}
     total = promised.pop()
-    if len(headers) > 1 and total is not None and total != sum(header.tensor_count for header in headers):
-        return "its parts are of different sets: together they have not the tensors that each promises"
+    if promised or total not in (None, sum(header.tensor_count for header in headers)):
+        return "its parts are of different sets"
     return None
 
 

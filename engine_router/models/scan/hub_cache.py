@@ -7,6 +7,7 @@ whose blob is missing, and blobs that are not complete, hide nothing that is the
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -14,8 +15,8 @@ from typing import Final
 from attrs import define, evolve, field
 
 from engine_router.guards.limits import MAX_NAME_FILE_BYTES, MAX_SCAN_DEPTH
-from engine_router.models.gguf import split_parts
-from engine_router.models.scan.listing import GGUF, Folder, FoundFile, Walk
+from engine_router.models.gguf import SPLIT
+from engine_router.models.scan.listing import GGUF, Folder, FoundFile, Walk, missing_part
 
 _PREFIX: Final = "models--"
 _UNFINISHED: Final = ".incomplete"
@@ -83,23 +84,25 @@ class _Chosen:
 
     def look_at(self, listed: _Listed) -> None:
         """Take in the files of a folder; those of better revisions come first."""
-        names = {file.path.name for file in listed.folder.files}
+        sets: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for file in listed.folder.files:
-            parts = split_parts(file.path)
-            is_complete = all(part.name in names for part in parts)
-            for_whole = self._complete if is_complete else self._partial
-            for_whole.setdefault(self._key(listed, file), listed.folder.path)
+            sets[_key(listed, file)].append(file.path.name)
+        for key, names in sets.items():
+            for_whole = self._partial if missing_part(names) else self._complete
+            for_whole.setdefault(key, listed.folder.path)
 
     def has(self, listed: _Listed, file: FoundFile) -> bool:
         """Tell whether a file is taken from this folder."""
         if file.path.suffix.lower() != GGUF:
             return True
-        key = self._key(listed, file)
+        key = _key(listed, file)
         return self._complete.get(key, self._partial.get(key)) == listed.folder.path
 
-    def _key(self, listed: _Listed, file: FoundFile) -> tuple[str, str]:
-        parts = split_parts(file.path)
-        return listed.key(parts[0].name if parts else file.path.name)
+
+def _key(listed: _Listed, file: FoundFile) -> tuple[str, str]:
+    """Return what a file, or the set of parts that it belongs to, is called in every revision."""
+    split = SPLIT.fullmatch(file.path.name)
+    return listed.key(file.path.name if split is None else f"{split['stem']}-of-{split['parts']}")
 
 
 def _snapshots(walk: Walk, path: Path) -> list[Path]:
@@ -111,8 +114,11 @@ def _snapshots(walk: Walk, path: Path) -> list[Path]:
 
 
 def _main_revision(path: Path) -> str:
+    main = path / "refs" / "main"
+    if not main.is_file():
+        return ""
     try:
-        with (path / "refs" / "main").open(encoding="utf-8") as file:
+        with main.open(encoding="utf-8") as file:
             return file.read(MAX_NAME_FILE_BYTES).strip()
     except (OSError, UnicodeDecodeError):
         return ""

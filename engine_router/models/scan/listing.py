@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MAX_SCAN_ENTRIES
+from engine_router.models.gguf import SPLIT
 from engine_router.models.scan.results import Skipped
 
 MAX_SCAN_S: Final = 600.0
@@ -106,6 +107,21 @@ def mark_of(path: Path) -> Mark:
     return found.st_mtime_ns, found.st_size
 
 
+def missing_part(names: Iterable[str]) -> str | None:
+    """Return which part is missing of a model whose files' names are given; None where none is.
+
+    The names are those of one file, or of parts of one set. No list is made of all parts: a name may promise 99,999.
+    """
+    found = [split for name in names if (split := SPLIT.fullmatch(name)) is not None]
+    if not found:
+        return None
+    total, present = int(found[0]["parts"]), {int(split["part"]) for split in found}
+    part = next(number for number in range(1, len(present) + 2) if number not in present)
+    if part <= total:
+        return f"part {part} of {total} is missing"
+    return None if max(present) <= total else f"part {max(present)} of {total} is one too many"
+
+
 def why(error: OSError) -> str:
     """Return what an error of the system says, without the path."""
     return (error.strerror or type(error).__name__).lower()
@@ -180,7 +196,7 @@ class Walk:
                 self.skip(folder, f"holds a folder whose name is no text: {shown(name)}")
             return
         if lower in _BESIDE or lower.startswith(_MANIFEST):
-            if not is_link or os.path.exists(entry.path):  # noqa: PTH110 - an entry has its path as a text
+            if os.path.isfile(entry.path):  # noqa: PTH113 - an entry has its path as a text
                 listing.beside.add(name)
             return
         if lower.endswith(UNFINISHED) and any(suffix in lower for suffix in _SUFFIXES):

@@ -8,6 +8,7 @@ fit equally, none is taken: a wrong one makes the engine fail, or see nonsense.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -115,37 +116,60 @@ def pair(models: Sequence[Part], projectors: Sequence[Part], *, is_repository: b
     Args:
         is_repository: they are of one repository, so that a name need not tell to which models a projector belongs.
     """
-    bases = {model.words for model in models}
+    words = [model.words for model in models]
+    bases = set(words)
     unclear = []
     if not is_repository:
         for projector in projectors:
-            fitting = {model.words for model in models if fits(projector, model)}
-            if not projector.words and _families(fitting) > 1:
-                unclear.append(projector.path)
+            if not projector.words:
+                fitting = {own for own, model in zip(words, models, strict=True) if fits(projector, model)}
+                if _families(fitting) > 1:
+                    unclear.append(projector.path)
     usable = [projector for projector in projectors if projector.path not in unclear]
+    candidates = _Candidates(usable, is_family=is_repository and len(bases) == 1)
     chosen = []
-    for model in models:
+    for own, model in zip(words, models, strict=True):
         ranked: dict[tuple[int, bool, int], list[Path]] = {}
-        for projector in usable:
-            if not fits(projector, model):
-                continue
-            likeness = _likeness(model.words, projector.words, bases)
-            if likeness == _OTHER and is_repository and len(bases) == 1:
+        for projector in candidates.of(own):
+            likeness = _likeness(own, projector.words, bases)
+            if likeness == _OTHER and candidates.is_family:
                 likeness = _PLAIN
-            if likeness != _OTHER:
-                rank = (
-                    likeness,
-                    projector.precision == model.precision,
-                    -_order(projector.precision),
-                )
+            if likeness != _OTHER and fits(projector, model):
+                rank = (likeness, projector.precision == model.precision, -_order(projector.precision))
                 ranked.setdefault(rank, []).append(projector.path)
         chosen.append(tuple(sorted(ranked[max(ranked)])) if ranked else ())
     return Pairing(chosen, unclear)
 
 
+class _Candidates:
+    """Projectors by their words, so that not each is compared with each model: a folder may hold thousands of both.
+
+    Attributes:
+        is_family: all models are of one family, and all projectors meant for it.
+    """
+
+    def __init__(self, projectors: Sequence[Part], *, is_family: bool) -> None:
+        self.is_family = is_family
+        self._all = projectors
+        self._by_words: defaultdict[tuple[str, ...], list[Part]] = defaultdict(list)
+        self._by_beginning: defaultdict[tuple[str, ...], list[Part]] = defaultdict(list)
+        for projector in projectors:
+            words = projector.words
+            self._by_words[words].append(projector)
+            for end in range(len(words)):
+                self._by_beginning[words[:end]].append(projector)
+
+    def of(self, model: tuple[str, ...]) -> Sequence[Part]:
+        """Return those of which one name begins with the other."""
+        if self.is_family:
+            return self._all
+        shorter = [part for end in range(len(model) + 1) for part in self._by_words.get(model[:end], ())]
+        return [*shorter, *self._by_beginning.get(model, ())]
+
+
 def _families(bases: set[tuple[str, ...]]) -> int:
     """Return how many families these are; a name that goes on from another's is of the same."""
-    return sum(not any(base != other and base[: len(other)] == other for other in bases) for base in bases)
+    return sum(not any(base[:end] in bases for end in range(1, len(base))) for base in bases)
 
 
 def _likeness(model: tuple[str, ...], projector: tuple[str, ...], bases: set[tuple[str, ...]]) -> int:

@@ -169,6 +169,10 @@ def _assemble(
                     engine = files.setdefault(file, request.engine)
                     wanted.append(Wanted(request.engine, place, candidate, engine != request.engine))
     models, nameless = name_models(wanted[:MAX_FOUND_MODELS], taken, Pace().rest)
+    if len(wanted) > MAX_FOUND_MODELS:
+        more = len(wanted) - MAX_FOUND_MODELS
+        reason = f"and {more} more models are not listed: no more than {MAX_FOUND_MODELS} are"
+        nameless.append(Skipped(wanted[MAX_FOUND_MODELS].candidate.path, reason, is_fault=True))
     order = {request.engine: number for number, request in enumerate(requests)}
     models.sort(key=lambda model: (order[model.engine], model.name))
     skipped = dict.fromkeys(nameless)
