@@ -66,7 +66,7 @@ class Remembered(Protocol):
         ...
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Discovery:
     """The models that engines are found to have.
 

@@ -51,7 +51,7 @@ _OWNERS: Final = {
 }
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ModelFacts:
     """The facts that are known of one model.
 

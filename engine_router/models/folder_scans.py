@@ -21,7 +21,7 @@ ASK_TIMEOUT_S: Final = 10.0
 NOTHING: Final = ScanResult(models=(), skipped=(), places={})
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class FolderScans:
     """The scans of one router, done in rounds by a task of its own.
 

@@ -64,7 +64,7 @@ _NUMBERS: Final[Mapping[int, str]] = {
 }  # fmt: skip
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class GGUFHeader:
     """The header of a model; of a model in several files the first one's, with all of them summed up.
 

@@ -79,7 +79,7 @@ _HEADERS: Final = msgspec.json.Decoder(_Kept)
 _NOTES: Final = msgspec.json.Decoder(int | list[str])
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class HeaderMemory:
     """The headers of model files, read once and remembered. Any thread may use it; every method blocks.
 

@@ -16,7 +16,7 @@ _WORK_S: Final = 0.001
 _REST_S: Final = 0.0003
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Pace:
     """The pace of one thread.
 

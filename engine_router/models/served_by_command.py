@@ -14,7 +14,7 @@ _PATH: Final = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 _FOLDERS: Final = re.compile(r".*[/\\]", re.DOTALL)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ServedByCommand:
     """The models that an engine's command names.
 

@@ -26,7 +26,7 @@ _TEMPLATE: Final = "tokenizer.chat_template"
 _LONGEST_SHOWN: Final = 5  # numbers of an array; Ollama's own limit
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Weights:
     """The facts in a model's files.
 

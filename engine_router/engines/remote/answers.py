@@ -31,7 +31,7 @@ def fill(template: Any, values: Mapping[str, str]) -> Any:
     return template
 
 
-@frozen
+@frozen(repr=False)
 class ControlAnswer:
     """A server's whole answer."""
 
@@ -70,7 +70,7 @@ def complaint_in(data: Any) -> str | None:
     return None
 
 
-@frozen
+@frozen(repr=False)
 class ListedModel:
     """An entry of a list of what is loaded.
 

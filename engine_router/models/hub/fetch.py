@@ -68,7 +68,7 @@ class Source:
     validator: str = ""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class FileDownload:
     """One file on its way to the disk. `run` may be cancelled at any time: what was written stays.
 

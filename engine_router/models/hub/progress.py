@@ -15,7 +15,7 @@ _WINDOW_S: Final = 10.0
 _SAMPLE_S: Final = 0.5
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Progress:
     """The progress of one download, made of several files. Written by the task that downloads, read by anybody.
 
@@ -110,7 +110,7 @@ class Progress:
         }
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class FilePart:
     """One file of a download: its sha256, its size, and how much of it is on disk."""
 

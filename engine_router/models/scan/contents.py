@@ -138,7 +138,7 @@ class _Scope:
     projectors: list[_File] = field(factory=list)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Sorter:
     """What was found so far in a place."""
 

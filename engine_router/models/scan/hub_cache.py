@@ -56,7 +56,7 @@ def repository_folders(walk: Walk, path: Path) -> Iterator[Folder]:
         walk.skip(path, "holds nothing but a download that has not ended")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Listed:
     """A folder of a revision, with its path within the revision."""
 
@@ -75,7 +75,7 @@ class _Listed:
         return ((self.folder.path / name, self.key(name)) for name in self.dangling_names)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Chosen:
     """The revision from which each file is taken, as the folder of that revision; of a set of parts, for the whole."""
 

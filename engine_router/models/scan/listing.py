@@ -83,7 +83,7 @@ class TooMuch(Exception):
     """The walk came to a limit; the message says to which."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Listing:
     """What lies directly in one folder."""
 
@@ -127,7 +127,7 @@ def why(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Walk:
     """One walk through the folders of a place.
 

@@ -83,7 +83,7 @@ class PlaceState:
     fault: str | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ScanResult:
     """The models that were found, by engine and name, and what was passed over, faults first."""
 

@@ -25,7 +25,7 @@ SILENCE_LIMIT_S: Final = 30.0
 """Seconds in which the scan of a place has to come forward by a file at least; a disk that spins up takes ten."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _PlaceScan:
     """The scans of one place: at most one thread at a time, and what the last that ended found."""
 
@@ -98,7 +98,7 @@ class _PlaceScan:
         )
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Scanner:
     """The scanner of a router's model folders. It remembers the last good contents of each place.
 
