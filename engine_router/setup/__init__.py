@@ -1,1 +1,1 @@
-"""Setting the router up: `engines.toml` is written, and changed without the loss of a comment."""
+"""Setting the router up: what this machine has, and `engines.toml` written and changed without the loss of a comment."""
