@@ -14,8 +14,15 @@ def add_running(command: Adder) -> None:
         "router started is stopped. A second signal ends everything at once.",
         "serve",
         "serve --config ~/engines.toml --port 8080",
+        "serve --scan ~/models",
     )
     add_config(serve)
+    serve.add_argument(
+        "--scan",
+        metavar="DIR",
+        action="append",
+        help="serve the GGUF models in this folder, or in huggingface, llamacpp or lmstudio, without any file",
+    )
     serve.add_argument("--host", help="address to listen on, instead of server.host")
     serve.add_argument(
         "--port", type=port, help="port to listen on, instead of server.port; 0 takes a free one"
@@ -40,6 +47,28 @@ def add_running(command: Adder) -> None:
 
 def add_checking(command: Adder) -> None:
     """Add check, import and schema."""
+    init = command(
+        "init",
+        "look at this machine, and write a configuration for what it has",
+        "Look at this machine (memory, GPUs, engines that run, programs, folders of models), show what is found, ask\n"
+        "what cannot be known, and write engines.toml. Nothing is started or changed by looking.",
+        "init",
+        "init --yes",
+        "init --detect-only --json",
+        "init --scan /mnt/models",
+    )
+    init.add_argument("--yes", action="store_true", help="ask nothing: take what is proposed, replace no file")
+    init.add_argument("--detect-only", action="store_true", help="only show what is found")
+    init.add_argument("--scan", metavar="DIR", action="append", help="another folder with models")
+    init.add_argument(
+        "--example", action="store_true", help="print engines.toml.example, which shows all that can be said"
+    )
+    init.add_argument(
+        "--config",
+        metavar="FILE",
+        help="where to write; default: engines.toml in the platform's configuration folder",
+    )
+    add_json(init)
     check = command(
         "check",
         "check the configuration and say what is in it",

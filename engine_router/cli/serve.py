@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -18,8 +18,9 @@ from engine_router.cli.formatting import counted
 from engine_router.cli.log import LogThread, end_logging, start_logging
 from engine_router.cli.running import run_router
 from engine_router.cli.terminal import say
-from engine_router.config import Config, ServerConfig, find_config, load_config
+from engine_router.config import Config, ServerConfig, find_config, load_config, parse_config
 from engine_router.config.kinds import Port
+from engine_router.errors import ConfigError
 from engine_router.reload import ConfigSource
 from engine_router.router import Router
 from engine_router.server.serve import CannotListen, listen
@@ -34,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
         ConfigError: the configuration has faults.
         CommandFailed: the address, or the log file, cannot be used.
     """
-    path = find_config(options.config)
-    config = _read(path, options, None)
+    origin, load = _configuration(options)
+    config = _read(load, options, None)
 
     with contextlib.ExitStack() as stack:
         sockets = open_sockets(config.server, options.port, stack)
@@ -46,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
         return run_router(
             config,
             sockets,
-            announce=lambda router, urls: _announce(router, urls, path, log),
+            announce=lambda router, urls: _announce(router, urls, origin, log),
             last_words=lambda: end_logging(log),
-            source=ConfigSource(str(path), lambda: _read(path, options, port)),
+            source=ConfigSource(origin, lambda: _read(load, options, port)),
         )
 
 
@@ -69,9 +70,54 @@ def open_sockets(
     return sockets
 
 
-def _read(path: Path, options: argparse.Namespace, port: Port | None) -> Config:
+def _configuration(options: argparse.Namespace) -> tuple[str, Callable[[], Config]]:
+    """Return where the configuration comes from, and what reads it: a file, or the folders of `--scan`.
+
+    Raises:
+        ConfigError: there is none, and none is made.
+        CommandFailed: the folders cannot be served.
+    """
+    if options.scan:
+        if options.config is not None:
+            raise CommandFailed("--scan needs no configuration: give --config or --scan, not both", 2)
+        from engine_router.setup.proposal import scan_config  # noqa: PLC0415 - few need it
+
+        try:
+            text = scan_config(options.scan)
+        except ValueError as error:
+            raise CommandFailed(str(error)) from None
+        return "--scan", lambda: parse_config(text, source="--scan")
+    try:
+        path = find_config(options.config)
+    except ConfigError:
+        if options.config is not None or not sys.stdin.isatty():
+            raise
+        path = _made_now()
+    return str(path), lambda: load_config(path)
+
+
+def _made_now() -> Path:
+    """Offer to make a configuration, and return where it is.
+
+    Raises:
+        ConfigError: there is still none.
+    """
+    from engine_router.cli import init  # noqa: PLC0415 - few need it
+    from engine_router.cli.questions import Questions  # noqa: PLC0415
+
+    say("There is no engines.toml yet.")
+    if Questions().yes("Look at this machine, and make one now (engine-router init)?", default=True):
+        init.run(
+            argparse.Namespace(
+                example=False, scan=None, json=False, detect_only=False, config=None, yes=False
+            )
+        )
+    return find_config()
+
+
+def _read(load: Callable[[], Config], options: argparse.Namespace, port: Port | None) -> Config:
     """Read the configuration, with what the command line says instead of it; `port` is the one that is open."""
-    config = load_config(path)
+    config = load()
     server = config.server
     if options.host is not None:
         server = attrs.evolve(server, host=(options.host,))
@@ -80,7 +126,7 @@ def _read(path: Path, options: argparse.Namespace, port: Port | None) -> Config:
     return attrs.evolve(config, server=server)
 
 
-def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -> None:
+def _announce(router: Router, urls: Sequence[str], origin: str, log: LogThread) -> None:
     """Announce that the router serves: a banner for a person, or a line of the JSON log."""
     engines, models = len(router.engines), len(router.registry.targets())
     if router.config.log.format == "json":
@@ -91,7 +137,7 @@ def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -
                     "event": "serving",
                     "version": __version__,
                     "urls": list(urls),
-                    "config": str(path),
+                    "config": origin,
                     "engines": engines,
                     "models": models,
                 }
@@ -103,7 +149,7 @@ def _announce(router: Router, urls: Sequence[str], path: Path, log: LogThread) -
     banner = (
         f"engine-router {__version__} serves {counted(engines, 'engine')} with {counted(models, 'model')}{more} "
         f"at {', '.join(urls)}\n"
-        f"  configuration  {path}\n"
+        f"  configuration  {origin}\n"
         f"  OpenAI         {here}/v1        (Anthropic: {here})\n"
         f"  Ollama         {here}\n"
         f"  status page    {here}/          (or: engine-router status)\n"

@@ -40,6 +40,7 @@ class Listener:
         kind: as the presets call it; None where it is none that is known.
         base_url: where it answers.
         argv: its command; empty where it belongs to somebody else, or is not known.
+        cwd: the folder in which it was started; empty where that is not known.
         unit: the systemd unit that runs it; None for none.
         is_user_unit: that is a unit of a user's.
         container: the id of the container that it is in; None for none.
@@ -48,6 +49,7 @@ class Listener:
     kind: str | None
     base_url: str
     argv: tuple[str, ...] = ()
+    cwd: str = ""
     unit: str | None = None
     is_user_unit: bool = False
     container: str | None = None
@@ -72,6 +74,7 @@ class _Socket:
     port: int
     pid: int | None
     argv: tuple[str, ...]
+    cwd: str = ""
 
 
 async def find_listeners(root: Path = Path("/"), own_ports: Iterable[int] = ()) -> Listeners:
@@ -120,17 +123,19 @@ def _sockets() -> tuple[list[_Socket], list[str]]:
     for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr and len(found) < _MOST_LISTENERS:
             host, port = connection.laddr[:2]
-            found.setdefault(port, _Socket(host, port, connection.pid, _command(connection.pid)))
+            found.setdefault(port, _Socket(host, port, connection.pid, *_command(connection.pid)))
     return list(found.values()), []
 
 
-def _command(pid: int | None) -> tuple[str, ...]:
+def _command(pid: int | None) -> tuple[tuple[str, ...], str]:
+    """Return a process's command, and the folder in which it runs."""
     if pid is None:
-        return ()
+        return (), ""
     try:
-        return tuple(psutil.Process(pid).cmdline())
-    except psutil.Error:
-        return ()
+        process = psutil.Process(pid)
+        return tuple(process.cmdline()), process.cwd()
+    except (psutil.Error, OSError):
+        return (), ""
 
 
 def _may_be_engine(listening: _Socket) -> bool:
@@ -155,6 +160,7 @@ async def _identified(client: httpx.AsyncClient, listening: _Socket, root: Path)
         kind=kind,
         base_url=base_url,
         argv=listening.argv,
+        cwd=listening.cwd,
         unit=unit,
         is_user_unit=is_user_unit,
         container=container,

@@ -73,9 +73,7 @@ def find_programs(
     return tuple(found)
 
 
-def _find(
-    kind: str, names: Sequence[str], which: Callable[[str], str | None], home: Path
-) -> Program | None:
+def _find(kind: str, names: Sequence[str], which: Callable[[str], str | None], home: Path) -> Program | None:
     for name in names:
         if which(name) is not None:
             return Program(kind, (name,), True)
