@@ -29,8 +29,9 @@ from engine_router.setup.detection import Detection, detect
 from engine_router.setup.hardware import Gpu, Hardware, find_hardware
 from engine_router.setup.listeners import Listener, Listeners, find_listeners, get
 from engine_router.setup.marks import Answer, kind_of
+from engine_router.setup.model_blocks import scan_config
 from engine_router.setup.programs import Program, find_programs
-from engine_router.setup.proposal import propose, scan_config
+from engine_router.setup.proposal import propose
 
 GB = 10**9
 
@@ -345,12 +346,12 @@ def test_what_is_left_out_is_told(listener: Listener, words: str) -> None:
 
 
 def test_a_folder_without_any_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("engine_router.setup.proposal.find_programs", lambda: (LLAMA,))
+    monkeypatch.setattr("engine_router.setup.model_blocks.find_programs", lambda: (LLAMA,))
     config = parse_config(scan_config([str(tmp_path), "huggingface"]))
     engine = config.engines["llama"]
     assert isinstance(engine, ProcessConfig)
     assert engine.scan == (str(tmp_path), "huggingface")
-    monkeypatch.setattr("engine_router.setup.proposal.find_programs", lambda: ())
+    monkeypatch.setattr("engine_router.setup.model_blocks.find_programs", lambda: ())
     with pytest.raises(ValueError, match="no llama-server is installed"):
         scan_config([str(tmp_path)])
 

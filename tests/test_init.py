@@ -59,7 +59,6 @@ def found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def answering(monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
     """Have somebody sit at the terminal."""
     left = iter(answers)
-    monkeypatch.setattr("engine_router.cli.questions._has_terminal", lambda: True)
     monkeypatch.setattr(
         init,
         "Questions",

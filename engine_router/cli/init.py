@@ -15,11 +15,11 @@ from engine_router.cli.formatting import counted
 from engine_router.cli.questions import Questions
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.config import ServerConfig
-from engine_router.config.load import default_place, example
-from engine_router.config.values import expanded
-from engine_router.setup.config_file import write
+from engine_router.config.load import example
+from engine_router.setup.blocks import Block
+from engine_router.setup.config_file import place_for_new, write
 from engine_router.setup.detection import Detection, as_dict, detect
-from engine_router.setup.proposal import Block, Proposal, propose
+from engine_router.setup.proposal import Proposal, propose
 
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - only where it was asked for, and with a key
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     if not proposal.blocks:
         _say_what_is_missing(detection)
         return FAILED
-    path = default_place() if options.config is None else expanded(options.config)
+    path = place_for_new(options.config)
     questions = Questions(assume_yes=options.yes)
     replaces = _may_replace(path, questions)
     wanted = [block for block in proposal.blocks if questions.yes(f"Serve {block.summary}?", default=True)]
@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.yes and questions.yes("Serve other machines of your network, too?", default=False):
         key, host = secrets.token_urlsafe(24), _EVERYWHERE
     text = proposal.text(wanted, host=host, port=ServerConfig().port, key=key)
-    backup = write(path, text, may_replace=replaces)
-    _say_next(path, backup, wanted, key, is_default=options.config is None)
+    written = write(path, text, may_replace=replaces)
+    _say_next(path, written.backup, wanted, key, is_default=options.config is None)
     return OK
 
 

@@ -80,7 +80,7 @@ def _configuration(options: argparse.Namespace) -> tuple[str, Callable[[], Confi
     if options.scan:
         if options.config is not None:
             raise CommandFailed("--scan needs no configuration: give --config or --scan, not both", 2)
-        from engine_router.setup.proposal import scan_config  # noqa: PLC0415 - few need it
+        from engine_router.setup.model_blocks import scan_config  # noqa: PLC0415 - few need it
 
         try:
             text = scan_config(options.scan)

@@ -47,17 +47,13 @@ def candidates(explicit: str | None, environ: Mapping[str, str]) -> list[Path]:
     named = explicit or environ.get(ENVIRONMENT_VARIABLE)
     if named:
         return [expanded(named)]
-    places = [Path(FILE_NAME), default_place()]
+    import platformdirs  # noqa: PLC0415 - not needed where a file is named, and slow to import
+
+    folder = platformdirs.user_config_path("engine-router", appauthor=False)
+    places = [Path(FILE_NAME), folder / FILE_NAME]
     if os.name == "posix":
         places.append(Path("/etc/engine-router") / FILE_NAME)
     return places
-
-
-def default_place() -> Path:
-    """Return where a user's configuration is kept: in the platform's configuration folder."""
-    import platformdirs  # noqa: PLC0415 - not needed where a file is named, and slow to import
-
-    return platformdirs.user_config_path("engine-router", appauthor=False) / FILE_NAME
 
 
 def find_config(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> Path:
