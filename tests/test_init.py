@@ -171,7 +171,7 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home)}
 
 
-def chat(port: int, model: str) -> dict[str, Any]:
+def chat(port: int, model: str, *, loads: bool = False) -> dict[str, Any]:
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions",
@@ -183,8 +183,10 @@ def chat(port: int, model: str) -> dict[str, Any]:
         try:
             with urllib.request.urlopen(request, timeout=100) as answer:
                 return dict(json.load(answer))
-        except urllib.error.HTTPError:
-            raise
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not loads or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
         except OSError:
             if time.monotonic() > deadline:
                 raise
@@ -203,7 +205,7 @@ def test_from_an_empty_home_to_the_first_answer(tmp_path: Path) -> None:
     server += ["--alias", "running", "--host", "127.0.0.1", "--port", str(running)]
     processes = [subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
     try:
-        assert "choices" in chat(running, "running")
+        assert "choices" in chat(running, "running", loads=True)
         made = subprocess.run(
             [*command, "init", "--yes"],
             env=environment(home),
