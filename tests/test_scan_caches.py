@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -177,11 +178,16 @@ async def test_the_cache_of_llama_cpp(tmp_path: Path) -> None:
 
 
 async def test_lm_studio_and_its_pointer(tmp_path: Path) -> None:
-    (tmp_path / ".lmstudio-home-pointer").write_text(f"{tmp_path}/moved\n")
+    (tmp_path / ".lmstudio-home-pointer").write_text(f"{tmp_path}/moved \r\n")
     gguf_file(tmp_path / "moved" / "models" / "lmstudio-community" / "Qwen3-8B-GGUF" / "Qwen3-8B-Q4_K_M.gguf")
     gguf_file(tmp_path / ".cache" / "lm-studio" / "models" / "a" / "Old-8B-GGUF" / "Old-8B-Q4_K_M.gguf")
+    (tmp_path / "moved" / "settings.json").write_text(json.dumps({"downloadsFolder": str(tmp_path / "big")}))
+    (tmp_path / ".lmstudio").mkdir()
+    (tmp_path / ".lmstudio" / "settings.json").write_text("[" * 100_000)
+    gguf_file(tmp_path / "big" / "lmstudio-community" / "Big-70B-GGUF" / "Big-70B-Q4_K_M.gguf")
     result = await scanned("lmstudio", home=tmp_path)
-    assert names(result) == ["old-8b:q4_k_m", "qwen3-8b:q4_k_m"]
+    assert names(result) == ["big-70b:q4_k_m", "old-8b:q4_k_m", "qwen3-8b:q4_k_m"]
+    assert "lmstudio-community/Big-70B-GGUF:Q4_K_M" in model(result, "big-70b:q4_k_m").aliases
     assert "lmstudio-community/Qwen3-8B-GGUF:Q4_K_M" in model(result, "qwen3-8b:q4_k_m").aliases
 
 

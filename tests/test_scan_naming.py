@@ -83,6 +83,18 @@ def test_aliases_are_what_the_hub_and_ollama_call_it() -> None:
     ]
 
 
+def test_the_author_in_a_repositorys_name_may_be_left_out() -> None:
+    found = candidate("/x/Qwen_Qwen3-8B-Q4_K_M.gguf", "bartowski/Qwen_Qwen3-8B-GGUF")
+    assert named(found) == {"/x/Qwen_Qwen3-8B-Q4_K_M.gguf": "qwen_qwen3-8b:q4_k_m"}
+    assert aliases(found)[0][-3:] == ("qwen_qwen3-8b", "qwen3-8b:q4_k_m", "qwen3-8b")
+    other = candidate("/x/Qwen3-8B-Q4_K_M.gguf", "unsloth/Qwen3-8B-GGUF")
+    assert aliases(found, other)[0][-1] == "qwen_qwen3-8b"
+    assert (
+        aliases(candidate("/x/MiniCPM-V-2_6-Q4_0.gguf", "openbmb/MiniCPM-V-2_6-gguf"))[0][-1]
+        == "minicpm-v-2_6"
+    )
+
+
 def test_an_alias_means_one_model_only() -> None:
     one = candidate("/x/Qwen3-8B-Q4_K_M.gguf", "unsloth/Qwen3-8B-GGUF")
     two = candidate("/x/Qwen3-8B-Q8_0.gguf", "unsloth/Qwen3-8B-GGUF")

@@ -16,8 +16,9 @@ name changes:
 A file that is found for a second engine as well has that engine's name and `/` in front there.
 
 Aliases are `unsloth/Qwen3-8B-GGUF:Q4_K_M`, the same behind `hf.co/` as Ollama has it, both without the tag, the file
-with and without its suffix (or the folder of safetensors), and the name without its tag; each where it means one
-model only, and is no other model's name.
+with and without its suffix (or the folder of safetensors), and the name without its tag; of
+`bartowski/Qwen_Qwen3-8B-GGUF` also what stands behind the author. Each where it means one model only, and is no other
+model's name.
 """
 
 from __future__ import annotations
@@ -245,6 +246,11 @@ def _aliases(wanted: Wanted) -> Iterator[str]:
     else:
         yield candidate.base
     yield plain(candidate.base)
+    author, _, name = candidate.base.partition("_")
+    if name[:1].isalpha() and candidate.repository.rpartition("/")[2].startswith(f"{author}_"):
+        if candidate.quantization:
+            yield f"{plain(name)}:{candidate.quantization.lower()}"
+        yield plain(name)
 
 
 def _is_usable(alias: str, reserved: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import Final, Literal
 
 from attrs import field, frozen
 
-from engine_router.guards.limits import MAX_NAME_FILE_BYTES
+from engine_router.guards.limits import MAX_CONFIG_BYTES
 
 PlaceLayout = Literal["folder", "llamacpp", "lmstudio"]
 
@@ -119,13 +120,30 @@ def _llama_cpp(surroundings: Surroundings) -> Path:
 
 
 def _lm_studio(surroundings: Surroundings) -> tuple[Path, ...]:
-    home = surroundings.home
-    folders = [home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"]
-    try:
-        with (home / ".lmstudio-home-pointer").open(encoding="utf-8") as file:
-            pointed = file.read(MAX_NAME_FILE_BYTES).strip()
-    except (OSError, UnicodeDecodeError):
-        pointed = ""
+    """Return the folders of LM Studio's models: in its home, which may have moved, and where its settings say."""
+    homes = [surroundings.home / ".lmstudio", surroundings.home / ".cache" / "lm-studio"]
+    pointed = _small_file(surroundings.home / ".lmstudio-home-pointer").strip()
     if pointed:
-        folders.insert(0, Path(pointed) / "models")
-    return tuple(dict.fromkeys(folders))
+        homes.insert(0, Path(pointed))
+    chosen = [folder for home in homes if (folder := _downloads_folder(home / "settings.json"))]
+    return tuple(dict.fromkeys((*map(Path, chosen), *(home / "models" for home in homes))))
+
+
+def _downloads_folder(settings: Path) -> str:
+    try:
+        found = json.loads(_small_file(settings) or "{}")
+    except (ValueError, RecursionError):
+        return ""
+    folder = found.get("downloadsFolder") if isinstance(found, dict) else None
+    return folder if isinstance(folder, str) else ""
+
+
+def _small_file(path: Path) -> str:
+    """Return what is in a small file; nothing where there is none."""
+    try:
+        if not path.is_file():
+            return ""
+        with path.open(encoding="utf-8") as file:
+            return file.read(MAX_CONFIG_BYTES)
+    except (OSError, UnicodeDecodeError):
+        return ""
