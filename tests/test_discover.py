@@ -338,6 +338,73 @@ async def test_a_list_that_stays_the_same_is_written_once_an_hour(
             assert 4 <= writes <= 6
 
 
+# Engines that insist on their own names
+
+STRICT = """\
+import http.server, json, sys
+
+words = sys.argv[1:]  # as vLLM has it: serve MODEL ... [--served-model-name NAME ...]
+names = [words[1]]
+if "--served-model-name" in words:
+    given = words[words.index("--served-model-name") + 1 : words.index("--port")]
+    names = [word for word in given if not word.startswith("-")]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, status, data):
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.answer(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+        error = {"error": {"message": f"The model `{asked}` does not exist.", "code": 404}}
+        self.answer(200 if asked in names else 404, {"choices": [], "model": asked} if asked in names else error)
+
+    def log_message(self, *_):
+        pass
+
+
+http.server.HTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "configured", "names"),
+    [
+        (["/w/qwen"], [], ["qwen", "/w/qwen"]),
+        (["Qwen/Qwen3-8B"], [], ["Qwen/Qwen3-8B", "Qwen3-8B", "hf.co/Qwen/Qwen3-8B"]),
+        (["/w/qwen", "--served-model-name", "a", "b"], [], ["a", "b", "qwen"]),
+        (["/w/qwen"], ["q"], ["q", "qwen", "/w/qwen"]),
+        (["/w/qwen", "--served-model-name", "a", "b"], ["b"], ["b", "a"]),
+        (["/w/qwen", "--served-model-name", "a"], ["q"], ["q", "a"]),
+    ],
+)
+async def test_the_first_request_that_starts_an_engine_names_a_model_that_it_knows(
+    tmp_path: Path, words: list[str], configured: list[str], names: list[str]
+) -> None:
+    """Before it ever ran, and right after its start, when nobody has asked it for its list yet."""
+    program = tmp_path / "vllm"
+    program.write_text(STRICT)
+    argv = [sys.executable, "-I", "-S", str(program), "serve", *words, "--port", "{port}"]
+    table = f'[engines.vllm]\ntype = "process"\nargv = {json.dumps(argv)}\nmodels = {json.dumps(configured)}'
+    for name in names:
+        async with routing(table) as router:
+            first = names[0]
+            for asked in (name, first):
+                body = {"model": asked, "messages": [{"role": "user", "content": "hi"}]}
+                talk = await ask(router.app, "POST", "/v1/chat/completions", body=body)
+                assert talk.status == 200, talk.body
+            told = (await discover(router))["vllm"]["models"]
+            assert [model["id"] for model in told] == [first]
+            assert told[0]["learned_from"][-1] == "live"
+
+
 # A real engine
 
 WHEELS = ("gguf", "numpy", "xllamacpp")

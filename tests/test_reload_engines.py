@@ -261,7 +261,7 @@ async def test_what_engines_list_during_a_reload_is_not_lost(
 
         async def slow(*arguments: object) -> object:
             layout = await make_settings(*arguments)  # type: ignore[arg-type]
-            router._learn("tabby", router.engines["tabby"], ["brand-new"])
+            router.discovery.learn("tabby", router.engines["tabby"], ["brand-new"])
             return layout
 
         monkeypatch.setattr(snapshots, "make_settings", slow)
@@ -279,7 +279,7 @@ async def test_a_list_of_an_engine_that_was_exchanged_meanwhile_is_not_believed(
     ):
         old = router.engines["tabby"]
         await reload(router, path, text(tabby(after)))
-        router._learn("tabby", old, ["stale"])
+        router.discovery.learn("tabby", old, ["stale"])
         with pytest.raises(UnknownModel):
             router.registry.resolve("stale")
 
