@@ -10,7 +10,7 @@ from typing import Any, Final
 from engine_router.cli.address import locate
 from engine_router.cli.client import not_understood, post
 from engine_router.cli.exit_codes import OK
-from engine_router.cli.formatting import counted, seconds
+from engine_router.cli.formatting import seconds
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.guards.foreign_text import indented_values
 
@@ -65,8 +65,6 @@ def _remarks(engines: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{name}: {error}"
         if not engine["models"]:
             yield f"{name}: no model is known; name some in engines.toml, or start it once (engine-router use {name})"
-        elif engine["total"] > len(engine["models"]):
-            yield f"{name}: and {counted(engine['total'] - len(engine['models']), 'other')}"
 
 
 def _ago(at: float | None) -> str:

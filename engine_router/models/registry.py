@@ -53,6 +53,14 @@ class ModelRegistry:
             self._configured[model_id] = self._target(model_id, entry.engine, entry.upstream)
             self._aliases.update(dict.fromkeys(entry.aliases, model_id))
             self._unlisted_names.update(dict.fromkeys(entry.other_names, model_id))
+        self._of_engine: dict[str, list[Target]] = {name: [] for name in config.engines}
+        for target in self._configured.values():
+            self._of_engine[target.engine].append(target)
+        # What each engine calls its configured models, and their residents: engines may list very many.
+        self._known_to: dict[str, set[str | ResidentId]] = {
+            name: {known for target in targets for known in (target.upstream, target.resident)}
+            for name, targets in self._of_engine.items()
+        }
         self._files = _files(config, self._configured.values())
         self._is_live: dict[str, bool] = {}
         self._seen_at: dict[str, float] = {}
@@ -96,8 +104,7 @@ class ModelRegistry:
         """Take in which models an engine's command names."""
         configured = {
             target.model: self._names_of(target) if served.models else ()
-            for target in self._configured.values()
-            if target.engine == engine
+            for target in self._of_engine[engine]
         }
         self._by_command[engine] = ServedByCommand(served, configured)
         self._learn_own_names(engine, tuple(self._listed.get(engine, ())))
@@ -172,7 +179,7 @@ class ModelRegistry:
         """
         served = self._by_command[engine]
         served.learn(listed)
-        models = [target for target in self._configured.values() if target.engine == engine]
+        models = self._of_engine[engine]
         own = {name: files for name in listed if (files := self._files.get((engine, name)))}
         for name in listed:
             if name not in own and (model := served.model_listed(name)) is not None:
@@ -217,10 +224,9 @@ class ModelRegistry:
         own = {model: name for name, model in self._own_names.get(engine, {}).items()}
         heard: Origin = "live" if self._is_live.get(engine) else "last seen"
         served, at = self._by_command[engine], self._seen_at.get(engine)
-        configured = [target for target in self._configured.values() if target.engine == engine]
         implied = [self._target_served(engine, model) for model in served.models()]
         found: set[str] = set()
-        for target in map(self._with_aliases, (*configured, *implied)):
+        for target in map(self._with_aliases, (*self._of_engine[engine], *implied)):
             is_heard = target.model in own or target.upstream in listed or target.model in listed
             origins: list[Origin] = [target.origin]
             if target.origin != "argv" and served.is_named(target.model):
@@ -278,7 +284,7 @@ class ModelRegistry:
             return self._with_aliases(target)
         for engine in self._config.engines:
             if (own := self._own_names.get(engine, {}).get(model)) is not None:
-                return self._with_aliases(self._of_engine(engine, own))
+                return self._with_aliases(self._target_of(engine, own))
             if (served := self._by_command[engine].shown(model)) is not None:
                 return self._with_aliases(self._target_served(engine, served))
             if model in self._listed.get(engine, ()):
@@ -289,10 +295,10 @@ class ModelRegistry:
         """Find a model by what it may be called because of its engine's command, such as its file's name."""
         for engine, served in self._by_command.items():
             if (model := served.model_called(name)) is not None:
-                return self._with_aliases(self._of_engine(engine, model))
+                return self._with_aliases(self._target_of(engine, model))
         return None
 
-    def _of_engine(self, engine: str, model: str) -> Target:
+    def _target_of(self, engine: str, model: str) -> Target:
         served = self._by_command[engine].shown(model)
         return self._configured[model] if served is None else self._target_served(engine, served)
 
@@ -302,7 +308,7 @@ class ModelRegistry:
             if not isinstance(config, OllamaConfig):
                 continue
             resident = self._engines[engine].resident_of(name)
-            for target in self._configured.values():
+            for target in self._of_engine[engine]:
                 if target.resident == resident:
                     return self._with_aliases(target)
             if (model := self._of_ollama.get(engine, {}).get(resident)) is not None:
@@ -357,14 +363,11 @@ class ModelRegistry:
 
     def _is_known_upstream(self, engine: str, listed: str) -> bool:
         """Tell whether what an engine lists is a configured model under another name."""
-        is_ollama = isinstance(self._config.engines[engine], OllamaConfig)
-        if listed in self._own_names.get(engine, {}):
+        known = self._known_to[engine]
+        if listed in self._own_names.get(engine, {}) or any(name in known for name in _spellings(listed)):
             return True
-        names, resident = _spellings(listed), self._engines[engine].resident_of(listed) if is_ollama else None
-        return any(
-            target.engine == engine and (target.upstream in names or target.resident == resident)
-            for target in self._configured.values()
-        )
+        is_ollama = isinstance(self._config.engines[engine], OllamaConfig)
+        return is_ollama and self._engines[engine].resident_of(listed) in known
 
 
 def served_by_commands(config: Config) -> dict[str, ServedModels]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import trio
@@ -15,27 +16,30 @@ from engine_router.router import Router
 from engine_router.web.params import fields
 from engine_router.web.responses import json_response
 
-# Models that are reported in one go; each engine may list 2,000.
-_MOST_MODELS: Final = 20_000
+_AT_ONCE: Final = 200  # models for which the loop is held
 
 
-def report(router: Router, engines: list[str]) -> dict[str, Any]:
-    """Return what is known of the models of some engines."""
-    return {"engines": {name: _engine(router, name) for name in engines}}
+async def report(router: Router, engines: Sequence[str]) -> dict[str, Any]:
+    """Return what is known of the models of some engines; those that are gone meanwhile are left out."""
+    return {"engines": {name: await _engine(router, name) for name in engines if name in router.engines}}
 
 
-def _engine(router: Router, name: str) -> dict[str, Any]:
+async def _engine(router: Router, name: str) -> dict[str, Any]:
     config = router.config.engines[name]
     known = list(router.registry.known_ids(name))
     has_answered = config.discover and name not in router.lister.silent
+    models: list[dict[str, Any]] = []
+    for number, entry in enumerate(known):
+        if number % _AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+        models.append(_model(router, entry))
     return {
         "type": config.type,
         "asked": config.discover,
         "answered": has_answered,
         "error": router.lister.errors.get(name) if config.discover else None,
         "files_error": router.discovery.faults.get(name),
-        "models": [_model(router, entry) for entry in known[:_MOST_MODELS]],
-        "total": len(known),
+        "models": models,
     }
 
 
@@ -69,11 +73,10 @@ async def ask(router: Router, engine: str | None) -> dict[str, Any]:
     """
     if engine is None:
         await router.lister.ask()
-        return report(router, list(router.engines))
+        return await report(router, list(router.engines))
     if router.config.engines[engine].discover:
         await router.lister.ask_one(engine, router.engines[engine])
-    await trio.lowlevel.checkpoint()
-    return report(router, [name for name in (engine,) if name in router.engines])
+    return await report(router, [engine])
 
 
 def add_discovery(app: QuartTrio, router: Router) -> None:
