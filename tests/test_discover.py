@@ -323,6 +323,20 @@ async def test_what_is_written_is_read_by_the_next_run(autojump_clock: trio.test
         assert old.models == {}
 
 
+async def test_each_id_of_two_engines_is_told_of_once(autojump_clock: trio.testing.MockClock) -> None:
+    one, two = ListingEngine("one"), ListingEngine("two")
+    text = ONE + ONE.replace("one", "two")
+    with trio.fail_after(1e9):
+        async with remembering(text, Measurements(), one=one, two=two) as (memory, lister):
+            for lists in (["a"], ["a", "b"], ["b"], [f"m{number}" for number in range(7)], ["a"]):
+                one.answer = two.answer = lists
+                await lister.ask()
+            first, second, third = (note.partition(":")[0] for note in memory.notes)
+            assert first == "engines 'one' and 'two' both have 'a'"
+            assert second == "engines 'one' and 'two' both have 'b'"
+            assert third == "engines 'one' and 'two' both have 'm0', 'm1', 'm2', 'm3', 'm4' and 2 more"
+
+
 async def test_a_list_that_stays_the_same_is_written_once_an_hour(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
