@@ -172,7 +172,9 @@ def ler_config(port: int, commands: Commands, stem: Path) -> str:
 
 
 def last_swap(router: Router) -> dict[str, Any]:
-    """Return what engine_router tells of its last swap; of others nothing."""
+    """Return what engine_router tells of its last swap; of others, which may say something by the same name, nothing."""
+    if router.program.name != OURS:
+        return {}
     status = client.get(router.port, "/status")
     last = status.get("last_swap") if isinstance(status, dict) else None
     return dict(last) if isinstance(last, dict) else {}
