@@ -7,6 +7,7 @@ import math
 import socket
 import ssl
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -50,9 +51,35 @@ async def test_the_connection_used_last_is_used_first() -> None:
         assert engine.idle() == 2
 
 
+async def test_a_small_request_goes_out_at_once_where_the_engine_accepts_at_once() -> None:
+    async with wire(answering(HELLO)) as engine:
+        exchange = engine.upstream.send_at_once(engine.request())
+        assert exchange is not None
+        assert await rest_of(exchange) == b"hello"
+        assert (len(engine.lines), engine.idle()) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:{port}", "https://127.0.0.1:{port}", "http://192.0.2.1:{port}"]
+)
+async def test_a_connection_that_may_have_to_be_waited_for_is_not_begun_at_once(url: str) -> None:
+    async with wire(answering(HELLO)) as engine:
+        request = engine.request()
+        request.base_url = url.format(port=urlsplit(engine.base_url).port)
+        assert engine.upstream.send_at_once(request) is None
+        assert engine.lines == []
+
+
+async def test_a_request_to_an_engine_that_accepts_nothing_is_left_to_what_tells_why() -> None:
+    async with wire(answering(HELLO)) as engine:
+        request = engine.request()
+    assert engine.upstream.send_at_once(request) is None
+    with pytest.raises(EngineUnreachable, match="connection refused"):
+        await engine.upstream.send(request)
+
+
 async def test_a_small_request_goes_out_at_once_where_a_connection_is_idle() -> None:
     async with wire(answering(HELLO)) as engine:
-        assert engine.upstream.send_at_once(engine.request()) is None
         await engine.fetch()
         assert engine.upstream.send_at_once(engine.request("POST", bytes(100_000))) is None
         assert engine.idle() == 1

@@ -21,7 +21,7 @@ import trio
 
 from engine_router.errors import EngineBroke, EngineUnreachable, RouterError
 from engine_router.guards.limits import MAX_ENGINE_OVERHEAD_BYTES
-from engine_router.upstream.connect import Wire, dial
+from engine_router.upstream.connect import Wire, dial, dial_at_once
 from engine_router.upstream.http1 import (
     Arriving,
     ResponseHead,
@@ -311,7 +311,9 @@ class Upstream:
         return exchange
 
     def send_at_once(self, request: UpstreamRequest) -> Exchange | None:
-        """Send a request with a small body over an idle connection, without a wait; None where that cannot be.
+        """Send a request with a small body without a wait; None where that cannot be.
+
+        An engine on this machine accepts a connection at once; elsewhere there has to be an idle one.
 
         Raises:
             BadRequest: a header has a line break in it; nothing was sent.
@@ -321,9 +323,10 @@ class Upstream:
             return None
         if request.base_url.startswith("https:"):  # TLS may have to wait: `send` uses its idle connections
             return None
-        if (stream := self._take(request.base_url)) is None:
+        kept = self._take(request.base_url)
+        if (stream := kept or dial_at_once(request.base_url)) is None:
             return None
-        exchange = Exchange(self, request, stream, is_reused=True)
+        exchange = Exchange(self, request, stream, is_reused=kept is not None)
         is_sent = False
         try:
             is_sent = exchange.transmit_at_once()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import os
 import socket
 import ssl
-from typing import Protocol
+import sys
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import trio
+from attrs import frozen
 
 from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost, RawStream
 
@@ -18,6 +21,8 @@ from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost, 
 _UNDER_WAY = frozenset(
     (errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EWOULDBLOCK))
 )
+# Windows goes on with a connection to this machine behind the program's back; elsewhere it is there at once.
+_CONNECTS_AT_ONCE: Final = sys.platform != "win32"
 
 
 class Wire(Protocol):
@@ -78,25 +83,63 @@ async def dial(base_url: str, tls: ssl.SSLContext | None) -> Wire:
 
     Cancellation closes the connection that is being made.
     """
-    url = urlsplit(base_url)
-    host = url.hostname or ""
-    if url.scheme == "https":
-        stream = await trio.open_tcp_stream(host, url.port or 443)
-        return await _secured(stream, host, tls or ssl.create_default_context())
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        named = await trio.open_tcp_stream(host, url.port or 80)
+    place = _place(base_url)
+    if place.is_secure:
+        stream = await trio.open_tcp_stream(place.host, place.port)
+        return await _secured(stream, place.host, tls or ssl.create_default_context())
+    if place.address is None:
+        named = await trio.open_tcp_stream(place.host, place.port)
         return RawStream(socket.socket(fileno=named.socket.detach()))
     # An address needs no name look-up, and none of the machinery that goes with several addresses.
-    return await _connected(host, url.port or 80)
+    return await _connected(place)
 
 
-async def _connected(address: str, port: int) -> RawStream:
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+def dial_at_once(base_url: str) -> RawStream | None:
+    """Connect to an engine on this machine without a wait; None where it is elsewhere, or does not accept at once."""
+    place = _place(base_url)
+    if place.is_secure or place.address is None or not (_CONNECTS_AT_ONCE and place.address.is_loopback):
+        return None
+    sock = _socket_for(place)
     try:
-        sock.setblocking(False)
-        code = sock.connect_ex((address, port))
+        sock.connect_ex((place.host, place.port))
+        sock.getpeername()
+    except OSError:  # not connected, for whatever reason: `dial` waits, and tells it
+        sock.close()
+        return None
+    return RawStream(sock)
+
+
+@frozen(repr=False)
+class _Place:
+    """The place of an engine: what a base URL says of it. `address` is None where the host is a name."""
+
+    host: str
+    port: int
+    is_secure: bool
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address | None
+
+
+@functools.lru_cache(maxsize=256)
+def _place(base_url: str) -> _Place:
+    url = urlsplit(base_url)
+    host, is_secure = url.hostname or "", url.scheme == "https"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        address = None
+    return _Place(host, url.port or (443 if is_secure else 80), is_secure, address)
+
+
+def _socket_for(place: _Place) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in place.host else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    return sock
+
+
+async def _connected(place: _Place) -> RawStream:
+    sock = _socket_for(place)
+    try:
+        code = sock.connect_ex((place.host, place.port))
         if code in _UNDER_WAY:
             await trio.lowlevel.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
