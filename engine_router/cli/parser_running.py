@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_router.cli.parser_options import Adder, add_config, add_json, port
+from engine_router.cli.parser_options import Adder, add_address, add_config, add_json, port
 
 
 def add_running(command: Adder) -> None:
@@ -79,6 +79,19 @@ def add_checking(command: Adder) -> None:
         "check --config ~/engines.toml --json",
         "check --strict",
     )
+    doctor = command(
+        "doctor",
+        "examine this machine and the configuration",
+        "Say what works here and what does not, each with its remedy: packages, GPUs, the gauge beside a second source,\n"
+        "engines' programs and versions, ports, files of models, memory that they need, access, disks. With --start, a\n"
+        "model is started as well.",
+        "doctor",
+        "doctor --start qwen3-8b",
+        "doctor --json",
+    )
+    doctor.add_argument("--start", metavar="MODEL", help="start this model, and say how long that takes")
+    add_address(doctor)
+    add_json(doctor)
     imports = command(
         "import",
         "write the models of a folder into engines.toml",

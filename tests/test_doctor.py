@@ -1,0 +1,183 @@
+"""`engine-router doctor`: what works here and what does not, each with its remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support.ports import free_port
+
+from engine_router.cli import main
+from engine_router.cli.exit_codes import BAD_CONFIG, FAILED
+from engine_router.config import Config, parse_config
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
+from engine_router.models.scan import PlaceState, ScanResult, Skipped
+from engine_router.setup import doctor
+from engine_router.setup.doctor import Finding
+from engine_router.setup.hardware import Gpu, Hardware
+
+PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
+PLAIN = Hardware("", 64 * 10**9, (), is_unified=False, is_cuda_unified=False, unknown=())
+SPARK = Hardware(
+    "DGX Spark", 128 * 10**9, (Gpu("GB10", 0),), is_unified=True, is_cuda_unified=True, unknown=()
+)
+
+
+def config(text: str = "") -> Config:
+    return parse_config(
+        f'[engines.a]\ntype = "process"\nargv = ["{sys.executable}", "{{port}}"]\nmodels = ["m"]\n{text}'
+    )
+
+
+async def listed(findings: AsyncIterator[Finding]) -> list[Finding]:
+    return [finding async for finding in findings]
+
+
+def problems(findings: list[Finding]) -> list[str]:
+    return [finding.words for finding in findings if finding.grade == "problem"]
+
+
+def test_a_package_that_is_missing() -> None:
+    def version(package: str) -> str:
+        if package == "httpx":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1"
+
+    assert problems(list(doctor.of_software(version))) == ["httpx is missing"]
+    assert problems(list(doctor.of_software())) == []
+
+
+def test_a_clock_that_was_never_set() -> None:
+    assert problems(list(doctor.of_clock(lambda: 0.0))) == ["says 1970-01-01"]
+    assert list(doctor.of_clock()) == []
+
+
+def test_what_is_not_known_of_a_gpu_is_a_problem() -> None:
+    hardware = Hardware(
+        "", 1, (Gpu("NVIDIA"),), is_unified=False, is_cuda_unified=False, unknown=("its memory",)
+    )
+    assert [finding.grade for finding in doctor.of_hardware(hardware)] == ["ok", "problem"]
+    assert [finding.grade for finding in doctor.of_hardware(PLAIN)] == ["note"]
+
+
+async def test_gauges() -> None:
+    assert problems(await listed(doctor.of_gauges(config(), PLAIN))) == []
+    spark = await listed(doctor.of_gauges(config(), SPARK))
+    assert problems(spark) == ["this GPU counts the page cache as used, which this gauge does not"]
+    command = config(f'[pools.default]\ngauge = "command"\ncommand = ["{sys.executable}", "-c", "exit(3)"]')
+    (finding,) = await listed(doctor.of_gauges(command, PLAIN))
+    assert finding.grade == "problem"
+    assert "[pools.default]" in finding.remedy
+    nothing = config('[pools.default]\ngauge = "none"')
+    assert await listed(doctor.of_gauges(nothing, PLAIN)) == []
+
+
+async def test_programs() -> None:
+    (found,) = await listed(doctor.of_programs(config()))
+    assert found.words.startswith(f"{sys.executable}: Python 3")
+    missing = parse_config(
+        '[engines.a]\ntype = "process"\nargv = "no-such-program-at-all {port}"\nmodels = ["m"]'
+    )
+    assert problems(await listed(doctor.of_programs(missing))) == ["no-such-program-at-all is not found"]
+
+
+async def test_access() -> None:
+    assert problems(list(doctor.of_keys(config('[server]\nhost = "0.0.0.0"'), is_open=True)))
+    assert problems(list(doctor.of_keys(config(), is_open=False))) == []
+
+
+def test_models() -> None:
+    faults = tuple(Skipped(Path(f"/m/{number}"), "truncated", True) for number in range(12))
+    places = {"~/m": PlaceState(models=1), "/nas": PlaceState(fault="did not answer within 30 s")}
+    result = ScanResult(
+        models=(), skipped=(*faults, Skipped(Path("/p"), "a projector", False)), places=places
+    )
+    found = problems(
+        list(doctor.of_models(result, {"big": 30 * 10**9, "small": 1}, {"big": 24 * 10**9, "small": 5}))
+    )
+    assert found[0] == "0 models; did not answer within 30 s"
+    assert found[1] == "/m/0: truncated"
+    assert found[-2] == "2 more cannot be served"
+    assert found[-1] == "needs about 30.0 GB of 24.0"
+    assert len(found) == 13
+
+
+def test_needs_are_estimated(tmp_path: Path) -> None:
+    file = write_tiny_gguf(tmp_path / "tiny.gguf")
+    found = doctor.needs_of(
+        parse_config(
+            f"""
+[engines.t]
+type = "process"
+argv = "llama-server -m {{path}} --port {{port}}"
+[models.tiny]
+engine = "t"
+path = "{file}"
+[models.gone]
+engine = "t"
+path = "/gone.gguf"
+"""
+        )
+    )
+    assert found.keys() == {"tiny"}
+    assert found["tiny"] > file.stat().st_size / 2
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_config(f'state_file = "{tmp_path}/deep/state.json"\n[engines.a]\ntype = "ollama"')
+    assert problems(list(doctor.of_disks(settings))) == []
+    monkeypatch.setattr(doctor, "_LITTLE_BYTES", 10**18)
+    assert len(problems(list(doctor.of_disks(settings)))) == 1
+
+
+def write_config(folder: Path, port: int) -> Path:
+    path = folder / "engines.toml"
+    argv = json.dumps([sys.executable, "-I", "-S", str(PROGRAM), "{port}"])
+    path.write_text(
+        f"""
+state_file = "{folder}/state.json"
+[server]
+port = {port}
+[pools.default]
+gauge = "none"
+[engines.good]
+type = "process"
+argv = {argv}
+models = ["good"]
+[engines.bad]
+type = "process"
+argv = {argv[:-1]}, "fail=no luck today"]
+models = ["bad"]
+"""
+    )
+    return path
+
+
+def test_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(tmp_path, free_port())
+    assert main(["doctor", "--config", str(path), "--json"]) == 0, capsys.readouterr().out
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] is True
+    assert {"Python", "Configuration", "Engine good", "Router", "Access", "Disk"} <= {
+        f["subject"] for f in data["findings"]
+    }
+    assert main(["doctor", "--config", str(path), "--start", "good"]) == 0
+    assert "Start of good: ready after" in capsys.readouterr().out
+    assert main(["doctor", "--config", str(path), "--start", "bad"]) == FAILED
+    said = capsys.readouterr().out
+    assert "no luck today" in said
+    assert "-> engine-router logs bad" in said
+
+
+def test_faults_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "engines.toml"
+    path.write_text("[engines.a]\ntype = 1\n[server]\nport = 'x'\n")
+    assert main(["doctor", "--config", str(path)]) == FAILED
+    said = capsys.readouterr().out
+    assert "engines.a.type" in said
+    assert "server.port" in said
+    assert main(["doctor", "--config", str(tmp_path / "nowhere.toml")]) == BAD_CONFIG
