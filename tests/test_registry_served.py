@@ -179,6 +179,14 @@ def test_a_command_s_names_of_a_configured_model_are_names_of_that() -> None:
     assert origins(found, "vllm") == {"q": "configured argv live"}
 
 
+def test_models_of_folders_say_so() -> None:
+    config = parse_config(CONFIGURED)
+    found = {**config.models, "fixed": attrs.evolve(config.models["fixed"], found=True)}
+    after = ModelRegistry(attrs.evolve(config, models=found), registry(CONFIGURED)._engines)
+    assert after.resolve("fixed").origin == "folder"
+    assert origins(after, "template") == {"fixed": "folder"}
+
+
 def test_a_name_that_two_engines_have_is_the_first_one_s() -> None:
     text = (
         ENGINES
