@@ -365,6 +365,19 @@ async def test_without_links_the_file_itself_lies_in_the_snapshot(
     assert (await pull(environ)).fetched_bytes == 0
 
 
+async def test_without_links_files_with_the_same_bytes_are_all_there(
+    hub: HubServer, environ: dict[str, str]
+) -> None:
+    environ["HF_HUB_DISABLE_SYMLINKS"] = "1"
+    hub.add("user/twice", {"model.safetensors": WEIGHTS, "other.safetensors": WEIGHTS})
+    hub.add("user/twice", {"a.txt": b"", "b.txt": b"", "config.json": SMALL}, in_git=True)
+    pulled = await pull(environ, "hf:user/twice")
+    assert {path.name: path.stat().st_size for path in pulled.path.iterdir()} == {
+        "model.safetensors": len(WEIGHTS), "other.safetensors": len(WEIGHTS), "a.txt": 0, "b.txt": 0, "config.json": len(SMALL),
+    }  # fmt: skip
+    assert not list(repo_cache(environ, "user/twice").blobs.iterdir())
+
+
 async def test_paths_that_lead_elsewhere_are_left_out(hub: HubServer, environ: dict[str, str]) -> None:
     hub.add(
         "user/evil",

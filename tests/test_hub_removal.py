@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine_router.errors import HubError, NotOnHub
+from engine_router.errors import HubError, InUse, NotOnHub
+from engine_router.models.hub.cache import FileLock
 from engine_router.models.hub.names import HubName, parse_name
 from engine_router.models.hub.removal import Removal, plan_file_removal, plan_hub_removal, remove
 
@@ -157,9 +158,12 @@ def test_a_link_out_of_the_cache_takes_nothing_along(tmp_path: Path) -> None:
     (folder / "blobs" / "four").unlink()
     (folder / "blobs" / "four").symlink_to(outside)
     (folder / "snapshots" / NEW / "y-Q8_0.gguf").symlink_to(outside)
+    elsewhere = repository(tmp_path / "other", {NEW: {"z-Q8_0.gguf": "theirs"}}) / "blobs" / "theirs"
+    (folder / "snapshots" / NEW / "z-Q8_0.gguf").symlink_to(elsewhere)
     assert gone(root, f"hf:{REPO}").size_bytes == 0
     assert not folder.exists()
     assert outside.exists()
+    assert elsewhere.exists()
 
 
 # Files that lie elsewhere.
@@ -234,3 +238,19 @@ def test_many_files_are_counted_and_not_all_named(tmp_path: Path) -> None:
     told = plan_hub_removal(tmp_path, named(f"hf:{REPO}")).as_dict()
     assert (told["count"], len(told["files"])) == (301, 200)
     assert random.Random(1).choice(told["files"]).startswith(str(tmp_path))
+
+
+def test_what_is_being_downloaded_is_not_removed(tmp_path: Path) -> None:
+    folder = repository(tmp_path, {NEW: {"x-Q4_K_M.gguf": "four"}})
+    (folder / "blobs" / "etag.incomplete").write_bytes(b"x")
+    (folder / "trees").mkdir()
+    (folder / "trees" / "remembered.json").write_text("{}")
+    lock = FileLock(tmp_path / ".locks" / folder.name / "etag.lock")
+    assert lock.try_lock()
+    before = below(folder)
+    with pytest.raises(InUse, match="is being downloaded"):
+        gone(tmp_path, f"hf:{REPO}")
+    assert below(folder) == before
+    lock.release()
+    gone(tmp_path, f"hf:{REPO}")
+    assert not folder.exists()

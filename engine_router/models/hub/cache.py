@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -107,27 +108,35 @@ class RepoCache:
         Raises:
             OSError: it cannot be done.
         """
+        uses = Counter(file.etag for file in files)
         for file in files:
             pointer, blob = self.pointer(commit, file), self.blob(file)
+            uses[file.etag] -= 1
             if _size(pointer) == file.size_bytes:
                 continue
             pointer.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 pointer.unlink()
-            self._point(pointer, blob)
+            self._point(pointer, blob, is_last=not uses[file.etag])
         if revision != commit:
             _write_whole(self.folder / "refs" / revision, commit)
 
-    def _point(self, pointer: Path, blob: Path) -> None:
-        """Have a path show a blob: by a relative link, else by the file itself, as the hub's library does it."""
+    def _point(self, pointer: Path, blob: Path, *, is_last: bool) -> None:
+        """Have a path show a blob: by a relative link, else by the file itself, as the hub's library does it.
+
+        Args:
+            is_last: no other path of this revision shows it.
+        """
         if self.has_links:
             try:
                 pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+            except FileExistsError:  # somebody else has just done it
+                return
             except OSError:
                 pass
             else:
                 return
-        if blob.is_symlink():  # its bytes belong to other repositories, too
+        if blob.is_symlink() or not is_last:  # its bytes are wanted elsewhere, too
             shutil.copyfile(blob, pointer)
         else:
             blob.replace(pointer)

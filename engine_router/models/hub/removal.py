@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from engine_router.errors import HubError, NotOnHub
+from engine_router.errors import HubError, InUse, NotOnHub
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MOST_REMOVED_LISTED
 from engine_router.models.hub.cache import FileLock, RepoCache
@@ -127,8 +127,12 @@ def remove(removal: Removal, root: Path) -> None:
     """Remove the files; those of the cache so that no link is left without its contents.
 
     Raises:
+        InUse: one is being downloaded; nothing was removed.
         HubError: one cannot be removed; those before it are gone.
     """
+    for path in (*removal.files, *removal.blobs):
+        if path.suffix == ".incomplete":
+            _check_idle(root, path)
     targets = [target for blob in removal.blobs if (target := _shared_target(root, blob)) is not None]
     for path in (*removal.files, *removal.blobs):
         _unlink(path)
@@ -136,6 +140,20 @@ def remove(removal: Removal, root: Path) -> None:
         _sweep(root, target)
     for folder in removal.folders:
         _remove_empty(folder)
+
+
+def _check_idle(root: Path, partial: Path) -> None:
+    """See that nobody is fetching a file."""
+    file = root / ".locks" / partial.parents[1].name / f"{partial.name.partition('.')[0]}.lock"
+    if not file.exists():
+        return
+    lock = FileLock(file)
+    with contextlib.suppress(OSError):
+        if not lock.try_lock():
+            raise InUse(
+                f"{partial.parents[1].name} is being downloaded; cancel that first (engine-router cancel)"
+            )
+        lock.release()
 
 
 def _found(root: Path, repo: str) -> RepoCache:
@@ -199,11 +217,13 @@ def _removal(name: HubName | str, cache: RepoCache, links: Sequence[Path], chose
     if not any(link.name.lower().endswith(_WEIGHTS) and not is_companion(link.name) for link in staying):
         going.update(staying)  # settings and projectors without a model
         staying = []
-    kept = {_blob_of(link) for link in staying}
-    shown_by = {blob for link in going if (blob := _blob_of(link)) is not None}
+    kept = {_blob_of(cache, link) for link in staying}
+    shown_by = {blob for link in going if (blob := _blob_of(cache, link)) is not None}
     blobs = [blob for blob in sorted(shown_by) if blob not in kept]
-    if not staying:
-        blobs = [blob for blob in _children(cache.blobs) if blob not in going]
+    if (
+        not staying
+    ):  # the folder is the hub's own for this repository: what its libraries remember there goes, too
+        blobs = [path for path in _files_below(cache.folder) if path not in going]
     folders = [Path(folder) for folder, _, _ in os.walk(cache.folder, topdown=False)]
     refs = [
         ref
@@ -211,27 +231,27 @@ def _removal(name: HubName | str, cache: RepoCache, links: Sequence[Path], chose
         if not any(link.is_relative_to(cache.snapshot(_text(ref))) for link in staying)
     ]
     locks = cache.root / ".locks" / cache.folder.name
-    own = [link for link in going if _blob_of(link) is None]
+    own = [link for link in going if _blob_of(cache, link) is None]
     return Removal(
         name=str(name),
         files=tuple(sorted(going)),
         blobs=(
             *blobs,
-            *refs,
-            *([] if staying else [*_children(locks), *_files_below(cache.folder / ".no_exist")]),
+            *(refs if staying else _children(locks)),
         ),
         folders=(*folders, *([] if staying else [locks])),
-        size_bytes=sum(map(_own_bytes, own)) + sum(_freed_bytes(cache.root, blob) for blob in blobs),
+        size_bytes=sum(map(_own_bytes, own))
+        + sum(_freed_bytes(cache.root, blob) for blob in blobs if blob.parent == cache.blobs),
     )
 
 
-def _blob_of(link: Path) -> Path | None:
-    """Return the contents that a link shows; None where it is the contents itself."""
+def _blob_of(cache: RepoCache, link: Path) -> Path | None:
+    """Return the contents that a link shows; None where it is the contents itself, or leads out of the repository."""
     try:
         target = Path(os.path.normpath(link.parent / os.readlink(link)))  # noqa: PTH115 - the next step needs it as it is
     except OSError:
         return None
-    return target if target.parent.name == "blobs" else None
+    return target if target.parent == Path(os.path.normpath(cache.blobs)) else None
 
 
 def _shared_target(root: Path, blob: Path) -> Path | None:
@@ -240,7 +260,10 @@ def _shared_target(root: Path, blob: Path) -> Path | None:
         target = Path(os.path.normpath(blob.parent / os.readlink(blob)))  # noqa: PTH115 - likewise
     except OSError:
         return None
-    is_shared = target.parent.parent == root / "blobs" and _SHARED.fullmatch(target.name) is not None
+    is_shared = (
+        target.parent.parent == Path(os.path.normpath(root / "blobs"))
+        and _SHARED.fullmatch(target.name) is not None
+    )
     return target if is_shared else None
 
 
