@@ -26,6 +26,21 @@ def test_a_thread_rests_after_work_and_not_before(monkeypatch: pytest.MonkeyPatc
     assert pace.signs == 5
 
 
+def test_the_more_work_the_longer_each_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(time, "sleep", rests.append)
+    crowd: set[Pace] = set()
+    first, second = Pace(crowd), Pace(crowd)
+    with first:
+        first.rest()
+        with second:
+            second.rest()
+    first._rested_at = second._rested_at = 0.0
+    first.rest()
+    assert rests[0] == rests[2] < rests[1]
+    assert crowd == set()
+
+
 def test_whoever_reads_many_headers_rests(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
     rests: list[float] = []
     monkeypatch.setattr(time, "sleep", rests.append)

@@ -30,9 +30,9 @@ class _PlaceScan:
     """The scans of one place: at most one thread at a time, and what the last that ended found."""
 
     written: str
+    _pace: Pace
     state: PlaceState = field(factory=PlaceState)
     contents: Contents = field(factory=Contents)
-    _pace: Pace = field(factory=Pace)
     _one_thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
 
     async def scan(self, look: Callable[[str, Callable[[], None]], Contents], silence_limit_s: float) -> None:
@@ -65,7 +65,8 @@ class _PlaceScan:
     def _run(self, look: Callable[[str, Callable[[], None]], Contents]) -> None:
         """Run in the thread. What a thread finds that nobody waits for any more is there for the next scan."""
         try:
-            self.contents = look(self.written, self._pace.rest)
+            with self._pace:
+                self.contents = look(self.written, self._pace.rest)
         except ValueError as error:
             self.contents = Contents(fault=str(error))
         except OSError as error:
@@ -113,6 +114,7 @@ class Scanner:
     _surroundings: Surroundings | None = field(default=None, kw_only=True)
     _silence_limit_s: float = field(default=SILENCE_LIMIT_S, kw_only=True)
     _places: dict[str, _PlaceScan] = field(factory=dict, init=False)
+    _crowd: set[Pace] = field(factory=set, init=False)
     _one_scan: trio.Lock = field(factory=trio.Lock, init=False)
     _assembling: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
 
@@ -128,7 +130,9 @@ class Scanner:
         """
         async with self._one_scan:
             written = list(dict.fromkeys(place for request in requests for place in request.places))
-            self._places = {place: self._places.get(place) or _PlaceScan(place) for place in written}
+            self._places = {
+                place: self._places.get(place) or _PlaceScan(place, Pace(self._crowd)) for place in written
+            }
             async with trio.open_nursery() as nursery:
                 for place in self._places.values():
                     nursery.start_soon(place.scan, self._look, self._silence_limit_s)
