@@ -1,4 +1,4 @@
-"""`engine-router import`: writes the models of a folder into the configuration, where they stay whatever happens."""
+"""`engine-router import DIR`: writes the models of a folder into the configuration, where they stay whatever happens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from engine_router.cli.exit_codes import OK, CommandFailed
+from engine_router.cli.exit_codes import BAD_USAGE, OK, CommandFailed
 from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import say
 from engine_router.config import Config, ProcessConfig, find_config, load_config
@@ -24,12 +24,18 @@ from engine_router.setup.toml_text import toml_text
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show the models of folders as tables of the configuration, or write them into it.
+    """Show the models of folders as tables of the configuration, or write them into it; files go to `import_file`.
 
     Raises:
         ConfigError: the configuration has faults, or would have some with them; nothing is written.
         CommandFailed: no engine can serve them, or a folder cannot be read.
     """
+    if options.source is not None or any(_is_file(name) for name in options.folder):
+        from engine_router.cli import import_file  # noqa: PLC0415 - another router's configuration
+
+        return import_file.run(options)
+    if options.models_dir is not None or options.report or options.json:
+        raise CommandFailed("--models-dir, --report and --json are for another router's FILE", BAD_USAGE)
     path = find_config(options.config)
     config = load_config(path)
     engine = _engine(config, options.engine)
@@ -45,6 +51,13 @@ def run(options: argparse.Namespace) -> int:
     note = _add(path, tables) if models else ""
     say(f"{counted(len(models), 'model')} added to {path}{note}")
     return OK
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return name not in CACHES and expanded(name).is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        return False
 
 
 def _engine(config: Config, named: str | None) -> str:

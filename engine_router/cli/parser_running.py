@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from engine_router.cli.parser_options import Adder, add_address, add_config, add_json, port
 
+IMPORTED = (
+    *("llama-swap", "llamacpp", "local-engine-router", "llama-router", "routermodelcustom"),
+    *("openwebui-router", "large-model-proxy"),
+)
+"""Routers whose configurations can be imported."""
+
 
 def add_running(command: Adder) -> None:
     """Add serve and demo."""
@@ -94,20 +100,46 @@ def add_checking(command: Adder) -> None:
     add_json(doctor)
     imports = command(
         "import",
-        "write the models of a folder into engines.toml",
-        "Look through folders for models that a template can serve (an engine whose argv has {path}), and show them as\n"
-        "tables for engines.toml, with their projectors; with --write, put them there. They stay whatever becomes of\n"
-        "their files. To have models come and go with their files, use `scan` instead.",
+        "take over another router's configuration, or the models of a folder",
+        "FILE: read the configuration of llama-swap, llama.cpp (presets, .ini), local-engine-router, llama-router,\n"
+        "RouterModelCustom, the Open WebUI router (both of its files) or large-model-proxy, and show it as an\n"
+        "engines.toml, with a report of what is carried over, approximated and lost; with --write, put it there. What\n"
+        "engines.toml has already stays as it is. Secrets are not printed.\n\n"
+        "DIR: look through folders for models that a template can serve (an engine whose argv has {path}), and show\n"
+        "them as tables for engines.toml, with their projectors; with --write, put them there. They stay whatever\n"
+        "becomes of their files. To have models come and go with their files, use `scan` instead.",
+        "import ~/llama-swap/config.yaml",
+        "import config.yaml --from llama-swap --report",
+        "import presets.ini --models-dir ~/models --write",
         "import ~/models",
         "import /mnt/nas/models --engine llama --write",
     )
-    imports.add_argument("folder", metavar="DIR", nargs="+", help="or huggingface, llamacpp, lmstudio")
     imports.add_argument(
-        "--engine", metavar="NAME", help="the template that serves them; the only one by default"
+        "folder",
+        metavar="FILE|DIR",
+        nargs="+",
+        help="a file, or folders: also huggingface, llamacpp, lmstudio",
     )
     imports.add_argument(
-        "--write", action="store_true", help="add them to engines.toml, which is checked first"
+        "--write", action="store_true", help="put it into engines.toml, which is checked first"
     )
+    imports.add_argument(
+        "--from",
+        dest="source",
+        choices=IMPORTED,
+        metavar="ROUTER",
+        help=f"whose FILE it is, if its content does not show that: {', '.join(IMPORTED)}",
+    )
+    imports.add_argument(
+        "--report", action="store_true", help="show what becomes of every key of FILE, and no TOML"
+    )
+    imports.add_argument(
+        "--models-dir", metavar="DIR", help="what llama-server's --models-dir was, for llama.cpp's presets"
+    )
+    imports.add_argument(
+        "--engine", metavar="NAME", help="the template that serves the models of DIR; the only one by default"
+    )
+    add_json(imports)
     add_config(imports)
     add_config(check)
     check.add_argument("--strict", action="store_true", help="exit with 1 if there are warnings")

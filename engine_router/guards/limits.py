@@ -236,6 +236,9 @@ MAX_TOLD_SKIPPED: Final = 1000
 MAX_NAME_FILE_BYTES: Final = 4096
 """A file of the system that says what machine this is."""
 
+MAX_FOREIGN_FILE_BYTES: Final = 1 << 20
+"""Another router's configuration: a hundred models with long commands have some 100 KB."""
+
 # From the hub
 
 HUB_ANSWER_BYTES: Final = 33_554_432

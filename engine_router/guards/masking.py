@@ -144,6 +144,13 @@ class HiddenValues:
 
 def mask_of(*, commands: Sequence[Sequence[str]] = (), settings: Sequence[Mapping[str, str]] = ()) -> Mask:
     """Return the mask for what commands, and settings such as an environment or headers, hold of secrets."""
+    return Mask(secrets_in(commands=commands, settings=settings))
+
+
+def secrets_in(
+    *, commands: Sequence[Sequence[str]] = (), settings: Sequence[Mapping[str, str]] = ()
+) -> list[str]:
+    """Return the secrets that commands, and settings such as an environment or headers, hold."""
     secrets: list[str] = []
     for argv in commands:
         _masked_words(argv, secrets)
@@ -156,7 +163,7 @@ def mask_of(*, commands: Sequence[Sequence[str]] = (), settings: Sequence[Mappin
                 )  # a header may come back without its word `Bearer`
             else:
                 _masked(value, secrets)
-    return Mask(secrets)
+    return secrets
 
 
 def _masked_words(argv: Sequence[str], secrets: list[str]) -> list[str]:

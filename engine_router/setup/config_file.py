@@ -13,6 +13,7 @@ import tomli
 from attrs import frozen
 
 from engine_router.config import Config, parse_config
+from engine_router.config.environment import Environment
 from engine_router.config.faults import quoted
 from engine_router.config.load import candidates
 from engine_router.config.places import excerpts
@@ -121,7 +122,14 @@ def add_block(
     return mark + (whole.replace("\n", "\r\n") if is_crlf else whole)
 
 
-def write(path: Path, text: str, *, may_replace: bool, before: str | None = None) -> Written:
+def write(
+    path: Path,
+    text: str,
+    *,
+    may_replace: bool,
+    before: str | None = None,
+    environment: Environment | None = None,
+) -> Written:
     """Write a configuration, after the loader has found no fault in it.
 
     It is replaced as a whole: whatever interrupts this, the old file or the new one is there. Its former text stays
@@ -132,11 +140,12 @@ def write(path: Path, text: str, *, may_replace: bool, before: str | None = None
         text: what is in it then.
         may_replace: whether a file that is there may be replaced.
         before: the text that was changed: a file with another text by now stays as it is.
+        environment: what `${env:NAME}` is taken from; the process's own when absent.
 
     Raises:
         ConfigError: the text has faults, or the file cannot be written; nothing was.
     """
-    config = parse_config(text, source=str(path))
+    config = parse_config(text, source=str(path), environment=environment)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

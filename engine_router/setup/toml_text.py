@@ -84,14 +84,26 @@ def toml_value(value: object) -> str:
             inner = ", ".join(f"{toml_key(str(key))} = {toml_value(one)}" for key, one in value.items())
             return f"{{ {inner} }}" if inner else "{}"
         case Sequence():
-            return _list([toml_value(one) for one in value])
+            return _list([toml_value(one) for one in value], value)
         case _:
             raise ValueError(f"a configuration cannot hold a {type(value).__name__}")
 
 
-def _list(items: Sequence[str]) -> str:
+def _list(items: Sequence[str], values: Sequence[object]) -> str:
+    """Return a list: where one line is too short for it, each option of a command has a line, with its value."""
     line = f"[{', '.join(items)}]"
-    return line if len(line) <= _WIDTH else "".join(["[\n", *(f"  {item},\n" for item in items), "]"])
+    if len(line) <= _WIDTH:
+        return line
+    rows: list[str] = []
+    is_option = False
+    for item, value in zip(items, values, strict=True):
+        follows = is_option and not str(value).startswith("-") and len(rows[-1]) + len(item) < _WIDTH
+        is_option = str(value).startswith("-")
+        if follows:
+            rows[-1] += f", {item}"
+        else:
+            rows.append(item)
+    return "".join(["[\n", *(f"  {row},\n" for row in rows), "]"])
 
 
 def _string(text: str) -> str:

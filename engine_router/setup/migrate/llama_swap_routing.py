@@ -1,0 +1,209 @@
+"""llama-swap's groups, matrix, selectors and profiles: which models run together, and more names for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from engine_router.setup.migrate.draft import Draft
+from engine_router.setup.migrate.matrix import BadExpression, read_matrix
+from engine_router.setup.migrate.sections import Section
+
+_DEFAULT_POOL: Final = "default"
+
+
+def add_routing(root: Section, draft: Draft) -> None:
+    """Add what may run together, whether it stands at the top of the file or under `routing`."""
+    _add_groups(root, draft)
+    matrix = root.section("matrix")
+    if matrix is not None:
+        _add_matrix(matrix, draft)
+    routing = root.section("routing")
+    if routing is None:
+        return
+    router = routing.section("router")
+    if router is not None:
+        _add_router(router, draft)
+    scheduler = routing.section("scheduler")
+    if scheduler is not None:
+        scheduler.carried("use", "requests are served in turn")
+        scheduler.lost(
+            "settings",
+            words="models have no priority",
+            remedy="server.key_priorities ranks clients by their key, X-Request-Priority a single request",
+        )
+        scheduler.finish()
+    routing.finish()
+
+
+def _add_router(router: Section, draft: Draft) -> None:
+    use = router.text("use") or "group"
+    settings = router.section("settings")
+    if settings is not None:
+        matrix = settings.section("matrix")
+        if use == "matrix":
+            settings.lost("groups", words="they are not in use: routing.router.use is matrix")
+            if matrix is not None:
+                _add_matrix(matrix, draft)
+        else:
+            settings.lost("matrix", words="it is not in use: routing.router.use is group")
+            _add_groups(settings, draft)
+        settings.finish()
+    router.carried("use", "what it names is in use")
+    router.finish()
+
+
+def _add_groups(section: Section, draft: Draft) -> None:
+    for name, group in section.sections("groups"):
+        members = [member for member in group.texts("members") if member in draft.engines]
+        unknown = len(group.texts("members")) - len(members)
+        if unknown:
+            group.approximated("members", f"{unknown} of them are no models of this file, and are left out")
+        else:
+            group.carried("members", "pool or group of each engine")
+        _add_group(group, name, members, draft)
+        group.finish()
+
+
+def _add_group(group: Section, name: str, members: Sequence[str], draft: Draft) -> None:
+    swap = group.flag("swap") is not False
+    exclusive = group.flag("exclusive") is not False
+    persistent = group.flag("persistent") is True
+    together: dict[str, Any] = {} if swap else {"group": name}
+    if exclusive and not persistent:
+        _change(draft, members, together)
+        words = (
+            "one engine at a time, as everywhere in a pool"
+            if swap
+            else "group: its members may stay together"
+        )
+        for key in ("swap", "exclusive", "persistent"):
+            group.carried(key, words)
+        return
+    if not members:
+        return
+    pool = f"{name} models" if name == _DEFAULT_POOL else name
+    draft.pool(
+        pool
+    ).comment = f"Its models are not stopped for those of other pools: group {name} of llama-swap."
+    _change(draft, members, {**together, "pool": pool})
+    group.carried(
+        "swap", "group: its members may stay together" if not swap else "one engine of the pool at a time"
+    )
+    if persistent and exclusive:
+        words = "a pool of its own: its members no longer stop those of other groups"
+        for key in ("exclusive", "persistent"):
+            group.approximated(key, words, "see that all pools fit into the memory together")
+    elif persistent:
+        for key in ("exclusive", "persistent"):
+            group.carried(key, "a pool of its own")
+    else:
+        words = "a pool of its own: models of other groups no longer stop its members"
+        group.approximated("exclusive", words, "see that all pools fit into the memory together")
+
+
+def _change(draft: Draft, members: Sequence[str], values: dict[str, Any]) -> None:
+    for member in members:
+        draft.engines[member].values.update(values)
+
+
+def _add_matrix(matrix: Section, draft: Draft) -> None:
+    names = {name: name for name in draft.engines}
+    names |= {key: value for key, value in matrix.mapping("vars").items() if value in draft.engines}
+    matrix.carried("vars", "the models that they mean")
+    sets = {key: value for key, value in matrix.mapping("sets").items() if isinstance(value, str)}
+    matrix.lost(
+        "evict_costs",
+        words="the router chooses whom to stop by what it has measured",
+        remedy="pinned = true keeps a model that must not go",
+    )
+    kept: dict[str, str] = {}
+    for key, value in sets.items():
+        try:
+            read_matrix({**sets, key: value}, names) if "+" in value else read_matrix({key: value}, names)
+        except BadExpression as error:
+            matrix.inner("sets", sets).lost(key, words=str(error))
+        else:
+            kept[key] = value
+    try:
+        groups = read_matrix(kept, names).groups()
+    except BadExpression as error:
+        matrix.lost("sets", words=str(error))
+        groups = []
+    _add_sets(matrix, groups, draft)
+    matrix.finish()
+
+
+def _add_sets(matrix: Section, groups: Sequence[tuple[frozenset[str], bool]], draft: Draft) -> None:
+    """Give each set of models that ever run together a group; where not all of them may, memory decides."""
+    for index, (members, _) in enumerate(groups, start=1):
+        if len(members) > 1:
+            _change(draft, sorted(members), {"group": f"matrix-{index}"})
+    if all(whole for _, whole in groups):
+        matrix.carried("sets", "a group for each set: its models may stay together")
+        return
+    pool = draft.pool(_DEFAULT_POOL)
+    pool.values["mode"] = "budget"
+    pool.comment = (
+        "Models of one group stay together while they fit. For a graphics card: gauge, and budget_gb."
+    )
+    # In a pool with a budget, only a group keeps others away.
+    for name, engine in draft.engines.items():
+        if engine.values.get("pool", _DEFAULT_POOL) == _DEFAULT_POOL:
+            engine.values.setdefault("group", f"alone: {name}")
+    matrix.approximated(
+        "sets",
+        "groups of models that some set has together, in a pool with a budget: within a group memory decides, "
+        "not the sets",
+        "set budget_gb of pools.default, and memory_gb of engines that are not measured yet",
+    )
+
+
+def add_selectors(root: Section, draft: Draft) -> None:
+    """Add the names that stand for one of several models, as names of the first of them."""
+    for name, selector in root.sections("selectors"):
+        strategy = selector.text("strategy") or ""
+        wanted = selector.texts("targets")
+        target = next((known for one in wanted if (known := _model(one, draft)) is not None), None)
+        if target is None:
+            selector.lost("", words="none of its targets is a model of this file")
+            continue
+        if name in draft.engines or name in draft.models or name in draft.aliases.values:
+            selector.lost("", words="a model has this name already")
+            continue
+        draft.aliases.values[name] = target
+        if strategy == "pin" and _model(wanted[0], draft) == target:
+            selector.carried("targets", "an alias of the first")
+            selector.carried("strategy", "an alias")
+        else:
+            selector.approximated("targets", "an alias of the first that is a model of this file")
+            selector.approximated("strategy", "an alias: it leads to one model, whichever is ready")
+        selector.lost("name", "description", "metadata", words="an alias has no texts of its own")
+        selector.lost("unlisted", words="aliases are always listed")
+        selector.lost("settings", words="requests are not spread over models")
+        selector.finish()
+
+
+def _model(name: str, draft: Draft) -> str | None:
+    """Return the model that a name leads to."""
+    if name in draft.engines or name in draft.models:
+        return name
+    return next((m for m, e in draft.models.items() if name in e.values.get("aliases", ())), None)
+
+
+def add_profiles(root: Section, draft: Draft) -> None:
+    """Add the profiles of older versions, lists of models that run together; those of newer ones are lost."""
+    for name, value in root.mapping("profiles").items():
+        profile = root.inner("profiles", root.mapping("profiles"))
+        if not isinstance(value, list):
+            words = "models are not exchanged for others at runtime"
+            profile.lost(name, words=words, remedy="[aliases], and engine-router reload, do it by hand")
+            continue
+        members = [member for member in value if isinstance(member, str) and member in draft.engines]
+        _change(draft, members, {"group": name})
+        for member in members:
+            entry = draft.model(member, member)
+            entry.values["aliases"] = [*entry.values.get("aliases", ()), f"{name}:{member}"]
+        profile.approximated(
+            name, "a group: its members may stay together, under their names and PROFILE:NAME"
+        )
