@@ -45,7 +45,7 @@ def test_without_a_command_the_commands_are_listed() -> None:
         ("statsu", "status"),
         ("chekc", "check"),
         ("stop", "unload"),
-        ("ps", "residents"),
+        ("show", "models"),
         ("models2", "models"),
     ],
 )

@@ -34,7 +34,7 @@ class Refused(CommandFailed):
 
 
 class Call:
-    """One request on a connection of its own; `close` ends it, from any thread.
+    """One request on a connection of its own; `end` ends it, from any thread.
 
     Args:
         timeout_s: of the answer's head and of each piece of its body; None waits for ever.
@@ -50,6 +50,7 @@ class Call:
         self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
         self._method, self._target = method, f"{parts.path}{path}"
         self._body = None if body is None else json.dumps(body).encode()
+        self._is_ended = False
 
     def answer(self) -> http.client.HTTPResponse:
         """Send the request and return the head of its answer.
@@ -66,6 +67,8 @@ class Call:
         url = self._address.url
         try:
             self._connection.connect()
+            if self._is_ended:
+                raise CommandFailed("ended")
             self._connection.sock.settimeout(self._timeout_s)
             self._connection.request(self._method, self._target, self._body, headers)
             answer = self._connection.getresponse()
@@ -99,12 +102,19 @@ class Call:
             except ValueError:
                 raise CommandFailed(f"what answers at {self._address.url} is not an engine-router") from None
 
-    def close(self) -> None:
-        """End it, whatever it waits for."""
+    def end(self) -> None:
+        """End it, whatever another thread waits for in it; that thread finds the connection at its end, and closes it."""
+        self._is_ended = True
         sock = self._connection.sock
         if sock is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(
+                    sock, socket.SHUT_RDWR
+                )  # TLS would take its own state away from the reader
+
+    def close(self) -> None:
+        """Close the connection; only for the thread that reads from it."""
+        self.end()
         self._connection.close()
 
 

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Make a model or an engine resident, or unload it; raises as `wait_for`."""
     address = locate(options)
     status = get_status(address)
-    subject = Subject({}, None) if options.name is None else _find(status, options.name)
+    subject = Subject({}, None) if options.name is None else find_subject(status, options.name)
     is_unload = options.command == "unload"
     path, body = f"/admin/{'swap' if options.command == 'use' else options.command}", {**subject.body}
     if options.command == "load":
@@ -98,7 +98,7 @@ def _loaded(name: str, answer: Mapping[str, Any]) -> str:
     return f"{subject} is resident after {seconds(answer['duration_s'])}{instead}"
 
 
-def _find(status: dict[str, Any], name: str) -> Subject:
+def find_subject(status: dict[str, Any], name: str) -> Subject:
     """Return the subject of a name: a model, an alias or an engine; else the router finds it, or says that it cannot."""
     for model in status["models"]:
         if name == model["id"] or name in model["aliases"]:

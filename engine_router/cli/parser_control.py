@@ -21,6 +21,8 @@ def add_control(command: Adder) -> None:
         "Show what is in memory: what it takes, since when it is idle, when it goes by itself, and the requests\n"
         "that use it.",
         "residents",
+        "ps",
+        aliases=("ps",),
     )
     failed = command(
         "failed",

@@ -19,6 +19,11 @@ def add_models(command: Adder) -> None:
         "pull hf:unsloth/Qwen3-8B-GGUF:Q6_K",
         "pull https://huggingface.co/Qwen/Qwen3-8B",
         "pull https://example.org/model.gguf --to ~/models",
+        variables=(
+            ("HF_TOKEN", "the token for gated models"),
+            ("HF_HOME, HF_HUB_CACHE", "the folder of Hugging Face's cache"),
+            ("HF_ENDPOINT", "another hub"),
+        ),
     )
     pull.add_argument(
         "name", metavar="NAME", help="hf:user/repo, hf:user/repo:QUANT, hf:user/repo/FILE, or a URL"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-Adder = Callable[..., argparse.ArgumentParser]
+from engine_router.cli.command_parser import OneCommand
+
+Adder = Callable[..., OneCommand]
 """What adds a command: its name, a summary, details, and examples."""
 
 

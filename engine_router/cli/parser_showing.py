@@ -20,6 +20,7 @@ def add_showing(command: Adder) -> None:
         "List the models that clients can ask for, with the engine and the state of each.",
         "models",
         "models --url http://192.168.1.20:8077",
+        aliases=("list", "ls"),
     )
     discover = command(
         "discover",

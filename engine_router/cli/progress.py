@@ -61,6 +61,7 @@ class _Thread(threading.Thread):
         except CommandFailed as failure:
             self.failure = failure
         finally:
+            self.call.close()
             self.done.set()
 
 
@@ -79,19 +80,23 @@ def wait_for(address: RouterAddress, path: str, body: object, pool: str | None, 
     thread.start()
     began = time.monotonic()
     try:
-        with _shown(quiet=quiet) as show:
+        with shown(quiet=quiet) as show:
             while not thread.done.wait(POLL_S):
-                if not quiet and (step := _step(address, pool)) is not None and not thread.done.is_set():
+                if (
+                    not quiet
+                    and (step := current_step(address, pool)) is not None
+                    and not thread.done.is_set()
+                ):
                     show(step, time.monotonic() - began)
     finally:
-        thread.call.close()
+        thread.call.end()
     if thread.failure is not None:
         raise thread.failure
     return thread.answer
 
 
 @contextlib.contextmanager
-def _shown(*, quiet: bool) -> Iterator[Callable[[Step, float], None]]:
+def shown(*, quiet: bool) -> Iterator[Callable[[Step, float], None]]:
     """Return what shows a step: in one line that changes on a terminal, each once elsewhere."""
     if quiet:
         yield lambda _step, _total_s: None
@@ -112,7 +117,7 @@ def _shown(*, quiet: bool) -> Iterator[Callable[[Step, float], None]]:
         yield show
 
 
-def _step(address: RouterAddress, pool: str | None) -> Step | None:
+def current_step(address: RouterAddress, pool: str | None) -> Step | None:
     """Return the step that the router is at; None where it does not answer now."""
     try:
         status = get_status(address)

@@ -46,6 +46,11 @@ def say(text: str = "", *, to: TextIO | None = None, end: str = "\n") -> None:
     print(printable(text, keep_lines=True), file=to, end=end, flush=to is not None or not end)
 
 
+def say_dimmed(text: str) -> None:
+    """Print text less brightly, without a line's end, to standard output, which must have colours."""
+    print(f"\x1b[2m{printable(text, keep_lines=True)}\x1b[22m", end="", flush=True)
+
+
 def show_json(data: object) -> None:
     """Print what the router said, for programs and for people."""
     print(printable_json(json.dumps(data, indent=2, ensure_ascii=False)))
