@@ -23,6 +23,7 @@ from support.small_engine import command
 from test_discovery import registry
 
 from engine_router import Router, open_router
+from engine_router.cli import main
 from engine_router.config import Config, parse_config
 from engine_router.engines.base import Engine
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
@@ -472,7 +473,18 @@ async def test_a_stopped_llama_server_is_started_by_any_name_of_its_file(tmp_pat
     assert list(read_state(state).models["llama"].names) == [str(path)]
 
 
-# The command
+# The commands
+
+
+def test_check_names_the_models_of_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "engines.toml"
+    config.write_text(process("one", "--model=/w/x.gguf") + "\n" + process("two"))
+    assert main(["check", "--config", str(config)]) == 0
+    told = capsys.readouterr().out
+    assert "x (by argv)" in told
+    assert "found when it runs" in told
+    assert "engines.one.models" not in told
+    assert "engines.two.models: empty: no request can start it before it has run once" in told
 
 
 def test_the_command_shows_a_table(tmp_path: Path) -> None:

@@ -16,7 +16,15 @@ from engine_router.cli.formatting import counted
 from engine_router.cli.one_call import show_broken, show_folders
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.warnings import warnings
-from engine_router.config import Config, ProcessConfig, ServerConfig, find_config, load_config
+from engine_router.config import (
+    AnyEngineConfig,
+    Config,
+    ProcessConfig,
+    ServerConfig,
+    find_config,
+    is_template,
+    load_config,
+)
 from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError
 from engine_router.guards.masking import masked_argv
@@ -24,6 +32,7 @@ from engine_router.models.folder_scans import FolderScans
 from engine_router.models.found import scan_requests, taken_names, with_found
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan.scanner import Scanner
+from engine_router.models.served_names import served_models
 from engine_router.reload import headers_file
 from engine_router.residency.measurements import state_file_of
 from engine_router.web.scan_entries import scan_entry
@@ -141,8 +150,7 @@ def _show(
             engine.type,
             engine.pool,
             engine.base_url or "a free port",
-            ", ".join(model for model, owner in models.items() if owner == name)
-            or ("found when it runs" if engine.discover else "-"),
+            ", ".join(model for model, owner in models.items() if owner == name) or _otherwise_known(engine),
         )
         for name, engine in config.engines.items()
     ]
@@ -153,6 +161,15 @@ def _show(
         say("\ncommands:")
         for name, argv in commands.items():
             say(f"  {name}: {shlex.join(argv)}")
+
+
+def _otherwise_known(engine: AnyEngineConfig) -> str:
+    """Return the models that nothing but an engine's command names; where it names none, how they become known."""
+    if isinstance(engine, ProcessConfig) and not is_template(engine):
+        names = [model.name for model in served_models(engine.argv, engine.env).models]
+        if names:
+            return f"{', '.join(names)} (by argv)"
+    return "found when it runs" if engine.discover else "-"
 
 
 def _show_scan(entry: Mapping[str, Any]) -> None:
