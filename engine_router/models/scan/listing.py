@@ -264,4 +264,4 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_text(name: str) -> bool:
     """Tell whether a name can be written in JSON; that of a file in another encoding cannot."""
-    return not any("\ud800" <= char <= "\udfff" for char in name)
+    return name.isascii() or not any("\ud800" <= char <= "\udfff" for char in name)
