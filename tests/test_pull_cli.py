@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from test_cli import SOON_S, command, posix, serving, until, write_config
 from engine_router.cli.download_progress import _Lines, line_of
 from engine_router.cli.parser import build_parser
 
+pty = pytest.importorskip("pty")
 REPO = "user/Tiny-GGUF"
 NAME = f"hf:{REPO}"
 WEIGHTS = random.Random(1).randbytes(700_001)
@@ -317,7 +316,3 @@ def test_in_a_pipe_each_tenth_is_told_once(capsys: pytest.CaptureFixture[str]) -
     assert len(said) == 12
     assert said[1] == "x.gguf: 1.0 GB of 10.0 GB (10 %)"
     assert line_of({**progress, "step": "asking"}) == "asking what there is"
-
-
-if sys.platform == "win32":
-    pytestmark = pytest.mark.skip("no terminals here")
