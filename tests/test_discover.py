@@ -154,8 +154,8 @@ async def test_two_engines_with_one_id_are_told_of_once_and_shown() -> None:
     async with routing(*tables) as router:
         for _ in range(3):
             told = await discover(router)
-        (message,) = notices(router, "both have")
-        assert message.startswith("engines 'one' and 'two' both have 'x': 'one' is asked for that")
+        (message,) = notices(router, "both serve")
+        assert message.startswith("engines 'one' and 'two' both serve 'x': requests go to 'one' ")
         assert told["one"]["models"][0]["served"]
         (shadowed,) = told["two"]["models"]
         assert (shadowed["id"], shadowed["served"], shadowed["shadowed_by"]) == ("x", False, "one")
@@ -333,9 +333,9 @@ async def test_each_id_of_two_engines_is_told_of_once(autojump_clock: trio.testi
                 one.answer = two.answer = lists
                 await lister.ask()
             first, second, third = (note.partition(":")[0] for note in memory.notes)
-            assert first == "engines 'one' and 'two' both have 'a'"
-            assert second == "engines 'one' and 'two' both have 'b'"
-            assert third == "engines 'one' and 'two' both have 'm0', 'm1', 'm2', 'm3', 'm4' and 2 more"
+            assert first == "engines 'one' and 'two' both serve 'a'"
+            assert second == "engines 'one' and 'two' both serve 'b'"
+            assert third == "engines 'one' and 'two' both serve 'm0', 'm1', 'm2', 'm3', 'm4' and 2 more"
 
 
 async def test_a_list_that_stays_the_same_is_written_once_an_hour(

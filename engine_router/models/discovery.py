@@ -143,8 +143,8 @@ class Discovery:
             names = ", ".join(f"'{shown(model)}'" for model in new[:_SHOWN_IDS])
             more = f" and {len(new) - _SHOWN_IDS} more" if len(new) > _SHOWN_IDS else ""
             self._note(
-                f"engines '{owner}' and '{other}' both have {names}{more}: '{owner}' is asked for that, because "
-                "engines.toml names it first; give the other's another id in [models] to use it, too"
+                f"engines '{owner}' and '{other}' both serve {names}{more}: requests go to '{owner}' (configured models "
+                f"first, then the order of engines.toml); to use '{other}', give its model an id of its own in [models]"
             )
 
     # Files that engines' commands name
