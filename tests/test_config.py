@@ -54,7 +54,7 @@ def an_engine(options: str) -> ProcessConfig:
 
 CODE = re.compile(r"#[^ ]")
 
-SLEEPS = re.compile(r"(Http|Systemd)Config(?=\).sleep)")
+SLEEPS = re.compile(r"(HttpConfig|SystemdConfig)(?=\)\.(sleep|warm_up))")
 
 
 def blocks_of_example() -> Iterator[tuple[str, list[tuple[str, bool]]]]:
@@ -92,7 +92,7 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
             place += f" ({kind})" + "".join(f".{part}" for part in rest[1:])
         entries = found.setdefault(place, [])
         for key, value in values.items():
-            if isinstance(value, dict) and key in ("load", "unload", "loaded", "sleep"):
+            if isinstance(value, dict) and key in ("load", "unload", "loaded", "sleep", "warm_up"):
                 found.setdefault(f"{place}.{key}", []).extend(value.items())
             else:
                 entries.append((key, value))

@@ -105,6 +105,16 @@ class SleepConfig:
 
 
 @frozen(kw_only=True, repr=False)
+class WarmUpConfig:
+    """A request that has to succeed before an engine that was started counts as ready."""
+
+    path: UrlPath = option("/v1/chat/completions", "Path that it is posted to.")
+    body: JsonValue | None = option(
+        None, "JSON body; {model} is filled in within its strings. A chat of one token when absent."
+    )
+
+
+@frozen(kw_only=True, repr=False)
 class ProcessConfig(EngineConfig):
     """`type = "process"`: a server that the router starts and stops itself."""
 
@@ -146,6 +156,10 @@ class ProcessConfig(EngineConfig):
         "status == 200",
         'What the answer must be: "status == 200", "key==value" in its JSON (nested by dots), or "model:<id>" listed.',
     )
+    warm_up: WarmUpConfig | None = option(
+        None,
+        "Request that has to succeed after a start before others are let in, as part of the start; {} for a chat of one token.",
+    )
     sleep: SleepConfig | None = option(
         None, "Put it to sleep instead of stopping it, where that frees enough."
     )
@@ -183,6 +197,10 @@ class HttpConfig(EngineConfig):
     )
     unload: CallConfig = required("Call that unloads a model.")
     loaded: LoadedConfig = required("Where it says what is loaded.")
+    warm_up: WarmUpConfig | None = option(
+        None,
+        "Request that has to succeed after a start before others are let in, as part of the start; {} for a chat of one token.",
+    )
     sleep: SleepConfig | None = option(
         None, "Put it to sleep instead of stopping it, where that frees enough."
     )
@@ -210,6 +228,10 @@ class SystemdConfig(EngineConfig):
     prefix: Argv | None = option(None, 'Command put before systemctl, such as ["sudo", "-n"].')
     ready_path: UrlPath = option("/health", "Path that tells whether it is ready.")
     ready_check: ReadyCheck = option("status == 200", "What the answer must be; as for process engines.")
+    warm_up: WarmUpConfig | None = option(
+        None,
+        "Request that has to succeed after a start before others are let in, as part of the start; {} for a chat of one token.",
+    )
     sleep: SleepConfig | None = option(
         None, "Put it to sleep instead of stopping it, where that frees enough."
     )

@@ -34,6 +34,7 @@ from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import ASLEEP, EngineSleep, WakeResult
+from engine_router.engines.warm_up import WARM_UP, warm_up
 from engine_router.errors import (
     EngineStartFailed,
     EngineStartTimeout,
@@ -240,13 +241,12 @@ class ProcessEngine:
         self, resident: ResidentId, supervision: Supervision, running: RunningProcess
     ) -> Ended:
         """Wait until a process is ready, and let it serve to its end."""
-        probe = self._probe(resident, running.base_url)
         seen: list[str] = []
         began = trio.current_time()
         happened = await first_of(
             exited=running.wait,
             stop_asked=supervision.stop_asked.wait,
-            ready=lambda: probe.until_ready(seen),
+            ready=lambda: self._until_ready(resident, running, seen),
             deadline=lambda: trio.sleep(self.config.start_timeout_s),
         )
         if happened == "ready":
@@ -281,12 +281,20 @@ class ProcessEngine:
         await running.clean_up()
         return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail(running))
 
+    async def _until_ready(self, resident: ResidentId, running: RunningProcess, seen: list[str]) -> None:
+        """Wait until the probe passes, and, after a start, until the warm-up has succeeded."""
+        await self._probe(resident, running.base_url).until_ready(seen)
+        if running.is_ours:
+            model = resident.model or next(iter(self.config.models), "")
+            await warm_up(self._client_of(running.base_url), self.config.warm_up, model, seen)
+
     def _probe(self, resident: ResidentId, base_url: str) -> ReadinessProbe:
         check = Check(self.config.ready_check.replace("{model}", resident.model or ""))
         return ReadinessProbe(self._client, base_url + self.config.ready_path, check, self.config.headers)
 
     def _not_ready(self, seen: Sequence[str]) -> str:
-        last = f"; {self.config.ready_path} last: {seen[0]}" if seen else ""
+        where = "" if seen and seen[0].startswith(WARM_UP) else f"{self.config.ready_path} last: "
+        last = f"; {where}{seen[0]}" if seen else ""
         return f"was not ready within {self.config.start_timeout_s:g} s{last}"
 
     def _tail(self, running: RunningProcess) -> tuple[str, ...]:

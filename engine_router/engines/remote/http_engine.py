@@ -21,6 +21,7 @@ from engine_router.engines.remote.lifecycle import run_lifecycle
 from engine_router.engines.remote.remote_engine import LoadedModel, ModelLoader
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
+from engine_router.engines.warm_up import warm_up
 from engine_router.errors import EngineError, EngineStartFailed
 from engine_router.upstream.control_client import ControlClient
 
@@ -127,7 +128,16 @@ class _HttpModel(LoadedModel[HttpConfig]):
             self.began = True
             await self._load(self.config.load)
             await self.until_loaded()
+            await self._warm_up()
         return self._endpoint()
+
+    async def _warm_up(self) -> None:
+        """See that it answers: some end their first answers early, right after a load."""
+        seen: list[str] = []
+        try:
+            await warm_up(self.server, self.config.warm_up, self.model, seen)
+        finally:
+            self.obstacle = "".join(seen)
 
     async def adopt(self) -> Endpoint | Ended:
         try:

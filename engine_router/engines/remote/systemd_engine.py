@@ -27,6 +27,7 @@ from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, run_lifecycle
 from engine_router.engines.remote.remote_engine import RemoteEngine
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
+from engine_router.engines.warm_up import warm_up
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.guards.commands import CommandResult, run_command
 from engine_router.upstream.control_client import ControlClient
@@ -258,7 +259,9 @@ class _Unit:
                 self.name,
                 f"could not be started: systemctl start {self.unit}: {done.complaint}; {self.engine.remedy(done)}",
             )
-        return await self._until_ready()
+        endpoint = await self._until_ready()
+        await warm_up(self.engine.server, self.config.warm_up, next(iter(self.config.models), ""), self._seen)
+        return endpoint
 
     async def adopt(self) -> Endpoint | Ended:
         self.began = True
