@@ -398,7 +398,7 @@ def test_the_search_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_where_nothing_is_found_all_places_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_router.config.load.candidates", lambda *_: [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(
-        ConfigError, match=r"not found; looked for .*/a, .*/b\. Write one \(see .*/engines\.toml\.example\)"
+        ConfigError, match=r"not found; looked for .*/a, .*/b\. `engine-router init` makes one"
     ):
         find_config(None, {})
 
