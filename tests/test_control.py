@@ -377,7 +377,7 @@ async def test_a_request_that_was_cancelled_does_not_queue_up_again() -> None:
         )
 
         class Unreachable(Upstream):
-            def send_at_once(self, request: UpstreamRequest) -> None:  # noqa: ARG002 - it would have to wait
+            def send_at_once(self, request: UpstreamRequest) -> None:
                 return None
 
             async def send(self, request: UpstreamRequest) -> Exchange:
