@@ -11,6 +11,7 @@ from engine_router.cli.parser_control import add_control
 from engine_router.cli.parser_daily import add_daily
 from engine_router.cli.parser_models import add_models
 from engine_router.cli.parser_running import add_checking, add_running
+from engine_router.cli.parser_setup import add_setting_up
 from engine_router.cli.parser_showing import add_showing
 
 # The modules of the commands; any other command is a module of its own name.
@@ -48,6 +49,7 @@ def build_parser() -> CommandParser:
         return added
 
     add_running(command)
+    add_setting_up(command)
     add_checking(command)
     add_showing(command)
     add_daily(command)

@@ -1,0 +1,173 @@
+"""`engine-router add`: puts an engine into the configuration, from a preset."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import tomli
+
+from engine_router.cli.exit_codes import BAD_USAGE, OK, CommandFailed
+from engine_router.cli.own_router import running_router
+from engine_router.cli.terminal import say
+from engine_router.cli.warnings import warnings
+from engine_router.config import Config, find_config, parse_config
+from engine_router.config.faults import quoted
+from engine_router.errors import ConfigError
+from engine_router.setup.config_file import HEAD, add_block, place_for_new, read_text, write
+from engine_router.setup.presets import (
+    Block,
+    Preset,
+    PresetError,
+    PresetValues,
+    filled,
+    machine_traits,
+    missing,
+    preset_for,
+)
+
+_QUESTIONS: Final = {
+    "path": "File, folder or repository of the model",
+    "model": "What clients call the model",
+    "scan": "Folder with models",
+}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Add an engine, and say what to type next.
+
+    Raises:
+        ConfigError: the configuration has faults, or would have some, or cannot be written; nothing was.
+        CommandFailed: there is no such preset, or something is missing or does not fit.
+    """
+    if options.port == 0:
+        raise CommandFailed(
+            "--port 0: an engine has no free port of its own choice; leave --port out", BAD_USAGE
+        )
+    path = _path(options.config)
+    before = read_text(path) if path.exists() else None
+    text = HEAD if before is None else before
+    block = _block(options, text)
+    whole = add_block(text, block.text, source=str(path))
+    if options.dry_run:
+        config = parse_config(whole, source=str(path))
+        shown = block.text
+        for key in block.keys:
+            shown = shown.replace(key, "***")
+        say(shown, end="")
+        _say_notes(block, config, to_stderr=True)
+        return OK
+    written = write(path, whole, may_replace=before is not None, before=before)
+    backup = f"; its former state is in {written.backup.name}" if written.backup else ""
+    say(
+        f"engine {block.engine} {'added to' if before is not None else 'written to the new file'} {path}{backup}"
+    )
+    _say_notes(block, written.config, to_stderr=False)
+    _say_next(options.config, path, block)
+    return OK
+
+
+def _path(explicit: str | None) -> Path:
+    """Return the configuration in use, or where one is to be made."""
+    try:
+        return find_config(explicit)
+    except ConfigError:
+        return place_for_new(explicit)
+
+
+def _block(options: argparse.Namespace, text: str) -> Block:
+    given = PresetValues(
+        name=options.name, model=options.model, path=options.path, port=options.port, scan=tuple(options.scan)
+    )
+    try:
+        data: Mapping[str, Any] = tomli.loads(text.removeprefix("\ufeff"))
+    except (tomli.TOMLDecodeError, RecursionError, ValueError):
+        data = {}  # whoever adds to it says what is wrong
+    try:
+        preset, given = preset_for(options.kind, given)
+        given = _completed(preset, given)
+        block = filled(preset, given, taken=_keys(data, "engines"), traits=machine_traits())
+    except PresetError as error:
+        raise CommandFailed(str(error), BAD_USAGE) from None
+    if block.model is not None and block.model in _ids(data):
+        raise CommandFailed(
+            f"a model '{block.model}' is there already; give this one another id with --model", BAD_USAGE
+        )
+    return block
+
+
+def _completed(preset: Preset, given: PresetValues) -> PresetValues:
+    """Ask for what is missing, where there is somebody to ask.
+
+    Raises:
+        PresetError: nobody is there, or gives no answer.
+    """
+    for option in missing(preset, given):
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            break
+        say(f"{_QUESTIONS[option]} (such as {_example(preset, option)}): ", to=sys.stderr, end="")
+        answer = sys.stdin.readline().strip()
+        if not answer:
+            break
+        value: object = (answer,) if option == "scan" else answer
+        given = attrs.evolve(given, **{option: value})  # type: ignore[arg-type] # the option's own type
+    lacking = missing(preset, given)
+    if lacking:
+        examples = " ".join(f"--{option} {_example(preset, option)}" for option in lacking)
+        raise PresetError(f"{preset.kind} needs {examples.partition(' ')[0]}: for example {examples}")
+    return given
+
+
+def _example(preset: Preset, option: str) -> str:
+    return preset.sample_model or "my-model" if option == "model" else preset.sample
+
+
+def _keys(data: Mapping[str, Any], table: str) -> list[str]:
+    entries = data.get(table)
+    return [*entries] if isinstance(entries, dict) else []
+
+
+def _ids(data: Mapping[str, Any]) -> set[str]:
+    """Return the ids and aliases that mean something already, in a file that may have faults."""
+    return {
+        *_keys(data, "models"),
+        *_keys(data, "aliases"),
+        *_listed(data, "engines", "models"),
+        *_listed(data, "models", "aliases"),
+    }
+
+
+def _listed(data: Mapping[str, Any], table: str, key: str) -> Iterator[str]:
+    for name in _keys(data, table):
+        entry = data[table][name]
+        found = entry.get(key) if isinstance(entry, dict) else None
+        yield from (one for one in found or () if isinstance(one, str)) if isinstance(found, list) else ()
+
+
+def _say_notes(block: Block, config: Config, *, to_stderr: bool) -> None:
+    """Say what is to be known of the engine, and what will hardly work on this machine."""
+    places = (f"engines.{quoted(block.engine)}", f"models.{quoted(block.model or '')}")
+    lines = [f"note: {note}" for note in block.notes]
+    lines += [
+        f"warning: {place}: {words}"
+        for place, words in warnings(config)
+        if any(place == own or place.startswith(f"{own}.") for own in places)
+    ]
+    if lines:
+        say("\n".join(lines), to=sys.stderr if to_stderr else None)
+
+
+def _say_next(explicit: str | None, path: Path, block: Block) -> None:
+    named = f" --config {shlex.quote(str(path))}" if explicit else ""
+    router = argparse.Namespace(url=None, api_key=None, config=str(path), no_router=False)
+    try:
+        runs = running_router(router) is not None
+    except (CommandFailed, ConfigError):
+        runs = False
+    then = f"; then engine-router use {shlex.quote(block.model)}{named}" if runs and block.model else ""
+    say(f"next: engine-router {'reload' if runs else 'serve'}{named}{then}")

@@ -1,0 +1,57 @@
+"""The commands that add engines to a configuration."""
+
+from __future__ import annotations
+
+from engine_router.cli.parser_options import Adder, add_config, add_json, port
+
+
+def add_setting_up(command: Adder) -> None:
+    """Add add and presets."""
+    add = command(
+        "add",
+        "add an engine to engines.toml",
+        "Add an engine to engines.toml from a preset: its command, how long it may take, how it says that it is ready.\n"
+        "The file is checked before it is written, and keeps its comments; its former state stays beside it as .bak.\n"
+        "Without a file, one is made. What is missing is asked for on a terminal.",
+        "add llama.cpp --path ~/models/qwen3-30b-q4_k_m.gguf",
+        "add llama.cpp --scan ~/models --scan huggingface",
+        "add vllm --path Qwen/Qwen3-32B-AWQ --model qwen3-32b",
+        "add ollama",
+        "add tabbyapi --model Qwen3-8B-exl3 --port 5000 --dry-run",
+    )
+    add.add_argument(
+        "kind", metavar="KIND", help="such as llama.cpp, vllm, ollama: engine-router presets lists them"
+    )
+    add.add_argument("--name", metavar="NAME", help="what the engine is called (default: as its kind)")
+    add.add_argument(
+        "--model", metavar="ID", help="what clients call the model (default: by its file or repository)"
+    )
+    add.add_argument(
+        "--path", metavar="FILE|DIR|REPO", help="the model: a file, a folder, or user/repo of Hugging Face"
+    )
+    add.add_argument(
+        "--port",
+        type=port,
+        metavar="N",
+        help="where the engine listens (default: a free port, or its usual one)",
+    )
+    add.add_argument(
+        "--scan",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="serve every model in this folder, or in huggingface, llamacpp or lmstudio; may be given repeatedly",
+    )
+    add.add_argument("--dry-run", action="store_true", help="show what would be added, and write nothing")
+    add_config(add)
+    presets = command(
+        "presets",
+        "list the engines that can be added, or show what one of them adds",
+        "List the engines that engine-router add knows, or show the block that one of them adds to engines.toml, with\n"
+        "a model for example.",
+        "presets",
+        "presets vllm",
+        "presets --json",
+    )
+    presets.add_argument("kind", metavar="KIND", nargs="?", help="default: list all of them")
+    add_json(presets)
