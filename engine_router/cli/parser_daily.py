@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from engine_router.cli.clients import NAMES
 from engine_router.cli.parser_options import Adder, add_address
 
 
 def add_daily(command: Adder) -> None:
-    """Add run and help."""
+    """Add run, launch and help."""
     run = command(
         "run",
         "chat with a model, or ask it once",
@@ -42,6 +43,27 @@ def add_daily(command: Adder) -> None:
         "--json", action="store_true", help="print one object: text, finish_reason, usage, timings"
     )
     add_address(run)
+    launch = command(
+        "launch",
+        "start a client that uses the router",
+        "Start a client with the variables and arguments by which it finds the router and a model. Clients that want\n"
+        "a file of their own get what they need put into it, after a question; everything else in it stays, and the\n"
+        "former file is kept beside it. Without a CLIENT, list them. What stands behind -- goes to the client.\n\n"
+        "The model is --model, else the router's default_model, the one that is resident, or the only one; else you\n"
+        "are asked.",
+        "launch claude",
+        "launch codex --model qwen3-30b -- exec 'fix the tests'",
+        "launch opencode --print",
+        "launch crush --yes",
+        rest="arguments",
+    )
+    launch.add_argument("client", metavar="CLIENT", nargs="?", choices=NAMES, help=", ".join(NAMES))
+    launch.add_argument("-m", "--model", metavar="MODEL", help="a model id or alias")
+    launch.add_argument(
+        "--print", action="store_true", help="only show the variables, the file and the command, for a shell"
+    )
+    launch.add_argument("-y", "--yes", action="store_true", help="do not ask before a file is changed")
+    add_address(launch)
     helps = command(
         "help",
         "show how a command is used",

@@ -166,7 +166,7 @@ def write(
             return Written(path, None, config)
         status = target.stat()
         mode, owner = stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)
-        backup = _backed_up(target, present, mode, owner)
+        backup = backed_up(target, present, mode, owner)
         write_atomically(target, text, mode=mode, owner=owner)
     except OSError as error:
         raise _fault(path, f"cannot be written: {error.strerror or error}") from None
@@ -266,7 +266,7 @@ def _inserted(text: str, tables: Mapping[str, object], comments: Mapping[Keys, s
         return text
 
 
-def _backed_up(path: Path, text: str, mode: int, owner: tuple[int, int]) -> Path:
+def backed_up(path: Path, text: str, mode: int, owner: tuple[int, int]) -> Path:
     """Keep the former text beside a file, and return where; an older one that differs is not overwritten."""
     for number in range(1, _MOST_BACKUPS):
         backup = path.with_name(f"{path.name}.bak" + (f".{number}" if number > 1 else ""))

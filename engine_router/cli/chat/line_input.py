@@ -10,7 +10,7 @@ from typing import Final
 
 from engine_router.cli.chat.screen import note
 
-PROMPT: Final = ">>> "
+PROMPT: Final = 3 * ">" + " "
 MORE: Final = "... "
 QUOTES: Final = '"""'
 HISTORY_LINES: Final = 1000
