@@ -16,6 +16,7 @@ from support.asgi import Received
 from support.served import ask, served
 
 from engine_router import Router, open_router, reload
+from engine_router.cli import main
 from engine_router.config.diff import Changes
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.models import folder_scans
@@ -266,3 +267,17 @@ async def test_a_family_that_changes_starts_its_models_anew(tmp_path: Path, gguf
         assert await it.router.reload() == Changes(settings=("families.q",))
         assert await it.pid("one-7b") != first
         assert await it.pid("two-7b") == second
+
+
+async def test_broken_files_are_named_where_people_look_for_models(
+    tmp_path: Path, gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with lab(tmp_path) as it:
+        shutil.copy(gguf, it.folder / "whole-7b-Q8_0.gguf")
+        (it.folder / "half-7b-Q8_0.gguf").write_bytes(gguf.read_bytes()[:-1000])
+        await it.router.rescan()
+        assert await trio.to_thread.run_sync(main, ["models", "--url", it.url]) == 0
+        said = capsys.readouterr().out
+        assert "whole-7b:q8_0" in said
+        assert "1 file that cannot be served" in said
+        assert "half-7b-Q8_0.gguf" in said

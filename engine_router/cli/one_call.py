@@ -83,7 +83,9 @@ def _list_models(address: RouterAddress, options: argparse.Namespace) -> Any:
     answer = get(address, "/v1/models")
     if not options.json and not (isinstance(answer, dict) and "data" in answer):
         raise CommandFailed(f"what answers at {address.url} is not an engine-router")
-    return answer
+    # What a folder holds and cannot be served is no model of the list, but people look for it here.
+    scan = get(address, "/status").get("scan")
+    return {**answer, "scan": scan} if scan else answer
 
 
 def _show_models(answer: Answer, _: argparse.Namespace) -> None:
@@ -103,6 +105,8 @@ def _show_models(answer: Answer, _: argparse.Namespace) -> None:
         Table(("Model", "Engine", "State", "Known from", "Aliases"), rows).show()
     else:
         say("no model is known yet: name some in engines.toml, or start an engine that lists its own")
+    if scan := answer.get("scan"):
+        show_broken(scan["broken"], scan["broken_total"])
 
 
 def _show_queue(answer: Answer, _: argparse.Namespace) -> None:
