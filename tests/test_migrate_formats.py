@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+from support.foreign_configs import (
+    CONFIG_YML,
+    CUSTOM,
+    EXAMPLES,
+    LLAMA_ROUTER,
+    LOCAL,
+    MODELS_YML,
+    OWN_NAMES,
+    PRESETS,
+    PROXY,
+    key_of,
+)
 from support.migration import imported
 
 from engine_router.config import HttpConfig, OllamaConfig, SystemdConfig
@@ -14,36 +28,6 @@ from engine_router.setup.migrate.migration import UnknownKind
 CARRIED, APPROXIMATED, LOST = "carried over", "approximated", "lost"
 
 # llama.cpp's presets.
-
-PRESETS = """\
-version = 1
-
-; shared by all
-[*]
-c = 8192
-n-gpu-layers = 8
-
-[ggml-org/MY-MODEL-GGUF:Q8_0]
-chat-template = chatml
-n-gpu-layers = 123
-jinja = true       ; a switch
-c = 4096
-LLAMA_ARG_CACHE_RAM = 0
-model-draft = ./draft.gguf
-model-draft = /models/draft.gguf
-
-[custom_model]
-model = /models/my-awesome-model-Q4_K_M.gguf
-mmproj = /models/mmproj.gguf
-no-mmap = true
-mlock = false
-context-shift = off
-load-on-startup = true
-stop-timeout = 5
-dedup-cache-models = true
-alias = other
-LLAMA_ARG_CTX_SIZE = 16384
-"""
 
 
 def test_presets_of_llama_cpp() -> None:
@@ -82,100 +66,6 @@ def test_a_line_of_an_ini_file_that_is_none() -> None:
 
 
 # local-engine-router.
-
-LOCAL = """\
-host: 0.0.0.0
-port: 8080
-api_keys: [secret-key]
-log_level: WARNING
-log_file: logs/router.log
-state_file: state.json
-swap_keepalive_enabled: true
-swap_keepalive_interval_s: 4
-drain_timeout_s: 20
-swap_memory_settle_timeout_s: 30
-upstream_connect_timeout_s: 12
-allow_destructive_ollama_api: true
-discover:
-  enabled: true
-  collision: config_order
-  port_probe: {enabled: false}
-engines:
-  llamacpp:
-    type: generic_process
-    base_url: http://127.0.0.1:8080
-    start_cmd: ["/usr/local/bin/llama-server", "-m", "/models/foo.gguf", "--port", "8080"]
-    env: {A: "1"}
-    cwd: /tmp
-    ready_path: /health
-    ready_check: status==ok
-    start_timeout_s: 300
-    stop_signal: 2
-    stop_timeout_s: 30
-    process_pattern: llama-server
-    log_file: /tmp/llama.log
-    control_headers: {X-Key: k}
-    discover_models: true
-    served_models: [my-model]
-    tags_cache_ttl_s: 30.0
-  shell:
-    type: generic_process
-    base_url: http://127.0.0.1:8082
-    start_cmd: cd /opt && ./serve.sh
-  tabby:
-    type: api_swap
-    base_url: http://127.0.0.1:5000
-    health_path: /v1/model
-    load_path: /v1/model/load
-    load_body: {model_name: "{model}"}
-    unload_path: /v1/model/unload
-    loaded_path: /v1/model
-    loaded_models_key: data
-    loaded_name_key: id
-    loaded_filter: state==loaded
-    load_timeout_s: 100
-    unload_timeout_s: 50
-    control_headers: {x-admin-key: admin-key}
-  lmstudio:
-    type: api_swap
-    base_url: http://127.0.0.1:1234
-    unload_path: /api/v1/models/unload
-    unload_body: {instance_id: "{model}"}
-    loaded_path: /api/v1/models
-    loaded_models_key: data
-    loaded_name_key: id
-  ollama:
-    type: ollama
-    base_url: http://127.0.0.1:11434
-    health_path: /api/tags
-    unload_timeout_s: 60
-  ds4:
-    type: ds4
-    base_url: http://172.17.0.1:8099
-    systemd_user_unit: ds4.service
-    health_path: /v1/models
-    start_timeout_s: 240
-    stop_timeout_s: 45
-  off: {type: ollama, enabled: false}
-  nothing: {type: api_swap, base_url: "http://127.0.0.1:1"}
-  odd: {type: what}
-models:
-  - {id: qwen2.5-7b-instruct, engine: llamacpp, display_name: Qwen, context_length: 32768}
-  - id: my-tabby-model
-    engine: tabby
-    disable_thinking_below_max_tokens: 1000
-    memory_gb: 12
-    capabilities: [tool_use, vision, coding]
-    quality_tier: 3
-    smart_enabled: false
-  - {id: gone, engine: off}
-aliases:
-  gpt-4o-mini: qwen2.5-7b-instruct
-smart:
-  aliases: [smart, auto]
-  policy: fast
-  swap_margin: 0.1
-"""
 
 
 def test_local_engine_router() -> None:
@@ -314,38 +204,6 @@ def test_the_announcement_of_local_engine_router() -> None:
 
 # llama-router.
 
-LLAMA_ROUTER = {
-    "version": "1.0",
-    "router": {
-        "host": "127.0.0.1",
-        "port": 8082,
-        "base_port": 50000,
-        "connection_timeout_s": 5,
-        "read_timeout_s": 600,
-        "admin_token": "t0ken",
-    },
-    "default_spawn": {
-        "command": ["llama-server", "--ctx-size", "4096", "--n-gpu-layers", "99"],
-        "proxy_endpoints": ["/v1/", "/health"],
-        "health_endpoint": "/health",
-    },
-    "models": [
-        {"name": "Qwen3-8B-Q4_K_M.gguf", "path": "/hub/qwen.gguf", "state": "auto", "group": ""},
-        {"name": "qwen3-8b-q8", "path": "/models/q8.gguf", "state": "manual", "group": "8b-models"},
-        {
-            "name": "llava",
-            "path": "/models/llava.gguf",
-            "state": "manual",
-            "spawn": {
-                "command": ["llama-server", "--mmproj", "/models/mmproj.gguf"],
-                "proxy_endpoints": ["/v1/"],
-                "health_endpoint": "/ready",
-            },
-        },
-        {"path": "/nameless"},
-    ],
-}
-
 
 def test_llama_router() -> None:
     found = imported(json.dumps(LLAMA_ROUTER, indent=2))
@@ -390,31 +248,6 @@ def test_groups_of_llama_router_alone() -> None:
 
 
 # RouterModelCustom.
-
-CUSTOM = {
-    "api": {"host": "0.0.0.0", "port": 8000, "cors_origins": ["http://localhost:3000"]},
-    "system": {
-        "llama_server_path": "/path/to/llama-server",
-        "max_concurrent_models": 3,
-        "preload_models": ["*"],
-        "enable_idle_timeout": False,
-        "idle_timeout_sec": 300,
-        "request_timeout_sec": 120,
-        "gpu_devices": [0, 1],
-        "parallel_requests": 2,
-        "cpu_threads": 8,
-        "flash_attention": "on",
-        "max_queue_size_per_model": 500,
-        "vram_multiplier": 1.1,
-    },
-    "models": {
-        "qwen-7b": {"model_path": "/path/qwen-7b.gguf", "params": {"n_gpu_layers": 99, "n_ctx": 8192}},
-        "embedder": {
-            "model_path": "/path/e.gguf",
-            "params": {"n_gpu_layers": -1, "embedding": True, "type_k": "q8_0", "type_v": "q4_0", "odd": 1},
-        },
-    },
-}
 
 
 def test_router_model_custom() -> None:
@@ -475,32 +308,6 @@ def test_router_model_custom_with_its_defaults() -> None:
 
 # The router for Open WebUI.
 
-MODELS_YML = """
-mistral-large-2411-awq:
-  backend: sglang
-  script: /opt/start_mistral.sh
-  service: sglang.service
-qwen-gguf:
-  backend: llamacpp
-  script: /opt/start_qwen.sh
-  service: llamacpp.service
-magnum-exl2:
-  backend: tabby
-  script: null
-  service: tabbyapi.service
-  model_name: Magnum-123B-4.0bpw
-odd: {backend: what}
-"""
-CONFIG_YML = """
-title: "LLM Router"
-log_level: "INFO"
-router_port: 8003
-model_load_timeout: 240
-backends:
-  sglang: {host: localhost, port: 30001, service: sglang.service, health_endpoint: /health_generate}
-  tabbyapi: {host: localhost, port: 5000, service: tabbyapi.service, health_endpoint: /health}
-"""
-
 
 def test_the_router_for_open_webui() -> None:
     found = imported(CONFIG_YML, MODELS_YML)
@@ -546,49 +353,6 @@ def test_the_models_of_the_router_for_open_webui_alone_or_in_one_file() -> None:
 
 
 # large-model-proxy.
-
-PROXY = """\
-/* resources are MB */
-{
-  "DefaultServiceUrl": "http://localhost:{{.PORT}}/",
-  "OpenAiApi": {"ListenPort": "7070",},
-  "ManagementApi": {"ListenPort": "7071"},
-  "MaxTimeToWaitForServiceToCloseConnectionBeforeGivingUpSeconds": 1200,
-  "ClientRequestBufferLimitBytes": 16777216,
-  "ShutDownAfterInactivitySeconds": 120,
-  "LogLevel": "Debug", "OutputServiceLogs": true,
-  "ResourcesAvailable": {
-    "VRAM-GPU-1": 24000, // MB
-    "RAM": {"CheckCommand": "awk '{print 1}' /proc/meminfo", "CheckWhenNotEnoughIntervalMilliseconds": 1000},
-    "CPU": 8,
-  },
-  "Services": [
-    {
-      "Name": "automatic1111",
-      "ListenPort": "7860",
-      "ProxyTargetHost": "localhost", "ProxyTargetPort": "17860",
-      "Command": "/opt/webui.sh", "Args": "--port 17860", "WorkDir": "/opt",
-      "ShutDownAfterInactivitySeconds": 600, "RestartOnConnectionFailure": true,
-      "ResourceRequirements": {"VRAM-GPU-1": 2000, "RAM": 30000},
-    },
-    {
-      "Name": "Gemma-27B", "OpenAiApi": true, "OpenAiApiModels": ["gemma", "gemma-27b"],
-      "ProxyTargetHost": "localhost", "ProxyTargetPort": "18081",
-      "Command": "/opt/llama-server", "Args": "-m /opt/Gemma.gguf --port 18081",
-      "ServiceUrl": "http://gemma/",
-      "HealthcheckCommand": "curl --fail http://localhost:18081/health", "HealthcheckIntervalMilliseconds": 200,
-      "LogFilePath": "/var/log/gemma.log", "StartupTimeoutMilliseconds": 60000,
-      "ResourceRequirements": {"RAM": 3000},
-    },
-    {
-      "Name": "ComfyUI", "ListenPort": "8188", "TargetPort": "18188",
-      "Command": "docker", "Args": "run -d --rm --name comfyui -p 18188:8188 image sh -c 'cd /x && y'",
-      "KillCommand": "docker kill comfyui", "ConsiderStoppedOnProcessExit": false, "ServiceUrl": null,
-    },
-    {"Name": "lost", "Command": "x"},
-  ],
-}
-"""
 
 
 def test_large_model_proxy() -> None:
@@ -709,3 +473,29 @@ def test_what_the_loader_refuses_is_left_out_and_told() -> None:
     assert found.process("a").ready_path == "/health"
     lost = [note.place for note in found.draft.notes if note.outcome == LOST]
     assert {"engines.a.ready_path", "models.b.aliases", "engines.c.base_url", "engines.d.argv"} <= set(lost)
+
+
+# The page of documentation.
+
+
+def page_rows() -> dict[str, dict[str, set[str]]]:
+    """Return the outcomes of each key, by the sections of docs/migrate.md."""
+    page = (Path(__file__).parents[1] / "docs" / "migrate.md").read_text("utf-8")
+    sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    return {
+        name: {
+            key: set(outcomes.split(", "))
+            for key, outcomes in re.findall(r"^\| `([^`]+)` \| ([a-z, ]+) \|", text, re.MULTILINE)
+        }
+        for name, text in sections.items()
+    }
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_page_says_what_becomes_of_each_key(name: str) -> None:
+    found: dict[str, set[str]] = {}
+    for texts in EXAMPLES[name]:
+        for note in imported(*texts).draft.notes:
+            if note.place and key_of(note.place) not in OWN_NAMES:
+                found.setdefault(key_of(note.place), set()).add(note.outcome)
+    assert page_rows()[name] == found

@@ -142,7 +142,7 @@ def _lose_peers(root: Section, draft: Draft) -> None:
 
 
 def _lose_rest(root: Section) -> None:
-    root.lost("logTimeFormat", words="times are written by ISO 8601")
+    root.lost("logTimeFormat", words="times in the log have one form")
     root.lost(
         "logToStdout", words="engines' output is kept apart", remedy="engine-router logs ENGINE shows it"
     )

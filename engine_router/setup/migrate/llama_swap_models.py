@@ -188,7 +188,7 @@ def _add_times(section: Section, engine: Entry, defaults: Defaults) -> None:
         timeouts.carried("connect", "connect_timeout_s")
         timeouts.lost(
             *("keepalive", "responseHeader", "tlsHandshake", "idleConn", "expectContinue"),
-            words="an engine may take as long as it likes",
+            words="the router has no such timeout",
         )
         timeouts.finish()
 

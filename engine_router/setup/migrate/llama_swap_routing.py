@@ -109,7 +109,8 @@ def _change(draft: Draft, members: Sequence[str], values: dict[str, Any]) -> Non
 
 def _add_matrix(matrix: Section, draft: Draft) -> None:
     names = {name: name for name in draft.engines}
-    names |= {key: value for key, value in matrix.mapping("vars").items() if value in draft.engines}
+    known = matrix.mapping("vars").items()
+    names |= {key: value for key, value in known if isinstance(value, str) and value in draft.engines}
     matrix.carried("vars", "the models that they mean")
     sets = {key: value for key, value in matrix.mapping("sets").items() if isinstance(value, str)}
     matrix.lost(

@@ -66,7 +66,12 @@ def _add_engines(root: Section, draft: Draft, *, discovers: bool) -> None:
             _add_engine(name, engine, engine.text("type") or "", draft, discovers=discovers)
         root.lost("ds4", "ollama", words="not in use: engines is there")
         return
-    named = {model.get("engine") for model in root.raw("models") or () if isinstance(model, dict)}
+    models = root.raw("models")
+    named = (
+        [model.get("engine") for model in models if isinstance(model, dict)]
+        if isinstance(models, list)
+        else []
+    )
     for name in ("ds4", "ollama"):
         section = root.section(name) or (root.inner(name, {}) if name in named else None)
         if section is not None:
