@@ -136,6 +136,31 @@ def test_a_configuration_with_faults_is_left_alone(swap: Path, capsys: pytest.Ca
     assert path.read_text() == "[engines.x]\ntype = 1\n"
 
 
+def test_a_file_without_engines_gets_some(swap: Path) -> None:
+    path = swap.parent / "engines.toml"
+    path.write_text("")  # as the shell leaves it that is to write there
+    assert main(["import", str(swap)]) == OK
+    path.write_text("# the port\n[server]\nport = 1234\n")
+    assert main(["import", str(swap), "--write"]) == OK
+    config = parse_config(path.read_text(), environment=any_environment())
+    assert (config.server.port, len(config.server.api_keys)) == (1234, 2)
+    assert "# the port\n[server]\nport = 1234\n" in path.read_text()
+
+
+def test_the_configuration_in_use_is_the_one_that_is_written(
+    swap: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ENGINE_ROUTER_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(swap.parent / "home"))
+    monkeypatch.chdir(swap.parent)
+    assert main(["import", "config.yaml", "--write"]) == OK
+    assert (swap.parent / "home" / "engine-router" / "engines.toml").exists()
+    (swap.parent / "engines.toml").write_text('[engines.o]\ntype = "ollama"\n')
+    assert main(["import", "config.yaml", "--write"]) == OK
+    assert "[engines.big]" in (swap.parent / "engines.toml").read_text()
+    assert "written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [

@@ -320,6 +320,7 @@ def test_the_router_for_open_webui() -> None:
     tabby = found.config.engines["tabbyapi"]
     assert isinstance(tabby, HttpConfig)
     assert tabby.loaded.path == "/v1/model"
+    assert tabby.warm_up is not None
     assert found.config.models["magnum-exl2"].upstream == "Magnum-123B-4.0bpw"
     outcomes = {
         "router_port": CARRIED,

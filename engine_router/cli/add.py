@@ -16,10 +16,10 @@ from engine_router.cli.exit_codes import BAD_USAGE, OK, CommandFailed
 from engine_router.cli.own_router import running_router
 from engine_router.cli.terminal import say
 from engine_router.cli.warnings import warnings
-from engine_router.config import Config, find_config, parse_config
+from engine_router.config import Config, parse_config
 from engine_router.config.faults import quoted
 from engine_router.errors import ConfigError
-from engine_router.setup.config_file import HEAD, add_block, place_for_new, read_text, write
+from engine_router.setup.config_file import HEAD, add_block, place_to_change, read_text, write
 from engine_router.setup.presets import (
     Block,
     Preset,
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandFailed(
             "--port 0: an engine has no free port of its own choice; leave --port out", BAD_USAGE
         )
-    path = _path(options.config)
+    path = place_to_change(options.config)
     before = read_text(path) if path.exists() else None
     text = HEAD if before is None else before
     block = _block(options, text)
@@ -70,14 +70,6 @@ def run(options: argparse.Namespace) -> int:
     _say_notes(block, written.config, to_stderr=False)
     _say_next(options.config, path, block)
     return OK
-
-
-def _path(explicit: str | None) -> Path:
-    """Return the configuration in use, or where one is to be made."""
-    try:
-        return find_config(explicit)
-    except ConfigError:
-        return place_for_new(explicit)
 
 
 def _block(options: argparse.Namespace, text: str) -> Block:

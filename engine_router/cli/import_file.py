@@ -17,7 +17,7 @@ from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import is_terminal, say, show_json
 from engine_router.config import parse_config
 from engine_router.config.values import expanded
-from engine_router.setup.config_file import HEAD, add_tables, place_for_new, read_text, write
+from engine_router.setup.config_file import HEAD, add_tables, place_to_change, read_text, write
 from engine_router.setup.migrate.documents import Unreadable
 from engine_router.setup.migrate.draft import Draft, Note
 from engine_router.setup.migrate.migration import UnknownKind, fit_into, migrate
@@ -63,11 +63,12 @@ def run(options: argparse.Namespace) -> int:
         else:
             _report(draft, _Result("", None, (), (), ()), everything=False)
         raise CommandFailed(f"{options.folder[0]}: nothing in it can be carried over", BAD_USAGE)
-    path = place_for_new(options.config)
-    before, left_out = _fitted(draft, path) if options.write or path.exists() else (None, [])
-    result = _shown(draft, left_out)
     if options.write:
-        result = _written(draft, path, before, result)
+        path = place_to_change(options.config)
+        before, left_out = _fitted(draft, path)
+        result = _written(draft, path, before, _shown(draft, left_out))
+    else:
+        result = _shown(draft, ())
     if options.json:
         show_json(_as_json(draft, result))
         return OK
@@ -112,12 +113,20 @@ def _asked(fault: str) -> Kind:
 
 
 def _fitted(draft: Draft, path: Path) -> tuple[str | None, list[str]]:
-    """Take out of a draft what the configuration has already; return its text, None where there is no file."""
+    """Take out of a draft what the configuration has already; return its text, None where there is no file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     if not path.exists():
         return None, []
     before = read_text(path)
-    config = parse_config(before, source=str(path), environment=any_environment())
-    return before, fit_into(draft, config, tomli.loads(before.removeprefix("\ufeff")))
+    try:
+        data = tomli.loads(before.removeprefix("\ufeff"))
+    except (tomli.TOMLDecodeError, RecursionError, ValueError):
+        parse_config(before, source=str(path))  # says where
+        raise
+    return before, fit_into(draft, data)
 
 
 def _shown(draft: Draft, left_out: Sequence[str]) -> _Result:

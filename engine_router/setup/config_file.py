@@ -12,7 +12,7 @@ from typing import Any, Final
 import tomli
 from attrs import frozen
 
-from engine_router.config import Config, parse_config
+from engine_router.config import Config, find_config, parse_config
 from engine_router.config.environment import Environment
 from engine_router.config.faults import quoted
 from engine_router.config.load import candidates
@@ -57,6 +57,14 @@ def place_for_new(explicit: str | None, environ: Mapping[str, str] = os.environ)
     """Return where a configuration is made: where the user says, or in the user's configuration folder."""
     places = candidates(explicit, environ)
     return places[min(1, len(places) - 1)]
+
+
+def place_to_change(explicit: str | None) -> Path:
+    """Return the configuration in use, or where one is to be made."""
+    try:
+        return find_config(explicit)
+    except ConfigError:
+        return place_for_new(explicit)
 
 
 def read_text(path: Path) -> str:

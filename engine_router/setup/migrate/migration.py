@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from engine_router.config import Config
 from engine_router.config.faults import quoted
 from engine_router.setup.migrate import (
     large_model_proxy,
@@ -94,33 +93,39 @@ def _keep_known_preloads(draft: Draft) -> None:
         draft.scheduling.values["preload"] = [name for name in wanted if name in known]
 
 
-def fit_into(draft: Draft, config: Config, data: Mapping[str, Any]) -> list[str]:
+def fit_into(draft: Draft, data: Mapping[str, Any]) -> list[str]:
     """Take out of a draft what a configuration has already; return what that is.
 
     Args:
         draft: it is changed.
-        config: the configuration.
-        data: its tables, as they stand in the file.
+        data: the configuration's tables, as they stand in its file.
     """
     left_out: list[str] = []
     for name in ("server", "log", "scheduling"):
-        entry, present = getattr(draft, name), data.get(name, {})
+        entry, present = getattr(draft, name), _table(data, name)
         for key in [key for key in entry.values if key in present]:
             del entry.values[key]
             left_out.append(f"{name}.{key}")
     for kind in ("pools", "engines", "families"):
         entries: dict[str, Any] = getattr(draft, kind)
-        for name in [name for name in entries if name in data.get(kind, {})]:
+        for name in [name for name in entries if name in _table(data, kind)]:
             del entries[name]
             left_out.append(f"{kind}.{quoted(name)}")
-    left_out += _leave_out_names(draft, _taken(config))
-    return left_out
+    return left_out + _leave_out_names(draft, _taken(data))
 
 
-def _taken(config: Config) -> set[str]:
-    names = {name for engine in config.engines.values() for name in engine.models}
-    names |= {*config.models, *config.aliases}
-    return names | {alias for model in config.models.values() for alias in model.aliases}
+def _table(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _taken(data: Mapping[str, Any]) -> set[str]:
+    """Return every name of a model in a configuration."""
+    names = {*_table(data, "models"), *_table(data, "aliases")}
+    for kind, key in (("engines", "models"), ("models", "aliases")):
+        lists = [entry.get(key) for entry in _table(data, kind).values() if isinstance(entry, dict)]
+        names |= {str(name) for listed in lists if isinstance(listed, list) for name in listed}
+    return names
 
 
 def _leave_out_names(draft: Draft, taken: set[str]) -> list[str]:

@@ -136,6 +136,7 @@ def _add_tabby(name: str, model: Section, where: _Backend, start_s: float, draft
         "unload": {"path": "/v1/model/unload", "body": {}},
         "loaded": {"path": "/v1/model"},
         "start_timeout_s": start_s,
+        "warm_up": {},  # in place of its pause of five seconds, without which first answers were cut short
         "discover": False,
     }
     draft.engines.setdefault(
@@ -174,6 +175,7 @@ def _add_script(
         "models": [name],
         "ready_path": where.ready_path,
         "start_timeout_s": start_s,
+        "warm_up": {},  # in place of its pause of five seconds, without which first answers were cut short
         "discover": False,
     }
     draft.engines[name] = Entry(values)
