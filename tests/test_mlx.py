@@ -22,6 +22,7 @@ import engine_router
 from engine_router.config import parse_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.events import ResidentDied, SwapEnded
+from engine_router.setup.presets import PresetValues, filled, find_preset
 
 SCRIPTS = sysconfig.get_path("scripts")
 SERVER = shutil.which("mlx_lm.server", path=SCRIPTS) or ""
@@ -249,6 +250,23 @@ async def test_every_dialect_gets_the_same_text_whole_and_streamed(home: Path) -
             assert (await direct.get(f"{lease.base_url}/health")).json() == {"status": "ok"}
         assert {life.resident.engine for life in router.supervisor.pools["default"].tasks.values()} == {"mlx"}
     assert not psutil.pid_exists(pid)
+
+
+async def test_the_preset_serves_it_under_any_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", SCRIPTS, prepend=os.pathsep)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    block = filled(find_preset("mlx"), PresetValues(path=str(home / MODEL), model="mine"))
+    config = parse_config(f'state_file = "/dev/null/state.json"\n{block.text}')
+    with trio.fail_after(LIMIT_S):
+        async with (
+            engine_router.open_router(config) as router,
+            served(router) as url,
+            httpx.AsyncClient(base_url=url, trust_env=False, timeout=300) as client,
+        ):
+            answer = (await client.post("/v1/chat/completions", json=body("mine"))).json()
+            assert answer["choices"][0]["message"]["content"], answer
+            listed = (await client.get("/v1/models")).json()["data"]
+            assert [entry["id"] for entry in listed] == ["mine"]
 
 
 async def test_a_wrong_path_is_an_error_with_the_engine_s_last_words(home: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import tomli
 import trio
 from support.scripted import (
     ScriptedLlamaRouter,
@@ -40,6 +41,7 @@ from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.engines.remote.http_engine import HttpEngine
 from engine_router.engines.remote.ollama_engine import OllamaEngine
 from engine_router.models.served_names import served_models
+from engine_router.setup.blocks import KIND_NAMES, call_options, start_options
 from engine_router.setup.presets import (
     PLACEHOLDERS,
     Preset,
@@ -160,6 +162,7 @@ def test_its_command_is_understood(preset: Preset) -> None:
     assert not names or not served_models(argv, {}).is_strict or (upstream or model) in names
 
 
+@pytest.mark.skipif(os.name != "posix", reason="scripts stand for the engines")
 @every_preset
 def test_check_has_nothing_to_say_about_it(preset: Preset, tmp_path: Path, installed: Path) -> None:
     (tmp_path / "main.py").touch()
@@ -187,6 +190,30 @@ def test_check_has_nothing_to_say_about_it(preset: Preset, tmp_path: Path, insta
             if given.get("name"):
                 assert [*config.engines] == ["a.b c"]
                 assert 'x/y "z":1' in {*engine.models, *config.models}
+
+
+def test_what_is_detected_gets_the_facts_of_its_preset() -> None:
+    for kind in set(KIND_NAMES) - {"openai", "engine-router"}:
+        preset = engine_of(configured(find_preset(kind)))
+        text = "\n".join([*start_options(kind), *call_options(kind)])
+        found = tomli.loads(text)
+        assert text.count("\n") == max(0, len(found) - 1)
+        for key, value in attrs.asdict(preset).items():
+            assert (
+                key not in found
+                or key == "loaded"
+                or key in ("load", "unload")
+                or _plain(value) == found[key]
+            )
+        assert ("load" in found) == (preset.type == "http")
+    assert start_options("openai") == []
+    assert start_options("koboldcpp") == [
+        'ready_path = "/api/extra/version"', "discover = false", "stream_upstream = true",
+    ]  # fmt: skip
+
+
+def _plain(value: object) -> object:
+    return [*value] if isinstance(value, tuple) else value
 
 
 def test_a_port_of_its_own_is_in_the_command_too() -> None:

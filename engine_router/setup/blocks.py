@@ -8,7 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import tomli
 from attrs import frozen
+
+from engine_router.setup.presets import NO_KEYS, PresetError, find_preset
+from engine_router.setup.toml_text import toml_value
 
 KIND_NAMES: Final[Mapping[str, str]] = {
     "llamacpp": "llama.cpp", "llamacpp-router": "llama.cpp (router mode)", "vllm": "vLLM", "sglang": "SGLang",
@@ -16,16 +20,39 @@ KIND_NAMES: Final[Mapping[str, str]] = {
     "localai": "LocalAI", "max": "MAX", "infinity": "infinity", "openai": "an OpenAI server",
     "engine-router": "an engine-router",
 }  # fmt: skip
-# What the start of an engine needs to be told of it, beyond its command.
-START_OPTIONS: Final[Mapping[str, Sequence[str]]] = {
-    "vllm": ("start_timeout_s = 600", 'ready_path = "/v1/models"  # /health says yes too early'),
-    "sglang": ("start_timeout_s = 900",),
-    "koboldcpp": ('ready_path = "/api/extra/version"',),
-    "mlx": ("start_timeout_s = 180", "discover = false  # it lists the whole download cache"),
-    "localai": ('ready_path = "/readyz"',),
-    "max": ("start_timeout_s = 600", 'ready_path = "/v1/health"'),
-    "transformers": ("start_timeout_s = 300",),
-}
+# What a preset says of its kind of engine, and not of one model or of the command that the router starts.
+_OF_KIND: Final = (
+    "start_timeout_s",
+    "stop_timeout_s",
+    "ready_path",
+    "discover",
+    "endpoints",
+    "stream_upstream",
+)
+# How it says that an engine is called.
+_CALLS: Final = ("headers", "load", "unload", "loaded")
+
+
+def start_options(kind: str) -> list[str]:
+    """Return what an engine needs to be told of its kind, beyond its command, as its preset says it."""
+    return _of_preset(kind, _OF_KIND)
+
+
+def call_options(kind: str) -> list[str]:
+    """Return how an engine is told to load and unload models, as its preset says it."""
+    return _of_preset(kind, _CALLS)
+
+
+def _of_preset(kind: str, keys: Sequence[str]) -> list[str]:
+    try:
+        text = find_preset(kind).block
+    except PresetError:
+        return []
+    for name, word in NO_KEYS.items():
+        text = text.replace(f"<{name}>", word)
+    (table,) = tomli.loads(text)["engines"].values()
+    found = {key: toml_value(table[key]) for key in keys if key in table}
+    return [f"{key} = {value}" for key, value in found.items() if "<" not in value]
 
 
 @frozen

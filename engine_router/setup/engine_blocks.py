@@ -10,35 +10,22 @@ from engine_router.guards.masking import masked_argv
 from engine_router.models.served_names import served_models
 from engine_router.setup.blocks import (
     KIND_NAMES,
-    START_OPTIONS,
     Block,
     EngineNames,
+    call_options,
     commented,
+    start_options,
     toml_string,
     toml_strings,
 )
 from engine_router.setup.detection import Detection
 from engine_router.setup.listeners import Listener
 
-# Engines that load and unload when told, and so go on running.
+# Engines that load and unload when told, and so go on running; with a comment that they need.
 _LOADING: Final[Mapping[str, Sequence[str]]] = {
-    "lmstudio": (
-        'load = { path = "/api/v1/models/load", body = { model = "{model}" } }',
-        'unload = { path = "/api/v1/models/unload", body = { instance_id = "{instance}" } }',
-        'loaded = { path = "/api/v1/models", key = "models", id = "key", instances = "loaded_instances" }',
-    ),
-    "llamacpp-router": (
-        'load = { path = "/models/load", body = { model = "{model}" } }',
-        'unload = { path = "/models/unload", body = { model = "{model}" } }',
-        'loaded = { path = "/models", key = "data", filter = { "status.value" = "loaded" } }',
-    ),
-    "tabbyapi": (
-        "# Put in TabbyAPI's keys (api_tokens.yml), and list its models: models = [...].",
-        'headers = { x-api-key = "YOUR-KEY" }',
-        'load = { path = "/v1/model/load", headers = { x-admin-key = "YOUR-ADMIN-KEY" }, body = { model_name = "{model}" } }',
-        'unload = { path = "/v1/model/unload", headers = { x-admin-key = "YOUR-ADMIN-KEY" } }',
-        'loaded = { path = "/v1/model" }',
-    ),
+    "lmstudio": (),
+    "llamacpp-router": (),
+    "tabbyapi": ("# Put in TabbyAPI's keys (api_tokens.yml), and list its models: models = [...].",),
 }
 
 
@@ -78,6 +65,7 @@ def _as_loading(listener: Listener, names: EngineNames, kind: str, said: str) ->
         'type = "http"',
         f"base_url = {toml_string(listener.base_url)}",
         *_LOADING[kind],
+        *call_options(kind),
     ]
     return Block(
         name, f"{said}: told what to load", commented(f"{said}, which loads and unloads when told.", lines)
@@ -111,7 +99,7 @@ def _as_unit(listener: Listener, names: EngineNames, kind: str, said: str) -> Bl
             ]
         ),
         f"base_url = {toml_string(listener.base_url)}",
-        *(line for line in START_OPTIONS.get(kind, ())),
+        *start_options(kind),
     ]
     return Block(
         name, f"{said}: unit {listener.unit}", commented(f"{said}. The unit is started and stopped.", lines)
@@ -128,7 +116,7 @@ def _as_process(listener: Listener, names: EngineNames, kind: str, said: str) ->
         f"base_url = {toml_string(listener.base_url)}",
         *([f"cwd = {toml_string(listener.cwd)}"] if listener.cwd else []),
         *([f"models = {toml_strings(ids)}"] if ids else []),
-        *START_OPTIONS.get(kind, ()),
+        *start_options(kind),
     ]
     what = (
         f"{said}. It is taken over as it runs, stopped to make room, and started again by the same command."

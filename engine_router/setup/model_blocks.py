@@ -7,7 +7,7 @@ from typing import Final
 
 from engine_router.config.values import expanded
 from engine_router.models.scan.places import CACHES, HUGGING_FACE
-from engine_router.setup.blocks import KIND_NAMES, START_OPTIONS, Block, EngineNames, toml_strings
+from engine_router.setup.blocks import KIND_NAMES, Block, EngineNames, start_options, toml_strings
 from engine_router.setup.detection import Detection
 from engine_router.setup.hardware import Hardware, find_hardware
 from engine_router.setup.programs import find_programs
@@ -96,7 +96,7 @@ def _safetensors_block(
         'type = "process"',
         f"argv = {toml_strings(argv)}",
         f"scan = {toml_strings(places)}",
-        *START_OPTIONS.get(kind, ()),
+        *start_options(kind),
         *ready,
     ]
     return Block(name, f"{KIND_NAMES[kind]}: {count} models in {', '.join(places)}", "\n".join(lines) + "\n")

@@ -47,7 +47,8 @@ _PLACES: Final = "PATH", "FILE", "DIR", "REPO"
 _FOLDER: Final = Path(__file__).with_name("presets")
 _MARK: Final = "# ---\n"
 _DOWNLOAD_S: Final = 3600
-_NO_KEYS: Final = {"API_KEY": "YOUR-KEY", "ADMIN_KEY": "YOUR-ADMIN-KEY"}
+NO_KEYS: Final = {"API_KEY": "YOUR-KEY", "ADMIN_KEY": "YOUR-ADMIN-KEY"}
+"""What stands where the keys of an engine belong, as long as they are not known."""
 _KEY: Final = re.compile(r"""^(api_key|admin_key):[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
 _PLACEHOLDER: Final = re.compile(rf'"<({"|".join(PLACEHOLDERS)})>"|<({"|".join(PLACEHOLDERS)})>')
 _REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -245,7 +246,7 @@ def filled(
     }
     keys = _keys_in(preset, given.path) if preset.keys_file and given.path else {}
     if preset.keys_file:
-        values.update({**_NO_KEYS, **keys})
+        values.update({**NO_KEYS, **keys})
         traits = {*traits, *(() if keys else ("no-keys",))}
     elif given.path is not None:
         values.update(_place_values(preset, given.path))
