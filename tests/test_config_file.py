@@ -80,7 +80,23 @@ def test_keys_go_into_the_tables_that_are_there() -> None:
     assert after["aliases"] == {"b": "x/y.z", "gpt-4.1": "x/y.z"}
     assert after["server"] == {"port": 8077, "host": "::1"}
     assert after["log"] == {"level": "debug"}
-    assert '# everything\nhost = "::1"' in added
+    assert 'port = 8077\n# everything\nhost = "::1"\n\n[engines.a]' in added
+    assert '# and another\n"gpt-4.1" = "x/y.z"\n\n# the end\n' in added
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "[server]",
+        '[server]\nhost = [ # here\n  "::1",\n  # there\n]',
+        '[server]\ndefault_model = """\n[log]\na = 1\n"""  # here',
+        "[server] # here\napi_keys = [\n]",
+    ],
+)
+@pytest.mark.parametrize("following", ["", "\n\n# ----- the next\n[log]\n"])
+def test_a_key_stands_below_the_last_one_of_its_table(table: str, following: str) -> None:
+    added = add_tables(f"{table}{following}", {"server": {"port": 1}})
+    assert added == f"{table}\nport = 1{following}".rstrip("\n") + following[-1:]
 
 
 def test_a_key_above_all_tables() -> None:
@@ -118,6 +134,33 @@ def test_however_the_file_is_written(text: str, line_end: str, mark: str) -> Non
     after = tomllib.loads(added.removeprefix("\ufeff"))
     assert after["engines"] == {**before, "b": {"type": "ollama", "models": ["m"]}}
     parse_config(added)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_the_whole_example_keeps_every_line(line_end: str) -> None:
+    example = (Path(__file__).parent.parent / "engines.toml.example").read_text("utf-8")
+    text = example.replace("\n", line_end)
+    new = {
+        "state_file": "/tmp/state.json",
+        "server": {"port": 1, "api_keys": ["k"]},
+        "scheduling": {"preload": ["a"]},
+        "pools": {"default": {"gauge": "memfree"}},
+        "engines": {"mine": {"type": "ollama"}},
+        "aliases": {"a.b": "qwen3-30b"},
+    }
+    added = add_tables(text, new, {("server", "port"): "why"})
+    lines_stay(text, added)
+    assert added.count("\n") == added.count(line_end)
+    before, after = tomllib.loads(example), tomllib.loads(added)
+    for key in {*before, *after} - {*new}:
+        assert after[key] == before[key]
+    assert after["server"] == {"port": 1, "api_keys": ["k"]}
+    assert after["aliases"] == {**before["aliases"], "a.b": "qwen3-30b"}
+    plain = added.replace("\r\n", "\n")
+    assert '[server]\n# why\nport = 1\napi_keys = ["k"]\n# Address to listen on' in plain
+    assert plain.endswith(
+        '"a.b" = "qwen3-30b"\n\n[pools.default]\ngauge = "memfree"\n\n[engines.mine]\ntype = "ollama"\n'
+    )
 
 
 def test_line_ends_that_differ_stay_as_they_are() -> None:

@@ -16,12 +16,12 @@ from engine_router.config import Config, find_config, parse_config
 from engine_router.config.environment import Environment
 from engine_router.config.faults import quoted
 from engine_router.config.load import candidates
-from engine_router.config.places import excerpts
+from engine_router.config.places import excerpts, statements
 from engine_router.config.syntax import syntax_fault
 from engine_router.errors import ConfigError
 from engine_router.guards.atomic_file import write_atomically
+from engine_router.setup.toml_text import NAMED, comment_lines, entries, toml_text, toml_value
 from engine_router.setup.toml_text import Path as Keys
-from engine_router.setup.toml_text import comment_lines, entries, toml_text, toml_value
 
 HEAD: Final = """\
 # engines.toml: which engines you have, which models they serve, and how they share your memory.
@@ -250,8 +250,33 @@ def _piece_by_piece(
             nested = {key: nested}
         data = _merged(data, nested, text, "")
         whole = _at_end(text, toml_text(nested, comments))
-        text = whole if _means(whole, data) else _inserted(text, nested, comments)
+        if _means(whole, data):
+            text = whole
+        else:
+            text = _below_others(text, data, nested, comments) or _inserted(text, nested, comments)
     return text
+
+
+def _below_others(
+    text: str, wanted: Mapping[str, Any], tables: Mapping[str, object], comments: Mapping[Keys, str]
+) -> str | None:
+    """Put keys below the last key of their table, ahead of the comments that follow; None where that is no table."""
+    found, lines = [*statements(text)], text.split("\n")
+    headers = [index for index, one in enumerate(found) if one.value == len(one.text)]
+    (section,) = tables
+    start = next((index for index in headers if found[index].keys == (section,)), None)
+    if start is None or section in NAMED:
+        return None
+    end = next((index for index in headers if index > start), len(found))
+    new = toml_text(tables, comments).rstrip("\n").split("\n")
+    new = new[next(index for index, line in enumerate(new) if line.startswith("[")) + 1 :]
+    # A value may go on for some lines; within it, what comes out is no TOML, or means something else.
+    last = found[end].line if end < len(found) else len(lines) + 1
+    for line in range(found[end - 1].line, last):
+        whole = "\n".join([*lines[:line], *new, *lines[line:]])
+        if _means(whole, wanted):
+            return whole
+    return None
 
 
 def _inserted(text: str, tables: Mapping[str, object], comments: Mapping[Keys, str]) -> str:
