@@ -42,6 +42,7 @@ from engine_router.engines.remote.http_engine import HttpEngine
 from engine_router.engines.remote.ollama_engine import OllamaEngine
 from engine_router.models.served_names import served_models
 from engine_router.setup.blocks import KIND_NAMES, call_options, start_options
+from engine_router.setup.installed import with_installed
 from engine_router.setup.presets import (
     PLACEHOLDERS,
     Preset,
@@ -53,6 +54,7 @@ from engine_router.setup.presets import (
     preset_for,
     presets,
 )
+from engine_router.setup.programs import Program
 from engine_router.upstream.control_client import control_client
 
 EXAMPLE = Path(__file__).parent.parent / "engines.toml.example"
@@ -273,6 +275,53 @@ def test_a_model_that_nobody_named(path: str, name: str) -> None:
     assert model_id(path) == name
 
 
+@pytest.mark.parametrize(
+    ("kind", "on_path", "programs", "begins"),
+    [
+        (
+            "llama.cpp",
+            ("llama-server",),
+            [Program("llamacpp", ("/x",), is_on_path=False)],
+            ("llama-server", "-m"),
+        ),
+        (
+            "llama.cpp",
+            (),
+            [Program("llamacpp", ("/a b/py", "-m", "x"), is_on_path=False)],
+            ("/a b/py", "-m", "x", "-m"),
+        ),
+        (
+            "llama.cpp-scan",
+            (),
+            [Program("llamacpp", ("/b/llama-server",), is_on_path=False)],
+            ("/b/llama-server", "-m"),
+        ),
+        ("vllm", (), [Program("vllm", ("~/vllm/bin/vllm",), is_on_path=False)], ("~/vllm/bin/vllm", "serve")),
+        ("vllm", (), [Program("max", ("/b/max",), is_on_path=False)], ("vllm", "serve")),
+        ("sglang", ("python3",), [], ("python3", "-m")),
+        ("sglang", (), [], ("python", "-m")),
+        ("ollama", (), [Program("ollama", ("/b/ollama",), is_on_path=False)], ()),
+    ],
+)
+def test_the_program_that_is_installed_is_started(
+    kind: str, on_path: tuple[str, ...], programs: list[Program], begins: tuple[str, ...]
+) -> None:
+    preset = find_preset(kind)
+    block = filled(preset, preset.sample_values())
+    found = with_installed(block, programs, lambda name: name if name in on_path else None)
+    argv = argv_of(parse_config(found.text))
+    assert tuple(map(os.path.expanduser, begins)) == argv[: len(begins)]
+    assert len(argv) == len(argv_of(parse_config(block.text))) + max(0, len(begins) - 2)
+
+
+def test_the_stand_in_downloads_nothing() -> None:
+    block = filled(find_preset("llama.cpp"), PresetValues(path="u/m"))
+    stand_in = Program("llamacpp", ("python", "-m", "engine_router.llamacpp"), is_on_path=False)
+    found = with_installed(block, [stand_in], lambda _: None)
+    assert found.text == block.text
+    assert "engine-router pull does" in found.notes[-1]
+
+
 # What does not fit.
 
 
@@ -400,6 +449,7 @@ async def test_a_model_is_loaded_and_unloaded(kind: str, server: ScriptedServer,
     ("words", "model"),
     [
         (["--path", "tiny-1b-Q8_0.gguf"], "tiny-1b:q8_0"),
+        (["--path", "tiny-1b-Q8_0.gguf", "--name", "no-shim"], "tiny-1b:q8_0"),
         (["--path", "tiny-1b-Q8_0.gguf", "--model", "a b", "--name", "it's"], "a b"),
         (["--scan", "."], "tiny-1b:q8_0"),
     ],
@@ -412,7 +462,8 @@ async def test_the_real_llama_cpp_answers(
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m engine_router.llamacpp --threads 1 "$@"\n')
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    if "no-shim" not in words:
+        monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "engines.toml").write_text('state_file = "/dev/null/state.json"\n')
     config = await trio.to_thread.run_sync(add, tmp_path, "llama.cpp", *words)

@@ -20,6 +20,7 @@ from engine_router.config import Config, parse_config
 from engine_router.config.faults import quoted
 from engine_router.errors import ConfigError
 from engine_router.setup.config_file import HEAD, add_block, place_to_change, read_text, write
+from engine_router.setup.installed import with_installed
 from engine_router.setup.presets import (
     Block,
     Preset,
@@ -30,6 +31,7 @@ from engine_router.setup.presets import (
     missing,
     preset_for,
 )
+from engine_router.setup.programs import find_programs
 
 _QUESTIONS: Final = {
     "path": "File, folder or repository of the model",
@@ -90,7 +92,7 @@ def _block(options: argparse.Namespace, text: str) -> Block:
         raise CommandFailed(
             f"a model '{block.model}' is there already; give this one another id with --model", BAD_USAGE
         )
-    return block
+    return with_installed(block, find_programs())
 
 
 def _completed(preset: Preset, given: PresetValues) -> PresetValues:
