@@ -47,7 +47,8 @@ class Call:
         self._timeout_s = timeout_s
         parts = urlsplit(address.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
+        connect_s = min(CONNECT_TIMEOUT_S, timeout_s or CONNECT_TIMEOUT_S)
+        self._connection = kind(parts.hostname or "", parts.port, timeout=connect_s)
         self._method, self._target = method, f"{parts.path}{path}"
         self._body = None if body is None else json.dumps(body).encode()
         self._is_ended = False

@@ -7,7 +7,8 @@ import difflib
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from engine_router.guards.foreign_text import printable
@@ -58,6 +59,7 @@ class OneCommand(argparse.ArgumentParser):
     """The parser of one command, with the examples, variables and exit codes of its help page.
 
     Args:
+        summary: what it does, in a few words.
         examples: command lines, without the program's name where they begin with it.
         variables: of the environment, each with what it does, beside those that stand for options.
         words: the name under which all words are gathered that are no options, wherever they stand.
@@ -67,6 +69,7 @@ class OneCommand(argparse.ArgumentParser):
     def __init__(
         self,
         *,
+        summary: str = "",
         examples: Sequence[str] = (),
         variables: Sequence[tuple[str, str]] = (),
         words: str | None = None,
@@ -74,6 +77,7 @@ class OneCommand(argparse.ArgumentParser):
         **more: Any,
     ) -> None:
         super().__init__(formatter_class=PageFormatter, allow_abbrev=False, **more)
+        self.summary = summary
         self._examples = examples
         self._own_variables = variables
         self._words = words
@@ -124,7 +128,12 @@ class CommandParser(argparse.ArgumentParser):
         commands: the commands, by name.
     """
 
-    commands: Collection[str] = ()
+    commands: Mapping[str, OneCommand] = MappingProxyType({})
+
+    def each_command(self) -> Iterator[tuple[tuple[str, ...], OneCommand]]:
+        """Yield each command: its name and aliases, and its parser."""
+        for parser in dict.fromkeys(self.commands.values()):
+            yield tuple(name for name, same in self.commands.items() if same is parser), parser
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -43,7 +43,13 @@ def build_parser() -> CommandParser:
         name: str, summary: str, details: str, *examples: str, aliases: Sequence[str] = (), **more: Any
     ) -> OneCommand:
         added = commands.add_parser(
-            name, help=summary, description=details, examples=examples, aliases=aliases, **more
+            name,
+            help=summary,
+            summary=summary,
+            description=details,
+            examples=examples,
+            aliases=aliases,
+            **more,
         )
         added.set_defaults(module=f"engine_router.cli.{_MODULES.get(name, name)}", command=name)
         return added

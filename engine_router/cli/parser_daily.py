@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from engine_router.cli.clients import NAMES
+from engine_router.cli.completions import LIVE, SHELLS
 from engine_router.cli.parser_options import Adder, add_address
 
 
 def add_daily(command: Adder) -> None:
-    """Add run, launch and help."""
+    """Add run, launch, completion and help."""
     run = command(
         "run",
         "chat with a model, or ask it once",
@@ -64,6 +65,17 @@ def add_daily(command: Adder) -> None:
     )
     launch.add_argument("-y", "--yes", action="store_true", help="do not ask before a file is changed")
     add_address(launch)
+    completion = command(
+        "completion",
+        "print a script with which a shell completes commands",
+        "Print a script with which bash, zsh or fish completes commands, options, files, and the names of the models\n"
+        "that the running router has ($ENGINE_ROUTER_URL, or the configuration).",
+        'eval "$(engine-router completion bash)"        # in ~/.bashrc',
+        "source <(engine-router completion zsh)         # in ~/.zshrc, after compinit",
+        "engine-router completion fish | source         # in ~/.config/fish/config.fish",
+    )
+    completion.add_argument("shell", metavar="SHELL", choices=(*SHELLS, *LIVE), help="bash, zsh or fish")
+    add_address(completion)
     helps = command(
         "help",
         "show how a command is used",

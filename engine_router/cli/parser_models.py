@@ -50,7 +50,7 @@ def add_models(command: Adder) -> None:
         "rm hf:unsloth/Qwen3-8B-GGUF --yes",
     )
     rm.add_argument(
-        "name", metavar="NAME", help="a model, or hf:user/repo, hf:user/repo:QUANT, hf:user/repo/FILE"
+        "name", metavar="MODEL", help="a model, or hf:user/repo, hf:user/repo:QUANT, hf:user/repo/FILE"
     )
     rm.add_argument("-y", "--yes", action="store_true", help="do not ask")
     for calling in (pull, rm):
