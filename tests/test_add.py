@@ -58,6 +58,13 @@ def test_an_engine_is_added_and_everything_else_stays(
     assert [*load_config(config).engines] == ["ollama", "vllm", "vllm-2"]
 
 
+def test_variables_that_are_set_where_the_router_starts_are_no_faults(config: Path) -> None:
+    config.write_text(f'{CONFIG}[server]\napi_keys = ["${{env:NOT_SET_HERE}}"]\n')
+    assert main(["add", "lms", "--config", str(config), "--dry-run"]) == 0
+    assert main(["add", "lms", "--config", str(config)]) == 0
+    assert "[engines.lmstudio]" in config.read_text()
+
+
 def test_a_file_is_made_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +118,12 @@ def test_keys_are_not_shown_and_not_for_others_to_read(
         (["vllm", "--path", "x/y", "--port", "0"], BAD_USAGE, "leave --port out"),
         (["lms", "--name", "ollama"], BAD_CONFIG, "engines.ollama: is there already; nothing was changed\n"),
         (["lms", "--name", " "], BAD_CONFIG, "a name with at least one visible character"),
+        (["vllm", "--path", "/m/{port}.gguf"], BAD_USAGE, "the router would fill in {port}"),
+        (
+            ["vllm", "--path", "u/m", "--model", "${env:HOME}"],
+            BAD_USAGE,
+            "the router would fill in ${env:HOME}",
+        ),
         (["ollama", "--scan", "x"], BAD_USAGE, "ollama has no use for --scan"),
     ],
 )

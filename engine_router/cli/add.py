@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,9 @@ from engine_router.cli.own_router import running_router
 from engine_router.cli.terminal import say
 from engine_router.cli.warnings import warnings
 from engine_router.config import Config, parse_config
+from engine_router.config.environment import Environment
 from engine_router.config.faults import quoted
+from engine_router.config.template import PLACEHOLDERS
 from engine_router.errors import ConfigError
 from engine_router.setup.config_file import HEAD, add_block, place_to_change, read_text, write
 from engine_router.setup.installed import with_installed
@@ -33,6 +37,9 @@ from engine_router.setup.presets import (
 )
 from engine_router.setup.programs import find_programs
 
+_REFERENCE: Final = re.compile(r"\$\{env:([^{}]*)\}")
+# What means something else in a configuration than in a name.
+_FILLED_IN: Final = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}|{_REFERENCE.pattern}")
 _QUESTIONS: Final = {
     "path": "File, folder or repository of the model",
     "model": "What clients call the model",
@@ -56,15 +63,16 @@ def run(options: argparse.Namespace) -> int:
     text = HEAD if before is None else before
     block = _block(options, text)
     whole = add_block(text, block.text, source=str(path))
+    environment = _environment(whole)
     if options.dry_run:
-        config = parse_config(whole, source=str(path))
+        config = parse_config(whole, source=str(path), environment=environment)
         shown = block.text
         for key in block.keys:
             shown = shown.replace(key, "***")
         say(shown, end="")
         _say_notes(block, config, to_stderr=True)
         return OK
-    written = write(path, whole, may_replace=before is not None, before=before)
+    written = write(path, whole, may_replace=before is not None, before=before, environment=environment)
     backup = f"; its former state is in {written.backup.name}" if written.backup else ""
     say(
         f"engine {block.engine} {'added to' if before is not None else 'written to the new file'} {path}{backup}"
@@ -74,10 +82,18 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
+def _environment(text: str) -> Environment:
+    """Return an environment that has every variable of a configuration: the router may start where they are set."""
+    return Environment({**dict.fromkeys(_REFERENCE.findall(text), "1"), **os.environ})
+
+
 def _block(options: argparse.Namespace, text: str) -> Block:
     given = PresetValues(
         name=options.name, model=options.model, path=options.path, port=options.port, scan=tuple(options.scan)
     )
+    for option, value in (("name", given.name), ("model", given.model), ("path", given.path)):
+        if value is not None and (found := _FILLED_IN.search(value)) is not None:
+            raise CommandFailed(f"--{option} {value}: the router would fill in {found[0]}", BAD_USAGE)
     try:
         data: Mapping[str, Any] = tomli.loads(text.removeprefix("\ufeff"))
     except (tomli.TOMLDecodeError, RecursionError, ValueError):
