@@ -372,6 +372,8 @@ BASIC = "Basic " + base64.b64encode(b"anybody:the key").decode()
         ({"authorization": "Bearer schl\u00fcssex"}, False),
         ({"authorization": "Bearer \U0001f511"}, False),
         ({"x-api-key": "the key"}, True),
+        ({"x-admin-token": "the key"}, True),
+        ({"x-admin-token": "another"}, False),
         ({"x-api-key": "\u00fc"}, False),
         ({"authorization": "Bearer wrong", "x-api-key": "the key"}, True),
         ({"authorization": "Bearer the key", "x-api-key": "wrong"}, True),

@@ -340,9 +340,9 @@ def _origin_pattern(origin: str) -> str:
 
 
 def offered_keys(headers: Headers) -> Iterator[bytes]:
-    """Yield every key that a request offers: X-API-Key, Bearer, a browser's password, one in the path, a subprotocol."""
+    """Yield every key that a request offers: X-API-Key, X-Admin-Token (llama-router's), Bearer, a browser's password, one in the path, a subprotocol."""
     for header, value in headers:
-        if header in (b"x-api-key", KEY_HEADER):
+        if header in (b"x-api-key", b"x-admin-token", KEY_HEADER):
             yield value.strip()
         elif header == b"sec-websocket-protocol":
             names = (name.strip() for name in value.split(b","))

@@ -60,7 +60,7 @@ _NOT_FORWARDED = HOP_BY_HOP | frozenset(
     )
 )
 _NOT_RETURNED = HOP_BY_HOP | _FOR_PAGES | {b"set-cookie", b"server", b"date"}
-_KEYS = frozenset((b"authorization", b"x-api-key"))
+_KEYS = frozenset((b"authorization", b"x-api-key", b"x-admin-token"))
 # A proxy that gathers an answer before it passes it on (nginx does by default) would hold back keep-alive frames,
 # and one that keeps answers would give a client another's.
 _UNBUFFERED = (b"x-accel-buffering", b"no")
