@@ -13,7 +13,7 @@ import trio
 import trustme
 from support.hub_server import Fault, HubServer, _Server
 
-from engine_router.errors import HubError, HubUnreachable
+from engine_router.errors import BadRequest, HubError, HubUnreachable
 from engine_router.models.hub.connections import proxy_for
 from engine_router.models.hub.fetch import RetryPolicy
 from engine_router.models.hub.progress import Progress
@@ -96,6 +96,34 @@ async def test_nobody_is_sent_from_tls_to_plain_text(
     hub.cdn_url = plain
     with pytest.raises(HubError, match="address that is not trusted"):
         await pull(hub, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://127.0.0.1:abc/x", "http://127.0.0.1:99999/x", "//cdn:-1/x", "http://:80/x", "file:///x"],
+)
+async def test_a_redirect_to_what_is_no_address_is_refused(
+    target: str, hub: HubServer, tmp_path: Path
+) -> None:
+    hub.faults["tiny-Q4_K_M.gguf"] = [Fault(status=302, headers={"Location": target})]
+    with pytest.raises(HubError, match="an address that is not trusted"):
+        await pull(hub, tmp_path)
+
+
+@pytest.mark.parametrize("endpoint", ["http://hub:abc", "http://hub:99999", "http://:80", "http://["])
+def test_an_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
+    with pytest.raises(BadRequest, match="HF_ENDPOINT is no URL"):
+        HubSettings.from_environment({"HOME": "/nowhere", "HF_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-that-name/x", "a\0b", "x" * 300, "/dev/null/x"])
+async def test_a_folder_that_cannot_be_is_an_error_of_the_download(
+    folder: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = PullRequest(name="http://127.0.0.1:9/x.gguf", to=folder)
+    with trio.fail_after(60), pytest.raises(HubError, match="cannot be written"):
+        await Puller(retries=RetryPolicy(tries=1)).pull(request, Progress("x"))
 
 
 async def test_redirects_without_an_end_are_noticed(hub: HubServer, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A start imports what it needs, and a router at rest rests: counted, never timed."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import trio
 import trio.testing
 
 from engine_router import open_router
+from engine_router.cli.running import scanning
 from engine_router.config import parse_config
 from engine_router.server.serve import listen, serve
 
@@ -135,3 +138,24 @@ async def test_a_router_at_rest_wakes_at_most_once_a_second(autojump_clock: trio
     assert all(
         len([t for t in every if begin <= t - began < begin + 10]) <= 10 for begin in range(0, 120, 10)
     )
+
+
+def test_what_is_garbage_at_a_scan_is_found_later() -> None:
+    class Node:
+        """An object in a cycle."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    found = []
+    try:
+        with scanning():  # the first one leaves much out of later searches
+            pass
+        for _ in range(20):
+            found.append(weakref.ref(Node()))
+            with scanning():
+                pass
+        gc.collect()
+        assert [reference for reference in found if reference() is not None] == []
+    finally:
+        gc.unfreeze()

@@ -35,6 +35,8 @@ WATCHDOG_SLACK_S = 2.0
 # so many such searches before older ones are, which would hold the loop ten times as long.
 YOUNG_OBJECTS_OF_A_SCAN = 5_000
 LATER = 10_000
+# What is left out of searches for cycles after a scan is at least this share of what was before.
+FROZEN_AT_LEAST = 0.25
 Announce = Callable[[Router, Sequence[str]], None]
 Job = Callable[[Router, Sequence[str]], Awaitable[int]]
 
@@ -196,7 +198,7 @@ async def _serve(
     router: Router, sockets: Sequence[socket.socket], ending: Ending, announce: Announce, job: Job | None
 ) -> None:
     """Serve until asked to end; then refuse what waits, let requests end, and stop the engines."""
-    router.scans.around = _scanning
+    router.scans.around = scanning
     async with trio.open_nursery() as nursery:
         serve = partial(
             engine_router.serve,
@@ -222,15 +224,24 @@ async def _serve(
 
 
 @contextlib.contextmanager
-def _scanning() -> Iterator[None]:
+def scanning() -> Iterator[None]:
     """Search only the newest objects for cycles while folders are scanned: what that makes is much, and stays."""
     usual = gc.get_threshold()
     gc.set_threshold(YOUNG_OBJECTS_OF_A_SCAN, LATER, LATER)
     try:
         yield
     finally:
-        gc.freeze()
+        _freeze_much()
         gc.set_threshold(*usual)
+
+
+def _freeze_much() -> None:
+    """Leave what is new out of every search for cycles, where it is much.
+
+    Garbage that waits for a search is left out with it, and stays for ever: so this must not happen at every scan.
+    """
+    if FROZEN_AT_LEAST * gc.get_freeze_count() < len(gc.get_objects()):
+        gc.freeze()
 
 
 def _freeze_what_stays() -> None:

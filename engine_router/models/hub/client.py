@@ -21,7 +21,7 @@ from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import HUB_ERROR_BYTES, MAX_REDIRECTS, MAX_URL_CHARS
 from engine_router.models.hub.connections import dial
 from engine_router.models.hub.exchange import HubExchange, Stopped
-from engine_router.models.hub.settings import HubSettings
+from engine_router.models.hub.settings import HubSettings, has_address
 
 CONNECT_S: Final = 15.0
 QUIET_S: Final = 30.0
@@ -198,7 +198,8 @@ def _redirected(at: str, target: str) -> str:
         schemes = urlsplit(at).scheme, urlsplit(to).scheme
     except ValueError:
         schemes, to = ("", ""), target
-    if schemes[1] not in ("http", "https") or schemes == ("https", "http") or len(to) > MAX_URL_CHARS:
+    is_allowed = schemes[1] in ("http", "https") and schemes != ("https", "http")
+    if not is_allowed or not has_address(to) or len(to) > MAX_URL_CHARS:
         raise HubError(f"{_place(at)} sends on to an address that is not trusted: {shown(to)}")
     return to
 

@@ -12,6 +12,7 @@ import trio
 from attrs import evolve, field, frozen
 
 from engine_router.errors import HubError, HubOffline
+from engine_router.guards.foreign_text import shown
 from engine_router.models.hub.cache import FileLock, RepoCache
 from engine_router.models.hub.choice import Choice, RepoFile, choose
 from engine_router.models.hub.client import QUIET_S, HubClient
@@ -134,7 +135,12 @@ class Puller:
     async def _pull_url(
         self, hub: HubClient, url: FileUrl, request: PullRequest, progress: Progress
     ) -> Pulled:
-        folder = Path(request.to).expanduser() if request.to else hub.settings.url_folder
+        folder = hub.settings.url_folder
+        if request.to:
+            try:
+                folder = Path(request.to).expanduser()
+            except RuntimeError:
+                raise HubError(f"{shown(request.to)} cannot be written: there is no such user") from None
         async with self.turn(progress):
             paths, digest = await fetch_url(
                 hub, url, folder, progress, gate=self.gate, retries=self.retries, usage=self.usage

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
@@ -49,7 +50,7 @@ class HubSettings:
             BadRequest: the endpoint is no URL, or the token cannot be sent.
         """
         endpoint = environ.get("HF_ENDPOINT", "").strip().rstrip("/") or DEFAULT_ENDPOINT
-        if not endpoint.startswith(("http://", "https://")):
+        if not endpoint.startswith(("http://", "https://")) or not has_address(endpoint):
             raise BadRequest(f"HF_ENDPOINT is no URL: {shown(endpoint)}")
         surroundings = surroundings_of(environ)
         try:
@@ -71,6 +72,15 @@ class HubSettings:
             offline=offline[0] if offline else "",
             has_links=not _is_true(environ.get("HF_HUB_DISABLE_SYMLINKS", "")),
         )
+
+
+def has_address(url: str) -> bool:
+    """Tell whether a URL has a host, and a port that is one where it names any."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def surroundings_of(environ: Mapping[str, str]) -> Surroundings:

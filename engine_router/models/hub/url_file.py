@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -11,6 +12,7 @@ import trio
 from attrs import evolve
 
 from engine_router.errors import HubError
+from engine_router.guards.foreign_text import shown
 from engine_router.models.hub.client import HubClient
 from engine_router.models.hub.fetch import FileDownload, Gate, RetryPolicy, Source
 from engine_router.models.hub.names import FileUrl
@@ -41,8 +43,8 @@ async def fetch_url(
     for part in _parts(url):
         path = folder / part.name
         progress.file = part.name
-        if await trio.to_thread.run_sync(path.is_file):
-            size = (await trio.to_thread.run_sync(path.stat)).st_size
+        size = await trio.to_thread.run_sync(_present_bytes, path)
+        if size is not None:
             progress.parts[part.name] = FilePart("", size, size)
         else:
             digests.append(await _fetch(hub, part, path, progress, gate, retries, usage))
@@ -95,6 +97,22 @@ async def _fetch(
     digest = await download.run()
     await trio.to_thread.run_sync(_keep, partial, path, memory)
     return digest
+
+
+def _present_bytes(path: Path) -> int | None:
+    """Return the size of a file; None where there is none.
+
+    Raises:
+        HubError: it cannot be there.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else None
+        raise HubError(f"{shown(str(path))} cannot be written: {why or error}") from None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _parts(url: FileUrl) -> list[FileUrl]:
