@@ -67,7 +67,9 @@ def test_a_word_that_is_like_nothing(capsys: pytest.CaptureFixture[str]) -> None
     assert len(told) < 300
 
 
-TABLE = Table(("Engine", "Models"), [("alpha", "a-model-with-a-long-name, " * 3), ("beta", "b")])
+TABLE = Table(
+    ("Engine", "Pool", "Models"), [("alpha", "one", "a-model-with-a-long-name, " * 3), ("beta", "one", "b")]
+)
 
 
 def test_what_is_wider_than_the_terminal_is_written_line_by_line(
@@ -77,11 +79,13 @@ def test_what_is_wider_than_the_terminal_is_written_line_by_line(
     monkeypatch.setenv("COLUMNS", "60")
     TABLE.show()
     shown = capsys.readouterr().out
-    assert shown.split("\n\n")[1] == "ENGINE  beta\nMODELS  b\n"
-    assert shown.startswith("ENGINE  alpha\nMODELS  a-model-with-a-long-name, a-model-with-a-long-name, ")
+    assert shown.split("\n\n")[1] == "ENGINE  beta\nPOOL    one\nMODELS  b\n"
+    assert shown.startswith(
+        "ENGINE  alpha\nPOOL    one\nMODELS  a-model-with-a-long-name, a-model-with-a-long-name, "
+    )
     monkeypatch.setenv("COLUMNS", "160")
     TABLE.show()
-    assert re.match(r" *Engine +Models", capsys.readouterr().out)
+    assert re.match(r" *Engine +Pool +Models", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/api", "/v1/chat/completions", "/v1/models"])
@@ -159,3 +163,8 @@ def test_the_list_of_benchmarks_is_whole() -> None:
 def test_the_page_cache_is_measured_from_a_bare_interpreter(tmp_path: Path) -> None:
     done = bench("pagecache", "--mib", "1", "--rounds", "1", "--drain", "0.01", "--folder", str(tmp_path))
     assert done.returncode == 0, done.stderr
+
+
+def test_two_columns_on_a_narrow_terminal_keep_a_line_for_each_row() -> None:
+    table = Table(("What", "On this machine"), [("Memory", "25 GB of main memory"), ("GPU", "none")])
+    assert table.records() == "Memory  25 GB of main memory\nGPU     none"

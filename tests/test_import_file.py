@@ -126,6 +126,7 @@ engine = "small"
     # A second time there is nothing to add.
     assert main(["import", str(swap), "--write"]) == OK
     assert path.read_text() == after
+    assert capsys.readouterr().err.endswith("\nnothing new is found: the configuration stays as it is\n")
 
 
 def test_a_configuration_with_faults_is_left_alone(swap: Path, capsys: pytest.CaptureFixture[str]) -> None:

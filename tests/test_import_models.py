@@ -54,7 +54,7 @@ def test_they_are_written_once(models: Path, capsys: pytest.CaptureFixture[str])
     assert config.read_text().startswith(before.rstrip())
     after = config.read_text()
     assert main(["import", str(models), "--config", str(config), "--write"]) == 0
-    assert capsys.readouterr().out == f"0 models added to {config}\n"
+    assert capsys.readouterr().out == f"nothing new is found; {config} stays as it is\n"
     assert config.read_text() == after
     # They stay, whatever becomes of their files.
     shutil.rmtree(models)
@@ -64,7 +64,7 @@ def test_they_are_written_once(models: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["nowhere"], FAILED, "there is no such folder"),
+        (["nowhere"], FAILED, "engine-router: nowhere: there is no such file or folder"),
         ([".", "--engine", "other"], BAD_CONFIG, "engine 'other' cannot serve them: its argv needs {path}"),
     ],
 )
@@ -88,3 +88,11 @@ def test_two_engines_could_serve_them(models: Path, capsys: pytest.CaptureFixtur
     assert "--engine llama or --engine b" in capsys.readouterr().err
     assert main(["import", str(models), "--config", str(config), "--engine", "b"]) == 0
     assert 'engine = "b"' in capsys.readouterr().out
+
+
+def test_a_path_that_is_not_there_is_named_before_the_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = str(tmp_path / "config.yaml")
+    assert main(["import", absent, "--config", str(tmp_path / "engines.toml")]) == FAILED
+    assert capsys.readouterr().err == f"engine-router: {absent}: there is no such file or folder\n"

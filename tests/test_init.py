@@ -239,3 +239,38 @@ def test_a_folder_is_served_without_any_file(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait()
+
+
+def test_an_answer_that_is_none_is_asked_for_again(
+    found: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(monkeypatch, "banana", "n", "n")
+    assert main(["init", "--config", str(found)]) == FAILED
+    assert "Please answer y or n.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", [EOFError, KeyboardInterrupt])
+def test_a_question_that_is_left_ends_its_line(
+    fault: type[BaseException],
+    found: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def left() -> str:
+        raise fault
+
+    monkeypatch.setattr(
+        init, "Questions", lambda **more: Questions(**more, has_terminal=lambda: True, read=left)
+    )
+    assert main(["init", "--config", str(found)]) != 0
+    said = capsys.readouterr()
+    assert said.out.endswith("[Y/n] \n")
+    assert said.err in ("engine-router: no answer; nothing was written\n", "interrupted\n")
+    assert not found.exists()
+
+
+def test_a_folder_that_is_not_there_is_a_slip(found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = str(found.parent / "nowhere")
+    assert main(["init", "--yes", "--config", str(found), "--scan", nowhere]) == BAD_CONFIG
+    assert f"{nowhere}: there is no such folder" in capsys.readouterr().err
+    assert not found.exists()

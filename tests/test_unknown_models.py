@@ -51,7 +51,7 @@ async def test_engines_that_could_not_be_asked_are_named() -> None:
     assert answer.status_code == 404
     message = answer.json()["error"]["message"]
     assert message == (
-        "model 'nonsense' not found; GET /v1/models lists them; "
+        "model 'nonsense' not found; engine-router models, or GET /v1/models, lists them; "
         "engine 'd1' does not answer at http://127.0.0.1:1"
     )
 
@@ -65,7 +65,10 @@ async def test_not_so_many_are_named_that_nobody_reads_it() -> None:
 
 async def test_an_engine_that_the_router_starts_is_not_missed() -> None:
     (answer,) = await asked(PROCESS)
-    assert answer.json()["error"]["message"] == "model 'nonsense' not found; GET /v1/models lists them"
+    assert (
+        answer.json()["error"]["message"]
+        == "model 'nonsense' not found; engine-router models, or GET /v1/models, lists them"
+    )
 
 
 def test_close_matches_need_no_list() -> None:

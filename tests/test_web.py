@@ -631,7 +631,10 @@ async def test_what_ollamas_clients_ask_first() -> None:
             assert shown["model_info"]["general.architecture"]
         missing = await ask(router.app, "POST", "/api/show", body={"model": "nothing"})
         assert missing.status == 404
-        assert message_in("/api/show", missing) == "model 'nothing' not found; GET /v1/models lists them"
+        assert (
+            message_in("/api/show", missing)
+            == "model 'nothing' not found; engine-router models, or GET /v1/models, lists them"
+        )
         assert router.supervisor.pools["default"].ledger.is_empty
         await ask(router.app, "POST", CHAT, body={"model": "a"})
         assert [m["model"] for m in (await ask(router.app, "GET", "/api/ps")).json()["models"]] == [

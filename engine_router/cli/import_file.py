@@ -138,12 +138,13 @@ def _shown(draft: Draft, left_out: Sequence[str]) -> _Result:
 
 def _written(draft: Draft, path: Path, before: str | None, result: _Result) -> _Result:
     tables, comments = tables_of(draft), comments_of(draft)
-    if tables:
-        if before is None:
-            text = f"{HEAD}\n{rendered(draft)}"
-        else:
-            text = add_tables(before, tables, comments, source=str(path))
-        write(path, text, may_replace=before is not None, before=before, environment=any_environment())
+    if not tables:
+        return result
+    if before is None:
+        text = f"{HEAD}\n{rendered(draft)}"
+    else:
+        text = add_tables(before, tables, comments, source=str(path))
+    write(path, text, may_replace=before is not None, before=before, environment=any_environment())
     return _Result(result.text, path, result.left_out, (), result.missing)
 
 
@@ -186,7 +187,9 @@ def _report(draft: Draft, result: _Result, *, everything: bool) -> None:
         say(f"\nnot set here: {', '.join(result.missing)}; set them where the router is started", to=to)
     if result.written is not None:
         say(f"\n{result.written}: written. Next: engine-router check, then engine-router serve", to=to)
-    elif not everything and result.text:
+    elif not result.text.strip():
+        say("\nnothing new is found: the configuration stays as it is", to=to)
+    elif not everything:
         say(
             f"\nnothing is written; --write puts {counted(len(draft.engines), 'engine')} into engines.toml",
             to=to,

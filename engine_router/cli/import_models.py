@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from engine_router.cli.exit_codes import BAD_USAGE, OK, CommandFailed
+from engine_router.cli.folders import absent_folders
 from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import say
 from engine_router.config import Config, ProcessConfig, find_config, load_config
@@ -36,6 +37,8 @@ def run(options: argparse.Namespace) -> int:
         return import_file.run(options)
     if options.models_dir is not None or options.report or options.json:
         raise CommandFailed("--models-dir, --report and --json are for another router's FILE", BAD_USAGE)
+    for name in absent_folders(options.folder):
+        raise CommandFailed(f"{name}: there is no such file or folder")
     path = find_config(options.config)
     config = load_config(path)
     engine = _engine(config, options.engine)
@@ -48,8 +51,10 @@ def run(options: argparse.Namespace) -> int:
     if not options.write:
         say(toml_text(tables).strip("\n") or "# nothing new is found")
         return OK
-    note = _add(path, tables) if models else ""
-    say(f"{counted(len(models), 'model')} added to {path}{note}")
+    if not models:
+        say(f"nothing new is found; {path} stays as it is")
+        return OK
+    say(f"{counted(len(models), 'model')} added to {path}{_add(path, tables)}\nnext: engine-router reload")
     return OK
 
 
@@ -116,4 +121,4 @@ def _add(path: Path, tables: Mapping[str, object]) -> str:
     before = read_text(path)
     added = add_tables(before, tables, source=str(path))
     written = write(path, added, may_replace=True, before=before)
-    return "" if written.backup is None else f"; its last state is in {written.backup.name}"
+    return "" if written.backup is None else f"; its former state is in {written.backup.name}"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import trio
 
-from engine_router.cli.exit_codes import FAILED, OK, CommandFailed
+from engine_router.cli.exit_codes import BAD_USAGE, FAILED, OK, CommandFailed
+from engine_router.cli.folders import absent_folders
 from engine_router.cli.formatting import counted
 from engine_router.cli.questions import Questions
 from engine_router.cli.terminal import Table, say, show_json
@@ -28,12 +29,14 @@ def run(options: argparse.Namespace) -> int:
     """Detect, show, ask, and write.
 
     Raises:
-        CommandFailed: there is nobody to ask, or a file is in the way.
+        CommandFailed: there is nobody to ask, a file is in the way, or a folder is not there.
         ConfigError: the file cannot be written.
     """
     if options.example:
         say(Path(example()).read_text("utf-8"), end="")
         return OK
+    for folder in absent_folders(options.scan or ()):
+        raise CommandFailed(f"{folder}: there is no such folder; nothing was written", BAD_USAGE)
     detection = trio.run(detect, tuple(options.scan or ()))
     if options.json:
         show_json(as_dict(detection))

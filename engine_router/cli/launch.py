@@ -63,6 +63,7 @@ def _list() -> None:
     for name, client in CLIENTS.items():
         missing = "" if _found(client) else f"  (not installed: {client.page})"
         say(f"{name:{width}}{client.title}{missing}")
+    say("\nengine-router launch CLIENT starts one; with --print it only shows how")
 
 
 def _model(address: RouterAddress, options: argparse.Namespace) -> str:

@@ -31,7 +31,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         prog="engine-router",
         description="One port in front of many local engines that share one memory.",
-        epilog=f"{EXIT_CODES}\n\nFirst steps: engine-router demo. How a command is used: engine-router help COMMAND.",
+        epilog=f"{EXIT_CODES}\n\nFirst steps: engine-router init, then engine-router serve; or engine-router demo, which needs no models.\n"
+        "How a command is used: engine-router help COMMAND.",
         formatter_class=PageFormatter,
         allow_abbrev=False,
     )

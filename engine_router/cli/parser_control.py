@@ -32,7 +32,7 @@ def add_control(command: Adder) -> None:
     )
     load = command(
         "load",
-        "make a model resident, and say how long it shall stay",
+        "make a model resident, and say how long it stays",
         "Make a model resident and wait until it is, in turn like any request. With --no-wait the router goes\n"
         "on with it alone, and the command ends at once.",
         "load qwen3-30b",
@@ -58,7 +58,9 @@ def add_control(command: Adder) -> None:
         "Once a model is resident, neither evict it nor stop it when idle, until the router ends.",
         "pin qwen3-30b",
     )
-    unpin = command("unpin", "take a model's pin away", "Let a model be stopped again.", "unpin qwen3-30b")
+    unpin = command(
+        "unpin", "end a model's protection from eviction", "Let a model be stopped again.", "unpin qwen3-30b"
+    )
     cancel = command(
         "cancel",
         "end one request",

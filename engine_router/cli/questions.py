@@ -45,6 +45,11 @@ class Questions:
             try:
                 answer = self.read().strip().lower()
             except EOFError:
-                raise CommandFailed("\nno answer; nothing was written", 2) from None
+                say()
+                raise CommandFailed("no answer; nothing was written", 2) from None
+            except KeyboardInterrupt:
+                say()
+                raise
             if answer in ("", "y", "yes", "n", "no"):
                 return default if not answer else answer.startswith("y")
+            say("Please answer y or n.")

@@ -122,7 +122,7 @@ def _is_wanted(planned: Mapping[str, Any], options: argparse.Namespace) -> bool:
     if options.yes:
         return True
     if not sys.stdin.isatty():
-        raise CommandFailed("nobody is there to be asked: --yes removes without a question", BAD_USAGE)
+        raise CommandFailed("there is no terminal to ask on: --yes removes without a question", BAD_USAGE)
     plain = indented_values(dict(planned))
     lines = [*plain["files"][:_SHOWN]]
     if plain["count"] > len(lines):

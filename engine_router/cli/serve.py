@@ -14,6 +14,7 @@ import attrs
 
 from engine_router import __version__
 from engine_router.cli.exit_codes import CommandFailed
+from engine_router.cli.folders import absent_folders
 from engine_router.cli.formatting import counted
 from engine_router.cli.log import LogThread, end_logging, start_logging
 from engine_router.cli.running import run_router
@@ -82,6 +83,8 @@ def _configuration(options: argparse.Namespace) -> tuple[str, Callable[[], Confi
             raise CommandFailed("--scan needs no configuration: give --config or --scan, not both", 2)
         from engine_router.setup.model_blocks import scan_config  # noqa: PLC0415 - few need it
 
+        for folder in absent_folders(options.scan):
+            say(f"warning: {folder}: there is no such folder (yet)", to=sys.stderr)
         try:
             text = scan_config(options.scan)
         except ValueError as error:

@@ -94,7 +94,15 @@ class Table:
         )
 
     def records(self) -> str:
-        """Return each row as lines of their own, a cell in each: for what is wider than the terminal."""
+        """Return each row as lines of their own, a cell in each: for what is wider than the terminal.
+
+        Two columns are a name and its value, which need no headings.
+        """
+        if len(self.headings) == 2:
+            width = max((len(printable(name)) for name, _ in self.rows), default=0)
+            return "\n".join(
+                f"{printable(name).ljust(width)}  {printable(value)}" for name, value in self.rows
+            )
         headings = [heading.upper() for heading in self.headings]
         width = max(map(len, headings))
         return "\n\n".join(

@@ -98,7 +98,7 @@ class UnknownModel(RouterError):
         hint = (
             f"; did you mean {' or '.join(repr(foreign_text.shown(s)) for s in suggestions)}?"
             if suggestions
-            else "; GET /v1/models lists them"
+            else "; engine-router models, or GET /v1/models, lists them"
         )
         unasked = "".join(f"; {clause}" for clause in silent[:_SILENT_TOLD])
         more = f"; nor do {len(silent) - _SILENT_TOLD} more engines" if len(silent) > _SILENT_TOLD else ""

@@ -177,7 +177,9 @@ def write(
         backup = backed_up(target, present, mode, owner)
         write_atomically(target, text, mode=mode, owner=owner)
     except OSError as error:
-        raise _fault(path, f"cannot be written: {error.strerror or error}") from None
+        raise _fault(
+            path, f"cannot be written: {error.strerror or error}; --config names another file"
+        ) from None
     except RuntimeError:  # links that lead in a circle, in Python before 3.13
         raise _fault(path, "cannot be written: its symbolic links lead in a circle") from None
     return Written(path, backup, config)
