@@ -17,6 +17,7 @@ from support.served import ask, served
 import engine_router
 from engine_router.cli import main
 from engine_router.cli.exit_codes import BAD_USAGE, OK
+from engine_router.cli.parser_running import IMPORTED
 from engine_router.config import load_config, parse_config
 from engine_router.setup.migrate.documents import Unreadable
 from engine_router.setup.migrate.migration import migrate
@@ -240,6 +241,10 @@ hooks: {{on_startup: {{preload: [two]}}}}
                 got = json.loads(json.loads(answer.body)["body"])
                 seen.append((got["model"], got["temperature"], got.get("top_k")))
     assert seen == [("one", 0.25, None), ("another", 1, 3), ("one", 0.25, None), ("one", 0.75, None)]
+
+
+def test_every_router_can_be_named() -> None:
+    assert IMPORTED == KINDS
 
 
 # Odd files.

@@ -202,6 +202,7 @@ def test_macros_stand_in_each_other_in_numbers_and_in_keys() -> None:
     assert found.process("a").argv[3:] == ("--ctx-size", "4096", "--alias", "a")
     assert found.process("a").argv[:3] == ("/bin/llama-server", "--port", "{port}")
     assert found.process("b").argv[3:] == ("--ctx-size", "8192", "--alias", "b")
+    assert found.outcome("models.a.cmd") == CARRIED  # a macro in a comment is none
     assert found.process("a").idle_timeout_s == 60
     assert found.config.models["a"].set == {"temperature": 0.1}
     hot = found.config.models["a:hot"]
@@ -211,6 +212,11 @@ def test_macros_stand_in_each_other_in_numbers_and_in_keys() -> None:
 def test_an_unknown_macro_stays_and_is_told() -> None:
     found = swap(cmd="llama-server --port ${PORT} -m ${where}")
     assert found.process("m").argv[-1] == "${where}"
+    assert found.outcome("models.m.cmd") == APPROXIMATED
+
+
+def test_braces_that_this_router_fills_in_are_told() -> None:
+    found = swap(cmd="server --port ${PORT} --prefix x-{model}")
     assert found.outcome("models.m.cmd") == APPROXIMATED
 
 

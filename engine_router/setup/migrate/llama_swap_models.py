@@ -121,6 +121,10 @@ def _add_command(section: Section, command: str, engine: Entry, port: str) -> bo
         section.approximated(
             "cmd", f"argv; no macro is called {unknown[0]}, so it stays as it is", "define it"
         )
+    if filled := [name for name in ("{model}", "{path}") if name in command]:
+        section.approximated(
+            "cmd", f"argv; {filled[0]} in it is filled in by this router", "write it otherwise"
+        )
     container = container_of(words)
     if container is None:
         section.carried("cmd", "argv")
