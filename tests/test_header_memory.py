@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.gguf_files import MODEL, gguf_file, split_files
 
+from engine_router.guards.regular_file import open_regular
 from engine_router.models import header_memory
 from engine_router.models.estimate import estimate
 from engine_router.models.gguf import read_gguf
@@ -120,17 +122,58 @@ def test_notes_of_other_files(tmp_path: Path) -> None:
         asked.append(path)
         raise ValueError("is not JSON")
 
-    assert memory.note(path, names) == memory.note(path, names) == ["a", "b"]
+    assert memory.note(path, names, list) == memory.note(path, names, list) == ["a", "b"]
     memory.save(file)
     again = HeaderMemory()
     again.load(file)
-    assert again.note(path, names) == ["a", "b"]
+    assert again.note(path, names, list) == ["a", "b"]
     assert len(asked) == 1
     path.write_text("{ }")
     for _ in range(2):
         with pytest.raises(ValueError, match=f"^{path}: is not JSON$"):
-            again.note(path, fault)
+            again.note(path, fault, int)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("kept", ["5", "-5", "null", '["a"]', "1e99", '{"a": 1}'])
+def test_a_note_of_another_kind_is_taken_anew(tmp_path: Path, kept: str) -> None:
+    file, path = tmp_path / "headers.jsonl", tmp_path / "index.json"
+    path.write_text("{}")
+    found = path.stat()
+    line = f'["{path}",{found.st_size},{found.st_mtime_ns},{int(found.st_mtime)},{kept},""]'
+    file.write_text(f'{{"engine_router_headers":1}}\n{line}\n')
+    for read, kind in ((lambda _: ["b"], list), (lambda _: 7, int)):
+        memory = HeaderMemory()
+        memory.load(file)
+        assert isinstance(memory.note(path, read, kind), kind)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("fault", ["\x1b[31mred", "two\nlines", "x" * 1000])
+def test_a_fault_that_nobody_wrote_here_is_not_believed(tmp_path: Path, fault: str) -> None:
+    file, path = tmp_path / "headers.jsonl", large(tmp_path / "m.gguf")
+    found = path.stat()
+    line = json.dumps([str(path), found.st_size, found.st_mtime_ns, int(found.st_mtime), None, fault])
+    file.write_text(f'{{"engine_router_headers":1}}\n{line}\n')
+    memory = HeaderMemory()
+    memory.load(file)
+    assert memory.read(path).parameters > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path: Path) -> None:
+    pipe, memory, ended = tmp_path / "headers.jsonl", HeaderMemory(), threading.Event()
+    os.mkfifo(pipe)
+
+    def load() -> None:
+        memory.load(pipe)
+        with pytest.raises(ValueError, match="not a file"):
+            open_regular(pipe)
+        ended.set()
+
+    threading.Thread(target=load, daemon=True).start()
+    assert ended.wait(60)
+    memory.save(pipe)
+    assert pipe.is_file()
 
 
 def test_it_outlives_a_restart(tmp_path: Path, reads: list[str]) -> None:

@@ -274,20 +274,20 @@ async def test_a_folder_without_permission_costs_itself_only(
 
 def refuse(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
     """Have the system refuse to open files and to enter folders; tests may run as root, whom it refuses nothing."""
-    scandir, opened = os.scandir, Path.open
+    scandir, opened = os.scandir, os.open
 
     def refusing_scandir(path: Path | str) -> object:
         if Path(path) in paths:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    def refusing_open(path: Path, *args: str, **options: str) -> object:
-        if path in paths:
+    def refusing_open(path: Path | str, flags: int, *more: int) -> int:
+        if Path(path) in paths:
             raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *args, **options)
+        return opened(path, flags, *more)
 
     monkeypatch.setattr(os, "scandir", refusing_scandir)
-    monkeypatch.setattr(Path, "open", refusing_open)
+    monkeypatch.setattr(os, "open", refusing_open)
 
 
 async def test_names_that_are_no_text(tmp_path: Path) -> None:

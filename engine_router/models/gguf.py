@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from engine_router.guards.limits import (
     MAX_GGUF_TEXT_BYTES,
     MAX_GGUF_WALKED,
 )
+from engine_router.guards.regular_file import open_regular
 from engine_router.models.ggml_types import BLOCKS, FILE_TYPES, GUESSED
 from engine_router.models.pace import Pace
 
@@ -177,10 +177,7 @@ def read_part(path: Path, rest: Callable[[], None] | None = None) -> GGUFHeader:
     Args:
         rest: called about every millisecond of work; by default the thread has a pace of its own.
     """
-    # To open a named pipe would wait for a writer.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path}: not a file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         found = os.fstat(file.fileno())
         try:
             return _Reader(file, found.st_size, rest or Pace().rest).header(found.st_mtime)

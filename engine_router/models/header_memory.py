@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from attrs import define, field
 
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.guards.limits import MAX_HEADER_MEMORY_BYTES, MAX_KEPT_KEYS, MAX_REMEMBERED_HEADERS
+from engine_router.guards.regular_file import open_regular
 from engine_router.models.gguf import GGUFHeader, read_part, split_parts, summed
 from engine_router.models.pace import Pace
 from engine_router.models.weights import Weights, gguf_capabilities, gguf_weights
@@ -38,17 +39,20 @@ _VOCABULARY: Final = "tokenizer.ggml.tokens"
 _FORGET_AFTER_S: Final = 7 * 86400.0
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
     """What is remembered of one file's header."""
 
     numbers: dict[str, bool | int | float]
     texts: dict[str, str]
     arrays: dict[str, list[bool | int | float]]
-    lengths: dict[str, int]
-    tensor_bytes: int
-    parameters: int
-    tensor_count: int
-    missing_bytes: int
+    lengths: dict[str, _Count]
+    tensor_bytes: _Count
+    parameters: _Count
+    tensor_count: _Count
+    missing_bytes: _Count
     capabilities: list[str]
 
 
@@ -114,18 +118,24 @@ class HeaderMemory:
         """
         return _header(*self._gguf(path, rest))
 
-    def note(self, path: Path, read: Callable[[Path], NoteT]) -> NoteT:
+    def note(self, path: Path, read: Callable[[Path], NoteT], kind: type[NoteT]) -> NoteT:
         """Return what a reader makes of a file that is no GGUF file.
 
         Args:
             read: reads it; ValueError, for what is wrong with it, is remembered too.
+            kind: what that returns.
 
         Raises:
             ValueError: what the reader raised; the text names the file and the fault.
             OSError: it cannot be read.
         """
-        kept = self._known(path, lambda: msgspec.json.encode(read(path))).kept
-        return cast("NoteT", _NOTES.decode(kept))
+        for _ in range(2):
+            note = _NOTES.decode(self._known(path, lambda: msgspec.json.encode(read(path))).kept)
+            if isinstance(note, kind):
+                return note
+            with self._lock:  # the file of remembered headers was damaged
+                self._entries.pop(os.fspath(path), None)
+        raise ValueError(f"{path}: it changes while it is read")
 
     def weights(self, path: Path) -> Weights:
         """Return a summary of the facts in a GGUF file: without its template, and without all that its header says.
@@ -187,6 +197,8 @@ class HeaderMemory:
             rest()
             try:
                 read = _LINES.decode(line)
+                if len(read.fault) > _LONGEST_TEXT or not read.fault.isprintable():
+                    continue
                 if not read.fault:
                     (_HEADERS if read.path.lower().endswith(_GGUF) else _NOTES).decode(read.kept)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -227,14 +239,14 @@ class HeaderMemory:
 def _lines(file: Path) -> Iterator[bytes]:
     """Yield the lines of a file of remembered headers; none where it is not one of this version."""
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             if os.fstat(opened.fileno()).st_size > MAX_HEADER_MEMORY_BYTES:
                 return
             if opened.readline(_LONGEST_LINE).rstrip() != _FIRST_LINE.encode():
                 return
             while line := opened.readline(_LONGEST_LINE):
                 yield line
-    except OSError:
+    except (OSError, ValueError):
         return
 
 

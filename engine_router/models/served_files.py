@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from engine_router.guards.limits import LISTED_MODELS, MAX_PRESET_BYTES, MAX_WEIGHT_FILES
+from engine_router.guards.regular_file import open_regular
 from engine_router.models.served_names import ServedModel, ServedModels, file_names, is_name
 
 _SECTION: Final = re.compile(r"\[([^\]]*)\]")
@@ -47,11 +47,12 @@ def models_in_files(served: ServedModels, cwd: Path) -> tuple[ServedModel, ...]:
 
 
 def _text(path: Path) -> str:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_PRESET_BYTES:
+    with open_regular(path) as file:
+        found = file.read(MAX_PRESET_BYTES + 1)
+    if len(found) > MAX_PRESET_BYTES:
         raise ValueError(f"{path}: not a file of at most {MAX_PRESET_BYTES} bytes")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return found.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text in UTF-8") from None
 

@@ -14,6 +14,7 @@ from attrs import field, frozen
 from engine_router.errors import BadRequest
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MAX_TOKEN_FILE_BYTES
+from engine_router.guards.regular_file import open_regular
 from engine_router.models.scan.places import HUGGING_FACE, LLAMA_CPP, Surroundings, find_place
 
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
@@ -100,9 +101,9 @@ def _token(environ: Mapping[str, str], file: Path) -> str:
     if not token and not _is_true(environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "")):
         place = str(file)
         try:
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
                 token = opened.read(MAX_TOKEN_FILE_BYTES).decode("utf-8", "replace").strip()
-        except OSError:
+        except (OSError, ValueError):
             return ""
     if not token.isascii() or not token.isprintable() or " " in token:
         raise BadRequest(f"the token in {place} has characters that no header can carry")

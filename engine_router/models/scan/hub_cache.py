@@ -15,6 +15,7 @@ from typing import Final
 from attrs import define, evolve, field
 
 from engine_router.guards.limits import MAX_NAME_FILE_BYTES, MAX_SCAN_DEPTH
+from engine_router.guards.regular_file import open_regular
 from engine_router.models.gguf import SPLIT
 from engine_router.models.scan.listing import GGUF, Folder, FoundFile, Walk, missing_part
 
@@ -115,12 +116,10 @@ def _snapshots(walk: Walk, path: Path) -> list[Path]:
 
 def _main_revision(path: Path) -> str:
     main = path / "refs" / "main"
-    if not main.is_file():
-        return ""
     try:
-        with main.open(encoding="utf-8") as file:
-            return file.read(MAX_NAME_FILE_BYTES).strip()
-    except (OSError, UnicodeDecodeError):
+        with open_regular(main) as file:
+            return file.read(MAX_NAME_FILE_BYTES).decode().strip()
+    except (OSError, ValueError):
         return ""
 
 

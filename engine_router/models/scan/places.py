@@ -13,6 +13,7 @@ from typing import Final, Literal
 from attrs import field, frozen
 
 from engine_router.guards.limits import MAX_CONFIG_BYTES
+from engine_router.guards.regular_file import open_regular
 
 PlaceLayout = Literal["folder", "llamacpp", "lmstudio"]
 
@@ -141,9 +142,7 @@ def _downloads_folder(settings: Path) -> str:
 def _small_file(path: Path) -> str:
     """Return what is in a small file; nothing where there is none."""
     try:
-        if not path.is_file():
-            return ""
-        with path.open(encoding="utf-8") as file:
-            return file.read(MAX_CONFIG_BYTES)
-    except (OSError, UnicodeDecodeError):
+        with open_regular(path) as file:
+            return file.read(MAX_CONFIG_BYTES).decode()
+    except (OSError, ValueError):
         return ""

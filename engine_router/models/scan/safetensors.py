@@ -16,6 +16,7 @@ from engine_router.guards.limits import (
     MAX_SAFETENSORS_HEADER_BYTES,
     MAX_SAFETENSORS_INDEX_BYTES,
 )
+from engine_router.guards.regular_file import open_regular
 from engine_router.models.header_memory import HeaderMemory, NoteT
 from engine_router.models.scan.listing import SAFETENSORS, Folder, FoundFile, why
 
@@ -71,7 +72,7 @@ def model_files(folder: Folder, memory: HeaderMemory) -> list[FoundFile]:
         raise NoModel("is a pipeline that makes images, not a language model", is_fault=False)
     if CONFIG not in folder.beside or _ENCODER_PART.fullmatch(folder.path.name):
         raise NoModel(f"holds safetensors without a model's {CONFIG} beside them", is_fault=False)
-    if not _remembered(memory, folder.path / CONFIG, _names_kind):
+    if not _remembered(memory, folder.path / CONFIG, _names_kind, int):
         raise NoModel(f"its {CONFIG} names neither a model_type nor architectures", is_fault=False)
     names = _wanted(folder, files, memory)
     for name in names:
@@ -79,7 +80,7 @@ def model_files(folder: Folder, memory: HeaderMemory) -> list[FoundFile]:
             raise NoModel(f"{shown(name)} is missing: its download may not have ended", is_fault=True)
     for name in names:
         file = files[name]
-        missing = _remembered(memory, file.path, _needed_bytes) - file.size
+        missing = _remembered(memory, file.path, _needed_bytes, int) - file.size
         if missing > 0:
             raise NoModel(f"{shown(name)} is truncated: {missing} bytes are missing", is_fault=True)
     return [files[name] for name in names]
@@ -87,7 +88,7 @@ def model_files(folder: Folder, memory: HeaderMemory) -> list[FoundFile]:
 
 def _wanted(folder: Folder, files: Collection[str], memory: HeaderMemory) -> Sequence[str]:
     """Return the names of the files that the model consists of."""
-    if _INDEX in folder.beside and (named := _remembered(memory, folder.path / _INDEX, _named_files)):
+    if _INDEX in folder.beside and (named := _remembered(memory, folder.path / _INDEX, _named_files, list)):
         return named
     sets = [match for name in files if (match := _PART.fullmatch(name)) is not None]
     if not sets:
@@ -100,14 +101,14 @@ def _wanted(folder: Folder, files: Collection[str], memory: HeaderMemory) -> Seq
     return [f"{stem}-{part:05}-of-{parts}{SAFETENSORS}" for part in range(1, int(parts) + 1)]
 
 
-def _remembered(memory: HeaderMemory, path: Path, read: Callable[[Path], NoteT]) -> NoteT:
+def _remembered(memory: HeaderMemory, path: Path, read: Callable[[Path], NoteT], kind: type[NoteT]) -> NoteT:
     """Return what is read in a file, or remembered of it.
 
     Raises:
         NoModel: it cannot be read, or is damaged.
     """
     try:
-        return memory.note(path, read)
+        return memory.note(path, read, kind)
     except OSError as error:
         raise NoModel(f"{shown(path.name)} cannot be read: {why(error)}", is_fault=True) from None
     except ValueError as error:
@@ -136,7 +137,7 @@ def _named_files(path: Path) -> list[str]:
 
 def _needed_bytes(path: Path) -> int:
     """Return how long a file has to be to hold all its tensors."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         beginning = file.read(_LENGTH.size)
         length = _LENGTH.unpack(beginning)[0] if len(beginning) == _LENGTH.size else 0
         if not 0 < length <= MAX_SAFETENSORS_HEADER_BYTES:
@@ -156,7 +157,7 @@ def _beginning(path: Path, most_bytes: int) -> bytes:
     Raises:
         ValueError: it is too long.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         text = file.read(most_bytes + 1)
     if len(text) > most_bytes:
         raise ValueError(f"has more than {most_bytes} bytes")
