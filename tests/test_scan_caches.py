@@ -11,7 +11,7 @@ from support.gguf_files import gguf_file, projector_file, safetensors_file, safe
 from support.scanned import model, names, reasons, scanned, scanner
 
 from engine_router.guards.regular_file import open_regular
-from engine_router.models.scan import ScanRequest, safetensors
+from engine_router.models.scan import ScanRequest
 from engine_router.models.scan.places import Surroundings, find_place
 
 HOME = Path("/home/ann")
@@ -249,7 +249,7 @@ async def test_safetensors_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
         opened.append(path.name)
         return open_regular(path)
 
-    monkeypatch.setattr(safetensors, "open_regular", noting)
+    monkeypatch.setattr("engine_router.models.scan.safetensors.open_regular", noting)
     assert len((await found.scan([request])).models) == 1
     assert opened == []
     safetensors_file(folder / "model-00002-of-00003.safetensors", cut=1)
