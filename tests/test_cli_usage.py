@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from engine_router.cli import main
 from engine_router.cli.address import locate
 from engine_router.cli.demo import own_command
+from engine_router.cli.parser import build_parser
 from engine_router.cli.terminal import Table
 from engine_router.proxy.routes import base_url_hint
 
@@ -168,3 +170,55 @@ def test_the_page_cache_is_measured_from_a_bare_interpreter(tmp_path: Path) -> N
 def test_two_columns_on_a_narrow_terminal_keep_a_line_for_each_row() -> None:
     table = Table(("What", "On this machine"), [("Memory", "25 GB of main memory"), ("GPU", "none")])
     assert table.records() == "Memory  25 GB of main memory\nGPU     none"
+
+
+# Help pages.
+
+PAGES = {name: command for names, command in build_parser().each_command() for name in names}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_help_page_is_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = PAGES[name]
+    page = command.format_help()
+    assert len(command.description or "") > 20
+    assert re.search(r"^examples?:\n  \S", page, re.MULTILINE)
+    assert re.search(r"^exit codes:\n  0    ok$", page, re.MULTILINE)
+    for variable, about in command.variables():
+        assert re.search(rf"^  {re.escape(variable)} +{re.escape(about)}$", page, re.MULTILINE)
+    prose = page.partition("\nexamples:")[0].partition("\nexample:")[0]
+    assert max(map(len, prose.splitlines())) <= 80, prose
+    without_help = [action.dest for action in command._actions if not action.help]
+    assert not without_help
+    if "--config" in page:
+        assert "ENGINE_ROUTER_CONFIG" in page.partition("environment:")[2]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_examples_of_a_help_page_can_be_typed(name: str) -> None:
+    page = PAGES[name].format_help()
+    lines = re.findall(r"^  (.*)$", re.split("^examples?:\n", page, flags=re.MULTILINE)[1], re.MULTILINE)
+    own = [line for line in lines if re.search(r"engine-router \S", line)]
+    assert own
+    for line in own:
+        command = line.partition("engine-router ")[2].partition("#")[0].partition("|")[0].rstrip()
+        words = shlex.split(re.split(r" [<>] |\)", command)[0])
+        assert build_parser().parse_args(words).module
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help", "ps"], ["residents", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(words)
+        assert capsys.readouterr().out.startswith("usage: engine-router residents ")
+    assert main(["help"]) == 0
+    assert "commands:" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["help", "statsu"])
+    assert "did you mean status?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("alias", "name"), [("ps", "residents"), ("list", "models"), ("ls", "models")])
+def test_an_alias_is_the_same_command(alias: str, name: str) -> None:
+    assert vars(build_parser().parse_args([alias])) == vars(build_parser().parse_args([name]))

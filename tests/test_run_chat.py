@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from support.background import Running
-from support.client_harness import GREETING, serving, talker
+from support.client_harness import GREETING, serving, table, talker
 from test_cli import SOON_S, command, posix
 
 from engine_router.cli import main
@@ -552,3 +552,18 @@ def test_what_was_typed_comes_back_in_the_next_chat(router: Running, tmp_path: P
         path.write_text("".join(f"{line}\n" for line in kept))
     assert path.stat().st_mode & 0o777 == 0o600
     assert "report first" in path.read_text("utf-8")
+
+
+@pytest.mark.real
+def test_a_real_model_answers(tmp_path: Path) -> None:
+    tiny = pytest.importorskip("engine_router.engines.llamacpp.tiny")
+    pytest.importorskip("xllamacpp")
+    tiny.write_tiny_gguf(tmp_path / "m.gguf", name="tiny")
+    argv = [sys.executable, "-m", "engine_router.llamacpp", "-m", str(tmp_path / "m.gguf")]
+    argv += ["--threads", "1", "--port", "{port}"]
+    with serving(table("engines.tiny", type="process", argv=argv, models=["tiny"])) as running:
+        done = ask(running, "tiny", "Hello", "--set", "max_tokens=8", "--set", "temperature=0", "--json")
+        said = json.loads(told(done))
+    assert said["finish_reason"] in ("length", "stop")
+    assert said["usage"]["completion_tokens"] <= 8
+    assert said["timings"]["tokens_per_s"] > 0

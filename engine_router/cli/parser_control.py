@@ -9,32 +9,32 @@ def add_control(command: Adder) -> None:
     """Add queue, residents, failed, load, reset, pin, unpin, cancel and events."""
     queue = command(
         "queue",
-        "show who waits, and what for",
-        "Show every request that waits: its place, how long it has waited, what has to happen first, and how\n"
-        "long that takes as far as is known.",
+        "show waiting requests",
+        "Show every waiting request: its place, how long it has waited, what it waits for, and an estimate of the\n"
+        "remaining time, if there is one.",
         "queue",
         "queue --json",
     )
     residents = command(
         "residents",
-        "show what is in memory, and which requests use it",
-        "Show what is in memory: what it takes, since when it is idle, when it goes by itself, and the requests\n"
-        "that use it.",
+        "show the models in memory, and the requests that use them",
+        "Show the models in memory: their memory use, how long they have been idle, when they are unloaded, and the\n"
+        "requests that use them.",
         "residents",
         "ps",
         aliases=("ps",),
     )
     failed = command(
         "failed",
-        "show what failed, why, and when it is tried again",
-        "Show the models that could not be started, or died, and have not worked since. See also: reset.",
+        "show failed models, the reason, and the next attempt",
+        "Show the models that failed to start or crashed, and have not worked since. See also: engine-router reset.",
         "failed",
     )
     load = command(
         "load",
-        "make a model resident, and say how long it stays",
-        "Make a model resident and wait until it is, in turn like any request. With --no-wait the router goes\n"
-        "on with it alone, and the command ends at once.",
+        "make a model resident, optionally for a given time",
+        "Make a model resident, and wait for it. It queues like any request. With --no-wait the command returns at once,\n"
+        "and the router loads the model in the background.",
         "load qwen3-30b",
         "load qwen3-30b --keep-alive 1h --no-wait",
     )
@@ -42,37 +42,38 @@ def add_control(command: Adder) -> None:
     load.add_argument(
         "--keep-alive",
         metavar="TIME",
-        help='how long it shall stay when nobody uses it: seconds, or "30m", "2h"; -1 for ever',
+        help='how long it stays when idle: seconds, or "30m", "2h"; -1 for ever',
     )
-    load.add_argument("--no-wait", action="store_true", help="do not wait until it is there")
+    load.add_argument("--no-wait", action="store_true", help="return at once")
     reset = command(
         "reset",
-        "forget that a model failed, so that it is tried again at once",
-        "Forget that a model failed, so that the next request for it starts it. One that could not be stopped is "
-        "taken to be gone: see to that first.",
+        "clear a model's failure and retry on the next request",
+        "Clear a model's failure, so that the next request starts it again. An engine that could not be stopped is\n"
+        "treated as stopped: make sure that it is.",
         "reset qwen3-30b",
     )
     pin = command(
         "pin",
         "protect a model from eviction",
-        "Once a model is resident, neither evict it nor stop it when idle, until the router ends.",
+        "Keep a model in memory once it is resident: never evict it, never unload it when idle, until it is unpinned or the\n"
+        "router stops.",
         "pin qwen3-30b",
     )
     unpin = command(
-        "unpin", "end a model's protection from eviction", "Let a model be stopped again.", "unpin qwen3-30b"
+        "unpin", "remove a model's pin", "Allow a model to be evicted and unloaded again.", "unpin qwen3-30b"
     )
     cancel = command(
         "cancel",
-        "end one request",
-        "End one request, or one job: it gives back what it holds, and its client is told. The ids are shown by\n"
-        "engine-router queue and engine-router residents.",
+        "cancel a request or a job",
+        "Cancel a request or a job. Its resources are released, and its client gets an error. engine-router queue and\n"
+        "engine-router residents show the ids.",
         "cancel r12",
     )
     cancel.add_argument("id", metavar="ID", help="such as r12, or j3 for a job")
     events = command(
         "events",
-        "show what happens, as it happens",
-        "Show everything that happens in the router from now on, until Ctrl-C.",
+        "show events as they happen",
+        "Show the router's events from now on, until Ctrl-C.",
         "events",
         "events --json | jq .",
     )

@@ -1,4 +1,4 @@
-"""The commands that talk to models: chats, clients that are started for the router, and helps for the shell."""
+"""The commands that talk to models: chats and client programs; and the help for a shell and its user."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ def add_daily(command: Adder) -> None:
     run = command(
         "run",
         "chat with a model, or ask it once",
-        "Chat with a model on the terminal, or ask it once: with a PROMPT, or with text on standard input, the\n"
-        "answer is printed, and the command ends. A pipe or a file on standard input is added to the PROMPT. The\n"
-        "model is loaded if it has to be, in turn like any request, and the wait is shown.\n\n"
-        "In a chat, /help shows the commands: /set, /show, /model, /image, /clear, /save, /bye. A message of several\n"
-        'lines stands between """ and """. The path of an image (PNG, JPEG, WebP, GIF) in a message sends the\n'
-        "image. Ctrl-C ends an answer, Ctrl-D the chat. What a model thinks is dimmed on a terminal, and left out\n"
-        "elsewhere.",
+        "Chat with a model in the terminal. With a PROMPT or text on standard input, print one answer and exit. Piped or\n"
+        "redirected input is appended to the PROMPT. The model is loaded on demand; while it loads, progress is shown.\n\n"
+        "In a chat, /help lists the commands: /set, /show, /model, /image, /clear, /save, /bye. Enclose a message of\n"
+        'several lines in """. An image file (PNG, JPEG, WebP, GIF) named in a message is sent with it. Ctrl-C stops the\n'
+        "answer, Ctrl-D ends the chat. Thoughts of reasoning models are dimmed on a terminal and omitted elsewhere.",
         "run qwen3-30b",
         'run qwen3-30b "Why is the sky blue?"',
         'git diff | engine-router run qwen3-30b "Write a commit message" --set temperature=0',
         'run qwen3-vl "What is on it?" --image photo.jpg',
         "run qwen3-30b --system 'Answer in one word.' --json < question.txt",
         words="prompt",
-        variables=(("ENGINE_ROUTER_HISTORY", "the file that keeps what was typed in chats; empty: none"),),
+        variables=(("ENGINE_ROUTER_HISTORY", "history file of chats; empty: keep no history"),),
     )
     run.add_argument("model", metavar="MODEL", nargs="?", help="a model id or alias")
-    run.add_argument("prompt", metavar="PROMPT", nargs="*", help="what is asked; without it: a chat")
-    run.add_argument("--system", metavar="TEXT", help="what the model is told before everything else")
+    run.add_argument("prompt", metavar="PROMPT", nargs="*", help="the question; without one, start a chat")
+    run.add_argument("--system", metavar="TEXT", help="system prompt")
     run.add_argument(
         "--set",
         metavar="NAME=VALUE",
         action="append",
-        help="a setting, as /set in the chat: temperature, top_p, top_k, min_p, max_tokens, seed, stop, think ...",
+        help="a setting, like /set in a chat: temperature, top_p, top_k, min_p, max_tokens, seed, stop, think ...",
     )
     run.add_argument("--image", metavar="FILE", action="append", help="send an image with the prompt")
-    run.add_argument("--hide-thinking", action="store_true", help="do not show what the model thinks")
+    run.add_argument("--hide-thinking", action="store_true", help="hide the thoughts of reasoning models")
     run.add_argument("--verbose", action="store_true", help="show tokens and speed after each answer")
     run.add_argument("--raw", action="store_true", help="no colours")
     run.add_argument(
@@ -47,11 +45,11 @@ def add_daily(command: Adder) -> None:
     launch = command(
         "launch",
         "start a client that uses the router",
-        "Start a client with the variables and arguments by which it finds the router and a model. Clients that want\n"
-        "a file of their own get what they need put into it, after a question; everything else in it stays, and the\n"
-        "former file is kept beside it. Without a CLIENT, list them. What stands behind -- goes to the client.\n\n"
-        "The model is --model, else the router's default_model, the one that is resident, or the only one; else you\n"
-        "are asked.",
+        "Start a client program that is set up to use the router and a model. Most clients take environment variables or\n"
+        "arguments. For the others, launch asks before it changes their settings file; it keeps the other settings and\n"
+        "a backup. Without a CLIENT, list the clients. Arguments after -- are passed to the client.\n\n"
+        "Without --model, launch uses the router's default_model, the resident model, or the only model; otherwise it\n"
+        "asks.",
         "launch claude",
         "launch codex --model qwen3-30b -- exec 'fix the tests'",
         "launch opencode --print",
@@ -61,15 +59,15 @@ def add_daily(command: Adder) -> None:
     launch.add_argument("client", metavar="CLIENT", nargs="?", choices=NAMES, help=", ".join(NAMES))
     launch.add_argument("-m", "--model", metavar="MODEL", help="a model id or alias")
     launch.add_argument(
-        "--print", action="store_true", help="only show the variables, the file and the command, for a shell"
+        "--print", action="store_true", help="only print the variables, settings and command, as shell code"
     )
-    launch.add_argument("-y", "--yes", action="store_true", help="do not ask before a file is changed")
+    launch.add_argument("-y", "--yes", action="store_true", help="change settings files without asking")
     add_address(launch)
     completion = command(
         "completion",
-        "print a script with which a shell completes commands",
-        "Print a script with which bash, zsh or fish completes commands, options, files, and the names of the models\n"
-        "that the running router has ($ENGINE_ROUTER_URL, or the configuration).",
+        "print a completion script for a shell",
+        "Print a completion script for bash, zsh or fish. It completes commands, options, files, and the models of the\n"
+        "running router.",
         'eval "$(engine-router completion bash)"        # in ~/.bashrc',
         "source <(engine-router completion zsh)         # in ~/.zshrc, after compinit",
         "engine-router completion fish | source         # in ~/.config/fish/config.fish",
@@ -78,8 +76,8 @@ def add_daily(command: Adder) -> None:
     add_address(completion)
     helps = command(
         "help",
-        "show how a command is used",
-        "Show how a command is used, as its --help does; without a command, list them.",
+        "show the help page of a command",
+        "Show the help page of a command, as its --help does. Without a COMMAND, list the commands.",
         "help run",
     )
-    helps.add_argument("topic", metavar="COMMAND", nargs="?", help="default: the list of all")
+    helps.add_argument("topic", metavar="COMMAND", nargs="?", help="default: list all commands")

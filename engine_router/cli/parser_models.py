@@ -11,8 +11,8 @@ def add_models(command: Adder) -> None:
         "pull",
         "download a model from Hugging Face",
         "Download a model into Hugging Face's own cache, where every program finds it: the parts and the projector of\n"
-        "a GGUF model (Q4_K_M, or what is nearest, unless a quantisation is named), or a safetensors repository.\n"
-        "A download that breaks off, or is ended with Ctrl-C, goes on from there when the command is repeated.\n"
+        "a GGUF model (Q4_K_M or the nearest quantisation, unless you name one), or a safetensors repository.\n"
+        "Repeat the command to resume an interrupted download.\n"
         "A running router downloads as a job, and pauses it while a model is starting. Gated models need a token\n"
         "(HF_TOKEN, or `hf auth login`) where the download runs.",
         "pull hf:unsloth/Qwen3-8B-GGUF",
@@ -37,14 +37,13 @@ def add_models(command: Adder) -> None:
         help="folder for the file of a plain URL (default: llama.cpp's cache)",
     )
     pull.add_argument(
-        "--no-wait", action="store_true", help="leave it to the running router, and end at once"
+        "--no-wait", action="store_true", help="let the running router download it, and return at once"
     )
     rm = command(
         "rm",
         "remove a model's files from the disk",
-        "Remove the files of a model: by its name, or by its name on Hugging Face, whose cache keeps what other\n"
-        "revisions use. Shows what goes, and asks first. A model that is resident is unloaded first: engine-router\n"
-        "unload.",
+        "Remove the files of a model, given its name in the router or on Hugging Face. Files that other revisions in the\n"
+        "cache use are kept. Lists the files and asks first. Unload a resident model before: engine-router unload.",
         "rm qwen3-8b:q4_k_m",
         "rm hf:unsloth/Qwen3-8B-GGUF:Q6_K",
         "rm hf:unsloth/Qwen3-8B-GGUF --yes",
@@ -52,10 +51,8 @@ def add_models(command: Adder) -> None:
     rm.add_argument(
         "name", metavar="MODEL", help="a model, or hf:user/repo, hf:user/repo:QUANT, hf:user/repo/FILE"
     )
-    rm.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    rm.add_argument("-y", "--yes", action="store_true", help="remove without asking")
     for calling in (pull, rm):
-        calling.add_argument(
-            "--no-router", action="store_true", help="do it without the router, even if one is running"
-        )
+        calling.add_argument("--no-router", action="store_true", help="do not use a running router")
         add_address(calling)
         add_json(calling)

@@ -16,8 +16,8 @@ def add_running(command: Adder) -> None:
     serve = command(
         "serve",
         "run the router",
-        "Run the router until Ctrl-C or SIGTERM: then requests in flight may end, and every engine that the\n"
-        "router started is stopped. A second signal ends everything at once.",
+        "Run the router until Ctrl-C or SIGTERM. It then lets running requests finish, and stops every engine that it\n"
+        "started. A second signal stops everything at once.",
         "serve",
         "serve --config ~/engines.toml --port 8080",
         "serve --scan ~/models",
@@ -79,8 +79,8 @@ def add_checking(command: Adder) -> None:
     add_json(init)
     check = command(
         "check",
-        "check the configuration and say what is in it",
-        "Check the configuration: every fault at once, and warnings about what will not work on this machine.",
+        "check the configuration and summarize it",
+        "Check the configuration: report every error at once, and warn about what will not work on this machine.",
         "check",
         "check --config ~/engines.toml --json",
         "check --strict",
@@ -147,6 +147,6 @@ def add_checking(command: Adder) -> None:
     command(
         "schema",
         "print the JSON Schema of engines.toml, for editors",
-        "Print the JSON Schema of engines.toml. Editors that know it complete keys and show what is wrong.",
+        "Print the JSON Schema of engines.toml. Editors use it to complete keys and to mark mistakes.",
         "schema > engines.schema.json",
     )

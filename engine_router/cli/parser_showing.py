@@ -9,15 +9,15 @@ def add_showing(command: Adder) -> None:
     """Add status, models, discover, use, unload, logs, reload and rescan."""
     status = command(
         "status",
-        "show what is resident, who waits, and the last swap",
-        "Show what is resident, who waits, and what the last swap took.",
+        "show resident models, waiting requests and the last swap",
+        "Show the resident models, the number of waiting requests, and how long the last swap took.",
         "status",
         "status --json",
     )
     models = command(
         "models",
-        "list the models that clients can ask for",
-        "List the models that clients can ask for, with the engine and the state of each.",
+        "list the models that clients can request",
+        "List the models that clients can request, with the engine and state of each.",
         "models",
         "models --url http://192.168.1.20:8077",
         aliases=("list", "ls"),
@@ -35,43 +35,43 @@ def add_showing(command: Adder) -> None:
     use = command(
         "use",
         "make a model resident now",
-        "Make a model, or an engine, resident, and wait until it is. It takes its turn like any request.\n"
-        "Ctrl-C gives up the wait, and the start too where nobody else wants it.",
+        "Make a model or an engine resident, and wait for it. It queues like any request. Ctrl-C stops waiting, and\n"
+        "cancels the start unless another request needs it.",
         "use qwen3-30b",
     )
     use.add_argument("name", metavar="MODEL|ENGINE", help="a model id or alias, or the name of an engine")
     unload = command(
         "unload",
-        "stop what is resident and free its memory",
-        "Let running requests end, then stop what is resident: everything, or one model or engine.",
+        "stop resident models and free their memory",
+        "Let running requests finish, then stop one model or engine, or all of them.",
         "unload qwen3-30b",
         "unload --all",
     )
     which = unload.add_mutually_exclusive_group()
     which.add_argument("name", metavar="MODEL|ENGINE", nargs="?", help="default: everything")
-    which.add_argument("--all", action="store_true", help="everything, in so many words")
+    which.add_argument("--all", action="store_true", help="everything (explicit)")
     logs = command(
         "logs",
-        "show what an engine or a model wrote",
-        "Show the last lines that an engine wrote; for a model, its own lines only, where each has its own process.",
+        "show the output of an engine or a model",
+        "Show the last lines of an engine's output. For a model with its own process, show only its lines.",
         "logs llama -n 50",
         "logs qwen3-30b -f",
     )
-    logs.add_argument("name", metavar="MODEL|ENGINE", help="a name that is both is the engine's")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on with what it writes, until Ctrl-C")
+    logs.add_argument("name", metavar="MODEL|ENGINE", help="the engine, if both have this name")
+    logs.add_argument("-f", "--follow", action="store_true", help="keep showing new output until Ctrl-C")
     logs.add_argument("-n", "--lines", type=count, default=200, metavar="N", help="how many (default: 200)")
     reload = command(
         "reload",
-        "have the router read its configuration again",
-        "Have the router read its configuration again. A file with any fault is refused as a whole. Engines that\n"
-        "changed start anew once their requests are done; everything else goes on undisturbed.",
+        "make the router read its configuration again",
+        "Make the router read its configuration again. Any error rejects the whole file; nothing changes then.\n"
+        "Changed engines restart after their running requests; everything else continues undisturbed.",
         "reload",
     )
     rescan = command(
         "rescan",
-        "have the router look through its folders of models",
-        "Have the router look through the folders that its engines `scan`, and ask engines that run for their models.\n"
-        "Shows what is new, what is gone, and which files cannot be served, and why.",
+        "make the router scan its model folders again",
+        "Make the router scan the folders in its engines' `scan` again, and ask running engines for their models. Shows\n"
+        "new models, missing models, and the files that cannot be served, with the reason.",
         "rescan",
     )
     for calling in (status, models, discover, use, unload, logs, reload, rescan):
