@@ -371,11 +371,16 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def until(self, text: str) -> str:
-        """Wait until a text is shown; returns what was shown up to there, and goes on behind it."""
+    def until(self, text: str, again: str = "") -> str:
+        """Wait until a text is shown; returns what was shown up to there, and goes on behind it.
+
+        `again` is typed while nothing comes: readline misses a Ctrl-C in the moment before it begins to wait.
+        """
         deadline = time.monotonic() + SOON_S
         while text not in self.shown:
             assert time.monotonic() < deadline, repr(self.shown)
+            if again and not select.select([self._ours], [], [], 1)[0]:
+                self.type(again)
             if select.select([self._ours], [], [], 0.1)[0]:
                 self.shown += self._read()
         before, _, self.shown = self.shown.partition(text)
@@ -450,8 +455,9 @@ def test_ctrl_c_ends_the_answer_and_ctrl_d_the_chat(router: Running) -> None:
     chat.type("\x03")
     chat.until("(ended)")
     chat.until(">>> ")
-    chat.type("unfinished\x03")
-    chat.until("/bye ends the chat")
+    chat.type("unfinished")
+    chat.until("unfinished")
+    chat.until("/bye ends the chat", again="\x03")
     chat.until(">>> ")
     chat.type("report\n")
     assert '"role": "assistant"' in chat.until(">>> ")
