@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Mapping
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from engine_router.config import parse_config
 from engine_router.errors import HubError, InUse, NotOnHub
 from engine_router.models.hub.cache import FileLock
+from engine_router.models.hub.model_files import users_of
 from engine_router.models.hub.names import HubName, parse_name
 from engine_router.models.hub.removal import Removal, plan_file_removal, plan_hub_removal, remove
 
@@ -46,7 +49,7 @@ def named(text: str) -> HubName:
 
 def gone(root: Path, text: str) -> Removal:
     removal = plan_hub_removal(root, named(text))
-    remove(removal, root)
+    remove(removal)
     return removal
 
 
@@ -177,14 +180,14 @@ def test_all_parts_and_the_projector_of_a_file_go_unless_another_model_lies_besi
     for name in ("x-Q8_0-00001-of-00002.gguf", "x-Q8_0-00002-of-00002.gguf", "mmproj-x.gguf", "y-Q4_0.gguf"):
         (models / name).write_bytes(b"x" * 10)
     first, projector = models / "x-Q8_0-00001-of-00002.gguf", models / "mmproj-x.gguf"
-    removal = plan_file_removal("x", tmp_path / "hub", first, projector)
+    removal = plan_file_removal("x", first, projector)
     assert [path.name for path in removal.files] == [
         "x-Q8_0-00001-of-00002.gguf",
         "x-Q8_0-00002-of-00002.gguf",
     ]
     (models / "y-Q4_0.gguf").unlink()
-    removal = plan_file_removal("x", tmp_path / "hub", first, projector)
-    remove(removal, tmp_path / "hub")
+    removal = plan_file_removal("x", first, projector)
+    remove(removal)
     assert (removal.size_bytes, list(models.iterdir())) == (30, [])
 
 
@@ -192,9 +195,9 @@ def test_a_link_to_a_file_goes_and_the_file_stays(tmp_path: Path) -> None:
     real, link = tmp_path / "real.gguf", tmp_path / "link.gguf"
     real.write_bytes(b"x" * 10)
     link.symlink_to(real)
-    removal = plan_file_removal("x", tmp_path / "hub", link)
+    removal = plan_file_removal("x", link)
     assert removal.size_bytes == 0
-    remove(removal, tmp_path / "hub")
+    remove(removal)
     assert (real.exists(), link.is_symlink()) == (True, False)
 
 
@@ -203,33 +206,58 @@ def test_a_folder_goes_with_its_files_and_not_with_folders_in_it(tmp_path: Path)
     (folder / "deep").mkdir(parents=True)
     for name in ("model.safetensors", "config.json", "deep/notes.txt"):
         (folder / name).write_bytes(b"x" * 10)
-    remove(plan_file_removal("x", tmp_path / "hub", folder), tmp_path / "hub")
+    remove(plan_file_removal("x", folder))
     assert below(tmp_path) == {"model/deep/notes.txt"}
     (folder / "deep" / "notes.txt").unlink()
     (folder / "deep").rmdir()
     (folder / "model.safetensors").write_bytes(b"x")
-    remove(plan_file_removal("x", tmp_path / "hub", folder), tmp_path / "hub")
+    remove(plan_file_removal("x", folder))
     assert not folder.exists()
 
 
 def test_a_model_without_files_has_nothing_to_remove(tmp_path: Path) -> None:
     with pytest.raises(HubError, match="no file"):
-        plan_file_removal("x", tmp_path, tmp_path / "missing.gguf")
+        plan_file_removal("x", tmp_path / "missing.gguf")
 
 
 def test_the_file_of_a_found_model_in_the_cache_goes_as_by_its_name_on_the_hub(tmp_path: Path) -> None:
     folder = repository(tmp_path, {NEW: {"x-Q4_K_M.gguf": "four", "x-Q8_0.gguf": "eight"}})
     path = folder / "snapshots" / NEW / "x-Q4_K_M.gguf"
-    remove(plan_file_removal("x", tmp_path, path), tmp_path)
+    remove(plan_file_removal("x", path))
     assert below(folder) == {f"snapshots/{NEW}/x-Q8_0.gguf", "blobs/eight", "refs/main"}
 
 
 def test_what_goes_belongs_to_models_that_are_started_by_it(tmp_path: Path) -> None:
     folder = repository(tmp_path, {NEW: {"model.safetensors": "st", "config.json": "cfg"}})
+    other = repository(tmp_path, {NEW: {"model.safetensors": "st"}}, repo="user/Tiny")
     removal = plan_hub_removal(tmp_path, named(f"hf:{REPO}"))
-    assert removal.has(folder / "snapshots" / NEW)
-    assert removal.has(folder / "snapshots" / NEW / "config.json")
-    assert not removal.has(tmp_path / "models--user--Tiny")
+    within = ("snapshots", NEW)
+    (tmp_path / "way").symlink_to(folder)
+    (tmp_path / "link").symlink_to(folder.joinpath(*within, "model.safetensors"))
+    (tmp_path / "circle").symlink_to("circle")
+    paths = {
+        "folder": folder.joinpath(*within),
+        "file": folder.joinpath(*within, "config.json"),
+        "by another way": (tmp_path / "way").joinpath(*within),
+        "by a link": tmp_path / "link",
+        "another": other.joinpath(*within),
+        "in a circle": tmp_path / "circle",
+    }
+    engine = 'engines.e = {type = "process", argv = ["e", "{path}", "{port}"]}'
+    models = [
+        f'models."{name}" = {{engine = "e", path = {json.dumps(str(path))}}}' for name, path in paths.items()
+    ]
+    config = parse_config("\n".join([engine, *models]))
+    assert users_of(removal, config) == ["folder", "file", "by another way", "by a link"]
+
+
+def test_a_link_that_goes_is_not_the_file_that_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "b.gguf").symlink_to("a.gguf")
+    engine = 'engines.e = {type = "process", argv = ["e", "{path}", "{port}"]}'
+    models = [f'models.{name} = {{engine = "e", path = "{tmp_path}/{name}.gguf"}}' for name in "ab"]
+    config = parse_config("\n".join([engine, *models]))
+    assert users_of(plan_file_removal("b", tmp_path / "b.gguf"), config) == ["b"]
 
 
 def test_many_files_are_counted_and_not_all_named(tmp_path: Path) -> None:
@@ -254,3 +282,19 @@ def test_what_is_being_downloaded_is_not_removed(tmp_path: Path) -> None:
     lock.release()
     gone(tmp_path, f"hf:{REPO}")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("way", ["itself", "a link to it", "a link among models"])
+def test_what_lies_in_any_cache_goes_with_its_contents(tmp_path: Path, way: str) -> None:
+    root = tmp_path / "disk" / "hub"
+    folder = repository(root, {NEW: {"x-Q4_K_M.gguf": "four", "y-Q8_0.gguf": "eight"}})
+    start = {"itself": root, "a link to it": tmp_path / "hub", "a link among models": tmp_path / "m" / "hf"}[
+        way
+    ]
+    if start != root:
+        start.parent.mkdir(exist_ok=True)
+        start.symlink_to(root)
+    removal = plan_file_removal("x", start / folder.name / "snapshots" / NEW / "x-Q4_K_M.gguf")
+    assert removal.size_bytes == 400
+    remove(removal)
+    assert below(folder) == {f"snapshots/{NEW}/y-Q8_0.gguf", "blobs/eight", "refs/main"}

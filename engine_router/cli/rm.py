@@ -69,7 +69,7 @@ def _remove_here(options: argparse.Namespace) -> int:
     planned = {**removal.as_dict(), "used_by": used_by}
     if not _is_wanted(planned, options):
         return FAILED
-    remove(removal, settings.cache)
+    remove(removal)
     _tell({**planned, "removed": True}, options)
     return OK
 
@@ -92,9 +92,7 @@ def _planned(options: argparse.Namespace, settings: HubSettings) -> tuple[Remova
                 f"no model '{name}' is configured or found here; name one, or hf:user/repo:QUANT", BAD_USAGE
             )
         own = models[model]
-        removal = plan_model_removal(
-            config, model, settings, engine=own.engine, upstream=own.upstream or model
-        )
+        removal = plan_model_removal(config, model, engine=own.engine, upstream=own.upstream or model)
     return removal, [] if config is None else users_of(removal, config)
 
 

@@ -88,7 +88,6 @@ class HubRoutes:
                     plan_model_removal,
                     self._router.config,
                     target.model,
-                    settings,
                     engine=target.engine,
                     upstream=target.upstream,
                 )
@@ -96,7 +95,7 @@ class HubRoutes:
         users = await trio.to_thread.run_sync(users_of, removal, self._router.config)
         self._check_unused(users)
         if not is_dry:
-            await trio.to_thread.run_sync(remove, removal, settings.cache)
+            await trio.to_thread.run_sync(remove, removal)
             await self._router.rescan()
         return json_response({**removal.as_dict(), "used_by": users, "removed": not is_dry})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,13 +30,11 @@ def plan_download_removal(name: str, settings: HubSettings) -> Removal:
     """
     parsed = parse_name(name, endpoint=settings.endpoint)
     if isinstance(parsed, FileUrl):
-        return plan_file_removal(str(parsed), settings.cache, settings.url_folder / parsed.name)
+        return plan_file_removal(str(parsed), settings.url_folder / parsed.name)
     return plan_hub_removal(settings.cache, parsed)
 
 
-def plan_model_removal(
-    config: Config, model: str, settings: HubSettings, *, engine: str, upstream: str
-) -> Removal:
+def plan_model_removal(config: Config, model: str, *, engine: str, upstream: str) -> Removal:
     """Return what goes with a model that an engine serves.
 
     Args:
@@ -51,14 +50,27 @@ def plan_model_removal(
         )
     own = config.models.get(model)
     projector = None if own is None or own.mmproj is None else expanded(own.mmproj)
-    return plan_file_removal(model, settings.cache, path, projector)
+    return plan_file_removal(model, path, projector)
 
 
 def users_of(removal: Removal, config: Config) -> list[str]:
     """Return the models that are started by files that go."""
-    going = {file.absolute() for file in removal.files}
-    going.update(*(file.parents for file in going))
-    return [model for model, path in _paths(config) if path.absolute() in going and removal.has(path)]
+    going = {_located(file) for file in (*removal.files, *removal.blobs)}
+    going.update([folder for file in going for folder in file.parents])
+    return [
+        model for model, path in _paths(config) if not going.isdisjoint((_located(path), _contents(path)))
+    ]
+
+
+def _located(path: Path) -> Path:
+    """Return where a file is, or a link itself: without links among its folders."""
+    return _contents(path.parent) / path.name
+
+
+def _contents(path: Path) -> Path:
+    return Path(
+        os.path.realpath(path)
+    )  # unlike `Path.resolve`, it raises nothing where links lead in a circle
 
 
 def _paths(config: Config) -> Iterator[tuple[str, Path]]:

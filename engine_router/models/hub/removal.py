@@ -37,6 +37,7 @@ class Removal:
         blobs: contents in the cache that no other link shows.
         folders: folders that are empty then.
         size_bytes: what the disk gains.
+        root: the hub's cache in which they are; None where they are in none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Removal:
     blobs: tuple[Path, ...] = ()
     folders: tuple[Path, ...] = ()
     size_bytes: int = 0
+    root: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data, for JSON."""
@@ -53,11 +55,6 @@ class Removal:
             "count": len(self.files),
             "size_bytes": self.size_bytes,
         }
-
-    def has(self, path: Path) -> bool:
-        """Tell whether a file, or something in a folder, is among those that go."""
-        wanted = path.absolute()
-        return any(wanted == file.absolute() or wanted in file.absolute().parents for file in self.files)
 
 
 def plan_hub_removal(root: Path, name: HubName) -> Removal:
@@ -84,17 +81,17 @@ def plan_hub_removal(root: Path, name: HubName) -> Removal:
     return _removal(name, cache, links, chosen)
 
 
-def plan_file_removal(name: str, root: Path, path: Path, projector: Path | None = None) -> Removal:
+def plan_file_removal(name: str, path: Path, projector: Path | None = None) -> Removal:
     """Return what goes with a model that is started by a file or a folder.
 
     Args:
-        root: the hub's cache; what lies in it goes as `plan_hub_removal` does it.
+        path: what lies in a cache of the hub's, by whatever way it is reached, goes as `plan_hub_removal` does it.
         projector: goes, too, where no other model lies beside it.
 
     Raises:
         HubError: there is nothing at that path.
     """
-    if (cache := _cache_of(root, path)) is not None:
+    if (cache := _cache_of(path)) is not None:
         links = _links(cache)
         inside = _within(cache, path)
         wanted = GgufName.of(inside).stem if inside.lower().endswith(".gguf") else None
@@ -123,20 +120,22 @@ def plan_file_removal(name: str, root: Path, path: Path, projector: Path | None 
     )
 
 
-def remove(removal: Removal, root: Path) -> None:
+def remove(removal: Removal) -> None:
     """Remove the files; those of the cache so that no link is left without its contents.
 
     Raises:
         InUse: one is being downloaded; nothing was removed.
         HubError: one cannot be removed; those before it are gone.
     """
+    root = removal.root
     for path in (*removal.files, *removal.blobs):
-        if path.suffix == ".incomplete":
+        if root is not None and path.suffix == ".incomplete":
             _check_idle(root, path)
-    targets = [target for blob in removal.blobs if (target := _shared_target(root, blob)) is not None]
+    shared = () if root is None else ((root, _shared_target(root, blob)) for blob in removal.blobs)
+    targets = [(root, target) for root, target in shared if target is not None]
     for path in (*removal.files, *removal.blobs):
         _unlink(path)
-    for target in targets:
+    for root, target in targets:
         _sweep(root, target)
     for folder in removal.folders:
         _remove_empty(folder)
@@ -167,15 +166,17 @@ def _found(root: Path, repo: str) -> RepoCache:
     raise NotOnHub(f"the cache at {root} has nothing of hf:{repo}")
 
 
-def _cache_of(root: Path, path: Path) -> RepoCache | None:
-    """Return the repository in the cache that a path belongs to; None where it lies elsewhere."""
-    try:
-        parts = path.absolute().relative_to(root.absolute()).parts
-    except ValueError:
-        return None
-    if len(parts) < 3 or not parts[0].startswith("models--") or parts[1] != "snapshots":
-        return None
-    return RepoCache(root, parts[0].removeprefix("models--").replace("--", "/"))
+def _cache_of(path: Path) -> RepoCache | None:
+    """Return the repository of a cache of the hub's that a path leads into; None where it is in none.
+
+    It is told by its layout: there may be several caches, and links to them.
+    """
+    parts = path.absolute().parts
+    for index in reversed(range(1, len(parts) - 2)):
+        if parts[index].startswith("models--") and parts[index + 1] == "snapshots":
+            repo = parts[index].removeprefix("models--").replace("--", "/")
+            return RepoCache(Path(*parts[:index]), repo)
+    return None
 
 
 def _links(cache: RepoCache) -> list[Path]:
@@ -242,6 +243,7 @@ def _removal(name: HubName | str, cache: RepoCache, links: Sequence[Path], chose
         folders=(*folders, *([] if staying else [locks])),
         size_bytes=sum(map(_own_bytes, own))
         + sum(_freed_bytes(cache.root, blob) for blob in blobs if blob.parent == cache.blobs),
+        root=cache.root,
     )
 
 
