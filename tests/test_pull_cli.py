@@ -286,7 +286,7 @@ def test_a_model_in_a_folder_is_removed_without_a_router(environ: dict[str, str]
         f'state_file = {json.dumps(str(tmp_path / "state.json"))}\n[engines.llama]\ntype = "process"\n'
         f'argv = ["llama-server", "-m", "{{path}}", "--port", "{{port}}"]\nscan = [{json.dumps(str(path.parent))}]\n'
     )
-    done = run(environ, "rm", "qwen3-1b:q8_0", "--no-router", "--yes", "--json", "--config", config)
+    done = run(environ, "rm", "qwen3-1b", "--no-router", "--yes", "--json", "--config", config)
     assert json.loads(done.stdout)["used_by"] == ["qwen3-1b:q8_0"]
     assert not path.exists()
 

@@ -166,4 +166,7 @@ def _tell(outcome: Mapping[str, Any]) -> None:
     if outcome.get("model"):
         say(f"model: {outcome['model']}")
     else:
-        say(f"once an engine scans that folder, it is the model {outcome['served_as']}")
+        say(
+            f"to serve it as {outcome['served_as']}, have an engine scan its folder: engine-router init, or "
+            "engine-router add KIND --scan DIR"
+        )

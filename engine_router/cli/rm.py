@@ -86,10 +86,14 @@ def _planned(options: argparse.Namespace, settings: HubSettings) -> tuple[Remova
         removal = plan_download_removal(name, settings)
     else:
         models = {} if config is None else config.models
-        model = next((each for each, own in models.items() if name in (each, *own.aliases)), None)
+        model = next(
+            (each for each, own in models.items() if name in (each, *own.aliases, *own.other_names)), None
+        )
         if config is None or model is None:
             raise CommandFailed(
-                f"no model '{name}' is configured or found here; name one, or hf:user/repo:QUANT", BAD_USAGE
+                f"no model '{name}' is configured or found here; engine-router check shows those that are; or name "
+                "hf:user/repo:QUANT",
+                BAD_USAGE,
             )
         own = models[model]
         removal = plan_model_removal(config, model, engine=own.engine, upstream=own.upstream or model)
