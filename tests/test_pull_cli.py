@@ -91,7 +91,7 @@ def test_it_works_without_a_router_and_without_a_configuration(environ: dict[str
     assert f"{NAME}:Q4_K_M is there: 1 MB, 1 MB fetched" in done.stdout
     assert str(cached(environ)) in done.stdout
     assert f"{cached(environ, 'mmproj-F16.gguf')} (projector)" in done.stdout
-    assert f"it is the model {REPO}:Q4_K_M" in done.stdout
+    assert f"to serve it as {REPO}:Q4_K_M, have an engine scan its folder" in done.stdout
     told = json.loads(run(environ, "pull", NAME, "--no-router", "--json", "--no-mmproj").stdout)
     assert (told["fetched_bytes"], told["mmproj"], told["name"]) == (0, None, f"{NAME}:Q4_K_M")
 
