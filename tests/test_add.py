@@ -109,6 +109,7 @@ def test_keys_are_not_shown_and_not_for_others_to_read(
     [
         (["vllm"], BAD_USAGE, "vllm needs --path: for example --path Qwen/Qwen3-32B-AWQ"),
         (["localai"], BAD_USAGE, "localai needs --path: for example --path /models --model qwen3-8b"),
+        ([], BAD_USAGE, "add needs a KIND of engine, such as llama.cpp: engine-router presets lists them"),
         (["lama"], BAD_USAGE, "there is no preset 'lama'; did you mean llama.cpp?"),
         (
             ["vllm", "--path", "x/taken"],

@@ -391,6 +391,8 @@ def test_what_cannot_be_launched(home: Path) -> None:
     done = launch("claude", "--model", "talker")
     assert done.returncode == 1
     assert "Claude Code is not installed" in done.stderr
+    # That is said before anything is asked of a router.
+    assert "is not installed" in launch("claude", "--url", "http://127.0.0.1:1").stderr
     assert CLIENTS["claude"].page in done.stderr
     assert "claude      Claude Code  (not installed: https://" in launch().stdout
     assert started(home) == []

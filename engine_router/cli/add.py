@@ -54,6 +54,10 @@ def run(options: argparse.Namespace) -> int:
         ConfigError: the configuration has faults, or would have some, or cannot be written; nothing was.
         CommandFailed: there is no such preset, or something is missing or does not fit.
     """
+    if options.kind is None:
+        raise CommandFailed(
+            "add needs a KIND of engine, such as llama.cpp: engine-router presets lists them", BAD_USAGE
+        )
     if options.port == 0:
         raise CommandFailed(
             "--port 0: an engine has no free port of its own choice; leave --port out", BAD_USAGE

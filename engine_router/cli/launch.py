@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if client is None:
         _list()
         return OK
+    program = "" if options.print else _program(client)  # before anybody is asked which model
     address = locate(options)
     model = options.model or _model(address, options)
     context = find_model(address, model).get("context_length")
@@ -47,7 +48,6 @@ def run(options: argparse.Namespace) -> int:
     if options.print:
         _show(rendered)
         return OK
-    program = _program(client)
     if rendered.path is not None and not _write_file(client, rendered, is_agreed=options.yes):
         return FAILED
     if rendered.set_up and not _set_up(client, program, rendered, is_agreed=options.yes):

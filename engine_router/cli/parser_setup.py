@@ -20,7 +20,10 @@ def add_setting_up(command: Adder) -> None:
         "add tabbyapi --model Qwen3-8B-exl3 --port 5000 --dry-run",
     )
     add.add_argument(
-        "kind", metavar="KIND", help="such as llama.cpp, vllm, ollama: engine-router presets lists them"
+        "kind",
+        metavar="KIND",
+        nargs="?",
+        help="such as llama.cpp, vllm, ollama: engine-router presets lists them",
     )
     add.add_argument("--name", metavar="NAME", help="what the engine is called (default: as its kind)")
     add.add_argument(
