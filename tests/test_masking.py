@@ -273,3 +273,10 @@ def test_hidden_values_are_found_as_json_writes_them_and_line_by_line() -> None:
     hidden.add({'a "quoted" one': "${env:A}", "first line\nsecond line": "${env:B}", "short": "${env:C}"})
     assert hidden(json.dumps({"x": 'a "quoted" one', "y": "short"})) == '{"x": "${env:A}", "y": "short"}'
     assert hidden("see: second line") == "see: ${env:B}"
+
+
+@pytest.mark.parametrize(
+    "value", ['["first-1234", "second-1234"]', '[ "first-1234",', "['second-1234']", '"first-1234"']
+)
+def test_a_list_of_secrets_is_one(value: str) -> None:
+    assert masked_text(f"admin_keys = {value}") == "admin_keys = ***"

@@ -67,7 +67,7 @@ _URL_LOGIN: Final = re.compile(r"(?<=://)[^/\s@\"']+@")
 # A word that looks like an option is a name, never the value of the word ahead of it.
 _SETTING: Final = re.compile(
     r"""(?P<name>-{0,2}[A-Za-z][\w.-]*)(?P<between>["']?\s*[=:]\s*|\s+(?!--?[A-Za-z])|["']\s*,\s*(?=["'](?!-)))"""
-    r"""(?P<value>"[^"]*"|'[^']*'|(?:(?:Bearer|Basic)\s+)?[^\s"'&,;]+)"""
+    r"""(?P<value>\[[^\]]*\]?|"[^"]*"|'[^']*'|(?:(?:Bearer|Basic)\s+)?[^\s"'&,;]+)"""
 )
 
 
