@@ -220,8 +220,18 @@ def test_from_an_empty_home_to_the_first_answer(tmp_path: Path) -> None:
             subprocess.Popen([*command, "serve", "--port", str(port)], env=environment(home), cwd=tmp_path)
         )
         # Both files, by their short names, and what ran already, by its own.
-        for model in ("alpha-1b:q8_0", "beta-1b", "running"):
+        for model in ("alpha-1b:q8_0", "beta-1b"):
             assert chat(port, model)["choices"][0]["finish_reason"]
+        # What the router itself has started is nobody else's to be served.
+        seen = subprocess.run(
+            [*command, "init", "--json"], env=environment(home), capture_output=True, text=True, check=True
+        )
+        engines = json.loads(seen.stdout)["engines"]
+        mine = {f"http://127.0.0.1:{place}" for place in (running, port)}
+        assert [
+            each for each in engines if str(models) in str(each["argv"]) and each["base_url"] not in mine
+        ] == []
+        assert chat(port, "running")["choices"][0]["finish_reason"]
     finally:
         for process in reversed(processes):
             process.terminate()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from engine_router.config import ModelConfig, parse_config
 from engine_router.config.families import matches, with_family
 from engine_router.config.model import FamilyConfig
-from engine_router.config.template import ModelArguments, model_command
+from engine_router.config.template import ModelArguments, fill_command, model_command
 from engine_router.errors import ConfigError
 from engine_router.models.weights import launch_of
 
@@ -175,3 +177,33 @@ def test_faults(text: str, place: str, words: str | None) -> None:
     ((found, said),) = caught.value.faults
     assert found == place
     assert words is None or said == words
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["printf %s {path}", "printf %s '{path}'", 'printf %s "{path}"', 'echo a\\"b >&2; printf %s {path}'],
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/plain.gguf",
+        "/$(echo no).gguf",
+        "/`echo no`.gguf",
+        "/a'b\"c.gguf",
+        "/a b;echo no.gguf",
+        "/$HOME\\.gguf",
+    ],
+)
+def test_a_shell_runs_nothing_of_a_files_name(script: str, path: str) -> None:
+    command = model_command(("sh", "-c", script), ModelArguments(), {"path": path})
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == path
+
+
+def test_what_is_no_script_is_filled_in_as_it_is() -> None:
+    assert fill_command(("srv", "-c", "{path}"), {"path": "/$(x)"}) == ["srv", "-c", "/$(x)"]
+    assert fill_command(("/bin/bash", "-lc", "srv {path}"), {"path": "/$(x)"}) == [
+        "/bin/bash",
+        "-lc",
+        "srv '/$(x)'",
+    ]

@@ -19,6 +19,9 @@ PLACEHOLDERS: Final = ("port", "model", "path", "mmproj", "ctx", "args")
 _ARGS: Final = "{args}"
 _OPTIONAL: Final = ("mmproj", "ctx")
 _PLACEHOLDER: Final = re.compile(r"\{(\w+)\}")
+_SHELL: Final = re.compile(r"(?:^|[/\\])(?:ba|da|z|k|a)?sh(?:\.exe)?$")
+_SCRIPT_OPTION: Final = re.compile(r"-[a-z]*c")
+_ACTIVE: Final = re.compile(r"[$`\"\\]")  # what means something within double quotes
 
 
 @frozen(kw_only=True)
@@ -119,8 +122,53 @@ def _lacks_value(word: str, values: Mapping[str, str]) -> bool:
 
 
 def fill_command(argv: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """Return a command with its placeholders, such as `{port}`, filled in. Braces of other kinds stay."""
+    """Return a command with its placeholders, such as `{port}`, filled in. Braces of other kinds stay.
+
+    In the script of a shell (`bash -c SCRIPT`) a value stays what it is, whatever is in it: somebody else may have
+    named the file.
+    """
     program, *arguments = (
-        _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), word) for word in argv
+        _fill_script(word, values)
+        if _is_script(argv, index)
+        else _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), word)
+        for index, word in enumerate(argv)
     )
     return [str(expanded(program)) if program.startswith("~") else program, *arguments]
+
+
+def _is_script(argv: Sequence[str], index: int) -> bool:
+    """Tell whether a word is what a shell is to run."""
+    if index < 2 or not _SCRIPT_OPTION.fullmatch(argv[index - 1]):
+        return False
+    return _SHELL.search(argv[index - 2]) is not None
+
+
+def _fill_script(script: str, values: Mapping[str, str]) -> str:
+    """Fill in the placeholders of a shell's script, each quoted as its place in the script asks for."""
+    whole, quote, at = "", "", 0
+    for found in _PLACEHOLDER.finditer(script):
+        before = script[at : found.start()]
+        quote = _quote_after(before, quote)
+        value = values.get(found[1])
+        whole += before + (found[0] if value is None else _quoted(value, quote))
+        at = found.end()
+    return whole + script[at:]
+
+
+def _quote_after(text: str, quote: str) -> str:
+    """Return the quote that is open behind a piece of a script, given the one that was open ahead of it."""
+    is_escaped = False
+    for char in text:
+        if is_escaped:
+            is_escaped = False
+        elif char == "\\" and quote != "'":
+            is_escaped = True
+        elif char in "'\"" and quote in ("", char):
+            quote = "" if quote else char
+    return quote
+
+
+def _quoted(value: str, quote: str) -> str:
+    if quote == "'":
+        return value.replace("'", "'\\''")
+    return _ACTIVE.sub(r"\\\g<0>", value) if quote else shlex.quote(value)

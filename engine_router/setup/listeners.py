@@ -29,6 +29,7 @@ MOST_ANSWER_BYTES: Final = 4 << 20
 _PORTS: Final = frozenset((1234, 5000, 5001, 7997, 8000, 8001, 8002, 8080, 8081, 8082, 9292, 11434, 30000))
 _CONTAINER: Final = re.compile(r"(?:docker|libpod|cri-containerd|crio)[-/]([0-9a-f]{12,64})")
 _UNIT: Final = re.compile(r"([\w:.@\\-]+\.service)$")
+_ROUTER: Final = re.compile(r"(?:engine-router|engine_router)(?:\.exe|/__main__\.py)? serve\b")
 _ANY: Final = frozenset(("0.0.0.0", "::", ""))  # noqa: S104 - nothing listens here
 
 
@@ -123,8 +124,25 @@ def _sockets() -> tuple[list[_Socket], list[str]]:
     for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr and len(found) < _MOST_LISTENERS:
             host, port = connection.laddr[:2]
+            if _is_a_routers(connection.pid):
+                continue
             found.setdefault(port, _Socket(host, port, connection.pid, *_command(connection.pid)))
     return list(found.values()), []
+
+
+def _is_a_routers(pid: int | None) -> bool:
+    """Tell whether a router has started a process: then it is that router's to start and stop."""
+    try:
+        return pid is not None and any(map(_is_router, psutil.Process(pid).parents()))
+    except psutil.Error:
+        return False
+
+
+def _is_router(process: psutil.Process) -> bool:
+    try:
+        return _ROUTER.search(" ".join(process.cmdline())) is not None
+    except psutil.Error:
+        return False
 
 
 def _command(pid: int | None) -> tuple[tuple[str, ...], str]:
