@@ -17,7 +17,6 @@ from engine_router.engines.base import ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub, ResidentReady
-from engine_router.memory import Gauge, make_gauge
 from engine_router.metrics import Metrics
 from engine_router.models.facts import keep_fresh
 from engine_router.models.learned import Learned
@@ -26,7 +25,7 @@ from engine_router.reload import ConfigSource, Reloader
 from engine_router.residency.measurements import read_state, state_file_of
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
-from engine_router.residency.settings import make_rules, pools_of
+from engine_router.residency.settings import gauges_of, make_rules
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
 from engine_router.upstream.client import Upstream
@@ -143,7 +142,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     snapshot = await make_snapshot(config, engines, upstream, state, learned)
     supervisor = Supervisor(
         engines=engines,
-        gauges=_gauges(config),
+        gauges=gauges_of(config),
         pool_of={name: engine.pool for name, engine in config.engines.items()},
         rules=make_rules(config),
         settle_timeout_s=config.scheduling.settle_timeout_s,
@@ -168,13 +167,6 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         time.time(),
         _make_app,
     )
-
-
-def _gauges(config: Config) -> dict[str, Gauge]:
-    return {
-        name: make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ())
-        for name, pool in pools_of(config).items()
-    }
 
 
 def _serving(read_model: ReadModel) -> dict[ResidentId, str]:

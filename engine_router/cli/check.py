@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import trio
 from engine_router.cli.exit_codes import BAD_CONFIG, FAILED
 from engine_router.cli.formatting import counted
 from engine_router.cli.one_call import show_broken, show_folders
+from engine_router.cli.scanned_folders import scanned
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.cli.warnings import warnings
 from engine_router.config import (
@@ -28,13 +28,8 @@ from engine_router.config import (
 from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError
 from engine_router.guards.masking import masked_argv
-from engine_router.models.folder_scans import FolderScans
-from engine_router.models.found import scan_requests, taken_names, with_found
-from engine_router.models.header_memory import HeaderMemory
-from engine_router.models.scan.scanner import Scanner
+from engine_router.models.found import with_found
 from engine_router.models.served_names import served_models
-from engine_router.reload import headers_file
-from engine_router.residency.measurements import state_file_of
 from engine_router.web.scan_entries import scan_entry
 
 
@@ -57,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         ]
         show_json({"ok": False, "file": error.source, "faults": faults})
         return BAD_CONFIG
-    scans = scanned(config)
+    scans = trio.run(scanned, config)
     config = with_found(config, scans.result.models)
     found = [(place, environment.masked(message)) for place, message in warnings(config)]
     commands = {
@@ -72,17 +67,6 @@ def run(options: argparse.Namespace) -> int:
         _show_scan(scan_entry(scans))
         _show_warnings(found, strict=options.strict)
     return FAILED if found and options.strict else 0
-
-
-def scanned(config: Config) -> FolderScans:
-    """Look through the folders of models, as the router does when it starts."""
-    scans, requests = FolderScans(), scan_requests(config)
-    if requests:
-        began, at, headers = time.monotonic(), time.time(), HeaderMemory()
-        headers.load(headers_file(state_file_of(config)))
-        result = trio.run(Scanner(headers).scan, requests, taken_names(config))
-        scans.note(result, at=at, took_s=time.monotonic() - began)
-    return scans
 
 
 def models_of(config: Config) -> dict[str, str]:

@@ -12,18 +12,14 @@ from engine_router.cli.address import RouterAddress, locate
 from engine_router.cli.client import get_status, post
 from engine_router.cli.exit_codes import FAILED, OK, CommandFailed
 from engine_router.cli.formatting import counted, seconds
+from engine_router.cli.scanned_folders import scanned
 from engine_router.cli.terminal import say, show_json
 from engine_router.cli.warnings import warnings
 from engine_router.composition import open_router
 from engine_router.config import Config, find_config, load_config
 from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError, RouterError
-from engine_router.models.found import scan_requests, taken_names, with_found
-from engine_router.models.header_memory import HeaderMemory
-from engine_router.models.scan import ScanResult
-from engine_router.models.scan.scanner import Scanner
-from engine_router.reload import headers_file
-from engine_router.residency.measurements import state_file_of
+from engine_router.models.found import with_found
 from engine_router.server.serve import is_open_to_network
 from engine_router.setup import doctor
 from engine_router.setup.doctor import Finding
@@ -69,34 +65,26 @@ async def _examine(options: argparse.Namespace) -> list[Finding]:
             *(Finding("problem", "Configuration", f"{error.source}: {said}") for said in words),
         ]
     findings.append(Finding("ok", "Configuration", f"{path}: {counted(len(config.engines), 'engine')}"))
-    result = await _scanned(config)
-    if result is not None:
-        config = with_found(config, result.models)
+    scans = await scanned(config)
+    config = with_found(config, scans.result.models)
     warned = await trio.to_thread.run_sync(warnings, config)
     findings += [
         Finding("problem", place, environment.masked(words), "see engine-router check")
         for place, words in warned
     ]
     address = _running(options)
-    findings += [each async for each in doctor.of_gauges(config, hardware)]
+    totals: dict[str, int] = {}
+    findings += [each async for each in doctor.of_gauges(config, hardware, totals)]
     findings += [each async for each in doctor.of_programs(config)]
     findings += [each async for each in doctor.of_ports(config, is_running=address is not None)]
     findings += doctor.of_keys(config, is_open=is_open_to_network(config.server))
     needs = await trio.to_thread.run_sync(doctor.needs_of, config)
-    findings += doctor.of_models(result, needs, await doctor.totals_of(config))
+    findings += doctor.of_models(scans.result, needs, doctor.totals_of(config, totals))
     findings += doctor.of_disks(config)
     findings += [each async for each in doctor.of_lingering()]
     if options.start is not None:
         findings.append(await _started(config, address, options.start))
     return findings
-
-
-async def _scanned(config: Config) -> ScanResult | None:
-    if not (requests := scan_requests(config)):
-        return None
-    headers = HeaderMemory()
-    await trio.to_thread.run_sync(headers.load, headers_file(state_file_of(config)))
-    return await Scanner(headers).scan(requests, taken_names(config))
 
 
 def _running(options: argparse.Namespace) -> RouterAddress | None:

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
+import trio
+
 from engine_router.cli.address import RouterAddress
-from engine_router.cli.check import scanned
 from engine_router.cli.client import Call, not_understood, post
 from engine_router.cli.exit_codes import BAD_USAGE, FAILED, OK, CommandFailed
 from engine_router.cli.formatting import counted, gigabytes
 from engine_router.cli.own_router import running_router
+from engine_router.cli.scanned_folders import scanned
 from engine_router.cli.terminal import say, show_json
 from engine_router.config import Config, find_config, load_config
 from engine_router.errors import ConfigError, RouterError
@@ -112,7 +114,7 @@ def _config(options: argparse.Namespace) -> Config | None:
         if options.config is not None:
             raise
         return None
-    return with_found(config, scanned(config).result.models)
+    return with_found(config, trio.run(scanned, config).result.models)
 
 
 def _is_wanted(planned: Mapping[str, Any], options: argparse.Namespace) -> bool:

@@ -14,6 +14,7 @@ from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import BadRequest, UnknownModel
+from engine_router.memory import Gauge, make_gauge
 from engine_router.models.estimate import Estimate, estimate
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.registry import ModelRegistry, Target
@@ -65,6 +66,14 @@ async def make_settings(
 def pools_of(config: Config) -> dict[str, PoolConfig]:
     """Return all pools by their names, with the one that exists without being declared."""
     return {"default": PoolConfig(), **config.pools}
+
+
+def gauges_of(config: Config) -> dict[str, Gauge]:
+    """Return the gauge of each pool's memory. Nothing is read yet."""
+    return {
+        name: make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ())
+        for name, pool in pools_of(config).items()
+    }
 
 
 def traits_of(config: Config, resident: ResidentId) -> Traits:

@@ -23,13 +23,12 @@ from engine_router.config.values import expanded
 from engine_router.engines.ports import described, is_taken, owner_of
 from engine_router.guards.commands import run_command
 from engine_router.guards.foreign_text import shown
-from engine_router.memory import make_gauge
 from engine_router.memory.reading import GaugeUnreadable
 from engine_router.models.estimate import estimate
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan import ScanResult
 from engine_router.residency.measurements import state_file_of
-from engine_router.residency.settings import pools_of
+from engine_router.residency.settings import gauges_of, pools_of
 from engine_router.setup.hardware import Hardware
 
 Grade = Literal["ok", "note", "problem"]
@@ -102,13 +101,20 @@ def of_hardware(hardware: Hardware) -> Iterator[Finding]:
         )
 
 
-async def of_gauges(config: Config, hardware: Hardware) -> AsyncIterator[Finding]:
-    """Yield what the gauge of each pool says, beside a second source."""
-    for name, pool in pools_of(config).items():
+async def of_gauges(
+    config: Config, hardware: Hardware, totals: dict[str, int] | None = None
+) -> AsyncIterator[Finding]:
+    """Yield what the gauge of each pool says, beside a second source.
+
+    Args:
+        totals: is told all the memory of each pool, in bytes, where its gauge knows.
+    """
+    pools = pools_of(config)
+    for name, gauge in gauges_of(config).items():
+        pool = pools[name]
         if pool.gauge == "none" or not any(engine.pool == name for engine in config.engines.values()):
             continue
         subject = f"Memory of pool {name}"
-        gauge = make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ())
         try:
             with trio.fail_after(GAUGE_S):
                 reading = await gauge.read()
@@ -118,6 +124,8 @@ async def of_gauges(config: Config, hardware: Hardware) -> AsyncIterator[Finding
                 "problem", subject, f"gauge {gauge.name}: {words}", f"choose another gauge in [pools.{name}]"
             )
             continue
+        if totals is not None and reading.total_bytes:
+            totals[name] = reading.total_bytes
         total = f" of {reading.total_bytes / 1e9:.1f}" if reading.total_bytes else ""
         yield Finding(
             "ok", subject, f"gauge {gauge.name}: {reading.available_bytes / 1e9:.1f}{total} GB are free"
@@ -218,19 +226,10 @@ def needs_of(config: Config) -> dict[str, int]:
     return found
 
 
-async def totals_of(config: Config) -> dict[str, int]:
-    """Return all the memory that each model may use, in bytes, where its pool's gauge tells."""
-    totals: dict[str, int] = {}
-    for name, pool in pools_of(config).items():
-        try:
-            with trio.fail_after(GAUGE_S):
-                reading = await make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ()).read()
-        except (GaugeUnreadable, trio.TooSlowError):
-            continue
-        if reading.total_bytes:
-            totals[name] = reading.total_bytes
+def totals_of(config: Config, pools: Mapping[str, int]) -> dict[str, int]:
+    """Return all the memory that each model may use, in bytes, where its pool's is known."""
     owners = {name: config.engines[model.engine].pool for name, model in config.models.items()}
-    return {name: totals[pool] for name, pool in owners.items() if pool in totals}
+    return {name: pools[pool] for name, pool in owners.items() if pool in pools}
 
 
 def of_models(
