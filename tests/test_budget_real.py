@@ -183,7 +183,7 @@ async def test_the_sum_of_what_is_resident_never_passes_the_budget(
 ) -> None:
     dice = random.Random(SEED)
     card = Card(Watch(str(folder)))
-    monkeypatch.setattr("engine_router.composition._gauges", lambda _: {"default": card})
+    monkeypatch.setattr("engine_router.composition.gauges_of", lambda _: {"default": card})
     starts: list[str] = []
 
     def listen(event: Event) -> None:

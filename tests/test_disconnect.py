@@ -166,7 +166,7 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     memory = SlowMemory()
     if slow_memory:
-        monkeypatch.setattr("engine_router.composition.make_gauge", lambda *_, **__: memory)
+        monkeypatch.setattr("engine_router.residency.settings.make_gauge", lambda *_, **__: memory)
     engines = [process("a", memory_gb=40), process("b"), process("late", "delay=30")]
     with trio.fail_after(LIMIT_S):
         async with open_router(configuration(*engines, **scheduling)) as router, served(router) as url:

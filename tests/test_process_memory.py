@@ -100,7 +100,7 @@ async def test_what_another_program_takes_during_a_start_is_not_the_engines(
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 33000000 kB\nMemAvailable: 25000000 kB\n")
     gauge = MeminfoGauge("MemAvailable", meminfo, ControlGroups(tmp_path))
-    monkeypatch.setattr("engine_router.composition.make_gauge", lambda *_, **__: gauge)
+    monkeypatch.setattr("engine_router.residency.settings.make_gauge", lambda *_, **__: gauge)
     argv = [sys.executable, "-I", "-S", "-c", COMMAND, str(meminfo), str(ENGINE), "{port}"]
     config = parse_config(f"""
         state_file = "/dev/null/state.json"
