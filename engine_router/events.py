@@ -118,7 +118,18 @@ class MemorySettled(Event):
 
 @frozen(kw_only=True, repr=False)
 class RequestEnded(Event):
-    """A request was answered, or its client left (`status` 499)."""
+    """A request was answered, or its client left (`status` 499). None where something is not known, and never guessed.
+
+    Attributes:
+        queue_wait_s: seconds until it got its lease; `load_wait_s` of them passed while its model was started.
+        first_token_s: seconds from its place in the queue to the first piece of what the model wrote.
+        id: by which people tell it from others, such as `r12`.
+        key: the name of the key that it came with.
+        client: the address, or the network, that it came from.
+        tokens_in, tokens_cached, tokens_out: as its engine counts them: the prompt, what of the prompt was found
+            in a cache, and what the model wrote.
+        tokens_per_s: how fast the model wrote.
+    """
 
     model: str | None
     engine: str | None
@@ -126,8 +137,17 @@ class RequestEnded(Event):
     status: int
     duration_s: float
     queue_wait_s: float | None = None
+    load_wait_s: float | None = None
     first_byte_s: float | None = None
+    first_token_s: float | None = None
     error: str | None = None
+    id: str | None = None
+    key: str | None = None
+    client: str | None = None
+    tokens_in: int | None = None
+    tokens_cached: int | None = None
+    tokens_out: int | None = None
+    tokens_per_s: float | None = None
 
 
 @frozen(kw_only=True, repr=False)

@@ -173,6 +173,8 @@ class RequestScope:
         client: who asks, by a name that is told to nobody: one of the keys, or where the request comes from.
         id: by which people can tell it from others.
         path: of the HTTP request, shortened: it is told in events and in the log.
+        key: the name of the key that it came with, as people are told; None where it came with none.
+        address: the address, or the network, that it came from, as people are told; None where that is not known.
         model, engine: filled in once known.
         holder: what uses a resident for the request; None where nothing does yet.
         status: what the client got; 0 while nothing was sent.
@@ -182,6 +184,8 @@ class RequestScope:
     path: str = field(converter=_shown_path)  # type: ignore[misc] # mypy knows plain functions only
     hub: EventHub
     client: str = ""
+    key: str | None = None
+    address: str | None = None
     model: str | None = None
     engine: str | None = None
     status: int = 0
@@ -238,6 +242,9 @@ class RequestScope:
                     queue_wait_s=None if math.isnan(wait_s) else wait_s,
                     first_byte_s=None if math.isnan(byte_s) else byte_s,
                     error=self.error,
+                    id=self.id,
+                    key=self.key,
+                    client=self.address,
                 )
             )
 
