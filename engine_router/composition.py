@@ -17,7 +17,6 @@ from engine_router.engines.base import ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub, ResidentReady
-from engine_router.metrics import Metrics
 from engine_router.models.facts import keep_fresh
 from engine_router.models.learned import Learned
 from engine_router.proxy.snapshot import make_snapshot
@@ -28,6 +27,7 @@ from engine_router.residency.resident_state import Phase
 from engine_router.residency.settings import gauges_of, make_rules
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
+from engine_router.telemetry.metrics import Metrics
 from engine_router.upstream.client import Upstream
 from engine_router.upstream.control_client import control_client
 

@@ -18,7 +18,6 @@ from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
 from engine_router.in_flight import HeldBodies, InFlight, LeaseHolder, new_id
 from engine_router.jobs import Jobs
-from engine_router.metrics import Metrics
 from engine_router.models.discovery import Discovery
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.facts import KnownModels
@@ -33,6 +32,7 @@ from engine_router.residency.measurements import Measurements, save_state
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
 from engine_router.residency.supervisor import Supervisor
+from engine_router.telemetry.metrics import Metrics
 from engine_router.upstream.client import Upstream
 
 if TYPE_CHECKING:

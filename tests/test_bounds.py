@@ -15,7 +15,7 @@ from engine_router.dialects.responses.answers import translate
 from engine_router.errors import BadRequest
 from engine_router.events import Event, RequestEnded
 from engine_router.guards.limits import MAX_COUNTED_MODELS
-from engine_router.metrics import Metrics
+from engine_router.telemetry.metrics import Metrics
 from engine_router.web.compat.telemetry import summary
 
 

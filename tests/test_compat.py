@@ -18,8 +18,8 @@ from test_control import waiting as waiting_for
 from engine_router import Router
 from engine_router.engines.base import ResidentId
 from engine_router.events import RequestEnded
-from engine_router.metrics import Metrics
 from engine_router.residency.lease import Lease
+from engine_router.telemetry.metrics import Metrics
 from engine_router.web.compat.telemetry import summary
 
 SLASHED = process("team", models=("team/beta:7b", "plain"))

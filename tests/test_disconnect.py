@@ -30,12 +30,12 @@ from engine_router.config import Config, parse_config
 from engine_router.engines.first_of import first_of
 from engine_router.events import EventHub
 from engine_router.memory import MemoryReading
-from engine_router.metrics import Metrics
 from engine_router.models.learned import Learned
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.residency.ledger import Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.supervisor import Supervisor
+from engine_router.telemetry.metrics import Metrics
 from engine_router.upstream.http1 import ResponseHead, UpstreamRequest
 from engine_router.web.app import create_app
 

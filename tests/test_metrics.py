@@ -17,7 +17,7 @@ from engine_router.events import (
     SwapBegan,
     SwapEnded,
 )
-from engine_router.metrics import Metrics
+from engine_router.telemetry.metrics import Metrics
 
 AWKWARD = 'a "b"\\\n→ü{}'
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from engine_router.metrics import Metrics
+from engine_router.telemetry.metrics import Metrics
 
 
 def summary(metrics: Metrics) -> dict[str, Any]:

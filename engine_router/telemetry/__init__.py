@@ -1,0 +1,1 @@
+"""Telemetry: what is kept of what happened, as metrics for Prometheus."""
