@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from engine_router.cli import service
 from engine_router.cli.exit_codes import BAD_USAGE, FAILED, OK, CommandFailed
 from engine_router.cli.folders import absent_folders
 from engine_router.cli.formatting import counted
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     text = proposal.text(wanted, host=host, port=ServerConfig().port, key=key)
     written = write(path, text, may_replace=replaces)
     _say_next(path, written.backup, wanted, key, is_default=options.config is None)
+    if not options.yes and options.offers_service:
+        service.offer(path, questions)
     return OK
 
 

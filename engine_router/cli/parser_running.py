@@ -66,6 +66,7 @@ def add_checking(command: Adder) -> None:
     init.add_argument(
         "--yes", action="store_true", help="ask nothing: take what is proposed, replace no file"
     )
+    init.set_defaults(offers_service=True)
     init.add_argument("--detect-only", action="store_true", help="only show what is found")
     init.add_argument("--scan", metavar="DIR", action="append", help="another folder with models")
     init.add_argument(

@@ -1,12 +1,13 @@
-"""The commands that add engines to a configuration."""
+"""The commands that add engines to a configuration, and make the router a service."""
 
 from __future__ import annotations
 
-from engine_router.cli.parser_options import Adder, add_config, add_json, port
+from engine_router.cli.parser_options import Adder, add_config, add_json, count, port
 
 
 def add_setting_up(command: Adder) -> None:
-    """Add add and presets."""
+    """Add add, presets and service."""
+    _add_service(command)
     add = command(
         "add",
         "add an engine to engines.toml",
@@ -58,3 +59,50 @@ def add_setting_up(command: Adder) -> None:
     )
     presets.add_argument("kind", metavar="KIND", nargs="?", help="default: list all of them")
     add_json(presets)
+
+
+def _add_service(command: Adder) -> None:
+    service = command(
+        "service",
+        "have the router start by itself: install, uninstall, status, start, stop, restart, logs",
+        "Install the router as a service: a systemd unit of yours (or of the machine, with --system) on Linux, an agent\n"
+        "of launchd on macOS, a scheduled task on Windows. It starts the configuration that is found now, with the PATH\n"
+        "and the library paths of this shell. Installing it again brings it up to date; what you edited stays.\n"
+        "Uninstalling takes away what was installed, never the configuration.",
+        "service install",
+        "service install --print",
+        "service install --system --config /etc/engine-router/engines.toml",
+        "service logs --follow",
+        "service uninstall",
+    )
+    service.add_argument(
+        "action",
+        choices=("install", "uninstall", "status", "start", "stop", "restart", "logs"),
+        help="what to do",
+    )
+    service.add_argument(
+        "--system", action="store_true", help="a service of the machine, not of yours (Linux, as root)"
+    )
+    service.add_argument(
+        "--as",
+        dest="run_as",
+        metavar="USER",
+        help="whom a --system service runs as (default: engine-router, made now)",
+    )
+    service.add_argument(
+        "--no-linger",
+        action="store_true",
+        help="install: run only while you are logged in, as systemd does by itself",
+    )
+    service.add_argument("--dry-run", action="store_true", help="show the steps, and take none")
+    service.add_argument(
+        "--print", action="store_true", help="install: print the service's file, and do nothing"
+    )
+    service.add_argument(
+        "--force", action="store_true", help="install: replace a file that was edited (it stays as .bak)"
+    )
+    service.add_argument("--follow", action="store_true", help="logs: go on with what is written from now on")
+    service.add_argument(
+        "--lines", type=count, metavar="N", default=100, help="logs: how many (default: 100)"
+    )
+    add_config(service)

@@ -19,6 +19,7 @@ from attrs import define, field
 import engine_router
 from engine_router.cli.event_text import EventLog
 from engine_router.cli.formatting import counted, seconds
+from engine_router.cli.service_notify import ServiceNotifier, take_notifier
 from engine_router.config import Config
 from engine_router.reload import ConfigSource, reload_and_note
 from engine_router.router import Router
@@ -173,14 +174,16 @@ async def _run(
     source: ConfigSource | None,
 ) -> int:
     ending = Ending(config.server.shutdown_timeout_s, job is not None, last_words)
+    manager = take_notifier()
     try:
         with ending.scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(ending.listen)
+                nursery.start_soon(manager.keep_alive)
                 async with engine_router.open_router(config, source=source, await_adoption=False) as router:
                     _log_events(router)
                     ending.is_open = True
-                    await _serve(router, sockets, ending, announce, job)
+                    await _serve(router, sockets, ending, announce, job, manager)
                 nursery.cancel_scope.cancel()
     finally:
         ending.disarm()
@@ -195,7 +198,12 @@ def _log_events(router: Router) -> None:
 
 
 async def _serve(
-    router: Router, sockets: Sequence[socket.socket], ending: Ending, announce: Announce, job: Job | None
+    router: Router,
+    sockets: Sequence[socket.socket],
+    ending: Ending,
+    announce: Announce,
+    job: Job | None,
+    manager: ServiceNotifier,
 ) -> None:
     """Serve until asked to end; then refuse what waits, let requests end, and stop the engines."""
     router.scans.around = scanning
@@ -212,11 +220,13 @@ async def _serve(
             if job is None and router.can_reload and not _has_terminal():
                 await jobs.start(_reload_when_asked, router)
             announce(router, urls)
+            manager.tell(f"READY=1\nSTATUS=serving at {urls[0]}")
             _freeze_what_stays()
             if job is not None:
                 jobs.start_soon(_do, job, router, urls, ending)
             await ending.asked.wait()
             jobs.cancel_scope.cancel()
+        manager.tell("STOPPING=1\nSTATUS=requests end, then engines")
         _say_goodbye(router)
         await router.close()
         await router.save()

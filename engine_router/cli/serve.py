@@ -112,7 +112,13 @@ def _made_now() -> Path:
     if Questions().yes("Look at this machine, and make one now (engine-router init)?", default=True):
         init.run(
             argparse.Namespace(
-                example=False, scan=None, json=False, detect_only=False, config=None, yes=False
+                example=False,
+                scan=None,
+                json=False,
+                detect_only=False,
+                config=None,
+                yes=False,
+                offers_service=False,  # it is about to be served here
             )
         )
     return find_config()
