@@ -1,28 +1,30 @@
-"""Requests in flight: what each holds, a registry by which people see and end them, and the memory of their bodies.
-
-A request that waits for its model holds its body all the while: as it came, without its content encoding, and in the
-words of its engine. That memory is counted for all requests together, and bounded.
-"""
+"""Requests in flight: who sent each, what it holds, and a registry by which people see and end them."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import attrs
 import trio
 from attrs import define, field
 
-from engine_router.config import Priority
+from engine_router.config import KeyConfig, Priority
 from engine_router.engines.base import Endpoint, ResidentId
-from engine_router.errors import NoSuchRoute, RequestCancelled, RouterError, TooMuchHeld
+from engine_router.errors import (
+    AdminOnly,
+    NoSuchRoute,
+    RequestCancelled,
+    RouterError,
+    TooManyInFlight,
+)
 from engine_router.events import EventHub, RequestEnded
 from engine_router.guards.foreign_text import shown
-from engine_router.guards.limits import HELD_RETRY_S, REMEMBERED_PATHS
+from engine_router.guards.limits import KEY_RETRY_S, REMEMBERED_PATHS
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Ticket
 from engine_router.residency.supervisor import Supervisor
@@ -110,6 +112,7 @@ class InFlightRequest:
         path: of the HTTP request, shortened; a word where it is none.
         model: the id that was asked for, as the router lists it.
         holder: what uses a resident for it.
+        scope: the HTTP request; None where it is none.
     """
 
     _requests: dict[str, InFlightRequest]
@@ -117,6 +120,7 @@ class InFlightRequest:
     path: str
     model: str
     holder: LeaseHolder
+    scope: RequestScope | None = None
 
     def close(self) -> None:
         """Take the request out, and give its lease back. Never waits; may be called again."""
@@ -129,15 +133,49 @@ class InFlight:
 
     def __init__(self) -> None:
         self._requests: dict[str, InFlightRequest] = {}
+        self._of_keys = Counter[str]()
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def enter(self, request_id: str, path: str, model: str, holder: LeaseHolder) -> InFlightRequest:
+    def enter(
+        self,
+        request_id: str,
+        path: str,
+        model: str,
+        holder: LeaseHolder,
+        scope: RequestScope | None = None,
+    ) -> InFlightRequest:
         """Enter a request; its `close` takes it out again. The arguments are its attributes."""
-        entered = InFlightRequest(self._requests, request_id, path, model, holder)
+        entered = InFlightRequest(self._requests, request_id, path, model, holder, scope)
         self._requests[request_id] = entered
         return entered
+
+    def count(self, scope: RequestScope) -> None:
+        """Count a request that uses an engine for its key, once, until it ends.
+
+        Raises:
+            TooManyInFlight: as many as the key allows are under way.
+        """
+        key = scope.key
+        if key is None or not key.max_in_flight or scope.is_counted:
+            return
+        name = key.name
+        if self._of_keys[name] >= key.max_in_flight:
+            raise TooManyInFlight(
+                f"{key.max_in_flight} requests with the key '{shown(name)}' are under way, as many as its "
+                "max_in_flight allows (server.api_keys in engines.toml); try again when one has ended",
+                retry_after_s=KEY_RETRY_S,
+            )
+        self._of_keys[name] += 1
+        scope.is_counted = True
+
+        def leave() -> None:
+            self._of_keys[name] -= 1
+            if not self._of_keys[name]:
+                del self._of_keys[name]
+
+        scope.on_leave(leave)
 
     def by_ticket(self) -> Mapping[Ticket, InFlightRequest]:
         """Return the requests by the tickets that they have now."""
@@ -147,13 +185,19 @@ class InFlight:
             if (lease := request.holder.lease) is not None
         }
 
-    def cancel(self, request_id: str) -> InFlightRequest:
+    def cancel(self, request_id: str, by: RequestScope | None = None) -> InFlightRequest:
         """End a request: it gives back what it holds at once, and its client gets an error. Never waits.
+
+        Args:
+            by: who wants it, if not the router; without an admin's key only one with the same key can be ended.
 
         Raises:
             NoSuchRoute: there is none of this id that could be ended, any more.
         """
         request = self._requests.get(request_id)
+        if request is not None and by is not None and not by.is_admin:
+            owner = None if request.scope is None else request.scope.key_name
+            request = request if owner == by.key_name is not None else None
         lease = None if request is None else request.holder.lease
         if request is None or lease is None or lease.error is not None:
             raise NoSuchRoute(f"no request '{shown(request_id)}' waits or runs")
@@ -170,31 +214,58 @@ class RequestScope:
     in the very step in which it is noticed, even where its handler is stuck in a send that nobody reads.
 
     Attributes:
-        client: who asks, by a name that is told to nobody: one of the keys, or where the request comes from.
+        key: the key with which it came, and its rights; None for one who may do everything without.
+        client: where it comes from: an address, or the network that a machine has to itself; empty if not known.
         id: by which people can tell it from others.
         path: of the HTTP request, shortened: it is told in events and in the log.
-        key: the name of the key that it came with, as people are told; None where it came with none.
-        address: the address, or the network, that it came from, as people are told; None where that is not known.
         model, engine: filled in once known.
         holder: what uses a resident for the request; None where nothing does yet.
         status: what the client got; 0 while nothing was sent.
         error: in words, where something failed.
+        is_counted: it counts for its key; see `InFlight.count`.
     """
 
     path: str = field(converter=_shown_path)  # type: ignore[misc] # mypy knows plain functions only
     hub: EventHub
     client: str = ""
-    key: str | None = None
-    address: str | None = None
+    key: KeyConfig | None = None
     model: str | None = None
     engine: str | None = None
     status: int = 0
     holder: LeaseHolder | None = None
     error: str | None = None
     finished: bool = False
+    is_counted: bool = False
     id: str = field(init=False, factory=new_id)
     _began_at: float = field(factory=trio.current_time)
     _gives_back: list[Callable[[], object]] = field(init=False, factory=list)
+
+    @property
+    def key_name(self) -> str | None:
+        """The name of its key; None without one."""
+        return None if self.key is None else self.key.name or None
+
+    @property
+    def is_admin(self) -> bool:
+        """True if whoever sent it may do everything, and see what others do."""
+        return self.key is None or self.key.admin
+
+    @property
+    def share(self) -> str:
+        """The name for whose part of a queue it uses: its key's, else that of where it comes from."""
+        return self.client if (name := self.key_name) is None else f"key {name}"
+
+    def need_admin(self, action: str) -> None:
+        """See that whoever sent it may do everything.
+
+        Args:
+            action: what is to be done, such as `unload models`.
+
+        Raises:
+            AdminOnly: they may not.
+        """
+        if self.key is not None and not self.key.admin:
+            raise AdminOnly(self.key.name, action)
 
     def on_leave(self, give_back: Callable[[], object]) -> None:
         """Have something given back at the end, before what was taken earlier. It must not wait."""
@@ -243,66 +314,7 @@ class RequestScope:
                     first_byte_s=None if math.isnan(byte_s) else byte_s,
                     error=self.error,
                     id=self.id,
-                    key=self.key,
-                    client=self.address,
+                    key=self.key_name,
+                    client=self.client or None,
                 )
             )
-
-
-class HoldsNoMore(RouterError):
-    """The request has ended while it was still being read; nobody hears of it."""
-
-
-@define(eq=False, repr=False)
-class HeldBodies:
-    """The memory of the bodies that all requests hold together.
-
-    Args:
-        limit_bytes: returns how much that may be.
-
-    Attributes:
-        held_bytes: how much it is.
-        lock: held while that changes.
-    """
-
-    limit_bytes: Callable[[], int]
-    held_bytes: int = 0
-    lock: threading.Lock = field(factory=threading.Lock)
-
-
-@define(eq=False, repr=False)
-class HeldShare:
-    """The memory of the body that one request holds. May be used by threads, too."""
-
-    _all: HeldBodies
-    _bytes: int = 0
-    _is_over: bool = False
-
-    def grow(self, count: int) -> None:
-        """Hold more, or less if negative. A request is never refused for what it holds while no other holds anything.
-
-        Raises:
-            TooMuchHeld: all requests together would hold too much.
-            HoldsNoMore: the request has ended; nothing is held for it any more.
-        """
-        with self._all.lock:
-            if self._is_over:
-                raise HoldsNoMore("the request has ended")
-            after = self._all.held_bytes + count
-            if (
-                count > 0
-                and self._all.held_bytes > self._bytes
-                and after > (limit := self._all.limit_bytes())
-            ):
-                raise TooMuchHeld(
-                    f"the requests that wait hold {limit / 1_000_000:g} MB together, as many as "
-                    "server.max_held_mb in engines.toml allows; this one has no room left",
-                    retry_after_s=HELD_RETRY_S,
-                )
-            self._all.held_bytes, self._bytes = after, self._bytes + count
-
-    def release(self) -> None:
-        """Hold nothing from now on; may be called again."""
-        with self._all.lock:
-            self._all.held_bytes -= self._bytes
-            self._bytes, self._is_over = 0, True

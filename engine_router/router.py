@@ -16,7 +16,7 @@ from engine_router.config.diff import Changes
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
-from engine_router.in_flight import HeldBodies, InFlight, LeaseHolder, new_id
+from engine_router.in_flight import InFlight, LeaseHolder, new_id
 from engine_router.jobs import Jobs
 from engine_router.models.discovery import Discovery
 from engine_router.models.endpoints import EndpointSupport
@@ -27,6 +27,7 @@ from engine_router.models.learned import Learned
 from engine_router.models.lister import ModelLister
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.proxy.handler import ProxyHandler
+from engine_router.proxy.held_bodies import HeldBodies
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.residency.measurements import Measurements, save_state
 from engine_router.residency.read_model import ReadModel

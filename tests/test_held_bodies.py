@@ -16,7 +16,7 @@ from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.errors import TooMuchHeld, UnpacksTooLarge
 from engine_router.guards.limits import UNPACK_FREE_BYTES
-from engine_router.in_flight import HeldBodies, HeldShare, HoldsNoMore
+from engine_router.proxy.held_bodies import HeldBodies, HeldShare, HoldsNoMore
 from engine_router.proxy.request_body import decoded
 
 LIMIT_S = 200.0

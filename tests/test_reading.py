@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from engine_router.dialects import OPENAI
 from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, BodyTooLarge, RouterError, UnknownEncoding
-from engine_router.in_flight import HeldBodies, HeldShare
 from engine_router.proxy import request_body as reading
+from engine_router.proxy.held_bodies import HeldBodies, HeldShare
 from engine_router.proxy.request_body import IncomingRequest, decoded, read
 
 if sys.version_info >= (3, 14):

@@ -11,6 +11,7 @@ from engine_router.config.engines import (
     SleepConfig,
     SystemdConfig,
 )
+from engine_router.config.keys import ApiKey, KeyConfig, Priority, rights_of
 from engine_router.config.load import find_config, load_config, parse_config
 from engine_router.config.model import (
     Config,
@@ -18,7 +19,6 @@ from engine_router.config.model import (
     LogConfig,
     ModelConfig,
     PoolConfig,
-    Priority,
     SchedulingConfig,
     ServerConfig,
 )
@@ -26,11 +26,13 @@ from engine_router.config.template import is_template
 
 __all__ = [
     "AnyEngineConfig",
+    "ApiKey",
     "CallConfig",
     "Config",
     "EngineConfig",
     "FamilyConfig",
     "HttpConfig",
+    "KeyConfig",
     "LoadedConfig",
     "LogConfig",
     "ModelConfig",
@@ -46,4 +48,5 @@ __all__ = [
     "is_template",
     "load_config",
     "parse_config",
+    "rights_of",
 ]

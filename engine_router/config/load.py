@@ -14,6 +14,7 @@ from engine_router.config.engines import AnyEngineConfig, ProcessConfig
 from engine_router.config.environment import Environment
 from engine_router.config.families import with_families
 from engine_router.config.faults import Fault, close, is_table, quoted
+from engine_router.config.keys import key_faults
 from engine_router.config.kinds import Name
 from engine_router.config.misplaced import table_of, without_dotted
 from engine_router.config.model import (
@@ -158,6 +159,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     families = _named(data, "families", lambda value, path: read_table(value, FamilyConfig, path), faults)
     aliases = _named(data, "aliases", _read_alias, faults)
     state_file = _state_file(data, faults)
+    faults.extend(key_faults(() if server is None else server.api_keys))
     faults.extend(_cross_faults(data, pools, engines, models, aliases))
     if scheduling is not None and _is_whole(data, engines, models):
         faults.extend(preload_faults(scheduling, pools, engines, models, aliases))

@@ -14,6 +14,7 @@ import attrs
 from attrs import frozen
 
 from engine_router.config.engines import AnyEngineConfig
+from engine_router.config.keys import ApiKey, Priority
 from engine_router.config.kinds import (
     Addresses,
     Argv,
@@ -38,9 +39,6 @@ from engine_router.config.options import option, required, table
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
 """A capability of a model, in Ollama's words."""
 
-Priority = Literal["high", "normal", "low"]
-"""The priority of a request."""
-
 
 @frozen(kw_only=True, repr=False)
 class ServerConfig:
@@ -52,8 +50,10 @@ class ServerConfig:
         "api_keys.",
     )
     port: Port = option(8077, "Port to listen on.")
-    api_keys: tuple[Name, ...] = option(
-        (), "Keys of which a client must send one, as Bearer token or X-API-Key. Empty: no key is asked for."
+    api_keys: tuple[ApiKey, ...] = option(
+        (),
+        "Keys of which a client must send one, as Bearer token or X-API-Key: strings, which may do everything, or tables "
+        "with the rights of each. Empty: no key is asked for.",
     )
     trusted_networks: tuple[Network, ...] = option(
         (),

@@ -80,19 +80,26 @@ def _collect(cls: type[Any], path: str, rows: list[tuple[str, str, str, str]]) -
     hints = get_type_hints(cls)
     for field in options_of(cls):
         inner = _table_of(hints[field.name])
-        if inner:
-            named = get_origin(hints[field.name]) is not None and not path
-            for table in inner:
-                place = f"{path}.{field.name}".lstrip(".") + (".NAME" if named else "")
-                _collect(table, place + (f" ({table.__name__})" if len(inner) > 1 else ""), rows)
-            continue
-        if field.default is attrs.NOTHING:
-            default = "required"
-        elif isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
-            default = "{}"
-        else:
-            default = shown(list(field.default) if isinstance(field.default, tuple) else field.default)
-        rows.append((path, field.name, default, str(field.metadata["doc"])))
+        if not inner or _holds_texts(hints[field.name]):
+            rows.append((path, field.name, _default_of(field), str(field.metadata["doc"])))
+        named = get_origin(hints[field.name]) is not None and not path
+        for table in inner:
+            place = f"{path}.{field.name}".lstrip(".") + (".NAME" if named else "")
+            _collect(table, place + (f" ({table.__name__})" if len(inner) > 1 else ""), rows)
+
+
+def _default_of(field: attrs.Attribute[Any]) -> str:
+    if field.default is attrs.NOTHING:
+        return "required"
+    if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+        return "{}"
+    return shown(list(field.default) if isinstance(field.default, tuple) else field.default)
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Tell whether a list of tables may have strings instead."""
+    items = get_args(kind)[:1]
+    return any(kind_of(part) is not None for item in items for part in get_args(item))
 
 
 def _table_of(kind: Any) -> list[type[Any]]:

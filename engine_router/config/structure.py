@@ -30,6 +30,10 @@ def _make_converter() -> cattrs.Converter:
     def read_list(value: Any, annotation: Any) -> Any:
         return _read_list(converter, value, annotation)
 
+    def read_entry(value: Any, annotation: Any) -> Any:
+        text, table = get_args(annotation)
+        return converter.structure(value, table if isinstance(value, dict) else text)
+
     def read_mapping(value: Any, annotation: Any) -> Any:
         return _read_mapping(converter, value, annotation)
 
@@ -37,6 +41,7 @@ def _make_converter() -> cattrs.Converter:
         converter.register_structure_hook(plain, read_value)
     converter.register_structure_hook_func(_is_literal, _read_literal)
     converter.register_structure_hook_func(_is_list, read_list)
+    converter.register_structure_hook_func(_is_text_or_table, read_entry)
     converter.register_structure_hook_func(_is_mapping, read_mapping)
     converter.register_structure_hook_func(lambda annotation: kind_of(annotation) is not None, read_value)
     converter.register_structure_hook_factory(attrs.has, lambda cls: _table_reader(converter, cls))
@@ -49,6 +54,11 @@ def _is_literal(kind: Any) -> bool:
 
 def _is_list(kind: Any) -> bool:
     return getattr(kind, "__origin__", None) is tuple
+
+
+def _is_text_or_table(kind: Any) -> bool:
+    parts = get_args(kind)
+    return len(parts) == 2 and kind_of(parts[0]) is not None and attrs.has(parts[1])
 
 
 def _is_mapping(kind: Any) -> bool:
@@ -169,7 +179,8 @@ def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator
             near, table = synonym_of(key, known) or close(key, known), table_of(key, error.cl)
             hint = f"; did you mean {near}?" if near else f"; known keys: {', '.join(known)}"
             hint = f"; it belongs to {table}" if table else hint
-            yield f"{path}.{quoted(key)}".lstrip("."), f"unknown key{hint}"
+            is_shown = near or not is_private(re.findall(r"[\w-]+", path))
+            yield f"{path}.{quoted(key)}".lstrip(".") if is_shown else path, f"unknown key{hint}"
     elif isinstance(error, KeyError):
         yield path, f"missing; it is required ({_summary_of(cls, str(error.args[0]))})"
     else:

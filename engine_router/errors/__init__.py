@@ -32,10 +32,12 @@ from engine_router.errors.hub import (
     NotOnHub,
 )
 from engine_router.errors.requests import (
+    AdminOnly,
     AmbiguousRequest,
     BadRequest,
     BodyTooLarge,
     Forbidden,
+    ModelNotForKey,
     NoModelNamed,
     NoSuchRoute,
     NotResident,
@@ -53,11 +55,15 @@ from engine_router.errors.router import (
     QueueFull,
     RequestCancelled,
     RouterClosing,
+    TooManyInFlight,
+    TooManyLogins,
     TooManyReaders,
+    TooManyRequests,
     TooMuchHeld,
 )
 
 __all__ = [
+    "AdminOnly",
     "AmbiguousRequest",
     "BadConfiguration",
     "BadRequest",
@@ -81,6 +87,7 @@ __all__ = [
     "HubUnreachable",
     "InUse",
     "LeaseRevoked",
+    "ModelNotForKey",
     "NeverFits",
     "NoModelNamed",
     "NoSuchRoute",
@@ -94,7 +101,10 @@ __all__ = [
     "RequestTooSlow",
     "RouterClosing",
     "RouterError",
+    "TooManyInFlight",
+    "TooManyLogins",
     "TooManyReaders",
+    "TooManyRequests",
     "TooMuchHeld",
     "Unauthorized",
     "UnknownEncoding",

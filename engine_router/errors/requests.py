@@ -52,6 +52,18 @@ class Forbidden(RouterError):
     message_chars = CLIENT_ERROR_CHARS
 
 
+class AdminOnly(Forbidden):
+    """The request carries a key that may use models, but not do this."""
+
+    code = "admin_key_needed"
+
+    def __init__(self, name: str, action: str) -> None:
+        super().__init__(
+            f"the key '{foreign_text.shown(name)}' may not {action}; use a key with admin = true, "
+            "or give it that in server.api_keys of engines.toml"
+        )
+
+
 class NoSuchRoute(RouterError):
     """The path, or what it names, does not exist here."""
 
@@ -105,6 +117,18 @@ class UnknownModel(RouterError):
         super().__init__(f"model '{foreign_text.shown(model)}' not found{hint}{unasked}{more}")
         self.model = model
         self.suggestions = tuple(suggestions)
+
+
+class ModelNotForKey(UnknownModel):
+    """The key of the request may use other models only. Whether this one exists is not told."""
+
+    def __init__(self, model: str, name: str) -> None:
+        super().__init__(model)
+        self.message = (
+            f"model '{foreign_text.shown(model)}' not found, or not for the key '{foreign_text.shown(name)}'; "
+            "GET /v1/models lists its models, server.api_keys in engines.toml says which they are"
+        )
+        self.args = (self.message,)
 
 
 class NotResident(RouterError):

@@ -32,6 +32,23 @@ class TooManyReaders(Overloaded):
     code = "too_many_readers"
 
 
+class TooManyRequests(RouterError):
+    """The client has as many requests under way, or has made as many attempts, as it may; a later try may succeed."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    kind = "rate_limit_error"
+    anthropic_kind = "rate_limit_error"
+
+
+class TooManyInFlight(TooManyRequests):
+    """As many requests with this key wait or run as its `max_in_flight` allows."""
+
+
+class TooManyLogins(TooManyRequests):
+    """Too many wrong keys were given at this address in a short time."""
+
+
 class NeverFits(RouterError):
     """The model can never be loaded: its pool's budget, less what is pinned there, is too small.
 

@@ -64,6 +64,21 @@ REMEMBERED_PEERS: Final = 1024
 REMEMBERED_PATHS: Final = 64
 """Different paths of requests of which is remembered what they are: a router has a few, a stranger any number."""
 
+REMEMBERED_PATTERNS: Final = 256
+"""Lists of models, of keys that may use these alone, that are remembered as compiled: as many as a team has keys."""
+
+KEY_RETRY_S: Final = 2.0
+"""When a client may ask again whose key has as many requests in flight as it may: most answers take some seconds."""
+
+MOST_SESSIONS: Final = 32
+"""Pages that are logged in with one key at the same time; one more ends the oldest."""
+
+MOST_WRONG_LOGINS: Final = 10
+"""Wrong keys that one address may give the page within `LOGIN_WINDOW_S`: a person mistypes a few times."""
+
+LOGIN_WINDOW_S: Final = 60.0
+"""Seconds for which a wrong key counts against the address that it came from."""
+
 MAX_READERS: Final = 128
 """Streams of events and logs that are open together.
 

@@ -21,17 +21,12 @@ from engine_router.dialects.base import Dialect
 from engine_router.dialects.ollama.load_only import CONTENT_TYPE, keep_alive_s, load_answer, loads
 from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, RouterError
-from engine_router.in_flight import (
-    HeldBodies,
-    HeldShare,
-    InFlight,
-    LeaseHolder,
-    RequestScope,
-)
+from engine_router.in_flight import InFlight, LeaseHolder, RequestScope
 from engine_router.models.registry import Target
 from engine_router.proxy.access import priority_of
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
+from engine_router.proxy.held_bodies import HeldBodies, HeldShare
 from engine_router.proxy.load_only import LoadOnly
 from engine_router.proxy.request_body import IN_THE_LOOP_BYTES, IncomingRequest, off_loop, read
 from engine_router.proxy.response_body import Sink, StreamOptions, blank_body, plain_body, waiting_body

@@ -19,7 +19,7 @@ from engine_router.dialects.routed import DefaultRouted, QueryRouted, Routed, ro
 from engine_router.dialects.scanning import FormScanner, JsonScanner
 from engine_router.errors import BadRequest, BodyTooLarge, NoModelNamed, UnknownEncoding, UnpacksTooLarge
 from engine_router.guards.limits import MAX_UNPACK_RATIO, REMEMBERED_PATHS, UNPACK_FREE_BYTES
-from engine_router.in_flight import HeldShare
+from engine_router.proxy.held_bodies import HeldShare
 from engine_router.proxy.routes import model_in_query, query_for, wire_target
 from engine_router.proxy.streamed_body import StreamedRequest, Upload
 from engine_router.upstream.http1 import Headers, first_value

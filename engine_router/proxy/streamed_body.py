@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from engine_router.dialects.scanning import Scanner
 from engine_router.errors import BodyTooLarge
 from engine_router.guards.limits import LARGE_BYTES
-from engine_router.in_flight import HeldShare
+from engine_router.proxy.held_bodies import HeldShare
 
 NextPiece = Callable[[], Awaitable[bytes | bytearray]]
 """Returns the next piece of a body; empty at its proper end."""
