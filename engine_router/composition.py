@@ -19,6 +19,7 @@ from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub, ResidentReady
 from engine_router.models.facts import keep_fresh
 from engine_router.models.learned import Learned
+from engine_router.proxy.sessions import Sessions
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.reload import ConfigSource, Reloader
 from engine_router.residency.measurements import read_state, state_file_of
@@ -139,7 +140,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     hub = EventHub()
     engines = {name: await factory.make(name, config) for name in config.engines}
     upstream, learned = Upstream(), Learned()
-    snapshot = await make_snapshot(config, engines, upstream, state, learned)
+    snapshot = await make_snapshot(config, engines, upstream, state, learned, Sessions())
     supervisor = Supervisor(
         engines=engines,
         gauges=gauges_of(config),

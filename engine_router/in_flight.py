@@ -17,14 +17,18 @@ from engine_router.config import KeyConfig, Priority
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import (
     AdminOnly,
+    ModelNotForKey,
     NoSuchRoute,
     RequestCancelled,
     RouterError,
     TooManyInFlight,
+    UnknownModel,
 )
 from engine_router.events import EventHub, RequestEnded
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import KEY_RETRY_S, REMEMBERED_PATHS
+from engine_router.models.key_rights import may_use
+from engine_router.models.target import Target
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Ticket
 from engine_router.residency.supervisor import Supervisor
@@ -254,6 +258,28 @@ class RequestScope:
     def share(self) -> str:
         """The name for whose part of a queue it uses: its key's, else that of where it comes from."""
         return self.client if (name := self.key_name) is None else f"key {name}"
+
+    def may_use(self, target: Target) -> bool:
+        """Tell whether whoever sent it may use and see a model."""
+        return may_use(self.key, target)
+
+    def check_model(self, model: str, target: Target) -> None:
+        """See that whoever sent it may use a model.
+
+        Args:
+            model: the name by which they asked for it.
+
+        Raises:
+            ModelNotForKey: they may not.
+        """
+        if self.key is not None and not may_use(self.key, target):
+            raise ModelNotForKey(model, self.key.name)
+
+    def told(self, error: RouterError) -> RouterError:
+        """Return an error as whoever sent it may be told it: of models that it may not use it names none."""
+        if isinstance(error, UnknownModel) and self.key is not None and self.key.models is not None:
+            return ModelNotForKey(error.model, self.key.name)
+        return error
 
     def need_admin(self, action: str) -> None:
         """See that whoever sent it may do everything.

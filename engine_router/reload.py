@@ -130,7 +130,9 @@ class Reloader:
             name: await self.factory.make(name, new) if name in anew else router.engines[name]
             for name in new.engines
         }
-        snapshot = await make_snapshot(new, engines, router.upstream, router.state, router.learned)
+        snapshot = await make_snapshot(
+            new, engines, router.upstream, router.state, router.learned, router.snapshot.sessions
+        )
         # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
         self._refuse_moved_engines(router, new)
         router.supervisor.reconfigure(

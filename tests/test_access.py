@@ -310,9 +310,9 @@ def test_who_is_in_a_network(network: str, peer: str, is_in: bool) -> None:
     text = f'[server]\napi_keys = ["k"]\ntrusted_networks = ["{network}"]\n[engines.o]\ntype = "ollama"'
     gate = AccessCheck(parse_config(text).server)
     with contextlib.nullcontext() if is_in else pytest.raises(Unauthorized):
-        gate.check_key("/status", [], peer)
+        gate.check_key("GET", "/status", [], peer)
     with pytest.raises(Unauthorized):
-        gate.check_key("/status", [], None)
+        gate.check_key("GET", "/status", [], None)
 
 
 @pytest.mark.parametrize("network", ["", "10.0.0.0/33", "box", "10.0.0", "10.0.0.1-10.0.0.9"])

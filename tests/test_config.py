@@ -88,6 +88,8 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
         top, *rest = header.strip("[]").split(".")
         kind = kinds.get(str(values.get("type")), kind)
         place = top if top not in ("pools", "models", "families", "engines") else f"{top}.NAME"
+        if top == "server":
+            place = ".".join((top, *rest))
         if top == "engines":
             place += f" ({kind})" + "".join(f".{part}" for part in rest[1:])
         entries = found.setdefault(place, [])

@@ -31,6 +31,7 @@ from engine_router.engines.first_of import first_of
 from engine_router.events import EventHub
 from engine_router.memory import MemoryReading
 from engine_router.models.learned import Learned
+from engine_router.proxy.sessions import Sessions
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.residency.ledger import Rules
 from engine_router.residency.measurements import Measurements
@@ -516,7 +517,7 @@ async def simulated(keepalive_s: float = 4.0, *, has_idle: bool = False) -> Asyn
     metrics = Metrics(in_flight=dict, waiting=dict, resident=dict)
     hub.listen(metrics.observe)
     learned = Learned()
-    snapshot = await make_snapshot(config, engines, upstream, state, learned)
+    snapshot = await make_snapshot(config, engines, upstream, state, learned, Sessions())
     with trio.fail_after(100_000):
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)

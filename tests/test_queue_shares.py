@@ -14,7 +14,9 @@ from test_scheduling import RULES, A, B, C, a_book
 from engine_router import open_router
 from engine_router.config import parse_config
 from engine_router.errors import QueueFull
-from engine_router.proxy.access import AccessCheck
+from engine_router.events import EventHub
+from engine_router.in_flight import RequestScope
+from engine_router.proxy.access import AccessCheck, place_of
 from engine_router.residency import messages
 from engine_router.residency.messages import Refuse, Ticket
 from engine_router.residency.queue import TicketQueue
@@ -108,12 +110,15 @@ def test_shares_are_counted_right_whatever_comes_and_goes() -> None:
     assert queue.yielding(Ticket(A, client="x"), in_line=False) is None
 
 
-def test_nobody_is_somebody_else_by_a_key_that_is_none() -> None:
+async def test_nobody_is_somebody_else_by_a_key_that_is_none() -> None:
     gate = AccessCheck(parse_config('[server]\napi_keys = ["a", "b"]\n[engines.o]\ntype = "ollama"').server)
-    names = {gate.client([(b"x-api-key", key)], "10.0.0.1") for key in (b"a", b"b", b"c", b"d", b"")}
-    assert len(names) == 3
-    assert gate.client([], "2001:db8::1") == gate.client([], "2001:db8::2:1")
-    assert gate.client([], "::ffff:10.0.0.1") == gate.client([], "10.0.0.1")
+    names = set[str]()
+    for key in (b"a", b"b", b"c", b"d", b""):
+        scope = RequestScope(CHAT, EventHub(), place_of("10.0.0.1"), gate.key_of([(b"x-api-key", key)]))
+        names.add(scope.share)
+    assert names == {"key key 1", "key key 2", "10.0.0.1"}
+    assert place_of("2001:db8::1") == place_of("2001:db8::2:1")
+    assert place_of("::ffff:10.0.0.1") == place_of("10.0.0.1")
     assert not any(key in name for name in names for key in ("'a'", "'b'"))
 
 

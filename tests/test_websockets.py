@@ -133,7 +133,7 @@ async def test_its_ticket_says_whose_it_is() -> None:
         async with connected(router, "/upstream/a/ws", headers):
             (lease,) = [entered.holder.lease for entered in router.in_flight.by_ticket().values()]
             assert lease is not None
-            assert (lease.ticket.client, lease.ticket.priority) == ("key 0", "low")
+            assert (lease.ticket.client, lease.ticket.priority) == ("key key 1", "low")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from engine_router.cli.exit_codes import BAD_USAGE, CommandFailed
 from engine_router.cli.terminal import say
-from engine_router.config import ServerConfig, find_config, load_config
+from engine_router.config import ServerConfig, find_config, load_config, rights_of
 from engine_router.errors import ConfigError
 
 URL_VARIABLE = "ENGINE_ROUTER_URL"
@@ -55,7 +55,8 @@ def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ)
     configured = _url_of(server)
     url = named or configured
     if key is None and server.api_keys and _is_same_place(url, configured):
-        key = server.api_keys[0]
+        known = rights_of(server.api_keys)
+        key = next((rights for rights in known if rights.admin), known[0]).key
     if key is not None and any(ord(char) < 32 for char in key.strip()):
         raise CommandFailed("the API key has control characters, which no header can carry", BAD_USAGE)
     return RouterAddress(url, None if key is None else key.strip(), is_named=named is not None)

@@ -18,7 +18,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     address.add_argument(
         "--api-key",
         metavar="KEY",
-        help="default: $ENGINE_ROUTER_API_KEY, else the first of server.api_keys",
+        help="default: $ENGINE_ROUTER_API_KEY, else the first of server.api_keys that may do everything",
     )
     add_config(address)
 

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from engine_router.config import AnyEngineConfig, Config, ProcessConfig, SystemdConfig, is_template
+from engine_router.config import (
+    AnyEngineConfig,
+    Config,
+    ProcessConfig,
+    SystemdConfig,
+    is_template,
+    rights_of,
+)
 from engine_router.config.families import matches
 from engine_router.config.faults import close, quoted
 from engine_router.config.preload import may_list
@@ -52,6 +59,12 @@ def _server_warnings(config: Config) -> Iterator[Warned]:
         yield (
             "server.api_keys",
             f"empty, and {', '.join(config.server.host)} is reachable from other machines: anybody there can use the models",
+        )
+    keys = rights_of(config.server.api_keys)
+    if keys and not any(key.admin for key in keys):
+        yield (
+            "server.api_keys",
+            "no key may do everything: nobody can load or unload models, or see the status; give one of them admin = true",
         )
     for network in map(ipaddress.ip_network, config.server.trusted_networks):
         if not network.prefixlen or not network.is_private:

@@ -65,7 +65,7 @@ def key_faults(api_keys: Sequence[ApiKey]) -> Iterator[Fault]:
                 f"{place}.name",
                 f"server.api_keys[{first}] has the same name; each key needs a name of its own",
             )
-        first = keys.setdefault(rights.key.strip(), index)
+        first = keys.setdefault(rights.key, index)
         is_table = isinstance(entry, KeyConfig) or isinstance(api_keys[first], KeyConfig)
         if first != index and is_table:
             yield place, f"the key is that of server.api_keys[{first}]; each table needs a key of its own"

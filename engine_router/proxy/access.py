@@ -1,43 +1,35 @@
-"""Access to the router, and what a request says of its sender: the keys that it offers, and its priority.
+"""Access to the router. Both tiers ask here, with the headers as they came.
 
-Both tiers ask here, with the headers as they came.
-
-Three checks: the request addresses the router by one of its names, it carries a key, and a page of another site
-that sends it is allowed. The first one is there because a site can make its own name point to this machine
+Three checks: the request addresses the router by one of its names, it carries a key that may do this, and a page of
+another site that sends it is allowed. The first one is there because a site can make its own name point to this machine
 ("DNS rebinding"): for a browser its pages and the router then have one origin, and only the name differs.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
-import hmac
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from engine_router.config import Priority, ServerConfig
-from engine_router.errors import BadRequest, Forbidden, Unauthorized
+from engine_router.config import KeyConfig, ServerConfig
+from engine_router.errors import AdminOnly, Forbidden, NoSuchRoute, Unauthorized
+from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import REMEMBERED_HOSTS, REMEMBERED_PEERS
-from engine_router.upstream.forwarding import KEY_HEADER
+from engine_router.proxy.keys import NOBODY, KeyRing, offered_keys
+from engine_router.proxy.route_scopes import Scope, scope_of
+from engine_router.proxy.routes import base_url_hint
+from engine_router.proxy.sessions import Sessions
 from engine_router.upstream.http1 import Headers, first_value
 
-# Liveness is asked by machines that have no key, and tells nothing.
-PUBLIC_PATHS = frozenset(("/health",))
 # Nobody can register a name that ends so: it means this machine, or one that its own network names. All but
 # `lan`, which is merely customary and in nobody's hands, are reserved (RFC 6761, 6762, 8375; ICANN).
 LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".home", ".lan", ".test")
 # Seconds for which a browser remembers what a page may do; more than two hours none of them does.
 PREFLIGHT_AGE_S = 7200
 
-KEY_PROTOCOL: Final = "openai-insecure-api-key."
-"""The prefix of a key in a WebSocket's subprotocol: a page can send no header of its own (OpenAI, Realtime)."""
-
-_PRIORITIES: Mapping[bytes, Priority] = {b"high": "high", b"normal": "normal", b"low": "low"}
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 # What a proxy adds to a request.
 _PROXIES_WORDS = frozenset(
@@ -57,10 +49,17 @@ _EXPOSED = (b"access-control-expose-headers", b"*")
 
 
 class AccessCheck:
-    """The rules of `[server]`: names, keys, and pages of other sites."""
+    """The rules of `[server]`: names, keys, and pages of other sites.
 
-    def __init__(self, server: ServerConfig) -> None:
-        self._keys = [key.encode() for key in server.api_keys]
+    Attributes:
+        keys: the keys that are known.
+        asks_for_key: there are some, so that a request needs one.
+    """
+
+    def __init__(self, server: ServerConfig, sessions: Sessions | None = None) -> None:
+        self.keys = KeyRing(server.api_keys)
+        self.asks_for_key = bool(server.api_keys)
+        self._sessions = Sessions() if sessions is None else sessions
         self._networks = [ipaddress.ip_network(network) for network in server.trusted_networks]
         # Any name will do for a request with a key, which a page under a false name has not.
         self._keys_excuse_names = bool(server.api_keys) and not isinstance(server.allowed_hosts, tuple)
@@ -72,17 +71,19 @@ class AccessCheck:
         self._pages = re.compile("|".join(patterns)) if patterns else None
         self._all_pages = "*" in server.cors_origins
 
-    def admit(self, method: str, path: str, query: bytes, headers: Headers, peer: str | None) -> None:
-        """See that a request passes all three checks.
+    def admit(
+        self, method: str, path: str, query: bytes, headers: Headers, peer: str | None
+    ) -> KeyConfig | None:
+        """See that a request passes all three checks. Returns the key that it has; see `check_key`.
 
         Raises:
             Forbidden, Unauthorized: it does not.
         """
         if self._is_own is not None:
             self.check_host(headers)
-        if self._keys:
-            self.check_key(path, headers, peer)
+        key = self.check_key(method, path, headers, peer) if self.asks_for_key else None
         self.check_page(method, path, query, headers)
+        return key
 
     def check_host(self, headers: Headers) -> None:
         """See that a request addresses the router by one of its names; one that names no host comes from no browser.
@@ -90,7 +91,7 @@ class AccessCheck:
         Raises:
             Forbidden: it uses another name.
         """
-        if self._is_own is None or (self._keys_excuse_names and self._has_key(headers)):
+        if self._is_own is None or (self._keys_excuse_names and self.key_of(headers) is not None):
             return
         for name, host in headers:
             if name == b"host":
@@ -101,45 +102,46 @@ class AccessCheck:
                     )
                 return
 
-    def check_key(self, path: str, headers: Headers, peer: str | None = None) -> None:
-        """See that a request carries one of the keys, or comes from a machine that needs none.
+    def check_key(
+        self, method: str, path: str, headers: Headers, peer: str | None, *, is_route: bool = True
+    ) -> KeyConfig | None:
+        """See that a request carries a key that may do this, or comes from a machine that needs none.
 
         Args:
             peer: the address that the connection comes from; None where it is not known.
+            is_route: there is such a route.
+
+        Returns:
+            The key; None for one who may do everything without, `NOBODY` for one who may only use what is open.
 
         Raises:
-            Unauthorized: neither. Every comparison takes the same time, whatever is right or wrong.
+            Unauthorized: there is no such key.
+            AdminOnly: there is, but it may not.
         """
+        if not self.asks_for_key:
+            return None
+        if (key := self.key_of(headers)) is None:
+            if self._is_trusted(headers, peer):
+                return None
+            if scope_of(method, path) is not Scope.OPEN:
+                raise _no_key(headers)
+            return NOBODY
+        if not key.admin and is_route and scope_of(method, path) is Scope.ADMIN:
+            if hint := base_url_hint(path):
+                raise NoSuchRoute(f"there is no {shown(method)} {shown(path)} here{shown(hint)}")
+            raise AdminOnly(key.name, f"{method} {shown(path)}")
+        return key
+
+    def key_of(self, headers: Headers) -> KeyConfig | None:
+        """Return the key that a request offers, or that of the session whose cookie the router's own page sends."""
+        found = self.keys.find(offered_keys(headers))
         if (
-            not self._keys
-            or path in PUBLIC_PATHS
-            or self._has_key(headers)
-            or self._is_trusted(headers, peer)
+            found is None
+            and (held := self._sessions.key_in(headers)) is not None
+            and _is_same_origin(headers)
         ):
-            return
-        raise Unauthorized(
-            "the API key is not one of the router's"
-            if any(True for _ in offered_keys(headers))
-            else "this router asks for an API key (Bearer or X-API-Key)"
-        )
-
-    def client(self, headers: Headers, peer: str | None) -> str:
-        """Return a name for who sends a request: its key's where it has one, else that of its address or network.
-
-        Nobody is somebody else by offering another key that is none, or by one of the many addresses that a
-        machine has in a network of the new kind (IPv6).
-        """
-        if self._keys:
-            offers = list(offered_keys(headers))
-            held = [any([hmac.compare_digest(offer, key) for offer in offers]) for key in self._keys]  # noqa: C419 - as below
-            if True in held:
-                return f"key {held.index(True)}"
-        return "unknown" if peer is None else _place(peer)
-
-    def _has_key(self, headers: Headers) -> bool:
-        """Tell whether any of the keys that a request offers is right."""
-        matches = [hmac.compare_digest(offer, key) for offer in offered_keys(headers) for key in self._keys]
-        return any(matches)  # after all of them were compared, so that time tells nothing
+            return self.keys.find((held,))
+        return found
 
     def _is_trusted(self, headers: Headers, peer: str | None) -> bool:
         """Tell whether a request needs no key because of where it comes from.
@@ -236,12 +238,15 @@ def _address(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 @functools.lru_cache(REMEMBERED_PEERS)
-def _place(peer: str) -> str:
-    """Return a name for where a peer is: its address, or the network that it has to itself."""
-    address = _address(peer)
+def place_of(peer: str | None) -> str:
+    """Return where a request comes from: a peer's address, or the network that it has to itself; empty if not known.
+
+    Nobody is somebody else by one of the many addresses that a machine has in a network of the new kind (IPv6).
+    """
+    address = None if peer is None else _address(peer)
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address or "unknown")
+    return str(address or "")
 
 
 def _only_reads(path: str, query: bytes) -> bool:
@@ -265,6 +270,17 @@ def _is_own_page(site: bytes | None, headers: Headers) -> bool:
     return _is_own_url(first_value(headers, b"referer") or b"", headers)
 
 
+def _is_same_origin(headers: Headers) -> bool:
+    """Tell whether a browser says that the router's own page sends a request, or the person by the address bar.
+
+    What a browser says so, no page can. A request that says nothing counts as another's.
+    """
+    site, origin = first_value(headers, b"sec-fetch-site"), first_value(headers, b"origin")
+    if site is not None:
+        return site == b"same-origin" or (site == b"none" and origin is None)
+    return _is_own_url((first_value(headers, b"referer") or b"") if origin is None else origin, headers)
+
+
 def _is_own_url(url: bytes, headers: Headers) -> bool:
     """Tell whether a page's URL, or its origin, is of the host that the request addresses."""
     try:
@@ -272,6 +288,14 @@ def _is_own_url(url: bytes, headers: Headers) -> bool:
     except ValueError:
         return False
     return bool(site) and site.encode("latin-1") == first_value(headers, b"host")
+
+
+def _no_key(headers: Headers) -> Unauthorized:
+    return Unauthorized(
+        "the API key is not one of the router's"
+        if any(True for _ in offered_keys(headers))
+        else "this router asks for an API key (Bearer or X-API-Key)"
+    )
 
 
 def _not_allowed(origin: bytes) -> Forbidden:
@@ -337,44 +361,3 @@ def _origin_pattern(origin: str) -> str:
     subdomains, host = (r"[^/:]+\.", host[2:]) if host.startswith("*.") else ("", host)
     ports, host = ("(:[0-9]+)?", host[:-2]) if host.endswith(":*") else ("", host)
     return f"{re.escape(scheme)}://{subdomains}{re.escape(host)}{ports}"
-
-
-def offered_keys(headers: Headers) -> Iterator[bytes]:
-    """Yield every key that a request offers: X-API-Key, X-Admin-Token (llama-router's), Bearer, a browser's password, one in the path, a subprotocol."""
-    for header, value in headers:
-        if header in (b"x-api-key", b"x-admin-token", KEY_HEADER):
-            yield value.strip()
-        elif header == b"sec-websocket-protocol":
-            names = (name.strip() for name in value.split(b","))
-            marked = KEY_PROTOCOL.encode()
-            yield from (name.removeprefix(marked) for name in names if name.startswith(marked))
-        elif header == b"authorization":
-            kind, _, rest = value.strip().partition(b" ")
-            if kind.lower() == b"bearer":
-                yield rest.strip()
-            elif kind.lower() == b"basic":
-                try:
-                    yield base64.b64decode(rest, validate=True).partition(b":")[2]
-                except (binascii.Error, ValueError):
-                    continue
-
-
-def priority_of(headers: Headers, of_keys: Mapping[str, Priority]) -> Priority:
-    """Return the priority of a request: the one that it names, else that of its key, else `normal`.
-
-    Args:
-        of_keys: the priorities of the keys.
-
-    Raises:
-        BadRequest: it names another one.
-    """
-    for name, value in headers:
-        if name == b"x-request-priority":
-            if (said := _PRIORITIES.get(value.strip().lower())) is None:
-                raise BadRequest("X-Request-Priority must be high, normal or low")
-            return said
-    if of_keys:
-        for key in offered_keys(headers):
-            if (found := of_keys.get(key.decode("utf-8", "replace"))) is not None:
-                return found
-    return "normal"

@@ -23,10 +23,10 @@ from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest, RouterError
 from engine_router.in_flight import InFlight, LeaseHolder, RequestScope
 from engine_router.models.registry import Target
-from engine_router.proxy.access import priority_of
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.held_bodies import HeldBodies, HeldShare
+from engine_router.proxy.keys import priority_of
 from engine_router.proxy.load_only import LoadOnly
 from engine_router.proxy.request_body import IN_THE_LOOP_BYTES, IncomingRequest, off_loop, read
 from engine_router.proxy.response_body import Sink, StreamOptions, blank_body, plain_body, waiting_body
@@ -94,6 +94,7 @@ class ProxyHandler:
         """
         snapshot, path = self._snapshot(), incoming.path
         server, dialect = snapshot.config.server, dialect_of(path)
+        self._in_flight.count(scope)
         held = HeldShare(self._held_bodies)
         scope.on_leave(held.release)
         routed = await read(
@@ -108,6 +109,7 @@ class ProxyHandler:
         target = snapshot.registry.remembered(routed.model)
         if target is None:
             snapshot, target = await self._find(routed.model, snapshot)
+        scope.check_model(routed.model, target)
         scope.model, scope.engine = target.model, target.engine
         keep_alive: float | None = None
         if isinstance(routed, Routed):
@@ -117,7 +119,8 @@ class ProxyHandler:
                 counted = await off_loop(len(routed.body), lambda: count_tokens_body(routed.data()))
                 return _whole_reply(counted, "application/json")
             if dialect is OLLAMA:
-                keep_alive = keep_alive_s(routed.keep_alive)
+                # How long a model stays is not for those to say who may neither load nor unload it.
+                keep_alive = keep_alive_s(routed.keep_alive) if scope.is_admin else None
                 if loads(path, routed.body):
                     return await self._load_only(incoming, routed, target, scope, server)
         exchange = await self._exchange(incoming, routed, target, snapshot, held)
@@ -142,12 +145,15 @@ class ProxyHandler:
 
         Raises:
             BadRequest: the priority is none.
-            RouterError: the queue is full, or the router ends.
+            ModelNotForKey: its key is for other models.
+            RouterError: the queue is full, the key has as many requests in flight as it may, or the router ends.
         """
-        priority = priority_of(headers, server.key_priorities)
+        self._in_flight.count(scope)
+        scope.check_model(target.model, target)
+        priority = priority_of(headers, server.key_priorities, scope.key)
         scope.model, scope.engine, scope.holder = target.model, target.engine, holder
-        scope.on_leave(self._in_flight.enter(scope.id, scope.path, target.model, holder).close)
-        return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=scope.client)
+        scope.on_leave(self._in_flight.enter(scope.id, scope.path, target.model, holder, scope).close)
+        return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=scope.share)
 
     async def _passes(self, snapshot: Snapshot, path: str, model: str) -> bool:
         snapshot, target = await self._find(model, snapshot)
@@ -170,6 +176,10 @@ class ProxyHandler:
     ) -> Reply:
         """Answer a request that only loads its model, or unloads it as soon as nobody uses it: not waited for."""
         stay_s = keep_alive_s(routed.keep_alive)
+        if stay_s == 0:
+            scope.need_admin("unload models")
+        elif not scope.is_admin:
+            stay_s = None
         answer = load_answer(incoming.path, routed.model, unloaded=stay_s == 0)
         if stay_s == 0:
             self._supervisor.keep_alive(target.resident, 0)

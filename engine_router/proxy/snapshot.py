@@ -16,6 +16,7 @@ from engine_router.models.learned import Learned
 from engine_router.models.registry import ModelRegistry
 from engine_router.proxy.access import AccessCheck
 from engine_router.proxy.forward_plan import ForwardPlanner
+from engine_router.proxy.sessions import Sessions
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.page_cache import Prefetch
 from engine_router.residency.rules import ResidencySettings
@@ -29,6 +30,7 @@ class Snapshot:
 
     Attributes:
         residency: the settings that the supervisor goes by.
+        sessions: those of the router's page; every snapshot of a router has the same.
         planner: plans how requests go to their engines.
     """
 
@@ -38,12 +40,13 @@ class Snapshot:
     known_models: KnownModels
     endpoint_support: EndpointSupport
     residency: ResidencySettings
+    sessions: Sessions
     access: AccessCheck = field(init=False)
     planner: ForwardPlanner = field(init=False)
 
     @access.default
     def _make_access(self) -> AccessCheck:
-        return AccessCheck(self.config.server)
+        return AccessCheck(self.config.server, self.sessions)
 
     @planner.default
     def _make_planner(self) -> ForwardPlanner:
@@ -51,7 +54,12 @@ class Snapshot:
 
 
 async def make_snapshot(
-    config: Config, engines: Mapping[str, Engine], upstream: Upstream, state: Measurements, learned: Learned
+    config: Config,
+    engines: Mapping[str, Engine],
+    upstream: Upstream,
+    state: Measurements,
+    learned: Learned,
+    sessions: Sessions,
 ) -> Snapshot:
     """Derive everything from a configuration. Reads the headers of model files where a budget needs them.
 
@@ -59,7 +67,7 @@ async def make_snapshot(
 
     Args:
         engines: those of the configuration, by name.
-        state, learned: the facts that are carried over from the run, and from the snapshot, before.
+        state, learned, sessions: what is carried over from the run, and from the snapshot, before.
     """
     registry = await trio.to_thread.run_sync(ModelRegistry, config, engines)
     registry.learn_files(learned.served)
@@ -73,6 +81,7 @@ async def make_snapshot(
             KnownModels(config, registry, learned),
             EndpointSupport(config, upstream, learned),
             attrs.evolve(residency, files=Prefetch(config)),
+            sessions,
         )
     )
     registry.learn(state.models)  # engines may have listed something meanwhile

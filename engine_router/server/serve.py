@@ -16,6 +16,7 @@ import trio
 from engine_router.config import ServerConfig
 from engine_router.guards.limits import LARGE_BYTES
 from engine_router.in_flight import RequestScope
+from engine_router.proxy.access import place_of
 from engine_router.proxy.handler import Reply
 from engine_router.proxy.request_body import IncomingRequest
 from engine_router.proxy.response_body import Sink
@@ -200,6 +201,7 @@ def _fast_tier(router: Router) -> MakeFast:
 
     def make(stream: RawStream) -> FastConnection:
         peer = stream.peer()
+        client = place_of(peer)
 
         def admit(path: str, query: bytes, headers: Headers) -> None:
             router.snapshot.access.admit("POST", path, query, headers, peer)
@@ -208,10 +210,12 @@ def _fast_tier(router: Router) -> MakeFast:
             access, headers = router.snapshot.access, incoming.headers
             is_monitoring = incoming.path in monitoring.PATHS and not incoming.query
             method = "GET" if is_monitoring else "POST"
-            access.admit(method, incoming.path, incoming.query, headers, peer)
-            scope.client = access.client(headers, peer)
+            scope.client, scope.key = (
+                client,
+                access.admit(method, incoming.path, incoming.query, headers, peer),
+            )
             if is_monitoring:
-                return _as_reply(*await monitoring.answer(router, incoming.path))
+                return _as_reply(*await monitoring.answer(router, incoming.path, scope.may_use))
             return await router.handler.answer(incoming, scope, sink)
 
         reader = RequestReader(is_proxied, limit, LARGE_BYTES, _MONITORED)

@@ -121,15 +121,18 @@ class AdminRoutes:
     async def cancel(self) -> Response:
         """`POST /admin/cancel {id}`: end one request, or one job; a job that waits for a model gives up its place.
 
+        Who is no admin can end requests with the same key only.
+
         Raises:
             NoSuchRoute: nothing of that id is under way.
         """
         wanted = text(await fields("id"), "id")
-        job = self._router.jobs.get(wanted)
+        scope = scope_of(request)
+        job = self._router.jobs.get(wanted) if scope.is_admin else None
         if job is not None and job.state == "running":
             job.scope.cancel()
             return json_response({"cancelled": job.id, "model": job.subject, "path": job.kind})
-        ended = self._router.in_flight.cancel(wanted)
+        ended = self._router.in_flight.cancel(wanted, scope)
         return json_response({"cancelled": ended.id, "model": ended.model, "path": ended.path})
 
     async def _do(self, kind: str, subject: str, work: Work, *, waits: bool) -> Response:

@@ -29,6 +29,7 @@ from engine_router.errors import (
     WrongMethod,
 )
 from engine_router.guards.foreign_text import shown
+from engine_router.proxy.access import place_of
 from engine_router.proxy.routes import ROOT_PREFIXES, ROOT_ROUTES, base_url_hint
 from engine_router.router import Router
 from engine_router.upstream.forwarding import as_streamed
@@ -37,7 +38,14 @@ from engine_router.web import monitoring
 from engine_router.web.admin import add_admin
 from engine_router.web.anthropic import dialect_for
 from engine_router.web.compat import add_compat
-from engine_router.web.connection import BODY_TIMEOUT_S, SCOPE_KEY, connection_class, scope_of, wire_headers
+from engine_router.web.connection import (
+    BODY_TIMEOUT_S,
+    SCOPE_KEY,
+    connection_class,
+    peer_of,
+    scope_of,
+    wire_headers,
+)
 from engine_router.web.discovery import add_discovery
 from engine_router.web.hub import add_hub
 from engine_router.web.logs import LogRoutes
@@ -46,6 +54,7 @@ from engine_router.web.ollama import OllamaApi
 from engine_router.web.pages import Pages, wants_html
 from engine_router.web.proxy import Proxy
 from engine_router.web.responses import json_response, with_headers
+from engine_router.web.session import add_session
 from engine_router.web.websockets import add_websockets
 
 logger = logging.getLogger(__name__)
@@ -93,11 +102,10 @@ def _before(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Q
         allowed = access.preflight(request.method, headers)
         if allowed is not None:
             return _empty(allowed)
-        peer = None if request.scope["client"] is None else str(request.scope["client"][0])
-        scope_of(request).client = access.client(headers, peer)
-        is_greeting = request.path == "/" and not wants_html(request)
-        if not is_greeting:
-            access.check_key(request.path, headers, peer)
+        scope, peer = scope_of(request), peer_of(request)
+        scope.client = place_of(peer)
+        is_route = request.routing_exception is None
+        scope.key = access.check_key(request.method, request.path, headers, peer, is_route=is_route)
         access.check_page(request.method, request.path, request.query_string, headers)
         return None
 
@@ -109,10 +117,10 @@ def _before_websocket(router: Router):  # type: ignore[no-untyped-def]  # noqa: 
         headers = wire_headers(websocket)
         access = router.snapshot.access
         access.check_host(headers)
-        client = websocket.scope["client"]
-        peer = None if client is None else str(client[0])
-        websocket.scope[SCOPE_KEY].client = access.client(headers, peer)  # type: ignore[literal-required]
-        access.check_key(websocket.path, headers, peer)
+        scope, peer = scope_of(websocket), peer_of(websocket)
+        scope.client = place_of(peer)
+        is_route = websocket.routing_exception is None
+        scope.key = access.check_key("GET", websocket.path, headers, peer, is_route=is_route)
         access.check_page("GET", websocket.path, websocket.query_string, headers)
 
     return check
@@ -145,6 +153,7 @@ def _add_routes(app: App, router: Router) -> None:
     for path, answer in monitoring.ANSWERS.items():
         app.add_url_rule(path, path.removeprefix("/"), _monitoring(answer, router), methods=["GET"])
     app.add_url_rule("/admin/logs", "logs", LogRoutes(router).logs, methods=["GET"])
+    add_session(app, router)
     add_admin(app, router)
     add_hub(app, router)
     add_discovery(app, router)
@@ -170,7 +179,9 @@ def _add_error_handlers(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
 
     async def on_router_error(error: RouterError) -> Response:
-        return _render(error) if has_request_context() else _render_for_websocket(error)
+        if not has_request_context():
+            return _render_for_websocket(scope_of(websocket).told(error))
+        return _render(scope_of(request).told(error) if SCOPE_KEY in request.scope else error)
 
     async def on_http_exception(error: HTTPException) -> Response:
         if not has_request_context():

@@ -48,12 +48,18 @@ BODY_TIMEOUT_S = 600
 SCOPE_KEY = "engine_router.request"
 
 
-def scope_of(request: Request) -> RequestScope:
-    """Return the scope of a request."""
+def scope_of(request: Request | Websocket) -> RequestScope:
+    """Return the scope of a request, or of a WebSocket."""
     found: Any = request.scope[SCOPE_KEY]  # type: ignore[literal-required]
     if not isinstance(found, RequestScope):
         raise TypeError("the request has no scope")
     return found
+
+
+def peer_of(incoming: Request | Websocket) -> str | None:
+    """Return the address that a connection comes from; None where it is not known."""
+    client = incoming.scope["client"]
+    return None if client is None else str(client[0])
 
 
 def wire_headers(incoming: Request | Websocket) -> list[tuple[bytes, bytes]]:

@@ -8,7 +8,9 @@ from quart import Response, request
 
 from engine_router.router import Router
 from engine_router.web.anthropic import model_info, model_page, speaks_anthropic
+from engine_router.web.connection import scope_of
 from engine_router.web.openai import model_entries, model_entry, model_list
+from engine_router.web.params import permitted
 from engine_router.web.responses import json_response
 
 
@@ -22,11 +24,11 @@ class ModelList:
         """`GET /v1/models`."""
         if speaks_anthropic(request):
             return json_response(model_page(await self.entries(), request.args))
-        return json_response(await model_list(self._router))
+        return json_response(await model_list(self._router, scope_of(request).may_use))
 
     async def entries(self) -> list[dict[str, Any]]:
-        """Return the entries of the list."""
-        return await model_entries(self._router)
+        """Return the entries of the list, as far as whoever asks may see them."""
+        return await model_entries(self._router, scope_of(request).may_use)
 
     async def one(self, model: str) -> Response:
         """`GET /v1/models/{id}`.
@@ -34,5 +36,5 @@ class ModelList:
         Raises:
             UnknownModel: there is none.
         """
-        entry = {**model_entry(self._router, self._router.registry.resolve(model)), "id": model}
+        entry = {**model_entry(self._router, permitted(self._router, model)), "id": model}
         return json_response(model_info(entry) if speaks_anthropic(request) else entry)

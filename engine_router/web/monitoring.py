@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from engine_router.dialects.json_body import to_json
+from engine_router.models.key_rights import MayUse
 from engine_router.router import Router
 from engine_router.web import ollama_lists
 from engine_router.web.openai import model_list
@@ -37,7 +38,7 @@ ANSWERS: Final[Mapping[str, Callable[[Router], Answer]]] = {
 }
 """The answers to a GET by which people and programs watch the router, by path."""
 
-LISTS: Final[Mapping[str, Callable[[Router], Awaitable[object]]]] = {
+LISTS: Final[Mapping[str, Callable[[Router, MayUse], Awaitable[object]]]] = {
     "/v1/models": model_list,
     **{f"/api/{path}": ollama_lists.LISTS[path] for path in ("version", "tags", "ps")},
 }
@@ -46,8 +47,8 @@ LISTS: Final[Mapping[str, Callable[[Router], Awaitable[object]]]] = {
 PATHS: Final = frozenset((*ANSWERS, *LISTS))
 
 
-async def answer(router: Router, path: str) -> Answer:
-    """Return the answer to a GET of one of the paths."""
+async def answer(router: Router, path: str, may_use: MayUse) -> Answer:
+    """Return the answer to a GET of one of the paths, as far as whoever asks may see it."""
     if (answer := ANSWERS.get(path)) is not None:
         return answer(router)
-    return _JSON, to_json(await LISTS[path](router))
+    return _JSON, to_json(await LISTS[path](router, may_use))

@@ -29,7 +29,7 @@ from engine_router.router import Router
 from engine_router.upstream.forwarding import EngineRequests, response_headers
 from engine_router.upstream.http1 import ResponseHead
 from engine_router.web import ollama_shapes
-from engine_router.web.connection import whole_body
+from engine_router.web.connection import scope_of, whole_body
 from engine_router.web.hub import pull_for_ollama
 from engine_router.web.ollama_lists import LISTS
 from engine_router.web.proxy import Proxy, direct_exchange, relayed
@@ -63,7 +63,7 @@ class OllamaApi:
             return await self._proxy.answer(f"/api/{path}")
         if (make := LISTS.get(path)) is not None:
             _check_method(path, "GET", "HEAD")
-            return json_response(await make(self._router))
+            return json_response(await make(self._router, scope_of(request).may_use))
         posted = {"show": self._show, "pull": self._pull}
         if path in posted:
             _check_method(path, "POST")
@@ -74,6 +74,7 @@ class OllamaApi:
         """Answer what is known; an Ollama daemon is asked about its own models, if it answers soon."""
         routed = route_json(OLLAMA, "/api/show", await whole_body(request))
         snapshot, target = await self._router.find(routed.model)
+        scope_of(request).check_model(routed.model, target)
         config = snapshot.config.engines[target.engine]
         if isinstance(config, OllamaConfig):
             requests = snapshot.planner.requests[target.engine]

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import trio
 
+from engine_router.models.key_rights import MayUse
 from engine_router.models.registry import Target
 from engine_router.residency.read_model import ResidentStatus
 from engine_router.router import Router
@@ -18,27 +19,28 @@ from engine_router.web.paced import paced
 OLLAMA_VERSION = "0.33.0"
 
 
-async def _version(_router: Router) -> dict[str, Any]:
+async def _version(_router: Router, _may_use: MayUse) -> dict[str, Any]:
     return {"version": OLLAMA_VERSION}
 
 
-async def _status(router: Router) -> dict[str, Any]:
+async def _status(router: Router, may_use: MayUse) -> dict[str, Any]:
     """Return whether models that run at ollama.com can be used: where a daemon lists one of these."""
     remote = any(
-        router.known_models.of(target).listed.get("remote_model") for target in router.registry.offered()
+        router.known_models.of(target).listed.get("remote_model")
+        for target in filter(may_use, router.registry.offered())
     )
     return {"cloud": {"disabled": not remote, "source": "none" if remote else "config"}}
 
 
-async def _recommendations(_router: Router) -> dict[str, Any]:
+async def _recommendations(_router: Router, _may_use: MayUse) -> dict[str, Any]:
     """Recommend nothing: what can be used here is listed, and `ollama launch` offers that."""
     return {"recommendations": []}
 
 
-async def _tags(router: Router) -> dict[str, Any]:
+async def _tags(router: Router, may_use: MayUse) -> dict[str, Any]:
     since = router.started_at
     entries: list[dict[str, Any]] = []
-    async for target in paced(router.registry.offered()):
+    async for target in paced([*filter(may_use, router.registry.offered())]):
         facts = router.known_models.of(target)
         entries += [
             ollama_shapes.tag(name, target, facts, since=since) for name in (target.model, *target.aliases)
@@ -46,9 +48,9 @@ async def _tags(router: Router) -> dict[str, Any]:
     return {"models": entries}
 
 
-async def _ps(router: Router) -> dict[str, Any]:
+async def _ps(router: Router, may_use: MayUse) -> dict[str, Any]:
     """List what is in memory, as Ollama does what stays longest first, under every name of `/api/tags`."""
-    targets = router.registry.offered()
+    targets = filter(may_use, router.registry.offered())
     statuses = [(target, router.read_model.resident(target.resident)) for target in targets]
     loaded = [(_left_s(status), target, status) for target, status in statuses if status.is_usable]
     loaded.sort(key=lambda entry: int(entry[0]), reverse=True)
@@ -74,11 +76,11 @@ def _left_s(status: ResidentStatus) -> float:
     return longest_s if status.expires_at is None else min(status.expires_at - trio.current_time(), longest_s)
 
 
-LISTS: Final[Mapping[str, Callable[[Router], Awaitable[dict[str, Any]]]]] = {
+LISTS: Final[Mapping[str, Callable[[Router, MayUse], Awaitable[dict[str, Any]]]]] = {
     "version": _version,
     "tags": _tags,
     "ps": _ps,
     "status": _status,
     "experimental/model-recommendations": _recommendations,
 }
-"""What makes each list, by its path below `/api/`."""
+"""What makes each list, as far as whoever asks may see it, by its path below `/api/`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine_router.models.key_rights import MayUse
 from engine_router.models.registry import Target
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
@@ -33,19 +34,22 @@ def model_entry(router: Router, target: Target) -> dict[str, Any]:
     return entry
 
 
-async def model_entries(router: Router) -> list[dict[str, Any]]:
+async def model_entries(router: Router, may_use: MayUse) -> list[dict[str, Any]]:
     """Return the list: every model of every engine but the unlisted ones, from what is known, without a swap.
 
     An alias is listed as a model of its own, so that clients can offer it.
+
+    Args:
+        may_use: tells whether whoever asks may see a model.
     """
     data: list[dict[str, Any]] = []
-    async for target in paced(router.registry.offered()):
+    async for target in paced([*filter(may_use, router.registry.offered())]):
         entry = model_entry(router, target)
         data.append(entry)
         data += [{**entry, "id": alias, "aliases": [], "alias_of": target.model} for alias in target.aliases]
     return data
 
 
-async def model_list(router: Router) -> dict[str, Any]:
+async def model_list(router: Router, may_use: MayUse) -> dict[str, Any]:
     """Return the answer to `GET /v1/models`."""
-    return {"object": "list", "data": await model_entries(router)}
+    return {"object": "list", "data": await model_entries(router, may_use)}

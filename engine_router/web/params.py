@@ -13,7 +13,7 @@ from engine_router.errors import BadRequest, NoSuchRoute
 from engine_router.guards.foreign_text import shown
 from engine_router.models.registry import Target
 from engine_router.router import Router
-from engine_router.web.connection import whole_body
+from engine_router.web.connection import scope_of, whole_body
 
 
 async def fields(*known: str) -> dict[str, Any]:
@@ -64,6 +64,17 @@ def whole_number(name: str, default: int) -> int:
     if not re.fullmatch("[0-9]{1,9}", given):
         raise BadRequest(f'"{name}" must be a whole number')
     return int(given)
+
+
+def permitted(router: Router, model: str) -> Target:
+    """Find a model that is known and that whoever asks may use.
+
+    Raises:
+        UnknownModel: there is none.
+    """
+    target = router.registry.resolve(model)
+    scope_of(request).check_model(model, target)
+    return target
 
 
 async def named(router: Router, data: Mapping[str, Any]) -> Target:

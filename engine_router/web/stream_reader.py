@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from quart import request
 
-from engine_router.errors import TooManyReaders, Unauthorized
+from engine_router.config import KeyConfig
+from engine_router.errors import Forbidden, TooManyReaders, Unauthorized
 from engine_router.guards.limits import MAX_READERS, MAX_READERS_OF_ONE
-from engine_router.proxy.access import offered_keys
 from engine_router.router import Router
 from engine_router.server.ordinary_connection import STALLS, Stalls
-from engine_router.web.connection import scope_of, wire_headers
+from engine_router.web.connection import peer_of, scope_of, wire_headers
 
 # Seconds for which a reader may leave unread what was sent to it.
 STALL_S: Final = 30.0
@@ -26,10 +27,9 @@ class StreamReader:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._path, self._headers = request.path, wire_headers(request)
-        client = request.scope["client"]
-        self._peer = None if client is None else str(client[0])
-        self._enter(f"{self._peer} {next(offered_keys(self._headers), b'')!r}")
+        self._method, self._path, self._headers = request.method, request.path, wire_headers(request)
+        self._peer, self._rights = peer_of(request), _rights_of(scope_of(request).key)
+        self._enter(f"{self._peer} {scope_of(request).key_name}")
         held = (request.scope.get("extensions") or {}).get(STALLS, {}).get("stalls")
         if isinstance(held, Stalls):
             held.limit_s = STALL_S
@@ -53,11 +53,17 @@ class StreamReader:
 
     @property
     def is_over(self) -> bool:
-        """Whether the stream ends: the router has gone down, or does not know the client's key any more."""
+        """Whether the stream ends: the router has gone down, or does not know the client's key any more, or not for this."""
         if self._router.read_model.is_over:
             return True
         try:
-            self._router.snapshot.access.check_key(self._path, self._headers, self._peer)
-        except Unauthorized:
+            access = self._router.snapshot.access
+            key = access.check_key(self._method, self._path, self._headers, self._peer)
+        except (Unauthorized, Forbidden):
             return True
-        return False
+        return _rights_of(key) != self._rights
+
+
+def _rights_of(key: KeyConfig | None) -> tuple[bool, Sequence[str] | None]:
+    """Return what decides which streams a key may read, and what they show."""
+    return (True, None) if key is None else (key.admin, key.models)

@@ -25,12 +25,12 @@ from engine_router.guards.foreign_text import printable
 from engine_router.guards.limits import MAX_MESSAGE_BYTES, MAX_QUEUED
 from engine_router.in_flight import LeaseHolder, RequestScope
 from engine_router.models.registry import Target
-from engine_router.proxy.access import KEY_PROTOCOL
+from engine_router.proxy.keys import KEY_PROTOCOL
 from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
 from engine_router.web.compat.passed_through import check_path, model_in, segments_of
-from engine_router.web.connection import SCOPE_KEY, tidy, wire_headers
+from engine_router.web.connection import SCOPE_KEY, scope_of, tidy, wire_headers
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
@@ -102,7 +102,7 @@ class WebSockets:
         segments = segments_of(websocket.scope["raw_path"])
         count, snapshot, target = await model_in(self._router, segments)
         path = "/" + "/".join(segments[count:])
-        check_path(snapshot.config, target, path)
+        check_path(snapshot, target, "GET", path, scope_of(websocket))
         await self._relay(snapshot, target, quote(path, safe=VISIBLE), websocket.query_string)
 
     async def routed(self) -> None:
@@ -120,7 +120,7 @@ class WebSockets:
         await self._relay(snapshot, target, websocket.path, query)
 
     async def _relay(self, snapshot: Snapshot, target: Target, path: str, query: bytes) -> None:
-        scope, sent = _scope(), wire_headers(websocket)
+        scope, sent = scope_of(websocket), wire_headers(websocket)
         holder = LeaseHolder(self._router.supervisor, target.resident)
         lease = self._router.handler.enter(scope, target, holder, sent, snapshot.config.server)
         endpoint = await holder.granted()
@@ -185,7 +185,7 @@ async def _converse(
                 words = f"does not answer a WebSocket's handshake: {error}"
                 failure = EngineUnreachable(target.engine, words)
             else:
-                _scope().status = 101
+                scope_of(websocket).status = 101
                 await websocket.accept(subprotocol=engine.subprotocol)
                 await _exchange(engine)
             nursery.cancel_scope.cancel()
@@ -255,13 +255,6 @@ def _status_in(group: BaseExceptionGroup[BaseException]) -> int:
         if isinstance(error, trio_websocket.ConnectionRejected):
             return error.status_code
     return 502
-
-
-def _scope() -> RequestScope:
-    found: object = websocket.scope[SCOPE_KEY]  # type: ignore[literal-required]
-    if not isinstance(found, RequestScope):
-        raise TypeError("the connection has no scope")
-    return found
 
 
 def _subprotocols(*, strip_keys: bool) -> list[str]:

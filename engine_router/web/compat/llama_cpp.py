@@ -10,10 +10,12 @@ from quart_trio import QuartTrio
 
 from engine_router.dialects.frames import data_event
 from engine_router.errors import BadRequest
+from engine_router.models.key_rights import MayUse
 from engine_router.residency.read_model import ResidentStatus
 from engine_router.router import Router
 from engine_router.web.admin import load, present, unload
 from engine_router.web.compat.model_status import model_statuses
+from engine_router.web.connection import scope_of
 from engine_router.web.event_stream import KEEP_ALIVE, KEEP_ALIVE_S, updates
 from engine_router.web.models import ModelList
 from engine_router.web.params import fields, text
@@ -32,8 +34,9 @@ class LlamaCpp:
     async def listed(self) -> Response:
         """`GET /models?reload=1`: with `reload`, engines that run are asked for their models first."""
         if request.args.get("reload", "0") not in ("", "0", "false"):
+            scope_of(request).need_admin("reload the list of models")
             await self._router.discover()
-        states = self._states()
+        states = self._states(scope_of(request).may_use)
         data = [
             {**entry, "status": states[entry.get("alias_of", entry["id"])]}
             for entry in await self._models.entries()
@@ -60,19 +63,18 @@ class LlamaCpp:
 
     async def events(self) -> Response:
         """`GET /models/sse`: the status of each model whenever it changes."""
+        states = partial(self._states, scope_of(request).may_use)
 
         def changed(model: str) -> bytes:
-            status = self._states()[model]
+            status = states()[model]
             return data_event({"model": model, "event": "model_status", "data": {"status": status["value"]}})
 
         reader = StreamReader(self._router)
-        body = updates(
-            self._router, reader, self._states, KEEP_ALIVE, changed, lambda: KEEP_ALIVE, KEEP_ALIVE_S
-        )
+        body = updates(self._router, reader, states, KEEP_ALIVE, changed, lambda: KEEP_ALIVE, KEEP_ALIVE_S)
         return stream_response(body)
 
-    def _states(self) -> dict[str, dict[str, Any]]:
-        return {model: _status(status) for model, status in model_statuses(self._router).items()}
+    def _states(self, may_use: MayUse) -> dict[str, dict[str, Any]]:
+        return {model: _status(status) for model, status in model_statuses(self._router, may_use).items()}
 
 
 def _status(status: ResidentStatus) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from engine_router.models.registry import Target
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
 from engine_router.web.compat.passed_through import pass_to_resident
+from engine_router.web.connection import scope_of
+from engine_router.web.params import permitted
 from engine_router.web.responses import json_response
 from engine_router.web.scan_entries import scan_entry
 
@@ -31,7 +33,7 @@ class LlamaRouter:
             UnknownModel: there is none of that id.
             NotResident: it is not there; nothing is loaded for this.
         """
-        return await pass_to_resident(self._router, self._router.registry.resolve(model), f"/{route}")
+        return await pass_to_resident(self._router, permitted(self._router, model), f"/{route}")
 
     async def of_last(self, *, route: str) -> Response:
         """`GET /props`, `/slots`: of the model that `?model=` names, or of the one that was started last.
@@ -74,7 +76,7 @@ class LlamaRouter:
         )
 
     def _started_last(self) -> Target:
-        targets = self._router.registry.targets()
+        targets = [*filter(scope_of(request).may_use, self._router.registry.targets())]
         statuses = [self._router.read_model.resident(target.resident) for target in targets]
         ready = [
             (status.started_at or 0.0, index)

@@ -17,6 +17,7 @@ from engine_router.proxy.routes import VISIBLE
 from engine_router.router import Router
 from engine_router.web.admin import present, unload
 from engine_router.web.compat.passed_through import model_in, pass_on, segments_of
+from engine_router.web.connection import scope_of
 from engine_router.web.responses import json_response
 from engine_router.web.state_words import LLAMA_SWAP
 
@@ -31,8 +32,12 @@ class LlamaSwap:
         self._router = router
 
     async def running(self) -> Response:
-        """`GET /running`."""
-        found = [self._entry(target) for target in self._router.registry.targets()]
+        """`GET /running`. The commands are shown to admins only."""
+        scope = scope_of(request)
+        found = [
+            self._entry(target, shows_command=scope.is_admin)
+            for target in filter(scope.may_use, self._router.registry.targets())
+        ]
         running = sorted(
             (entry for entry in found if entry is not None), key=lambda entry: str(entry["model"])
         )
@@ -68,7 +73,7 @@ class LlamaSwap:
             return _with_slash(segments)
         return await pass_on(self._router, snapshot, target, "/" + "/".join(segments[count:]))
 
-    def _entry(self, target: Target) -> dict[str, Any] | None:
+    def _entry(self, target: Target, *, shows_command: bool) -> dict[str, Any] | None:
         status = self._router.read_model.resident(target.resident)
         if status.phase is None:
             return None
@@ -77,7 +82,7 @@ class LlamaSwap:
         return {
             "model": target.model,
             "state": LLAMA_SWAP.of(status),
-            "cmd": self._command(config) if isinstance(config, ProcessConfig) else "",
+            "cmd": self._command(config) if shows_command and isinstance(config, ProcessConfig) else "",
             "proxy": status.base_url or config.base_url or "",
             "ttl": int(idle_timeout_s) if math.isfinite(idle_timeout_s) else 0,
             "name": "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from quart import Response, request
@@ -14,14 +15,16 @@ from engine_router.dialects.frames import named_event
 from engine_router.errors import NoSuchRoute, UnknownModel
 from engine_router.guards.foreign_text import shown
 from engine_router.memory import MemoryReading
+from engine_router.models.key_rights import MayUse
 from engine_router.models.registry import Target
 from engine_router.router import Router
 from engine_router.web.admin import forget_failures, present, unload
 from engine_router.web.compat.model_status import model_statuses, port_of, used_at
 from engine_router.web.compat.telemetry import summary
+from engine_router.web.connection import scope_of
 from engine_router.web.event_stream import updates
 from engine_router.web.models import ModelList
-from engine_router.web.params import fields, text
+from engine_router.web.params import fields, permitted, text
 from engine_router.web.responses import json_response, stream_response
 from engine_router.web.state_words import MODEL_ROUTER
 from engine_router.web.stream_reader import StreamReader
@@ -45,7 +48,7 @@ class ModelRouter:
             if (answer := fixed.get(rest)) is not None:
                 return answer()
             if rest.endswith("/status"):
-                return self._one(self._router.registry.resolve(rest.removesuffix("/status")))
+                return self._one(permitted(self._router, rest.removesuffix("/status")))
             raise
 
     async def eject(self) -> Response:
@@ -126,8 +129,10 @@ class ModelRouter:
 
     # The parts.
 
-    def _words(self) -> dict[str, str]:
-        return {model: MODEL_ROUTER.of(status) for model, status in model_statuses(self._router).items()}
+    def _words(self, may_use: MayUse) -> dict[str, str]:
+        return {
+            model: MODEL_ROUTER.of(status) for model, status in model_statuses(self._router, may_use).items()
+        }
 
     def _one(self, target: Target) -> Response:
         status = self._router.read_model.resident(target.resident)
@@ -144,10 +149,10 @@ class ModelRouter:
         )
 
     def _all(self) -> Response:
-        return json_response(self._full())
+        return json_response(self._full(scope_of(request).may_use))
 
-    def _full(self) -> dict[str, Any]:
-        statuses = model_statuses(self._router)
+    def _full(self, may_use: MayUse) -> dict[str, Any]:
+        statuses = model_statuses(self._router, may_use)
         models = {
             model: {
                 "status": MODEL_ROUTER.of(status),
@@ -167,23 +172,34 @@ class ModelRouter:
         }
 
     def _stream(self) -> Response:
+        may_use = scope_of(request).may_use
+
         def changed(model: str) -> bytes:
-            status = model_statuses(self._router)[model]
+            status = model_statuses(self._router, may_use)[model]
             data = {"alias": model, "status": MODEL_ROUTER.of(status), "port": port_of(status)}
             return named_event("model_update", {**data, "vram_mb": _mb(status.footprint_bytes)})
 
         def alive() -> bytes:
             return named_event("heartbeat", {"timestamp": _time(time.time()), "server_status": "ready"})
 
-        first = named_event("full_status", self._full())
+        first = named_event("full_status", self._full(may_use))
         return stream_response(
-            updates(self._router, StreamReader(self._router), self._words, first, changed, alive, HEARTBEAT_S)
+            updates(
+                self._router,
+                StreamReader(self._router),
+                partial(self._words, may_use),
+                first,
+                changed,
+                alive,
+                HEARTBEAT_S,
+            )
         )
 
     def _failed(self) -> Response:
+        may_use = scope_of(request).may_use
         failed = [
             {"model": model, "attempts": status.failure.count, "error": str(status.failure.error)}
-            for model, status in model_statuses(self._router).items()
+            for model, status in model_statuses(self._router, may_use).items()
             if status.failure is not None
         ]
         none = {} if failed else {"message": "No failed models"}

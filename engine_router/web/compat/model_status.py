@@ -7,13 +7,19 @@ from urllib.parse import urlsplit
 
 import trio
 
+from engine_router.models.key_rights import MayUse
 from engine_router.residency.read_model import ResidentStatus
 from engine_router.router import Router
 
 
-def model_statuses(router: Router) -> dict[str, ResidentStatus]:
-    """Return the status of every model's resident, by the model's id."""
-    return {target.model: router.read_model.resident(target.resident) for target in router.registry.targets()}
+def model_statuses(router: Router, may_use: MayUse) -> dict[str, ResidentStatus]:
+    """Return the status of every model's resident, by the model's id.
+
+    Args:
+        may_use: tells whether whoever asks may see a model.
+    """
+    targets = filter(may_use, router.registry.targets())
+    return {target.model: router.read_model.resident(target.resident) for target in targets}
 
 
 def port_of(status: ResidentStatus) -> int | None:

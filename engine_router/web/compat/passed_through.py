@@ -7,12 +7,14 @@ from urllib.parse import quote, unquote
 
 from quart import Response, request
 
-from engine_router.config import Config, OllamaConfig
+from engine_router.config import OllamaConfig, ProcessConfig, is_template
 from engine_router.errors import BadRequest, Forbidden, NotResident
+from engine_router.guards.foreign_text import shown
+from engine_router.in_flight import RequestScope
 from engine_router.models.registry import Target
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ForwardPlan
-from engine_router.proxy.routes import VISIBLE
+from engine_router.proxy.routes import VISIBLE, is_proxied
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
 from engine_router.web.connection import scope_of, whole_body, wire_headers
@@ -21,6 +23,9 @@ from engine_router.web.responses import as_response, pieces_of
 
 # Ids are looked for in so many pieces of a path; the deepest ones are paths of files.
 _MOST_SEGMENTS = 64
+# What a page that chats with a model reads of its engine, beside what it asks of the model.
+_SEEN_BY_ALL = frozenset(("/", "/health", "/props", "/v1/models"))
+_SAFE_METHODS = frozenset(("GET", "HEAD"))
 _SEPARATOR = re.compile(r"[/\\]")
 
 
@@ -68,13 +73,18 @@ async def model_in(router: Router, segments: list[str]) -> tuple[int, Snapshot, 
     return 1, *await router.find(decoded[0])
 
 
-def check_path(config: Config, target: Target, path: str) -> None:
+def check_path(snapshot: Snapshot, target: Target, method: str, path: str, scope: RequestScope) -> None:
     """See that a path may be passed on to a model's engine.
+
+    Args:
+        scope: of the request: who is no admin may use the model, and not manage its engine or read of others.
 
     Raises:
         BadRequest: the path leads up.
-        Forbidden: the engine is a daemon that others rely on, too.
+        Forbidden: the engine is a daemon that others rely on, too, or the request's key may not do this.
+        ModelNotForKey: its key is for other models.
     """
+    config = snapshot.config
     decoded = unquote(path)
     if ".." in _SEPARATOR.split(unquote(decoded)) or any(ord(char) < 32 for char in decoded):
         raise BadRequest("the path behind the model's id must not lead up")
@@ -84,6 +94,29 @@ def check_path(config: Config, target: Target, path: str) -> None:
             "what goes straight to Ollama could remove models: use /api and /v1 of this router, "
             "or allow it (server.allow_destructive_ollama_api in engines.toml)"
         )
+    scope.check_model(target.model, target)
+    if not scope.is_admin:
+        _check_use(snapshot, target, method, decoded, scope)
+
+
+def _check_use(snapshot: Snapshot, target: Target, method: str, path: str, scope: RequestScope) -> None:
+    """See that a request which is no admin's uses the model, and no other one of the same server.
+
+    Raises:
+        Forbidden: it does not.
+    """
+    if not is_proxied(path) and not (method in _SAFE_METHODS and path in _SEEN_BY_ALL):
+        scope.need_admin(f"{method} {shown(path)} of an engine")
+    settings = snapshot.config.engines[target.engine]
+    has_own_server = isinstance(settings, ProcessConfig) and is_template(settings)
+    if has_own_server or all(
+        scope.may_use(other) for other in snapshot.registry.targets() if other.engine == target.engine
+    ):
+        return
+    raise Forbidden(
+        f"engine '{target.engine}' serves other models than the key '{shown(scope.key_name or '')}' may use, and a request "
+        "that goes straight to it may name any; use /v1 or /api of this router"
+    )
 
 
 async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str) -> Response:
@@ -98,7 +131,7 @@ async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str)
         Forbidden: the engine is a daemon that others rely on, too.
         RouterError: there is no answer but this error.
     """
-    check_path(snapshot.config, target, path)
+    check_path(snapshot, target, request.method, path, scope_of(request))
     sent, query = wire_headers(request), quote(request.query_string, safe=VISIBLE)
     outgoing = snapshot.planner.requests[target.engine].outgoing(
         request.method,
