@@ -275,7 +275,7 @@ class RequestScope:
         if self.key is not None and not may_use(self.key, target):
             raise ModelNotForKey(model, self.key.name)
 
-    def told(self, error: RouterError) -> RouterError:
+    def as_answered(self, error: RouterError) -> RouterError:
         """Return an error as whoever sent it may be told it: of models that it may not use it names none."""
         if isinstance(error, UnknownModel) and self.key is not None and self.key.models is not None:
             return ModelNotForKey(error.model, self.key.name)

@@ -392,9 +392,9 @@ async def test_the_priority_of_what_goes_straight_to_an_engine() -> None:
 
 
 PRIORITIES: list[tuple[dict[str, str], str, str]] = [
-    ({"x-api-key": "me"}, "normal", "key 0"),
-    ({"x-api-key": "batch"}, "low", "key 1"),
-    ({"authorization": "Bearer batch", "x-request-priority": "high"}, "high", "key 1"),
+    ({"x-api-key": "me"}, "normal", "key key 1"),
+    ({"x-api-key": "batch"}, "low", "key key 2"),
+    ({"authorization": "Bearer batch", "x-request-priority": "high"}, "high", "key key 2"),
 ]
 URGENT = {"x-request-priority": "urgent"}
 

@@ -288,7 +288,7 @@ class FastConnection:
         try:
             reply = await self._serve(incoming, scope, self)
         except RouterError as error:
-            return await self._send_error(scope.told(error), scope, keep_alive=keep_alive)
+            return await self._send_error(scope.as_answered(error), scope, keep_alive=keep_alive)
         except Exception:
             logger.exception("POST %s failed", shown(incoming.path))
             defect = RouterError("the router failed at this request; its log has the details")

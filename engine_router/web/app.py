@@ -180,8 +180,8 @@ def _add_error_handlers(app: App, router: Router) -> None:
 
     async def on_router_error(error: RouterError) -> Response:
         if not has_request_context():
-            return _render_for_websocket(scope_of(websocket).told(error))
-        return _render(scope_of(request).told(error) if SCOPE_KEY in request.scope else error)
+            return _render_for_websocket(scope_of(websocket).as_answered(error))
+        return _render(scope_of(request).as_answered(error) if SCOPE_KEY in request.scope else error)
 
     async def on_http_exception(error: HTTPException) -> Response:
         if not has_request_context():
