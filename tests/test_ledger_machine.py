@@ -122,13 +122,13 @@ class RevokesTooEarly(Planner):
 class StartsBeforeMemorySettled(Ledger):
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
-        self._budget.settling.clear()
+        self.budget.settling.clear()
         return effects
 
 
 class StartsBesideWhatIsStuck(Ledger):
     def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[messages.Effect]:
-        self._budget.states.pop(resident, None)
+        self.budget.states.pop(resident, None)
         return []
 
 
@@ -265,8 +265,8 @@ class NeverExpires(Planner):
 class ForgetsWhatSettles(Ledger):
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
-        if resident in self._budget.settling:
-            self._budget.settling[resident] = 0
+        if resident in self.budget.settling:
+            self.budget.settling[resident] = 0
         return effects
 
 
@@ -370,7 +370,7 @@ def with_broken(part: type) -> type[Ledger]:
                 self._planner = part(self._pool)
             places = {
                 Scheduler: self._planner.scheduler,
-                MemoryBudget: self._budget,
+                MemoryBudget: self.budget,
                 TicketQueue: self._queue,
             }
             for kind, place in places.items():

@@ -15,6 +15,7 @@ from engine_router.guards.foreign_text import indented_values
 
 Data = Mapping[str, Any]
 NOTHING = "-"
+SHOWN_DECISIONS = 5
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,6 +98,8 @@ def _swaps(status: Data) -> None:
         lines.append(
             f"last: {name} ({last['cause']}){result}: {phases(last['phases'], last['duration_s'])}; {ago} ago"
         )
+    decisions = status.get("decisions", [])  # an older router tells none
+    lines += [f"{_clock(decision['at'])} {decision['text']}" for decision in decisions[-SHOWN_DECISIONS:]]
     lines += [f"{_clock(notice['at'])} {notice['message']}" for notice in status["notices"]]
     if lines:
         say("\n" + "\n".join(lines))

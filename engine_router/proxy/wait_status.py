@@ -5,7 +5,8 @@ from __future__ import annotations
 import trio
 
 from engine_router.residency.lease import Lease
-from engine_router.residency.read_model import ReadModel, SwapStatus
+from engine_router.residency.read_model import ReadModel
+from engine_router.residency.swap_status import SwapStatus
 
 _STEPS = {
     "drain": "waiting for {source} to finish what it is doing",
@@ -35,10 +36,15 @@ def progress_of(read_model: ReadModel, lease: Lease) -> str:
 
 def step_of(swap: SwapStatus, now: float) -> str:
     """Return the step of a swap, for how long it has taken, and how long it takes."""
-    step = _STEPS[swap.phase or "start"].format(source=swap.source or "another model", target=swap.target)
+    step = step_words(swap)
     spent = _seconds(now - swap.phase_began_at)
     expected_s = swap.start_s if swap.phase == "start" else None
     return f"{step} ({spent})" if expected_s is None else f"{step} ({spent} of about {_seconds(expected_s)})"
+
+
+def step_words(swap: SwapStatus) -> str:
+    """Return the step of a swap, without its times."""
+    return _STEPS[swap.phase or "start"].format(source=swap.source or "another model", target=swap.target)
 
 
 def _seconds(seconds: float) -> str:

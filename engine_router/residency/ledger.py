@@ -55,6 +55,9 @@ class Ledger:
         capacity: what the memory can hold.
         profile: what is known of a resident; asked often, and so not to take long. While a resident is waited
             for and not present, group and need change with its own events and `Reconfigured` only.
+
+    Attributes:
+        budget: the residents and the room for them; to be read only.
     """
 
     def __init__(
@@ -64,10 +67,10 @@ class Ledger:
         profile: Callable[[ResidentId], Profile] = lambda _: UNKNOWN,
     ) -> None:
         self._queue = TicketQueue(rules.max_wait_s)
-        self._budget = MemoryBudget(capacity, profile)
+        self.budget = MemoryBudget(capacity, profile)
         self._idle_gaps = IdleGaps()
         self._failures = Failures(rules.failed_start_memory_s)
-        self._pool = PoolState(rules, self._queue, self._budget, self._idle_gaps, self._failures)
+        self._pool = PoolState(rules, self._queue, self.budget, self._idle_gaps, self._failures)
         self._planner = Planner(self._pool)
         self._prechecks = self._pool.prechecks
         self._admission = Admission(self._pool, self._planner)
@@ -83,25 +86,25 @@ class Ledger:
     @property
     def states(self) -> Collection[ResidentState]:
         """The residents that are present, in whatever phase; the first to come is first."""
-        return self._budget.states.values()
+        return self.budget.states.values()
 
     def state(self, resident: ResidentId) -> ResidentState | None:
         """Return a resident that is there."""
-        return self._budget.states.get(resident)
+        return self.budget.states.get(resident)
 
     @property
     def settling(self) -> Collection[ResidentId]:
         """The residents that have gone and whose memory is waited for."""
-        return self._budget.settling.keys()
+        return self.budget.settling.keys()
 
     @property
     def capacity(self) -> Capacity:
         """The capacity of the memory."""
-        return self._budget.capacity
+        return self.budget.capacity
 
     @capacity.setter
     def capacity(self, capacity: Capacity) -> None:
-        self._budget.capacity = capacity
+        self.budget.capacity = capacity
 
     @property
     def is_closing(self) -> bool:
@@ -111,7 +114,7 @@ class Ledger:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is resident and no memory is waited for."""
-        return not (self._budget.states or self._budget.settling)
+        return not (self.budget.states or self.budget.settling)
 
     def waiting(self) -> Iterator[Ticket]:
         """Yield the tickets that wait."""
@@ -131,7 +134,7 @@ class Ledger:
 
     def failures(self) -> Mapping[ResidentId, Failure]:
         """Return which residents failed and have not worked since."""
-        present = self._budget.states
+        present = self.budget.states
         return {
             resident: failure
             for resident, failure in self._failures.listed().items()
@@ -144,7 +147,7 @@ class Ledger:
 
     def expires_at(self, resident: ResidentId, now: float) -> float | None:
         """Return when a resident is stopped for being idle if nobody uses it; None where it is not there."""
-        state = self._budget.states.get(resident)
+        state = self.budget.states.get(resident)
         if state is None or state.phase in (Phase.STOPPING, Phase.STUCK):
             return None
         return self._planner.expiry(state, min(now, state.idle_since))
@@ -160,7 +163,7 @@ class Ledger:
 
         Nothing that could be decided changes by one more lease of a ready resident while nobody is overdue.
         """
-        state = self._budget.states.get(ticket.resident)
+        state = self.budget.states.get(ticket.resident)
         if state is None or state.phase is not Phase.READY:
             return False
         if self._queue.length and now >= self._queue.first_deadline():  # Rules 3 and 4
@@ -174,7 +177,7 @@ class Ledger:
 
         A ticket that has no lease is left as it is, to be withdrawn.
         """
-        state = self._budget.states.get(ticket.resident)
+        state = self.budget.states.get(ticket.resident)
         if state is None or ticket not in state.leases:
             return messages.Release(ticket)
         state.take_back(ticket, now)
@@ -215,7 +218,7 @@ class Ledger:
             case messages.Adopt(resident):
                 effects = self._adopt(resident, now)
             case messages.Pin(resident, pinned):
-                self._budget.pin(resident, pinned=pinned)
+                self.budget.pin(resident, pinned=pinned)
                 self._pool.is_tighter = True
             case messages.Reconfigured(rules, capacity):
                 self._reconfigure(rules, capacity)
@@ -275,10 +278,10 @@ class Ledger:
         return self._planner.grant(state, now)  # Rule 2: as one batch, whoever is overdue
 
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[Effect]:
-        state = self._budget.states.pop(resident, None)
+        state = self.budget.states.pop(resident, None)
         if state is None:
             return []
-        self._budget.settling[resident] = state.need_bytes
+        self.budget.settling[resident] = state.need_bytes
         self._pool.is_tighter = True  # who waits for it to come back may find its room taken by a pinned one
         lost = error or EngineDied(resident.engine, "ended")
         effects: list[Effect] = [messages.Revoke(ticket, lost) for ticket in state.leases]
@@ -289,7 +292,7 @@ class Ledger:
             if error.is_engines_fault:
                 self._failures.start_failed(resident, error, now)
             effects += [messages.Refuse(ticket, error) for ticket in self._queue.take(resident)]
-            if self._budget.profile(resident).is_checkable and not self._pool.is_closing:
+            if self.budget.profile(resident).is_checkable and not self._pool.is_closing:
                 effects += self._prechecks.begin(resident)
         return [*effects, messages.Settle(resident)]
 
@@ -319,7 +322,7 @@ class Ledger:
         state.unloading = False
         state.down = None
         if self._pool.is_closing:
-            del self._budget.states[resident]
+            del self.budget.states[resident]
         for waited_for in self._queue.counts():
             if waited_for == resident or not self._pool.can_come(waited_for):
                 effects += [messages.Refuse(ticket, error) for ticket in self._queue.take(waited_for)]
@@ -336,7 +339,7 @@ class Ledger:
         state = self.state(resident)
         if state is None or state.phase is not Phase.STUCK:
             return []
-        del self._budget.states[resident]
+        del self.budget.states[resident]
         return [messages.Forget(resident)]
 
     def _keep(self, resident: ResidentId, seconds: float) -> None:
@@ -348,7 +351,7 @@ class Ledger:
             state.short_bytes = missing_bytes
 
     def _settled(self, resident: ResidentId) -> None:
-        self._budget.settling.pop(resident, None)
+        self.budget.settling.pop(resident, None)
         for state in self.states:
             state.short_bytes = 0  # whether that was enough is seen at the next look
 
@@ -359,12 +362,12 @@ class Ledger:
             self._pool.is_tighter |= state.pinned
 
     def _adopt(self, resident: ResidentId, now: float) -> list[Effect]:
-        if self._pool.is_closing or resident in self._budget.states or not self._budget.fits_now(resident):
+        if self._pool.is_closing or resident in self.budget.states or not self.budget.fits_now(resident):
             return []
-        state = self._budget.new(resident)
+        state = self.budget.new(resident)
         state.keep = state.found = True
         self._pool.is_tighter |= state.pinned
-        self._budget.states[resident] = state
+        self.budget.states[resident] = state
         start = messages.Start(resident, "found running", adopt=True)
         return [start, *self._admission.found(resident, now)]
 
@@ -372,8 +375,8 @@ class Ledger:
         """Return those that fit together, beside what is there."""
         chosen: list[ResidentState] = []
         for resident in residents:
-            if resident not in self._budget.states and self._budget.fits_now(resident, chosen):
-                chosen.append(self._budget.new(resident))
+            if resident not in self.budget.states and self.budget.fits_now(resident, chosen):
+                chosen.append(self.budget.new(resident))
         return [state.resident for state in chosen]
 
     def _reconfigure(self, rules: Rules, capacity: Capacity) -> None:
@@ -381,9 +384,9 @@ class Ledger:
         self._pool.rules = self._planner.scheduler.rules = rules
         self._queue.set_max_wait(rules.max_wait_s)
         self._failures.first_s = rules.failed_start_memory_s
-        self._budget.capacity = capacity
-        for state in self._budget.states.values():
-            self._budget.describe(state)
+        self.budget.capacity = capacity
+        for state in self.budget.states.values():
+            self.budget.describe(state)
         self._pool.is_tighter = True
 
     def _close(self, deadline: float) -> list[Effect]:

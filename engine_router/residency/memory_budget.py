@@ -98,6 +98,11 @@ class MemoryBudget:
         used = sum(other.need_bytes for other in others) + sum(self.settling.values())
         return used + self.need(resident) <= self.limit_bytes
 
+    def free_beside(self, resident: ResidentId) -> float:
+        """Return the bytes of the budget that nobody but a resident has, or still has to give back."""
+        others = (state.need_bytes for state in self.states.values() if state.resident != resident)
+        return self.limit_bytes - sum(others) - sum(self.settling.values())
+
     @property
     def limit_bytes(self) -> float:
         """The budget; infinity where there is none."""

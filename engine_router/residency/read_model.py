@@ -7,24 +7,25 @@ reaches into the ledger. All times are readings of trio's clock, in seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import trio
 from attrs import frozen
 
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import RouterError
-from engine_router.events import SwapStep
 from engine_router.memory import MemoryReading
+from engine_router.residency.decisions import Decision
 from engine_router.residency.failures import Failure
 from engine_router.residency.lease import Lease
-from engine_router.residency.measurements import Measurements
+from engine_router.residency.measurements import Measurement, Measurements
 from engine_router.residency.messages import Ticket
 from engine_router.residency.pool import Pool
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Profile
 from engine_router.residency.scheduling import Turn
 from engine_router.residency.supervisor import Supervisor
+from engine_router.residency.swap_status import SwapStatus, swap_status
 from engine_router.residency.swap_tracker import Swap
 
 
@@ -97,31 +98,6 @@ class ResidentStatus:
 
 
 @frozen(kw_only=True, repr=False)
-class SwapStatus:
-    """A swap under way.
-
-    Attributes:
-        sources: the residents that make way.
-        expected_s: the seconds that all of it should take; None where unknown.
-        start_s: the same, of the target's start.
-    """
-
-    sources: tuple[ResidentId, ...]
-    target: ResidentId | None
-    cause: str
-    phase: SwapStep | None
-    began_at: float
-    phase_began_at: float
-    expected_s: float | None
-    start_s: float | None
-
-    @property
-    def source(self) -> str | None:
-        """The names of the residents that make way; None where none does."""
-        return ", ".join(map(str, self.sources)) or None
-
-
-@frozen(kw_only=True, repr=False)
 class TurnStatus:
     """The plan for a resident that is waited for; see `scheduling.Turn`."""
 
@@ -190,6 +166,9 @@ class WaitStatus:
     ready: tuple[ResidentId, ...]
 
 
+UNMEASURED: Final = Measurement()
+
+
 class ReadModel:
     """Publishes what a supervisor knows."""
 
@@ -232,6 +211,14 @@ class ReadModel:
     def profile(self, resident: ResidentId) -> Profile:
         """Return what is known of a resident beforehand: its need of memory, its times."""
         return self._supervisor.profile(resident)
+
+    def measured(self, resident: ResidentId) -> Measurement:
+        """Return what was measured of a resident when it last ran; it must not be changed."""
+        return self._measurements.residents.get(str(resident), UNMEASURED)
+
+    def decisions(self) -> list[Decision]:
+        """Return the last decisions of all pools, the oldest first."""
+        return list(self._supervisor.decisions)
 
     @property
     def is_adopting(self) -> bool:
@@ -312,22 +299,14 @@ class ReadModel:
         )
 
     def _swap(self, swap: Swap) -> SwapStatus:
-        return SwapStatus(
-            sources=tuple(swap.sources),
-            target=swap.target,
-            cause=swap.cause,
-            phase=swap.phase,
-            began_at=swap.began_at,
-            phase_began_at=swap.phase_began_at,
-            expected_s=swap.expected_s,
-            start_s=None if swap.target is None else self.profile(swap.target).start_s,
-        )
+        start_s = None if swap.target is None else self.profile(swap.target).start_s
+        return swap_status(swap, self._supervisor.expected_s, start_s)
 
     def _outlook(self, pool: PoolStatus, resident: ResidentId, turn: TurnStatus | None) -> Outlook:
         start_s = self.profile(resident).start_s
         for swap in pool.swaps:
             if swap.target == resident:
-                return Outlook(swap=swap, estimate_s=_left_s(swap, trio.current_time()))
+                return Outlook(swap=swap, estimate_s=swap.left_s(trio.current_time()))
         for present in pool.residents:
             if present.resident == resident:
                 return Outlook(present=present, estimate_s=start_s)
@@ -335,13 +314,6 @@ class ReadModel:
             return Outlook(turn=turn)
         stops = [self.profile(victim).stop_s or 0.0 for victim in turn.victims]
         return Outlook(turn=turn, estimate_s=start_s + max(stops, default=0.0))
-
-
-def _left_s(swap: SwapStatus, now: float) -> float | None:
-    """Return the seconds that a swap still takes, by what it took the last time."""
-    if swap.phase == "start" and swap.start_s is not None:
-        return max(0.0, swap.start_s - (now - swap.phase_began_at))
-    return swap.start_s if swap.expected_s is None else max(0.0, swap.expected_s - (now - swap.began_at))
 
 
 def _failure(failure: Failure) -> FailureStatus:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ from engine_router.events import EventHub, SwapStep
 from engine_router.memory import Gauge
 from engine_router.residency import messages
 from engine_router.residency.adoption import Adoption
+from engine_router.residency.decisions import Decision, explained
 from engine_router.residency.health import HealthChecks
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Rules
@@ -39,6 +41,9 @@ from engine_router.residency.swap_tracker import SwapTracker
 
 _EXCLUSIVE = Capacity()
 
+# Decisions that are kept in words, of all pools together.
+REMEMBERED_DECISIONS = 20
+
 
 class Supervisor:
     """Owns the residents of all pools.
@@ -50,6 +55,9 @@ class Supervisor:
         settle_timeout_s: longest wait for memory to come back, in seconds.
         settings: how residents share the memories.
         health_interval_s: seconds between two health checks of a ready resident; 0 for none.
+
+    Attributes:
+        decisions: the last ones, in words.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class Supervisor:
         self._wall_clock = wall_clock
         self._over = False
         self._closing_at = math.inf
+        self.decisions: deque[Decision] = deque(maxlen=REMEMBERED_DECISIONS)
         self._adopting = trio.CancelScope()
         self._adopted = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -315,7 +324,10 @@ class Supervisor:
 
     def _apply(self, pool: Pool, event: messages.LedgerEvent) -> None:
         now = trio.current_time()
-        for effect in pool.ledger.apply(event, now):
+        effects = pool.ledger.apply(event, now)
+        for text in explained(effects, pool.ledger.budget, now):
+            self.decisions.append(Decision(at=self._wall_clock(), pool=pool.name, text=text))
+        for effect in effects:
             self._perform(pool, effect, now)
         if pool.swap_tracker.swaps:
             pool.swap_tracker.tidy(now)

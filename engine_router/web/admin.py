@@ -20,8 +20,8 @@ from engine_router.models.registry import Target
 from engine_router.router import Router
 from engine_router.web import admin_lists
 from engine_router.web.connection import scope_of
-from engine_router.web.event_stream import event_stream
-from engine_router.web.params import fields, flag, named, text, whole_number
+from engine_router.web.event_stream import event_stream, page_publisher, state_stream
+from engine_router.web.params import fields, flag, named, switch, text, whole_number
 from engine_router.web.responses import json_response, stream_response
 from engine_router.web.stream_reader import StreamReader
 
@@ -34,6 +34,7 @@ class AdminRoutes:
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self._publisher = page_publisher(router)
 
     # What can be seen.
 
@@ -50,7 +51,13 @@ class AdminRoutes:
         return json_response(admin_lists.failed(self._router))
 
     async def events(self) -> Response:
-        """`GET /admin/events`: everything that happens from now on, as server-sent events."""
+        """`GET /admin/events`: everything that happens from now on, as server-sent events.
+
+        `?patches=1`: the state that the page shows, and what changes of it, as JSON Merge Patches.
+        """
+        if switch("patches"):
+            last_event_id = request.headers.get("Last-Event-ID", "")
+            return stream_response(state_stream(self._publisher, StreamReader(self._router), last_event_id))
         return stream_response(event_stream(self._router, StreamReader(self._router)))
 
     async def jobs(self) -> Response:

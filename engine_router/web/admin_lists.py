@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -14,6 +14,7 @@ from engine_router.proxy.wait_status import step_of
 from engine_router.residency.messages import Ticket
 from engine_router.residency.read_model import Outlook, PoolStatus, ResidentStatus, TurnStatus
 from engine_router.residency.resident_state import Phase
+from engine_router.residency.swap_status import SwapStatus
 from engine_router.router import Router
 from engine_router.web.state_words import OWN
 from engine_router.web.status import failure_entry, resident_entry
@@ -33,15 +34,21 @@ def queue(router: Router, limit: int) -> Entry:
         tickets = router.read_model.queue(name)
         total += len(tickets)
         if listed := tickets[: limit - len(waiting)]:
-            waiting += _waiting(router, pool, listed)
+            outlooks = router.read_model.outlooks(pool)
+            waiting += waiting_entries(router, pool, listed, outlooks, reasons(pool, outlooks, step_of))
     return {"total": total, "waiting": waiting}
 
 
-def _waiting(router: Router, pool: PoolStatus, tickets: Sequence[Ticket]) -> list[Entry]:
+def waiting_entries(
+    router: Router,
+    pool: PoolStatus,
+    tickets: Sequence[Ticket],
+    outlooks: Mapping[ResidentId, Outlook],
+    reasons: Mapping[ResidentId, str],
+) -> list[Entry]:
+    """Return the entries of tickets that wait in a pool, the first ones in the order of their arrival."""
     now = trio.current_time()
     requests, models = router.in_flight.by_ticket(), _models(router)
-    outlooks = router.read_model.outlooks(pool)
-    reasons = {resident: _reason(pool, resident, outlook, now) for resident, outlook in outlooks.items()}
     entries: list[Entry] = []
     for place, ticket in enumerate(tickets, start=1):
         resident = ticket.resident
@@ -64,10 +71,27 @@ def _waiting(router: Router, pool: PoolStatus, tickets: Sequence[Ticket]) -> lis
     return entries
 
 
-def _reason(pool: PoolStatus, resident: ResidentId, outlook: Outlook, now: float) -> str:
-    """Return what has to happen before a resident can serve, in words."""
+def reasons(
+    pool: PoolStatus, outlooks: Mapping[ResidentId, Outlook], step: Callable[[SwapStatus, float], str]
+) -> dict[ResidentId, str]:
+    """Return what has to happen before each resident can serve that is waited for, in words.
+
+    Args:
+        step: puts the step of a swap into words.
+    """
+    now = trio.current_time()
+    return {resident: _reason(pool, resident, outlook, now, step) for resident, outlook in outlooks.items()}
+
+
+def _reason(
+    pool: PoolStatus,
+    resident: ResidentId,
+    outlook: Outlook,
+    now: float,
+    step: Callable[[SwapStatus, float], str],
+) -> str:
     if outlook.swap is not None:
-        return step_of(outlook.swap, now)
+        return step(outlook.swap, now)
     if outlook.present is not None:
         words = {
             Phase.STARTING: f"loading {resident}",

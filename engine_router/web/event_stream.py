@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from engine_router.dialects.frames import named_event
-from engine_router.events import Event, Subscription
+from engine_router.events import (
+    Event,
+    MemorySettled,
+    RequestEnded,
+    ResidentDied,
+    ResidentReady,
+    RouterNotice,
+    Subscription,
+    SwapBegan,
+    SwapEnded,
+    SwapPhase,
+)
 from engine_router.router import Router
+from engine_router.web.page_state import PASSING, PageState
+from engine_router.web.recent_use import RecentUse
+from engine_router.web.state_publisher import StatePublisher
 from engine_router.web.status import status
 from engine_router.web.stream_reader import StreamReader
 
@@ -21,6 +35,33 @@ LOOK_INTERVAL_S = 0.5
 # Seconds of silence after which a comment keeps the connection open.
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
+
+
+# What happens seldom, and is told at once; all else is told at the next look.
+_TOLD_AT_ONCE: Final = (
+    SwapBegan,
+    SwapPhase,
+    SwapEnded,
+    ResidentReady,
+    ResidentDied,
+    MemorySettled,
+    RouterNotice,
+)
+
+
+def page_publisher(router: Router) -> StatePublisher:
+    """Return the publisher of the page's state."""
+    recent_use = RecentUse()
+    router.hub.listen(recent_use.observe, RequestEnded)
+    return StatePublisher(
+        PageState(router, recent_use).render,
+        router.hub,
+        _TOLD_AT_ONCE,
+        series=f"{int(router.started_at * 1000):x}",
+        passing=PASSING,
+        # Streams end with the router, and with a configuration that does not know their key any more.
+        interruption=lambda: (router.read_model.is_over, id(router.snapshot)),
+    )
 
 
 async def next_events(events: Subscription) -> list[Event]:
@@ -57,6 +98,22 @@ async def event_stream(router: Router, reader: StreamReader) -> AsyncIterator[by
         if pieces:
             sent_at = now
             yield b"".join(pieces)
+
+
+async def state_stream(
+    publisher: StatePublisher, reader: StreamReader, last_event_id: str
+) -> AsyncIterator[bytes]:
+    """Yield the body of `GET /admin/events?patches=1`: a `snapshot`, then a `patch` for each change.
+
+    It ends as `event_stream` does, and holds nothing at all while it waits.
+    """
+    number, missed = await publisher.join(last_event_id)
+    yield missed or KEEP_ALIVE
+    while not reader.is_over:
+        with trio.move_on_after(KEEP_ALIVE_S):
+            await publisher.advance(number)
+        number, patches = publisher.since(number)
+        yield patches or KEEP_ALIVE
 
 
 def _snapshot(router: Router) -> bytes:

@@ -11,7 +11,7 @@ from engine_router.engines.base import LogRing
 from engine_router.errors import BadRequest, NoSuchRoute
 from engine_router.guards.foreign_text import shown
 from engine_router.router import Router
-from engine_router.web.params import whole_number
+from engine_router.web.params import switch, whole_number
 from engine_router.web.stream_reader import StreamReader
 
 DEFAULT_LOG_LINES = 200
@@ -32,7 +32,7 @@ class LogRoutes:
         """
         log = await self._log()
         lines = whole_number("lines", DEFAULT_LOG_LINES)
-        follow = request.args.get("follow", "") not in ("", "0", "false") and request.method != "HEAD"
+        follow = switch("follow") and request.method != "HEAD"
         reader = StreamReader(self._router) if follow else None
         body = _log_lines(log, lines, reader)
         response = Response(body, content_type="text/plain; charset=utf-8")

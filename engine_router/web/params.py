@@ -77,6 +77,11 @@ def permitted(router: Router, model: str) -> Target:
     return target
 
 
+def switch(name: str) -> bool:
+    """Tell whether a parameter of the request's query is on: there, and neither 0 nor false."""
+    return request.args.get(name, "") not in ("", "0", "false")
+
+
 async def named(router: Router, data: Mapping[str, Any]) -> Target:
     """Find the `model` or the `engine` that is named.
 

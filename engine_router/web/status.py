@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import trio
 
 from engine_router import __version__
@@ -15,9 +16,9 @@ from engine_router.residency.read_model import (
     FailureStatus,
     PoolStatus,
     ResidentStatus,
-    SwapStatus,
     TurnStatus,
 )
+from engine_router.residency.swap_status import SwapStatus
 from engine_router.router import Router
 from engine_router.web.scan_entries import scan_entry
 from engine_router.web.state_words import OWN
@@ -42,7 +43,9 @@ def status(router: Router) -> dict[str, Any]:
         "uptime_s": round(time.time() - router.started_at, 3),
         "adopting": router.read_model.is_adopting,
         "pools": {name: _pool(router, pool) for name, pool in pools.items()},
-        "engines": {name: _engine(router, name, pools, models[name]) for name in router.engines},
+        "engines": {
+            name: {**engine_entry(router, name, pools), "models": models[name]} for name in router.engines
+        },
         "models": [
             {
                 "id": t.model,
@@ -58,13 +61,14 @@ def status(router: Router) -> dict[str, Any]:
         "swaps": swaps[-RECENT_SWAPS:],
         "settles": settles[-RECENT_SWAPS:],
         "notices": notices[-RECENT_NOTICES:],
+        "decisions": [attrs.asdict(decision) for decision in router.read_model.decisions()],
     }
 
 
 def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
     now = trio.current_time()
     residents = [resident_entry(resident, now) for resident in pool.residents]
-    swaps = [_swap(swap, now) for swap in pool.swaps]
+    swaps = [swap_entry(swap, now) for swap in pool.swaps]
     return {
         "gauge": pool.gauge,
         "mode": pool.mode,
@@ -73,7 +77,7 @@ def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
         "residents": residents,
         "settling": ", ".join(map(str, pool.settling)) or None,
         "waiting": {str(resident): count for resident, count in pool.waiting.items()},
-        "next": [_turn(turn) for turn in router.read_model.turns(pool.name)],
+        "next": [turn_entry(turn) for turn in router.read_model.turns(pool.name)],
         "failed": {str(resident): failure_entry(failure, now) for resident, failure in pool.failures.items()},
         "swap": swaps[0] if swaps else None,
         "swaps": swaps,
@@ -115,7 +119,7 @@ def resident_entry(resident: ResidentStatus, now: float) -> dict[str, Any]:
     }
 
 
-def _turn(turn: TurnStatus) -> dict[str, Any]:
+def turn_entry(turn: TurnStatus) -> dict[str, Any]:
     """Return what is done for a resident that is waited for, and why it does not start at once."""
     return {
         "resident": str(turn.resident),
@@ -126,7 +130,8 @@ def _turn(turn: TurnStatus) -> dict[str, Any]:
     }
 
 
-def _swap(swap: SwapStatus, now: float) -> dict[str, Any]:
+def swap_entry(swap: SwapStatus, now: float) -> dict[str, Any]:
+    """Return the entry of a swap under way."""
     return {
         "source": swap.source,
         "target": None if swap.target is None else str(swap.target),
@@ -136,12 +141,12 @@ def _swap(swap: SwapStatus, now: float) -> dict[str, Any]:
         "phase_elapsed_s": round(now - swap.phase_began_at, 3),
         "expected_s": swap.start_s,
         "expected_total_s": swap.expected_s,
+        "phases": [attrs.asdict(phase) for phase in swap.phases],
     }
 
 
-def _engine(
-    router: Router, name: str, pools: Mapping[str, PoolStatus], models: Sequence[str]
-) -> dict[str, Any]:
+def engine_entry(router: Router, name: str, pools: Mapping[str, PoolStatus]) -> dict[str, Any]:
+    """Return the entry of an engine, but for its models."""
     config = router.config.engines[name]
     pool = pools[config.pool]
     words = [OWN.of(resident) for resident in pool.residents if resident.resident.engine == name]
@@ -151,6 +156,5 @@ def _engine(
         "pool": config.pool,
         "state": words[0] if words else "failed" if has_failed else _absent(router),
         "base_url": config.base_url,
-        "models": list(models),
         "endpoints": dict(router.endpoint_support.shown(name)),
     }

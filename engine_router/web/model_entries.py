@@ -1,0 +1,123 @@
+"""The entries of all models, of which only those are made anew that have changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from engine_router.engines.base import ResidentId
+from engine_router.events import Event
+from engine_router.models.registry import Target
+from engine_router.residency.read_model import PoolStatus
+from engine_router.router import Router
+from engine_router.web.merge_patch import Json, known
+from engine_router.web.paced import paced
+from engine_router.web.recent_use import LastUse, RecentUse
+from engine_router.web.state_words import OWN
+
+# Seconds after which the facts of models are gathered again though nothing is known to have changed.
+_GATHER_S: Final = 30.0
+# Where something has happened they are gathered sooner, but for at most this part of the time.
+_GATHER_SHARE: Final = 0.01
+
+ASLEEP: Final = "asleep"
+"""The state of a model that is not present, but can be woken."""
+
+
+@define(eq=False, repr=False)
+class _Model:
+    """A model: what seldom changes of it, and its entry as it was made last."""
+
+    resident: ResidentId
+    facts: Json
+    state: str = ""
+    use: LastUse | None = None
+    entry: Json = field(factory=dict)
+
+
+@define(eq=False, repr=False)
+class ModelEntries:
+    """The entries of one router's models."""
+
+    _router: Router
+    _recent_use: RecentUse
+    _models: dict[str, _Model] = field(factory=dict, init=False)
+    _entries: Json = field(factory=dict, init=False)
+    _gathered_at: float = field(default=-math.inf, init=False)
+    _took_s: float = field(default=0.0, init=False)
+    _snapshot: object = field(default=None, init=False)
+    _recent: tuple[Event, ...] = field(default=(), init=False)
+
+    async def entries(self, pools: Iterable[PoolStatus], asleep: Collection[ResidentId]) -> Json:
+        """Return the entry of each model, by its id; the same object where nothing has changed.
+
+        Args:
+            pools: all of them.
+            asleep: the residents that sleep.
+        """
+        has_changed = False
+        if self._is_gathering_due():
+            has_changed = True
+            await self._gather()
+        states = _states(pools, asleep)
+        for name, model in self._models.items():
+            use, state = self._recent_use.of(name), states.get(model.resident, OWN.absent)
+            if not model.entry or state != model.state or use is not model.use:
+                model.state, model.use, has_changed = state, use, True
+                model.entry = known({**model.facts, "state": state, **_used(use)})
+        if has_changed:
+            self._entries = {name: model.entry for name, model in self._models.items()}
+        return self._entries
+
+    def _is_gathering_due(self) -> bool:
+        if self._router.snapshot is not self._snapshot:
+            return True
+        age_s = trio.current_time() - self._gathered_at
+        has_news = self._router.hub.recent[-1:] != self._recent
+        return age_s >= _GATHER_S or (has_news and age_s * _GATHER_SHARE >= self._took_s)
+
+    async def _gather(self) -> None:
+        """Gather the facts of all models anew, with checkpoints: there may be thousands."""
+        router, before = self._router, self._models
+        self._snapshot, self._recent = router.snapshot, router.hub.recent[-1:]
+        self._gathered_at = trio.current_time()
+        models: dict[str, _Model] = {}
+        async for target in paced(router.registry.targets()):
+            facts, last = self._facts(target), before.get(target.model)
+            models[target.model] = (
+                last if last is not None and last.facts == facts else _Model(target.resident, facts)
+            )
+        self._models = models
+        self._took_s = trio.current_time() - self._gathered_at
+
+    def _facts(self, target: Target) -> Json:
+        router = self._router
+        facts, profile = router.known_models.of(target), router.read_model.profile(target.resident)
+        return {
+            "engine": target.engine,
+            "origin": target.origin,
+            "aliases": list(target.aliases),
+            "resident": str(target.resident),
+            "need_bytes": profile.need_bytes,
+            "context": facts.context_length,
+            "capabilities": list(facts.capabilities),
+            "load_cost_s": profile.start_s,
+            "unload_cost_s": profile.stop_s,
+        }
+
+
+def _used(use: LastUse | None) -> Json:
+    return {} if use is None else {"last_use_at": use.at, "tokens_per_s": use.tokens_per_s}
+
+
+def _states(pools: Iterable[PoolStatus], asleep: Iterable[ResidentId]) -> dict[ResidentId, str]:
+    """Return the state of each resident that is not just off, in a word."""
+    states = dict.fromkeys(asleep, ASLEEP)
+    for pool in pools:
+        states.update(dict.fromkeys(pool.failures, OWN.failed))
+        states.update({status.resident: OWN.of(status) for status in pool.residents})
+    return states
