@@ -116,6 +116,7 @@ async def _start(
         router.hub.subscribe(ResidentReady),
     )
     nursery.start_soon(router.keep_saving)
+    nursery.start_soon(router.history.run)
 
 
 async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
@@ -129,6 +130,7 @@ async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
         await sleep_registry.close()
     except Exception as error:  # noqa: BLE001 - a defect on the way must not cost what was learned
         failure = error
+    await router.history.close()
     await router.save()
     if failure is not None:
         raise failure
@@ -156,7 +158,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     metrics = _metrics(ReadModel(supervisor, state))
     hub.listen(metrics.observe)
     hub.listen(learned.observe, ResidentReady)
-    return Router(
+    router = Router(
         snapshot,
         hub,
         supervisor,
@@ -168,6 +170,8 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         time.time(),
         _make_app,
     )
+    router.history.listen(hub)
+    return router
 
 
 def _serving(read_model: ReadModel) -> dict[ResidentId, str]:

@@ -33,6 +33,7 @@ from engine_router.residency.measurements import Measurements, save_state
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
 from engine_router.residency.supervisor import Supervisor
+from engine_router.telemetry.history import History, history_file_of
 from engine_router.telemetry.metrics import Metrics
 from engine_router.upstream.client import Upstream
 
@@ -99,6 +100,15 @@ class Router:
     jobs: Jobs = field(init=False, factory=Jobs)
     downloads: DownloadQueue = field(
         init=False, default=Factory(lambda self: DownloadQueue(self._starting), takes_self=True)
+    )
+    history: History = field(
+        init=False,
+        default=Factory(
+            lambda self: History(
+                history_file_of(self.config.history, self.state_file), lambda: self.config.history, self.note
+            ),
+            takes_self=True,
+        ),
     )
     sleeping: Callable[[], Collection[ResidentId]] = tuple
     scans: FolderScans = field(init=False, factory=FolderScans)

@@ -68,7 +68,7 @@ FAULTS = [
     (
         "zzz = 1\n" + ENGINE,
         "zzz",
-        "unknown key; known: server, log, scheduling, pools, engines, models, families, aliases, state_file",
+        "unknown key; known: server, log, history, scheduling, pools, engines, models, families, aliases, state_file",
         True,
     ),
     (

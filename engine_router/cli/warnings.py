@@ -233,8 +233,13 @@ def _port_of(base_url: str | None) -> int | None:
 
 def _file_warnings(config: Config) -> Iterator[Warned]:
     """Yield files that the router itself cannot write."""
-    for place, name in (("log.file", config.log.file), ("state_file", config.state_file)):
-        if name is not None and (fault := _unwritable(expanded(name), may_make_folder=place == "state_file")):
+    files = {
+        "log.file": config.log.file,
+        "state_file": config.state_file,
+        "history.file": config.history.file if config.history.enabled else None,
+    }
+    for place, name in files.items():
+        if name is not None and (fault := _unwritable(expanded(name), may_make_folder=place != "log.file")):
             yield place, fault
 
 

@@ -16,6 +16,7 @@ from engine_router.config.load import find_config, load_config, parse_config
 from engine_router.config.model import (
     Config,
     FamilyConfig,
+    HistoryConfig,
     LogConfig,
     ModelConfig,
     PoolConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "Config",
     "EngineConfig",
     "FamilyConfig",
+    "HistoryConfig",
     "HttpConfig",
     "KeyConfig",
     "LoadedConfig",

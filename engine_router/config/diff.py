@@ -14,7 +14,16 @@ from engine_router.config.template import ModelArguments, is_template, model_com
 from engine_router.errors import ConfigError
 
 # Settings that are used once, when the router starts.
-_AT_START = ("server.host", "server.port", "server.fast_path", "server.max_body_mb", "log", "state_file")
+_AT_START = (
+    "server.host",
+    "server.port",
+    "server.fast_path",
+    "server.max_body_mb",
+    "log",
+    "history.enabled",
+    "history.file",
+    "state_file",
+)
 
 
 @frozen(kw_only=True)

@@ -20,6 +20,7 @@ from engine_router.config.misplaced import table_of, without_dotted
 from engine_router.config.model import (
     Config,
     FamilyConfig,
+    HistoryConfig,
     LogConfig,
     ModelConfig,
     PoolConfig,
@@ -152,6 +153,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     faults: list[Fault] = list(_unknown_keys(data))
     server = _section(data, "server", ServerConfig, faults)
     log = _section(data, "log", LogConfig, faults)
+    history = _section(data, "history", HistoryConfig, faults)
     scheduling = _section(data, "scheduling", SchedulingConfig, faults)
     pools = _named(data, "pools", lambda value, path: read_table(value, PoolConfig, path), faults)
     engines: dict[str, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
@@ -163,11 +165,12 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     faults.extend(_cross_faults(data, pools, engines, models, aliases))
     if scheduling is not None and _is_whole(data, engines, models):
         faults.extend(preload_faults(scheduling, pools, engines, models, aliases))
-    if faults or server is None or log is None or scheduling is None:
+    if faults or server is None or log is None or history is None or scheduling is None:
         return None, faults
     return Config(
         server=server,
         log=log,
+        history=history,
         scheduling=scheduling,
         pools=pools,
         engines=engines,

@@ -12,6 +12,7 @@ from engine_router.config.engines import ENGINE_TYPES, EngineConfig
 from engine_router.config.faults import Fault, quoted
 from engine_router.config.model import (
     FamilyConfig,
+    HistoryConfig,
     LogConfig,
     ModelConfig,
     PoolConfig,
@@ -22,6 +23,7 @@ from engine_router.config.model import (
 _TABLES: Final[Mapping[str, type[Any]]] = {
     "[server]": ServerConfig,
     "[log]": LogConfig,
+    "[history]": HistoryConfig,
     "[scheduling]": SchedulingConfig,
     "[pools.NAME]": PoolConfig,
     "[engines.NAME]": EngineConfig,

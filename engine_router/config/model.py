@@ -130,6 +130,24 @@ class LogConfig:
 
 
 @frozen(kw_only=True, repr=False)
+class HistoryConfig:
+    """`[history]`: what the router remembers of past requests, swaps and memory."""
+
+    enabled: bool = option(
+        True, "Keep past requests, swaps and memory use in a file; false keeps none, and makes no file."
+    )
+    file: str | None = option(None, "The file (SQLite); history.db beside the state file when absent.")
+    max_days: Count = option(31, "Days after which an entry is removed; 0: only max_mb counts.")
+    max_mb: Megabytes = option(100.0, "Size of the file above which the oldest entries are removed, in MB.")
+    captures: tuple[Name, ...] = option(
+        (),
+        'Models whose requests and answers are kept whole, with * and ? as wildcards, such as "qwen3*", to see what a '
+        "client really sends. In memory only, the last 100; secrets in headers are masked.",
+    )
+    captures_mb: Megabytes = option(32.0, "Memory for captures, in MB; above it the oldest are removed.")
+
+
+@frozen(kw_only=True, repr=False)
 class SchedulingConfig:
     """`[scheduling]`: who is served when."""
 
@@ -287,6 +305,7 @@ class Config:
 
     server: ServerConfig = table(ServerConfig, "The port that clients talk to.")
     log: LogConfig = table(LogConfig, "What the router writes about itself.")
+    history: HistoryConfig = table(HistoryConfig, "What is remembered of past requests, swaps and memory.")
     scheduling: SchedulingConfig = table(SchedulingConfig, "Who is served when.")
     pools: Mapping[str, PoolConfig] = table(dict, "Memories that engines share.")
     engines: Mapping[str, AnyEngineConfig] = required("The engines.")

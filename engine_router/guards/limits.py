@@ -286,6 +286,32 @@ MOST_WAITING_DOWNLOADS: Final = 32
 MOST_REMOVED_LISTED: Final = 200
 """Files that are named one by one when a model is removed."""
 
+# Into the history
+
+HISTORY_BACKLOG: Final = 20_000
+"""Events that wait to be written: some seconds of the fastest routers, or hours of a full disk under ordinary use."""
+
+HISTORY_TEXT_CHARS: Final = 512
+"""Characters kept of a name or an error in the history: as long as a model's name may be."""
+
+HISTORY_QUERY_S: Final = 5.0
+"""Seconds that a question to the history may take: a month of a busy router takes one."""
+
+MOST_LISTED_ACTIVITY: Final = 1000
+"""Past requests in one answer: a page shows some dozen."""
+
+FIGURE_POINTS: Final = 1000
+"""Points of one figure: no screen shows more side by side."""
+
+FIGURE_MODELS: Final = 20
+"""Models that figures show one by one, those with the most requests; nobody tells more colours apart."""
+
+MOST_CAPTURES: Final = 100
+"""Requests that are kept whole."""
+
+CAPTURE_BYTES: Final = 1_000_000
+"""Bytes kept of one body: the longest chats, without their images."""
+
 # Into messages and logs
 
 ENTRY_CHARS: Final = 200

@@ -47,6 +47,7 @@ from engine_router.web.connection import (
     wire_headers,
 )
 from engine_router.web.discovery import add_discovery
+from engine_router.web.history import add_history
 from engine_router.web.hub import add_hub
 from engine_router.web.logs import LogRoutes
 from engine_router.web.models import ModelList
@@ -156,6 +157,7 @@ def _add_routes(app: App, router: Router) -> None:
     add_session(app, router)
     add_admin(app, router)
     add_hub(app, router)
+    add_history(app, router)
     add_discovery(app, router)
     add_compat(app, router, models)
     add_websockets(app, router)

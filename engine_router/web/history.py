@@ -1,0 +1,70 @@
+"""`/admin/activity`, `/admin/figures`, `/admin/captures`: what the history knows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from engine_router.errors import BadRequest
+from engine_router.guards.foreign_text import shown
+from engine_router.guards.limits import MOST_LISTED_ACTIVITY
+from engine_router.router import Router
+from engine_router.telemetry import activity
+from engine_router.web.params import whole_number
+from engine_router.web.responses import json_response
+
+DEFAULT_LISTED: Final = 50
+_PAGE: Final = ("limit", "offset", "sort", "order")
+
+
+class HistoryRoutes:
+    """The routes of the history."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def activity(self) -> Response:
+        """`GET /admin/activity?limit=&offset=&sort=&order=` and filters: past requests, in pages."""
+        where, order = _where(*_PAGE), request.args.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise BadRequest('"order" must be asc or desc')
+        return json_response(
+            await activity.listed(
+                self._router.history,
+                where,
+                sort=request.args.get("sort", "at"),
+                descending=order == "desc",
+                limit=min(whole_number("limit", DEFAULT_LISTED), MOST_LISTED_ACTIVITY),
+                offset=whole_number("offset", 0),
+                has_capture=lambda _id, _at: False,
+            )
+        )
+
+    async def activity_csv(self) -> Response:
+        """`GET /admin/activity.csv` and the same filters: all of them, the last one first."""
+        body = b"" if request.method == "HEAD" else activity.as_csv(self._router.history, _where())
+        response = Response(body, content_type="text/csv; charset=utf-8")
+        response.headers["Content-Disposition"] = 'attachment; filename="activity.csv"'
+        response.timeout = None
+        return response
+
+
+def _where(*others: str) -> activity.Where:
+    """Return the condition that the request's query asks for.
+
+    Raises:
+        BadRequest: a parameter means nothing here: a typo must not mean "all".
+    """
+    known = (*activity.FILTERS, *others)
+    if unknown := [name for name in request.args if name not in known]:
+        raise BadRequest(f'"{shown(unknown[0])}" means nothing here; there are: {", ".join(known)}')
+    return activity.where_of(request.args)
+
+
+def add_history(app: QuartTrio, router: Router) -> None:
+    """Add the routes."""
+    routes = HistoryRoutes(router)
+    app.add_url_rule("/admin/activity", "admin activity", routes.activity, methods=["GET"])
+    app.add_url_rule("/admin/activity.csv", "admin activity.csv", routes.activity_csv, methods=["GET"])

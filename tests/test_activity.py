@@ -1,0 +1,171 @@
+"""Past requests: filters, order, pages, and CSV that no spreadsheet takes for formulas."""
+
+import csv
+import io
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from support.asgi import ask
+from test_history import Kept, ended, routing
+
+from engine_router.errors import BadRequest
+from engine_router.telemetry import activity
+
+LIMIT_S = 100.0
+
+
+async def page(kept: Kept, *, limit: int = 50, offset: int = 0, **wanted: Any) -> dict[str, Any]:
+    order = {name: wanted.pop(name) for name in ("sort", "descending") if name in wanted}
+    return await activity.listed(
+        kept.of,
+        activity.where_of(wanted),
+        limit=limit,
+        offset=offset,
+        has_capture=lambda id_, at: id_ == "r3",
+        **order,
+    )
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [entry["id"] for entry in answer["requests"]]
+
+
+@pytest.fixture
+async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
+    kept = Kept(tmp_path / "history.db")
+    for event in (
+        ended(1, model="a", key="laptop", tokens_out=10, client="10.0.0.1"),
+        ended(2, model="b", status=404, error="no model is called 'b'", engine=None),
+        ended(3, model="a", tokens_out=30, first_token_s=0.25, first_byte_s=0.1, path="/v1/embeddings"),
+        ended(4, model="a%_\\", status=200, error="it broke off", tokens_out=20, first_byte_s=0.5),
+        ended(5, model="' OR 1 --", status=499),
+    ):
+        kept.hub.publish(event)
+    yield kept
+    await kept.of.close()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({}, [5, 4, 3, 2, 1]),
+        ({"model": "a"}, [3, 1]),
+        ({"model": ""}, [5, 4, 3, 2, 1]),
+        ({"model": "' OR 1 --"}, [5]),
+        ({"engine": "e", "status": "ok"}, [3, 1]),
+        ({"status": "error"}, [5, 4, 2]),
+        ({"status": "404"}, [2]),
+        ({"key": "laptop"}, [1]),
+        ({"client": "10.0.0.1"}, [1]),
+        ({"endpoint": "/v1/embeddings"}, [3]),
+        ({"since": "1700000002", "until": "1700000004.0"}, [3, 2]),
+        ({"q": "EMBED"}, [3]),
+        ({"q": "%"}, [4]),
+        ({"q": "_"}, [4]),
+        ({"q": "\\"}, [4]),
+        ({"q": "broke"}, [4]),
+        ({"q": "\ud800"}, []),
+    ],
+)
+async def test_filters(kept: Kept, wanted: dict[str, str], found: list[int]) -> None:
+    answer = await page(kept, **wanted)
+    assert ids(answer) == [f"r{number}" for number in found]
+    assert answer["total"] == len(found)
+
+
+async def test_the_order_puts_what_is_not_known_at_the_end(kept: Kept) -> None:
+    assert ids(await page(kept, sort="tokens_out")) == ["r3", "r4", "r1", "r5", "r2"]
+    assert ids(await page(kept, sort="tokens_out", descending=False)) == ["r1", "r4", "r3", "r2", "r5"]
+    assert ids(await page(kept, descending=False, limit=2, offset=1)) == ["r2", "r3"]
+    for column in activity.SORTED_BY:
+        assert len(ids(await page(kept, sort=column))) == 5
+
+
+async def test_every_field(kept: Kept) -> None:
+    third, fourth = (await page(kept))["requests"][2], (await page(kept))["requests"][1]
+    assert set(activity.COLUMNS) | {"row", "has_capture"} == set(third)
+    assert (third["first_token_s"], fourth["first_token_s"]) == (0.25, 0.5)
+    assert (third["has_capture"], fourth["has_capture"]) == (True, False)
+    assert third["tokens_in"] is None
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"status": "okay"},
+        {"status": "20"},
+        {"status": "²00"},
+        {"since": "now"},
+        {"until": "nan"},
+        {"since": "-1"},
+    ],
+)
+def test_what_cannot_be_meant_is_refused(wanted: dict[str, str]) -> None:
+    with pytest.raises(BadRequest):
+        activity.where_of(wanted)
+
+
+async def test_a_column_that_is_none_is_no_way_into_the_database(kept: Kept) -> None:
+    for sort in ("row; DROP TABLE requests", "error", ""):
+        with pytest.raises(BadRequest):
+            await page(kept, sort=sort)
+
+
+async def test_ten_thousand_requests_in_pages(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "history.db")
+    for number in range(10_000):
+        kept.hub.publish(ended(number, model=f"m{number % 7}", duration_s=float(number * 7919 % 10_007)))
+    with trio.fail_after(LIMIT_S):
+        seen = [
+            name
+            for offset in range(0, 10_000, 500)
+            for name in ids(await page(kept, limit=500, offset=offset))
+        ]
+        assert seen == [f"r{number}" for number in reversed(range(10_000))]
+        slowest = await page(kept, sort="duration_s", model="m3", limit=3)
+        assert slowest["total"] == len(range(3, 10_000, 7))
+        durations = [entry["duration_s"] for entry in slowest["requests"]]
+        assert durations == sorted((n * 7919 % 10_007 for n in range(3, 10_000, 7)), reverse=True)[:3]
+        pieces = [piece async for piece in activity.as_csv(kept.of, activity.where_of({}))]
+        assert len(pieces) == 11
+        rows = [*csv.DictReader(io.StringIO(b"".join(pieces).decode()))]
+        assert [row["id"] for row in rows] == seen
+    await kept.of.close()
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", '=cmd|"/C calc"!A0']
+
+
+async def test_csv_has_no_formulas(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "history.db")
+    for number, text in enumerate(FORMULAS):
+        kept.hub.publish(ended(number, model=text, error=text, client=text))
+    kept.hub.publish(ended(99, model='a,"b"\nc', error=None, tokens_out=5))
+    text = b"".join([piece async for piece in activity.as_csv(kept.of, activity.where_of({}))]).decode()
+    await kept.of.close()
+    last, *others = csv.DictReader(io.StringIO(text, newline=""))
+    assert (last["model"], last["tokens_out"], last["tokens_in"], last["error"]) == ('a,"b"\nc', "5", "", "")
+    assert last["time"] == "2023-11-14T22:14:59Z"
+    for row, formula in zip(others, reversed(FORMULAS), strict=True):
+        for column in ("model", "error", "client"):
+            assert row[column] == f"'{formula}"
+
+
+@pytest.mark.parametrize("query", ["modle=a", "order=up", "limit=-1", "sort=secret", "status=x"])
+async def test_the_route_refuses_what_it_does_not_understand(tmp_path: Path, query: str) -> None:
+    async with routing(tmp_path) as router:
+        assert (await ask(router.app, "GET", "/admin/activity", query=query)).status == 400
+
+
+async def test_the_route_is_bounded(tmp_path: Path) -> None:
+    async with routing(tmp_path) as router:
+        for number in range(1200):
+            router.hub.publish(ended(number))
+        answer = (await ask(router.app, "GET", "/admin/activity", query="limit=999999999")).json()
+        assert (len(answer["requests"]), answer["limit"], answer["total"]) == (1000, 1000, 1200)
+        talk = await ask(router.app, "GET", "/admin/activity.csv", query="model=m&status=ok")
+        assert talk.headers["content-type"].startswith("text/csv")
+        assert talk.body.count(b"\n") == 1201
