@@ -1,6 +1,7 @@
 """What is checked, and how: `nox`, or `nox -s tests -- -k settle`."""
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
 PROJECT = nox.project.load_toml("pyproject.toml")
 CORES = os.cpu_count() or 1
+SHELL_SCRIPTS = ("scripts/install.sh", "scripts/environment.sh", "scripts/test", "scripts/demo", ".ci/run")
 CODE = ("engine_router", "tests", "scripts", "noxfile.py")
 
 ASYNC_EXEMPTIONS = (
@@ -59,6 +61,18 @@ def lint(session: nox.Session) -> None:
     with ThreadPoolExecutor(CORES) as cores:
         command = ("flake8-async", f"--disable={','.join(ASYNC_EXEMPTIONS)}")
         list(cores.map(lambda part: session.run(*command, *files[part::CORES]), range(CORES)))
+
+
+@nox.session
+def installer(session: nox.Session) -> None:
+    """The script that installs: its shell, and a whole installation into an empty home and out of it."""
+    install(session, "installer")
+    session.run("shellcheck", "--external-sources", *SHELL_SCRIPTS)
+    for shell in ("dash", "bash", "busybox"):
+        if shutil.which(shell):
+            words = [shell, "sh"] if shell == "busybox" else [shell]
+            session.run(*words, "-n", "scripts/install.sh", external=True)
+    session.run("pytest", "-q", "tests/test_installer.py", env={"ENGINE_ROUTER_TEST_INSTALLER": "1"})
 
 
 @nox.session

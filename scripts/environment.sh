@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by the scripts beside it: find a Python, make an environment once, work offline afterwards.
 set -eu
 cd "$(dirname "$0")/.."

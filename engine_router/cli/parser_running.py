@@ -66,7 +66,12 @@ def add_checking(command: Adder) -> None:
     init.add_argument(
         "--yes", action="store_true", help="ask nothing: take what is proposed, replace no file"
     )
-    init.set_defaults(offers_service=True)
+    init.add_argument(
+        "--no-service",
+        dest="offers_service",
+        action="store_false",
+        help="do not offer to install the service",
+    )
     init.add_argument("--detect-only", action="store_true", help="only show what is found")
     init.add_argument("--scan", metavar="DIR", action="append", help="another folder with models")
     init.add_argument(
