@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine_router.config import Config, load_config
-from engine_router.engines.base import ResidentId
+from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub, ResidentReady
@@ -29,6 +29,7 @@ from engine_router.residency.settings import gauges_of, make_rules
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
 from engine_router.telemetry.metrics import Metrics
+from engine_router.telemetry.router_log import logged_into
 from engine_router.upstream.client import Upstream
 from engine_router.upstream.control_client import control_client
 
@@ -76,15 +77,16 @@ async def open_router(
             factory = EngineFactory(client, nursery, sleep_registry)
             router = await _compose(config, factory)
             router.sleeping = lambda: sleep_registry.residents
-            await _start(router, factory, source, await_adoption=await_adoption)
-            try:
+            with logged_into(router.own_log):
+                await _start(router, factory, source, await_adoption=await_adoption)
                 try:
-                    yield router
-                except (Exception, BaseExceptionGroup, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
-                    failure = error  # raised below: the nursery would put it into a group
-                await _let_go(router, sleep_registry)
-            finally:
-                router.upstream.close()
+                    try:
+                        yield router
+                    except (Exception, BaseExceptionGroup, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
+                        failure = error  # raised below: the nursery would put it into a group
+                    await _let_go(router, sleep_registry)
+                finally:
+                    router.upstream.close()
             nursery.cancel_scope.cancel()
     finally:
         # Worth more than that the end took too long, was cancelled, or failed.
@@ -169,6 +171,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         state_file,
         time.time(),
         _make_app,
+        LogRing(mask=factory.hidden),
     )
     router.history.listen(hub)
     return router

@@ -13,7 +13,7 @@ from attrs import Factory, define, field, frozen
 
 from engine_router.config import Config, HttpConfig, OllamaConfig
 from engine_router.config.diff import Changes
-from engine_router.engines.base import Engine, ResidentId
+from engine_router.engines.base import Engine, LogRing, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
 from engine_router.in_flight import InFlight, LeaseHolder, new_id
@@ -60,7 +60,11 @@ class HeldLease:
 
 @define(eq=False, repr=False)
 class Router:
-    """A running router. Made by `engine_router.open_router`."""
+    """A running router. Made by `engine_router.open_router`.
+
+    Attributes:
+        own_log: the last lines of the router's own log.
+    """
 
     snapshot: Snapshot
     hub: EventHub
@@ -72,6 +76,7 @@ class Router:
     state_file: Path | None
     started_at: float
     _make_app: Callable[[Router], QuartTrio]
+    own_log: LogRing = field(factory=LogRing)
     read_model: ReadModel = field(
         init=False, default=Factory(lambda self: ReadModel(self.supervisor, self.state), takes_self=True)
     )

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 
 from engine_router import cli
-from engine_router.cli.log import HumanFormatter, JsonFormatter
+from engine_router.cli.log import JsonFormatter
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.engines.base import LogRing
 from engine_router.errors import EngineStartFailed, NoSuchRoute, UnknownModel
@@ -27,6 +27,7 @@ from engine_router.guards.foreign_text import (
     printable_json,
     shown,
 )
+from engine_router.telemetry.router_log import HumanFormatter
 
 HOSTILE = {
     "title": "\x1b]0;x\x07",

@@ -19,7 +19,6 @@ from engine_router.cli.event_text import EventLog
 from engine_router.cli.formatting import gigabytes, phases, seconds, transition
 from engine_router.cli.log import (
     BACKLOG_LINES,
-    HumanFormatter,
     JsonFormatter,
     LogThread,
     end_logging,
@@ -37,6 +36,7 @@ from engine_router.events import (
     SwapEnded,
     SwapPhase,
 )
+from engine_router.telemetry.router_log import HumanFormatter
 
 SWAP = {"at": 0.0, "pool": "default", "source": "a", "target": "b"}
 REQUEST = {"at": 0.0, "model": "m", "engine": "a", "path": "/v1/chat/completions", "duration_s": 1.5}

@@ -85,5 +85,5 @@ async def test_what_failed_is_called_so_everywhere() -> None:
     assert status.json()["engines"]["p"]["state"] == "failed"
     assert [entry["model"] for entry in failed.json()["failed"]] == ["alpha"]
     assert logs.json()["error"]["message"] == (
-        "whose log? Add ?engine=NAME or ?model=NAME; the engines are: p"
+        "whose log? Add ?engine=NAME, ?model=NAME or ?router=1; the engines are: p"
     )

@@ -10,7 +10,6 @@ import os
 import queue
 import sys
 import threading
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
@@ -20,7 +19,8 @@ from engine_router.cli.terminal import has_colours
 from engine_router.config import LogConfig
 from engine_router.config.values import expanded
 from engine_router.events import Event
-from engine_router.guards.foreign_text import indented, printable_json
+from engine_router.guards.foreign_text import printable_json
+from engine_router.telemetry.router_log import HumanFormatter
 
 # Lines that may wait for somebody to read them (a terminal that was paused, a pipe into a pager).
 BACKLOG_LINES = 10_000
@@ -131,34 +131,6 @@ class LogThread(logging.Handler):
         if there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
             old, self._stream = self._stream, _opened(self._path)
             old.close()
-
-
-class HumanFormatter(logging.Formatter):
-    """`12:30:01 warning: what happened`; with the date where it is kept."""
-
-    def __init__(self, *, colours: bool, with_date: bool) -> None:
-        super().__init__()
-        self._colours = colours
-        self._time_format = "%Y-%m-%d %H:%M:%S" if with_date else "%H:%M:%S"
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line; a traceback follows on lines of its own."""
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        clock = time.strftime(self._time_format, time.localtime(record.created))
-        tag = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = indented(text)  # with what strangers and engines sent, be it a line like ours
-        if not self._colours:
-            return f"{clock} {tag}{text}"
-        colour = (
-            "31" if record.levelno >= logging.ERROR else "33" if record.levelno >= logging.WARNING else "2"
-        )
-        return (
-            f"\x1b[2m{clock}\x1b[0m \x1b[{colour}m{tag}\x1b[0m{text}"
-            if tag
-            else f"\x1b[2m{clock}\x1b[0m {text}"
-        )
 
 
 class JsonFormatter(logging.Formatter):

@@ -17,10 +17,13 @@ PIECE_BYTES = 65536
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show what an engine or a model wrote; raises as `Call.answer`. Ctrl-C and the router's own end are ordinary ends."""
+    """Show what an engine, a model or the router itself wrote; raises as `Call.answer`. Ctrl-C and the router's own end are ordinary ends."""
     address = locate(options)
-    kind = "engine" if options.name in get_status(address)["engines"] else "model"
-    query = {kind: options.name, "lines": options.lines, **({"follow": 1} if options.follow else {})}
+    query = {"lines": options.lines, **({"follow": 1} if options.follow else {})}
+    if options.name is None:
+        query["router"] = 1
+    else:
+        query["engine" if options.name in get_status(address)["engines"] else "model"] = options.name
     timeout_s = None if options.follow else ANSWER_TIMEOUT_S
     text = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end within a character
     call = Call(address, "GET", f"/admin/logs?{urlencode(query)}", None, timeout_s)

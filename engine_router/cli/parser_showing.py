@@ -52,12 +52,18 @@ def add_showing(command: Adder) -> None:
     which.add_argument("--all", action="store_true", help="everything (explicit)")
     logs = command(
         "logs",
-        "show the output of an engine or a model",
+        "show the output of an engine or a model, or the router's own log",
         "Show the last lines of an engine's output. For a model with its own process, show only its lines.",
         "logs llama -n 50",
         "logs qwen3-30b -f",
+        "logs -f",
     )
-    logs.add_argument("name", metavar="MODEL|ENGINE", help="the engine, if both have this name")
+    logs.add_argument(
+        "name",
+        metavar="MODEL|ENGINE",
+        nargs="?",
+        help="the engine, if both have this name (default: the router's own log)",
+    )
     logs.add_argument("-f", "--follow", action="store_true", help="keep showing new output until Ctrl-C")
     logs.add_argument("-n", "--lines", type=count, default=200, metavar="N", help="how many (default: 200)")
     reload = command(

@@ -32,6 +32,7 @@ class EngineFactory:
     Attributes:
         client: for control calls.
         nursery: for the guardian, which is started with the first engine that needs it.
+        hidden: the values that nobody is told.
     """
 
     client: ControlClient
@@ -40,7 +41,7 @@ class EngineFactory:
     _guardian: Guardian | None = None
     _headers: WeakKeyDictionary[Engine, dict[str, str]] = field(factory=WeakKeyDictionary)
     _models: WeakKeyDictionary[Engine, TemplateModels] = field(factory=WeakKeyDictionary)
-    _hidden: HiddenValues = field(factory=HiddenValues)
+    hidden: HiddenValues = field(factory=HiddenValues)
 
     async def make(self, name: str, config: Config) -> Engine:
         """Make an engine, of this name in a configuration."""
@@ -58,14 +59,14 @@ class EngineFactory:
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
         built = build_engine(name, config, self.client, self._guardian, self._sleep_registry, models)
-        self._hidden.add(config.hidden)
-        engine = MaskedEngine(built, self._hidden)
+        self.hidden.add(config.hidden)
+        engine = MaskedEngine(built, self.hidden)
         self._headers[engine], self._models[engine] = headers, models
         return engine
 
     def renew(self, engines: Mapping[str, Engine], config: Config) -> None:
         """Have engines send their headers of a configuration, and start its models, from now on."""
-        self._hidden.add(config.hidden)
+        self.hidden.add(config.hidden)
         for name, engine in engines.items():
             self._headers[engine].clear()
             self._headers[engine].update(config.engines[name].headers)

@@ -1,4 +1,4 @@
-"""`/admin/logs`: what engines wrote, and what they write now."""
+"""`/admin/logs`: what engines and the router wrote, and what they write now."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class LogRoutes:
         """`GET /admin/logs?engine=NAME&lines=N&follow=1`: what an engine wrote last, and what it writes now.
 
         `model=NAME` instead of `engine`: only what was written for that model, where its engine keeps that apart.
+        `router=1`: the router's own log.
         """
         log = await self._log()
         lines = whole_number("lines", DEFAULT_LOG_LINES)
@@ -43,20 +44,24 @@ class LogRoutes:
         """Return the log that the query names.
 
         Raises:
-            BadRequest: it names a model and an engine.
+            BadRequest: it names more than one.
             NoSuchRoute: there is no such engine.
             UnknownModel: nobody serves the model.
         """
         engine, model = request.args.get("engine", ""), request.args.get("model", "")
-        if engine and model:
-            raise BadRequest('name a "model" or an "engine", not both')
+        if sum((bool(engine), bool(model), switch("router"))) > 1:
+            raise BadRequest('name a "model" or an "engine", or ask for the "router", not for two of them')
+        if switch("router"):
+            return self._router.own_log
         if model:
             target = await self._router.resolve(model)
             return self._router.engines[target.engine].logs.of(target.resident)
         if engine not in self._router.engines:
             known = ", ".join(self._router.engines)
             if not engine:
-                raise NoSuchRoute(f"whose log? Add ?engine=NAME or ?model=NAME; the engines are: {known}")
+                raise NoSuchRoute(
+                    f"whose log? Add ?engine=NAME, ?model=NAME or ?router=1; the engines are: {known}"
+                )
             raise NoSuchRoute(f"no engine is called '{shown(engine)}'; there are: {known}")
         return self._router.engines[engine].logs.engine
 
