@@ -22,8 +22,10 @@ from engine_router.cli.log import (
     JsonFormatter,
     LogThread,
     end_logging,
+    goes_to_journal,
     start_logging,
 )
+from engine_router.cli.log_file import LogFile
 from engine_router.config import LogConfig
 from engine_router.events import (
     Event,
@@ -215,6 +217,48 @@ def test_a_file_with_a_relative_name_that_is_rotated(tmp_path: Path, monkeypatch
     assert "chatter" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
 
+def test_a_file_stays_small(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "router.log", max_bytes=100, keep=2)
+    for number in range(10):
+        file.write(f"{number:->60}\n")
+    file.close()
+    read = {path.name: [line[-1] for line in path.read_text().split()] for path in tmp_path.iterdir()}
+    assert read == {"router.log": [], "router.log.1": ["8", "9"], "router.log.2": ["6", "7"]}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
+def test_a_device_and_a_link_are_never_renamed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for path in (tmp_path / "link", Path(os.devnull)):
+        file = LogFile(path, max_bytes=10, keep=2)
+        file.write("much more than ten bytes\n")
+        file.write("and more\n")
+        file.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "target"}
+    assert "and more" in (tmp_path / "target").read_text()
+
+
+def test_a_folder_where_nothing_can_be_renamed_keeps_one_file(tmp_path: Path) -> None:
+    (tmp_path / "router.log.1").mkdir()
+    (tmp_path / "router.log.1" / "x").touch()
+    file = LogFile(tmp_path / "router.log", max_bytes=10, keep=1)
+    file.write("the first long line\n")
+    file.write("the second long line\n")
+    file.close()
+    assert (tmp_path / "router.log").read_text() == "the first long line\nthe second long line\n"
+
+
+def test_the_journal_gets_a_priority_and_no_time(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("w") as stream:
+        there = os.fstat(stream.fileno())
+        assert goes_to_journal(stream, {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"})
+        assert not goes_to_journal(stream, {"JOURNAL_STREAM": f"{there.st_dev}:1"})
+        assert not goes_to_journal(io.StringIO(), {"JOURNAL_STREAM": "1:1"})
+    formatter = HumanFormatter(colours=False, with_date=False, with_priority=True)
+    record = logging.LogRecord("x", logging.WARNING, "f", 1, "two\nlines", None, None)
+    assert formatter.format(record) == "<4>two\n  lines"
+
+
 def wait_for_text(path: Path, text: str) -> None:
     deadline = time.monotonic() + 200
     while not (path.exists() and text in path.read_text()):
@@ -236,7 +280,7 @@ class Stuck(io.StringIO):
 
 def test_nobody_waits_for_a_paused_terminal() -> None:
     stream = Stuck()
-    handler = LogThread(stream, None)
+    handler = LogThread(stream)
     logger = logging.getLogger("engine_router.cli.log")
     logger.addHandler(handler)
     try:
@@ -277,7 +321,7 @@ def log_record(level: int, text: object, *arguments: object) -> logging.LogRecor
 
 def test_lines_that_gather_are_written_at_once_and_say_what_was_so_when_they_arose() -> None:
     stream, changing = Counting(), ["before"]
-    handler = LogThread(stream, None)
+    handler = LogThread(stream)
     handler.handle(log_record(logging.WARNING, "first"))
     assert stream.begun.wait(120)
     for number in range(300):
@@ -302,7 +346,7 @@ class Words:
 
 def test_a_line_is_made_in_the_thread_that_writes_it() -> None:
     stream = io.StringIO()
-    handler = LogThread(stream, None)
+    handler = LogThread(stream)
     handler.handle(log_record(logging.WARNING, Words()))
     handler.close()
     handler._thread.join(120)
@@ -317,7 +361,7 @@ class Gone(io.StringIO):
 
 
 def test_a_broken_pipe_is_no_error() -> None:
-    handler = LogThread(Gone(), None)
+    handler = LogThread(Gone())
     handler.write("x")
     handler.close()
     assert not handler._thread.is_alive()

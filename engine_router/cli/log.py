@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import logging
@@ -10,11 +9,12 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TextIO
 
 from engine_router.cli.exit_codes import CommandFailed
+from engine_router.cli.log_file import LogFile
 from engine_router.cli.terminal import has_colours
 from engine_router.config import LogConfig
 from engine_router.config.values import expanded
@@ -39,10 +39,9 @@ class LogThread(logging.Handler):
     it would stop every request. What cannot be written any more is dropped, and counted. A warning waits for nothing.
     """
 
-    def __init__(self, stream: TextIO, path: Path | None) -> None:
+    def __init__(self, stream: TextIO | LogFile) -> None:
         super().__init__()
         self._stream = stream
-        self._path = path
         self._lines: queue.SimpleQueue[logging.LogRecord | str | None] = queue.SimpleQueue()
         self._lost = 0
         self._in_hand = 0
@@ -89,15 +88,14 @@ class LogThread(logging.Handler):
             if not (text := "".join(f"{self._text(line)}\n" for line in batch if line is not None)):
                 continue
             try:
-                self._reopen_if_moved()
                 self._stream.write(text)
-                self._stream.flush()
+                if not isinstance(self._stream, LogFile):
+                    self._stream.flush()
             except (OSError, ValueError):
                 # The terminal is gone, the pipe is broken, the disk is full: the router works without a log.
                 continue
-        if self._path is not None:
-            with contextlib.suppress(OSError):
-                self._stream.close()
+        if isinstance(self._stream, LogFile):
+            self._stream.close()
 
     def _next_batch(self) -> list[logging.LogRecord | str | None]:
         """Wait for a line, and a moment for others; return them, with None at the end of all."""
@@ -118,19 +116,6 @@ class LogThread(logging.Handler):
         except Exception:  # noqa: BLE001 - as every handler of Python's does
             self.handleError(line)
             return "a line of the log could not be written"
-
-    def _reopen_if_moved(self) -> None:
-        """Follow a file that was renamed, as log rotation does."""
-        if self._path is None or os.name != "posix":
-            return
-        here = os.fstat(self._stream.fileno())
-        try:
-            there = self._path.stat()
-        except FileNotFoundError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
-            old, self._stream = self._stream, _opened(self._path)
-            old.close()
 
 
 class JsonFormatter(logging.Formatter):
@@ -162,17 +147,18 @@ def start_logging(config: LogConfig, *, level: str | None = None) -> LogThread:
     Raises:
         CommandFailed: the file cannot be written.
     """
-    path = None if config.file is None else expanded(config.file).absolute()
-    try:
-        stream = sys.stderr if path is None else _opened(path)
-    except OSError as error:
-        raise CommandFailed(f"log.file {config.file} cannot be written: {error.strerror or error}") from None
-    handler = LogThread(stream, path)
-    is_kept = path is not None or not stream.isatty()
-    if config.format == "json":
-        handler.setFormatter(JsonFormatter())
+    if config.file is None:
+        handler = LogThread(sys.stderr)
+        to_journal = goes_to_journal(sys.stderr)
+        human = HumanFormatter(
+            colours=has_colours(sys.stderr),
+            with_date=not to_journal and not sys.stderr.isatty(),
+            with_priority=to_journal,
+        )
     else:
-        handler.setFormatter(HumanFormatter(colours=has_colours(stream), with_date=is_kept))
+        handler = LogThread(_log_file(config, config.file))
+        human = HumanFormatter(colours=False, with_date=True)
+    handler.setFormatter(JsonFormatter() if config.format == "json" else human)
     least: int = getattr(logging, (level or config.level).upper())
     root = logging.getLogger()
     root.addHandler(handler)
@@ -189,5 +175,17 @@ def end_logging(handler: LogThread) -> None:
     handler.close()
 
 
-def _opened(path: Path) -> TextIO:
-    return path.open("a", encoding="utf-8", errors="backslashreplace")
+def goes_to_journal(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether a stream is systemd's journal, which knows the time, and takes a priority before a line (sd-daemon(3))."""
+    try:
+        here = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{here.st_dev}:{here.st_ino}"
+
+
+def _log_file(config: LogConfig, name: str) -> LogFile:
+    try:
+        return LogFile(expanded(name).absolute(), config.max_mb * 1_000_000, config.keep)
+    except OSError as error:
+        raise CommandFailed(f"log.file {name} cannot be written: {error.strerror or error}") from None

@@ -127,6 +127,10 @@ class LogConfig:
         "human", "One readable line for each event, or one JSON object."
     )
     file: str | None = option(None, "File to append to; the terminal (standard error) when absent.")
+    max_mb: Count = option(
+        50, "Size of that file, in MB, at which it becomes FILE.1 and a new one begins; 0: never."
+    )
+    keep: Count = option(3, "Older files that are kept: FILE.1, FILE.2 and so on.")
 
 
 @frozen(kw_only=True, repr=False)

@@ -15,14 +15,23 @@ from engine_router.engines.base import LogRing
 from engine_router.guards.foreign_text import indented
 
 _OWN: Final = "engine_router"
+# The priorities of syslog(3).
+_PRIORITIES: Final = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
 
 
 class HumanFormatter(logging.Formatter):
-    """`12:30:01 warning: what happened`; with the date where it is kept."""
+    """`12:30:01 warning: what happened`; with the date where it is kept, with a priority alone in systemd's journal."""
 
-    def __init__(self, *, colours: bool, with_date: bool) -> None:
+    def __init__(self, *, colours: bool, with_date: bool, with_priority: bool = False) -> None:
         super().__init__()
         self._colours = colours
+        self._with_priority = with_priority
         self._time_format = "%Y-%m-%d %H:%M:%S" if with_date else "%H:%M:%S"
 
     def format(self, record: logging.LogRecord) -> str:
@@ -30,6 +39,8 @@ class HumanFormatter(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
+        if self._with_priority:
+            return f"<{_PRIORITIES.get(record.levelno, 6)}>{indented(text)}"
         clock = time.strftime(self._time_format, time.localtime(record.created))
         tag = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         text = indented(text)  # with what strangers and engines sent, be it a line like ours
