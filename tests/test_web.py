@@ -777,29 +777,6 @@ async def test_a_request_during_the_first_discovery_waits_for_it(fast: bool) -> 
         assert talk.status == 200
 
 
-async def test_the_greeting_and_the_page() -> None:
-    async with routing(NEVER) as router:
-        assert (await ask(router.app, "GET", "/")).body == b"Ollama is running"
-        head = await ask(router.app, "HEAD", "/")
-        assert (head.status, head.error) == (200, None)
-        html = {"accept": "text/html,*/*;q=0.8"}
-        nonces = set()
-        for _ in range(2):
-            page = await ask(router.app, "GET", "/", headers=html)
-            assert page.headers["content-type"] == "text/html; charset=utf-8"
-            policy = page.headers["content-security-policy"]
-            assert "default-src 'none'" in policy
-            assert "unsafe" not in policy
-            assert "frame-ancestors 'none'" in policy
-            (nonce,) = set(re.findall(r"'nonce-([^']+)'", policy))
-            nonces.add(nonce)
-            text = page.body.decode()
-            tags = re.findall(r"<(?:script|style)[^>]*>", text)
-            assert tags == [f'<style nonce="{nonce}">', f'<script nonce="{nonce}">']
-            assert not re.search(r"\son\w+=|style=|https?://|\.innerHTML", text)
-        assert len(nonces) == 2
-
-
 async def test_a_head_request_has_no_body_on_the_wire() -> None:
     async with routing(NEVER) as router, served(router) as url, RawClient.to(url) as client:
         await client.request("HEAD", "/", headers=["Connection: close"])

@@ -37,6 +37,7 @@ from engine_router.upstream.http1 import Headers
 from engine_router.web import monitoring
 from engine_router.web.admin import add_admin
 from engine_router.web.anthropic import dialect_for
+from engine_router.web.assets import asset
 from engine_router.web.compat import add_compat
 from engine_router.web.connection import (
     BODY_TIMEOUT_S,
@@ -52,7 +53,7 @@ from engine_router.web.hub import add_hub
 from engine_router.web.logs import LogRoutes
 from engine_router.web.models import ModelList
 from engine_router.web.ollama import OllamaApi
-from engine_router.web.pages import Pages, wants_html
+from engine_router.web.pages import root, wants_html
 from engine_router.web.proxy import Proxy
 from engine_router.web.responses import json_response, with_headers
 from engine_router.web.session import add_session
@@ -148,9 +149,10 @@ def _after(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - li
 
 def _add_routes(app: App, router: Router) -> None:
     limit = int(router.config.server.max_body_mb * 1_000_000)
-    proxy, models, pages = Proxy(router.handler, limit), ModelList(router), Pages(router)
+    proxy, models = Proxy(router.handler, limit), ModelList(router)
     ollama = OllamaApi(router, proxy)
-    app.add_url_rule("/", "root", pages.root, methods=["GET"])
+    app.add_url_rule("/", "root", root, methods=["GET"])
+    app.add_url_rule("/ui/<path:name>", "asset", asset, methods=["GET"])
     for path, answer in monitoring.ANSWERS.items():
         app.add_url_rule(path, path.removeprefix("/"), _monitoring(answer, router), methods=["GET"])
     app.add_url_rule("/admin/logs", "logs", LogRoutes(router).logs, methods=["GET"])

@@ -1,14 +1,22 @@
-"""`GET /`: a status page for a person, and the greeting that Ollama's clients look for."""
+"""`GET /`: the page for a person, and the greeting that Ollama's clients look for."""
 
 from __future__ import annotations
 
 import secrets
-from importlib import resources
+from pathlib import Path
+from typing import Final
 
+import trio
 from quart import Request, Response, request
 
-from engine_router.router import Router
+from engine_router.web.assets import read_index
 
+_PLAIN_PAGE: Final = Path(__file__).with_name("status.html")
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
 GREETING = "Ollama is running"
 
 
@@ -17,27 +25,32 @@ def wants_html(incoming: Request) -> bool:
     return "text/html" in incoming.headers.get("Accept", "")
 
 
-class Pages:
-    """The status page."""
+async def root() -> Response:
+    """`GET /`: the built page, or a plain one where it could not be built.
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self._page: str | None = None
+    `HEAD /` is answered too: some clients only look whether anybody is there.
+    """
+    if not wants_html(request):
+        return Response(GREETING, content_type="text/plain; charset=utf-8")
+    page = await read_index()
+    if page is None:
+        page = await trio.Path(_PLAIN_PAGE).read_text("utf-8")
+    nonce = secrets.token_urlsafe(16)
+    return Response(
+        page.replace("{nonce}", nonce),
+        content_type="text/html; charset=utf-8",
+        headers={**_HEADERS, "Content-Security-Policy": _policy(nonce)},
+    )
 
-    async def root(self) -> Response:
-        """`GET /`. `HEAD /` is answered too: some clients only look whether anybody is there."""
-        if not wants_html(request):
-            return Response(GREETING, content_type="text/plain; charset=utf-8")
-        if self._page is None:
-            # Read once, a few KB that lie beside this module.
-            self._page = resources.files("engine_router.web").joinpath("status.html").read_text("utf-8")
-        nonce = secrets.token_urlsafe(16)
-        policy = (
-            f"default-src 'none'; connect-src 'self'; img-src data:; style-src 'nonce-{nonce}'; "
-            f"script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        return Response(
-            self._page.replace("{nonce}", nonce),
-            content_type="text/html; charset=utf-8",
-            headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
-        )
+
+def _policy(nonce: str) -> str:
+    """Return what the page may do: run its own scripts, and speak with this router only.
+
+    A script of the page may load its other scripts (`strict-dynamic`), and none may make elements of text.
+    """
+    return (
+        "default-src 'none'; connect-src 'self'; img-src data: blob:; media-src data: blob:; "
+        f"style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}' 'strict-dynamic'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )

@@ -1,0 +1,75 @@
+// The router's state, kept up to date by one stream. Nothing polls.
+import { batch, signal } from "@preact/signals";
+import { base } from "../api";
+import type { Model, RouterState } from "../types";
+import { setServerTime } from "./clock";
+import { type Json, merged } from "./merge";
+import { checkSession } from "./session";
+
+/** The state of the router; null until the first of it has come. */
+export const state = signal<RouterState | null>(null);
+
+/** How the stream is: `lost` after a while without one. */
+export const link = signal<"connecting" | "open" | "lost">("connecting");
+
+const FIRST_PAUSE_MS = 500;
+const LONGEST_PAUSE_MS = 15_000;
+
+let source: EventSource | null = null;
+let pause = FIRST_PAUSE_MS;
+let timer: ReturnType<typeof setTimeout> | undefined;
+
+/** Takes in a whole state. */
+export function takeSnapshot(snapshot: RouterState): void {
+  batch(() => {
+    if (snapshot.started_at != null) setServerTime(snapshot.started_at + snapshot.uptime_s);
+    state.value = snapshot;
+    link.value = "open";
+  });
+  pause = FIRST_PAUSE_MS;
+}
+
+/** Takes in what has changed. */
+export function takePatch(patch: Json): void {
+  if (state.value !== null) state.value = merged(state.value as unknown as Json, patch) as unknown as RouterState;
+}
+
+/** Opens the stream, in the place of an open one. */
+export function connect(): void {
+  clearTimeout(timer);
+  source?.close();
+  const stream = (source = new EventSource(`${base}/admin/events?patches=1`));
+  stream.addEventListener("open", () => (link.value = state.value === null ? "connecting" : "open"));
+  stream.addEventListener("snapshot", (event) => takeSnapshot(JSON.parse(event.data)));
+  stream.addEventListener("patch", (event) => takePatch(JSON.parse(event.data)));
+  stream.addEventListener("status", (event) => takeSnapshot(fromStatus(JSON.parse(event.data))));
+  stream.addEventListener("error", () => {
+    link.value = "lost";
+    // A browser comes back by itself where the connection broke, but not where it was refused.
+    if (stream.readyState === EventSource.CLOSED) void retry(stream);
+  });
+}
+
+async function retry(stream: EventSource): Promise<void> {
+  const admitted = await checkSession();
+  if (source !== stream || !admitted) return;
+  timer = setTimeout(connect, pause * (0.75 + Math.random() / 2));
+  pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
+}
+
+/** Closes the stream. */
+export function disconnect(): void {
+  clearTimeout(timer);
+  source?.close();
+  source = null;
+}
+
+addEventListener("online", () => {
+  if (link.value === "lost" && source !== null) connect();
+});
+
+/** Makes a state of `/status`, which has the models in a list. */
+function fromStatus(status: Omit<RouterState, "models"> & { models: (Model & { id: string })[] }): RouterState {
+  const models = Object.fromEntries(status.models.map(({ id, ...model }) => [id, model]));
+  return { ...status, models };
+}
