@@ -119,6 +119,7 @@ async def _start(
     )
     nursery.start_soon(router.keep_saving)
     nursery.start_soon(router.history.run)
+    nursery.start_soon(router.sampler.run)
 
 
 async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
@@ -132,6 +133,7 @@ async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
         await sleep_registry.close()
     except Exception as error:  # noqa: BLE001 - a defect on the way must not cost what was learned
         failure = error
+    router.sampler.close()
     await router.history.close()
     await router.save()
     if failure is not None:

@@ -189,6 +189,11 @@ class InFlight:
             if (lease := request.holder.lease) is not None
         }
 
+    def serving_since(self) -> list[float]:
+        """Return when each request got its lease that has one now, by trio's clock."""
+        leases = (request.holder.lease for request in self._requests.values())
+        return [lease.granted_at for lease in leases if lease is not None and lease.granted_at < math.inf]
+
     def cancel(self, request_id: str, by: RequestScope | None = None) -> InFlightRequest:
         """End a request: it gives back what it holds at once, and its client gets an error. Never waits.
 

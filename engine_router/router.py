@@ -35,6 +35,7 @@ from engine_router.residency.resident_state import Phase
 from engine_router.residency.supervisor import Supervisor
 from engine_router.telemetry.history import History, history_file_of
 from engine_router.telemetry.metrics import Metrics
+from engine_router.telemetry.sampling import Sampler
 from engine_router.upstream.client import Upstream
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ class Router:
                 history_file_of(self.config.history, self.state_file), lambda: self.config.history, self.note
             ),
             takes_self=True,
+        ),
+    )
+    sampler: Sampler = field(
+        init=False,
+        default=Factory(
+            lambda self: Sampler(self.history, self.read_model, self.in_flight.serving_since), takes_self=True
         ),
     )
     sleeping: Callable[[], Collection[ResidentId]] = tuple

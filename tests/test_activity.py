@@ -169,3 +169,28 @@ async def test_the_route_is_bounded(tmp_path: Path) -> None:
         talk = await ask(router.app, "GET", "/admin/activity.csv", query="model=m&status=ok")
         assert talk.headers["content-type"].startswith("text/csv")
         assert talk.body.count(b"\n") == 1201
+
+
+async def test_a_key_sees_its_own_requests(tmp_path: Path) -> None:
+    keys = 'server.api_keys = [{ name = "all", key = "boss-key-1", admin = true }, { name = "one", key = "one-key-12" }, { name = "two", key = "two-key-12" }]'
+    async with routing(tmp_path, keys) as router:
+        for name in ("all", "one", "two", None):
+            router.hub.publish(ended(1, key=name))
+        seen: dict[str, int] = {}
+        for key in ("boss-key-1", "one-key-12", "none-of-it"):
+            for path in ("/admin/activity", "/admin/activity.csv"):
+                talk = await ask(router.app, "GET", path, query="key=two", headers={"X-API-Key": key})
+                all_ = await ask(router.app, "GET", path, headers={"X-API-Key": key})
+                if path.endswith("csv"):
+                    assert all_.body.count(b"\n") - 1 == seen[key] or all_.status == 401
+                elif talk.status == 200:
+                    seen[key] = all_.json()["total"]
+                    assert talk.json()["total"] == (1 if key == "boss-key-1" else 0)
+                else:
+                    seen[key] = -1
+            assert (await ask(router.app, "GET", "/admin/figures", headers={"X-API-Key": key})).status == {
+                "boss-key-1": 200,
+                "one-key-12": 403,
+                "none-of-it": 401,
+            }[key]
+        assert seen == {"boss-key-1": 4, "one-key-12": 1, "none-of-it": -1}

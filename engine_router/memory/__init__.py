@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from engine_router.memory.command import CommandGauge
 from engine_router.memory.gauges import GAUGE_KINDS, NullGauge, make_gauge
+from engine_router.memory.gpu_activity import GpuActivity, GpuReading
 from engine_router.memory.host import MeminfoGauge, PsutilGauge
 from engine_router.memory.nvml import NvmlGauge
 from engine_router.memory.page_cache import drop, read_ahead
@@ -20,6 +21,8 @@ __all__ = [
     "CommandGauge",
     "Gauge",
     "GaugeUnreadable",
+    "GpuActivity",
+    "GpuReading",
     "MeminfoGauge",
     "MemoryNotReturned",
     "MemoryReading",

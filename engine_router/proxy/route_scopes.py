@@ -32,6 +32,8 @@ TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
     (_ANY, "/admin/session", Scope.OPEN),
     # One of the key's own requests: others are not found.
     ("POST", "/admin/cancel", Scope.KEY),
+    (_READ, "/admin/activity", Scope.KEY),
+    (_READ, "/admin/activity.csv", Scope.KEY),
     (_ANY, "/admin/*", Scope.ADMIN),
     # The state of everything, and what acts on it.
     (_ANY, "/status", Scope.ADMIN),

@@ -59,6 +59,10 @@ class Where:
     text: str
     values: tuple[str | float, ...]
 
+    def of_key(self, key: str | None) -> Where:
+        """Return the same condition for the requests of one key alone; of none where it has no name."""
+        return Where(f"({self.text}) AND key = ?", (*self.values, as_text(key or "")))
+
 
 def where_of(wanted: Mapping[str, str]) -> Where:
     """Return the condition that filters ask for, given by their names; those that are empty do not count.

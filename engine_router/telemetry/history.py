@@ -69,13 +69,16 @@ class History:
 
     Attributes:
         why_off: why nothing is kept; None where it is.
+        on_events: is told of what has happened, some seconds later.
     """
 
     path: Path | None
     _settings: Callable[[], HistoryConfig]
     _note: Callable[..., object]
     why_off: str | None = field(init=False)
+    on_events: Callable[[Sequence[Event]], object] | None = None
     _events: deque[Event] = field(factory=lambda: deque(maxlen=HISTORY_BACKLOG))
+    _unwritten: deque[Event] = field(factory=lambda: deque(maxlen=HISTORY_BACKLOG))
     _samples: deque[Sample] = field(factory=lambda: deque(maxlen=HISTORY_BACKLOG))
     _file: HistoryFile | None = None
     # One thread at a time, whoever asks: there is one connection.
@@ -93,6 +96,14 @@ class History:
         """Take in what happens from now on."""
         if self.path is not None:
             hub.listen(self._events.append, *_KINDS)
+
+    def drain(self) -> None:
+        """Take what has happened from its listener. Never waits."""
+        events = [*self._events]
+        self._events.clear()
+        self._unwritten.extend(events)
+        if events and self.on_events is not None:
+            self.on_events(events)
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Take in measurements."""
@@ -122,18 +133,19 @@ class History:
 
         Cancellation leaves a thread behind that ends by itself.
         """
+        self.drain()
         if self.why_off is not None:
-            self._events.clear()
+            self._unwritten.clear()
             self._samples.clear()
             return
-        if (self._events or self._samples) and trio.current_time() >= self._next_try_at:
-            events, samples = [*self._events], [*self._samples]
-            self._events.clear()
+        if (self._unwritten or self._samples) and trio.current_time() >= self._next_try_at:
+            events, samples = [*self._unwritten], [*self._samples]
+            self._unwritten.clear()
             self._samples.clear()
             if await self._in_thread(lambda file: file.write(events, samples)):
                 self._works()
             else:
-                _put_back(self._events, events)
+                _put_back(self._unwritten, events)
                 _put_back(self._samples, samples)
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T | None:

@@ -15,6 +15,7 @@ from attrs import define, field
 from engine_router.events import Event, RequestEnded, ResidentReady, SwapEnded
 from engine_router.guards.limits import HISTORY_QUERY_S
 from engine_router.telemetry.records import (
+    SUMMED,
     HistoryDamaged,
     HistoryRefused,
     HistoryTooSlow,
@@ -69,6 +70,10 @@ _REQUEST: Final = f"INSERT INTO requests VALUES (NULL{', ?' * 17})"  # noqa: S60
 _SWAP: Final = f"INSERT INTO swaps VALUES (NULL{', ?' * 8})"  # noqa: S608 - a constant
 _START: Final = f"INSERT INTO starts VALUES (NULL{', ?' * 6})"  # noqa: S608 - a constant
 
+_SAMPLE: Final = "INSERT OR REPLACE INTO samples VALUES (?, ?, ?)"
+# Another router, or the one before, may have measured a part of this minute. It has sixty seconds.
+_SUMMED: Final = "INSERT INTO samples VALUES (?, ?, ?) ON CONFLICT (at, series) DO UPDATE SET value = min(60, value + excluded.value)"
+
 
 @define(eq=False, repr=False)
 class HistoryFile:
@@ -99,10 +104,9 @@ class HistoryFile:
                 connection.executemany(_SWAP, map(_swap, swaps))
                 ready = [event for event in events if isinstance(event, ResidentReady)]
                 connection.executemany(_START, [*_failed_starts(swaps), *_starts(ready)])
-                rows = [
-                    (sample.at, self._id_of(connection, sample.series), sample.value) for sample in samples
-                ]
-                connection.executemany("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", rows)
+                for sample in samples:
+                    row = sample.at, self._id_of(connection, sample.series), sample.value
+                    connection.execute(_SUMMED if sample.series.kind in SUMMED else _SAMPLE, row)
 
     def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a question to the file gives; where there is none yet, to an empty one.

@@ -12,10 +12,14 @@ from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MOST_LISTED_ACTIVITY
 from engine_router.router import Router
 from engine_router.telemetry import activity
+from engine_router.telemetry.figures import figures
+from engine_router.web.connection import scope_of
 from engine_router.web.params import whole_number
 from engine_router.web.responses import json_response
 
 DEFAULT_LISTED: Final = 50
+DEFAULT_SPAN_S: Final = 3600
+DEFAULT_POINTS: Final = 240
 _PAGE: Final = ("limit", "offset", "sort", "order")
 
 
@@ -50,9 +54,15 @@ class HistoryRoutes:
         response.timeout = None
         return response
 
+    async def figures(self) -> Response:
+        """`GET /admin/figures?span_s=3600&points=240`: memory, requests, swaps, queues and GPUs over time."""
+        span_s, points = whole_number("span_s", DEFAULT_SPAN_S), whole_number("points", DEFAULT_POINTS)
+        router = self._router
+        return json_response(await figures(router.history, router.sampler, span_s=span_s, points=points))
+
 
 def _where(*others: str) -> activity.Where:
-    """Return the condition that the request's query asks for.
+    """Return the condition that the request's query asks for. A key that is not an admin's sees its own requests.
 
     Raises:
         BadRequest: a parameter means nothing here: a typo must not mean "all".
@@ -60,7 +70,9 @@ def _where(*others: str) -> activity.Where:
     known = (*activity.FILTERS, *others)
     if unknown := [name for name in request.args if name not in known]:
         raise BadRequest(f'"{shown(unknown[0])}" means nothing here; there are: {", ".join(known)}')
-    return activity.where_of(request.args)
+    where = activity.where_of(request.args)
+    scope = scope_of(request)
+    return where if scope.is_admin else where.of_key(scope.key_name)
 
 
 def add_history(app: QuartTrio, router: Router) -> None:
@@ -68,3 +80,4 @@ def add_history(app: QuartTrio, router: Router) -> None:
     routes = HistoryRoutes(router)
     app.add_url_rule("/admin/activity", "admin activity", routes.activity, methods=["GET"])
     app.add_url_rule("/admin/activity.csv", "admin activity.csv", routes.activity_csv, methods=["GET"])
+    app.add_url_rule("/admin/figures", "admin figures", routes.figures, methods=["GET"])
