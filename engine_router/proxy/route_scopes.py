@@ -58,6 +58,7 @@ TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
     (_ANY, "/api/status", Scope.KEY),
     (_ANY, "/api/experimental/model-recommendations", Scope.KEY),
     (_ANY, "/api/show", Scope.KEY),
+    (_ANY, "/api/models/*", Scope.ADMIN),
     # To an engine: `is_proxied` says which of these paths use a model and do not manage one.
     (_ANY, "/upstream/*", Scope.KEY),
     (_ANY, "/v1/*", Scope.KEY),

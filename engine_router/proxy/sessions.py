@@ -55,7 +55,7 @@ class Sessions:
         """Begin a session for a key. Returns its token, which is kept nowhere. The oldest of a key's many sessions ends."""
         self._forget_old()
         of_key = [digest for digest, session in self._open.items() if session.key == key]
-        for digest in of_key[: len(of_key) + 1 - MOST_SESSIONS]:
+        for digest in of_key[: max(0, len(of_key) + 1 - MOST_SESSIONS)]:
             del self._open[digest]
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._open[_digest(token.encode())] = _Session(key, self._clock() + SESSION_S)
