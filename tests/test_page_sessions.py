@@ -251,8 +251,8 @@ async def test_no_engine_sees_the_cookie(fast: bool) -> None:
 
 
 def put_in_force(router: Router, keys: str) -> None:
-    config = parse_config(keyed_text(keys=keys))
-    router.snapshot = attrs.evolve(router.snapshot, config=config)
+    server = parse_config(keyed_text(keys=keys)).server
+    router.snapshot = attrs.evolve(router.snapshot, config=attrs.evolve(router.config, server=server))
 
 
 async def test_a_session_ends_with_its_key_and_has_its_rights_of_now(fast: bool) -> None:
