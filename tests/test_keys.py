@@ -62,7 +62,7 @@ def chat(model: str, **more: object) -> dict[str, object]:
 
 def example_of(rule: Rule) -> str:
     """Return a path that a rule matches."""
-    path = rule.rule
+    path = rule.rule.replace("<path:name>", "app-ABCDEFGH.js")
     for name in ("<path:rest>", "<id:rest>", "<id:model>", "<job_id>"):
         path = path.replace(name, "any/thing" if "id:" in name or "path:" in name else "j1")
     assert "<" not in path, rule.rule
