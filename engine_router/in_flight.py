@@ -14,6 +14,7 @@ import trio
 from attrs import define, field
 
 from engine_router.config import KeyConfig, Priority
+from engine_router.dialects.usage import NO_FIGURES, AnswerFigures
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import (
     AdminOnly,
@@ -54,6 +55,7 @@ class LeaseHolder:
         lease: the place in the queue, then the right to use the resident; None before `enter`. It may be another one
             after a while, where the request queues up again.
         queue_wait_s: seconds until the lease was granted; NaN before.
+        load_wait_s: those of them in which the resident was started; NaN before.
         first_byte_s: seconds until the answer's first byte; NaN before.
         entered_at: trio's clock when it took its first place in the queue; NaN before.
     """
@@ -62,6 +64,7 @@ class LeaseHolder:
     resident: ResidentId
     lease: Lease | None = None
     queue_wait_s: float = math.nan
+    load_wait_s: float = math.nan
     first_byte_s: float = math.nan
     entered_at: float = math.nan
 
@@ -98,8 +101,12 @@ class LeaseHolder:
         if self.lease is None:
             raise RuntimeError("a request is entered before it waits")
         endpoint = await self.lease.granted()
-        self.queue_wait_s = self.lease.queue_wait_s
+        self.queue_wait_s, self.load_wait_s = self.lease.queue_wait_s, self.lease.load_wait_s
         return endpoint
+
+    def figures(self) -> AnswerFigures:
+        """Return what is known of the tokens of the answer so far."""
+        return NO_FIGURES
 
     def close(self) -> None:
         """Give the lease back. Never waits; may be called again."""
@@ -331,21 +338,32 @@ class RequestScope:
             return
         self.finished = True
         if self.engine is not None or self.model is not None:
-            wait_s = math.nan if self.holder is None else self.holder.queue_wait_s
-            byte_s = math.nan if self.holder is None else self.holder.first_byte_s
-            self.hub.publish(
-                RequestEnded(
-                    at=time.time(),
-                    model=self.model,
-                    engine=self.engine,
-                    path=self.path,
-                    status=self.status or CLIENT_LEFT,
-                    duration_s=trio.current_time() - self._began_at,
-                    queue_wait_s=None if math.isnan(wait_s) else wait_s,
-                    first_byte_s=None if math.isnan(byte_s) else byte_s,
-                    error=self.error,
-                    id=self.id,
-                    key=self.key_name,
-                    client=self.client or None,
-                )
-            )
+            self.hub.publish(self._ended())
+
+    def _ended(self) -> RequestEnded:
+        """Return how it went."""
+        holder, figures = self.holder, NO_FIGURES
+        wait_s = load_s = byte_s = math.nan
+        if holder is not None:
+            figures = holder.figures()
+            wait_s, load_s, byte_s = holder.queue_wait_s, holder.load_wait_s, holder.first_byte_s
+        return RequestEnded(
+            at=time.time(),
+            model=self.model,
+            engine=self.engine,
+            path=self.path,
+            status=self.status or CLIENT_LEFT,
+            duration_s=trio.current_time() - self._began_at,
+            queue_wait_s=None if math.isnan(wait_s) else wait_s,
+            load_wait_s=None if math.isnan(load_s) else load_s,
+            first_byte_s=None if math.isnan(byte_s) else byte_s,
+            first_token_s=figures.first_token_s,
+            error=self.error,
+            id=self.id,
+            key=self.key_name,
+            client=self.client or None,
+            tokens_in=figures.tokens_in,
+            tokens_cached=figures.tokens_cached,
+            tokens_out=figures.tokens_out,
+            tokens_per_s=figures.tokens_per_s,
+        )

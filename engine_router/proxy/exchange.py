@@ -14,14 +14,17 @@ from typing import TypeVar
 import trio
 from attrs import define, field
 
-from engine_router.dialects.base import Dialect, Translation
-from engine_router.dialects.engine_errors import broken, refused
+from engine_router.dialects.base import Dialect
+from engine_router.dialects.engine_errors import refused
+from engine_router.dialects.usage import NO_FIGURES, AnswerFigures
 from engine_router.engines.base import DOUBT_S, Endpoint
 from engine_router.errors import EngineBroke, EngineRefused, EngineUnreachable, RequestCancelled, RouterError
 from engine_router.guards.limits import ERROR_BODY_BYTES, ERROR_BODY_S, MAX_WHOLE_BYTES
 from engine_router.in_flight import LeaseHolder
-from engine_router.proxy.forward_plan import ChoosePlan, Filter, ForwardPlan
-from engine_router.proxy.response_body import StreamEnd, stream_end_of
+from engine_router.proxy.answer_stages import AnswerStages
+from engine_router.proxy.answer_watch import AnswerWatch, watch_over
+from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
+from engine_router.proxy.response_body import stream_end_of
 from engine_router.proxy.whole_answer import WholeAnswer
 from engine_router.residency.lease import Lease
 from engine_router.upstream.client import Exchange, Upstream
@@ -64,8 +67,9 @@ class ProxyExchange(LeaseHolder):
     _exchange: Exchange | None = None
     _raw_head: ResponseHead | None = None
     _head: ResponseHead | None = None
-    _stages: list[Filter | Translation | StreamEnd] = field(factory=list)
+    _stages: AnswerStages = field(factory=AnswerStages)
     _whole: WholeAnswer | None = None
+    _watch: AnswerWatch | None = None
     _retried: bool = False
     _closed: bool = False
     _on_end: Callable[[], None] | None = None
@@ -118,11 +122,11 @@ class ProxyExchange(LeaseHolder):
             while True:
                 data = await self._exchange.chunk()
                 if not data:
-                    last = self._end() if self._stages else b""
+                    last = self._ended()
                     self.close()
                     return last
                 if self._stages:
-                    data = self._feed(data)
+                    data = self._stages.feed(data, self.resident.engine)
                 if data:
                     return data
         except EngineBroke as error:
@@ -135,7 +139,8 @@ class ProxyExchange(LeaseHolder):
         if self._exchange is None or (data := self._exchange.take_whole()) is None:
             return None
         if self._stages:
-            data = self._feed(data) + self._end()
+            data = self._stages.feed(data, self.resident.engine)
+        data += self._ended()
         self.close()
         return data
 
@@ -147,7 +152,7 @@ class ProxyExchange(LeaseHolder):
         """
 
         def staged(data: bytes) -> bool:
-            data = self._feed(data)
+            data = self._stages.feed(data, self.resident.engine)
             return take(data) if data else True
 
         try:
@@ -163,6 +168,12 @@ class ProxyExchange(LeaseHolder):
             RouterError: the answer broke off.
         """
         return await _by(until, self.chunk)
+
+    def figures(self) -> AnswerFigures:
+        """Return what the engine has told of its answer's tokens so far."""
+        if self._watch is None:
+            return NO_FIGURES
+        return self._watch.figures(entered_at=self.entered_at, sent_at=self.sent_at)
 
     async def refusal(self, status: int) -> EngineRefused:
         """Read the engine's own error answer and return it as an error that any dialect can render."""
@@ -196,6 +207,7 @@ class ProxyExchange(LeaseHolder):
             if self._raw_head is None:
                 return None
             self.first_byte_s = trio.current_time() - self.entered_at
+            self._watch = watch_over(exchange, self._raw_head)
         if self._head is None:
             self._head = await self._begin(self._raw_head)
             self.has_length = first_value(self._head.headers, b"content-length") is not None
@@ -225,7 +237,7 @@ class ProxyExchange(LeaseHolder):
         # The grant may have come in the very step in which the time was up.
         if (endpoint := lease.endpoint) is None or lease.error is not None:
             return None
-        self.queue_wait_s = lease.granted_at - lease.requested_at
+        self.queue_wait_s, self.load_wait_s = lease.granted_at - lease.requested_at, lease.load_wait_s
         exchange = self._sent_at_once(endpoint) or await self._sent_in_time(lease, endpoint, until)
         if exchange is not None and endpoint.on_use is not None:
             self._on_end = endpoint.on_use(exchange.target)
@@ -269,8 +281,8 @@ class ProxyExchange(LeaseHolder):
             if whole.size_bytes > MAX_WHOLE_BYTES:
                 limit = f"is longer than {MAX_WHOLE_BYTES / 1_000_000:.0f} MB"
                 raise EngineBroke(self.resident.engine, f"broke off: its answer {limit}")
-            whole.data += self._feed(data)
-        whole.data += self._end()
+            whole.data += self._stages.feed(data, self.resident.engine)
+        whole.data += self._ended()
         whole.is_complete = True
         self.close()
         return True
@@ -336,26 +348,11 @@ class ProxyExchange(LeaseHolder):
         kept = [item for item in headers if item[0] not in _OF_THE_BODY]
         return ResponseHead(status, [*kept, self._whole.length])
 
-    def _feed(self, data: bytes) -> bytes:
-        """Pass bytes of the engine's answer through every stage."""
-        try:
-            for stage in self._stages:
-                data = stage.feed(data)
-                if not data:
-                    break
-        except ValueError as error:
-            raise broken(self.resident.engine, error) from error
-        return data
-
-    def _end(self) -> bytes:
-        """Pass the end of the engine's answer through every stage, with what each has held back."""
-        data = b""
-        try:
-            for stage in self._stages:
-                data = (stage.feed(data) if data else b"") + stage.end()
-        except ValueError as error:
-            raise broken(self.resident.engine, error) from error
-        return data
+    def _ended(self) -> bytes:
+        """Take in the end of the engine's answer; return what the client still gets."""
+        if self._watch is not None:
+            self._watch.end()
+        return self._stages.end(self.resident.engine) if self._stages else b""
 
     async def _consider_retry(self, error: EngineUnreachable) -> None:
         """Nothing was sent: if the engine turns out to be gone, queue up again, once. Else raise the error."""

@@ -25,6 +25,7 @@ class Lease:
         ticket: its entry in the ledger.
         requested_at: the supervisor's clock when it was entered, in seconds.
         granted_at: the same, when it was granted; infinity before.
+        load_wait_s: seconds of that wait in which the resident was started.
         endpoint: where the resident answers; None until granted.
         error: why it was refused or revoked; None otherwise.
     """
@@ -33,6 +34,7 @@ class Lease:
     requested_at: float
     _give_back: Callable[[Lease], None]
     granted_at: float = math.inf
+    load_wait_s: float = 0.0
     endpoint: Endpoint | None = None
     error: RouterError | None = None
     # Most leases are granted at once, and never lost: events are made for those who wait for them.

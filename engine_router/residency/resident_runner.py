@@ -199,7 +199,7 @@ class ResidentRunner:
         if task.endpoint is not None:
             return
         now, resident = trio.current_time(), task.resident
-        task.endpoint = endpoint
+        task.endpoint, task.ready_at = endpoint, now
         self._read_ahead.stop(resident)
         self._note_start(pool, task, now - task.started_at)
         state = pool.ledger.state(resident)

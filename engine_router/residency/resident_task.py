@@ -24,6 +24,7 @@ class ResidentTask:
         found: it was found running, so it is left running when the router goes down.
         scope: ends that task at once.
         endpoint: where it answers, once ready.
+        ready_at: when its start succeeded, by the same clock; infinity before.
         before: free memory just before its start.
         late_bytes: memory that was still on its way back then.
         footprint_bytes: memory that this start took, once measured.
@@ -45,6 +46,7 @@ class ResidentTask:
     files: Files
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     endpoint: Endpoint | None = None
+    ready_at: float = math.inf
     before: MemoryReading | None = None
     late_bytes: int = 0
     footprint_bytes: int | None = None
@@ -56,3 +58,9 @@ class ResidentTask:
     is_asleep: bool = False
     has_ended: bool = False
     settle_scope: trio.CancelScope = field(factory=trio.CancelScope)
+
+    def start_s_between(self, since: float, until: float) -> float:
+        """Return for how many seconds of a span of time its start ran."""
+        if self.adopted:
+            return 0.0
+        return max(0.0, min(until, self.ready_at) - max(since, self.started_at))

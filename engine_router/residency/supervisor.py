@@ -376,4 +376,5 @@ class Supervisor:
     def _grant(self, pool: Pool, ticket: Ticket, now: float) -> None:
         lease, task = pool.leases.get(ticket), pool.tasks.get(ticket.resident)
         if lease is not None and task is not None and task.endpoint is not None:
+            lease.load_wait_s = task.start_s_between(lease.requested_at, now)
             lease.grant(task.endpoint, now)

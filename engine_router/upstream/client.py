@@ -11,7 +11,6 @@ never a proper end.
 from __future__ import annotations
 
 import contextlib
-import errno
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +20,8 @@ import trio
 
 from engine_router.errors import EngineBroke, EngineUnreachable, RouterError
 from engine_router.guards.limits import MAX_ENGINE_OVERHEAD_BYTES
-from engine_router.upstream.connect import Wire, dial, dial_at_once
+from engine_router.upstream.body_watch import NO_WATCH, BodyWatch
+from engine_router.upstream.connect import Wire, dial, dial_at_once, reason
 from engine_router.upstream.http1 import (
     Arriving,
     ResponseHead,
@@ -44,6 +44,9 @@ class Exchange:
         is_reused: the connection has served a request before. An engine may close such a one at any time (uvicorn
             does after each exception that nobody handles, without a word). Where it ends before a byte of the
             answer has come, the request is sent once again, over a fresh connection.
+
+    Attributes:
+        watch: sees the pieces of the body that are taken from now on.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Exchange:
         self._must_repeat = False
         self._failure: EngineBroke | None = None
         self._closed = False
+        self.watch: BodyWatch = NO_WATCH
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "complete" if self._response.complete else "open"
@@ -148,6 +152,7 @@ class Exchange:
             return None
         data = response.take_body() if response.body else b""
         self.close()
+        self.watch.piece(data)
         return data
 
     @property
@@ -169,7 +174,8 @@ class Exchange:
         if not response.body:
             self.close()
             return b""
-        return response.take_body()
+        self.watch.piece(data := response.take_body())
+        return data
 
     async def pass_on(self, take: Callable[[bytes], bool]) -> None:
         """Hand the next bytes of the body to `take` whenever some come, until it returns False, or there are no more.
@@ -180,14 +186,16 @@ class Exchange:
             EngineBroke: the body broke off.
             Exception: whatever `take` has raised; no ConnectionLost may be among it.
         """
-        response, stream = self._response, self._stream
+        response, stream, watch = self._response, self._stream, self.watch
         if response.body or response.complete or not isinstance(stream, RawStream):
             return
 
         def received(data: bytes) -> bool:
             self._heard(data)
-            if response.body and not take(response.take_body()):
-                return False
+            if response.body:
+                watch.note(piece := response.take_body())
+                if not take(piece):
+                    return False
             return not response.complete and self._failure is None
 
         try:
@@ -386,11 +394,5 @@ class Upstream:
         except trio.TooSlowError:
             why = f"does not accept connections within {request.connect_timeout_s:g} s at {request.base_url}"
         except OSError as error:
-            why = f"does not accept connections at {request.base_url}: {_reason(error)}"
+            why = f"does not accept connections at {request.base_url}: {reason(error)}"
         raise EngineUnreachable(request.engine, why)
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, ConnectionRefusedError) or error.errno == errno.ECONNREFUSED:
-        return "connection refused"
-    return error.strerror or str(error)

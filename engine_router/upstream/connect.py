@@ -162,3 +162,10 @@ async def _secured(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) ->
         stream.socket.close()
         raise
     return SecureStream(secured)
+
+
+def reason(error: OSError) -> str:
+    """Return why a connection could not be made, in words."""
+    if isinstance(error, ConnectionRefusedError) or error.errno == errno.ECONNREFUSED:
+        return "connection refused"
+    return error.strerror or str(error)

@@ -1,0 +1,151 @@
+"""The watch on an answer as it passes, for the figures that its engine tells of it.
+
+It keeps hold of the first and the last pieces, and copies none. Every piece of every stream comes by here, so that
+all that is done with most of them is one append to a deque.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from engine_router.dialects.base import Clock
+from engine_router.dialects.usage import AnswerFigures, figures_in
+from engine_router.upstream.client import Exchange
+from engine_router.upstream.http1 import ResponseHead
+
+# The pieces at the end of a stream: each of its last frames may come in two, and a comment may come behind them.
+LAST_PIECES: Final = 8
+# What is kept of a long piece, at its end or its beginning.
+KEPT_BYTES: Final = 8192
+# Pieces from the beginning that are looked at, at most, until one has text in it; and so many of them are kept.
+_LOOKED_AT: Final = 64
+_FIRST_PIECES: Final = 4
+# A member with text in it that a model wrote.
+_TEXT: Final = re.compile(
+    rb'"(?:content|reasoning_content|reasoning|text|thinking|arguments|partial_json|response)"\s*:\s*"[^"]'
+)
+# The first events of `/v1/responses` may repeat what was asked for.
+_DELTA: Final = re.compile(rb'"delta"\s*:\s*"[^"]')
+# Where a speed is measured, the text came at most that late after the first event, by its share of the time, and
+# that time has so many seconds at least. Else it may be quite another figure: not all tokens were shown.
+_LATE_TEXT: Final = 0.1
+_LEAST_SPAN_S: Final = 0.05
+# Whether an answer of a type comes in events or lines.
+_STREAMS: Final = {
+    b"application/json": False,
+    b"text/event-stream": True,
+    b"application/x-ndjson": True,
+    b"application/ndjson": True,
+    b"application/jsonl": True,
+}
+
+
+class AnswerWatch:
+    """Watches the body of one answer in the engine's own words, from its first piece on.
+
+    Attributes:
+        note: takes in a piece; another callable from some piece on, so it has to be looked up for each.
+        first_token_at: when the first piece of a stream came with text in it; NaN before. By `clock`.
+        ended_at: when the answer had come to its end; NaN before.
+    """
+
+    __slots__ = (
+        "_beginning",
+        "_clock",
+        "_end",
+        "_first_event_at",
+        "_looked_at",
+        "_path",
+        "_streams",
+        "_text",
+        "ended_at",
+        "first_token_at",
+        "note",
+    )
+
+    def __init__(self, path: str, clock: Clock, *, streams: bool) -> None:
+        """Watch the answer to a request to a path, as its engine got it."""
+        self._path = path
+        self._clock = clock
+        self._streams = streams
+        self._text = _DELTA if path.endswith("/responses") else _TEXT
+        self._beginning: list[bytes] = []
+        self._end: deque[bytes] = deque(maxlen=LAST_PIECES)
+        self._looked_at = 0
+        self._first_event_at = self.first_token_at = self.ended_at = math.nan
+        self.note: Callable[[bytes], object] = self._note_early if streams else self._note_whole
+
+    def piece(self, data: bytes) -> None:
+        """Take in a piece of any size, of which not more is kept than may tell something."""
+        if len(data) > KEPT_BYTES and self.note == self._end.append:
+            data = data[-KEPT_BYTES:]
+        self.note(data)
+
+    def end(self) -> None:
+        """Take in the answer's end."""
+        self.ended_at = self._clock()
+
+    def figures(self, *, entered_at: float, sent_at: float) -> AnswerFigures:
+        """Return what is known so far; after the end, all that the engine has told.
+
+        Where it tells how many tokens it wrote in a stream, and not how fast, the clock does.
+
+        Args:
+            entered_at: when the request came, by `clock`; the first token's time is from then on.
+            sent_at: when its engine got it.
+        """
+        beginning, end = b"".join(self._beginning), b"".join(self._end)
+        tokens_in, cached, tokens_out, speed, first_s = figures_in(
+            self._path, beginning, end, streams=self._streams
+        )
+        if speed is None and tokens_out is not None and tokens_out > 1:
+            span_s = self.ended_at - self.first_token_at  # the first token's time was spent on the prompt
+            late_s = self.first_token_at - self._first_event_at
+            if span_s >= _LEAST_SPAN_S and late_s <= _LATE_TEXT * span_s:
+                speed = (tokens_out - 1) / span_s
+        if first_s is not None:
+            first_s += sent_at - entered_at
+        if not math.isnan(self.first_token_at):
+            first_s = self.first_token_at - entered_at
+        return AnswerFigures(tokens_in, cached, tokens_out, speed, first_s)
+
+    def _note_whole(self, data: bytes) -> None:
+        """Take in a piece of an answer that is no stream."""
+        if len(self._beginning) < _FIRST_PIECES:
+            self._beginning.append(data[:KEPT_BYTES])
+        self._end.append(data[-KEPT_BYTES:])
+
+    def _note_early(self, data: bytes) -> None:
+        """Take in one of the first pieces of a stream."""
+        if len(self._beginning) < _FIRST_PIECES:
+            self._beginning.append(data[:KEPT_BYTES])
+        self._end.append(data[-KEPT_BYTES:])
+        self._looked_at += 1
+        if math.isnan(self._first_event_at) and not data.startswith(b":"):
+            self._first_event_at = self._clock()
+        if self._text.search(data) is not None:
+            self.first_token_at = self._clock()
+            self.note = self._end.append
+        elif self._looked_at == _LOOKED_AT:
+            self.note = self._end.append
+
+
+def watch_over(exchange: Exchange, head: ResponseHead) -> AnswerWatch | None:
+    """Watch the body that follows a head; None where nothing in it tells of tokens, such as sound, or an error."""
+    if head.status >= 400:
+        return None
+    for name, value in head.headers:
+        if name == b"content-type":
+            streams = _STREAMS.get(value.partition(b";")[0].strip().lower())
+            if streams is None:
+                return None
+            clock = trio.lowlevel.current_clock().current_time
+            exchange.watch = watch = AnswerWatch(exchange.target.partition("?")[0], clock, streams=streams)
+            return watch
+    return None

@@ -1,0 +1,188 @@
+"""Tokens read from what passes: every engine's shapes, split anywhere, and nothing that a model wrote for a figure."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.usage_shapes import (
+    BEGUN,
+    CHAT,
+    DONE,
+    FORGED,
+    LLAMA_TOLD,
+    SHAPES,
+    TIMINGS,
+    Shape,
+    compact,
+    event,
+    llama_chunk,
+    told,
+)
+
+from engine_router.dialects.usage import NO_FIGURES, AnswerFigures, figures_in
+from engine_router.proxy.answer_watch import KEPT_BYTES, LAST_PIECES, AnswerWatch
+
+
+class Clock:
+    """Stands still unless a test moves it."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watched(path: str, pieces: Iterable[bytes], *, streams: bool) -> AnswerFigures:
+    """Return what a watch sees in pieces as a router gets them: the first ones with a wait, the others in passing."""
+    watch = AnswerWatch(path, Clock(), streams=streams)
+    for number, piece in enumerate(pieces):
+        (watch.piece if number < 2 else watch.note)(piece)
+    watch.end()
+    return figures_of(watch)
+
+
+def figures_of(watch: AnswerWatch) -> AnswerFigures:
+    """Return what the engine tells: a first token's time that was measured is another test's."""
+    figures = watch.figures(entered_at=99.0, sent_at=99.0)
+    is_measured = not math.isnan(watch.first_token_at)
+    return figures._replace(first_token_s=None) if is_measured else figures
+
+
+def seen(shape: Shape, pieces: Iterable[bytes]) -> AnswerFigures:
+    return watched(shape.path, filter(None, pieces), streams=shape.streams)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_engines_figures(name: str) -> None:
+    shape = SHAPES[name]
+    assert seen(shape, shape.frames) == shape.told
+    assert seen(shape, [shape.body]) == shape.told
+    figures = figures_in(shape.path, shape.body[:KEPT_BYTES], shape.body, streams=shape.streams)
+    assert figures[:4] == shape.told[:4]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_figures_in_an_answer_that_is_split_anywhere(name: str) -> None:
+    shape, body = SHAPES[name], SHAPES[name].body
+    step = 1 if len(body) < 5000 else 17
+    for at in range(1, len(body), step):
+        assert seen(shape, [body[:at], body[at:]]) == shape.told, at
+    # Each frame by itself, and one of them in two.
+    frames = shape.frames[-4:] if shape.streams else ()
+    before = shape.frames[: len(shape.frames) - len(frames)]
+    for number, frame in enumerate(frames):
+        for at in range(1, len(frame)):
+            pieces = [*before, *frames[:number], frame[:at], frame[at:], *frames[number + 1 :]]
+            assert seen(shape, pieces) == shape.told, (number, at)
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.streams])
+def test_line_breaks_of_both_kinds(name: str) -> None:
+    shape = SHAPES[name]
+    assert seen(shape, [frame.replace(b"\n", b"\r\n") for frame in shape.frames]) == shape.told
+
+
+def test_a_long_answer_is_not_kept() -> None:
+    watch = AnswerWatch(CHAT, Clock(), streams=True)
+    for piece in itertools.chain(BEGUN, [event({"text": "x" * 60_000})] * 50):
+        watch.piece(piece)
+    for piece in (llama_chunk({}, "stop", timings=TIMINGS), DONE):
+        watch.note(piece)
+    kept = sum(map(len, [*watch._end, *watch._beginning]))
+    assert kept <= (LAST_PIECES + 4) * KEPT_BYTES
+    assert figures_of(watch) == LLAMA_TOLD
+
+
+def test_a_piece_is_kept_and_not_copied() -> None:
+    watch = AnswerWatch(CHAT, Clock(), streams=True)
+    for piece in BEGUN:
+        watch.note(piece)
+    assert watch._end[-1] is BEGUN[-1]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@given(
+    data=st.lists(
+        st.binary(max_size=60) | st.sampled_from([b'"usage":', b'{"usage":{', b"}", b"\n", b"[" * 999])
+    )
+)
+def test_no_bytes_break_it(streams: bool, data: list[bytes]) -> None:
+    watched("/v1/responses", data, streams=streams)
+    watched("/v1/messages", data, streams=streams)
+
+
+@given(text=st.text() | st.just(FORGED) | st.just(FORGED * 20), depth=st.integers(0, 3))
+def test_what_a_model_writes_is_no_figure(text: str, depth: int) -> None:
+    written: object = text
+    for _ in range(depth):
+        written = {"usage": written, "timings": [written]}
+    for written_by in (text, json.dumps(written)):
+        answer = {
+            "choices": [{"message": {"content": written_by, "arguments": written}}],
+            "usage": {"prompt_tokens": 3},
+        }
+        assert watched(CHAT, [compact(answer)], streams=False) in (told(3), NO_FIGURES)
+        chunk = llama_chunk({"content": written_by, "arguments": written})
+        assert watched(CHAT, [chunk, DONE], streams=True) == NO_FIGURES
+
+
+# The clock.
+
+
+def paced(frames: Iterable[bytes], *, first_s: float = 0.0, each_s: float = 0.1) -> tuple[AnswerWatch, float]:
+    """Return a watch on frames that come one by one, and when the first of them came."""
+    clock = Clock()
+    watch = AnswerWatch(CHAT, clock, streams=True)
+    clock.now += first_s
+    began = clock.now
+    for frame in frames:
+        watch.note(frame)
+        clock.now += each_s
+    clock.now -= each_s
+    watch.end()
+    return watch, began
+
+
+def test_the_first_token_is_the_first_text() -> None:
+    frames = [b": ping\n\n", *BEGUN, llama_chunk({}, "stop", timings=TIMINGS), DONE]
+    watch, began = paced(frames, first_s=2.0)
+    assert watch.first_token_at == pytest.approx(began + 0.2)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama.cpp, messages", "llama.cpp, responses", "Ollama, chat", "vLLM, usage asked for"]
+)
+def test_every_dialect_has_a_first_token(name: str) -> None:
+    shape = SHAPES[name]
+    watch = AnswerWatch(shape.path, Clock(), streams=True)
+    for frame in shape.frames:
+        watch.note(frame)
+        has_text = "Gr\u00fc".encode() in frame
+        assert has_text is not math.isnan(watch.first_token_at)
+        if has_text:
+            break
+
+
+def test_a_speed_that_is_not_told_is_measured() -> None:
+    text = [llama_chunk({"content": "a"})] * 11
+    watch, _ = paced([*text, llama_chunk({}, "stop", usage={"prompt_tokens": 3, "completion_tokens": 11})])
+    assert figures_of(watch).tokens_per_s == pytest.approx(10.0 / 1.1)
+    # Where the engine tells it, that counts.
+    watch, _ = paced([*text, llama_chunk({}, "stop", timings=TIMINGS)])
+    assert figures_of(watch).tokens_per_s == 30.0
+
+
+def test_a_speed_that_may_be_another_is_not_told() -> None:
+    usage = llama_chunk({}, "stop", usage={"prompt_tokens": 3, "completion_tokens": 11})
+    # Most of what was written came at the end, in one piece: a call of a tool, for instance.
+    late = [llama_chunk({"role": "assistant"})] * 10 + [llama_chunk({"content": "a"}), usage]
+    # All of it came at once, or nothing was shown.
+    for frames, each_s in ((late, 0.1), ([*BEGUN, usage], 0.0), ([usage], 1.0)):
+        watch, _ = paced(frames, each_s=each_s)
+        assert figures_of(watch) == told(3, None, 11)
