@@ -426,6 +426,7 @@ class FakeExchange:
     open: set["FakeExchange"]
     pieces: int = 4
     target: str = CHAT
+    watch: object = None
 
     @property
     def has_chunk(self) -> bool:
