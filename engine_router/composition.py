@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -100,6 +101,7 @@ async def _start(
     """Start the tasks of a router."""
     nursery = factory.nursery
     reloader = Reloader(source, factory)
+    router.config_file = None if source is None else Path(source.path)
     router.set_reloader(reloader.reload if source is not None else None, reloader.rescan)
     nursery.start_soon(reloader.watch, router)
     if await_adoption:

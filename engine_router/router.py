@@ -65,6 +65,7 @@ class Router:
 
     Attributes:
         own_log: the last lines of the router's own log.
+        config_file: the file that the configuration was read from; None where it is none's.
     """
 
     snapshot: Snapshot
@@ -124,6 +125,7 @@ class Router:
     )
     sleeping: Callable[[], Collection[ResidentId]] = tuple
     scans: FolderScans = field(init=False, factory=FolderScans)
+    config_file: Path | None = None
     _reloader: Callable[[Router], Awaitable[Changes]] | None = None
     _rescanner: Callable[[Router], Awaitable[Changes]] | None = None
     _app: QuartTrio | None = None

@@ -13,8 +13,9 @@ from typing import NoReturn
 import pytest
 
 from engine_router.config import parse_config
+from engine_router.config.file import read_text, write
 from engine_router.errors import ConfigError
-from engine_router.setup.config_file import HEAD, add_block, add_tables, place_for_new, read_text, write
+from engine_router.setup.config_file import HEAD, add_block, add_tables, place_for_new
 from engine_router.setup.toml_text import toml_text, toml_value
 
 if sys.version_info >= (3, 11):

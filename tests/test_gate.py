@@ -16,9 +16,9 @@ from support.served import RawClient, served
 from support.served import ask as ask_over_a_socket
 
 from engine_router import Router, open_router
-from engine_router.cli.warnings import warnings
 from engine_router.config import ServerConfig, parse_config
 from engine_router.errors import ConfigError, Forbidden
+from engine_router.models.config_warnings import warnings
 from engine_router.proxy import access as gate
 from engine_router.proxy.access import AccessCheck
 

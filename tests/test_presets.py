@@ -26,7 +26,6 @@ from support.served import ask, served
 
 from engine_router import open_router
 from engine_router.cli import main
-from engine_router.cli.warnings import warnings
 from engine_router.config import (
     AnyEngineConfig,
     Config,
@@ -40,6 +39,7 @@ from engine_router.engines.command_options import model_options
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.engines.remote.http_engine import HttpEngine
 from engine_router.engines.remote.ollama_engine import OllamaEngine
+from engine_router.models.config_warnings import warnings
 from engine_router.models.served_names import served_models
 from engine_router.setup.blocks import KIND_NAMES, call_options, start_options
 from engine_router.setup.installed import with_installed

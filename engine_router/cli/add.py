@@ -17,13 +17,14 @@ import tomli
 from engine_router.cli.exit_codes import BAD_USAGE, OK, CommandFailed
 from engine_router.cli.own_router import running_router
 from engine_router.cli.terminal import say
-from engine_router.cli.warnings import warnings
 from engine_router.config import Config, parse_config
 from engine_router.config.environment import Environment
 from engine_router.config.faults import quoted
+from engine_router.config.file import read_text, write
 from engine_router.config.template import PLACEHOLDERS
 from engine_router.errors import ConfigError
-from engine_router.setup.config_file import HEAD, add_block, place_to_change, read_text, write
+from engine_router.models.config_warnings import warnings
+from engine_router.setup.config_file import HEAD, add_block, place_to_change
 from engine_router.setup.installed import with_installed
 from engine_router.setup.presets import (
     Block,

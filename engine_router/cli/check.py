@@ -15,7 +15,6 @@ from engine_router.cli.formatting import counted
 from engine_router.cli.one_call import show_broken, show_folders
 from engine_router.cli.scanned_folders import scanned
 from engine_router.cli.terminal import Table, say, show_json
-from engine_router.cli.warnings import warnings
 from engine_router.config import (
     AnyEngineConfig,
     Config,
@@ -28,6 +27,7 @@ from engine_router.config import (
 from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError
 from engine_router.guards.masking import masked_argv
+from engine_router.models.config_warnings import warnings
 from engine_router.models.found import with_found
 from engine_router.models.served_names import served_models
 from engine_router.web.scan_entries import scan_entry

@@ -14,13 +14,12 @@ from engine_router.cli.exit_codes import FAILED, OK, CommandFailed
 from engine_router.cli.formatting import counted, seconds
 from engine_router.cli.scanned_folders import scanned
 from engine_router.cli.terminal import say, show_json
-from engine_router.cli.warnings import warnings
 from engine_router.composition import open_router
-from engine_router.config import Config, find_config, load_config
+from engine_router.config import Config, find_config, is_open_to_network, load_config
 from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError, RouterError
+from engine_router.models.config_warnings import warnings
 from engine_router.models.found import with_found
-from engine_router.server.serve import is_open_to_network
 from engine_router.setup import doctor
 from engine_router.setup.doctor import Finding
 from engine_router.setup.hardware import find_hardware

@@ -14,13 +14,14 @@ from engine_router.cli.folders import absent_folders
 from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import say
 from engine_router.config import Config, ProcessConfig, find_config, load_config
+from engine_router.config.file import read_text, write
 from engine_router.config.values import expanded
 from engine_router.models.found import formats_of, taken_names
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan import FoundModel, ScanRequest, ScanResult
 from engine_router.models.scan.places import CACHES
 from engine_router.models.scan.scanner import Scanner
-from engine_router.setup.config_file import add_tables, read_text, write
+from engine_router.setup.config_file import add_tables
 from engine_router.setup.toml_text import toml_text
 
 

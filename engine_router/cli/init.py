@@ -17,9 +17,10 @@ from engine_router.cli.formatting import counted
 from engine_router.cli.questions import Questions
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.config import ServerConfig
+from engine_router.config.file import write
 from engine_router.config.load import example
 from engine_router.setup.blocks import Block
-from engine_router.setup.config_file import place_for_new, write
+from engine_router.setup.config_file import place_for_new
 from engine_router.setup.detection import Detection, as_dict, detect
 from engine_router.setup.proposal import Proposal, propose
 

@@ -22,6 +22,7 @@ from engine_router.config.model import (
     PoolConfig,
     SchedulingConfig,
     ServerConfig,
+    is_open_to_network,
 )
 from engine_router.config.template import is_template
 
@@ -47,6 +48,7 @@ __all__ = [
     "SleepConfig",
     "SystemdConfig",
     "find_config",
+    "is_open_to_network",
     "is_template",
     "load_config",
     "parse_config",

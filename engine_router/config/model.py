@@ -7,6 +7,7 @@ README are made from it, so there is one place to read and to change.
 from __future__ import annotations
 
 import functools
+import ipaddress
 from collections.abc import Mapping
 from typing import Literal
 
@@ -112,10 +113,27 @@ class ServerConfig:
         False,
         "Read the configuration again whenever the file changes; `engine-router reload` does it by hand.",
     )
+    edit_config: bool = option(
+        False,
+        "Let whoever has a key that may do everything change this file over HTTP, as the page does. It has commands in "
+        "it that the router runs; so without api_keys it stays read-only.",
+    )
     shutdown_timeout_s: Seconds = option(
         10.0,
         "Seconds that requests in flight may go on after SIGTERM before the engines are stopped.",
     )
+
+
+def is_open_to_network(server: ServerConfig) -> bool:
+    """Tell whether others than this machine can reach the router without a key."""
+    return not server.api_keys and not all(map(_is_loopback, server.host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @frozen(kw_only=True, repr=False)

@@ -54,14 +54,27 @@ def excerpts(text: str, paths: Sequence[str]) -> list[str]:
     return [_excerpt(found, path) if index < _MOST_SHOWN else "" for index, path in enumerate(paths)]
 
 
-def _excerpt(found: Sequence[Statement], path: str) -> str:
+def places(text: str, paths: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Return for each fault's path the line and the column of what it means, both from 1 on; None where there is none."""
+    found = [*statements(text)]
+    best = (_meant(found, path) for path in paths)
+    return [None if statement is None else (statement.line, statement.column + 1) for statement in best]
+
+
+def _meant(found: Sequence[Statement], path: str) -> Statement | None:
+    """Return the statement that a path means, or the nearest one around it."""
     wanted = _parts(path)
     best: Statement | None = None
     for statement in found:
         common = _common(statement.keys, wanted)
         if common == len(statement.keys) and (best is None or common > len(best.keys)):
             best = statement
-    if best is None or not wanted:
+    return best if wanted else None
+
+
+def _excerpt(found: Sequence[Statement], path: str) -> str:
+    best = _meant(found, path)
+    if best is None:
         return ""
     end = len(best.text) if best.value >= len(best.text) else best.text.rindex("=", 0, best.value)
     return _drawn(best, best.column, len(best.text[best.column : end].rstrip()))
@@ -100,10 +113,10 @@ def statements(text: str) -> Iterator[Statement]:
         if equals < 0:
             continue
         yield Statement(number, column, (*table, *keys), line, column + equals + 1)
-        number += _lines_of_value(lines, number - 1, column + equals + 1)
+        number += lines_of_value(lines, number - 1, column + equals + 1)
 
 
-def _lines_of_value(lines: Sequence[str], first: int, start: int) -> int:
+def lines_of_value(lines: Sequence[str], first: int, start: int) -> int:
     """Return how many more lines a value goes on for: a list, or a text in three quotes."""
     depth, quote = 0, ""
     for more, line in enumerate(lines[first : first + _MOST_LINES]):

@@ -7,7 +7,12 @@ They are divided by who caused them: the request, the router, an engine, the hub
 """
 
 from engine_router.errors.base import RouterError
-from engine_router.errors.configuration import BadConfiguration, ConfigError
+from engine_router.errors.configuration import (
+    BadConfiguration,
+    ConfigError,
+    ConfigurationChanged,
+    ConfigurationReadOnly,
+)
 from engine_router.errors.engines import (
     ContextTooLong,
     EngineBroke,
@@ -50,6 +55,7 @@ from engine_router.errors.requests import (
     WrongMethod,
 )
 from engine_router.errors.router import (
+    DoctorFailed,
     LeaseRevoked,
     NeverFits,
     QueueFull,
@@ -69,9 +75,12 @@ __all__ = [
     "BadRequest",
     "BodyTooLarge",
     "ConfigError",
+    "ConfigurationChanged",
+    "ConfigurationReadOnly",
     "ContextTooLong",
     "CorruptDownload",
     "DiskFull",
+    "DoctorFailed",
     "EngineBroke",
     "EngineDied",
     "EngineError",

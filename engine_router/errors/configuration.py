@@ -17,6 +17,22 @@ class BadConfiguration(RouterError):
     retryable = False
 
 
+class ConfigurationChanged(BadConfiguration):
+    """The configuration was to be replaced, and is not any more what it was when it was read."""
+
+    status = 409
+    code = "configuration_changed"
+
+
+class ConfigurationReadOnly(BadConfiguration):
+    """The configuration was to be replaced by somebody who may not do that, or where nobody may."""
+
+    status = 403
+    code = "configuration_read_only"
+    kind = "permission_error"
+    anthropic_kind = "permission_error"
+
+
 class ConfigError(Exception):
     """The configuration cannot be used.
 

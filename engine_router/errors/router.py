@@ -90,3 +90,10 @@ class RequestCancelled(RouterError):
     status = 503
     code = "request_cancelled"
     retryable = False
+
+
+class DoctorFailed(RouterError):
+    """The doctor, a program of its own, gave no answer."""
+
+    status = 502
+    code = "doctor_failed"

@@ -215,6 +215,9 @@ MAX_GGUF_KEPT_ITEMS: Final = 1 << 10
 MAX_CONFIG_BYTES: Final = 1 << 20
 """A model's config.json, or an index of its files: the longest have some 100 KB."""
 
+MAX_CONFIG_TEXT_BYTES: Final = 1 << 20
+"""An `engines.toml` that is shown and changed over HTTP: one for a thousand models has some 200 KB."""
+
 MAX_SAFETENSORS_HEADER_BYTES: Final = 100_000_000
 """The header of a safetensors file: the format's own bound."""
 

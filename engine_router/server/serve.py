@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from engine_router.config import ServerConfig
+from engine_router.config import ServerConfig, is_open_to_network
 from engine_router.guards.limits import LARGE_BYTES
 from engine_router.in_flight import RequestScope
 from engine_router.proxy.access import place_of
@@ -124,18 +123,6 @@ def _why(host: str, port: int, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{host}:{port} is not allowed for this user; take a server.port above 1023"
     return f"{host}:{port} cannot be listened on: {error.strerror or error}; check server.host"
-
-
-def is_open_to_network(server: ServerConfig) -> bool:
-    """Tell whether others than this machine can reach the router without a key."""
-    return not server.api_keys and not all(map(_is_loopback, server.host))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def serve(

@@ -39,6 +39,7 @@ from engine_router.web.admin import add_admin
 from engine_router.web.anthropic import dialect_for
 from engine_router.web.assets import asset
 from engine_router.web.compat import add_compat
+from engine_router.web.configuration import add_configuration
 from engine_router.web.connection import (
     BODY_TIMEOUT_S,
     SCOPE_KEY,
@@ -48,6 +49,7 @@ from engine_router.web.connection import (
     wire_headers,
 )
 from engine_router.web.discovery import add_discovery
+from engine_router.web.doctor import add_doctor
 from engine_router.web.history import add_history
 from engine_router.web.hub import add_hub
 from engine_router.web.logs import LogRoutes
@@ -158,6 +160,8 @@ def _add_routes(app: App, router: Router) -> None:
     app.add_url_rule("/admin/logs", "logs", LogRoutes(router).logs, methods=["GET"])
     add_session(app, router)
     add_admin(app, router)
+    add_configuration(app, router)
+    add_doctor(app, router)
     add_hub(app, router)
     add_history(app, router)
     add_discovery(app, router)

@@ -10,6 +10,7 @@ from engine_router.errors import Unauthorized
 from engine_router.proxy.keys import NOBODY
 from engine_router.proxy.sessions import removed_cookies, set_cookie
 from engine_router.router import Router
+from engine_router.web.configuration import why_read_only
 from engine_router.web.connection import scope_of, wire_headers
 from engine_router.web.params import fields, text
 from engine_router.web.responses import json_response
@@ -64,6 +65,7 @@ class SessionRoutes:
                 "key": key.name if is_known and key is not None else None,
                 "admin": key is None or key.admin,
                 "asks_for_key": self._router.snapshot.access.asks_for_key,
+                "edit_config": why_read_only(self._router, key) is None,
             }
         )
         response.headers["Cache-Control"] = "no-store"

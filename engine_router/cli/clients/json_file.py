@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine_router.cli.exit_codes import CommandFailed
+from engine_router.config.file import backed_up
 from engine_router.guards.atomic_file import write_atomically
-from engine_router.setup.config_file import backed_up
 
 MAX_FILE_BYTES: Final = 16_777_216
 

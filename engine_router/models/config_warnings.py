@@ -16,6 +16,7 @@ from engine_router.config import (
     Config,
     ProcessConfig,
     SystemdConfig,
+    is_open_to_network,
     is_template,
     rights_of,
 )
@@ -27,7 +28,6 @@ from engine_router.config.template import is_scanned
 from engine_router.config.values import expanded, shown
 from engine_router.engines.command_options import number_of
 from engine_router.models.served_names import served_models
-from engine_router.server.serve import is_open_to_network
 
 Warned = tuple[str, str]
 # What the router starts and stops as a whole.
