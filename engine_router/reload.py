@@ -145,6 +145,7 @@ class Reloader:
         )
         self.factory.renew(engines, new)
         router.snapshot = snapshot
+        router.captures.reconfigure()
         others = (*changes.removed, *changes.restarted)
         router.learned.forget(others)
         moved_models = {ResidentId(engine, name) for engine, name in moved(before.models, new.models)}

@@ -33,6 +33,7 @@ from engine_router.residency.measurements import Measurements, save_state
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
 from engine_router.residency.supervisor import Supervisor
+from engine_router.telemetry.captures import Captures
 from engine_router.telemetry.history import History, history_file_of
 from engine_router.telemetry.metrics import Metrics
 from engine_router.telemetry.sampling import Sampler
@@ -89,6 +90,9 @@ class Router:
             lambda self: HeldBodies(lambda: int(self.config.server.max_held_mb * 1_000_000)), takes_self=True
         ),
     )
+    captures: Captures = field(
+        init=False, default=Factory(lambda self: Captures(lambda: self.config.history), takes_self=True)
+    )
     handler: ProxyHandler = field(
         init=False,
         default=Factory(
@@ -100,6 +104,7 @@ class Router:
                 self.upstream,
                 self.in_flight,
                 self.held_bodies,
+                self.captures,
             ),
             takes_self=True,
         ),

@@ -263,11 +263,7 @@ async def test_a_router_measures_its_pools(tmp_path: Path) -> None:
             assert (await ask(router.app, "GET", "/admin/figures", query=query)).status == 400
     (capacity,), (used,) = answer["pools"]["host"]["capacity_bytes"], answer["pools"]["host"]["used_bytes"]
     assert 0 < used < capacity
-    assert answer["pools"]["default"] == {
-        "capacity_bytes": [None],
-        "used_bytes": [None],
-        "residents": {"e": [0]},
-    }
+    assert answer["pools"]["default"] == {"capacity_bytes": [None], "used_bytes": [None], "residents": {}}
     assert answer["queue"]["length"] == [0.0]
     assert answer["serving_s"][0] > 0
     assert answer["swaps"]["count"] == [1.0]

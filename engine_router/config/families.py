@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -46,8 +46,13 @@ def with_family(name: str, model: ModelConfig, families: Mapping[str, FamilyConf
 
 def matches(family: FamilyConfig, name: str, aliases: tuple[str, ...]) -> bool:
     """Tell whether a model belongs to a family by one of its names; upper and lower case are the same."""
-    names = [known.lower() for known in (name, *aliases)]
-    return any(fnmatchcase(known, pattern.lower()) for pattern in family.match for known in names)
+    return named_by(family.match, (name, *aliases))
+
+
+def named_by(patterns: Iterable[str], names: Iterable[str]) -> bool:
+    """Tell whether one of some names matches one of some patterns; upper and lower case are the same."""
+    known = [name.lower() for name in names]
+    return any(fnmatchcase(name, pattern.lower()) for pattern in patterns for name in known)
 
 
 def _joined(sources: list[ModelSettings]) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ import trio
 from attrs import define
 
 from engine_router.config import ServerConfig
+from engine_router.config.families import named_by
 from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.base import Dialect
 from engine_router.dialects.ollama.load_only import CONTENT_TYPE, keep_alive_s, load_answer, loads
@@ -38,6 +39,7 @@ from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Phase
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.supervisor import Supervisor
+from engine_router.telemetry.captures import Captures
 from engine_router.upstream.client import Upstream
 from engine_router.upstream.http1 import Headers, ResponseHead
 
@@ -79,6 +81,7 @@ class ProxyHandler:
     _upstream: Upstream
     _in_flight: InFlight
     _held_bodies: HeldBodies
+    _captures: Captures
 
     async def answer(self, incoming: IncomingRequest, scope: RequestScope, sink: Sink | None = None) -> Reply:
         """Wait for the engine and for the head of its answer, or for the first keep-alive frame to be due.
@@ -111,6 +114,12 @@ class ProxyHandler:
             snapshot, target = await self._find(routed.model, snapshot)
         scope.check_model(routed.model, target)
         scope.model, scope.engine = target.model, target.engine
+        capture = None
+        if (wanted := snapshot.config.history.captures) and named_by(wanted, (target.model, routed.model)):
+            from engine_router.proxy.capturing import CapturingSink, begin_capture, captured_body  # noqa: PLC0415 - as a rule nobody looks
+
+            capture = begin_capture(self._captures, incoming, routed, scope)
+            sink = None if sink is None else CapturingSink(sink, capture)
         keep_alive: float | None = None
         if isinstance(routed, Routed):
             if path == COUNT_TOKENS and not await self._can_count(snapshot, target):
@@ -125,7 +134,10 @@ class ProxyHandler:
                     return await self._load_only(incoming, routed, target, scope, server)
         exchange = await self._exchange(incoming, routed, target, snapshot, held)
         self.enter(scope, target, exchange, incoming.headers, server, keep_alive)
-        return await self._begin(exchange, path, routed, scope, server, sink)
+        reply = await self._begin(exchange, path, routed, scope, server, sink)
+        if capture is not None:
+            reply.body = captured_body(capture, reply.head, reply.body)
+        return reply
 
     def enter(
         self,

@@ -113,7 +113,7 @@ class Sampler:
         for name, pool in self._read_model.pools().items():
             found[Series("queue", name)] = float(sum(pool.waiting.values()))
             for resident in pool.residents:
-                if resident.footprint_bytes is not None:
+                if resident.footprint_bytes:  # none where nobody measures
                     found[Series("resident", name, str(resident.resident))] = float(resident.footprint_bytes)
             reading = await self._reading(name, pool)
             if reading is not None and reading.total_bytes is not None:

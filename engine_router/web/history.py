@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
+import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from engine_router.errors import BadRequest
+from engine_router.config import rights_of
+from engine_router.errors import BadRequest, NoSuchRoute
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MOST_LISTED_ACTIVITY
 from engine_router.router import Router
 from engine_router.telemetry import activity
+from engine_router.telemetry.captures import hidden_values
 from engine_router.telemetry.figures import figures
 from engine_router.web.connection import scope_of
 from engine_router.web.params import whole_number
@@ -42,7 +45,7 @@ class HistoryRoutes:
                 descending=order == "desc",
                 limit=min(whole_number("limit", DEFAULT_LISTED), MOST_LISTED_ACTIVITY),
                 offset=whole_number("offset", 0),
-                has_capture=lambda _id, _at: False,
+                has_capture=self._router.captures.has,
             )
         )
 
@@ -59,6 +62,28 @@ class HistoryRoutes:
         span_s, points = whole_number("span_s", DEFAULT_SPAN_S), whole_number("points", DEFAULT_POINTS)
         router = self._router
         return json_response(await figures(router.history, router.sampler, span_s=span_s, points=points))
+
+    async def captures(self) -> Response:
+        """`GET /admin/captures`: the requests that are kept whole, the last one first."""
+        return json_response(self._router.captures.listed())
+
+    async def capture(self, capture_id: str) -> Response:
+        """`GET /admin/captures/{id}`: one of them, with its headers and bodies.
+
+        Raises:
+            NoSuchRoute: there is none, or it made room for others.
+        """
+        capture, config = self._router.captures.get(capture_id), self._router.config
+        if capture is None:
+            raise NoSuchRoute(
+                f"no request '{shown(capture_id)}' is kept; [history] captures says of which models the last ones are"
+            )
+        hidden = hidden_values([rights.key for rights in rights_of(config.server.api_keys)], config.hidden)
+        return json_response(await trio.to_thread.run_sync(capture.as_dict, hidden))
+
+    async def clear_captures(self) -> Response:
+        """`DELETE /admin/captures`: remove all."""
+        return json_response({"removed": self._router.captures.clear()})
 
 
 def _where(*others: str) -> activity.Where:
@@ -81,3 +106,6 @@ def add_history(app: QuartTrio, router: Router) -> None:
     app.add_url_rule("/admin/activity", "admin activity", routes.activity, methods=["GET"])
     app.add_url_rule("/admin/activity.csv", "admin activity.csv", routes.activity_csv, methods=["GET"])
     app.add_url_rule("/admin/figures", "admin figures", routes.figures, methods=["GET"])
+    app.add_url_rule("/admin/captures", "admin captures", routes.captures, methods=["GET"])
+    app.add_url_rule("/admin/captures", "admin clear captures", routes.clear_captures, methods=["DELETE"])
+    app.add_url_rule("/admin/captures/<capture_id>", "admin capture", routes.capture, methods=["GET"])
