@@ -16,4 +16,6 @@ export interface View {
 export const VIEWS: readonly View[] = [
   { name: "", title: "Home", view: Home, lazy: false, admin: true },
   { name: "models", title: "Models", view: () => import("./models"), lazy: true, admin: true },
+  { name: "activity", title: "Activity", view: () => import("./activity"), lazy: true },
+  { name: "figures", title: "Figures", view: () => import("./figures"), lazy: true, admin: true },
 ];

@@ -1,0 +1,58 @@
+// Requests as `/admin/requests` and `/admin/activity` tell of them. Times are seconds; what is not known is null.
+
+export interface InFlight {
+  id: string;
+  at: number;
+  model: string | null;
+  engine: string | null;
+  endpoint: string;
+  key: string | null;
+  client: string | null;
+  state: "waiting" | "running";
+  elapsed_s: number;
+  first_token_s: number | null;
+  tokens_out: number | null;
+  tokens_per_s: number | null;
+}
+
+export interface Past {
+  id: string;
+  at: number;
+  model: string | null;
+  engine: string | null;
+  endpoint: string;
+  key: string | null;
+  client: string | null;
+  status: number;
+  tokens_in: number | null;
+  tokens_cached: number | null;
+  tokens_out: number | null;
+  first_token_s: number | null;
+  tokens_per_s: number | null;
+  queue_wait_s: number | null;
+  load_wait_s: number | null;
+  duration_s: number;
+  error: string | null;
+  has_capture?: boolean;
+}
+
+export interface PastPage {
+  requests: Past[];
+  total: number;
+  limit: number;
+  offset: number;
+}
+
+export interface Side {
+  headers?: [string, string][] | Record<string, string>;
+  body?: string | null;
+  bytes?: number;
+  truncated?: boolean;
+}
+
+export interface Capture {
+  id: string;
+  request?: Side;
+  response?: Side;
+  [name: string]: unknown;
+}
