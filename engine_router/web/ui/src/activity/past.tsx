@@ -43,13 +43,14 @@ export function PastRequests() {
         </a>
       </form>
       {error && <p class="bad">{error}</p>}
+      {data?.enabled === false && <p class="soft">No history is kept: {data.why_off}</p>}
       {data !== null && (
         <>
           <Table
             caption="Past requests"
             columns={columns(setShown)}
             rows={data.requests}
-            rowKey={(row) => `${row.id} ${row.at}`}
+            rowKey={(row) => String(row.row)}
             order={order}
             onOrder={({ by, descending }) => change({ sort: by, order: descending ? "" : "asc" })}
             rowClass={(row) => (isError(row) ? "failed" : "")}
@@ -75,7 +76,7 @@ const columns = (show: (row: Past) => void): readonly Column<Past>[] => [
   { id: "in", title: "In", sort: "tokens_in", numeric: true, cell: (row) => count(row.tokens_in) },
   { id: "cached", title: "Cached", sort: "tokens_cached", numeric: true, optional: true, cell: (row) => count(row.tokens_cached) },
   { id: "out", title: "Out", sort: "tokens_out", numeric: true, cell: (row) => count(row.tokens_out) },
-  { id: "first", title: "First token", sort: "first_token_s", numeric: true, cell: (row) => duration(row.first_token_s) },
+  { id: "first", title: "First token", sort: "first_token_s", numeric: true, optional: true, cell: (row) => duration(row.first_token_s) },
   { id: "rate", title: "Tokens/s", sort: "tokens_per_s", numeric: true, cell: (row) => rate(row.tokens_per_s) },
   { id: "queue", title: "Queue", sort: "queue_wait_s", numeric: true, optional: true, cell: (row) => duration(row.queue_wait_s) },
   { id: "load", title: "Load", sort: "load_wait_s", numeric: true, optional: true, cell: (row) => duration(row.load_wait_s) },

@@ -16,6 +16,8 @@ export interface InFlight {
 }
 
 export interface Past {
+  /** The number that it has in the history. */
+  row: number;
   id: string;
   at: number;
   model: string | null;
@@ -37,6 +39,8 @@ export interface Past {
 }
 
 export interface PastPage {
+  enabled: boolean;
+  why_off: string | null;
   requests: Past[];
   total: number;
   limit: number;
