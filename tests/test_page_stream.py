@@ -143,6 +143,19 @@ async def test_twenty_readers_cost_what_one_costs(autojump_clock: MockClock) -> 
         assert source.looks == looks  # nobody reads, so nobody looks
 
 
+async def test_who_comes_while_others_wait_gets_a_snapshot_at_once(autojump_clock: MockClock) -> None:
+    source = Source()
+    publisher, gots = source.publisher(), [list[tuple[float, bytes]]() for _ in range(3)]
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            for got in gots:
+                nursery.start_soon(read, publisher, got)
+                await trio.sleep(30.2)
+            began_at = [got[0][0] for got in gots]
+            nursery.cancel_scope.cancel()
+    assert began_at == [pytest.approx(began_at[0] + number * 30.2) for number in range(3)]
+
+
 async def test_when_the_one_who_looks_leaves_another_does(autojump_clock: MockClock) -> None:
     source = Source()
     publisher, got = source.publisher(), list[tuple[float, bytes]]()

@@ -54,7 +54,10 @@ class StatePublisher:
     _published_at: float = field(default=-math.inf, init=False)
     _ring: deque[tuple[int, bytes]] = field(factory=deque, init=False)
     _ring_bytes: int = field(default=0, init=False)
-    _looking: trio.Lock = field(factory=trio.Lock, init=False)
+    _watching: trio.Lock = field(factory=trio.Lock, init=False)  # held by the one who waits for all
+    _looking: trio.Lock = field(
+        factory=trio.Lock, init=False
+    )  # held for a look, never while something is waited for
 
     async def join(self, last_event_id: str = "") -> tuple[int, bytes]:
         """Return what a reader begins with: what it missed since the last event that it has seen, else a snapshot.
@@ -70,14 +73,15 @@ class StatePublisher:
     async def advance(self, number: int) -> None:
         """Wait until there is something after a number, or an interruption. Cancellation loses nothing."""
         interruption = self.interruption()
-        async with self._looking:
+        async with self._watching:
             events = self.hub.subscribe(*self.kinds, buffer=1)
             while self._number == number and self.interruption() == interruption:
                 with trio.move_on_after(LOOK_INTERVAL_S):
                     await events.ready()
                 await trio.sleep_until(self._published_at + PATCH_INTERVAL_S)
                 events.take()
-                await self._look()
+                async with self._looking:
+                    await self._look()
 
     def since(self, number: int) -> tuple[int, bytes]:
         """Return all that was published after a number, and the number of that; a snapshot where it is too much."""
