@@ -9,6 +9,7 @@ from engine_router import __version__
 from engine_router.cli.command_parser import EXIT_CODES, CommandParser, OneCommand, PageFormatter
 from engine_router.cli.parser_control import add_control
 from engine_router.cli.parser_daily import add_daily
+from engine_router.cli.parser_history import add_history
 from engine_router.cli.parser_models import add_models
 from engine_router.cli.parser_running import add_checking, add_running
 from engine_router.cli.parser_setup import add_setting_up
@@ -21,6 +22,7 @@ _MODULES = {
         "one_call",
     ),
     **dict.fromkeys(("use", "load", "unload"), "loading"),
+    "figures": "activity",
     "import": "import_models",
     "run": "run_chat",
 }
@@ -61,5 +63,6 @@ def build_parser() -> CommandParser:
     add_showing(command)
     add_daily(command)
     add_control(command)
+    add_history(command)
     add_models(command)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 
 from engine_router.cli.command_parser import OneCommand
@@ -44,6 +45,14 @@ def port(text: str) -> int:
     if number > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port: 0 to 65535")
     return number
+
+
+def duration(text: str) -> float:
+    """Return a time from the command line in seconds: a number of them, or such as `30m`, `2h`, `7d`."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is no time: give seconds, or such as "30m", "2h", "7d"')
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def count(text: str) -> int:
