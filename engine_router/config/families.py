@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 from engine_router.config.engines import AnyEngineConfig
 from engine_router.config.model import FamilyConfig, ModelConfig, ModelSettings
-from engine_router.config.options import options_of
+from engine_router.config.options import default_of, options_of
 
 _ADDED = ("args", "strip")
+
+MODEL: Final = "model"
+"""Where a setting comes from that a model has itself."""
 
 
 def with_families(
@@ -36,12 +38,15 @@ def with_family(name: str, model: ModelConfig, families: Mapping[str, FamilyConf
     What the model has itself counts most, then the family that stands last in the file. `args` and `strip` are
     joined, those of the families first; so is `set`, member by member.
     """
-    own = [
-        family for family in families.values() if matches(family, name, (*model.aliases, *model.other_names))
-    ]
+    own = {
+        place: family
+        for place, family in families.items()
+        if matches(family, name, (*model.aliases, *model.other_names))
+    }
     if not own:
         return model
-    return attrs.evolve(model, **dict(_joined([*own, model])))
+    values, givers = _joined([*own.values(), model], [*(f"family {place}" for place in own), MODEL])
+    return attrs.evolve(model, **values, givers=givers)
 
 
 def matches(family: FamilyConfig, name: str, aliases: tuple[str, ...]) -> bool:
@@ -55,14 +60,24 @@ def named_by(patterns: Iterable[str], names: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern.lower()) for pattern in patterns for name in known)
 
 
-def _joined(sources: list[ModelSettings]) -> Iterator[tuple[str, Any]]:
-    """Yield each setting, the last source's that says something."""
+def _joined(sources: Sequence[ModelSettings], places: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return each setting, of the last source that says something, and which that was."""
+    values: dict[str, Any] = {}
+    givers: dict[str, str] = {}
     for field in options_of(ModelSettings):
-        default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type,union-attr]
-        values = [getattr(source, field.name) for source in sources]
+        default = default_of(field)
+        said = [
+            (place, value)
+            for place, source in zip(places, sources, strict=True)
+            if (value := getattr(source, field.name)) != default
+        ]
         if field.name in _ADDED:
-            yield field.name, functools.reduce(lambda one, other: (*one, *other), values)
+            values[field.name] = tuple(word for _, words in said for word in words)
+            givers[field.name] = ", ".join(place for place, _ in said)
         elif field.name == "set":
-            yield field.name, {key: value for mapping in values for key, value in mapping.items()}
+            values[field.name] = {key: value for _, members in said for key, value in members.items()}
+            givers.update({f"set.{key}": place for place, members in said for key in members})
         else:
-            yield field.name, next((value for value in reversed(values) if value != default), default)
+            values[field.name] = said[-1][1] if said else default
+            givers[field.name] = said[-1][0] if said else ""
+    return values, {name: place for name, place in givers.items() if place}

@@ -310,6 +310,8 @@ class ModelConfig(ModelSettings):
     """True for a model that a scan of folders found; it goes with its files. No option of the file."""
     other_names: tuple[str, ...] = attrs.field(default=())
     """Names that lead to it as well, and that no list shows. No option of the file."""
+    givers: Mapping[str, str] = attrs.field(factory=dict, eq=False)
+    """Where its settings come from, for a model of a family. No option of the file."""
 
 
 @frozen(kw_only=True, repr=False)

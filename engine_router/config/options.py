@@ -15,6 +15,11 @@ def options_of(cls: type[Any]) -> tuple[attrs.Attribute[Any], ...]:
     return tuple(field for field in attrs.fields(cls) if "doc" in field.metadata)
 
 
+def default_of(field: attrs.Attribute[Any]) -> object:
+    """Return the default of an option; `attrs.NOTHING` where it must be given."""
+    return field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type,union-attr]
+
+
 def required(doc: str) -> Any:
     """Declare an option that must be given."""
     return attrs.field(metadata={"doc": doc})

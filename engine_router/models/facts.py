@@ -111,6 +111,10 @@ class KnownModels:
             (entry,) = listing.models.values()  # a server of one model may call it by the path of its file
         return _facts(configured, launch, weights, entry or {})
 
+    def file_of(self, target: Target) -> Path | None:
+        """Return the file or folder of a model's weights; None where it is not known."""
+        return self._launch(target).path
+
     def traits_of(self, target: Target) -> EngineTraits:
         """Return what a translation needs to know of a model's engine: by its command, else by what it lists."""
         settings = self._config.engines[target.engine]

@@ -53,6 +53,7 @@ from engine_router.web.doctor import add_doctor
 from engine_router.web.history import add_history
 from engine_router.web.hub import add_hub
 from engine_router.web.logs import LogRoutes
+from engine_router.web.model_page import add_model_page
 from engine_router.web.models import ModelList
 from engine_router.web.ollama import OllamaApi
 from engine_router.web.pages import root, wants_html
@@ -160,6 +161,7 @@ def _add_routes(app: App, router: Router) -> None:
     app.add_url_rule("/admin/logs", "logs", LogRoutes(router).logs, methods=["GET"])
     add_session(app, router)
     add_admin(app, router)
+    add_model_page(app, router)
     add_configuration(app, router)
     add_doctor(app, router)
     add_hub(app, router)

@@ -11,7 +11,7 @@ from quart import Response, redirect, request
 from quart_trio import QuartTrio
 
 from engine_router.config import ProcessConfig
-from engine_router.guards.masking import HiddenValues, masked_argv
+from engine_router.models.in_force import shown_command
 from engine_router.models.registry import Target
 from engine_router.proxy.routes import VISIBLE
 from engine_router.router import Router
@@ -91,9 +91,7 @@ class LlamaSwap:
 
     def _command(self, config: ProcessConfig) -> str:
         """Return an engine's command as it may be shown."""
-        hidden = HiddenValues()
-        hidden.add(self._router.config.hidden)
-        return shlex.join([hidden(word) for word in masked_argv(config.argv)])
+        return shlex.join(shown_command(self._router.config, config.argv))
 
 
 def _with_slash(segments: list[str]) -> Response:
