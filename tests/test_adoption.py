@@ -139,7 +139,7 @@ async def test_the_status_says_that_it_is_not_known_what_runs(capsys: pytest.Cap
         await router.supervisor.until_adopted()
         shown = status(router)
         assert shown["adopting"] is False
-        assert shown["engines"]["e"]["state"] == "stopped"
+        assert shown["engines"]["e"]["state"] == "off"
 
 
 async def test_a_router_that_ends_does_not_wait_for_a_silent_engine() -> None:

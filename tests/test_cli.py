@@ -602,7 +602,7 @@ def test_status_and_models(router: Served, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert shown.startswith(f"engine-router {__version__} at {router.url}, up ")
     assert re.search(r"^default +- +empty", shown, re.MULTILINE)
-    assert re.search(r"^alpha +process +default +stopped +red +-$", shown, re.MULTILINE)
+    assert re.search(r"^alpha +process +default +off +red +-$", shown, re.MULTILINE)
     assert "\x1b" not in shown
     assert main(["models", "--url", router.url]) == 0
     lines = capsys.readouterr().out.splitlines()

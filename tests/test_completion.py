@@ -260,4 +260,6 @@ def test_a_shell_reads_its_script(shell: str, capsys: pytest.CaptureFixture[str]
 def test_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["completion", "csh"])
-    assert "invalid choice: 'csh'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "there is no script for csh, only for bash, zsh or fish" in said
+    assert not any(name in said for name in LIVE)  # what the scripts themselves ask for

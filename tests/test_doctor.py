@@ -15,7 +15,7 @@ from engine_router.cli import main
 from engine_router.cli.exit_codes import BAD_CONFIG, FAILED
 from engine_router.config import Config, parse_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
-from engine_router.models.scan import PlaceState, ScanResult, Skipped
+from engine_router.models.scan import NOT_THERE, PlaceState, ScanResult, Skipped
 from engine_router.setup import doctor
 from engine_router.setup.doctor import Finding
 from engine_router.setup.hardware import Gpu, Hardware
@@ -99,11 +99,18 @@ def test_models() -> None:
     found = problems(
         list(doctor.of_models(result, {"big": 30 * 10**9, "small": 1}, {"big": 24 * 10**9, "small": 5}))
     )
-    assert found[0] == "0 models; did not answer within 30 s"
+    assert found[0] == "did not answer within 30 s"
     assert found[1] == "/m/0: truncated"
     assert found[-2] == "2 more cannot be served"
     assert found[-1] == "needs about 30.0 GB of 24.0"
     assert len(found) == 13
+
+
+def test_a_cache_that_is_missing_is_told_in_the_words_of_check() -> None:
+    places = {"lmstudio": PlaceState(), "~/m": PlaceState(folders=(Path("/home/u/m"),))}
+    (missing, empty) = doctor.of_models(ScanResult(models=(), skipped=(), places=places), {}, {})
+    assert (missing.grade, missing.words) == ("note", NOT_THERE)
+    assert (empty.grade, empty.words) == ("ok", "0 models")
 
 
 def test_needs_are_estimated(tmp_path: Path) -> None:

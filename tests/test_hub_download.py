@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +25,10 @@ from engine_router.errors import (
     HubUnreachable,
     NotOnHub,
 )
+from engine_router.models.hub import client
 from engine_router.models.hub.cache import FileLock, RepoCache
 from engine_router.models.hub.choice import RepoFile
+from engine_router.models.hub.connections import dial, is_nearby
 from engine_router.models.hub.fetch import RetryPolicy
 from engine_router.models.hub.progress import Progress
 from engine_router.models.hub.pull import Pulled, Puller, PullRequest
@@ -339,6 +342,37 @@ async def test_nothing_is_asked_where_downloads_are_forbidden_or_nobody_is_there
         await pull({**environ, "HF_ENDPOINT": "http://127.0.0.1:9"})
     with pytest.raises(BadRequest, match="HF_ENDPOINT is no URL"):
         await pull({**environ, "HF_ENDPOINT": "huggingface.co"})
+
+
+async def test_nobody_nearby_is_told_at_once(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    async def counted(url: str) -> socket.socket:
+        tried.append(url)
+        return await dial(url)
+
+    monkeypatch.setattr(client, "dial", counted)
+    with socket.socket() as taken:  # it does not listen, and nobody else can
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(HubUnreachable, match=r"nothing listens at .*start its server"):
+            await pull(environ, name=f"{nobody}/model.gguf", to=str(tmp_path))
+        with pytest.raises(HubUnreachable, match="nothing listens at"):
+            await pull({**environ, "HF_ENDPOINT": nobody})
+        assert len(tried) == 2  # once each
+
+
+@pytest.mark.parametrize(
+    ("host", "is_near"),
+    [
+        ("localhost", True), ("nas", True), ("nas.local", True), ("192.168.1.9", True), ("fe80::1", True),
+        ("huggingface.co", False), ("8.8.8.8", False),
+    ],
+)  # fmt: skip
+def test_what_is_nearby(host: str, is_near: bool) -> None:
+    assert is_nearby(host) is is_near
 
 
 async def test_a_revision_gets_its_own_name(hub: HubServer, environ: dict[str, str]) -> None:

@@ -232,6 +232,26 @@ async def test_deep_folders_loops_and_links(tmp_path: Path) -> None:
     assert model(result, "deep-8b:q4_0").path == deep / "Deep-8B-Q4_0.GGUF"
 
 
+async def test_links_that_lead_up_are_told_and_not_followed(tmp_path: Path) -> None:
+    models = tmp_path / "home" / "models"
+    gguf_file(models / "Own-8B-Q4_0.gguf")
+    gguf_file(tmp_path / "around" / "Around-8B-Q4_0.gguf")
+    gguf_file(tmp_path / "elsewhere" / "Far-8B-Q4_0.gguf")
+    (models / "root").symlink_to(Path(tmp_path.anchor))
+    (models / "up").symlink_to(tmp_path)
+    (models / "far").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "home")
+    result = await scanned(models)
+    assert names(result) == ["far-8b:q4_0", "own-8b:q4_0"]
+    told = reasons(result)
+    assert set(told) == {"root", "up", "back"}
+    assert all("which is not followed" in reason for reason in told.values())
+    assert str(tmp_path) in told["up"]
+    # The same where the folder itself is named by a link.
+    (tmp_path / "named").symlink_to(models)
+    assert set(reasons(await scanned(tmp_path / "named"))) == {"root", "up", "back"}
+
+
 async def test_a_folder_that_is_too_deep_is_named(tmp_path: Path) -> None:
     gguf_file(tmp_path.joinpath(*["x"] * 40) / "Deep-8B-Q4_0.gguf")
     gguf_file(tmp_path / "Flat-8B-Q4_0.gguf")

@@ -14,6 +14,7 @@ from engine_router.cli.exit_codes import OK, UNREACHABLE, CommandFailed
 from engine_router.cli.formatting import counted, gigabytes, seconds
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.guards.foreign_text import indented_values
+from engine_router.models.scan import NOT_THERE
 
 Answer = Mapping[str, Any]
 NOTHING = "-"
@@ -198,7 +199,7 @@ def _show_rescan(answer: Answer, _: argparse.Namespace) -> None:
 def show_folders(folders: Mapping[str, Answer]) -> None:
     """Show the folders of models, each with how many it holds, or what is wrong with it."""
     rows = [
-        (place, str(entry["models"]), entry["error"] or ", ".join(entry["paths"]) or "not there")
+        (place, str(entry["models"]), entry["error"] or ", ".join(entry["paths"]) or NOT_THERE)
         for place, entry in folders.items()
     ]
     Table(("Folder", "Models", "Where, or what is wrong"), rows, frozenset((1,))).show()

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+
 from engine_router.cli.clients import NAMES
 from engine_router.cli.completions import LIVE, SHELLS
 from engine_router.cli.parser_options import Adder, add_address
+from engine_router.guards.foreign_text import printable
+
+_SHELLS = f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
+
+
+def _shell(word: str) -> str:
+    """Return a shell, or what a shell's script asks for: that is nothing to be typed, so errors do not offer it."""
+    if word not in (*SHELLS, *LIVE):
+        raise argparse.ArgumentTypeError(f"there is no script for {printable(word[:40])}, only for {_SHELLS}")
+    return word
 
 
 def add_daily(command: Adder) -> None:
@@ -72,7 +84,7 @@ def add_daily(command: Adder) -> None:
         "source <(engine-router completion zsh)         # in ~/.zshrc, after compinit",
         "engine-router completion fish | source         # in ~/.config/fish/config.fish",
     )
-    completion.add_argument("shell", metavar="SHELL", choices=(*SHELLS, *LIVE), help="bash, zsh or fish")
+    completion.add_argument("shell", metavar="SHELL", type=_shell, help=_SHELLS)
     add_address(completion)
     helps = command(
         "help",

@@ -26,7 +26,7 @@ from engine_router.guards.foreign_text import shown
 from engine_router.memory.reading import GaugeUnreadable
 from engine_router.models.estimate import estimate
 from engine_router.models.header_memory import HeaderMemory
-from engine_router.models.scan import ScanResult
+from engine_router.models.scan import NOT_THERE, PlaceState, ScanResult
 from engine_router.residency.measurements import state_file_of
 from engine_router.residency.settings import gauges_of, pools_of
 from engine_router.setup.hardware import Hardware
@@ -244,13 +244,7 @@ def of_models(
     """
     if result is not None:
         for place, state in result.places.items():
-            grade: Grade = "ok" if state.fault is None else "problem"
-            words = f"{state.models} model{'' if state.models == 1 else 's'}" + (
-                "" if state.fault is None else f"; {state.fault}"
-            )
-            yield Finding(
-                grade, f"Models in {place}", words, "" if state.fault is None else "see engine-router check"
-            )
+            yield _of_place(place, state)
         broken = [skipped for skipped in result.skipped if skipped.is_fault]
         for skipped in broken[:_BROKEN_SHOWN]:
             yield Finding(
@@ -273,6 +267,15 @@ def of_models(
                 "problem", f"Model {model}", f"needs about {need / 1e9:.1f} GB of {total / 1e9:.1f}",
                 "less context (context_length), or a smaller quantization",
             )  # fmt: skip
+
+
+def _of_place(place: str, state: PlaceState) -> Finding:
+    """Return what is found in one place, in the words of `engine-router check`."""
+    subject, count = f"Models in {place}", f"{state.models} model{'' if state.models == 1 else 's'}"
+    if state.fault is not None:
+        words = f"{count}; {state.fault}" if state.models or state.folders else state.fault
+        return Finding("problem", subject, words, "see engine-router check")
+    return Finding("ok", subject, count) if state.folders else Finding("note", subject, NOT_THERE)
 
 
 def of_disks(config: Config, more: Sequence[Path] = ()) -> Iterator[Finding]:

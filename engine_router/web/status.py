@@ -85,7 +85,7 @@ def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
 
 
 def _absent(router: Router) -> str:
-    return "unknown" if router.read_model.is_adopting else "stopped"
+    return "unknown" if router.read_model.is_adopting else OWN.absent
 
 
 def failure_entry(failure: FailureStatus, now: float) -> dict[str, Any]:

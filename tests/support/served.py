@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from urllib.parse import quote, urlsplit
 
 import h11
 import trio
 
-from engine_router.composition import open_router
-from engine_router.config import Config
 from engine_router.router import Router
 from engine_router.server.serve import listen, serve
 from support.asgi import Received, as_text, request_of
 
 
 @asynccontextmanager
-async def served(what: Router | Config | str | os.PathLike[str]) -> AsyncIterator[str]:
-    """Serve a router until the block ends; yields its URL, without a path.
-
-    Args:
-        what: a router that runs, or a configuration, or the path of one, to run one by.
+async def served(router: Router) -> AsyncIterator[str]:
+    """Serve a router that runs until the block ends; yields its URL, without a path.
 
     The port is a free one of `server.host`, whatever is configured. At the end connections are cut at once.
     """
-    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
-        router = what if isinstance(what, Router) else await stack.enter_async_context(open_router(what))
+    async with trio.open_nursery() as nursery:
         server = router.config.server
         sockets = listen(server, port=0)
         port = sockets[0].getsockname()[1]

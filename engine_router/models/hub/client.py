@@ -19,7 +19,7 @@ from engine_router import __version__
 from engine_router.errors import HubError, HubForbidden, HubUnreachable, NotOnHub
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import HUB_ERROR_BYTES, MAX_REDIRECTS, MAX_URL_CHARS
-from engine_router.models.hub.connections import dial
+from engine_router.models.hub.connections import dial, is_nearby
 from engine_router.models.hub.exchange import HubExchange, Stopped
 from engine_router.models.hub.settings import HubSettings, has_address
 
@@ -29,6 +29,7 @@ QUIET_S: Final = 30.0
 _REASON_S: Final = 5.0
 _IN_TARGET: Final = "!#$%&'()*+,/:;=?@[]~"  # what is encoded already stays so
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
+_REFUSED: Final = "connection refused"
 _BUSY: Final = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 522, 524))
 
 
@@ -38,12 +39,14 @@ class TryAgain(Exception):
     Attributes:
         error: what it is in the end, if it never does.
         after_s: when the server wants to be asked again; None where it does not say.
+        is_absent: nothing listens at an address nearby, so that it will hardly be there in a moment.
     """
 
-    def __init__(self, error: HubError, after_s: float | None = None) -> None:
+    def __init__(self, error: HubError, after_s: float | None = None, *, is_absent: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
         self.after_s = after_s
+        self.is_absent = is_absent
 
 
 @frozen
@@ -146,7 +149,11 @@ class HubClient:
         except trio.TooSlowError:
             raise TryAgain(HubUnreachable(f"{place} cannot be reached within {self.connect_s:g} s")) from None
         except (OSError, UnicodeError) as error:
-            raise TryAgain(HubUnreachable(f"{place} cannot be reached: {_why(error)}")) from None
+            why = _why(error)
+            if why == _REFUSED and is_nearby(parts.hostname or ""):
+                words = f"nothing listens at {place} ({why}): start its server, or correct the address"
+                raise TryAgain(HubUnreachable(words), is_absent=True) from None
+            raise TryAgain(HubUnreachable(f"{place} cannot be reached: {why}")) from None
         exchange = HubExchange(sock, self.tls, url, own, self.quiet_s)
         try:
             return Answer(exchange, place, *await exchange.run(lambda: exchange.head(target)))
@@ -236,7 +243,7 @@ def _why(error: Exception) -> str:
         error = error.__cause__
     reasons = list(dict.fromkeys(str(one) for one in getattr(error, "exceptions", (error,))))
     refused = all("Errno" in reason and "refused" in reason.lower() for reason in reasons)
-    return "connection refused" if refused else shown("; ".join(reasons))
+    return _REFUSED if refused else shown("; ".join(reasons))
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

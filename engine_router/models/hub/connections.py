@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import socket
 import ssl
 from typing import Final
@@ -49,6 +50,17 @@ def address_of(url: str) -> tuple[str, int]:
     """Return the host and the port that a URL names."""
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def is_nearby(host: str) -> bool:
+    """Tell whether a host is this machine, or one of the local network, as far as its name says so."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.lower().endswith(
+            (".local", ".localhost", ".lan", ".home.arpa", ".internal")
+        )
+    return address.is_private or address.is_loopback or address.is_link_local
 
 
 async def make_tls() -> ssl.SSLContext:

@@ -140,7 +140,7 @@ class FileDownload:
 
     async def _until_whole(self) -> None:
         """Ask for one range after the other, and again where one breaks off."""
-        failures = 0
+        failures, at_first = 0, self.partial.size_bytes
         self._is_whole = self._has_all()
         while not self._is_whole:
             before = self.partial.size_bytes
@@ -148,7 +148,8 @@ class FileDownload:
                 await self._fetch_range()
             except TryAgain as problem:
                 failures = 1 if self.partial.size_bytes > before else failures + 1
-                if failures >= self.retries.tries:
+                never_came = problem.is_absent and self.partial.size_bytes == at_first
+                if failures >= self.retries.tries or never_came:
                     raise problem.error from None
                 await self._wait(problem, failures)
             else:

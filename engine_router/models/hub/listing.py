@@ -49,7 +49,7 @@ async def list_files(hub: HubClient, name: HubName, *, pause_s: float = 1.0) -> 
             return await _ask(hub, name)
         except TryAgain as busy:
             wait_s = pause_s if busy.after_s is None else busy.after_s
-            if not tries_left or wait_s > 10 * pause_s:
+            if not tries_left or busy.is_absent or wait_s > 10 * pause_s:
                 raise busy.error from None
             await trio.sleep(wait_s)
     raise RuntimeError("unreachable")

@@ -3,6 +3,14 @@
 `scanner` is imported by whoever scans: many routers never do.
 """
 
-from engine_router.models.scan.results import Format, FoundModel, PlaceState, ScanRequest, ScanResult, Skipped
+from engine_router.models.scan.results import (
+    NOT_THERE,
+    Format,
+    FoundModel,
+    PlaceState,
+    ScanRequest,
+    ScanResult,
+    Skipped,
+)
 
-__all__ = ["Format", "FoundModel", "PlaceState", "ScanRequest", "ScanResult", "Skipped"]
+__all__ = ["NOT_THERE", "Format", "FoundModel", "PlaceState", "ScanRequest", "ScanResult", "Skipped"]

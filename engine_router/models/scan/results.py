@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import frozen
 
 Format = Literal["gguf", "safetensors"]
+
+NOT_THERE: Final = "not there"
+"""The words for a cache of another program that this machine does not have."""
 
 
 @frozen

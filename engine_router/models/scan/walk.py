@@ -1,7 +1,8 @@
 """The walk through folders: which files of models are there. It costs a bounded time, whatever is in them.
 
-Links are followed, and each folder is entered once, by its real path if it has one here. Hidden folders and files
-are passed over: downloaders keep what is unfinished there. A folder that cannot be entered costs itself only.
+Links are followed, except those that lead up: to the root of a file system, or to a folder that holds the scanned
+one. Each folder is entered once, by its real path if it has one here. Hidden folders and files are passed over:
+downloaders keep what is unfinished there. A folder that cannot be entered costs itself only.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MAX_SCAN_DEPTH
 from engine_router.models.scan.hub_cache import is_repository, repository_folders
 from engine_router.models.scan.listing import ABSENT, Folder, Walk
 
 # What else lies in the hub's cache.
 _NOT_MODELS: Final = ("datasets--", "spaces--")
+_UP: Final = "the scan would leave its folder for all that is around it; name the folders with models in scan"
 
 
 def walk_folders(walk: Walk, root: Path, *, may_be_absent: bool) -> Iterator[Folder]:
@@ -32,6 +35,7 @@ def walk_folders(walk: Walk, root: Path, *, may_be_absent: bool) -> Iterator[Fol
     if not _is_there(root, may_be_absent=may_be_absent):
         return
     # Links wait until all else was seen, so that what lies here is found under its real path.
+    real_root = root.resolve()
     waiting: deque[tuple[Path, int, bool]] = deque([(root, 0, False)])
     links: deque[tuple[Path, int, bool]] = deque()
     while waiting or links:
@@ -52,10 +56,22 @@ def walk_folders(walk: Walk, root: Path, *, may_be_absent: bool) -> Iterator[Fol
             walk.skip(path, f"holds more than {MAX_SCAN_DEPTH} folders within each other")
             continue
         for name, folder_is_link in listing.folders:
-            if name.startswith(_NOT_MODELS):
+            if name.startswith(_NOT_MODELS) or (folder_is_link and _leads_up(walk, path / name, real_root)):
                 continue
             linked = is_link or folder_is_link
             (links if linked else waiting).append((path / name, depth + 1, linked))
+
+
+def _leads_up(walk: Walk, link: Path, real_root: Path) -> bool:
+    """Tell whether a link leads to a root, or to a folder that holds the scanned one; it is noted then."""
+    try:
+        target = link.resolve()
+    except (OSError, RuntimeError):  # it went meanwhile, or leads in a circle
+        return False
+    if target != target.parent and target not in real_root.parents:
+        return False
+    walk.skip(link, f"is a link to {shown(str(target))}, which is not followed: {_UP}")
+    return True
 
 
 def _is_there(root: Path, *, may_be_absent: bool) -> bool:
