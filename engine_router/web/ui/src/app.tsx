@@ -1,7 +1,7 @@
 // The frame around the views: navigation, how the router is, messages.
-import { useEffect, useState } from "preact/hooks";
-import type { ComponentType } from "preact";
+import { useEffect } from "preact/hooks";
 import { Questions } from "./components/dialog";
+import { Lazy } from "./components/lazy";
 import { Toasts } from "./components/toast";
 import { link as streamLink, state } from "./state/events";
 import { isAdmin, logOut, needsKey, session } from "./state/session";
@@ -32,7 +32,7 @@ export function App() {
         )}
       </header>
       <main id="main" tabIndex={-1}>
-        {session.value !== null && !needsKey.value && view && <Shown key={view.name} view={view} />}
+        {session.value !== null && !needsKey.value && (view ? <Shown key={view.name} view={view} /> : <NothingToSee />)}
       </main>
       {needsKey.value && <Login />}
       <Questions />
@@ -77,19 +77,19 @@ function ThemeButton() {
   );
 }
 
+function NothingToSee() {
+  return (
+    <>
+      <h1>engine-router</h1>
+      <p>The key {session.value?.key} may use models, but not see how the router is. An admin's key may.</p>
+    </>
+  );
+}
+
 /** Shows a view, which may have to be loaded first. */
 function Shown({ view }: { view: View }) {
-  const [Component, setComponent] = useState<ComponentType | null>(() => (view.lazy ? null : (view.view as ComponentType)));
-  const [error, setError] = useState("");
-  useEffect(() => {
-    document.getElementById("main")?.scrollTo(0, 0);
-    if (!view.lazy) return;
-    const load = view.view as () => Promise<{ default: ComponentType }>;
-    load().then(
-      (loaded) => setComponent(() => loaded.default),
-      () => setError("This part of the page cannot be loaded. The router may have a new version: load the page again."),
-    );
-  }, [view]);
-  if (error) return <p class="bad" role="alert">{error}</p>;
-  return Component && <Component />;
+  useEffect(() => scrollTo(0, 0), [view]);
+  if ("load" in view) return <Lazy load={view.load} props={{}} />;
+  const { View } = view;
+  return <View />;
 }

@@ -119,13 +119,22 @@ export interface Notice {
   message: string;
 }
 
+export interface JobProgress {
+  step: string;
+  note?: Maybe<string>;
+  done_bytes: number;
+  total_bytes?: Maybe<number>;
+  bytes_per_s?: Maybe<number>;
+  left_s?: Maybe<number>;
+}
+
 export interface Job {
-  id: string;
+  job: string;
   kind: string;
   subject: string;
   state: string;
-  progress?: Maybe<Record<string, unknown>>;
-  error?: Maybe<string>;
+  progress?: Maybe<JobProgress>;
+  error?: Maybe<{ message: string }>;
 }
 
 export interface RouterState {

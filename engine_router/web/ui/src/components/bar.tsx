@@ -9,8 +9,17 @@ export interface Part {
   text: string;
 }
 
-/** Shows parts of a whole. The text beside it has to say the same for those who cannot see it; `label` sums it up. */
-export function Bar({ parts, total, label }: { parts: readonly Part[]; total: number; label: string }) {
+interface BarProps {
+  parts: readonly Part[];
+  total: number;
+  /** Sums it up for those who cannot see it. */
+  label: string;
+  /** An amount to mark, such as a budget. */
+  mark?: number;
+}
+
+/** Shows parts of a whole. */
+export function Bar({ parts, total, label, mark }: BarProps) {
   const sum = Math.max(total, parts.reduce((amount, part) => amount + part.amount, 0), 1);
   return (
     <div class="bar" role="img" aria-label={label}>
@@ -22,6 +31,7 @@ export function Bar({ parts, total, label }: { parts: readonly Part[]; total: nu
           title={`${part.name}: ${part.text}`}
         />
       ))}
+      {mark !== undefined && mark < sum && <span class="mark" style={{ left: `${(100 * mark) / sum}%` }} />}
     </div>
   );
 }

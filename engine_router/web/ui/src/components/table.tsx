@@ -12,6 +12,8 @@ export interface Column<Row> {
   /** The router can sort by this column: the name that it has there. */
   sort?: string;
   numeric?: boolean;
+  /** Its cells are short, and not broken into lines. */
+  short?: boolean;
   /** A narrow screen does without it. */
   optional?: boolean;
 }
@@ -49,7 +51,7 @@ export function Table<Row>(props: TableProps<Row>) {
     (onOrder ?? setOwn)({ by: name, descending: isSame ? !order.descending : column.numeric === true });
   };
   return (
-    <div class="scroll">
+    <div class="scroll" role="group" aria-label={caption} tabIndex={0}>
       <table>
         <caption class="hidden">{caption}</caption>
         <thead>
@@ -117,7 +119,8 @@ function useGrowing(length: number): [number, RefObject<HTMLDivElement | null>] 
 }
 
 function classOf<Row>(column: Column<Row>): string {
-  return [column.numeric ? "num" : "", column.optional ? "optional" : ""].join(" ").trim();
+  const classes = { num: column.numeric, short: column.short, optional: column.optional };
+  return Object.entries(classes).filter(([, isSo]) => isSo).map(([name]) => name).join(" ");
 }
 
 /** Sorts rows, those without a value last in either direction. */

@@ -1,7 +1,7 @@
 // The router's state, kept up to date by one stream. Nothing polls.
 import { batch, signal } from "@preact/signals";
 import { base } from "../api";
-import type { Model, RouterState } from "../types";
+import type { RouterState } from "../types";
 import { setServerTime } from "./clock";
 import { type Json, merged } from "./merge";
 import { checkSession } from "./session";
@@ -42,7 +42,6 @@ export function connect(): void {
   stream.addEventListener("open", () => (link.value = state.value === null ? "connecting" : "open"));
   stream.addEventListener("snapshot", (event) => takeSnapshot(JSON.parse(event.data)));
   stream.addEventListener("patch", (event) => takePatch(JSON.parse(event.data)));
-  stream.addEventListener("status", (event) => takeSnapshot(fromStatus(JSON.parse(event.data))));
   stream.addEventListener("error", () => {
     link.value = "lost";
     // A browser comes back by itself where the connection broke, but not where it was refused.
@@ -67,9 +66,3 @@ export function disconnect(): void {
 addEventListener("online", () => {
   if (link.value === "lost" && source !== null) connect();
 });
-
-/** Makes a state of `/status`, which has the models in a list. */
-function fromStatus(status: Omit<RouterState, "models"> & { models: (Model & { id: string })[] }): RouterState {
-  const models = Object.fromEntries(status.models.map(({ id, ...model }) => [id, model]));
-  return { ...status, models };
-}

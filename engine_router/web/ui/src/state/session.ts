@@ -1,9 +1,9 @@
 // Who uses the page: the key that the browser's session stands for.
 import { computed, signal } from "@preact/signals";
-import { ApiError, request, whenUnauthorized } from "../api";
+import { request, whenUnauthorized } from "../api";
 import type { Session } from "../types";
 
-const EVERYBODY: Session = { authenticated: true, key: null, admin: true, asks_for_key: false };
+const NOBODY: Session = { authenticated: false, key: null, admin: false, asks_for_key: true };
 
 /** The session; null until it is known. */
 export const session = signal<Session | null>(null);
@@ -15,19 +15,15 @@ export const needsKey = computed(() => session.value !== null && !session.value.
 export const isAdmin = computed(() => session.value?.admin === true);
 
 whenUnauthorized(() => {
-  const before = session.value;
-  session.value = { ...(before ?? EVERYBODY), authenticated: false, asks_for_key: true };
+  session.value = NOBODY;
 });
 
 /** Asks the router whose session it is. Returns whether the page may go on. */
 export async function checkSession(): Promise<boolean> {
   try {
     session.value = await request<Session>("/admin/session", { quiet: true });
-  } catch (error) {
-    const status = error instanceof ApiError ? error.status : 0;
-    // A router without sessions lets the browser ask for the key.
-    if (status === 404) session.value = EVERYBODY;
-    if (status === 401) session.value = { ...EVERYBODY, authenticated: false, asks_for_key: true };
+  } catch {
+    // Whoever was there before is still there as far as anybody knows.
   }
   return session.value?.authenticated !== false;
 }

@@ -2,20 +2,20 @@
 import type { ComponentType } from "preact";
 import Home from "./home";
 
-export interface View {
+interface Entry {
   /** The first part of its fragment: `#/NAME`; empty for the first one. */
   name: string;
   title: string;
-  /** The component, or how it is loaded when it is wanted first. */
-  view: ComponentType | (() => Promise<{ default: ComponentType }>);
-  lazy: boolean;
   /** Only a key that may do everything sees it. */
   admin?: boolean;
 }
 
+/** A view: a component, or how it is loaded when it is wanted first, as a bundle of its own. */
+export type View = Entry & ({ View: ComponentType } | { load: () => Promise<{ default: ComponentType }> });
+
 export const VIEWS: readonly View[] = [
-  { name: "", title: "Home", view: Home, lazy: false, admin: true },
-  { name: "models", title: "Models", view: () => import("./models"), lazy: true, admin: true },
-  { name: "activity", title: "Activity", view: () => import("./activity"), lazy: true },
-  { name: "figures", title: "Figures", view: () => import("./figures"), lazy: true, admin: true },
+  { name: "", title: "Home", View: Home, admin: true },
+  { name: "models", title: "Models", load: () => import("./models"), admin: true },
+  { name: "activity", title: "Activity", load: () => import("./activity") },
+  { name: "figures", title: "Figures", load: () => import("./figures"), admin: true },
 ];

@@ -1,0 +1,213 @@
+// The page of one model.
+import type { ComponentChildren } from "preact";
+import { useEffect, useId, useState } from "preact/hooks";
+import { ApiError, get } from "../../api";
+import { bytes, context, duration, rate, time } from "../../components/format";
+import { Lazy } from "../../components/lazy";
+import { StateTag } from "../../components/state";
+import { link, place, setParams } from "../../router";
+import { load, loadCost, pin, reset, unload, unloadCost } from "../../state/actions";
+import { state } from "../../state/events";
+import type { Maybe, Model } from "../../types";
+import { ModelActivity } from "./activity";
+import { Clients } from "./clients";
+import { LastUse, residentOf } from "./list";
+import { ModelLog } from "./log";
+import { Settings } from "./settings";
+
+export interface Start {
+  at: number;
+  took_s?: Maybe<number>;
+  result?: Maybe<string>;
+}
+
+/** What the router tells of one model, when asked. */
+export interface Details {
+  id: string;
+  engine: string;
+  settings?: Maybe<readonly { name: string; value: unknown; from?: Maybe<string> }[]>;
+  file?: Maybe<string>;
+  starts?: Maybe<readonly Start[]>;
+  last_error?: Maybe<string>;
+}
+
+const loadStarts = () => import("./starts");
+
+const TABS = [
+  { name: "", title: "Settings" },
+  { name: "log", title: "Log" },
+  { name: "activity", title: "Activity" },
+  { name: "starts", title: "Starts" },
+  { name: "clients", title: "Use it" },
+] as const;
+
+export function ModelPage({ id }: { id: string }) {
+  const model = state.value && Object.hasOwn(state.value.models, id) ? state.value.models[id] : undefined;
+  const [details, error] = useDetails(id, model?.state);
+  if (state.value === null) return <h1>{id}</h1>;
+  if (!model) {
+    return (
+      <>
+        <h1>{id}</h1>
+        <p>
+          No model is called so. <a href={link("models")}>All models</a>
+        </p>
+      </>
+    );
+  }
+  return (
+    <>
+      <p class="crumbs">
+        <a href={link("models")}>Models</a>
+      </p>
+      <Head id={id} model={model} />
+      <Facts model={model} details={details} />
+      <Tabs>
+        {(tab) => {
+          if (tab === "log") return <ModelLog id={id} />;
+          if (tab === "activity") return <ModelActivity id={id} />;
+          if (tab === "clients") return <Clients id={id} model={model} />;
+          if (error) return <p class="bad">{error}</p>;
+          if (!details) return <p class="soft">…</p>;
+          if (tab === "starts") return <Lazy load={loadStarts} props={{ starts: details.starts ?? [] }} />;
+          return <Settings settings={details.settings ?? []} />;
+        }}
+      </Tabs>
+    </>
+  );
+}
+
+/** Asks the router for what it tells of one model, again whenever its state changes. */
+function useDetails(id: string, modelState: string | undefined): [Details | null, string] {
+  const [details, setDetails] = useState<Details | null>(null);
+  const [error, setError] = useState("");
+  useEffect(() => {
+    if (modelState === undefined) return;
+    const leaving = new AbortController();
+    get<Details>(`/admin/models/${encodeURIComponent(id)}`, leaving.signal).then(
+      (told) => {
+        setDetails(told);
+        setError("");
+      },
+      (failure: unknown) => {
+        if (failure instanceof ApiError) setError(failure.message);
+      },
+    );
+    return () => leaving.abort();
+  }, [id, modelState]);
+  return [details, error];
+}
+
+function Head({ id, model }: { id: string; model: Model }) {
+  const router = state.value;
+  const resident = residentOf(model);
+  const hasFailed = model.state === "failed";
+  return (
+    <div class="head">
+      <h1>{id}</h1>
+      <StateTag state={model.state} />
+      <div class="buttons">
+        {hasFailed && (
+          <button type="button" title="Forget its failures, so that the next request starts it" onClick={() => void reset(id)}>
+            Reset
+          </button>
+        )}
+        <button
+          type="button"
+          aria-pressed={resident?.pinned === true}
+          title="What is pinned is neither evicted nor stopped when idle"
+          onClick={() => void pin(id, !resident?.pinned)}
+        >
+          {resident?.pinned ? "Unpin" : "Pin"}
+        </button>
+        {resident ? (
+          <button type="button" title={unloadCost([resident])} onClick={() => void unload(resident)}>
+            Unload
+          </button>
+        ) : (
+          <button type="button" class="primary" title={router ? loadCost(router, id) : ""} onClick={() => void load(id)}>
+            Load
+          </button>
+        )}
+      </div>
+    </div>
+  );
+}
+
+function Facts({ model, details }: { model: Model; details: Details | null }) {
+  const engine = state.value?.engines[model.engine];
+  const resident = residentOf(model);
+  const facts: [string, ComponentChildren][] = [
+    ["Engine", engine ? `${model.engine} (${engine.type})` : model.engine],
+    ["Pool", engine?.pool],
+    ["Known from", model.origin],
+    ["Also called", model.aliases?.join(", ")],
+    ["Memory it needs", bytes(model.need_bytes)],
+    ["Memory it holds", bytes(resident?.footprint_bytes)],
+    ["Context", context(model.context)],
+    ["Capabilities", model.capabilities?.join(", ")],
+    ["Last use", model.last_use_at == null ? "" : <LastUse at={model.last_use_at} />],
+    ["Tokens/s", rate(model.tokens_per_s)],
+    ["Usual start", duration(model.load_cost_s)],
+    ["Usual stop", duration(model.unload_cost_s)],
+    ["Loaded since", time(resident?.started_at)],
+    ["File", details?.file],
+  ];
+  return (
+    <section class="card" aria-label="Facts">
+      <dl class="facts">
+        {facts.map(([name, value]) =>
+          value ? (
+            <div key={name}>
+              <dt>{name}</dt>
+              <dd>{value}</dd>
+            </div>
+          ) : null,
+        )}
+      </dl>
+      {details?.last_error && (
+        <>
+          <h2>Last error</h2>
+          <pre class="bad prewrap">{details.last_error}</pre>
+        </>
+      )}
+    </section>
+  );
+}
+
+/** Shows one of several panels; which one stands in the address. */
+function Tabs({ children }: { children: (tab: string) => ComponentChildren }) {
+  const id = useId();
+  const asked = place.value.params.get("tab") ?? "";
+  const current = TABS.find((tab) => tab.name === asked) ?? TABS[0];
+  const move = (event: KeyboardEvent): void => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    const next = TABS[(TABS.indexOf(current) + step + TABS.length) % TABS.length] ?? TABS[0];
+    setParams({ tab: next.name });
+    document.getElementById(`${id}-${next.name}`)?.focus();
+  };
+  return (
+    <section class="card">
+      <div class="tabs" role="tablist" aria-label="Parts of this page" onKeyDown={move}>
+        {TABS.map((tab) => (
+          <button
+            key={tab.name}
+            id={`${id}-${tab.name}`}
+            type="button"
+            role="tab"
+            aria-selected={tab === current}
+            aria-controls={`${id}-panel`}
+            tabIndex={tab === current ? 0 : -1}
+            onClick={() => setParams({ tab: tab.name })}
+          >
+            {tab.title}
+          </button>
+        ))}
+      </div>
+      <div id={`${id}-panel`} role="tabpanel" aria-labelledby={`${id}-${current.name}`}>
+        {children(current.name)}
+      </div>
+    </section>
+  );
+}

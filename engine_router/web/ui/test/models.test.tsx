@@ -1,0 +1,102 @@
+import { render } from "preact";
+import { act } from "preact/test-utils";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { clientsFor } from "../src/views/models/clients";
+import { filtered } from "../src/views/models/list";
+import { plain } from "../src/views/models/log";
+import { shown } from "../src/views/models/settings";
+import Models from "../src/views/models";
+import { answering, router, show, text } from "./helpers";
+
+const ANY = { state: "", engine: "", can: "" };
+
+async function at(hash: string): Promise<void> {
+  await act(() => {
+    location.hash = hash;
+    dispatchEvent(new Event("hashchange"));
+  });
+}
+
+beforeEach(() => at("#/models"));
+afterEach(() => render(null, document.body));
+
+describe("the list of models", () => {
+  const rows = [
+    { id: "qwen3-30b", engine: "a", state: "ready", aliases: ["best"], capabilities: ["completion", "vision"] },
+    { id: "gemma-3", engine: "b", state: "off" },
+  ];
+
+  it.each([
+    ["", ANY, 2],
+    ["QWEN 30b", ANY, 1],
+    ["best", ANY, 1],
+    ["qwen gemma", ANY, 0],
+    ["", { ...ANY, state: "off" }, 1],
+    ["", { ...ANY, engine: "b", can: "vision" }, 0],
+    ["", { ...ANY, can: "vision" }, 1],
+  ])("finds by %j and %j", (search, wanted, found) => expect(filtered(rows, search, wanted)).toHaveLength(found));
+
+  it("keeps the search in the address", async () => {
+    await show(<Models />, router());
+    expect(document.querySelectorAll("tbody tr")).toHaveLength(2);
+    const search = document.querySelector<HTMLInputElement>("input[type=search]");
+    await act(() => {
+      if (search) search.value = "alp";
+      search?.dispatchEvent(new Event("input", { bubbles: true }));
+    });
+    expect(location.hash).toBe("#/models?q=alp");
+    expect(document.querySelectorAll("tbody tr")).toHaveLength(1);
+  });
+});
+
+describe("the page of a model", () => {
+  it("shows its settings with their origin", async () => {
+    answering(() => ({ id: "alpha", engine: "a", settings: [{ name: "hold_s", value: 3, from: "engines.toml" }], last_error: "<b>no</b>" }));
+    await at("#/models/alpha");
+    await show(<Models />, router());
+    await act(() => new Promise((resolve) => setTimeout(resolve, 20)));
+    expect(text("h1")).toBe("alpha");
+    expect(text("tbody")).toBe("hold_s3engines.toml");
+    expect(text(".facts + h2 + pre")).toBe("<b>no</b>");
+  });
+
+  it.each(["gone", "__proto__", "toString"])("says that there is no %s", async (id) => {
+    await at(`#/models/${id}`);
+    await show(<Models />, router());
+    expect(text()).toContain("No model is called so");
+  });
+
+  it("writes values as in the configuration", () => {
+    expect(shown(["a", 1, { b: true }])).toBe('["a", 1, { b = true }]');
+  });
+});
+
+describe("text to copy", () => {
+  const hostile = `it's "x" $(boom) \`y\``;
+
+  it("is quoted for a shell and for Python, whatever a model is called", () => {
+    const texts = Object.fromEntries(clientsFor("http://h:1/router", hostile, {}, false).map(({ title, text: each }) => [title, each]));
+    expect(texts["curl"]).toContain("it'\\''s \\\"x\\\" $(boom) `y`");
+    expect(texts["Python"]).toContain('model="it\'s \\"x\\" $(boom) `y`"');
+    expect(texts["Claude Code"]).toContain("export ANTHROPIC_BASE_URL=http://h:1/router\n");
+    expect(texts["Codex"]).toContain(`-m 'it'\\''s "x" $(boom) \`y\`'`);
+  });
+
+  it("asks for the key where one is needed", () => {
+    expect(clientsFor("http://h", "m", {}, true)[0]?.text).toContain("Bearer YOUR_KEY");
+    expect(clientsFor("http://h", "m", {}, false)[0]?.text).not.toContain("Bearer");
+  });
+
+  it("embeds with what can only embed", () => {
+    const [curl, ...others] = clientsFor("http://h", "m", { capabilities: ["embedding"] }, false);
+    expect(curl?.text).toContain("/v1/embeddings");
+    expect(others).toHaveLength(1);
+  });
+});
+
+describe("a line of a log", () => {
+  it("loses its colours, and what is too much of it", () => {
+    expect(plain("\x1b[32mok\x1b[0m \x1b]0;title\x07done\r")).toBe("ok done");
+    expect(plain("x".repeat(1_000_000)).length).toBeLessThan(2100);
+  });
+});
