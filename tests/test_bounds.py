@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import attrs
 import pytest
 import trio
 from support.served import RawClient, served
@@ -55,10 +56,12 @@ def test_telemetry_counts_so_many_models_apart_and_the_others_together() -> None
 def test_metrics_have_labels_for_so_many_models() -> None:
     metrics = Metrics(in_flight=dict, waiting=dict, resident=dict)
     for number in range(MAX_COUNTED_MODELS + 5):
-        metrics.observe(ended(f"m{number}"))
+        metrics.observe(attrs.evolve(ended(f"m{number}"), tokens_in=2))
         metrics.observe(ended(f"nobody-{number}", engine=None))
     text = metrics.exposition().decode()
     assert text.count("engine_router_requests_total{") == MAX_COUNTED_MODELS + 1
+    assert text.count("engine_router_tokens_in_total{") == MAX_COUNTED_MODELS + 1
+    assert 'engine_router_tokens_in_total{model="(other models)"} 10.0' in text
     assert "nobody" not in text
     assert 'engine_router_requests_total{model="(other models)",status="200"} 5.0' in text
 

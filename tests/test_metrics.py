@@ -77,6 +77,11 @@ def test_every_family_is_described_and_nothing_is_there_before_anything_happened
         "queue_wait_seconds",
         "first_byte_seconds",
         "request_seconds",
+        "tokens_in",
+        "tokens_cached",
+        "tokens_out",
+        "first_token_seconds",
+        "time_per_output_token_seconds",
     }
     assert all(family.name.startswith("engine_router_") for family in families)
     assert all(family.documentation.endswith(".") for family in families)
@@ -112,6 +117,21 @@ def test_requests() -> None:
     assert math.isnan(value(of, "queue_wait_seconds_count", engine="b"))
     assert value(of, "first_byte_seconds_bucket", engine="a", le="1.0") == 0
     assert value(of, "first_byte_seconds_bucket", engine="a", le="2.5") == 1
+
+
+def test_tokens() -> None:
+    of = metrics()
+    of.observe(ended(tokens_in=30, tokens_cached=29, tokens_out=4, tokens_per_s=40.0, first_token_s=0.3))
+    of.observe(ended(tokens_in=5))
+    of.observe(ended(model="n"))
+    assert value(of, "tokens_in_total", model="m") == 35
+    assert value(of, "tokens_cached_total", model="m") == 29
+    assert value(of, "tokens_out_total", model="m") == 4
+    assert value(of, "time_per_output_token_seconds_sum", engine="a") == 0.025
+    assert value(of, "time_per_output_token_seconds_count", engine="a") == 1
+    assert value(of, "first_token_seconds_sum", engine="a") == 0.3
+    # Where nothing is told, nothing is counted: not even none.
+    assert math.isnan(value(of, "tokens_in_total", model="n"))
 
 
 def test_a_model_that_nobody_serves_makes_no_series() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LAST_DURATIONS = 1000
 SLOW = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PREFIX: Final = "engine_router_"
 _PAIR: Final = ("pool", "resident")
@@ -66,11 +67,11 @@ class _Counter:
     labels: Labels
     counts: dict[Labels, _Count] = field(factory=dict)
 
-    def inc(self, *labels: str) -> None:
-        """Count one more."""
+    def inc(self, *labels: str, by: int = 1) -> None:
+        """Count one more, or so many."""
         if (count := self.counts.get(labels)) is None:
             count = self.counts[labels] = _Count()
-        count.value += 1
+        count.value += by
 
     def collect(self) -> Metric:
         """Return them for Prometheus."""
@@ -169,6 +170,16 @@ class Metrics:
         self._queue_wait = _Histogram("queue_wait_seconds", "Waits for a lease.", FAST, ("engine",))
         self._first_byte = _Histogram("first_byte_seconds", "Time to the first byte.", FAST, ("engine",))
         self._duration = _Histogram("request_seconds", "Whole requests.", FAST, ("engine",))
+        # What engines count: an answer of which one tells nothing is in none of these.
+        self._tokens_in = _Counter("tokens_in", "Tokens of prompts, the cached ones included.", ("model",))
+        self._tokens_cached = _Counter("tokens_cached", "Tokens of prompts found in a cache.", ("model",))
+        self._tokens_out = _Counter("tokens_out", "Tokens that models wrote.", ("model",))
+        self._first_token = _Histogram(
+            "first_token_seconds", "Time to the first token of streams.", FAST, ("engine",)
+        )
+        self._per_token = _Histogram(
+            "time_per_output_token_seconds", "Time for each token written.", TOKENS, ("engine",)
+        )
         self.last_durations_s: deque[float] = deque(maxlen=LAST_DURATIONS)
         self.broken_off: dict[int, int] = {}
         self._counted: set[str] = set()
@@ -194,6 +205,11 @@ class Metrics:
             self._queue_wait,
             self._first_byte,
             self._duration,
+            self._tokens_in,
+            self._tokens_cached,
+            self._tokens_out,
+            self._first_token,
+            self._per_token,
         ):
             yield family.collect()
 
@@ -243,6 +259,20 @@ class Metrics:
             self._queue_wait.observe(event.queue_wait_s, engine)
         if event.first_byte_s is not None:
             self._first_byte.observe(event.first_byte_s, engine)
+        if event.first_token_s is not None:
+            self._first_token.observe(event.first_token_s, engine)
+        if event.tokens_in is not None or event.tokens_out is not None:
+            self._observe_tokens(event, model, engine)
+
+    def _observe_tokens(self, event: RequestEnded, model: str, engine: str) -> None:
+        if event.tokens_in is not None:
+            self._tokens_in.inc(model, by=event.tokens_in)
+        if event.tokens_cached is not None:
+            self._tokens_cached.inc(model, by=event.tokens_cached)
+        if event.tokens_out is not None:
+            self._tokens_out.inc(model, by=event.tokens_out)
+        if event.tokens_per_s:
+            self._per_token.observe(1 / event.tokens_per_s, engine)
 
 
 def _shows_created() -> bool:
