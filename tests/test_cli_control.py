@@ -20,6 +20,7 @@ from engine_router.cli.parser import build_parser
 
 COMMANDS = {
     "queue": [],
+    "requests": [],
     "residents": [],
     "failed": [],
     "load": ["red"],
@@ -85,9 +86,11 @@ def test_a_load_that_is_not_waited_for(told: Any, router: Served) -> None:
     (entry,) = told("queue", "--json")["waiting"]
     assert entry["id"] == job[1]
     assert re.search(rf"{job[1]} +1 +grey +normal .* loading slow", told("queue"))
+    assert re.search(rf"{job[1]} +grey +waiting +\S+ ?m?s +- +- +- +- +load\n", told("requests"))
     assert told("cancel", job[1]) == f"ended {job[1]}: load grey\n"
     until(lambda: router.get(f"/admin/jobs/{job[1]}")["state"] == "cancelled")
     assert told("queue") == "no request is waiting\n"
+    assert told("requests") == "no request is under way\n"
     assert told("queue", "--json") == {"total": 0, "waiting": []}
     assert f"no request '{job[1]}' waits or runs" in told("cancel", job[1], code=1)
     assert '"keep_alive" must be a duration' in told("load", "red", "--keep-alive", "long", code=1)

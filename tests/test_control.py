@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -141,6 +142,29 @@ async def test_the_queue_tells_who_waits_for_what() -> None:
         assert first["id"] != second["id"]
         limited = await get(router, "/admin/queue", "limit=1")
         assert (limited["total"], [entry["id"] for entry in limited["waiting"]]) == (2, [first["id"]])
+
+
+async def test_the_requests_under_way() -> None:
+    async with (
+        routing(process("a"), process("b")) as router,
+        streaming(router, "a"),
+        waiting(router, "b", "high"),
+    ):
+        listed = await get(router, "/admin/requests")
+        assert listed["total"] == 2
+        running, waits = listed["requests"]
+        assert (running["model"], running["engine"], running["state"]) == ("a", "a", "running")
+        assert (waits["model"], waits["engine"], waits["state"]) == ("b", "b", "waiting")
+        for entry in (running, waits):
+            assert (entry["endpoint"], entry["key"]) == (CHAT, None)
+            assert entry["id"].startswith("r")
+            assert 0 <= entry["elapsed_s"] < LIMIT_S
+            assert abs(time.time() - entry["elapsed_s"] - entry["at"]) < LIMIT_S
+            assert entry["tokens_out"] is entry["tokens_per_s"] is None
+        assert waits["first_token_s"] is None
+        limited = await get(router, "/admin/requests", "limit=1")
+        assert (limited["total"], [entry["id"] for entry in limited["requests"]]) == (2, [running["id"]])
+    assert await get(router, "/admin/requests") == {"total": 0, "requests": []}
 
 
 async def test_the_estimate_is_what_the_swap_took_the_last_time() -> None:
@@ -472,7 +496,7 @@ async def test_other_wrong_ways() -> None:
 
 async def test_the_key_is_asked_for() -> None:
     async with routing(process("a"), api_keys=["secret"]) as router:
-        for path in ("queue", "residents", "failed", "events", "jobs", "jobs/j1"):
+        for path in ("queue", "requests", "residents", "failed", "events", "jobs", "jobs/j1"):
             assert (await ask(router.app, "GET", f"/admin/{path}")).status == 401
         for path in ("load", "unload", "reset", "pin", "cancel"):
             assert (await ask(router.app, "POST", f"/admin/{path}", body={"model": "a"})).status == 401

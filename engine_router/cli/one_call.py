@@ -134,6 +134,32 @@ def _show_queue(answer: Answer, _: argparse.Namespace) -> None:
         say(f"and {counted(more, 'other')}")
 
 
+def _show_requests(answer: Answer, _: argparse.Namespace) -> None:
+    rows = [_request(entry) for entry in answer["requests"]]
+    if not rows:
+        say("no request is under way")
+        return
+    headings = ("Id", "Model", "State", "For", "First token", "Tokens", "Tokens/s", "Client", "Endpoint")
+    Table(headings, rows, frozenset((3, 4, 5, 6))).show()
+    if (more := answer["total"] - len(rows)) > 0:
+        say(f"and {counted(more, 'other')}")
+
+
+def _request(entry: Answer) -> tuple[str, ...]:
+    speed = entry["tokens_per_s"]
+    return (
+        entry["id"],
+        entry["model"],
+        entry["state"],
+        seconds(entry["elapsed_s"]),
+        _seconds(entry["first_token_s"]),
+        NOTHING if entry["tokens_out"] is None else str(entry["tokens_out"]),
+        NOTHING if speed is None else f"{speed:g}",
+        entry["key"] or entry["client"] or NOTHING,
+        entry["endpoint"],
+    )
+
+
 def _overdue(in_s: float | None) -> str:
     if in_s is None:
         return NOTHING
@@ -242,6 +268,7 @@ def _show_cancel(answer: Answer, _: argparse.Namespace) -> None:
 COMMANDS: Final[Mapping[str, OneCall]] = {
     "models": OneCall(_list_models, _show_models),
     "queue": OneCall(_getting("/admin/queue"), _show_queue),
+    "requests": OneCall(_getting("/admin/requests"), _show_requests),
     "residents": OneCall(_getting("/admin/residents"), _show_residents),
     "failed": OneCall(_getting("/admin/failed"), _show_failed),
     "reload": OneCall(_reload, _show_reload),

@@ -18,7 +18,19 @@ from engine_router.cli.parser_showing import add_showing
 # The modules of the commands; any other command is a module of its own name.
 _MODULES = {
     **dict.fromkeys(
-        ("models", "queue", "residents", "failed", "reload", "rescan", "reset", "pin", "unpin", "cancel"),
+        (
+            "models",
+            "queue",
+            "requests",
+            "residents",
+            "failed",
+            "reload",
+            "rescan",
+            "reset",
+            "pin",
+            "unpin",
+            "cancel",
+        ),
         "one_call",
     ),
     **dict.fromkeys(("use", "load", "unload"), "loading"),

@@ -6,7 +6,7 @@ from engine_router.cli.parser_options import Adder, add_address, add_json
 
 
 def add_control(command: Adder) -> None:
-    """Add queue, residents, failed, load, reset, pin, unpin, cancel and events."""
+    """Add queue, requests, residents, failed, load, reset, pin, unpin, cancel and events."""
     queue = command(
         "queue",
         "show waiting requests",
@@ -14,6 +14,14 @@ def add_control(command: Adder) -> None:
         "remaining time, if there is one.",
         "queue",
         "queue --json",
+    )
+    requests = command(
+        "requests",
+        "show the requests under way, waiting or running",
+        "Show every request that waits for its model or is being answered: for how long, the time to its first token,\n"
+        "who sent it, and tokens where the engine tells them before the end. End one with engine-router cancel ID.",
+        "requests",
+        "requests --json",
     )
     residents = command(
         "residents",
@@ -79,6 +87,6 @@ def add_control(command: Adder) -> None:
     )
     for naming in (reset, pin, unpin):
         naming.add_argument("name", metavar="MODEL", help="a model id or alias")
-    for calling in (queue, residents, failed, load, reset, pin, unpin, cancel, events):
+    for calling in (queue, requests, residents, failed, load, reset, pin, unpin, cancel, events):
         add_address(calling)
         add_json(calling)

@@ -30,8 +30,9 @@ TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
     (_READ, "/ui/*", Scope.OPEN),
     (_ANY, "/health", Scope.OPEN),
     (_ANY, "/admin/session", Scope.OPEN),
-    # One of the key's own requests: others are not found.
+    # The key's own requests: others are not found.
     ("POST", "/admin/cancel", Scope.KEY),
+    (_READ, "/admin/requests", Scope.KEY),
     (_READ, "/admin/activity", Scope.KEY),
     (_READ, "/admin/activity.csv", Scope.KEY),
     (_ANY, "/admin/*", Scope.ADMIN),

@@ -52,6 +52,7 @@ from engine_router.web.discovery import add_discovery
 from engine_router.web.doctor import add_doctor
 from engine_router.web.history import add_history
 from engine_router.web.hub import add_hub
+from engine_router.web.in_flight import add_in_flight
 from engine_router.web.logs import LogRoutes
 from engine_router.web.model_page import add_model_page
 from engine_router.web.models import ModelList
@@ -164,6 +165,7 @@ def _add_routes(app: App, router: Router) -> None:
     add_model_page(app, router)
     add_configuration(app, router)
     add_doctor(app, router)
+    add_in_flight(app, router)
     add_hub(app, router)
     add_history(app, router)
     add_discovery(app, router)
