@@ -18,4 +18,6 @@ export const VIEWS: readonly View[] = [
   { name: "models", title: "Models", load: () => import("./models"), admin: true },
   { name: "activity", title: "Activity", load: () => import("./activity") },
   { name: "figures", title: "Figures", load: () => import("./figures"), admin: true },
+  { name: "logs", title: "Logs", load: () => import("./logs"), admin: true },
+  { name: "config", title: "Configuration", load: () => import("./config"), admin: true },
 ];
