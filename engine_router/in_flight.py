@@ -267,6 +267,11 @@ class RequestScope:
         return self.key is None or self.key.admin
 
     @property
+    def is_narrow(self) -> bool:
+        """True if whoever sent it may use some models only."""
+        return self.key is not None and self.key.models is not None
+
+    @property
     def share(self) -> str:
         """The name for whose part of a queue it uses: its key's, else that of where it comes from."""
         return self.client if (name := self.key_name) is None else f"key {name}"
@@ -289,7 +294,7 @@ class RequestScope:
 
     def as_answered(self, error: RouterError) -> RouterError:
         """Return an error as whoever sent it may be told it: of models that it may not use it names none."""
-        if isinstance(error, UnknownModel) and self.key is not None and self.key.models is not None:
+        if isinstance(error, UnknownModel) and self.key is not None and self.is_narrow:
             return ModelNotForKey(error.model, self.key.name)
         return error
 

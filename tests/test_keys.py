@@ -391,6 +391,36 @@ async def test_the_default_model_is_no_way_around() -> None:
         assert (await said(url, "narrow-key", "POST", CHAT, {"messages": [], "do": "echo"})).status == 404
 
 
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        (CHAT, b'{"model":"other","messages":[],"do":"echo","model":"small"}'),
+        (CHAT, b'{"model":"small","messages":[],"do":"echo","MODEL":"other"}'),
+        (OLLAMA_CHAT, b'{"Model":"other","model":"small","messages":[{"role":"user","content":"x"}]}'),
+        (OLLAMA_CHAT, b'{"model":"small","mod\\u0065L":"other","messages":[]}'),
+        (CHAT + "?model=small", b" " * 70 + b'{"model":"other","messages":[],"do":"echo"}'),
+        ("/v1/anything?model=small", (" " * 70 + '{"model":"other"}').encode("utf-16")),
+        (CHAT, b'{"model":"other","x":"' + b"x" * 3_000_000 + b'","model":"small","do":"echo"}'),
+        (CHAT, b'{"model":"small","x":"' + b"x" * 3_000_000 + b'","Model":"other","do":"echo"}'),
+    ],
+)
+async def test_no_engine_reads_another_model_than_the_router(target: str, body: bytes, fast: bool) -> None:
+    async with keyed(fast=fast) as router, served(router) as url:
+        async with RawClient.to(url) as client:
+            await client.request("POST", target, body, headers=["X-API-Key: narrow-key"])
+            answer = await client.answer()
+        assert answer.status in (400, 404), answer.body
+        assert not router.read_model.present()
+
+
+async def test_a_body_that_names_a_model_elsewhere_too_is_none_of_these(fast: bool) -> None:
+    nested = [{"model": "other", "Model": "x"}]
+    async with keyed(fast=fast) as router, served(router) as url:
+        for body in (chat("small", tools=nested), chat("small", x="x" * 3_000_000)):
+            assert (await said(url, "narrow-key", "POST", CHAT, body)).status == 200
+        assert (await said(url, "guest-key", "POST", CHAT, {**chat("small"), "MODEL": "y"})).status == 200
+
+
 NAMES = st.text(st.sampled_from("abAB:/-_.[]*?"), min_size=1, max_size=8)
 
 

@@ -358,6 +358,20 @@ async def test_a_page_that_guesses_is_stopped(monkeypatch: pytest.MonkeyPatch) -
                 assert (await client.answer()).status in (400, 429), body
 
 
+async def test_a_login_has_a_small_body() -> None:
+    async with keyed() as router, served(router) as url:
+        large = json.dumps({"key": "x" * limits.MAX_LOGIN_BYTES}).encode()
+        chunked = (
+            b"POST /admin/session HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{    \r\n"
+        )
+        async with RawClient.to(url) as client:
+            await client.request("POST", PAGE, large, headers=[own(url)])
+            assert (await client.answer()).status == 400
+        async with RawClient.to(url) as client:  # answered before its end
+            await client.send(chunked)
+            assert b" 400 " in await client.until(b"\r\n\r\n")
+
+
 @given(st.lists(st.one_of(st.binary(max_size=40), st.just(b"engine_router="), st.just(b"; ")), max_size=6))
 def test_no_cookie_is_a_session_by_chance(pieces: list[bytes]) -> None:
     sessions = Sessions(clock=lambda: 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -98,6 +99,7 @@ class Routed:
         body: the body as it came.
         keep_alive: how long the model shall stay, in Ollama's words; None where nothing is said of that.
         is_json: the body is JSON, whatever its headers call it.
+        most_named: how many members of its body may name a model.
     """
 
     model: str
@@ -105,6 +107,19 @@ class Routed:
     body: Octets
     keep_alive: Any = None
     is_json: ClassVar[bool] = True
+    most_named: ClassVar[int] = 1
+
+    def check_one_model(self) -> None:
+        """See that no engine can read another model in the body than the router does.
+
+        Of two members of one name engines take either, and those in Go read `MODEL` as `model`.
+
+        Raises:
+            BadRequest: one could.
+        """
+        names = [name for name in _members(self.body) if name.lower() == "model"]
+        if len(names) > self.most_named or any(name != "model" for name in names):
+            raise BadRequest('the request names a model more than once; name it once, as "model"')
 
     def data(self) -> dict[str, Any]:
         """Parse the whole body.
@@ -142,6 +157,7 @@ class QueryRouted(Routed):
     """A request that names its model in its query, with a body of any type, which goes on as it came."""
 
     is_json: ClassVar[bool] = False
+    most_named: ClassVar[int] = 0
 
     def renamed(self, model: str) -> Octets:  # noqa: ARG002 - the query is what is renamed
         """Return the body as it came."""
@@ -155,6 +171,19 @@ class DefaultRouted(Routed):
     def renamed(self, model: str) -> Octets:
         """Return the body with the model that the engine knows."""
         return to_json({**self.data(), "model": model})
+
+
+class _Members(list[tuple[str, object]]):
+    """The members of a JSON object, those of one name each by itself."""
+
+
+def _members(body: Octets) -> list[str]:
+    """Return the names of the members of a JSON object, as often as they stand there; none of anything else."""
+    try:
+        found = json.loads(body, object_pairs_hook=_Members)
+    except (ValueError, RecursionError):
+        return []
+    return [name for name, _ in found] if isinstance(found, _Members) else []
 
 
 def _refuse_other_text(body: Octets) -> None:

@@ -73,6 +73,9 @@ KEY_RETRY_S: Final = 2.0
 MOST_SESSIONS: Final = 32
 """Pages that are logged in with one key at the same time; one more ends the oldest."""
 
+MAX_LOGIN_BYTES: Final = 4096
+"""The body with which a page logs in: keys have up to some hundred characters. Whoever sends it has shown none yet."""
+
 MOST_WRONG_LOGINS: Final = 10
 """Wrong keys that one address may give the page within `LOGIN_WINDOW_S`: a person mistypes a few times."""
 

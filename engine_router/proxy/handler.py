@@ -97,7 +97,8 @@ class ProxyHandler:
         """
         snapshot, path = self._snapshot(), incoming.path
         server, dialect = snapshot.config.server, dialect_of(path)
-        self._in_flight.count(scope)
+        if scope.key is not None:
+            self._in_flight.count(scope)
         held = HeldShare(self._held_bodies)
         scope.on_leave(held.release)
         routed = await read(
@@ -105,14 +106,17 @@ class ProxyHandler:
             incoming,
             max_body_bytes=int(server.max_body_mb * 1_000_000),
             held=held,
-            passes=functools.partial(self._passes, snapshot),
+            passes=_never if scope.is_narrow else functools.partial(self._passes, snapshot),
             default_model=server.default_model,
         )
         scope.model = routed.model
+        if scope.is_narrow and isinstance(routed, Routed):
+            await off_loop(len(routed.body), routed.check_one_model)
         target = snapshot.registry.remembered(routed.model)
         if target is None:
             snapshot, target = await self._find(routed.model, snapshot)
-        scope.check_model(routed.model, target)
+        if scope.key is not None:
+            scope.check_model(routed.model, target)
         scope.model, scope.engine = target.model, target.engine
         capture = None
         if (wanted := snapshot.config.history.captures) and named_by(wanted, (target.model, routed.model)):
@@ -160,8 +164,9 @@ class ProxyHandler:
             ModelNotForKey: its key is for other models.
             RouterError: the queue is full, the key has as many requests in flight as it may, or the router ends.
         """
-        self._in_flight.count(scope)
-        scope.check_model(target.model, target)
+        if scope.key is not None:
+            self._in_flight.count(scope)
+            scope.check_model(target.model, target)
         priority = priority_of(headers, server.key_priorities, scope.key)
         scope.model, scope.engine, scope.holder = target.model, target.engine, holder
         scope.on_leave(self._in_flight.enter(scope.id, scope.path, target.model, holder, scope).close)
@@ -304,6 +309,11 @@ async def _head(
         if is_due:
             return None
         now = trio.current_time()
+
+
+async def _never(_path: str, _model: str) -> bool:
+    """Let no body go on before it is known as a whole."""
+    return False
 
 
 def _footer(path: str, routed: Routed, exchange: Callable[[], ProxyExchange]) -> Footer | None:

@@ -6,7 +6,8 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from engine_router.config import KeyConfig
-from engine_router.errors import Unauthorized
+from engine_router.errors import BadRequest, Unauthorized
+from engine_router.guards.limits import MAX_LOGIN_BYTES
 from engine_router.proxy.keys import NOBODY
 from engine_router.proxy.sessions import removed_cookies, set_cookie
 from engine_router.router import Router
@@ -30,9 +31,14 @@ class SessionRoutes:
         """`POST /admin/session {key}`: begin a session, and end the one before.
 
         Raises:
+            BadRequest: the body is none, or too large.
             Unauthorized: there is no such key.
             TooManyLogins: too many wrong keys came from there.
         """
+        if (request.content_length or MAX_LOGIN_BYTES + 1) > MAX_LOGIN_BYTES:
+            raise BadRequest(
+                f"a key comes in a body of at most {MAX_LOGIN_BYTES} bytes, with its Content-Length"
+            )
         given = text(await fields("key"), "key").strip().encode("utf-8", "surrogatepass")
         snapshot, scope = self._router.snapshot, scope_of(request)
         if not snapshot.access.asks_for_key:
