@@ -27,7 +27,7 @@ from engine_router.errors import (
 )
 from engine_router.events import EventHub, RequestEnded
 from engine_router.guards.foreign_text import shown
-from engine_router.guards.limits import KEY_RETRY_S, REMEMBERED_PATHS
+from engine_router.guards.limits import KEY_GRACE_S, KEY_RETRY_S, REMEMBERED_PATHS
 from engine_router.models.key_rights import may_use
 from engine_router.models.target import Target
 from engine_router.residency.lease import Lease
@@ -145,6 +145,7 @@ class InFlight:
     def __init__(self) -> None:
         self._requests: dict[str, InFlightRequest] = {}
         self._of_keys = Counter[str]()
+        self._ended = trio.Event()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -162,8 +163,11 @@ class InFlight:
         self._requests[request_id] = entered
         return entered
 
-    def count(self, scope: RequestScope) -> None:
+    async def count(self, scope: RequestScope) -> None:
         """Count a request that uses an engine for its key, once, until it ends.
+
+        A client may send its next request when it has read the last one's answer, whose end the router has not seen
+        yet: for that, and no longer, it waits.
 
         Raises:
             TooManyInFlight: as many as the key allows are under way.
@@ -172,6 +176,9 @@ class InFlight:
         if key is None or not key.max_in_flight or scope.is_counted:
             return
         name = key.name
+        with trio.move_on_after(KEY_GRACE_S):
+            while self._of_keys[name] >= key.max_in_flight:
+                await self._ended.wait()
         if self._of_keys[name] >= key.max_in_flight:
             raise TooManyInFlight(
                 f"{key.max_in_flight} requests with the key '{shown(name)}' are under way, as many as its "
@@ -185,6 +192,8 @@ class InFlight:
             self._of_keys[name] -= 1
             if not self._of_keys[name]:
                 del self._of_keys[name]
+            self._ended.set()
+            self._ended = trio.Event()
 
         scope.on_leave(leave)
 
@@ -267,14 +276,9 @@ class RequestScope:
         return self.key is None or self.key.admin
 
     @property
-    def is_narrow(self) -> bool:
-        """True if whoever sent it may use some models only."""
-        return self.key is not None and self.key.models is not None
-
-    @property
     def share(self) -> str:
-        """The name for whose part of a queue it uses: its key's, else that of where it comes from."""
-        return self.client if (name := self.key_name) is None else f"key {name}"
+        """The name of whose part of a queue it uses: its key's, else that of where it comes from."""
+        return self.client if self.key is None else f"key {self.key.name}"
 
     def may_use(self, target: Target) -> bool:
         """Tell whether whoever sent it may use and see a model."""
@@ -294,7 +298,7 @@ class RequestScope:
 
     def as_answered(self, error: RouterError) -> RouterError:
         """Return an error as whoever sent it may be told it: of models that it may not use it names none."""
-        if isinstance(error, UnknownModel) and self.key is not None and self.is_narrow:
+        if isinstance(error, UnknownModel) and self.key is not None and self.key.models is not None:
             return ModelNotForKey(error.model, self.key.name)
         return error
 

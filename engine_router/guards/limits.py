@@ -70,6 +70,9 @@ REMEMBERED_PATTERNS: Final = 256
 KEY_RETRY_S: Final = 2.0
 """When a client may ask again whose key has as many requests in flight as it may: most answers take some seconds."""
 
+KEY_GRACE_S: Final = 0.5
+"""Seconds that such a request waits for another one to end, which its client may have read to its end already."""
+
 MOST_SESSIONS: Final = 32
 """Pages that are logged in with one key at the same time; one more ends the oldest."""
 

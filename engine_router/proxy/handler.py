@@ -97,8 +97,10 @@ class ProxyHandler:
         """
         snapshot, path = self._snapshot(), incoming.path
         server, dialect = snapshot.config.server, dialect_of(path)
+        is_narrow = False
         if scope.key is not None:
-            self._in_flight.count(scope)
+            is_narrow = scope.key.models is not None
+            await self._in_flight.count(scope)
         held = HeldShare(self._held_bodies)
         scope.on_leave(held.release)
         routed = await read(
@@ -106,11 +108,11 @@ class ProxyHandler:
             incoming,
             max_body_bytes=int(server.max_body_mb * 1_000_000),
             held=held,
-            passes=_never if scope.is_narrow else functools.partial(self._passes, snapshot),
+            passes=_never if is_narrow else functools.partial(self._passes, snapshot),
             default_model=server.default_model,
         )
         scope.model = routed.model
-        if scope.is_narrow and isinstance(routed, Routed):
+        if is_narrow and isinstance(routed, Routed):
             await off_loop(len(routed.body), routed.check_one_model)
         target = snapshot.registry.remembered(routed.model)
         if target is None:
@@ -162,15 +164,16 @@ class ProxyHandler:
         Raises:
             BadRequest: the priority is none.
             ModelNotForKey: its key is for other models.
-            RouterError: the queue is full, the key has as many requests in flight as it may, or the router ends.
+            RouterError: the queue is full, or the router ends.
         """
+        client = scope.client
         if scope.key is not None:
-            self._in_flight.count(scope)
             scope.check_model(target.model, target)
+            client = scope.share
         priority = priority_of(headers, server.key_priorities, scope.key)
         scope.model, scope.engine, scope.holder = target.model, target.engine, holder
         scope.on_leave(self._in_flight.enter(scope.id, scope.path, target.model, holder, scope).close)
-        return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=scope.share)
+        return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=client)
 
     async def _passes(self, snapshot: Snapshot, path: str, model: str) -> bool:
         snapshot, target = await self._find(model, snapshot)

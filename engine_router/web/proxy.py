@@ -68,7 +68,7 @@ async def direct_exchange(
         EngineUnreachable: no connection could be made.
         TooManyInFlight: the client's key has as many requests in flight as it may.
     """
-    router.in_flight.count(scope_of(request))
+    await router.in_flight.count(scope_of(request))
     outgoing = requests.outgoing(
         request.method, wire_target(path, request.query_string), wire_headers(request), body
     )

@@ -121,6 +121,7 @@ class WebSockets:
 
     async def _relay(self, snapshot: Snapshot, target: Target, path: str, query: bytes) -> None:
         scope, sent = scope_of(websocket), wire_headers(websocket)
+        await self._router.in_flight.count(scope)
         holder = LeaseHolder(self._router.supervisor, target.resident)
         lease = self._router.handler.enter(scope, target, holder, sent, snapshot.config.server)
         endpoint = await holder.granted()

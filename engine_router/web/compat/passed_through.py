@@ -128,10 +128,11 @@ async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str)
 
     Raises:
         BadRequest: the path leads up, or the request's priority is none.
-        Forbidden: the engine is a daemon that others rely on, too.
+        Forbidden: the engine is a daemon that others rely on, too, or the request's key may not do this.
         RouterError: there is no answer but this error.
     """
     check_path(snapshot, target, request.method, path, scope_of(request))
+    await router.in_flight.count(scope_of(request))
     sent, query = wire_headers(request), quote(request.query_string, safe=VISIBLE)
     outgoing = snapshot.planner.requests[target.engine].outgoing(
         request.method,
