@@ -1,6 +1,7 @@
 """What each kind of key may do, on both tiers: routes, models, lists, priorities, requests at the same time."""
 
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -62,11 +63,7 @@ def chat(model: str, **more: object) -> dict[str, object]:
 
 def example_of(rule: Rule) -> str:
     """Return a path that a rule matches."""
-    path = rule.rule.replace("<path:name>", "app-ABCDEFGH.js")
-    for name in ("<path:rest>", "<id:rest>", "<id:model>", "<job_id>"):
-        path = path.replace(name, "any/thing" if "id:" in name or "path:" in name else "j1")
-    assert "<" not in path, rule.rule
-    return path
+    return re.sub(r"<(path|id):\w+>", "any/thing", re.sub(r"<\w+>", "j1", rule.rule))
 
 
 def entry_of(method: str, path: str) -> str | None:
