@@ -97,28 +97,11 @@ class ProxyHandler:
         """
         snapshot, path = self._snapshot(), incoming.path
         server, dialect = snapshot.config.server, dialect_of(path)
-        is_narrow = False
         if scope.key is not None:
-            is_narrow = scope.key.models is not None
             await self._in_flight.count(scope)
         held = HeldShare(self._held_bodies)
         scope.on_leave(held.release)
-        routed = await read(
-            dialect,
-            incoming,
-            max_body_bytes=int(server.max_body_mb * 1_000_000),
-            held=held,
-            passes=_never if is_narrow else functools.partial(self._passes, snapshot),
-            default_model=server.default_model,
-        )
-        scope.model = routed.model
-        if is_narrow and isinstance(routed, Routed):
-            await off_loop(len(routed.body), routed.check_one_model)
-        target = snapshot.registry.remembered(routed.model)
-        if target is None:
-            snapshot, target = await self._find(routed.model, snapshot)
-        if scope.key is not None:
-            scope.check_model(routed.model, target)
+        snapshot, target, routed = await self._read(incoming, scope, snapshot, held)
         scope.model, scope.engine = target.model, target.engine
         capture = None
         if (wanted := snapshot.config.history.captures) and named_by(wanted, (target.model, routed.model)):
@@ -144,6 +127,35 @@ class ProxyHandler:
         if capture is not None:
             reply.body = captured_body(capture, reply.head, reply.body)
         return reply
+
+    async def _read(
+        self, incoming: IncomingRequest, scope: RequestScope, snapshot: Snapshot, held: HeldShare
+    ) -> tuple[Snapshot, Target, Routed | StreamedRequest]:
+        """Read a request, as far as it has to be known, and find its model.
+
+        With a key for some models it is read as a whole, so that nothing in it can name another one.
+
+        Raises:
+            RouterError: it cannot be understood, or there is no such model, or none for its key.
+        """
+        server, is_narrow = snapshot.config.server, scope.key is not None and scope.key.models is not None
+        routed = await read(
+            dialect_of(incoming.path),
+            incoming,
+            max_body_bytes=int(server.max_body_mb * 1_000_000),
+            held=held,
+            passes=_never if is_narrow else functools.partial(self._passes, snapshot),
+            default_model=server.default_model,
+        )
+        scope.model = routed.model
+        if is_narrow and isinstance(routed, Routed):
+            await off_loop(len(routed.body), routed.check_one_model)
+        target = snapshot.registry.remembered(routed.model)
+        if target is None:
+            snapshot, target = await self._find(routed.model, snapshot)
+        if scope.key is not None:
+            scope.check_model(routed.model, target)
+        return snapshot, target, routed
 
     def enter(
         self,
