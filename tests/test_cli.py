@@ -26,12 +26,13 @@ import jsonschema
 import psutil
 import pytest
 import tomli
+from support.gguf_files import gguf_file
 from support.ports import free_port
 
 from engine_router import __version__
 from engine_router.cli import main
 from engine_router.cli.address import locate
-from engine_router.cli.exit_codes import CommandFailed
+from engine_router.cli.exit_codes import FAILED, CommandFailed
 from engine_router.cli.parser import build_parser
 from engine_router.cli.progress import describe
 
@@ -445,6 +446,42 @@ def test_what_will_hardly_work_is_found(tmp_path: Path, capsys: pytest.CaptureFi
         assert any(place == path and words in message for path, message in found), (place, found)
     assert len(found) == len(wanted), found
     assert told["engines"]["c"]["argv"][-2:] == ["--api-key", "***"]
+
+
+def test_names_that_lead_nowhere_are_told_once_the_folders_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gguf_file(tmp_path / "models" / "Qwen3-8B-Q4_K_M.gguf")
+    path = tmp_path / "engines.toml"
+    path.write_text(f"""
+[server]
+default_model = "of-the-page"
+[scheduling]
+preload = ["ahead"]
+[pools.default]
+default_model = "to-return-to"
+[engines.a]
+type = "process"
+argv = "{sys.executable} -m {{path}} --port {{port}}"
+scan = ["{tmp_path}/models"]
+[aliases]
+good = "qwen3-8b:q4_k_m"
+typo = "qwen3-8b:q4_k_n"
+far = "nothing-like-it"
+""")
+    assert main(["check", "--json", "--config", str(path)]) == 0
+    told = {each["path"]: each["message"] for each in json.loads(capsys.readouterr().out)["warnings"]}
+    assert set(told) == {
+        "server.default_model",
+        "scheduling.preload",
+        "pools.default.default_model",
+        "aliases.typo",
+        "aliases.far",
+    }
+    assert all(words.startswith("no model is called") for words in told.values())
+    assert main(["doctor", "--json", "--config", str(path)]) == FAILED
+    named = {each["subject"] for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert set(told) <= named
 
 
 def test_a_variable_of_a_shell_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         return BAD_CONFIG
     scans = trio.run(scanned, config)
     config = with_found(config, scans.result.models)
-    found = [(place, environment.masked(message)) for place, message in warnings(config)]
+    found = [(place, environment.masked(message)) for place, message in warnings(config, has_scanned=True)]
     commands = {
         name: [environment.masked(word) for word in masked_argv(engine.argv)]
         for name, engine in config.engines.items()

@@ -66,7 +66,7 @@ async def _examine(options: argparse.Namespace) -> list[Finding]:
     findings.append(Finding("ok", "Configuration", f"{path}: {counted(len(config.engines), 'engine')}"))
     scans = await scanned(config)
     config = with_found(config, scans.result.models)
-    warned = await trio.to_thread.run_sync(warnings, config)
+    warned = await trio.to_thread.run_sync(lambda: warnings(config, has_scanned=True))
     findings += [
         Finding("problem", place, environment.masked(words), "see engine-router check")
         for place, words in warned

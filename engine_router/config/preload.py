@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from engine_router.config.engines import AnyEngineConfig, ProcessConfig, SystemdConfig
 from engine_router.config.faults import Fault, close, quoted
@@ -11,6 +12,7 @@ from engine_router.config.template import is_scanned
 from engine_router.config.values import shown
 
 _LATEST = ":latest"
+_MOST_NAMED = 10
 
 
 def preload_faults(
@@ -19,18 +21,24 @@ def preload_faults(
     engines: Mapping[str, AnyEngineConfig],
     models: Mapping[str, ModelConfig],
     aliases: Mapping[str, str],
+    *,
+    has_scanned: bool = False,
 ) -> Iterator[Fault]:
-    """Yield each name that no model has, and each default model whose engine uses another pool's memory."""
-    owners = _owners(engines, models, aliases)
+    """Yield each name that no model has, and each default model whose engine uses another pool's memory.
+
+    Args:
+        has_scanned: the models in scanned folders are among the models; else any name may be one of theirs.
+    """
+    owners = owners_of(engines, models, aliases)
     wanted = scheduling.preload if isinstance(scheduling.preload, tuple) else ()
     for model in wanted:
-        yield from _name_faults(model, "scheduling.preload", engines, models, owners)
+        yield from name_faults(model, "scheduling.preload", engines, models, owners, has_scanned=has_scanned)
     for pool_name, pool in pools.items():
         name = pool.default_model
         if name is None:
             continue
         place = f"pools.{quoted(pool_name)}.default_model"
-        yield from _name_faults(name, place, engines, models, owners)
+        yield from name_faults(name, place, engines, models, owners, has_scanned=has_scanned)
         owner = _owner(name, owners)
         engine = None if owner is None else engines.get(owner)
         if engine is not None and engine.pool != pool_name:
@@ -38,13 +46,13 @@ def preload_faults(
             yield place, f"model {shown(name)} is not of this pool: {elsewhere}"
 
 
-def _owners(
+def owners_of(
     engines: Mapping[str, AnyEngineConfig], models: Mapping[str, ModelConfig], aliases: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the engine of each name; empty where only the engine knows the model that an alias means."""
     owners = {model: name for name, engine in engines.items() for model in engine.models}
     for model_id, model in models.items():
-        owners.update(dict.fromkeys((model_id, *model.aliases), model.engine))
+        owners.update(dict.fromkeys((model_id, *model.aliases, *model.other_names), model.engine))
     return {**{alias: owners.get(target, "") for alias, target in aliases.items()}, **owners}
 
 
@@ -54,14 +62,19 @@ def _owner(name: str, owners: Mapping[str, str]) -> str | None:
     return next((owners[spelling] for spelling in spellings if spelling in owners), None)
 
 
-def _name_faults(
+def name_faults(
     name: str,
     place: str,
     engines: Mapping[str, AnyEngineConfig],
     models: Mapping[str, ModelConfig],
     owners: Mapping[str, str],
+    *,
+    has_scanned: bool = False,
 ) -> Iterator[Fault]:
-    if _owner(name, owners) is not None or any(may_list(engine, e, models) for engine, e in engines.items()):
+    """Yield that no model has a name, where none may turn out to have it."""
+    if _owner(name, owners) is not None or any(
+        may_list(engine, e, models, has_scanned=has_scanned) for engine, e in engines.items()
+    ):
         return
     near = close(name, list(owners))
     if near is not None:
@@ -69,17 +82,20 @@ def _name_faults(
     elif name in engines:
         remedy = "that is an engine; name one of its models"
     else:
-        remedy = f"known: {', '.join(owners)}" if owners else "name it in the models of its engine"
+        known = ", ".join(islice(owners, _MOST_NAMED)) + (" ..." if len(owners) > _MOST_NAMED else "")
+        remedy = f"known: {known}" if owners else "name it in the models of its engine"
     yield place, f"no model is called {shown(name)}; {remedy}"
 
 
-def may_list(name: str, engine: AnyEngineConfig, models: Mapping[str, ModelConfig]) -> bool:
+def may_list(
+    name: str, engine: AnyEngineConfig, models: Mapping[str, ModelConfig], *, has_scanned: bool = False
+) -> bool:
     """Tell whether an engine may have models that the file does not name.
 
     A server of one command may list more than what is configured, but that is known only while it runs: who
     wants it loaded ahead has named one of its models.
     """
     if is_scanned(engine):
-        return True
+        return not has_scanned
     is_named = bool(engine.models) or any(model.engine == name for model in models.values())
     return engine.discover and not (is_named and isinstance(engine, (ProcessConfig, SystemdConfig)))

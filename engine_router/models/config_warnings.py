@@ -21,15 +21,14 @@ from engine_router.config import (
     rights_of,
 )
 from engine_router.config.families import matches
-from engine_router.config.faults import close, quoted
-from engine_router.config.preload import may_list
+from engine_router.config.faults import quoted
 from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
-from engine_router.config.values import expanded, shown
+from engine_router.config.values import expanded
 from engine_router.engines.command_options import number_of
+from engine_router.models.name_warnings import Warned, name_warnings
 from engine_router.models.served_names import served_models
 
-Warned = tuple[str, str]
 # What the router starts and stops as a whole.
 _STARTED = (ProcessConfig, SystemdConfig)
 _PORT_OPTIONS = ("--port",)
@@ -39,8 +38,12 @@ _SHELLS = frozenset(("sh", "bash", "zsh", "dash"))
 _LOCAL = frozenset(("localhost", "127.0.0.1", "::1", "0.0.0.0"))  # noqa: S104 - nothing listens here
 
 
-def warnings(config: Config) -> list[Warned]:
-    """Return every warning, as (place in the file, words)."""
+def warnings(config: Config, *, has_scanned: bool = False) -> list[Warned]:
+    """Return every warning, as (place in the file, words).
+
+    Args:
+        has_scanned: the models in scanned folders are in the configuration.
+    """
     return [
         *_server_warnings(config),
         *_file_warnings(config),
@@ -50,7 +53,7 @@ def warnings(config: Config) -> list[Warned]:
         *_size_warnings(config),
         *_model_warnings(config),
         *_family_warnings(config),
-        *_alias_warnings(config),
+        *name_warnings(config, has_scanned=has_scanned),
     ]
 
 
@@ -277,23 +280,6 @@ def _size_warnings(config: Config) -> Iterator[Warned]:
                 f"{place}.memory_gb",
                 f"{need:g} is more than the {budget:g} of pools.{quoted(pool_name)}.budget_gb: it can never be loaded",
             )
-
-
-def _alias_warnings(config: Config) -> Iterator[Warned]:
-    """Yield aliases of what no engine is known to have, and none may turn out to have."""
-    known = {str(model) for engine in config.engines.values() for model in engine.models}
-    known.update(map(str, config.models))
-    for alias, model in config.aliases.items():
-        if model in known or model.removesuffix(":latest") in known or f"{model}:latest" in known:
-            continue
-        near = close(model, list(known))
-        if near is not None:
-            yield (
-                f"aliases.{quoted(alias)}",
-                f"no model is called {shown(model)}; did you mean {shown(near)}?",
-            )
-        elif not any(may_list(name, engine, config.models) for name, engine in config.engines.items()):
-            yield f"aliases.{quoted(alias)}", f"no model is called {shown(model)}, and no engine may list it"
 
 
 def _family_warnings(config: Config) -> Iterator[Warned]:
