@@ -11,6 +11,7 @@ from engine_router.cli import main
 from engine_router.cli.exit_codes import BAD_CONFIG, FAILED
 from engine_router.config import load_config, parse_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
+from engine_router.errors import ConfigError
 
 CONFIG = """# mine
 [engines.llama]
@@ -43,6 +44,32 @@ def test_new_models_are_shown_as_tables(models: Path, capsys: pytest.CaptureFixt
     (added,) = whole.models.keys() - {"kept"}
     assert whole.models[added].path == str(models / "deep" / 'Qu"ote-7B-Q4_K_M.gguf')
     assert load_config(config).models.keys() == {"kept"}  # nothing was written
+
+
+def test_the_variables_of_the_configuration_need_not_be_set(models: Path) -> None:
+    config = models.parent / "engines.toml"
+    more = """
+[server]
+api_keys = ["${env:NOT_SET_KEY}"]
+[engines.far]
+type = "process"
+argv = "serve --api-key ${env:NOT_SET_TOKEN}"
+base_url = "${env:NOT_SET_URL}"
+[engines.near]
+type = "ollama"
+base_url = "http://${env:NOT_SET_HOST}:11434"
+"""
+    config.write_text(config.read_text() + more)
+    assert main(["import", str(models), "--config", str(config)]) == 0
+    assert main(["import", str(models), "--config", str(config), "--write"]) == 0
+    assert more in config.read_text()
+    assert main(["add", "lms", "--config", str(config)]) == 0
+    # Serving needs them.
+    with pytest.raises(ConfigError) as caught:
+        load_config(config)
+    assert {words.split()[3] for _, words in caught.value.faults} == {
+        f"NOT_SET_{name}" for name in ("KEY", "URL", "TOKEN", "HOST")
+    }
 
 
 def test_they_are_written_once(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -38,9 +37,8 @@ from engine_router.setup.presets import (
 )
 from engine_router.setup.programs import find_programs
 
-_REFERENCE: Final = re.compile(r"\$\{env:([^{}]*)\}")
 # What means something else in a configuration than in a name.
-_FILLED_IN: Final = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}|{_REFERENCE.pattern}")
+_FILLED_IN: Final = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}|\$\{{env:[^{{}}]*\}}")
 _QUESTIONS: Final = {
     "path": "File, folder or repository of the model",
     "model": "What clients call the model",
@@ -68,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     text = HEAD if before is None else before
     block = _block(options, text)
     whole = add_block(text, block.text, source=str(path))
-    environment = _environment(whole)
+    environment = Environment(may_be_unset=True)
     if options.dry_run:
         config = parse_config(whole, source=str(path), environment=environment)
         shown = block.text
@@ -85,11 +83,6 @@ def run(options: argparse.Namespace) -> int:
     _say_notes(block, written.config, to_stderr=False)
     _say_next(options.config, path, block)
     return OK
-
-
-def _environment(text: str) -> Environment:
-    """Return an environment that has every variable of a configuration: the router may start where they are set."""
-    return Environment({**dict.fromkeys(_REFERENCE.findall(text), "1"), **os.environ})
 
 
 def _block(options: argparse.Namespace, text: str) -> Block:

@@ -14,6 +14,7 @@ from engine_router.cli.folders import absent_folders
 from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import say
 from engine_router.config import Config, ProcessConfig, find_config, load_config
+from engine_router.config.environment import Environment
 from engine_router.config.file import read_text, write
 from engine_router.config.values import expanded
 from engine_router.models.found import formats_of, taken_names
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     for name in absent_folders(options.folder):
         raise CommandFailed(f"{name}: there is no such file or folder")
     path = find_config(options.config)
-    config = load_config(path)
+    config = load_config(path, Environment(may_be_unset=True))
     engine = _engine(config, options.engine)
     result = _scan(config, engine, options.folder)
     models = [model for model in result.models if not _is_served(config, model)]
@@ -121,5 +122,6 @@ def _add(path: Path, tables: Mapping[str, object]) -> str:
     """Put tables into a configuration, and return words about the file as it was."""
     before = read_text(path)
     added = add_tables(before, tables, source=str(path))
-    written = write(path, added, may_replace=True, before=before)
+    environment = Environment(may_be_unset=True)
+    written = write(path, added, may_replace=True, before=before, environment=environment)
     return "" if written.backup is None else f"; its former state is in {written.backup.name}"

@@ -17,6 +17,7 @@ from engine_router.cli.own_router import running_router
 from engine_router.cli.scanned_folders import scanned
 from engine_router.cli.terminal import say, show_json
 from engine_router.config import Config, find_config, load_config
+from engine_router.config.environment import Environment
 from engine_router.errors import ConfigError, RouterError
 from engine_router.guards.foreign_text import indented_values
 from engine_router.models.found import with_found
@@ -109,7 +110,7 @@ def _config(options: argparse.Namespace) -> Config | None:
         ConfigError: the one that was named has faults.
     """
     try:
-        config = load_config(find_config(options.config))
+        config = load_config(find_config(options.config), Environment(may_be_unset=True))
     except ConfigError:
         if options.config is not None:
             raise

@@ -33,6 +33,8 @@ _PUBLIC: Final = frozenset(
         *("base_url", "host"),
     )
 )
+# What passes for a value that is not known, where it is more than a word.
+_STAND_INS: Final = {"base_url": "http://127.0.0.1:1", "stop_signal": "SIGTERM", "ready_path": "/"}
 # Values shorter than this are no secrets, and would blot out parts of ordinary words.
 _SHORTEST_HIDDEN: Final = 4
 
@@ -43,9 +45,12 @@ class Environment:
 
     Attributes:
         variables: the environment, by default the process's own.
+        may_be_unset: a variable that is not set is no fault, and has a value that stands in for it: for commands that
+            read or change the file, and do not serve by it.
     """
 
     variables: Mapping[str, str] = field(factory=lambda: os.environ)
+    may_be_unset: bool = field(default=False, kw_only=True)
     _used: dict[str, str] = field(factory=dict)
     _public: set[str] = field(factory=set)
 
@@ -100,6 +105,8 @@ class Environment:
             name = reference[1]
             if not _NAME.fullmatch(name):
                 faults.append((place, f"{reference[0]} names no environment variable; write ${{env:NAME}}"))
+            elif name not in self.variables and self.may_be_unset:
+                return _STAND_INS.get(keys[-1], "1") if reference[0] == text.strip() else "1"
             elif name not in self.variables:
                 remedy = "set it where the router is started (a service has an environment of its own)"
                 faults.append((place, f"the environment variable {name} is not set; {remedy}"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from typing import Final
 
 from engine_router.config import parse_config
@@ -17,25 +16,9 @@ _ROUNDS: Final = 50
 _KEY: Final = re.compile(r"\.([a-z_]+)")
 
 
-class AnyVariable(Mapping[str, str]):
-    """An environment in which every variable is set: whether one is, is seen where the router starts."""
-
-    def __getitem__(self, name: str) -> str:
-        return "1"
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
 def any_environment() -> Environment:
-    """Return an environment in which every variable is set."""
-    return Environment(AnyVariable())
+    """Return an environment in which nothing is known: whether a variable is set, is seen where the router starts."""
+    return Environment({}, may_be_unset=True)
 
 
 def make_sound(draft: Draft) -> bool:
