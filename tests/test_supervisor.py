@@ -50,6 +50,40 @@ async def test_a_request_makes_its_model_resident_and_leaves_it_there(autojump_c
         assert world.present() == (A, Phase.READY)
 
 
+async def test_a_lease_tells_how_much_of_its_wait_was_a_start(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        request = world.supervisor.request
+        first = request(A)
+        await first.granted()
+        assert first.load_wait_s == pytest.approx(10, abs=1)
+        assert first.load_wait_s <= first.queue_wait_s
+        second = request(B)
+        await trio.sleep(20)  # of waiting for the first one's end
+        first.release()
+        while B not in world.supervisor.pools["default"].tasks:
+            await trio.sleep(0.1)
+        await trio.sleep(6)
+        third = request(B)  # in the middle of the start
+        await second.granted()
+        await third.granted()
+        assert second.queue_wait_s - second.load_wait_s >= 20
+        assert second.load_wait_s == pytest.approx(10, abs=1)
+        assert third.load_wait_s == third.queue_wait_s == pytest.approx(4, abs=1)
+        fourth = request(B)
+        await fourth.granted()
+        assert fourth.load_wait_s == fourth.queue_wait_s == 0
+        for lease in (second, third, fourth):
+            lease.release()
+
+
+async def test_what_was_found_running_was_not_started_for_anybody(autojump_clock: MockClock) -> None:
+    async with running(prepare=lambda engines: engines["a"].run_already()) as world:
+        lease = world.supervisor.request(A)
+        await lease.granted()
+        assert lease.load_wait_s == 0
+        lease.release()
+
+
 @pytest.mark.parametrize(("order", "most_swaps"), [("ABABABABAB", 2), ("AAAAABBBBB", 2), ("AAAAAAAAAA", 1)])
 async def test_requests_in_flight_together_are_served_in_batches(
     autojump_clock: MockClock, order: str, most_swaps: int
