@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,7 +17,8 @@ from support.served import RawClient, served
 from test_control import CHAT, post, process, routing, streaming, waiting
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from engine_router import Router
+from engine_router import Router, open_router
+from engine_router.config import parse_config
 from engine_router.events import EventHub, RequestEnded, RouterNotice
 from engine_router.web import event_stream, state_publisher
 from engine_router.web.merge_patch import apply
@@ -424,3 +426,53 @@ async def test_five_hundred_events_a_second_are_one_patch_a_second() -> None:
         state = await until(talk, lambda state: state["requests_ended"] == 1500)
         assert state["models"]["a"]["last_use_at"] == 1499.0
         assert len(frames(talk.body)) - 1 <= trio.current_time() - began + 2
+
+
+async def test_the_last_use_is_known_after_a_new_start(tmp_path: Path) -> None:
+    text = f"""
+state_file = {json.dumps(str(tmp_path / "state.json"))}
+[pools.default]
+gauge = "none"
+{process("a", models=("a", "never"))}
+"""
+    with trio.fail_after(LIMIT_S):
+        async with open_router(parse_config(text)) as router:
+            await ask(router.app, "POST", CHAT, body={"model": "a"})
+        async with open_router(parse_config(text)) as router, watching(router) as talk:
+            models = state_of(talk.body)["models"]
+            assert models["a"]["last_use_at"] < router.started_at
+            assert "last_use_at" not in models["never"]
+
+
+async def test_the_queue_tells_whose_request_it_is() -> None:
+    keys = [{"name": "boss", "key": "k1", "admin": True}, {"name": "me", "key": "k2"}]
+    table = (
+        "["
+        + ", ".join(
+            "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in key.items()) + " }"
+            for key in keys
+        )
+        + "]"
+    )
+    async with routing(process("a"), process("b"), api_keys=[]) as router:
+        server = parse_config(f'[server]\napi_keys = {table}\n[engines.x]\ntype = "ollama"').server
+        router.snapshot = attrs.evolve(router.snapshot, config=attrs.evolve(router.config, server=server))
+        body = json.dumps({"model": "a", "stream": True, "do": "head"}).encode()
+        other = json.dumps({"model": "b"}).encode()
+        async with (
+            conversation(router.app, "POST", CHAT, headers=key_headers("k2", body), body=[body]) as using,
+            conversation(router.app, "POST", CHAT, headers=key_headers("k2", other), body=[other]),
+        ):
+            await using.begun()
+            while not sum(router.read_model.pool("default").waiting.values()):
+                await trio.sleep(0.01)
+            async with conversation(
+                router.app, "GET", PATH, query=QUERY, headers={"x-api-key": "k1"}
+            ) as talk:
+                await talk.until(lambda: bool(talk.pieces))
+                (entry,) = state_of(talk.body)["pools"]["default"]["queue"]
+                assert entry["key"] == "me"
+
+
+def key_headers(key: str, body: bytes) -> dict[str, str]:
+    return {"x-api-key": key, "content-length": str(len(body))}

@@ -78,6 +78,9 @@ class ModelFacts:
     loaded: Json = field(factory=dict)
 
 
+_REMEMBERED_LAUNCHES: Final = 10_000
+
+
 @frozen(eq=False, repr=False)
 class KnownModels:
     """The facts that are known of each model of one configuration."""
@@ -85,10 +88,10 @@ class KnownModels:
     _config: Config
     _registry: ModelRegistry
     _learned: Learned = field(factory=Learned)
-    _launches: Mapping[tuple[str, str], Launch] = field(init=False)
+    _launches: dict[tuple[str, str], Launch] = field(init=False)
 
     @_launches.default
-    def _launches_of_all(self) -> Mapping[tuple[str, str], Launch]:
+    def _launches_of_all(self) -> dict[tuple[str, str], Launch]:
         return {
             (model.engine, model.upstream or name): launch_of(
                 self._config, model.engine, model.upstream or name
@@ -147,7 +150,11 @@ class KnownModels:
         configured = self._config.models.get(target.model)
         known = configured.upstream if configured is not None else None
         key = (target.engine, known or target.model)
-        return self._launches.get(key) or launch_of(self._config, *key)
+        if (launch := self._launches.get(key)) is None:
+            launch = launch_of(self._config, *key)
+            if len(self._launches) < _REMEMBERED_LAUNCHES:  # engines may list other models again and again
+                self._launches[key] = launch
+        return launch
 
     async def refresh(self, client: ControlClient, serving: Mapping[ResidentId, str]) -> None:
         """Read files that are new or have changed, and ask the engines that run.

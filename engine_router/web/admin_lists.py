@@ -48,14 +48,19 @@ def waiting_entries(
 ) -> list[Entry]:
     """Return the entries of tickets that wait in a pool, the first ones in the order of their arrival."""
     now = trio.current_time()
-    requests, models = router.in_flight.by_ticket(), _models(router)
+    requests = router.in_flight.by_ticket()
+    # Of all models only where somebody waits who is no request: there may be thousands.
+    models = {} if all(ticket in requests for ticket in tickets) else _models(router)
     entries: list[Entry] = []
     for place, ticket in enumerate(tickets, start=1):
         resident = ticket.resident
         request = requests.get(ticket)
+        scope = None if request is None else request.scope
         entries.append(
             {
                 "id": None if request is None else request.id,
+                "key": None if scope is None else scope.key_name,
+                "client": None if scope is None else scope.client or None,
                 "pool": pool.name,
                 "place": place,
                 "model": models.get(resident, str(resident)) if request is None else request.model,

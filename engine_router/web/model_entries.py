@@ -14,13 +14,16 @@ from engine_router.events import Event
 from engine_router.models.registry import Target
 from engine_router.residency.read_model import PoolStatus
 from engine_router.router import Router
+from engine_router.telemetry.last_uses import LastUse
 from engine_router.web.merge_patch import Json, known
 from engine_router.web.paced import paced
-from engine_router.web.recent_use import LastUse, RecentUse
+from engine_router.web.recent_use import RecentUse
 from engine_router.web.state_words import OWN
 
-# Seconds after which the facts of models are gathered again though nothing is known to have changed.
-_GATHER_S: Final = 30.0
+# Seconds after which the facts of models are gathered again though nothing is known to have happened: the longer, the
+# longer nothing has changed.
+_GATHER_SOON_S: Final = 5.0
+_GATHER_S: Final = 300.0
 # Where something has happened they are gathered sooner, but for at most this part of the time.
 _GATHER_SHARE: Final = 0.01
 
@@ -49,6 +52,9 @@ class ModelEntries:
     _entries: Json = field(factory=dict, init=False)
     _gathered_at: float = field(default=-math.inf, init=False)
     _took_s: float = field(default=0.0, init=False)
+    _pause_s: float = field(default=_GATHER_SOON_S, init=False)
+    _states: dict[ResidentId, str] = field(factory=dict, init=False)
+    _ended: int = field(default=0, init=False)
     _snapshot: object = field(default=None, init=False)
     _recent: tuple[Event, ...] = field(default=(), init=False)
 
@@ -59,11 +65,13 @@ class ModelEntries:
             pools: all of them.
             asleep: the residents that sleep.
         """
-        has_changed = False
-        if self._is_gathering_due():
-            has_changed = True
+        has_changed = self._is_gathering_due()
+        if has_changed:
             await self._gather()
         states = _states(pools, asleep)
+        if not has_changed and states == self._states and self._recent_use.ended == self._ended:
+            return self._entries
+        self._states, self._ended = states, self._recent_use.ended
         for name, model in self._models.items():
             use, state = self._recent_use.of(name), states.get(model.resident, OWN.absent)
             if not model.entry or state != model.state or use is not model.use:
@@ -78,7 +86,7 @@ class ModelEntries:
             return True
         age_s = trio.current_time() - self._gathered_at
         has_news = self._router.hub.recent[-1:] != self._recent
-        return age_s >= _GATHER_S or (has_news and age_s * _GATHER_SHARE >= self._took_s)
+        return age_s >= self._pause_s or (has_news and age_s * _GATHER_SHARE >= self._took_s)
 
     async def _gather(self) -> None:
         """Gather the facts of all models anew, with checkpoints: there may be thousands."""
@@ -86,11 +94,14 @@ class ModelEntries:
         self._snapshot, self._recent = router.snapshot, router.hub.recent[-1:]
         self._gathered_at = trio.current_time()
         models: dict[str, _Model] = {}
+        has_changed = False
         async for target in paced(router.registry.targets()):
             facts, last = self._facts(target), before.get(target.model)
-            models[target.model] = (
-                last if last is not None and last.facts == facts else _Model(target.resident, facts)
-            )
+            if last is None or last.facts != facts:
+                last, has_changed = _Model(target.resident, facts), True
+            models[target.model] = last
+        is_same = not has_changed and len(models) == len(before)
+        self._pause_s = min(_GATHER_S, 2 * self._pause_s) if is_same else _GATHER_SOON_S
         self._models = models
         self._took_s = trio.current_time() - self._gathered_at
 

@@ -7,6 +7,7 @@ it was when its object was sent (`PASSING`). What is not known is left out.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +27,12 @@ from engine_router.residency.memory_status import memory_status
 from engine_router.residency.read_model import PoolStatus, ResidentStatus
 from engine_router.residency.swap_status import SwapStatus
 from engine_router.router import Router
+from engine_router.telemetry.last_uses import last_uses
+from engine_router.telemetry.records import HistoryTooSlow
 from engine_router.web.admin_lists import reasons, waiting_entries
 from engine_router.web.merge_patch import Json, known
 from engine_router.web.model_entries import ModelEntries
-from engine_router.web.recent_use import RecentUse
+from engine_router.web.recent_use import REMEMBERED, RecentUse
 from engine_router.web.status import (
     RECENT_NOTICES,
     engine_entry,
@@ -85,6 +88,7 @@ class PageState:
     _models: ModelEntries = field(init=False)
     _looks: dict[str, _GaugeLook] = field(factory=dict, init=False)
     _offset_s: float = field(default=math.nan, init=False)
+    _has_history: bool = field(default=False, init=False)
 
     @_models.default
     def _model_entries(self) -> ModelEntries:
@@ -93,6 +97,10 @@ class PageState:
     async def render(self) -> Json:
         """Return the state. Cancellation loses nothing."""
         router = self._router
+        if not self._has_history:
+            self._has_history = True
+            with contextlib.suppress(HistoryTooSlow):
+                self._recent_use.remember(await last_uses(router.history, REMEMBERED))
         offset_s = self.wall_clock() - trio.current_time()
         if not abs(offset_s - self._offset_s) < _DRIFT_S:
             self._offset_s = offset_s

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from engine_router.events import Event, RequestEnded
+from engine_router.telemetry.last_uses import LastUse
 
 # Models that are remembered: there may be more names than models, and they come from clients.
-_REMEMBERED: Final = 4096
-
-
-@frozen
-class LastUse:
-    """The last request for a model.
-
-    Attributes:
-        at: when it ended, seconds since the epoch.
-        tokens_per_s: how fast the model wrote at the last one of which that is known; None where it never was.
-    """
-
-    at: float
-    tokens_per_s: float | None = None
+REMEMBERED: Final = 4096
 
 
 @define(eq=False, repr=False)
@@ -47,8 +36,12 @@ class RecentUse:
                 if speed is None and last is not None:
                     speed = last.tokens_per_s
                 self._uses[event.model] = LastUse(event.at, speed)
-                if len(self._uses) > _REMEMBERED:
+                if len(self._uses) > REMEMBERED:
                     del self._uses[next(iter(self._uses))]
+
+    def remember(self, uses: Mapping[str, LastUse]) -> None:
+        """Take in uses from before the router started, the oldest first; what is known is newer."""
+        self._uses = {**{model: use for model, use in uses.items() if model not in self._uses}, **self._uses}
 
     def of(self, model: str) -> LastUse | None:
         """Return a model's last use; None where it is not known."""
