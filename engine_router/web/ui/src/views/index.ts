@@ -18,6 +18,7 @@ export const VIEWS: readonly View[] = [
   { name: "models", title: "Models", load: () => import("./models"), admin: true },
   { name: "activity", title: "Activity", load: () => import("./activity") },
   { name: "figures", title: "Figures", load: () => import("./figures"), admin: true },
+  { name: "playground", title: "Playground", load: () => import("./playground") },
   { name: "logs", title: "Logs", load: () => import("./logs"), admin: true },
   { name: "config", title: "Configuration", load: () => import("./config"), admin: true },
 ];
