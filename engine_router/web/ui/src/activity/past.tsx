@@ -64,7 +64,10 @@ export function PastRequests() {
   );
 }
 
-const isError = (row: Past): boolean => row.status >= 400;
+/** 499 is what the log of a proxy has for a client that left before the end. */
+const LEFT = 499;
+
+const isError = (row: Past): boolean => row.status >= 400 && row.status !== LEFT;
 
 const columns = (show: (row: Past) => void): readonly Column<Past>[] => [
   { id: "at", title: "Ended", sort: "at", cell: (row) => <time dateTime={new Date(row.at * 1000).toISOString()}>{time(row.at)}</time> },
@@ -91,9 +94,6 @@ const columns = (show: (row: Past) => void): readonly Column<Past>[] => [
     ),
   },
 ];
-
-/** 499 is what the log of a proxy has for a client that left before the end. */
-const LEFT = 499;
 
 function Status({ row }: { row: Past }) {
   const look = row.status === LEFT ? "" : isError(row) ? "bad" : "ok";
