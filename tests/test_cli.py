@@ -374,6 +374,8 @@ SUSPECT = """
 state_file = "{here}/absent/state.json"
 [log]
 file = "{here}/absent/log"
+[history]
+file = "{here}"
 [server]
 host = "::1"
 [pools.default]
@@ -427,6 +429,7 @@ def test_what_will_hardly_work_is_found(tmp_path: Path, capsys: pytest.CaptureFi
     found = {(warning["path"], warning["message"]) for warning in told["warnings"]}
     wanted = [
         ("log.file", f"there is no folder {tmp_path}/absent"),
+        ("history.file", "is a folder"),
         ("pools.default.budget_gb", 'without effect in mode "exclusive"; write mode = "budget"'),
         ("engines.a.argv", "there is no file /absent/a.gguf"),
         ("engines.a.argv", "no shell runs: && is one more argument"),

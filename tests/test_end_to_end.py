@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import attrs
 import httpx
 import ollama
 import openai
@@ -20,7 +21,7 @@ import trio
 from support.served import served
 
 import engine_router
-from engine_router.config import parse_config
+from engine_router.config import HistoryConfig, parse_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.errors import EngineStartFailed, UnknownModel
 from engine_router.events import ResidentDied, SwapEnded
@@ -354,6 +355,35 @@ async def test_a_killed_engine_fails_its_requests_and_is_started_again(
         assert await in_thread(chat_again, url)
         assert pid_of(router) != first
         assert_nothing_left(router)
+
+
+async def test_past_requests_have_their_tokens(model_file: Path, tmp_path: Path) -> None:
+    def chat(url: str, *, stream: bool) -> None:
+        with openai_client(url) as client:
+            answer = client.chat.completions.create(
+                model="gpt-4o", messages=HELLO, stream=stream, max_tokens=8, temperature=0
+            )
+            assert list(answer)
+
+    path = tmp_path / "history.db"
+    config = attrs.evolve(configuration(model_file), history=HistoryConfig(file=str(path)))
+    with trio.fail_after(LIMIT_S):
+        async with engine_router.open_router(config) as router, served(router) as url:
+            for stream in (False, True):
+                await in_thread(chat, url, stream=stream)
+            async with httpx.AsyncClient(base_url=url, headers={"X-API-Key": KEY}, trust_env=False) as client:
+                requests = (await client.get("/admin/activity")).json()["requests"]
+                figures = (await client.get("/admin/figures")).json()
+    assert len(requests) == 2
+    for request in requests:
+        assert (request["model"], request["status"]) == ("team/alpha", 200)
+        assert request["tokens_in"] > 0
+        assert 0 < request["tokens_out"] <= 8
+        assert request["tokens_per_s"] > 0
+    assert requests[1]["load_wait_s"] > 0
+    assert sum(filter(None, figures["models"]["team/alpha"]["tokens_out"])) == sum(
+        request["tokens_out"] for request in requests
+    )
 
 
 async def test_the_library(model_file: Path) -> None:

@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -293,6 +295,47 @@ def test_the_system_refuses_to_write_more(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert rows_of(tmp_path / "history.db") == 2000
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system with room for some hundred requests, where that is permitted."""
+    folder, size = tmp_path / "disk", "size=400k"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", size, "tmpfs", folder], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+async def test_a_disk_that_fills_up_and_has_room_again(small_disk: Path) -> None:
+    kept = Kept(small_disk / "history.db")
+    with trio.fail_after(LIMIT_S):
+        kept.hub.publish(ended(0))
+        await kept.of.flush()
+        (small_disk / "other").write_bytes(b"x" * 200_000)
+        for turn in range(1, 4):
+            for number in range(1000):
+                kept.hub.publish(ended(turn * 1000 + number))
+            kept.of._next_try_at = 0.0
+            await kept.of.flush()
+        (note,) = kept.notes
+        assert "cannot be written" in note
+        (small_disk / "other").unlink()
+        kept.of._unwritten = deque([*kept.of._unwritten][-500:], maxlen=HISTORY_BACKLOG)  # so many fit
+        kept.of._next_try_at = 0.0
+        ids = await kept.ids()
+        assert ids is not None
+        assert (ids[0], ids[-1], len(set(ids))) == ("r0", "r3999", len(ids))
+        assert len(ids) >= 501
+        await kept.of.close()
+    assert kept.notes[1:] == ["the history is written again"]
 
 
 async def test_a_folder_that_cannot_be_made_is_told_once(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ async def test_settings_are_in_force_at_once(tmp_path: Path) -> None:
     async with lab(tmp_path, text(engine("a"))) as it:
         before = await it.pid("a")
         more = '[aliases]\nnick = "a"\n[models.deep]\nengine = "a"\nupstream = "a"\n[models.deep.set]\nx = 1'
+        more += "\n[history]\nmax_days = 3\nenabled = false"
         it.write(
             text(
                 engine("a", more="memory_gb = 1"),
@@ -134,11 +135,12 @@ async def test_settings_are_in_force_at_once(tmp_path: Path) -> None:
         assert set(changes.settings) == {
             "server.api_keys",
             "scheduling.max_wait_s",
+            "history.max_days",
             "aliases.nick",
             "models.deep",
             "engines.a",
         }
-        assert changes.needs_restart == ("server.port",)
+        assert set(changes.needs_restart) == {"server.port", "history.enabled"}
         assert (await it.chat("a")).status == 401
         assert (await ask(it.url, "GET", "/status")).status == 401
         key = {"authorization": "Bearer secret"}

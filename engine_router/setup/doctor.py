@@ -283,6 +283,8 @@ def of_disks(config: Config, more: Sequence[Path] = ()) -> Iterator[Finding]:
     places = [state_file_of(config).parent, *more]
     if config.log.file is not None:
         places.append(expanded(config.log.file).parent)
+    if config.history.enabled and config.history.file is not None:
+        places.append(expanded(config.history.file).parent)
     seen: set[int] = set()
     for place in places:
         folder = next((folder for folder in (place, *place.parents) if folder.is_dir()), Path("/"))

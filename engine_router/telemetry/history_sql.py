@@ -336,7 +336,7 @@ def _request(event: RequestEnded) -> tuple[Value, ...]:
         _count(event.tokens_in),
         _count(event.tokens_cached),
         _count(event.tokens_out),
-        event.first_token_s if event.first_token_s is not None else event.first_byte_s,
+        event.first_token_s,
         event.tokens_per_s,
         event.queue_wait_s,
         event.load_wait_s,
