@@ -108,6 +108,10 @@ class LeaseHolder:
         """Return what is known of the tokens of the answer so far."""
         return NO_FIGURES
 
+    def frames_per_s(self) -> float | None:
+        """Return how many events of the answer come a second, where it is a stream; for who looks again and again."""
+        return None
+
     def close(self) -> None:
         """Give the lease back. Never waits; may be called again."""
         if self.lease is not None:

@@ -160,7 +160,7 @@ async def test_the_requests_under_way() -> None:
             assert entry["id"].startswith("r")
             assert 0 <= entry["elapsed_s"] < LIMIT_S
             assert abs(time.time() - entry["elapsed_s"] - entry["at"]) < LIMIT_S
-            assert entry["tokens_out"] is entry["tokens_per_s"] is None
+            assert entry["tokens_out"] is entry["tokens_per_s"] is entry["frames_per_s"] is None
         assert waits["first_token_s"] is None
         limited = await get(router, "/admin/requests", "limit=1")
         assert (limited["total"], [entry["id"] for entry in limited["requests"]]) == (2, [running["id"]])

@@ -186,3 +186,64 @@ def test_a_speed_that_may_be_another_is_not_told() -> None:
     for frames, each_s in ((late, 0.1), ([*BEGUN, usage], 0.0), ([usage], 1.0)):
         watch, _ = paced(frames, each_s=each_s)
         assert figures_of(watch) == told(3, None, 11)
+
+
+# The pace, while somebody looks.
+
+
+def stream(frame: bytes) -> tuple[Clock, AnswerWatch]:
+    clock = Clock()
+    watch = AnswerWatch(CHAT, clock, streams=True)
+    watch.note(frame)
+    return clock, watch
+
+
+def passing(clock: Clock, watch: AnswerWatch, frame: bytes, count: int, each_s: float) -> None:
+    for _ in range(count):
+        clock.now += each_s
+        watch.note(frame)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [llama_chunk({"content": 'data: {"usage"'}), SHAPES["Ollama, chat"].frames[0]],
+    ids=["SSE", "NDJSON"],
+)
+def test_events_are_counted_while_somebody_looks(frame: bytes) -> None:
+    clock, watch = stream(frame)
+    cheap = watch.note
+    assert watch.frames_per_s() is None  # nothing has been counted yet
+    for look in range(20):
+        passing(clock, watch, frame, 40, 0.025)
+        assert watch.frames_per_s() == pytest.approx(40), look
+        assert watch.frames_per_s() == pytest.approx(40)  # another one looks as well
+    passing(clock, watch, frame, 1, 4.0)
+    assert watch.frames_per_s() == pytest.approx(1 / 4, abs=0.1)
+    assert watch.note != cheap
+    # Nobody looks any more: soon nothing is counted.
+    passing(clock, watch, frame, 500, 0.025)
+    assert watch.note == cheap
+    assert watch.frames_per_s() is None
+    passing(clock, watch, frame * 3, 10, 0.1)  # which came together
+    assert watch.frames_per_s() == pytest.approx(30)
+
+
+def test_a_look_takes_nothing_from_the_figures() -> None:
+    clock, watch = stream(BEGUN[1])
+    watch.frames_per_s()
+    passing(clock, watch, BEGUN[1], 40, 0.1)
+    watch.piece(llama_chunk({"content": "x" * 3 * KEPT_BYTES}))
+    for frame in (llama_chunk({}, "stop", timings=TIMINGS), DONE):
+        watch.note(frame)
+    assert sum(map(len, watch._end)) < 3 * KEPT_BYTES
+    assert figures_of(watch) == LLAMA_TOLD
+
+
+def test_without_text_there_is_no_pace() -> None:
+    clock, watch = stream(b": ping\n\n")
+    assert watch.frames_per_s() is None
+    passing(clock, watch, b": ping\n\n", 10, 0.1)
+    assert watch.frames_per_s() is None
+    whole = AnswerWatch(CHAT, clock, streams=False)
+    whole.note(SHAPES["llama.cpp, whole"].body)
+    assert whole.frames_per_s() is None

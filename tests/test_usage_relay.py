@@ -6,9 +6,11 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from support.asgi import ask
 from support.one_engine import before_one_engine
 from support.served import RawClient
 from support.usage_shapes import CHAT, MESSAGES, RERANK, SHAPES, Shape
@@ -161,3 +163,19 @@ async def test_a_client_that_leaves_early(tmp_path: Path) -> None:
         event = await ended(events)
     assert event.status == 499
     assert figures(event) == (30, 29, None)  # what it wrote in the end nobody has counted
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "ordinary"])
+async def test_what_is_known_before_the_end(tmp_path: Path, fast: bool) -> None:
+    shape = SHAPES["vLLM, usage with each chunk"]
+    parts = [shape.frames[0], *shape.frames[1:2] * 5000]
+    async with the_router(tmp_path, fast=fast) as (router, client, _):
+        await client.request("POST", CHAT, request_for(shape, parts, pause_s=0.01))
+        await client.until(b'"completion_tokens":8')
+        entry: dict[str, Any] = {"frames_per_s": None}
+        while not entry["frames_per_s"]:
+            await trio.sleep(0.1)
+            (entry,) = (await ask(router.app, "GET", "/admin/requests")).json()["requests"]
+        assert (entry["state"], entry["tokens_out"], entry["tokens_per_s"]) == ("running", 8, None)
+        assert 0 < entry["first_token_s"] < entry["elapsed_s"]
+        client.close()

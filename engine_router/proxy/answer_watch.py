@@ -16,6 +16,7 @@ import trio
 
 from engine_router.dialects.base import Clock
 from engine_router.dialects.usage import AnswerFigures, figures_in
+from engine_router.proxy.stream_pace import StreamPace
 from engine_router.upstream.client import Exchange
 from engine_router.upstream.http1 import ResponseHead
 
@@ -32,6 +33,8 @@ _TEXT: Final = re.compile(
 )
 # The first events of `/v1/responses` may repeat what was asked for.
 _DELTA: Final = re.compile(rb'"delta"\s*:\s*"[^"]')
+# Stands in each event, and in no text: there its quote would be escaped.
+_EVENT: Final = b'data: {"'
 # Where a speed is measured, the text came at most that late after the first event, by its share of the time, and
 # that time has so many seconds at least. Else it may be quite another figure: not all tokens were shown.
 _LATE_TEXT: Final = 0.1
@@ -61,6 +64,7 @@ class AnswerWatch:
         "_end",
         "_first_event_at",
         "_looked_at",
+        "_pace",
         "_path",
         "_streams",
         "_text",
@@ -78,14 +82,15 @@ class AnswerWatch:
         self._beginning: list[bytes] = []
         self._end: deque[bytes] = deque(maxlen=LAST_PIECES)
         self._looked_at = 0
+        self._pace: StreamPace | None = None
         self._first_event_at = self.first_token_at = self.ended_at = math.nan
         self.note: Callable[[bytes], object] = self._note_early if streams else self._note_whole
 
     def piece(self, data: bytes) -> None:
         """Take in a piece of any size, of which not more is kept than may tell something."""
-        if len(data) > KEPT_BYTES and self.note == self._end.append:
-            data = data[-KEPT_BYTES:]
         self.note(data)
+        if len(data) > KEPT_BYTES:
+            self._end[-1] = data[-KEPT_BYTES:]
 
     def end(self) -> None:
         """Take in the answer's end."""
@@ -114,6 +119,22 @@ class AnswerWatch:
         if not math.isnan(self.first_token_at):
             first_s = self.first_token_at - entered_at
         return AnswerFigures(tokens_in, cached, tokens_out, speed, first_s)
+
+    def frames_per_s(self) -> float | None:
+        """Return how many events of a stream come a second, of late: most engines send one for each token.
+
+        None before the first text, the first time that somebody asks, and where it is no stream.
+        """
+        if math.isnan(self.first_token_at):
+            return None
+        if self._pace is None:
+            mark = _EVENT if _EVENT in b"".join(self._beginning) else b"\n"
+            self._pace = StreamPace(mark, self._clock, self._end.append, self._end_pace)
+            self.note = self._pace.note
+        return self._pace.per_s()
+
+    def _end_pace(self) -> None:
+        self._pace, self.note = None, self._end.append
 
     def _note_whole(self, data: bytes) -> None:
         """Take in a piece of an answer that is no stream."""

@@ -175,6 +175,10 @@ class ProxyExchange(LeaseHolder):
             return NO_FIGURES
         return self._watch.figures(entered_at=self.entered_at, sent_at=self.sent_at)
 
+    def frames_per_s(self) -> float | None:
+        """See `AnswerWatch.frames_per_s`."""
+        return None if self._watch is None else self._watch.frames_per_s()
+
     async def refusal(self, status: int) -> EngineRefused:
         """Read the engine's own error answer and return it as an error that any dialect can render."""
         body = await self._error_body() if self._whole is None else self._whole.take()

@@ -45,7 +45,7 @@ class InFlightRoutes:
 
 def _entry(held: InFlightRequest, now: float, wall_now: float) -> dict[str, Any]:
     holder, scope = held.holder, held.scope
-    figures = holder.figures()
+    figures, frames_per_s = holder.figures(), holder.frames_per_s()
     elapsed_s = 0.0 if math.isnan(holder.entered_at) else now - holder.entered_at
     runs = holder.lease is not None and holder.lease.endpoint is not None
     return {
@@ -61,6 +61,8 @@ def _entry(held: InFlightRequest, now: float, wall_now: float) -> dict[str, Any]
         "first_token_s": None if figures.first_token_s is None else round(figures.first_token_s, 3),
         "tokens_out": figures.tokens_out,
         "tokens_per_s": None if figures.tokens_per_s is None else round(figures.tokens_per_s, 1),
+        # Most engines send one for each token, which nobody promises.
+        "frames_per_s": None if frames_per_s is None else round(frames_per_s, 1),
     }
 
 
