@@ -94,7 +94,14 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
             place += f" ({kind})" + "".join(f".{part}" for part in rest[1:])
         entries = found.setdefault(place, [])
         for key, value in values.items():
-            if isinstance(value, dict) and key in ("load", "unload", "loaded", "sleep", "warm_up"):
+            if isinstance(value, dict) and key in (
+                "load",
+                "unload",
+                "loaded",
+                "sleep",
+                "warm_up",
+                "config_file",
+            ):
                 found.setdefault(f"{place}.{key}", []).extend(value.items())
             else:
                 entries.append((key, value))
@@ -120,7 +127,7 @@ def test_everything_that_the_example_comments_out_loads_too() -> None:
             engines += header.startswith("[engines") and header.count(".") == 1
             live += "\n" + "\n".join(text for text, _ in lines)
     config = parse_config(live.replace("[pools.gpu]", "[pools.card]"))
-    assert len(config.engines) == engines + 4 == 16
+    assert len(config.engines) == engines + 4 == 18
     assert {type(engine).__name__ for engine in config.engines.values()} == {
         "ProcessConfig",
         "HttpConfig",

@@ -3,6 +3,8 @@
 from engine_router.config.engines import (
     AnyEngineConfig,
     CallConfig,
+    ConfigFileConfig,
+    DropInConfig,
     EngineConfig,
     HttpConfig,
     LoadedConfig,
@@ -31,6 +33,8 @@ __all__ = [
     "ApiKey",
     "CallConfig",
     "Config",
+    "ConfigFileConfig",
+    "DropInConfig",
     "EngineConfig",
     "FamilyConfig",
     "HistoryConfig",

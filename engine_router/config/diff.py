@@ -9,6 +9,7 @@ import attrs
 from attrs import frozen
 
 from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
+from engine_router.config.filled import filled_text, filled_words
 from engine_router.config.options import options_of
 from engine_router.config.template import ModelArguments, is_template, model_command
 from engine_router.errors import ConfigError
@@ -151,17 +152,25 @@ def _made_of(config: Config, engine: str) -> tuple[Any, ...]:
     return type(settings), [getattr(settings, name) for name in names], _commands(config, engine)
 
 
-def _commands(config: Config, engine: str) -> dict[str, list[str]]:
-    """Return the commands of a template for the models of the file; those that a scan found come and go by themselves."""
+def _commands(config: Config, engine: str) -> dict[str, list[str | None]]:
+    """Return what a template's models of the file fill in; those that a scan found come and go by themselves."""
     settings = config.engines[engine]
-    if not isinstance(settings, ProcessConfig) or not is_template(settings):
+    if not is_template(settings):
         return {}
     arguments = {
         model.upstream or name: ModelArguments.of(model)
         for name, model in config.models.items()
         if model.engine == engine and not model.found
     }
-    return {name: model_command(settings.argv, own, own.values(name)) for name, own in arguments.items()}
+    words = list(filled_words(settings))
+    argv = settings.argv if isinstance(settings, ProcessConfig) else ()
+    return {
+        name: [
+            *(model_command(argv, own, own.values(name)) if argv else own.args),
+            *(filled_text(word, own.values(name)) for word in words[len(argv) :]),
+        ]
+        for name, own in arguments.items()
+    }
 
 
 def _differences(old: Config, new: Config) -> list[str]:

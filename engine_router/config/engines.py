@@ -115,6 +115,37 @@ class WarmUpConfig:
 
 
 @frozen(kw_only=True, repr=False)
+class ConfigFileConfig:
+    """A configuration file of the engine's own, in which a model's values are set before each start."""
+
+    path: Name = required("The file; it has to exist. What it was before the first change stays beside it.")
+    set: Mapping[str, JsonValue] = required(
+        'Keys and their values, such as "model.model_name" = "{model}"; a dot leads into a table. {model}, {path}, {mmproj}, '
+        "{ctx} and {port} are filled in; a value whose {mmproj} or {ctx} a model has not becomes empty."
+    )
+    format: Literal["yaml", "toml", "json"] | None = option(
+        None, "yaml, toml or json; as the name of the file ends when absent."
+    )
+
+
+@frozen(kw_only=True, repr=False)
+class DropInConfig:
+    """Settings that are put beside the unit before each start, with a model's values; the unit itself stays as it is."""
+
+    env: Mapping[str, VariableValue] = table(
+        dict, "Environment variables of the unit; {model}, {path}, {mmproj} and {ctx} are filled in."
+    )
+    exec_start: Argv | None = option(
+        None,
+        "Command in place of the unit's own, with {model}, {path}, {mmproj}, {ctx} and {args} as in the argv of a template.",
+    )
+    folder: Literal["run", "config"] = option(
+        "run",
+        "run: below /run, and removed again after the unit has stopped. config: below ~/.config/systemd/user, where it stays.",
+    )
+
+
+@frozen(kw_only=True, repr=False)
 class ProcessConfig(EngineConfig):
     """`type = "process"`: a server that the router starts and stops itself."""
 
@@ -135,6 +166,11 @@ class ProcessConfig(EngineConfig):
     base_url: BaseUrl | None = option(None, "Where it listens; not needed when argv has {port}.")
     env: Mapping[str, VariableValue] = table(dict, "Environment variables added to the router's own.")
     cwd: str | None = option(None, "Working directory.")
+    config_file: ConfigFileConfig | None = option(
+        None,
+        "File in which values are set before each start, for an engine that reads its model from a file. With {model} or "
+        "{path} in it, the engine is started once for each model, one at a time.",
+    )
     stop_signal: SignalName = option("SIGTERM", "Signal that asks it to end.")
     stop_command: Argv | None = option(
         None,
@@ -223,11 +259,23 @@ class SystemdConfig(EngineConfig):
 
     type: Literal["systemd"] = option("systemd", "A unit that systemd runs.")
     base_url: BaseUrl = required("Where it listens.")
-    unit: Name = required("Name of the unit, such as vllm.service.")
+    unit: Name = required(
+        "Name of the unit, such as vllm.service; or vllm@{model}.service, an instance for each model, one at a time."
+    )
     scope: Literal["user", "system"] = option("user", "systemctl --user, or the system's own.")
     prefix: Argv | None = option(None, 'Command put before systemctl, such as ["sudo", "-n"].')
     ready_path: UrlPath = option("/health", "Path that tells whether it is ready.")
     ready_check: ReadyCheck = option("status == 200", "What the answer must be; as for process engines.")
+    config_file: ConfigFileConfig | None = option(
+        None,
+        "File in which values are set before each start; as for process engines. With {model} or {path} in it, the unit "
+        "is started for one model at a time.",
+    )
+    drop_in: DropInConfig | None = option(
+        None,
+        "Settings put beside the unit before each start. With {model} or {path} in them, the unit is started for one model "
+        "at a time.",
+    )
     warm_up: WarmUpConfig | None = option(
         None,
         "Request that has to succeed after a start before others are let in, as part of the start; {} for a chat of one token.",

@@ -33,6 +33,7 @@ from engine_router.config.process import process_faults
 from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import read_engine, read_table
 from engine_router.config.template import is_scanned
+from engine_router.config.turns import turn_faults
 from engine_router.config.values import expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
 
@@ -258,7 +259,9 @@ def _cross_faults(
             yield f"pools.{quoted(pool_name)}.command", 'missing; gauge = "command" needs the command to run'
     for name, engine in engines.items():
         yield from _engine_faults(name, engine, data, models)
-        yield from sleep_faults(engine, f"engines.{quoted(name)}", pools.get(engine.pool, PoolConfig()))
+        pool = pools.get(engine.pool, PoolConfig())
+        yield from sleep_faults(engine, f"engines.{quoted(name)}", pool)
+        yield from turn_faults(name, engine, models, pool)
     for name, model in models.items():
         if model.engine not in named_engines:
             near = close(model.engine, named_engines)

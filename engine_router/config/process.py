@@ -8,6 +8,7 @@ from typing import Final
 
 from engine_router.config.engines import ProcessConfig
 from engine_router.config.faults import Fault, close, quoted
+from engine_router.config.filled import filled_words
 from engine_router.config.model import ModelConfig
 from engine_router.config.template import PLACEHOLDERS, is_template
 from engine_router.config.values import shown
@@ -22,7 +23,7 @@ def process_faults(
 ) -> Iterator[Fault]:
     """Yield what is wrong with the command of an engine, and with models that it cannot start."""
     path = f"engines.{quoted(name)}"
-    words = " ".join(engine.argv)
+    words = " ".join(filled_words(engine))
     yield from _program_faults(engine, path)
     yield from _port_faults(engine, path, words)
     if engine.scan and "{path}" not in words:
@@ -36,7 +37,8 @@ def process_faults(
 def _port_faults(engine: ProcessConfig, path: str, words: str) -> Iterator[Fault]:
     """Yield what is wrong with where an engine listens."""
     has_port = "{port}" in words
-    if is_template(engine) and not has_port:
+    is_filed = engine.config_file is not None and engine.base_url is not None  # its models take turns
+    if is_template(engine) and not has_port and not is_filed:
         yield f"{path}.argv", "{model} or {path} start it once for each model, so it needs {port} too"
     elif engine.base_url is None and (mistaken := _mistaken(words, ("port",))) is not None:
         yield f"{path}.argv", mistaken
@@ -60,8 +62,12 @@ def _path_faults(
         if config.engine == name and config.path is None:
             yield (
                 f"models.{quoted(model_id)}.path",
-                f"missing; the argv of engine {shown(name)} asks for {{path}}",
+                f"missing; the {_asking(engine)} of engine {shown(name)} asks for {{path}}",
             )
+
+
+def _asking(engine: ProcessConfig) -> str:
+    return "argv" if any("{path}" in word for word in engine.argv) else "config_file"
 
 
 def _template_only_faults(
@@ -69,7 +75,7 @@ def _template_only_faults(
 ) -> Iterator[Fault]:
     """Yield what is filled in for each model, in a command that is not started for each model."""
     for placeholder in ("{mmproj}", "{ctx}", "{args}"):
-        if any(placeholder in word for word in engine.argv):
+        if any(placeholder in word for word in filled_words(engine)):
             yield (
                 f"engines.{quoted(name)}.argv",
                 f"{placeholder} is filled in only beside {{path}} or {{model}}, which start it once for each model",

@@ -1,4 +1,4 @@
-"""The command of a template: a process engine that is started once for each model, with what the model fills in."""
+"""The command of a template: an engine that is started once for each model, with what the model fills in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Final
 from attrs import define, frozen
 
 from engine_router.config.engines import EngineConfig, ProcessConfig
+from engine_router.config.filled import filled_words
 from engine_router.config.model import Config, ModelConfig
 from engine_router.config.values import expanded
 
@@ -64,9 +65,9 @@ class ModelArguments:
 NO_ARGUMENTS: Final = ModelArguments()
 
 
-def is_template(engine: ProcessConfig) -> bool:
-    """Tell whether a process engine is started once for each model."""
-    words = " ".join(engine.argv)
+def is_template(engine: EngineConfig) -> bool:
+    """Tell whether a process engine or a unit is started once for each model."""
+    words = " ".join(filled_words(engine))
     return "{model}" in words or "{path}" in words
 
 
@@ -91,6 +92,13 @@ class TemplateModels:
         """Return those of a model, by the name that the engine knows."""
         model = self.config.models_by_upstream.get((self.engine, upstream))
         return NO_ARGUMENTS if model is None else ModelArguments.of(model)
+
+    def names(self) -> list[str]:
+        """Return the models of the file, by the names that the engine knows."""
+        named = [upstream for engine, upstream in self.config.models_by_upstream if engine == self.engine]
+        entries = self.config.models
+        rest = [name for name in self.config.engines[self.engine].models if name not in entries]
+        return list(dict.fromkeys((*named, *rest)))
 
 
 def model_command(argv: Sequence[str], arguments: ModelArguments, values: Mapping[str, str]) -> list[str]:

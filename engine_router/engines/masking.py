@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 from attrs import define
 
-from engine_router.config import EngineConfig, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
+from engine_router.config import (
+    ConfigFileConfig,
+    EngineConfig,
+    HttpConfig,
+    OllamaConfig,
+    ProcessConfig,
+    SystemdConfig,
+)
+from engine_router.config.filled import leaves
 from engine_router.engines.base import Ended, Engine, EngineLogs, LogRing, ResidentId, Supervision
 from engine_router.errors import EngineError, RouterError
 from engine_router.guards.masking import HiddenValues, Mask, mask_of, own_environment
@@ -29,6 +37,8 @@ def _commands(config: EngineConfig) -> Iterator[Sequence[str]]:
             yield config.stop_command or ()
         case SystemdConfig():
             yield config.prefix or ()
+            if config.drop_in is not None:
+                yield config.drop_in.exec_start or ()
 
 
 def _settings(config: EngineConfig) -> Iterator[Mapping[str, str]]:
@@ -36,12 +46,23 @@ def _settings(config: EngineConfig) -> Iterator[Mapping[str, str]]:
         case ProcessConfig():
             yield own_environment()
             yield config.env
+            yield from _file_settings(config.config_file)
+        case SystemdConfig():
+            yield from _file_settings(config.config_file)
+            if config.drop_in is not None:
+                yield config.drop_in.env
         case HttpConfig():
             yield config.unload.headers
             if config.load is not None:
                 yield config.load.headers
     if isinstance(config, (ProcessConfig, HttpConfig, SystemdConfig)) and config.sleep is not None:
         yield config.sleep.headers
+
+
+def _file_settings(config: ConfigFileConfig | None) -> Iterator[Mapping[str, str]]:
+    """Yield the texts that are set in a configuration file, each by its last key."""
+    if config is not None:
+        yield {keys[-1]: value for keys, value in leaves(config.set) if isinstance(value, str)}
 
 
 @define(eq=False, repr=False)

@@ -260,6 +260,9 @@ MAX_TOLD_SKIPPED: Final = 1000
 MAX_NAME_FILE_BYTES: Final = 4096
 """A file of the system that says what machine this is."""
 
+MAX_ENGINE_FILE_BYTES: Final = 1 << 20
+"""The configuration file of an engine, in which a model is named: some KB with all its comments."""
+
 MAX_FOREIGN_FILE_BYTES: Final = 1 << 20
 """Another router's configuration: a hundred models with long commands have some 100 KB."""
 

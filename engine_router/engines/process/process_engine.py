@@ -11,7 +11,6 @@ import trio
 
 from engine_router.config import ProcessConfig, is_template
 from engine_router.config.template import NO_ARGUMENTS, ModelArguments, TemplateModels, model_command
-from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.engines.masking import engine_mask
@@ -29,9 +28,10 @@ from engine_router.engines.process.running_process import (
     open_log_file,
 )
 from engine_router.engines.process.shared_memory import SharedMemory, shared_memory
-from engine_router.engines.process.start import missing, out_of_resources, spawn
+from engine_router.engines.process.start import out_of_resources, spawn, start_obstacle
 from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe
 from engine_router.engines.remote.client import EngineClient
+from engine_router.engines.settings_file import set_values
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import ASLEEP, EngineSleep, WakeResult
 from engine_router.engines.warm_up import WARM_UP, warm_up
@@ -131,10 +131,7 @@ class ProcessEngine:
 
     async def obstacle(self, resident: ResidentId) -> str | None:
         """Say so where the program, its folder or its model file is missing; see `Engine.obstacle`."""
-        cwd = None if self.config.cwd is None else str(expanded(self.config.cwd))
-        return await trio.to_thread.run_sync(
-            missing, self.command(resident, 0), cwd, self.config.env, abandon_on_cancel=True
-        )
+        return await start_obstacle(self.config, self.command(resident, 0), self._values(resident, 0))
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the engine if its port is owned by a process that runs its very command, and does not sleep.
@@ -187,7 +184,9 @@ class ProcessEngine:
             if (base_url := self.config.base_url) is None:
                 claim = ClaimedPort()
                 base_url = f"http://127.0.0.1:{claim.number}"
-            argv = self.command(resident, address_of(base_url)[1])
+            port = address_of(base_url)[1]
+            argv = self.command(resident, port)
+            await set_values(self.name, self.config.config_file, self._values(resident, port))
             process, tree = await spawn(self.name, self.config, argv, self._guardian)
         except BaseException:
             if file is not None:

@@ -15,6 +15,7 @@ from engine_router.engines.command_options import value_of
 from engine_router.engines.engine_programs import LLAMA_CPP
 from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.process_tree import RETRY_S, Guardian, ProcessTree, start_tree
+from engine_router.engines.settings_file import settings_obstacle
 from engine_router.errors import EngineStartFailed, OutOfResources
 
 # Seconds for which a start that lacks descriptors, processes or memory is tried again.
@@ -67,6 +68,19 @@ def _refusal(program: str, cwd: str | None, error: OSError | ValueError) -> str:
         return f"{program} was not found; give its full path in argv"
     hint = "; is it a program, and executable?" if isinstance(error, PermissionError) else ""
     return f"{program}: {error.strerror or error}{hint}"
+
+
+async def start_obstacle(config: ProcessConfig, argv: Sequence[str], values: Mapping[str, str]) -> str | None:
+    """Say what of a command, or its configuration file, is missing or of no use; None where a start may succeed.
+
+    Args:
+        config: the engine's.
+        argv: the command, its placeholders filled in.
+        values: what they are filled in with.
+    """
+    cwd = None if config.cwd is None else str(expanded(config.cwd))
+    lacking = await trio.to_thread.run_sync(missing, argv, cwd, config.env, abandon_on_cancel=True)
+    return lacking or await settings_obstacle(config.config_file, values)
 
 
 def missing(argv: Sequence[str], folder: str | None, environment: Mapping[str, str]) -> str | None:

@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 
 from quart import Response, request
 
-from engine_router.config import OllamaConfig, ProcessConfig, is_template
+from engine_router.config import OllamaConfig, is_template
 from engine_router.errors import BadRequest, Forbidden, NotResident
 from engine_router.guards.foreign_text import shown
 from engine_router.in_flight import RequestScope
@@ -108,7 +108,7 @@ def _check_use(snapshot: Snapshot, target: Target, method: str, path: str, scope
     if not is_proxied(path) and not (method in _SAFE_METHODS and path in _SEEN_BY_ALL):
         scope.need_admin(f"{method} {shown(path)} of an engine")
     settings = snapshot.config.engines[target.engine]
-    has_own_server = isinstance(settings, ProcessConfig) and is_template(settings)
+    has_own_server = is_template(settings)
     if has_own_server or all(
         scope.may_use(other) for other in snapshot.registry.targets() if other.engine == target.engine
     ):
