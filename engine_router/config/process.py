@@ -62,11 +62,11 @@ def _path_faults(
         if config.engine == name and config.path is None:
             yield (
                 f"models.{quoted(model_id)}.path",
-                f"missing; the {_asking(engine)} of engine {shown(name)} asks for {{path}}",
+                f"missing; the {_where_path_stands(engine)} of engine {shown(name)} asks for {{path}}",
             )
 
 
-def _asking(engine: ProcessConfig) -> str:
+def _where_path_stands(engine: ProcessConfig) -> str:
     return "argv" if any("{path}" in word for word in engine.argv) else "config_file"
 
 
