@@ -3,8 +3,10 @@
 import json
 import re
 import sys
+from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -21,9 +23,11 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 
 from engine_router import Router
+from engine_router.cli.address import locate
 from engine_router.config import KeyConfig, parse_config, rights_of
 from engine_router.engines.base import ResidentId
 from engine_router.errors import BadRequest, ConfigError
+from engine_router.models.config_warnings import warnings
 from engine_router.models.key_rights import may_use
 from engine_router.models.target import Target
 from engine_router.proxy import route_scopes
@@ -764,3 +768,27 @@ async def test_no_key_is_shown_anywhere(caplog: pytest.LogCaptureFixture) -> Non
                 shown.append((await said(url, key, method, target, body)).body.decode())
         shown.append((await said(url, "boss-key", "GET", "/status")).body.decode())
         assert "-key" not in "".join(shown + caplog.messages)
+
+
+def test_keys_of_which_none_may_do_everything_are_warned_of() -> None:
+    for key, is_warned in (
+        ('{ name = "a", key = "k" }', True),
+        ('{ name = "a", key = "k", admin = true }', False),
+        ('"k"', False),
+    ):
+        found = warnings(parse_config(f"[server]\napi_keys = [{key}]\n{ENGINE}"))
+        assert any("no key may do everything" in words for _, words in found) is is_warned
+
+
+@pytest.mark.parametrize(
+    ("keys", "sent"),
+    [
+        ('{ name = "a", key = "ka" }, { name = "b", key = "kb", admin = true }, "kc"', "kb"),
+        ('{ name = "a", key = "ka" }, "kc"', "kc"),
+        ('{ name = "a", key = "ka" }', "ka"),
+    ],
+)
+def test_commands_send_the_first_key_that_may_do_everything(keys: str, sent: str, tmp_path: Path) -> None:
+    (tmp_path / "engines.toml").write_text(f"[server]\napi_keys = [{keys}]\n{ENGINE}")
+    options = Namespace(url=None, api_key=None, config=str(tmp_path / "engines.toml"))
+    assert locate(options, {}).key == sent

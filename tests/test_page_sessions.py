@@ -217,6 +217,19 @@ async def test_the_cookie_counts_for_the_routers_own_page_alone(fast: bool) -> N
             assert not (known.status == 200 and known.json()["authenticated"])
 
 
+async def test_a_page_behind_a_proxy_that_renames_the_router_is_its_own() -> None:
+    async with keyed() as router, served(router) as url:
+        page = ["Origin: https://llm.example.com", "Sec-Fetch-Site: same-origin"]
+        answer = await sent(url, "POST", PAGE, {"key": "boss-key"}, page)
+        cookie = answer.headers["set-cookie"].partition(";")[0]
+        assert cookie.startswith(SECURE_COOKIE)
+        for method, target, body in (("GET", "/status", None), ("POST", "/admin/unload", {"all": True})):
+            assert (await sent(url, method, target, body, [*page, f"Cookie: {cookie}"])).status == 200
+        for site in ("same-site", "cross-site", "none", ""):
+            lines = [page[0], f"Sec-Fetch-Site: {site}", f"Cookie: {cookie}"]
+            assert (await sent(url, "POST", "/admin/unload", {"all": True}, lines)).status in (401, 403)
+
+
 async def test_no_other_sites_page_logs_in_or_out() -> None:
     async with keyed() as router, served(router) as url:
         cookie = await login(url, "boss-key")

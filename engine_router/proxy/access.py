@@ -173,7 +173,9 @@ class AccessCheck:
             elif name == b"sec-fetch-site" and site is None:
                 site = value
         if origin is not None:
-            if not self._allows(origin) and not _is_own_url(origin, headers):
+            # A proxy in front may address the router by another name than the browser does, which knows better.
+            is_own = site == b"same-origin" or _is_own_url(origin, headers)
+            if not is_own and not self._allows(origin):
                 raise _not_allowed(origin)
         elif (site is not None or method in _SAFE_METHODS) and not _is_own_page(site, headers):
             raise Forbidden(
