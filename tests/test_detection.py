@@ -23,6 +23,7 @@ from support.scripted import (
 
 from engine_router.config import OllamaConfig, ProcessConfig, SystemdConfig, parse_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
+from engine_router.models.found import with_found
 from engine_router.models.scan import FoundModel
 from engine_router.setup import detection as detection_module
 from engine_router.setup.detection import Detection, detect
@@ -298,6 +299,35 @@ def test_folders_of_models_get_a_template(tmp_path: Path) -> None:
     assert vllm.scan == ("huggingface",)
     assert vllm.ready_check == "model:{model}"
     assert config.server.watch_config
+
+
+def test_what_runs_already_is_proposed_once() -> None:
+    def at(path: str, *aliases: str) -> FoundModel:
+        return attrs.evolve(found_model("/my models"), name=path, aliases=aliases, path=Path(path))
+
+    llama = running("llamacpp", argv=("llama-server", "-m", "../my models/a.gguf"), cwd="/somewhere")
+    repository = running("vllm", argv=("vllm", "serve", "Some/Repo"), base_url="http://127.0.0.1:5001")
+    detection = Detection(
+        programs=(LLAMA,),
+        places=("lmstudio", "/my models"),
+        models=(
+            at("/my models/a.gguf"),
+            at("/my models/b.gguf"),
+            at("/my models/c", "some/repo"),
+            found_model("lmstudio"),
+        ),
+        listeners=Listeners((llama, repository, running("lmstudio", base_url="http://127.0.0.1:5002"))),
+    )
+    proposal = propose(detection)
+    assert proposal.blocks[0].summary == "llama.cpp: 1 model in /my models, huggingface"
+    config = parse_config(proposal.text(proposal.blocks, host="127.0.0.1", port=1, key=None))
+    found = (attrs.evolve(model, engine="llama") for model in detection.models[:3])
+    whole_config = with_found(config, found)
+    assert [name for name, model in whole_config.models.items() if model.found] == ["/my models/b.gguf"]
+    # A router of llama.cpp's own that serves the whole folder.
+    whole = running("llamacpp-router", argv=("llama-server", "--models-dir", "my models"), cwd="/")
+    proposal = propose(attrs.evolve(detection, listeners=Listeners((whole,))))
+    assert "/my models" not in "".join(block.summary for block in proposal.blocks if block.name == "llama")
 
 
 def running(kind: str | None, **more: object) -> Listener:

@@ -222,6 +222,11 @@ def test_from_an_empty_home_to_the_first_answer(tmp_path: Path) -> None:
         # Both files, by their short names, and what ran already, by its own.
         for model in ("alpha-1b:q8_0", "beta-1b"):
             assert chat(port, model)["choices"][0]["finish_reason"]
+        # Each file is listed once, though one of them runs and lies in the folder, too.
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=100) as answer:
+            ids = [entry["id"] for entry in json.load(answer)["data"]]
+        assert len(ids) == len({"running", "beta-1b:q4_k_m"} | {*ids}) == 2, ids
+        assert "llama.cpp: 1 model in" in made.stdout
         # What the router itself has started is nobody else's to be served.
         seen = subprocess.run(
             [*command, "init", "--json"], env=environment(home), capture_output=True, text=True, check=True

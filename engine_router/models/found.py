@@ -11,6 +11,7 @@ from engine_router.config import Config, ModelConfig, ProcessConfig
 from engine_router.config.families import with_family
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import model_options
+from engine_router.models.fixed_models import fixed_models_of
 from engine_router.models.scan import Format, FoundModel, ScanRequest
 
 # The programs that read folders of safetensors; all others read GGUF files.
@@ -48,16 +49,17 @@ def taken_names(config: Config) -> frozenset[str]:
 def with_found(config: Config, found: Iterable[FoundModel]) -> Config:
     """Return a configuration with the models that were found, and no others of that kind.
 
-    The file counts more: a model is left out whose engine does not look for any now, and one whose file the same
-    engine serves already under a name of the file's.
+    The file counts more: a model is left out whose engine does not look for any now, one whose file the same engine
+    serves already under a name of the file's, and one that the command of another engine serves.
     """
     written = {name: model for name, model in config.models.items() if not model.found}
     scanned = {request.engine for request in scan_requests(config)}
     served = {(model.engine, expanded(model.path)) for model in written.values() if model.path is not None}
-    taken = taken_names(config)
+    taken, fixed = taken_names(config), fixed_models_of(config)
     models: dict[str, ModelConfig] = dict(written)
     for one in found:
-        if one.engine in scanned and one.name not in taken and (one.engine, one.path) not in served:
+        is_served = (one.engine, one.path) in served or fixed.have(one)
+        if one.engine in scanned and one.name not in taken and not is_served:
             models[one.name] = with_family(one.name, _as_model(one, taken), config.families)
     return attrs.evolve(config, models=models)
 

@@ -11,12 +11,15 @@ from typing import Any, Final
 import trio
 from attrs import field, frozen
 
+from engine_router.config.values import expanded
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.masking import masked_argv
+from engine_router.models.fixed_models import FixedModels, fixed_models
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan import FoundModel, ScanRequest, ScanResult
-from engine_router.models.scan.places import CACHES
+from engine_router.models.scan.places import CACHES, LM_STUDIO
 from engine_router.models.scan.scanner import Scanner
+from engine_router.models.served_names import served_models
 from engine_router.setup.hardware import Hardware, find_hardware
 from engine_router.setup.listeners import Listeners, find_listeners
 from engine_router.setup.programs import Program, find_programs
@@ -51,14 +54,34 @@ class Detection:
     broken: int = 0
     unknown: tuple[str, ...] = ()
 
+    def running_models(self) -> FixedModels:
+        """Return the models that the commands of the engines serve that run here."""
+        found = FixedModels()
+        for listener in self.listeners.engines:
+            if listener.argv and listener.container is None:
+                found |= fixed_models(listener.argv, {}, listener.cwd or None)
+        return found
+
     def has(self, kind: str) -> Program | None:
         """Return the program of a kind; None where it is not installed."""
         return next((program for program in self.programs if program.kind == kind), None)
 
     def places_with(self, model_format: str) -> tuple[str, ...]:
-        """Return the places that hold models of a format."""
+        """Return the places that hold models of a format, without those whose engine runs and loads them itself."""
         held = {model.place for model in self.models if model.format == model_format}
-        return tuple(place for place in self.places if place in held)
+        return tuple(place for place in self.places if place in held and not self._is_loaded_from(place))
+
+    def _is_loaded_from(self, place: str) -> bool:
+        """Tell whether an engine that runs, and loads models when told, serves all that is in a place."""
+        for listener in self.listeners.engines:
+            folder = served_models(listener.argv, {}).folder
+            if (listener.kind == "lmstudio" and place == LM_STUDIO) or (
+                folder is not None
+                and place not in CACHES
+                and os.path.join(listener.cwd, expanded(folder)) == str(expanded(place).absolute())  # noqa: PTH118 - one of them may be empty
+            ):
+                return True
+        return False
 
 
 async def detect(folders: Sequence[str] = (), own_ports: Sequence[int] = ()) -> Detection:

@@ -34,7 +34,11 @@ def blocks_for_models(detection: Detection, names: EngineNames) -> Iterator[Bloc
 
 
 def _count(detection: Detection, model_format: str) -> int:
-    return sum(model.format == model_format for model in detection.models)
+    places, running = detection.places_with(model_format), detection.running_models()
+    return sum(
+        model.format == model_format and model.place in places and not running.have(model)
+        for model in detection.models
+    )
 
 
 def scan_block(
