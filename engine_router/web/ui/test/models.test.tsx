@@ -51,7 +51,7 @@ describe("the list of models", () => {
 
 describe("the page of a model", () => {
   it("shows its settings with their origin", async () => {
-    answering(() => ({ id: "alpha", engine: "a", settings: [{ name: "hold_s", value: 3, from: "engines.toml" }], last_error: "<b>no</b>" }));
+    answering(() => ({ id: "alpha", engine: "a", settings: [{ name: "hold_s", value: 3, from: "engines.toml" }, { name: "group", value: null, from: "default" }], last_error: "<b>no</b>" }));
     await at("#/models/alpha");
     await show(<Models />, router());
     await act(() => new Promise((resolve) => setTimeout(resolve, 20)));

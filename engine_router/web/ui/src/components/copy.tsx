@@ -29,3 +29,8 @@ export function Snippet({ label, text }: { label: string; text: string }) {
     </div>
   );
 }
+
+/** Quotes a text for a shell. */
+export function shell(text: string): string {
+  return /^[\w./:@%+,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}

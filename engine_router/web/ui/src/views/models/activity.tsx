@@ -1,29 +1,14 @@
 // The last requests for one model.
-import { useEffect, useState } from "preact/hooks";
-import { ApiError, get, query } from "../../api";
+import { query } from "../../api";
+import type { Past, PastPage } from "../../activity/types";
 import { count, duration, rate, time } from "../../components/format";
 import { type Column, Table } from "../../components/table";
 import { link } from "../../router";
 import { state } from "../../state/events";
-import type { Maybe } from "../../types";
-import { VIEWS } from "..";
-
-interface Past {
-  id: string;
-  at: number;
-  endpoint?: Maybe<string>;
-  key?: Maybe<string>;
-  client?: Maybe<string>;
-  status: number;
-  tokens_in?: Maybe<number>;
-  tokens_out?: Maybe<number>;
-  first_token_s?: Maybe<number>;
-  tokens_per_s?: Maybe<number>;
-  duration_s: number;
-  error?: Maybe<string>;
-}
+import { useLoaded } from "../../state/loaded";
 
 const SHOWN = 50;
+const REFRESH_MS = 2000;
 
 const COLUMNS: readonly Column<Past>[] = [
   { id: "at", title: "Time", cell: (row) => time(row.at), short: true },
@@ -38,27 +23,16 @@ const COLUMNS: readonly Column<Past>[] = [
 ];
 
 export function ModelActivity({ id }: { id: string }) {
-  const [past, setPast] = useState<readonly Past[] | null>(null);
-  const [error, setError] = useState("");
-  const ended = state.value?.requests_ended;
-  useEffect(() => {
-    const leaving = new AbortController();
-    get<{ requests: Past[] }>(`/admin/activity${query({ model: id, limit: SHOWN })}`, leaving.signal).then(
-      (answer) => setPast(answer.requests),
-      (failure: unknown) => failure instanceof ApiError && setError(failure.message),
-    );
-    return () => leaving.abort();
-  }, [id, ended]);
+  const { data, error } = useLoaded<PastPage>(`/admin/activity${query({ model: id, limit: SHOWN })}`, state.value?.requests_ended, REFRESH_MS);
   if (error) return <p class="bad">{error}</p>;
-  if (past === null) return <p class="soft">…</p>;
+  if (data === null) return <p class="soft">…</p>;
+  if (!data.enabled) return <p class="soft">No history is kept: {data.why_off}</p>;
   return (
     <>
-      <Table caption="Last requests" columns={COLUMNS} rows={past} rowKey={(row) => `${row.id} ${row.at}`} empty="No request is remembered." />
-      {VIEWS.some((view) => view.name === "activity") && (
-        <p>
-          <a href={link("activity", "", { model: id })}>All its requests</a>
-        </p>
-      )}
+      <Table caption="Last requests" columns={COLUMNS} rows={data.requests} rowKey={(row) => String(row.row)} empty="No request is remembered." />
+      <p>
+        <a href={link("activity", "", { model: id })}>All its requests</a>
+      </p>
     </>
   );
 }

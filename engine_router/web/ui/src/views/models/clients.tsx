@@ -1,6 +1,6 @@
 // How clients use a model: text to copy.
 import { base } from "../../api";
-import { Snippet } from "../../components/copy";
+import { Snippet, shell } from "../../components/copy";
 import { session } from "../../state/session";
 import type { Model } from "../../types";
 
@@ -79,9 +79,6 @@ function codexFor(url: string, id: string, key: string, context: number | null |
   if (context != null) lines.push(`-c model_context_window=${context}`);
   return [...lines, `-m ${shell(id)}`].join(" \\\n  ");
 }
-
-/** Quotes a text for a shell. */
-const shell = (text: string): string => (/^[\w./:@%+,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
 /** Writes a text as a literal of Python, or of TOML. */
 const literal = (text: string): string => JSON.stringify(text);

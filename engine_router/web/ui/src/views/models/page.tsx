@@ -1,34 +1,41 @@
 // The page of one model.
 import type { ComponentChildren } from "preact";
-import { useEffect, useId, useState } from "preact/hooks";
-import { ApiError, get } from "../../api";
-import { bytes, context, duration, rate, time } from "../../components/format";
+import { useId } from "preact/hooks";
+import { bytes, context, count, duration, rate, time } from "../../components/format";
 import { Lazy } from "../../components/lazy";
 import { StateTag } from "../../components/state";
 import { link, place, setParams } from "../../router";
 import { load, loadCost, pin, reset, unload, unloadCost } from "../../state/actions";
 import { state } from "../../state/events";
+import { useLoaded } from "../../state/loaded";
 import type { Maybe, Model } from "../../types";
 import { ModelActivity } from "./activity";
 import { Clients } from "./clients";
 import { LastUse, residentOf } from "./list";
 import { ModelLog } from "./log";
-import { Settings } from "./settings";
+import { type Setting, Settings } from "./settings";
 
 export interface Start {
   at: number;
   took_s?: Maybe<number>;
   result?: Maybe<string>;
+  error?: Maybe<string>;
 }
 
 /** What the router tells of one model, when asked. */
 export interface Details {
-  id: string;
-  engine: string;
-  settings?: Maybe<readonly { name: string; value: unknown; from?: Maybe<string> }[]>;
-  file?: Maybe<string>;
-  starts?: Maybe<readonly Start[]>;
-  last_error?: Maybe<string>;
+  settings: readonly Setting[];
+  command: Maybe<readonly string[]>;
+  file: Maybe<string>;
+  size_bytes: Maybe<number>;
+  format: Maybe<string>;
+  architecture: Maybe<string>;
+  quantization: Maybe<string>;
+  parameters: Maybe<number>;
+  need_is_estimated: boolean;
+  /** Null where no history is kept. */
+  starts: Maybe<readonly Start[]>;
+  last_error: Maybe<string>;
 }
 
 const loadStarts = () => import("./starts");
@@ -43,7 +50,8 @@ const TABS = [
 
 export function ModelPage({ id }: { id: string }) {
   const model = state.value && Object.hasOwn(state.value.models, id) ? state.value.models[id] : undefined;
-  const [details, error] = useDetails(id, model?.state);
+  // It is asked again whenever the model's state changes.
+  const { data: details, error } = useLoaded<Details>(`/admin/models/${encodeURIComponent(id)}`, model?.state);
   if (state.value === null) return <h1>{id}</h1>;
   if (!model) {
     return (
@@ -69,33 +77,12 @@ export function ModelPage({ id }: { id: string }) {
           if (tab === "clients") return <Clients id={id} model={model} />;
           if (error) return <p class="bad">{error}</p>;
           if (!details) return <p class="soft">…</p>;
-          if (tab === "starts") return <Lazy load={loadStarts} props={{ starts: details.starts ?? [] }} />;
-          return <Settings settings={details.settings ?? []} />;
+          if (tab === "starts") return <Lazy load={loadStarts} props={{ starts: details.starts ?? null }} />;
+          return <Settings settings={details.settings} command={details.command ?? null} />;
         }}
       </Tabs>
     </>
   );
-}
-
-/** Asks the router for what it tells of one model, again whenever its state changes. */
-function useDetails(id: string, modelState: string | undefined): [Details | null, string] {
-  const [details, setDetails] = useState<Details | null>(null);
-  const [error, setError] = useState("");
-  useEffect(() => {
-    if (modelState === undefined) return;
-    const leaving = new AbortController();
-    get<Details>(`/admin/models/${encodeURIComponent(id)}`, leaving.signal).then(
-      (told) => {
-        setDetails(told);
-        setError("");
-      },
-      (failure: unknown) => {
-        if (failure instanceof ApiError) setError(failure.message);
-      },
-    );
-    return () => leaving.abort();
-  }, [id, modelState]);
-  return [details, error];
 }
 
 function Head({ id, model }: { id: string; model: Model }) {
@@ -142,7 +129,7 @@ function Facts({ model, details }: { model: Model; details: Details | null }) {
     ["Pool", engine?.pool],
     ["Known from", model.origin],
     ["Also called", model.aliases?.join(", ")],
-    ["Memory it needs", bytes(model.need_bytes)],
+    ["Memory it needs", bytes(model.need_bytes) + (details?.need_is_estimated && model.need_bytes ? ", estimated" : "")],
     ["Memory it holds", bytes(resident?.footprint_bytes)],
     ["Context", context(model.context)],
     ["Capabilities", model.capabilities?.join(", ")],
@@ -151,6 +138,9 @@ function Facts({ model, details }: { model: Model; details: Details | null }) {
     ["Usual start", duration(model.load_cost_s)],
     ["Usual stop", duration(model.unload_cost_s)],
     ["Loaded since", time(resident?.started_at)],
+    ["Weights", [details?.architecture, details?.quantization, details?.format].filter(Boolean).join(", ")],
+    ["Parameters", count(details?.parameters)],
+    ["Size on disk", bytes(details?.size_bytes)],
     ["File", details?.file],
   ];
   return (

@@ -1,7 +1,9 @@
-// The settings in force of a model, and where each comes from.
+// The settings in force of a model, where each comes from, and the command that starts it.
+import { useState } from "preact/hooks";
+import { Snippet, shell } from "../../components/copy";
 import { type Column, Table } from "../../components/table";
 
-interface Setting {
+export interface Setting {
   name: string;
   value: unknown;
   from?: string | null | undefined;
@@ -13,14 +15,36 @@ const COLUMNS: readonly Column<Setting>[] = [
   { id: "from", title: "From", cell: (row) => row.from, value: (row) => row.from },
 ];
 
-export function Settings({ settings }: { settings: readonly Setting[] }) {
-  return <Table caption="Settings" columns={COLUMNS} rows={settings} rowKey={(row) => row.name} empty="It has no settings of its own." />;
+export function Settings({ settings, command }: { settings: readonly Setting[]; command: readonly string[] | null }) {
+  const [withDefaults, setWithDefaults] = useState(false);
+  const isDefault = (setting: Setting): boolean => setting.from === "default";
+  return (
+    <>
+      <label class="check">
+        <input type="checkbox" checked={withDefaults} onChange={(event) => setWithDefaults(event.currentTarget.checked)} /> defaults too
+      </label>
+      <Table
+        caption="Settings"
+        columns={COLUMNS}
+        rows={withDefaults ? settings : settings.filter((each) => !isDefault(each))}
+        rowKey={(row) => row.name}
+        empty="All its settings are the defaults."
+      />
+      {command !== null && (
+        <>
+          <h2>Command</h2>
+          <Snippet label="The command that starts it" text={command.map(shell).join(" ")} />
+        </>
+      )}
+    </>
+  );
 }
 
-/** Writes a value as one would in engines.toml. */
+/** Writes a value as one would in engines.toml; nothing for what is not set. */
 export function shown(value: unknown): string {
+  if (value === null) return "";
   if (Array.isArray(value)) return `[${value.map(shown).join(", ")}]`;
-  if (typeof value === "object" && value !== null) {
+  if (typeof value === "object") {
     return `{ ${Object.entries(value).map(([name, each]) => `${name} = ${shown(each)}`).join(", ")} }`;
   }
   return JSON.stringify(value) ?? "";

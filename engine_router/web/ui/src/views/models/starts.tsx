@@ -7,12 +7,14 @@ import type { Start } from "./page";
 const COLUMNS: readonly Column<Start>[] = [
   { id: "at", title: "Time", cell: (row) => time(row.at), value: (row) => row.at, short: true },
   { id: "took", title: "Took", cell: (row) => duration(row.took_s), value: (row) => row.took_s, numeric: true },
-  { id: "result", title: "Result", cell: (row) => <span class={row.result === "ok" ? "" : "bad"}>{row.result}</span>, value: (row) => row.result },
+  { id: "result", title: "Result", cell: (row) => (isOk(row) ? row.result : <span class="bad">{row.error ?? row.result}</span>), value: (row) => row.result },
 ];
 
 const isOk = (start: Start): boolean => start.result == null || start.result === "ok";
 
-export default function Starts({ starts }: { starts: readonly Start[] }) {
+/** `starts` is null where no history is kept. */
+export default function Starts({ starts }: { starts: readonly Start[] | null }) {
+  if (starts === null) return <p class="soft empty">No history is kept.</p>;
   const inTime = [...starts].sort((one, other) => one.at - other.at);
   const of = (wanted: boolean) => inTime.map((start) => (isOk(start) === wanted ? (start.took_s ?? null) : null));
   if (starts.length === 0) return <p class="soft empty">It was not started yet, as far as is remembered.</p>;
