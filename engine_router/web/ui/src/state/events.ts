@@ -1,10 +1,10 @@
 // The router's state, kept up to date by one stream. Nothing polls.
-import { batch, signal } from "@preact/signals";
+import { batch, effect, signal, untracked } from "@preact/signals";
 import { base } from "../api";
 import type { RouterState } from "../types";
 import { setServerTime } from "./clock";
 import { type Json, merged } from "./merge";
-import { checkSession } from "./session";
+import { checkSession, isAdmin, session } from "./session";
 
 /** The state of the router; null until the first of it has come. */
 export const state = signal<RouterState | null>(null);
@@ -35,7 +35,7 @@ export function takePatch(patch: Json): void {
 }
 
 /** Opens the stream, in the place of an open one. */
-export function connect(): void {
+function connect(): void {
   clearTimeout(timer);
   source?.close();
   const stream = (source = new EventSource(`${base}/admin/events?patches=1`));
@@ -50,17 +50,35 @@ export function connect(): void {
 }
 
 async function retry(stream: EventSource): Promise<void> {
-  const admitted = await checkSession();
-  if (source !== stream || !admitted) return;
-  timer = setTimeout(connect, pause * (0.75 + Math.random() / 2));
+  await checkSession();
+  if (source === stream) timer = setTimeout(connect, nextPause());
+}
+
+function nextPause(): number {
+  const now = pause * (0.75 + Math.random() / 2);
   pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
+  return now;
 }
 
 /** Closes the stream. */
-export function disconnect(): void {
+function disconnect(): void {
   clearTimeout(timer);
   source?.close();
   source = null;
+  state.value = null;
+}
+
+/** Has a stream as long as the page is used with a key that may see everything. */
+export function followSession(): void {
+  effect(() => (isAdmin.value ? untracked(connect) : untracked(disconnect)));
+  void findOut();
+}
+
+async function findOut(): Promise<void> {
+  await checkSession();
+  if (session.value !== null) return;
+  link.value = "lost";
+  setTimeout(() => void findOut(), nextPause());
 }
 
 addEventListener("online", () => {

@@ -18,14 +18,13 @@ whenUnauthorized(() => {
   session.value = NOBODY;
 });
 
-/** Asks the router whose session it is. Returns whether the page may go on. */
-export async function checkSession(): Promise<boolean> {
+/** Asks the router whose session it is. Where it does not answer, whoever was there before is still there. */
+export async function checkSession(): Promise<void> {
   try {
     session.value = await request<Session>("/admin/session", { quiet: true });
   } catch {
-    // Whoever was there before is still there as far as anybody knows.
+    // Nothing new is known.
   }
-  return session.value?.authenticated !== false;
 }
 
 /** Begins a session for a key. Throws an ApiError where it is not one of the router's. */

@@ -1,7 +1,6 @@
 // Asks for the key that the router wants.
 import { useState } from "preact/hooks";
 import { Dialog } from "../components/dialog";
-import { connect } from "../state/events";
 import { logIn } from "../state/session";
 
 export function Login() {
@@ -13,7 +12,6 @@ export function Login() {
     setBusy(true);
     try {
       await logIn(String(key));
-      connect();
     } catch (failure) {
       setError(failure instanceof Error ? failure.message : String(failure));
     } finally {
