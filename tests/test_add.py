@@ -58,6 +58,45 @@ def test_an_engine_is_added_and_everything_else_stays(
     assert [*load_config(config).engines] == ["ollama", "vllm", "vllm-2"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ollama"], "engine ollama is at http://127.0.0.1:11434 already"),
+        (["lms"], "engine lmstudio is at http://127.0.0.1:1234 already"),
+        (
+            ["llama.cpp", "--scan", "{folder}", "--scan", "huggingface"],
+            "engine llamacpp scans {folder} already",
+        ),
+        (["llama.cpp", "--path", "{folder}"], "engine llamacpp scans {folder} already"),
+    ],
+)
+def test_what_is_there_already_is_not_added_again(
+    words: list[str], said: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = config.with_name("models")
+    folder.mkdir()
+    config.write_text("")
+    words = [word.replace("{folder}", str(folder)) for word in words]
+    assert main(["add", *words, "--config", str(config)]) == 0
+    before = config.read_text()
+    for dry in ([], ["--dry-run"]):
+        assert main(["add", *words, "--config", str(config), *dry]) == BAD_USAGE
+        assert said.replace("{folder}", str(folder)) in capsys.readouterr().err
+    assert config.read_text() == before
+    assert main(["add", *words, "--config", str(config), "--name", "another"]) == 0
+    assert "another" in load_config(config).engines
+
+
+def test_a_folder_that_is_not_there_is_not_scanned(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nope = config.with_name("nope")
+    for words in (["--scan", str(nope)], ["--scan", str(nope), "--dry-run"], ["--path", f"{nope}/"]):
+        assert main(["add", "llama.cpp", *words, "--config", str(config)]) == BAD_USAGE
+        assert f"--scan {nope}: there is no such folder" in capsys.readouterr().err
+    assert main(["add", "llama.cpp", "--scan", str(config), "--config", str(config)]) == BAD_USAGE
+    assert "that is a file, not a folder; --path takes it" in capsys.readouterr().err
+    assert config.read_text() == CONFIG
+
+
 def test_variables_that_are_set_where_the_router_starts_are_no_faults(config: Path) -> None:
     config.write_text(f'{CONFIG}[server]\napi_keys = ["${{env:NOT_SET_HERE}}"]\n')
     assert main(["add", "lms", "--config", str(config), "--dry-run"]) == 0

@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import attrs
 import tomli
 
 from engine_router.cli.exit_codes import BAD_USAGE, OK, CommandFailed
+from engine_router.cli.folders import absent_folders
 from engine_router.cli.own_router import running_router
 from engine_router.cli.terminal import say
 from engine_router.config import Config, parse_config
@@ -21,8 +22,10 @@ from engine_router.config.environment import Environment
 from engine_router.config.faults import quoted
 from engine_router.config.file import read_text, write
 from engine_router.config.template import PLACEHOLDERS
+from engine_router.config.values import expanded
 from engine_router.errors import ConfigError
 from engine_router.models.config_warnings import warnings
+from engine_router.models.scan.places import CACHES
 from engine_router.setup.config_file import HEAD, add_block, place_to_change
 from engine_router.setup.installed import with_installed
 from engine_router.setup.presets import (
@@ -36,6 +39,7 @@ from engine_router.setup.presets import (
     preset_for,
 )
 from engine_router.setup.programs import find_programs
+from engine_router.setup.twins import twin_of
 
 # What means something else in a configuration than in a name.
 _FILLED_IN: Final = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}|\$\{{env:[^{{}}]*\}}")
@@ -67,8 +71,10 @@ def run(options: argparse.Namespace) -> int:
     block = _block(options, text)
     whole = add_block(text, block.text, source=str(path))
     environment = Environment(may_be_unset=True)
+    config = parse_config(whole, source=str(path), environment=environment)
+    if options.name is None and (there := twin_of(block.engine, config)) is not None:
+        raise CommandFailed(f"{there}; nothing was changed. --name NAME adds another one", BAD_USAGE)
     if options.dry_run:
-        config = parse_config(whole, source=str(path), environment=environment)
         shown = block.text
         for key in block.keys:
             shown = shown.replace(key, "***")
@@ -99,6 +105,7 @@ def _block(options: argparse.Namespace, text: str) -> Block:
     try:
         preset, given = preset_for(options.kind, given)
         given = _completed(preset, given)
+        _check_folders(given.scan)
         block = filled(preset, given, taken=_keys(data, "engines"), traits=machine_traits())
     except PresetError as error:
         raise CommandFailed(str(error), BAD_USAGE) from None
@@ -107,6 +114,19 @@ def _block(options: argparse.Namespace, text: str) -> Block:
             f"a model '{block.model}' is there already; give this one another id with --model", BAD_USAGE
         )
     return with_installed(block, find_programs())
+
+
+def _check_folders(folders: Iterable[str]) -> None:
+    """See that folders that are to be scanned are there.
+
+    Raises:
+        PresetError: one is not, or is a file.
+    """
+    for name in absent_folders(folders):
+        raise PresetError(f"--scan {name}: there is no such folder; nothing was changed")
+    for name in folders:
+        if name not in CACHES and not expanded(name).is_dir():
+            raise PresetError(f"--scan {name}: that is a file, not a folder; --path takes it")
 
 
 def _completed(preset: Preset, given: PresetValues) -> PresetValues:
