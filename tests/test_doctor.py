@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import trio
 from support.ports import free_port
 
 from engine_router.cli import main
@@ -17,8 +19,10 @@ from engine_router.config import Config, parse_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.models.scan import NOT_THERE, PlaceState, ScanResult, Skipped
 from engine_router.setup import doctor
+from engine_router.setup.detection import detect
 from engine_router.setup.doctor import Finding
 from engine_router.setup.hardware import Gpu, Hardware
+from engine_router.setup.programs import Program
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
 PLAIN = Hardware("", 64 * 10**9, (), is_unified=False, is_cuda_unified=False, unknown=())
@@ -83,6 +87,30 @@ async def test_programs() -> None:
         '[engines.a]\ntype = "process"\nargv = "no-such-program-at-all {port}"\nmodels = ["m"]'
     )
     assert problems(await listed(doctor.of_programs(missing))) == ["no-such-program-at-all is not found"]
+
+
+async def test_a_wheel_that_lacks_a_library_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [sys.executable, "-m", "engine_router.llamacpp", "-m", "{path}", "--port", "{port}"]
+    engines = parse_config(
+        f'[engines.a]\ntype = "process"\nargv = {argv}\n[models.m]\nengine = "a"\npath = "m.gguf"'
+    )
+    fault = "libgomp.so.1: cannot open shared object file: No such file or directory"
+    (tmp_path / "xllamacpp.py").write_text(f"raise ImportError({fault!r})")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, Path(__file__).parent.parent))))
+    (finding,) = await listed(doctor.of_programs(engines))
+    assert finding.grade == "problem"
+    assert finding.words == "llama.cpp needs the system library libgomp.so.1, which is not installed"
+    assert finding.remedy == "apt install libgomp1, or dnf install libgomp"
+    # A new user is told by `init` already.
+    monkeypatch.setattr(
+        "engine_router.setup.detection.find_programs", lambda: (Program("llamacpp", tuple(argv[:3]), False),)
+    )
+    monkeypatch.setattr("engine_router.setup.detection.LOOK_S", 60.0)
+    with trio.fail_after(100):
+        detection = await detect()
+    assert detection.missing == (f"{finding.words}: {finding.remedy}",)
 
 
 async def test_access() -> None:

@@ -268,6 +268,24 @@ def test_a_missing_wheel_is_named_with_its_remedy(
     assert line.endswith("pip install 'engine-router[llamacpp]'")
 
 
+def without_a_library(folder: Path) -> None:
+    """Write a wheel that fails as the real one does on a system without OpenMP."""
+    fault = "libgomp.so.1: cannot open shared object file: No such file or directory"
+    (folder / "xllamacpp.py").write_text(f"raise ImportError({fault!r})")
+
+
+def test_a_missing_library_of_the_system_is_named_with_its_package(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_a_library(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for arguments in (("-m", model, "--port", str(free_port())), ("--version",)):
+        code, (line,) = refused(*arguments)
+        assert code == 1
+        assert "the system library libgomp.so.1, which is not installed" in line
+        assert line.endswith("apt install libgomp1, or dnf install libgomp")
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [

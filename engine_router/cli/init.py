@@ -95,6 +95,7 @@ def _show(detection: Detection, proposal: Proposal) -> None:
     rows += [
         ("Installed", ", ".join(program.kind for program in detection.programs) or "no engine that is known")
     ]
+    rows += [("Missing", words) for words in detection.missing]
     rows += [("Left out", words) for words in proposal.left_out]
     if detection.broken:
         rows += [

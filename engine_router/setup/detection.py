@@ -22,7 +22,7 @@ from engine_router.models.scan.scanner import Scanner
 from engine_router.models.served_names import served_models
 from engine_router.setup.hardware import Hardware, find_hardware
 from engine_router.setup.listeners import Listeners, find_listeners
-from engine_router.setup.programs import Program, find_programs
+from engine_router.setup.programs import STAND_IN_WORDS, Program, ask_version, find_programs, missing_for
 
 LOOK_S: Final = 3.0
 """Seconds that the look at each subject may take."""
@@ -43,6 +43,7 @@ class Detection:
         places: the folders and caches that hold models, as `scan` takes them.
         models: the models in them.
         broken: how many files in them cannot be served.
+        missing: what installed programs lack to run, each with its remedy.
         unknown: what could not be found out.
     """
 
@@ -52,6 +53,7 @@ class Detection:
     places: tuple[str, ...] = ()
     models: tuple[FoundModel, ...] = ()
     broken: int = 0
+    missing: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
     def running_models(self) -> FixedModels:
@@ -97,6 +99,7 @@ async def detect(folders: Sequence[str] = (), own_ports: Sequence[int] = ()) -> 
     listeners: list[Listeners] = []
     results: list[ScanResult] = []
     unknown: list[str] = []
+    missing: list[str] = []
     places = (*CACHES, *_folders(folders))
 
     async def look_at_hardware() -> None:
@@ -115,16 +118,25 @@ async def detect(folders: Sequence[str] = (), own_ports: Sequence[int] = ()) -> 
         if scope.cancelled_caught:
             unknown.append(f"how many models there are: more than can be counted in {LOOK_S:g} s")
 
+    programs = await trio.to_thread.run_sync(find_programs)
+
+    async def look_at_the_stand_in() -> None:
+        for program in programs:
+            if program.argv[1:] == STAND_IN_WORDS:
+                done = await ask_version(program.argv, timeout_s=LOOK_S)
+                missing.append(missing_for(program.argv, done))
+
     async with trio.open_nursery() as nursery:
-        for look in (look_at_hardware, look_at_listeners, look_at_models):
+        for look in (look_at_hardware, look_at_listeners, look_at_models, look_at_the_stand_in):
             nursery.start_soon(look)
     return Detection(
         hardware=hardware[0] if hardware else None,
         listeners=listeners[0],
-        programs=await trio.to_thread.run_sync(find_programs),
+        programs=programs,
         places=places,
         models=results[0].models if results else (),
         broken=sum(skipped.is_fault for skipped in results[0].skipped) if results else 0,
+        missing=tuple(filter(None, missing)),
         unknown=(*unknown, *listeners[0].unknown, *(hardware[0].unknown if hardware else ())),
     )
 
@@ -172,5 +184,6 @@ def as_dict(detection: Detection) -> Mapping[str, Any]:
         "programs": {program.kind: list(program.argv) for program in detection.programs},
         "models": dict(Counter(model.place for model in detection.models)),
         "broken_files": detection.broken,
+        "missing": list(detection.missing),
         "unknown": list(detection.unknown),
     }

@@ -30,6 +30,7 @@ from engine_router.models.scan import NOT_THERE, PlaceState, ScanResult
 from engine_router.residency.measurements import state_file_of
 from engine_router.residency.settings import gauges_of, pools_of
 from engine_router.setup.hardware import Hardware
+from engine_router.setup.programs import ask_version, missing_for
 
 Grade = Literal["ok", "note", "problem"]
 
@@ -161,7 +162,11 @@ async def of_programs(config: Config) -> AsyncIterator[Finding]:
                 "install it, or give its whole path in argv",
             )
             continue
-        done = await run_command([path, "--version"], timeout_s=VERSION_S, own_session=True)
+        done = await ask_version((path, *engine.argv[1:]), timeout_s=VERSION_S)
+        if missing := missing_for(engine.argv, done):
+            words, _, remedy = missing.rpartition(": ")
+            yield Finding("problem", f"Engine {name}", shown(words), shown(remedy))
+            continue
         line = next(iter(done.output.splitlines() or done.said.splitlines()), "") if done.code == 0 else ""
         yield Finding("ok", f"Engine {name}", shown(path) + (f": {shown(line)}" if line else ""))
 

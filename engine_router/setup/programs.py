@@ -12,6 +12,11 @@ from typing import Final
 
 from attrs import frozen
 
+from engine_router.guards.commands import CommandResult, run_command
+
+STAND_IN_WORDS: Final = ("-m", "engine_router.llamacpp")
+"""What follows Python's name in the command of the llama.cpp that the extra brings."""
+
 # By the kind that the presets call it: the names of its program, and folders of the home folder in which it lies
 # where it is on nobody's PATH.
 _PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -69,8 +74,31 @@ def find_programs(
         if (program := _find(kind, names, which, home)) is not None:
             found.append(program)
     if not any(program.kind == "llamacpp" for program in found) and has_module(_STAND_IN):
-        found.insert(0, Program("llamacpp", (sys.executable, "-m", "engine_router.llamacpp"), False))
+        found.insert(0, Program("llamacpp", (sys.executable, *STAND_IN_WORDS), False))
     return tuple(found)
+
+
+def missing_for(argv: Sequence[str], done: CommandResult) -> str:
+    """Return what the llama.cpp of the extra lacks to run, with the remedy behind a colon; empty for nothing.
+
+    Args:
+        argv: the command of an engine.
+        done: what `ask_version` had of it.
+    """
+    if tuple(argv[1:3]) != STAND_IN_WORDS or done.code != 1:
+        return ""
+    return done.complaint.partition("error: ")[2]
+
+
+async def ask_version(argv: Sequence[str], *, timeout_s: float) -> CommandResult:
+    """Run the program of a command with `--version`: where it is Python with llama.cpp's wheel, that is asked.
+
+    Args:
+        argv: the command, or its beginning.
+        timeout_s: limit in seconds.
+    """
+    words = STAND_IN_WORDS if tuple(argv[1:3]) == STAND_IN_WORDS else ()
+    return await run_command([argv[0], *words, "--version"], timeout_s=timeout_s, own_session=True)
 
 
 def _find(kind: str, names: Sequence[str], which: Callable[[str], str | None], home: Path) -> Program | None:

@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import importlib.metadata
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,6 +17,9 @@ from engine_router.engines.llamacpp.arguments import PROG, build_parser
 
 _GGUF_MAGIC: Final = b"GGUF"
 _INSTALL: Final = "pip install 'engine-router[llamacpp]'"
+# What the dynamic linker says of a library that is missing: the wheel is there, and the system has to bring the rest.
+_MISSING_LIBRARY: Final = re.compile(r"(?P<name>lib\S+\.so\S*): cannot open shared object file: No such file")
+_LIBRARIES: Final = {"libgomp.so.1": "apt install libgomp1, or dnf install libgomp"}
 
 
 class StartError(Exception):
@@ -32,9 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function does not return: SIGTERM and SIGINT end the process with exit code 0.
 
     Raises:
-        SystemExit: with code 2 for wrong usage, 0 after ``--help``.
+        SystemExit: with code 2 for wrong usage, 0 after ``--help`` and ``--version``, 1 where there is no version.
     """
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    parser.add_argument(
+        "--version", action=_ShowVersion, nargs=0, help="show the version of llama.cpp's wheel"
+    )
+    options = parser.parse_args(arguments)
     # The wheel holds the interpreter's lock while it loads, so a handler written in Python would run only when
     # the model is there. Until then the signals act as they do on a process without handlers.
     _set_signals(signal.SIG_DFL)
@@ -46,6 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+class _ShowVersion(argparse.Action):
+    """The option ``--version``: it imports the wheel, so it also tells whether a model could be served."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        _namespace: argparse.Namespace,
+        _values: object,
+        _option: str | None = None,
+    ) -> NoReturn:
+        try:
+            import xllamacpp  # noqa: F401, PLC0415 - optional
+        except ImportError as error:
+            parser.exit(1, f"{PROG}: error: {_import_fault(error)}\n")
+        parser.exit(0, f"llama.cpp of xllamacpp {importlib.metadata.version('xllamacpp')}\n")
+
+
 def _serve(options: argparse.Namespace) -> NoReturn:
     try:
         # Imported here because the wheel is optional, and --help has to work without it.
@@ -53,7 +79,7 @@ def _serve(options: argparse.Namespace) -> NoReturn:
 
         from engine_router.engines.llamacpp.parameters import build_parameters  # noqa: PLC0415
     except ImportError as error:
-        raise StartError(f"the wheel xllamacpp cannot be imported ({error}): {_INSTALL}") from error
+        raise StartError(_import_fault(error)) from error
     path = vars(options)["model.path"]
     try:
         # Returns when the model is loaded. It answers in threads of its own for as long as the name holds it.
@@ -63,6 +89,14 @@ def _serve(options: argparse.Namespace) -> NoReturn:
     except (RuntimeError, MemoryError) as error:
         raise StartError(f"llama.cpp could not load {path}; its messages above say why") from error
     _wait_for_the_end()
+
+
+def _import_fault(error: ImportError) -> str:
+    if missing := _MISSING_LIBRARY.search(str(error)):
+        name = missing["name"]
+        remedy = _LIBRARIES.get(name, "install the package of your system that has it")
+        return f"llama.cpp needs the system library {name}, which is not installed: {remedy}"
+    return f"the wheel xllamacpp cannot be imported ({error}): {_INSTALL}"
 
 
 def _wait_for_the_end() -> NoReturn:
