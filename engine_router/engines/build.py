@@ -116,7 +116,13 @@ def build_engine(
         case SystemdConfig() as systemd:
             from engine_router.engines.remote.systemd_engine import SystemdEngine
 
-            return SystemdEngine(name, systemd, client, sleep_registry=sleep_registry)
+            return SystemdEngine(
+                name,
+                systemd,
+                client,
+                sleep_registry=sleep_registry,
+                models=models or TemplateModels(name, config),
+            )
 
 
 def _upstream_names(config: Config, engine: str) -> Sequence[str]:

@@ -1,15 +1,6 @@
 """Engines of type `systemd`: a unit that systemd runs, `Restart=always` included.
 
 A unit is started and stopped as a unit: a signal to its process would only make systemd start another.
-The commands, which a sudoers rule for `prefix = ["sudo", "-n"]` has to allow, are
-
-    systemctl [--user] --no-ask-password start --no-block -- UNIT
-    systemctl [--user] --no-ask-password stop --no-block -- UNIT
-    systemctl [--user] --no-ask-password show -p PROPERTIES -- UNIT
-    journalctl [--user] -u UNIT -n 15 -o cat --no-pager
-
-`--no-block`, because a command that waits for the unit could not be cancelled behind sudo; the router looks
-for itself what becomes of it.
 """
 
 from __future__ import annotations
@@ -17,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import trio
-from attrs import frozen
 
-from engine_router.config import SystemdConfig
+from engine_router.config import SystemdConfig, is_template
+from engine_router.config.template import TemplateModels
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
 from engine_router.engines.readiness import Check, ReadinessProbe
-from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, run_lifecycle
+from engine_router.engines.remote.lifecycle import run_lifecycle
 from engine_router.engines.remote.remote_engine import RemoteEngine
+from engine_router.engines.remote.systemctl import Systemctl
+from engine_router.engines.remote.unit_files import UnitFiles
+from engine_router.engines.remote.unit_state import UnitState
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.sleep.resident_sleep import EngineSleep
 from engine_router.engines.warm_up import warm_up
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
-from engine_router.guards.commands import CommandResult, run_command
 from engine_router.upstream.control_client import ControlClient
 
 WATCH_INTERVAL_S = 0.25
@@ -41,81 +34,15 @@ REVIVE_S = DOUBT_S
 ALLOWED_EXITS = 2
 """A unit that has exited this often during its start is given up; systemd's own retries could go on for ever."""
 
-COMMAND_TIMEOUT_S = 10.0
-"""Longest wait for one command, in seconds."""
-
-_PROPERTIES = "LoadState,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts,Job"
-# What systemctl says, with any exit status, where there is no such unit, and where nobody answers it.
-_UNKNOWN_UNIT = ("not found", "not loaded", "does not exist")
 _CHECK_UNIT = "check the name in `unit`, and its `scope`"
-_NO_BUS = ("connect to bus", "connect to user", "XDG_RUNTIME_DIR", "No medium found", "not been booted")
-_AT_REST = frozenset({"inactive", "failed"})
-
-
-@frozen
-class UnitState:
-    """The state of a unit, as `systemctl show` tells it.
-
-    Attributes:
-        load: `loaded`, `not-found`, `masked`, ...
-        active: `active`, `activating`, `deactivating`, `inactive`, `failed`, ...
-        sub: finer, such as `running` or `auto-restart`.
-        pid: of its main process; 0 when there is none.
-        restarts: how often systemd has restarted it by itself since it was started.
-        job: whether a start or stop of it is queued.
-        result: how it ended last, such as `success` or `exit-code`.
-        exit_status: of its main process when it ended last.
-    """
-
-    load: str
-    active: str
-    sub: str
-    pid: int
-    restarts: int
-    job: bool
-    result: str
-    exit_status: str
-
-    @classmethod
-    def parse(cls, text: str) -> UnitState:
-        """Read `KEY=value` lines.
-
-        Raises:
-            ValueError: there is no ActiveState among them.
-        """
-        pairs = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        if not pairs.get("ActiveState"):
-            raise ValueError("no ActiveState")
-        return cls(
-            load=pairs.get("LoadState", "loaded"),
-            active=pairs["ActiveState"],
-            sub=pairs.get("SubState", ""),
-            pid=int(pairs.get("MainPID") or 0),
-            restarts=int(pairs.get("NRestarts") or 0),
-            job=pairs.get("Job", "") not in ("", "0"),
-            result=pairs.get("Result", ""),
-            exit_status=pairs.get("ExecMainStatus", ""),
-        )
-
-    @property
-    def at_rest(self) -> bool:
-        """True where it neither runs nor is about to."""
-        return self.active in _AT_REST and self.pid == 0 and not self.job
-
-    @property
-    def restarting(self) -> bool:
-        """True where its process has exited and systemd waits to start it again."""
-        return self.sub.startswith("auto-restart")
-
-    def __str__(self) -> str:
-        ending = f", result {self.result}, exit status {self.exit_status}" if self.result != "success" else ""
-        return f"{self.active} ({self.sub}{ending})"
+_NO_MODEL = Check("status == 200")  # for a unit that runs, nobody knows for which model
 
 
 class SystemdEngine(RemoteEngine[SystemdConfig]):
     """A unit of systemd; implements `engines.base.Engine`.
 
-    The unit is the resident, whichever model it serves.
+    The unit is the resident, whichever model it serves. With `{model}` or `{path}` in its name, its drop-in or its
+    configuration file each model is a resident; they take turns.
     """
 
     def __init__(
@@ -125,19 +52,33 @@ class SystemdEngine(RemoteEngine[SystemdConfig]):
         client: ControlClient,
         *,
         sleep_registry: SleepRegistry | None = None,
+        models: TemplateModels | None = None,
     ) -> None:
         super().__init__(name, config, client)
+        self.manager = Systemctl(name, config)
+        self._client = client
+        self._models = models
+        self._is_template = is_template(config)
         self.sleep = EngineSleep(name, config.sleep, sleep_registry or SleepRegistry(), self.logs.of)
-        self.probe = ReadinessProbe(
-            client, config.base_url + config.ready_path, Check(config.ready_check), config.headers
-        )
 
     def __repr__(self) -> str:
         return f"<SystemdEngine {self.name}: {self.config.unit}>"
 
-    def resident_of(self, model: str) -> ResidentId:  # noqa: ARG002 - it serves them all
-        """Return the unit: the resident of all its models."""
-        return ResidentId(self.name)
+    def resident_of(self, model: str) -> ResidentId:
+        """Return the unit: the resident of all its models, unless it is started for one of them."""
+        return ResidentId(self.name, model if self._is_template else None)
+
+    def files_of(self, resident: ResidentId) -> UnitFiles:
+        """Return what a resident's unit is started with."""
+        return UnitFiles(self.config, resident, self._models)
+
+    def probe_of(self, resident: ResidentId) -> ReadinessProbe:
+        """Return the test of a resident's readiness."""
+        wanted, model = self.config.ready_check, resident.model
+        is_unknown = model is None and self._is_template
+        check = _NO_MODEL if is_unknown else Check(wanted.replace("{model}", model or "{model}"))
+        url = self.config.base_url + self.config.ready_path
+        return ReadinessProbe(self._client, url, check, self.config.headers)
 
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
@@ -150,29 +91,35 @@ class SystemdEngine(RemoteEngine[SystemdConfig]):
         Cancellation leaves the unit as it is: it is systemd's.
         """
         return await run_lifecycle(
-            _Unit(self), supervision, adopt=adopt, sleep=self.sleep.of(resident, self.server)
+            _Unit(self, resident), supervision, adopt=adopt, sleep=self.sleep.of(resident, self.server)
         )
 
-    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - there is one
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - it does not matter
         """Look whether the unit runs, and ask it again what was asked before it was ready; see `Engine.check`.
 
         Raises:
             EngineUnreachable: systemd cannot be asked.
         """
-        state = await self.state()
+        unit = self.files_of(resident).unit
+        state = await self.manager.state(unit)
         if state.at_rest:
-            return f"is down: {self.config.unit} is {state}"
-        return await self.probe.look()
+            return f"is down: {unit} is {state}"
+        return await self.probe_of(resident).look()
 
-    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - there is one
-        """Say so where systemd cannot be asked, or knows no such unit; see `Engine.obstacle`."""
+    async def obstacle(self, resident: ResidentId) -> str | None:
+        """Say so where systemd cannot be asked, knows no such unit, or a file cannot be written; see `Engine.obstacle`."""
+        files = self.files_of(resident)
         try:
-            state = await self.state()
+            state = await self.manager.state(files.unit)
         except EngineUnreachable as error:
             return error.summary
         if state.load in ("not-found", "masked", "bad-setting", "error"):
-            return f"cannot be started: systemd says that {self.config.unit} is {state.load}; {_CHECK_UNIT}"
-        return None
+            return f"cannot be started: systemd says that {files.unit} is {state.load}; {_CHECK_UNIT}"
+        return await files.obstacle()
+
+    async def list_models(self) -> Sequence[str] | None:
+        """Ask the running unit for its list; None where each model is a resident: it may list all that it could load."""
+        return None if self._is_template else await super().list_models()
 
     async def find(self) -> Sequence[ResidentId]:
         """Return the unit unless it is at rest, or sleeps: then it holds little, and is woken when it is needed.
@@ -183,64 +130,33 @@ class SystemdEngine(RemoteEngine[SystemdConfig]):
         Raises:
             EngineUnreachable: systemd cannot be asked.
         """
-        state = await self.state()
-        if state.at_rest or await self.sleep.is_asleep(self.server):
+        residents = [ResidentId(self.name)]
+        if self._is_template and self._models is not None:
+            residents = [ResidentId(self.name, model) for model in self._models.names()]
+        units = {resident: self.files_of(resident).unit for resident in residents}
+        if not units:
             return []
-        return [ResidentId(self.name)]
-
-    async def systemctl(self, verb: str, *options: str) -> CommandResult:
-        """Run one systemctl command about the unit, at most 10 s long.
-
-        Cancellation kills the command.
-        """
-        scope = ["--user"] if self.config.scope == "user" else []
-        argv = ["systemctl", *scope, "--no-ask-password", verb, *options, "--", self.config.unit]
-        return await run_command([*(self.config.prefix or ()), *argv], timeout_s=COMMAND_TIMEOUT_S)
-
-    async def state(self) -> UnitState:
-        """Ask systemd for the unit's state.
-
-        Raises:
-            EngineUnreachable: it cannot be told.
-        """
-        done = await self.systemctl("show", "-p", _PROPERTIES)
-        fault = done.complaint
-        if done.code == 0:
-            try:
-                return UnitState.parse(done.output)
-            except ValueError as error:
-                fault = f"its answer cannot be understood ({error})"
-        raise EngineUnreachable(
-            self.name, f"cannot be looked at: systemctl show {self.config.unit}: {fault}; {self.remedy(done)}"
-        )
-
-    def remedy(self, done: CommandResult) -> str:
-        """Say what to do about a command that failed."""
-        if done.code is None and "not found" in done.complaint:
-            return 'install systemd, or use an engine of type "process"'
-        if any(words in done.complaint for words in _UNKNOWN_UNIT):
-            which = " --user" if self.config.scope == "user" else ""
-            return f"check the name in `unit` (systemctl{which} list-unit-files shows those that exist) and its `scope`"
-        if self.config.scope == "user" and any(words in done.complaint for words in _NO_BUS):
-            return "check that this user's systemd runs (loginctl enable-linger keeps it running without a login)"
-        return 'check that the router may do that; a prefix such as ["sudo", "-n"] may be needed'
-
-    async def journal(self) -> tuple[str, ...]:
-        """Return the unit's last journal lines; none where they cannot be had."""
-        scope = ["--user"] if self.config.scope == "user" else []
-        lines = str(LOG_TAIL_LINES)
-        argv = ["journalctl", *scope, "-u", self.config.unit, "-n", lines, "-o", "cat", "--no-pager"]
-        done = await run_command([*(self.config.prefix or ()), *argv], timeout_s=COMMAND_TIMEOUT_S)
-        return tuple(done.output.splitlines()[-LOG_TAIL_LINES:]) if done.code == 0 else ()
+        names = list(dict.fromkeys(units.values()))
+        states = dict(zip(names, await self.manager.states(names), strict=True))
+        running = [resident for resident, unit in units.items() if not states[unit].at_rest]
+        if not running or await self.sleep.is_asleep(self.server):
+            return []
+        if self._is_template and len(names) == 1:  # one unit for all models: its files tell for which it runs
+            placed = [resident for resident in running if await self.files_of(resident).are_in_place()]
+            return placed[:1] or [ResidentId(self.name)]
+        return running
 
 
 class _Unit:
     """The lifecycle of the unit; the steps are described at `RemoteLifecycle`."""
 
-    def __init__(self, engine: SystemdEngine) -> None:
-        self.name, self.config, self.log = engine.name, engine.config, engine.log
+    def __init__(self, engine: SystemdEngine, resident: ResidentId) -> None:
+        self.name, self.config, self.log = engine.name, engine.config, engine.logs.of(resident)
         self.engine = engine
-        self.unit = engine.config.unit
+        self.resident = resident
+        self.files = engine.files_of(resident)
+        self.unit = self.files.unit
+        self.probe = engine.probe_of(resident)
         self.began = False
         self._pid = 0
         self._seen: list[str] = []
@@ -250,22 +166,58 @@ class _Unit:
         return "; ".join(self._seen)
 
     async def start(self) -> Endpoint:
+        await self._prepare()
         self.began = True  # also where this is cancelled: the command may have been heard
-        self.log.write(f"starting {self.unit}")
-        done = await self.engine.systemctl("start", "--no-block")
+        # One that runs already has not seen what was written for this model.
+        is_rewritten = self.resident.model is not None and (self.config.drop_in or self.config.config_file)
+        verb = "restart" if is_rewritten and await self._is_there() else "start"
+        self.log.write(f"{verb}ing {self.unit}")
+        await self._command(verb, "--no-block", units=[self.unit])
+        endpoint = await self._until_ready()
+        model = self.resident.model or next(iter(self.config.models), "")
+        await warm_up(self.engine.server, self.config.warm_up, model, self._seen)
+        return endpoint
+
+    async def _prepare(self) -> None:
+        """Write what the unit is started with.
+
+        Raises:
+            EngineStartFailed: that cannot be done; nothing was started.
+        """
+        if await self.files.write():
+            await self._command("daemon-reload")
+
+    async def _command(self, verb: str, *options: str, units: Sequence[str] = ()) -> None:
+        """Run a command of a start.
+
+        Raises:
+            EngineStartFailed: it was refused.
+        """
+        done = await self.engine.manager.run(verb, *options, units=units)
         if done.code != 0:
-            self.began = await self._is_there()
+            self.began = self.began and await self._is_there()
+            if not self.began:
+                await self._tidy()
+            words = " ".join((verb, *units))
             raise EngineStartFailed(
                 self.name,
-                f"could not be started: systemctl start {self.unit}: {done.complaint}; {self.engine.remedy(done)}",
+                f"could not be started: systemctl {words}: {done.complaint}; {self.engine.manager.remedy(done)}",
             )
-        endpoint = await self._until_ready()
-        await warm_up(self.engine.server, self.config.warm_up, next(iter(self.config.models), ""), self._seen)
-        return endpoint
+
+    async def _tidy(self) -> None:
+        """Take away what was written for this start only."""
+        try:
+            if (
+                await self.files.remove()
+                and (done := await self.engine.manager.run("daemon-reload")).code != 0
+            ):
+                self.log.write(f"systemctl daemon-reload: {done.complaint}")
+        except OSError as error:
+            self.log.write(f"{self.files.path} cannot be removed: {error.strerror or error}")
 
     async def adopt(self) -> Endpoint | Ended:
         self.began = True
-        state = await self.engine.state()
+        state = await self.engine.manager.state(self.unit)
         if state.at_rest:
             return Ended(stopped=False, message=f"is down: {self.unit} is {state}")
         return await self._until_ready()
@@ -293,6 +245,7 @@ class _Unit:
         with trio.move_on_after(timeout_s):
             state = await self._until_at_rest()
             self.log.write(f"{self.unit} is {state}")
+            await self._tidy()
             return f"{self.unit} is {state.active}"
         raise EngineStopFailed(
             self.name,
@@ -309,7 +262,7 @@ class _Unit:
         first, looked_at = await self._look(), trio.current_time()
         state = first
         while True:
-            obstacle = await self.engine.probe.ask()
+            obstacle = await self.probe.ask()
             if obstacle is None or trio.current_time() - looked_at >= WATCH_INTERVAL_S:
                 state, looked_at = await self._look(), trio.current_time()
                 await self._raise_if_in_vain(state, since=first)
@@ -333,11 +286,11 @@ class _Unit:
         raise EngineStartFailed(
             self.name,
             f"{how} during its start: {self.unit} is {state}",
-            log_tail=await self.engine.journal(),
+            log_tail=await self.engine.manager.journal(self.unit),
         )
 
     async def _look(self) -> UnitState:
-        state = await self.engine.state()
+        state = await self.engine.manager.state(self.unit)
         self._seen = [f"{self.unit} is {state}"]
         return state
 
@@ -349,7 +302,7 @@ class _Unit:
             state = await self._look()
             if state.at_rest:
                 return f"is down: {self.unit} is {state}"
-            ready = await self.engine.probe.ask() is None
+            ready = await self.probe.ask() is None
             if ready and state.active == "active":
                 self._pid = state.pid
                 return None
@@ -362,7 +315,7 @@ class _Unit:
 
     async def _until_at_rest(self) -> UnitState:
         backoff = Backoff()
-        done = await self.engine.systemctl("stop", "--no-block")
+        done = await self.engine.manager.run("stop", "--no-block", units=[self.unit])
         while True:
             try:
                 state = await self._look()
@@ -376,6 +329,6 @@ class _Unit:
                 if done.code != 0 and not state.job and state.active != "deactivating":
                     raise EngineStopFailed(
                         self.name,
-                        f"could not be stopped: systemctl stop {self.unit}: {done.complaint}; {self.engine.remedy(done)}",
+                        f"could not be stopped: systemctl stop {self.unit}: {done.complaint}; {self.engine.manager.remedy(done)}",
                     )
             await backoff.pause()
