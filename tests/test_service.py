@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import plistlib
@@ -11,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -20,8 +18,9 @@ import httpx
 import psutil
 import pytest
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 from support.ports import free_port
+from support.user_manager import UserManager, until, user_manager
 from trio.testing import MockClock
 
 from engine_router.cli import main
@@ -286,92 +285,14 @@ def test_steps_are_shown_and_not_taken(
     assert "--as is for --system" in capsys.readouterr().err
 
 
-# A real systemd: a user's manager in a mount namespace of its own, which needs root.
-
-MANAGER = """
-mount -t tmpfs none /run && mkdir -p /run/systemd/system /run/user && chmod 700 /run/user &&
-exec /usr/lib/systemd/systemd --user
-"""
-
-
-@frozen
-class UserManager:
-    """A systemd user manager that runs, with an empty home."""
-
-    pid: int
-    home: Path
-
-    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run a command beside it."""
-        return subprocess.run(
-            ["nsenter", "-t", str(self.pid), "-m", *argv],
-            check=False,
-            capture_output=True,
-            text=True,
-            env=self.environment(self.home),
-            timeout=LIMIT_S,
-        )
-
-    def service(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `engine-router service`."""
-        return self.run(sys.executable, "-m", "engine_router", "service", *arguments)
-
-    def property(self, name: str) -> str:
-        """Return a property of the unit."""
-        return self.run("systemctl", "--user", "show", "-P", name, "engine-router.service").stdout.strip()
-
-    @staticmethod
-    def environment(home: Path) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-        return {**kept, "HOME": str(home), "XDG_RUNTIME_DIR": "/run/user"}
+# A real systemd.
 
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[UserManager]:
     """Start a systemd user manager."""
-    if sys.platform != "linux" or os.geteuid() != 0 or not Path("/usr/lib/systemd/systemd").exists():
-        pytest.skip("needs root and systemd")
-    home = tmp_path / "home"
-    home.mkdir()
-    log = tmp_path / "systemd.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            ["unshare", "-m", "--propagation", "private", "sh", "-c", MANAGER],
-            env={**UserManager.environment(home), "SYSTEMD_LOG_TARGET": "console"},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-        )
-        try:
-            started = UserManager(process.pid, home)
-            if not until(
-                lambda: (
-                    started.run("systemctl", "--user", "is-system-running").stdout
-                    in ("running\n", "degraded\n")
-                ),
-                process,
-            ):
-                pytest.skip(f"no systemd can be started here: {log.read_text()[-300:]}")
-            yield started
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LIMIT_S)
-            process.kill()
-            process.wait()
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> bool:
-    """Wait until something is so; False when time is up, or when a process has ended meanwhile."""
-    end = time.monotonic() + LIMIT_S
-    while time.monotonic() < end:
-        if process is not None and process.poll() is not None:
-            return False
-        with contextlib.suppress(httpx.TransportError):
-            if condition():
-                return True
-        time.sleep(0.05)
-    return False
+    with user_manager(tmp_path) as started:
+        yield started
 
 
 def test_systemd_runs_the_router_and_starts_it_again(manager: UserManager, config: Path) -> None:
