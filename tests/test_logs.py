@@ -100,6 +100,16 @@ SPENT = {"drain": 0.001, "stop": 0.4, "settle": 1.2, "start": 8.1}
             "debug",
             "/v1/chat/completions m: 200 in 1.5 s, waited 0.5 s for its engine, first byte after 0.9 s",
         ),
+        (
+            RequestEnded(**REQUEST, status=200, tokens_in=30, tokens_out=512, tokens_per_s=38.24),
+            "debug",
+            "/v1/chat/completions m: 200 in 1.5 s, 512 tokens at 38.2/s",
+        ),
+        (
+            RequestEnded(**REQUEST, status=200, tokens_in=30, tokens_out=1),
+            "debug",
+            "/v1/chat/completions m: 200 in 1.5 s, 1 token",
+        ),
         (RequestEnded(**REQUEST, status=499), "debug", "/v1/chat/completions m: the client left after 1.5 s"),
         (
             RequestEnded(**REQUEST, status=502, error="it broke"),

@@ -6,7 +6,7 @@ import logging
 
 from attrs import frozen
 
-from engine_router.cli.formatting import gigabytes, phase_text, phases, seconds, transition
+from engine_router.cli.formatting import counted, gigabytes, phase_text, phases, seconds, transition
 from engine_router.events import (
     DownloadEnded,
     DownloadProgress,
@@ -100,6 +100,9 @@ class RequestText:
             times += f", waited {seconds(event.queue_wait_s)} for its engine"
         if event.first_byte_s is not None:
             times += f", first byte after {seconds(event.first_byte_s)}"
+        if event.tokens_out:
+            times += f", {counted(event.tokens_out, 'token')}"
+            times += f" at {event.tokens_per_s:.1f}/s" if event.tokens_per_s else ""
         if event.status == CLIENT_LEFT:
             return f"{subject}: the client left after {times}"
         if event.status < 400 and event.error is None:
