@@ -122,7 +122,7 @@ def build(root: Path) -> str | None:
                 command, cwd=sources, capture_output=True, text=True, timeout=STEP_TIMEOUT_S, check=True
             )
         except subprocess.CalledProcessError as error:
-            return f"{' '.join(command)} failed: {(error.stderr or error.stdout).strip()[-SHOWN_CHARS:]}"
+            return f"{' '.join(command)} failed: {(error.stderr or error.stdout).strip()[:SHOWN_CHARS]}"
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
     (page / STAMP).write_text(stamp(sources), "utf-8")

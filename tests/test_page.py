@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import json
 import re
 import shutil
 import stat
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import pytest
@@ -18,6 +19,7 @@ from engine_router.config import parse_config
 from engine_router.web import assets
 
 PROJECT = Path(__file__).parents[1]
+LOCK = PROJECT / "engine_router/web/ui/package-lock.json"
 CONFIG = parse_config(
     """
     state_file = "/dev/null/state.json"
@@ -169,6 +171,20 @@ def test_without_node_the_installation_says_so_and_goes_on(
 
 
 def test_the_lock_names_no_place_to_download_from() -> None:
-    text = (PROJECT / "engine_router/web/ui/package-lock.json").read_text("utf-8")
+    text = LOCK.read_text("utf-8")
     assert '"integrity"' in text
     assert "resolved" not in text
+
+
+def test_the_lock_has_all_that_its_packages_need() -> None:
+    packages = json.loads(LOCK.read_text("utf-8"))["packages"]
+    wanted = json.loads(LOCK.with_name("package.json").read_text("utf-8"))
+    for kind in ("dependencies", "devDependencies"):
+        assert packages[""][kind] == wanted[kind]
+    for place, package in packages.items():
+        for name in {**package.get("dependencies", {}), **package.get("optionalDependencies", {})}:
+            around = [place, *map(str, PurePosixPath(place).parents), ""]
+            assert any(
+                f"{folder}/node_modules/{name}".removeprefix("/").removeprefix("./") in packages
+                for folder in around
+            ), f"{place} needs {name}: npm ci would refuse the lock"
