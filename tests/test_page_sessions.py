@@ -11,10 +11,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from support.asgi import Received, ask
-from support.keyed import engine, keyed, keyed_text
+from support.keyed import CHAT, chat, engine, keyed, keyed_text, refused
 from support.served import RawClient, served
 from test_access import STREAMS
-from test_keys import CHAT, chat, refused
 from trio.testing import MockClock
 
 from engine_router import Router

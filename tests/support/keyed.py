@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,8 +12,12 @@ import trio
 
 from engine_router import Router, open_router
 from engine_router.config import parse_config
+from support.asgi import Received
+from support.served import RawClient
 
 LIMIT_S = 200.0
+CHAT, MESSAGES, OLLAMA_CHAT = "/v1/chat/completions", "/v1/messages", "/api/chat"
+DIALECTS = (CHAT, MESSAGES, OLLAMA_CHAT)
 PROGRAMS = Path(__file__).parents[1] / "programs"
 KEYS = """
     "root-key",
@@ -65,3 +69,36 @@ async def keyed(*engines: str, keys: str = KEYS, more: str = "", fast: bool = Tr
     with trio.fail_after(LIMIT_S):
         async with open_router(parse_config(keyed_text(*engines, keys=keys, more=more, fast=fast))) as router:
             yield router
+
+
+async def said(
+    url: str, key: str | None, method: str, target: str, body: object = None, headers: Sequence[str] = ()
+) -> Received:
+    """Send a request with a key, and return the answer."""
+    async with RawClient.to(url) as client:
+        data = b"" if body is None else json.dumps(body).encode()
+        lines = [] if key is None else [f"Authorization: Bearer {key}"]
+        await client.request(method, target, data, headers=[*lines, *headers])
+        return await client.answer(method)
+
+
+def chat(model: str, **more: object) -> dict[str, object]:
+    """Return the body of a chat that its engine echoes, unless `do` says otherwise."""
+    return {"model": model, "messages": [{"role": "user", "content": "hi"}], "do": "echo", **more}
+
+
+async def refused(url: str, target: str, headers: Mapping[str, str]) -> int:
+    """Open a WebSocket, which need not be let in; return the status of the answer."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    lines = [
+        f"GET {target} HTTP/1.1",
+        f"Host: {host}:{port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    async with RawClient.to(url) as client:
+        await client.send("\r\n".join([*lines, "", ""]).encode())
+        return int((await client.until(b"\r\n\r\n")).split()[1])
