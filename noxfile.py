@@ -77,6 +77,20 @@ def installer(session: nox.Session) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """The wheel and the source distribution, as they would be published; and what publishes them."""
+    install(session, "package")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", silent=True)
+    made = [str(path) for path in Path("dist").iterdir()]
+    session.run("twine", "check", "--strict", *made)
+    session.run("check-wheel-contents", *(path for path in made if path.endswith(".whl")))
+    workflows = [str(path) for path in Path(".github/workflows").glob("*.yml")]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "scripts/deploy/compose.yml")
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     install(session, "types", "test", extras="[llamacpp,nvidia]")  # the helpers of the tests have types, too
     session.run("mypy")
