@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 from support.asgi import ask
 
@@ -26,6 +27,7 @@ from engine_router.events import EventHub, RequestEnded, ResidentReady, RouterNo
 from engine_router.guards.limits import HISTORY_BACKLOG
 from engine_router.telemetry import history_sql
 from engine_router.telemetry.history import WRITE_INTERVAL_S, History, history_file_of
+from engine_router.telemetry.history_sql import HistoryFile
 from engine_router.telemetry.records import HistoryTooSlow, Sample, Series
 
 LIMIT_S = 100.0
@@ -134,6 +136,18 @@ async def test_a_history_that_is_off_has_no_file(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+async def test_after_the_end_nothing_is_opened_again(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "history.db")
+    kept.hub.publish(ended(1))
+    await kept.of.close()
+    kept.hub.publish(ended(2))
+    await kept.of.flush()
+    assert await kept.ids() is None
+    assert kept.of._file is not None
+    assert kept.of._file._connection is None
+    assert rows_of(tmp_path / "history.db") == 1
+
+
 async def test_to_ask_before_anything_happened_makes_no_file(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "history.db")
     assert await kept.ids() == []
@@ -176,6 +190,18 @@ async def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     assert str(aside) in note
 
 
+def test_a_file_that_another_router_has_set_aside_is_not_set_aside_again(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    one, other = HistoryFile(path), HistoryFile(path)
+    for file in (one, other):
+        file.write([ended(1)], [])
+    assert one.set_aside() is not None
+    one.write([ended(2)], [])
+    assert other.set_aside() is None
+    one.close()
+    assert rows_of(path) == 1
+
+
 @pytest.mark.parametrize("kind", ["newer", "foreign"])
 async def test_a_file_for_others_is_left_alone(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "history.db"
@@ -193,7 +219,7 @@ async def test_a_file_for_others_is_left_alone(tmp_path: Path, kind: str) -> Non
     for number in range(10):
         kept.hub.publish(ended(number))
         await kept.of.flush()
-    await kept.of.run()  # is over at once
+    assert not kept.of._events  # nor is memory filled
     await kept.of.close()
     assert path.read_bytes() == content
     (note,) = kept.notes
@@ -223,7 +249,9 @@ async def test_a_full_disk_is_told_once_and_costs_nothing_else(
     kept = Kept(tmp_path / "history.db")
     kept.hub.publish(ended(0))
     with trio.fail_after(LIMIT_S):
-        await kept.of.close()
+        await kept.of.flush()
+        assert kept.of._file is not None
+        kept.of._file.close()
         limit(1)
         for number in range(1, HISTORY_BACKLOG + 101):
             kept.hub.publish(ended(number))
@@ -235,13 +263,28 @@ async def test_a_full_disk_is_told_once_and_costs_nothing_else(
         assert "cannot be written" in kept.notes[0]
         assert await kept.ids() == ["r0"]  # what is there can be read
         limit(0)
-        assert kept.of._file is not None
         kept.of._file.close()
         kept.of._next_try_at = 0.0
         # The oldest that waited are lost.
         assert await kept.ids() == ["r0", *(f"r{number}" for number in range(101, HISTORY_BACKLOG + 101))]
         await kept.of.close()
     assert kept.notes[1:] == ["the history is written again"]
+
+
+async def test_what_comes_while_a_write_fails_stands_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    kept = Kept(tmp_path / "file" / "history.db")
+    kept.hub.publish(ended(1))
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery, kept.of._one_thread:
+            nursery.start_soon(kept.of.flush)
+            await trio.testing.wait_all_tasks_blocked()
+            kept.hub.publish(ended(2))
+            kept.of.drain()
+        (tmp_path / "file").unlink()
+        kept.of._next_try_at = 0.0
+        assert await kept.ids() == ["r1", "r2"]
+        await kept.of.close()
 
 
 async def test_what_cannot_be_written_is_tried_again_at_growing_intervals(

@@ -40,6 +40,7 @@ _LONGEST_PAUSE_S: Final = 60.0  # between two tries to write what cannot be writ
 _LAST_WRITE_S: Final = 5.0  # a disk that hangs must not keep the router from ending
 _KINDS: Final = (RequestEnded, SwapEnded, ResidentReady)
 _OFF: Final = "[history] enabled is false"
+_OVER: Final = "the router has ended"
 
 
 def history_file_of(config: HistoryConfig, state_file: Path | None) -> Path | None:
@@ -101,6 +102,10 @@ class History:
         """Take what has happened from its listener. Never waits."""
         events = [*self._events]
         self._events.clear()
+        if self.why_off is not None:
+            self._unwritten.clear()
+            self._samples.clear()
+            return
         self._unwritten.extend(events)
         if events and self.on_events is not None:
             self.on_events(events)
@@ -113,10 +118,11 @@ class History:
         """Write what has happened, every few seconds; runs until cancelled."""
         if self.path is None:
             return
-        while self.why_off is None:
+        while True:
             await trio.sleep(WRITE_INTERVAL_S)
             await self.flush()
-            if self._file is not None and trio.current_time() - self._trimmed_at >= _TRIM_INTERVAL_S:
+            is_kept = self._file is not None and self.why_off is None
+            if is_kept and trio.current_time() - self._trimmed_at >= _TRIM_INTERVAL_S:
                 self._trimmed_at = trio.current_time()
                 await self._trim()
 
@@ -127,6 +133,7 @@ class History:
             await self.flush()
             if (file := self._file) is not None:
                 await trio.to_thread.run_sync(file.close, abandon_on_cancel=True, limiter=self._one_thread)
+        self.why_off = self.why_off or _OVER
 
     async def flush(self) -> None:
         """Write what has happened and is not written yet. A failure is told once, until it works again.
@@ -134,10 +141,6 @@ class History:
         Cancellation leaves a thread behind that ends by itself.
         """
         self.drain()
-        if self.why_off is not None:
-            self._unwritten.clear()
-            self._samples.clear()
-            return
         if (self._unwritten or self._samples) and trio.current_time() >= self._next_try_at:
             events, samples = [*self._unwritten], [*self._samples]
             self._unwritten.clear()
