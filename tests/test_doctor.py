@@ -141,6 +141,13 @@ def test_a_cache_that_is_missing_is_told_in_the_words_of_check() -> None:
     assert (empty.grade, empty.words) == ("ok", "0 models")
 
 
+def test_a_link_is_nothing_to_be_fetched_again(tmp_path: Path) -> None:
+    (tmp_path / "up").symlink_to(tmp_path.parent)
+    skipped = (Skipped(tmp_path / "up", "leads up", True),)
+    (finding,) = doctor.of_models(ScanResult(models=(), skipped=skipped, places={}), {}, {})
+    assert finding.remedy == "remove the link"
+
+
 def test_needs_are_estimated(tmp_path: Path) -> None:
     file = write_tiny_gguf(tmp_path / "tiny.gguf")
     found = doctor.needs_of(

@@ -72,6 +72,16 @@ base_url = "http://${env:NOT_SET_HOST}:11434"
     }
 
 
+def test_what_a_command_serves_is_not_imported(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = models.parent / "engines.toml"
+    file = models / "deep" / 'Qu"ote-7B-Q4_K_M.gguf'
+    config.write_text(
+        config.read_text() + f"[engines.runs]\ntype = 'process'\nargv = ['llama-server', '-m', '{file}']\n"
+    )
+    assert main(["import", str(models), "--config", str(config)]) == 0
+    assert capsys.readouterr().out == "# nothing new is found\n"
+
+
 def test_they_are_written_once(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = models.parent / "engines.toml"
     before = config.read_text()

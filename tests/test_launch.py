@@ -225,7 +225,8 @@ def test_nothing_that_is_there_is_lost(tmp_path: Path) -> None:
     }
     path.write_text(json.dumps(there))
     content = rendered("crush").content
-    before, data = read_json(path, dict)
+    file = read_json(path, dict)
+    before, data = file.text, file.data
     whole = merged(data, content, "id")
     assert replaced(data, content, "id") == ["models.large.provider", "models.large.model"]
     assert write_json(path, whole, before) == tmp_path / "crush.json.bak"
@@ -243,8 +244,8 @@ def test_a_second_change_keeps_the_first_backup(tmp_path: Path) -> None:
     path.chmod(0o600)
     (tmp_path / "link.json").symlink_to(path)
     for value in (2, 3):
-        before, data = read_json(tmp_path / "link.json", dict)
-        write_json(tmp_path / "link.json", {**data, "b": value}, before)
+        found = read_json(tmp_path / "link.json", dict)
+        write_json(tmp_path / "link.json", {**found.data, "b": value}, found.text)
     assert (tmp_path / "link.json").is_symlink()
     assert json.loads(path.read_text()) == {"a": 1, "b": 3}
     assert path.stat().st_mode & 0o777 == 0o600
@@ -255,7 +256,7 @@ def test_a_second_change_keeps_the_first_backup(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (b'{// mine\n"a": 1}', "not plain JSON"),
+        (b'{// mine\n"a": 1', "is no JSON"),
         (b"[]", "does not hold what its program wants"),
         (b"\xff", "not UTF-8"),
     ],
@@ -366,6 +367,27 @@ def test_nothing_is_written_without_being_asked(home: Path) -> None:
         assert "--yes does it without a question, --print shows it" in done.stderr
     assert started(home) == []
     assert not list(home.glob(".*"))
+
+
+@posix
+def test_a_file_with_comments_is_left_to_the_person(home: Path) -> None:
+    path = home / ".config" / "crush" / "crush.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{\n  // mine\n  "options": {"debug": true,},\n}\n')
+    before = path.read_text()
+    done = launch("crush", "--model", "talker", "--yes")
+    assert done.returncode == 1
+    assert "has comments, which would be lost: nothing was changed. Put this into it by hand" in done.stderr
+    assert path.read_text() == before
+    assert started(home) == []
+    # Once it is there, the client starts, and its comments stay.
+    content = done.stderr[done.stderr.index("{") :].strip()
+    path.write_text(f"// mine\n{content[:-1]}, /* all */ }}")
+    by_hand = path.read_text()
+    done = launch("crush", "--model", "talker")
+    assert done.returncode == 5, done.stderr
+    assert path.read_text() == by_hand
+    assert len(started(home)) == 1
 
 
 @posix

@@ -17,6 +17,7 @@ from engine_router.config import Config, ProcessConfig, find_config, load_config
 from engine_router.config.environment import Environment
 from engine_router.config.file import read_text, write
 from engine_router.config.values import expanded
+from engine_router.models.fixed_models import fixed_models_of
 from engine_router.models.found import formats_of, taken_names
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan import FoundModel, ScanRequest, ScanResult
@@ -103,8 +104,8 @@ def _scan(config: Config, engine: str, folders: Sequence[str]) -> ScanResult:
 
 
 def _is_served(config: Config, model: FoundModel) -> bool:
-    """Tell whether the configuration has a model with this file already."""
-    return any(
+    """Tell whether the configuration has a model with this file already, or a command that serves it."""
+    return fixed_models_of(config).have(model) or any(
         entry.path is not None and expanded(entry.path) == model.path for entry in config.models.values()
     )
 

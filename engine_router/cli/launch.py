@@ -146,11 +146,17 @@ def _write_file(client: Client, rendered: Rendered, *, is_agreed: bool) -> bool:
     path, file = rendered.path, client.file
     assert path is not None  # noqa: S101 - it was asked before
     assert file is not None  # noqa: S101 - likewise
-    before, data = read_json(path, type(rendered.content))
+    found = read_json(path, type(rendered.content))
+    data = found.data
     whole = merged(data, rendered.content, file.identity)
     if whole == data:
         return True
     content = json.dumps(rendered.content, indent=2, ensure_ascii=False)
+    if found.has_comments:
+        raise CommandFailed(
+            f"{path} has comments, which would be lost: nothing was changed. Put this into it by hand, then launch "
+            f"{client.title} again:\n{content}"
+        )
     note(f"{client.title} reads {path}, where this has to stand:\n{content}")
     if changed := replaced(data, rendered.content, file.identity):
         note(f"these have another value now: {', '.join(changed)}")
@@ -158,7 +164,7 @@ def _write_file(client: Client, rendered: Rendered, *, is_agreed: bool) -> bool:
         "put it there? Everything else in it stays, and the file is kept as .bak [y/N] "
     ):
         return False
-    backup = write_json(path, whole, before)
+    backup = write_json(path, whole, found.text)
     note(f"written: {path}" + ("" if backup is None else f"; as it was: {backup}"))
     return True
 

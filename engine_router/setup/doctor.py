@@ -256,7 +256,7 @@ def of_models(
                 "problem",
                 "File",
                 f"{shown(str(skipped.path))}: {skipped.reason}",
-                "fetch it again, or remove it",
+                "remove the link" if skipped.path.is_symlink() else "fetch it again, or remove it",
             )
         if len(broken) > _BROKEN_SHOWN:
             yield Finding(

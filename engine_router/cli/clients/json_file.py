@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
+from attrs import frozen
+
 from engine_router.cli.exit_codes import CommandFailed
 from engine_router.config.file import backed_up
 from engine_router.guards.atomic_file import write_atomically
@@ -14,15 +16,31 @@ from engine_router.guards.atomic_file import write_atomically
 MAX_FILE_BYTES: Final = 16_777_216
 
 
-def read_json(path: Path, kind: type) -> tuple[str | None, Any]:
-    """Return a file's text and data; None and empty data where there is no file, or nothing in it.
+@frozen
+class JsonFile:
+    """A file as it is.
+
+    Attributes:
+        text: None where there is no file.
+        data: empty where there is no file, or nothing in it.
+        has_comments: it is JSON with comments, or commas before closing brackets: these would be lost if it were
+            written anew.
+    """
+
+    text: str | None
+    data: Any
+    has_comments: bool = False
+
+
+def read_json(path: Path, kind: type) -> JsonFile:
+    """Return what a file holds.
 
     Raises:
-        CommandFailed: it cannot be read, or is not plain JSON of that kind: then it can only be changed by hand.
+        CommandFailed: it cannot be read, or is no JSON of that kind.
     """
     try:
         if not path.exists():
-            return None, kind()
+            return JsonFile(None, kind())
         if path.stat().st_size > MAX_FILE_BYTES:
             raise CommandFailed(f"{path} is too large to be its settings")
         text = path.read_text("utf-8-sig")
@@ -30,15 +48,27 @@ def read_json(path: Path, kind: type) -> tuple[str | None, Any]:
         raise CommandFailed(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise CommandFailed(f"{path} is not UTF-8 text") from None
+    has_comments = False
     try:
         data = json.loads(text) if text.strip() else kind()
     except (ValueError, RecursionError):
-        raise CommandFailed(
-            f"{path} is not plain JSON (comments in it would be lost): nothing was changed. Add by hand what --print shows"
-        ) from None
+        data, has_comments = _with_comments(path, text, kind), True
     if not isinstance(data, kind):
         raise CommandFailed(f"{path} does not hold what its program wants: nothing was changed")
-    return text, data
+    return JsonFile(text, data, has_comments)
+
+
+def _with_comments(path: Path, text: str, kind: type) -> Any:
+    """Return the data of JSON with comments; empty where there is nothing else in it."""
+    from engine_router.setup.migrate.documents import Unreadable  # noqa: PLC0415 - seldom needed
+    from engine_router.setup.migrate.jsonc_reader import is_blank, read_jsonc  # noqa: PLC0415 - likewise
+
+    if is_blank(text):
+        return kind()
+    try:
+        return read_jsonc(text).data
+    except Unreadable as fault:
+        raise CommandFailed(f"{path} {fault}: nothing was changed. Correct it, and try again") from None
 
 
 def merged(data: Any, content: Any, identity: str) -> Any:

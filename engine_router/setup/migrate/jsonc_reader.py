@@ -31,6 +31,11 @@ def read_jsonc(text: str) -> Document:
     return _Reader(text).document()
 
 
+def is_blank(text: str) -> bool:
+    """Tell whether there are only blanks and comments in a text."""
+    return _BLANK.fullmatch(text) is not None
+
+
 class _Reader:
     """One pass over a text."""
 
