@@ -76,7 +76,9 @@ def test_what_a_command_serves_is_not_imported(models: Path, capsys: pytest.Capt
     config = models.parent / "engines.toml"
     file = models / "deep" / 'Qu"ote-7B-Q4_K_M.gguf'
     config.write_text(
-        config.read_text() + f"[engines.runs]\ntype = 'process'\nargv = ['llama-server', '-m', '{file}']\n"
+        config.read_text()
+        + f"[engines.runs]\ntype = 'process'\nargv = ['llama-server', '-m', '{file}']\n"
+        + "base_url = 'http://127.0.0.1:9000'\n"
     )
     assert main(["import", str(models), "--config", str(config)]) == 0
     assert capsys.readouterr().out == "# nothing new is found\n"
