@@ -313,24 +313,34 @@ def test_the_router_for_open_webui() -> None:
     found = imported(CONFIG_YML, MODELS_YML)
     server = found.config.server
     assert (server.port, server.show_progress, server.footer) == (8003, True, True)
-    mistral = found.process("mistral-large-2411-awq")
-    assert (mistral.argv, mistral.base_url) == (("/opt/start_mistral.sh",), "http://localhost:30001")
-    assert (mistral.ready_path, mistral.start_timeout_s) == ("/health_generate", 240)
-    assert found.process("qwen-gguf").base_url == "http://127.0.0.1:8085"
-    tabby = found.config.engines["tabbyapi"]
-    assert isinstance(tabby, HttpConfig)
-    assert tabby.loaded.path == "/v1/model"
+    sglang, llama, tabby = (found.config.engines[name] for name in ("sglang", "llamacpp", "tabbyapi"))
+    assert isinstance(sglang, SystemdConfig)
+    assert (sglang.unit, sglang.scope, sglang.base_url) == (
+        "sglang.service",
+        "system",
+        "http://localhost:30001",
+    )
+    assert (sglang.ready_path, sglang.start_timeout_s) == ("/health_generate", 240)
+    assert sglang.drop_in is not None
+    assert sglang.drop_in.exec_start == ("{path}",)
+    assert found.config.models["mistral-large-2411-awq"].path == "/opt/start_mistral.sh"
+    assert llama.base_url == "http://127.0.0.1:8085"
+    assert isinstance(tabby, SystemdConfig)
+    assert tabby.config_file is not None
+    assert tabby.config_file.path == "~/tabbyAPI/config.yml"
+    assert tabby.config_file.set == {"model.model_name": "{model}"}
+    assert (tabby.unit, tabby.base_url) == ("tabbyapi.service", "http://localhost:5000")
     assert tabby.warm_up is not None
     assert found.config.models["magnum-exl2"].upstream == "Magnum-123B-4.0bpw"
     outcomes = {
         "router_port": CARRIED,
         "model_load_timeout": CARRIED,
         "backends.sglang.port": CARRIED,
-        "backends.sglang.service": APPROXIMATED,
+        "backends.sglang.service": CARRIED,
         "backends.tabbyapi.service": CARRIED,
         "mistral-large-2411-awq.script": CARRIED,
-        "mistral-large-2411-awq.service": APPROXIMATED,
-        "magnum-exl2.model_name": APPROXIMATED,
+        "mistral-large-2411-awq.service": CARRIED,
+        "magnum-exl2.model_name": CARRIED,
         "magnum-exl2.service": CARRIED,
         "odd.backend": LOST,
     }
@@ -338,19 +348,29 @@ def test_the_router_for_open_webui() -> None:
 
 
 def test_the_models_of_the_router_for_open_webui_alone_or_in_one_file() -> None:
-    assert imported(MODELS_YML).process("qwen-gguf").start_timeout_s == 180
+    assert imported(MODELS_YML).config.engines["llamacpp"].start_timeout_s == 180
     models = {
         "kat": {"backend": "llamacpp", "model_path": "/m/kat.gguf"},
         "r1": {"backend": "sglang", "model_path": "/m/r1"},
         "l3": {"backend": "tabbyapi", "model_path": "exl2/L3"},
     }
-    found = imported(json.dumps({"router_port": 8002, "backends": {"sglang": {"port": 1}}, "models": models}))
+    models["s"] = {"backend": "sglang", "script": "/s.sh"}
+    settings = {"router_port": 8002, "backends": {"sglang": {"port": 1}}, "tabby_config_path": "/t/c.yml"}
+    found = imported(json.dumps({**settings, "models": models}))
     assert found.process("kat").argv == (
         *("llama-server", "-ngl", "999", "-m", "/m/kat.gguf"),
         *("--host", "127.0.0.1", "--port", "{port}"),
     )
     assert found.process("r1").argv[:5] == ("python", "-m", "sglang.launch_server", "--model-path", "/m/r1")
     assert found.config.models["l3"].upstream == "L3"
+    assert isinstance(found.config.engines["tabbyapi"], HttpConfig)  # no unit is known
+    assert found.process("s").argv == ("/s.sh",)
+
+    models["l3"]["service"] = "tabby"
+    tabby = imported(json.dumps({**settings, "models": models})).config.engines["tabby"]
+    assert isinstance(tabby, SystemdConfig)
+    assert tabby.config_file is not None
+    assert (tabby.unit, tabby.config_file.path) == ("tabby.service", "/t/c.yml")
 
 
 # large-model-proxy.

@@ -77,7 +77,10 @@ PROGRAMS = {
     "infinity": "infinity",
     "text-embeddings-inference": "text-embeddings-inference",
     "tabbyapi-process": "",
+    "tabbyapi-file": "",
 }
+# Those that are started for each model with a file or a unit rather than with their command.
+FILED = {"tabbyapi-file", "tabbyapi-systemd", "vllm-systemd"}
 # The engines of the example, by their names, and the presets of the same kinds.
 IN_EXAMPLE = {
     "llamacpp": "llama.cpp",
@@ -132,7 +135,10 @@ def argv_of(config: Config) -> tuple[str, ...]:
 def test_every_kind_is_there() -> None:
     started = {kind for kind, preset in presets().items() if argv_of(configured(preset))}
     assert started == set(PROGRAMS)
-    assert set(presets()) - started == {"ollama", "tabbyapi", "lmstudio", "llama.cpp-router"}
+    assert set(presets()) - started == {
+        *("ollama", "tabbyapi", "lmstudio", "llama.cpp-router"),
+        *("tabbyapi-systemd", "vllm-systemd"),
+    }
     used = frozenset[str]().union(*(preset.placeholders for preset in presets().values()))
     assert used == set(PLACEHOLDERS)
     words = [word for preset in presets().values() for word in (preset.kind, *preset.also)]
@@ -150,6 +156,9 @@ def test_its_command_is_understood(preset: Preset) -> None:
     read = model_options(argv)
     assert read.kind.name == PROGRAMS[preset.kind]
     assert any(word == "4711" or word.endswith(":4711") for word in argv)
+    if preset.kind in FILED:
+        assert is_template(engine)
+        return
     if is_template(engine):
         assert "/w/model-1b" in argv
         assert preset.kind == "tabbyapi-process" or read.context_length == 4096

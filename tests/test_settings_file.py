@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
 import hypothesis
 import pytest
 import tomli
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from support.config_faults import faults_of
 from support.scripted import supervised
 
+from engine_router import open_router
 from engine_router.config import ConfigFileConfig, ProcessConfig, parse_config
 from engine_router.config.diff import compare
 from engine_router.config.filled import escaped, filled_settings
@@ -29,6 +31,7 @@ from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.settings_file import SettingsFileError, set_in_json, set_in_toml, write_settings
 from engine_router.engines.yaml_edit import set_in_yaml
 from engine_router.errors import EngineStartFailed
+from engine_router.setup.presets import PresetValues, filled, find_preset
 from engine_router.upstream.control_client import control_client
 
 TABBY = """\
@@ -366,6 +369,55 @@ async def test_a_missing_file_is_told_before_and_at_the_start(tmp_path: Path) ->
                 await life.over.wait()
                 assert isinstance(life.error, EngineStartFailed)
                 assert "its config_file" in str(life.error)
+
+
+MAIN = """
+import argparse, json, yaml
+from http.server import BaseHTTPRequestHandler, HTTPServer
+parser = argparse.ArgumentParser()
+for option, default in (("--config", "config.yml"), ("--host", ""), ("--port", ""), ("--disable-auth", "")):
+    parser.add_argument(option, default=default)
+options = parser.parse_args()
+with open(options.config) as file:
+    name = yaml.safe_load(file)["model"]["model_name"]
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *words): pass
+    def do_GET(self):
+        body = json.dumps({"id": name, "status": "healthy"}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+HTTPServer((options.host, int(options.port)), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("kind", ["tabbyapi-process", "tabbyapi-file"])
+async def test_the_presets_start_a_tabby_for_each_model(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways: a file for each model, and the one file rewritten."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (tmp_path / "main.py").write_text(MAIN)
+    file = tmp_path / "config.yml"
+    file.write_text(in_yaml(TABBY, {"model.model_name": "one"}), "utf-8")
+    block = filled(find_preset(kind), PresetValues(path=str(file), model="one"))
+    text = block.text.replace('models = ["one"]', 'models = ["one", "two"]')
+    if kind == "tabbyapi-process":
+        (tmp_path / "two.yml").write_text(in_yaml(TABBY, {"model.model_name": "two"}), "utf-8")
+        text += f'[models.two]\nengine = "tabby"\npath = "{tmp_path}/two.yml"\n'
+    config = parse_config('state_file = "/dev/null/state.json"\n[pools.default]\ngauge = "none"\n' + text)
+    with trio.fail_after(300):
+        async with open_router(config) as router, httpx.AsyncClient(trust_env=False) as client:
+            for name in ("one", "two", "one"):
+                async with router.lease(name) as lease:
+                    assert (await client.get(f"{lease.base_url}/v1/model")).json()["id"] == name
 
 
 # The configuration

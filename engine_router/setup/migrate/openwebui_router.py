@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import define
+from attrs import define, field
 
+from engine_router.config.values import expanded
 from engine_router.setup.migrate.documents import Document
 from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.sections import Section
 
 NAME: Final = "Open WebUI router"
 
+_ROOT: Final = "A unit of the system's: as before, the router has to run as root (or see prefix and scope)."
+_TABBY_CONFIGS: Final = ("~/tabbyAPI/config.yml", "/opt/tabbyAPI/config.yml", "/etc/tabbyapi/config.yml")
 _PORT: Final = 8002
 _START_S: Final = 180
 _TABBY: Final = ("tabby", "tabbyapi")
@@ -36,6 +39,20 @@ class _Backend:
 
     url: str
     ready_path: str = "/health"
+    service: str | None = None
+
+
+@define(eq=False, repr=False)
+class _Settings:
+    """What all models share."""
+
+    backends: dict[str, _Backend] = field(factory=dict)
+    start_s: float = _START_S
+    tabby_config: str = ""
+
+    def backend(self, name: str) -> _Backend:
+        """Return where a server listens."""
+        return self.backends.get(name) or _Backend(f"http://127.0.0.1:{_PORTS[name]}")
 
 
 def read(document: Document, more: Document | None = None) -> Draft:
@@ -51,25 +68,24 @@ def read(document: Document, more: Document | None = None) -> Draft:
         "carried over", "", None, "it told what it waits for, and the speed: server.show_progress and footer"
     )
     parts = [Section.root(part, draft) for part in (document, more) if part is not None]
-    backends: dict[str, _Backend] = {}
-    start_s: float = _START_S
+    settings = _Settings(tabby_config=next((each for each in _TABBY_CONFIGS if expanded(each).is_file()), ""))
     for part in parts:
-        start_s = _add_settings(part, draft, backends) or start_s
+        _add_settings(part, draft, settings)
     for part in parts:
         if any(isinstance(value, dict) and "backend" in value for value in part.data.values()):
             part = Section({"models": part.data}, (), part.document, draft)  # noqa: PLW2901 - the models stand at the top
             for name, model in part.sections("models"):
-                _add_model(name, Section(model.data, (name,), part.document, draft), backends, start_s, draft)
+                _add_model(name, Section(model.data, (name,), part.document, draft), settings, draft)
         else:
             for name, model in part.sections("models"):
-                _add_model(name, model, backends, start_s, draft)
+                _add_model(name, model, settings, draft)
             part.finish()
     return draft
 
 
-def _add_settings(part: Section, draft: Draft, backends: dict[str, _Backend]) -> float | None:
+def _add_settings(part: Section, draft: Draft, settings: _Settings) -> None:
     if any(isinstance(value, dict) and "backend" in value for value in part.data.values()):
-        return None
+        return
     for key in ("title", "version", "description"):
         part.carried(key, "a name of the file's own")
     if (level := (part.text("log_level") or "").lower()) in ("debug", "info", "warning", "error"):
@@ -81,28 +97,113 @@ def _add_settings(part: Section, draft: Draft, backends: dict[str, _Backend]) ->
     if host := part.text("router_host"):
         draft.server.values["host"] = host
         part.carried("router_host", "server.host")
-    timeout = part.number("model_load_timeout")
+    settings.start_s = part.number("model_load_timeout") or settings.start_s
     part.carried("model_load_timeout", "start_timeout_s of each engine")
     for name, backend in part.sections("backends"):
         host, number = (
             backend.text("host") or "127.0.0.1",
             backend.whole("port") or _PORTS.get(name, _PORTS["sglang"]),
         )
-        backends[name] = _Backend(f"http://{host}:{number}", backend.text("health_endpoint") or "/health")
+        settings.backends[name] = _Backend(
+            f"http://{host}:{number}", backend.text("health_endpoint") or "/health", backend.text("service")
+        )
         for key, words in (("host", "base_url"), ("port", "base_url"), ("health_endpoint", "ready_path")):
             backend.carried(key, words)
-        if name in _TABBY:
-            backend.carried("service", "it goes on to run TabbyAPI")
-        _lose_unit(backend)
+        backend.carried("service", "unit, of the models that name none")
         backend.finish()
-    words = "TabbyAPI is told over HTTP what to load, so its configuration is left alone"
-    part.lost("tabby_config_path", "tabby_model_dir", words=words)
-    return timeout
+    if (path := part.text("tabby_config_path")) is not None:
+        settings.tabby_config = path
+    part.carried("tabby_config_path", "config_file of TabbyAPI")
+    part.lost("tabby_model_dir", words="TabbyAPI's own configuration says where its models are")
+
+
+def _add_model(name: str, model: Section, settings: _Settings, draft: Draft) -> None:
+    backend = (model.text("backend") or "").lower()
+    if backend not in _PORTS:
+        model.lost("backend", words="it is none of sglang, tabby, llamacpp and vllm")
+        return
+    where = settings.backend(backend)
+    if backend in _TABBY and where.service is None:  # it is called by either name
+        where = next((settings.backends[each] for each in _TABBY if each in settings.backends), where)
+    model.carried("backend", "an engine")
+    service = model.text("service") or where.service
+    if backend in _TABBY and service is not None:
+        _add_tabby_unit(name, model, where, service, settings, draft)
+    elif backend in _TABBY:
+        _add_tabby(name, model, where, settings, draft)
+    elif service is not None and model.text("script") is not None:
+        _add_unit(name, model, where, service, settings, draft)
+    else:
+        _add_script(name, model, backend, where, settings, draft)
+    model.finish()
+
+
+def _unit_values(where: _Backend, service: str, settings: _Settings) -> dict[str, Any]:
+    """Return what every unit has. They take turns: the pool of all is exclusive."""
+    return {
+        "type": "systemd",
+        "unit": service if "." in service else f"{service}.service",
+        "scope": "system",
+        "base_url": where.url,
+        "ready_path": where.ready_path,
+        "start_timeout_s": settings.start_s,
+        "warm_up": {},  # in place of its pause of five seconds, without which first answers were cut short
+        "discover": False,
+    }
+
+
+def _unit_engine(draft: Draft, service: str, values: dict[str, Any], comment: str) -> str:
+    """Return the engine of a unit, made if need be."""
+    stem = service.removesuffix(".service")
+    same = (
+        name
+        for name, entry in draft.engines.items()
+        if (entry.values.get("unit"), entry.values.get("base_url")) == (values["unit"], values["base_url"])
+    )
+    name = next(same, None)
+    if name is None:
+        name = stem if stem not in draft.engines else f"{stem}-{len(draft.engines) + 1}"
+        draft.engines[name] = Entry(values, comment)
+    return name
+
+
+def _add_tabby_unit(
+    name: str, model: Section, where: _Backend, service: str, settings: _Settings, draft: Draft
+) -> None:
+    """Add a model of a TabbyAPI whose unit is restarted with the model's name in its configuration."""
+    values = _unit_values(where, service, settings)
+    path = settings.tabby_config or _TABBY_CONFIGS[0]
+    values["config_file"] = {"path": path, "set": {"model.model_name": "{model}"}, "format": "yaml"}
+    engine = _unit_engine(
+        draft, service, values, f"{_ROOT} Its key for clients, if it wants one, belongs into headers."
+    )
+    entry: dict[str, Any] = {"engine": engine}
+    upstream = model.text("model_name") or model.text("model_path")
+    if upstream is not None and upstream.rstrip("/").rpartition("/")[2] != name:
+        entry["upstream"] = upstream.rstrip("/").rpartition("/")[2]
+    for key in ("model_name", "model_path"):
+        model.carried(key, "upstream, set in config_file before the unit starts")
+    model.carried("service", "unit")
+    model.carried("script", "not in use")
+    draft.models[name] = Entry(entry)
+
+
+def _add_unit(
+    name: str, model: Section, where: _Backend, service: str, settings: _Settings, draft: Draft
+) -> None:
+    """Add a model whose script takes the place of its unit's command."""
+    values = _unit_values(where, service, settings)
+    values["drop_in"] = {"exec_start": ["{path}"]}
+    engine = _unit_engine(draft, service, values, f"{_ROOT} The unit itself is not changed any more.")
+    model.carried("script", "path, which a drop_in has the unit start")
+    model.carried("service", "unit")
+    model.text("model_path")
+    model.carried("model_path", "the script has it")
+    draft.models[name] = Entry({"engine": engine, "path": model.text("script")})
 
 
 def _lose_unit(section: Section) -> None:
-    if "service" in section.seen:
-        return
+    section.text("service")
     section.approximated(
         "service",
         "the router starts and stops the server itself, without the unit",
@@ -110,32 +211,14 @@ def _lose_unit(section: Section) -> None:
     )
 
 
-def _add_model(
-    name: str, model: Section, backends: dict[str, _Backend], start_s: float, draft: Draft
-) -> None:
-    backend = (model.text("backend") or "").lower()
-    if backend not in _PORTS:
-        model.lost("backend", words="it is none of sglang, tabby, llamacpp and vllm")
-        return
-    where = backends.get(backend) or _Backend(f"http://127.0.0.1:{_PORTS[backend]}")
-    model.carried("backend", "an engine")
-    if backend in _TABBY:
-        _add_tabby(name, model, where, start_s, draft)
-        model.carried("service", "it goes on to run TabbyAPI")
-    else:
-        _add_script(name, model, backend, where, start_s, draft)
-        _lose_unit(model)
-    model.finish()
-
-
-def _add_tabby(name: str, model: Section, where: _Backend, start_s: float, draft: Draft) -> None:
+def _add_tabby(name: str, model: Section, where: _Backend, settings: _Settings, draft: Draft) -> None:
     engine: dict[str, Any] = {
         "type": "http",
         "base_url": where.url,
         "load": {"path": "/v1/model/load", "body": {"model_name": "{model}"}},
         "unload": {"path": "/v1/model/unload", "body": {}},
         "loaded": {"path": "/v1/model"},
-        "start_timeout_s": start_s,
+        "start_timeout_s": settings.start_s,
         "warm_up": {},  # in place of its pause of five seconds, without which first answers were cut short
         "discover": False,
     }
@@ -155,7 +238,7 @@ def _add_tabby(name: str, model: Section, where: _Backend, start_s: float, draft
 
 
 def _add_script(
-    name: str, model: Section, backend: str, where: _Backend, start_s: float, draft: Draft
+    name: str, model: Section, backend: str, where: _Backend, settings: _Settings, draft: Draft
 ) -> None:
     script, path = model.text("script"), model.text("model_path")
     values: dict[str, Any] = {"type": "process"}
@@ -174,8 +257,9 @@ def _add_script(
     values |= {
         "models": [name],
         "ready_path": where.ready_path,
-        "start_timeout_s": start_s,
+        "start_timeout_s": settings.start_s,
         "warm_up": {},  # in place of its pause of five seconds, without which first answers were cut short
         "discover": False,
     }
-    draft.engines[name] = Entry(values)
+    draft.engines[name if name not in draft.engines else f"{name}-script"] = Entry(values)
+    _lose_unit(model)
