@@ -285,6 +285,25 @@ def test_steps_are_shown_and_not_taken(
     assert "--as is for --system" in capsys.readouterr().err
 
 
+def test_without_a_service_manager_nothing_is_half_installed(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert main(["service", "install", "--config", str(config)]) == 1
+    told = capsys.readouterr().err
+    assert "systemctl was not found" in told
+    assert "nothing was changed" in told
+    assert not (tmp_path / "xdg").exists()
+    # What an earlier one left goes all the same.
+    unit = tmp_path / "xdg" / "systemd" / "user" / "engine-router.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Unit]")
+    assert main(["service", "uninstall"]) == 0
+    assert not unit.exists()
+
+
 # A real systemd.
 
 

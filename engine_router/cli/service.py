@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from engine_router.guards.masking import own_environment
 from engine_router.setup.service.base import ServiceManager
 from engine_router.setup.service.managers import NoServiceManager, is_running, manager_for
 from engine_router.setup.service.settings import NAME, ServiceSettings, settings_of
-from engine_router.setup.service.steps import Step, StepFailed, carry_out
+from engine_router.setup.service.steps import RemoveFile, RunCommand, Step, StepFailed, carry_out
 
 _SYSTEM_CONFIG = Path("/etc/engine-router/engines.toml")
 
@@ -106,12 +107,25 @@ def _do(options: argparse.Namespace, steps: Sequence[Step], done: str) -> int:
         for step in steps:
             say(str(step))
         return OK
+    if (program := _program_not_found(steps)) is not None:
+        if not any(isinstance(step, RemoveFile) for step in steps):
+            raise CommandFailed(
+                f"{program} was not found: this machine has no such service manager, and nothing was changed. In a "
+                "container, have engine-router serve as its command"
+            )
+        steps = [step for step in steps if isinstance(step, RemoveFile)]
     try:
         carry_out(steps, tell=say, force=options.force)
     except StepFailed as failure:
         raise CommandFailed(_with_remedy(str(failure), is_system=options.system), FAILED) from None
     say(done)
     return OK
+
+
+def _program_not_found(steps: Sequence[Step]) -> str | None:
+    """Return the service manager's program where it is not installed: a file without it would be half a service."""
+    programs = (step.argv[0] for step in steps if isinstance(step, RunCommand))
+    return next((program for program in programs if shutil.which(program) is None), None)
 
 
 def _with_remedy(words: str, *, is_system: bool) -> str:
