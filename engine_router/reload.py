@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field, frozen
 
-from engine_router.config import Config
+from engine_router.config import Config, rights_of
 from engine_router.config.diff import Changes, compare
 from engine_router.engines.base import ResidentId
 from engine_router.engines.build import EngineFactory
@@ -145,6 +145,7 @@ class Reloader:
         )
         self.factory.renew(engines, new)
         router.snapshot = snapshot
+        snapshot.sessions.keep_for(rights.key.encode() for rights in rights_of(new.server.api_keys))
         router.captures.reconfigure()
         others = (*changes.removed, *changes.restarted)
         router.learned.forget(others)

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from http.cookies import SimpleCookie
+from pathlib import Path
 
 import attrs
 import pytest
@@ -11,12 +12,12 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from support.asgi import Received, ask
-from support.keyed import CHAT, chat, engine, keyed, keyed_text, refused
+from support.keyed import CHAT, LIMIT_S, chat, engine, keyed, keyed_text, refused
 from support.served import RawClient, served
 from test_access import STREAMS
 from trio.testing import MockClock
 
-from engine_router import Router
+from engine_router import Router, open_router
 from engine_router.config import parse_config
 from engine_router.errors import TooManyLogins
 from engine_router.guards import limits
@@ -276,6 +277,23 @@ async def test_a_session_ends_with_its_key_and_has_its_rights_of_now(fast: bool)
         assert (await sent(url, "GET", "/status", None, guest)).status == 200
         assert (await sent(url, "GET", "/status", None, boss)).status == 401
         assert (await sent(url, "POST", CHAT, chat("small"), boss)).status == 401
+
+
+async def test_sessions_go_on_through_a_reload_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "engines.toml"
+    path.write_text(keyed_text())
+    with trio.fail_after(LIMIT_S):
+        async with open_router(path) as router, served(router) as url:
+            guest, boss = [[own(url), await login(url, key)] for key in ("guest-key", "boss-key")]
+            path.write_text(keyed_text(keys='"new-key", { name = "visitor", key = "guest-key" }'))
+            await router.reload()
+            assert (await sent(url, "GET", PAGE, None, guest)).json()["key"] == "visitor"
+            assert (await sent(url, "GET", "/v1/models", None, guest)).status == 200
+            assert (await sent(url, "GET", "/v1/models", None, boss)).status == 401
+            path.write_text(keyed_text())  # the other key is back, but not its session
+            await router.reload()
+            assert (await sent(url, "GET", PAGE, None, guest)).json()["key"] == "guest"
+            assert (await sent(url, "GET", "/v1/models", None, boss)).status == 401
 
 
 @pytest.mark.parametrize("how", ["logout", "removed", "demoted"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import trio
@@ -73,6 +73,12 @@ class Sessions:
         """End the sessions whose cookies a request carries."""
         for token in _tokens(headers):
             self._open.pop(_digest(token), None)
+
+    def keep_for(self, keys: Iterable[bytes]) -> None:
+        """End the sessions of all other keys, for good: a key that comes back later has none."""
+        known = frozenset(keys)
+        for digest in [digest for digest, session in self._open.items() if session.key not in known]:
+            del self._open[digest]
 
     def check_login(self, client: str) -> None:
         """See that a client may give a key.
