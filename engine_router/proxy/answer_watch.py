@@ -21,12 +21,14 @@ from engine_router.upstream.client import Exchange
 from engine_router.upstream.http1 import ResponseHead
 
 # The pieces at the end of a stream: each of its last frames may come in two, and a comment may come behind them.
-LAST_PIECES: Final = 8
+LAST_PIECES: Final = 6
 # What is kept of a long piece, at its end or its beginning.
 KEPT_BYTES: Final = 8192
-# Pieces from the beginning that are looked at, at most, until one has text in it; and so many of them are kept.
+# Pieces from the beginning that are looked at, at most, until one has text in it.
 _LOOKED_AT: Final = 64
-_FIRST_PIECES: Final = 4
+# Pieces that are kept of the beginning: it tells something in Anthropic's words above all.
+FIRST_PIECES: Final = 2
+_FIRST_PIECES_OF_MESSAGES: Final = 4
 # A member with text in it that a model wrote.
 _TEXT: Final = re.compile(
     rb'"(?:content|reasoning_content|reasoning|text|thinking|arguments|partial_json|response)"\s*:\s*"[^"]'
@@ -63,6 +65,7 @@ class AnswerWatch:
         "_clock",
         "_end",
         "_first_event_at",
+        "_first_pieces",
         "_looked_at",
         "_pace",
         "_path",
@@ -79,6 +82,7 @@ class AnswerWatch:
         self._clock = clock
         self._streams = streams
         self._text = _DELTA if path.endswith("/responses") else _TEXT
+        self._first_pieces = _FIRST_PIECES_OF_MESSAGES if path.endswith("/messages") else FIRST_PIECES
         self._beginning: list[bytes] = []
         self._end: deque[bytes] = deque(maxlen=LAST_PIECES)
         self._looked_at = 0
@@ -138,13 +142,13 @@ class AnswerWatch:
 
     def _note_whole(self, data: bytes) -> None:
         """Take in a piece of an answer that is no stream."""
-        if len(self._beginning) < _FIRST_PIECES:
+        if len(self._beginning) < self._first_pieces:
             self._beginning.append(data[:KEPT_BYTES])
         self._end.append(data[-KEPT_BYTES:])
 
     def _note_early(self, data: bytes) -> None:
         """Take in one of the first pieces of a stream."""
-        if len(self._beginning) < _FIRST_PIECES:
+        if len(self._beginning) < self._first_pieces:
             self._beginning.append(data[:KEPT_BYTES])
         self._end.append(data[-KEPT_BYTES:])
         self._looked_at += 1
