@@ -131,6 +131,17 @@ async def test_a_stream_at_a_pace_and_its_times(tmp_path: Path) -> None:
     assert event.id.startswith("r")
 
 
+async def test_a_speed_that_no_engine_tells_is_measured(tmp_path: Path) -> None:
+    shape = SHAPES["vLLM, usage asked for"]
+    parts = [*shape.frames[1:2] * 12, *shape.frames[-3:]]  # the first one has text already
+    async with the_router(tmp_path, fast=True) as (_, client, events):
+        await client.request("POST", CHAT, request_for(shape, parts, pause_s=0.02))
+        await client.answer()
+        event = await ended(events)
+    assert event.tokens_per_s is not None
+    assert 7 / event.duration_s < event.tokens_per_s < 7 / (11 * 0.02)
+
+
 @pytest.mark.parametrize("name", ["llama.cpp, nothing asked for", "vLLM, nothing asked for"])
 async def test_the_engines_words_are_read_and_not_their_translation(tmp_path: Path, name: str) -> None:
     """Where the engine counts nothing, Ollama's client gets estimates: they are no figures."""
