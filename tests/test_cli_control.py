@@ -190,3 +190,16 @@ def test_a_reload_says_that_the_old_port_may_still_be_in_use(tmp_path: Path) -> 
     named = run("reload", "-c", str(path), "--url", "http://127.0.0.1:1")
     assert named.returncode == 3
     assert "old ones" not in named.stderr
+
+
+def test_one_model_and_the_routers_own_log(told: Any) -> None:
+    told("load", "scarlet")
+    shown = told("models", "scarlet")
+    assert shown.startswith("red: engine alpha, ready")
+    assert "command: " in shown
+    assert "engine.argv" in shown
+    assert re.search(r"\d started after ", shown)
+    assert told("models", "red", "--json")["id"] == "red"
+    assert "not found" in told("models", "nonsense", code=1)
+    assert "start alpha" in told("logs")
+    assert "alpha starts: requested" in told("status")

@@ -13,13 +13,12 @@ from attrs import frozen
 
 from engine_router.cli.exit_codes import BAD_USAGE, CommandFailed
 from engine_router.cli.terminal import say
-from engine_router.config import ServerConfig, find_config, load_config, rights_of
+from engine_router.config import ServerConfig, find_config, load_config, own_url, rights_of
 from engine_router.errors import ConfigError
 
 URL_VARIABLE = "ENGINE_ROUTER_URL"
 KEY_VARIABLE = "ENGINE_ROUTER_API_KEY"
 _BASE_PATH = re.compile(r"/(v1|api)(/.*)?")
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - nothing listens here
 _LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
@@ -52,7 +51,7 @@ def locate(options: argparse.Namespace, environ: Mapping[str, str] = os.environ)
     server = ServerConfig()
     if named is None or key is None:
         server = _configured(options.config, is_needed=named is None)
-    configured = _url_of(server)
+    configured = own_url(server)
     url = named or configured
     if key is None and server.api_keys and _is_same_place(url, configured):
         known = rights_of(server.api_keys)
@@ -76,16 +75,11 @@ def _configured(explicit: str | None, *, is_needed: bool) -> ServerConfig:
         if explicit is not None:
             raise
         if is_needed:
-            default = _url_of(ServerConfig())
+            default = own_url(ServerConfig())
             note(
                 f"{path} has faults (see: engine-router check), so its port is unknown; trying {default} (--url names another)"
             )
         return ServerConfig()
-
-
-def _url_of(server: ServerConfig) -> str:
-    host = _ANY.get(server.host[0], server.host[0])
-    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
 
 
 def _checked(text: str) -> str:

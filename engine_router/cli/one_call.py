@@ -12,6 +12,7 @@ from engine_router.cli.address import RouterAddress, locate
 from engine_router.cli.client import get, not_understood, post
 from engine_router.cli.exit_codes import OK, UNREACHABLE, CommandFailed
 from engine_router.cli.formatting import counted, gigabytes, seconds
+from engine_router.cli.one_model import get_model, show_model
 from engine_router.cli.terminal import Table, say, show_json
 from engine_router.guards.foreign_text import indented_values
 from engine_router.models.scan import NOT_THERE
@@ -81,6 +82,8 @@ def _reload(address: RouterAddress, _: argparse.Namespace) -> Any:
 
 
 def _list_models(address: RouterAddress, options: argparse.Namespace) -> Any:
+    if options.name is not None:
+        return get_model(address, options.name)
     answer = get(address, "/v1/models")
     if not options.json and not (isinstance(answer, dict) and "data" in answer):
         raise CommandFailed(f"what answers at {address.url} is not an engine-router")
@@ -89,7 +92,10 @@ def _list_models(address: RouterAddress, options: argparse.Namespace) -> Any:
     return {**answer, "scan": scan} if scan else answer
 
 
-def _show_models(answer: Answer, _: argparse.Namespace) -> None:
+def _show_models(answer: Answer, options: argparse.Namespace) -> None:
+    if options.name is not None:
+        show_model(answer)
+        return
     # An alias is in the list as a model of its own, for other clients.
     rows = [
         (

@@ -16,12 +16,15 @@ def add_showing(command: Adder) -> None:
     )
     models = command(
         "models",
-        "list the models that clients can request",
-        "List the models that clients can request, with the engine and state of each.",
+        "list the models that clients can request, or show one",
+        "List the models that clients can request, with the engine and state of each. Of one model, show its settings\n"
+        "and where each comes from, its command, and its last starts.",
         "models",
+        "models qwen3-30b",
         "models --url http://192.168.1.20:8077",
         aliases=("list", "ls"),
     )
+    models.add_argument("name", metavar="MODEL", nargs="?", help="default: all of them")
     discover = command(
         "discover",
         "ask the engines for their models, and show where each is known from",

@@ -25,6 +25,7 @@ from engine_router.config.model import (
     SchedulingConfig,
     ServerConfig,
     is_open_to_network,
+    own_url,
 )
 from engine_router.config.template import is_template
 
@@ -55,6 +56,7 @@ __all__ = [
     "is_open_to_network",
     "is_template",
     "load_config",
+    "own_url",
     "parse_config",
     "rights_of",
 ]

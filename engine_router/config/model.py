@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 from attrs import frozen
@@ -39,6 +39,9 @@ from engine_router.config.options import option, required, table
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
 """A capability of a model, in Ollama's words."""
+
+
+_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - nothing listens here
 
 
 @frozen(kw_only=True, repr=False)
@@ -127,6 +130,12 @@ class ServerConfig:
 def is_open_to_network(server: ServerConfig) -> bool:
     """Tell whether others than this machine can reach the router without a key."""
     return not server.api_keys and not all(map(_is_loopback, server.host))
+
+
+def own_url(server: ServerConfig) -> str:
+    """Return the address of a router for programs on the same machine."""
+    host = _ANY.get(server.host[0], server.host[0])
+    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
 
 
 def _is_loopback(host: str) -> bool:

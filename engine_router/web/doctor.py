@@ -11,6 +11,7 @@ import trio
 from quart import Response
 from quart_trio import QuartTrio
 
+from engine_router.config import own_url
 from engine_router.errors import DoctorFailed, NoSuchRoute
 from engine_router.guards.commands import run_command
 from engine_router.router import Router
@@ -38,7 +39,8 @@ class DoctorRoutes:
             raise NoSuchRoute(
                 "the doctor looks at a configuration file, and this router was not started from one"
             )
-        argv = [sys.executable, "-m", "engine_router", "doctor", "--json", "--config", str(config_file)]
+        options = ["--json", "--config", str(config_file), "--url", own_url(self._router.config.server)]
+        argv = [sys.executable, "-m", "engine_router", "doctor", *options]
         with trio.move_on_after(DOCTOR_TIMEOUT_S) as scope:
             async with self._one_at_a_time:
                 result = await run_command(
