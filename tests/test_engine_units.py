@@ -24,6 +24,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.engines.remote.drop_in import NAME, drop_in_path, drop_in_text
 from engine_router.engines.remote.systemd_engine import SystemdEngine
 from engine_router.errors import EngineStartFailed
+from engine_router.models.config_warnings import warnings
 from engine_router.upstream.control_client import control_client
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is of Linux")
@@ -274,6 +275,20 @@ def test_the_place_of_a_drop_in(scope: str, folder: str, path: str) -> None:
 # The configuration
 
 
+def test_what_will_not_work_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "c.yml"
+    config_file = f'config_file = {{ path = "{file}", set = {{ a = "{{model}}", b = "{{modle}}" }} }}'
+    config = configured(f'{config_file}\ndrop_in = {{ env = {{ A = "$MODEL" }} }}')
+    assert sorted(warnings(config)) == [
+        ("engines.u", "$MODEL is not filled in; write {model}"),
+        ("engines.u", "{modle} is not filled in; write {model}"),
+        ("engines.u.config_file.path", f"there is no file {file}"),
+        ("engines.u.models", "empty: no request can start it"),
+    ]
+    file.touch()
+    assert warnings(configured(config_file.replace("{modle}", "{ctx}") + '\nmodels = ["m"]')) == []
+
+
 @pytest.mark.parametrize(
     ("unit", "more", "path", "words"),
     [
@@ -285,6 +300,7 @@ def test_the_place_of_a_drop_in(scope: str, folder: str, path: str) -> None:
         ("v@{model}.service", 'sleep = { kind = "vllm" }\n[pools.default]\nunified = false', "engines.u.sleep", "not allowed"),
         ("v@{model}.service", '[pools.default]\nmode = "budget"', "engines.u.pool", "exclusive"),
         ("v@{model}.service", '[models.m]\nengine = "u"\nargs = ["x"]', "models.m.args", "without effect"),
+        ("v@{model}.service", f'models = ["{"-" * 62}"]', "engines.u.unit", "too long for systemd"),
         ("v.service", "drop_in = {}", "engines.u.drop_in", "empty"),
         ("v.service", 'drop_in = { env = { A = "{port}" } }', "engines.u", "{port} is not filled in"),
         ("v.service", 'drop_in = { env = { A = "{ctx}" } }', "engines.u", "only beside {model} or {path}"),

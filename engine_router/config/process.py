@@ -114,9 +114,9 @@ def _program_faults(engine: ProcessConfig, path: str) -> Iterator[Fault]:
         )
 
 
-def placeholder_hints(engine: ProcessConfig) -> Iterator[str]:
+def placeholder_hints(words: Sequence[str]) -> Iterator[str]:
     """Yield what looks like a placeholder in a command, but is none: `{ports}`, `${PORT}`, `{Model}`."""
-    for word in engine.argv:
+    for word in words:
         if (mistaken := _mistaken(word, PLACEHOLDERS)) is not None:
             yield mistaken
 

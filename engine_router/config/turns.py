@@ -14,14 +14,15 @@ from engine_router.config.engines import (
     SystemdConfig,
 )
 from engine_router.config.faults import Fault, quoted
-from engine_router.config.filled import filled_words, format_of, leaves
+from engine_router.config.filled import filled_words, format_of, leaves, unit_name
 from engine_router.config.model import ModelConfig, PoolConfig
-from engine_router.config.template import is_template
+from engine_router.config.template import NO_ARGUMENTS, ModelArguments, is_template
 from engine_router.config.values import shown
 
 _MODELS_OWN: Final = re.compile(r"\{(?:model|path|mmproj|ctx|args)\}")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PREFIXES: Final = "@-:+!"
+_UNIT_CHARS: Final = 255
 
 
 def turn_faults(
@@ -127,6 +128,7 @@ def _unit_faults(name: str, engine: SystemdConfig, models: Mapping[str, ModelCon
         return
     if any("{path}" in word for word in words):
         yield from _missing_paths(name, engine, models)
+    yield from _long_names(name, engine, models)
     if engine.drop_in is None or engine.drop_in.exec_start is None:
         for model_id, model in models.items():
             if model.engine == name and model.args:
@@ -134,6 +136,19 @@ def _unit_faults(name: str, engine: SystemdConfig, models: Mapping[str, ModelCon
                     f"models.{quoted(model_id)}.args",
                     f"without effect: engine {shown(name)} has no drop_in with exec_start that could take them",
                 )
+
+
+def _long_names(name: str, engine: SystemdConfig, models: Mapping[str, ModelConfig]) -> Iterator[Fault]:
+    """Yield the models for which systemd would not take the name of the unit."""
+    own = {key: model for key, model in models.items() if model.engine == name}
+    values = {key: ModelArguments.of(model).values(model.upstream or key) for key, model in own.items()}
+    values |= {key: NO_ARGUMENTS.values(key) for key in engine.models if key not in own}
+    for key, filled in values.items():
+        if len(unit_name(engine.unit, filled)) > _UNIT_CHARS:
+            yield (
+                f"engines.{quoted(name)}.unit",
+                f"too long for systemd with {shown(key)} in it: at most {_UNIT_CHARS} characters, escaped",
+            )
 
 
 def _missing_paths(name: str, engine: SystemdConfig, models: Mapping[str, ModelConfig]) -> Iterator[Fault]:

@@ -22,6 +22,7 @@ from engine_router.config import (
 )
 from engine_router.config.families import matches
 from engine_router.config.faults import quoted
+from engine_router.config.filled import filled_words
 from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
 from engine_router.config.values import expanded
@@ -104,8 +105,11 @@ def _engine_warnings(config: Config, name: str, engine: AnyEngineConfig) -> Iter
         or is_scanned(engine)
         or any(model.engine == name for model in config.models.values())
     )
+    yield from _filled_warnings(place, engine)
     if not isinstance(engine, ProcessConfig):
-        if not has_models and not engine.discover:
+        if not has_models and is_template(engine):
+            yield f"{place}.models", "empty: no request can start it"
+        elif not has_models and not engine.discover:
             yield f"{place}.models", "empty, and discover is off: no request can reach it"
         return
     if not has_models and (is_template(engine) or not _names_models(engine)):
@@ -116,6 +120,16 @@ def _engine_warnings(config: Config, name: str, engine: AnyEngineConfig) -> Iter
             else "empty: no request can start it",
         )
     yield from _command_warnings(place, engine)
+
+
+def _filled_warnings(place: str, engine: AnyEngineConfig) -> Iterator[Warned]:
+    """Yield what is wrong with what a model's values are filled in besides a command."""
+    if not isinstance(engine, _STARTED):
+        return
+    if engine.config_file is not None and not expanded(engine.config_file.path).is_file():
+        yield f"{place}.config_file.path", f"there is no file {expanded(engine.config_file.path)}"
+    words = [*filled_words(engine)][len(engine.argv) if isinstance(engine, ProcessConfig) else 0 :]
+    yield from ((place, hint) for hint in placeholder_hints(words))
 
 
 def _names_models(engine: ProcessConfig) -> bool:
@@ -137,7 +151,7 @@ def _command_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:
     for word in engine.argv[1:]:
         if (file := _weights_file(word)) is not None and not _in(folder, file).exists():
             yield f"{place}.argv", f"there is no file {file}"
-    yield from ((f"{place}.argv", hint) for hint in placeholder_hints(engine))
+    yield from ((f"{place}.argv", hint) for hint in placeholder_hints(engine.argv))
     yield from ((f"{place}.argv", hint) for hint in _shell_hints(engine.argv))
     listens, meant = number_of(engine.argv, _PORT_OPTIONS), _port_of(engine.base_url)
     if listens is not None and meant is not None and listens != meant and not _is_container(program):

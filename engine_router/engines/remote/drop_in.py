@@ -68,7 +68,7 @@ def write_drop_in(path: Path, text: str) -> bool:
     """
     if is_drop_in(path, text):
         return False
-    write_atomically(path, text, mode=0o644)
+    write_atomically(path, text)  # for the router's user alone: it may hold a key
     return True
 
 
