@@ -238,6 +238,7 @@ def test_model_and_path_make_a_template(argv: str, template: bool) -> None:
         "model:org/name:tag",
         'state=="it\'s"',
         "status == 999",
+        "port",
     ],
 )
 def test_readiness_checks(text: str) -> None:

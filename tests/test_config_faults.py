@@ -260,13 +260,13 @@ FAULTS = [
     (
         ENGINE + 'ready_check = "ok"',
         "engines.a.ready_check",
-        'expected a check such as "status == 200", "status==ok" for a JSON key, or "model:my-model", got "ok"',
+        'expected a check such as "status == 200", "status==ok" for a JSON key, "model:my-model", or "port", got "ok"',
         True,
     ),
     (
         ENGINE + 'ready_check = "model:  "',
         "engines.a.ready_check",
-        'expected a check such as "status == 200", "status==ok" for a JSON key, or "model:my-model", got "model:  "',
+        'expected a check such as "status == 200", "status==ok" for a JSON key, "model:my-model", or "port", got "model:  "',
         True,
     ),
     # Commands.

@@ -40,6 +40,7 @@ def test_the_smallest_file() -> None:
         ("ttl: -1", {"idle_timeout_s": None}),
         ("checkEndpoint: /ready", {"ready_path": "/ready"}),
         ("checkEndpoint: ready", {"ready_path": "/ready"}),
+        ("checkEndpoint: none", {"ready_check": "port"}),
         ("unloadTimeout: 60", {"grace_s": 60, "stop_timeout_s": 81}),
         ("unloadTimeout: 10", {"grace_s": 10, "stop_timeout_s": 30}),
         ("timeouts: {connect: 7}", {"connect_timeout_s": 7}),
@@ -84,7 +85,6 @@ def test_a_key_of_a_model_that_needs_a_table(key: str, expected: dict[str, objec
 @pytest.mark.parametrize(
     ("key", "place", "outcome"),
     [
-        ("checkEndpoint: none", "checkEndpoint", APPROXIMATED),
         ("name: The big one", "name", APPROXIMATED),
         ("description: It thinks", "description", APPROXIMATED),
         ("proxy: http://127.0.0.1:${PORT}/v1", "proxy", APPROXIMATED),

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import httpx
 import psutil
 import pytest
@@ -885,6 +886,7 @@ async def test_an_engine_without_a_template_is_one_resident() -> None:
         ("/v1/models", "model:b", None),
         ("/v1/models", "model:c", "does not list model 'c' yet"),
         ("/broken", "model:b", "answered 500"),
+        ("/broken", "port", None),
     ],
 )
 async def test_ready_checks(
@@ -907,6 +909,22 @@ async def test_ready_checks(
             await life.over.wait()
             assert isinstance(life.error, EngineStartTimeout)
             assert life.error.summary == f"was not ready within 300 s; {path} last: {seen}"
+
+
+async def test_where_only_the_port_counts_an_engine_that_never_listens_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch, jumping_clock: trio.testing.MockClock
+) -> None:
+    looks = watched(monkeypatch)
+    silent = attrs.evolve(
+        config(ready_check="port", start_timeout_s=300.0),
+        argv=(*PYTHON, "-c", "import time; time.sleep(1000)", "{port}"),
+    )
+    async with an_engine(silent) as engine, supervised(engine, "x") as life:
+        await until(lambda: looks[-1:] == ["does not accept connections"])
+        jumping_clock.jump(300)
+        await life.over.wait()
+        assert isinstance(life.error, EngineStartTimeout)
+        assert life.error.summary == "was not ready within 300 s; does not accept connections"
 
 
 async def test_it_is_not_ready_before_it_says_so() -> None:

@@ -190,7 +190,8 @@ class ProcessConfig(EngineConfig):
     ready_path: UrlPath = option("/health", "Path that tells whether it is ready.")
     ready_check: ReadyCheck = option(
         "status == 200",
-        'What the answer must be: "status == 200", "key==value" in its JSON (nested by dots), or "model:<id>" listed.',
+        'What the answer must be: "status == 200", "key==value" in its JSON (nested by dots), or "model:<id>" listed; '
+        '"port": nothing is asked, it need only accept connections.',
     )
     warm_up: WarmUpConfig | None = option(
         None,

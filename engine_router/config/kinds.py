@@ -146,7 +146,7 @@ SignalName = Annotated[str, Kind(read_signal, _text("^SIG"))]
 """The name of a signal, such as SIGTERM."""
 
 ReadyCheck = Annotated[str, Kind(read_ready_check, _text(rf"^\s*({READY_CHECK_PATTERN})$"))]
-"""The test of an engine's readiness: `status == 200`, `key==value` (keys nested by dots) or `model:<id>`."""
+"""The test of an engine's readiness: `status == 200`, `key==value` (keys nested by dots), `model:<id>` or `port`."""
 
 HeaderValue = Annotated[str, Kind(read_header_value, _text(r"^[\t -~]*$"))]
 """The value of an HTTP header: printable ASCII."""

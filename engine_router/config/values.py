@@ -31,7 +31,7 @@ ORIGIN_PATTERN: Final = (
 )
 """An origin; a star for all, for whatever a scheme may have behind it, for any subdomain, for any port."""
 
-READY_CHECK_PATTERN: Final = r"model:\s*\S.*|[\w.\-]+\s*==\s*\S.*"
+READY_CHECK_PATTERN: Final = r"port|model:\s*\S.*|[\w.\-]+\s*==\s*\S.*"
 """A readiness check, without the spaces around it."""
 
 _HEADER_NAME: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -193,7 +193,9 @@ def read_ready_check(value: Any) -> str:
     """Read a readiness check, and return it without the spaces around it."""
     if isinstance(value, str) and re.fullmatch(READY_CHECK_PATTERN, text := value.strip()):
         return text
-    raise _unfit('a check such as "status == 200", "status==ok" for a JSON key, or "model:my-model"', value)
+    raise _unfit(
+        'a check such as "status == 200", "status==ok" for a JSON key, "model:my-model", or "port"', value
+    )
 
 
 # Addresses.

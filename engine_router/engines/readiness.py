@@ -11,6 +11,7 @@ import trio
 from attrs import frozen
 
 from engine_router.engines.backoff import Backoff
+from engine_router.engines.ports import is_taken
 from engine_router.guards.limits import MODEL_NAME_CHARS
 from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
 from engine_router.upstream.control_client import ControlClient
@@ -18,6 +19,8 @@ from engine_router.upstream.control_errors import CallFailed
 
 # One probe that is accepted and never answered must not hold up the next: engines do that while they load.
 PROBE_TIMEOUT_S = 2.0
+PORT = "port"
+"""The check of engines that have no path to be asked."""
 CANNOT_ASK = "the router has no file descriptor left to ask with"
 """The obstacle that says nothing about the engine."""
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -28,10 +31,15 @@ class Check:
     """The condition that an answer must meet for the engine to count as ready.
 
     Attributes:
-        text: the check as configured: `status == 200`, `key==value` (keys nested by dots) or `model:<id>`.
+        text: the check as configured: `status == 200`, `key==value` (keys nested by dots), `model:<id>`, or `port`.
     """
 
     text: str
+
+    @property
+    def is_of_port(self) -> bool:
+        """True if there is no answer to be checked: accepting connections is enough."""
+        return self.text == PORT
 
     def verdict(self, status: int, body: bytes) -> str | None:
         """Return None when the answer passes, else what is wrong with it."""
@@ -97,6 +105,8 @@ async def ask(client: ControlClient, url: str, check: Check, *, headers: Mapping
 
 async def look(client: ControlClient, url: str, check: Check, *, headers: Mapping[str, str]) -> str | None:
     """Probe once, however long that takes. Otherwise as `ask`."""
+    if check.is_of_port:
+        return None if await is_taken(url) else "does not accept connections"
     try:
         async with client.stream("GET", url, headers={**ASKED_PLAIN, **headers}) as answer:
             body = await read_answer(answer)

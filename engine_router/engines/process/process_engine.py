@@ -29,7 +29,7 @@ from engine_router.engines.process.running_process import (
 )
 from engine_router.engines.process.shared_memory import SharedMemory, shared_memory
 from engine_router.engines.process.start import out_of_resources, spawn, start_obstacle
-from engine_router.engines.readiness import CANNOT_ASK, Check, ReadinessProbe
+from engine_router.engines.readiness import CANNOT_ASK, PORT, Check, ReadinessProbe
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.settings_file import set_values
 from engine_router.engines.sleep.registry import SleepRegistry
@@ -292,7 +292,8 @@ class ProcessEngine:
         return ReadinessProbe(self._client, base_url + self.config.ready_path, check, self.config.headers)
 
     def _not_ready(self, seen: Sequence[str]) -> str:
-        where = "" if seen and seen[0].startswith(WARM_UP) else f"{self.config.ready_path} last: "
+        is_of_path = self.config.ready_check != PORT and not (seen and seen[0].startswith(WARM_UP))
+        where = f"{self.config.ready_path} last: " if is_of_path else ""
         last = f"; {where}{seen[0]}" if seen else ""
         return f"was not ready within {self.config.start_timeout_s:g} s{last}"
 

@@ -163,9 +163,8 @@ def _add_readiness(section: Section, engine: Entry) -> None:
     if path is None:
         return
     if path.strip().lower() == "none":
-        engine.values["ready_path"] = "/v1/models"
-        remedy = "name a path that answers 200 once it is ready"
-        section.approximated("checkEndpoint", "there has to be a check: ready_path is /v1/models", remedy)
+        engine.values["ready_check"] = "port"
+        section.carried("checkEndpoint", "ready_check = port: it need only accept connections")
         return
     engine.values["ready_path"] = path if path.startswith("/") else f"/{path}"
     section.carried("checkEndpoint", "ready_path")
