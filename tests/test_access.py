@@ -323,7 +323,14 @@ def test_what_is_no_network_is_a_fault(network: str) -> None:
 
 # Streams that go on until their reader leaves.
 
-STREAMS = ["/admin/events", "/models/sse", "/v1/models/status/stream", "/admin/logs?engine=m&follow=1"]
+STREAMS = [
+    "/admin/events",
+    "/admin/events?patches=1",
+    "/admin/logs?router=1&follow=1",
+    "/models/sse",
+    "/v1/models/status/stream",
+    "/admin/logs?engine=m&follow=1",
+]
 
 
 @pytest.mark.parametrize("target", STREAMS)

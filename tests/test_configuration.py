@@ -345,21 +345,19 @@ async def test_the_doctor_ends_with_its_client_and_looks_one_at_a_time(
 
     monkeypatch.setattr("engine_router.web.doctor.run_command", run)
     async with lab(tmp_path, text(engine("a"))) as it:
-        async with (
-            conversation(it.router.app, "GET", "/admin/doctor") as first,
-            conversation(it.router.app, "GET", "/admin/doctor") as second,
-        ):
+        async with conversation(it.router.app, "GET", "/admin/doctor") as first:
             while not runs:
                 await trio.sleep(0.01)
-            await trio.sleep(0.1)
-            assert runs == ["began"]
-            first.disconnect()
-            await first.over()
-            while len(runs) < 3:
-                await trio.sleep(0.01)
-            assert runs == ["began", "ended", "began"]
-            second.disconnect()
-            await second.over()
+            async with conversation(it.router.app, "GET", "/admin/doctor") as second:
+                await trio.sleep(0.1)
+                assert runs == ["began"]
+                first.disconnect()
+                await first.over()
+                while len(runs) < 3:
+                    await trio.sleep(0.01)
+                assert runs == ["began", "ended", "began"]
+                second.disconnect()
+                await second.over()
         assert runs == ["began", "ended"] * 2
 
 

@@ -66,7 +66,7 @@ class ConfigurationRoutes:
         why_not = why_read_only(self._router, scope_of(request).key)
         raw = await self._read()
         visible = await trio.to_thread.run_sync(_visible, _decoded(raw), why_not is None)
-        return json_response(
+        response = json_response(
             {
                 "path": str(self._router.config_file),
                 "text": visible,
@@ -76,6 +76,8 @@ class ConfigurationRoutes:
                 "is_masked": why_not is not None,
             }
         )
+        response.headers["Cache-Control"] = "no-store"  # there may be keys in it
+        return response
 
     async def schema(self) -> Response:
         """`GET /admin/config/schema`: the JSON Schema of the file."""
