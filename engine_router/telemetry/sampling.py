@@ -142,7 +142,7 @@ def covered_s(spans: Iterable[Span], begin: float, end: float) -> float:
     """Return how much of a time is covered by spans, which may overlap.
 
     >>> covered_s([(0, 4), (2, 5), (8, 20)], 1, 10)
-    6
+    6.0
     """
     total, until = 0.0, begin
     for first, last in sorted(spans):
