@@ -40,5 +40,5 @@ ensure_environment() {
 
 stamp_of() { cat "$@" | cksum; }
 
-# What the page is made of.
-page_sources() { find engine_router/web/ui -type d -name node_modules -prune -o -type f -print | sort; }
+# The stamp of what the page is made of.
+page_stamp() { find engine_router/web/ui -type d -name node_modules -prune -o -type f -print | sort | xargs cat | cksum; }
