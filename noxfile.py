@@ -82,7 +82,7 @@ def package(session: nox.Session) -> None:
     install(session, "package")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", silent=True)
-    made = [str(path) for path in Path("dist").iterdir()]
+    made = [str(path) for path in Path("dist").glob("*")]
     session.run("twine", "check", "--strict", *made)
     session.run("check-wheel-contents", *(path for path in made if path.endswith(".whl")))
     workflows = [str(path) for path in Path(".github/workflows").glob("*.yml")]
