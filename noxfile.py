@@ -64,9 +64,9 @@ def lint(session: nox.Session) -> None:
         list(cores.map(lambda part: session.run(*command, *files[part::CORES]), range(CORES)))
 
 
-@nox.session
+@nox.session(default=False)
 def installer(session: nox.Session) -> None:
-    """The script that installs: its shell, and a whole installation into an empty home and out of it."""
+    """The script that installs: its shell, and a whole installation into an empty home and out of it. It needs the network."""
     install(session, "installer")
     session.run("shellcheck", "--external-sources", *SHELL_SCRIPTS)
     for shell in ("dash", "bash", "busybox"):
@@ -76,9 +76,9 @@ def installer(session: nox.Session) -> None:
     session.run("pytest", "-q", "tests/test_installer.py", env={"ENGINE_ROUTER_TEST_INSTALLER": "1"})
 
 
-@nox.session
+@nox.session(default=False)
 def package(session: nox.Session) -> None:
-    """The wheel and the source distribution, as they would be published; and what publishes them."""
+    """The wheel and the source distribution, as they would be published; and what publishes them. Needs the network."""
     install(session, "package")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", silent=True)
