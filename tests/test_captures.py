@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -248,3 +249,34 @@ async def test_a_reload_turns_captures_on_and_off(tmp_path: Path) -> None:
                 assert len(router.captures) == 0
                 await ask(router.app, "POST", CHAT, body=body)
                 assert len(router.captures) == count
+
+
+async def test_bytes_that_are_no_text_have_no_secrets_in_base64() -> None:
+    captures = Captures(lambda: HistoryConfig(captures=("m",)))
+    capture = begun(captures, "r1")
+    capture.request.add(b"\xff key=secret-key-1 \x00\xfe")
+    hidden = HiddenValues()
+    hidden.add({"secret-key-1": "***"})
+    shown = capture.as_dict(hidden)["request"]["body"]
+    assert base64.b64decode(shown["base64"]) == b"\xff key=*** \x00\xfe"
+
+
+async def test_a_body_in_small_pieces_takes_no_more_memory_than_its_bytes() -> None:
+    capture = begun(Captures(lambda: HistoryConfig(captures=("m",))), "r1")
+    tracemalloc.start()
+    for number in range(100_000):
+        capture.answer.add(number.to_bytes(2, "big") if number < 65_536 else b"xy")
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert capture.answer.kept == 200_000
+    assert taken < 3 * capture.answer.kept
+
+
+async def test_hostile_headers_and_queries_are_masked_without_delay(tmp_path: Path, fast: bool) -> None:
+    async with capturing(tmp_path, fast=fast) as (router, post):
+        headers = {"X-Long": "a" * 20_000, "X-Deep": "a=" * 10_000 + " api_key=secret-key-1"}
+        body = {"model": "m", "do": "chat"}
+        with trio.fail_after(LIMIT_S):
+            assert (await post(CHAT, body=body, headers=headers)).status == 200
+        seen = dict((await the_capture(router))["request"]["headers"])
+    assert seen["x-deep"].endswith("a= api_key=***")

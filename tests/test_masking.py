@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,16 @@ def test_hidden_values_are_found_as_json_writes_them_and_line_by_line() -> None:
 )
 def test_a_list_of_secrets_is_one(value: str) -> None:
     assert masked_text(f"admin_keys = {value}") == "admin_keys = ***"
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "a=", "a:'", "a [", "a=[", "://a", "a-", "1a", '"a" ', "a ", "-", '"', "key=", "'key='"]
+)
+def test_a_long_text_is_masked_in_a_time_that_grows_with_its_length(unit: str) -> None:
+    # In a process that can be ended: a search that goes wrong takes hours, and holds all threads up.
+    words = (
+        "import sys; from engine_router.guards.masking import masked_text; "
+        f"text = masked_text({unit!r} * (400_000 // {len(unit)}) + ' --api-key={SECRET}'); "
+        f"sys.exit({SECRET!r} in text)"
+    )
+    assert subprocess.run([sys.executable, "-c", words], timeout=100, check=False).returncode == 0

@@ -249,3 +249,21 @@ def test_without_text_there_is_no_pace() -> None:
     whole = AnswerWatch(CHAT, clock, streams=False)
     whole.note(SHAPES["llama.cpp, whole"].body)
     assert whole.frames_per_s() is None
+
+
+@pytest.mark.parametrize(
+    "told_",
+    [
+        '{"eval_count": 7, "eval_duration": 1e-300}',
+        '{"eval_count": 7, "eval_duration": -5}',
+        '{"timings": {"predicted_n": 7, "predicted_per_second": -7}}',
+        '{"timings": {"predicted_n": 7, "predicted_per_second": 1e300}}',
+        '{"usage": {"completion_tokens": 7, "completion_tokens_per_sec": 1e308}}',
+        '{"usage": {"completion_tokens": 7}, "timings": {"predicted_per_second": -1}}',
+        '{"stats": {"total_output_tokens": 7, "tokens_per_second": -1e30, "time_to_first_token": -4}}',
+    ],
+)
+def test_a_speed_that_no_engine_can_mean_is_not_told(told_: str) -> None:
+    body = told_.encode()
+    figures = figures_in("/api/generate", body, body, streams=False)
+    assert (figures.tokens_out, figures.tokens_per_s, figures.first_token_s) == (7, None, None)

@@ -29,7 +29,9 @@ _MAX_PLACES: Final = 16
 _READ_ONLY: Final = ("/embeddings", "/embed", "/rerank", "/reranking", "/score")
 
 _Count = Annotated[int, Meta(ge=0, lt=2**32)] | None
-_Rate = Annotated[float, Meta(lt=2**32)] | None
+# Tokens a second, or seconds; see `_rate`.
+_Rate = float | None
+_RATES_BELOW: Final = 2.0**32
 
 
 class _Details(Struct):
@@ -240,15 +242,15 @@ def _openai(path: str, usage: _Usage, timings: _Timings | None, stats: _Stats | 
     details = usage.prompt_tokens_details or usage.input_tokens_details
     cached = None if details is None else details.cached_tokens
     rate = usage.completion_tokens_per_sec
-    speed, first_s = (rate if isinstance(rate, float) and rate > 0 else None), None
+    speed, first_s = (_rate(rate) if isinstance(rate, float) else None), None
     if timings is not None:
         cached = timings.cache_n if cached is None else cached
-        speed = timings.predicted_per_second
+        speed = _rate(timings.predicted_per_second)
     elif stats is not None:
         speed, first_s = _speed_of(stats)
     if tokens_out is None or tokens_out < 2:  # one token alone has no speed
         speed = None
-    return AnswerFigures(tokens_in, cached, tokens_out, speed or None, first_s)
+    return AnswerFigures(tokens_in, cached, tokens_out, speed, first_s)
 
 
 def _llama_cpp(timings: _Timings, *, has_one: bool) -> AnswerFigures:
@@ -257,14 +259,14 @@ def _llama_cpp(timings: _Timings, *, has_one: bool) -> AnswerFigures:
     if not has_one or written is None:
         return AnswerFigures(tokens_in, cached)
     return AnswerFigures(
-        tokens_in, cached, written, (timings.predicted_per_second or None) if written > 1 else None
+        tokens_in, cached, written, _rate(timings.predicted_per_second) if written > 1 else None
     )
 
 
 def _ollama(members: _Members) -> AnswerFigures:
     count, span_ns, speed = members.eval_count, members.eval_duration, None
     if count is not None and count > 1 and span_ns is not None and span_ns > 0:
-        speed = count / span_ns * 1e9
+        speed = _rate(count / span_ns * 1e9)
     return AnswerFigures(members.prompt_eval_count, None, count, speed)
 
 
@@ -286,7 +288,12 @@ def _anthropic(beginning: bytes, members: _Members, *, streams: bool) -> AnswerF
 def _speed_of(stats: _Stats) -> tuple[float | None, float | None]:
     """Return LM Studio's tokens a second, and the seconds until the first one."""
     first_s = stats.time_to_first_token or stats.time_to_first_token_seconds
-    return stats.tokens_per_second or None, first_s or None
+    return _rate(stats.tokens_per_second), _rate(first_s)
+
+
+def _rate(value: float | None) -> float | None:
+    """Return a rate, or a time; None for what no engine can mean, such as infinity, which JSON has no word for."""
+    return value if value is not None and 0 < value < _RATES_BELOW else None
 
 
 def _has_one_choice(beginning: bytes, end: bytes) -> bool:

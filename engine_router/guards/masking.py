@@ -64,11 +64,13 @@ _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 _NAME: Final = re.compile(r"-{0,2}[A-Za-z_][\w.-]*")
 _URL_LOGIN: Final = re.compile(r"(?<=://)[^/\s@\"']+@")
-# A word that looks like an option is a name, never the value of the word ahead of it.
+# A name, and what stands between it and its value. A word that looks like an option is a name, never the value of the
+# word ahead of it. A name begins where its word does: to begin anywhere would take a time that grows with the square.
 _SETTING: Final = re.compile(
-    r"""(?P<name>-{0,2}[A-Za-z][\w.-]*)(?P<between>["']?\s*[=:]\s*|\s+(?!--?[A-Za-z])|["']\s*,\s*(?=["'](?!-)))"""
-    r"""(?P<value>\[[^\]]*\]?|"[^"]*"|'[^']*'|(?:(?:Bearer|Basic)\s+)?[^\s"'&,;]+)"""
+    r"""(?<![\w.-])(?P<name>[\w.-]+)"""
+    r"""(?P<between>["']?\s*[=:]\s*|\s+(?!--?[A-Za-z])|["']\s*,\s*(?=["'](?!-)))(?=[^\s&,;])"""
 )
+_VALUE: Final = re.compile(r"""\[[^\]]*\]?|"[^"]*"|'[^']*'|(?:(?:Bearer|Basic)\s+)?[^\s"'&,;]+""")
 
 
 def is_secret_name(name: str) -> bool:
@@ -192,13 +194,16 @@ def _masked(text: str, secrets: list[str]) -> str:
         secrets.append(found[0].rpartition("@")[0].rpartition(":")[2])
         return f"{MASK}@"
 
-    def setting(found: re.Match[str]) -> str:
-        name, between, value = found["name"], found["between"], found["value"]
+    text = _URL_LOGIN.sub(login, text)
+    shown: list[str] = []
+    done = 0
+    while (found := _SETTING.search(text, done)) is not None:
+        name, between, begin = found["name"], found["between"], found.end()
+        shown.append(text[done:begin])
+        done = begin  # what was taken for a value may itself be the name of one: `-e KEY=x`
         is_named = name.startswith("-") or "=" in between or ":" in between
-        if not is_named or not is_secret_name(name):
-            # What was taken for a value may itself be the name of one: `-e KEY=x`.
-            return f"{name}{between}{_SETTING.sub(setting, value)}"
-        secrets.append(value.strip("\"'").rpartition(" ")[2])
-        return f"{name}{between}{MASK}"
-
-    return _SETTING.sub(setting, _URL_LOGIN.sub(login, text))
+        if is_named and is_secret_name(name) and (value := _VALUE.match(text, begin)) is not None:
+            secrets.append(value[0].strip("\"'").rpartition(" ")[2])
+            shown.append(MASK)
+            done = value.end()
+    return "".join((*shown, text[done:]))

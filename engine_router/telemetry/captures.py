@@ -37,30 +37,33 @@ class CapturedBody:
     size: int = 0
     kept: int = 0
     is_dropped: bool = False
-    _pieces: list[bytes] = field(factory=list)
+    # Of one piece: each of many small ones would cost many times what it holds.
+    _data: bytearray = field(factory=bytearray)
 
     def add(self, data: Octets) -> None:
         """Take in a piece."""
         self.size += len(data)
         count, is_whole = min(CAPTURE_BYTES - self.kept, len(data)), self.kept + len(data) == self.size
         if count > 0 and is_whole and not self.is_dropped and self._grow(self, count):
-            self._pieces.append(bytes(data[:count]))
+            self._data += data[:count]
             self.kept += count
 
     def drop(self) -> int:
         """Let go of what is kept. Returns how many bytes that was."""
         kept, self.kept, self.is_dropped = self.kept, 0, True
-        self._pieces.clear()
+        self._data = bytearray()
         return kept
 
     def shown(self, hidden: HiddenValues) -> dict[str, Any]:
         """Return it as plain data: as text where it is one, else in base64."""
-        data = b"".join(self._pieces)
+        data = bytes(self._data)
         about = {"bytes": self.size, "is_truncated": self.kept < self.size}
         try:
             # The last character of what was cut off may be half a one.
             text = data.decode("utf-8", "ignore" if self.kept < self.size else "strict")
         except UnicodeDecodeError:
+            # One byte that belongs to no text, and the secrets beside it could be read in base64.
+            data = hidden(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
             return {**about, "text": None, "base64": base64.b64encode(data).decode("ascii")}
         return {**about, "text": hidden(text), "base64": None}
 
