@@ -25,11 +25,11 @@ from engine_router.proxy.snapshot import make_snapshot
 from engine_router.reload import ConfigSource, Reloader
 from engine_router.residency.measurements import read_state, state_file_of
 from engine_router.residency.read_model import ReadModel
-from engine_router.residency.resident_state import Phase
 from engine_router.residency.settings import gauges_of, make_rules
 from engine_router.residency.supervisor import Supervisor
 from engine_router.router import Router
 from engine_router.telemetry.metrics import Metrics
+from engine_router.telemetry.router_gauges import router_gauges
 from engine_router.telemetry.router_log import logged_into
 from engine_router.upstream.client import Upstream
 from engine_router.upstream.control_client import control_client
@@ -161,7 +161,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         settings=snapshot.residency,
     )
     supervisor.on_stop(upstream.forget)
-    metrics = _metrics(ReadModel(supervisor, state))
+    metrics = Metrics()
     hub.listen(metrics.observe)
     hub.listen(learned.observe, ResidentReady)
     router = Router(
@@ -177,6 +177,9 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         _make_app,
         LogRing(mask=factory.hidden),
     )
+    metrics.read = lambda: router_gauges(
+        router.read_model, router.sampler, router.sleeping(), router.started_at
+    )
     router.history.listen(hub)
     return router
 
@@ -186,29 +189,6 @@ def _serving(read_model: ReadModel) -> dict[ResidentId, str]:
     return {
         status.resident: status.base_url for status in read_model.present() if status.base_url is not None
     }
-
-
-def _metrics(read_model: ReadModel) -> Metrics:
-    def in_flight() -> dict[tuple[str, ...], float]:
-        return {
-            (status.pool, str(status.resident)): float(len(status.leases)) for status in read_model.present()
-        }
-
-    def waiting() -> dict[tuple[str, ...], float]:
-        return {
-            (pool.name, str(resident)): float(count)
-            for pool in read_model.pools().values()
-            for resident, count in pool.waiting.items()
-        }
-
-    def resident() -> dict[tuple[str, ...], float]:
-        return {
-            (status.pool, str(status.resident)): 1.0
-            for status in read_model.present()
-            if status.phase is Phase.READY
-        }
-
-    return Metrics(in_flight=in_flight, waiting=waiting, resident=resident)
 
 
 def _make_app(router: Router) -> QuartTrio:

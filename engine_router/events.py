@@ -86,12 +86,13 @@ class SwapEnded(Event):
 
 @frozen(kw_only=True, repr=False)
 class ResidentReady(Event):
-    """A resident can serve. `adopted` where the router found it running."""
+    """A resident can serve. `adopted` where the router found it running, `woken` where it had slept."""
 
     pool: str
     resident: str
     start_s: float
     adopted: bool
+    woken: bool = False
 
 
 @frozen(kw_only=True, repr=False)

@@ -35,7 +35,7 @@ def ended(model: str, *, engine: str | None = "e") -> RequestEnded:
 
 
 def test_telemetry_keeps_nothing_of_unknown_names() -> None:
-    telemetry = Metrics(in_flight=dict, waiting=dict, resident=dict)
+    telemetry = Metrics()
     for number in range(300):
         telemetry.observe(ended(f"nobody-{number}", engine=None))
     telemetry.observe(ended("known"))
@@ -44,7 +44,7 @@ def test_telemetry_keeps_nothing_of_unknown_names() -> None:
 
 
 def test_telemetry_counts_so_many_models_apart_and_the_others_together() -> None:
-    telemetry = Metrics(in_flight=dict, waiting=dict, resident=dict)
+    telemetry = Metrics()
     for number in range(MAX_COUNTED_MODELS + 5):
         telemetry.observe(ended(f"m{number}"))
     telemetry.observe(ended("m0"))
@@ -54,7 +54,7 @@ def test_telemetry_counts_so_many_models_apart_and_the_others_together() -> None
 
 
 def test_metrics_have_labels_for_so_many_models() -> None:
-    metrics = Metrics(in_flight=dict, waiting=dict, resident=dict)
+    metrics = Metrics()
     for number in range(MAX_COUNTED_MODELS + 5):
         metrics.observe(attrs.evolve(ended(f"m{number}"), tokens_in=2))
         metrics.observe(ended(f"nobody-{number}", engine=None))

@@ -178,7 +178,7 @@ def ended(model: str | None, status: int, duration_s: float, error: str | None =
 
 
 def test_sums_over_requests() -> None:
-    told = Metrics(in_flight=dict, waiting=dict, resident=dict)
+    told = Metrics()
     assert summary(told)["avg_latency_ms"] is None
     for number in range(98):
         told.observe(ended("a", 200, number / 1000))

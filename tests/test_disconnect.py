@@ -515,7 +515,7 @@ async def simulated(keepalive_s: float = 4.0, *, has_idle: bool = False) -> Asyn
         hub=hub,
         measurements=state,
     )
-    metrics = Metrics(in_flight=dict, waiting=dict, resident=dict)
+    metrics = Metrics()
     hub.listen(metrics.observe)
     learned = Learned()
     snapshot = await make_snapshot(config, engines, upstream, state, learned, Sessions())

@@ -17,17 +17,14 @@ from engine_router.events import (
     SwapBegan,
     SwapEnded,
 )
+from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.telemetry.metrics import Metrics
 
 AWKWARD = 'a "b"\\\n→ü{}'
 
 
 def metrics(**readings: dict[tuple[str, ...], float]) -> Metrics:
-    return Metrics(
-        in_flight=lambda: readings.get("in_flight", {}),
-        waiting=lambda: readings.get("waiting", {}),
-        resident=lambda: readings.get("resident", {}),
-    )
+    return Metrics(lambda: readings)
 
 
 def samples(of: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -53,7 +50,7 @@ def swap(**fields: object) -> SwapEnded:
         "pool": "default",
         "source": "a",
         "target": "b",
-        "cause": "request",
+        "cause": "b is wanted",
         "result": "ok",
         "duration_s": 25.0,
         "phases": {"stop": 2.0, "settle": 0.5, "start": 22.5},
@@ -67,7 +64,16 @@ def test_every_family_is_described_and_nothing_is_there_before_anything_happened
         "in_flight",
         "waiting",
         "resident",
+        "oldest_wait_seconds",
+        "memory_free_bytes",
+        "build_info",
         "swaps",
+        "swap_causes",
+        "evictions",
+        "starts",
+        "start_failures",
+        "settle_failures",
+        "load_wait_seconds",
         "swap_seconds",
         "swap_phase_seconds",
         "settle_seconds",
@@ -103,10 +109,13 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
 
 def test_requests() -> None:
     of = metrics()
-    of.observe(ended(queue_wait_s=1.0, first_byte_s=1.5))
+    of.observe(ended(queue_wait_s=1.0, load_wait_s=0.0, first_byte_s=1.5))
+    of.observe(ended(engine="c", queue_wait_s=20.0, load_wait_s=18.0))
     of.observe(ended(status=503, error="no"))
     of.observe(ended(status=499, engine="b", model=None))
-    assert value(of, "requests_total", model="m", status="200") == 1
+    assert value(of, "requests_total", model="m", status="200") == 2
+    assert value(of, "load_wait_seconds_sum", engine="c") == 18
+    assert math.isnan(value(of, "load_wait_seconds_count", engine="a"))
     assert value(of, "requests_total", model="m", status="503") == 1
     assert value(of, "requests_total", model="none", status="499") == 1
     assert value(of, "request_seconds_count", engine="a") == 2
@@ -150,6 +159,9 @@ def test_swaps() -> None:
     assert value(of, "swaps_total", source="a", target="b", result="ok") == 1
     assert value(of, "swaps_total", source="none", target="b", result="error") == 1
     assert value(of, "swaps_total", source="a", target="none", result="abandoned") == 1
+    assert value(of, "swap_causes_total", cause="request", result="ok") == 1
+    assert value(of, "evictions_total", reason="request") == 1
+    assert value(of, "start_failures_total", resident="b") == 1
     assert value(of, "swap_seconds_count") == 3
     assert value(of, "swap_seconds_sum") == 26
     assert value(of, "swap_phase_seconds_sum", phase="start") == 23.5
@@ -159,6 +171,8 @@ def test_swaps() -> None:
 def test_residents_and_memory() -> None:
     of = metrics()
     of.observe(ResidentReady(at=0.0, pool="default", resident="a", start_s=12.0, adopted=False))
+    of.observe(ResidentReady(at=0.0, pool="default", resident="a", start_s=1.0, adopted=False, woken=True))
+    of.observe(ResidentReady(at=0.0, pool="default", resident="a", start_s=0.0, adopted=True))
     of.observe(ResidentDied(at=0.0, pool="default", resident="a", message="exited"))
     of.observe(
         MemorySettled(
@@ -171,9 +185,45 @@ def test_residents_and_memory() -> None:
             waited_s=0.3,
         )
     )
-    assert value(of, "start_seconds_sum", resident="a") == 12
+    assert value(of, "start_seconds_sum", resident="a") == 13
+    assert [value(of, "starts_total", resident="a", kind=kind) for kind in ("cold", "wake", "adopted")] == [
+        1,
+        1,
+        1,
+    ]
+    assert math.isnan(value(of, "settle_failures_total", pool="default", outcome="returned"))
     assert value(of, "deaths_total", resident="a") == 1
     assert value(of, "settle_seconds_sum", outcome="returned") == pytest.approx(0.3)
+
+
+def test_memory_that_does_not_come_back_is_counted() -> None:
+    of = metrics()
+    settled = MemorySettled(
+        at=0.0,
+        pool="default",
+        resident="a",
+        outcome="short",
+        released_bytes=1,
+        expected_bytes=9,
+        waited_s=60.0,
+        warning="8 bytes did not come back",
+    )
+    of.observe(settled)
+    assert value(of, "settle_failures_total", pool="default", outcome="short") == 1
+
+
+def test_labels_are_bounded_whatever_residents_there_are() -> None:
+    of = metrics()
+    for n in range(MAX_COUNTED_MODELS + 5):
+        of.observe(ResidentReady(at=0.0, pool="p", resident=f"r{n}", start_s=1.0, adopted=False))
+        of.observe(ResidentDied(at=0.0, pool="p", resident=f"r{n}", message="exited"))
+        of.observe(swap(source=f"r{n}", target=f"r{n + 1}", cause=f"words {n}"))
+    found = [name for name, _ in samples(of)]
+    for name in ("starts_total", "deaths_total", "swaps_total"):
+        assert found.count(name) == MAX_COUNTED_MODELS + 1
+    assert value(of, "deaths_total", resident="(others)") == 5
+    assert value(of, "swaps_total", source="(others)", target="(others)", result="ok") == 5
+    assert value(of, "swap_causes_total", cause="other", result="ok") == MAX_COUNTED_MODELS + 5
 
 
 def test_other_events_count_for_nothing() -> None:

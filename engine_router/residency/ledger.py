@@ -35,6 +35,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineDied, RouterClosing, RouterError
 from engine_router.residency import messages
 from engine_router.residency.admission import Admission
+from engine_router.residency.causes import FOUND_RUNNING
 from engine_router.residency.failures import Failure, Failures
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import MemoryBudget
@@ -368,7 +369,7 @@ class Ledger:
         state.keep = state.found = True
         self._pool.is_tighter |= state.pinned
         self.budget.states[resident] = state
-        start = messages.Start(resident, "found running", adopt=True)
+        start = messages.Start(resident, FOUND_RUNNING, adopt=True)
         return [start, *self._admission.found(resident, now)]
 
     def _fitting(self, residents: tuple[ResidentId, ...]) -> list[ResidentId]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from attrs import frozen
 
 from engine_router.memory import MemoryReading
+from engine_router.residency.measurements import Measurement
 
 
 @frozen(kw_only=True)
@@ -36,10 +37,10 @@ def memory_status(
         held: what each resident has that is present.
         asleep: what each one has that sleeps.
     """
-    asleep_bytes = _sum(asleep)
+    slept_bytes = _sum(asleep)
     if reading is None or not reading.measured:
-        return MemoryStatus(asleep_bytes=asleep_bytes)
-    own = _sum((_sum(held), asleep_bytes))
+        return MemoryStatus(asleep_bytes=slept_bytes)
+    own = _sum((_sum(held), slept_bytes))
     foreign = None
     if reading.total_bytes is not None and own is not None:
         foreign = max(0, reading.total_bytes - reading.available_bytes - own)
@@ -47,8 +48,15 @@ def memory_status(
         total_bytes=reading.total_bytes,
         free_bytes=reading.available_bytes,
         foreign_bytes=foreign,
-        asleep_bytes=asleep_bytes,
+        asleep_bytes=slept_bytes,
     )
+
+
+def asleep_bytes(measured: Measurement) -> int | None:
+    """Return the memory that a resident still has while it sleeps; None where that was not measured."""
+    if measured.footprint_bytes is None or measured.sleep_freed_bytes is None:
+        return None
+    return max(0, measured.footprint_bytes - measured.sleep_freed_bytes)
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:

@@ -14,7 +14,7 @@ from attrs import define, field
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import LeaseRevoked
-from engine_router.residency import messages
+from engine_router.residency import causes, messages
 from engine_router.residency.failures import Failures
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import MemoryBudget
@@ -104,7 +104,7 @@ class Planner:
         for turn in turns:
             effects += self._take_turn(turn, now)
         for state in self.scheduler.to_trim(now):
-            effects += self._stop(state, "more memory is needed than was believed", None)
+            effects += self._stop(state, causes.MORE_MEMORY, None)
         victims = {victim.resident: turn for turn in turns for victim in turn.victims}
         for state in tuple(states.values()):
             effects += self._go_on(state, victims.get(state.resident), now)
@@ -146,15 +146,15 @@ class Planner:
 
     def _reason_to_go(self, state: ResidentState) -> str | None:
         if self._pool.is_closing:
-            return "shutting down"
+            return causes.SHUTTING_DOWN
         if state.unloading:
-            return "unload asked for"
-        return None if state.down is None else "it does not answer any more"
+            return causes.UNLOAD_ASKED
+        return None if state.down is None else causes.NO_ANSWER
 
     def _take_turn(self, turn: Turn, now: float) -> list[Effect]:
         """Start who is next, or make those go who are in its way."""
         if turn.starts:
-            return self._start(turn.resident, "requested")
+            return self._start(turn.resident, causes.REQUESTED)
         effects: list[Effect] = []
         for victim in turn.victims:
             if victim.phase is Phase.STUCK:
@@ -188,7 +188,7 @@ class Planner:
         if now < state.abandon_at:
             return []
         wanted = self._queue.first_in_turn(now, lambda other: other != state.resident)
-        return self._stop(state, "nobody waits for it any more", wanted)
+        return self._stop(state, causes.NOT_WAITED_FOR, wanted)
 
     def _go_on_draining(self, state: ResidentState, in_the_way_of: Turn | None, now: float) -> list[Effect]:
         if in_the_way_of is None and self._reason_to_go(state) is None:
@@ -215,7 +215,7 @@ class Planner:
         state.expires_at = self.expiry(state, state.idle_since)
         if now < state.expires_at:
             return effects
-        idle = f"idle for {now - state.idle_since:.4g} s"
+        idle = causes.idle_for(now - state.idle_since)
         wanted = self._budget.capacity.default_model if not self._queue else None
         return effects + self._stop(state, idle, wanted)
 
@@ -237,7 +237,7 @@ class Planner:
             return []
         for resident in self._meant_to_be_there():
             if now >= self._failures.until(resident) and self._budget.fits_now(resident):
-                effects = self._start(resident, "nobody waits, and it is meant to be there")
+                effects = self._start(resident, causes.MEANT_TO_BE_THERE)
                 self._budget.states[resident].keep = True
                 return effects
         return []
@@ -310,4 +310,4 @@ class Planner:
         return [messages.Stop(state.resident, cause, wanted)]
 
     def _stop_again(self, state: ResidentState, wanted: ResidentId | None) -> list[Effect]:
-        return self._stop(state, "stopping it again, since it could not be stopped before", wanted)
+        return self._stop(state, causes.STOPPED_AGAIN, wanted)

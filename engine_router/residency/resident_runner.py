@@ -212,6 +212,7 @@ class ResidentRunner:
                     resident=str(resident),
                     start_s=now - task.started_at,
                     adopted=task.adopted,
+                    woken=task.supervision.woken,
                 )
             )
         pool.tell(messages.BecameReady(resident))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
-from engine_router.residency import messages
+from engine_router.residency import causes, messages
 from engine_router.residency.eviction import UNKNOWN_START_S, Shortage, cheapest, eviction_cost
 from engine_router.residency.head_index import Head, HeadIndex, Kind
 from engine_router.residency.idle_gaps import IdleGaps
@@ -232,8 +232,8 @@ class Scheduler:
         if head is None:
             raise RuntimeError("in turn, and yet nobody waits for it")
         is_overdue = now >= head.deadline
-        waited = f"has waited {self._queue.max_wait_s(head.priority):g} s" if is_overdue else "is wanted"
-        turn = Turn(resident, is_overdue, f"{resident} {waited}")
+        overdue_after_s = self._queue.max_wait_s(head.priority) if is_overdue else None
+        turn = Turn(resident, is_overdue, causes.wanted(resident, overdue_after_s))
         victims = self._victims(head, promises, now)
         turn.is_blocked, turn.victims = victims is None, victims or []
         return turn

@@ -44,6 +44,7 @@ class Sampler:
 
     Attributes:
         ring: the last hour.
+        readings: the last reading of each pool's gauge, where it can be read.
     """
 
     _history: History
@@ -51,6 +52,7 @@ class Sampler:
     _serving_since: Callable[[], Iterable[float]]
     _gpus: GpuActivity = field(factory=GpuActivity)
     ring: deque[Tick] = field(factory=lambda: deque(maxlen=_RING))
+    readings: dict[str, MemoryReading] = field(factory=dict)
     _minute: int = 0
     _sums: dict[Series, tuple[float, int]] = field(factory=dict)
     _ended: list[Span] = field(factory=list)
@@ -64,6 +66,7 @@ class Sampler:
             await trio.sleep(SAMPLE_INTERVAL_S)
             self._history.drain()
             self.take(time.time(), await self._measured())
+        self.readings.clear()
 
     def close(self) -> None:
         """Hand over what was measured of this minute, at the end. Never waits."""
@@ -135,7 +138,11 @@ class Sampler:
             self._not_before[name] = now + _UNREADABLE_PAUSE_S
         elif pool.gauge.startswith("command"):
             self._not_before[name] = now + _COMMAND_PAUSE_S - SAMPLE_INTERVAL_S / 2
-        return reading if reading is not None and reading.measured else None
+        if reading is None or not reading.measured:
+            self.readings.pop(name, None)
+            return None
+        self.readings[name] = reading
+        return reading
 
 
 def covered_s(spans: Iterable[Span], begin: float, end: float) -> float:

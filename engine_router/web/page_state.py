@@ -22,8 +22,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.events import ResidentDied, RouterNotice
 from engine_router.memory import MemoryReading
 from engine_router.proxy.wait_status import step_words
-from engine_router.residency.measurements import Measurement
-from engine_router.residency.memory_status import memory_status
+from engine_router.residency.memory_status import asleep_bytes, memory_status
 from engine_router.residency.read_model import PoolStatus, ResidentStatus
 from engine_router.residency.swap_status import SwapStatus
 from engine_router.router import Router
@@ -157,7 +156,7 @@ class PageState:
         read_model, now = self._router.read_model, trio.current_time()
         look = self._looks.get(pool.name, _GaugeLook())
         held = [resident.footprint_bytes for resident in pool.residents]
-        slept = [_kept_asleep(read_model.measured(resident)) for resident in asleep]
+        slept = [asleep_bytes(read_model.measured(resident)) for resident in asleep]
         return {
             "gauge": pool.gauge,
             "mode": pool.mode,
@@ -229,10 +228,3 @@ class PageState:
                 # What has begun ends at a moment; what has not begun takes a while.
                 "expected_at": None if left_s is None or not left_s else self._at(round(now + left_s, 1)),
             }
-
-
-def _kept_asleep(measured: Measurement) -> int | None:
-    """Return the memory that a resident still has while it sleeps; None where that was not measured."""
-    if measured.footprint_bytes is None or measured.sleep_freed_bytes is None:
-        return None
-    return max(0, measured.footprint_bytes - measured.sleep_freed_bytes)
