@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,17 @@ async def test_the_schema(tmp_path: Path) -> None:
     async with lab(tmp_path, text(engine("a"))) as it:
         answer = await ask(it.url, "GET", "/admin/config/schema")
         assert answer.json()["properties"]["engines"]["minProperties"] == 1
+
+
+def test_a_text_of_many_faults_is_searched_once() -> None:
+    # As many faults as statements: to look for each among all would take minutes, and hold the router up.
+    words = (
+        "from engine_router.config.places import places; "
+        "text = ''.join(f'[a{n}]\\n' for n in range(20_000)); "
+        "found = places(text, [f'a{n}.x' for n in range(20_000)]); "
+        "assert found == [(n + 1, 1) for n in range(20_000)]"
+    )
+    assert subprocess.run([sys.executable, "-c", words], timeout=100, check=False).returncode == 0
 
 
 def test_faults_of_the_whole_text_have_no_place() -> None:

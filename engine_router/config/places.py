@@ -50,30 +50,35 @@ def excerpts(text: str, paths: Sequence[str]) -> list[str]:
 
     It is empty where there is none, and for all but the first faults of a file that has very many.
     """
-    found = [*statements(text)]
+    found = _Index(text)
     return [_excerpt(found, path) if index < _MOST_SHOWN else "" for index, path in enumerate(paths)]
 
 
 def places(text: str, paths: Sequence[str]) -> list[tuple[int, int] | None]:
     """Return for each fault's path the line and the column of what it means, both from 1 on; None where there is none."""
-    found = [*statements(text)]
-    best = (_meant(found, path) for path in paths)
+    found = _Index(text)
+    best = (found.meant(path) for path in paths)
     return [None if statement is None else (statement.line, statement.column + 1) for statement in best]
 
 
-def _meant(found: Sequence[Statement], path: str) -> Statement | None:
-    """Return the statement that a path means, or the nearest one around it."""
-    wanted = _parts(path)
-    best: Statement | None = None
-    for statement in found:
-        common = _common(statement.keys, wanted)
-        if common == len(statement.keys) and (best is None or common > len(best.keys)):
-            best = statement
-    return best if wanted else None
+class _Index:
+    """The statements of a text by their keys: a text may have as many faults as it has statements."""
+
+    def __init__(self, text: str) -> None:
+        self._by_keys: dict[tuple[str, ...], Statement] = {}
+        for statement in statements(text):
+            self._by_keys.setdefault(statement.keys, statement)
+        self._lengths = sorted({len(keys) for keys in self._by_keys}, reverse=True)
+
+    def meant(self, path: str) -> Statement | None:
+        """Return the statement that a path means, or the nearest one around it."""
+        wanted = _parts(path)
+        lengths = (length for length in self._lengths if length <= len(wanted)) if wanted else ()
+        return next((self._by_keys[keys] for n in lengths if (keys := wanted[:n]) in self._by_keys), None)
 
 
-def _excerpt(found: Sequence[Statement], path: str) -> str:
-    best = _meant(found, path)
+def _excerpt(found: _Index, path: str) -> str:
+    best = found.meant(path)
     if best is None:
         return ""
     end = len(best.text) if best.value >= len(best.text) else best.text.rindex("=", 0, best.value)
@@ -165,13 +170,6 @@ def _plain(part: str) -> str:
         return str(json.loads(part))
     except ValueError:
         return part[1:-1]
-
-
-def _common(keys: Sequence[str], wanted: Sequence[str]) -> int:
-    return next(
-        (index for index, (key, other) in enumerate(zip(keys, wanted, strict=False)) if key != other),
-        min(len(keys), len(wanted)),
-    )
 
 
 def _drawn(statement: Statement, column: int, width: int) -> str:
