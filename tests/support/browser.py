@@ -25,8 +25,8 @@ class RunningRouter:
     def __init__(self, folder: Path, config: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._folder, self._path = folder, folder / "engines.toml"
-        self._path.write_text(f'state_file = "{folder}/state.json"\n{config}', "utf-8")
+        self._folder, self.path = folder, folder / "engines.toml"
+        self.path.write_text(f'state_file = "{folder}/state.json"\n{config}', "utf-8")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -36,7 +36,7 @@ class RunningRouter:
             "engine_router",
             "serve",
             "-c",
-            str(self._path),
+            str(self.path),
             "--port",
             str(self.port),
         ]

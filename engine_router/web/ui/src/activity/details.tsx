@@ -62,7 +62,7 @@ function Captured({ id }: { id: string }) {
   const [way, setWay] = useState<Way>("chat");
   if (error) return <p class="bad">{error}</p>;
   if (data === null) return <p class="soft">The capture is on its way …</p>;
-  const turns = asChat(data.request?.body ?? "", data.response?.body ?? "");
+  const turns = asChat(data.request?.body?.text ?? "", data.answer?.body?.text ?? "");
   const shown = way === "chat" && turns.length === 0 ? "pretty" : way;
   return (
     <>
@@ -84,7 +84,7 @@ function Captured({ id }: { id: string }) {
       ) : (
         <>
           <SideText title="Request" side={data.request} isPretty={shown === "pretty"} />
-          <SideText title="Response" side={data.response} isPretty={shown === "pretty"} />
+          <SideText title="Answer" side={data.answer} isPretty={shown === "pretty"} />
         </>
       )}
     </>
@@ -94,13 +94,14 @@ function Captured({ id }: { id: string }) {
 function SideText({ title, side, isPretty }: { title: string; side: Side | undefined; isPretty: boolean }) {
   if (side === undefined) return null;
   const headers = Array.isArray(side.headers) ? side.headers : Object.entries(side.headers ?? {});
-  const body = side.body ?? "";
+  const body = side.body?.text ?? side.body?.base64 ?? "";
   return (
     <>
       <h3>
-        {title} {side.truncated && <span class="tag busy">cut off</span>}
+        {title} {side.body?.is_truncated && <span class="tag busy">cut off</span>}
       </h3>
       {headers.length > 0 && <Snippet label={`${title}: headers`} text={headers.map(([name, value]) => `${name}: ${value}`).join("\n")} />}
+      {side.body_note && <p class="soft">{side.body_note}</p>}
       {body !== "" && <Snippet label={`${title}: body`} text={isPretty ? pretty(body) : body} />}
     </>
   );

@@ -46,7 +46,7 @@ const columns = (now: number, reload: () => void): readonly Column<InFlight>[] =
   { id: "first", title: "First token", numeric: true, optional: true, cell: (row) => duration(row.first_token_s) },
   { id: "tokens", title: "Tokens", numeric: true, cell: (row) => count(row.tokens_out), value: (row) => row.tokens_out },
   { id: "rate", title: "Tokens/s", numeric: true, cell: (row) => rate(row.tokens_per_s), value: (row) => row.tokens_per_s },
-  { id: "cancel", title: "", cell: (row) => <Cancel row={row} done={reload} /> },
+  { id: "cancel", title: "Action", cell: (row) => <Cancel row={row} done={reload} /> },
 ];
 
 function Cancel({ row, done }: { row: InFlight; done: () => void }) {

@@ -86,9 +86,9 @@ const columns = (show: (row: Past) => void): readonly Column<Past>[] => [
   { id: "duration", title: "Whole", sort: "duration_s", numeric: true, cell: (row) => duration(row.duration_s) },
   {
     id: "more",
-    title: "",
+    title: "Details",
     cell: (row) => (
-      <button type="button" class="quiet" aria-label={`Details of request ${row.id}`} onClick={() => show(row)}>
+      <button type="button" class="quiet" aria-label={`${row.has_capture ? "Body" : "More"} of request ${row.id}`} onClick={() => show(row)}>
         {row.has_capture ? "Body" : "More"}
       </button>
     ),

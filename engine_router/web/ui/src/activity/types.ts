@@ -47,16 +47,21 @@ export interface PastPage {
   offset: number;
 }
 
+export interface Body {
+  bytes: number;
+  is_truncated: boolean;
+  /** The body, where it is text; else it is in `base64`. */
+  text?: string;
+  base64?: string;
+}
+
 export interface Side {
   headers?: [string, string][] | Record<string, string>;
-  body?: string | null;
-  bytes?: number;
-  truncated?: boolean;
+  body?: Body | null;
+  body_note?: string | null;
 }
 
 export interface Capture {
-  id: string;
   request?: Side;
-  response?: Side;
-  [name: string]: unknown;
+  answer?: Side;
 }

@@ -90,11 +90,12 @@ export const Panel = forwardRef<PanelHandle, PanelProps>(({ name, models, settin
 async function answered(body: Record<string, unknown>, signal: AbortSignal, show: (answer: Message) => void): Promise<void> {
   let [raw, thinking, firstAt] = ["", "", 0];
   let [told, tokens]: [number | undefined, number | undefined] = [undefined, undefined];
+  let problem = "";
   const answer = (more: Partial<Message> = {}): Message => {
     const split = withoutThoughts(raw);
     const speed = told ?? (tokens && firstAt ? (1000 * tokens) / (performance.now() - firstAt) : undefined);
     const said = speed === undefined ? {} : { speed: `${rate(speed)} tokens/s${tokens ? `, ${tokens} tokens` : ""}` };
-    return { role: "assistant", text: split.text, thinking: thinking + split.thinking, ...said, ...more };
+    return { role: "assistant", text: split.text, thinking: thinking + split.thinking, ...said, ...(problem && { error: problem }), ...more };
   };
   try {
     const response = await send("/v1/chat/completions", { method: "POST", body, signal });
@@ -106,7 +107,8 @@ async function answered(body: Record<string, unknown>, signal: AbortSignal, show
       raw += piece.text ?? "";
       thinking += piece.thinking ?? "";
       [told, tokens] = [piece.rate ?? told, piece.tokens ?? tokens];
-      show(answer(piece.finish === "length" ? { error: "cut off: the limit of tokens was reached" } : {}));
+      if (piece.finish === "length") problem = "cut off: the limit of tokens was reached";
+      show(answer());
     }
   } catch (error) {
     if (!signal.aborted) show(answer({ error: error instanceof Error ? error.message : String(error) }));

@@ -1,0 +1,107 @@
+"""The views of the page in a real browser: activity, figures, playground, logs, configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.browser import RouterStarter, tab
+
+AXE = Path(__file__).parents[2] / "engine_router/web/ui/node_modules/axe-core/axe.min.js"
+NO_GAUGE = '[pools.default]\ngauge = "none"\n'
+KEY = "a-key-of-the-test"
+
+
+def tiny(tmp_path: Path) -> str:
+    """Return the configuration of a real model."""
+    pytest.importorskip("xllamacpp")
+    from engine_router.engines.llamacpp.tiny import write_tiny_gguf  # noqa: PLC0415 - needs the extra
+
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", name="tiny")
+    argv = [sys.executable, "-m", "engine_router.llamacpp", "-m", str(path), "--port", "{port}"]
+    return f'{NO_GAUGE}[engines.tiny]\ntype = "process"\nargv = {argv!r}\nmodels = ["tiny"]\n'
+
+
+def test_a_chat_and_what_becomes_of_it(chromium: Any, start_router: RouterStarter, tmp_path: Path) -> None:
+    router = start_router(f'[history]\ncaptures = ["tiny"]\n{tiny(tmp_path)}')
+    with tab(chromium) as watched:
+        page = watched.page
+        page.goto(f"{router.url}#/playground")
+        page.get_by_text("System prompt and parameters").click()
+        page.get_by_label("max_tokens").fill("12")
+        page.get_by_label("What you say").fill("<b>Hello</b>")
+        page.keyboard.press("Enter")
+        page.get_by_text("tokens/s, 12 tokens").wait_for()
+        page.get_by_text("cut off: the limit of tokens was reached").wait_for()
+        page.get_by_role("button", name="Again").click()
+        page.get_by_text("tokens/s, 12 tokens").wait_for()
+        page.reload()
+        page.get_by_text("<b>Hello</b>", exact=True).wait_for()  # kept in the browser, and text
+
+        page.get_by_role("link", name="Activity").click()
+        row = page.get_by_role("row").filter(has_text="/v1/chat/completions").first
+        row.wait_for()
+        assert {"tiny", "200", "12"} <= set(row.inner_text().split())
+        row.get_by_role("button", name="Body of request").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_text("<b>Hello</b>", exact=True).wait_for()
+        dialog.get_by_role("button", name="Raw").click()
+        dialog.get_by_text('"max_tokens"').wait_for()
+        dialog.get_by_role("button", name="Close").click()
+        page.get_by_label("Model").fill("nobody")
+        page.keyboard.press("Enter")
+        page.get_by_text("No request is like that.").wait_for()
+        with page.expect_download() as download:
+            page.get_by_role("link", name="CSV").click()
+        assert download.value.suggested_filename == "activity.csv"
+
+        page.get_by_role("link", name="Figures").click()
+        page.get_by_role("heading", name="Requests", exact=True).wait_for()
+        assert page.locator(".chart canvas").count() >= 1
+
+
+def test_the_configuration_is_changed(chromium: Any, start_router: RouterStarter, tmp_path: Path) -> None:
+    server = f'[server]\napi_keys = ["{KEY}"]\nedit_config = true\n'
+    router = start_router(f"{server}{tiny(tmp_path)}")
+    with tab(chromium) as watched:
+        page = watched.page
+        watched.expected.append("401")  # until there is a key
+        page.goto(f"{router.url}#/config")
+        page.get_by_role("textbox", name="Key").fill(KEY)
+        page.keyboard.press("Enter")
+        editor = page.get_by_role("textbox", name="engines.toml")
+        text = editor.input_value()
+        editor.fill(text.replace("[engines.tiny]", "[engines.tiny]\nstart_timeout = 5"))
+        page.get_by_text("start_timeout_s").wait_for()  # the remedy for a typo
+        assert page.get_by_role("button", name="Save").is_disabled()
+        editor.fill(text.replace("[engines.tiny]", "[engines.tiny]\nstart_timeout_s = 77"))
+        page.get_by_role("button", name="Save", exact=False).click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_text("+start_timeout_s = 77").wait_for()
+        dialog.get_by_role("button", name="Save").click()
+        page.get_by_text("Saved and in force.").wait_for()
+        assert "start_timeout_s = 77" in router.path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_views_shut_nobody_out(
+    chromium: Any, start_router: RouterStarter, tmp_path: Path, scheme: str
+) -> None:
+    if not AXE.is_file():
+        pytest.skip("axe-core is not installed: npm ci in engine_router/web/ui")
+    router = start_router(tiny(tmp_path))
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    httpx.post(f"{router.url}v1/chat/completions", json=asked, timeout=300, trust_env=False)
+    # The tools that look for faults are no part of the page, so its policy does not allow them.
+    with tab(chromium, color_scheme=scheme, bypass_csp=True) as watched:
+        for view in ("activity", "figures", "playground", "playground?kind=embeddings", "logs", "config"):
+            watched.page.goto(f"{router.url}#/{view}")
+            watched.page.get_by_role("heading", level=1).wait_for()
+            watched.page.wait_for_load_state("networkidle") if view == "activity" else None
+            found = watched.page.evaluate(
+                f"(async () => {{ {AXE.read_text('utf-8')}; return (await axe.run()).violations }})()"
+            )
+            assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], view
