@@ -112,6 +112,10 @@ class LeaseHolder:
         """Return how many events of the answer come a second, where it is a stream; for who looks again and again."""
         return None
 
+    def has_told_all(self) -> bool:
+        """Tell whether the last event of a stream has come, behind which many clients read no more."""
+        return False
+
     def close(self) -> None:
         """Give the lease back. Never waits; may be called again."""
         if self.lease is not None:
@@ -330,7 +334,9 @@ class RequestScope:
         """Give everything back, since nobody waits for the answer any more. Returns False if it was complete."""
         if self.finished:
             return False
-        self.status = 0 if self.status < 400 else self.status
+        told_all = self.holder is not None and self.holder.has_told_all()
+        if self.status < 400 and not told_all:
+            self.status = 0
         self.leave()
         return True
 

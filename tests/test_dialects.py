@@ -35,8 +35,8 @@ def classes(base: type[RouterError] = RouterError) -> Iterator[type[RouterError]
 
 
 def make(kind: type[RouterError], text: str = "what went wrong") -> RouterError:
-    if kind is errors.UnknownModel:
-        return errors.UnknownModel(text, ["other"])
+    if kind in (errors.AdminOnly, errors.ModelNotForKey, errors.UnknownModel):
+        return kind(text, ["other"] if kind is errors.UnknownModel else "other")  # type: ignore[call-arg]
     if kind is errors.BodyTooLarge:
         return errors.BodyTooLarge(1_000_000)
     if kind is errors.EngineRefused:

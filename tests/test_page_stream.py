@@ -459,11 +459,13 @@ async def test_the_queue_tells_whose_request_it_is() -> None:
         router.snapshot = attrs.evolve(router.snapshot, config=attrs.evolve(router.config, server=server))
         body = json.dumps({"model": "a", "stream": True, "do": "head"}).encode()
         other = json.dumps({"model": "b"}).encode()
-        async with (
-            conversation(router.app, "POST", CHAT, headers=key_headers("k2", body), body=[body]) as using,
-            conversation(router.app, "POST", CHAT, headers=key_headers("k2", other), body=[other]),
-        ):
-            await using.begun()
+        async with AsyncExitStack() as stack:
+            asked = conversation(router.app, "POST", CHAT, headers=key_headers("k2", body), body=[body])
+            await (await stack.enter_async_context(asked)).begun()
+            # Only now: whichever came first would have its model loaded.
+            await stack.enter_async_context(
+                conversation(router.app, "POST", CHAT, headers=key_headers("k2", other), body=[other])
+            )
             while not sum(router.read_model.pool("default").waiting.values()):
                 await trio.sleep(0.01)
             async with conversation(

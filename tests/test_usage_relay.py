@@ -176,6 +176,21 @@ async def test_a_client_that_leaves_early(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "ordinary"])
+async def test_a_client_that_reads_no_more_behind_the_last_event_has_got_all(
+    tmp_path: Path, fast: bool
+) -> None:
+    shape = SHAPES["vLLM, usage with each chunk"]
+    parts = [*shape.frames, *[b": nothing more\n\n"] * 500]
+    async with the_router(tmp_path, fast=fast) as (_, client, events):
+        await client.request("POST", CHAT, request_for(shape, parts, pause_s=0.02))
+        await client.until(b"[DONE]")
+        client.close()
+        event = await ended(events)
+    assert event.status == 200
+    assert event.tokens_out is not None
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "ordinary"])
 async def test_what_is_known_before_the_end(tmp_path: Path, fast: bool) -> None:
     shape = SHAPES["vLLM, usage with each chunk"]
     parts = [shape.frames[0], *shape.frames[1:2] * 5000]

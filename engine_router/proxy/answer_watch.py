@@ -16,6 +16,7 @@ import trio
 
 from engine_router.dialects.base import Clock
 from engine_router.dialects.usage import AnswerFigures, figures_in
+from engine_router.proxy.response_body import has_end
 from engine_router.proxy.stream_pace import StreamPace
 from engine_router.upstream.client import Exchange
 from engine_router.upstream.http1 import ResponseHead
@@ -95,6 +96,10 @@ class AnswerWatch:
         self.note(data)
         if len(data) > KEPT_BYTES:
             self._end[-1] = data[-KEPT_BYTES:]
+
+    def has_told_all(self) -> bool:
+        """Tell whether the last event of a stream has come: what may follow it says nothing."""
+        return self._streams and has_end(self._path, b"".join(self._end))
 
     def end(self) -> None:
         """Take in the answer's end."""

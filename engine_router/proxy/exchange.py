@@ -171,9 +171,14 @@ class ProxyExchange(LeaseHolder):
 
     def figures(self) -> AnswerFigures:
         """Return what the engine has told of its answer's tokens so far."""
-        if self._watch is None:
-            return NO_FIGURES
-        return self._watch.figures(entered_at=self.entered_at, sent_at=self.sent_at)
+        watch = self._watch
+        return (
+            NO_FIGURES if watch is None else watch.figures(entered_at=self.entered_at, sent_at=self.sent_at)
+        )
+
+    def has_told_all(self) -> bool:
+        """See `LeaseHolder.has_told_all`."""
+        return self._watch is not None and self._watch.has_told_all()
 
     def frames_per_s(self) -> float | None:
         """See `AnswerWatch.frames_per_s`."""

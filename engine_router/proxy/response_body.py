@@ -349,6 +349,12 @@ class StreamEnd:
         return b""
 
 
+def has_end(target: str, tail: bytes) -> bool:
+    """Tell whether the last bytes of a stream have the mark of its endpoint's ends in them."""
+    mark = _END_MARKS.get(target.partition("?")[0])
+    return mark is not None and mark.search(tail) is not None
+
+
 def stream_end_of(target: str, head: ResponseHead) -> StreamEnd | None:
     """Return the filter for an answer whose end only its connection's end tells; None where its framing, or nothing, does."""
     mark = _END_MARKS.get(target.partition("?")[0])
