@@ -171,10 +171,8 @@ class ProxyExchange(LeaseHolder):
 
     def figures(self) -> AnswerFigures:
         """Return what the engine has told of its answer's tokens so far."""
-        watch = self._watch
-        return (
-            NO_FIGURES if watch is None else watch.figures(entered_at=self.entered_at, sent_at=self.sent_at)
-        )
+        watch, at, sent = self._watch, self.entered_at, self.sent_at
+        return NO_FIGURES if watch is None else watch.figures(entered_at=at, sent_at=sent)
 
     def has_told_all(self) -> bool:
         """See `LeaseHolder.has_told_all`."""
