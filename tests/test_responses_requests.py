@@ -274,6 +274,7 @@ def test_options_keep_their_meaning() -> None:
         "top_k": 40,
         "min_p": 0.05,
         "repeat_penalty": 1.1,
+        "ignore_eos": True,
     }
     unknown = {"store": True, "include": [], "truncation": "auto", "prompt_cache_key": "k", "new": {"x": 1}}
     request = sent(**same, **unknown, max_output_tokens=9, top_logprobs=2, text={"verbosity": "low"})

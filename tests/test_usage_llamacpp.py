@@ -45,8 +45,8 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
         "/completion",
         {"prompt": "Hello", "n_predict": TOKENS, "ignore_eos": True, **STREAM},
     ),
-    "message": ("/v1/messages", {"messages": MESSAGES, **ENDLESS}),
-    "message, streamed": ("/v1/messages", {"messages": MESSAGES, **ENDLESS, **STREAM}),
+    "message": ("/v1/messages", {"messages": MESSAGES, "max_tokens": TOKENS}),
+    "message, streamed": ("/v1/messages", {"messages": MESSAGES, "max_tokens": TOKENS, **STREAM}),
     "response": ("/v1/responses", {"input": "Good morning", "max_output_tokens": TOKENS, "ignore_eos": True}),
     "response, streamed": (
         "/v1/responses",
@@ -106,7 +106,11 @@ async def test_the_figures_of_every_endpoint(tmp_path: Path) -> None:
                     assert isinstance(event, RequestEnded)
                     told = (event.tokens_in, event.tokens_cached, event.tokens_out)
                     assert told == figures_in(answer.body), name
-                    assert event.tokens_out == TOKENS
+                    assert event.tokens_out is not None
+                    if "message" in name:  # llama.cpp reads no `ignore_eos` there: a text may end by itself
+                        assert 0 < event.tokens_out <= TOKENS
+                    else:
+                        assert event.tokens_out == TOKENS, name
                     assert event.tokens_cached is not None
                     assert turn == 0 or event.tokens_cached > 0, name
                     if "message" not in name and name != "response":  # of these two it tells no speed

@@ -8,6 +8,7 @@ from typing import Any
 from engine_router.dialects.checks import (
     Check,
     count_at,
+    flag_at,
     list_at,
     number_at,
     object_at,
@@ -33,6 +34,7 @@ _SAME: Mapping[str, Check] = {
     "repeat_penalty": number_at,
     "repetition_penalty": number_at,
     "logit_bias": object_at,
+    "ignore_eos": flag_at,
 }
 
 
