@@ -237,6 +237,27 @@ async def test_a_flood_is_read_at_a_pace(autojump_clock: trio.testing.MockClock)
     assert trio.current_time() - began > 0.1  # of the virtual clock: others had their turns
 
 
+async def test_how_a_flood_ended_is_told_though_nothing_comes_after_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ring = LogRing(lines=LINES_PER_S * 3)
+    write, read = trio.testing.memory_stream_one_way_pair()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(EngineOutput(ring).read, read)
+            await write.send_all(b"x\n" * LINES_PER_S * 5)
+            await write.send_all(b"the last but one\n")
+            await write.send_all(b"the last\n")
+            await trio.sleep(2)
+            assert ring.tail(2) == ("the last but one", "the last")
+            (told,) = [line for line in ring.tail(LINES_PER_S * 3) if "dropped" in line]
+            assert int(told.split()[1]) + ring.count - 1 == LINES_PER_S * 5 + 2
+            await write.send_all(b"quiet again\n")
+            await trio.sleep(0.1)
+            assert ring.tail(1) == ("quiet again",)
+            await write.aclose()
+
+
 PROBES = [
     'INFO:     127.0.0.1:5 - "GET /health HTTP/1.1" 503 Service Unavailable',
     '127.0.0.1 - - [28/Nov/2026] "GET /v1/models HTTP/1.1" 404 -',

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.browser import RouterStarter, tab
+from support.browser import PROGRAMS, RouterStarter, tab, talking
+
+from engine_router.events import RequestEnded
+from engine_router.telemetry.history_sql import HistoryFile
 
 AXE = Path(__file__).parents[2] / "engine_router/web/ui/node_modules/axe-core/axe.min.js"
 NO_GAUGE = '[pools.default]\ngauge = "none"\n'
@@ -32,6 +36,7 @@ def test_a_chat_and_what_becomes_of_it(chromium: Any, start_router: RouterStarte
         page.goto(f"{router.url}#/playground")
         page.get_by_text("System prompt and parameters").click()
         page.get_by_label("max_tokens").fill("12")
+        page.get_by_label("temperature").fill("0")  # else its text may end by itself
         page.get_by_label("What you say").fill("<b>Hello</b>")
         page.keyboard.press("Enter")
         page.get_by_text("tokens/s, 12 tokens").wait_for()
@@ -61,6 +66,70 @@ def test_a_chat_and_what_becomes_of_it(chromium: Any, start_router: RouterStarte
         page.get_by_role("link", name="Figures").click()
         page.get_by_role("heading", name="Requests", exact=True).wait_for()
         assert page.locator(".chart canvas").count() >= 1
+
+
+def test_an_engine_that_writes_much(chromium: Any, start_router: RouterStarter) -> None:
+    argv = [sys.executable, str(PROGRAMS / "loud_engine.py"), "{port}"]
+    settings = 'models = ["loud-model"]\ndiscover = false\nready_path = "/"\n'
+    router = start_router(f'{NO_GAUGE}[engines.loud]\ntype = "process"\nargv = {argv!r}\n{settings}')
+    with tab(chromium) as watched:
+        page = watched.page
+        page.goto(f"{router.url}#/logs")
+        page.get_by_label("Whose log").select_option(label="loud")
+        asked = {"model": "loud-model", "messages": []}
+        httpx.post(f"{router.url}v1/chat/completions", json=asked, timeout=300, trust_env=False)
+        page.get_by_role("button", name="Wrap").click()  # while lines come
+        page.get_by_text("the last line", exact=True).wait_for()
+        page.get_by_placeholder("Only lines with").fill("lines were dropped: more than")
+        page.locator(".log .line").first.wait_for()
+        page.get_by_placeholder("Only lines with").fill("the first line")
+        page.get_by_role("status").filter(has_text="1 of ").wait_for()
+        (first,) = page.locator(".log .line").all_inner_texts()
+        assert "<script>alert(1)</script>" in first
+        assert page.locator(".log script").count() == 0
+        assert page.title().endswith("engine-router")
+
+
+def test_ten_thousand_requests_of_the_past(
+    chromium: Any, start_router: RouterStarter, tmp_path: Path
+) -> None:
+    router = start_router(f"{NO_GAUGE}{talking('e')}")
+    router.stop()
+    file = HistoryFile(tmp_path / "router0/history.db")
+    file.write(
+        [
+            RequestEnded(
+                at=time.time() - 10_000 + number,
+                model=f"m{number % 7}",
+                engine="e",
+                path="/v1/chat/completions",
+                status=200,
+                duration_s=float(number),
+                id=f"r{number}",
+            )
+            for number in range(10_000)
+        ],
+        [],
+    )
+    file.close()
+    router.start()
+    with tab(chromium) as watched:
+        page = watched.page
+        page.goto(f"{router.url}#/activity")
+        page.get_by_role("button", name="More of request r9999").wait_for()
+        pages = page.get_by_role("navigation", name="Pages")
+        pages.get_by_text("of 10,000").wait_for()
+        pages.get_by_role("button", name="Older").click()
+        page.get_by_role("button", name="More of request r9900").or_(
+            page.get_by_role("button", name="More of request r9949")
+        ).first.wait_for()
+        page.get_by_role("columnheader", name="Whole").get_by_role("button").click()
+        page.get_by_role("columnheader", name="Whole").get_by_role("button").click()
+        page.get_by_role("button", name="More of request r0", exact=True).wait_for()
+        page.get_by_label("Model").fill("m3")
+        page.keyboard.press("Enter")
+        pages.get_by_text("of 1,429").wait_for()
+        page.get_by_role("button", name="More of request r3", exact=True).wait_for()
 
 
 def test_the_configuration_is_changed(chromium: Any, start_router: RouterStarter, tmp_path: Path) -> None:

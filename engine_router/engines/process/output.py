@@ -17,6 +17,7 @@ from engine_router.guards.limits import LINES_PER_S, LONG_LINE_BYTES
 _WINDOW_S: Final = 1.0
 # Of what was dropped the end is kept, because it tells how the flood ended.
 _LAST_LINES: Final = 20
+_LAST_BYTES: Final = 65_536
 # Pause after a piece (64 KiB) of a flood. What cannot be read yet waits in the engine.
 _PAUSE_S: Final = 0.002
 
@@ -48,12 +49,20 @@ class EngineOutput:
     async def read(self, stream: trio.abc.ReceiveStream) -> None:
         """Read until nobody can write any more. Cancellation loses nothing that was read."""
         with contextlib.suppress(trio.BrokenResourceError):
-            async for data in stream:
-                is_flood = self.keep(bytes(data))
-                await self._write(bytes(data))
+            while data := await self._next(stream):
+                is_flood = self.keep(data)
+                await self._write(data)
                 if is_flood:
                     await trio.sleep(_PAUSE_S)
         self.end()
+
+    async def _next(self, stream: trio.abc.ReceiveStream) -> bytes:
+        """Return what comes next, b"" at the end. How a flood ended is told after its second, whether or not more comes."""
+        if self._dropped or self._last:
+            with trio.move_on_at(self._window_began + _WINDOW_S):
+                return bytes(await stream.receive_some())
+            self._tell_dropped()
+        return bytes(await stream.receive_some())
 
     def keep(self, data: bytes) -> bool:
         """Keep lines as long as there are not too many in a second. Returns whether there are."""
@@ -71,7 +80,7 @@ class EngineOutput:
             self.log.feed(b"".join(line[:LONG_LINE_BYTES] + b"\n" for line in first))
             self._kept = LINES_PER_S
         self._dropped += data.count(b"\n")
-        self._last = data
+        self._last = (self._last + data)[-_LAST_BYTES:]
         return True
 
     def end(self) -> None:
