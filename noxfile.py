@@ -47,8 +47,11 @@ def sources() -> list[str]:
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
-    wanted = [need for group in groups for need in nox.project.dependency_groups(PROJECT, group)]
-    session.install("-e", f".{extras}", *wanted)
+    session.install("-e", f".{extras}", *needs(*groups))
+
+
+def needs(*groups: str) -> list[str]:
+    return [need for group in groups for need in nox.project.dependency_groups(PROJECT, group)]
 
 
 @nox.session
@@ -88,6 +91,22 @@ def package(session: nox.Session) -> None:
     workflows = [str(path) for path in Path(".github/workflows").glob("*.yml")]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "scripts/deploy/compose.yml")
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, in `.nox/site`; a link that leads nowhere is an error."""
+    session.install(*needs("docs"))
+    site = str(Path(".nox/site").resolve())
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    session.run("mkdocs", "build", "--strict", "-q", "-f", "scripts/mkdocs.yml", "-d", site, env=quiet)
+
+
+@nox.session(default=False)
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what an installation brings. It asks a service on the network."""
+    install(session, "audit", extras="[llamacpp,nvidia]")
+    session.run("pip-audit", "--local", "--skip-editable")
 
 
 @nox.session

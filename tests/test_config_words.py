@@ -304,7 +304,7 @@ def block(text: str, name: str) -> str:
 
 
 def test_what_tabby_has_loaded_is_not_asked_of_its_list() -> None:
-    engine = parse_config(block((ROOT / "README.md").read_text("utf-8"), "tabby")).engines["tabby"]
+    engine = parse_config(block((ROOT / "docs/engines.md").read_text("utf-8"), "tabby")).engines["tabby"]
     assert isinstance(engine, HttpConfig)
     assert (engine.loaded.path, engine.loaded.key) == ("/v1/model", "")
 

@@ -1,4 +1,4 @@
-"""The README says what is true: its options, its configurations, its commands and its example."""
+"""README and docs/ say what is true: the options, configurations, commands, links and the example of the library."""
 
 from __future__ import annotations
 
@@ -16,20 +16,54 @@ from engine_router.config import parse_config
 from engine_router.config.schema import reference
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
-SCHEDULING = (ROOT / "docs" / "scheduling.md").read_text("utf-8")
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path.name: path.read_text("utf-8") for path in FILES}
+README, SCHEDULING = PAGES["README.md"], PAGES["scheduling.md"]
+# Files of other programs; test_clients_page.py and test_migrate_*.py try what these two say.
+FOREIGN = ("clients.md", "migrate.md")
+README_LINES = 250
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+def blocks(language: str) -> list[str]:
+    texts = (text for name, text in PAGES.items() if name not in FOREIGN)
+    return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor of a heading, as GitHub and mkdocs make it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def links() -> list[tuple[str, str]]:
+    return [
+        (name, target)
+        for name, text in PAGES.items()
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        if "://" not in target
+    ]
+
+
+@pytest.mark.parametrize(("name", "target"), links())
+def test_each_link_leads_somewhere(name: str, target: str) -> None:
+    file, _, heading = target.partition("#")
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    path = folder / file if file else folder / name
+    assert path.exists()
+    if heading:
+        headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+        assert heading in map(anchor, headings)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= README_LINES
 
 
 def test_the_table_of_options_is_the_one_that_the_classes_give() -> None:
-    table = runpy.run_path(str(ROOT / "scripts" / "update_readme"))["options_table"]()
-    assert table in README, "run scripts/update_readme"
+    table = runpy.run_path(str(ROOT / "scripts" / "update_options"))["options_table"]()
+    assert table in PAGES["configuration.md"], "run scripts/update_options"
 
 
-@pytest.mark.parametrize("text", blocks("toml") + blocks("toml", SCHEDULING))
+@pytest.mark.parametrize("text", blocks("toml"))
 def test_each_configuration_loads(text: str) -> None:
     if "[engines." not in text:
         text += '[engines.some]\ntype = "ollama"\n'
@@ -41,7 +75,7 @@ def test_each_command_exists() -> None:
     lines = [
         line for block in blocks("sh") for line in block.splitlines() if line.startswith("engine-router")
     ]
-    lines += re.findall(r"^\| `(engine-router [^`]*)`", README, re.MULTILINE)
+    lines += re.findall(r"^\| `(engine-router [^`]*)`", PAGES["command-line.md"], re.MULTILINE)
     assert len(lines) >= 10
     for line in lines:
         words = shlex.split(line.partition("#")[0])[1:]
@@ -81,7 +115,7 @@ async def test_the_example_of_the_library_runs(
     monkeypatch.chdir(tmp_path)
     program = source.replace("trio.run(main)", "").replace('"messages"', '"max_tokens": 20, "messages"')
     names: dict[str, object] = {}
-    exec(compile(program, "README.md", "exec"), names)
+    exec(compile(program, "library.md", "exec"), names)
     main = names["main"]
     assert callable(main)
     with trio.fail_after(200):

@@ -1,7 +1,7 @@
 """Options of a configuration: frozen classes, one for each table of `engines.toml`.
 
-Each option carries its one-line documentation in its metadata; the JSON Schema and the reference in the
-README are made from it, so there is one place to read and to change.
+Each option carries its one-line documentation in its metadata; the JSON Schema and the reference in
+docs/configuration.md are made from it, so there is one place to read and to change.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ HEAD: Final = """\
 # engine-router check      says what is wrong with this file, and starts nothing
 # engine-router presets    shows what can be added; engine-router add KIND adds it
 # engine-router serve      runs the router
-# README.md and engines.toml.example explain every key.
+# docs/configuration.md and engines.toml.example explain every key.
 """
 """The comment at the top of a new file."""
 

@@ -95,7 +95,7 @@ def of_hardware(hardware: Hardware) -> Iterator[Finding]:
         shared = ", which uses the main memory" if hardware.is_unified and not gpu.memory_bytes else ""
         yield Finding("ok", "GPU", f"{gpu.name}{size}{shared}")
     for words in hardware.unknown:
-        yield Finding("problem", "GPU", f"not known: {words}", "see README, Install")
+        yield Finding("problem", "GPU", f"not known: {words}", "see docs/getting-started.md, Install")
     if not hardware.gpus and not hardware.unknown:
         yield Finding(
             "note", "GPU", "none was found: models run on the CPU", "where there is one, install its driver"
