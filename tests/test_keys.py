@@ -248,6 +248,20 @@ async def test_each_kind_of_key_on_each_kind_of_route(fast: bool) -> None:
             assert (await said(url, None, method, target, body)).status == 200
 
 
+async def test_a_key_for_metrics_reads_these_and_nothing_else(fast: bool) -> None:
+    keys = '{ name = "meter", key = "meter-key", metrics = true, models = [] }'
+    async with keyed(keys=keys, fast=fast) as router, served(router) as url:
+        metrics = await said(url, "meter-key", "GET", "/metrics")
+        assert metrics.status == 200
+        assert b"engine_router_build_info" in metrics.body
+        for method, target, body in ADMIN_ROUTES:
+            if target != "/metrics":
+                assert (await said(url, "meter-key", method, target, body)).status == 403, (method, target)
+        for path in DIALECTS:
+            assert (await said(url, "meter-key", "POST", path, chat("small"))).status == 404
+        assert (await said(url, "meter-key", "GET", "/v1/models")).json()["data"] == []
+
+
 async def test_a_page_is_open_and_says_nothing(fast: bool) -> None:
     async with keyed(fast=fast) as router, served(router) as url:
         for key in (None, "wrong-key"):

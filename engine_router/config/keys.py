@@ -30,6 +30,10 @@ class KeyConfig:
         "Whether it may do everything: load, unload, pin and reset models, cancel requests of others, and read logs, "
         "events and configuration.",
     )
+    metrics: bool = option(
+        False,
+        "Whether it may read /metrics. With models = [] that is all that it may do: a key for Prometheus.",
+    )
     priority: Priority | None = option(
         None,
         "Priority of its requests, high, normal or low. Without admin also the highest that X-Request-Priority gets "

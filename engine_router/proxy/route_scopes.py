@@ -7,6 +7,7 @@ import functools
 import re
 from typing import Final
 
+from engine_router.config import KeyConfig
 from engine_router.guards.limits import REMEMBERED_PATHS
 from engine_router.proxy.routes import is_proxied
 
@@ -18,7 +19,9 @@ class Scope(enum.IntEnum):
     """Everybody: it tells nothing of models and requests."""
     KEY = 1
     """Whoever has a key. What a route lists, or acts on, is narrowed to what the key may use."""
-    ADMIN = 2
+    METRICS = 2
+    """Whoever has a key with `metrics`, or one that may do everything."""
+    ADMIN = 3
     """Whoever has a key that may do everything."""
 
 
@@ -38,7 +41,7 @@ TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
     (_ANY, "/admin/*", Scope.ADMIN),
     # The state of everything, and what acts on it.
     (_ANY, "/status", Scope.ADMIN),
-    (_ANY, "/metrics", Scope.ADMIN),
+    (_ANY, "/metrics", Scope.METRICS),
     (_ANY, "/unload", Scope.ADMIN),
     (_ANY, "/vram", Scope.ADMIN),
     (_ANY, "/slots", Scope.ADMIN),
@@ -91,3 +94,8 @@ def scope_of(method: str, path: str) -> Scope:
         if (_ANY in methods or method in methods) and pattern.fullmatch(path) is not None:
             return scope
     return Scope.KEY if is_proxied(path) else Scope.ADMIN
+
+
+def is_within(key: KeyConfig, scope: Scope) -> bool:
+    """Tell whether a key may use the routes of a scope."""
+    return key.admin or scope <= Scope.KEY or (scope is Scope.METRICS and key.metrics)
