@@ -247,3 +247,15 @@ def test_it_listens_to_a_hub_and_two_routers_do_not_mix() -> None:
     hub.publish(ended())
     assert value(of, "requests_total", model="m", status="200") == 1
     assert math.isnan(value(other, "requests_total", model="m", status="200"))
+
+
+def test_what_changed_after_a_reading_is_in_the_next_one() -> None:
+    counted = metrics()
+    for times in (1, 2, 3):
+        counted.observe(ended(duration_s=float(times), tokens_out=5))
+        counted.observe(ended(model="other", engine="b"))
+        assert value(counted, "requests_total", model="m", status="200") == times
+        assert value(counted, "tokens_out_total", model="m") == 5 * times
+        assert value(counted, "request_seconds_count", engine="a") == times
+        assert value(counted, "request_seconds_sum", engine="a") == sum(range(times + 1))
+        assert value(counted, "request_seconds_bucket", engine="b", le="+Inf") == times

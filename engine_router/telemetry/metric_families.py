@@ -1,22 +1,26 @@
-"""The families of metrics: gauges, counters and histograms, and their form for Prometheus."""
+"""The families of metrics: gauges, counters and histograms, and their form for Prometheus.
+
+The form is the text format of Prometheus, version 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). A router
+with hundreds of models has tens of thousands of lines, most of which are as they were the last time: each series keeps
+its lines until it changes.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from attrs import define, field
 
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
-
 _PREFIX: Final = "engine_router_"
+_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 Labels = tuple[str, ...]
 
@@ -34,22 +38,26 @@ class Gauge:
     text: str
     labels: Labels
 
-    def collect(self, reading: Reading) -> Metric:
-        """Return it for Prometheus."""
-        from prometheus_client.metrics_core import GaugeMetricFamily  # noqa: PLC0415 - see `Metrics.exposition`
-
-        family = GaugeMetricFamily(_PREFIX + self.name, self.text, labels=self.labels)
+    def lines(self, reading: Reading) -> Iterator[str]:
+        """Yield its lines for Prometheus."""
+        name = _PREFIX + self.name
+        yield _head(name, self.text, "gauge")
         for labels, value in reading.items():
-            family.add_metric(labels, value)
-        return family
+            yield _line(name, _labelled(self.labels, labels), value)
 
 
 @define(eq=False, repr=False)
 class _Count:
-    """A count, and since when there is one."""
+    """A count, and since when there is one.
+
+    Attributes:
+        lines: its lines for Prometheus; None after a change.
+    """
 
     value: int = 0
     created_at: float = field(factory=time.time)
+    lines: str | None = None
+    created_line: str | None = None
 
 
 @define(eq=False, repr=False)
@@ -66,24 +74,32 @@ class Counter:
         if (count := self.counts.get(labels)) is None:
             count = self.counts[labels] = _Count()
         count.value += by
+        count.lines = None
 
-    def collect(self) -> Metric:
-        """Return them for Prometheus."""
-        from prometheus_client.metrics_core import CounterMetricFamily  # noqa: PLC0415 - see `Metrics.exposition`
-
-        family = CounterMetricFamily(_PREFIX + self.name, self.text, labels=self.labels)
+    def lines(self) -> Iterator[str]:
+        """Yield its lines for Prometheus."""
+        name = f"{_PREFIX}{self.name}_total"
+        yield _head(name, self.text, "counter")
         for labels, count in self.counts.items():
-            family.add_metric(labels, count.value, created=count.created_at if _shows_created() else None)
-        return family
+            if count.lines is None:
+                count.lines = _line(name, _labelled(self.labels, labels), count.value)
+            yield count.lines
+        yield from _created(self.name, self.text, self.labels, self.counts)
 
 
 @define(eq=False, repr=False)
 class _Durations:
-    """Durations of one kind: how many there were up to each bound, and their sum."""
+    """Durations of one kind: how many there were up to each bound, and their sum.
+
+    Attributes:
+        lines: their lines for Prometheus; None after a change.
+    """
 
     counts: list[int]
     sum_s: float = 0.0
     created_at: float = field(factory=time.time)
+    lines: str | None = None
+    created_line: str | None = None
 
 
 @define(eq=False, repr=False)
@@ -99,6 +115,11 @@ class Histogram:
     bounds: Sequence[float]
     labels: Labels = ()
     durations: dict[Labels, _Durations] = field(factory=dict)
+    _bounds: Sequence[str] = field(init=False)
+
+    @_bounds.default
+    def _bounds_as_text(self) -> Sequence[str]:
+        return (*(str(float(bound)) for bound in self.bounds), "+Inf")
 
     def observe(self, seconds: float, *labels: str) -> None:
         """Take in a duration."""
@@ -106,26 +127,62 @@ class Histogram:
             found = self.begin(*labels)
         found.counts[bisect_left(self.bounds, seconds)] += 1
         found.sum_s += seconds
+        found.lines = None
 
     def begin(self, *labels: str) -> _Durations:
         """Have a series without a duration in it."""
         begun = self.durations[labels] = _Durations([0] * (len(self.bounds) + 1))
         return begun
 
-    def collect(self) -> Metric:
-        """Return them for Prometheus."""
-        from prometheus_client.metrics_core import HistogramMetricFamily  # noqa: PLC0415 - see `Metrics.exposition`
-
-        family = HistogramMetricFamily(_PREFIX + self.name, self.text, labels=self.labels)
-        bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+    def lines(self) -> Iterator[str]:
+        """Yield its lines for Prometheus."""
+        yield _head(_PREFIX + self.name, self.text, "histogram")
         for labels, found in self.durations.items():
-            family.add_metric(
-                labels, list(zip(bounds, itertools.accumulate(found.counts), strict=True)), found.sum_s
-            )
-            if _shows_created():
-                created = dict(zip(self.labels, labels, strict=True))
-                family.add_sample(f"{family.name}_created", created, found.created_at)
-        return family
+            if found.lines is None:
+                found.lines = self._lines_of(_labelled(self.labels, labels), found)
+            yield found.lines
+        yield from _created(self.name, self.text, self.labels, self.durations)
+
+    def _lines_of(self, labels: str, found: _Durations) -> str:
+        name, more = _PREFIX + self.name, f"{labels}," if labels else ""
+        bounds = (*(str(float(bound)) for bound in self.bounds), "+Inf")
+        sums = [*itertools.accumulate(found.counts)]
+        buckets = [
+            f'{name}_bucket{{{more}le="{bound}"}} {count}\n'
+            for bound, count in zip(bounds, sums, strict=True)
+        ]
+        return "".join(
+            (*buckets, _line(f"{name}_count", labels, sums[-1]), _line(f"{name}_sum", labels, found.sum_s))
+        )
+
+
+def _head(name: str, text: str, kind: str) -> str:
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+
+
+def _labelled(names: Labels, values: Labels) -> str:
+    pairs = sorted(zip(names, values, strict=True))
+    return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in pairs)
+
+
+def _line(name: str, labels: str, value: float) -> str:
+    number = repr(float(value))
+    if not math.isfinite(value):
+        number = "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+    return f"{name}{{{labels}}} {number}\n" if labels else f"{name} {number}\n"
+
+
+def _created(
+    name: str, text: str, names: Labels, series: Mapping[Labels, _Count] | Mapping[Labels, _Durations]
+) -> Iterator[str]:
+    """Yield since when there is each series; its own family in this format, as Prometheus' library has it."""
+    if series and _shows_created():
+        full = f"{_PREFIX}{name}_created"
+        yield _head(full, text, "gauge")
+        for labels, one in series.items():
+            if one.created_line is None:
+                one.created_line = _line(full, _labelled(names, labels), one.created_at)
+            yield one.created_line
 
 
 class BoundedLabels:

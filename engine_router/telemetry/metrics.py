@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from engine_router.events import Event, MemorySettled, RequestEnded, ResidentDied, ResidentReady, SwapEnded
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.residency.causes import cause_kind
 from engine_router.telemetry.metric_families import BoundedLabels, Counter, Gauge, Histogram, Reading
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
 
 LAST_DURATIONS = 1000
 SLOW = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -94,16 +91,12 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        # Many routers are never asked: its library is imported, and takes its memory, when they are.
-        from prometheus_client.exposition import generate_latest  # noqa: PLC0415
+        return "".join(self._lines()).encode("utf-8", "replace")
 
-        return generate_latest(self)  # which asks it to collect, and for nothing else
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the families of all metrics."""
+    def _lines(self) -> Iterator[str]:
         readings = self.read()
         for gauge in GAUGES:
-            yield gauge.collect(readings.get(gauge.name, {}))
+            yield from gauge.lines(readings.get(gauge.name, {}))
         for family in (
             self._swaps,
             self._swap,
@@ -127,7 +120,7 @@ class Metrics:
             self._first_token,
             self._per_token,
         ):
-            yield family.collect()
+            yield from family.lines()
 
     def requests_ended(self) -> Mapping[tuple[str, int], int]:
         """Return how many requests for known models ended, by model and HTTP status."""
