@@ -330,6 +330,14 @@ class Router:
         """Write the state file. A failure is told once, until it works again; the router works without."""
         if self.state_file is None:
             return
+        if self.state.newer_version is not None:
+            if not self._cannot_save:
+                self.note(
+                    f"{self.state_file} was written by a newer engine-router (format {self.state.newer_version}): it is "
+                    "neither used nor replaced; upgrade engine-router, or remove the file"
+                )
+            self._cannot_save = True
+            return
         try:
             await save_state(self.state, self.state_file)
         except OSError as error:

@@ -13,7 +13,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_router import open_router
+from engine_router.config import parse_config
 from engine_router.engines.base import ResidentId
+from engine_router.events import RouterNotice
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.models.last_seen import SeenModels
 from engine_router.residency.measurements import (
@@ -206,3 +209,32 @@ async def test_a_cancelled_save_is_not_forgotten(tmp_path: Path) -> None:
         scope.cancel()
         await save_state(state, path)
     assert state.changed or path.exists()
+
+
+async def test_the_file_of_a_newer_router_is_told_of_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    text = '{"version": 2, "residents": {"a": "in another form"}}'
+    path.write_text(text)
+    config = parse_config(
+        f'state_file = "{path}"\n[engines.a]\ntype = "process"\nargv = ["true", "{{port}}"]\nmodels = ["m"]\n'
+    )
+    with trio.fail_after(60):
+        async with open_router(config) as router:
+            notices = router.hub.subscribe(RouterNotice)
+            router.state.of(ResidentId("a")).start_s = 1.0
+            router.state.touch()
+            await router.save()
+            notice = await anext(notices)
+            assert isinstance(notice, RouterNotice)
+            assert f"{path} was written by a newer engine-router (format 2)" in notice.message
+    assert path.read_text() == text
+
+
+def test_what_the_first_version_wrote_is_read() -> None:
+    text = (
+        '{"version": 1, "residents": {"a": {"footprint_bytes": 7, "start_s": 2.5, "stop_s": 0.1, "settle_s": 0.2}},'
+        ' "models": {"o": ["m"]}}'
+    )
+    state = Measurements.from_json(text)
+    assert state.of(ResidentId("a")) == Measurement(footprint_bytes=7, start_s=2.5, stop_s=0.1, settle_s=0.2)
+    assert state.models["o"].names == ("m",)

@@ -69,11 +69,13 @@ class Measurements:
     Attributes:
         residents: measurements by the resident's name (`engine` or `engine/model`).
         models: by engine, the list that it gave when it last ran.
+        newer_version: the version of a file that this program cannot read, and must not replace.
     """
 
     residents: dict[str, Measurement] = field(factory=dict)
     models: dict[str, SeenModels] = field(factory=dict)
     changed: bool = False
+    newer_version: int | None = None
 
     def of(self, resident: ResidentId) -> Measurement:
         """Return the measurements of a resident, to be read or changed."""
@@ -119,7 +121,10 @@ class Measurements:
         """Read the text of a state file. What is not understood is left out: it will be measured again."""
         try:
             data: Any = json.loads(text)
-            entries = data["residents"] if data["version"] == _VERSION else {}
+            version = data["version"]
+            if type(version) is int and version > _VERSION:
+                return cls(newer_version=version)
+            entries = data["residents"] if version == _VERSION else {}
             state = cls()
             for name, values in entries.items():
                 state.residents[str(name)] = _measured(values)
