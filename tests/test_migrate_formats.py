@@ -389,7 +389,7 @@ def test_large_model_proxy() -> None:
     assert ram.command[2] == "echo $(( $(awk '{print 1}' /proc/meminfo) * 1000000 ))"
     web = found.process("automatic1111")
     assert (web.pool, web.memory_gb, web.cwd, web.idle_timeout_s) == ("VRAM-GPU-1", 2, "/opt", 600)
-    assert (web.base_url, web.ready_path) == ("http://localhost:17860", "/")
+    assert (web.base_url, web.ready_check) == ("http://localhost:17860", "port")
     assert config.models["automatic1111"].unlisted
     gemma = found.process("Gemma-27B")
     assert (gemma.models, gemma.ready_path, gemma.start_timeout_s) == (("gemma", "gemma-27b"), "/health", 60)
