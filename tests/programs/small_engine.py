@@ -108,7 +108,9 @@ def answer(path: str) -> tuple[int, object]:
     if path == "/v1/models":
         models = [name for name in OPTIONS.get("models", "").split(",") if name]
         return 200, {"data": [{"id": name} for name in models]}
-    if path == "/broken":
+    if path == "/broken/aloud":
+        os.write(1, b"broken\n")
+    if path in ("/broken", "/broken/aloud"):
         return 500, {"error": "broken"}
     return 200, {"status": "ok", "engine": {"state": "ready"}}
 
