@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import trio
+import trio.testing
 from support.asgi import ask, conversation
 from test_control import process, routing
 
@@ -37,6 +38,32 @@ async def test_the_log_of_the_router_can_be_read_and_followed() -> None:
             await talk.until(lambda: b"third" in talk.body)
             own().error("more")
             await talk.until(lambda: b"error: more" in talk.body)
+
+
+async def test_a_reader_that_falls_behind_is_told_how_many_lines_it_missed() -> None:
+    async with routing(process("a")) as router:
+        log = router.engines["a"].log
+        async with conversation(router.app, "GET", PATH, query="engine=a&lines=0&follow=1") as talk:
+            await talk.begun()
+            log.write("before")
+            await talk.until(lambda: b"before\n" in talk.body)
+            talk.stall()
+            log.write("sent while the client does not read")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            for number in range(5000):
+                log.write(f"line {number}")
+            talk.resume()
+            await talk.until(lambda: b"line 4999\n" in talk.body)
+            _, _, told, *rest = talk.body.decode().splitlines()
+            numbers = [int(line.removeprefix("line ")) for line in rest]
+            assert numbers == list(range(numbers[0], 5000))
+            assert (
+                told
+                == f"[engine-router] {numbers[0]} lines are missing here: they came faster than they were read"
+            )
+            log.write("in time")
+            await talk.until(lambda: b"in time\n" in talk.body)
+            assert talk.body.decode().count("are missing here") == 1
 
 
 async def test_lines_of_other_threads_and_programs() -> None:

@@ -181,6 +181,10 @@ class LogRing:
         """Return the lines written after the first `count`, as far as they are still kept."""
         return self.tail(min(self._count - count, len(self._lines)))
 
+    def missed_since(self, count: int) -> int:
+        """Return how many of the lines written after the first `count` are not kept any more."""
+        return max(0, self._count - count - len(self._lines))
+
     async def grown(self) -> None:
         """Wait until another line is written."""
         await self._grown.wait()

@@ -67,7 +67,10 @@ class LogRoutes:
 
 
 async def _log_lines(log: LogRing, lines: int, reader: StreamReader | None) -> AsyncIterator[bytes]:
-    """Yield the last lines of a log, and what is written from then on as long as somebody is to read it."""
+    """Yield the last lines of a log, and what is written from then on as long as somebody is to read it.
+
+    A reader that falls behind is told how many lines it missed, and goes on with the oldest that is still kept.
+    """
     seen = log.count
     for line in log.tail(lines):
         yield f"{line}\n".encode()
@@ -79,6 +82,9 @@ async def _log_lines(log: LogRing, lines: int, reader: StreamReader | None) -> A
         if follow and log.count == seen:
             with trio.move_on_after(FOLLOW_INTERVAL_S):
                 await log.grown()
-        fresh, seen = log.since(seen), log.count
+        fresh, missed = log.since(seen), log.missed_since(seen)
+        seen = log.count
+        if missed:
+            yield f"[engine-router] {missed} lines are missing here: they came faster than they were read\n".encode()
         for line in fresh:
             yield f"{line}\n".encode()
