@@ -259,3 +259,12 @@ def test_what_changed_after_a_reading_is_in_the_next_one() -> None:
         assert value(counted, "request_seconds_count", engine="a") == times
         assert value(counted, "request_seconds_sum", engine="a") == sum(range(times + 1))
         assert value(counted, "request_seconds_bucket", engine="b", le="+Inf") == times
+
+
+def test_the_lines_have_the_form_of_prometheus_own_library() -> None:
+    counted = metrics()
+    counted.observe(ended())
+    lines = counted.exposition().decode().splitlines()
+    assert 'engine_router_request_seconds_bucket{engine="a",le="2.5"} 1.0' in lines
+    assert 'engine_router_request_seconds_sum{engine="a"} 2.0' in lines
+    assert 'engine_router_requests_total{model="m",status="200"} 1.0' in lines

@@ -47,17 +47,24 @@ class Gauge:
 
 
 @define(eq=False, repr=False)
-class _Count:
-    """A count, and since when there is one.
+class _Series:
+    """What is counted under the same labels, and since when.
 
     Attributes:
         lines: its lines for Prometheus; None after a change.
+        created_line: the one that says since when, once it was asked for.
     """
 
+    created_at: float = field(factory=time.time, kw_only=True)
+    lines: str | None = field(default=None, kw_only=True)
+    created_line: str | None = field(default=None, kw_only=True)
+
+
+@define(eq=False, repr=False)
+class _Count(_Series):
+    """A count."""
+
     value: int = 0
-    created_at: float = field(factory=time.time)
-    lines: str | None = None
-    created_line: str | None = None
 
 
 @define(eq=False, repr=False)
@@ -88,18 +95,11 @@ class Counter:
 
 
 @define(eq=False, repr=False)
-class _Durations:
-    """Durations of one kind: how many there were up to each bound, and their sum.
-
-    Attributes:
-        lines: their lines for Prometheus; None after a change.
-    """
+class _Durations(_Series):
+    """Durations of one kind: how many there were up to each bound, and their sum."""
 
     counts: list[int]
     sum_s: float = 0.0
-    created_at: float = field(factory=time.time)
-    lines: str | None = None
-    created_line: str | None = None
 
 
 @define(eq=False, repr=False)
@@ -145,11 +145,10 @@ class Histogram:
 
     def _lines_of(self, labels: str, found: _Durations) -> str:
         name, more = _PREFIX + self.name, f"{labels}," if labels else ""
-        bounds = (*(str(float(bound)) for bound in self.bounds), "+Inf")
         sums = [*itertools.accumulate(found.counts)]
         buckets = [
-            f'{name}_bucket{{{more}le="{bound}"}} {count}\n'
-            for bound, count in zip(bounds, sums, strict=True)
+            f'{name}_bucket{{{more}le="{bound}"}} {count}.0\n'
+            for bound, count in zip(self._bounds, sums, strict=True)
         ]
         return "".join(
             (*buckets, _line(f"{name}_count", labels, sums[-1]), _line(f"{name}_sum", labels, found.sum_s))
@@ -172,9 +171,7 @@ def _line(name: str, labels: str, value: float) -> str:
     return f"{name}{{{labels}}} {number}\n" if labels else f"{name} {number}\n"
 
 
-def _created(
-    name: str, text: str, names: Labels, series: Mapping[Labels, _Count] | Mapping[Labels, _Durations]
-) -> Iterator[str]:
+def _created(name: str, text: str, names: Labels, series: Mapping[Labels, _Series]) -> Iterator[str]:
     """Yield since when there is each series; its own family in this format, as Prometheus' library has it."""
     if series and _shows_created():
         full = f"{_PREFIX}{name}_created"
