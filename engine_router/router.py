@@ -330,19 +330,20 @@ class Router:
         """Write the state file. A failure is told once, until it works again; the router works without."""
         if self.state_file is None:
             return
-        if self.state.newer_version is not None:
-            if not self._cannot_save:
-                self.note(
-                    f"{self.state_file} was written by a newer engine-router (format {self.state.newer_version}): it is "
-                    "neither used nor replaced; upgrade engine-router, or remove the file"
-                )
-            self._cannot_save = True
-            return
+        why_not = await self._save_to(self.state_file)
+        if why_not is not None and not self._cannot_save:
+            self.note(why_not)
+        self._cannot_save = why_not is not None
+
+    async def _save_to(self, path: Path) -> str | None:
+        """Write the state. Returns why it cannot be written; None where it was, or need not be."""
+        if (version := self.state.newer_version) is not None:
+            return (
+                f"{path} was written by a newer engine-router (format {version}): it is neither used nor replaced; "
+                "upgrade engine-router, or remove the file"
+            )
         try:
-            await save_state(self.state, self.state_file)
+            await save_state(self.state, path)
         except OSError as error:
-            if not self._cannot_save:
-                self.note(f"the state file {self.state_file} cannot be written: {error}")
-            self._cannot_save = True
-        else:
-            self._cannot_save = False
+            return f"the state file {path} cannot be written: {error}"
+        return None

@@ -19,7 +19,7 @@ from engine_router.errors import AdminOnly, Forbidden, NoSuchRoute, Unauthorized
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import REMEMBERED_HOSTS, REMEMBERED_PEERS
 from engine_router.proxy.keys import NOBODY, KeyRing, offered_keys
-from engine_router.proxy.route_scopes import Scope, is_within, scope_of
+from engine_router.proxy.route_scopes import Scope, may_ask, scope_of
 from engine_router.proxy.routes import base_url_hint
 from engine_router.proxy.sessions import Sessions
 from engine_router.upstream.http1 import Headers, first_value
@@ -126,7 +126,7 @@ class AccessCheck:
             if scope_of(method, path) is not Scope.OPEN:
                 raise _no_key(headers)
             return NOBODY
-        if not key.admin and is_route and not is_within(key, scope_of(method, path)):
+        if is_route and not may_ask(key, method, path):
             if hint := base_url_hint(path):
                 raise NoSuchRoute(f"there is no {shown(method)} {shown(path)} here{shown(hint)}")
             raise AdminOnly(key.name, f"{method} {shown(path)}")

@@ -96,6 +96,9 @@ def scope_of(method: str, path: str) -> Scope:
     return Scope.KEY if is_proxied(path) else Scope.ADMIN
 
 
-def is_within(key: KeyConfig, scope: Scope) -> bool:
-    """Tell whether a key may use the routes of a scope."""
-    return key.admin or scope <= Scope.KEY or (scope is Scope.METRICS and key.metrics)
+def may_ask(key: KeyConfig, method: str, path: str) -> bool:
+    """Tell whether a key may use a route; `path` is as for `scope_of`."""
+    if key.admin:
+        return True
+    scope = scope_of(method, path)
+    return scope <= Scope.KEY or (scope is Scope.METRICS and key.metrics)

@@ -173,8 +173,10 @@ def _add_readiness(service: Section, engine: Entry) -> None:
     else:
         kind = model_options(engine.values["argv"]).kind.name
         is_openai = service.flag("OpenAiApi") is True
-        if kind == "llama.cpp" or is_openai:
-            engine.values["ready_path"] = "/health" if kind == "llama.cpp" else "/v1/models"
+        if kind == "llama.cpp":
+            engine.values["ready_path"] = "/health"
+        elif is_openai:
+            engine.values["ready_path"] = "/v1/models"
         else:  # as there: ready once it accepts connections
             engine.values["ready_check"] = "port"
         service.lost("HealthcheckCommand", words="no URL is in it", remedy="set ready_path of the engine")
