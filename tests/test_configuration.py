@@ -18,7 +18,6 @@ from test_reload import Lab, engine, lab, text
 
 from engine_router import open_router
 from engine_router.config import parse_config
-from engine_router.config.masked import masked_config
 from engine_router.config.problems import problems_of
 from engine_router.errors import ConfigError
 from engine_router.guards import commands
@@ -282,51 +281,6 @@ def test_faults_of_the_whole_text_have_no_place() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config("[server]\n")
     assert [(p.line, p.column) for p in problems_of(caught.value, "[server]\n")] == [(None, None)]
-
-
-# Masks.
-
-SECRETS = """
-[server]
-api_keys = [
-  "literal-one", # literal-one again
-  { name = "n", key = "literal-two", models = ["a]b"] },
-]
-[[server.more.api_keys]]
-name = "visible-name"
-key = 'literal-three'
-[server.key_priorities]
-literal-four = "high"
-[engines.a]
-argv = ["llama-server", "--api-key",
-  "literal-five", "--port", "{port}"]
-headers = { Authorization = "Bearer literal-six", X-Thing = "literal-seven" }
-base_url = "http://user:literal-eight@host:1"
-[engines.a.headers]
-X-Other = "literal-nine"
-[engines.a.env]
-HF_TOKEN = "literal-ten"
-CUDA_VISIBLE_DEVICES = "0"
-[engines.b]
-argv = "vllm serve --api-key=literal-eleven --port 1"
-"""
-
-
-def test_no_secret_is_left_in_a_masked_text() -> None:
-    masked = masked_config(SECRETS)
-    assert "literal" not in masked
-    for plain in ("visible-name", 'CUDA_VISIBLE_DEVICES = "0"', "--port", "[engines.b]", "llama-server"):
-        assert plain in masked, plain
-
-
-def test_a_text_that_is_no_toml_is_masked_as_well() -> None:
-    masked = masked_config(SECRETS + "\n[[[ broken")
-    assert "literal" not in masked
-
-
-def test_what_has_no_secrets_stays_as_it_is() -> None:
-    plain = text(engine("a"))
-    assert masked_config(plain) == plain
 
 
 # The doctor.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import tomli
 
 from engine_router.config.faults import KEYS_OF_CLIENTS
-from engine_router.config.places import Statement, lines_of_value, statements
+from engine_router.config.places import Statement, statements
 from engine_router.guards.masking import MASK, Mask, is_secret_name, masked_text, secrets_in
 
 _KEYS: Final = "api_keys"
 _HEADERS: Final = "headers"
+# Its name has no quotes here: `["a"]` may be an item of a list that has no end.
+_TABLE: Final = re.compile(r"\[\[?[ \t]*[A-Za-z0-9_-]")
 
 
 def masked_config(text: str) -> str:
@@ -22,14 +25,33 @@ def masked_config(text: str) -> str:
     """
     text = Mask(_secrets(text))(text)
     lines = text.split("\n")
-    for statement in reversed([*statements(text)]):
-        start = _secret_from(statement)
-        if start is None:
+    found = [*statements(text)]
+    begun = {statement.line - 1 for statement in found}
+    shown: list[str] = []
+    done = 0
+    for statement in found:
+        start, first = _secret_from(statement), statement.line - 1
+        if start is None or first < done:
             continue
-        first = statement.line - 1
-        more = lines_of_value(lines, first, statement.value)
-        lines[first : first + more + 1] = [f"{lines[first][:start].rstrip()} {MASK}".lstrip()]
-    return masked_text("\n".join(lines))
+        shown += (*lines[done:first], f"{lines[first][:start].rstrip()} {MASK}".lstrip())
+        done = first + 1 + statement.more
+        while done < len(lines) and _may_belong(lines[done], statement, is_begun=done in begun):
+            done += 1
+    return masked_text("\n".join((*shown, *lines[done:])))
+
+
+def _may_belong(line: str, secret: Statement, *, is_begun: bool) -> bool:
+    """Tell whether a line behind a secret may be a part of it: all ahead of the next table, where it has no end.
+
+    In TOML a new statement, a comment or an empty line follows a value; what is neither is left of a broken one.
+
+    Args:
+        is_begun: a statement begins with the line.
+    """
+    plain = line.strip()
+    if secret.is_open:
+        return _TABLE.match(plain) is None
+    return not is_begun and plain != "" and not plain.startswith("#")
 
 
 def _secret_from(statement: Statement) -> int | None:

@@ -19,6 +19,9 @@ _LONGEST_LINE: Final = 100
 _MOST_SHOWN: Final = 50
 # A value that goes on for more lines is one that does not end.
 _MOST_LINES: Final = 500
+# Values that do not end are looked for in so many places: a text that has more of them is no TOML, and to read on
+# from each of them would take a time that grows with the square.
+_MOST_OPEN: Final = 20
 
 
 @frozen
@@ -31,6 +34,8 @@ class Statement:
         keys: the whole path.
         text: the line.
         value: where the value begins in the line; the line's length where there is none.
+        more: how many more lines the value goes on for.
+        is_open: the value does not end.
     """
 
     line: int
@@ -38,6 +43,8 @@ class Statement:
     keys: tuple[str, ...]
     text: str
     value: int
+    more: int = 0
+    is_open: bool = False
 
     @property
     def is_private(self) -> bool:
@@ -104,7 +111,7 @@ def statements(text: str) -> Iterator[Statement]:
     """Yield the statements of a TOML text, in order; from a text that is not TOML, those that look like some."""
     lines = text.split("\n")
     table: tuple[str, ...] = ()
-    number = 0
+    number = found_open = 0
     while number < len(lines):
         line = lines[number].rstrip("\r")
         stripped = line.lstrip()
@@ -117,14 +124,18 @@ def statements(text: str) -> Iterator[Statement]:
         keys, equals = _keys(stripped)
         if equals < 0:
             continue
-        yield Statement(number, column, (*table, *keys), line, column + equals + 1)
-        number += lines_of_value(lines, number - 1, column + equals + 1)
+        value = column + equals + 1
+        most = _MOST_LINES if found_open < _MOST_OPEN else 1
+        more = _lines_of_value(lines, number - 1, value, most)
+        found_open += more is None
+        yield Statement(number, column, (*table, *keys), line, value, more or 0, is_open=more is None)
+        number += more or 0
 
 
-def lines_of_value(lines: Sequence[str], first: int, start: int) -> int:
-    """Return how many more lines a value goes on for: a list, or a text in three quotes."""
+def _lines_of_value(lines: Sequence[str], first: int, start: int, most: int) -> int | None:
+    """Return how many more lines a value goes on for, a list or a text in three quotes; None where it has no end."""
     depth, quote = 0, ""
-    for more, line in enumerate(lines[first : first + _MOST_LINES]):
+    for more, line in enumerate(lines[first : first + most]):
         for found in _TOKEN.finditer(line, start if more == 0 else 0):
             mark = found.group()
             if quote:
@@ -137,7 +148,7 @@ def lines_of_value(lines: Sequence[str], first: int, start: int) -> int:
                 depth -= 1
         if depth <= 0 and not quote:
             return more
-    return 0
+    return None
 
 
 def _keys(line: str) -> tuple[tuple[str, ...], int]:
