@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -128,13 +129,15 @@ async def test_what_a_client_that_left_got_is_kept(tmp_path: Path) -> None:
     assert whole["status"] == 499
 
 
-async def test_an_encoded_body_is_shown_decoded_and_bytes_as_base64(tmp_path: Path, fast: bool) -> None:
+async def test_an_encoded_body_is_shown_decoded(tmp_path: Path, fast: bool) -> None:
     async with capturing(tmp_path, fast=fast) as (router, post):
         body = gzip.compress(b'{"model": "m", "do": "gzip", "stream": true}')
         talk = await post(CHAT, body=body, headers={"Content-Encoding": "gzip"})
         whole = await the_capture(router)
     assert whole["request"]["body"]["text"] == '{"model": "m", "do": "gzip", "stream": true}'
-    assert base64.b64decode(whole["answer"]["body"]["base64"]) == talk.body
+    answer = whole["answer"]["body"]
+    assert answer["text"].encode() == gzip.decompress(talk.body)
+    assert (answer["bytes"], answer["is_truncated"], answer["base64"]) == (len(talk.body), False, None)
     assert dict(whole["answer"]["headers"])["content-encoding"] == "gzip"
 
 
@@ -280,3 +283,69 @@ async def test_hostile_headers_and_queries_are_masked_without_delay(tmp_path: Pa
             assert (await post(CHAT, body=body, headers=headers)).status == 200
         seen = dict((await the_capture(router))["request"]["headers"])
     assert seen["x-deep"].endswith("a= api_key=***")
+
+
+def hiding() -> HiddenValues:
+    hidden = HiddenValues()
+    hidden.add({"secret-key-1": "***"})
+    return hidden
+
+
+def answered(body: bytes, encoding: bytes, *, captures_mb: float = 32.0) -> Any:
+    capture = begun(Captures(lambda: HistoryConfig(captures=("m",), captures_mb=captures_mb)), "r1")
+    capture.begin_answer(200, [(b"content-encoding", encoding)])
+    capture.answer.add(body)
+    return capture.as_dict(hiding())["answer"]
+
+
+SAID = b"my key is secret-key-1"
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [(gzip.compress(SAID), b"gzip"), (zlib.compress(SAID), b"Deflate"), (SAID, b"identity")],
+)
+async def test_secrets_in_a_compressed_answer_are_hidden(body: bytes, encoding: bytes) -> None:
+    told = answered(body, encoding)
+    assert told["body"]["text"] == "my key is ***"
+    assert told["body_note"] is None
+    assert not told["body"]["is_truncated"]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [(b"any bytes", b"br"), (gzip.compress(gzip.compress(SAID)), b"gzip, gzip"), (SAID, b"gzip")],
+)
+async def test_what_cannot_be_decoded_is_not_shown(body: bytes, encoding: bytes) -> None:
+    told = answered(body, encoding)
+    assert (told["body"]["text"], told["body"]["base64"]) == (None, None)
+    assert "not shown" in told["body_note"]
+
+
+async def test_a_compressed_answer_unpacks_to_so_many_bytes_only() -> None:
+    body = answered(gzip.compress(b"x" * 30_000_000), b"gzip")["body"]
+    assert (len(body["text"]), body["is_truncated"]) == (CAPTURE_BYTES, True)
+    cut = answered(gzip.compress(SAID)[:-6], b"gzip")["body"]
+    assert (cut["text"], cut["is_truncated"]) == ("my key is ***", True)
+
+
+async def test_headers_and_queries_count() -> None:
+    captures = Captures(lambda: HistoryConfig(captures=("*",), captures_mb=0.1))
+    about: dict[str, Any] = dict.fromkeys(("model", "engine", "endpoint", "method"), "")
+    long = [(b"x-long", b"x" * 30_000)]
+    for number in range(20):
+        capture = captures.begin(f"r{number}", headers=long, query="q" * 5000, key=None, client=None, **about)
+        capture.begin_answer(200, long)
+        assert captures.listed()["bytes"] <= 100_000
+    assert len(captures) == 1
+    first = captures.begin("first", headers=long, query="", key=None, client=None, **about)
+    captures.begin("second", headers=long * 3, query="q", key=None, client=None, **about)
+    first.begin_answer(200, long)  # it has made room
+    assert first.answer_headers == []
+    assert captures.listed()["bytes"] == 3 * 30_006 + 1
+    captures.begin("huge", headers=long * 4, query="q", key=None, client=None, **about)
+    huge = captures.get("huge")
+    assert huge is not None
+    assert (huge.request_headers, huge.query) == ([], "")
+    captures.clear()
+    assert captures.listed()["bytes"] == 0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import trio
 from attrs import define, field
@@ -18,6 +19,11 @@ from engine_router.config import HistoryConfig
 from engine_router.guards.foreign_text import printable
 from engine_router.guards.limits import CAPTURE_BYTES, MOST_CAPTURES
 from engine_router.guards.masking import MASK, HiddenValues, is_secret_name, masked_text
+
+# Of gzip and zlib alike: Content-Encoding's `deflate` is zlib's format.
+_EITHER_FORMAT: Final = zlib.MAX_WBITS | 32
+_DECODED: Final = frozenset(("gzip", "x-gzip", "deflate"))
+_COMPRESSED: Final = "compressed, and not shown: secrets could not be hidden in it"
 
 Octets = bytes | bytearray
 Headers = Iterable[tuple[bytes, bytes]]
@@ -54,18 +60,38 @@ class CapturedBody:
         self._data = bytearray()
         return kept
 
-    def shown(self, hidden: HiddenValues) -> dict[str, Any]:
-        """Return it as plain data: as text where it is one, else in base64."""
-        data = bytes(self._data)
-        about = {"bytes": self.size, "is_truncated": self.kept < self.size}
+    def shown(self, hidden: HiddenValues, encoding: str = "") -> dict[str, Any]:
+        """Return it as plain data: as text where it is one, else in base64; nothing of what cannot be decoded.
+
+        Args:
+            encoding: the content encoding that it is in; empty for none.
+        """
+        data, is_whole = bytes(self._data), self.kept == self.size
+        if encoding:
+            decoded = _decoded(data, encoding)
+            if decoded is None:
+                return {"bytes": self.size, "is_truncated": not is_whole, "text": None, "base64": None}
+            data, is_whole = decoded
+        about = {"bytes": self.size, "is_truncated": not is_whole}
         try:
             # The last character of what was cut off may be half a one.
-            text = data.decode("utf-8", "ignore" if self.kept < self.size else "strict")
+            text = data.decode("utf-8", "strict" if is_whole else "ignore")
         except UnicodeDecodeError:
             # One byte that belongs to no text, and the secrets beside it could be read in base64.
             data = hidden(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
             return {**about, "text": None, "base64": base64.b64encode(data).decode("ascii")}
         return {**about, "text": hidden(text), "base64": None}
+
+
+def _decoded(data: bytes, encoding: str) -> tuple[bytes, bool] | None:
+    """Return what a body in a content encoding says, and whether that is all of it; None where it cannot be read."""
+    if encoding not in _DECODED:
+        return None
+    decoder = zlib.decompressobj(_EITHER_FORMAT)
+    try:
+        return decoder.decompress(data, CAPTURE_BYTES), decoder.eof
+    except zlib.error:
+        return None
 
 
 @define(eq=False, repr=False, kw_only=True)
@@ -74,10 +100,12 @@ class Capture:
 
     Attributes:
         at: when its model was known, in seconds since the epoch.
+        head_bytes: how much its headers and its query take.
         body_note: why its body is not here; None where it is.
         status: what the client got; None until it has ended.
     """
 
+    _grow_head: Callable[[Capture, int], bool]
     id: str
     model: str
     engine: str
@@ -89,6 +117,7 @@ class Capture:
     request_headers: list[tuple[str, str]]
     request: CapturedBody
     answer: CapturedBody
+    head_bytes: int = 0
     body_note: str | None = None
     at: float = field(factory=time.time)
     began_at: float = field(factory=trio.current_time)
@@ -97,10 +126,15 @@ class Capture:
     status: int | None = None
     error: str | None = None
     duration_s: float | None = None
+    _encoding: str = field(init=False, default="")
 
     def begin_answer(self, status: int, headers: Headers) -> None:
         """Take in the head of the answer."""
-        self.answer_status, self.answer_headers = status, masked_headers(headers)
+        masked = masked_headers(headers)
+        self.answer_status = status
+        self._encoding = _encoding_in(masked)
+        if self._grow_head(self, _length(masked)):
+            self.answer_headers = masked
 
     def end(self, status: int, error: str | None) -> None:
         """Take in how it ended."""
@@ -127,6 +161,8 @@ class Capture:
 
     def as_dict(self, hidden: HiddenValues) -> dict[str, Any]:
         """Return all of it as plain data."""
+        answer = self.answer.shown(hidden, self._encoding)
+        is_hidden = self.answer.kept > 0 and answer["text"] is None and answer["base64"] is None
         return {
             **self.entry(),
             "request": {
@@ -140,7 +176,8 @@ class Capture:
             "answer": {
                 "status": self.answer_status,
                 "headers": [[name, hidden(value)] for name, value in self.answer_headers],
-                "body": self.answer.shown(hidden),
+                "body": answer,
+                "body_note": _COMPRESSED if is_hidden else None,
             },
         }
 
@@ -159,9 +196,11 @@ class Captures:
 
     def begin(self, capture_id: str, *, headers: Headers, **about: Any) -> Capture:
         """Return a new capture, the oldest ones making room for it. The arguments are its attributes."""
+        masked = masked_headers(headers)
         capture = Capture(
+            grow_head=self._grow_head,
             id=capture_id,
-            request_headers=masked_headers(headers),
+            request_headers=[],
             request=CapturedBody(self._grow),
             answer=CapturedBody(self._grow),
             **about,
@@ -169,6 +208,10 @@ class Captures:
         while len(self._captures) >= MOST_CAPTURES:
             self._remove(next(iter(self._captures)))
         self._captures[capture_id] = capture
+        if self._grow_head(capture, _length(masked) + len(capture.query)):
+            capture.request_headers = masked
+        else:
+            capture.query = ""
         return capture
 
     def __len__(self) -> int:
@@ -215,6 +258,14 @@ class Captures:
         self._bytes += count
         return True
 
+    def _grow_head(self, capture: Capture, count: int) -> bool:
+        """Count more bytes of headers. Returns False where there is no room for them, or the capture was removed."""
+        if not self._make_room(count) or self._captures.get(capture.id) is not capture:
+            return False
+        capture.head_bytes += count
+        self._bytes += count
+        return True
+
     def _make_room(self, count: int) -> bool:
         """Remove the oldest for some bytes more. Returns False where that is not enough: the last one stays."""
         most = self._settings().captures_mb * 1e6
@@ -226,7 +277,7 @@ class Captures:
 
     def _remove(self, capture_id: str) -> None:
         capture = self._captures.pop(capture_id)
-        self._bytes -= capture.request.drop() + capture.answer.drop()
+        self._bytes -= capture.head_bytes + capture.request.drop() + capture.answer.drop()
 
 
 def masked_headers(headers: Headers) -> list[tuple[str, str]]:
@@ -236,6 +287,16 @@ def masked_headers(headers: Headers) -> list[tuple[str, str]]:
         (printable(name), MASK if is_secret_name(name) else printable(masked_text(value)))
         for name, value in pairs
     ]
+
+
+def _encoding_in(headers: list[tuple[str, str]]) -> str:
+    """Return the content encoding that headers name; empty for none."""
+    named = ", ".join(value for name, value in headers if name.lower() == "content-encoding").strip().lower()
+    return "" if named == "identity" else named
+
+
+def _length(headers: list[tuple[str, str]]) -> int:
+    return sum(len(name) + len(value) for name, value in headers)
 
 
 def hidden_values(keys: Iterable[str], hidden: Mapping[str, str]) -> HiddenValues:
