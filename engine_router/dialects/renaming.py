@@ -7,7 +7,6 @@ counted and not parsed: quotes inside of strings are escaped, so `"model":"` can
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from engine_router.dialects.frames import EventFrames, FrameReader, LineFrames
 from engine_router.dialects.json_body import Octets, to_json
@@ -25,7 +24,7 @@ class Renaming:
     """A filter that puts the name that was asked for into the answer of an engine that speaks the client's dialect.
 
     A stream is held back to its last complete event or line, any other JSON to its end: the name may stand
-    there. Only an answer larger than 16 MiB goes on before, and keeps a name that comes later.
+    there. Only an answer, or an event of it, larger than 16 MiB goes on before, and keeps a name that comes later.
 
     Attributes:
         path: the path of the request, as the client sent it.
@@ -49,8 +48,8 @@ class Renaming:
         self.content_type = content_type
         kind = content_type.partition(";")[0].strip().lower()
         is_plain = content_encoding.strip().lower() in ("", "identity")
-        if status < 400 and is_plain and kind in _FRAMES:
-            self._frames = _FRAMES[kind]()
+        if status < 400 and is_plain and (kind == _JSON or kind in _FRAMES):
+            self._frames = _OnePiece() if kind == _JSON else _FRAMES[kind](may_give_up=True)
         return self._frames is not None
 
     def feed(self, data: bytes) -> bytes:
@@ -69,6 +68,8 @@ def renamed(document: bytes, name: bytes) -> bytes:
 
     Of a `model` deeper inside, an argument of a tool for instance, nothing is changed.
     """
+    if b'"model"' not in document:  # a hundred times as quick as the pattern
+        return document
     depth = position = 0
     for found in _MODEL.finditer(document):
         depth += _levels(document[position : found.start()])
@@ -108,8 +109,8 @@ class _OnePiece:
         return whole
 
 
-_FRAMES: dict[str, Callable[[], FrameReader]] = {
-    "application/json": _OnePiece,
+_JSON = "application/json"
+_FRAMES: dict[str, type[LineFrames]] = {
     "application/x-ndjson": LineFrames,
     "application/ndjson": LineFrames,
     "application/jsonl": LineFrames,

@@ -133,6 +133,9 @@ The longest are embeddings: a batch of 2,048 texts with 4,096 numbers of a dozen
 MAX_FRAME_BYTES: Final = 262_144
 """A frame of a streamed answer that is longer is passed on before it is complete."""
 
+MAX_HELD_FRAME_BYTES: Final = 16_777_216
+"""A frame that is held until it is complete, to be changed or translated: those with a picture have up to 10 MB."""
+
 MAX_BEGINNING_BYTES: Final = 1_048_576
 """The beginning of a response in events: without an event so far it is none of that endpoint's."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine_router.dialects.footer.speed import AnswerSpeed
 from engine_router.dialects.frames import (
+    FRAME_COST_BYTES,
     EventFrames,
     FrameReader,
     LineFrames,
@@ -16,6 +17,7 @@ from engine_router.dialects.frames import (
     typed_event,
 )
 from engine_router.dialects.json_body import json_object, to_json
+from engine_router.guards.limits import MAX_HELD_FRAME_BYTES
 
 
 class StreamFooter(ABC):
@@ -25,6 +27,7 @@ class StreamFooter(ABC):
         self._speed = speed
         self._frames = frames
         self._held: list[bytes] = []
+        self._held_bytes = 0  # in all
         self._is_over = False  # the line is written, or there will be none: everything passes
 
     @staticmethod
@@ -64,6 +67,12 @@ class StreamFooter(ABC):
         self._held, self._is_over = [], True
         return closing
 
+    def _hold(self, frame: bytes) -> bytes:
+        """Hold a frame back; return what goes out: nothing, or all where it is more than the end of any answer."""
+        self._held.append(frame)
+        self._held_bytes += len(frame) + FRAME_COST_BYTES
+        return b"" if self._held_bytes <= MAX_HELD_FRAME_BYTES else self._give_up(b"")
+
     def _give_up(self, frame: bytes) -> bytes:
         """Let pass what was held back, and this frame, and everything behind."""
         held, self._held, self._is_over = b"".join(self._held), [], True
@@ -74,7 +83,7 @@ class ChatFooter(StreamFooter):
     """`/v1/chat/completions`: a chunk before the one with the finish_reason. The figures come in a later one."""
 
     def __init__(self, speed: AnswerSpeed) -> None:
-        super().__init__(speed, EventFrames())
+        super().__init__(speed, EventFrames(may_give_up=True))
         self._last: dict[str, Any] = {}  # the chunk with the finish_reason
         self._has_text = False
 
@@ -98,15 +107,11 @@ class ChatFooter(StreamFooter):
             return self._give_up(frame)
         if reason:
             self._last = chunk
-            self._held.append(frame)
-            return b""
+            return self._hold(frame)
         return self._passed(frame)
 
     def _passed(self, frame: bytes) -> bytes:
-        if not self._held:
-            return frame
-        self._held.append(frame)
-        return b""
+        return self._hold(frame) if self._held else frame
 
     def _closing(self, line: str) -> bytes:
         choice = self._last["choices"][0]
@@ -133,7 +138,7 @@ class MessagesFooter(StreamFooter):
     """`/v1/messages`: a delta at the end of the last block, where that is one of text."""
 
     def __init__(self, speed: AnswerSpeed) -> None:
-        super().__init__(speed, EventFrames())
+        super().__init__(speed, EventFrames(may_give_up=True))
         self._texts: set[int] = set()  # indexes of the blocks of text
         self._index = 0  # of the block whose end is held back
 
@@ -155,10 +160,7 @@ class MessagesFooter(StreamFooter):
             return self._close() + frame
         elif kind == "error":
             return self._give_up(frame)
-        if self._held:
-            self._held.append(frame)
-            return b""
-        return frame
+        return self._hold(frame) if self._held else frame
 
     def _begun(self, event: dict[str, Any], frame: bytes) -> bytes:
         """Let a block begin: the text before it was not the last one."""
@@ -188,7 +190,7 @@ class OllamaFooter(StreamFooter):
     """`/api/chat` and `/api/generate`: a line before the last one."""
 
     def __init__(self, speed: AnswerSpeed) -> None:
-        super().__init__(speed, LineFrames())
+        super().__init__(speed, LineFrames(may_give_up=True))
         self._has_text = False
 
     def _take(self, frame: bytes) -> bytes:
@@ -232,17 +234,23 @@ class OllamaFooter(StreamFooter):
 
 
 class WholeFooter:
-    """A footer under an answer in one piece."""
+    """A footer under an answer in one piece; one that is longer than any text passes without."""
 
     def __init__(self, speed: AnswerSpeed, add: Callable[[dict[str, Any], AnswerSpeed], bool]) -> None:
         self._speed = speed
         self._add = add
         self._body = bytearray()
+        self._is_over = False
 
     def feed(self, data: bytes) -> bytes:
         """See `Footer.feed`."""
+        if self._is_over:
+            return data
         self._body += data
-        return b""
+        if len(self._body) <= MAX_HELD_FRAME_BYTES:
+            return b""
+        held, self._body, self._is_over = bytes(self._body), bytearray(), True
+        return held
 
     def end(self) -> bytes:
         """See `Footer.end`. What is no such answer, an error perhaps, stays as it is."""

@@ -31,7 +31,7 @@ class MessagesKeepAlive(KeepAliveFrames):
         self._is_settled = False  # the own block is closed, or has become the engine's
         self._shift = 0
         self._usage: dict[str, Any] = {}
-        self._frames = EventFrames()
+        self._frames = EventFrames(may_give_up=True)
 
     def lively(self, progress: str | None = None) -> bytes:
         """See `KeepAliveFrames.lively`."""

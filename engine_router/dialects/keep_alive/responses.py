@@ -31,7 +31,7 @@ class ResponsesKeepAlive(KeepAliveFrames):
         self._awaited = awaited
         self._own: dict[str, Any] | None = None  # the response that the router created
         self._sequence = 0  # number of the next event, where the router numbers them
-        self._frames = EventFrames()
+        self._frames = EventFrames(may_give_up=True)
         self._head = b""  # of an answer that passes untouched: its bytes up to its first whole event
         self._tail = b""  # and its latest bytes
 
