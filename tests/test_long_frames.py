@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,6 +106,17 @@ def test_of_a_translated_answer_it_is_a_fault(number: int, piece: bytes) -> None
     translation = [*translations()][number]
     with pytest.raises(ValueError, match=f"longer than {MAX_HELD_FRAME_BYTES >> 20} MiB"):
         fed(translation.feed, endless(b'data: {"x":"', piece))
+
+
+def test_the_beginning_of_a_response_is_not_searched_for_each_piece() -> None:
+    # A megabyte of it for each of so many pieces: ten minutes, in which no other request is served.
+    words = (
+        "from engine_router.dialects.keep_alive import keep_alive_for; "
+        "it = keep_alive_for('/v1/responses', 'm'); "
+        "assert all(it.splice(b'x' * 64) for _ in range(200_000)); "
+        "assert len(it._head) < 1_100_000"
+    )
+    assert subprocess.run([sys.executable, "-c", words], timeout=100, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("reader", [LineFrames(), EventFrames()])

@@ -13,6 +13,7 @@ from engine_router.errors import RouterError
 from engine_router.guards.limits import MAX_BEGINNING_BYTES
 
 _BEGINNINGS = frozenset(("response.created", "response.queued", "response.in_progress"))
+_EVENT_END_BYTES = 4  # the longest empty line, and the line break before it
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
 
 
@@ -32,7 +33,8 @@ class ResponsesKeepAlive(KeepAliveFrames):
         self._own: dict[str, Any] | None = None  # the response that the router created
         self._sequence = 0  # number of the next event, where the router numbers them
         self._frames = EventFrames(may_give_up=True)
-        self._head = b""  # of an answer that passes untouched: its bytes up to its first whole event
+        self._head = bytearray()  # of an answer that passes untouched: its bytes up to its first whole event
+        self._is_head_whole = False
         self._tail = b""  # and its latest bytes
 
     def lively(self, progress: str | None = None) -> bytes:  # noqa: ARG002 - there is no place for it
@@ -105,14 +107,16 @@ class ResponsesKeepAlive(KeepAliveFrames):
     def _note(self, data: bytes) -> None:
         """Keep what an error would have to go on from, should the answer break off."""
         self._tail = data
-        if not events_end(self._head) and len(self._head) < MAX_BEGINNING_BYTES:
+        if not self._is_head_whole:
             self._head += data
+            latest = bytes(self._head[-len(data) - _EVENT_END_BYTES :])  # not all of it for each piece
+            self._is_head_whole = events_end(latest) > 0 or len(self._head) >= MAX_BEGINNING_BYTES
 
     def _adopted(self) -> dict[str, Any] | None:
         """Return the response that the engine created, as the client knows it, and number events as it did."""
         numbers = _SEQUENCE.findall(self._tail) or _SEQUENCE.findall(self._head)
         self._sequence = int(numbers[-1]) + 1 if numbers else 0
-        for data in EventFrames().events(self._head):
+        for data in EventFrames().events(bytes(self._head)):
             event = json_object(data) or {}
             if isinstance(response := event.get("response"), dict):
                 return response
