@@ -151,7 +151,18 @@ async def test_csv_has_no_formulas(tmp_path: Path) -> None:
     assert last["time"] == "2023-11-14T22:14:59Z"
     for row, formula in zip(others, reversed(FORMULAS), strict=True):
         for column in ("model", "error", "client"):
-            assert row[column] == f"'{formula}"
+            assert row[column] == "'" + formula.replace("\r", "\\x0d")
+
+
+async def test_csv_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "history.db")
+    kept.hub.publish(ended(1, model="\x1b[2Jred", error="a\u202eb", client="Grüße"))
+    text = b"".join([piece async for piece in activity.as_csv(kept.of, activity.where_of({}))]).decode()
+    await kept.of.close()
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert (row["model"], row["client"]) == ("\\x1b[2Jred", "Grüße")
 
 
 @pytest.mark.parametrize("query", ["modle=a", "order=up", "limit=-1", "sort=secret", "status=x"])

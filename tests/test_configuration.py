@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,36 @@ def test_faults_of_the_whole_text_have_no_place() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config("[server]\n")
     assert [(p.line, p.column) for p in problems_of(caught.value, "[server]\n")] == [(None, None)]
+
+
+async def test_texts_are_checked_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Twenty at once held up everything else for six seconds; one whose client left goes on in its thread.
+    at_once, most, lock = 0, 0, threading.Lock()
+    goes_on = threading.Event()
+
+    def checked(*_: object) -> dict[str, object]:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        goes_on.wait(60)
+        with lock:
+            at_once -= 1
+        return {}
+
+    monkeypatch.setattr("engine_router.web.configuration._checked", checked)
+    async with lab(tmp_path, text(engine("a"))) as it, trio.open_nursery() as nursery:
+        path, body = "/admin/config/check", (b'{"text": ""}',)
+        async with conversation(it.router.app, "POST", path, body=body) as left:
+            while not most:
+                await trio.sleep(0.01)
+            left.disconnect()
+            await left.over()
+        for _ in range(5):
+            nursery.start_soon(check, it, "")
+        await trio.sleep(0.2)
+        goes_on.set()
+    assert (at_once, most) == (0, 1)
 
 
 # The doctor.

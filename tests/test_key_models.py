@@ -246,3 +246,21 @@ async def test_only_an_admin_says_how_long_a_model_stays(fast: bool) -> None:
         ).status == 200
         while router.read_model.present():
             await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("key", "names_it"), [("narrow-key", False), ("guest-key", True)])
+async def test_progress_names_no_model_that_a_key_may_not_use(key: str, names_it: bool, fast: bool) -> None:
+    def large(name: str) -> str:
+        text = engine(name).replace("memory_gb = 1", "memory_gb = 60")
+        return text.replace('"{port}"', '"{port}", "stop=0.5", "delay=0.5"')
+
+    more = "show_progress = true\nkeepalive_interval_s = 0.02"
+    engines = (large("small"), large("other"))
+    async with keyed(*engines, more=more, fast=fast) as router, served(router) as url:
+        assert (await said(url, "boss-key", "POST", CHAT, chat("other"))).status == 200
+        answer = await said(url, key, "POST", CHAT, chat("small", do="stream", stream=True))
+        assert answer.status == 200
+        assert b"loading small" in answer.body
+        assert (b"stopping other" in answer.body) is names_it
+        assert (b"other/" in answer.body or b" other " in answer.body) is names_it
+        assert (b"stopping another model" in answer.body) is not names_it

@@ -286,7 +286,7 @@ class ProxyHandler:
             must_splice=path == "/v1/responses",
             interval_s=server.keepalive_interval_s or math.inf,
             on_error=scope.note_error,
-            progress=(lambda: self._progress(exchange)) if server.show_progress else (lambda: None),
+            progress=(lambda: self._progress(exchange, scope)) if server.show_progress else (lambda: None),
             sink=sink,
         )
         if head is None and routed.streams:
@@ -299,8 +299,11 @@ class ProxyHandler:
         body = plain_body(exchange, options, streams=is_open, waits=not has_chunk)
         return Reply(head, body, has_body=has_chunk)
 
-    def _progress(self, exchange: ProxyExchange | LoadOnly) -> str | None:
-        return None if exchange.lease is None else progress_of(self._read_model, exchange.lease)
+    def _progress(self, exchange: ProxyExchange | LoadOnly, scope: RequestScope) -> str | None:
+        if exchange.lease is None:
+            return None
+        names_others = scope.key is None or scope.key.models is None
+        return progress_of(self._read_model, exchange.lease, names_others=names_others)
 
 
 async def _head(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from engine_router.errors import BadRequest
-from engine_router.guards.foreign_text import shown
+from engine_router.guards.foreign_text import printable, shown
 from engine_router.telemetry.history import History
 from engine_router.telemetry.records import as_text
 
@@ -187,10 +187,11 @@ def _csv_lines(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as it may stand in a cell: a spreadsheet must not take a client's words for a formula."""
-    if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    """Return a value as it may stand in a cell: a client's words are no formula, and do nothing to a terminal."""
+    if not isinstance(value, str):
+        return value
+    plain = printable(value, keep_lines=True)
+    return f"'{plain}" if value.lstrip(" ").startswith(_FORMULA) else plain
 
 
 def _iso(at: float) -> str:

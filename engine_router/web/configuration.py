@@ -60,6 +60,9 @@ class ConfigurationRoutes:
     def __init__(self, router: Router) -> None:
         self._router = router
         self._one_at_a_time = trio.Lock()
+        # A check of a hostile text takes seconds, and the interpreter with them: a second one beside it would only take
+        # more of the router's own share. One that was abandoned counts until it has ended.
+        self._checks = trio.CapacityLimiter(1)
 
     async def config(self) -> Response:
         """`GET /admin/config`: the text of the file; without its secrets for those who may not change it."""
@@ -89,7 +92,9 @@ class ConfigurationRoutes:
         may_edit = why_read_only(self._router, scope_of(request).key) is None
         before = _decoded(await self._read())
         return json_response(
-            await trio.to_thread.run_sync(_checked, before, new, may_edit, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                _checked, before, new, may_edit, abandon_on_cancel=True, limiter=self._checks
+            )
         )
 
     async def save(self) -> Response:
