@@ -3,7 +3,6 @@ import { act } from "preact/test-utils";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { clientsFor } from "../src/views/models/clients";
 import { filtered } from "../src/views/models/list";
-import { plain } from "../src/views/models/log";
 import { shown } from "../src/views/models/settings";
 import Models from "../src/views/models";
 import { answering, router, show, text } from "./helpers";
@@ -91,12 +90,5 @@ describe("text to copy", () => {
     const [curl, ...others] = clientsFor("http://h", "m", { capabilities: ["embedding"] }, false);
     expect(curl?.text).toContain("/v1/embeddings");
     expect(others).toHaveLength(1);
-  });
-});
-
-describe("a line of a log", () => {
-  it("loses its colours, and what is too much of it", () => {
-    expect(plain("\x1b[32mok\x1b[0m \x1b]0;title\x07done\r")).toBe("ok done");
-    expect(plain("x".repeat(1_000_000)).length).toBeLessThan(2100);
   });
 });

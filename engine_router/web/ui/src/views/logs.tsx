@@ -1,13 +1,13 @@
 // The logs of the router and of each engine, as they are written.
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { query } from "../api";
 import { count } from "../components/format";
-import { pieces, plain } from "../logs/ansi";
-import { Follower, type Line } from "../logs/follower";
+import { plain } from "../logs/ansi";
+import type { Line } from "../logs/follower";
+import { Shown, useLog } from "../logs/shown";
 import { place, setParams } from "../router";
 import { state } from "../state/events";
 
-const SHOWN = 500;
 const LINES_AT_FIRST = 2000;
 
 export default function Logs() {
@@ -44,7 +44,7 @@ export default function Logs() {
         </span>
       </form>
       {problem && <p class="bad" role="alert">{problem}</p>}
-      <Shown lines={found} wraps={wraps} isFollowed={!isPaused} />
+      <Shown lines={found} label="Log" wraps={wraps} isFollowed={!isPaused} />
     </>
   );
 }
@@ -77,66 +77,10 @@ function Sources({ source }: { source: Source }) {
   );
 }
 
-/** Follows a log. While it is paused what was there is shown; the rest is read and comes afterwards. */
-function useLog(path: string, isPaused: boolean): [readonly Line[], string] {
-  const [shown, show] = useState<{ lines: readonly Line[]; problem: string }>({ lines: [], problem: "" });
-  const follower = useRef<Follower | null>(null);
-  const paused = useRef(isPaused);
-  paused.current = isPaused;
-  const look = (): void => {
-    const current = follower.current;
-    if (current !== null && !paused.current) show({ lines: current.lines, problem: current.problem });
-  };
-  useEffect(() => {
-    show({ lines: [], problem: "" });
-    const made = (follower.current = new Follower(path, look));
-    return () => made.close();
-  }, [path]);
-  useEffect(look, [isPaused]);
-  return [shown.lines, shown.problem];
-}
-
 export function matching(lines: readonly Line[], filter: string): readonly Line[] {
   if (filter === "") return lines;
   const wanted = filter.toLowerCase();
   return lines.filter(({ text }) => plain(text).toLowerCase().includes(wanted));
-}
-
-/** Shows the last lines; further ones when they are wanted. It stays at the end while one is at the end. */
-function Shown({ lines, wraps, isFollowed }: { lines: readonly Line[]; wraps: boolean; isFollowed: boolean }) {
-  const [most, setMost] = useState(SHOWN);
-  const box = useRef<HTMLDivElement>(null);
-  const atEnd = useRef(true);
-  useEffect(() => {
-    if (isFollowed && atEnd.current) box.current?.scrollTo(0, box.current.scrollHeight);
-  }, [lines, wraps, isFollowed]);
-  const scrolled = (): void => {
-    const element = box.current;
-    if (element !== null) atEnd.current = element.scrollTop + element.clientHeight >= element.scrollHeight - 40;
-  };
-  const shown = lines.slice(-most);
-  return (
-    <div ref={box} class={`log ${wraps ? "wraps" : ""}`} tabIndex={0} role="log" aria-live="off" aria-label="Log" onScroll={scrolled}>
-      {shown.length < lines.length && (
-        <button type="button" class="quiet" onClick={() => setMost(most + 4 * SHOWN)}>
-          {count(lines.length - shown.length)} lines before these
-        </button>
-      )}
-      {shown.map((line) => (
-        <LineShown key={line.number} text={line.text} />
-      ))}
-      {lines.length === 0 && <p class="soft empty">Nothing was written yet.</p>}
-    </div>
-  );
-}
-
-function LineShown({ text }: { text: string }) {
-  const parts = useMemo(() => pieces(text), [text]);
-  return (
-    <div class="line">
-      {parts.map((piece, index) => (piece.look ? <span key={index} class={piece.look}>{piece.text}</span> : piece.text))}
-    </div>
-  );
 }
 
 function download(lines: readonly Line[], name: string): void {
