@@ -127,7 +127,9 @@ def test_a_start_that_fails_says_why(chromium: Any, start_router: RouterStarter)
         failure.locator("summary").click()
         assert "no <b>weights</b> <script>alert(3)</script>" in failure.inner_text()
         failure.get_by_role("link", name="bad").click()
-        page.get_by_role("tabpanel").get_by_text("no <b>weights</b> <script>alert(3)</script>", exact=True).wait_for()
+        page.get_by_role("tabpanel").get_by_text(
+            "no <b>weights</b> <script>alert(3)</script>", exact=True
+        ).wait_for()
         page.get_by_role("button", name="Reset").click()
         page.get_by_text("are forgotten").wait_for()
 
