@@ -75,6 +75,9 @@ async def test_the_greeting_and_the_page(page: Path, is_built: bool) -> None:
             nonces.add(nonce)
             text = answer.body.decode()
             assert ("main-ABCDEFG2.js" in text) == is_built
+            # Whoever sees the plain page learns that there is another, and how to get it.
+            assert ("stands in for the full one" in text) != is_built
+            assert ("npm run build" in text) != is_built
             tags = re.findall(r"<(?:script|style|link rel=.(?:stylesheet|modulepreload))[^>]*>", text)
             assert tags
             assert all(f'nonce="{nonce}"' in tag for tag in tags)

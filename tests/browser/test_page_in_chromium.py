@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -150,6 +151,59 @@ def test_a_thousand_models_and_hostile_names(chromium: Any, start_router: Router
             page.get_by_role("tab", name="Use it").click()
             assert page.locator("main script, main img").count() == 0
             page.go_back()
+
+
+# The texts beside which foreign text stands in one line without being isolated from them.
+LEAKING = """(mark) => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (!node.textContent.includes(mark)) continue;
+    const holder = node.parentElement, look = getComputedStyle(holder);
+    const begins = look.unicodeBidi.startsWith("isolate") || look.display !== "inline";
+    const isAlone = [...holder.childNodes].every((each) => each === node || !each.textContent.trim());
+    if (!begins || !isAlone) found.push(holder.outerHTML);
+  }
+  return found;
+}"""
+
+
+def test_a_name_that_turns_its_line_round_changes_nothing_else(
+    chromium: Any, start_router: RouterStarter
+) -> None:
+    name = HOSTILE[2]
+    router = start_router(NO_GAUGE + many(1))
+    chatting(router.url, name, []).join()  # nothing answers at its engine
+    with tab(chromium) as watched:
+        page = watched.page
+        model = f"#/models/{quote(name)}"
+        for place in ("#/", "#/models", model, f"{model}?tab=activity", "#/activity", "#/playground"):
+            page.goto("about:blank")
+            page.goto(router.url + place)
+            page.get_by_role("heading", level=1).wait_for()
+            if place not in ("#/", "#/playground"):
+                page.locator("main").get_by_text(name).first.wait_for()
+            assert page.evaluate(LEAKING, "\u202e") == [], place
+            assert "\u202e" not in page.title()
+
+
+def test_colours_are_those_of_the_system_or_of_ones_choice(
+    chromium: Any, start_router: RouterStarter
+) -> None:
+    router = start_router(NO_GAUGE + talking("a"))
+    ground = "getComputedStyle(document.documentElement).backgroundColor"
+    light, dark = "rgb(246, 247, 249)", "rgb(18, 21, 27)"
+    with tab(chromium, color_scheme="dark") as watched:
+        page = watched.page
+        page.goto(router.url)
+        page.get_by_text("Nothing is loaded.").wait_for()
+        assert page.evaluate(ground) == dark
+        page.get_by_role("button", name="Colours: auto").click()
+        assert page.evaluate(ground) == light
+        page.get_by_role("button", name="Colours: light").click()
+        page.emulate_media(color_scheme="light")
+        assert page.evaluate(ground) == dark
+        page.get_by_role("button", name="Colours: dark").click()
+        assert page.evaluate(ground) == light
 
 
 def test_a_router_that_restarts_is_found_again(chromium: Any, start_router: RouterStarter) -> None:

@@ -81,7 +81,9 @@ function NothingToSee() {
   return (
     <>
       <h1>engine-router</h1>
-      <p>The key {session.value?.key} may use models, but not see how the router is. An admin's key may.</p>
+      <p>
+        The key <bdi>{session.value?.key}</bdi> may use models, but not see how the router is. An admin's key may.
+      </p>
     </>
   );
 }

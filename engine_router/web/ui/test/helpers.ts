@@ -67,3 +67,19 @@ export function answering(answer: (path: string, body: unknown) => unknown): [st
   }) as typeof fetch;
   return sent;
 }
+
+// Elements in which the order of a line begins anew: blocks do that by themselves, the others by the stylesheet.
+const ISOLATED = "bdi, a, code, strong, summary, .tag, td, th, dd, dt, p, pre, h1, h2, h3, li, option, textarea, div, .dated > span, .resident > .bad";
+
+/** Returns the texts in which foreign text with `mark` stands beside other text, whose order it could change. */
+export function leaking(root: Element, mark: string): string[] {
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  const found: string[] = [];
+  for (let node = walker.nextNode(); node !== null; node = walker.nextNode()) {
+    if (!node.textContent?.includes(mark)) continue;
+    const holder = node.parentElement;
+    const isAlone = holder !== null && [...holder.childNodes].every((each) => each === node || !each.textContent?.trim());
+    if (!holder?.matches(ISOLATED) || !isAlone) found.push(holder?.textContent ?? "");
+  }
+  return found;
+}

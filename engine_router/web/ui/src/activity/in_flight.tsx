@@ -45,9 +45,15 @@ const columns = (now: number, reload: () => void): readonly Column<InFlight>[] =
   { id: "elapsed", title: "Elapsed", numeric: true, cell: (row) => counted(now - row.at), value: (row) => -row.at },
   { id: "first", title: "First token", numeric: true, optional: true, cell: (row) => duration(row.first_token_s) },
   { id: "tokens", title: "Tokens", numeric: true, cell: (row) => count(row.tokens_out), value: (row) => row.tokens_out },
-  { id: "rate", title: "Tokens/s", numeric: true, cell: (row) => rate(row.tokens_per_s), value: (row) => row.tokens_per_s },
+  { id: "rate", title: "Tokens/s", numeric: true, cell: (row) => <Speed row={row} />, value: (row) => row.tokens_per_s ?? row.frames_per_s },
   { id: "cancel", title: "Action", cell: (row) => <Cancel row={row} done={reload} /> },
 ];
+
+/** Shows the speed that the engine tells, which most do at the end only; until then, how fast the pieces of the answer come. */
+function Speed({ row }: { row: InFlight }) {
+  if (row.tokens_per_s != null || row.frames_per_s == null) return <>{rate(row.tokens_per_s)}</>;
+  return <span title="Pieces of the answer in a second: most engines send one for each token">≈ {rate(row.frames_per_s)}</span>;
+}
 
 function Cancel({ row, done }: { row: InFlight; done: () => void }) {
   const cancel = (): Promise<void> =>

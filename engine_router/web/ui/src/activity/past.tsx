@@ -43,7 +43,9 @@ export function PastRequests() {
         </a>
       </form>
       {error && <p class="bad">{error}</p>}
-      {data?.enabled === false && <p class="soft">No history is kept: {data.why_off}</p>}
+      {data?.enabled === false && <p class="soft">
+          No history is kept: <bdi>{data.why_off}</bdi>
+        </p>}
       {data !== null && (
         <>
           <Table

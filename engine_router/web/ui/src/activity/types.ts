@@ -13,6 +13,8 @@ export interface InFlight {
   first_token_s: number | null;
   tokens_out: number | null;
   tokens_per_s: number | null;
+  /** Events of a streamed answer in a second, while it comes. Most engines send one for each token. */
+  frames_per_s: number | null;
 }
 
 export interface Past {

@@ -72,8 +72,7 @@ function optionsOf(
   height: number,
   xFormat: ((value: number) => string) | undefined,
 ): uPlot.Options {
-  const style = getComputedStyle(element);
-  const colour = (name: string): string => style.getPropertyValue(name).trim() || "#888";
+  const colour = (name: string): string => drawnColour(element, name);
   const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
   return {
     width: element.clientWidth,
@@ -89,11 +88,24 @@ function optionsOf(
   };
 }
 
+/** Returns a colour of the stylesheet as it is in the present scheme: a canvas knows no variables. */
+function drawnColour(element: HTMLElement, name: string): string {
+  const probe = document.createElement("i");
+  probe.style.color = `var(${name})`;
+  element.append(probe);
+  const { color } = getComputedStyle(probe);
+  probe.remove();
+  return color || "#888";
+}
+
+/** Returns `rgb(1, 2, 3)` as `rgba(1, 2, 3, 0.33)`. */
+const thin = (colour: string): string => colour.replace(/^rgb\((.*)\)$/, "rgba($1, 0.33)");
+
 function lineOf(series: Series, colour: string): uPlot.Series {
   const line: uPlot.Series = { label: series.label, stroke: colour, width: 2, spanGaps: false };
   if (series.kind === "bars" && uPlot.paths.bars) {
     return { ...line, fill: colour, width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.7, 40] }) };
   }
   if (series.kind === "points") return { ...line, width: 0, points: { show: true, size: 7, fill: colour } };
-  return series.kind === "area" ? { ...line, fill: `${colour}55` } : line;
+  return series.kind === "area" ? { ...line, fill: thin(colour) } : line;
 }

@@ -64,4 +64,13 @@ export function context(tokens: Maybe<number>): string {
   return tokens >= 1024 && tokens % 1024 === 0 ? `${tokens / 1024}k` : count(tokens);
 }
 
+// Controls, and what changes the direction of the text around it.
+// eslint-disable-next-line no-control-regex
+const DISORDERLY = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+/** A name as part of a sentence that is plain text, as in a title: what could change the sentence's order is replaced. */
+export function inSentence(name: string): string {
+  return name.replace(DISORDERLY, "\ufffd");
+}
+
 const pad = (value: number): string => String(value).padStart(2, "0");

@@ -26,8 +26,12 @@ export function Doctor() {
         <ul class="plain findings" aria-live="polite">
           {found.findings.map((finding, index) => (
             <li key={index}>
-              <span class={`tag ${LOOKS[finding.grade]}`}>{WORDS[finding.grade]}</span> <strong>{finding.subject}</strong> {finding.words}
-              {finding.remedy && <div class="soft">→ {finding.remedy}</div>}
+              <span class={`tag ${LOOKS[finding.grade]}`}>{WORDS[finding.grade]}</span> <strong>{finding.subject}</strong> <bdi>{finding.words}</bdi>
+              {finding.remedy && (
+                <div class="soft">
+                  → <bdi>{finding.remedy}</bdi>
+                </div>
+              )}
             </li>
           ))}
         </ul>

@@ -54,8 +54,9 @@ export function Editor({ text, readOnly, problems, onInput }: EditorProps) {
                 line {problem.line}
               </button>
             )}
-            {problem.path && <code>{problem.path}: </code>}
-            {problem.message}
+            {problem.path && <code>{problem.path}</code>}
+            {problem.path && ": "}
+            <bdi>{problem.message}</bdi>
           </li>
         ))}
       </ul>

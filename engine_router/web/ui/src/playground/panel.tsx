@@ -139,7 +139,7 @@ function Waiting({ model }: { model: string }) {
   const now = useNow();
   return (
     <p class="soft" role="status">
-      {waitingWords(state.value, model, now)} …
+      <bdi>{waitingWords(state.value, model, now)}</bdi> …
     </p>
   );
 }

@@ -1,6 +1,6 @@
 // What a person can have the router do, and what that costs.
 import { confirmed } from "../components/dialog";
-import { counted } from "../components/format";
+import { counted, inSentence } from "../components/format";
 import { attempt, toast } from "../components/toast";
 import { get, post } from "../api";
 import type { Job, Model, Resident, RouterState } from "../types";
@@ -20,7 +20,7 @@ export function loadCost(router: RouterState, id: string): string {
   const going = goingFor(router, model);
   const costs = [model.load_cost_s, ...going.map((each) => each.unload_cost_s ?? 0)];
   const seconds = model.load_cost_s == null ? null : costs.reduce<number>((sum, cost) => sum + (cost ?? 0), 0);
-  const parts = going.length ? [`stops ${going.map((each) => each.resident).join(", ")}`] : [];
+  const parts = going.length ? [`stops ${residentsIn(going)}`] : [];
   const free = router.pools[router.engines[model.engine]?.pool ?? ""]?.memory?.free_bytes;
   if (!going.length && free != null && model.need_bytes != null && model.need_bytes > free) {
     parts.push("others may have to make way");
@@ -34,7 +34,7 @@ export function unloadCost(residents: readonly Resident[]): string {
   const costs = residents.map((each) => each.load_cost_s);
   const known = costs.filter((cost) => cost != null);
   const running = residents.reduce((sum, each) => sum + each.in_flight, 0);
-  const parts = [`stops ${residents.map((each) => each.resident).join(", ")}`];
+  const parts = [`stops ${residentsIn(residents)}`];
   if (running) parts.push(`after ${running === 1 ? "1 request has" : `${running} requests have`} finished`);
   if (known.length) parts.push(`loading again takes about ${counted(Math.max(1, known.reduce((sum, cost) => sum + cost, 0)))}`);
   return parts.join(", ");
@@ -51,18 +51,18 @@ export async function load(id: string): Promise<void> {
   const model = router?.models[id];
   if (!router || !model) return;
   const busy = goingFor(router, model);
-  if (busy.length && !(await confirmed(`Load ${id}?`, capital(loadCost(router, id)) + ".", "Load"))) return;
-  await attempt(async () => follow(await post<Job>("/admin/load", { model: id }), `${id} is loaded.`));
+  if (busy.length && !(await confirmed(`Load ${inSentence(id)}?`, capital(loadCost(router, id)) + ".", "Load"))) return;
+  await attempt(async () => follow(await post<Job>("/admin/load", { model: id }), `${inSentence(id)} is loaded.`));
 }
 
 /** Unloads one resident, after a question where requests use it. */
 export async function unload(resident: Resident): Promise<void> {
   const router = state.value;
   if (!router) return;
-  if (resident.in_flight && !(await confirmed(`Unload ${resident.resident}?`, capital(unloadCost([resident])) + ".", "Unload", true))) return;
+  if (resident.in_flight && !(await confirmed(`Unload ${inSentence(resident.resident)}?`, capital(unloadCost([resident])) + ".", "Unload", true))) return;
   const model = modelOf(router, resident.resident);
   const named = model === null ? { engine: resident.engine } : { model };
-  await attempt(async () => follow(await post<Job>("/admin/unload", { ...named, wait: false }), `${resident.resident} is unloaded.`));
+  await attempt(async () => follow(await post<Job>("/admin/unload", { ...named, wait: false }), `${inSentence(resident.resident)} is unloaded.`));
 }
 
 /** Unloads everything, after a question. */
@@ -72,11 +72,11 @@ export async function unloadAll(residents: readonly Resident[]): Promise<void> {
 }
 
 export async function pin(model: string, pinned: boolean): Promise<void> {
-  await attempt(() => post("/admin/pin", { model, pinned }), pinned ? `${model} is pinned: nothing evicts it.` : `${model} is not pinned any more.`);
+  await attempt(() => post("/admin/pin", { model, pinned }), `${inSentence(model)} is ${pinned ? "pinned: nothing evicts it" : "not pinned any more"}.`);
 }
 
 export async function reset(model: string): Promise<void> {
-  await attempt(() => post("/admin/reset", { model }), `The failures of ${model} are forgotten: the next request starts it.`);
+  await attempt(() => post("/admin/reset", { model }), `The failures of ${inSentence(model)} are forgotten: the next request starts it.`);
 }
 
 export async function cancel(id: string): Promise<void> {
@@ -105,7 +105,7 @@ export function follow(job: Job, done: string): void {
     isOver = true;
     stop();
     if (now?.error) toast(now.error.message, "error");
-    else if (now?.state === "cancelled") toast(`${now.subject}: cancelled.`);
+    else if (now?.state === "cancelled") toast(`${inSentence(now.subject)}: cancelled.`);
     else if (now !== null) toast(done);
   };
   const stop = state.subscribe((router) => {
@@ -116,4 +116,5 @@ export function follow(job: Job, done: string): void {
   if (!wasSeen) setTimeout(() => void tell(), ASK_AGAIN_MS);
 }
 
+const residentsIn = (residents: readonly Resident[]): string => residents.map((each) => inSentence(each.resident)).join(", ");
 const capital = (text: string): string => text.charAt(0).toUpperCase() + text.slice(1);

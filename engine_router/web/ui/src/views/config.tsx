@@ -55,8 +55,9 @@ function Edited({ file, reload }: { file: ConfigFile; reload: () => void }) {
       <ul class="plain problems">
         {checked?.warnings.map((warning, index) => (
           <li key={index}>
-            <span class="tag busy">warning</span> {warning.path && <code>{warning.path}: </code>}
-            {warning.message}
+            <span class="tag busy">warning</span> {warning.path && <code>{warning.path}</code>}
+            {warning.path && ": "}
+            <bdi>{warning.message}</bdi>
           </li>
         ))}
       </ul>

@@ -120,7 +120,7 @@ export function Downloads({ jobs }: { jobs: readonly Job[] }) {
               <>
                 <Progress done={progress.done_bytes} whole={progress.total_bytes ?? null} label={`Download of ${subject}`} />
                 <div class="soft">
-                  {progress.note ?? progress.step} · {bytes(progress.done_bytes)}
+                  <bdi>{progress.note ?? progress.step}</bdi> · {bytes(progress.done_bytes)}
                   {progress.total_bytes ? ` of ${bytes(progress.total_bytes)}` : ""}
                   {progress.bytes_per_s ? ` · ${bytes(progress.bytes_per_s)}/s` : ""}
                   {progress.left_s ? ` · ${counted(progress.left_s)} left` : ""}
@@ -161,8 +161,12 @@ function DecisionList({ decisions, hasPools }: { decisions: readonly Decision[];
         <li key={`${decision.at} ${decision.text}`} class="dated">
           <time class="soft">{time(decision.at)}</time>
           <span>
-            {hasPools && decision.pool ? <span class="soft">{decision.pool}: </span> : null}
-            {decision.text}
+            {hasPools && decision.pool && (
+              <span class="soft">
+                <bdi>{decision.pool}</bdi>:{" "}
+              </span>
+            )}
+            <bdi>{decision.text}</bdi>
           </span>
         </li>
       ))}

@@ -1,6 +1,7 @@
 // One pool: its memory as a bar, what is in it, the swap under way, and who waits.
 import { Bar, type Part } from "../../components/bar";
 import { bytes, counted, duration } from "../../components/format";
+import { Names } from "../../components/names";
 import { StateTag } from "../../components/state";
 import { link } from "../../router";
 import { modelOf, pin, reset, unload, unloadCost } from "../../state/actions";
@@ -29,7 +30,7 @@ export function PoolCard({ name, pool }: { name: string; pool: Pool }) {
           <li class="line">
             <span>
               <i class="swatch asleep" aria-hidden="true" />
-              asleep: {pool.asleep?.join(", ")}
+              asleep: <Names names={pool.asleep ?? []} />
             </span>
             <span class="num">{bytes(memory.asleep_bytes)}</span>
           </li>
@@ -56,7 +57,7 @@ export function PoolCard({ name, pool }: { name: string; pool: Pool }) {
         )}
       </ul>
       {pool.residents.length === 0 && <p class="soft empty">Nothing is loaded.</p>}
-      {pool.settling?.length ? <p class="soft">The memory of {pool.settling.join(", ")} is coming back.</p> : null}
+      {pool.settling?.length ? <p class="soft">The memory of <Names names={pool.settling} /> is coming back.</p> : null}
       {pool.swaps.map((swap) => (
         <SwapUnderWay key={`${swap.source} ${swap.target} ${swap.began_at}`} swap={swap} />
       ))}
@@ -110,7 +111,7 @@ function ResidentRow({ resident, look }: { resident: Resident; look: string }) {
       <span class="who">
         <i class={`swatch ${look}`} aria-hidden="true" />
         <StateTag state={resident.phase} />
-        {model ? <a href={link("models", model)}>{resident.resident}</a> : <span>{resident.resident}</span>}
+        {model ? <a href={link("models", model)}>{resident.resident}</a> : <bdi>{resident.resident}</bdi>}
         <span class="soft">
           <Use resident={resident} />
         </span>

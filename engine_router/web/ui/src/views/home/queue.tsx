@@ -30,8 +30,13 @@ function Entry({ entry }: { entry: QueueEntry }) {
         <strong>{model}</strong>
         <span class="soft">
           {" "}
-          waits for {reason ?? "its turn"}
-          {client ? ` · from ${client}` : ""}
+          waits for <bdi>{reason ?? "its turn"}</bdi>
+          {client && (
+            <>
+              {" "}
+              · from <bdi>{client}</bdi>
+            </>
+          )}
           {priority && priority !== "normal" ? ` · ${priority} priority` : ""}
         </span>
       </span>

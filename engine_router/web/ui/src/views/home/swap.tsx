@@ -14,9 +14,21 @@ export function SwapUnderWay({ swap }: { swap: Swap }) {
   return (
     <div class="swap" role="group" aria-label={`Swap under way: ${names}`}>
       <div class="line">
-        <strong>{names}</strong>
+        <strong>
+          {swap.source && swap.target ? (
+            <>
+              <bdi>{swap.source}</bdi> → <bdi>{swap.target}</bdi>
+            </>
+          ) : swap.target ? (
+            <bdi>{swap.target}</bdi>
+          ) : (
+            <>
+              <bdi>{swap.source}</bdi> stops
+            </>
+          )}
+        </strong>
         <span class="soft">
-          {swap.cause} · {counted(elapsed)}
+          <bdi>{swap.cause}</bdi> · {counted(elapsed)}
           {total === null ? "" : ` of usually ${counted(total)}`}
           {left === null ? "" : left > 0 ? `, ${counted(Math.max(1, left))} left` : ", longer than usual"}
         </span>

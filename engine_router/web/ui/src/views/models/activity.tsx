@@ -26,7 +26,13 @@ export function ModelActivity({ id }: { id: string }) {
   const { data, error } = useLoaded<PastPage>(`/admin/activity${query({ model: id, limit: SHOWN })}`, state.value?.requests_ended, REFRESH_MS);
   if (error) return <p class="bad">{error}</p>;
   if (data === null) return <p class="soft">…</p>;
-  if (!data.enabled) return <p class="soft">No history is kept: {data.why_off}</p>;
+  if (!data.enabled) {
+    return (
+      <p class="soft">
+        No history is kept: <bdi>{data.why_off}</bdi>
+      </p>
+    );
+  }
   return (
     <>
       <Table caption="Last requests" columns={COLUMNS} rows={data.requests} rowKey={(row) => String(row.row)} empty="No request is remembered." />

@@ -1,6 +1,7 @@
 // The table of all models, with a search and filters, which stand in the address.
 import { useMemo, useState } from "preact/hooks";
 import { ago, bytes, context, rate } from "../../components/format";
+import { Names } from "../../components/names";
 import { StateTag } from "../../components/state";
 import { type Column, Table } from "../../components/table";
 import { link, place, setParams } from "../../router";
@@ -24,7 +25,7 @@ const COLUMNS: readonly Column<Row>[] = [
   {
     id: "can",
     title: "Capabilities",
-    cell: (row) => row.capabilities?.join(", "),
+    cell: (row) => <Names names={row.capabilities ?? []} />,
     value: (row) => row.capabilities?.join(", ") || null,
     optional: true,
   },
@@ -121,7 +122,7 @@ function Name({ row }: { row: Row }) {
   return (
     <>
       <a href={link("models", row.id)}>{row.id}</a>
-      {row.aliases?.length ? <div class="soft">also {row.aliases.join(", ")}</div> : null}
+      {row.aliases?.length ? <div class="soft">also <Names names={row.aliases} /></div> : null}
     </>
   );
 }

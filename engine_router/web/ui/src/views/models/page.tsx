@@ -3,6 +3,7 @@ import type { ComponentChildren } from "preact";
 import { useId } from "preact/hooks";
 import { bytes, context, count, duration, rate, time } from "../../components/format";
 import { Lazy } from "../../components/lazy";
+import { Names } from "../../components/names";
 import { StateTag } from "../../components/state";
 import { link, place, setParams } from "../../router";
 import { load, loadCost, pin, reset, unload, unloadCost } from "../../state/actions";
@@ -124,21 +125,22 @@ function Head({ id, model }: { id: string; model: Model }) {
 function Facts({ model, details }: { model: Model; details: Details | null }) {
   const engine = state.value?.engines[model.engine];
   const resident = residentOf(model);
+  const weights = [details?.architecture, details?.quantization, details?.format].filter((each) => each != null && each !== "") as string[];
   const facts: [string, ComponentChildren][] = [
     ["Engine", engine ? `${model.engine} (${engine.type})` : model.engine],
     ["Pool", engine?.pool],
     ["Known from", model.origin],
-    ["Also called", model.aliases?.join(", ")],
+    ["Also called", model.aliases?.length ? <Names names={model.aliases} /> : ""],
     ["Memory it needs", bytes(model.need_bytes) + (details?.need_is_estimated && model.need_bytes ? ", estimated" : "")],
     ["Memory it holds", bytes(resident?.footprint_bytes)],
     ["Context", context(model.context)],
-    ["Capabilities", model.capabilities?.join(", ")],
+    ["Capabilities", model.capabilities?.length ? <Names names={model.capabilities} /> : ""],
     ["Last use", model.last_use_at == null ? "" : <LastUse at={model.last_use_at} />],
     ["Tokens/s", rate(model.tokens_per_s)],
     ["Usual start", duration(model.load_cost_s)],
     ["Usual stop", duration(model.unload_cost_s)],
     ["Loaded since", time(resident?.started_at)],
-    ["Weights", [details?.architecture, details?.quantization, details?.format].filter(Boolean).join(", ")],
+    ["Weights", weights.length ? <Names names={weights} /> : ""],
     ["Parameters", count(details?.parameters)],
     ["Size on disk", bytes(details?.size_bytes)],
     ["File", details?.file],

@@ -1,5 +1,6 @@
 // Asks which model to download from the hub.
 import { Dialog } from "../../components/dialog";
+import { inSentence } from "../../components/format";
 import { attempt } from "../../components/toast";
 import { post } from "../../api";
 import { follow } from "../../state/actions";
@@ -13,7 +14,7 @@ export function PullDialog({ onClose }: { onClose: () => void }) {
     const revision = String(form.get("revision")).trim();
     void attempt(async () => {
       const job = await post<Job>("/admin/pull", { name, mmproj: form.has("mmproj"), ...(revision ? { revision } : {}) });
-      follow(job, `${job.subject} is downloaded.`);
+      follow(job, `${inSentence(job.subject)} is downloaded.`);
       onClose();
     });
   };
