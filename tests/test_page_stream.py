@@ -246,9 +246,12 @@ async def test_an_interruption_wakes_all_who_wait(autojump_clock: MockClock) -> 
 
 
 @asynccontextmanager
-async def watching(router: Router, last_event_id: str = "") -> AsyncIterator[Conversation]:
-    headers = {"last-event-id": last_event_id} if last_event_id else {}
-    async with conversation(router.app, "GET", PATH, query=QUERY, headers=headers) as talk:
+async def watching(
+    router: Router, last_event_id: str = "", *, in_query: bool = False
+) -> AsyncIterator[Conversation]:
+    headers = {"last-event-id": last_event_id} if last_event_id and not in_query else {}
+    query = f"{QUERY}&last_event_id={last_event_id}" if in_query else QUERY
+    async with conversation(router.app, "GET", PATH, query=query, headers=headers) as talk:
         await talk.until(lambda: bool(talk.pieces))
         yield talk
 
@@ -363,13 +366,14 @@ async def test_requests_are_counted_and_the_last_use_is_told() -> None:
         assert state["models"]["a"]["last_use_at"] > router.started_at
 
 
-async def test_a_reader_that_comes_back_goes_on() -> None:
+@pytest.mark.parametrize("in_query", [False, True])
+async def test_a_reader_that_comes_back_goes_on(in_query: bool) -> None:
     async with routing(process("a")) as router:
         async with watching(router) as talk:
             first = frames(talk.body)[0]
         router.note("meanwhile")
         await trio.sleep(1.1)
-        async with watching(router, first.id) as talk:
+        async with watching(router, first.id, in_query=in_query) as talk:
             (patch,) = frames(talk.body)
             assert patch.name == "patch"
             assert patch.data["notices"][-1]["message"] == "meanwhile"

@@ -53,10 +53,12 @@ class AdminRoutes:
     async def events(self) -> Response:
         """`GET /admin/events`: everything that happens from now on, as server-sent events.
 
-        `?patches=1`: the state that the page shows, and what changes of it, as JSON Merge Patches.
+        `?patches=1`: the state that the page shows, and what changes of it, as JSON Merge Patches; with
+        `last_event_id=ID`, as with the header `Last-Event-ID`, only what was missed since that event.
         """
         if switch("patches"):
-            last_event_id = request.headers.get("Last-Event-ID", "")
+            # A browser's stream sends the header when it comes back, but cannot be given one to begin with.
+            last_event_id = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
             return stream_response(state_stream(self._publisher, StreamReader(self._router), last_event_id))
         return stream_response(event_stream(self._router, StreamReader(self._router)))
 

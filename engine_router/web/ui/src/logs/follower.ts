@@ -21,19 +21,31 @@ export class Follower {
   private rest = "";
   private timer: ReturnType<typeof setTimeout> | undefined;
   private readonly gone = new AbortController();
+  /** Ends what is read now. */
+  private reading = new AbortController();
 
   /** Follows the log at `path`; calls `changed` when there is something to see. */
   constructor(
     private readonly path: string,
     private readonly changed: () => void,
   ) {
+    document.addEventListener("visibilitychange", this.look);
     void this.run();
   }
 
   close(): void {
+    document.removeEventListener("visibilitychange", this.look);
     this.gone.abort();
+    this.reading.abort();
     clearTimeout(this.timer);
   }
+
+  /** A tab that nobody sees reads nothing: the browser's few connections to the router are for those that are seen. */
+  private readonly look = (): void => {
+    if (document.hidden) this.reading.abort();
+    else this.seen();
+  };
+  private seen: () => void = () => {};
 
   /** Takes in text as it came. */
   take(text: string): void {
@@ -58,11 +70,14 @@ export class Follower {
 
   private async run(): Promise<void> {
     while (!this.gone.signal.aborted) {
+      if (document.hidden) await new Promise<void>((resolve) => (this.seen = resolve));
+      if (this.gone.signal.aborted) return;
+      this.reading = new AbortController();
       try {
-        await this.read();
+        await this.read(this.reading.signal);
         this.problem = "The log has ended: the router went down, or its configuration changed.";
       } catch (error) {
-        if (this.gone.signal.aborted) return;
+        if (this.reading.signal.aborted) continue;
         this.problem = error instanceof Error ? error.message : String(error);
         this.tell();
         if (error instanceof ApiError && error.status >= 400 && error.status < 500) return;
@@ -72,8 +87,8 @@ export class Follower {
     }
   }
 
-  private async read(): Promise<void> {
-    const response = await send(this.path, { signal: this.gone.signal });
+  private async read(signal: AbortSignal): Promise<void> {
+    const response = await send(this.path, { signal });
     const reader = response.body?.getReader();
     if (reader === undefined) return;
     // What is told again after a break begins anew.

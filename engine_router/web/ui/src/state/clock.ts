@@ -9,8 +9,11 @@ let timer: ReturnType<typeof setInterval> | undefined;
 /** The router's time, in seconds since the epoch. It moves once a second while something on the page shows it. */
 export const now = signal(Date.now() / 1000);
 
+/** Returns the router's time, in seconds since the epoch. */
+export const serverTime = (): number => Date.now() / 1000 + aheadS;
+
 const tick = (): void => {
-  now.value = Date.now() / 1000 + aheadS;
+  now.value = serverTime();
 };
 
 /** Sets the router's clock. */

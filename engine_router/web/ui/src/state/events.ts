@@ -1,10 +1,11 @@
-// The router's state, kept up to date by one stream. Nothing polls.
+// The router's state, kept up to date by one stream for all tabs of the browser. Nothing polls.
 import { batch, effect, signal, untracked } from "@preact/signals";
-import { base } from "../api";
+import { base, query } from "../api";
 import type { RouterState } from "../types";
-import { setServerTime } from "./clock";
+import { serverTime, setServerTime } from "./clock";
 import { type Json, merged } from "./merge";
 import { checkSession, isAdmin, session } from "./session";
+import { Tabs } from "./tabs";
 
 /** The state of the router; null until the first of it has come. */
 export const state = signal<RouterState | null>(null);
@@ -15,9 +16,28 @@ export const link = signal<"connecting" | "open" | "lost">("connecting");
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 15_000;
 
+/** What the tab that reads the stream tells the others. */
+interface News {
+  snapshot?: RouterState;
+  patch?: Json;
+  /** The number of what came last. */
+  id?: string;
+  link?: typeof link.value;
+  /** The router's time, where the snapshot is not fresh. */
+  time?: number;
+}
+
 let source: EventSource | null = null;
 let pause = FIRST_PAUSE_MS;
 let timer: ReturnType<typeof setTimeout> | undefined;
+let lastId = "";
+
+const tabs = new Tabs(`engine-router ${base}`, {
+  open: connect,
+  close: hangUp,
+  take: (news) => take(news as News),
+  known: (): News | null => state.value && { snapshot: state.value, id: lastId, link: link.value, time: serverTime() },
+});
 
 /** Takes in a whole state. */
 export function takeSnapshot(snapshot: RouterState): void {
@@ -34,16 +54,34 @@ export function takePatch(patch: Json): void {
   if (state.value !== null) state.value = merged(state.value as unknown as Json, patch) as unknown as RouterState;
 }
 
-/** Opens the stream, in the place of an open one. */
+function take({ snapshot, patch, id, link: told, time }: News): void {
+  // What has changed means nothing to a tab that does not know what was before: it is told that first.
+  if (patch !== undefined && state.value === null) return;
+  batch(() => {
+    if (snapshot !== undefined) takeSnapshot(snapshot);
+    if (time !== undefined) setServerTime(time);
+    if (patch !== undefined) takePatch(patch);
+    if (id !== undefined) lastId = id;
+    link.value = told ?? (state.value === null ? "connecting" : "open");
+  });
+}
+
+/** Takes in what the stream brought, and tells the other tabs. */
+function pass(news: News): void {
+  take(news);
+  tabs.tell(news);
+}
+
+/** Opens the stream, in the place of an open one. It goes on behind what is known already. */
 function connect(): void {
-  clearTimeout(timer);
-  source?.close();
-  const stream = (source = new EventSource(`${base}/admin/events?patches=1`));
-  stream.addEventListener("open", () => (link.value = state.value === null ? "connecting" : "open"));
-  stream.addEventListener("snapshot", (event) => takeSnapshot(JSON.parse(event.data)));
-  stream.addEventListener("patch", (event) => takePatch(JSON.parse(event.data)));
+  hangUp();
+  const known = state.value === null ? {} : { last_event_id: lastId };
+  const stream = (source = new EventSource(`${base}/admin/events${query({ patches: 1, ...known })}`));
+  stream.addEventListener("open", () => pass({}));
+  stream.addEventListener("snapshot", (event) => pass({ snapshot: JSON.parse(event.data), id: event.lastEventId }));
+  stream.addEventListener("patch", (event) => pass({ patch: JSON.parse(event.data), id: event.lastEventId }));
   stream.addEventListener("error", () => {
-    link.value = "lost";
+    pass({ link: "lost" });
     // A browser comes back by itself where the connection broke, but not where it was refused.
     if (stream.readyState === EventSource.CLOSED) void retry(stream);
   });
@@ -61,16 +99,21 @@ function nextPause(): number {
 }
 
 /** Closes the stream. */
-function disconnect(): void {
+function hangUp(): void {
   clearTimeout(timer);
   source?.close();
   source = null;
+}
+
+/** Forgets the state, which this key may not see. */
+function forget(): void {
+  tabs.leave();
   state.value = null;
 }
 
-/** Has a stream as long as the page is used with a key that may see everything. */
+/** Follows the router as long as the page is used with a key that may see everything. */
 export function followSession(): void {
-  effect(() => (isAdmin.value ? untracked(connect) : untracked(disconnect)));
+  effect(() => (isAdmin.value ? untracked(() => tabs.join()) : untracked(forget)));
   void findOut();
 }
 
