@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             {"path": place, "message": message, "excerpt": excerpt}
             for (place, message), excerpt in zip(error.faults, error.excerpts, strict=True)
         ]
-        show_json({"ok": False, "file": error.source, "faults": faults})
+        show_json({"ok": False, "file": error.source, "faults": faults, "more_faults": error.more})
         return BAD_CONFIG
     scans = trio.run(scanned, config)
     config = with_found(config, scans.result.models)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
+from attrs import define
+
 from engine_router.config.values import shown
+from engine_router.guards.limits import MOST_FAULTS
 
 Fault = tuple[str, str]
 """A path such as `engines.llamacpp.argv`, and what is wrong there."""
@@ -38,9 +43,39 @@ def is_private(keys: Iterable[str]) -> bool:
     return any(key in _PRIVATE for key in keys)
 
 
-def close(value: object, known: Sequence[str]) -> str | None:
-    """Return the known word that looks most like `value`, if any does."""
-    matches = difflib.get_close_matches(str(value), known, n=1, cutoff=0.6)
+@define
+class _Explained:
+    """How many faults of a text may still be explained."""
+
+    left: int = MOST_FAULTS
+
+
+_EXPLAINED: Final[ContextVar[_Explained | None]] = ContextVar("explained", default=None)
+
+
+@contextmanager
+def few_explained() -> Iterator[None]:
+    """Have only the first faults explained that are found in this block: a text may have as many as it has lines."""
+    token = _EXPLAINED.set(_Explained())
+    try:
+        yield
+    finally:
+        _EXPLAINED.reset(token)
+
+
+def is_explained() -> bool:
+    """Tell whether what was meant is still looked for, and what is known listed."""
+    explained = _EXPLAINED.get()
+    return explained is None or explained.left > 0
+
+
+def close(value: object, known: Iterable[str]) -> str | None:
+    """Return the known word that looks most like `value`, if any does; it is looked for `few_explained` times."""
+    if not is_explained():
+        return None
+    if (explained := _EXPLAINED.get()) is not None:
+        explained.left -= 1
+    matches = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import tomli
 from engine_router.config.engines import AnyEngineConfig, ProcessConfig
 from engine_router.config.environment import Environment
 from engine_router.config.families import with_families
-from engine_router.config.faults import Fault, close, is_table, quoted
+from engine_router.config.faults import Fault, close, few_explained, is_explained, is_table, quoted
 from engine_router.config.keys import key_faults
 from engine_router.config.kinds import Name
 from engine_router.config.misplaced import table_of, without_dotted
@@ -36,6 +37,7 @@ from engine_router.config.template import is_scanned
 from engine_router.config.turns import turn_faults
 from engine_router.config.values import expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
+from engine_router.guards.limits import MOST_FAULTS
 
 FILE_NAME = "engines.toml"
 ENVIRONMENT_VARIABLE = "ENGINE_ROUTER_CONFIG"
@@ -138,14 +140,18 @@ def parse_config(
         raise ConfigError(source, [("", f"cannot be read: {error}")]) from None
     environment = environment or Environment()
     data, missing = environment.filled(data)
-    config, faults = build_config(data)
+    with few_explained():
+        config, faults = build_config(data)
     if config is None or missing:
         from engine_router.config.places import excerpts  # noqa: PLC0415 - likewise
 
         places = {path for path, _ in missing}  # what stands there now would only be refused once more
         all_faults = [*missing, *(fault for fault in faults if fault[0] not in places)]
-        masked = [(environment.masked(path), environment.masked(words)) for path, words in all_faults]
-        raise ConfigError(source, masked, excerpts(text, [path for path, _ in masked]))
+        told = [
+            (environment.masked(path), environment.masked(words)) for path, words in all_faults[:MOST_FAULTS]
+        ]
+        found = excerpts(text, [path for path, _ in told])
+        raise ConfigError(source, [*told, *all_faults[MOST_FAULTS:]], found)
     return attrs.evolve(config, hidden=environment.hidden())
 
 
@@ -185,7 +191,9 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
 def _unknown_keys(data: Mapping[str, Any]) -> Iterator[Fault]:
     known = [field.name for field in options_of(Config)]
     for key in data:
-        if key not in known:
+        if key not in known and not is_explained():
+            yield quoted(key), "unknown key"
+        elif key not in known:
             near = close(key, known)
             table = None if is_table(data[key]) else table_of(key)
             hint = f"; did you mean {near}?" if near else f"; known: {', '.join(known)}"
@@ -257,8 +265,12 @@ def _cross_faults(
     for pool_name, pool in pools.items():
         if pool.gauge == "command" and pool.command is None:
             yield f"pools.{quoted(pool_name)}.command", 'missing; gauge = "command" needs the command to run'
+    named_pools, named_models = {"default": None, **_names_in(data, "pools")}, _names_in(data, "models")
+    of_engines: dict[str, dict[str, ModelConfig]] = {}
+    for model_id, model in models.items():
+        of_engines.setdefault(model.engine, {})[model_id] = model
     for name, engine in engines.items():
-        yield from _engine_faults(name, engine, data, models)
+        yield from _engine_faults(name, engine, named_pools, of_engines.get(name, {}), named_models)
         pool = pools.get(engine.pool, PoolConfig())
         yield from sleep_faults(engine, f"engines.{quoted(name)}", pool)
         yield from turn_faults(name, engine, models, pool)
@@ -275,22 +287,26 @@ def _is_whole(data: Mapping[str, Any], engines: Mapping[str, Any], models: Mappi
     return len(engines) == len(_names_in(data, "engines")) and len(models) == len(_names_in(data, "models"))
 
 
-def _names_in(data: Mapping[str, Any], key: str) -> list[str]:
+def _names_in(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the entries of a table, by which their names are found."""
     entries = data.get(key, {})
-    return list(entries) if is_table(entries) else []
+    return entries if is_table(entries) else {}
 
 
 def _engine_faults(
-    name: str, engine: AnyEngineConfig, data: Mapping[str, Any], models: Mapping[str, ModelConfig]
+    name: str,
+    engine: AnyEngineConfig,
+    named_pools: Collection[str],
+    models: Mapping[str, ModelConfig],
+    named_models: Collection[str],
 ) -> Iterator[Fault]:
     path = f"engines.{quoted(name)}"
-    named_pools = ["default", *_names_in(data, "pools")]
     if engine.pool not in named_pools:
         near = close(engine.pool, named_pools)
         hint = f"; did you mean {shown(near)}?" if near else "; declare it as [pools.NAME]"
         yield f"{path}.pool", f"no pool is called {shown(engine.pool)}{hint}"
     if isinstance(engine, ProcessConfig):
-        yield from process_faults(name, engine, models, _names_in(data, "models"))
+        yield from process_faults(name, engine, models, named_models)
 
 
 def _name_faults(
@@ -330,11 +346,11 @@ def _id_faults(
     """Yield ids that mean two models; note in `owners` where each id was found."""
     for name, engine in engines.items():
         place = f"engines.{quoted(name)}.models"
-        for model in dict.fromkeys(engine.models):
+        for model, times in Counter(engine.models).items():
             other = owners.setdefault(model, place)
             if other != place:
                 yield place, f"model {shown(model)} is also in {other}; one id belongs to one engine"
-            if engine.models.count(model) > 1:
+            if times > 1:
                 yield place, f"model {shown(model)} is listed twice"
     for model_name, model_config in models.items():
         place = owners.get(model_name, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from engine_router.config.engines import ProcessConfig
@@ -19,9 +19,14 @@ _ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)=")
 
 
 def process_faults(
-    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Sequence[str]
+    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Collection[str]
 ) -> Iterator[Fault]:
-    """Yield what is wrong with the command of an engine, and with models that it cannot start."""
+    """Yield what is wrong with the command of an engine, and with models that it cannot start.
+
+    Args:
+        models: those that name this engine.
+        named_models: the ids of all that have a table of their own.
+    """
     path = f"engines.{quoted(name)}"
     words = " ".join(filled_words(engine))
     yield from _program_faults(engine, path)
@@ -49,7 +54,7 @@ def _port_faults(engine: ProcessConfig, path: str, words: str) -> Iterator[Fault
 
 
 def _path_faults(
-    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Sequence[str]
+    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Collection[str]
 ) -> Iterator[Fault]:
     """Yield the models that have no path for a command that asks for one."""
     for model in engine.models:
@@ -59,7 +64,7 @@ def _path_faults(
                 f"{shown(model)} has no path; add [models.{quoted(model)}] with its path",
             )
     for model_id, config in models.items():
-        if config.engine == name and config.path is None:
+        if config.path is None:
             yield (
                 f"models.{quoted(model_id)}.path",
                 f"missing; the {_where_path_stands(engine)} of engine {shown(name)} asks for {{path}}",
@@ -81,7 +86,7 @@ def _template_only_faults(
                 f"{placeholder} is filled in only beside {{path}} or {{model}}, which start it once for each model",
             )
     for model_id, config in models.items():
-        for key in ("args", "mmproj") if config.engine == name else ():
+        for key in ("args", "mmproj"):
             if getattr(config, key):
                 yield (
                     f"models.{quoted(model_id)}.{key}",

@@ -11,7 +11,7 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
 from engine_router.config.engines import ENGINE_TYPES, EngineConfig
-from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_private, quoted
+from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_explained, is_private, quoted
 from engine_router.config.kinds import PLAIN, HeaderValue, VariableValue, kind_of
 from engine_router.config.misplaced import synonym_of, table_of, type_of
 from engine_router.config.options import options_of
@@ -176,6 +176,10 @@ def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [field.name for field in options_of(error.cl)]
         for key in sorted(error.extra_fields):
+            if not is_explained():
+                hidden = is_private(re.findall(r"[\w-]+", path))
+                yield path if hidden else f"{path}.{quoted(key)}".lstrip("."), "unknown key"
+                continue
             near, table = synonym_of(key, known) or close(key, known), table_of(key, error.cl)
             hint = f"; did you mean {near}?" if near else f"; known keys: {', '.join(known)}"
             hint = f"; it belongs to {table}" if table else hint

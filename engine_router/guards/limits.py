@@ -224,6 +224,9 @@ MAX_GGUF_KEPT_ITEMS: Final = 1 << 10
 MAX_CONFIG_BYTES: Final = 1 << 20
 """A model's config.json, or an index of its files: the longest have some 100 KB."""
 
+MOST_FAULTS: Final = 100
+"""Faults of one configuration that are told, and explained: a text may have as many as it has lines, and nobody reads more."""
+
 MAX_CONFIG_TEXT_BYTES: Final = 1 << 20
 """An `engines.toml` that is shown and changed over HTTP: one for a thousand models has some 200 KB."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +39,9 @@ from engine_router.web.params import fields, text
 from engine_router.web.responses import json_response
 
 _CONTEXT_LINES: Final = 3
+# A file for a thousand models, with a few lines changed, has some ten thousand.
+_MOST_PAIRS: Final = 200_000
+_FEW_LINES: Final = 200  # up to here `difflib` ignores none
 _NO_FILE: Final = "this router was not started from a file that can be changed"
 
 
@@ -197,26 +202,39 @@ def _checked(before: str, new: str, may_edit: bool) -> Mapping[str, Any]:
     """Return what is wrong with a text, and what is different in it."""
     environment = Environment()
     problems: Sequence[Problem] = ()
+    more = 0
     warned: Sequence[tuple[str, str]] = ()
     try:
         config: Config = parse_config(new, environment=environment)
     except ConfigError as error:
-        problems = problems_of(error, new)
+        problems, more = problems_of(error, new), error.more
     else:
         warned = [(place, environment.masked(words)) for place, words in warnings(config)]
-    found = problems_of(ConfigError("", warned), new) if warned else []
+    doubts = ConfigError("", warned)
     return {
         "problems": [attrs.asdict(problem) for problem in problems],
-        "warnings": [attrs.asdict(warning) for warning in found],
+        "more_problems": more,
+        "warnings": [attrs.asdict(warning) for warning in problems_of(doubts, new)],
+        "more_warnings": doubts.more,
         "diff": _diff(_visible(before, may_edit), _visible(new, may_edit)),
     }
 
 
 def _diff(before: str, after: str) -> str:
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), "engines.toml", "new", lineterm="", n=_CONTEXT_LINES
-    )
-    return "\n".join(lines)
+    old, new = before.splitlines(), after.splitlines()
+    if _pairs(old, new) > _MOST_PAIRS:
+        # Which of the many equal lines belong together would take minutes to find out.
+        return "\n".join(
+            ("--- engines.toml", "+++ new", *(f"-{line}" for line in old), *(f"+{line}" for line in new))
+        )
+    return "\n".join(difflib.unified_diff(old, new, "engines.toml", "new", lineterm="", n=_CONTEXT_LINES))
+
+
+def _pairs(old: Sequence[str], new: Sequence[str]) -> int:
+    """Return how many pairs of equal lines a comparison looks at, again and again. Lines that are everywhere it ignores."""
+    most = math.inf if len(new) < _FEW_LINES else len(new) // 100 + 1
+    news = Counter(new)
+    return sum(count * news[line] for line, count in Counter(old).items() if news[line] <= most)
 
 
 def _saved(path: Path, new: str, before: str) -> Path | None:

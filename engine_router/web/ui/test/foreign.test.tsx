@@ -51,7 +51,7 @@ describe("a name that turns its line round", () => {
     ["a model", <ModelPage id={TURNED} />],
     ["requests in flight", <InFlightRequests />],
     ["past requests", <PastRequests />],
-    ["the faults of the configuration", <Editor text="" readOnly problems={[{ path: TURNED, message: TURNED, line: 1, column: 1 }]} onInput={() => {}} />],
+    ["the faults of the configuration", <Editor text="" readOnly problems={[{ path: TURNED, message: TURNED, line: 1, column: 1 }]} more={0} onInput={() => {}} />],
   ])("changes nothing around it: %s", async (_, view) => {
     session.value = { authenticated: true, key: null, admin: true, asks_for_key: false };
     const details = { settings: [{ name: "argv", value: [TURNED], from: TURNED }], command: [TURNED], architecture: TURNED, quantization: "Q4", starts: [], file: TURNED };

@@ -1,18 +1,21 @@
 // The text of the configuration, with the numbers of its lines and what is wrong with them.
 import { useMemo, useRef } from "preact/hooks";
+import { count } from "../components/format";
 import type { Problem } from "./types";
 
 interface EditorProps {
   text: string;
   readOnly: boolean;
   problems: readonly Problem[];
+  /** How many there are beyond those. */
+  more: number;
   onInput: (text: string) => void;
 }
 
-export function Editor({ text, readOnly, problems, onInput }: EditorProps) {
+export function Editor({ text, readOnly, problems, more, onInput }: EditorProps) {
   const area = useRef<HTMLTextAreaElement>(null);
   const gutter = useRef<HTMLDivElement>(null);
-  const count = useMemo(() => text.split("\n").length, [text]);
+  const lines = useMemo(() => text.split("\n").length, [text]);
   const bad = useMemo(() => new Set(problems.map(({ line }) => line)), [problems]);
   const scrolled = (): void => {
     if (gutter.current && area.current) gutter.current.scrollTop = area.current.scrollTop;
@@ -22,13 +25,13 @@ export function Editor({ text, readOnly, problems, onInput }: EditorProps) {
     const at = offsetOf(text, line, column ?? 1);
     area.current.focus();
     area.current.setSelectionRange(at, at);
-    area.current.scrollTop = (area.current.scrollHeight * (line - 3)) / count;
+    area.current.scrollTop = (area.current.scrollHeight * (line - 3)) / lines;
   };
   return (
     <>
       <div class="editor">
         <div ref={gutter} class="gutter" aria-hidden="true">
-          {Array.from({ length: count }, (_, index) => (
+          {Array.from({ length: lines }, (_, index) => (
             <div key={index} class={bad.has(index + 1) ? "wrong" : ""}>
               {index + 1}
             </div>
@@ -59,9 +62,15 @@ export function Editor({ text, readOnly, problems, onInput }: EditorProps) {
             <bdi>{problem.message}</bdi>
           </li>
         ))}
+        <More count={more} />
       </ul>
     </>
   );
+}
+
+/** Says how many faults are not listed. */
+export function More({ count: more }: { count: number }) {
+  return more > 0 ? <li class="soft">and {count(more)} more</li> : null;
 }
 
 /** Returns where a place in a text is, counted in characters; lines and columns begin at 1. */

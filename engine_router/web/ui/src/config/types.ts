@@ -20,7 +20,10 @@ export interface Problem {
 
 export interface Checked {
   problems: Problem[];
+  /** How many there are beyond those. */
+  more_problems: number;
   warnings: Problem[];
+  more_warnings: number;
   diff: string;
 }
 

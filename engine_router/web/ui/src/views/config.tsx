@@ -4,7 +4,7 @@ import { get, post, request } from "../api";
 import { Dialog } from "../components/dialog";
 import { attempt, toast } from "../components/toast";
 import { Doctor } from "../config/doctor";
-import { Difference, Editor } from "../config/editor";
+import { Difference, Editor, More } from "../config/editor";
 import type { Checked, ConfigFile, Saved } from "../config/types";
 
 const CHECK_AFTER_MS = 400;
@@ -51,7 +51,7 @@ function Edited({ file, reload }: { file: ConfigFile; reload: () => void }) {
         <code>{file.path}</code> {!file.editable && <span class="tag">read-only</span>}
       </h2>
       {file.why_not && <p class="soft">{file.why_not}</p>}
-      <Editor text={text} readOnly={!file.editable} problems={checked?.problems ?? []} onInput={setText} />
+      <Editor text={text} readOnly={!file.editable} problems={checked?.problems ?? []} more={checked?.more_problems ?? 0} onInput={setText} />
       <ul class="plain problems">
         {checked?.warnings.map((warning, index) => (
           <li key={index}>
@@ -60,6 +60,7 @@ function Edited({ file, reload }: { file: ConfigFile; reload: () => void }) {
             <bdi>{warning.message}</bdi>
           </li>
         ))}
+        <More count={checked?.more_warnings ?? 0} />
       </ul>
       {file.editable && (
         <div class="buttons">
