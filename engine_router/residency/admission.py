@@ -74,7 +74,7 @@ class Admission:
 
     @staticmethod
     def _admits(state: ResidentState | None) -> TypeGuard[ResidentState]:
-        return state is not None and state.phase is Phase.READY
+        return state is not None and state.phase is Phase.READY and len(state.leases) < state.most_leases
 
     def _refusal(self, resident: ResidentId, now: float) -> RouterError | None:
         if self._pool.is_closing:
@@ -102,6 +102,32 @@ class Admission:
     def found(self, resident: ResidentId, now: float) -> list[Effect]:
         """Let those line up who waited for a look at what turned out to run already."""
         return self._line_up_all(self._prechecks.take(resident), now)
+
+    def place(self, ticket: Ticket) -> int:
+        """See `Ledger.place`."""
+        state = self._pool.budget.states.get(ticket.resident)
+        is_alone = state is not None and state.phase is Phase.READY  # others are not in its way then
+        return sum(
+            other.arrived_at < ticket.arrived_at
+            for other in self._pool.queue
+            if not is_alone or other.resident == ticket.resident
+        )
+
+    def shut(self, resident: ResidentId, error: RouterError, now: float, until: float) -> list[Effect]:
+        """Admit nobody else to a resident that cannot be reached, and refuse those who wait for it."""
+        if (state := self._pool.budget.states.get(resident)) is None:
+            return []
+        state.is_shut, state.most_leases = True, 0
+        self._pool.failures.shut(resident, error, now, until)
+        refusal = error.remembered(ago_s=0.0, again_in_s=until - now)
+        return [messages.Refuse(ticket, refusal) for ticket in self._pool.queue.take(resident)]
+
+    def open(self, resident: ResidentId) -> None:
+        """Admit to a resident again that was shut."""
+        if (state := self._pool.budget.states.get(resident)) is not None:
+            state.is_shut = False
+            self._pool.budget.describe(state)
+            self._pool.failures.forget(resident)
 
     def _line_up_all(self, tickets: list[Ticket], now: float) -> list[Effect]:
         effects: list[Effect] = []

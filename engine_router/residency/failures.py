@@ -61,6 +61,11 @@ class Failures:
             self.forget(resident)
         self._note(resident, error, now, harmless=1)
 
+    def shut(self, resident: ResidentId, error: RouterError, now: float, until: float) -> None:
+        """Note that a resident cannot be reached, and is not tried again before a time."""
+        before = self._failures.get(resident)
+        self._failures[resident] = Failure(error, now, until, 1 if before is None else before.count + 1)
+
     def forgive(self, resident: ResidentId, now: float) -> None:
         """Note that it works again; how often it failed counts until it has worked for a while."""
         if (failure := self._failures.get(resident)) is not None:

@@ -130,8 +130,8 @@ class Ledger:
         return counts
 
     def place(self, ticket: Ticket) -> int:
-        """Return how many tickets arrived before this one and still wait."""
-        return sum(other.arrived_at < ticket.arrived_at for other in self._queue)
+        """Return how many tickets arrived before this one and still wait: for the same where that is ready."""
+        return self._admission.place(ticket)
 
     def failures(self) -> Mapping[ResidentId, Failure]:
         """Return which residents failed and have not worked since."""
@@ -139,7 +139,7 @@ class Ledger:
         return {
             resident: failure
             for resident, failure in self._failures.listed().items()
-            if resident not in present or present[resident].phase is not Phase.READY
+            if resident not in present or not present[resident].is_open
         }
 
     def turns(self, now: float) -> list[Turn]:
@@ -165,7 +165,7 @@ class Ledger:
         Nothing that could be decided changes by one more lease of a ready resident while nobody is overdue.
         """
         state = self.budget.states.get(ticket.resident)
-        if state is None or state.phase is not Phase.READY:
+        if state is None or state.phase is not Phase.READY or len(state.leases) >= state.most_leases:
             return False
         if self._queue.length and now >= self._queue.first_deadline():  # Rules 3 and 4
             return False
@@ -183,9 +183,9 @@ class Ledger:
             return messages.Release(ticket)
         state.take_back(ticket, now)
         if state.leases:
-            return None
+            return messages.GivenBack(ticket.resident) if self._planner.may_grant(state) else None
         self._idle_gaps.released(ticket.resident, now, busy_s=now - state.busy_since)
-        return None if self._planner.may_idle(state, now) else messages.Idle(ticket.resident)
+        return None if self._planner.may_idle(state, now) else messages.GivenBack(ticket.resident)
 
     # What happens.
 
@@ -216,6 +216,8 @@ class Ledger:
                 effects = self._stop_failed(resident, error)
             case messages.Checked(resident, objection):
                 effects = self._admission.checked(resident, objection, now)
+            case messages.Shut(resident, error, until):
+                effects = self._admission.shut(resident, error, now, until)
             case messages.Adopt(resident):
                 effects = self._adopt(resident, now)
             case messages.Pin(resident, pinned):
@@ -238,17 +240,21 @@ class Ledger:
                 self._settled(resident)
             case messages.Down(resident, error):
                 self._went_down(resident, error, now)
+            case messages.Opened(resident):
+                self._admission.open(resident)
             case messages.Weighed(resident, need_bytes):
                 self._weigh(resident, need_bytes)
             case messages.Short(resident, missing_bytes):
-                self._run_short(resident, missing_bytes)
+                if (state := self.state(resident)) is not None:
+                    state.short_bytes = missing_bytes
             case messages.Preload(residents):
                 self._pool.preload.update(dict.fromkeys(self._fitting(residents)))
             case messages.Unload(resident):
                 self._unload(resident)
             case messages.KeepAlive(resident, seconds):
-                self._keep(resident, seconds)
-            case _:  # somebody is idle, or time has passed
+                if (state := self.state(resident)) is not None:
+                    state.keep_alive_s = seconds
+            case _:  # a lease was given back, or time has passed
                 pass
 
     # What each event changes.
@@ -342,14 +348,6 @@ class Ledger:
             return []
         del self.budget.states[resident]
         return [messages.Forget(resident)]
-
-    def _keep(self, resident: ResidentId, seconds: float) -> None:
-        if (state := self.state(resident)) is not None:
-            state.keep_alive_s = seconds
-
-    def _run_short(self, resident: ResidentId, missing_bytes: int) -> None:
-        if (state := self.state(resident)) is not None:
-            state.short_bytes = missing_bytes
 
     def _settled(self, resident: ResidentId) -> None:
         self.budget.settling.pop(resident, None)

@@ -41,6 +41,8 @@ class MemoryBudget:
         state.group = profile.group
         state.pinned = self._pins.get(resident, profile.pinned)
         state.idle_timeout_s = profile.idle_timeout_s
+        state.is_always_there = profile.is_always_there
+        state.most_leases = 0 if state.is_shut else profile.max_leases
 
     def need(self, resident: ResidentId) -> float:
         """Return what a resident takes of the budget; 0 without one.

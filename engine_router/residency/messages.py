@@ -53,8 +53,8 @@ class Release(Struct, frozen=True):
     ticket: Ticket
 
 
-class Idle(Struct, frozen=True):
-    """The last lease of a resident has been given back."""
+class GivenBack(Struct, frozen=True):
+    """A lease has been given back: the last one of its resident, or one whose place another waits for."""
 
     resident: ResidentId
 
@@ -104,6 +104,20 @@ class Down(Struct, frozen=True):
 
     resident: ResidentId
     error: RouterError
+
+
+class Shut(Struct, frozen=True):
+    """A resident cannot be reached: it takes no more requests. Those under way go on; others are refused until a time."""
+
+    resident: ResidentId
+    error: RouterError
+    until: float
+
+
+class Opened(Struct, frozen=True):
+    """A resident that was shut can be reached again."""
+
+    resident: ResidentId
 
 
 class Checked(Struct, frozen=True):
@@ -171,7 +185,7 @@ class Tick(Struct, frozen=True):
 LedgerEvent = (
     Acquire
     | Release
-    | Idle
+    | GivenBack
     | BecameReady
     | Weighed
     | Short
@@ -179,6 +193,8 @@ LedgerEvent = (
     | StopFailed
     | Settled
     | Down
+    | Shut
+    | Opened
     | Checked
     | Adopt
     | Preload

@@ -114,6 +114,10 @@ class Planner:
             effects += self._look_ahead(now)
         return effects
 
+    def may_grant(self, state: ResidentState) -> bool:
+        """Tell whether somebody may wait for the place of a lease that was given back."""
+        return state.most_leases < math.inf and self._queue.count(state.resident) > 0
+
     def may_idle(self, state: ResidentState, now: float) -> bool:
         """Tell whether the plan stays what it was though nobody uses a resident any more."""
         if self._queue.length or state.phase is not Phase.READY:
@@ -222,7 +226,7 @@ class Planner:
     def expiry(self, state: ResidentState, idle_since: float) -> float:
         """Return when a resident that is idle since then is stopped for it."""
         default_model = self._budget.capacity.default_model
-        if state.pinned or state.resident == default_model:
+        if state.pinned or state.is_always_there or state.resident == default_model:
             return math.inf
         limit_s = state.keep_alive_s
         if limit_s is None:
@@ -274,11 +278,21 @@ class Planner:
     # Steps.
 
     def grant(self, state: ResidentState, now: float) -> list[Effect]:
-        """Grant everybody who waits for a ready resident."""
+        """Grant everybody who waits for a ready resident, as far as it takes so many at the same time."""
+        if state.most_leases < math.inf:
+            return list(self._grant_some(state, now))
         tickets = self._queue.take(state.resident)
         for ticket in tickets:
             state.lend(ticket, now)
         return [messages.Grant(ticket) for ticket in tickets]
+
+    def _grant_some(self, state: ResidentState, now: float) -> Iterator[Effect]:
+        while len(state.leases) < state.most_leases:
+            ticket = self._queue.take_next(state.resident, now)
+            if ticket is None:
+                return
+            state.lend(ticket, now)
+            yield messages.Grant(ticket)
 
     def _refuse_the_impossible(self) -> list[Effect]:
         """Refuse those who wait for what cannot be started beside those who are pinned now."""
@@ -294,7 +308,7 @@ class Planner:
     def _start(self, resident: ResidentId, cause: str) -> list[Effect]:
         state = self._budget.states[resident] = self._budget.new(resident)
         self._pool.is_tighter |= state.pinned
-        return [messages.Start(resident, cause)]
+        return [messages.Start(resident, cause, adopt=state.is_always_there)]
 
     def _drain(
         self, state: ResidentState, cause: str, wanted: ResidentId | None, deadline: float

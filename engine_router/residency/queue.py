@@ -257,6 +257,20 @@ class TicketQueue:
         self._place(resident, line)
         return taken
 
+    def take_next(self, resident: ResidentId, now: float) -> Ticket | None:
+        """Take out the next ticket for a resident: who is overdue the longest, else by priority and arrival (Rule 5)."""
+        line = self._lines.get(resident)
+        if line is None:
+            return None
+        heads = _heads_of(line)
+        overdue = [head for head in heads if head.deadline <= now]
+        if overdue:
+            head = min(overdue, key=lambda head: head.deadline)
+        else:
+            head = min(heads, key=lambda head: (_RANK[head.priority], head.arrived_at))
+        self.remove(head)
+        return head
+
     def take_all(self) -> list[Ticket]:
         """Take out all tickets."""
         return [ticket for resident in tuple(self._lines) for ticket in self.take(resident)]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import enum
 import math
+from typing import Final
 
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import RouterError
 from engine_router.residency.messages import Ticket
+
+
+# The share of the newest lease in what leases take.
+_NEWEST: Final = 0.2
 
 
 class Phase(enum.Enum):
@@ -31,9 +36,12 @@ class ResidentState:
         need_bytes: what it takes of the pool's budget; 0 where there is none.
         short_bytes: what was found missing before its start, and is not being made room for yet.
         group: whom it shares the memory with; see `Profile`.
-        pinned, idle_timeout_s: see `Profile`.
+        pinned, idle_timeout_s, is_always_there: see `Profile`.
         phase: see `Phase`.
-        leases: the tickets that may use it now. In dicts, for their order: what is revoked first came first.
+        leases: the tickets that may use it now, each with when that began. What is revoked first came first.
+        most_leases: that many may use it: all that its profile allows, and none while it is shut.
+        is_shut: it cannot be reached, so that nobody else may use it.
+        lease_s: seconds that its leases take, about; None where that is not known. Only where they are limited.
         ready_at: when it became ready.
         idle_since: when its last lease ended, or it became ready for nobody; infinity while it is used.
         busy_since: when it was idle last.
@@ -60,7 +68,11 @@ class ResidentState:
     pinned: bool = False
     idle_timeout_s: float = math.inf
     phase: Phase = Phase.STARTING
-    leases: dict[Ticket, None] = field(factory=dict)
+    is_always_there: bool = False
+    leases: dict[Ticket, float] = field(factory=dict)
+    most_leases: float = math.inf
+    is_shut: bool = False
+    lease_s: float | None = None
     ready_at: float = math.inf
     idle_since: float = math.inf
     busy_since: float = math.inf
@@ -84,6 +96,11 @@ class ResidentState:
         return self.phase is Phase.READY and not self.leases
 
     @property
+    def is_open(self) -> bool:
+        """Whether it serves, and can be reached."""
+        return self.phase is Phase.READY and not self.is_shut
+
+    @property
     def is_leaving(self) -> bool:
         """Whether its end is decided for good, whoever waits."""
         is_forced = self.unloading or self.down is not None
@@ -93,13 +110,18 @@ class ResidentState:
         """Let a ticket use it."""
         if not self.leases:
             self.busy_since = now
-        self.leases[ticket] = None
+        self.leases[ticket] = now
         self.idle_since = self.expires_at = math.inf
         self.held_until = None
 
     def take_back(self, ticket: Ticket, now: float) -> None:
         """End a lease."""
-        del self.leases[ticket]
+        lent_at = self.leases.pop(ticket)
+        if self.most_leases < math.inf:
+            took_s = now - lent_at
+            self.lease_s = (
+                took_s if self.lease_s is None else self.lease_s + (took_s - self.lease_s) * _NEWEST
+            )
         if ticket.keep_alive_s is not None:
             self.keep_alive_s = ticket.keep_alive_s
         if not self.leases:

@@ -41,11 +41,13 @@ class Capacity:
         max_resident: how many may be there at once; 0: as many as fit.
         default_model: the resident to return to when nobody wants another.
         return_after_s: an idle resident makes way for it after so long, in seconds.
+        is_boundless: no memory here: any number of residents, whatever they need.
         is_auto: the budget is what is free at the start, less the reserve; exclusive where that is unknown.
         reserve_bytes: what is left to others then.
     """
 
     budget_bytes: int | None = None
+    is_boundless: bool = False
     is_auto: bool = False
     reserve_bytes: int = 0
     max_resident: int = 0
@@ -55,7 +57,7 @@ class Capacity:
     @property
     def is_exclusive(self) -> bool:
         """Whether residents share the memory with nobody but their group."""
-        return self.budget_bytes is None
+        return self.budget_bytes is None and not self.is_boundless
 
 
 @frozen(kw_only=True)
@@ -72,6 +74,8 @@ class Profile:
         pinned: it is never stopped for somebody else's sake, nor for being idle.
         idle_timeout_s: idle for so long, it is stopped.
         is_checkable: its engine can be asked beforehand whether a start would be in vain.
+        is_always_there: it runs by itself: it is neither started nor stopped for anybody.
+        max_leases: that many requests may use it at the same time; others wait.
     """
 
     need_bytes: int | None = None
@@ -83,6 +87,8 @@ class Profile:
     pinned: bool = False
     idle_timeout_s: float = math.inf
     is_checkable: bool = False
+    is_always_there: bool = False
+    max_leases: float = math.inf
 
     @property
     def is_guessed(self) -> bool:
@@ -109,6 +115,8 @@ class Traits:
     group: str | None = None
     pinned: bool = False
     idle_timeout_s: float = math.inf
+    is_always_there: bool = False
+    max_leases: float = math.inf
 
     def profile(self, measured: Measurement) -> Profile:
         """Return what is known of the resident: what is declared goes before what was measured, and both before guesses."""
@@ -124,6 +132,8 @@ class Traits:
             pinned=self.pinned,
             idle_timeout_s=self.idle_timeout_s,
             is_checkable=True,
+            is_always_there=self.is_always_there,
+            max_leases=self.max_leases,
         )
 
 
@@ -139,10 +149,12 @@ class ResidencySettings:
         capacities: what each pool can hold, by its name; one resident at a time where absent.
         traits: what the configuration says of a resident; asked often, and so not to take long.
         preload: residents to be started before anybody asks, as far as they fit.
+        always_there: residents that run by themselves.
         files: what is done about their files when one makes way for another.
     """
 
     capacities: Mapping[str, Capacity] = field(factory=dict)
     traits: Callable[[ResidentId], Traits] = _no_traits
     preload: tuple[ResidentId, ...] = ()
+    always_there: tuple[ResidentId, ...] = ()
     files: Files = field(factory=NoFiles)

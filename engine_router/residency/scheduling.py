@@ -224,7 +224,7 @@ class Scheduler:
         if capacity.max_resident and len(promised) >= capacity.max_resident:
             return True
         if capacity.budget_bytes is None:
-            return promised[-1].group is None
+            return capacity.is_exclusive and promised[-1].group is None
         return sum(state.need_bytes for state in promised) >= capacity.budget_bytes
 
     def _turn(self, resident: ResidentId, promises: _Promises, now: float) -> Turn:

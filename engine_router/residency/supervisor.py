@@ -201,6 +201,7 @@ class Supervisor:
         One that could not be stopped is taken to be gone: whoever asks for this has seen to it.
         """
         self.pool(resident).tell(messages.Reset(resident))
+        self.doubt(resident)  # one that cannot be reached is looked at now
 
     def doubt(self, resident: ResidentId) -> None:
         """Tell that a resident could not be reached, so that its engine looks whether it is still there."""
