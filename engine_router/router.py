@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import Factory, define, field, frozen
 
-from engine_router.config import Config, HttpConfig, OllamaConfig
+from engine_router.config import Config, HttpConfig, OllamaConfig, RemoteConfig
 from engine_router.config.diff import Changes
 from engine_router.engines.base import Engine, LogRing, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
@@ -256,7 +256,7 @@ class Router:
         """Tell of each engine that runs by itself, may have models that nobody else knows, and does not say which."""
         for name in sorted(self.lister.silent):
             config = self.config.engines.get(name)
-            if isinstance(config, (HttpConfig, OllamaConfig)) and config.discover:
+            if isinstance(config, (HttpConfig, OllamaConfig, RemoteConfig)) and config.discover:
                 yield f"engine '{name}' does not answer at {config.base_url}"
 
     def _starting(self) -> list[str]:

@@ -58,11 +58,12 @@ class Remotes:
 
     def leases(self, resident: ResidentId = A) -> list[Ticket]:
         state = self.ledger.state(resident)
-        assert state is not None and state.phase is Phase.READY
+        assert state is not None
+        assert state.phase is Phase.READY
         return list(state.leases)
 
 
-def test_beyond_the_limit_requests_wait_and_are_served_in_order():
+def test_beyond_the_limit_requests_wait_and_are_served_in_order() -> None:
     remotes = Remotes()
     first, second, third, fourth = (remotes.ask(now=at) for at in range(4))
     assert remotes.leases() == [first, second]
@@ -72,7 +73,7 @@ def test_beyond_the_limit_requests_wait_and_are_served_in_order():
     assert remotes.apply(Release(third), 7) == []
 
 
-def test_a_lease_given_back_beside_the_ledger_makes_room_too():
+def test_a_lease_given_back_beside_the_ledger_makes_room_too() -> None:
     remotes = Remotes(most=1)
     first, second = remotes.ask(), remotes.ask()
     event = remotes.ledger.give_back(first, 1)
@@ -81,14 +82,14 @@ def test_a_lease_given_back_beside_the_ledger_makes_room_too():
     assert remotes.ledger.give_back(second, 2) is None
 
 
-def test_nothing_is_lent_past_the_limit_without_a_plan():
+def test_nothing_is_lent_past_the_limit_without_a_plan() -> None:
     remotes = Remotes(most=1)
     assert remotes.ledger.lend(Ticket(A), 0)
     assert not remotes.ledger.lend(Ticket(A), 0)
     assert remotes.ledger.lend(Ticket(B), 0)
 
 
-def test_who_leaves_the_queue_frees_its_place():
+def test_who_leaves_the_queue_frees_its_place() -> None:
     remotes = Remotes(most=1)
     first, second, third = remotes.ask(now=0), remotes.ask(now=1), remotes.ask(now=2)
     assert remotes.apply(Release(second), 3) == []
@@ -96,7 +97,7 @@ def test_who_leaves_the_queue_frees_its_place():
     assert remotes.apply(Release(first), 4) == [Grant(third)]
 
 
-def test_priority_goes_first_until_somebody_has_waited_too_long():
+def test_priority_goes_first_until_somebody_has_waited_too_long() -> None:
     remotes = Remotes(most=1)
     first = remotes.ask(now=0)
     low = remotes.ask(now=1, priority="low")
@@ -107,13 +108,14 @@ def test_priority_goes_first_until_somebody_has_waited_too_long():
     assert remotes.apply(Release(low), 62) == [Grant(later)]
 
 
-def test_a_full_line_concerns_nobody_else():
+def test_a_full_line_concerns_nobody_else() -> None:
     remotes = Remotes(most=1)
     for _ in range(1 + 3):
         remotes.ask()
     one_more = Ticket(A)
     (effect,) = remotes.apply(Acquire(one_more))
-    assert isinstance(effect, Refuse) and effect.error.status == 503
+    assert isinstance(effect, Refuse)
+    assert effect.error.status == 503
     other = Ticket(B)
     assert remotes.apply(Acquire(other)) == [Grant(other)]
     # However long those wait, they are in nobody's way.
@@ -122,14 +124,14 @@ def test_a_full_line_concerns_nobody_else():
     assert remotes.apply(Acquire(late), 1000) == [Grant(late)]
 
 
-def test_a_higher_limit_is_used_at_once():
+def test_a_higher_limit_is_used_at_once() -> None:
     remotes = Remotes(most=1)
     _, second, third = remotes.ask(), remotes.ask(), remotes.ask()
     remotes.most = 3
     assert remotes.apply(Reconfigured(RULES, BOUNDLESS), 1) == [Grant(second), Grant(third)]
 
 
-def test_it_stays_whatever_clients_say():
+def test_it_stays_whatever_clients_say() -> None:
     remotes = Remotes()
     assert remotes.apply(KeepAlive(A, 0), 1) == []
     assert remotes.apply(Tick(), 1e9) == []
@@ -137,7 +139,7 @@ def test_it_stays_whatever_clients_say():
 
 
 @pytest.mark.parametrize("most", [1, math.inf])
-def test_what_cannot_be_reached_refuses_and_lets_those_under_way_go_on(most: float):
+def test_what_cannot_be_reached_refuses_and_lets_those_under_way_go_on(most: float) -> None:
     remotes = Remotes(most)
     held = remotes.ask()
     waiting = remotes.ask() if most == 1 else None
@@ -146,13 +148,14 @@ def test_what_cannot_be_reached_refuses_and_lets_those_under_way_go_on(most: flo
     assert held in remotes.leases()
     refused = Ticket(A)
     (effect,) = remotes.apply(Acquire(refused), 7)
-    assert isinstance(effect, Refuse) and effect.error.retry_after_s == 3
+    assert isinstance(effect, Refuse)
+    assert effect.error.retry_after_s == 3
     assert not remotes.ledger.lend(Ticket(A), 7)
     assert remotes.ledger.failures()[A].error is GONE
     assert remotes.ledger.lend(Ticket(B), 7)
 
 
-def test_while_it_is_looked_at_again_requests_wait_for_the_outcome():
+def test_while_it_is_looked_at_again_requests_wait_for_the_outcome() -> None:
     remotes = Remotes()
     remotes.apply(Shut(A, GONE, until=10), 5)
     early, late = remotes.ask(now=10), remotes.ask(now=11)
@@ -162,11 +165,12 @@ def test_while_it_is_looked_at_again_requests_wait_for_the_outcome():
     remotes.apply(Shut(A, GONE, until=20), 15)
     third = remotes.ask(now=20)
     (effect,) = remotes.apply(Shut(A, GONE, until=40), 21)
-    assert isinstance(effect, Refuse) and effect.ticket is third and effect.error.retry_after_s == 19
+    assert isinstance(effect, Refuse)
+    assert (effect.ticket, effect.error.retry_after_s) == (third, 19)
     assert remotes.ledger.failures()[A].count == 2
 
 
-def test_after_a_reset_requests_wait_for_the_next_look():
+def test_after_a_reset_requests_wait_for_the_next_look() -> None:
     remotes = Remotes()
     remotes.apply(Shut(A, GONE, until=100), 5)
     remotes.apply(Reset(A), 6)
@@ -174,11 +178,12 @@ def test_after_a_reset_requests_wait_for_the_next_look():
     assert remotes.apply(Opened(A), 8) == [Grant(ticket)]
 
 
-def test_how_long_leases_take_is_learned():
+def test_how_long_leases_take_is_learned() -> None:
     remotes = Remotes(most=1)
     first = remotes.ask(now=0)
     remotes.apply(Release(first), 10)
     second = remotes.ask(now=10)
     remotes.apply(Release(second), 30)
     state = remotes.ledger.state(A)
-    assert state is not None and state.lease_s == pytest.approx(12)
+    assert state is not None
+    assert state.lease_s == pytest.approx(12)

@@ -7,6 +7,7 @@ import math
 import socket
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -293,7 +294,7 @@ async def test_a_handshake_that_fails_leaves_no_socket() -> None:
             assert psutil.Process().num_fds() <= before
 
 
-async def test_over_tls() -> None:
+async def test_over_tls(tmp_path: Path) -> None:
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -305,8 +306,8 @@ async def test_over_tls() -> None:
         await answering(HELLO)(line)
 
     async with wire(script) as engine:
-        engine.upstream._tls = ssl.create_default_context()
-        authority.configure_trust(engine.upstream._tls)
+        engine.ca_file = str(tmp_path / "ca.pem")
+        authority.cert_pem.write_to_path(engine.ca_file)
         engine.base_url = engine.base_url.replace("http:", "https:")
         for _ in range(2):
             assert (await engine.fetch())[1] == b"hello"

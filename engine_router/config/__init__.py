@@ -1,6 +1,7 @@
 """Configuration: the classes, and how a file becomes one of them."""
 
 from engine_router.config.engines import (
+    REMOTES,
     AnyEngineConfig,
     CallConfig,
     ConfigFileConfig,
@@ -10,6 +11,7 @@ from engine_router.config.engines import (
     LoadedConfig,
     OllamaConfig,
     ProcessConfig,
+    RemoteConfig,
     SleepConfig,
     SystemdConfig,
 )
@@ -30,6 +32,7 @@ from engine_router.config.model import (
 from engine_router.config.template import is_template
 
 __all__ = [
+    "REMOTES",
     "AnyEngineConfig",
     "ApiKey",
     "CallConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "PoolConfig",
     "Priority",
     "ProcessConfig",
+    "RemoteConfig",
     "SchedulingConfig",
     "ServerConfig",
     "SleepConfig",

@@ -139,6 +139,11 @@ _BESIDE = frozenset(
         "endpoints",
         "headers",
         "stream_upstream",
+        "api_key",
+        "dialects",
+        "max_in_flight",
+        "paid",
+        "allow_default",
         "scan",
         "scan_formats",
     )

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import frozen
 
 from engine_router.config.kinds import (
     Argv,
     BaseUrl,
+    Count,
     Gigabytes,
     HeaderValue,
     JsonValue,
     Name,
     ReadyCheck,
+    RemoteUrl,
     Seconds,
     SignalName,
     SleepLevel,
     UrlPath,
     VariableValue,
 )
-from engine_router.config.options import option, required, table
+from engine_router.config.options import no_option, option, required, table
+
+REMOTES: Final = "remotes"
+"""The pool of remotes, which is no memory and has no options. All other pools are memories."""
 
 OptionalEndpoint = Literal["/v1/messages", "/v1/messages/count_tokens", "/v1/responses"]
 """An endpoint that only some engines have."""
@@ -286,7 +291,55 @@ class SystemdConfig(EngineConfig):
     )
 
 
-AnyEngineConfig = ProcessConfig | HttpConfig | OllamaConfig | SystemdConfig
+@frozen(kw_only=True, repr=False)
+class RemoteConfig(EngineConfig):
+    """`type = "remote"`: a server that is always on, on another machine or in a cloud: nothing is started or stopped."""
+
+    type: Literal["remote"] = option(
+        "remote", "A server that is always on, on another machine or in a cloud."
+    )
+    base_url: RemoteUrl = required(
+        "Its base URL as an OpenAI client has it, such as https://openrouter.ai/api/v1; for a server that speaks only "
+        "Anthropic's dialect, or Ollama's, as a client of that has it."
+    )
+    api_key: HeaderValue | None = option(
+        None,
+        "Its key, such as ${env:OPENROUTER_API_KEY}: sent as Bearer token, and to /v1/messages as x-api-key. No key of a "
+        "client ever goes there.",
+    )
+    dialects: tuple[Literal["openai", "anthropic", "ollama"], ...] = option(
+        ("openai",),
+        "The dialects that it speaks. Requests in another one are translated to OpenAI's, which an Ollama server speaks, "
+        "too.",
+    )
+    max_in_flight: Count = option(
+        0, "Requests that it gets at the same time; the others wait in a queue. 0: any number."
+    )
+    paid: bool = option(
+        False,
+        "Whether its answers cost money. Then only a request that names its model goes there, be it by an alias, and none "
+        "by default_model.",
+    )
+    allow_default: bool = option(
+        False, "paid only: let requests without a model go there all the same, where default_model says so."
+    )
+    ca_file: str | None = option(
+        None, "PEM file of the authorities that vouch for its certificate, in place of the system's."
+    )
+    pool: str = no_option(REMOTES)
+    memory_gb: float | None = no_option(None)
+    group: str | None = no_option(None)
+    pinned: bool = no_option(False)
+    idle_timeout_s: float | None = no_option(None)
+    start_timeout_s: float = no_option(0.0)
+    stop_timeout_s: float = no_option(0.0)
+
+    def speaks(self, dialect: Literal["openai", "anthropic", "ollama"]) -> bool:
+        """Tell whether it speaks a dialect; an Ollama server speaks OpenAI's, too."""
+        return dialect in self.dialects or (dialect == "openai" and "ollama" in self.dialects)
+
+
+AnyEngineConfig = ProcessConfig | HttpConfig | OllamaConfig | SystemdConfig | RemoteConfig
 """Any engine's configuration."""
 
 ENGINE_TYPES: Mapping[str, type[AnyEngineConfig]] = {
@@ -294,5 +347,6 @@ ENGINE_TYPES: Mapping[str, type[AnyEngineConfig]] = {
     "http": HttpConfig,
     "ollama": OllamaConfig,
     "systemd": SystemdConfig,
+    "remote": RemoteConfig,
 }
 """The class for each value of `type`."""

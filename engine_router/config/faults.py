@@ -23,6 +23,7 @@ KEYS_OF_CLIENTS: Final = "key_priorities"
 # Tables and options whose values may be secrets: they are not repeated.
 _PRIVATE: Final = frozenset(
     {
+        "api_key",
         "api_keys",
         KEYS_OF_CLIENTS,
         "headers",

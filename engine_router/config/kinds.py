@@ -27,6 +27,7 @@ from engine_router.config.values import (
     read_origin,
     read_path,
     read_ready_check,
+    read_remote_url,
     read_signal,
     read_string,
     read_variable,
@@ -126,6 +127,9 @@ OneOrMore = Annotated[
 
 BaseUrl = Annotated[str, Kind(read_base_url, _text(r"^\s*https?://[^/?#@\s]+/?\s*$"))]
 """`http://host:port` or `https://host:port`, without a trailing slash."""
+
+RemoteUrl = Annotated[str, Kind(read_remote_url, _text(r"^\s*https?://[^/?#@\s]+(/[^?#\s]*)?\s*$"))]
+"""As `BaseUrl`, with an optional path, such as `https://example.com/api/v1`."""
 
 UrlPath = Annotated[str, Kind(read_path, _text(r"^/\S*$"))]
 """The path of a URL, beginning with a slash."""

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import tomli
 
-from engine_router.config.engines import AnyEngineConfig, ProcessConfig
+from engine_router.config.engines import REMOTES, AnyEngineConfig, ProcessConfig, RemoteConfig
 from engine_router.config.environment import Environment
 from engine_router.config.families import with_families
 from engine_router.config.faults import Fault, close, few_explained, is_explained, is_table, quoted
@@ -31,6 +31,7 @@ from engine_router.config.model import (
 from engine_router.config.options import options_of
 from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
+from engine_router.config.remote import remote_faults
 from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import read_engine, read_table
 from engine_router.config.template import is_scanned
@@ -262,6 +263,11 @@ def _cross_faults(
     named_engines = _names_in(data, "engines")
     if not named_engines and is_table(data.get("engines", {})):
         yield "engines", "no engine is configured; add at least one [engines.NAME] table"
+    if REMOTES in pools:
+        yield (
+            f"pools.{REMOTES}",
+            'engines of type "remote" are in a pool of this name; give this one another name',
+        )
     for pool_name, pool in pools.items():
         if pool.gauge == "command" and pool.command is None:
             yield f"pools.{quoted(pool_name)}.command", 'missing; gauge = "command" needs the command to run'
@@ -301,12 +307,14 @@ def _engine_faults(
     named_models: Collection[str],
 ) -> Iterator[Fault]:
     path = f"engines.{quoted(name)}"
-    if engine.pool not in named_pools:
+    if engine.pool not in named_pools and not isinstance(engine, RemoteConfig):
         near = close(engine.pool, named_pools)
         hint = f"; did you mean {shown(near)}?" if near else "; declare it as [pools.NAME]"
         yield f"{path}.pool", f"no pool is called {shown(engine.pool)}{hint}"
     if isinstance(engine, ProcessConfig):
         yield from process_faults(name, engine, models, named_models)
+    elif isinstance(engine, RemoteConfig):
+        yield from remote_faults(engine, path)
 
 
 def _name_faults(

@@ -13,6 +13,7 @@ from engine_router.config.places import Statement, statements
 from engine_router.guards.masking import MASK, Mask, is_secret_name, masked_text, secrets_in
 
 _KEYS: Final = "api_keys"
+_KEY: Final = "api_key"
 _HEADERS: Final = "headers"
 # Its name has no quotes here: `["a"]` may be an item of a list that has no end.
 _TABLE: Final = re.compile(r"\[\[?[ \t]*[A-Za-z0-9_-]")
@@ -61,7 +62,11 @@ def _secret_from(statement: Statement) -> int | None:
         return None
     if KEYS_OF_CLIENTS in tables:  # the very keys are secrets
         return statement.column
-    if key in (_KEYS, KEYS_OF_CLIENTS, _HEADERS) or _HEADERS in tables or (_KEYS in tables and key == "key"):
+    if (
+        key in (_KEYS, _KEY, KEYS_OF_CLIENTS, _HEADERS)
+        or _HEADERS in tables
+        or (_KEYS in tables and key == "key")
+    ):
         return statement.value
     return statement.value if is_secret_name(key) and "env" in tables else None
 

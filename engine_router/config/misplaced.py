@@ -19,6 +19,7 @@ from engine_router.config.model import (
     SchedulingConfig,
     ServerConfig,
 )
+from engine_router.config.options import options_of
 
 _TABLES: Final[Mapping[str, type[Any]]] = {
     "[server]": ServerConfig,
@@ -62,7 +63,7 @@ def table_of(key: str, cls: type[Any] | None = None) -> str | None:
         cls: the class of the table in which it stands.
     """
     if cls is not None and issubclass(cls, EngineConfig):
-        types = [name for name, kind in ENGINE_TYPES.items() if key in attrs.fields_dict(kind)]
+        types = [name for name, kind in ENGINE_TYPES.items() if key in {o.name for o in options_of(kind)}]
         if types:
             return "an engine of type " + " or ".join(types)
     tables = [name for name, kind in _TABLES.items() if kind is not cls and key in attrs.fields_dict(kind)]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import attrs
 from attrs import frozen
 
-from engine_router.config.engines import AnyEngineConfig
+from engine_router.config.engines import AnyEngineConfig, RemoteConfig
 from engine_router.config.keys import ApiKey, Priority
 from engine_router.config.kinds import (
     Addresses,
@@ -351,6 +351,16 @@ class Config:
     )
     hidden: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
     """Values that `${env:NAME}` gave and nobody is told, each with its reference. No option of the file."""
+
+    @functools.cached_property
+    def paid_engines(self) -> frozenset[str]:
+        """The engines whose answers cost money."""
+        return frozenset(n for n, e in self.engines.items() if isinstance(e, RemoteConfig) and e.paid)
+
+    @functools.cached_property
+    def engine_order(self) -> Sequence[str]:
+        """The engines in the order in which a model is looked for in their lists: those that cost money come last."""
+        return sorted(self.engines, key=self.paid_engines.__contains__)
 
     @functools.cached_property
     def models_by_upstream(self) -> Mapping[tuple[str, str], ModelConfig]:

@@ -30,6 +30,11 @@ def option(default: T, doc: str) -> T:
     return attrs.field(default=default, metadata={"doc": doc})
 
 
+def no_option(value: T) -> T:
+    """Declare that what is an option of other tables is none of this one, and has this value."""
+    return attrs.field(default=value)
+
+
 def table(factory: Callable[[], T], doc: str) -> T:
     """Declare an option whose default is made anew: a table of its own."""
     return attrs.field(factory=factory, metadata={"doc": doc})

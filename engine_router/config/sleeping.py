@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Final
 
-from engine_router.config.engines import AnyEngineConfig, OllamaConfig, ProcessConfig, SleepConfig
+from engine_router.config.engines import (
+    AnyEngineConfig,
+    OllamaConfig,
+    ProcessConfig,
+    RemoteConfig,
+    SleepConfig,
+)
 from engine_router.config.faults import Fault
 from engine_router.config.model import PoolConfig
 from engine_router.config.unified import is_unified
@@ -29,7 +35,7 @@ def sleep_faults(
         pool: whose memory it uses.
         environ: what the engine inherits.
     """
-    if isinstance(engine, OllamaConfig) or engine.sleep is None:
+    if isinstance(engine, (OllamaConfig, RemoteConfig)) or engine.sleep is None:
         return
     sleep, place = engine.sleep, f"{path}.sleep"
     yield from _call_faults(sleep, place)

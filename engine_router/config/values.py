@@ -221,6 +221,19 @@ def read_base_url(value: Any) -> str:
     return f"{url.scheme}://{url.netloc}"
 
 
+def read_remote_url(value: Any) -> str:
+    """Read the base URL of a remote: scheme, host, an optional port and an optional path."""
+    if not isinstance(value, str):
+        raise _unfit("a URL in quotes such as https://example.com/api/v1", value)
+    text = value.strip()
+    url = urlsplit(text)
+    if url.query or url.fragment or re.search(r"[^!-~]|[%\\]|/\.\.?(/|$)", url.path):
+        raise _unfit("a URL such as https://example.com/api/v1, with nothing behind its path", value)
+    return read_base_url(text.removesuffix(url.path) if url.path else text) + re.sub(
+        "//+", "/", url.path
+    ).rstrip("/")
+
+
 def read_network(value: Any) -> str:
     """Read an address, or a network in CIDR notation."""
     try:

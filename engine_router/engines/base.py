@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import trio
 from attrs import define, field, frozen
 
+from engine_router.errors import RouterError
 from engine_router.guards.foreign_text import output_line, shown
 from engine_router.guards.limits import RESIDENT_LOG_LINES, RESIDENT_LOGS
 
@@ -45,12 +46,15 @@ class Endpoint:
             request has ended. Neither waits.
         let_go: called when the router ends and leaves the resident as it was found: undoes what the router has
             set there.
+        is_lasting: it is always there. That a request cannot reach it is all that is to be known then: no news of its
+            end will come.
     """
 
     base_url: str
     pid: int | None = None
     on_use: Callable[[str], Callable[[], None]] | None = field(default=None, eq=False, repr=False)
     let_go: Callable[[], Awaitable[None]] | None = field(default=None, eq=False, repr=False)
+    is_lasting: bool = False
 
 
 @frozen
@@ -71,6 +75,10 @@ class Ended:
     asleep: bool = False
 
 
+def _to_nobody(_error: RouterError | None, _until: float) -> None:
+    """Report nothing."""
+
+
 @define(eq=False, repr=False)
 class Supervision:
     """The signals between a running resident and its supervisor.
@@ -80,12 +88,14 @@ class Supervision:
 
     Attributes:
         on_ready: called by `ready()` with the endpoint.
+        on_shut: called by `shut()` and `opened()`.
         stop_asked: set when the resident shall end, be it ready yet or not.
         for_good: set when it shall really be stopped then: to sleep would not do.
         woken: it was not started but woken; set before `on_ready` is called.
     """
 
     on_ready: Callable[[Endpoint], None]
+    on_shut: Callable[[RouterError | None, float], None] = _to_nobody
     stop_asked: trio.Event = field(factory=trio.Event)
     for_good: trio.Event = field(factory=trio.Event)
     woken: bool = False
@@ -95,6 +105,14 @@ class Supervision:
         """Report that the first request can be served."""
         self.woken = woken
         self.on_ready(endpoint)
+
+    def shut(self, error: RouterError, until: float) -> None:
+        """Report that it cannot be reached: others are refused until then, and wait from then on for the next report."""
+        self.on_shut(error, until)
+
+    def opened(self) -> None:
+        """Report that it can be reached again."""
+        self.on_shut(None, 0.0)
 
     def stop(self, *, for_good: bool = False) -> None:
         """Ask the resident to end; `for_good`: to be stopped really, also where it could sleep instead."""

@@ -11,7 +11,15 @@ import attrs
 import trio
 from attrs import define, field
 
-from engine_router.config import Config, HttpConfig, OllamaConfig, ProcessConfig, SystemdConfig
+from engine_router.config import (
+    Config,
+    HttpConfig,
+    OllamaConfig,
+    ProcessConfig,
+    RemoteConfig,
+    SystemdConfig,
+)
+from engine_router.config.remote import own_headers
 from engine_router.config.template import TemplateModels
 from engine_router.engines.base import Engine
 from engine_router.engines.masking import MaskedEngine
@@ -55,7 +63,7 @@ class EngineFactory:
         # Headers can be renewed while models stay loaded: a key, for example. Each engine has its own: one that was
         # exchanged is stopped with those that it had.
         # So do the models of a template, which come and go with their files.
-        headers, models = dict(config.engines[name].headers), TemplateModels(name, config)
+        headers, models = dict(own_headers(config.engines[name])), TemplateModels(name, config)
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
         built = build_engine(name, config, self.client, self._guardian, self._sleep_registry, models)
@@ -69,7 +77,7 @@ class EngineFactory:
         self.hidden.add(config.hidden)
         for name, engine in engines.items():
             self._headers[engine].clear()
-            self._headers[engine].update(config.engines[name].headers)
+            self._headers[engine].update(own_headers(config.engines[name]))
             self._models[engine].config = config
 
     async def forget(self, engines: Collection[str]) -> None:
@@ -113,6 +121,10 @@ def build_engine(
             from engine_router.engines.remote.ollama_engine import OllamaEngine
 
             return OllamaEngine(name, ollama, client, _upstream_names(config, name))
+        case RemoteConfig() as remote:
+            from engine_router.engines.remote.always_on import AlwaysOnEngine
+
+            return AlwaysOnEngine(name, remote, client)
         case SystemdConfig() as systemd:
             from engine_router.engines.remote.systemd_engine import SystemdEngine
 

@@ -25,6 +25,7 @@ from engine_router.errors.engines import (
     EngineUnreachable,
     NotEnoughMemory,
     OutOfResources,
+    RemoteUnreachable,
 )
 from engine_router.errors.hub import (
     CorruptDownload,
@@ -106,6 +107,7 @@ __all__ = [
     "NotSupported",
     "OutOfResources",
     "QueueFull",
+    "RemoteUnreachable",
     "RequestCancelled",
     "RequestTooSlow",
     "RouterClosing",

@@ -113,6 +113,12 @@ class EngineUnreachable(EngineError):
     code = "engine_unreachable"
 
 
+class RemoteUnreachable(EngineUnreachable):
+    """A server elsewhere cannot be reached, and is not tried again for a while."""
+
+    status = 503
+
+
 class EngineBroke(EngineError):
     """The engine's answer broke off or is not HTTP."""
 

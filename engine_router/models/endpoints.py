@@ -7,13 +7,13 @@ every engine refuses at once, shows whether there is anybody to refuse it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import trio
 from attrs import frozen
 
-from engine_router.config import Config
+from engine_router.config import AnyEngineConfig, Config, RemoteConfig
 from engine_router.errors import RouterError
 from engine_router.guards.limits import ENDPOINT_ANSWER_BYTES
 from engine_router.models.learned import Learned
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 OPTIONAL: Final = ("/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
 """The endpoints that only some engines have. Requests to the others go to the engine whatever it says."""
 
+_MESSAGES: Final = ("/v1/messages", "/v1/messages/count_tokens")
 ASK_TIMEOUT_S: Final = 5.0
 _JSON: Final = ((b"content-type", b"application/json"),)
 _ABSENT: Final = frozenset((404, 405, 501))
@@ -47,7 +48,7 @@ class EndpointSupport:
         if path not in OPTIONAL:
             return True
         settings = self._config.engines.get(engine)
-        configured = None if settings is None else settings.endpoints
+        configured = None if settings is None else _declared(settings)
         if configured is not None:
             return path in configured
         return self._learned.endpoints.get(engine, {}).get(path)
@@ -83,6 +84,15 @@ class EndpointSupport:
             return await _is_there(head, exchange)
         finally:
             exchange.close()
+
+
+def _declared(settings: AnyEngineConfig) -> Collection[str] | None:
+    """Return the endpoints of this kind that the configuration says an engine has; None where it says nothing."""
+    if settings.endpoints is None and isinstance(settings, RemoteConfig):
+        return (
+            _MESSAGES if settings.speaks("anthropic") else ()
+        )  # a server elsewhere is asked nothing in vain
+    return settings.endpoints
 
 
 async def _is_there(head: ResponseHead, exchange: Exchange) -> bool:

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 from attrs import evolve, field, frozen
 
-from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig
+from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig, RemoteConfig
 from engine_router.dialects.engine_options import EngineTraits
 from engine_router.engines.base import ResidentId
 from engine_router.engines.command_options import model_options
@@ -169,7 +169,7 @@ class KnownModels:
                     nursery.start_soon(self._ask_ollama, server)
             for name, base_url in {(resident.engine, place) for resident, place in serving.items()}:
                 settings = self._config.engines.get(name)  # None: it is on its way out
-                if settings is not None and not isinstance(settings, OllamaConfig):
+                if settings is not None and not isinstance(settings, (OllamaConfig, RemoteConfig)):
                     nursery.start_soon(self._ask_server, EngineClient(name, settings, base_url, client))
 
     # Files

@@ -114,4 +114,6 @@ def _shown(name: str, value: object, hidden: HiddenValues) -> object:
         if all(isinstance(word, str) for word in value):
             return [hidden(word) for word in masked_argv(value)]
         return [_shown(name, inner, hidden) for inner in value]
-    return hidden(masked_text(value)) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return MASK if is_secret_name(name) else hidden(masked_text(value))
+    return value

@@ -21,13 +21,15 @@ MayUse = Callable[[Target], bool]
 def may_use(key: KeyConfig | None, target: Target) -> bool:
     """Tell whether a key may use a model: where one of the model's names, in upper or lower case, is among its own.
 
+    A model that costs money has to be named in full: no wildcard means it.
+
     Args:
         key: None for one who may do everything.
     """
     if key is None or key.models is None:
         return True
     matches = _pattern(key.models).match
-    return any(name in key.models or matches(name) for name in _names(target))
+    return any(name in key.models or (not target.is_paid and matches(name)) for name in _names(target))
 
 
 def _names(target: Target) -> Iterator[str]:

@@ -137,7 +137,7 @@ class ModelRegistry:
         """Return every known model, the configured ones first, each once."""
         found = dict(self._configured)
         taken = set(self._aliases)  # names that lead to a model further up
-        for engine in self._config.engines:
+        for engine in self._config.engine_order:
             for model in self._by_command[engine].models():
                 if model.name not in found and model.name not in taken:
                     found[model.name] = self._target_served(engine, model)
@@ -241,7 +241,7 @@ class ModelRegistry:
         """Return the ids that two engines have, by the engine that is asked for them and the one that is not."""
         owners = {model: target.engine for model, target in self._configured.items()}
         found: dict[tuple[str, str], list[str]] = {}
-        for engine in self._config.engines:
+        for engine in self._config.engine_order:
             own = self._own_names.get(engine, ())
             names = (*own, *self._by_command[engine].shown_names(), *self._listed.get(engine, ()))
             for name in dict.fromkeys(names):
@@ -264,9 +264,8 @@ class ModelRegistry:
 
     def _candidates(self) -> Iterator[str]:
         """Yield what may be meant by an unknown name. Costs next to nothing for each: engines may list very many."""
-        yield from self._configured
-        yield from self._aliases
-        for engine in self._config.engines:
+        yield from (*self._configured, *self._aliases)
+        for engine in self._config.engine_order:
             yield from self._by_command[engine].shown_names()
             yield from self._listed.get(engine, ())
 
@@ -282,7 +281,7 @@ class ModelRegistry:
     def _find(self, model: str) -> Target | None:
         if (target := self._configured.get(model)) is not None:
             return self._with_aliases(target)
-        for engine in self._config.engines:
+        for engine in self._config.engine_order:
             if (own := self._own_names.get(engine, {}).get(model)) is not None:
                 return self._with_aliases(self._target_of(engine, own))
             if (served := self._by_command[engine].shown(model)) is not None:
@@ -319,7 +318,8 @@ class ModelRegistry:
         known = upstream or model
         entry = self._config.models.get(model)
         origin: Origin = "folder" if entry is not None and entry.found else "configured"
-        return Target(model, engine, self._engines[engine].resident_of(known), known, (), origin)
+        resident, is_paid = self._engines[engine].resident_of(known), engine in self._config.paid_engines
+        return Target(model, engine, resident, known, (), origin, is_paid)
 
     def _target_served(self, engine: str, model: ServedModel) -> Target:
         aliases = tuple(alias for alias in model.aliases if alias not in self._configured)
@@ -327,8 +327,9 @@ class ModelRegistry:
         return Target(model.name, engine, resident, model.upstream, aliases, "argv")
 
     def _target_listed(self, engine: str, name: str) -> Target:
-        resident = self._engines[engine].resident_of(name)
-        return Target(name, engine, resident, name, (), "live" if self._is_live.get(engine) else "last seen")
+        resident, is_paid = self._engines[engine].resident_of(name), engine in self._config.paid_engines
+        origin: Origin = "live" if self._is_live.get(engine) else "last seen"
+        return Target(name, engine, resident, name, (), origin, is_paid)
 
     def _with_aliases(self, target: Target) -> Target:
         meant = tuple(alias for alias, model in self._aliases.items() if self._is_meant(target, model))

@@ -23,6 +23,7 @@ class Target:
         upstream: the name that the engine knows it by.
         aliases: other names that clients may use.
         origin: where it is known from; of several places the first in the order of `Origin`.
+        is_paid: its answers cost money.
     """
 
     model: str
@@ -31,6 +32,7 @@ class Target:
     upstream: str
     aliases: tuple[str, ...] = ()
     origin: Origin = "configured"
+    is_paid: bool = False
 
     @property
     def is_listed_only(self) -> bool:

@@ -28,13 +28,12 @@ from engine_router.proxy.response_body import stream_end_of
 from engine_router.proxy.whole_answer import WholeAnswer
 from engine_router.residency.lease import Lease
 from engine_router.upstream.client import Exchange, Upstream
-from engine_router.upstream.forwarding import is_plain, is_stream_type, response_headers, retry_after_s
+from engine_router.upstream.forwarding import is_plain, is_stream_type, retry_after_s
 from engine_router.upstream.http1 import Headers, ResponseHead, first_value
 
 T = TypeVar("T")
 
-# Seconds that a broken connection waits for the news why: a process's death is known within milliseconds, where the
-# machine has nothing else to do.
+# Seconds that a broken connection waits for the news why: a process's death is known soon on an idle machine.
 NEWS_GRACE_S = 2.0
 # Seconds that an engine gets to see that it is gone and to end what is left of it, before the request is given up.
 DOUBT_GRACE_S = DOUBT_S + 3.0
@@ -192,7 +191,6 @@ class ProxyExchange(LeaseHolder):
     async def _error_body(self) -> bytes:
         """Read the engine's own error answer, as much of it as comes, and is worth it; then give everything back."""
         body = b""
-        # The status, and what came of the message, say enough.
         with contextlib.suppress(EngineBroke), trio.move_on_after(ERROR_BODY_S):
             while (
                 self._exchange is not None
@@ -316,7 +314,7 @@ class ProxyExchange(LeaseHolder):
         plan = self._plan
         if not isinstance(plan, ForwardPlan):
             raise TypeError("an answer without a plan")
-        headers = response_headers(raw.headers)
+        headers = plan.outgoing.answered(raw)
         is_native = plan.dialect is not None
         if plan.translation is not None and not (is_native and raw.status >= 400):
             if raw.status >= 400:
@@ -366,9 +364,7 @@ class ProxyExchange(LeaseHolder):
         lease = self.lease
         if lease is None or self._retried:
             raise error
-        self._supervisor.doubt(self.resident)
-        with trio.move_on_after(DOUBT_GRACE_S):
-            await lease.lost()
+        await self._news(lease, DOUBT_GRACE_S)
         await self._ensure_open()
         if lease.error is None:
             raise error
@@ -385,10 +381,14 @@ class ProxyExchange(LeaseHolder):
         if lease is None or self._closed:  # what was closed here is nothing that the engine did
             return error
         if lease.error is None:
-            self._supervisor.doubt(self.resident)
-            with trio.move_on_after(NEWS_GRACE_S):
-                await lease.lost()
+            await self._news(lease, NEWS_GRACE_S)
         return lease.error or error
+
+    async def _news(self, lease: Lease, grace_s: float) -> None:
+        """Have the resident looked at, and wait a moment for the news of its end."""
+        self._supervisor.doubt(self.resident)
+        with trio.move_on_after(0 if lease.lasts else grace_s):
+            await lease.lost()
 
 
 async def _by(until: float, wait: Callable[[], Awaitable[T]]) -> T | None:

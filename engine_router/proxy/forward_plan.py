@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define
 
-from engine_router.config import Config
+from engine_router.config import Config, RemoteConfig
 from engine_router.dialects import OLLAMA, OPENAI, dialect_of
 from engine_router.dialects.base import Dialect, Translation
 from engine_router.dialects.engine_options import EngineTraits
@@ -19,6 +19,7 @@ from engine_router.dialects.renaming import Renaming
 from engine_router.dialects.routed import Routed
 from engine_router.models.endpoints import OPTIONAL, EndpointSupport
 from engine_router.models.registry import Target
+from engine_router.proxy.remote_paths import check_remote_path
 from engine_router.proxy.request_body import IncomingRequest, is_form
 from engine_router.proxy.streamed_body import StreamedRequest
 from engine_router.upstream.forwarding import EngineRequests, Outgoing
@@ -97,9 +98,16 @@ class ForwardPlanner:
         self._policies = {name: policy for name, policy in policies.items() if policy}
 
     def is_native(self, path: str, target: Target) -> bool | None:
-        """Tell whether an engine serves a path itself; None where it has to be asked once it runs."""
+        """Tell whether an engine serves a path itself; None where it has to be asked once it runs.
+
+        Raises:
+            BadRequest: it neither does, nor can a translation be sent there.
+        """
+        engine = self._config.engines[target.engine]
+        if isinstance(engine, RemoteConfig):
+            check_remote_path(engine, target.engine, path)
         if dialect_of(path) is OLLAMA:
-            return self._config.engines[target.engine].type == "ollama"
+            return engine.speaks("ollama") if isinstance(engine, RemoteConfig) else engine.type == "ollama"
         return True if path not in OPTIONAL else self._endpoint_support.known(target.engine, path)
 
     def passes(self, path: str, model: str, target: Target) -> bool:
@@ -161,7 +169,7 @@ class ForwardPlanner:
         path, dialect = incoming.path, dialect_of(incoming.path)
         body = routed.renamed(target.upstream)
         if dialect is not OPENAI:
-            body = _native_body(path, dialect, body)
+            body = _native_body(path, dialect, body, is_ours=not self._is_remote(target))
         if target.model in self._policies:
             body = self._changed(path, body, target)
         collected: Translation | None = None
@@ -172,6 +180,9 @@ class ForwardPlanner:
         if target.upstream != routed.model:
             last.insert(0, Renaming(path, body, routed.model))
         return ForwardPlan(outgoing=outgoing, translation=collected, dialect=dialect, filters=last)
+
+    def _is_remote(self, target: Target) -> bool:
+        return isinstance(self._config.engines[target.engine], RemoteConfig)
 
     def _collects(self, path: str, target: Target) -> bool:
         return self._config.engines[target.engine].stream_upstream and path in STREAMABLE
@@ -188,15 +199,19 @@ class ForwardPlanner:
         return requests.outgoing(incoming.method, sent, incoming.headers, body, is_json=is_json)
 
 
-def _native_body(path: str, dialect: Dialect, body: Octets) -> Octets:
-    """Return the body for an engine that serves the path itself."""
+def _native_body(path: str, dialect: Dialect, body: Octets, *, is_ours: bool) -> Octets:
+    """Return the body for an engine that serves the path itself.
+
+    Args:
+        is_ours: the router decides how long its models stay.
+    """
     if path == "/v1/messages":
         from engine_router.dialects.keep_alive import forget_progress  # noqa: PLC0415 - see _translation
 
         return forget_progress(body)
     # How long a model stays is the router's to decide, which heeds the client's wish. Where nothing is said of it, the
     # daemon would keep a model that it has to load anew for five minutes.
-    return kept_for_ever(body) if dialect is OLLAMA else body
+    return kept_for_ever(body) if dialect is OLLAMA and is_ours else body
 
 
 def _collected(path: str, body: Octets) -> Translation | None:

@@ -8,8 +8,9 @@ import attrs
 import trio
 from attrs import field, frozen
 
-from engine_router.config import Config
+from engine_router.config import Config, RemoteConfig
 from engine_router.engines.base import Engine
+from engine_router.errors import BadRequest, UnknownModel
 from engine_router.models.endpoints import EndpointSupport
 from engine_router.models.facts import KnownModels
 from engine_router.models.learned import Learned
@@ -43,6 +44,21 @@ class Snapshot:
     sessions: Sessions
     access: AccessCheck = field(init=False)
     planner: ForwardPlanner = field(init=False)
+
+    @property
+    def default_model(self) -> str | None:
+        """The model of requests that name none; none where that costs money, or may, and the configuration says nothing of it."""
+        name, paid = self.config.server.default_model, self.config.paid_engines
+        if name is None or not paid:
+            return name
+        try:
+            target = self.registry.resolve(name)
+        except (BadRequest, UnknownModel):
+            return None
+        engine = self.config.engines[target.engine]
+        return (
+            name if not isinstance(engine, RemoteConfig) or engine.allow_default or not engine.paid else None
+        )
 
     @access.default
     def _make_access(self) -> AccessCheck:

@@ -86,7 +86,18 @@ class Admission:
             return failure.refusal(now)
         return self._pool.budget.objection(resident)
 
-    def checked(self, resident: ResidentId, objection: RouterError | None, now: float) -> list[Effect]:
+    def learn(self, event: messages.Checked | messages.Shut | messages.Opened, now: float) -> list[Effect]:
+        """Take in what was seen of a resident."""
+        match event:
+            case messages.Checked(resident, objection):
+                return self._checked(resident, objection, now)
+            case messages.Shut(resident, error, until):
+                return self._shut(resident, error, now, until)
+            case messages.Opened(resident):
+                self._open(resident)
+                return []
+
+    def _checked(self, resident: ResidentId, objection: RouterError | None, now: float) -> list[Effect]:
         """Let those line up who waited for a look, or refuse them."""
         tickets = self._prechecks.end(resident)
         failure = self._pool.failures.current(resident, now)
@@ -113,7 +124,7 @@ class Admission:
             if not is_alone or other.resident == ticket.resident
         )
 
-    def shut(self, resident: ResidentId, error: RouterError, now: float, until: float) -> list[Effect]:
+    def _shut(self, resident: ResidentId, error: RouterError, now: float, until: float) -> list[Effect]:
         """Admit nobody else to a resident that cannot be reached, and refuse those who wait for it."""
         if (state := self._pool.budget.states.get(resident)) is None:
             return []
@@ -122,7 +133,7 @@ class Admission:
         refusal = error.remembered(ago_s=0.0, again_in_s=until - now)
         return [messages.Refuse(ticket, refusal) for ticket in self._pool.queue.take(resident)]
 
-    def open(self, resident: ResidentId) -> None:
+    def _open(self, resident: ResidentId) -> None:
         """Admit to a resident again that was shut."""
         if (state := self._pool.budget.states.get(resident)) is not None:
             state.is_shut = False

@@ -49,6 +49,11 @@ class Lease:
         return self.ticket.resident
 
     @property
+    def lasts(self) -> bool:
+        """True if the resident is always there, so that no news of its end will come."""
+        return self.endpoint is not None and self.endpoint.is_lasting
+
+    @property
     def queue_wait_s(self) -> float:
         """Seconds between the request and the grant."""
         return self.granted_at - self.requested_at

@@ -214,10 +214,8 @@ class Ledger:
                 effects = self._ended(resident, error, now)
             case messages.StopFailed(resident, error):
                 effects = self._stop_failed(resident, error)
-            case messages.Checked(resident, objection):
-                effects = self._admission.checked(resident, objection, now)
-            case messages.Shut(resident, error, until):
-                effects = self._admission.shut(resident, error, now, until)
+            case messages.Checked() | messages.Shut() | messages.Opened():
+                effects = self._admission.learn(event, now)
             case messages.Adopt(resident):
                 effects = self._adopt(resident, now)
             case messages.Pin(resident, pinned):
@@ -240,20 +238,16 @@ class Ledger:
                 self._settled(resident)
             case messages.Down(resident, error):
                 self._went_down(resident, error, now)
-            case messages.Opened(resident):
-                self._admission.open(resident)
             case messages.Weighed(resident, need_bytes):
                 self._weigh(resident, need_bytes)
             case messages.Short(resident, missing_bytes):
-                if (state := self.state(resident)) is not None:
-                    state.short_bytes = missing_bytes
+                self._run_short(resident, missing_bytes)
             case messages.Preload(residents):
                 self._pool.preload.update(dict.fromkeys(self._fitting(residents)))
             case messages.Unload(resident):
                 self._unload(resident)
             case messages.KeepAlive(resident, seconds):
-                if (state := self.state(resident)) is not None:
-                    state.keep_alive_s = seconds
+                self._keep(resident, seconds)
             case _:  # a lease was given back, or time has passed
                 pass
 
@@ -348,6 +342,14 @@ class Ledger:
             return []
         del self.budget.states[resident]
         return [messages.Forget(resident)]
+
+    def _keep(self, resident: ResidentId, seconds: float) -> None:
+        if (state := self.state(resident)) is not None:
+            state.keep_alive_s = seconds
+
+    def _run_short(self, resident: ResidentId, missing_bytes: int) -> None:
+        if (state := self.state(resident)) is not None:
+            state.short_bytes = missing_bytes
 
     def _settled(self, resident: ResidentId) -> None:
         self.budget.settling.pop(resident, None)

@@ -55,6 +55,11 @@ class Pool:
         """Whether nothing is resident, no memory is waited for, no task runs, and none ever will again."""
         return self.ledger.is_closing and self.ledger.is_empty and not self.tasks
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether it is a memory, and not what remotes have in its place."""
+        return not self.ledger.capacity.is_boundless
+
     def note_change(self) -> None:
         """Wake whoever waits for a change; costs next to nothing while nobody does."""
         if self._changed is not None:

@@ -6,6 +6,7 @@ reaches into the ledger. All times are readings of trio's clock, in seconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -61,6 +62,8 @@ class ResidentStatus:
         expires_at: when it is stopped for being idle: infinity for never, None where that does not apply.
         keep_alive_s: its idle timeout by the last request that named one.
         footprint_bytes: its memory as measured; None where it never was.
+        most_leases: that many requests may use it at the same time; None for any number.
+        lease_s: where that is limited, the seconds until the next of its places is free, about; None where unknown.
     """
 
     resident: ResidentId
@@ -79,11 +82,18 @@ class ResidentStatus:
     expires_at: float | None = None
     keep_alive_s: float | None = None
     footprint_bytes: int | None = None
+    most_leases: int | None = None
+    lease_s: float | None = None
 
     @property
     def is_usable(self) -> bool:
         """Whether it serves requests now."""
-        return self.phase in (Phase.READY, Phase.DRAINING)
+        return self.phase in (Phase.READY, Phase.DRAINING) and not self.is_shut
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether it is there, and cannot be reached."""
+        return self.phase is Phase.READY and self.failure is not None
 
     @property
     def base_url(self) -> str | None:
@@ -124,7 +134,7 @@ class PoolStatus:
 
     name: str
     gauge: str
-    mode: Literal["exclusive", "budget"]
+    mode: Literal["exclusive", "budget", "boundless"]
     budget_bytes: int | None
     residents: tuple[ResidentStatus, ...]
     settling: tuple[ResidentId, ...]
@@ -177,16 +187,17 @@ class ReadModel:
         self._measurements = measurements
 
     def pools(self) -> dict[str, PoolStatus]:
-        """Return every pool, by name."""
-        return {name: self._pool(pool) for name, pool in self._supervisor.pools.items()}
+        """Return every pool, by name; that of remotes only where there are some."""
+        return {name: self._pool(self._supervisor.pools[name]) for name in self.pool_names()}
 
     def pool(self, name: str) -> PoolStatus:
         """Return the pool of that name."""
         return self._pool(self._supervisor.pools[name])
 
     def pool_names(self) -> list[str]:
-        """Return the names of all pools."""
-        return list(self._supervisor.pools)
+        """Return the names of all pools; that of remotes only where there are some."""
+        pools = self._supervisor.pools.values()
+        return [pool.name for pool in pools if pool.has_memory or not pool.ledger.is_empty]
 
     def present(self) -> list[ResidentStatus]:
         """Return the residents that are present in any pool, in whatever phase."""
@@ -266,7 +277,7 @@ class ReadModel:
         return PoolStatus(
             name=pool.name,
             gauge=pool.memory.gauge.name,
-            mode="exclusive" if ledger.capacity.is_exclusive else "budget",
+            mode=ledger.capacity.mode,
             budget_bytes=ledger.capacity.budget_bytes,
             residents=tuple(self._present(pool, state, now) for state in ledger.states),
             settling=tuple(ledger.settling),
@@ -296,6 +307,8 @@ class ReadModel:
             expires_at=pool.ledger.expires_at(resident, now),
             keep_alive_s=state.keep_alive_s,
             footprint_bytes=self._measurements.of(resident).footprint_bytes,
+            most_leases=None if (most := self.profile(resident).max_leases) == math.inf else int(most),
+            lease_s=None if state.lease_s is None else state.lease_s / max(1, len(state.leases)),
         )
 
     def _swap(self, swap: Swap) -> SwapStatus:
@@ -309,7 +322,9 @@ class ReadModel:
                 return Outlook(swap=swap, estimate_s=swap.left_s(trio.current_time()))
         for present in pool.residents:
             if present.resident == resident:
-                return Outlook(present=present, estimate_s=start_s)
+                return Outlook(
+                    present=present, estimate_s=start_s if present.lease_s is None else present.lease_s
+                )
         if turn is None or start_s is None:
             return Outlook(turn=turn)
         stops = [self.profile(victim).stop_s or 0.0 for victim in turn.victims]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
 
 import trio
 from attrs import define, field
@@ -100,9 +101,9 @@ class ResidentRunner:
         """Wait for the memory of a resident that has gone."""
         self.spawn(self._settle, pool, resident)
 
-    def notice(self, message: str) -> None:
+    def notice(self, message: str, severity: Literal["info", "warning"] = "warning") -> None:
         """Tell the person who runs the router something."""
-        self.hub.publish(RouterNotice(at=self.wall_clock(), severity="warning", message=message))
+        self.hub.publish(RouterNotice(at=self.wall_clock(), severity=severity, message=message))
 
     # One resident, from its start to its end.
 
@@ -110,8 +111,11 @@ class ResidentRunner:
         def ready(endpoint: Endpoint) -> None:
             self._ready(pool, task, endpoint)
 
+        def shut(fault: RouterError | None, until: float) -> None:
+            self._shut(pool, resident, fault, until)
+
         task = ResidentTask(
-            resident, Supervision(ready), trio.current_time(), adopted, found, self.settings.files
+            resident, Supervision(ready, shut), trio.current_time(), adopted, found, self.settings.files
         )
         pool.tasks[resident] = task
         self.spawn(self._live, pool, task)
@@ -219,6 +223,17 @@ class ResidentRunner:
         self.spawn(self.health.watch, pool, task)
         if not (task.adopted or task.supervision.woken):
             self.spawn(self._measure, pool, task)
+
+    def _shut(self, pool: Pool, resident: ResidentId, error: RouterError | None, until: float) -> None:
+        state = pool.ledger.state(resident)
+        was_shut = state is not None and state.is_shut
+        if error is None:
+            pool.tell(messages.Opened(resident))
+            self.notice(f"engine '{resident.engine}' can be reached again", severity="info")
+            return
+        pool.tell(messages.Shut(resident, error, until))
+        if not was_shut:
+            self.notice(f"{error}; requests to it are refused until it can be reached")
 
     def _note_start(self, pool: Pool, task: ResidentTask, seconds: float) -> None:
         if task.adopted:

@@ -12,7 +12,6 @@ from engine_router.engines.base import ResidentId
 from engine_router.errors import RouterError
 from engine_router.residency.messages import Ticket
 
-
 # The share of the newest lease in what leases take.
 _NEWEST: Final = 0.2
 

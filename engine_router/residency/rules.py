@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
+from typing import Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.files import Files, NoFiles
@@ -31,6 +33,13 @@ class Rules:
     min_resident_s: float = 0.0
     hold_s: float | None = 0.0
 
+    def within(self, capacity: Capacity) -> Rules:
+        """Return the rules for a pool: those who share no memory share no queue either."""
+        if not capacity.is_boundless:
+            return self
+        per_model = min(self.max_queue_per_model or self.max_queue, self.max_queue)
+        return evolve(self, max_queue=sys.maxsize, max_queue_per_model=per_model)
+
 
 @frozen(kw_only=True)
 class Capacity:
@@ -55,9 +64,16 @@ class Capacity:
     return_after_s: float = 60.0
 
     @property
+    def mode(self) -> Literal["exclusive", "budget", "boundless"]:
+        """The way in which residents share it."""
+        if self.is_boundless:
+            return "boundless"
+        return "exclusive" if self.budget_bytes is None else "budget"
+
+    @property
     def is_exclusive(self) -> bool:
         """Whether residents share the memory with nobody but their group."""
-        return self.budget_bytes is None and not self.is_boundless
+        return self.mode == "exclusive"
 
 
 @frozen(kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 from attrs import evolve
 
-from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
+from engine_router.config import REMOTES, Config, ModelConfig, PoolConfig, ProcessConfig, RemoteConfig
 from engine_router.config.values import expanded
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import BadRequest, UnknownModel
@@ -46,6 +46,7 @@ async def make_settings(
 ) -> ResidencySettings:
     """Return how residents share the memories. Reads the headers of model files where a budget wants them."""
     capacities = {name: _capacity(name, pool, config, registry) for name, pool in pools_of(config).items()}
+    capacities[REMOTES] = Capacity(is_boundless=True)
     has_budget = any(pool.mode == "budget" for pool in config.pools.values())
     estimates: Mapping[ResidentId, Estimate] = {}
     if has_budget:
@@ -60,20 +61,26 @@ async def make_settings(
             known[resident] = found
         return found
 
-    return ResidencySettings(capacities=capacities, traits=traits, preload=tuple(_preload(config, registry)))
+    return ResidencySettings(
+        capacities=capacities,
+        traits=traits,
+        preload=tuple(_preload(config, registry)),
+        always_there=tuple(ResidentId(n) for n, e in config.engines.items() if isinstance(e, RemoteConfig)),
+    )
 
 
 def pools_of(config: Config) -> dict[str, PoolConfig]:
-    """Return all pools by their names, with the one that exists without being declared."""
+    """Return all memories by their names, with the one that exists without being declared."""
     return {"default": PoolConfig(), **config.pools}
 
 
 def gauges_of(config: Config) -> dict[str, Gauge]:
-    """Return the gauge of each pool's memory. Nothing is read yet."""
-    return {
+    """Return the gauge of each pool, that of remotes included, which is no memory. Nothing is read yet."""
+    gauges = {
         name: make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ())
         for name, pool in pools_of(config).items()
     }
+    return {**gauges, REMOTES: make_gauge("none")}
 
 
 def traits_of(config: Config, resident: ResidentId) -> Traits:
@@ -81,6 +88,8 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
     engine = config.engines.get(resident.engine)
     if engine is None:  # it was taken out of the configuration: it goes as soon as nobody uses it
         return Traits(idle_timeout_s=0.0)
+    if isinstance(engine, RemoteConfig):
+        return Traits(is_always_there=True, max_leases=engine.max_in_flight or math.inf)
     model = None if resident.model is None else model_config(config, resident.engine, resident.model)
     model = model or ModelConfig(engine=engine.pool)  # says nothing
     memory_gb = model.memory_gb or engine.memory_gb

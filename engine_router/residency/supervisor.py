@@ -104,7 +104,7 @@ class Supervisor:
         )
 
     def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
-        ledger = Ledger(rules, capacity, self.profile)
+        ledger = Ledger(rules.within(capacity), capacity, self.profile)
         swap_tracker = SwapTracker(name, self._hub, self._wall_clock, self.expected_s, ledger)
         return Pool(name, ledger, PoolMemory(name, gauge), swap_tracker, self._outbox)
 
@@ -160,7 +160,7 @@ class Supervisor:
         return lease
 
     def unload(self, resident: ResidentId) -> None:
-        """Ask for a resident to be drained and stopped."""
+        """Ask for a resident to be drained and stopped, or let go where it runs by itself."""
         self.pool(resident).tell(messages.Unload(resident))
 
     async def until_unloaded(self, resident: ResidentId) -> None:
@@ -248,11 +248,12 @@ class Supervisor:
         self._runner.settle_timeout_s = settle_timeout_s
         preloaded, self._runner.settings = set(self._runner.settings.preload), settings
         self._runner.health.interval_s = health_interval_s
+        self._take_up()
         for name, pool in self.pools.items():
             capacity = settings.capacities.get(name, _EXCLUSIVE)
             if capacity.is_auto:  # what is free was measured when the router started
                 capacity = attrs.evolve(capacity, budget_bytes=pool.ledger.capacity.budget_bytes)
-            pool.tell(messages.Reconfigured(rules, capacity))
+            pool.tell(messages.Reconfigured(rules.within(capacity), capacity))
             if ahead := tuple(resident for resident in self._preload_of(pool) if resident not in preloaded):
                 pool.tell(messages.Preload(ahead))
 
@@ -279,6 +280,7 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = self._runner.nursery = nursery
+                self._take_up()
                 await self._adopt()
                 for pool in self.pools.values():
                     pool.tell(messages.Preload(self._preload_of(pool)))
@@ -286,6 +288,11 @@ class Supervisor:
                 await self._decide()
         finally:
             self._end()
+
+    def _take_up(self) -> None:
+        """Take over what runs by itself, and need not be asked for."""
+        for resident in self._runner.settings.always_there:
+            self.pool(resident).tell(messages.Adopt(resident))
 
     async def _adopt(self) -> None:
         """Take over what runs already. A router that is closed meanwhile starts nothing of what was asked for."""

@@ -11,7 +11,6 @@ never a proper end.
 from __future__ import annotations
 
 import contextlib
-import ssl
 from collections import deque
 from collections.abc import Callable
 
@@ -296,7 +295,6 @@ class Upstream:
     def __init__(self) -> None:
         self._idle: dict[str, deque[tuple[Wire, float]]] = {}
         self._closed = False
-        self._tls: ssl.SSLContext | None = None
 
     async def send(self, request: UpstreamRequest) -> Exchange:
         """Connect, or take an idle connection, and send a request.
@@ -386,11 +384,9 @@ class Upstream:
         Raises:
             EngineUnreachable: it was not accepted.
         """
-        if self._tls is None and request.base_url.startswith("https:"):
-            self._tls = ssl.create_default_context()
         try:
             with trio.fail_after(request.connect_timeout_s):
-                return await dial(request.base_url, self._tls)
+                return await dial(request.base_url, request.ca_file)
         except trio.TooSlowError:
             why = f"does not accept connections within {request.connect_timeout_s:g} s at {request.base_url}"
         except OSError as error:

@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import sys
+from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -23,6 +24,16 @@ _UNDER_WAY = frozenset(
 )
 # Windows goes on with a connection to this machine behind the program's back; elsewhere it is there at once.
 _CONNECTS_AT_ONCE: Final = sys.platform != "win32"
+
+
+# A host that does not answer for two minutes has gone. In seconds, a number, and milliseconds.
+_KEEPALIVE: Final = (
+    ("TCP_KEEPIDLE", 60),
+    ("TCP_KEEPALIVE", 60),  # macOS's name for it
+    ("TCP_KEEPINTVL", 15),
+    ("TCP_KEEPCNT", 4),
+    ("TCP_USER_TIMEOUT", 120_000),
+)
 
 
 class Wire(Protocol):
@@ -75,8 +86,11 @@ class SecureStream:
         self._stream.transport_stream.socket.close()
 
 
-async def dial(base_url: str, tls: ssl.SSLContext | None) -> Wire:
-    """Connect to `http://host:port`, or `https://...` with a context for TLS.
+async def dial(base_url: str, ca_file: str | None = None) -> Wire:
+    """Connect to `http://host:port` or `https://...`.
+
+    Args:
+        ca_file: the authorities that vouch for its certificate; None for the system's.
 
     Raises:
         OSError: it does not accept the connection, or the TLS handshake failed.
@@ -85,10 +99,13 @@ async def dial(base_url: str, tls: ssl.SSLContext | None) -> Wire:
     """
     place = _place(base_url)
     if place.is_secure:
+        tls = await trio.to_thread.run_sync(tls_context, ca_file)
         stream = await trio.open_tcp_stream(place.host, place.port)
-        return await _secured(stream, place.host, tls or ssl.create_default_context())
+        _watch_over(stream.socket)
+        return await _secured(stream, place.host, tls)
     if place.address is None:
         named = await trio.open_tcp_stream(place.host, place.port)
+        _watch_over(named.socket)
         return RawStream(socket.socket(fileno=named.socket.detach()))
     # An address needs no name look-up, and none of the machinery that goes with several addresses.
     return await _connected(place)
@@ -148,7 +165,36 @@ async def _connected(place: _Place) -> RawStream:
     except BaseException:
         sock.close()
         raise
+    if place.address is not None and not place.address.is_loopback:
+        _watch_over(sock)
     return RawStream(sock)
+
+
+def tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Return what verifies the certificates of engines; made once, and again for a file that has changed. Blocks.
+
+    Raises:
+        OSError: the file cannot be read, or holds no certificates.
+    """
+    try:
+        return _tls_context(ca_file, None if ca_file is None else Path(ca_file).stat().st_mtime_ns)
+    except OSError as error:
+        raise OSError(f"its ca_file cannot be used: {error.strerror or error}") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _tls_context(ca_file: str | None, _changed: int | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _watch_over(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Have the system notice a host that has vanished, however long its answer may take to come."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, seconds in _KEEPALIVE:
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
 
 
 async def _secured(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) -> SecureStream:

@@ -40,8 +40,12 @@ class ControlClient:
         headers: Mapping[str, str],
         json: Any = None,
         connect_timeout_s: float | None = None,
+        ca_file: str | None = None,
     ) -> AsyncIterator[httpx.Response]:
-        """Make a call. The block gets the answer once its head is there, and reads its body.
+        """Make a call. The block gets the answer once its head is there, and reads its body. No redirect is followed.
+
+        Args:
+            ca_file: the authorities that vouch for a certificate; None for the system's.
 
         Raises:
             CallFailed: the call went wrong, be it while the block reads.
@@ -51,7 +55,9 @@ class ControlClient:
         client = await self.load()
         from engine_router.upstream import control_http  # noqa: PLC0415 - see `load`
 
-        async with control_http.stream(client, method, url, headers, json, connect_timeout_s) as response:
+        async with control_http.stream(
+            client, method, url, headers, json, connect_timeout_s, ca_file
+        ) as response:
             yield response
 
     async def load(self) -> httpx.AsyncClient:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import trio
 
+from engine_router.upstream.connect import tls_context
 from engine_router.upstream.control_errors import CallFailed, CannotBeSent, CannotConnect, ConnectTimedOut
 
+# A request's extension: the authorities by which certificates are verified.
+_CA_FILE: Final = "ca_file"
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
@@ -41,11 +44,14 @@ async def stream(
     headers: Mapping[str, str],
     json: Any,
     connect_timeout_s: float | None,
+    ca_file: str | None = None,
 ) -> AsyncIterator[httpx.Response]:
     """Make a call; see `ControlClient.stream`."""
     timeout = httpx.Timeout(None, connect=connect_timeout_s)
     try:
-        async with client.stream(method, url, headers=headers, json=json, timeout=timeout) as response:
+        async with client.stream(
+            method, url, headers=headers, json=json, timeout=timeout, extensions={_CA_FILE: ca_file}
+        ) as response:
             yield response
     except httpx.ConnectTimeout as error:
         raise ConnectTimedOut(error) from error
@@ -58,22 +64,25 @@ async def stream(
 
 
 class _Secured(httpx.AsyncBaseTransport):
-    """A transport over TLS, made at its first call, in a thread: the system's certificates take long to load, and 3 MB."""
+    """Transports over TLS, each made at its first call, in a thread: the system's certificates take long to load, and 3 MB."""
 
     def __init__(self) -> None:
-        self._made: httpx.AsyncHTTPTransport | None = None
+        self._made: dict[ssl.SSLContext, httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return its answer."""
-        if self._made is None:
-            # The system's certificates, as for requests of clients.
-            self._made = await trio.to_thread.run_sync(lambda: _over(ssl.create_default_context()))
-        return await self._made.handle_async_request(request)
+        try:  # as for requests of clients
+            tls = await trio.to_thread.run_sync(tls_context, request.extensions.get(_CA_FILE))
+        except OSError as error:
+            raise httpx.ConnectError(str(error)) from error
+        if tls not in self._made:
+            self._made[tls] = _over(tls)
+        return await self._made[tls].handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close it."""
-        if self._made is not None:
-            await self._made.aclose()
+        for transport in self._made.values():
+            await transport.aclose()
 
 
 def _plain() -> httpx.AsyncHTTPTransport:

@@ -6,12 +6,15 @@ Dropped are the headers that belong to one hop only, and what is nobody else's b
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from attrs import define
 
 from engine_router.config import Config
+from engine_router.config.remote import own_headers
+from engine_router.errors import EngineRefused
+from engine_router.upstream.address import RemoteAddress, address_of
 from engine_router.upstream.http1 import Arriving, Headers, ResponseHead, UpstreamRequest, first_value
 
 KEY_HEADER: Final = b"x-engine-router-key"
@@ -61,6 +64,20 @@ _NOT_FORWARDED = HOP_BY_HOP | frozenset(
 )
 _NOT_RETURNED = HOP_BY_HOP | _FOR_PAGES | {b"set-cookie", b"server", b"date"}
 _KEYS = frozenset((b"authorization", b"x-api-key", b"x-admin-token"))
+# Who asks, and with which key for whom, is no business of a server elsewhere.
+_NOT_ABROAD = _KEYS | {
+    b"api-key",
+    b"x-goog-api-key",
+    b"openai-organization",
+    b"openai-project",
+    b"forwarded",
+    b"via",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+    b"x-real-ip",
+    b"x-request-priority",
+}
 # A proxy that gathers an answer before it passes it on (nginx does by default) would hold back keep-alive frames,
 # and one that keeps answers would give a client another's.
 _UNBUFFERED = (b"x-accel-buffering", b"no")
@@ -74,7 +91,11 @@ _BODYLESS = frozenset((204, 304))
 
 @define(kw_only=True)
 class Outgoing:
-    """A request to an engine whose address is not known yet; the attributes are those of `UpstreamRequest`."""
+    """A request to an engine whose address is not known yet; the attributes are those of `UpstreamRequest`.
+
+    Attributes:
+        remote: the address of a remote, whose paths are others; None for other engines.
+    """
 
     engine: str
     method: str
@@ -82,10 +103,11 @@ class Outgoing:
     headers: Headers
     body: bytes | bytearray | Arriving
     connect_timeout_s: float
+    remote: RemoteAddress | None = None
 
     def to(self, base_url: str) -> UpstreamRequest:
         """Address the request."""
-        return UpstreamRequest(
+        request = UpstreamRequest(
             engine=self.engine,
             base_url=base_url,
             method=self.method,
@@ -94,6 +116,21 @@ class Outgoing:
             body=self.body,
             connect_timeout_s=self.connect_timeout_s,
         )
+        if (remote := self.remote) is not None:
+            request.target, request.ca_file = remote.target(self.target), remote.ca_file
+        return request
+
+    def answered(self, head: ResponseHead) -> Headers:
+        """Return the headers of the answer that a client gets.
+
+        Raises:
+            EngineRefused: a remote points to another place. Its key is for it alone, and a client's for the router.
+        """
+        if self.remote is not None and 300 <= head.status < 400:
+            place = (head.header(b"location") or b"an unnamed place").decode("latin-1")
+            words = f"engine '{self.engine}' answered with a redirect to {place}, which is not followed"
+            raise EngineRefused(self.engine, 502, f"{words}; if that is its address now, change its base_url")
+        return response_headers(head.headers)
 
 
 class EngineRequests:
@@ -103,14 +140,14 @@ class EngineRequests:
         settings = config.engines[engine]
         self._engine = engine
         self._connect_timeout_s = settings.connect_timeout_s
-        # Without the header an engine may choose any encoding; the router may put frames into the body.
-        added = {"accept-encoding": "identity"} | {
-            name.lower(): value for name, value in settings.headers.items()
-        }
-        self._added = [(name.encode("latin-1"), value.encode("utf-8")) for name, value in added.items()]
+        self._remote = address_of(settings)
+        self._added = _added(own_headers(settings))
+        self._added_to_messages = _added(own_headers(settings, to_messages=True))
         self._dropped = _NOT_FORWARDED.union(name for name, _ in self._added)
         if config.server.api_keys:  # which no engine gets to see
             self._dropped |= _KEYS
+        if self._remote is not None:
+            self._dropped |= _NOT_ABROAD
 
     def outgoing(
         self,
@@ -130,7 +167,7 @@ class EngineRequests:
                 all the same.
         """
         forwarded = end_to_end(as_json(headers) if is_json else headers, self._dropped)
-        forwarded += self._added
+        forwarded += self._added_to_messages if target.startswith("/v1/messages") else self._added
         if is_encoded and (encoding := first_value(headers, b"content-encoding")) is not None:
             forwarded.append((b"content-encoding", encoding))
         return Outgoing(
@@ -140,11 +177,18 @@ class EngineRequests:
             headers=forwarded,
             body=body,
             connect_timeout_s=self._connect_timeout_s,
+            remote=self._remote,
         )
 
     def headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         """Return the headers that the engine gets: a client's, and those of the configuration, which win over them."""
         return end_to_end(headers, self._dropped) + self._added
+
+
+def _added(own: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    # Without the header an engine may choose any encoding; the router may put frames into the body.
+    added = {"accept-encoding": "identity"} | {name.lower(): value for name, value in own.items()}
+    return [(name.encode("latin-1"), value.encode("utf-8")) for name, value in added.items()]
 
 
 def as_json(headers: Headers) -> Headers:

@@ -54,6 +54,7 @@ class UpstreamRequest:
         headers: without Host and framing headers, which are added.
         body: the whole body, or one that is relayed as it comes.
         connect_timeout_s: seconds within which it must accept the connection.
+        ca_file: the authorities that vouch for its certificate; None for the system's.
     """
 
     engine: str
@@ -63,6 +64,7 @@ class UpstreamRequest:
     headers: Headers
     body: bytes | bytearray | Arriving
     connect_timeout_s: float = 15.0
+    ca_file: str | None = None
 
 
 def first_value(headers: Headers, name: bytes) -> bytes | None:

@@ -194,10 +194,14 @@ async def unload(
 ) -> Mapping[str, Any]:
     """Have residents drained and stopped, all at the same time, and wait until they are gone.
 
+    Of remotes there is nothing in memory: they stay.
+
     Raises:
         RouterError: one could not be stopped; the others are gone, too.
     """
     failures: list[RouterError] = []
+    profile = router.read_model.profile
+    residents = [resident for resident in residents if not profile(resident).is_always_there]
 
     async def wait_until_gone(resident: ResidentId) -> None:
         try:

@@ -98,6 +98,10 @@ def _reason(
     if outlook.swap is not None:
         return step(outlook.swap, now)
     if outlook.present is not None:
+        if outlook.present.is_shut:
+            return f"{resident} to be reached again"
+        if (most := outlook.present.most_leases) is not None:
+            return f"one of {most} place{'' if most == 1 else 's'} at {resident}"
         words = {
             Phase.STARTING: f"loading {resident}",
             Phase.READY: "others, who have waited longer than they should",

@@ -23,6 +23,8 @@ class StateWords:
         """Return the word for a resident's state."""
         if status.phase is None:
             return self.absent if status.failure is None else self.failed
+        if status.is_shut:
+            return self.failed
         return self.phases[status.phase]
 
 

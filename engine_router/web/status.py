@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from engine_router import __version__
+from engine_router.config import RemoteConfig
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
 from engine_router.residency.read_model import (
     FailureStatus,
@@ -157,4 +158,9 @@ def engine_entry(router: Router, name: str, pools: Mapping[str, PoolStatus]) -> 
         "state": words[0] if words else "failed" if has_failed else _absent(router),
         "base_url": config.base_url,
         "endpoints": dict(router.endpoint_support.shown(name)),
+        **(_remote_entry(config) if isinstance(config, RemoteConfig) else {}),
     }
+
+
+def _remote_entry(config: RemoteConfig) -> dict[str, Any]:
+    return {"max_in_flight": config.max_in_flight or None, "paid": config.paid}

@@ -18,8 +18,8 @@ from quart import websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIWebsocketConnection
 
-from engine_router.config import Config
-from engine_router.errors import EngineRefused, EngineUnreachable, NoModelNamed, RouterError
+from engine_router.config import Config, RemoteConfig
+from engine_router.errors import EngineRefused, EngineUnreachable, NoModelNamed, NoSuchRoute, RouterError
 from engine_router.events import EventHub
 from engine_router.guards.foreign_text import printable
 from engine_router.guards.limits import MAX_MESSAGE_BYTES, MAX_QUEUED
@@ -112,7 +112,7 @@ class WebSockets:
             NoModelNamed: there is neither.
             RouterError: it cannot be connected.
         """
-        model = model_in_query(websocket.query_string) or self._router.config.server.default_model
+        model = model_in_query(websocket.query_string) or self._router.snapshot.default_model
         if model is None:
             raise NoModelNamed("a WebSocket names its model in its address: add ?model=...")
         snapshot, target = await self._router.find(model)
@@ -120,6 +120,8 @@ class WebSockets:
         await self._relay(snapshot, target, websocket.path, query)
 
     async def _relay(self, snapshot: Snapshot, target: Target, path: str, query: bytes) -> None:
+        if isinstance(snapshot.config.engines[target.engine], RemoteConfig):
+            raise NoSuchRoute(f"no WebSocket is opened to '{target.engine}', a remote")
         scope, sent = scope_of(websocket), wire_headers(websocket)
         await self._router.in_flight.count(scope)
         holder = LeaseHolder(self._router.supervisor, target.resident)

@@ -80,9 +80,11 @@ class Wire:
     upstream: Upstream
     base_url: str
     lines: list[Line]
+    ca_file: str | None = None
 
     def request(self, method: str = "GET", body: bytes = b"", **more: Any) -> UpstreamRequest:
         fields: dict[str, Any] = {"engine": "a", "base_url": self.base_url, "target": "/x", "headers": ()}
+        fields["ca_file"] = self.ca_file
         return UpstreamRequest(**{**fields, "method": method, "body": body, **more})
 
     async def send(self, method: str = "GET", body: bytes = b"", **more: object) -> Exchange:

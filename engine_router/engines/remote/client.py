@@ -53,12 +53,14 @@ class EngineClient:
     Attributes:
         name: the engine, for messages.
         client: shared; it has no timeouts of its own, so every call here has one.
+        ca_file: the authorities that vouch for its certificate; None for the system's.
     """
 
     name: str
     config: EngineConfig
     base_url: str
     client: ControlClient
+    ca_file: str | None = None
 
     async def call(
         self,
@@ -108,6 +110,7 @@ class EngineClient:
                 headers={**ASKED_PLAIN, **self.config.headers, **(headers or {})},
                 json=body,
                 connect_timeout_s=self.config.connect_timeout_s,
+                ca_file=self.ca_file,
             ) as response:
                 yield response
         except ConnectTimedOut as error:

@@ -7,13 +7,14 @@ from urllib.parse import quote, unquote
 
 from quart import Response, request
 
-from engine_router.config import OllamaConfig, is_template
+from engine_router.config import OllamaConfig, RemoteConfig, is_template
 from engine_router.errors import BadRequest, Forbidden, NotResident
 from engine_router.guards.foreign_text import shown
 from engine_router.in_flight import RequestScope
 from engine_router.models.registry import Target
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ForwardPlan
+from engine_router.proxy.remote_paths import check_remote_path
 from engine_router.proxy.routes import VISIBLE, is_proxied
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
@@ -40,6 +41,9 @@ async def pass_to_resident(router: Router, target: Target, path: str) -> Respons
         EngineError: there is no answer.
     """
     status = router.read_model.resident(target.resident)
+    settings = router.snapshot.config.engines[target.engine]
+    if isinstance(settings, RemoteConfig):
+        check_remote_path(settings, target.engine, path)
     if not status.is_usable or status.base_url is None:
         raise NotResident(f"model '{target.model}' is not resident, and is not loaded for this")
     requests = router.snapshot.planner.requests[target.engine]
@@ -94,6 +98,9 @@ def check_path(snapshot: Snapshot, target: Target, method: str, path: str, scope
             "what goes straight to Ollama could remove models: use /api and /v1 of this router, "
             "or allow it (server.allow_destructive_ollama_api in engines.toml)"
         )
+    settings = config.engines[target.engine]
+    if isinstance(settings, RemoteConfig):
+        check_remote_path(settings, target.engine, decoded)
     scope.check_model(target.model, target)
     if not scope.is_admin:
         _check_use(snapshot, target, method, decoded, scope)

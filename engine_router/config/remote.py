@@ -1,0 +1,38 @@
+"""Remotes: what is wrong with one, and what each request to it gets of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from engine_router.config.engines import EngineConfig, RemoteConfig
+from engine_router.config.faults import Fault
+
+_ANTHROPIC_VERSION: Final = "2023-06-01"
+
+
+def remote_faults(engine: RemoteConfig, path: str) -> Iterator[Fault]:
+    """Yield what is wrong with a remote."""
+    if not engine.dialects:
+        yield f"{path}.dialects", "names none; a server speaks at least one of openai, anthropic and ollama"
+    if engine.allow_default and not engine.paid:
+        yield f"{path}.allow_default", "means something together with paid = true only"
+    if engine.ca_file is not None and not engine.base_url.startswith("https:"):
+        yield f"{path}.ca_file", "not allowed: the base_url is http, where nobody vouches for anything"
+
+
+def own_headers(engine: EngineConfig, *, to_messages: bool = False) -> Mapping[str, str]:
+    """Return the headers that an engine gets with each request: its key, and those of its configuration, which win.
+
+    Args:
+        to_messages: of a request to `/v1/messages`.
+    """
+    if not isinstance(engine, RemoteConfig) or engine.api_key is None:
+        return engine.headers
+    found = {"Authorization": f"Bearer {engine.api_key}"}
+    if to_messages or not engine.speaks("openai"):
+        found = {"x-api-key": engine.api_key}
+    if not engine.speaks("openai"):
+        found["anthropic-version"] = _ANTHROPIC_VERSION  # for its list of models; clients say theirs
+    named = {name.lower() for name in engine.headers}
+    return {**{name: value for name, value in found.items() if name.lower() not in named}, **engine.headers}

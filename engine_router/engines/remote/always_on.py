@@ -1,0 +1,106 @@
+"""Engines of type `remote`: servers that are always on, of which nothing is in the memory here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from engine_router.config import RemoteConfig
+from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
+from engine_router.engines.remote.circuit import CircuitBreaker
+from engine_router.engines.remote.client import EngineClient
+from engine_router.engines.remote.remote_engine import RemoteEngine
+from engine_router.upstream.address import RemoteAddress, address_of
+from engine_router.upstream.connect import dial, reason
+from engine_router.upstream.control_client import ControlClient
+
+LIST_S: Final = 300.0
+"""Seconds for which a list of models is believed: what others run is asked seldom."""
+
+
+class AlwaysOnEngine(RemoteEngine[RemoteConfig]):
+    """A server that runs by itself, for all that the router does: one resident, which needs no memory and never ends."""
+
+    def __init__(self, name: str, config: RemoteConfig, client: ControlClient) -> None:
+        super().__init__(name, config, client)
+        self._address = _address(config)
+        self.server = EngineClient(name, config, self._address.origin, client, ca_file=self._address.ca_file)
+        self._listed: tuple[str, ...] | None = None
+        self._listed_at = 0.0
+
+    def resident_of(self, model: str) -> ResidentId:  # noqa: ARG002 - one server has them all
+        """Return the resident that stands for the server; see `Engine.resident_of`."""
+        return ResidentId(self.name)
+
+    async def run_resident(
+        self,
+        resident: ResidentId,  # noqa: ARG002 - there is one
+        supervision: Supervision,
+        *,
+        adopt: bool = False,  # noqa: ARG002 - it runs already
+    ) -> Ended:
+        """Watch over the server until asked to let it go; see `Engine.run_resident`. It is ready at once.
+
+        Cancellation leaves it as it is.
+        """
+        supervision.ready(Endpoint(self._address.origin, is_lasting=True))
+        circuit = CircuitBreaker(self.name, self.log, self._fault)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(circuit.run, supervision)
+            await supervision.stop_asked.wait()
+            nursery.cancel_scope.cancel()
+        return Ended(stopped=True, message="let go")
+
+    async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:  # noqa: ARG002 - see below
+        """Return None: it is looked at where a request finds something wrong."""
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async def obstacle(self, resident: ResidentId) -> str | None:  # noqa: ARG002 - it need not start
+        """Return None; see `Engine.obstacle`."""
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async def find(self) -> Sequence[ResidentId]:
+        """Return nothing: what is always there need not be looked for."""
+        await trio.lowlevel.checkpoint()
+        return ()
+
+    async def list_models(self) -> Sequence[str] | None:
+        """Return the models that it lists, as it was asked within five minutes; None when nobody listens.
+
+        Raises:
+            EngineUnreachable: it does not answer sensibly.
+        """
+        if self._listed is not None and trio.current_time() - self._listed_at < LIST_S:
+            await trio.lowlevel.checkpoint()
+            return self._listed
+        path = (
+            "/v1/models" if self.config.speaks("openai") or self.config.speaks("anthropic") else "/api/tags"
+        )
+        listed = await self.server.models(self._address.target(path))
+        self._listed = None if listed is None else tuple(listed)
+        self._listed_at = trio.current_time()
+        return self._listed
+
+    async def _fault(self) -> str | None:
+        """Make a connection and close it. Returns what was in the way; None for nothing."""
+        timeout_s, base_url = self.config.connect_timeout_s, self.config.base_url
+        try:
+            with trio.fail_after(timeout_s):
+                connection = await dial(self._address.origin, self._address.ca_file)
+        except trio.TooSlowError:
+            return f"it does not accept a connection within {timeout_s:g} s at {base_url}"
+        except OSError as error:
+            return f"it does not accept connections at {base_url}: {reason(error)}"
+        connection.close()
+        return None
+
+
+def _address(config: RemoteConfig) -> RemoteAddress:
+    address = address_of(config)
+    if address is None:
+        raise TypeError("a remote without an address")
+    return address
