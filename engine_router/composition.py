@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from engine_router.config import Config, load_config
+from engine_router.config import REMOTES, Config, load_config
 from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub, ResidentReady
+from engine_router.memory import make_gauge
 from engine_router.models.facts import keep_fresh
 from engine_router.models.learned import Learned
 from engine_router.proxy.sessions import Sessions
@@ -151,7 +152,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     snapshot = await make_snapshot(config, engines, upstream, state, learned, Sessions())
     supervisor = Supervisor(
         engines=engines,
-        gauges=gauges_of(config),
+        gauges={**gauges_of(config), REMOTES: make_gauge("none")},
         pool_of={name: engine.pool for name, engine in config.engines.items()},
         rules=make_rules(config),
         settle_timeout_s=config.scheduling.settle_timeout_s,

@@ -81,6 +81,7 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
         "http": "HttpConfig",
         "ollama": "OllamaConfig",
         "systemd": "SystemdConfig",
+        "remote": "RemoteConfig",
     }
     kind = ""
     for header, lines in blocks_of_example():
@@ -127,12 +128,13 @@ def test_everything_that_the_example_comments_out_loads_too() -> None:
             engines += header.startswith("[engines") and header.count(".") == 1
             live += "\n" + "\n".join(text for text, _ in lines)
     config = parse_config(live.replace("[pools.gpu]", "[pools.card]"))
-    assert len(config.engines) == engines + 4 == 18
+    assert len(config.engines) == engines + 4 == 19
     assert {type(engine).__name__ for engine in config.engines.values()} == {
         "ProcessConfig",
         "HttpConfig",
         "OllamaConfig",
         "SystemdConfig",
+        "RemoteConfig",
     }
 
 
@@ -545,7 +547,7 @@ OPTIONS = st.dictionaries(KEYS, SAID | st.lists(SAID, max_size=3), max_size=6)
         st.sampled_from(["a", "b", "a b"]),
         st.builds(
             lambda kind, more: {**more, "type": kind},
-            st.sampled_from(["process", "http", "ollama", "systemd"]),
+            st.sampled_from(["process", "http", "ollama", "systemd", "remote"]),
             OPTIONS,
         ),
         min_size=1,

@@ -213,8 +213,8 @@ MISTAKES = [
     ("[engines.a]\ntype = 'process'\nargv = ['serve --port {port}']", "engines.a.argv", 'a list has one entry for each word: write ["program", "--option", ...], or one string without [ ]', "argv = ..."),
     # Names of other programs.
     ("[engines.a]\ntype = 'process'\nargv = 'x {port}'\ncmd = 'x'", "engines.a.cmd", "unknown key; did you mean argv?", "cmd = 'x'"),
-    ("[engines.a]\ntype = 'llama.cpp'", "engines.a.type", 'expected one of "process", "http", "ollama", "systemd", got "llama.cpp"; did you mean "process"?', "type = 'llama.cpp'"),
-    ("[engines.a]\ntype = 'lmstudio'", "engines.a.type", 'expected one of "process", "http", "ollama", "systemd", got "lmstudio"; did you mean "http"?', "type = 'lmstudio'"),
+    ("[engines.a]\ntype = 'llama.cpp'", "engines.a.type", 'expected one of "process", "http", "ollama", "systemd", "remote", got "llama.cpp"; did you mean "process"?', "type = 'llama.cpp'"),
+    ("[engines.a]\ntype = 'lmstudio'", "engines.a.type", 'expected one of "process", "http", "ollama", "systemd", "remote", got "lmstudio"; did you mean "http"?', "type = 'lmstudio'"),
 ]  # fmt: skip
 
 

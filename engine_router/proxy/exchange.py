@@ -364,7 +364,7 @@ class ProxyExchange(LeaseHolder):
         lease = self.lease
         if lease is None or self._retried:
             raise error
-        await self._news(lease, DOUBT_GRACE_S)
+        await self._word_of_its_end(lease, DOUBT_GRACE_S)
         await self._ensure_open()
         if lease.error is None:
             raise error
@@ -381,10 +381,10 @@ class ProxyExchange(LeaseHolder):
         if lease is None or self._closed:  # what was closed here is nothing that the engine did
             return error
         if lease.error is None:
-            await self._news(lease, NEWS_GRACE_S)
+            await self._word_of_its_end(lease, NEWS_GRACE_S)
         return lease.error or error
 
-    async def _news(self, lease: Lease, grace_s: float) -> None:
+    async def _word_of_its_end(self, lease: Lease, grace_s: float) -> None:
         """Have the resident looked at, and wait a moment for the news of its end."""
         self._supervisor.doubt(self.resident)
         with trio.move_on_after(0 if lease.lasts else grace_s):

@@ -42,10 +42,9 @@ class Prefetch:
 
     def _counts_cache(self, resident: ResidentId) -> bool:
         engine = self.config.engines.get(resident.engine)
-        if engine is None:  # it was taken out of the configuration while somebody waited for it
-            return False
-        pool = pools_of(self.config)[engine.pool]
-        return is_unified(pool.unified, pool.gauge) or pool.gauge == "memfree"
+        # None: it was taken out of the configuration while somebody waited for it, or has no memory here.
+        pool = None if engine is None else pools_of(self.config).get(engine.pool)
+        return pool is not None and (is_unified(pool.unified, pool.gauge) or pool.gauge == "memfree")
 
     def _reads_ahead(self, resident: ResidentId) -> bool:
         return _decided(self.config.scheduling.read_ahead, auto=not self._counts_cache(resident))

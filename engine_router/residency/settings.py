@@ -75,12 +75,11 @@ def pools_of(config: Config) -> dict[str, PoolConfig]:
 
 
 def gauges_of(config: Config) -> dict[str, Gauge]:
-    """Return the gauge of each pool, that of remotes included, which is no memory. Nothing is read yet."""
-    gauges = {
+    """Return the gauge of each pool's memory. Nothing is read yet."""
+    return {
         name: make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ())
         for name, pool in pools_of(config).items()
     }
-    return {**gauges, REMOTES: make_gauge("none")}
 
 
 def traits_of(config: Config, resident: ResidentId) -> Traits:

@@ -212,6 +212,10 @@ class Supervisor:
         """Return the pool of a resident."""
         return self.pools[self._pool_of[resident.engine]]
 
+    def has_engines(self, pool: Pool) -> bool:
+        """Tell whether engines of the configuration are of a pool, or something of one that was is left in it."""
+        return pool.name in self._pool_of.values() or not pool.ledger.is_empty
+
     def expected_s(self, resident: ResidentId, step: SwapStep) -> float | None:
         """Return what a phase took the last time for this resident, in seconds; None where unknown."""
         measured = self._measurements.of(resident)
