@@ -358,6 +358,16 @@ async def test_no_key_is_shown_anywhere(caplog: pytest.LogCaptureFixture) -> Non
         assert "-key" not in "".join(shown + caplog.messages)
 
 
+def test_a_key_that_could_be_guessed_is_warned_of_and_not_repeated() -> None:
+    keys = ["hunter2", "0123456789abcdef", "fifteen-letters"]
+    found = warnings(parse_config(f"[server]\napi_keys = {keys}\n{ENGINE}"))
+    guessed = {place: words for place, words in found if "guessed" in words}
+    assert list(guessed) == ["server.api_keys[0]", "server.api_keys[2]"]
+    assert "7 characters" in guessed["server.api_keys[0]"]
+    assert "openssl rand -hex 16" in guessed["server.api_keys[0]"]
+    assert not any(key in words for key in keys for words in guessed.values())
+
+
 def test_keys_of_which_none_may_do_everything_are_warned_of() -> None:
     for key, is_warned in (
         ('{ name = "a", key = "k" }', True),

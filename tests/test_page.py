@@ -85,6 +85,38 @@ async def test_the_greeting_and_the_page(page: Path, is_built: bool) -> None:
         assert len(nonces) == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200),
+        ("GET", "/ui/main-ABCDEFG2.js", 200),
+        ("GET", "/ui/nothing.js", 404),
+        ("GET", "/admin/requests", 200),
+        ("GET", "/admin/activity.csv", 200),
+        ("GET", "/admin/nothing", 404),
+        ("POST", "/admin/load", 400),
+        ("PUT", "/admin/session", 405),
+        ("GET", "/status", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/health", 200),
+    ],
+)
+async def test_a_browser_is_told_to_make_nothing_else_of_the_routers_answers(
+    page: Path, method: str, path: str, status: int
+) -> None:
+    async with open_router(CONFIG) as router:
+        for headers in ({}, HTML):
+            answer = await ask(router.app, method, path, headers=headers)
+            assert answer.status == status
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["referrer-policy"] == "same-origin"
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        # What may be an engine's answer is not touched, nor is what clients ask.
+        listed = await ask(router.app, "GET", "/v1/models")
+        assert not {"content-security-policy", "referrer-policy"} & set(listed.headers)
+
+
 async def test_a_file_of_the_page_is_kept_for_good(page: Path) -> None:
     async with open_router(CONFIG) as router:
         plain = await ask(router.app, "GET", "/ui/main-ABCDEFG2.js")

@@ -30,6 +30,9 @@ from engine_router.engines.command_options import number_of
 from engine_router.models.name_warnings import Warned, name_warnings
 from engine_router.models.served_names import served_models
 
+SAFE_KEY_CHARS = 16
+"""Characters of a key below which somebody who tries thousands a second may find it in a lifetime."""
+
 # What the router starts and stops as a whole.
 _STARTED = (ProcessConfig, SystemdConfig)
 _PORT_OPTIONS = ("--port",)
@@ -70,6 +73,15 @@ def _server_warnings(config: Config) -> Iterator[Warned]:
             "server.api_keys",
             "no key may do everything: nobody can load or unload models, or see the status; give one of them admin = true",
         )
+    for index, key in enumerate(keys):
+        if len(key.key) < SAFE_KEY_CHARS:
+            yield (
+                f"server.api_keys[{index}]",
+                (
+                    f"{len(key.key)} characters can be guessed, and nothing limits how often somebody tries; "
+                    f"make one of at least {SAFE_KEY_CHARS} by chance: openssl rand -hex 16"
+                ),
+            )
     for network in map(ipaddress.ip_network, config.server.trusted_networks):
         if not network.prefixlen or not network.is_private:
             yield (

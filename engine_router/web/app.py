@@ -57,7 +57,7 @@ from engine_router.web.logs import LogRoutes
 from engine_router.web.model_page import add_model_page
 from engine_router.web.models import ModelList
 from engine_router.web.ollama import OllamaApi
-from engine_router.web.pages import root, wants_html
+from engine_router.web.pages import own_headers, root, wants_html
 from engine_router.web.proxy import Proxy
 from engine_router.web.responses import json_response, with_headers
 from engine_router.web.session import add_session
@@ -140,6 +140,8 @@ def _empty(headers: Headers) -> Response:
 
 def _after(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - likewise
     async def add(response: Response) -> Response:
+        for name, value in own_headers(request.path).items():
+            response.headers.setdefault(name, value)
         own = [
             (name.lower().encode(), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()

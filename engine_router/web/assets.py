@@ -21,7 +21,6 @@ _TYPES: Final = {"js": "text/javascript; charset=utf-8", "css": "text/css; chars
 _HEADERS: Final = {
     "Cache-Control": "public, max-age=31536000, immutable",
     "Vary": "Accept-Encoding",
-    "X-Content-Type-Options": "nosniff",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,12 +13,23 @@ from quart import Request, Response, request
 from engine_router.web.assets import read_index
 
 _PLAIN_PAGE: Final = Path(__file__).with_name("status.html")
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
+_OWN_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+# What the router alone answers: the page, its files, what it is made of. All else may be an engine's answer.
+_OWN_PATHS: Final = frozenset(("/", "/health", "/status", "/metrics"))
+_OWN_PREFIXES: Final = ("/ui/", "/admin/")
 GREETING = "Ollama is running"
+
+
+def own_headers(path: str) -> Mapping[str, str]:
+    """Return what an answer at a path says to a browser: take it for what it is called, run and frame nothing of it.
+
+    It is empty where an engine may have answered, whose headers are passed on as they are.
+    """
+    return _OWN_HEADERS if path in _OWN_PATHS or path.startswith(_OWN_PREFIXES) else {}
 
 
 def wants_html(incoming: Request) -> bool:
@@ -39,7 +51,7 @@ async def root() -> Response:
     return Response(
         page.replace("{nonce}", nonce),
         content_type="text/html; charset=utf-8",
-        headers={**_HEADERS, "Content-Security-Policy": _policy(nonce)},
+        headers={"Cache-Control": "no-store", "Content-Security-Policy": _policy(nonce)},
     )
 
 
