@@ -13,6 +13,7 @@ from test_history import Kept, ended, routing
 
 from engine_router.errors import BadRequest
 from engine_router.telemetry import activity
+from engine_router.telemetry.histogram import histogram, histograms
 
 LIMIT_S = 100.0
 
@@ -205,3 +206,27 @@ async def test_a_key_sees_its_own_requests(tmp_path: Path) -> None:
                 "none-of-it": 401,
             }[key]
         assert seen == {"boss-key-1": 4, "one-key-12": 1, "none-of-it": -1}
+
+
+async def test_histograms_are_of_those_that_match_and_of_what_is_known(kept: Kept) -> None:
+    for number, (first, speed) in enumerate(((0.12, 41.0), (0.14, 44.0), (2.5, 65.0), (None, None)), start=6):
+        kept.hub.publish(ended(number, model="fast", first_token_s=first, tokens_per_s=speed))
+    found = await histograms(kept.of, activity.where_of({"model": "fast"}))
+    assert found["enabled"]
+    assert found["first_token_s"]["count"] == 3
+    assert (found["first_token_s"]["p50"], found["first_token_s"]["p95"]) == (0.14, 2.5)
+    bins = found["first_token_s"]["bins"]
+    assert bins[0] == {"from": 0.1, "to": 0.15, "count": 2}
+    assert bins[-1] == {"from": 2.0, "to": 3.0, "count": 1}
+    assert [one["to"] for one in bins[:-1]] == [one["from"] for one in bins[1:]]
+    assert [one["count"] for one in found["tokens_per_s"]["bins"]] == [2, 1]
+    nobody = await histograms(kept.of, activity.where_of({"model": "nobody"}))
+    assert nobody["tokens_per_s"] == {"count": 0, "p50": None, "p95": None, "bins": []}
+
+
+@pytest.mark.parametrize("values", [[0.0], [1e-9, 1e9], [0.001], [70_000.0], [1.0] * 5])
+def test_every_value_is_in_one_bin(values: list[float]) -> None:
+    bins = histogram(values)["bins"]
+    assert sum(one["count"] for one in bins) == len(values)
+    assert bins[0]["from"] <= min(values)
+    assert bins[-1]["to"] is None or bins[-1]["to"] > max(values)

@@ -63,6 +63,11 @@ def test_past_requests(told: Any) -> None:
     assert told("activity", "--model", "red", "--json")["total"] == 2
     assert told("activity", "--status", "error", "--since", "1h", "--json")["total"] == 1
     assert told("activity", "-q", "nobody", "--json")["total"] == 1
+    assert told("activity", "--histogram", "--json", "--model", "red")["tokens_per_s"].keys() >= {
+        "count",
+        "bins",
+    }
+    assert "First token: " in told("activity", "--histogram")
     assert told("activity", "--engine", "x") == "no request is remembered that matches\n"
     assert '"status" must be' in told("activity", "--status", "bad", code=1)
 

@@ -19,6 +19,7 @@ from engine_router.cli.terminal import Table, say, show_json
 
 NOTHING = "-"
 PIECE_BYTES = 65536
+BAR_CHARS = 40
 _FILTERS = ("model", "engine", "key", "client", "status", "q")
 
 
@@ -32,6 +33,8 @@ def run(options: argparse.Namespace) -> int:
         query["since"] = f"{time.time() - options.since:.3f}"
     if options.csv:
         return _csv(address, query)
+    if options.histogram:
+        return _histograms(address, query, as_json=options.json)
     answer = get(address, f"/admin/activity?{urlencode({**query, 'limit': options.lines})}")
     if options.json:
         show_json(answer)
@@ -41,6 +44,35 @@ def run(options: argparse.Namespace) -> int:
     except (KeyError, TypeError):
         raise not_understood(address) from None
     return OK
+
+
+def _histograms(address: RouterAddress, query: Mapping[str, str], *, as_json: bool) -> int:
+    answer = get(address, f"/admin/activity/histogram?{urlencode(query)}")
+    if as_json:
+        show_json(answer)
+        return OK
+    try:
+        if not answer["enabled"]:
+            say(f"no history is kept: {answer['why_off']}")
+            return OK
+        for title, name, unit in (("First token", "first_token_s", " s"), ("Tokens/s", "tokens_per_s", "")):
+            _show_histogram(title, answer[name], unit)
+    except (KeyError, TypeError):
+        raise not_understood(address) from None
+    return OK
+
+
+def _show_histogram(title: str, told: Mapping[str, Any], unit: str) -> None:
+    if not told["count"]:
+        say(f"{title}: not known of any request")
+        return
+    say(
+        f"{title}: half below {told['p50']:.3g}{unit}, 95 % below {told['p95']:.3g}{unit} ({counted(told['count'], 'request')})"
+    )
+    most = max(bin_["count"] for bin_ in told["bins"])
+    for bin_ in told["bins"]:
+        bar = "#" * round(BAR_CHARS * bin_["count"] / most)
+        say(f"{bin_['from']:>8g}{unit}  {bar} {bin_['count'] or ''}".rstrip())
 
 
 def _csv(address: RouterAddress, query: Mapping[str, str]) -> int:

@@ -14,6 +14,7 @@ def add_history(command: Adder) -> None:
         "to the first token, tokens per second, the wait for the model, and the whole time. A dash: not known.",
         "activity --since 2h --model qwen3-30b",
         "activity --status error",
+        "activity --histogram --model qwen3-30b",
         "activity --csv > requests.csv",
     )
     activity.add_argument("-n", "--lines", type=count, default=50, metavar="N", help="how many (default: 50)")
@@ -25,6 +26,9 @@ def add_history(command: Adder) -> None:
     activity.add_argument("--status", metavar="STATUS", help="ok, error, or a number such as 404")
     activity.add_argument("-q", metavar="TEXT", help="only requests with this text in a name or an error")
     activity.add_argument("--csv", action="store_true", help="print all of them as CSV, the latest one first")
+    activity.add_argument(
+        "--histogram", action="store_true", help="show how the first token's time and the speed are spread"
+    )
     figures = command(
         "figures",
         "show what each model did, and what swaps cost today",

@@ -38,6 +38,7 @@ TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
     (_READ, "/admin/requests", Scope.KEY),
     (_READ, "/admin/activity", Scope.KEY),
     (_READ, "/admin/activity.csv", Scope.KEY),
+    (_READ, "/admin/activity/histogram", Scope.KEY),
     (_ANY, "/admin/*", Scope.ADMIN),
     # The state of everything, and what acts on it.
     (_ANY, "/status", Scope.ADMIN),

@@ -16,6 +16,7 @@ from engine_router.router import Router
 from engine_router.telemetry import activity
 from engine_router.telemetry.captures import hidden_values
 from engine_router.telemetry.figures import figures
+from engine_router.telemetry.histogram import histograms
 from engine_router.web.connection import scope_of
 from engine_router.web.params import whole_number
 from engine_router.web.responses import json_response
@@ -56,6 +57,10 @@ class HistoryRoutes:
         response.headers["Content-Disposition"] = 'attachment; filename="activity.csv"'
         response.timeout = None
         return response
+
+    async def histogram(self) -> Response:
+        """`GET /admin/activity/histogram` and the same filters: first token and tokens per second of the last ones."""
+        return json_response(await histograms(self._router.history, _where()))
 
     async def figures(self) -> Response:
         """`GET /admin/figures?span_s=3600&points=240`: memory, requests, swaps, queues and GPUs over time."""
@@ -105,6 +110,8 @@ def add_history(app: QuartTrio, router: Router) -> None:
     routes = HistoryRoutes(router)
     app.add_url_rule("/admin/activity", "admin activity", routes.activity, methods=["GET"])
     app.add_url_rule("/admin/activity.csv", "admin activity.csv", routes.activity_csv, methods=["GET"])
+    path = "/admin/activity/histogram"
+    app.add_url_rule(path, "admin activity histogram", routes.histogram, methods=["GET"])
     app.add_url_rule("/admin/figures", "admin figures", routes.figures, methods=["GET"])
     app.add_url_rule("/admin/captures", "admin captures", routes.captures, methods=["GET"])
     app.add_url_rule("/admin/captures", "admin clear captures", routes.clear_captures, methods=["DELETE"])

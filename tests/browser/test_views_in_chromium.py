@@ -50,6 +50,12 @@ def test_a_chat_and_what_becomes_of_it(chromium: Any, start_router: RouterStarte
         row = page.get_by_role("row").filter(has_text="/v1/chat/completions").first
         row.wait_for()
         assert {"tiny", "200", "12"} <= set(row.inner_text().split())
+        figure = page.get_by_role("figure", name="Tokens/s of 2 requests: half below")
+        figure.get_by_role("listitem", name=": 2").or_(
+            figure.get_by_role("listitem", name=": 1")
+        ).first.wait_for()
+        page.get_by_role("button", name="Markdown").click()
+        page.get_by_text("Copied.").wait_for()
         row.get_by_role("button", name="Body of request").click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_text("<b>Hello</b>", exact=True).wait_for()
@@ -88,6 +94,35 @@ def test_an_engine_that_writes_much(chromium: Any, start_router: RouterStarter) 
         assert "<script>alert(1)</script>" in first
         assert page.locator(".log script").count() == 0
         assert page.title().endswith("engine-router")
+
+
+def test_the_logs_of_an_engine_and_of_the_router_side_by_side(
+    chromium: Any, start_router: RouterStarter
+) -> None:
+    router = start_router(NO_GAUGE + talking("a"))
+    with tab(chromium) as watched:
+        page = watched.page
+        page.goto(f"{router.url}#/logs")
+        assert page.get_by_role("button", name="Router beside").is_disabled()
+        page.get_by_label("Whose log").select_option(label="a")
+        page.get_by_role("button", name="Router beside").click()
+        asked = {"model": "a-model", "messages": []}
+        httpx.post(f"{router.url}v1/chat/completions", json=asked, timeout=300, trust_env=False)
+        logs = [page.get_by_role("region", name=f"Log of {name}") for name in ("a", "router")]
+        for log in logs:
+            log.locator(".line").first.wait_for()
+        left, right = (log.bounding_box() for log in logs)
+        assert left["x"] + left["width"] <= right["x"]
+        page.get_by_placeholder("Only lines with").fill("(started|nothing) pid [0-9]+")
+        for log in logs:
+            log.get_by_text("0 of ").wait_for()
+        page.get_by_role("button", name="Regex").click()
+        logs[0].get_by_text("1 of ").wait_for()
+        page.get_by_placeholder("Only lines with").fill("(pid")
+        page.get_by_role("alert").filter(has_text="regular expression").wait_for()
+        page.reload()  # all of it stands in the address
+        page.get_by_role("alert").filter(has_text="regular expression").wait_for()
+        assert page.get_by_role("region", name="Log of router").count() == 1
 
 
 def test_ten_thousand_requests_of_the_past(

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { LONGEST, pieces, plain } from "../src/logs/ansi";
 import { Follower, MOST_LINES } from "../src/logs/follower";
-import { matching } from "../src/views/logs";
+import { matching, wantedOf } from "../src/views/logs";
 
 const ESC = "\u001b";
 
@@ -55,6 +55,15 @@ describe("a log that is followed", () => {
   it("is searched by what can be seen", () => {
     const log = follower();
     log.take(`${ESC}[31mER${ESC}[0mROR\nfine\n`);
-    expect(matching(log.lines, "error").map(({ number }) => number)).toEqual([0]);
+    const found = (filter: string, isRegex: boolean): number[] | string => {
+      const wanted = wantedOf(filter, isRegex);
+      return typeof wanted === "string" ? wanted : matching(log.lines, wanted).map(({ number }) => number);
+    };
+    expect(found("error", false)).toEqual([0]);
+    expect(found("", true)).toEqual([0, 1]);
+    expect(found("^(er|wa)+ror$", true)).toEqual([0]);
+    expect(found("f.n", true)).toEqual([1]);
+    expect(found("f.n", false)).toEqual([]);
+    expect(found("(", true)).toMatch(/regular expression/i);
   });
 });

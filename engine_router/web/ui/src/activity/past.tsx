@@ -1,12 +1,15 @@
 // The requests that have ended, from the router's history: filtered, sorted and paged there.
 import { useState } from "preact/hooks";
 import { base, query } from "../api";
+import { copy } from "../components/copy";
 import { count, duration, rate, time } from "../components/format";
 import { type Column, type Order, Table } from "../components/table";
 import { place, setParams } from "../router";
 import { state } from "../state/events";
 import { useLoaded } from "../state/loaded";
 import { Details } from "./details";
+import { asMarkdown } from "./markdown";
+import { Speeds } from "./speed";
 import type { Past, PastPage } from "./types";
 
 const PER_PAGE = 50;
@@ -41,6 +44,9 @@ export function PastRequests() {
         <a class="button" href={`${base}/admin/activity.csv${query(filters)}`} download="activity.csv">
           CSV
         </a>
+        <button type="button" disabled={!data?.requests.length} title="Copies the requests that are shown" onClick={() => void copy(asMarkdown(data?.requests ?? []))}>
+          Markdown
+        </button>
       </form>
       {error && <p class="bad">{error}</p>}
       {data?.enabled === false && <p class="soft">
@@ -48,6 +54,7 @@ export function PastRequests() {
         </p>}
       {data !== null && (
         <>
+          <Speeds filters={filters} />
           <Table
             caption="Past requests"
             columns={columns(setShown)}
