@@ -35,7 +35,7 @@ from engine_router.config import (
     load_config,
     parse_config,
 )
-from engine_router.config.engines import EngineConfig
+from engine_router.config.engines import EngineConfig, StartedConfig
 from engine_router.config.load import build_config, candidates
 from engine_router.config.schema import reference
 from engine_router.config.unified import is_unified, is_unified_machine
@@ -54,7 +54,7 @@ def an_engine(options: str) -> ProcessConfig:
 
 CODE = re.compile(r"#[^ ]")
 
-SLEEPS = re.compile(r"(HttpConfig|SystemdConfig)(?=\)\.(sleep|warm_up))")
+SLEEPS = re.compile(r"(ContainerConfig|HttpConfig|SystemdConfig)(?=\)\.(sleep|warm_up|config_file))")
 
 
 def blocks_of_example() -> Iterator[tuple[str, list[tuple[str, bool]]]]:
@@ -78,6 +78,7 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
     found: dict[str, list[tuple[str, Any]]] = {}
     kinds = {
         "process": "ProcessConfig",
+        "container": "ContainerConfig",
         "http": "HttpConfig",
         "ollama": "OllamaConfig",
         "systemd": "SystemdConfig",
@@ -115,6 +116,7 @@ def test_the_example_loads() -> None:
         "ProcessConfig",
         "ProcessConfig",
         "ProcessConfig",
+        "ContainerConfig",
         "OllamaConfig",
     ]
     assert config.models["qwen3-8b"].path == "~/models/qwen3-8b-q4_k_m.gguf"
@@ -128,9 +130,10 @@ def test_everything_that_the_example_comments_out_loads_too() -> None:
             engines += header.startswith("[engines") and header.count(".") == 1
             live += "\n" + "\n".join(text for text, _ in lines)
     config = parse_config(live.replace("[pools.gpu]", "[pools.card]"))
-    assert len(config.engines) == engines + 4 == 19
+    assert len(config.engines) == engines + 5 == 20
     assert {type(engine).__name__ for engine in config.engines.values()} == {
         "ProcessConfig",
+        "ContainerConfig",
         "HttpConfig",
         "OllamaConfig",
         "SystemdConfig",
@@ -153,6 +156,7 @@ def test_every_single_option_that_the_example_comments_out_loads() -> None:
 def test_the_example_shows_every_option() -> None:
     shown = documented()
     common = {field.name for field in attrs.fields(EngineConfig)}
+    started = {field.name for field in attrs.fields(StartedConfig)} | {"stop_signal"}
     anywhere = {key for place, entries in shown.items() if place.startswith("engines") for key, _ in entries}
     missing = [
         (place, key)
@@ -161,6 +165,7 @@ def test_the_example_shows_every_option() -> None:
         # Three kinds of engines sleep in the same way; it is shown once.
         and key not in [k for k, _ in shown.get(SLEEPS.sub("ProcessConfig", place), [])]
         and not (place.startswith("engines") and place.endswith(")") and key in common & anywhere)
+        and not (place == "engines.NAME (ContainerConfig)" and key in started & anywhere)
         and not (not place and (key in shown or key in [k for k, _ in shown[""]]))
     ]
     assert missing == []
@@ -514,7 +519,7 @@ LEAVES = (
     | st.text(max_size=12)
     | st.dates()
     | st.sampled_from(
-        ["process", "http", "ollama", "{port}", "{path} {port}", "/x", "http://a:1", "default", "a", 10**400]
+        ["process", "container", "http", "ollama", "{port}", "{path} {port}", "/x", "http://a:1", "default", "a", 10**400]
     )
 )
 
@@ -547,7 +552,7 @@ OPTIONS = st.dictionaries(KEYS, SAID | st.lists(SAID, max_size=3), max_size=6)
         st.sampled_from(["a", "b", "a b"]),
         st.builds(
             lambda kind, more: {**more, "type": kind},
-            st.sampled_from(["process", "http", "ollama", "systemd", "remote"]),
+            st.sampled_from(["process", "container", "http", "ollama", "systemd", "remote"]),
             OPTIONS,
         ),
         min_size=1,

@@ -213,8 +213,8 @@ MISTAKES = [
     ("[engines.a]\ntype = 'process'\nargv = ['serve --port {port}']", "engines.a.argv", 'a list has one entry for each word: write ["program", "--option", ...], or one string without [ ]', "argv = ..."),
     # Names of other programs.
     ("[engines.a]\ntype = 'process'\nargv = 'x {port}'\ncmd = 'x'", "engines.a.cmd", "unknown key; did you mean argv?", "cmd = 'x'"),
-    ("[engines.a]\ntype = 'llama.cpp'", "engines.a.type", 'expected one of "process", "http", "ollama", "systemd", "remote", got "llama.cpp"; did you mean "process"?', "type = 'llama.cpp'"),
-    ("[engines.a]\ntype = 'lmstudio'", "engines.a.type", 'expected one of "process", "http", "ollama", "systemd", "remote", got "lmstudio"; did you mean "http"?', "type = 'lmstudio'"),
+    ("[engines.a]\ntype = 'llama.cpp'", "engines.a.type", 'expected one of "process", "container", "http", "ollama", "systemd", "remote", got "llama.cpp"; did you mean "process"?', "type = 'llama.cpp'"),
+    ("[engines.a]\ntype = 'lmstudio'", "engines.a.type", 'expected one of "process", "container", "http", "ollama", "systemd", "remote", got "lmstudio"; did you mean "http"?', "type = 'lmstudio'"),
 ]  # fmt: skip
 
 
@@ -327,10 +327,13 @@ def test_every_command_is_split_before_the_environment_is_filled_in() -> None:
     assert commands == COMMANDS
 
 
+CONTAINER = 'type = "container"\nimage = "vllm"\nnetwork = "host"\nbase_url = "http://127.0.0.1:81"\n'
 COMMAND_OPTIONS = [
     ("engines", 'type = "process"\n', "argv"),
     ("engines", 'type = "process"\nargv = "serve {port}"\n', "stop_command"),
     ("engines", 'type = "process"\nargv = "serve {port}"\n', "kill_command"),
+    ("engines", CONTAINER, "command"),
+    ("engines", CONTAINER, "entrypoint"),
     ("engines", 'type = "ollama"\n', "stop_command"),
     ("engines", 'type = "systemd"\nunit = "u"\nbase_url = "http://127.0.0.1:81"\n', "prefix"),
     ("pools", 'gauge = "command"\n', "command"),

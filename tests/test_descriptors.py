@@ -15,10 +15,10 @@ import trio
 
 from engine_router.config import ProcessConfig
 from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
-from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian, start_tree
 from engine_router.engines.readiness import CANNOT_ASK, Check, look
+from engine_router.engines.started.resources import lacks_resources
 from engine_router.errors import EngineDied, EngineStartFailed, OutOfResources
 from engine_router.upstream.control_client import control_client
 

@@ -23,9 +23,9 @@ from engine_router.engines.base import LogRing
 from engine_router.engines.ports import is_taken, owner_of
 from engine_router.engines.process import guardian as guardian_program
 from engine_router.engines.process import running_process
-from engine_router.engines.process.output import LINES_IN_ERRORS, EngineOutput, last_words
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian
+from engine_router.engines.started.output import LINES_IN_ERRORS, EngineOutput, last_words
 from engine_router.errors import EngineStopFailed
 from engine_router.guards.limits import LINES_PER_S
 from engine_router.upstream.control_client import control_client
@@ -287,6 +287,6 @@ def test_a_guardian_s_line_survives_any_command() -> None:
     guardian = Guardian()
     guardian.watch(7)
     guardian.run_at_end(7, ["a b", "ü\n"], {"X": "1 2"}, "/tmp")
-    assert guardian._watched[7].count("\n") == 1
+    assert guardian._watched[7].removeprefix("+7\n").count("\n") == 1
     assert len(guardian._watched[7].split()) == 2
     guardian.reserve.close()

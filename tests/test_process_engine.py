@@ -36,8 +36,8 @@ from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.guardian import MARKER_VARIABLE, carriers
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian, ProcessGroup
-from engine_router.engines.process.running_process import GRACE_SHARE
 from engine_router.engines.process.windows import JobTree, KernelJobs
+from engine_router.engines.started.running import GRACE_SHARE
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.guards.limits import RESIDENT_LOGS
 from engine_router.upstream.control_client import ControlClient
@@ -940,7 +940,7 @@ async def test_it_is_not_ready_before_it_says_so() -> None:
 async def test_an_error_is_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     settings = config(f"port={port}", "loading=1000", base_url=f"http://127.0.0.1:{port}")
-    monkeypatch.setattr("engine_router.engines.process.process_engine.LIST_TIMEOUT_S", 300.0)
+    monkeypatch.setattr("engine_router.engines.started.started_engine.LIST_TIMEOUT_S", 300.0)
     async with an_engine(settings) as engine:
         assert await engine.list_models() is None
         with started(command(f"port={port}", "loading=1000")):
@@ -951,7 +951,7 @@ async def test_an_error_is_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) ->
             mute.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             mute.bind(("127.0.0.1", port))
             mute.listen()
-            monkeypatch.setattr("engine_router.engines.process.process_engine.LIST_TIMEOUT_S", 0.1)
+            monkeypatch.setattr("engine_router.engines.started.started_engine.LIST_TIMEOUT_S", 0.1)
             with pytest.raises(EngineUnreachable, match=r"did not say within 0\.1 s"):
                 await engine.list_models()
 

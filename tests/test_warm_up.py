@@ -9,7 +9,7 @@ from support.scripted.server import Answer, Call, as_json
 from support.small_engine import the_engine
 
 from engine_router.config import HttpConfig, parse_config
-from engine_router.config.engines import CallConfig, LoadedConfig, WarmUpConfig
+from engine_router.config.engine_tables import CallConfig, LoadedConfig, WarmUpConfig
 from engine_router.engines.remote.http_engine import HttpEngine
 from engine_router.errors import EngineStartTimeout
 from engine_router.upstream.control_client import control_client

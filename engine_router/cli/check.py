@@ -18,8 +18,8 @@ from engine_router.cli.terminal import Table, say, show_json
 from engine_router.config import (
     AnyEngineConfig,
     Config,
-    ProcessConfig,
     ServerConfig,
+    StartedConfig,
     find_config,
     is_template,
     load_config,
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     commands = {
         name: [environment.masked(word) for word in masked_argv(engine.argv)]
         for name, engine in config.engines.items()
-        if isinstance(engine, ProcessConfig)
+        if isinstance(engine, StartedConfig)
     }
     if options.json:
         show_json({**_plain(config, path, found, commands), "scan": scan_entry(scans)})
@@ -149,7 +149,7 @@ def _show(
 
 def _otherwise_known(engine: AnyEngineConfig) -> str:
     """Return the models that nothing but an engine's command names; where it names none, how they become known."""
-    if isinstance(engine, ProcessConfig) and not is_template(engine):
+    if isinstance(engine, StartedConfig) and not is_template(engine):
         names = [model.name for model in served_models(engine.argv, engine.env).models]
         if names:
             return f"{', '.join(names)} (by argv)"

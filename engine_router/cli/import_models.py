@@ -13,9 +13,10 @@ from engine_router.cli.exit_codes import BAD_USAGE, OK, CommandFailed
 from engine_router.cli.folders import absent_folders
 from engine_router.cli.formatting import counted
 from engine_router.cli.terminal import say
-from engine_router.config import Config, ProcessConfig, find_config, load_config
+from engine_router.config import Config, StartedConfig, find_config, load_config
 from engine_router.config.environment import Environment
 from engine_router.config.file import read_text, write
+from engine_router.config.filled import filled_words
 from engine_router.config.values import expanded
 from engine_router.models.fixed_models import fixed_models_of
 from engine_router.models.found import formats_of, taken_names
@@ -77,7 +78,7 @@ def _engine(config: Config, named: str | None) -> str:
     templates = [
         name
         for name, engine in config.engines.items()
-        if isinstance(engine, ProcessConfig) and any("{path}" in word for word in engine.argv)
+        if isinstance(engine, StartedConfig) and any("{path}" in word for word in filled_words(engine))
     ]
     if named is not None and named not in templates:
         raise CommandFailed(f"engine '{named}' cannot serve them: its argv needs {{path}}", 2)
@@ -93,7 +94,7 @@ def _engine(config: Config, named: str | None) -> str:
 
 def _scan(config: Config, engine: str, folders: Sequence[str]) -> ScanResult:
     settings = config.engines[engine]
-    assert isinstance(settings, ProcessConfig)  # noqa: S101 - it is a template
+    assert isinstance(settings, StartedConfig)  # noqa: S101 - it is a template
     places = tuple(folder if folder in CACHES else str(expanded(folder).absolute()) for folder in folders)
     request = ScanRequest(engine=engine, places=places, formats=formats_of(settings))
     result: ScanResult = trio.run(Scanner(HeaderMemory()).scan, (request,), taken_names(config))

@@ -1,18 +1,22 @@
 """Configuration: the classes, and how a file becomes one of them."""
 
-from engine_router.config.engines import (
-    REMOTES,
-    AnyEngineConfig,
+from engine_router.config.engine_tables import (
     CallConfig,
     ConfigFileConfig,
     DropInConfig,
+    LoadedConfig,
+    SleepConfig,
+)
+from engine_router.config.engines import (
+    REMOTES,
+    AnyEngineConfig,
+    ContainerConfig,
     EngineConfig,
     HttpConfig,
-    LoadedConfig,
     OllamaConfig,
     ProcessConfig,
     RemoteConfig,
-    SleepConfig,
+    StartedConfig,
     SystemdConfig,
 )
 from engine_router.config.keys import ApiKey, KeyConfig, Priority, rights_of
@@ -38,6 +42,7 @@ __all__ = [
     "CallConfig",
     "Config",
     "ConfigFileConfig",
+    "ContainerConfig",
     "DropInConfig",
     "EngineConfig",
     "FamilyConfig",
@@ -55,6 +60,7 @@ __all__ = [
     "SchedulingConfig",
     "ServerConfig",
     "SleepConfig",
+    "StartedConfig",
     "SystemdConfig",
     "find_config",
     "is_open_to_network",

@@ -1,4 +1,4 @@
-"""Options of an engine: frozen classes, one for each `type`, and for the tables inside of them."""
+"""Options of an engine: frozen classes, one for each `type`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from typing import Final, Literal
 
 from attrs import frozen
 
+from engine_router.config.engine_tables import (
+    CallConfig,
+    ConfigFileConfig,
+    DropInConfig,
+    LoadedConfig,
+    SleepConfig,
+    WarmUpConfig,
+)
 from engine_router.config.kinds import (
     Argv,
     BaseUrl,
+    ByteSize,
     Count,
     Gigabytes,
+    Gpus,
     HeaderValue,
     JsonValue,
     Name,
@@ -19,7 +29,6 @@ from engine_router.config.kinds import (
     RemoteUrl,
     Seconds,
     SignalName,
-    SleepLevel,
     UrlPath,
     VariableValue,
 )
@@ -72,119 +81,28 @@ class EngineConfig:
 
 
 @frozen(kw_only=True, repr=False)
-class CallConfig:
-    """One HTTP call that loads, unloads or wakes a model."""
+class StartedConfig(EngineConfig):
+    """The options of an engine whose server the router starts and stops itself."""
 
-    path: UrlPath = required("Path of the call. {model} and {instance} are filled in.")
-    method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "HTTP method.")
-    headers: Mapping[str, HeaderValue] = table(dict, "Headers of the call, for example an admin key.")
-    body: JsonValue | None = option(
-        None, "JSON body; {model} and {instance} are filled in within its strings."
-    )
-
-
-@frozen(kw_only=True, repr=False)
-class SleepConfig:
-    """The calls that put an engine to sleep, instead of stopping it, and wake it again."""
-
-    kind: Literal["vllm", "sglang", "custom"] = required(
-        "vllm, sglang, or custom for the calls below. What each needs is said in engines.toml.example."
-    )
-    level: SleepLevel = option(
-        1,
-        "vLLM only. 1 parks the weights in main memory: wakes in about a second, but frees nothing where the GPU uses main "
-        "memory. 2 drops them and reads them again.",
-    )
-    path: UrlPath | None = option(None, "custom only: path of the call that puts it to sleep.")
-    method: Literal["GET", "POST", "PUT", "DELETE"] = option("POST", "custom only: HTTP method of that call.")
-    headers: Mapping[str, HeaderValue] = table(dict, "Headers of all these calls, for example an admin key.")
-    body: JsonValue | None = option(None, "custom only: JSON body of that call.")
-    wake: tuple[CallConfig, ...] = option((), "custom only: the calls that wake it, in this order.")
-    asleep_path: UrlPath | None = option(
-        None, "custom only: path that tells whether it sleeps; without it, the router goes by what it did."
-    )
-    asleep_check: ReadyCheck = option(
-        "is_sleeping==true", "custom only: what the answer is while it sleeps; as ready_check."
-    )
-    timeout_s: Seconds = option(60.0, "Seconds within which it must be asleep; if it is not, it is stopped.")
-
-
-@frozen(kw_only=True, repr=False)
-class WarmUpConfig:
-    """A request that has to succeed before an engine that was started counts as ready."""
-
-    path: UrlPath = option("/v1/chat/completions", "Path that it is posted to.")
-    body: JsonValue | None = option(
-        None, "JSON body; {model} is filled in within its strings. A chat of one token when absent."
-    )
-
-
-@frozen(kw_only=True, repr=False)
-class ConfigFileConfig:
-    """A configuration file of the engine's own, in which a model's values are set before each start."""
-
-    path: Name = required("The file; it has to exist. What it was before the first change stays beside it.")
-    set: Mapping[str, JsonValue] = required(
-        'Keys and their values, such as "model.model_name" = "{model}"; a dot leads into a table. {model}, {path}, {mmproj}, '
-        "{ctx} and {port} are filled in; a value whose {mmproj} or {ctx} a model has not becomes empty."
-    )
-    format: Literal["yaml", "toml", "json"] | None = option(
-        None, "yaml, toml or json; as the name of the file ends when absent."
-    )
-
-
-@frozen(kw_only=True, repr=False)
-class DropInConfig:
-    """Settings that are put beside the unit before each start, with a model's values; the unit itself stays as it is."""
-
-    env: Mapping[str, VariableValue] = table(
-        dict, "Environment variables of the unit; {model}, {path}, {mmproj} and {ctx} are filled in."
-    )
-    exec_start: Argv | None = option(
-        None,
-        "Command in place of the unit's own, with {model}, {path}, {mmproj}, {ctx} and {args} as in the argv of a template.",
-    )
-    folder: Literal["run", "config"] = option(
-        "run",
-        "run: below /run, and removed again after the unit has stopped. config: below ~/.config/systemd/user, where it stays.",
-    )
-
-
-@frozen(kw_only=True, repr=False)
-class ProcessConfig(EngineConfig):
-    """`type = "process"`: a server that the router starts and stops itself."""
-
-    type: Literal["process"] = option("process", "A server that the router starts and stops.")
-    argv: Argv = required(
-        "Command, as a list or one string (no shell runs). {port}, {model} and {path} are filled in; {port} takes a "
-        "free port; {model} or {path} make it a template that is started once for each model, with the {mmproj}, {ctx} and "
-        "{args} of that model."
-    )
     scan: tuple[Name, ...] = option(
         (),
         "Templates only: folders whose models it serves, and huggingface, lmstudio or llamacpp for these programs' own. "
         "Models come and go with their files.",
     )
     scan_formats: tuple[Literal["gguf", "safetensors"], ...] = option(
-        (), "What is looked for there: gguf, safetensors, or both; by the program in argv when absent."
+        (), "What is looked for there: gguf, safetensors, or both; by the program that it runs when absent."
     )
-    base_url: BaseUrl | None = option(None, "Where it listens; not needed when argv has {port}.")
-    env: Mapping[str, VariableValue] = table(dict, "Environment variables added to the router's own.")
-    cwd: str | None = option(None, "Working directory.")
+    base_url: BaseUrl | None = option(
+        None, "Where it listens; not needed with {port}, which takes a free port."
+    )
+    env: Mapping[str, VariableValue] = table(
+        dict,
+        "Environment variables: of a process, added to the router's own; of a container, to its image's.",
+    )
     config_file: ConfigFileConfig | None = option(
         None,
         "File in which values are set before each start, for an engine that reads its model from a file. With {model} or "
         "{path} in it, the engine is started once for each model, one at a time.",
-    )
-    stop_signal: SignalName = option("SIGTERM", "Signal that asks it to end.")
-    stop_command: Argv | None = option(
-        None,
-        "Command run before that signal, to stop what a daemon runs for it, such as docker stop NAME; {port}, {model}, "
-        "{path} and {pid} are filled in.",
-    )
-    kill_command: Argv | None = option(
-        None,
-        "Command run together with SIGKILL and when the router dies, such as docker rm -f NAME; default: stop_command.",
     )
     grace_s: Seconds = option(
         10.0, "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s."
@@ -206,26 +124,91 @@ class ProcessConfig(EngineConfig):
         None, "Put it to sleep instead of stopping it, where that frees enough."
     )
 
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command that starts it."""
+        raise NotImplementedError
+
 
 @frozen(kw_only=True, repr=False)
-class LoadedConfig:
-    """The list in which an engine says what it has loaded."""
+class ProcessConfig(StartedConfig):
+    """`type = "process"`: a server that the router starts and stops itself."""
 
-    path: UrlPath = required("Path that lists what is loaded.")
-    key: str = option(
-        "", "Key of the list in the answer, nested by dots; empty when the answer itself is the list."
+    type: Literal["process"] = option("process", "A server that the router starts and stops.")
+    argv: Argv = required(
+        "Command, as a list or one string (no shell runs). {port}, {model} and {path} are filled in; {port} takes a "
+        "free port; {model} or {path} make it a template that is started once for each model, with the {mmproj}, {ctx} and "
+        "{args} of that model."
     )
-    id: str = option("id", "Key of a model's id in an entry, nested by dots.")
-    instances: str | None = option(
+    cwd: str | None = option(None, "Working directory.")
+    stop_signal: SignalName = option("SIGTERM", "Signal that asks it to end.")
+    stop_command: Argv | None = option(
         None,
-        "Key, in an entry, of a list of loaded instances; an entry counts as loaded when the list is not empty.",
+        "Command run before that signal, to stop what a daemon runs for it, such as docker stop NAME; {port}, {model}, "
+        "{path} and {pid} are filled in.",
     )
-    instance_id: str = option(
-        "id", "Key of an instance's own id, which the unload call may need as {instance}."
+    kill_command: Argv | None = option(
+        None,
+        "Command run together with SIGKILL and when the router dies, such as docker rm -f NAME; default: stop_command.",
     )
-    filter: Mapping[str, str] = table(
-        dict, "Keys (nested by dots) and the values that a loaded entry has in them."
+
+
+@frozen(kw_only=True, repr=False)
+class ContainerConfig(StartedConfig):
+    """`type = "container"`: a container that Docker or Podman runs, started and stopped by the router."""
+
+    type: Literal["container"] = option("container", "A container that Docker or Podman runs.")
+    image: Name | None = option(None, "Image, such as ghcr.io/ggml-org/llama.cpp:server-cuda.")
+    command: Argv | None = option(
+        None,
+        "Arguments of the image's program, or its command; the image's own when absent. {port}, {model}, {path}, {mmproj}, "
+        "{ctx} and {args} are filled in as in the argv of a process; in image, entrypoint, env, volumes and ports, too.",
     )
+    entrypoint: Argv | None = option(None, "Program in place of the image's own.")
+    volumes: tuple[Name, ...] = option(
+        (), 'Folders, files and volumes to mount: "/models:/models:ro", "~/cache:/cache", "NAME:/data".'
+    )
+    ports: tuple[Name, ...] = option(
+        (),
+        'Ports to publish, as "{port}:8000", that of this machine first. On 127.0.0.1, unless an address stands ahead: '
+        '"0.0.0.0:8000:8000".',
+    )
+    network: Name | None = option(
+        None, "host, bridge, none, or a network's name; with host, the command has to say where to listen."
+    )
+    gpus: Gpus | None = option(
+        None, '"all", a number of GPUs, or a list of their ids, as docker run --gpus; Podman is asked by CDI.'
+    )
+    devices: tuple[Name, ...] = option(
+        (), 'Devices, such as "/dev/kfd", "/dev/dri", or "nvidia.com/gpu=all" (CDI).'
+    )
+    ipc: Name | None = option(
+        None, "host, private or shareable; vLLM with several GPUs wants host or a large shm_size."
+    )
+    shm_size: ByteSize | None = option(None, 'Size of /dev/shm, such as "16g".')
+    user: Name | None = option(None, "User that it runs as, as UID, UID:GID or a name.")
+    host_config: Mapping[str, JsonValue] = table(
+        dict,
+        'More of HostConfig in the words of Docker\'s API, such as { CapAdd = ["SYS_PTRACE"], Init = true }.',
+    )
+    pull: Literal["never", "missing", "always"] = option(
+        "missing", "When the image is pulled before a start."
+    )
+    stop_signal: SignalName | None = option(
+        None, "Signal that asks it to end; the image's own, or SIGTERM, when absent."
+    )
+    socket: Name | None = option(
+        None,
+        "UNIX socket of Docker's or Podman's API; DOCKER_HOST, or where they are as a rule, when absent.",
+    )
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command that would start it by hand, as far as it tells what it serves."""
+        variables = [word for name, value in self.env.items() for word in ("-e", f"{name}={value}")]
+        program = ["--entrypoint", self.entrypoint[0]] if self.entrypoint else []
+        words = [*(self.entrypoint or ())[1:], *(self.command or ())]
+        return ("docker", "run", *variables, *program, self.image or "", *words)
 
 
 @frozen(kw_only=True, repr=False)
@@ -339,11 +322,12 @@ class RemoteConfig(EngineConfig):
         return dialect in self.dialects or (dialect == "openai" and "ollama" in self.dialects)
 
 
-AnyEngineConfig = ProcessConfig | HttpConfig | OllamaConfig | SystemdConfig | RemoteConfig
+AnyEngineConfig = ProcessConfig | ContainerConfig | HttpConfig | OllamaConfig | SystemdConfig | RemoteConfig
 """Any engine's configuration."""
 
 ENGINE_TYPES: Mapping[str, type[AnyEngineConfig]] = {
     "process": ProcessConfig,
+    "container": ContainerConfig,
     "http": HttpConfig,
     "ollama": OllamaConfig,
     "systemd": SystemdConfig,

@@ -19,6 +19,8 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_()]*")
 COMMANDS: Final = frozenset(
     {
         ("engines", "argv"),
+        ("engines", "command"),
+        ("engines", "entrypoint"),
         ("engines", "prefix"),
         ("engines", "stop_command"),
         ("engines", "kill_command"),
@@ -29,7 +31,18 @@ COMMANDS: Final = frozenset(
 _TABLES: Final = ("engines", "models", "families", "pools")  # of tables that have names
 _PUBLIC: Final = frozenset(
     (
-        *("models", "aliases", "upstream", "engine", "pool", "group", "unit", "default_model", "preload"),
+        *(
+            "models",
+            "aliases",
+            "upstream",
+            "engine",
+            "pool",
+            "group",
+            "unit",
+            "image",
+            "default_model",
+            "preload",
+        ),
         *("base_url", "host"),
     )
 )

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, Final, Literal
 
-from engine_router.config.engines import ConfigFileConfig, EngineConfig, ProcessConfig, SystemdConfig
+from engine_router.config.engine_tables import ConfigFileConfig
+from engine_router.config.engines import (
+    ContainerConfig,
+    EngineConfig,
+    ProcessConfig,
+    StartedConfig,
+    SystemdConfig,
+)
 
 ModelSettings = Mapping[tuple[str, ...], object]
 """Values for a configuration file, each by the keys that lead to it; None where a model has none."""
@@ -35,13 +42,20 @@ def filled_words(engine: EngineConfig) -> Iterator[str]:
     """Yield the texts of an engine in which values of a model are filled in."""
     if isinstance(engine, ProcessConfig):
         yield from engine.argv
+    elif isinstance(engine, ContainerConfig):
+        yield from _container_words(engine)
     elif isinstance(engine, SystemdConfig):
         yield engine.unit
         if engine.drop_in is not None:
             yield from engine.drop_in.env.values()
             yield from engine.drop_in.exec_start or ()
-    if isinstance(engine, (ProcessConfig, SystemdConfig)) and engine.config_file is not None:
+    if isinstance(engine, (StartedConfig, SystemdConfig)) and engine.config_file is not None:
         yield from _strings(dict(engine.config_file.set))
+
+
+def _container_words(engine: ContainerConfig) -> Iterator[str]:
+    yield from (*(engine.entrypoint or ()), *(engine.command or ()))
+    yield from (engine.image or "", *engine.env.values(), *engine.volumes, *engine.ports)
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -11,6 +11,7 @@ from engine_router.config.values import (
     HOST_PATTERN,
     ORIGIN_PATTERN,
     READY_CHECK_PATTERN,
+    SIZE_PATTERN,
     number,
     or_auto,
     read_addresses,
@@ -18,6 +19,7 @@ from engine_router.config.values import (
     read_base_url,
     read_bool,
     read_bool_or_auto,
+    read_gpus,
     read_header_value,
     read_hosts,
     read_name,
@@ -29,6 +31,7 @@ from engine_router.config.values import (
     read_ready_check,
     read_remote_url,
     read_signal,
+    read_size,
     read_string,
     read_variable,
     whole_number,
@@ -145,6 +148,20 @@ Argv = Annotated[
 
 VariableValue = Annotated[str, Kind(read_variable, {"type": "string"})]
 """The value of an environment variable; `~/` at its beginning is the home folder."""
+
+ByteSize = Annotated[
+    int, Kind(read_size, {"anyOf": [{"type": "integer", "minimum": 1}, _text(SIZE_PATTERN)]})
+]
+"""A size in bytes, read from a number or a text such as `16g`."""
+
+Gpus = Annotated[
+    int | str | tuple[str, ...],
+    Kind(
+        read_gpus,
+        {"anyOf": [{"const": "all"}, {"type": "integer", "minimum": 1}, _list_of(_VISIBLE, minItems=1)]},
+    ),
+]
+"""GPUs: `all`, a number of them, or a list of their ids."""
 
 SignalName = Annotated[str, Kind(read_signal, _text("^SIG"))]
 """The name of a signal, such as SIGTERM."""

@@ -11,7 +11,14 @@ from typing import Any
 import attrs
 import tomli
 
-from engine_router.config.engines import REMOTES, AnyEngineConfig, ProcessConfig, RemoteConfig
+from engine_router.config.container import container_faults
+from engine_router.config.engines import (
+    REMOTES,
+    AnyEngineConfig,
+    ContainerConfig,
+    RemoteConfig,
+    StartedConfig,
+)
 from engine_router.config.environment import Environment
 from engine_router.config.families import with_families
 from engine_router.config.faults import Fault, close, few_explained, is_explained, is_table, quoted
@@ -311,10 +318,12 @@ def _engine_faults(
         near = close(engine.pool, named_pools)
         hint = f"; did you mean {shown(near)}?" if near else "; declare it as [pools.NAME]"
         yield f"{path}.pool", f"no pool is called {shown(engine.pool)}{hint}"
-    if isinstance(engine, ProcessConfig):
+    if isinstance(engine, StartedConfig):
         yield from process_faults(name, engine, models, named_models)
     elif isinstance(engine, RemoteConfig):
         yield from remote_faults(engine, path)
+    if isinstance(engine, ContainerConfig):
+        yield from container_faults(engine, path)
 
 
 def _name_faults(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from engine_router.config.engines import AnyEngineConfig, ProcessConfig, SystemdConfig
+from engine_router.config.engines import AnyEngineConfig, StartedConfig, SystemdConfig
 from engine_router.config.faults import Fault, close, quoted
 from engine_router.config.model import ModelConfig, PoolConfig, SchedulingConfig
 from engine_router.config.template import is_scanned
@@ -98,4 +98,4 @@ def may_list(
     if is_scanned(engine):
         return not has_scanned
     is_named = bool(engine.models) or any(model.engine == name for model in models.values())
-    return engine.discover and not (is_named and isinstance(engine, (ProcessConfig, SystemdConfig)))
+    return engine.discover and not (is_named and isinstance(engine, (StartedConfig, SystemdConfig)))

@@ -1,4 +1,4 @@
-"""Faults of a process engine's command: its program and its placeholders."""
+"""Faults of the command of an engine that the router starts: its program and its placeholders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
-from engine_router.config.engines import ProcessConfig
+from engine_router.config.engines import ProcessConfig, StartedConfig
 from engine_router.config.faults import Fault, close, quoted
 from engine_router.config.filled import filled_words
 from engine_router.config.model import ModelConfig
@@ -15,11 +15,12 @@ from engine_router.config.values import shown
 
 _BRACES: Final = re.compile(r"\$?\{(\w+)\}|\$(\w+)|%(\w+)%")
 _WHOLE_COMMAND: Final = re.compile(r"\s(-|.*\{port\})")
+_OR_PORTS: Final = {"argv": "", "command": " or ports"}
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)=")
 
 
 def process_faults(
-    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Collection[str]
+    name: str, engine: StartedConfig, models: Mapping[str, ModelConfig], named_models: Collection[str]
 ) -> Iterator[Fault]:
     """Yield what is wrong with the command of an engine, and with models that it cannot start.
 
@@ -29,32 +30,44 @@ def process_faults(
     """
     path = f"engines.{quoted(name)}"
     words = " ".join(filled_words(engine))
-    yield from _program_faults(engine, path)
+    if isinstance(engine, ProcessConfig):
+        yield from _program_faults(engine, path)
     yield from _port_faults(engine, path, words)
     if engine.scan and "{path}" not in words:
-        yield f"{path}.scan", "needs {path} in argv, for the file of the model that is started"
+        yield (
+            f"{path}.scan",
+            f"needs {{path}} in {command_key(engine)}, for the file of the model that is started",
+        )
     if not is_template(engine):
         yield from _template_only_faults(name, engine, models)
     elif "{path}" in words:
         yield from _path_faults(name, engine, models, named_models)
 
 
-def _port_faults(engine: ProcessConfig, path: str, words: str) -> Iterator[Fault]:
+def command_key(engine: StartedConfig) -> str:
+    """Return the option in which the command of an engine stands."""
+    return "argv" if isinstance(engine, ProcessConfig) else "command"
+
+
+def _port_faults(engine: StartedConfig, path: str, words: str) -> Iterator[Fault]:
     """Yield what is wrong with where an engine listens."""
-    has_port = "{port}" in words
+    has_port, key = "{port}" in words, command_key(engine)
     is_filed = engine.config_file is not None and engine.base_url is not None  # its models take turns
     if is_template(engine) and not has_port and not is_filed:
-        yield f"{path}.argv", "{model} or {path} start it once for each model, so it needs {port} too"
+        yield f"{path}.{key}", "{model} or {path} start it once for each model, so it needs {port} too"
     elif engine.base_url is None and (mistaken := _mistaken(words, ("port",))) is not None:
-        yield f"{path}.argv", mistaken
+        yield f"{path}.{key}", mistaken
     elif engine.base_url is None and not has_port:
-        yield f"{path}.base_url", "missing; say where it listens, or put {port} into argv"
+        yield f"{path}.base_url", f"missing; say where it listens, or put {{port}} into {key}{_OR_PORTS[key]}"
     if engine.base_url is not None and has_port:
-        yield f"{path}.base_url", "not allowed together with {port} in argv, which takes a free port"
+        yield (
+            f"{path}.base_url",
+            f"not allowed together with {{port}} in {key}{_OR_PORTS[key]}, which takes a free port",
+        )
 
 
 def _path_faults(
-    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig], named_models: Collection[str]
+    name: str, engine: StartedConfig, models: Mapping[str, ModelConfig], named_models: Collection[str]
 ) -> Iterator[Fault]:
     """Yield the models that have no path for a command that asks for one."""
     for model in engine.models:
@@ -71,18 +84,20 @@ def _path_faults(
             )
 
 
-def _where_path_stands(engine: ProcessConfig) -> str:
-    return "argv" if any("{path}" in word for word in engine.argv) else "config_file"
+def _where_path_stands(engine: StartedConfig) -> str:
+    if isinstance(engine, ProcessConfig) and not any("{path}" in word for word in engine.argv):
+        return "config_file"
+    return command_key(engine)
 
 
 def _template_only_faults(
-    name: str, engine: ProcessConfig, models: Mapping[str, ModelConfig]
+    name: str, engine: StartedConfig, models: Mapping[str, ModelConfig]
 ) -> Iterator[Fault]:
     """Yield what is filled in for each model, in a command that is not started for each model."""
     for placeholder in ("{mmproj}", "{ctx}", "{args}"):
         if any(placeholder in word for word in filled_words(engine)):
             yield (
-                f"engines.{quoted(name)}.argv",
+                f"engines.{quoted(name)}.{command_key(engine)}",
                 f"{placeholder} is filled in only beside {{path}} or {{model}}, which start it once for each model",
             )
     for model_id, config in models.items():
@@ -90,7 +105,7 @@ def _template_only_faults(
             if getattr(config, key):
                 yield (
                     f"models.{quoted(model_id)}.{key}",
-                    f"without effect: the argv of engine {shown(name)} has no {{model}} or {{path}}; write it into that argv",
+                    f"without effect: the {command_key(engine)} of engine {shown(name)} has no {{model}} or {{path}}; write it into that {command_key(engine)}",
                 )
 
 

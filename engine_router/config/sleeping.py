@@ -7,13 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Final
 
-from engine_router.config.engines import (
-    AnyEngineConfig,
-    OllamaConfig,
-    ProcessConfig,
-    RemoteConfig,
-    SleepConfig,
-)
+from engine_router.config.engine_tables import SleepConfig
+from engine_router.config.engines import AnyEngineConfig, OllamaConfig, RemoteConfig, StartedConfig
 from engine_router.config.faults import Fault
 from engine_router.config.model import PoolConfig
 from engine_router.config.unified import is_unified
@@ -41,7 +36,7 @@ def sleep_faults(
     yield from _call_faults(sleep, place)
     if sleep.kind != "custom" and is_unified(pool.unified, pool.gauge):
         yield from _unified_faults(sleep, place)
-    if isinstance(engine, ProcessConfig):
+    if isinstance(engine, StartedConfig):
         yield from _command_faults(engine, sleep, path, environ)
 
 
@@ -73,7 +68,7 @@ def _unified_faults(sleep: SleepConfig, place: str) -> Iterator[Fault]:
 
 
 def _command_faults(
-    engine: ProcessConfig, sleep: SleepConfig, path: str, environ: Mapping[str, str]
+    engine: StartedConfig, sleep: SleepConfig, path: str, environ: Mapping[str, str]
 ) -> Iterator[Fault]:
     """Yield what a command lacks that can be seen to run vLLM or SGLang itself; a script may add anything."""
     if sleep.kind == "vllm" and _runs(engine.argv, "vllm"):

@@ -9,7 +9,7 @@ from typing import Final
 
 from attrs import define, frozen
 
-from engine_router.config.engines import EngineConfig, ProcessConfig
+from engine_router.config.engines import EngineConfig, StartedConfig
 from engine_router.config.filled import filled_words
 from engine_router.config.model import Config, ModelConfig
 from engine_router.config.values import expanded
@@ -66,14 +66,14 @@ NO_ARGUMENTS: Final = ModelArguments()
 
 
 def is_template(engine: EngineConfig) -> bool:
-    """Tell whether a process engine or a unit is started once for each model."""
+    """Tell whether a process, a container or a unit is started once for each model."""
     words = " ".join(filled_words(engine))
     return "{model}" in words or "{path}" in words
 
 
 def is_scanned(engine: EngineConfig) -> bool:
     """Tell whether an engine serves what is found in folders."""
-    return isinstance(engine, ProcessConfig) and bool(engine.scan)
+    return isinstance(engine, StartedConfig) and bool(engine.scan)
 
 
 @define

@@ -6,13 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from engine_router.config.engines import (
-    AnyEngineConfig,
-    ConfigFileConfig,
-    DropInConfig,
-    ProcessConfig,
-    SystemdConfig,
-)
+from engine_router.config.engine_tables import ConfigFileConfig, DropInConfig
+from engine_router.config.engines import AnyEngineConfig, ProcessConfig, StartedConfig, SystemdConfig
 from engine_router.config.faults import Fault, quoted
 from engine_router.config.filled import filled_words, format_of, leaves, unit_name
 from engine_router.config.model import ModelConfig, PoolConfig
@@ -33,7 +28,7 @@ def turn_faults(
     Args:
         pool: whose memory the engine uses.
     """
-    if not isinstance(engine, (ProcessConfig, SystemdConfig)):
+    if not isinstance(engine, (StartedConfig, SystemdConfig)):
         return
     path = f"engines.{quoted(name)}"
     if engine.config_file is not None:
@@ -46,16 +41,16 @@ def turn_faults(
         yield from _sharing_faults(name, engine, models, pool)
 
 
-def _take_turns(engine: ProcessConfig | SystemdConfig) -> bool:
+def _take_turns(engine: StartedConfig | SystemdConfig) -> bool:
     """Tell whether the models of an engine use one thing, so that no two of them can be there at a time."""
     return is_template(engine) and (isinstance(engine, SystemdConfig) or engine.config_file is not None)
 
 
 def _sharing_faults(
-    name: str, engine: ProcessConfig | SystemdConfig, models: Mapping[str, ModelConfig], pool: PoolConfig
+    name: str, engine: StartedConfig | SystemdConfig, models: Mapping[str, ModelConfig], pool: PoolConfig
 ) -> Iterator[Fault]:
     path = f"engines.{quoted(name)}"
-    shared = "config_file" if isinstance(engine, ProcessConfig) else "base_url"
+    shared = "config_file" if isinstance(engine, StartedConfig) else "base_url"
     if pool.mode == "budget" and pool.max_resident != 1:
         yield (
             f"{path}.pool",

@@ -31,6 +31,8 @@ ORIGIN_PATTERN: Final = (
 )
 """An origin; a star for all, for whatever a scheme may have behind it, for any subdomain, for any port."""
 
+SIZE_PATTERN: Final = r"([1-9][0-9]{0,15})([bkmgtBKMGT]?)[bB]?"
+_SIZE_SHIFTS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 READY_CHECK_PATTERN: Final = r"port|model:\s*\S.*|[\w.\-]+\s*==\s*\S.*"
 """A readiness check, without the spaces around it."""
 
@@ -179,6 +181,26 @@ def read_header_value(value: Any) -> str:
 def read_variable(value: Any) -> str:
     """Read the value of an environment variable; `~/` at its beginning is the home folder."""
     return with_home(read_string(value))
+
+
+def read_size(value: Any) -> int:
+    """Read a size in bytes: a whole number, or a text such as `16g`, in the units of 1024 that Docker uses."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, str) and (found := re.fullmatch(SIZE_PATTERN, value)):
+        return int(found[1]) << _SIZE_SHIFTS[found[2].lower()]
+    raise _unfit('a size such as "16g" or "512m"', value)
+
+
+def read_gpus(value: Any) -> int | str | tuple[str, ...]:
+    """Read which GPUs a container gets: all, a number of them, or those of a list."""
+    if value == "all":
+        return "all"
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, list) and value:
+        return tuple(read_name(item) for item in value)
+    raise _unfit('"all", a number of GPUs, or a list of their ids', value)
 
 
 def read_signal(value: Any) -> str:

@@ -92,6 +92,7 @@ class Supervision:
         stop_asked: set when the resident shall end, be it ready yet or not.
         for_good: set when it shall really be stopped then: to sleep would not do.
         woken: it was not started but woken; set before `on_ready` is called.
+        step: what its start does just now, in words, where that is more than to load.
     """
 
     on_ready: Callable[[Endpoint], None]
@@ -99,6 +100,7 @@ class Supervision:
     stop_asked: trio.Event = field(factory=trio.Event)
     for_good: trio.Event = field(factory=trio.Event)
     woken: bool = False
+    step: str | None = None
     _doubted: trio.Event = field(factory=trio.Event)
 
     def ready(self, endpoint: Endpoint, *, woken: bool = False) -> None:
@@ -113,6 +115,10 @@ class Supervision:
     def opened(self) -> None:
         """Report that it can be reached again."""
         self.on_shut(None, 0.0)
+
+    def tell(self, step: str | None) -> None:
+        """Tell what the start does just now, in words; None where it is nothing more than to load."""
+        self.step = step
 
     def stop(self, *, for_good: bool = False) -> None:
         """Ask the resident to end; `for_good`: to be stopped really, also where it could sleep instead."""

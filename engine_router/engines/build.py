@@ -13,10 +13,12 @@ from attrs import define, field
 
 from engine_router.config import (
     Config,
+    ContainerConfig,
     HttpConfig,
     OllamaConfig,
     ProcessConfig,
     RemoteConfig,
+    StartedConfig,
     SystemdConfig,
 )
 from engine_router.config.remote import own_headers
@@ -53,8 +55,8 @@ class EngineFactory:
 
     async def make(self, name: str, config: Config) -> Engine:
         """Make an engine, of this name in a configuration."""
-        is_process = isinstance(config.engines[name], ProcessConfig)
-        if is_process and self._guardian is None and sys.platform != "win32":
+        is_started = isinstance(config.engines[name], StartedConfig)
+        if is_started and self._guardian is None and sys.platform != "win32":
             from engine_router.engines.process.process_tree import Guardian
 
             guardian = Guardian()
@@ -108,6 +110,17 @@ def build_engine(
             return ProcessEngine(
                 name,
                 process,
+                client,
+                guardian=guardian,
+                sleep_registry=sleep_registry,
+                models=models or TemplateModels(name, config),
+            )
+        case ContainerConfig() as container:
+            from engine_router.engines.container.container_engine import ContainerEngine
+
+            return ContainerEngine(
+                name,
+                container,
                 client,
                 guardian=guardian,
                 sleep_registry=sleep_registry,

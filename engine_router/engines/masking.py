@@ -10,10 +10,12 @@ from attrs import define
 
 from engine_router.config import (
     ConfigFileConfig,
+    ContainerConfig,
     EngineConfig,
     HttpConfig,
     OllamaConfig,
     ProcessConfig,
+    StartedConfig,
     SystemdConfig,
 )
 from engine_router.config.filled import leaves
@@ -33,6 +35,8 @@ def _commands(config: EngineConfig) -> Iterator[Sequence[str]]:
             yield config.argv
             yield config.stop_command or ()
             yield config.kill_command or ()
+        case ContainerConfig():
+            yield config.argv
         case OllamaConfig():
             yield config.stop_command or ()
         case SystemdConfig():
@@ -47,6 +51,9 @@ def _settings(config: EngineConfig) -> Iterator[Mapping[str, str]]:
             yield own_environment()
             yield config.env
             yield from _file_settings(config.config_file)
+        case ContainerConfig():
+            yield config.env
+            yield from _file_settings(config.config_file)
         case SystemdConfig():
             yield from _file_settings(config.config_file)
             if config.drop_in is not None:
@@ -55,7 +62,7 @@ def _settings(config: EngineConfig) -> Iterator[Mapping[str, str]]:
             yield config.unload.headers
             if config.load is not None:
                 yield config.load.headers
-    if isinstance(config, (ProcessConfig, HttpConfig, SystemdConfig)) and config.sleep is not None:
+    if isinstance(config, (StartedConfig, HttpConfig, SystemdConfig)) and config.sleep is not None:
         yield config.sleep.headers
 
 

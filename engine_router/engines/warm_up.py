@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine_router.config.engines import WarmUpConfig
+from engine_router.config.engine_tables import WarmUpConfig
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.remote.answers import complaint_in, fill
 from engine_router.engines.remote.client import EngineClient

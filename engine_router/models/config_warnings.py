@@ -15,6 +15,7 @@ from engine_router.config import (
     AnyEngineConfig,
     Config,
     ProcessConfig,
+    StartedConfig,
     SystemdConfig,
     is_open_to_network,
     is_template,
@@ -34,7 +35,7 @@ SAFE_KEY_CHARS = 16
 """Characters of a key below which somebody who tries thousands a second may find it in a lifetime."""
 
 # What the router starts and stops as a whole.
-_STARTED = (ProcessConfig, SystemdConfig)
+_STARTED = (StartedConfig, SystemdConfig)
 _PORT_OPTIONS = ("--port",)
 _OPERATORS = frozenset(("&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1", "2>", "&>"))
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
@@ -319,13 +320,13 @@ def _family_warnings(config: Config) -> Iterator[Warned]:
 
 def _model_warnings(config: Config) -> Iterator[Warned]:
     uses_path: dict[str, Sequence[str]] = {
-        name: engine.argv for name, engine in config.engines.items() if isinstance(engine, ProcessConfig)
+        name: [*filled_words(engine)] for name, engine in config.engines.items()
     }
     for name, model in config.models.items():
         if model.path is None:
             continue
         place = f"models.{quoted(name)}.path"
         if not any("{path}" in word for word in uses_path.get(model.engine, ())):
-            yield place, f"not used: the argv of engine {model.engine} has no {{path}}"
+            yield place, f"not used: engine {model.engine} has no {{path}}"
         elif not expanded(model.path).exists():
             yield place, f"there is no file or folder {model.path}"

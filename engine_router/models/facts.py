@@ -15,7 +15,7 @@ from typing import Final
 import trio
 from attrs import evolve, field, frozen
 
-from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig, RemoteConfig
+from engine_router.config import Config, ModelConfig, OllamaConfig, RemoteConfig, StartedConfig
 from engine_router.dialects.engine_options import EngineTraits
 from engine_router.engines.base import ResidentId
 from engine_router.engines.command_options import model_options
@@ -121,7 +121,7 @@ class KnownModels:
     def traits_of(self, target: Target) -> EngineTraits:
         """Return what a translation needs to know of a model's engine: by its command, else by what it lists."""
         settings = self._config.engines[target.engine]
-        kind = model_options(settings.argv).kind.name if isinstance(settings, ProcessConfig) else ""
+        kind = model_options(settings.argv).kind.name if isinstance(settings, StartedConfig) else ""
         if not kind:
             entries = self._learned.listings[target.engine].models.values()
             owners = [str(entry.get("owned_by")).lower() for entry in entries]

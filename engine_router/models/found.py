@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from engine_router.config import Config, ModelConfig, ProcessConfig
+from engine_router.config import Config, ModelConfig, StartedConfig
 from engine_router.config.families import with_family
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import model_options
@@ -23,11 +23,11 @@ def scan_requests(config: Config) -> tuple[ScanRequest, ...]:
     return tuple(
         ScanRequest(engine=name, places=engine.scan, formats=formats_of(engine))
         for name, engine in config.engines.items()
-        if isinstance(engine, ProcessConfig) and engine.scan
+        if isinstance(engine, StartedConfig) and engine.scan
     )
 
 
-def formats_of(engine: ProcessConfig) -> frozenset[Format]:
+def formats_of(engine: StartedConfig) -> frozenset[Format]:
     """Return the formats that a template reads: those that are configured, else those of its program."""
     if engine.scan_formats:
         return frozenset(engine.scan_formats)

@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from engine_router.config import AnyEngineConfig, ProcessConfig, SystemdConfig
+from engine_router.config import AnyEngineConfig, ContainerConfig, ProcessConfig, SystemdConfig
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS
 
 FORGET_AFTER_S: Final = 30 * 24 * 3600.0
@@ -49,6 +49,8 @@ def engine_mark(config: AnyEngineConfig) -> str:
     server: tuple[object, ...] = (config.type, config.base_url)
     if isinstance(config, ProcessConfig):
         server = (*server, config.argv, config.cwd)
+    elif isinstance(config, ContainerConfig):
+        server = (*server, config.argv, config.volumes)
     elif isinstance(config, SystemdConfig):
         server = (*server, config.unit, config.scope)
     return hashlib.sha256(repr(server).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
-from engine_router.config import Config, OllamaConfig, ProcessConfig, is_template
+from engine_router.config import Config, OllamaConfig, StartedConfig, is_template
 from engine_router.dialects.model_names import close_names
 from engine_router.dialects.routed import checked_name
 from engine_router.engines.base import Engine, ResidentId
@@ -376,7 +376,7 @@ def served_by_commands(config: Config) -> dict[str, ServedModels]:
     return {
         name: served_models(engine.argv, engine.env)
         for name, engine in config.engines.items()
-        if isinstance(engine, ProcessConfig) and not is_template(engine)
+        if isinstance(engine, StartedConfig) and not is_template(engine)
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_router.config import AnyEngineConfig, Config, ProcessConfig, SystemdConfig
+from engine_router.config import AnyEngineConfig, Config, ProcessConfig, StartedConfig, SystemdConfig
 from engine_router.config.values import expanded
 from engine_router.guards.foreign_text import shown
 from engine_router.models.found import formats_of
@@ -30,7 +30,7 @@ def _common(new: AnyEngineConfig, old: AnyEngineConfig) -> str | None:
         return None
     if isinstance(new, SystemdConfig) and isinstance(old, SystemdConfig):
         return f"is unit {shown(old.unit)}" if (new.unit, new.scope) == (old.unit, old.scope) else None
-    if isinstance(new, ProcessConfig | SystemdConfig) or isinstance(old, ProcessConfig | SystemdConfig):
+    if isinstance(new, StartedConfig | SystemdConfig) or isinstance(old, StartedConfig | SystemdConfig):
         return None
     return f"is at {shown(old.base_url)}" if new.base_url == old.base_url else None
 

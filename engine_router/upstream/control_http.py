@@ -21,8 +21,11 @@ _CA_FILE: Final = "ca_file"
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
-def make_client() -> httpx.AsyncClient:
+def make_client(socket: str | None = None) -> httpx.AsyncClient:
     """Return a client without limits of its own that keeps no connection.
+
+    Args:
+        socket: path of a UNIX socket that all calls go to, whatever their host.
 
     Some servers wait for idle connections when they are asked to end, and others close them just when the next call
     begins.
@@ -30,7 +33,7 @@ def make_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         trust_env=False,
         timeout=None,  # noqa: S113
-        transport=_plain(),
+        transport=_plain(socket),
         mounts={"https://": _Secured()},
         event_hooks={"request": [_with_plain_body]},
     )
@@ -85,13 +88,13 @@ class _Secured(httpx.AsyncBaseTransport):
             await transport.aclose()
 
 
-def _plain() -> httpx.AsyncHTTPTransport:
+def _plain(socket: str | None) -> httpx.AsyncHTTPTransport:
     # No certificate is looked at over plain HTTP, and this context would accept none.
-    return _over(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    return _over(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), socket)
 
 
-def _over(context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
-    return httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=_LIMITS)
+def _over(context: ssl.SSLContext, socket: str | None = None) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=_LIMITS, uds=socket)
 
 
 async def _with_plain_body(request: httpx.Request) -> None:

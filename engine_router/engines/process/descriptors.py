@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from typing import Final
 
 # A start opens about ten for a moment: pipes, a log file, the sockets that look at the port.
 _KEPT: Final = 16
-_LACKS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS})
-
-
-def lacks_resources(error: BaseException | None) -> bool:
-    """Tell whether an error says that this machine, or this process, had too little of something just then."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in _LACKS:
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class DescriptorReserve:

@@ -1,7 +1,8 @@
 """A tiny program that outlives the router by a moment: it kills the engines of a router that died.
 
 The router holds the other end of this program's standard input and writes there which process groups it
-started (`+GROUP`), what else has to be run for one (`*GROUP COMMAND`), and which are gone (`-GROUP`). However the router ends, SIGKILL included, the kernel closes
+started (`+GROUP`), what else has to be run for one (`*GROUP COMMAND`), and which are gone (`-GROUP`). A negative number
+stands for what is no group, such as a container: only its command is run. However the router ends, SIGKILL included, the kernel closes
 that end; whatever is still registered is then killed, and on Linux also every process that carries a marker
 of this router's (the one argument) in its environment: one that had left its group, or was just being started.
 

@@ -25,8 +25,9 @@ import psutil
 import trio
 
 from engine_router.engines.process import guardian
-from engine_router.engines.process.descriptors import DescriptorReserve, lacks_resources
+from engine_router.engines.process.descriptors import DescriptorReserve
 from engine_router.engines.process.guardian import MARKER_VARIABLE, carriers
+from engine_router.engines.started.resources import lacks_resources
 from engine_router.guards.masking import own_environment
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,8 @@ class Guardian:
 
     def __init__(self) -> None:
         self._line: int | None = None
-        self._watched: dict[int, str] = {}  # and the line about what else is to be run
+        self._watched: dict[int, str] = {}  # what has to be told of each
+        self._commands = 0
         self._run = uuid.uuid4().hex
         self.reserve = DescriptorReserve()
 
@@ -144,8 +146,8 @@ class Guardian:
                 is_reported = False
                 try:
                     self._line = line
-                    for group, more in self._watched.items():
-                        self._write(f"+{group}\n{more}")
+                    for lines in self._watched.values():
+                        self._write(lines)
                     if not announced:
                         task_status.started()
                         announced = True
@@ -187,18 +189,26 @@ class Guardian:
 
     def watch(self, group: int) -> None:
         """Have a process group killed when the router is gone."""
-        self._watched[group] = ""
-        self._write(f"+{group}\n")
+        self._watched[group] = f"+{group}\n"
+        self._write(self._watched[group])
 
     def run_at_end(self, group: int, argv: Sequence[str], env: Mapping[str, str], cwd: str | None) -> None:
         """Have a command run, too, when the router is gone before that group is."""
         if group in self._watched:
-            command = json.dumps([list(argv), dict(env), cwd]).encode().hex()
-            self._watched[group] = f"*{group} {command}\n"
-            self._write(self._watched[group])
+            line = _command_line(group, argv, env, cwd)
+            self._watched[group] = f"+{group}\n{line}"
+            self._write(line)
+
+    def run_at_death(self, argv: Sequence[str]) -> int:
+        """Have a command run when the router is gone; return the key by which it is forgotten."""
+        self._commands += 1
+        key = -self._commands  # no process group has such a number
+        self._watched[key] = _command_line(key, argv, {}, None)
+        self._write(self._watched[key])
+        return key
 
     def forget(self, group: int) -> None:
-        """Note that a process group is dead."""
+        """Note that a process group is dead, or that a command need not be run any more."""
         if self._watched.pop(group, None) is not None:
             self._write(f"-{group}\n")
 
@@ -207,6 +217,10 @@ class Guardian:
             # A line is far shorter than a pipe's buffer, and the guardian reads at once: this never waits.
             with contextlib.suppress(OSError):
                 os.write(self._line, line.encode())
+
+
+def _command_line(key: int, argv: Sequence[str], env: Mapping[str, str], cwd: str | None) -> str:
+    return f"*{key} {json.dumps([list(argv), dict(env), cwd]).encode().hex()}\n"
 
 
 class ProcessGroup:

@@ -7,38 +7,29 @@ import platform
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from io import FileIO
 from typing import TypeVar
 
 import psutil
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from engine_router.config import ProcessConfig
-from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, LogRing
 from engine_router.engines.ports import ClaimedPort, address_of, described, is_taken, owner_of
-from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.end_commands import EndCommands
-from engine_router.engines.process.output import EngineOutput
 from engine_router.engines.process.process_tree import ProcessTree, reap_later
 from engine_router.engines.process.shared_memory import SharedMemory
-from engine_router.engines.process.start import out_of_resources
-from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed
+from engine_router.engines.started.output import EngineOutput
+from engine_router.engines.started.running import GRACE_SHARE, OUTPUT_GRACE_S, while_read
+from engine_router.errors import EngineStopFailed
 from engine_router.guards.masking import masked_argv
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A start that nobody wants any more has nothing to save: it gets less time than a serving engine.
-ABORT_GRACE_S = 2.0
-# Seconds that output may still be on its way after the process that wrote it has gone.
-OUTPUT_GRACE_S = 0.05
 # The kernel counts the beginnings of processes in hundredths of a second.
 _TICK_S = 0.02
-# How much of `stop_timeout_s` may pass at most before SIGKILL, so that it has time to work.
-GRACE_SHARE = 0.75
 
 
 @define(eq=False, kw_only=True, repr=False)
@@ -75,6 +66,11 @@ class RunningProcess:
     _output_ended: trio.Event = field(factory=trio.Event)
 
     @property
+    def pid(self) -> int:
+        """Id of its head."""
+        return self.tree.pid
+
+    @property
     def is_ours(self) -> bool:
         """True where the router started it."""
         return self.process is not None
@@ -89,17 +85,16 @@ class RunningProcess:
         Raises:
             EngineError: as the work raised it.
         """
-        failure: EngineError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read_output)
-            try:
-                result = await work()
-            except EngineError as error:
-                failure = error  # raised below: the nursery would put it into a group
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return result
+        return await while_read(self._read_output, work)
+
+    async def begin(self) -> None:
+        """Do nothing: it runs already."""
+        await trio.lowlevel.checkpoint()
+
+    async def serves(self) -> None:
+        """Note that it is ready, and which shared memory it has."""
+        self.has_served = True
+        await self.shared.note(self.tree.members)
 
     def abandon(self) -> None:
         """Kill what is left of what the router started, without waiting, and close what was opened for it."""
@@ -222,58 +217,6 @@ class RunningProcess:
         if self.process is not None and self.process.stdout is not None:
             await self.output.read(self.process.stdout)
         self._output_ended.set()
-
-
-@frozen(eq=False, repr=False)
-class SleepingProcess:
-    """A sleeping process; see `SleepingResident`. One that the router did not start is left as it is when it goes."""
-
-    running: RunningProcess
-
-    @property
-    def is_ours(self) -> bool:
-        """True where the router started it."""
-        return self.running.is_ours
-
-    async def watch(self) -> str:
-        """Read what it writes until it dies."""
-        return await self.running.while_read(self._die)
-
-    async def end(self) -> None:
-        """Stop it as if it were awake."""
-        try:
-            await self.running.while_read(lambda: self.running.end(self.running.config.grace_s))
-        finally:
-            self.running.abandon()
-
-    def kill(self) -> None:
-        """Kill it, if the router started it."""
-        self.running.abandon()
-
-    async def _die(self) -> str:
-        await self.running.wait()
-        await self.running.kill_until_gone()
-        return self.running.ended_how()
-
-
-async def open_log_file(name: str, config: ProcessConfig) -> FileIO | None:
-    """Open the log file, if one is configured.
-
-    Raises:
-        EngineStartFailed: it cannot be written.
-    """
-    if config.log_file is None:
-        return None
-    path = expanded(config.log_file)
-    try:
-        # Unbuffered: what a full disk refused once must not be refused again by the closing.
-        opened = await trio.open_file(path, "ab", buffering=0)
-    except OSError as error:
-        if lacks_resources(error):
-            raise out_of_resources(name, error) from None
-        message = f"cannot be started: its log_file {path} cannot be written: {error.strerror or error}"
-        raise EngineStartFailed(name, message) from None
-    return opened.wrapped
 
 
 def _now_of_processes() -> float:

@@ -13,10 +13,10 @@ from engine_router.config import ProcessConfig
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import value_of
 from engine_router.engines.engine_programs import LLAMA_CPP
-from engine_router.engines.process.descriptors import lacks_resources
 from engine_router.engines.process.process_tree import RETRY_S, Guardian, ProcessTree, start_tree
 from engine_router.engines.settings_file import settings_obstacle
-from engine_router.errors import EngineStartFailed, OutOfResources
+from engine_router.engines.started.resources import lacks_resources, out_of_resources
+from engine_router.errors import EngineStartFailed
 
 # Seconds for which a start that lacks descriptors, processes or memory is tried again.
 RETRY_FOR_S = 5.0
@@ -45,16 +45,6 @@ async def spawn(
             if trio.current_time() >= give_up_at:
                 raise out_of_resources(name, error) from None
         await trio.sleep(RETRY_S)
-
-
-def out_of_resources(name: str, error: BaseException) -> OutOfResources:
-    """Return the error for what this machine had too little of."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return OutOfResources(
-        name,
-        f"cannot be started just now: {reason}; let the router have more open files and processes "
-        "(ulimit -n, LimitNOFILE= of its service), or fewer connections",
-    )
 
 
 def _refusal(program: str, cwd: str | None, error: OSError | ValueError) -> str:

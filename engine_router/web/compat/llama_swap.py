@@ -10,7 +10,7 @@ from urllib.parse import quote
 from quart import Response, redirect, request
 from quart_trio import QuartTrio
 
-from engine_router.config import ProcessConfig
+from engine_router.config import StartedConfig
 from engine_router.models.in_force import shown_command
 from engine_router.models.registry import Target
 from engine_router.proxy.routes import VISIBLE
@@ -82,14 +82,14 @@ class LlamaSwap:
         return {
             "model": target.model,
             "state": LLAMA_SWAP.of(status),
-            "cmd": self._command(config) if shows_command and isinstance(config, ProcessConfig) else "",
+            "cmd": self._command(config) if shows_command and isinstance(config, StartedConfig) else "",
             "proxy": status.base_url or config.base_url or "",
             "ttl": int(idle_timeout_s) if math.isfinite(idle_timeout_s) else 0,
             "name": "",
             "description": "",
         }
 
-    def _command(self, config: ProcessConfig) -> str:
+    def _command(self, config: StartedConfig) -> str:
         """Return an engine's command as it may be shown."""
         return shlex.join(shown_command(self._router.config, config.argv))
 

@@ -50,11 +50,15 @@ class EngineOutput:
         """Read until nobody can write any more. Cancellation loses nothing that was read."""
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await self._next(stream):
-                is_flood = self.keep(data)
-                await self._write(data)
-                if is_flood:
-                    await trio.sleep(_PAUSE_S)
+                await self.take(data)
         self.end()
+
+    async def take(self, data: bytes) -> None:
+        """Take in a piece of output, and pause where it is one of a flood."""
+        is_flood = self.keep(data)
+        await self._write(data)
+        if is_flood:
+            await trio.sleep(_PAUSE_S)
 
     async def _next(self, stream: trio.abc.ReceiveStream) -> bytes:
         """Return what comes next, b"" at the end. How a flood ended is told after its second, whether or not more comes."""
