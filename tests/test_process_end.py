@@ -287,6 +287,7 @@ def test_a_guardian_s_line_survives_any_command() -> None:
     guardian = Guardian()
     guardian.watch(7)
     guardian.run_at_end(7, ["a b", "ü\n"], {"X": "1 2"}, "/tmp")
-    assert guardian._watched[7].removeprefix("+7\n").count("\n") == 1
-    assert len(guardian._watched[7].split()) == 2
+    line = guardian._watched[7].removeprefix("+7\n")
+    assert line.count("\n") == 1
+    assert len(line.split()) == 2
     guardian.reserve.close()
