@@ -154,7 +154,7 @@ FAULTS = [
     (
         ENGINE + "server = 1",
         "engines.a.server",
-        f"unknown key; known keys: {COMMON}, scan, scan_formats, base_url, env, config_file, grace_s, log_file, ready_path, ready_check, warm_up, sleep, argv, cwd, stop_signal, stop_command, kill_command",
+        f"unknown key; known keys: {COMMON.removesuffix(', type')}, scan, scan_formats, base_url, env, config_file, grace_s, log_file, ready_path, ready_check, warm_up, sleep, type, argv, cwd, stop_signal, stop_command, kill_command",
         True,
     ),
     ("server = 1\n" + ENGINE, "server", "expected a table, got 1", True),
