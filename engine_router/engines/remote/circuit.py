@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from engine_router.engines.base import LogRing, Supervision
 from engine_router.engines.first_of import first_of
@@ -38,13 +38,11 @@ class CircuitBreaker:
 
     Attributes:
         connect: makes a connection and closes it. Returns None, or what was in the way.
-        random: a number from 0 to 1.
     """
 
     engine: str
     log: LogRing
     connect: Callable[[], Awaitable[str | None]]
-    random: Callable[[], float] = field(default=random.random)
 
     async def run(self, supervision: Supervision) -> None:
         """Watch over the remote until cancelled."""
@@ -70,7 +68,7 @@ class CircuitBreaker:
         cool_down_s = COOL_DOWN_S
         failure: str | None = fault
         while failure is not None:
-            pause_s = cool_down_s * (1 + _JITTER * self.random())
+            pause_s = cool_down_s * (1 + _JITTER * random.random())  # noqa: S311 - no secret
             words = f"cannot be reached: {failure}"
             supervision.shut(RemoteUnreachable(self.engine, words), trio.current_time() + pause_s)
             self.log.write(f"{words}; the next try is in {math.ceil(pause_s)} s")
