@@ -29,6 +29,7 @@ from engine_router.config.template import is_scanned
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import number_of
 from engine_router.models.name_warnings import Warned, name_warnings
+from engine_router.models.remote_warnings import are_remotes, remote_warnings
 from engine_router.models.served_names import served_models
 
 SAFE_KEY_CHARS = 16
@@ -58,6 +59,7 @@ def warnings(config: Config, *, has_scanned: bool = False) -> list[Warned]:
         *_size_warnings(config),
         *_model_warnings(config),
         *_family_warnings(config),
+        *remote_warnings(config),
         *name_warnings(config, has_scanned=has_scanned),
     ]
 
@@ -230,9 +232,9 @@ def _shared_places(config: Config) -> Iterator[Warned]:
             continue
         host = urlsplit(engine.base_url).hostname
         first = seen.setdefault(("127.0.0.1" if host in _LOCAL else host, port), name)
-        if first == name:
-            continue
         other = config.engines[first]
+        if first == name or are_remotes(engine, other):
+            continue
         both = f"{engine.base_url} is also where engine {first} listens"
         place = f"engines.{quoted(name)}.base_url"
         if not isinstance(engine, _STARTED) or not isinstance(other, _STARTED):
