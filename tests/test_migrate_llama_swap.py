@@ -10,8 +10,11 @@ from textwrap import dedent, indent
 import pytest
 from support.migration import Imported, imported
 
+from engine_router.config import RemoteConfig
 from engine_router.setup.migrate.documents import Unreadable
 from engine_router.setup.migrate.matrix import BadExpression, read_matrix
+from engine_router.setup.migrate.render import rendered
+from engine_router.setup.migrate.secrets import without_secrets
 
 CARRIED, APPROXIMATED, LOST = "carried over", "approximated", "lost"
 
@@ -82,6 +85,52 @@ def test_a_key_of_a_model_that_needs_a_table(key: str, expected: dict[str, objec
     assert LOST not in [note.outcome for note in found.draft.notes]
 
 
+def test_peers_become_remotes() -> None:
+    found = swap(
+        top="""
+        peers:
+          cloud:
+            proxy: https://cloud.example/api/
+            apiKey: ${env.CLOUD_KEY}
+            models: [vendor/large, vendor/small, m]
+            filters: {stripParams: "top_k, seed", setParams: {temperature: 0.5}}
+            timeouts: {connect: 7}
+          m: {proxy: "http://attic.lan:8080", models: [other]}
+        selectors:
+          best: {strategy: pin, targets: [vendor/small]}
+        """
+    )
+    engines = found.config.engines
+    cloud, attic = engines["cloud"], engines["m-peer"]
+    assert isinstance(cloud, RemoteConfig)
+    assert isinstance(attic, RemoteConfig)
+    assert (cloud.base_url, attic.base_url) == ("https://cloud.example/api/v1", "http://attic.lan:8080/v1")
+    assert (cloud.models, attic.models) == (("vendor/large", "vendor/small"), ("other",))
+    assert (cloud.connect_timeout_s, cloud.discover) == (7, False)
+    assert 'api_key = "${env:CLOUD_KEY}"' in found.text
+    small = found.config.models["vendor/small"]
+    assert (small.engine, small.strip, small.set) == ("cloud", ("seed", "top_k"), {"temperature": 0.5})
+    assert found.config.aliases == {"best": "vendor/small"}
+    assert found.outcome("peers.cloud.apiKey") == APPROXIMATED
+
+
+def test_the_key_of_a_peer_is_not_printed() -> None:
+    found = swap(top="peers: {p: {proxy: 'http://h', apiKey: sk-a-secret-key, models: [x]}}")
+    shown, secrets = without_secrets(found.draft)
+    assert "sk-a-secret-key" not in rendered(shown)
+    assert list(secrets.values()) == ["sk-a-secret-key"]
+
+
+def test_a_model_without_a_command_is_a_remote() -> None:
+    text = "models: {m: {proxy: 'http://box:8000', concurrencyLimit: 3, useModelName: big, ttl: 5}}"
+    found = imported(text, kind="llama-swap")
+    engine = found.config.engines["m"]
+    assert isinstance(engine, RemoteConfig)
+    assert (engine.base_url, engine.max_in_flight) == ("http://box:8000/v1", 3)
+    assert found.config.models["m"].upstream == "big"
+    assert found.outcome("models.m.ttl") == LOST
+
+
 @pytest.mark.parametrize(
     ("key", "place", "outcome"),
     [
@@ -146,7 +195,14 @@ def test_a_key_of_the_file_that_is_carried_over(key: str, table: str, expected: 
         ("includeAliasesInList: false", "includeAliasesInList", APPROXIMATED),
         ("profiles: {code: {pins: {a: m}}}", "profiles.code", LOST),
         ("profiles: {code: [m]}", "profiles.code", APPROXIMATED),
-        ("peers: {p: {proxy: 'http://h', apiKey: sk-secret, models: [x]}}", "peers.p", LOST),
+        ("peers: {p: {proxy: 'http://h', apiKey: sk-secret, models: [x]}}", "peers.p.proxy", CARRIED),
+        ("peers: {p: {proxy: 'http://h', models: [x, m]}}", "peers.p.models", APPROXIMATED),
+        ("peers: {p: {models: [x]}}", "peers.p", LOST),
+        (
+            "peers: {p: {proxy: 'http://h', filters: {setParamsByID: {x: {a: 1}}}}}",
+            "peers.p.filters.setParamsByID",
+            LOST,
+        ),
         ("hooks: {on_startup: {preload: [m, who]}}", "hooks.on_startup.preload", APPROXIMATED),
         ("routing: {scheduler: {use: fifo}}", "routing.scheduler.use", CARRIED),
         ("routing: {scheduler: {settings: {fifo: {priority: {m: 1}}}}}", "routing.scheduler.settings", LOST),

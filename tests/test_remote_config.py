@@ -151,7 +151,7 @@ def test_it_is_warned_of(text: str, place: str, words: str) -> None:
         CLOUD.replace("https://cloud.example", "http://box.lan:8080"),
         CLOUD + CLOUD.replace("cloud]", "other]").replace('["m"]', '["n"]'),
         CLOUD
-        + 'paid = true\n[server]\napi_keys = [{ name = "n", key = "k", models = ["m", "x*"] }, "admin-key"]',
+        + 'paid = true\n[server]\napi_keys = [{ name = "n", key = "a-key-that-is-long-enough", models = ["m", "x*"] }, "an-admin-key-as-long"]',
     ],
 )
 def test_it_is_not_warned_of(text: str) -> None:

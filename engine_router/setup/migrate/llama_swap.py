@@ -9,6 +9,7 @@ from typing import Any, Final
 from engine_router.setup.migrate.documents import Document
 from engine_router.setup.migrate.draft import Draft
 from engine_router.setup.migrate.llama_swap_models import Defaults, add_model
+from engine_router.setup.migrate.llama_swap_peers import add_peers
 from engine_router.setup.migrate.llama_swap_routing import add_profiles, add_routing, add_selectors
 from engine_router.setup.migrate.macros import Macros
 from engine_router.setup.migrate.sections import Section
@@ -46,10 +47,10 @@ def read(document: Document) -> Draft:
         model.carried("macros", "filled in wherever they stand")
     _add_server(root, draft)
     add_routing(root, draft)
+    add_peers(root, draft)
     add_selectors(root, draft)
     add_profiles(root, draft)
     _add_hooks(root, draft)
-    _lose_peers(root, draft)
     _lose_rest(root)
     root.finish()
     return draft
@@ -129,16 +130,6 @@ def _add_hooks(root: Section, draft: Draft) -> None:
         startup.carried("preload", "scheduling.preload")
     startup.finish()
     hooks.finish()
-
-
-def _lose_peers(root: Section, draft: Draft) -> None:
-    for _name, peer in root.sections("peers"):
-        peer.lost(
-            "",
-            words="a server elsewhere, which nobody starts or loads, is no engine of this router yet",
-            remedy="have its clients ask it directly",
-        )
-    _ = draft
 
 
 def _lose_rest(root: Section) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any, Final
 
 from attrs import define
 
 from engine_router.setup.migrate.commands import base_url_of, container_of, is_loopback, port_in, words_of
 from engine_router.setup.migrate.draft import Entry
+from engine_router.setup.migrate.llama_swap_peers import REMOTE_URL, remote_entry
+from engine_router.setup.migrate.llama_swap_settings import PORT, add_filters, add_timeouts
 from engine_router.setup.migrate.macros import MACRO, Macros
-from engine_router.setup.migrate.render import without_nulls
 from engine_router.setup.migrate.sections import Section
 
-_PORT: Final = "${PORT}"
 _GRACE_S: Final = 10
 _ELSEWHERE: Final = ("cmd", "cmdStop", "proxy", "metadata", "name", "description")
 
@@ -50,7 +49,7 @@ def add_model(section: Section, name: str, macros: Macros, defaults: Defaults) -
     """
     draft = section.draft
     if (command := section.text("cmd")) is None:
-        section.lost("", words="it has no cmd, so there is nothing to start")
+        _add_elsewhere(section, name, macros)
         return
     engine = Entry({"type": "process"})
     engine.comment = ": ".join(part for key in ("name", "description") if (part := section.text(key)))
@@ -71,24 +70,44 @@ def add_model(section: Section, name: str, macros: Macros, defaults: Defaults) -
     section.finish()
 
 
+def _add_elsewhere(section: Section, name: str, macros: Macros) -> None:
+    """Add a model that nobody here starts: a remote, where its proxy says where it is."""
+    if (proxy := section.text("proxy")) is None:
+        section.lost("", words="it has no cmd, so there is nothing to start")
+        return
+    engine = remote_entry(proxy)
+    section.carried("proxy", REMOTE_URL)
+    engine.values["models"] = [name]
+    if limit := section.whole("concurrencyLimit"):
+        engine.values["max_in_flight"] = limit
+        section.carried("concurrencyLimit", "max_in_flight")
+    add_timeouts(section, engine)
+    section.draft.engines[name] = engine
+    _add_settings(section, name, macros, "")
+    words = "nothing is started or stopped there"
+    section.lost("cmdStop", "checkEndpoint", "ttl", "unloadTimeout", "env", words=words)
+    section.lost("name", "description", "metadata", "sendLoadingState", "compat", words="a remote has none")
+    section.finish()
+
+
 def _where(section: Section, command: str, engine: Entry, defaults: Defaults) -> str:
     """Set where the engine listens. Returns what `${PORT}` becomes: `{port}`, or a number."""
     proxy = section.text("proxy")
     others = {key: value for key, value in section.data.items() if key not in _ELSEWHERE}
-    needs_number = _PORT in json.dumps(others, default=str)
-    is_any = proxy is None or (_PORT in proxy and is_loopback(proxy.replace(_PORT, "1")))
-    if _PORT in command and is_any and not needs_number:
-        if proxy is not None and base_url_of(proxy.replace(_PORT, "1"))[1]:
+    needs_number = PORT in json.dumps(others, default=str)
+    is_any = proxy is None or (PORT in proxy and is_loopback(proxy.replace(PORT, "1")))
+    if PORT in command and is_any and not needs_number:
+        if proxy is not None and base_url_of(proxy.replace(PORT, "1"))[1]:
             section.approximated("proxy", "without the path", "clients have to name the whole path")
         section.carried("proxy", "{port} takes a free port on 127.0.0.1")
         return "{port}"
-    number = str(defaults.take_port()) if _PORT in command or _PORT in (proxy or "") or needs_number else ""
+    number = str(defaults.take_port()) if PORT in command or PORT in (proxy or "") or needs_number else ""
     if proxy is not None:
-        url, path = base_url_of(proxy.replace(_PORT, number))
+        url, path = base_url_of(proxy.replace(PORT, number))
         engine.values["base_url"] = url
         if path:
             section.approximated("proxy", "base_url, without the path", "clients have to name the whole path")
-        elif _PORT in command and _PORT not in proxy:
+        elif PORT in command and PORT not in proxy:
             section.approximated(
                 "proxy", f"base_url; ${{PORT}} in cmd became {number}", "name the same port in both"
             )
@@ -98,7 +117,7 @@ def _where(section: Section, command: str, engine: Entry, defaults: Defaults) ->
     known = None if number else port_in(words_of(command))
     number = number or str(known or defaults.take_port())
     engine.values["base_url"] = f"http://127.0.0.1:{number}"
-    if _PORT in command:
+    if PORT in command:
         section.approximated("cmd", f"${{PORT}} became {number}, since another key uses it, too")
     elif known is not None:
         section.approximated("cmd", "it has no proxy: base_url has the port that the command names")
@@ -113,11 +132,11 @@ def _where(section: Section, command: str, engine: Entry, defaults: Defaults) ->
 
 
 def _add_command(section: Section, command: str, engine: Entry, port: str) -> bool:
-    words = words_of(command.replace(_PORT, port))
+    words = words_of(command.replace(PORT, port))
     if not words:
         section.lost("cmd", words="it cannot be split into words: a quote is not closed, or nothing is left")
         return False
-    if unknown := MACRO.findall(command.replace(_PORT, "")):
+    if unknown := MACRO.findall(command.replace(PORT, "")):
         section.approximated(
             "cmd", f"argv; no macro is called {unknown[0]}, so it stays as it is", "define it"
         )
@@ -151,7 +170,7 @@ def _add_stop(section: Section, engine: Entry, port: str) -> None:
     command = section.text("cmdStop")
     if command is None:
         return
-    if words := words_of(command.replace(_PORT, port).replace("${PID}", "{pid}")):
+    if words := words_of(command.replace(PORT, port).replace("${PID}", "{pid}")):
         engine.values["stop_command"] = words
         section.carried("cmdStop", "stop_command")
     else:
@@ -184,22 +203,13 @@ def _add_times(section: Section, engine: Entry, defaults: Defaults) -> None:
             engine.values["grace_s"] = grace
             engine.values["stop_timeout_s"] = max(30, math.ceil(grace * 4 / 3) + 1)
         section.carried("unloadTimeout", "grace_s, and stop_timeout_s")
-    timeouts = section.section("timeouts")
-    if timeouts is not None:
-        if connect := timeouts.number("connect"):
-            engine.values["connect_timeout_s"] = connect
-        timeouts.carried("connect", "connect_timeout_s")
-        timeouts.lost(
-            *("keepalive", "responseHeader", "tlsHandshake", "idleConn", "expectContinue"),
-            words="the router has no such timeout",
-        )
-        timeouts.finish()
+    add_timeouts(section, engine)
 
 
 def _add_env(section: Section, engine: Entry, port: str) -> None:
     env: dict[str, str] = {}
     for setting in section.texts("env"):
-        name, equals, value = setting.replace(_PORT, port).partition("=")
+        name, equals, value = setting.replace(PORT, port).partition("=")
         if equals and name.strip():
             env[name.strip()] = value
         else:
@@ -224,7 +234,7 @@ def _add_settings(section: Section, name: str, macros: Macros, port: str) -> Non
     variants: dict[str, dict[str, Any]] = {}
     filters = section.section("filters")
     if filters is not None:
-        variants = _add_filters(filters, name, values, macros, port)
+        variants = add_filters(filters, name, values, macros, port)
         filters.finish()
     if aliases := [alias for alias in aliases if alias not in variants]:
         values["aliases"] = aliases
@@ -235,40 +245,6 @@ def _add_settings(section: Section, name: str, macros: Macros, port: str) -> Non
         draft.model(variant, name).values.update(
             {**shared, "upstream": upstream or name, "set": {**values.get("set", {}), **own}}
         )
-
-
-def _add_filters(
-    filters: Section, name: str, values: dict[str, Any], macros: Macros, port: str
-) -> dict[str, dict[str, Any]]:
-    """Add what is put into requests and taken out of them. Returns what each further name of the model puts in."""
-    stripped: list[str] = []
-    for key in ("stripParams", "strip_params"):
-        listed = ",".join(filters.texts(key)).split(",")
-        stripped += [word.strip() for word in listed if word.strip() and word.strip() != "model"]
-        filters.carried(key, "strip")
-    if stripped:
-        values["strip"] = sorted(set(stripped))
-    if own := _set(filters.mapping("setParams"), port):
-        values["set"] = own
-    filters.carried("setParams", "set")
-    variants: dict[str, dict[str, Any]] = {}
-    for key, members in filters.mapping("setParamsByID").items():
-        if not isinstance(members, Mapping):
-            filters.lost("setParamsByID", words="a table of members is expected for each id")
-            continue
-        variant, found = macros.key(key).replace(_PORT, port), _set(members, port)
-        if variant == name:
-            values["set"] = {**values.get("set", {}), **found}
-        else:
-            variants[variant] = found
-    filters.carried("setParamsByID", "set, of a model of each further name with the same engine")
-    return variants
-
-
-def _set(members: Mapping[str, Any], port: str) -> dict[str, Any]:
-    kept = {str(key): value for key, value in members.items() if key != "model"}
-    found: dict[str, Any] = without_nulls(json.loads(json.dumps(kept).replace(_PORT, port)))
-    return found
 
 
 def _capabilities(section: Section) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def add_selectors(root: Section, draft: Draft) -> None:
         if target is None:
             selector.lost("", words="none of its targets is a model of this file")
             continue
-        if name in draft.engines or name in draft.models or name in draft.aliases.values:
+        if name in draft.names():
             selector.lost("", words="a model has this name already")
             continue
         draft.aliases.values[name] = target
@@ -187,7 +187,9 @@ def add_selectors(root: Section, draft: Draft) -> None:
 
 def _model(name: str, draft: Draft) -> str | None:
     """Return the model that a name leads to."""
-    if name in draft.engines or name in draft.models:
+    if name in draft.models or any(
+        name in entry.values.get("models", ()) for entry in draft.engines.values()
+    ):
         return name
     return next((m for m, e in draft.models.items() if name in e.values.get("aliases", ())), None)
 

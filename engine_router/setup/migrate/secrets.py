@@ -35,7 +35,7 @@ def without_secrets(draft: Draft) -> tuple[Draft, dict[str, str]]:
     longest = sorted(names, key=len, reverse=True)
     for entry in (shown.server, *entries):
         for key, value in entry.values.items():
-            if key in (*_COMMANDS, *_SETTINGS, *_CALLS, "api_keys", "args"):
+            if key in (*_COMMANDS, *_SETTINGS, *_CALLS, "api_key", "api_keys", "args"):
                 entry.values[key] = _replaced(value, longest, names)
     return shown, {name: secret for secret, name in names.items()}
 
@@ -58,7 +58,8 @@ def _secrets_of(entry: Entry) -> list[str]:
     tables = [values, *(values[key] for key in _CALLS if isinstance(values.get(key), Mapping))]
     commands = [values[key] for key in (*_COMMANDS, "args") if isinstance(values.get(key), list)]
     settings = [table[key] for table in tables for key in _SETTINGS if isinstance(table.get(key), Mapping)]
-    return secrets_in(commands=commands, settings=settings)
+    keys = [values["api_key"]] if isinstance(values.get("api_key"), str) else []
+    return [*keys, *secrets_in(commands=commands, settings=settings)]
 
 
 def _replaced(value: Any, secrets: list[str], names: Mapping[str, str]) -> Any:

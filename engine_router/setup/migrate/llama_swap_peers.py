@@ -1,0 +1,62 @@
+"""llama-swap's peers, and models without a command: servers elsewhere, which become engines of type `remote`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from engine_router.setup.migrate.draft import Draft, Entry
+from engine_router.setup.migrate.llama_swap_settings import add_filters, add_timeouts
+from engine_router.setup.migrate.macros import Macros
+from engine_router.setup.migrate.sections import Section
+
+_V1: Final = "/v1"
+REMOTE_URL: Final = "base_url of an engine of type remote, which ends in /v1"
+"""What a `proxy` becomes where nothing is started."""
+
+
+def add_peers(root: Section, draft: Draft) -> None:
+    """Add the peers to a draft that has the models already: of two with one id, llama-swap asks the model."""
+    for name, peer in root.sections("peers"):
+        _add_peer(peer, name, draft)
+
+
+def remote_entry(proxy: str) -> Entry:
+    """Return an engine that asks a server to whose URL llama-swap adds the whole path."""
+    url = proxy.strip().rstrip("/")
+    return Entry({"type": "remote", "base_url": url if url.endswith(_V1) else url + _V1, "discover": False})
+
+
+def _add_peer(peer: Section, name: str, draft: Draft) -> None:
+    if (proxy := peer.text("proxy")) is None:
+        peer.lost("", words="it has no proxy, so nobody knows where it is")
+        return
+    engine = remote_entry(proxy)
+    peer.carried("proxy", REMOTE_URL)
+    if (key := peer.text("apiKey")) is not None:
+        engine.values["api_key"] = key
+        peer.approximated("apiKey", "api_key", "set paid = true where its answers cost money")
+    models = list(dict.fromkeys(peer.texts("models")))
+    known = draft.names()
+    if taken := [model for model in models if model in known]:
+        words = f"models, without {', '.join(taken)}, which another engine has"
+        peer.approximated("models", words, "give it a name of its own: [models.NAME] with upstream")
+    peer.carried("models", "models")
+    engine.values["models"] = [model for model in models if model not in known]
+    add_timeouts(peer, engine)
+    filters = peer.section("filters")
+    if filters is not None:
+        values: dict[str, Any] = {}
+        filters.lost("setParamsByID", words="a peer's models have no further names")
+        add_filters(filters, name, values, Macros({}), "")
+        filters.finish()
+        for model in engine.values["models"] if values else ():
+            draft.model(model, _engine_name(name, draft)).values.update(values)
+    draft.engines[_engine_name(name, draft)] = engine
+    peer.finish()
+
+
+def _engine_name(name: str, draft: Draft) -> str:
+    """Return the name of the engine for a peer: its own, unless a model's engine has that."""
+    while name in draft.engines:
+        name = f"{name}-peer"
+    return name
