@@ -62,15 +62,15 @@ def _histograms(address: RouterAddress, query: Mapping[str, str], *, as_json: bo
     return OK
 
 
-def _show_histogram(title: str, told: Mapping[str, Any], unit: str) -> None:
-    if not told["count"]:
+def _show_histogram(title: str, histogram: Mapping[str, Any], unit: str) -> None:
+    if not histogram["count"]:
         say(f"{title}: not known of any request")
         return
     say(
-        f"{title}: half below {told['p50']:.3g}{unit}, 95 % below {told['p95']:.3g}{unit} ({counted(told['count'], 'request')})"
+        f"{title}: half below {histogram['p50']:.3g}{unit}, 95 % below {histogram['p95']:.3g}{unit} ({counted(histogram['count'], 'request')})"
     )
-    most = max(bin_["count"] for bin_ in told["bins"])
-    for bin_ in told["bins"]:
+    most = max(bin_["count"] for bin_ in histogram["bins"])
+    for bin_ in histogram["bins"]:
         bar = "#" * round(BAR_CHARS * bin_["count"] / most)
         say(f"{bin_['from']:>8g}{unit}  {bar} {bin_['count'] or ''}".rstrip())
 

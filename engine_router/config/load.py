@@ -155,11 +155,11 @@ def parse_config(
 
         places = {path for path, _ in missing}  # what stands there now would only be refused once more
         all_faults = [*missing, *(fault for fault in faults if fault[0] not in places)]
-        told = [
+        listed = [
             (environment.masked(path), environment.masked(words)) for path, words in all_faults[:MOST_FAULTS]
         ]
-        found = excerpts(text, [path for path, _ in told])
-        raise ConfigError(source, [*told, *all_faults[MOST_FAULTS:]], found)
+        found = excerpts(text, [path for path, _ in listed])
+        raise ConfigError(source, [*listed, *all_faults[MOST_FAULTS:]], found)
     return attrs.evolve(config, hidden=environment.hidden())
 
 

@@ -233,8 +233,8 @@ def _diff(before: str, after: str) -> str:
 def _pairs(old: Sequence[str], new: Sequence[str]) -> int:
     """Return how many pairs of equal lines a comparison looks at, again and again. Lines that are everywhere it ignores."""
     most = math.inf if len(new) < _FEW_LINES else len(new) // 100 + 1
-    news = Counter(new)
-    return sum(count * news[line] for line, count in Counter(old).items() if news[line] <= most)
+    counted = Counter(new)
+    return sum(count * counted[line] for line, count in Counter(old).items() if counted[line] <= most)
 
 
 def _saved(path: Path, new: str, before: str) -> Path | None:
