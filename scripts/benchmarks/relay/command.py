@@ -126,7 +126,7 @@ def _proxies(options: argparse.Namespace, notes: list[str]) -> list[Proxy]:
             notes.append("llama-swap is neither on PATH nor named by LLAMA_SWAP; it is left out")
     if proxies.LER in options.proxies and not options.without_ler:
         found.append(proxies.ler(environments.ler()))
-    if options.proxies & {proxies.OURS, proxies.TIER_ONE}:
+    if options.proxies & {proxies.OURS, proxies.TIER_ONE, proxies.REMOTE}:
         mine = proxies.ours(environments.engine_router())
         found += [proxy for proxy in mine if proxy.name in options.proxies]
     return found

@@ -15,13 +15,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.environments import LER_VERSION, run, say, version_of
 from benchmarks.lab import Lab
 
 DIRECT, NGINX, LLAMA_SWAP, LER, OURS, TIER_ONE = "direct", "nginx", "llama-swap", "ler", "ours", "tier one"
-NAMES = (DIRECT, NGINX, LLAMA_SWAP, LER, OURS, TIER_ONE)
+REMOTE = "remote"
+NAMES = (DIRECT, NGINX, LLAMA_SWAP, LER, OURS, TIER_ONE, REMOTE)
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")
 # One more than streams at once, so that nginx never opens a connection anew.
 NGINX_KEPT = 600
@@ -204,24 +206,27 @@ def ler(python: Path) -> Proxy:
 
 
 def ours(python: Path) -> list[Proxy]:
-    """Return ours: as it is by default, and without its fast path where it has one."""
+    """Return ours: as it is by default, without its fast path where it has one, and in front of remotes where it has these."""
     version = version_of(python, "engine-router")
-    found = [_ours(python, OURS, "ours", version, "")]
-    if _has_fast_path(python):
-        found.append(_ours(python, TIER_ONE, "ours, tier one", version, "fast_path = false"))
+    found = [_ours(python, OURS, "ours", version, _our_config)]
+    if _has(python, "hasattr(c.ServerConfig, 'fast_path')"):
+        slow = partial(_our_config, server="fast_path = false")
+        found.append(_ours(python, TIER_ONE, "ours, tier one", version, slow))
+    if _has(python, "hasattr(c, 'RemoteConfig')"):
+        found.append(_ours(python, REMOTE, "ours, remote", version, _remote_config))
     return found
 
 
-def _ours(python: Path, name: str, title: str, version: str, server: str) -> Proxy:
+def _ours(python: Path, name: str, title: str, version: str, config_of: Callable[[Setting], str]) -> Proxy:
     def argv(setting: Setting) -> list[str]:
         config = setting.stem.with_suffix(".toml")
-        config.write_text(_our_config(setting, server), "utf-8")
+        config.write_text(config_of(setting), "utf-8")
         return [str(python), "-m", "engine_router", "serve", "--config", str(config)]
 
     return Proxy(name, title, version, argv, translates=True)
 
 
-def _our_config(setting: Setting, server: str) -> str:
+def _our_config(setting: Setting, server: str = "") -> str:
     """Two engines at the one upstream, each in a pool of its own so that no swap happens."""
     url = f"http://127.0.0.1:{setting.upstream}"
     return f"""state_file = "{setting.stem}.state"
@@ -246,8 +251,29 @@ headers = {{ x-bench-flag = "{setting.flag + 1}" }}
 """
 
 
-def _has_fast_path(python: Path) -> bool:
-    asked = (
-        "from engine_router.config import ServerConfig as c; raise SystemExit(not hasattr(c, 'fast_path'))"
+def _remote_config(setting: Setting) -> str:
+    """Two remotes at the one upstream, one that speaks OpenAI's dialect and one that speaks Ollama's, each with a key."""
+    url = f"http://127.0.0.1:{setting.upstream}"
+    return f"""state_file = "{setting.stem}.state"
+[server]
+port = {setting.port}
+[engines.relay]
+type = "remote"
+base_url = "{url}/v1"
+api_key = "the-key-of-a-benchmark"
+models = ["relay"]
+discover = false
+[engines.native]
+type = "remote"
+base_url = "{url}"
+dialects = ["ollama"]
+models = ["native"]
+discover = false
+"""
+
+
+def _has(python: Path, what: str) -> bool:
+    """Tell whether what an expression says of the configuration `c` is true of a version of ours."""
+    return (
+        run(python, "-c", f"import engine_router.config as c; raise SystemExit(not ({what}))").returncode == 0
     )
-    return run(python, "-c", asked).returncode == 0

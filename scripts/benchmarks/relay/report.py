@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.relay.figures import Figure, Limit, Medians, Verdict, figures, medians, ratio, verdicts
 from benchmarks.relay.machine import Cores
-from benchmarks.relay.proxies import DIRECT, LER, LLAMA_SWAP, NGINX, OURS, TIER_ONE, Proxy
+from benchmarks.relay.proxies import DIRECT, LER, LLAMA_SWAP, NGINX, OURS, REMOTE, TIER_ONE, Proxy
 from benchmarks.relay.rounds import Round, Sample
 
 CLOSED_LOOPS = {
@@ -41,7 +41,7 @@ class Results:
 
     def ours_failed(self) -> bool:
         """Tell whether ours did not start, or gave a wrong answer: figures of the rest are no result then."""
-        mine = [proxy.name for proxy in self.proxies if proxy.name in (OURS, TIER_ONE)]
+        mine = [proxy.name for proxy in self.proxies if proxy.name in (OURS, TIER_ONE, REMOTE)]
         return any(
             name not in done.idle_mb
             or any(samples[name].load["errors"] for samples in done.samples.values() if name in samples)
