@@ -60,7 +60,7 @@ def test_a_base_url_that_is_none(url: str, words: str) -> None:
     [
         (
             'pool = "default"',
-            "unknown key; it belongs to an engine of type process or http or ollama or systemd",
+            "unknown key; it belongs to an engine of type process",
         ),
         ("memory_gb = 3", "unknown key"),
         ("pinned = true", "unknown key"),
