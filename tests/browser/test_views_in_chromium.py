@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,40 @@ def test_a_chat_and_what_becomes_of_it(chromium: Any, start_router: RouterStarte
         page.get_by_role("link", name="Figures").click()
         page.get_by_role("heading", name="Requests", exact=True).wait_for()
         assert page.locator(".chart canvas").count() >= 1
+
+
+def test_the_speed_of_an_answer_is_shown_while_it_comes(
+    chromium: Any, start_router: RouterStarter, tmp_path: Path
+) -> None:
+    router = start_router(tiny(tmp_path))
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": True,
+        "temperature": 0,
+    }
+    ended: list[int] = []
+
+    def ask() -> None:
+        # As long as it takes: the model begins anew wherever it would end, until somebody ends the request.
+        asked = {**body, "max_tokens": 100_000, "ignore_eos": True}
+        with httpx.stream(
+            "POST", f"{router.url}v1/chat/completions", json=asked, timeout=300, trust_env=False
+        ) as answer:
+            ended.append(sum(1 for _ in answer.iter_raw()))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    with tab(chromium) as watched:
+        page = watched.page
+        page.goto(f"{router.url}#/activity")
+        table = page.get_by_role("group", name="Requests in flight")
+        table.get_by_text("≈").wait_for()
+        assert float(table.get_by_text("≈").inner_text().removeprefix("≈ ").replace(",", "")) > 0
+        table.get_by_role("button", name="Cancel request").click()
+        thread.join(300)
+        assert ended
+        assert not thread.is_alive()
 
 
 def test_an_engine_that_writes_much(chromium: Any, start_router: RouterStarter) -> None:

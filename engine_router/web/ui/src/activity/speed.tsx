@@ -19,12 +19,15 @@ interface Histograms {
 
 const REFRESH_MS = 10_000;
 
+/** As `duration`, in milliseconds where that says more. */
+const wait = (seconds: Maybe<number>): string => (seconds != null && seconds < 0.0995 ? `${Math.round(seconds * 1000)} ms` : duration(seconds));
+
 export function Speeds({ filters }: { filters: Record<string, string> }) {
   const { data } = useLoaded<Histograms>(`/admin/activity/histogram${query(filters)}`, state.value?.requests_ended, REFRESH_MS);
   if (!data?.first_token_s || !data.tokens_per_s || data.first_token_s.count + data.tokens_per_s.count === 0) return null;
   return (
     <div class="histograms">
-      <Bars title="First token" histogram={data.first_token_s} format={duration} />
+      <Bars title="First token" histogram={data.first_token_s} format={wait} />
       <Bars title="Tokens/s" histogram={data.tokens_per_s} format={rate} />
     </div>
   );
