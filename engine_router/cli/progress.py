@@ -134,6 +134,8 @@ def describe(pool: dict[str, Any]) -> Step | None:
     swap, resident = pool["swap"], pool["resident"]
     if swap is not None:
         text = phase_text(swap["phase"], swap["source"], swap["target"])
+        if swap.get("step"):
+            return Step(f"{text} ({swap['step']})", swap["phase_elapsed_s"])
         if swap["phase"] == "start":
             return Step(text, swap["phase_elapsed_s"], swap["expected_s"])
         if swap["phase"] == "drain" and resident is not None:

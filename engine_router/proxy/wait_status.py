@@ -55,12 +55,14 @@ def step_words(swap: SwapStatus, only: ResidentId | None = None) -> str:
     source, target = swap.source, swap.target
     if only is not None:
         source, target = (str(only) if swap.sources == (only,) else None), (only if target == only else None)
+    if swap.step is not None:
+        return f"{swap.target}: {swap.step}"
     return _STEPS[swap.phase or "start"].format(source=source or _ANOTHER, target=target or _ANOTHER)
 
 
 def _timed(swap: SwapStatus, step: str, now: float) -> str:
     spent = _seconds(now - swap.phase_began_at)
-    expected_s = swap.start_s if swap.phase == "start" else None
+    expected_s = swap.start_s if swap.phase == "start" and swap.step is None else None
     return f"{step} ({spent})" if expected_s is None else f"{step} ({spent} of about {_seconds(expected_s)})"
 
 

@@ -313,7 +313,9 @@ class ReadModel:
 
     def _swap(self, swap: Swap) -> SwapStatus:
         start_s = None if swap.target is None else self.profile(swap.target).start_s
-        return swap_status(swap, self._supervisor.expected_s, start_s)
+        task = None if swap.target is None else self._supervisor.pool(swap.target).tasks.get(swap.target)
+        step = None if task is None or swap.phase != "start" else task.supervision.step
+        return swap_status(swap, self._supervisor.expected_s, start_s, step)
 
     def _outlook(self, pool: PoolStatus, resident: ResidentId, turn: TurnStatus | None) -> Outlook:
         start_s = self.profile(resident).start_s

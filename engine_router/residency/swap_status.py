@@ -39,6 +39,7 @@ class SwapStatus:
         sources: the residents that make way.
         expected_s: the seconds that all of it should take; None where unknown.
         start_s: the same, of the target's start.
+        step: what the target's start does just now, in words, where that is more than to load.
         phases: those that it has been through, is in, and will be in, in their order.
     """
 
@@ -50,6 +51,7 @@ class SwapStatus:
     phase_began_at: float
     expected_s: float | None
     start_s: float | None
+    step: str | None = None
     phases: tuple[PhaseStatus, ...] = ()
 
     @property
@@ -64,11 +66,12 @@ class SwapStatus:
         return self.start_s if self.expected_s is None else max(0.0, self.expected_s - (now - self.began_at))
 
 
-def swap_status(swap: Swap, expected: Expected, start_s: float | None) -> SwapStatus:
+def swap_status(swap: Swap, expected: Expected, start_s: float | None, step: str | None = None) -> SwapStatus:
     """Return a swap as it is now.
 
     Args:
         start_s: the seconds that its target's start takes; None where unknown.
+        step: what that start does just now, in words.
     """
     return SwapStatus(
         sources=tuple(swap.sources),
@@ -79,6 +82,7 @@ def swap_status(swap: Swap, expected: Expected, start_s: float | None) -> SwapSt
         phase_began_at=swap.phase_began_at,
         expected_s=swap.expected_s,
         start_s=start_s,
+        step=step,
         phases=tuple(_phases(swap, expected)),
     )
 

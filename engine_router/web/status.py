@@ -138,6 +138,7 @@ def swap_entry(swap: SwapStatus, now: float) -> dict[str, Any]:
         "target": None if swap.target is None else str(swap.target),
         "cause": swap.cause,
         "phase": swap.phase,
+        "step": swap.step,
         "elapsed_s": round(now - swap.began_at, 3),
         "phase_elapsed_s": round(now - swap.phase_began_at, 3),
         "expected_s": swap.start_s,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -33,6 +33,8 @@ from engine_router.upstream.control_client import ControlClient
 
 if TYPE_CHECKING:
     from engine_router.engines.process.process_tree import Guardian
+
+T = TypeVar("T")
 
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 _NAME_CHARS: Final = 40
@@ -187,7 +189,7 @@ class ContainerEngine(StartedEngine[ContainerConfig]):
         await set_values(self.name, self.config.config_file, values)
         image, daemon = image_of(self.config, values), running.daemon
         try:
-            await daemon.greet()
+            await self._in_time(daemon.greet)
             if self.config.gpus is not None and daemon.is_podman:
                 self._check_podman(daemon)
             running.stop_signal = await self._image_ready(daemon, image, running, supervision)
@@ -201,7 +203,7 @@ class ContainerEngine(StartedEngine[ContainerConfig]):
             if (missing := await self._missing_source(values)) is not None:
                 raise EngineStartFailed(self.name, f"cannot be started: {missing}")
             supervision.tell("the container is started")
-            await running.create(body)
+            await self._in_time(lambda: running.create(body))
         except DaemonError as error:
             hint = f"; {self._no_image(image)}" if error.is_missing else ""
             raise EngineStartFailed(self.name, f"cannot be started: {error}{hint}") from None
@@ -210,6 +212,13 @@ class ContainerEngine(StartedEngine[ContainerConfig]):
             f"[engine-router] started container {running.name}: "
             f"{' '.join(masked_argv(self.command(resident, port)))}"
         )
+
+    async def _in_time(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that is part of a start."""
+        limit_s = self.config.start_timeout_s
+        with trio.move_on_after(limit_s):
+            return await call()
+        raise DaemonError(f"the daemon did not answer within {limit_s:g} s")
 
     def _check_podman(self, daemon: Daemon) -> None:
         release = daemon.release.partition(".")[0]
@@ -224,10 +233,10 @@ class ContainerEngine(StartedEngine[ContainerConfig]):
         self, daemon: Daemon, image: str, running: RunningContainer, supervision: Supervision
     ) -> str:
         """Pull the image where that is wanted; return the signal that asks a container of it to end."""
-        known = await daemon.image(image)
+        known = await self._in_time(lambda: daemon.image(image))
         if self.config.pull == "always" or (known is None and self.config.pull == "missing"):
             await PullProgress(image, supervision.tell, running.log).pull(daemon)
-            known = await daemon.image(image)
+            known = await self._in_time(lambda: daemon.image(image))
         if known is None:
             raise EngineStartFailed(self.name, f"cannot be started: {self._no_image(image)}")
         settings = known.get("Config")

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
+import trio
 from attrs import define, field, frozen
 
 from engine_router.engines.readiness import dig
@@ -175,7 +176,10 @@ class Daemon:
             async for data in response.aiter_raw():
                 buffer += data
                 while (piece := _next_piece(buffer)) is not None:
-                    await take(piece)
+                    try:
+                        await take(piece)
+                    except trio.Cancelled:
+                        break
 
     async def remove(self, name: str) -> None:
         """Kill and remove a container, with its anonymous volumes."""

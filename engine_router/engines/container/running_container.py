@@ -88,7 +88,13 @@ class RunningContainer:
             DaemonError: the daemon refused, or did not answer.
         """
         self._unguard = self.guard()
-        await self.daemon.create(self.name, body)
+        try:
+            await self.daemon.create(self.name, body)
+        except DaemonError as error:
+            if error.status is not None and error.status < 500:  # it was certainly not made
+                self._unguard()
+                self._unguard = None
+            raise
         self._is_made = True
         await self.daemon.start(self.name)
         self.pid = (await self.daemon.state(self.name)).pid
@@ -214,6 +220,7 @@ class RunningContainer:
         self._unguard()
 
     async def _signal(self, signal: str) -> None:
+        self._still = f"the daemon at {self.daemon.socket} does not answer"
         try:
             await self.daemon.signal(self.name, signal)
         except DaemonError as error:
