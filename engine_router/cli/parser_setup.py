@@ -68,7 +68,8 @@ def _add_service(command: Adder) -> None:
         "Install the router as a service: a systemd unit of yours (or of the machine, with --system) on Linux, an agent\n"
         "of launchd on macOS, a scheduled task on Windows. It starts the configuration that is found now, with the PATH\n"
         "and the library paths of this shell. Installing it again brings it up to date; what you edited stays.\n"
-        "Uninstalling takes away what was installed, never the configuration.",
+        "Uninstalling takes away what was installed, never the configuration; with --purge also what a --system service\n"
+        "has learned and fetched, and its user.",
         "service install",
         "service install --print",
         "service install --system --config /etc/engine-router/engines.toml",
@@ -100,6 +101,11 @@ def _add_service(command: Adder) -> None:
     )
     service.add_argument(
         "--force", action="store_true", help="install: replace a file that was edited (it stays as .bak)"
+    )
+    service.add_argument(
+        "--purge",
+        action="store_true",
+        help="uninstall --system: also its state, the models that it fetched, and its user",
     )
     service.add_argument("--follow", action="store_true", help="logs: go on with what is written from now on")
     service.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from engine_router.config import find_config, load_config
 from engine_router.guards.masking import own_environment
 from engine_router.setup.service.base import ServiceManager
 from engine_router.setup.service.managers import NoServiceManager, is_running, manager_for
-from engine_router.setup.service.settings import NAME, ServiceSettings, settings_of
+from engine_router.setup.service.settings import NAME, ServiceSettings, is_closed, settings_of
 from engine_router.setup.service.steps import RemoveFile, RunCommand, Step, StepFailed, carry_out
 
 _SYSTEM_CONFIG = Path("/etc/engine-router/engines.toml")
@@ -34,6 +35,10 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.run_as is not None and not options.system:
         raise CommandFailed("--as is for --system: a user's service runs as that user", BAD_USAGE)
+    if options.purge and not (options.system and options.action == "uninstall"):
+        raise CommandFailed(
+            "--purge is for uninstall --system: another service's models and state are its user's", BAD_USAGE
+        )
     try:
         manager = _manager(options)
     except NoServiceManager as error:
@@ -46,7 +51,10 @@ def run(options: argparse.Namespace) -> int:
     if action == "install":
         return _install(options, manager)
     steps = manager.uninstall() if action == "uninstall" else manager.act(action)
-    done = {"uninstall": "is taken away; the configuration stays", "start": "runs", "stop": "is stopped"}
+    gone = "is taken away; the configuration stays"
+    if options.system and not options.purge:
+        gone += f", and so does what {NAME} learned and fetched (--purge takes that and its user away, too)"
+    done = {"uninstall": gone, "start": "runs", "stop": "is stopped"}
     return _do(options, steps, f"{manager.title} {done.get(action, 'runs')}.")
 
 
@@ -70,7 +78,9 @@ def offer(config: Path, questions: Questions) -> None:
 
 def _manager(options: argparse.Namespace) -> ServiceManager:
     user = (options.run_as or NAME) if options.system else None
-    return manager_for(is_system=options.system, lingers=not options.no_linger, user=user)
+    return manager_for(
+        is_system=options.system, lingers=not options.no_linger, user=user, purges=options.purge
+    )
 
 
 def _settings(config: Path, user: str | None) -> ServiceSettings:
@@ -87,19 +97,25 @@ def _install(options: argparse.Namespace, manager: ServiceManager) -> int:
     if options.print:
         say(manager.file_text(settings), end="")
         return OK
-    _warn_of_homes(settings)
+    if options.system and options.run_as is None and not options.dry_run:
+        _refuse_closed(settings)
     return _do(options, manager.install(settings), f"{manager.title} runs, and starts by itself from now on.")
 
 
-def _warn_of_homes(settings: ServiceSettings) -> None:
-    """Warn where a user of the service's own cannot reach the program: homes are closed to others."""
+def _refuse_closed(settings: ServiceSettings) -> None:
+    """Refuse what a user of the service's own cannot reach: homes are closed to others.
+
+    Raises:
+        CommandFailed: the program, what it leads to, or the configuration lies in a folder of that kind.
+    """
     program = Path(settings.command[0])
-    if settings.user == NAME and {"home", "root", "Users"} & set(program.parts[1:2]):
-        say(
-            f"warning: {program} lies in somebody's home, which {settings.user} may not enter: install engine-router "
-            "outside of it, or name that person with --as",
-            to=sys.stderr,
-        )
+    for path in (program, program.resolve(), settings.config):
+        for folder in path.parents:
+            if is_closed(folder, stat.S_IXOTH):
+                raise CommandFailed(
+                    f"{path} lies in {folder}, which the service's user may not enter, and nothing was changed: put it "
+                    f"where everybody may, or name somebody who may enter with --as"
+                )
 
 
 def _do(options: argparse.Namespace, steps: Sequence[Step], done: str) -> int:

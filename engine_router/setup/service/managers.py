@@ -21,7 +21,12 @@ class NoServiceManager(Exception):
 
 
 def manager_for(
-    *, is_system: bool, lingers: bool = False, user: str | None = None, platform: str = sys.platform
+    *,
+    is_system: bool,
+    lingers: bool = False,
+    user: str | None = None,
+    purges: bool = False,
+    platform: str = sys.platform,
 ) -> ServiceManager:
     """Return the service manager.
 
@@ -29,6 +34,7 @@ def manager_for(
         is_system: a service of the machine, with a user of its own; else of the user who asks.
         lingers: the user's service runs without a login, too.
         user: whom a system service runs as; the router's own where it is engine-router.
+        purges: what a system service has learned and fetched goes with it.
 
     Raises:
         NoServiceManager: there is none for that here.
@@ -39,6 +45,7 @@ def manager_for(
             is_system=is_system,
             linger_user=getpass.getuser() if lingers and not is_system else None,
             creates_user=is_system and user == NAME,
+            purges=purges,
         )
     if is_system:
         raise NoServiceManager("--system is for Linux: here a service is its user's")

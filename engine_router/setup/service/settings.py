@@ -80,3 +80,11 @@ def captured(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in sorted(environ.items())
         if value and _CAPTURED.fullmatch(name) and not _SECRET.search(name) and value.isprintable()
     }
+
+
+def is_closed(path: Path, right: int) -> bool:
+    """Tell whether others than the owner and the group lack a right to a file, such as `stat.S_IROTH`."""
+    try:
+        return not path.stat().st_mode & right
+    except OSError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 from attrs import frozen
 
 from engine_router.setup.service.base import Action
-from engine_router.setup.service.settings import NAME, ServiceSettings
+from engine_router.setup.service.settings import NAME, ServiceSettings, is_closed
 from engine_router.setup.service.steps import RemoveFile, RunCommand, Step, WriteFile, marked
 
 UNIT: Final = f"{NAME}.service"
@@ -34,6 +35,7 @@ NotifyAccess=main
 WatchdogSec={watchdog}
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
+SyslogIdentifier=engine-router
 Restart=on-failure
 RestartSec=1
 # The router stops its engines itself, one after the other; whatever is left after that is killed.
@@ -84,13 +86,15 @@ class SystemdManager:
         folder: where the unit lies.
         is_system: the system's manager; else the user's.
         linger_user: whose units shall run without a login; None to leave that as it is.
-        creates_user: a system service gets a user of its own.
+        creates_user: a system service gets a user of its own, and folders for what it learns and fetches.
+        purges: those go with it.
     """
 
     folder: Path
     is_system: bool = False
     linger_user: str | None = None
     creates_user: bool = False
+    purges: bool = False
 
     @property
     def title(self) -> str:
@@ -123,10 +127,12 @@ class SystemdManager:
     def _identity(self, settings: ServiceSettings) -> str:
         if settings.user is None:
             return ""
+        if not self.creates_user:  # a person: state and models lie in their home
+            return f"User={settings.user}\n"
         return (
             f"User={settings.user}\n"
             f"StateDirectory={NAME}\nCacheDirectory={NAME}\n"
-            f"Environment=XDG_STATE_HOME=%S XDG_CACHE_HOME=%C\n"
+            f"Environment=XDG_STATE_HOME=%S XDG_CACHE_HOME=%C/{NAME}\n"
         )
 
     def install(self, settings: ServiceSettings) -> Sequence[Step]:
@@ -140,6 +146,11 @@ class SystemdManager:
                 RunCommand(("usermod", "--append", "--groups", group, settings.user), may_fail=True)
                 for group in ("video", "render")  # whose members may use a GPU
             ]
+            if is_closed(
+                settings.config, stat.S_IROTH
+            ):  # it has keys: no others than this user shall read it
+                config = str(settings.config)
+                steps += [RunCommand(("chgrp", NAME, config)), RunCommand(("chmod", "g+r", config))]
         steps.append(WriteFile(self.folder / UNIT, self.file_text(settings)))
         steps.append(self._systemctl("daemon-reload"))
         steps.append(self._systemctl("enable", UNIT))
@@ -150,12 +161,17 @@ class SystemdManager:
 
     def uninstall(self) -> Sequence[Step]:
         """Return the steps that stop the unit and take it away. Drop-ins, which the user wrote, stay."""
-        return [
-            self._systemctl("disable", "--now", UNIT, may_fail=True),
+        steps: list[Step] = [self._systemctl("disable", "--now", UNIT, may_fail=True)]
+        if self.purges:  # while systemd knows the unit, it knows which folders are the unit's
+            steps.append(self._systemctl("clean", "--what=state", "--what=cache", UNIT, may_fail=True))
+        steps += [
             RemoveFile(self.folder / UNIT),
             self._systemctl("daemon-reload"),
             self._systemctl("reset-failed", UNIT, may_fail=True),
         ]
+        if self.purges and self.creates_user:
+            steps.append(RunCommand(("userdel", NAME), may_fail=True))
+        return steps
 
     def act(self, action: Action) -> Sequence[Step]:
         """Return the steps of an action."""
