@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 import trio
@@ -57,6 +58,33 @@ def test_each_link_leads_somewhere(name: str, target: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= README_LINES
+
+
+def rows(text: str, head: str) -> dict[str, list[str]]:
+    """Return the table below a head line: the cells by the first one of their line."""
+    lines = text.partition(f"{head}\n")[2].split("\n\n", 1)[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in cells}
+
+
+def test_the_figures_are_those_of_the_page_on_performance() -> None:
+    head = "| | engine-router | llama-swap (August 2026) | local-engine-router 0.7.1 |"
+    short, whole = rows(README, head), rows(PAGES["performance.md"], f"{head} nginx |")
+    assert len(short) > 5
+    for name, cells in short.items():
+        expected = [cell or "not measured" for cell in whole[name][:3]]
+        assert cells == expected, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("pictures/*.svg")), ids=lambda path: path.name)
+def test_a_picture_asks_for_nothing_from_elsewhere(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert ET.fromstring(text).tag.endswith("svg")
+    assert set(re.findall(r"https?://[^\s\"')]+", text)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_no_page_has_what_a_site_draws_with_a_script_from_elsewhere() -> None:
+    assert not [name for name, text in PAGES.items() if "```mermaid" in text]
 
 
 def test_the_table_of_options_is_the_one_that_the_classes_give() -> None:
