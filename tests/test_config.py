@@ -147,7 +147,9 @@ def test_every_single_option_that_the_example_comments_out_loads() -> None:
     for index, line in enumerate(lines):
         if line.startswith(("[", "#[")):
             live_header = line.startswith("[")
-        elif live_header and CODE.match(line):
+        elif (
+            live_header and CODE.match(line) and not line.startswith("#compose")
+        ):  # of a file that is not there
             tried += 1
             parse_config("\n".join([*lines[:index], line[1:], *lines[index + 1 :]]))
     assert tried > 25

@@ -19,7 +19,7 @@ from engine_router.cli import main
 from engine_router.cli.exit_codes import BAD_USAGE, OK
 from engine_router.cli.parser_running import IMPORTED
 from engine_router.config import load_config, parse_config
-from engine_router.setup.migrate.documents import Unreadable
+from engine_router.guards.documents import Unreadable
 from engine_router.setup.migrate.migration import migrate
 from engine_router.setup.migrate.recognise import KINDS, Kind
 from engine_router.setup.migrate.render import rendered

@@ -22,7 +22,7 @@ from support.foreign_configs import (
 from support.migration import imported
 
 from engine_router.config import HttpConfig, OllamaConfig, SystemdConfig
-from engine_router.setup.migrate.documents import Unreadable
+from engine_router.guards.documents import Unreadable
 from engine_router.setup.migrate.migration import UnknownKind
 
 CARRIED, APPROXIMATED, LOST = "carried over", "approximated", "lost"

@@ -11,7 +11,7 @@ import pytest
 from support.migration import Imported, imported
 
 from engine_router.config import RemoteConfig
-from engine_router.setup.migrate.documents import Unreadable
+from engine_router.guards.documents import Unreadable
 from engine_router.setup.migrate.matrix import BadExpression, read_matrix
 from engine_router.setup.migrate.render import rendered
 from engine_router.setup.migrate.secrets import without_secrets

@@ -18,8 +18,8 @@ from engine_router.cli.terminal import is_terminal, say, show_json
 from engine_router.config import parse_config
 from engine_router.config.file import read_text, write
 from engine_router.config.values import expanded
+from engine_router.guards.documents import Unreadable
 from engine_router.setup.config_file import HEAD, add_tables, place_to_change
-from engine_router.setup.migrate.documents import Unreadable
 from engine_router.setup.migrate.draft import Draft, Note
 from engine_router.setup.migrate.migration import UnknownKind, fit_into, migrate
 from engine_router.setup.migrate.recognise import KINDS, Kind

@@ -61,7 +61,10 @@ def container_faults(engine: ContainerConfig, path: str) -> Iterator[Fault]:
         path: of the engine in the file.
     """
     if engine.image is None:
-        yield f"{path}.image", "missing; the image that is run"
+        yield (
+            f"{path}.image",
+            'missing; name the image that is run, or a service of a compose file: compose = "FILE:SERVICE"',
+        )
     for index, text in enumerate(engine.volumes):
         if mount(text) is None:
             yield (

@@ -158,6 +158,10 @@ class ContainerConfig(StartedConfig):
     """`type = "container"`: a container that Docker or Podman runs, started and stopped by the router."""
 
     type: Literal["container"] = option("container", "A container that Docker or Podman runs.")
+    compose: Name | None = option(
+        None,
+        'Service of a compose file, as "FILE:SERVICE", whose options are taken over; those of this table come first.',
+    )
     image: Name | None = option(None, "Image, such as ghcr.io/ggml-org/llama.cpp:server-cuda.")
     command: Argv | None = option(
         None,

@@ -160,7 +160,26 @@ def read_engine(value: Any, path: str) -> tuple[EngineConfig | None, list[Fault]
         near = type_of(kind) or close(kind, list(ENGINE_TYPES))
         hint = f"; did you mean {shown(near)}?" if near else ""
         return None, [(f"{path}.type", f"expected one of {choices}, got {shown(kind)}{hint}")]
+    if kind == "container" and isinstance(value.get("compose"), str):
+        from engine_router.config.compose import service_options  # noqa: PLC0415 - it reads YAML, and few need that
+
+        try:
+            value = _over(service_options(value["compose"]), value)
+        except ValueError as error:
+            return None, [(f"{path}.compose", str(error))]
     return read_table(value, ENGINE_TYPES[kind], path)
+
+
+def _over(service: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a service, and over them an engine's own. Tables of both are put together."""
+    if "ports" in own or "command" in own or "base_url" in own:
+        service.pop("base_url", None)  # it follows from ports
+    merged: dict[str, Any] = {
+        key: {**service[key], **own[key]}
+        for key in ("env", "host_config")
+        if isinstance(own.get(key), dict) and key in service
+    }
+    return {**service, **own, **merged}
 
 
 def _walk(error: Exception, path: str, cls: type[Any] | None = None) -> Iterator[Fault]:

@@ -60,7 +60,7 @@ def read_json(path: Path, kind: type) -> JsonFile:
 
 def _with_comments(path: Path, text: str, kind: type) -> Any:
     """Return the data of JSON with comments; empty where there is nothing else in it."""
-    from engine_router.setup.migrate.documents import Unreadable  # noqa: PLC0415 - seldom needed
+    from engine_router.guards.documents import Unreadable  # noqa: PLC0415 - seldom needed
     from engine_router.setup.migrate.jsonc_reader import is_blank, read_jsonc  # noqa: PLC0415 - likewise
 
     if is_blank(text):

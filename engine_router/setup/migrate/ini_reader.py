@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from engine_router.setup.migrate.documents import MAX_VALUES, Document, Keys, Unreadable, whole_text
+from engine_router.guards.documents import MAX_VALUES, Document, Keys, Unreadable, whole_text
 
 _SECTION: Final = re.compile(r"\s*\[([^\]]+)\]\s*([;#].*)?")
 _PAIR: Final = re.compile(r"\s*([A-Za-z_][\w.\-]*)\s*=\s*(.*)")

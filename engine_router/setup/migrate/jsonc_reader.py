@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, Final
 
-from engine_router.setup.migrate.documents import (
+from engine_router.guards.documents import (
     MAX_DEPTH,
     MAX_VALUES,
     Document,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from engine_router.engines.command_options import model_options
+from engine_router.guards.documents import Document, Keys
 from engine_router.setup.migrate.commands import base_url_of, container_of, words_of
-from engine_router.setup.migrate.documents import Document, Keys
 from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.sections import Section
 

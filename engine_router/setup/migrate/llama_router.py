@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from engine_router.guards.documents import Document
 from engine_router.setup.migrate.commands import words_of
-from engine_router.setup.migrate.documents import Document
 from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.sections import Section
 

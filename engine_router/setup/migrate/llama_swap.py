@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine_router.setup.migrate.documents import Document
+from engine_router.guards.documents import Document
 from engine_router.setup.migrate.draft import Draft
 from engine_router.setup.migrate.llama_swap_models import Defaults, add_model
 from engine_router.setup.migrate.llama_swap_peers import add_peers

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from engine_router.setup.migrate.documents import Document
+from engine_router.guards.documents import Document
 from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.ini_reader import FIRST
 from engine_router.setup.migrate.sections import Section

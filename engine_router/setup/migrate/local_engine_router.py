@@ -6,8 +6,8 @@ import math
 import signal
 from typing import Any, Final
 
+from engine_router.guards.documents import Document
 from engine_router.setup.migrate.commands import base_url_of, shell_words
-from engine_router.setup.migrate.documents import Document
 from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.render import without_nulls
 from engine_router.setup.migrate.sections import Section

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from engine_router.setup.migrate.documents import Unreadable
+from engine_router.guards.documents import Unreadable
 
 MACRO: Final = re.compile(r"\$\{([A-Za-z0-9_-]+)\}")
 _LONGEST_TEXT: Final = 65_536

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine_router.config.faults import quoted
+from engine_router.guards.documents import Document, Unreadable, read_text
 from engine_router.setup.migrate import (
     large_model_proxy,
     llama_router,
@@ -16,7 +17,6 @@ from engine_router.setup.migrate import (
     openwebui_router,
     router_model_custom,
 )
-from engine_router.setup.migrate.documents import Document, Unreadable, read_text
 from engine_router.setup.migrate.draft import Draft
 from engine_router.setup.migrate.recognise import Kind, read_document
 from engine_router.setup.migrate.sound import make_sound

@@ -7,7 +7,7 @@ from typing import Any, Final
 from attrs import define, field
 
 from engine_router.config.values import expanded
-from engine_router.setup.migrate.documents import Document
+from engine_router.guards.documents import Document
 from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.sections import Section
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Literal, get_args
 
-from engine_router.setup.migrate.documents import Document, Unreadable
+from engine_router.guards.documents import Document, Unreadable
+from engine_router.guards.yaml_reader import read_yaml
 from engine_router.setup.migrate.ini_reader import read_ini
 from engine_router.setup.migrate.jsonc_reader import read_jsonc
-from engine_router.setup.migrate.yaml_reader import read_yaml
 
 Kind = Literal[
     "llama-swap",

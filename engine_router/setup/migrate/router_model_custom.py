@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
-from engine_router.setup.migrate.documents import Document
+from engine_router.guards.documents import Document
 from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.sections import Section
 

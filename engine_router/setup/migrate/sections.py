@@ -10,8 +10,8 @@ from typing import Any, Final
 from attrs import define, field
 
 from engine_router.config.faults import quoted
+from engine_router.guards.documents import Document, Keys, number_of
 from engine_router.guards.foreign_text import shown
-from engine_router.setup.migrate.documents import Document, Keys, number_of
 from engine_router.setup.migrate.draft import Draft, Outcome
 
 _REFERENCE: Final = re.compile(r"\$\{env:(\w+)\}")

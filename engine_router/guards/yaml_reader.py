@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from engine_router.guards.foreign_text import shown
-from engine_router.setup.migrate.documents import (
+from engine_router.guards.documents import (
     MAX_DEPTH,
     MAX_VALUES,
     Document,
@@ -18,6 +17,7 @@ from engine_router.setup.migrate.documents import (
     number_of,
     whole_text,
 )
+from engine_router.guards.foreign_text import shown
 
 _WORDS: Final = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
