@@ -196,8 +196,7 @@ class ReadModel:
 
     def pool_names(self) -> list[str]:
         """Return the names of all pools; that of remotes only where there are some."""
-        supervisor, pools = self._supervisor, self._supervisor.pools.values()
-        return [pool.name for pool in pools if pool.has_memory or supervisor.has_engines(pool)]
+        return [pool.name for pool in self._supervisor.pools.values() if self._supervisor.is_shown(pool)]
 
     def present(self) -> list[ResidentStatus]:
         """Return the residents that are present in any pool, in whatever phase."""

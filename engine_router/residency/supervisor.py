@@ -212,9 +212,9 @@ class Supervisor:
         """Return the pool of a resident."""
         return self.pools[self._pool_of[resident.engine]]
 
-    def has_engines(self, pool: Pool) -> bool:
-        """Tell whether engines of the configuration are of a pool, or something of one that was is left in it."""
-        return pool.name in self._pool_of.values() or not pool.ledger.is_empty
+    def is_shown(self, pool: Pool) -> bool:
+        """Tell whether a pool is a memory, or there are remotes, those on their way out included."""
+        return pool.has_memory or bool(self._runner.settings.always_there) or not pool.ledger.is_empty
 
     def expected_s(self, resident: ResidentId, step: SwapStep) -> float | None:
         """Return what a phase took the last time for this resident, in seconds; None where unknown."""
