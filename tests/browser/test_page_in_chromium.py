@@ -322,3 +322,4 @@ def test_the_first_view_is_small(chromium: Any, start_router: RouterStarter) -> 
         page.goto(router.url)
         page.get_by_text("Nothing is loaded.").wait_for()
         assert 5_000 < sum(sizes) < 120_000
+        assert len(sizes) == 3  # the stylesheet, the script, and what it shares with what is loaded later

@@ -63,6 +63,29 @@ async function publish(result) {
   for (const [name, size, packed] of sizes) console.log(`${name}  ${size} bytes, ${packed} gzipped`);
 }
 
+/**
+ * Has whatever is loaded later import all that the first view needs, which is there by then. So that is one bundle:
+ * else there would be one for each set of views that share something, and an empty cache would have to ask for all.
+ */
+const oneFirstBundle = {
+  name: "one first bundle",
+  setup: (build) => {
+    const later = new Set();
+    build.onResolve({ filter: /^\./ }, async (args) => {
+      if (args.kind !== "dynamic-import" || args.pluginData?.isResolved) return undefined;
+      const { importer, resolveDir, kind } = args;
+      const found = await build.resolve(args.path, { importer, resolveDir, kind, pluginData: { isResolved: true } });
+      later.add(found.path);
+      return found;
+    });
+    build.onLoad({ filter: /\.tsx?$/ }, async ({ path }) => {
+      if (!later.has(path)) return undefined;
+      const source = await readFile(path, "utf8");
+      return { contents: `${source}\nimport ${JSON.stringify(join(here, "src", "app.tsx"))};\n`, loader: path.endsWith("x") ? "tsx" : "ts" };
+    });
+  },
+};
+
 const options = {
   absWorkingDir: here,
   entryPoints: ["src/main.tsx", "src/style.css"],
@@ -73,12 +96,16 @@ const options = {
   splitting: true,
   format: "esm",
   target: "es2022",
+  // As in tsconfig.json, which esbuild does not read for what a plugin loads.
+  jsx: "automatic",
+  jsxImportSource: "preact",
   minify: !watching,
   sourcemap: watching ? "inline" : false,
   metafile: true,
   write: false,
   logLevel: "warning",
   plugins: [
+    oneFirstBundle,
     {
       name: "publish",
       setup: (build) => build.onEnd((result) => (result.errors.length ? undefined : publish(result))),
