@@ -10,7 +10,7 @@ from textwrap import dedent, indent
 import pytest
 from support.migration import Imported, imported
 
-from engine_router.config import RemoteConfig
+from engine_router.config import ContainerConfig, RemoteConfig
 from engine_router.guards.documents import Unreadable
 from engine_router.setup.migrate.matrix import BadExpression, read_matrix
 from engine_router.setup.migrate.render import rendered
@@ -314,7 +314,7 @@ def test_a_number_from_the_environment_is_written_in(monkeypatch: pytest.MonkeyP
         ("server --port ${PORT}", "proxy: http://127.0.0.1:8999", "http://127.0.0.1:8999", APPROXIMATED),
         ("server --port 9001", "proxy: http://127.0.0.1:9001", "http://127.0.0.1:9001", CARRIED),
         ("server --listen-port 9002", "", "http://127.0.0.1:9002", APPROXIMATED),
-        ("docker run --rm -p 9003:8080 --name x i", "", "http://127.0.0.1:9003", APPROXIMATED),
+        ("docker run --rm -w /x -p 9003:8080 --name x i", "", "http://127.0.0.1:9003", APPROXIMATED),
         ("some-server", "", "http://127.0.0.1:5800", APPROXIMATED),
         ("server --port ${PORT}", "env: ['P=${PORT}']", "http://127.0.0.1:5800", APPROXIMATED),
         ("server ${PORT}", "proxy: http://elsewhere:${PORT}", "http://elsewhere:5800", CARRIED),
@@ -337,13 +337,13 @@ def test_a_container_is_stopped_by_its_name_and_stays_in_the_foreground() -> Non
           "Q3-CODER":
             cmdStop: docker stop vllm-coder
             cmd: |
-              docker run -d --init --rm --name vllm-coder
+              docker run -d --init --rm --name vllm-coder -w /
                 --runtime=nvidia --gpus '"device=2,3"'
                 -v /mnt/models:/models -p ${PORT}:8000
                 vllm/vllm-openai:v0.10.0
                 --model "/models/q" -d
           nameless:
-            cmd: podman run --rm -p ${PORT}:8080 image
+            cmd: podman run --rm -w / -p ${PORT}:8080 image
         """
     )
     engine = found.process("Q3-CODER")
@@ -354,6 +354,64 @@ def test_a_container_is_stopped_by_its_name_and_stays_in_the_foreground() -> Non
     assert engine.kill_command == ("docker", "rm", "-f", "vllm-coder")
     assert found.outcome("models.Q3-CODER.cmd") == APPROXIMATED
     assert found.outcome("models.nameless.cmd") == APPROXIMATED
+
+
+def test_a_container_whose_options_are_understood_becomes_a_container_engine() -> None:
+    found = imported(
+        """
+        models:
+          coder:
+            cmdStop: docker stop vllm-coder
+            cmd: |
+              docker run -d --init --rm --name vllm-coder
+                --runtime=nvidia --gpus '"device=2,3"' --ipc=host --shm-size 16g --ulimit memlock=-1
+                -v /mnt/models:/models --mount type=bind,src=/data,dst=/data,readonly -e HF_HUB_OFFLINE=1 -p ${PORT}:8000
+                vllm/vllm-openai:v0.10.0
+                --model "/models/q" -d
+          fixed:
+            cmd: podman run --rm --network host -e TOKEN image serve --port 9009
+        """
+    )
+    engine = found.config.engines["coder"]
+    assert isinstance(engine, ContainerConfig)
+    assert engine.image == "vllm/vllm-openai:v0.10.0"
+    assert engine.command == ("--model", "/models/q", "-d")
+    assert engine.volumes == ("/mnt/models:/models", "/data:/data:ro")
+    assert (engine.ports, engine.base_url) == (("{port}:8000",), None)
+    assert (engine.gpus, engine.ipc, engine.shm_size) == (("2", "3"), "host", 16 << 30)
+    assert engine.env == {"HF_HUB_OFFLINE": "1"}
+    assert engine.host_config == {
+        "Init": True,
+        "Runtime": "nvidia",
+        "Ulimits": [{"Name": "memlock", "Soft": -1, "Hard": -1}],
+    }
+    assert engine.socket == "/var/run/docker.sock"
+    assert found.outcome("models.coder.cmd") == found.outcome("models.coder.cmdStop") == CARRIED
+    fixed = found.config.engines["fixed"]
+    assert isinstance(fixed, ContainerConfig)
+    assert (fixed.network, fixed.base_url, fixed.socket) == ("host", "http://127.0.0.1:9009", None)
+    assert found.outcome("models.fixed.cmd") == APPROXIMATED
+
+
+@pytest.mark.parametrize(
+    "cmd",
+    [
+        "docker run -p 1:2 --env-file x i",
+        "docker run -p 1:2 -v ./models:/m i",
+        "docker run -p 2 i",
+        "docker run i",
+        "docker run -p 1:2 --gpus none i",
+        "sudo docker run -p 1:2 i",
+        "docker run -p 1:2",
+    ],
+)
+def test_a_container_with_more_to_it_stays_a_process(cmd: str) -> None:
+    assert swap("", cmd=cmd).process("m").argv[-1] == cmd.rsplit(maxsplit=1)[-1]
+
+
+@pytest.mark.parametrize("more", ["cmdStop: ./stop.sh", "cmdStop: docker stop other", "env: [A=1]"])
+def test_a_container_with_commands_of_its_own_stays_a_process(more: str) -> None:
+    assert swap(more, cmd="docker run --name x -p 1:2 i").process("m").argv[0] == "docker"
 
 
 MODELS = "models:\n" + "".join(f"  {name}: {{cmd: 's --port ${{PORT}}'}}\n" for name in "abcd")

@@ -166,7 +166,7 @@ def _plain_commands(text: str) -> Iterator[list[str]]:
 
 def _in_container(words: Sequence[str], env: Mapping[str, str], *, layers: int) -> ServerCommand | None:
     """Find the server in what follows `docker run`: what stands behind the image, or what the image is known to run."""
-    options, rest = _split_options(words)
+    options, rest = split_run_options(words)
     if not rest:
         return None
     image, *command = rest
@@ -187,8 +187,8 @@ def _in_container(words: Sequence[str], env: Mapping[str, str], *, layers: int) 
     return _command(kind or UNKNOWN, command, given, is_contained=True)
 
 
-def _split_options(words: Sequence[str]) -> tuple[list[tuple[str, str]], Sequence[str]]:
-    """Return the options in front of the image, each with its value, and what begins with the image."""
+def split_run_options(words: Sequence[str]) -> tuple[list[tuple[str, str]], Sequence[str]]:
+    """Return the options of `docker run` in front of the image, each with its value, and what begins with the image."""
     options: list[tuple[str, str]] = []
     index = 0
     while index < len(words) and words[index].startswith("-"):

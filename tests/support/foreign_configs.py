@@ -60,7 +60,7 @@ models:
     capabilities: {in: [text, image], out: [text], tools: true, reranker: true, context: 32000}
   small: {unlisted: true, checkEndpoint: none, cmd: "${server} -m /s.gguf"}
   tiny: {proxy: "http://127.0.0.1:9000/v1", cmd: server --port 9000}
-  box: {cmd: "docker run -d --rm --name box -p ${PORT}:8080 image"}
+  box: {cmd: "podman run -d --rm --name box -p ${PORT}:8080 image"}
 hooks: {on_startup: {preload: [best]}}
 routing:
   router:

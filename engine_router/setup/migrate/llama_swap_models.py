@@ -9,6 +9,7 @@ from typing import Any, Final
 from attrs import define
 
 from engine_router.setup.migrate.commands import base_url_of, container_of, is_loopback, port_in, words_of
+from engine_router.setup.migrate.docker_run import container_options, ends_only
 from engine_router.setup.migrate.draft import Entry
 from engine_router.setup.migrate.llama_swap_peers import REMOTE_URL, remote_entry
 from engine_router.setup.migrate.llama_swap_settings import PORT, add_filters, add_timeouts
@@ -144,6 +145,8 @@ def _add_command(section: Section, command: str, engine: Entry, port: str) -> bo
         section.approximated(
             "cmd", f"argv; {filled[0]} in it is filled in by this router", "write it otherwise"
         )
+    if _add_container(section, words, engine):
+        return True
     container = container_of(words)
     if container is None:
         section.carried("cmd", "argv")
@@ -166,9 +169,31 @@ def _add_command(section: Section, command: str, engine: Entry, port: str) -> bo
     return True
 
 
+def _add_container(section: Section, words: list[str], engine: Entry) -> bool:
+    """Make it a container engine, where the command and how it is stopped say nothing that such a one could not do."""
+    options, container = container_options(words), container_of(words)
+    stop = section.text("cmdStop")
+    if options is None or container is None or "env" in section:
+        return False
+    if stop is not None and not ends_only(stop, container.name):
+        return False
+    engine.values["type"] = "container"
+    engine.values |= options
+    if container.runtime == "podman":
+        section.approximated(
+            "cmd",
+            "a container engine",
+            "have Podman's socket served: systemctl --user enable --now podman.socket",
+        )
+    else:
+        section.carried("cmd", "a container engine")
+    section.carried("cmdStop", "the router stops its containers, and removes them")
+    return True
+
+
 def _add_stop(section: Section, engine: Entry, port: str) -> None:
     command = section.text("cmdStop")
-    if command is None:
+    if command is None or engine.values["type"] == "container":
         return
     if words := words_of(command.replace(PORT, port).replace("${PID}", "{pid}")):
         engine.values["stop_command"] = words
