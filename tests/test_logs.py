@@ -125,6 +125,23 @@ def test_what_an_event_says(event: Event, level: str, words: str) -> None:
     assert (logging.getLevelName(number).lower(), text) == (level, words)
 
 
+def test_access_lines_are_at_info_where_they_are_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    well = RequestEnded(
+        **REQUEST, status=200, queue_wait_s=0.5, tokens_in=30, tokens_out=512, tokens_per_s=38.24
+    )
+    EventLog().observe(well)
+    assert caplog.records == []
+    EventLog(has_access_lines=True).observe(well)
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    line = json.loads(JsonFormatter().format(record))
+    assert {"time", "level", "message", "event", "at"} <= line.keys()
+    assert (line["event"], line["queue_wait_s"], line["tokens_out"]) == ("request_ended", 0.5, 512)
+    EventLog(has_access_lines=True).observe(RequestEnded(**REQUEST, status=502, error="it broke"))
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
 def test_the_first_phase_tells_the_cause() -> None:
     log = EventLog()
     log.described(SwapBegan(**SWAP, cause="b is wanted"))

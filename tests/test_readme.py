@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import attrs
 import pytest
 import trio
 
 from engine_router.cli.parser import build_parser
 from engine_router.config import parse_config
 from engine_router.config.schema import reference
+from engine_router.events import Event
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,6 +87,18 @@ def test_a_picture_asks_for_nothing_from_elsewhere(path: Path) -> None:
 
 def test_no_page_has_what_a_site_draws_with_a_script_from_elsewhere() -> None:
     assert not [name for name, text in PAGES.items() if "```mermaid" in text]
+
+
+def test_the_fields_of_the_log_are_those_of_the_events() -> None:
+    """Who renames one breaks what reads the log: the page says that these names stay."""
+    table = rows(PAGES["operations.md"], "| `event` | fields |")
+    told = {
+        name.strip("`"): re.findall(r"`(\w+)`", fields[0]) for name, fields in table.items() if "`" in name
+    }
+    assert told == {
+        kind.event_name(): [field.name for field in attrs.fields(kind) if field.name != "at"]
+        for kind in Event.__subclasses__()
+    }
 
 
 def test_the_table_of_options_is_the_one_that_the_classes_give() -> None:

@@ -30,15 +30,20 @@ logger = logging.getLogger("engine_router.events")
 
 
 class EventLog:
-    """Writes each event to Python's logging, with the event itself as the record's `fields`."""
+    """Writes each event to Python's logging, with the event itself as the record's `fields`.
 
-    def __init__(self) -> None:
+    Args:
+        has_access_lines: requests that went well are told at level info, not debug.
+    """
+
+    def __init__(self, *, has_access_lines: bool = False) -> None:
+        self._well = logging.INFO if has_access_lines else logging.DEBUG
         self._causes: dict[str, str] = {}
 
     def observe(self, event: Event) -> None:
         """Write one event; made for `EventHub.listen`."""
         if isinstance(event, RequestEnded):
-            level = _severity(event)
+            level = self._severity(event)
             if logger.isEnabledFor(level):
                 logger.log(level, RequestText(event), extra={"fields": event})
             return
@@ -57,11 +62,15 @@ class EventLog:
             case SwapEnded():
                 return _swap(event)
             case RequestEnded():
-                return _severity(event), str(RequestText(event))
+                return self._severity(event), str(RequestText(event))
             case RouterNotice():
                 return _SEVERITIES[event.severity], event.message
             case _:
                 return _other(event)
+
+    def _severity(self, event: RequestEnded) -> int:
+        is_well = event.status == CLIENT_LEFT or (event.status < 400 and event.error is None)
+        return self._well if is_well else logging.WARNING
 
 
 def _phase(event: SwapPhase, cause: str | None) -> str:
@@ -79,11 +88,6 @@ def _swap(event: SwapEnded) -> tuple[int, str]:
     if event.result == "abandoned":
         return logging.INFO, f"{name}: given up after {spent}"
     return logging.ERROR, f"{name}: failed after {spent}: {event.error}"
-
-
-def _severity(event: RequestEnded) -> int:
-    is_well = event.status == CLIENT_LEFT or (event.status < 400 and event.error is None)
-    return logging.DEBUG if is_well else logging.WARNING
 
 
 @frozen

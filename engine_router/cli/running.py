@@ -191,7 +191,7 @@ async def _run(
 
 
 def _log_events(router: Router) -> None:
-    log = EventLog()
+    log = EventLog(has_access_lines=router.config.log.access)
     for event in router.hub.recent:  # what was said while it opened
         log.observe(event)
     router.hub.listen(log.observe)

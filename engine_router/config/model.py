@@ -153,6 +153,9 @@ class LogConfig:
     format: Literal["human", "json"] = option(
         "human", "One readable line for each event, or one JSON object."
     )
+    access: bool = option(
+        False, "A line for each answered request (status, times, waits, tokens) at level info, not debug."
+    )
     file: str | None = option(None, "File to append to; the terminal (standard error) when absent.")
     max_mb: Count = option(
         50, "Size of that file, in MB, at which it becomes FILE.1 and a new one begins; 0: never."
