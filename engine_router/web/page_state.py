@@ -184,6 +184,7 @@ class PageState:
         entry = resident_entry(resident, now)
         return {
             **entry,
+            "max_in_flight": resident.most_leases,
             "expires_in_s": entry["expires_in_s"] if is_idle else None,
             "started_at": self._at(resident.started_at),
             "idle_since_at": self._at(resident.idle_since),

@@ -16,6 +16,7 @@ export interface Resident {
   model?: Maybe<string>;
   phase: string;
   in_flight: number;
+  max_in_flight?: Maybe<number>;
   waiting?: Maybe<number>;
   started_at?: Maybe<number>;
   idle_since_at?: Maybe<number>;

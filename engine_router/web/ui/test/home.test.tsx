@@ -52,6 +52,18 @@ describe("the memory of a pool", () => {
   });
 });
 
+describe("servers elsewhere", () => {
+  it("have neither memory nor buttons", async () => {
+    const cloud = resident("cloud", { in_flight: 2, max_in_flight: 4, adopted: true });
+    await show(<Home />, router({ pools: { remotes: pool({ mode: "boundless", gauge: "none", residents: [cloud] }) } }));
+    expect(text()).toContain("servers elsewhere, always on");
+    expect(text()).toContain("2 of 4 running");
+    expect(text()).not.toContain("found running");
+    expect(text()).not.toContain("not measured");
+    expect(document.body.querySelector(".resident button")).toBeNull();
+  });
+});
+
 describe("home", () => {
   it("shows a swap, its phases and who waits, and cancels", async () => {
     const sent = answering(() => ({ cancelled: "r7" }));

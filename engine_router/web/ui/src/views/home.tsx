@@ -37,7 +37,7 @@ export default function Home() {
 
 function Head({ router }: { router: RouterState }) {
   const [isChoosing, setChoosing] = useState(false);
-  const residents = Object.values(router.pools).flatMap((pool) => pool.residents);
+  const residents = Object.values(router.pools).flatMap((pool) => (pool.mode === "boundless" ? [] : pool.residents));
   return (
     <div class="head">
       <h1>Home</h1>

@@ -24,7 +24,7 @@ export function PoolCard({ name, pool }: { name: string; pool: Pool }) {
       {total > 0 && <Bar parts={parts} total={total} label={summary(name, parts, total)} {...(pool.budget_bytes ? { mark: pool.budget_bytes } : {})} />}
       <ul class="plain rows">
         {pool.residents.map((resident, index) => (
-          <ResidentRow key={resident.resident} resident={resident} look={lookOf(index)} />
+          <ResidentRow key={resident.resident} resident={resident} look={lookOf(index)} isElsewhere={isElsewhere(pool)} />
         ))}
         {memory.asleep_bytes || pool.asleep?.length ? (
           <li class="line">
@@ -70,9 +70,12 @@ export function PoolCard({ name, pool }: { name: string; pool: Pool }) {
 }
 
 const COLOURS = 8;
+/** Tells whether what is in a pool runs elsewhere, so that nothing of it is in a memory here. */
+const isElsewhere = (pool: Pool): boolean => pool.mode === "boundless";
 const lookOf = (index: number): string => `c${index % COLOURS}`;
 
 function about(pool: Pool): string {
+  if (isElsewhere(pool)) return "servers elsewhere, always on";
   const sharing = pool.budget_bytes ? `budget ${bytes(pool.budget_bytes)}` : pool.mode;
   return `${sharing} · gauge: ${pool.gauge}`;
 }
@@ -103,49 +106,52 @@ function held(resident: Resident): string {
 const summary = (name: string, parts: readonly Part[], total: number): string =>
   `Memory of ${name}, ${bytes(total)}: ${parts.map((part) => `${part.name} ${part.text}`).join(", ")}`;
 
-function ResidentRow({ resident, look }: { resident: Resident; look: string }) {
+function ResidentRow({ resident, look, isElsewhere }: { resident: Resident; look: string; isElsewhere: boolean }) {
   const router = state.value;
   const model = router && modelOf(router, resident.resident);
   return (
     <li class="line resident">
       <span class="who">
-        <i class={`swatch ${look}`} aria-hidden="true" />
+        {!isElsewhere && <i class={`swatch ${look}`} aria-hidden="true" />}
         <StateTag state={resident.phase} />
         {model ? <a href={link("models", model)}>{resident.resident}</a> : <bdi>{resident.resident}</bdi>}
         <span class="soft">
-          <Use resident={resident} />
+          <Use resident={resident} isElsewhere={isElsewhere} />
         </span>
       </span>
-      <span class="num">{held(resident)}</span>
-      <span class="buttons">
-        {model && (
-          <button
-            type="button"
-            aria-pressed={resident.pinned === true}
-            title="What is pinned is neither evicted nor stopped when idle"
-            onClick={() => void pin(model, !resident.pinned)}
-          >
-            {resident.pinned ? "Unpin" : "Pin"}
+      {!isElsewhere && <span class="num">{held(resident)}</span>}
+      {!isElsewhere && (
+        <span class="buttons">
+          {model && (
+            <button
+              type="button"
+              aria-pressed={resident.pinned === true}
+              title="What is pinned is neither evicted nor stopped when idle"
+              onClick={() => void pin(model, !resident.pinned)}
+            >
+              {resident.pinned ? "Unpin" : "Pin"}
+            </button>
+          )}
+          <button type="button" title={unloadCost([resident])} aria-label={`Unload ${resident.resident}`} onClick={() => void unload(resident)}>
+            Unload
           </button>
-        )}
-        <button type="button" title={unloadCost([resident])} aria-label={`Unload ${resident.resident}`} onClick={() => void unload(resident)}>
-          Unload
-        </button>
-      </span>
+        </span>
+      )}
       {resident.error && <span class="bad whole">{resident.error}</span>}
     </li>
   );
 }
 
 /** Says what a resident does, and how long it stays. */
-function Use({ resident }: { resident: Resident }) {
+function Use({ resident, isElsewhere }: { resident: Resident; isElsewhere: boolean }) {
   const now = useNow();
-  const { in_flight, waiting, idle_since_at, held_until_at, expires_at } = resident;
-  const words = [in_flight ? `${in_flight} running` : idle_since_at == null ? "" : `idle ${counted(now - idle_since_at)}`];
+  const { in_flight, waiting, idle_since_at, held_until_at, expires_at, max_in_flight } = resident;
+  const most = max_in_flight ? ` of ${max_in_flight}` : "";
+  const words = [in_flight ? `${in_flight}${most} running` : idle_since_at == null ? "" : `idle ${counted(now - idle_since_at)}`];
   if (waiting) words.push(`${waiting} waiting`);
   if (held_until_at != null && held_until_at > now) words.push(`held ${duration(held_until_at - now)} for a follow-up`);
   if (expires_at != null && expires_at > now) words.push(`unloaded in ${counted(expires_at - now)}`);
-  if (resident.adopted) words.push("found running");
+  if (resident.adopted && !isElsewhere) words.push("found running");
   return <>{words.filter(Boolean).join(" · ")}</>;
 }
 

@@ -139,10 +139,13 @@ export function residentOf(model: Model): Resident | undefined {
   return pool?.residents.find((each) => each.resident === model.resident);
 }
 
+/** Tells whether a model runs elsewhere, where nobody here loads or unloads it. */
+export const isElsewhere = (model: Model): boolean => state.value?.engines[model.engine]?.type === "remote";
+
 export function Action({ row }: { row: Row }) {
   const router = state.value;
   const resident = residentOf(row);
-  if (!router) return null;
+  if (!router || isElsewhere(row)) return null;
   if (resident) {
     return (
       <button type="button" aria-label={`Unload ${row.id}`} onClick={() => void unload(resident)}>

@@ -12,7 +12,7 @@ import { useLoaded } from "../../state/loaded";
 import type { Maybe, Model } from "../../types";
 import { ModelActivity } from "./activity";
 import { Clients } from "./clients";
-import { LastUse, residentOf } from "./list";
+import { LastUse, isElsewhere, residentOf } from "./list";
 import { ModelLog } from "./log";
 import { type Setting, Settings } from "./settings";
 
@@ -87,8 +87,6 @@ export function ModelPage({ id }: { id: string }) {
 }
 
 function Head({ id, model }: { id: string; model: Model }) {
-  const router = state.value;
-  const resident = residentOf(model);
   const hasFailed = model.state === "failed";
   return (
     <div class="head">
@@ -100,25 +98,36 @@ function Head({ id, model }: { id: string; model: Model }) {
             Reset
           </button>
         )}
-        <button
-          type="button"
-          aria-pressed={resident?.pinned === true}
-          title="What is pinned is neither evicted nor stopped when idle"
-          onClick={() => void pin(id, !resident?.pinned)}
-        >
-          {resident?.pinned ? "Unpin" : "Pin"}
-        </button>
-        {resident ? (
-          <button type="button" title={unloadCost([resident])} onClick={() => void unload(resident)}>
-            Unload
-          </button>
-        ) : (
-          <button type="button" class="primary" title={router ? loadCost(router, id) : ""} onClick={() => void load(id)}>
-            Load
-          </button>
-        )}
+        {!isElsewhere(model) && <Residency id={id} model={model} />}
       </div>
     </div>
+  );
+}
+
+/** What changes whether a model is in memory. */
+function Residency({ id, model }: { id: string; model: Model }) {
+  const router = state.value;
+  const resident = residentOf(model);
+  return (
+    <>
+      <button
+        type="button"
+        aria-pressed={resident?.pinned === true}
+        title="What is pinned is neither evicted nor stopped when idle"
+        onClick={() => void pin(id, !resident?.pinned)}
+      >
+        {resident?.pinned ? "Unpin" : "Pin"}
+      </button>
+      {resident ? (
+        <button type="button" title={unloadCost([resident])} onClick={() => void unload(resident)}>
+          Unload
+        </button>
+      ) : (
+        <button type="button" class="primary" title={router ? loadCost(router, id) : ""} onClick={() => void load(id)}>
+          Load
+        </button>
+      )}
+    </>
   );
 }
 
