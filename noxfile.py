@@ -167,3 +167,13 @@ def mlx(session: nox.Session) -> None:
     """A second real engine, some 220 MB: only run where it is asked for."""
     install(session, "mlx", extras="[llamacpp]")
     session.run("pytest", "-q", *(session.posargs or ["tests/test_mlx.py"]))
+
+
+@nox.session(default=False)
+def containers(session: nox.Session) -> None:
+    """Engines in containers of a real Podman, swapped 200 times; needs root, and `apt install podman`."""
+    if shutil.which("podman") is None:
+        session.skip("there is no podman here")
+    install(session, "test")
+    env = {"ENGINE_ROUTER_TEST_SWAPS": "200"}
+    session.run("pytest", "-q", "-rs", *(session.posargs or ["tests/test_podman.py"]), env=env)

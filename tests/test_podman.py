@@ -27,7 +27,7 @@ from engine_router.engines.process.process_tree import Guardian
 from engine_router.errors import EngineStartFailed
 from engine_router.upstream.control_client import control_client
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 HEAD = '[pools.default]\ngauge = "none"\n'
 
 
@@ -228,6 +228,22 @@ async def test_the_death_of_the_router_ends_its_container(
         else:
             assert await line_of(router) == b"ready\n"
         guardian = guardian_of(router.pid)
+        router.kill()
+        await until(lambda: not guardian.is_running() or guardian.status() == psutil.STATUS_ZOMBIE)
+        assert await names(podman) == []
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+async def test_the_death_of_the_router_in_the_middle_of_a_stop(
+    delay: float, podman: Podman, tmp_path: Path
+) -> None:
+    """The first process ignores the signal, and the daemon has been told to wait for nothing."""
+    async with a_router(podman, tmp_path) as router:
+        assert await line_of(router) == b"open\n"
+        assert await line_of(router) == b"ready\n"
+        guardian = guardian_of(router.pid)
+        router.send_signal(signal.SIGINT)
+        await trio.sleep(delay)
         router.kill()
         await until(lambda: not guardian.is_running() or guardian.status() == psutil.STATUS_ZOMBIE)
         assert await names(podman) == []
