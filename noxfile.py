@@ -90,7 +90,21 @@ def package(session: nox.Session) -> None:
     session.run("check-wheel-contents", *(path for path in made if path.endswith(".whl")))
     workflows = [str(path) for path in Path(".github/workflows").glob("*.yml")]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
-    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "scripts/deploy/compose.yml")
+    composed = [str(path) for path in Path("scripts/deploy").rglob("compose.yml")]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *composed)
+
+
+@nox.session(default=False)
+def sbom(session: nox.Session) -> None:
+    """What an installation of the wheel in dist/ is made of (CycloneDX), beside it. After `package`; needs the network."""
+    (wheel,) = Path("dist").glob("*.whl")
+    session.install(*needs("sbom"))
+    installed = Path(session.create_tmp()) / "installed"
+    session.run("python", "-m", "venv", "--clear", str(installed))
+    python = str(installed / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    session.run(python, "-m", "pip", "install", "--quiet", str(wheel), external=True)
+    target = "dist/engine-router.cdx.json"
+    session.run("cyclonedx-py", "environment", "--output-reproducible", "--output-file", target, python)
 
 
 @nox.session(default=False)
