@@ -96,9 +96,6 @@ async def test_the_greeting_and_the_page(page: Path, is_built: bool) -> None:
         ("GET", "/admin/nothing", 404),
         ("POST", "/admin/load", 400),
         ("PUT", "/admin/session", 405),
-        ("GET", "/status", 200),
-        ("GET", "/metrics", 200),
-        ("GET", "/health", 200),
     ],
 )
 async def test_a_browser_is_told_to_make_nothing_else_of_the_routers_answers(

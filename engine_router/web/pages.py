@@ -18,8 +18,7 @@ _OWN_HEADERS: Final = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
-# What the router alone answers: the page, its files, what it is made of. All else may be an engine's answer.
-_OWN_PATHS: Final = frozenset(("/", "/health", "/status", "/metrics"))
+# The page, its files, and what it is made of. Programs read the rest, and much of that is an engine's answer.
 _OWN_PREFIXES: Final = ("/ui/", "/admin/")
 GREETING = "Ollama is running"
 
@@ -27,9 +26,9 @@ GREETING = "Ollama is running"
 def own_headers(path: str) -> Mapping[str, str]:
     """Return what an answer at a path says to a browser: take it for what it is called, run and frame nothing of it.
 
-    It is empty where an engine may have answered, whose headers are passed on as they are.
+    It is empty elsewhere: the headers of an engine's answer are passed on as they are.
     """
-    return _OWN_HEADERS if path in _OWN_PATHS or path.startswith(_OWN_PREFIXES) else {}
+    return _OWN_HEADERS if path == "/" or path.startswith(_OWN_PREFIXES) else {}
 
 
 def wants_html(incoming: Request) -> bool:
