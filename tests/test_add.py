@@ -13,7 +13,7 @@ import pytest
 
 from engine_router.cli import main
 from engine_router.cli.exit_codes import BAD_CONFIG, BAD_USAGE
-from engine_router.config import load_config
+from engine_router.config import RemoteConfig, load_config
 from engine_router.config.load import ENVIRONMENT_VARIABLE
 from engine_router.setup import presets
 from engine_router.setup.config_file import HEAD
@@ -56,6 +56,41 @@ def test_an_engine_is_added_and_everything_else_stays(
     # The same kind once more gets a name of its own.
     assert main(["add", "vllm", "--path", "Qwen/Qwen3-8B", "--config", str(config)]) == 0
     assert [*load_config(config).engines] == ["ollama", "vllm", "vllm-2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        (
+            ["https://cloud.example/api/v1", "--model", "vendor/large"],
+            "example",
+            {"base_url": "https://cloud.example/api/v1", "paid": True, "discover": False, "api_key": "k"},
+        ),
+        (["http://attic.lan:11434/"], "attic", {"dialects": ("ollama",), "paid": False, "api_key": None}),
+        (["remote", "--url", "http://10.0.0.7:8000/v1"], "remote", {"discover": True, "paid": False}),
+    ],
+)
+def test_a_server_elsewhere_is_added_by_its_url(
+    words: list[str],
+    name: str,
+    expected: dict[str, object],
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("EXAMPLE_API_KEY", "k")
+    assert main(["add", *words, "--config", str(config)]) == 0
+    engine = load_config(config).engines[name]
+    assert isinstance(engine, RemoteConfig)
+    assert {key: getattr(engine, key) for key in expected} == expected
+    assert main(["add", *words, "--config", str(config)]) == BAD_USAGE
+    assert "already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["https://"], ["ftp://a/v1"], ["remote"], ["ollama", "--url", "http://a"]])
+def test_what_is_no_url_of_a_server(words: list[str], config: Path) -> None:
+    assert main(["add", *words, "--config", str(config)]) == BAD_USAGE
+    assert config.read_text() == CONFIG
 
 
 @pytest.mark.parametrize(

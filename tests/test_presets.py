@@ -57,6 +57,12 @@ from engine_router.setup.presets import (
 from engine_router.setup.programs import Program
 from engine_router.upstream.control_client import control_client
 
+
+@pytest.fixture(autouse=True)
+def key_of_a_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENROUTER_API_KEY", "its-key")
+
+
 EXAMPLE = Path(__file__).parent.parent / "engines.toml.example"
 TRAITS = ("unified", "cuda-unified")
 # What the program of each preset is called, as the router reads commands.
@@ -137,7 +143,7 @@ def test_every_kind_is_there() -> None:
     assert started == set(PROGRAMS)
     assert set(presets()) - started == {
         *("ollama", "tabbyapi", "lmstudio", "llama.cpp-router"),
-        *("tabbyapi-systemd", "vllm-systemd", "llama.cpp-container", "vllm-container"),
+        *("tabbyapi-systemd", "vllm-systemd", "llama.cpp-container", "vllm-container", "remote"),
     }
     used = frozenset[str]().union(*(preset.placeholders for preset in presets().values()))
     assert used == set(PLACEHOLDERS)

@@ -47,6 +47,7 @@ _QUESTIONS: Final = {
     "path": "File, folder or repository of the model",
     "model": "What clients call the model",
     "scan": "Folder with models",
+    "url": "Base URL of the server",
 }
 
 
@@ -92,8 +93,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _block(options: argparse.Namespace, text: str) -> Block:
+    kind, url = ("remote", options.kind) if "://" in options.kind else (options.kind, None)
     given = PresetValues(
-        name=options.name, model=options.model, path=options.path, port=options.port, scan=tuple(options.scan)
+        name=options.name,
+        model=options.model,
+        path=options.path,
+        port=options.port,
+        scan=tuple(options.scan),
+        url=options.url or url,
     )
     for option, value in (("name", given.name), ("model", given.model), ("path", given.path)):
         if value is not None and (found := _FILLED_IN.search(value)) is not None:
@@ -103,7 +110,7 @@ def _block(options: argparse.Namespace, text: str) -> Block:
     except (tomli.TOMLDecodeError, RecursionError, ValueError):
         data = {}  # whoever adds to it says what is wrong
     try:
-        preset, given = preset_for(options.kind, given)
+        preset, given = preset_for(kind, given)
         given = _completed(preset, given)
         _check_folders(given.scan)
         block = filled(preset, given, taken=_keys(data, "engines"), traits=machine_traits())

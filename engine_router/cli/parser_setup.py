@@ -18,13 +18,14 @@ def add_setting_up(command: Adder) -> None:
         "add llama.cpp --scan ~/models --scan huggingface",
         "add vllm --path Qwen/Qwen3-32B-AWQ --model qwen3-32b",
         "add ollama",
+        "add https://openrouter.ai/api/v1 --model anthropic/claude-sonnet-4.5",
         "add tabbyapi --model Qwen3-8B-exl3 --port 5000 --dry-run",
     )
     add.add_argument(
         "kind",
-        metavar="KIND",
+        metavar="KIND|URL",
         nargs="?",
-        help="such as llama.cpp, vllm, ollama: engine-router presets lists them",
+        help="such as llama.cpp, vllm, ollama: engine-router presets lists them; or the base URL of a server elsewhere",
     )
     add.add_argument("--name", metavar="NAME", help="what the engine is called (default: as its kind)")
     add.add_argument(
@@ -46,6 +47,7 @@ def add_setting_up(command: Adder) -> None:
         default=[],
         help="serve every model in this folder, or in huggingface, llamacpp or lmstudio; may be given repeatedly",
     )
+    add.add_argument("--url", metavar="URL", help="remote only: the base URL, as an OpenAI client has it")
     add.add_argument("--dry-run", action="store_true", help="show what would be added, and write nothing")
     add_config(add)
     presets = command(

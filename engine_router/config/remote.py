@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 from engine_router.config.engines import EngineConfig, RemoteConfig
 from engine_router.config.faults import Fault
 
 _ANTHROPIC_VERSION: Final = "2023-06-01"
+_OWN_NETWORK: Final = (".local", ".lan", ".home.arpa", ".internal")
 
 
 def remote_faults(engine: RemoteConfig, path: str) -> Iterator[Fault]:
@@ -36,3 +39,16 @@ def own_headers(engine: EngineConfig, *, to_messages: bool = False) -> Mapping[s
         found["anthropic-version"] = _ANTHROPIC_VERSION  # for its list of models; clients say theirs
     named = {name.lower() for name in engine.headers}
     return {**{name: value for name, value in found.items() if name.lower() not in named}, **engine.headers}
+
+
+def is_near(url: str) -> bool:
+    """Tell whether a URL is one of this machine, or of a network of one's own, as far as it says.
+
+    >>> is_near("http://192.168.1.7:8000"), is_near("http://attic:11434"), is_near("https://api.openai.com/v1")
+    (True, True, False)
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith(_OWN_NETWORK)

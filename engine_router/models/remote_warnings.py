@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from engine_router.config import AnyEngineConfig, Config, RemoteConfig, rights_of
 from engine_router.config.faults import quoted
 from engine_router.config.preload import owners_of
+from engine_router.config.remote import is_near
 from engine_router.config.values import expanded, shown
 from engine_router.models.name_warnings import Warned
 
@@ -31,19 +30,10 @@ def remote_warnings(config: Config) -> Iterator[Warned]:
 
 
 def _address_warnings(place: str, remote: RemoteConfig) -> Iterator[Warned]:
-    if remote.api_key is not None and remote.base_url.startswith("http:") and not _is_near(remote):
+    if remote.api_key is not None and remote.base_url.startswith("http:") and not is_near(remote.base_url):
         yield f"{place}.base_url", "its key goes over http, where others on the way can read it; use https"
     if remote.ca_file is not None and not expanded(remote.ca_file).is_file():
         yield f"{place}.ca_file", f"there is no file {expanded(remote.ca_file)}"
-
-
-def _is_near(remote: RemoteConfig) -> bool:
-    """Tell whether a remote is on this machine, or on a network of one's own by its address."""
-    host = urlsplit(remote.base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." not in host or host.endswith((".local", ".lan", ".home.arpa", ".internal"))
 
 
 def _cost_warnings(config: Config) -> Iterator[Warned]:

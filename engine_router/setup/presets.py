@@ -24,6 +24,7 @@ from engine_router.config.values import expanded
 from engine_router.guards.limits import MAX_NAME_FILE_BYTES
 from engine_router.models.scan.naming import plain, split_name
 from engine_router.models.scan.places import CACHES
+from engine_router.setup.elsewhere import name_of, values_of
 from engine_router.setup.toml_text import comment_lines, toml_key, toml_value
 
 PLACEHOLDERS: Final[Mapping[str, str]] = {
@@ -34,6 +35,11 @@ PLACEHOLDERS: Final[Mapping[str, str]] = {
     "DIR": "its folder, where it is one",
     "REPO": "its repository, where it is one",
     "FOLDER": "the folder from which the engine is started",
+    "URL": "the base URL of a server elsewhere",
+    "KEY_VARIABLE": "the variable of the environment that has its key, where it is a cloud's",
+    "DIALECT": "the dialect that it speaks, where that is not OpenAI's",
+    "DISCOVER": "false where its model is named",
+    "PAID": "true where it is a cloud",
     "SCAN": "folders in which models are looked for",
     "PORT": "a port that the user gave, or the usual one of an engine that runs already, or {port}",
     "FIXED_PORT": "a port that the user gave",
@@ -116,7 +122,7 @@ class Preset:
     def options(self) -> frozenset[str]:
         """The options that it can use."""
         found = self.placeholders
-        options = {name.lower() for name in ("NAME", "MODEL", "PORT", "SCAN") if name in found}
+        options = {name.lower() for name in ("NAME", "MODEL", "PORT", "SCAN", "URL") if name in found}
         return frozenset(options | ({"path"} if found & {*_PLACES} or self.keys_file else set()))
 
     def sample_values(self) -> PresetValues:
@@ -124,6 +130,8 @@ class Preset:
         model = self.sample_model or None
         if "scan" in self.needs:
             return PresetValues(model=model, scan=(self.sample,))
+        if "url" in self.needs:
+            return PresetValues(model=model, url=self.sample)
         return PresetValues(model=model, path=self.sample or None)
 
 
@@ -137,6 +145,7 @@ class PresetValues:
         path: file or folder of the model, or its repository.
         port: where the engine listens.
         scan: folders in which models are looked for.
+        url: where a server elsewhere is.
     """
 
     name: str | None = None
@@ -144,6 +153,7 @@ class PresetValues:
     path: str | None = None
     port: int | None = None
     scan: tuple[str, ...] = ()
+    url: str | None = None
 
     def options(self) -> list[str]:
         """Return the names of those that were given."""
@@ -240,8 +250,9 @@ def filled(
     lacking = missing(preset, given)
     if lacking:
         raise PresetError(f"{preset.kind} needs " + " and ".join(f"--{option}" for option in lacking))
+    usual_name = (given.url and name_of(given.url)) or preset.name
     values: dict[str, object] = {
-        "NAME": given.name or _free(preset.name, taken),
+        "NAME": given.name or _free(usual_name, taken),
         "PORT": str(given.port or preset.port or "{port}"),
     }
     keys = _keys_in(preset, given.path) if preset.keys_file and given.path else {}
@@ -252,6 +263,9 @@ def filled(
         values.update(_place_values(preset, given.path))
     model = given.model or (None if given.path is None else model_id(given.path))
     values.update({"MODEL": model} if model else {})
+    if given.url is not None:
+        values.update(_url_values(given.url, given.model))
+        traits = {*traits, *(("cloud",) if "PAID" in values else ())}
     values.update({"FIXED_PORT": given.port} if given.port else {})
     values.update({"SCAN": [*map(_scanned, given.scan)]} if given.scan else {})
     notes = [note.text for note in preset.notes if not note.when or note.when in traits]
@@ -336,6 +350,13 @@ def _place_values(preset: Preset, path: str) -> dict[str, object]:
         parents = Path(value).parents
         values["FOLDER"] = str(next((one for one in parents if (one / "main.py").is_file()), parents[0]))
     return values
+
+
+def _url_values(url: str, model: str | None) -> dict[str, object]:
+    try:
+        return {**values_of(url), **({"DISCOVER": False} if model else {})}
+    except ValueError as error:
+        raise PresetError(f"{url}: {error}") from None
 
 
 def _keys_in(preset: Preset, folder: str) -> dict[str, str]:
