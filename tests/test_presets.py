@@ -43,8 +43,8 @@ from engine_router.models.config_warnings import warnings
 from engine_router.models.served_names import served_models
 from engine_router.setup.blocks import KIND_NAMES, call_options, start_options
 from engine_router.setup.installed import with_installed
+from engine_router.setup.preset_text import PLACEHOLDERS
 from engine_router.setup.presets import (
-    PLACEHOLDERS,
     Preset,
     PresetError,
     PresetValues,

@@ -1,7 +1,7 @@
 """Presets: a block of `engines.toml` for each kind of engine, with what is known of it, filled in for one model.
 
 A preset is a TOML file in `presets/`: the table `[preset]`, a line `# ---`, and the block. In the block `<NAME>` and the
-other words of `PLACEHOLDERS` are filled in. A line whose placeholder has no value is left out, with the comment above
+other words of `preset_text.PLACEHOLDERS` are filled in. A line whose placeholder has no value is left out, with the comment above
 it.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -25,29 +25,7 @@ from engine_router.guards.limits import MAX_NAME_FILE_BYTES
 from engine_router.models.scan.naming import plain, split_name
 from engine_router.models.scan.places import CACHES
 from engine_router.setup.elsewhere import name_of, values_of
-from engine_router.setup.toml_text import comment_lines, toml_key, toml_value
-
-PLACEHOLDERS: Final[Mapping[str, str]] = {
-    "NAME": "the engine's name",
-    "MODEL": "the id under which clients ask for the model",
-    "PATH": "file, folder or repository of the model",
-    "FILE": "its file, where it is one",
-    "DIR": "its folder, where it is one",
-    "REPO": "its repository, where it is one",
-    "FOLDER": "the folder from which the engine is started",
-    "URL": "the base URL of a server elsewhere",
-    "KEY_VARIABLE": "the variable of the environment that has its key, where it is a cloud's",
-    "DIALECT": "the dialect that it speaks, where that is not OpenAI's",
-    "DISCOVER": "false where its model is named",
-    "PAID": "true where it is a cloud",
-    "SCAN": "folders in which models are looked for",
-    "PORT": "a port that the user gave, or the usual one of an engine that runs already, or {port}",
-    "FIXED_PORT": "a port that the user gave",
-    "API_KEY": "the engine's key for clients",
-    "ADMIN_KEY": "the engine's key for those that load models",
-    "DOWNLOAD_S": "seconds that a download may take, where the engine makes one",
-}
-"""What is filled in within a block, in angle brackets."""
+from engine_router.setup.preset_text import PLACEHOLDER, filled_lines, with_notes
 
 _PLACES: Final = "PATH", "FILE", "DIR", "REPO"
 _FOLDER: Final = Path(__file__).with_name("presets")
@@ -56,7 +34,6 @@ _DOWNLOAD_S: Final = 3600
 NO_KEYS: Final = {"API_KEY": "YOUR-KEY", "ADMIN_KEY": "YOUR-ADMIN-KEY"}
 """What stands where the keys of an engine belong, as long as they are not known."""
 _KEY: Final = re.compile(r"""^(api_key|admin_key):[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
-_PLACEHOLDER: Final = re.compile(rf'"<({"|".join(PLACEHOLDERS)})>"|<({"|".join(PLACEHOLDERS)})>')
 _REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _LOOKS_LIKE_FILE: Final = re.compile(r"^(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])|\.(?:gguf|ya?ml|safetensors)$")
 
@@ -116,7 +93,7 @@ class Preset:
     @property
     def placeholders(self) -> frozenset[str]:
         """Those in its block."""
-        return frozenset(found[1] or found[2] for found in _PLACEHOLDER.finditer(self.block))
+        return frozenset(found[1] or found[2] for found in PLACEHOLDER.finditer(self.block))
 
     @property
     def options(self) -> frozenset[str]:
@@ -269,11 +246,11 @@ def filled(
     values.update({"FIXED_PORT": given.port} if given.port else {})
     values.update({"SCAN": [*map(_scanned, given.scan)]} if given.scan else {})
     notes = [note.text for note in preset.notes if not note.when or note.when in traits]
-    block = _with_notes(preset.block, notes)
+    block = with_notes(preset.block, notes)
     if (place := values.get("FILE") or values.get("DIR")) is not None and not Path(str(place)).exists():
         notes.append(f"there is no file or folder {place} yet")
     return Block(
-        text=_filled_lines(block.splitlines(), values),
+        text=filled_lines(block.splitlines(), values),
         engine=str(values["NAME"]),
         model=model if "MODEL" in preset.placeholders else None,
         notes=tuple(notes),
@@ -375,38 +352,3 @@ def _keys_in(preset: Preset, folder: str) -> dict[str, str]:
     if not found:
         raise PresetError(f"--path {folder}: there are no keys in {file}")
     return found
-
-
-def _with_notes(block: str, notes: Sequence[str]) -> str:
-    """Put notes behind the comment at the head of a block."""
-    lines = block.splitlines()
-    header = next(index for index, line in enumerate(lines) if line.startswith("["))
-    shown = [line for note in notes for line in comment_lines(_wrapped(note))]
-    return "\n".join([*lines[:header], *shown, *lines[header:]])
-
-
-def _wrapped(text: str) -> str:
-    import textwrap  # noqa: PLC0415 - for a block that is made only
-
-    return textwrap.fill(text, 116, break_on_hyphens=False, break_long_words=False)
-
-
-def _filled_lines(lines: Sequence[str], values: Mapping[str, object]) -> str:
-    kept: list[str] = []
-    for line in lines:
-        names = {found[1] or found[2] for found in _PLACEHOLDER.finditer(line)}
-        if names <= values.keys():
-            kept.append(_PLACEHOLDER.sub(lambda found: _value(found, values), line))
-            continue
-        while kept and kept[-1].startswith("#"):
-            kept.pop()
-    return "\n".join(kept).strip("\n") + "\n"
-
-
-def _value(found: re.Match[str], values: Mapping[str, object]) -> str:
-    if found[2] is not None:
-        return toml_value(str(values[found[2]]))[1:-1]
-    value = values[found[1]]
-    is_key = found[1] == "NAME" and found.string.startswith("[")
-    is_key = is_key or (found[1] == "MODEL" and found.string.startswith("["))
-    return toml_key(str(value)) if is_key else toml_value(value)
