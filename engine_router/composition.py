@@ -161,7 +161,6 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         measurements=state,
         settings=snapshot.residency,
     )
-    supervisor.on_stop(upstream.forget)
     metrics = Metrics()
     hub.listen(metrics.observe)
     hub.listen(learned.observe, ResidentReady)
@@ -178,6 +177,12 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         _make_app,
         LogRing(mask=factory.hidden),
     )
+
+    def let_go(base_url: str) -> None:
+        upstream.forget(base_url)
+        router.engine_metrics.let_go(base_url)
+
+    supervisor.on_stop(let_go)
     metrics.read = lambda: router_gauges(
         router.read_model, router.sampler, router.sleeping(), router.started_at
     )

@@ -34,6 +34,7 @@ from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
 from engine_router.residency.supervisor import Supervisor
 from engine_router.telemetry.captures import Captures
+from engine_router.telemetry.engine_metrics import EngineMetrics
 from engine_router.telemetry.history import History, history_file_of
 from engine_router.telemetry.metrics import Metrics
 from engine_router.telemetry.sampling import Sampler
@@ -106,6 +107,13 @@ class Router:
                 self.held_bodies,
                 self.captures,
             ),
+            takes_self=True,
+        ),
+    )
+    engine_metrics: EngineMetrics = field(
+        init=False,
+        default=Factory(
+            lambda self: EngineMetrics(lambda: self.snapshot, self.read_model, self.upstream, self.note),
             takes_self=True,
         ),
     )

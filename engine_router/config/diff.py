@@ -144,6 +144,7 @@ _BESIDE = frozenset(
         "max_in_flight",
         "paid",
         "allow_default",
+        "metrics_path",
         "scan",
         "scan_formats",
     )

@@ -30,6 +30,7 @@ from engine_router.config.kinds import (
     Seconds,
     SignalName,
     UrlPath,
+    UrlPathOrEmpty,
     VariableValue,
 )
 from engine_router.config.options import no_option, option, required, table
@@ -77,6 +78,10 @@ class EngineConfig:
     stream_upstream: bool = option(
         False,
         "Ask it for a stream where a client wants a chat or a completion in one piece: it stops when that client leaves.",
+    )
+    metrics_path: UrlPathOrEmpty = option(
+        "/metrics",
+        "Path of its own metrics, which /metrics?engines=1 of the router adds; {model} is filled in. Empty where it has none.",
     )
 
 
@@ -241,6 +246,9 @@ class OllamaConfig(EngineConfig):
 
     type: Literal["ollama"] = option("ollama", "The Ollama daemon.")
     base_url: BaseUrl = option("http://127.0.0.1:11434", "Where it listens.")
+    metrics_path: UrlPathOrEmpty = option(
+        "", "Path of its own metrics for /metrics?engines=1. Ollama has none."
+    )
     stop_command: Argv | None = option(
         ("ollama", "stop", "{model}"), "Last resort when keep_alive 0 did not unload a model."
     )
@@ -284,6 +292,10 @@ class RemoteConfig(EngineConfig):
 
     type: Literal["remote"] = option(
         "remote", "A server that is always on, on another machine or in a cloud."
+    )
+    metrics_path: UrlPathOrEmpty = option(
+        "",
+        "Path of its own metrics for /metrics?engines=1; none when empty, as servers elsewhere keep theirs to themselves.",
     )
     base_url: RemoteUrl = required(
         "Its base URL as an OpenAI client has it, such as https://openrouter.ai/api/v1; for a server that speaks only "

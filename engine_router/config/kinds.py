@@ -28,6 +28,7 @@ from engine_router.config.values import (
     read_one_or_more,
     read_origin,
     read_path,
+    read_path_or_empty,
     read_ready_check,
     read_remote_url,
     read_signal,
@@ -136,6 +137,9 @@ RemoteUrl = Annotated[str, Kind(read_remote_url, _text(r"^\s*https?://[^/?#@\s]+
 
 UrlPath = Annotated[str, Kind(read_path, _text(r"^/\S*$"))]
 """The path of a URL, beginning with a slash."""
+
+UrlPathOrEmpty = Annotated[str, Kind(read_path_or_empty, _text(r"^(/\S*)?$"))]
+"""The path of a URL, beginning with a slash; empty for none."""
 
 Argv = Annotated[
     tuple[str, ...],

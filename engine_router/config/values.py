@@ -167,6 +167,7 @@ def matching(pattern: str, expected: str) -> Callable[[Any], str]:
 
 
 read_path = matching(r"/[^\s\x00-\x1f]*", "a path that begins with / and has no spaces")
+read_path_or_empty = matching(r"(/[^\s\x00-\x1f]*)?", 'a path that begins with / and has no spaces, or ""')
 read_header_name = matching(_HEADER_NAME, "the name of an HTTP header")
 _read_printable = matching(
     _HEADER_VALUE, "the value of an HTTP header: printable ASCII on one line, without spaces around it"

@@ -157,6 +157,18 @@ Lists of a thousand models have half a megabyte, and what Ollama shows of one mo
 CONTROL_ANSWER_PARTS: Final = 500_000
 """Members and items of such an answer. To parse so many takes a tenth of a second, in which nobody else is served."""
 
+ENGINE_METRICS_BYTES: Final = 2_097_152
+"""Bytes read of an engine's metrics for Prometheus: vLLM's have some 100 KB."""
+
+ENGINE_METRICS_SERIES: Final = 10_000
+"""Samples among them: vLLM's are some hundred for each model. To read so many takes a few dozen milliseconds."""
+
+ALL_ENGINE_METRICS_SERIES: Final = 50_000
+"""The samples of all engines together, in one answer of the router's."""
+
+ENGINE_METRICS_S: Final = 2.0
+"""Seconds in which an engine has to give its metrics. All are asked at the same time; Prometheus waits for 5 s or 10 s."""
+
 LISTED_MODELS: Final = 2000
 """Models that one engine may list; every list and status that the router gives goes through all of them."""
 

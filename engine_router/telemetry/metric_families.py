@@ -19,7 +19,9 @@ from attrs import define, field
 
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 
-_PREFIX: Final = "engine_router_"
+PREFIX: Final = "engine_router_"
+"""The beginning of every name."""
+
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 Labels = tuple[str, ...]
@@ -40,10 +42,10 @@ class Gauge:
 
     def lines(self, reading: Reading) -> Iterator[str]:
         """Yield its lines for Prometheus."""
-        name = _PREFIX + self.name
+        name = PREFIX + self.name
         yield _head(name, self.text, "gauge")
         for labels, value in reading.items():
-            yield _line(name, _labelled(self.labels, labels), value)
+            yield _line(name, labelled(self.labels, labels), value)
 
 
 @define(eq=False, repr=False)
@@ -85,11 +87,11 @@ class Counter:
 
     def lines(self) -> Iterator[str]:
         """Yield its lines for Prometheus."""
-        name = f"{_PREFIX}{self.name}_total"
+        name = f"{PREFIX}{self.name}_total"
         yield _head(name, self.text, "counter")
         for labels, count in self.counts.items():
             if count.lines is None:
-                count.lines = _line(name, _labelled(self.labels, labels), count.value)
+                count.lines = _line(name, labelled(self.labels, labels), count.value)
             yield count.lines
         yield from _created(self.name, self.text, self.labels, self.counts)
 
@@ -136,15 +138,15 @@ class Histogram:
 
     def lines(self) -> Iterator[str]:
         """Yield its lines for Prometheus."""
-        yield _head(_PREFIX + self.name, self.text, "histogram")
+        yield _head(PREFIX + self.name, self.text, "histogram")
         for labels, found in self.durations.items():
             if found.lines is None:
-                found.lines = self._lines_of(_labelled(self.labels, labels), found)
+                found.lines = self._lines_of(labelled(self.labels, labels), found)
             yield found.lines
         yield from _created(self.name, self.text, self.labels, self.durations)
 
     def _lines_of(self, labels: str, found: _Durations) -> str:
-        name, more = _PREFIX + self.name, f"{labels}," if labels else ""
+        name, more = PREFIX + self.name, f"{labels}," if labels else ""
         sums = [*itertools.accumulate(found.counts)]
         buckets = [
             f'{name}_bucket{{{more}le="{bound}"}} {count}.0\n'
@@ -159,7 +161,8 @@ def _head(name: str, text: str, kind: str) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
 
 
-def _labelled(names: Labels, values: Labels) -> str:
+def labelled(names: Labels, values: Labels) -> str:
+    """Return labels as they stand between the braces."""
     pairs = sorted(zip(names, values, strict=True))
     return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in pairs)
 
@@ -174,11 +177,11 @@ def _line(name: str, labels: str, value: float) -> str:
 def _created(name: str, text: str, names: Labels, series: Mapping[Labels, _Series]) -> Iterator[str]:
     """Yield since when there is each series; its own family in this format, as Prometheus' library has it."""
     if series and _shows_created():
-        full = f"{_PREFIX}{name}_created"
+        full = f"{PREFIX}{name}_created"
         yield _head(full, text, "gauge")
         for labels, one in series.items():
             if one.created_line is None:
-                one.created_line = _line(full, _labelled(names, labels), one.created_at)
+                one.created_line = _line(full, labelled(names, labels), one.created_at)
             yield one.created_line
 
 

@@ -58,6 +58,7 @@ from engine_router.web.model_page import add_model_page
 from engine_router.web.models import ModelList
 from engine_router.web.ollama import OllamaApi
 from engine_router.web.pages import own_headers, root, wants_html
+from engine_router.web.params import switch
 from engine_router.web.proxy import Proxy
 from engine_router.web.responses import json_response, with_headers
 from engine_router.web.session import add_session
@@ -159,8 +160,8 @@ def _add_routes(app: App, router: Router) -> None:
     ollama = OllamaApi(router, proxy)
     app.add_url_rule("/", "root", root, methods=["GET"])
     app.add_url_rule("/ui/<path:name>", "asset", asset, methods=["GET"])
-    for path, answer in monitoring.ANSWERS.items():
-        app.add_url_rule(path, path.removeprefix("/"), _monitoring(answer, router), methods=["GET"])
+    for path in monitoring.ANSWERS:
+        app.add_url_rule(path, path.removeprefix("/"), _monitoring(path, router), methods=["GET"])
     app.add_url_rule("/admin/logs", "logs", LogRoutes(router).logs, methods=["GET"])
     add_session(app, router)
     add_admin(app, router)
@@ -179,11 +180,12 @@ def _add_routes(app: App, router: Router) -> None:
     app.add_url_rule("/api/<path:rest>", "api", ollama.answer, methods=ANY_METHOD)
 
 
-def _monitoring(
-    answer: Callable[[Router], monitoring.Answer], router: Router
-) -> Callable[[], Awaitable[Response]]:
+def _monitoring(path: str, router: Router) -> Callable[[], Awaitable[Response]]:
     async def respond() -> Response:
-        content_type, body = answer(router)
+        if path == "/metrics" and switch("engines"):
+            content_type, body = await monitoring.metrics_with_engines(router)
+        else:
+            content_type, body = monitoring.ANSWERS[path](router)
         return Response(body, content_type=content_type)
 
     return respond

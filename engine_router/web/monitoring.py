@@ -31,6 +31,13 @@ def _metrics(router: Router) -> Answer:
     return "text/plain; version=0.0.4; charset=utf-8", router.metrics.exposition()
 
 
+async def metrics_with_engines(router: Router) -> Answer:
+    """Return the metrics with those of the engines that are ready."""
+    engines = await router.engine_metrics.exposition()
+    content_type, own = _metrics(router)
+    return content_type, own + engines
+
+
 ANSWERS: Final[Mapping[str, Callable[[Router], Answer]]] = {
     "/health": _health,
     "/status": _status,
