@@ -13,6 +13,7 @@ from attrs import Factory, define, field, frozen
 
 from engine_router.config import Config, HttpConfig, OllamaConfig, RemoteConfig
 from engine_router.config.diff import Changes
+from engine_router.config.remote import own_headers
 from engine_router.engines.base import Engine, LogRing, ResidentId
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
@@ -51,14 +52,16 @@ class HeldLease:
     """A resident that stays until the `async with` block ends.
 
     Attributes:
-        base_url: where it answers, `http://host:port`.
+        base_url: where it answers, `http://host:port`; ahead of `/v1` in any case.
         engine: the engine's name.
         model: the name that the engine knows the model by.
+        headers: those that the engine wants with each request, its key among them.
     """
 
     base_url: str
     engine: str
     model: str
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
 
 
 @define(eq=False, repr=False)
@@ -220,7 +223,11 @@ class Router:
             with trio.CancelScope() as scope:
                 endpoint = await lease.granted()
                 lease.on_revoke(scope.cancel)
-                yield HeldLease(endpoint.base_url, target.engine, target.upstream)
+                settings = self.config.engines[target.engine]
+                base_url = endpoint.base_url
+                if isinstance(settings, RemoteConfig):
+                    base_url = settings.base_url.removesuffix("/v1")
+                yield HeldLease(base_url, target.engine, target.upstream, own_headers(settings))
         finally:
             entered.close()
         if scope.cancelled_caught:

@@ -236,6 +236,15 @@ async def test_who_leaves_before_the_first_byte_ends_it_too() -> None:
             await trio.sleep(0.01)
 
 
+async def test_a_program_that_leases_it_is_told_where_it_is_and_its_key() -> None:
+    cloud = ScriptedCloud("m")
+    async with cloud.running(), before(cloud) as (router, _), router.lease("m") as lease:
+        assert lease.base_url + "/v1" == cloud.base_url + cloud.path
+        assert lease.headers == {"Authorization": f"Bearer {KEY}"}
+        assert KEY not in repr(lease)
+        assert status(router)["pools"]["remotes"]["resident"]["in_flight"] == 1
+
+
 # Who waits.
 
 

@@ -84,6 +84,13 @@ def test_a_ca_file_is_for_https() -> None:
         parse_config('[engines.c]\ntype = "remote"\nbase_url = "http://c:1/v1"\nca_file = "x.pem"')
 
 
+def test_engines_at_one_place_trust_the_same_authorities() -> None:
+    one = '[engines.{}]\ntype = "remote"\nbase_url = "https://c:1/{}"\nca_file = "{}"\n'
+    parse_config(one.format("a", "v1", "x.pem") + one.format("b", "v2", "x.pem"))
+    with pytest.raises(ConfigError, match="at the same place"):
+        parse_config(one.format("a", "v1", "x.pem") + one.format("b", "v2", "y.pem"))
+
+
 # Keys.
 
 

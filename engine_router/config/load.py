@@ -38,7 +38,7 @@ from engine_router.config.model import (
 from engine_router.config.options import options_of
 from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
-from engine_router.config.remote import remote_faults
+from engine_router.config.remote import authority_faults, remote_faults
 from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import read_engine, read_table
 from engine_router.config.template import is_scanned
@@ -287,6 +287,7 @@ def _cross_faults(
         pool = pools.get(engine.pool, PoolConfig())
         yield from sleep_faults(engine, f"engines.{quoted(name)}", pool)
         yield from turn_faults(name, engine, models, pool)
+    yield from authority_faults(engines)
     for name, model in models.items():
         if model.engine not in named_engines:
             near = close(model.engine, named_engines)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from engine_router.config.engines import EngineConfig, RemoteConfig
-from engine_router.config.faults import Fault
+from engine_router.config.engines import AnyEngineConfig, EngineConfig, RemoteConfig
+from engine_router.config.faults import Fault, quoted
+from engine_router.config.values import shown
 
 _ANTHROPIC_VERSION: Final = "2023-06-01"
 _OWN_NETWORK: Final = (".local", ".lan", ".home.arpa", ".internal")
@@ -22,6 +23,20 @@ def remote_faults(engine: RemoteConfig, path: str) -> Iterator[Fault]:
         yield f"{path}.allow_default", "means something together with paid = true only"
     if engine.ca_file is not None and not engine.base_url.startswith("https:"):
         yield f"{path}.ca_file", "not allowed: the base_url is http, where nobody vouches for anything"
+
+
+def authority_faults(engines: Mapping[str, AnyEngineConfig]) -> Iterator[Fault]:
+    """Yield the engines at one place that do not trust the same authorities: they share their connections."""
+    first: dict[str, tuple[str, str | None]] = {}
+    for name, engine in engines.items():
+        url = urlsplit(engine.base_url or "")
+        if url.scheme != "https":
+            continue
+        ca_file = engine.ca_file if isinstance(engine, RemoteConfig) else None
+        other, trusted = first.setdefault(url.netloc.lower(), (name, ca_file))
+        if trusted != ca_file:
+            path = f"engines.{quoted(name)}.ca_file"
+            yield path, f"not that of engine {shown(other)}, which is at the same place; give both the same"
 
 
 def own_headers(engine: EngineConfig, *, to_messages: bool = False) -> Mapping[str, str]:

@@ -145,7 +145,7 @@ class ProxyHandler:
             max_body_bytes=int(server.max_body_mb * 1_000_000),
             held=held,
             passes=_never if is_narrow else functools.partial(self._passes, snapshot),
-            default_model=snapshot.default_model,
+            default_model=server.default_model and snapshot.default_model,
         )
         scope.model = routed.model
         if is_narrow and isinstance(routed, Routed):
