@@ -20,7 +20,7 @@ from engine_router.events import (
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.telemetry.metrics import Metrics
 
-AWKWARD = 'a "b"\\\n→ü{}'
+AWKWARD = 'a "b"%d%\\\n→ü{}'
 
 
 def metrics(**readings: dict[tuple[str, ...], float]) -> Metrics:

@@ -98,10 +98,15 @@ class Counter:
 
 @define(eq=False, repr=False)
 class _Durations(_Series):
-    """Durations of one kind: how many there were up to each bound, and their sum."""
+    """Durations of one kind: how many there were up to each bound, and their sum.
+
+    Attributes:
+        pattern: its lines with places for the numbers, once they were asked for.
+    """
 
     counts: list[int]
     sum_s: float = 0.0
+    pattern: str = ""
 
 
 @define(eq=False, repr=False)
@@ -141,20 +146,22 @@ class Histogram:
         yield _head(PREFIX + self.name, self.text, "histogram")
         for labels, found in self.durations.items():
             if found.lines is None:
-                found.lines = self._lines_of(labelled(self.labels, labels), found)
+                found.lines = self._lines_of(labels, found)
             yield found.lines
         yield from _created(self.name, self.text, self.labels, self.durations)
 
-    def _lines_of(self, labels: str, found: _Durations) -> str:
-        name, more = PREFIX + self.name, f"{labels}," if labels else ""
-        sums = [*itertools.accumulate(found.counts)]
-        buckets = [
-            f'{name}_bucket{{{more}le="{bound}"}} {count}.0\n'
-            for bound, count in zip(self._bounds, sums, strict=True)
-        ]
-        return "".join(
-            (*buckets, _line(f"{name}_count", labels, sums[-1]), _line(f"{name}_sum", labels, found.sum_s))
-        )
+    def _lines_of(self, labels: Labels, found: _Durations) -> str:
+        if not found.pattern:
+            found.pattern = self._pattern(labelled(self.labels, labels))
+        sums = (*itertools.accumulate(found.counts),)
+        return found.pattern % (*sums, sums[-1], _number(found.sum_s))
+
+    def _pattern(self, labels: str) -> str:
+        """Return the lines of a series with places for the counts up to each bound, for all, and for the sum."""
+        name, labels = PREFIX + self.name, labels.replace("%", "%%")
+        more, whole = (f"{labels},", f"{{{labels}}}") if labels else ("", "")
+        buckets = [f'{name}_bucket{{{more}le="{bound}"}} %d.0\n' for bound in self._bounds]
+        return "".join((*buckets, f"{name}_count{whole} %d.0\n{name}_sum{whole} %s\n"))
 
 
 def _head(name: str, text: str, kind: str) -> str:
@@ -168,10 +175,14 @@ def labelled(names: Labels, values: Labels) -> str:
 
 
 def _line(name: str, labels: str, value: float) -> str:
-    number = repr(float(value))
-    if not math.isfinite(value):
-        number = "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+    number = _number(value)
     return f"{name}{{{labels}}} {number}\n" if labels else f"{name} {number}\n"
+
+
+def _number(value: float) -> str:
+    if math.isfinite(value):
+        return repr(float(value))
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
 
 
 def _created(name: str, text: str, names: Labels, series: Mapping[Labels, _Series]) -> Iterator[str]:
