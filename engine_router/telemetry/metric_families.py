@@ -64,9 +64,14 @@ class _Series:
 
 @define(eq=False, repr=False)
 class _Count(_Series):
-    """A count."""
+    """A count.
+
+    Attributes:
+        head: its line as far as the number, once it was asked for.
+    """
 
     value: int = 0
+    head: str = ""
 
 
 @define(eq=False, repr=False)
@@ -91,7 +96,9 @@ class Counter:
         yield _head(name, self.text, "counter")
         for labels, count in self.counts.items():
             if count.lines is None:
-                count.lines = _line(name, labelled(self.labels, labels), count.value)
+                if not count.head:
+                    count.head = f"{name}{{{labelled(self.labels, labels)}}} "
+                count.lines = f"{count.head}{_number(count.value)}\n"
             yield count.lines
         yield from _created(self.name, self.text, self.labels, self.counts)
 
