@@ -8,13 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from support.scripted import SupervisedResident, as_json, supervised, until
 from support.scripted.docker import ScriptedContainer, ScriptedDocker
 from trio.testing import MockClock
 
-from engine_router.config import ContainerConfig
+from engine_router.config import ContainerConfig, parse_config
 from engine_router.config.template import NO_ARGUMENTS
 from engine_router.engines.container.container_engine import ContainerEngine
 from engine_router.engines.container.creation import creation
@@ -23,6 +24,8 @@ from engine_router.engines.container.ownership import Owner, leftovers
 from engine_router.engines.container.removal import remove
 from engine_router.engines.container.sockets import NoSocket, find_socket
 from engine_router.errors import EngineStartFailed, EngineStopFailed
+from engine_router.models.config_warnings import warnings
+from engine_router.setup.doctor import of_containers
 from engine_router.upstream.control_client import control_client
 
 IMAGE = "vllm/vllm-openai:v1"
@@ -66,6 +69,8 @@ async def test_a_pull_is_told_while_it_lasts() -> None:
         docker.pulling.set()
         container = await container_of(docker, resident)
         assert resident.supervision.step is None
+        assert resident.endpoint is not None
+        assert resident.endpoint.pid is None  # 4321 is somebody else here
         assert container.body["Image"] == IMAGE
         await resident.stop()
         assert container.signals == ["SIGINT"]  # the image's own
@@ -362,3 +367,41 @@ async def test_the_first_socket_is_used() -> None:
             assert find_socket(None, {"XDG_RUNTIME_DIR": folder}) == str(path)
             assert find_socket(None, {"DOCKER_HOST": f"unix://{path}"}) == str(path)
             assert find_socket(f"unix://{path}") == str(path)
+
+
+# The examination
+
+
+@pytest.mark.parametrize(
+    ("images", "pull", "grade", "words"),
+    [
+        ((IMAGE,), "missing", "ok", f"has {IMAGE}"),
+        ((), "missing", "note", "yet"),
+        ((), "never", "problem", f"has no image {IMAGE}"),
+    ],
+)
+async def test_the_doctor_asks_the_daemon(images: tuple[str, ...], pull: str, grade: str, words: str) -> None:
+    async with an_engine(ScriptedDocker(*images), pull=pull) as engine:
+        config = attrs.evolve(parse_config('[engines.o]\ntype = "ollama"'), engines={"boxed": engine.config})
+        (finding,) = [each async for each in of_containers(config)]
+        assert finding.grade == grade
+        assert finding.words.endswith(words)
+
+
+async def test_the_doctor_says_where_no_daemon_is() -> None:
+    (finding,) = [
+        each
+        async for each in of_containers(
+            parse_config(
+                '[engines.a]\ntype = "container"\nimage = "i"\nports = ["{port}:1"]\nsocket = "/absent"'
+            )
+        )
+    ]
+    assert finding.grade == "problem"
+    assert "no socket /absent" in finding.words
+    assert "systemctl --user enable" in finding.remedy
+
+
+def test_a_published_port_that_accepts_connections_says_nothing() -> None:
+    text = '[engines.a]\ntype = "container"\nimage = "i"\nports = ["{port}:1"]\nready_check = "port"\nmodels = ["m"]'
+    assert [place for place, _ in warnings(parse_config(text))] == ["engines.a.ready_check"]

@@ -75,6 +75,7 @@ async def _examine(options: argparse.Namespace) -> list[Finding]:
     totals: dict[str, int] = {}
     findings += [each async for each in doctor.of_gauges(config, hardware, totals)]
     findings += [each async for each in doctor.of_programs(config)]
+    findings += [each async for each in doctor.of_containers(config)]
     findings += [each async for each in doctor.of_ports(config, is_running=address is not None)]
     findings += doctor.of_keys(config, is_open=is_open_to_network(config.server))
     needs = await trio.to_thread.run_sync(doctor.needs_of, config)

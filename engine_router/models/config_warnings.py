@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from engine_router.config import (
     AnyEngineConfig,
     Config,
+    ContainerConfig,
     ProcessConfig,
     StartedConfig,
     SystemdConfig,
@@ -28,6 +29,7 @@ from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import number_of
+from engine_router.engines.readiness import PORT
 from engine_router.models.name_warnings import Warned, name_warnings
 from engine_router.models.remote_warnings import are_remotes, remote_warnings
 from engine_router.models.served_names import served_models
@@ -121,6 +123,11 @@ def _engine_warnings(config: Config, name: str, engine: AnyEngineConfig) -> Iter
         or any(model.engine == name for model in config.models.values())
     )
     yield from _filled_warnings(place, engine)
+    if isinstance(engine, ContainerConfig) and engine.ports and engine.ready_check == PORT:
+        yield (
+            f"{place}.ready_check",
+            "the daemon accepts connections at a published port before the engine does: ask for a path instead",
+        )
     if not isinstance(engine, ProcessConfig):
         if not has_models and is_template(engine):
             yield f"{place}.models", "empty: no request can start it"

@@ -17,9 +17,11 @@ import trio
 from attrs import frozen
 
 from engine_router import __version__
-from engine_router.config import Config, ProcessConfig
+from engine_router.config import Config, ContainerConfig, ProcessConfig
 from engine_router.config.template import ModelArguments, model_command
 from engine_router.config.values import expanded
+from engine_router.engines.container.daemon import Daemon, DaemonError
+from engine_router.engines.container.sockets import NoSocket, find_socket
 from engine_router.engines.ports import described, is_taken, owner_of
 from engine_router.guards.commands import run_command
 from engine_router.guards.foreign_text import shown
@@ -36,6 +38,8 @@ Grade = Literal["ok", "note", "problem"]
 
 VERSION_S: Final = 5.0
 """Seconds for a program to say its version."""
+DAEMON_S: Final = 5.0
+"""Seconds for the daemon that runs containers to answer."""
 GAUGE_S: Final = 10.0
 """Seconds for a gauge to answer."""
 
@@ -169,6 +173,35 @@ async def of_programs(config: Config) -> AsyncIterator[Finding]:
             continue
         line = next(iter(done.output.splitlines() or done.said.splitlines()), "") if done.code == 0 else ""
         yield Finding("ok", f"Engine {name}", shown(path) + (f": {shown(line)}" if line else ""))
+
+
+async def of_containers(config: Config) -> AsyncIterator[Finding]:
+    """Yield whether the daemon of each container engine answers, and has its image."""
+    for name, engine in config.engines.items():
+        if not isinstance(engine, ContainerConfig) or engine.image is None:
+            continue
+        subject = f"Engine {name}"
+        try:
+            daemon = Daemon(await trio.to_thread.run_sync(find_socket, engine.socket))
+            with trio.move_on_after(DAEMON_S) as scope:
+                await daemon.greet()
+                image = None if "{" in engine.image else await daemon.image(engine.image)
+        except (NoSocket, DaemonError) as error:
+            words, _, remedy = str(error).partition("; ")
+            yield Finding("problem", subject, shown(words, 200), remedy)
+            continue
+        if scope.cancelled_caught:
+            yield Finding("problem", subject, f"the daemon at {daemon.socket} does not answer", "restart it")
+            continue
+        what = f"Podman {daemon.release}" if daemon.is_podman else "Docker"
+        if image is not None or "{" in engine.image:
+            yield Finding("ok", subject, f"{what} at {daemon.socket} has {shown(engine.image)}")
+        elif engine.pull == "never":
+            words = f"{what} at {daemon.socket} has no image {shown(engine.image)}"
+            yield Finding("problem", subject, words, 'pull it, or set pull = "missing"')
+        else:
+            words = f"{what} at {daemon.socket} has no image {shown(engine.image)} yet"
+            yield Finding("note", subject, words, "the first start pulls it; pull it now, and that is faster")
 
 
 async def of_ports(config: Config, *, is_running: bool) -> AsyncIterator[Finding]:

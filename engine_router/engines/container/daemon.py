@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from engine_router.engines.readiness import dig
 from engine_router.guards.foreign_text import output_line, shortened
@@ -82,11 +82,7 @@ class Daemon:
     socket: str
     is_podman: bool = False
     release: str = ""
-    _client: ControlClient = field(init=False)
     _prefix: str = ""
-
-    def __attrs_post_init__(self) -> None:
-        self._client = ControlClient(socket=self.socket)
 
     async def greet(self) -> None:
         """Ask which version of the API it speaks."""
@@ -128,9 +124,10 @@ class Daemon:
 
     # Containers.
 
-    async def create(self, name: str, body: Mapping[str, Any]) -> None:
-        """Make a container, which is not started yet."""
-        await self._call("POST", "/containers/create", {"name": name}, body)
+    async def create(self, name: str, body: Mapping[str, Any]) -> str:
+        """Make a container, which is not started yet; return its id."""
+        found = await self._call("POST", "/containers/create", {"name": name}, body)
+        return str(dig(found, "Id") or name)
 
     async def start(self, name: str) -> None:
         """Start a container."""
@@ -214,7 +211,11 @@ class Daemon:
         if query:
             url += f"?{urlencode(query)}"
         try:
-            async with self._client.stream(method, url, headers={}, json=body) as response:
+            # A client of its own: one that is cancelled just when it has connected would keep that connection for ever.
+            async with (
+                aclosing(ControlClient(socket=self.socket)) as client,
+                client.stream(method, url, headers={}, json=body) as response,
+            ):
                 if response.status_code >= 400:
                     said = dig(json_or_none(await _read(response)), "message")
                     raise DaemonError(

@@ -60,7 +60,8 @@ def _ask(path: str, name: str) -> int | None:
     connection = _Connection(path)
     try:
         connection.request("DELETE", f"/containers/{quote(name, safe='')}?force=true&v=true")
-        return connection.getresponse().status
+        with connection.getresponse() as answer:
+            return answer.status
     except (OSError, http.client.HTTPException):
         return None
     finally:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import trio
@@ -20,8 +21,6 @@ from engine_router.engines.ports import ClaimedPort
 from engine_router.engines.started.output import EngineOutput
 from engine_router.engines.started.running import GRACE_SHARE, while_read
 from engine_router.errors import EngineStopFailed
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -44,7 +43,8 @@ class RunningContainer:
         prepare: makes and starts it; called by `begin` only, which see.
         stop_signal: what asks it to end, as far as it is known.
         guard: has it removed when the router dies; what it returns is called once it is gone.
-        pid: of its first process, in the daemon's eyes.
+        pid: of its first process, where that is one of this machine: the daemon may be in another, or this router in a
+            container itself.
     """
 
     engine: str
@@ -63,6 +63,7 @@ class RunningContainer:
     _unguard: Callable[[], None] | None = None
     _is_made: bool = False
     _is_gone: bool = False
+    _was_killed: bool = False
     _ended: ContainerState | None = None
     _still: str | None = None  # why it is not gone, in words
     _begun: trio.Event = field(factory=trio.Event)
@@ -89,7 +90,7 @@ class RunningContainer:
         """
         self._unguard = self.guard()
         try:
-            await self.daemon.create(self.name, body)
+            container = await self.daemon.create(self.name, body)
         except DaemonError as error:
             if error.status is not None and error.status < 500:  # it was certainly not made
                 self._unguard()
@@ -97,7 +98,9 @@ class RunningContainer:
             raise
         self._is_made = True
         await self.daemon.start(self.name)
-        self.pid = (await self.daemon.state(self.name)).pid
+        pid = (await self.daemon.state(self.name)).pid
+        if pid is not None and await trio.to_thread.run_sync(_runs_in, pid, container):
+            self.pid = pid
 
     async def serves(self) -> None:
         """Note that it is ready."""
@@ -132,6 +135,8 @@ class RunningContainer:
             return state.error or "ended"
         code = state.exit_code
         by = f" (signal {code - _SHELL_SIGNALS})" if code > _SHELL_SIGNALS else ""
+        if code == _SHELL_SIGNALS + signal.SIGKILL and not self._was_killed:
+            by = " (SIGKILL of somebody else's: was there too little memory?)"
         return f"exited with code {code}{by}{': ' + state.error if state.error else ''}"
 
     async def while_read(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -219,12 +224,13 @@ class RunningContainer:
         self._is_gone = True
         self._unguard()
 
-    async def _signal(self, signal: str) -> None:
+    async def _signal(self, name: str) -> None:
+        self._was_killed = self._was_killed or name == "SIGKILL"
         self._still = f"the daemon at {self.daemon.socket} does not answer"
         try:
-            await self.daemon.signal(self.name, signal)
+            await self.daemon.signal(self.name, name)
         except DaemonError as error:
-            self.log.write(f"[engine-router] {signal}: {error}")
+            self.log.write(f"[engine-router] {name}: {error}")
 
     async def _remove(self) -> None:
         """Remove it until it is not there."""
@@ -262,3 +268,11 @@ class RunningContainer:
         late = f"{self.config.stop_timeout_s:g} s after its stop"
         why = f": {self._still}" if self._still else ""
         return EngineStopFailed(self.engine, f"is still there {late} (container {self.name}){why}")
+
+
+def _runs_in(pid: int, container: str) -> bool:
+    """Tell whether a process of this machine is one of a container."""
+    try:
+        return container in Path(f"/proc/{pid}/cgroup").read_text("utf-8", "replace")
+    except OSError:
+        return False
