@@ -107,17 +107,17 @@ class Scene:
     @property
     def held(self) -> int:
         """How many leases are held or waited for."""
-        (pool,) = self.router.supervisor.pools.values()
+        pool = self.router.supervisor.pools["default"]
         return len(pool.leases)
 
     @property
     def waiting(self) -> int:
-        (pool,) = self.router.supervisor.pools.values()
+        pool = self.router.supervisor.pools["default"]
         return len(list(pool.ledger.waiting()))
 
     @property
     def phase(self) -> str:
-        (pool,) = self.router.supervisor.pools.values()
+        pool = self.router.supervisor.pools["default"]
         if pool.ledger.settling:
             return "settling"
         return next((state.phase.value for state in pool.ledger.states), "empty")
@@ -486,7 +486,7 @@ class World:
             return await ask(self.router.app, "POST", CHAT, body={"model": model, **more})
 
     def assert_nothing_left(self) -> None:
-        (pool,) = self.router.supervisor.pools.values()
+        pool = self.router.supervisor.pools["default"]
         assert pool.leases == {}
         assert list(pool.ledger.waiting()) == []
         assert self.upstream.open == set()

@@ -123,7 +123,7 @@ def pid_of(router: engine_router.Router) -> int:
 
 
 def assert_nothing_left(router: engine_router.Router) -> None:
-    (pool,) = router.supervisor.pools.values()
+    pool = router.supervisor.pools["default"]
     assert pool.leases == {}
     assert list(pool.ledger.waiting()) == []
 
