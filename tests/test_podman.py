@@ -86,6 +86,22 @@ async def test_a_container_serves_and_goes(podman: Podman) -> None:
         assert "asked to end" in engine.log.tail(10)
 
 
+async def test_a_published_port(podman: Podman) -> None:
+    published = {
+        "network": None,
+        "ports": ("{port}:8000",),
+        "command": ("/engine.py", "port=8000", "host=0.0.0.0", "stop=0"),
+    }
+    async with an_engine(podman, **published) as engine, supervised(engine, "m") as resident:
+        while not (resident.ready.is_set() or resident.over.is_set()):
+            await trio.sleep(0.05)
+        if any(word in str(resident.error) for word in ("plugin", "network", "netavark", "cni")):
+            pytest.skip(f"no network for containers here: {resident.error}")
+        assert resident.endpoint is not None
+        assert await engine.check(resident.resident) is None
+        await resident.stop()
+
+
 async def test_a_first_process_that_ignores_the_signal_is_killed(podman: Podman) -> None:
     async with (
         an_engine(podman, "ignore=SIGTERM", grace_s=0.5) as engine,

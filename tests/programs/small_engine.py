@@ -3,6 +3,7 @@
 Usage: small_engine.py NAME=VALUE ...
 
 port=N            where it listens; without it, it does not
+host=ADDRESS      the address where it listens; loopback without it
 say=TEXT          printed first; `\\n`, `\\r` and `\\xNN` are understood
 exit=N            exits at once with this code
 wait=SECONDS      waits before it listens
@@ -118,7 +119,7 @@ def answer(path: str) -> tuple[int, object]:
 def serve() -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", int(OPTIONS["port"])))
+    listener.bind((OPTIONS.get("host", "127.0.0.1"), int(OPTIONS["port"])))
     listener.listen(16)
     if OPTIONS.get("lose") == "worker":
         lose("worker")

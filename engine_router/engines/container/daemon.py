@@ -176,7 +176,7 @@ class Daemon:
                     try:
                         await take(piece)
                     except trio.Cancelled:
-                        break
+                        break  # raised again by the next step, within httpx's generators, which end properly only so
 
     async def remove(self, name: str) -> None:
         """Kill and remove a container, with its anonymous volumes."""
