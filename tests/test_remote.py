@@ -336,6 +336,14 @@ async def test_it_is_not_unloaded() -> None:
         assert (await chat(url)).status == 200
 
 
+async def test_it_is_listed_and_nothing_of_it_is_in_memory() -> None:
+    async with ScriptedCloud("m").running() as cloud, before(cloud) as (_, url):
+        assert [model["id"] for model in (await ask(url, "GET", "/v1/models")).json()["data"]] == ["m"]
+        assert [model["name"] for model in (await ask(url, "GET", "/api/tags")).json()["models"]] == ["m"]
+        assert (await ask(url, "GET", "/api/ps")).json() == {"models": []}
+        assert (await ask(url, "GET", "/running")).json() == {"running": []}
+
+
 async def test_without_a_remote_no_pool_is_shown() -> None:
     config = parse_config(
         'state_file = "/dev/null/s.json"\n[engines.o]\ntype = "ollama"\nbase_url = "http://127.0.0.1:9"'

@@ -176,7 +176,9 @@ async def test_one_that_is_not_there_is_told_at_once_then_refused_and_comes_back
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("engine_router.engines.remote.circuit.COOL_DOWN_S", 0.5)
-    monkeypatch.setattr("engine_router.proxy.exchange.DOUBT_GRACE_S", 2 * LIMIT_S)  # no news of an end will come
+    monkeypatch.setattr(
+        "engine_router.proxy.exchange.DOUBT_GRACE_S", 2 * LIMIT_S
+    )  # no news of an end will come
     far = Far(says(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"), port=free_port())
     async with beside_a_good_one(far) as (router, url):
         first = await ask(url, "POST", CHAT, body=body_of("bad"))

@@ -51,7 +51,8 @@ async def _tags(router: Router, may_use: MayUse) -> dict[str, Any]:
 async def _ps(router: Router, may_use: MayUse) -> dict[str, Any]:
     """List what is in memory, as Ollama does what stays longest first, under every name of `/api/tags`."""
     targets = filter(may_use, router.registry.offered())
-    statuses = [(target, router.read_model.resident(target.resident)) for target in targets]
+    here = (target for target in targets if not router.read_model.profile(target.resident).is_always_there)
+    statuses = [(target, router.read_model.resident(target.resident)) for target in here]
     loaded = [(_left_s(status), target, status) for target, status in statuses if status.is_usable]
     loaded.sort(key=lambda entry: int(entry[0]), reverse=True)
     return {"models": [entry for found in loaded for entry in _loaded(router, *found)]}

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from quart import Response, redirect, request
 from quart_trio import QuartTrio
 
-from engine_router.config import StartedConfig
+from engine_router.config import RemoteConfig, StartedConfig
 from engine_router.models.in_force import shown_command
 from engine_router.models.registry import Target
 from engine_router.proxy.routes import VISIBLE
@@ -75,9 +75,9 @@ class LlamaSwap:
 
     def _entry(self, target: Target, *, shows_command: bool) -> dict[str, Any] | None:
         status = self._router.read_model.resident(target.resident)
-        if status.phase is None:
-            return None
         config = self._router.config.engines[target.engine]
+        if status.phase is None or isinstance(config, RemoteConfig):
+            return None
         idle_timeout_s = self._router.read_model.profile(target.resident).idle_timeout_s
         return {
             "model": target.model,
