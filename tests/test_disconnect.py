@@ -435,9 +435,11 @@ class FakeExchange:
     def take_whole(self) -> None:
         """It has never come whole."""
 
-    async def head(self) -> ResponseHead:
-        await trio.sleep(0.7)
-        return ResponseHead(200, [(b"content-type", b"text/event-stream")])
+    async def head_by(self, until: float) -> ResponseHead | None:
+        with trio.move_on_at(until):
+            await trio.sleep(0.7)
+            return ResponseHead(200, [(b"content-type", b"text/event-stream")])
+        return None
 
     async def chunk(self) -> bytes:
         await trio.sleep(0.7)

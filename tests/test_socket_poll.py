@@ -211,3 +211,51 @@ async def test_one_poll_serves_for_a_whole_run(has_poll: bool) -> None:
     if has_poll:
         assert socket_poll.current_poll() is socket_poll.current_poll()
         assert repr(socket_poll.current_poll()) == "<SocketPoll of 0>"
+
+
+async def test_a_wait_ends_when_its_time_is_up(pairs: Pairs, autojump_clock: trio.testing.MockClock) -> None:
+    (stream, _), (other, theirs), _ = pairs
+    ends: list[float] = []
+
+    async def wait(one: RawStream, until: float) -> None:
+        assert await one.receive(until) is None
+        ends.append(trio.current_time())
+
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, stream, trio.current_time() + 60)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(wait, other, trio.current_time() + 5)  # an earlier one, later
+        theirs.send(b"piece")
+        assert await other.receive(trio.current_time() + 60) == b"piece"
+        assert await stream.receive(trio.current_time() - 1) is None
+    assert ends == [5, 60]
+
+
+async def test_a_connection_that_nobody_uses_is_closed_when_something_comes(
+    pairs: Pairs, has_poll: bool
+) -> None:
+    (stream, theirs), *_ = pairs
+    theirs.send(b"piece")
+    with trio.fail_after(100):
+        assert await stream.receive() == b"piece"
+        stream.park()
+        assert stream.is_quiet()
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.send(b"nobody has asked")
+        while stream.is_quiet():
+            await trio.lowlevel.checkpoint()
+        if has_poll:
+            with pytest.raises(ConnectionLost):
+                await stream.receive()
+
+
+async def test_only_one_task_may_receive(pairs: Pairs) -> None:
+    (stream, _), *_ = pairs
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await stream.receive()
+            nursery.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -299,11 +300,15 @@ class MemoryWire:
         self.stream = stream
         self.is_closed = False
 
-    async def receive(self) -> bytes:
+    async def receive(self, until: float = math.inf) -> bytes | None:
+        assert until == math.inf
         return bytes(await self.stream.receive_some())
 
     async def send_all(self, data: bytes) -> None:
         await self.stream.send_all(data)
+
+    def park(self) -> None:
+        pass
 
     def is_quiet(self) -> bool:
         return not self.is_closed

@@ -17,7 +17,7 @@ import trio.testing
 from support.cancel_at import CancelAt
 from support.upstream_wire import CHUNKED, HELLO, OK, WHOLE, Line, Script, Wire, answering, rest_of, wire
 
-import engine_router.upstream.client
+import engine_router.upstream.idle
 from engine_router.errors import BadRequest, EngineBroke, EngineUnreachable
 from engine_router.upstream.client import Exchange, Upstream
 
@@ -113,7 +113,7 @@ async def test_connections_are_not_shared_between_addresses() -> None:
 
 
 async def test_a_connection_idle_for_too_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_router.upstream.client, "MAX_IDLE_S", 0.05)
+    monkeypatch.setattr(engine_router.upstream.idle, "MAX_IDLE_S", 0.05)
     async with wire(answering(HELLO)) as engine:
         await engine.fetch()
         await trio.sleep(0.1)
@@ -123,7 +123,7 @@ async def test_a_connection_idle_for_too_long_is_not_used_again(monkeypatch: pyt
 
 
 async def test_connections_to_an_address_that_is_gone_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_router.upstream.client, "MAX_IDLE_S", 0.02)
+    monkeypatch.setattr(engine_router.upstream.idle, "MAX_IDLE_S", 0.02)
     upstream = Upstream()
     for _ in range(5):  # an engine that gets another port with each start
         async with wire(answering(HELLO)) as engine:
@@ -135,7 +135,7 @@ async def test_connections_to_an_address_that_is_gone_do_not_pile_up(monkeypatch
 
 
 async def test_no_more_than_so_many_connections_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_router.upstream.client, "MAX_IDLE_CONNECTIONS", 2)
+    monkeypatch.setattr(engine_router.upstream.idle, "MAX_IDLE_CONNECTIONS", 2)
     async with wire(answering(HELLO)) as engine:
         exchanges = [await engine.send() for _ in range(4)]
         for exchange in exchanges:

@@ -104,6 +104,7 @@ class AnswerWatch:
     def end(self) -> None:
         """Take in the answer's end."""
         self.ended_at = self._clock()
+        self._end_pace()  # with a method of its own as an attribute it would be garbage for the collector
 
     def figures(self, *, entered_at: float, sent_at: float) -> AnswerFigures:
         """Return what is known so far; after the end, all that the engine has told.

@@ -50,10 +50,10 @@ class CapturingSink:
     _sink: Sink
     _capture: Capture
 
-    def put(self, data: bytes) -> bool:
+    def put(self, data: bytes, chunk: bytes = b"") -> bool:
         """Send a piece; see `Sink`."""
         self._capture.answer.add(data)
-        return self._sink.put(data)
+        return self._sink.put(data, chunk)
 
     async def flush(self) -> None:
         """Send what is left; see `Sink`."""

@@ -27,6 +27,7 @@ from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.response_body import stream_end_of
 from engine_router.proxy.whole_answer import WholeAnswer
 from engine_router.residency.lease import Lease
+from engine_router.upstream.body_watch import TakePiece
 from engine_router.upstream.client import Exchange, Upstream
 from engine_router.upstream.forwarding import is_plain, is_stream_type, retry_after_s
 from engine_router.upstream.http1 import Headers, ResponseHead, first_value
@@ -115,11 +116,11 @@ class ProxyExchange(LeaseHolder):
         """
         if self._whole is not None:
             return self._whole.take()
-        if self._exchange is None or self._closed:
+        if (exchange := self._exchange) is None or self._closed:
             return b""
         try:
             while True:
-                data = await self._exchange.chunk()
+                data = await exchange.chunk()
                 if not data:
                     last = self._ended()
                     self.close()
@@ -143,16 +144,16 @@ class ProxyExchange(LeaseHolder):
         self.close()
         return data
 
-    async def pass_on(self, take: Callable[[bytes], bool]) -> None:
+    async def pass_on(self, take: TakePiece) -> None:
         """Hand the next bytes to `take` whenever some come, until it returns False; the rest is left for `chunk`.
 
         Raises:
             RouterError: the answer broke off.
         """
 
-        def staged(data: bytes) -> bool:
+        def staged(data: bytes, _chunk: bytes) -> bool:
             data = self._stages.feed(data, self.resident.engine)
-            return take(data) if data else True
+            return take(data, b"") if data else True
 
         try:
             if self._whole is None and self._exchange is not None and not self._closed:
@@ -202,13 +203,10 @@ class ProxyExchange(LeaseHolder):
         return body
 
     async def _advance(self, until: float) -> ResponseHead | None:
-        exchange = self._exchange
-        if exchange is None:
-            exchange = await self._sent(until)
-            if exchange is None:
-                return None
+        if (exchange := self._exchange or await self._sent(until)) is None:
+            return None
         if self._raw_head is None:
-            self._raw_head = await _by(until, exchange.head)
+            self._raw_head = await exchange.head_by(until)
             if self._raw_head is None:
                 return None
             self.first_byte_s = trio.current_time() - self.entered_at

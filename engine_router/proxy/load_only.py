@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import trio
 from attrs import define, field
@@ -11,6 +10,7 @@ from attrs import define, field
 from engine_router.dialects.ollama.load_only import CONTENT_TYPE
 from engine_router.errors import EngineRefused
 from engine_router.in_flight import LeaseHolder
+from engine_router.upstream.body_watch import TakePiece
 from engine_router.upstream.http1 import ResponseHead
 
 
@@ -52,7 +52,7 @@ class LoadOnly(LeaseHolder):
         """Return what `chunk` returns."""
         return await self.chunk()
 
-    async def pass_on(self, take: Callable[[bytes], bool]) -> None:
+    async def pass_on(self, take: TakePiece) -> None:
         """Hand over nothing: the answer is one piece."""
 
     async def refusal(self, status: int) -> EngineRefused:

@@ -15,6 +15,7 @@ from engine_router.dialects.base import Clock, Dialect
 from engine_router.dialects.json_body import to_json
 from engine_router.errors import EngineRefused, RouterError
 from engine_router.guards.limits import MAX_FRAME_BYTES
+from engine_router.upstream.body_watch import TakePiece
 from engine_router.upstream.http1 import ResponseHead
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class ResponseSource(Protocol):
         """Return what `chunk` returns; None if nothing has come by `until` (the clock of trio)."""
         ...
 
-    async def pass_on(self, take: Callable[[bytes], bool]) -> None:
+    async def pass_on(self, take: TakePiece) -> None:
         """Hand the next bytes to `take` whenever some come, until it returns False; those that follow are left."""
         ...
 
@@ -94,8 +95,8 @@ class ResponseSource(Protocol):
 class Sink(Protocol):
     """A client's connection that takes pieces of an answer without a task: those that follow the first one."""
 
-    def put(self, data: bytes) -> bool:
-        """Send a piece. Returns False where not all of it could be sent at once: then nothing more may be put."""
+    def put(self, data: bytes, chunk: bytes = b"") -> bool:
+        """Send a piece, given also as an HTTP chunk where it came as one. Returns False where not all of it could be sent at once: then nothing more may be put."""
         ...
 
     async def flush(self) -> None:
@@ -297,13 +298,13 @@ class _Pieces:
         whole = data if self._frames is None else self._frames.feed(data)
         return whole if self._keep_alive is None or not whole else self._keep_alive.splice(whole)
 
-    def put(self, data: bytes) -> bool:
-        """Hand a piece to the sink. Returns whether the next one should go the same way."""
+    def put(self, data: bytes, chunk: bytes) -> bool:
+        """Hand a piece to the sink; see `TakePiece`. Returns whether the next one should go the same way."""
         now = self._now()
         self.are_fast = now - self._last_at < COALESCE_S and len(data) < COALESCE_BYTES
         self._last_at = now
         out = self.feed(data)
-        is_sent = not out or self.sink is None or self.sink.put(out)
+        is_sent = not out or self.sink is None or self.sink.put(out, chunk if out is data else b"")
         return is_sent and not self.are_fast
 
     async def pass_on(self, exchange: ResponseSource) -> None:

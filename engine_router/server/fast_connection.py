@@ -333,9 +333,9 @@ class FastConnection:
             await send(last)
         return keep_alive
 
-    def put(self, data: bytes) -> bool:
+    def put(self, data: bytes, chunk: bytes = b"") -> bool:
         """Send a piece of the answer after the first one; see `Sink`."""
-        framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunks else data
+        framed = (chunk or b"%x\r\n%b\r\n" % (len(data), data)) if self._chunks else data
         try:
             self._unsent = self.stream.send_now(framed)
         except ConnectionLost:  # `flush` will see it, too

@@ -25,6 +25,7 @@ _UNUSUAL_HEADERS = frozenset((b"upgrade", b"expect", b"te", b"trailer", b"http2-
 # None of these may come twice.
 _JUDGED_HEADERS = _UNUSUAL_HEADERS.union((b"host", b"content-length", b"transfer-encoding"))
 _HEAD_END = b"\r\n\r\n"
+_NO_PARSER = httptools.HttpRequestParser(object())
 
 
 @define(repr=False)
@@ -179,6 +180,8 @@ class RequestReader:
         return WireRequest(head.target, head.headers, body, self._length, keep_alive)
 
     def _forget(self) -> None:
+        if self._head is not None:
+            self._head.parser = _NO_PARSER  # the two hold each other, which only the collector would end
         self._head, self._length, self._body = None, None, bytearray()
         self._drained_bytes, self._is_large = 0, False
 

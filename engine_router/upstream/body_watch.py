@@ -1,9 +1,13 @@
-"""A watch on the pieces of an answer's body: whoever sets one sees each of them as it goes on."""
+"""Who gets the pieces of an answer's body: whoever takes them, and a watch that sees each of them as it goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
+
+TakePiece = Callable[[bytes, bytes], bool]
+"""Takes a piece of a body, and the HTTP chunk that it came as, empty where it did not come as one. Returns whether it
+wants the next one."""
 
 
 class BodyWatch(Protocol):

@@ -11,15 +11,14 @@ never a proper end.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
-from collections.abc import Callable
+import math
 
 import httptools
 import trio
 
 from engine_router.errors import EngineBroke, EngineUnreachable, RouterError
 from engine_router.guards.limits import MAX_ENGINE_OVERHEAD_BYTES
-from engine_router.upstream.body_watch import NO_WATCH, BodyWatch
+from engine_router.upstream.body_watch import NO_WATCH, BodyWatch, TakePiece
 from engine_router.upstream.connect import Wire, dial, dial_at_once, reason
 from engine_router.upstream.http1 import (
     Arriving,
@@ -28,12 +27,8 @@ from engine_router.upstream.http1 import (
     UpstreamRequest,
     head_bytes,
 )
+from engine_router.upstream.idle import IdleConnections
 from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost, RawStream
-
-# Servers close idle connections after 5 s (uvicorn, cpp-httplib); ours must go first, or a request may be
-# sent into a connection that is being closed.
-MAX_IDLE_S = 4.0
-MAX_IDLE_CONNECTIONS = 64
 
 
 class Exchange:
@@ -130,13 +125,22 @@ class Exchange:
         sending.cancel()
 
     async def head(self) -> ResponseHead:
-        """Wait for the response's head. May be cancelled and called again; nothing is lost.
+        """Wait for the response's head; as `head_by` does, without an end."""
+        while (head := await self.head_by(math.inf)) is None:
+            pass
+        return head
+
+    async def head_by(self, until: float) -> ResponseHead | None:
+        """Wait for the response's head; None if it has not come by `until` (the clock of trio).
+
+        May be cancelled and called again; nothing is lost.
 
         Raises:
             EngineBroke: the connection ended first, or what came is not HTTP.
         """
         while not self._response.head_done:
-            await self._receive()
+            if not await self._receive(until):
+                return None
         return ResponseHead(self._response.status, tuple(self._response.headers))
 
     @property
@@ -176,7 +180,7 @@ class Exchange:
         self.watch.piece(data := response.take_body())
         return data
 
-    async def pass_on(self, take: Callable[[bytes], bool]) -> None:
+    async def pass_on(self, take: TakePiece) -> None:
         """Hand the next bytes of the body to `take` whenever some come, until it returns False, or there are no more.
 
         May be cancelled, and what has not been handed over is left for `chunk`.
@@ -190,10 +194,13 @@ class Exchange:
             return
 
         def received(data: bytes) -> bool:
+            if piece := response.whole_chunk(data):  # nearly always
+                watch.note(piece)
+                return take(piece, data)
             self._heard(data)
             if response.body:
                 watch.note(piece := response.take_body())
-                if not take(piece):
+                if not take(piece, b""):
                     return False
             return not response.complete and self._failure is None
 
@@ -212,24 +219,32 @@ class Exchange:
             return
         self._closed = True
         response = self._response
+        response.close()
         if self._is_sent and response.complete and response.reusable and not response.body:
             self._pool.keep(self._request.base_url, self._stream)
         else:
             self._stream.close()
 
-    async def _receive(self) -> None:
+    async def _receive(self, until: float = math.inf) -> bool:
+        """Receive more, or see that the request has to be repeated. Returns False if nothing has come by `until`."""
         if self._failure is not None:
             raise self._failure.with_traceback(None)
         if self._must_repeat:
-            await self._repeat()
+            with trio.move_on_at(until) as timely:
+                await self._repeat()
+            if timely.cancelled_caught:
+                return False
         try:
-            data = await self._stream.receive()
+            data = await self._stream.receive(until)
         except ConnectionLost as error:
             if self._may_repeat and not self._closed:
                 self._must_repeat = True
-                return
+                return True
             raise self._lost() from error
+        if data is None:
+            return False
         self._heard(data)
+        return True
 
     def _lost(self) -> EngineBroke:
         return self._broke("the connection was closed" if self._closed else "the connection broke")
@@ -293,7 +308,7 @@ class Upstream:
     """Connections to engines: kept while idle, last in first out, checked before they are used again."""
 
     def __init__(self) -> None:
-        self._idle: dict[str, deque[tuple[Wire, float]]] = {}
+        self._idle = IdleConnections()
         self._closed = False
 
     async def send(self, request: UpstreamRequest) -> Exchange:
@@ -307,7 +322,7 @@ class Upstream:
         """
         # A body that is gone once it was sent cannot be sent again: it goes over a fresh connection at once.
         is_lasting = isinstance(request.body, (bytes, bytearray))
-        kept = self._take(request.base_url) if is_lasting else None
+        kept = self._idle.take(request.base_url) if is_lasting else None
         exchange = Exchange(self, request, kept or await self.connect(request), is_reused=kept is not None)
         try:
             await exchange.transmit()
@@ -329,7 +344,7 @@ class Upstream:
             return None
         if request.base_url.startswith("https:"):  # TLS may have to wait: `send` uses its idle connections
             return None
-        kept = self._take(request.base_url)
+        kept = self._idle.take(request.base_url)
         if (stream := kept or dial_at_once(request.base_url)) is None:
             return None
         exchange = Exchange(self, request, stream, is_reused=kept is not None)
@@ -342,41 +357,20 @@ class Upstream:
         return exchange if is_sent else None
 
     def keep(self, base_url: str, stream: Wire) -> None:
-        """Keep an idle connection for the next request, and let go of those that were idle for too long."""
-        now = trio.current_time()
-        # For every address: an engine may never come back to the port that it had.
-        for address, old in tuple(self._idle.items()):
-            while old and old[0][1] < now - MAX_IDLE_S:
-                old.popleft()[0].close()
-            if not old:
-                del self._idle[address]
-        idle = self._idle.setdefault(base_url, deque())
-        idle.append((stream, now))
-        if self._closed or len(idle) > MAX_IDLE_CONNECTIONS:
-            idle.popleft()[0].close()
+        """Keep an idle connection for the next request."""
+        if self._closed:
+            stream.close()
+        else:
+            self._idle.keep(base_url, stream)
 
     def close(self) -> None:
         """Close all idle connections, and keep none from now on. Never waits."""
         self._closed = True
-        for idle in self._idle.values():
-            for stream, _ in idle:
-                stream.close()
-        self._idle.clear()
+        self._idle.close()
 
     def forget(self, base_url: str) -> None:
         """Close the idle connections to an engine that is about to end: some servers wait for them. Never waits."""
-        for stream, _ in self._idle.pop(base_url, ()):
-            stream.close()
-
-    def _take(self, base_url: str) -> Wire | None:
-        idle = self._idle.get(base_url)
-        oldest = trio.current_time() - MAX_IDLE_S
-        while idle:
-            stream, since = idle.pop()
-            if since >= oldest and stream.is_quiet():
-                return stream
-            stream.close()
-        return None
+        self._idle.forget(base_url)
 
     async def connect(self, request: UpstreamRequest) -> Wire:
         """Make a connection for a request.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import ipaddress
+import math
 import os
 import socket
 import ssl
@@ -39,12 +40,16 @@ _KEEPALIVE: Final = (
 class Wire(Protocol):
     """A connection to an engine. What may be cancelled and what is raised: see `RawStream`."""
 
-    async def receive(self) -> bytes:
-        """Return what came in; nothing once the engine has ended its side."""
+    async def receive(self, until: float = math.inf) -> bytes | None:
+        """Return what came in; nothing once the engine has ended its side; None if nothing has come by `until`."""
         ...
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything."""
+        ...
+
+    def park(self) -> None:
+        """Nobody asks for anything now: see `RawStream.park`."""
         ...
 
     def is_quiet(self) -> bool:
@@ -62,12 +67,14 @@ class SecureStream:
     def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         self._stream = stream
 
-    async def receive(self) -> bytes:
-        """Return what came in; nothing once the engine has ended its side."""
+    async def receive(self, until: float = math.inf) -> bytes | None:
+        """Return what came in; nothing once the engine has ended its side; None if nothing has come by `until`."""
         try:
-            return bytes(await self._stream.receive_some(RECEIVE_BYTES))
+            with trio.move_on_at(until):
+                return bytes(await self._stream.receive_some(RECEIVE_BYTES))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionLost(str(error)) from error
+        return None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything."""
@@ -75,6 +82,9 @@ class SecureStream:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionLost(str(error)) from error
+
+    def park(self) -> None:
+        """See `Wire.park`: here `is_quiet` tells what has come."""
 
     def is_quiet(self) -> bool:
         """Tell whether the connection is open and nothing has come on it, not even its end."""

@@ -9,7 +9,7 @@ import functools
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import quote_from_bytes, urlsplit
 
 import httptools
@@ -19,6 +19,9 @@ from engine_router.errors import BadRequest
 from engine_router.guards.limits import REMEMBERED_PATHS
 
 _UNSAFE_IN_TARGET = re.compile(rb"[^\x21-\x7e]+")
+_NO_PARSER: Final = httptools.HttpResponseParser(object())
+_CHUNK_BREAKS: Final = 4  # bytes of both line breaks of a chunk
+_REMEMBERED_LENGTHS: Final = 4096
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -123,6 +126,16 @@ def _escaped(unsafe: re.Match[bytes]) -> bytes:
     return quote_from_bytes(unsafe[0]).encode("ascii")
 
 
+@functools.lru_cache(_REMEMBERED_LENGTHS)
+def _chunk_line(length: int) -> bytes:
+    """Return the line with its size that a chunk of so many bytes in all begins with; empty where there is none."""
+    for digits in range(1, 8):
+        line = b"%x\r\n" % max(length - digits - _CHUNK_BREAKS, 0)
+        if len(line) == digits + 2 and length > digits + _CHUNK_BREAKS:
+            return line
+    return b""
+
+
 class ResponseParser:
     """A parser of one response: the callbacks of httptools. Interim responses (1xx) are passed over.
 
@@ -145,6 +158,8 @@ class ResponseParser:
         self.reusable = False
         self.fault = ""
         self._bodyless = bodyless
+        self._is_chunk_over = False  # as far as the parser has read
+        self._is_at_chunk = False  # the next byte begins a chunk
         self._pieces_at_end = 0
         # Called for every chunk of every stream: a method of ours would cost more than all else here. What does
         # not belong to the body (an interim answer's, or what follows the end) is taken out afterwards.
@@ -159,15 +174,41 @@ class ResponseParser:
 
         What llhttp lets pass, but has no sure end, is noted in `fault`.
         """
+        if self._parser is _NO_PARSER:
+            self.reusable = False  # bytes after the end: nobody asked for them
+            return
         try:
             self._parser.feed_data(data)
+            # Where more came than the end of a chunk, the parser has begun with the next one.
+            self._is_at_chunk = self._is_chunk_over and data.endswith(b"\r\n")
         except httptools.HttpParserUpgrade:
             pass  # noted as a fault
         finally:
             if not self.head_done:
                 self.body.clear()
-            while self.complete and len(self.body) > self._pieces_at_end:
-                self.body.pop()
+            if self.complete:
+                self._end()
+
+    def _end(self) -> None:
+        """Let go of what comes after the end, and of the parser: the two hold each other, which only the collector ends."""
+        while len(self.body) > self._pieces_at_end:
+            self.body.pop()
+        self.close()
+
+    def close(self) -> None:
+        """Take nothing in any more."""
+        self._parser, self._is_at_chunk = _NO_PARSER, False
+
+    def whole_chunk(self, data: bytes) -> bytes:
+        """Return what is in the one chunk that all of some bytes are; where they are anything else, nothing: feed them.
+
+        Nearly every piece of a stream is one, which need not be parsed to go on.
+        """
+        if self._is_at_chunk:
+            line = _chunk_line(len(data))
+            if line and data.startswith(line) and data.endswith(b"\r\n"):
+                return data[len(line) : -2]
+        return b""
 
     def take_body(self) -> bytes:
         """Take out the bytes of the body that have come; there must be some."""
@@ -213,6 +254,14 @@ class ResponseParser:
         if self._bodyless or status in (204, 304):
             self.complete = True
             self.reusable = self._bodyless is False and self._parser.should_keep_alive()
+
+    def on_chunk_header(self) -> None:
+        """Begin a chunk."""
+        self._is_chunk_over = False
+
+    def on_chunk_complete(self) -> None:
+        """End a chunk."""
+        self._is_chunk_over = True
 
     def on_message_complete(self) -> None:
         """End a message."""

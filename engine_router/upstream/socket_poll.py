@@ -8,11 +8,12 @@ On Linux, by epoll; elsewhere tasks wait for their sockets themselves.
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -22,40 +23,55 @@ _LOOKS: Final = 8
 _MOST_AT_ONCE: Final = 32
 
 
+class Watched(Protocol):
+    """What has a socket that is waited for."""
+
+    @property
+    def on_readable(self) -> Callable[[], object]:
+        """What is called whenever there is something to receive; looked up each time. It must not wait, nor raise."""
+        ...
+
+
+class Wait(Protocol):
+    """A wait that has an end."""
+
+    def expire(self) -> None:
+        """End it: its time is up. It must not wait, nor raise."""
+        ...
+
+
 class SocketPoll:
     """The sockets that are waited for, each with what is called when there is something to receive.
 
     There is one for each run of trio, from the first time that it is needed: see `current_poll`.
+
+    Attributes:
+        timeouts: of those that wait for one of the sockets.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._calls: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, Watched] = {}
+        self.timeouts = Timeouts()
 
     def __repr__(self) -> str:
-        return f"<SocketPoll of {len(self._calls)}>"
+        return f"<SocketPoll of {len(self._watched)}>"
 
-    def add(self, sock: socket.socket, call: Callable[[], None]) -> int:
-        """Call `call` whenever a socket has something to receive, until it is removed. It must not wait, nor raise.
-
-        Returns:
-            the socket's descriptor, to remove it by.
-        """
-        descriptor = sock.fileno()
+    def add(self, descriptor: int, watched: Watched) -> None:
+        """Wait for a socket until it is removed: while there is something to receive, that is told again and again."""
         self._epoll.register(descriptor, select.EPOLLIN)
-        self._calls[descriptor] = call
-        return descriptor
+        self._watched[descriptor] = watched
 
-    def remove(self, descriptor: int, sock: socket.socket, call: Callable[[], None]) -> None:
+    def remove(self, descriptor: int, watched: Watched, sock: socket.socket) -> None:
         """Wait for a socket no more. Where it has been closed, its descriptor may be another one's by now."""
-        if self._calls.get(descriptor) is call:
-            del self._calls[descriptor]
-        if sock.fileno() == descriptor:
+        if self._watched.get(descriptor) is watched:
+            del self._watched[descriptor]
+        if sock.fileno() == descriptor and not self._epoll.closed:
             self._epoll.unregister(descriptor)
 
     async def run(self) -> None:
         """Attend to the sockets until cancelled."""
-        epoll, calls = self._epoll, self._calls
+        epoll, watched = self._epoll, self._watched
         try:
             while True:
                 await trio.lowlevel.wait_readable(epoll.fileno())
@@ -64,10 +80,48 @@ class SocketPoll:
                         break
                     for descriptor, _ in ready:
                         # An earlier one of these may have had this one removed.
-                        if (call := calls.get(descriptor)) is not None:
-                            call()
+                        if (one := watched.get(descriptor)) is not None:
+                            one.on_readable()
         finally:
             epoll.close()
+
+
+class Timeouts:
+    """The waits that have an end, by one task for all: a cancel scope for each costs as much as the rest of a wait.
+
+    Most are over long before. So the task looks at the earliest end that it knew of when it last looked, and a new one
+    wakes it only where that is earlier still.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[Wait, float] = {}
+        self._looks_at = math.inf
+        self._sooner = trio.Event()
+
+    def add(self, wait: Wait, until: float) -> None:
+        """Have a wait expire at a time of trio's clock, unless it is discarded before."""
+        self._ends[wait] = until
+        if until < self._looks_at:
+            self._looks_at = until
+            self._sooner.set()
+
+    def discard(self, wait: Wait) -> None:
+        """Let a wait go on without an end; nothing where it had none."""
+        self._ends.pop(wait, None)
+
+    async def run(self) -> None:
+        """Let waits expire until cancelled."""
+        while True:
+            self._sooner = trio.Event()
+            with trio.move_on_at(self._looks_at):
+                await self._sooner.wait()
+            now = trio.current_time()
+            if now < self._looks_at:
+                continue
+            for wait in [wait for wait, end in self._ends.items() if end <= now]:
+                del self._ends[wait]
+                wait.expire()
+            self._looks_at = min(self._ends.values(), default=math.inf)
 
 
 _current: Final[trio.lowlevel.RunVar[SocketPoll]] = trio.lowlevel.RunVar("socket_poll")
@@ -83,4 +137,5 @@ def current_poll() -> SocketPoll | None:
         poll = SocketPoll()
         _current.set(poll)
         trio.lowlevel.spawn_system_task(poll.run, name="socket poll")
+        trio.lowlevel.spawn_system_task(poll.timeouts.run, name="timeouts of sockets")
         return poll

@@ -8,6 +8,7 @@ every platform.
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from collections.abc import Callable
 
@@ -30,51 +31,30 @@ class ConnectionLost(Exception):
     """The peer reset the connection, or it was closed here while somebody waited on it."""
 
 
-class _Reception:
-    """The reception of what comes in on a socket, without a task."""
-
-    __slots__ = ("_call", "_descriptor", "_poll", "_sock", "_take", "error", "over")
-
-    def __init__(self, sock: socket.socket, take: Callable[[bytes], bool], poll: SocketPoll) -> None:
-        self._sock = sock
-        self._take = take
-        self._poll = poll
-        self.over = trio.Event()
-        self.error: Exception | None = None
-        self._call = self._pass_on
-        self._descriptor = poll.add(sock, self._call)
-
-    def _pass_on(self) -> None:
-        try:
-            if not self._take(self._sock.recv(RECEIVE_BYTES)):
-                self.end()
-        except _WOULD_BLOCK:
-            return
-        except OSError as error:
-            self.fail(ConnectionLost(str(error)))
-        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
-            self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        """End it with an error."""
-        if not self.over.is_set():
-            self.error = error
-        self.end()
-
-    def end(self) -> None:
-        """End it; may be called again."""
-        if not self.over.is_set():
-            self._poll.remove(self._descriptor, self._sock, self._call)
-            self.over.set()
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class RawStream:
     """A connected, non-blocking TCP socket. One task may receive while another one sends.
 
     Cancellation of `receive` loses nothing; cancellation of `send_all` leaves it unknown how much was sent.
+
+    Attributes:
+        on_readable: for the poll that waits for the socket.
     """
 
-    __slots__ = ("_closed", "_reception", "sock")
+    __slots__ = (
+        "_closed",
+        "_descriptor",
+        "_error",
+        "_kept",
+        "_poll",
+        "_take",
+        "_task",
+        "on_readable",
+        "sock",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -82,25 +62,30 @@ class RawStream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self._closed = False
-        self._reception: _Reception | None = None
+        self._poll: SocketPoll | None = None  # where it waits for the socket, by the descriptor
+        self._descriptor = -1
+        self._task: trio.lowlevel.Task | None = None  # the one that waits
+        self._take: Callable[[bytes], bool] = bool
+        self._kept: bytes | None = None
+        self._error: Exception | None = None  # that ended the wait
+        self.on_readable: Callable[[], object] = _nothing
 
     def __repr__(self) -> str:
         return f"<RawStream {'closed' if self._closed else self.sock.fileno()}>"
 
-    async def receive(self) -> bytes:
+    async def receive(self, until: float = math.inf) -> bytes | None:
         """Return what came in, at least one byte; nothing once the peer has ended its side.
+
+        None if nothing has come by `until` (the clock of trio).
 
         Raises:
             ConnectionLost: the connection was reset, or closed here.
         """
-        while True:
-            try:
-                await trio.lowlevel.wait_readable(self.sock)
-                return self.sock.recv(RECEIVE_BYTES)
-            except _WOULD_BLOCK:
-                continue
-            except (OSError, trio.ClosedResourceError, ValueError) as error:
-                raise ConnectionLost(str(error)) from error
+        if (poll := current_poll()) is None:
+            return await self._receive_alone(until)
+        await self._wait(poll, self._keep, until)
+        data, self._kept = self._kept, None
+        return data
 
     async def receive_each(self, take: Callable[[bytes], bool]) -> None:
         """Hand each piece that comes in to `take`, until it returns False; nothing once the peer has ended its side.
@@ -111,21 +96,90 @@ class RawStream:
             ConnectionLost: the connection was reset, or closed here.
             Exception: whatever `take` has raised.
         """
-        poll = current_poll()
-        if poll is None:
-            while take(await self.receive()):
-                pass
+        if (poll := current_poll()) is not None:
+            await self._wait(poll, take)
             return
-        if self.sock.fileno() < 0:
+        while take(await self._receive_alone() or b""):
+            pass
+
+    async def _receive_alone(self, until: float = math.inf) -> bytes | None:
+        while True:
+            try:
+                with trio.move_on_at(until):
+                    await trio.lowlevel.wait_readable(self.sock)
+                    return self.sock.recv(RECEIVE_BYTES)
+            except _WOULD_BLOCK:
+                continue
+            except (OSError, trio.ClosedResourceError, ValueError) as error:
+                raise ConnectionLost(str(error)) from error
+            return None
+
+    async def _wait(self, poll: SocketPoll, take: Callable[[bytes], bool], until: float = math.inf) -> None:
+        """Have the poll hand what comes in to `take`, until that returns False, or the time is up.
+
+        Raises:
+            ConnectionLost: the connection was reset, or closed here.
+            Exception: whatever `take` has raised.
+        """
+        if self._task is not None:
+            raise trio.BusyResourceError("another task receives already")
+        if (descriptor := self.sock.fileno()) < 0:
             raise ConnectionLost("closed")
-        self._reception = reception = _Reception(self.sock, take, poll)
+        if self._poll is None:
+            poll.add(descriptor, self)
+            self._poll, self._descriptor = poll, descriptor
+        self._task, self._take = trio.lowlevel.current_task(), take
+        self.on_readable = self._pass_on
+        if until < math.inf:
+            poll.timeouts.add(self, until)
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _keep(self, data: bytes) -> bool:
+        self._kept = data
+        return False
+
+    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._forget()
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _forget(self) -> trio.lowlevel.Task | None:
+        """Let nobody wait any more; return who did."""
+        task, self._task, self._take = self._task, None, bool
+        self.on_readable = self._leave_poll
+        if self._poll is not None:
+            self._poll.timeouts.discard(self)
+        return task
+
+    def _leave_poll(self) -> None:
+        """Have the poll wait no more: what comes while nobody wants it would be told again and again."""
+        self.on_readable = _nothing
+        if self._poll is not None:
+            self._poll.remove(self._descriptor, self, self.sock)
+            self._poll = None
+
+    def _end(self, error: Exception | None = None) -> None:
+        """End the wait, if there is one."""
+        if (task := self._forget()) is not None:
+            self._error = error
+            trio.lowlevel.reschedule(task)
+
+    def expire(self) -> None:
+        """See `Wait`."""
+        self._end()
+
+    def _pass_on(self) -> None:
         try:
-            await reception.over.wait()
-        finally:
-            self._reception = None
-            reception.end()
-        if reception.error is not None:
-            raise reception.error
+            if not self._take(self.sock.recv(RECEIVE_BYTES)):
+                self._end()
+        except _WOULD_BLOCK:
+            return
+        except OSError as error:
+            self._end(ConnectionLost(str(error)))
+        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+            self._end(error)
 
     def send_now(self, data: Sendable) -> Sendable:
         """Send what goes out without a wait; return the rest.
@@ -165,12 +219,21 @@ class RawStream:
             return None
         return str(name[0]) if isinstance(name, tuple) else None
 
+    def park(self) -> None:
+        """Close the connection as soon as something comes on it, its end above all: nobody has asked for anything.
+
+        Whoever receives again ends that. It holds only where there is a poll that waits for the socket already.
+        """
+        self.on_readable = self.close
+
     def is_quiet(self) -> bool:
         """Tell whether the connection is open and nothing has come on it."""
+        if self._closed or self._poll is not None:
+            return not self._closed
         try:
             self.sock.recv(1, socket.MSG_PEEK)
         except _WOULD_BLOCK:
-            return not self._closed
+            return True
         except (OSError, ValueError):
             return False
         return False
@@ -179,8 +242,8 @@ class RawStream:
         """Close the connection now; whoever waits on it gets ConnectionLost. May be called again."""
         if not self._closed:
             self._closed = True
-            if self._reception is not None:
-                self._reception.fail(ConnectionLost("closed"))
+            self._end(ConnectionLost("closed"))
+            self._leave_poll()
             if self.sock.fileno() >= 0:
                 trio.lowlevel.notify_closing(self.sock)
                 self.sock.close()
