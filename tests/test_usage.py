@@ -26,7 +26,14 @@ from support.usage_shapes import (
 )
 
 from engine_router.dialects.usage import NO_FIGURES, AnswerFigures, figures_in
-from engine_router.proxy.answer_watch import FIRST_PIECES, KEPT_BYTES, LAST_PIECES, AnswerWatch
+from engine_router.proxy.answer_watch import (
+    FIRST_PIECES,
+    KEPT_BYTES,
+    LAST_PIECES,
+    AnswerWatch,
+    StreamWatch,
+    watch_for,
+)
 
 
 class Clock:
@@ -40,7 +47,7 @@ class Clock:
 
 def watched(path: str, pieces: Iterable[bytes], *, streams: bool) -> AnswerFigures:
     """Return what a watch sees in pieces as a router gets them: the first ones with a wait, the others in passing."""
-    watch = AnswerWatch(path, Clock(), streams=streams)
+    watch = watch_for(path, Clock(), streams=streams)
     for number, piece in enumerate(pieces):
         (watch.piece if number < 2 else watch.note)(piece)
     watch.end()
@@ -50,7 +57,7 @@ def watched(path: str, pieces: Iterable[bytes], *, streams: bool) -> AnswerFigur
 def figures_of(watch: AnswerWatch) -> AnswerFigures:
     """Return what the engine tells: a first token's time that was measured is another test's."""
     figures = watch.figures(entered_at=99.0, sent_at=99.0)
-    is_measured = not math.isnan(watch.first_token_at)
+    is_measured = isinstance(watch, StreamWatch) and not math.isnan(watch.first_token_at)
     return figures._replace(first_token_s=None) if is_measured else figures
 
 
@@ -91,7 +98,7 @@ def test_line_breaks_of_both_kinds(name: str) -> None:
 
 
 def test_a_long_answer_is_not_kept() -> None:
-    watch = AnswerWatch(CHAT, Clock(), streams=True)
+    watch = watch_for(CHAT, Clock(), streams=True)
     for piece in itertools.chain(BEGUN, [event({"text": "x" * 60_000})] * 50):
         watch.piece(piece)
     for piece in (llama_chunk({}, "stop", timings=TIMINGS), DONE):
@@ -102,7 +109,7 @@ def test_a_long_answer_is_not_kept() -> None:
 
 
 def test_a_piece_is_kept_and_not_copied() -> None:
-    watch = AnswerWatch(CHAT, Clock(), streams=True)
+    watch = watch_for(CHAT, Clock(), streams=True)
     for piece in BEGUN:
         watch.note(piece)
     assert watch._end[-1] is BEGUN[-1]
@@ -140,7 +147,7 @@ def test_what_a_model_writes_is_no_figure(text: str, depth: int) -> None:
 def paced(frames: Iterable[bytes], *, first_s: float = 0.0, each_s: float = 0.1) -> tuple[AnswerWatch, float]:
     """Return a watch on frames that come one by one, and when the first of them came."""
     clock = Clock()
-    watch = AnswerWatch(CHAT, clock, streams=True)
+    watch = watch_for(CHAT, clock, streams=True)
     clock.now += first_s
     began = clock.now
     for frame in frames:
@@ -162,7 +169,7 @@ def test_the_first_token_is_the_first_text() -> None:
 )
 def test_every_dialect_has_a_first_token(name: str) -> None:
     shape = SHAPES[name]
-    watch = AnswerWatch(shape.path, Clock(), streams=True)
+    watch = watch_for(shape.path, Clock(), streams=True)
     for frame in shape.frames:
         watch.note(frame)
         has_text = "Gr\u00fc".encode() in frame
@@ -195,7 +202,7 @@ def test_a_speed_that_may_be_another_is_not_told() -> None:
 
 def stream(frame: bytes) -> tuple[Clock, AnswerWatch]:
     clock = Clock()
-    watch = AnswerWatch(CHAT, clock, streams=True)
+    watch = watch_for(CHAT, clock, streams=True)
     watch.note(frame)
     return clock, watch
 
@@ -246,7 +253,7 @@ def test_without_text_there_is_no_pace() -> None:
     assert watch.frames_per_s() is None
     passing(clock, watch, b": ping\n\n", 10, 0.1)
     assert watch.frames_per_s() is None
-    whole = AnswerWatch(CHAT, clock, streams=False)
+    whole = watch_for(CHAT, clock, streams=False)
     whole.note(SHAPES["llama.cpp, whole"].body)
     assert whole.frames_per_s() is None
 

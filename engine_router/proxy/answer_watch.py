@@ -6,6 +6,7 @@ all that is done with most of them is one append to a deque.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import deque
@@ -52,8 +53,8 @@ _STREAMS: Final = {
 }
 
 
-class AnswerWatch:
-    """Watches the body of one answer in the engine's own words, from its first piece on.
+class StreamWatch:
+    """Watches the body of one stream in the engine's own words, from its first piece on.
 
     Attributes:
         note: takes in a piece; another callable from some piece on, so it has to be looked up for each.
@@ -70,18 +71,16 @@ class AnswerWatch:
         "_looked_at",
         "_pace",
         "_path",
-        "_streams",
         "_text",
         "ended_at",
         "first_token_at",
         "note",
     )
 
-    def __init__(self, path: str, clock: Clock, *, streams: bool) -> None:
+    def __init__(self, path: str, clock: Clock) -> None:
         """Watch the answer to a request to a path, as its engine got it."""
         self._path = path
         self._clock = clock
-        self._streams = streams
         self._text = _DELTA if path.endswith("/responses") else _TEXT
         self._first_pieces = _FIRST_PIECES_OF_MESSAGES if path.endswith("/messages") else FIRST_PIECES
         self._beginning: list[bytes] = []
@@ -89,7 +88,7 @@ class AnswerWatch:
         self._looked_at = 0
         self._pace: StreamPace | None = None
         self._first_event_at = self.first_token_at = self.ended_at = math.nan
-        self.note: Callable[[bytes], object] = self._note_early if streams else self._note_whole
+        self.note: Callable[[bytes], object] = self._note_early
 
     def piece(self, data: bytes) -> None:
         """Take in a piece of any size, of which not more is kept than may tell something."""
@@ -98,8 +97,8 @@ class AnswerWatch:
             self._end[-1] = data[-KEPT_BYTES:]
 
     def has_told_all(self) -> bool:
-        """Tell whether the last event of a stream has come: what may follow it says nothing."""
-        return self._streams and has_end(self._path, b"".join(self._end))
+        """Tell whether the last event has come: what may follow it says nothing."""
+        return has_end(self._path, b"".join(self._end))
 
     def end(self) -> None:
         """Take in the answer's end."""
@@ -116,9 +115,7 @@ class AnswerWatch:
             sent_at: when its engine got it.
         """
         beginning, end = b"".join(self._beginning), b"".join(self._end)
-        tokens_in, cached, tokens_out, speed, first_s = figures_in(
-            self._path, beginning, end, streams=self._streams
-        )
+        tokens_in, cached, tokens_out, speed, first_s = figures_in(self._path, beginning, end, streams=True)
         if speed is None and tokens_out is not None and tokens_out > 1:
             span_s = self.ended_at - self.first_token_at  # the first token's time was spent on the prompt
             late_s = self.first_token_at - self._first_event_at
@@ -146,12 +143,6 @@ class AnswerWatch:
     def _end_pace(self) -> None:
         self._pace, self.note = None, self._end.append
 
-    def _note_whole(self, data: bytes) -> None:
-        """Take in a piece of an answer that is no stream."""
-        if len(self._beginning) < self._first_pieces:
-            self._beginning.append(data[:KEPT_BYTES])
-        self._end.append(data[-KEPT_BYTES:])
-
     def _note_early(self, data: bytes) -> None:
         """Take in one of the first pieces of a stream."""
         if len(self._beginning) < self._first_pieces:
@@ -167,16 +158,64 @@ class AnswerWatch:
             self.note = self._end.append
 
 
+class WholeWatch:
+    """Watches the body of one answer that is no stream: it keeps the beginning and the end."""
+
+    __slots__ = ("_beginning", "_end", "_path")
+
+    def __init__(self, path: str) -> None:
+        """Watch the answer to a request to a path, as its engine got it."""
+        self._path = path
+        self._beginning = self._end = b""
+
+    def piece(self, data: bytes) -> None:
+        """Take in a piece."""
+        if (missing := KEPT_BYTES - len(self._beginning)) > 0:
+            self._beginning += data[:missing]
+        self._end = (self._end + data)[-KEPT_BYTES:] if len(data) < KEPT_BYTES else data[-KEPT_BYTES:]
+
+    note = piece
+
+    def has_told_all(self) -> bool:
+        """Nobody knows before the end."""
+        return False
+
+    def end(self) -> None:
+        """Take in the answer's end."""
+
+    def figures(self, *, entered_at: float, sent_at: float) -> AnswerFigures:
+        """Return what the engine has told; see `StreamWatch.figures`."""
+        figures = figures_in(self._path, self._beginning, self._end, streams=False)
+        if figures.first_token_s is None:
+            return figures
+        return figures._replace(first_token_s=figures.first_token_s + sent_at - entered_at)
+
+    def frames_per_s(self) -> None:
+        """It has no frames."""
+
+
+AnswerWatch = StreamWatch | WholeWatch
+
+
+def watch_for(path: str, clock: Clock, *, streams: bool) -> AnswerWatch:
+    """Return a watch over the answer to a request to a path, as its engine got it."""
+    return StreamWatch(path, clock) if streams else WholeWatch(path)
+
+
 def watch_over(exchange: Exchange, head: ResponseHead) -> AnswerWatch | None:
     """Watch the body that follows a head; None where nothing in it tells of tokens, such as sound, or an error."""
     if head.status >= 400:
         return None
-    for name, value in head.headers:
-        if name == b"content-type":
-            streams = _STREAMS.get(value.partition(b";")[0].strip().lower())
-            if streams is None:
-                return None
-            clock = trio.lowlevel.current_clock().current_time
-            exchange.watch = watch = AnswerWatch(exchange.target.partition("?")[0], clock, streams=streams)
-            return watch
-    return None
+    content_type = head.header(b"content-type")
+    streams = None if content_type is None else _streams(content_type)
+    if streams is None:
+        return None
+    path, clock = exchange.target.partition("?")[0], trio.lowlevel.current_clock().current_time
+    exchange.watch = watch = watch_for(path, clock, streams=streams)
+    return watch
+
+
+@functools.lru_cache(64)
+def _streams(content_type: bytes) -> bool | None:
+    """Tell whether an answer of a content type comes in events or lines; None where nothing in it tells of tokens."""
+    return _STREAMS.get(content_type.partition(b";")[0].strip().lower())

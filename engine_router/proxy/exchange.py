@@ -179,7 +179,7 @@ class ProxyExchange(LeaseHolder):
         return self._watch is not None and self._watch.has_told_all()
 
     def frames_per_s(self) -> float | None:
-        """See `AnswerWatch.frames_per_s`."""
+        """See `StreamWatch.frames_per_s`."""
         return None if self._watch is None else self._watch.frames_per_s()
 
     async def refusal(self, status: int) -> EngineRefused:
