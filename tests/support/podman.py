@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -71,6 +70,8 @@ class Podman:
 
     def _write_settings(self) -> None:
         runtime = "runc" if shutil.which("runc") else "crun"
+        import resource  # noqa: PLC0415 - not on Windows
+
         limits = [
             f"{name}={limit}:{limit}"
             for name, kind, most in (
@@ -150,7 +151,7 @@ class Podman:
 
 def _at_most(limit: int, most: int) -> int:
     """Return a limit that may be set inside of a container, where nothing may be raised."""
-    return most if limit == resource.RLIM_INFINITY else min(limit, most)
+    return most if limit < 0 else min(limit, most)  # negative: none
 
 
 def small_engine(

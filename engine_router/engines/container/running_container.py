@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +30,7 @@ _UNSURE_S: Final = 2.0
 # Seconds for the end of a container that was killed; then it is removed by force.
 _KILL_S: Final = 5.0
 _SHELL_SIGNALS: Final = 128
+_SIGKILL: Final = 9  # in the container, whatever this platform is
 
 
 @define(eq=False, kw_only=True, repr=False)
@@ -135,7 +135,7 @@ class RunningContainer:
             return state.error or "ended"
         code = state.exit_code
         by = f" (signal {code - _SHELL_SIGNALS})" if code > _SHELL_SIGNALS else ""
-        if code == _SHELL_SIGNALS + signal.SIGKILL and not self._was_killed:
+        if code == _SHELL_SIGNALS + _SIGKILL and not self._was_killed:
             by = " (SIGKILL of somebody else's: was there too little memory?)"
         return f"exited with code {code}{by}{': ' + state.error if state.error else ''}"
 
