@@ -12,7 +12,7 @@ import sys
 import time
 from urllib.parse import quote
 
-# Seconds for which a container that is not there may still be made: its router died while it asked for it.
+# Seconds for which a container may still be made, though it is not there: its router died while it asked for it.
 UNSURE_S = 3.0
 # Seconds after which it is given up. The next router on this machine removes what is left.
 GIVE_UP_S = 30.0
@@ -40,16 +40,13 @@ def remove(path: str, name: str, unsure_s: float = UNSURE_S) -> bool:
     Args:
         path: the daemon's socket.
         name: the container's name.
-        unsure_s: for how many seconds one that is not there is asked for again.
+        unsure_s: for how many seconds it may still be made, and is asked for again.
     """
     began = time.monotonic()
-    was_there = False
-    while time.monotonic() - began < GIVE_UP_S:
+    while (passed := time.monotonic() - began) < GIVE_UP_S:
         status = _ask(path, name)
-        was_there = was_there or status in (200, 204, 409)
-        if status in (200, 204):
-            return True
-        if status == http.client.NOT_FOUND and (was_there or time.monotonic() - began >= unsure_s):
+        # Podman removes what it still makes, says so, and has it all the same in the end.
+        if status in (200, 204, http.client.NOT_FOUND) and passed >= unsure_s:
             return True
         time.sleep(_INTERVAL_S)
     return False

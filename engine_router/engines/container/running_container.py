@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # Seconds that a container's last words may take after its end.
 _LAST_WORDS_S: Final = 1.0
-# Seconds for which a container that is not there may still be made: its creation was given up while it was asked for.
+# Seconds for which a container may still be made, though it is not there: its creation was given up on the way.
 _UNSURE_S: Final = 2.0
 # Seconds for the end of a container that was killed; then it is removed by force.
 _KILL_S: Final = 5.0
@@ -236,17 +236,18 @@ class RunningContainer:
         """Remove it until it is not there."""
         began, backoff = trio.current_time(), Backoff()
         while True:
+            is_unsure = not self._is_made and trio.current_time() - began < _UNSURE_S
             self._still = f"the daemon at {self.daemon.socket} does not answer"
             try:
                 await self.daemon.remove(self.name)
             except DaemonError as error:
-                is_unsure = not self._is_made and trio.current_time() - began < _UNSURE_S
                 if error.is_missing and not is_unsure:
                     return
                 self._still = str(error)
-                self._is_made = self._is_made or error.status == 409
             else:
-                return
+                # Podman may remove what it still makes, and have it all the same in the end.
+                if not is_unsure:
+                    return
             await backoff.pause()
 
     def abandon(self) -> None:
