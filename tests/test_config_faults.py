@@ -80,7 +80,7 @@ FAULTS = [
     (
         '[engines.o]\ntype = "ollama"\n"a.b" = 3',
         'engines.o."a.b"',
-        f"unknown key; known keys: {COMMON}, base_url, stop_command",
+        f"unknown key; known keys: {COMMON}, base_url, metrics_path, stop_command",
         True,
     ),
     (ENGINE + "[server]\nprt = 1", "server.prt", "unknown key; did you mean port?", True),
@@ -154,7 +154,7 @@ FAULTS = [
     (
         ENGINE + "server = 1",
         "engines.a.server",
-        f"unknown key; known keys: {COMMON.removesuffix(', type')}, scan, scan_formats, base_url, env, config_file, grace_s, log_file, ready_path, ready_check, warm_up, sleep, type, argv, cwd, stop_signal, stop_command, kill_command",
+        f"unknown key; known keys: {COMMON.removesuffix(', type')}, metrics_path, scan, scan_formats, base_url, env, config_file, grace_s, log_file, ready_path, ready_check, warm_up, sleep, type, argv, cwd, stop_signal, stop_command, kill_command",
         True,
     ),
     ("server = 1\n" + ENGINE, "server", "expected a table, got 1", True),

@@ -29,11 +29,22 @@ PIECE = b" " * 65_536
 BOMB = gzip.compress(b" " * (64 * CONTROL_ANSWER_BYTES))
 
 
-async def endless(sent: list[int], piece: bytes = PIECE) -> AsyncGenerator[bytes, None]:
-    """Send for ever, as fast as it is read."""
-    while True:
-        sent.append(len(piece))
-        yield piece
+class Endless(AsyncGenerator[bytes, None]):
+    """Pieces for ever, as fast as they are read; to several readers, of which each may leave."""
+
+    def __init__(self, sent: list[int], piece: bytes) -> None:
+        self.sent, self.piece = sent, piece
+
+    async def asend(self, _value: None) -> bytes:
+        self.sent.append(len(self.piece))
+        return self.piece
+
+    async def athrow(self, *_error: Any) -> bytes:
+        raise GeneratorExit
+
+
+def endless(sent: list[int], piece: bytes = PIECE) -> Endless:
+    return Endless(sent, piece)
 
 
 async def behind_its_end() -> AsyncGenerator[bytes, None]:

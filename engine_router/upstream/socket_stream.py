@@ -228,7 +228,7 @@ class RawStream:
 
     def is_quiet(self) -> bool:
         """Tell whether the connection is open and nothing has come on it."""
-        if self._closed or self._poll is not None:
+        if self._closed or (self._poll is not None and self.on_readable == self.close):
             return not self._closed
         try:
             self.sock.recv(1, socket.MSG_PEEK)
