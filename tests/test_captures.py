@@ -304,6 +304,7 @@ SAID = b"my key is secret-key-1"
 @pytest.mark.parametrize(
     ("body", "encoding"),
     [(gzip.compress(SAID), b"gzip"), (zlib.compress(SAID), b"Deflate"), (SAID, b"identity")],
+    ids=["gzip", "deflate", "identity"],
 )
 async def test_secrets_in_a_compressed_answer_are_hidden(body: bytes, encoding: bytes) -> None:
     told = answered(body, encoding)
@@ -315,6 +316,7 @@ async def test_secrets_in_a_compressed_answer_are_hidden(body: bytes, encoding: 
 @pytest.mark.parametrize(
     ("body", "encoding"),
     [(b"any bytes", b"br"), (gzip.compress(gzip.compress(SAID)), b"gzip, gzip"), (SAID, b"gzip")],
+    ids=["br", "twice", "not gzip"],
 )
 async def test_what_cannot_be_decoded_is_not_shown(body: bytes, encoding: bytes) -> None:
     told = answered(body, encoding)
