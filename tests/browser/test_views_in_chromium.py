@@ -75,21 +75,15 @@ def test_a_chat_and_what_becomes_of_it(chromium: Any, start_router: RouterStarte
         assert page.locator(".chart canvas").count() >= 1
 
 
-def test_the_speed_of_an_answer_is_shown_while_it_comes(
-    chromium: Any, start_router: RouterStarter, tmp_path: Path
-) -> None:
-    router = start_router(tiny(tmp_path))
-    body = {
-        "model": "tiny",
-        "messages": [{"role": "user", "content": "hi"}],
-        "stream": True,
-        "temperature": 0,
-    }
+def test_the_speed_of_an_answer_is_shown_while_it_comes(chromium: Any, start_router: RouterStarter) -> None:
+    # An engine that writes a word every hundredth of a second until somebody ends the request.
+    argv = [sys.executable, str(PROGRAMS / "heedless_engine.py"), "{port}"]
+    settings = 'models = ["talker"]\ndiscover = false\nready_path = "/state"\n'
+    router = start_router(f'{NO_GAUGE}[engines.talk]\ntype = "process"\nargv = {argv!r}\n{settings}')
+    asked = {"model": "talker", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     ended: list[int] = []
 
     def ask() -> None:
-        # As long as it takes: the model begins anew wherever it would end, until somebody ends the request.
-        asked = {**body, "max_tokens": 100_000, "ignore_eos": True}
         with httpx.stream(
             "POST", f"{router.url}v1/chat/completions", json=asked, timeout=300, trust_env=False
         ) as answer:
