@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
 from engine_router.config import ContainerConfig
-from engine_router.config.template import NO_ARGUMENTS, TemplateModels
+from engine_router.config.template import NO_ARGUMENTS
 from engine_router.engines.base import ResidentId, Supervision
 from engine_router.engines.container import removal
 from engine_router.engines.container.creation import creation, image_of, missing_source
@@ -21,18 +22,13 @@ from engine_router.engines.container.ownership import ENGINE, MODEL, OWNER, Owne
 from engine_router.engines.container.pull import PullProgress
 from engine_router.engines.container.running_container import RunningContainer
 from engine_router.engines.container.sockets import NoSocket, find_socket
-from engine_router.engines.ports import ClaimedPort, address_of
+from engine_router.engines.ports import address_of
 from engine_router.engines.settings_file import set_values, settings_obstacle
-from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.started.log_file import open_log_file
 from engine_router.engines.started.output import EngineOutput
 from engine_router.engines.started.started_engine import StartedEngine
 from engine_router.errors import EngineStartFailed, EngineUnreachable
 from engine_router.guards.masking import masked_argv
-from engine_router.upstream.control_client import ControlClient
-
-if TYPE_CHECKING:
-    from engine_router.engines.process.process_tree import Guardian
 
 T = TypeVar("T")
 
@@ -45,20 +41,12 @@ _PODMAN_WITH_GPUS: Final = 5
 class ContainerEngine(StartedEngine[ContainerConfig]):
     """Starts a container, watches it, and ends it. Each start makes a new one, of a name of its own."""
 
-    def __init__(
-        self,
-        name: str,
-        config: ContainerConfig,
-        client: ControlClient,
-        *,
-        guardian: Guardian | None = None,
-        sleep_registry: SleepRegistry | None = None,
-        models: TemplateModels | None = None,
-    ) -> None:
-        super().__init__(name, config, client, sleep_registry=sleep_registry, models=models)
-        self._guardian = guardian
-        self._owner: Owner | None = None
-        self._daemons: dict[str, Daemon] = {}  # by their sockets
+    _owner: Owner | None = None  # once it was asked for
+
+    @functools.cached_property
+    def _daemons(self) -> dict[str, Daemon]:
+        """The daemons that were asked, by their sockets."""
+        return {}
 
     async def obstacle(self, resident: ResidentId) -> str | None:
         """Say so where no daemon can be asked, or the image is missing and not to be pulled."""
@@ -140,11 +128,8 @@ class ContainerEngine(StartedEngine[ContainerConfig]):
         except NoSocket as error:
             raise EngineStartFailed(self.name, f"cannot be started: {error}") from None
         log, file = self.logs.of(resident), await open_log_file(self.name, self.config)
-        claim = None
         try:
-            if (base_url := self.config.base_url) is None:
-                claim = ClaimedPort()
-                base_url = f"http://127.0.0.1:{claim.number}"
+            base_url, claim = self._place()
         except BaseException:
             if file is not None:
                 file.close()

@@ -9,39 +9,22 @@ import psutil
 import trio
 
 from engine_router.config import ProcessConfig
-from engine_router.config.template import TemplateModels
 from engine_router.engines.base import ResidentId, Supervision
-from engine_router.engines.ports import ClaimedPort, address_of, head_of, is_taken
+from engine_router.engines.ports import address_of, head_of, is_taken
 from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.end_commands import EndCommands, end_commands
-from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.process.running_process import RunningProcess, began_at
 from engine_router.engines.process.shared_memory import SharedMemory, shared_memory
 from engine_router.engines.process.start import spawn, start_obstacle
 from engine_router.engines.settings_file import set_values
-from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.started.log_file import open_log_file
 from engine_router.engines.started.output import EngineOutput
 from engine_router.engines.started.started_engine import StartedEngine
 from engine_router.guards.masking import masked_argv
-from engine_router.upstream.control_client import ControlClient
 
 
 class ProcessEngine(StartedEngine[ProcessConfig]):
     """Starts its command, watches it, and ends it with all that it started."""
-
-    def __init__(
-        self,
-        name: str,
-        config: ProcessConfig,
-        client: ControlClient,
-        *,
-        guardian: Guardian | None = None,
-        sleep_registry: SleepRegistry | None = None,
-        models: TemplateModels | None = None,
-    ) -> None:
-        super().__init__(name, config, client, sleep_registry=sleep_registry, models=models)
-        self._guardian = guardian
 
     async def obstacle(self, resident: ResidentId) -> str | None:
         """Say so where the program, its folder or its model file is missing; see `Engine.obstacle`."""
@@ -67,9 +50,7 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
         log_start, began = log.count, time.time()
         claim = None
         try:
-            if (base_url := self.config.base_url) is None:
-                claim = ClaimedPort()
-                base_url = f"http://127.0.0.1:{claim.number}"
+            base_url, claim = self._place()
             port = address_of(base_url)[1]
             argv = self.command(resident, port)
             await set_values(self.name, self.config.config_file, self._values(resident, port))

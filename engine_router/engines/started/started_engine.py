@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
@@ -13,7 +13,7 @@ from engine_router.config.template import NO_ARGUMENTS, ModelArguments, Template
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.engines.masking import engine_mask
-from engine_router.engines.ports import address_of, described, is_taken, owner_of
+from engine_router.engines.ports import ClaimedPort, address_of, described, is_taken, owner_of
 from engine_router.engines.readiness import CANNOT_ASK, PORT, Check, ReadinessProbe
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.sleep.registry import SleepRegistry
@@ -31,6 +31,9 @@ from engine_router.errors import (
     OutOfResources,
 )
 from engine_router.upstream.control_client import ControlClient
+
+if TYPE_CHECKING:
+    from engine_router.engines.process.process_tree import Guardian
 
 LIST_TIMEOUT_S = 3.0
 
@@ -52,6 +55,7 @@ class StartedEngine(ABC, Generic[C]):
         config: C,
         client: ControlClient,
         *,
+        guardian: Guardian | None = None,
         sleep_registry: SleepRegistry | None = None,
         models: TemplateModels | None = None,
     ) -> None:
@@ -60,6 +64,7 @@ class StartedEngine(ABC, Generic[C]):
         self.logs = EngineLogs(engine_mask(config))
         self.log = self.logs.engine
         self._client = client
+        self._guardian = guardian
         self._models = models
         self._is_template = is_template(config)
         self._unstopped: dict[ResidentId, RunningServer] = {}
@@ -88,6 +93,13 @@ class StartedEngine(ABC, Generic[C]):
     @abstractmethod
     async def find(self) -> Sequence[ResidentId]:
         """Return what runs already; see `Engine.find`."""
+
+    def _place(self) -> tuple[str, ClaimedPort | None]:
+        """Return the base URL of a server that is about to be started: its own, or one on a port that is claimed."""
+        if self.config.base_url is not None:
+            return self.config.base_url, None
+        claim = ClaimedPort()
+        return f"http://127.0.0.1:{claim.number}", claim
 
     def resident_of(self, model: str) -> ResidentId:
         """Return the resident that serves a model: the engine, or one for each model of a template."""
