@@ -23,6 +23,7 @@ from engine_router.residency.page_cache import Prefetch
 from engine_router.residency.rules import ResidencySettings
 from engine_router.residency.settings import make_settings
 from engine_router.upstream.client import Upstream
+from engine_router.upstream.forwarding import EngineRequests
 
 
 @frozen(eq=False, repr=False)
@@ -44,6 +45,11 @@ class Snapshot:
     sessions: Sessions
     access: AccessCheck = field(init=False)
     planner: ForwardPlanner = field(init=False)
+
+    @property
+    def requests(self) -> Mapping[str, EngineRequests]:
+        """What makes requests to each engine, by its name."""
+        return self.planner.requests
 
     @property
     def default_model(self) -> str | None:

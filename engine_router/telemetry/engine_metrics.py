@@ -6,7 +6,7 @@ engine that is about to be stopped is not kept from its end either: the scrape l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 from urllib.parse import quote
 
@@ -58,6 +58,11 @@ class InForce(Protocol):
         """Its models."""
         ...
 
+    @property
+    def requests(self) -> Mapping[str, EngineRequests]:
+        """What makes requests to each engine, by its name."""
+        ...
+
 
 @frozen
 class _Source:
@@ -102,7 +107,7 @@ class EngineMetrics:
             snapshot = self._snapshot()
             async with trio.open_nursery() as nursery:
                 for source in self._sources(snapshot):
-                    nursery.start_soon(self._ask, snapshot.config, source, found)
+                    nursery.start_soon(self._ask, snapshot.requests[source.engine], source, found)
         return "".join(self._lines(found)).encode()
 
     def let_go(self, base_url: str) -> None:
@@ -149,14 +154,16 @@ class EngineMetrics:
         ]
         return list(dict.fromkeys(found))
 
-    async def _ask(self, config: Config, source: _Source, found: dict[_Source, Exposition | None]) -> None:
+    async def _ask(
+        self, requests: EngineRequests, source: _Source, found: dict[_Source, Exposition | None]
+    ) -> None:
         fault, exposition = "", None
         with trio.CancelScope() as scope:
             scopes = self._scopes.setdefault(source.base_url, set())
             scopes.add(scope)
             try:
                 with trio.move_on_after(ENGINE_METRICS_S) as bound:
-                    exposition = await self._read(config, source)
+                    exposition = await self._read(requests, source)
                 if bound.cancelled_caught:
                     fault = f"did not give them within {ENGINE_METRICS_S:g} s"
             except BadExposition as error:
@@ -173,14 +180,14 @@ class EngineMetrics:
         if fault:
             self._tell(source.engine, fault)
 
-    async def _read(self, config: Config, source: _Source) -> Exposition:
+    async def _read(self, requests: EngineRequests, source: _Source) -> Exposition:
         """Ask an engine for its metrics.
 
         Raises:
             BadExposition: what it answers is none.
             EngineError: it cannot be reached, or broke off.
         """
-        outgoing = EngineRequests(config, source.engine).outgoing("GET", source.path, (_ACCEPT,), b"")
+        outgoing = requests.outgoing("GET", source.path, (_ACCEPT,), b"")
         outgoing.headers = [*outgoing.headers, _CLOSE]
         exchange = await self._upstream.send(outgoing.to(source.base_url))
         try:
