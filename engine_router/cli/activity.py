@@ -7,7 +7,7 @@ import codecs
 import http.client
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -27,39 +27,41 @@ def run(options: argparse.Namespace) -> int:
     """Show past requests, or figures; raises as `Call.read`."""
     address = locate(options)
     if options.command == "figures":
-        return _figures(address, options)
+        span = urlencode({"span_s": int(options.since), "points": options.points})
+        return _shown(address, f"/admin/figures?{span}", _show_figures, as_json=options.json)
     query = {name: value for name in _FILTERS if (value := getattr(options, name)) is not None}
     if options.since is not None:
         query["since"] = f"{time.time() - options.since:.3f}"
     if options.csv:
         return _csv(address, query)
     if options.histogram:
-        return _histograms(address, query, as_json=options.json)
-    answer = get(address, f"/admin/activity?{urlencode({**query, 'limit': options.lines})}")
-    if options.json:
-        show_json(answer)
-        return OK
-    try:
-        _show(answer)
-    except (KeyError, TypeError):
-        raise not_understood(address) from None
-    return OK
+        path = f"/admin/activity/histogram?{urlencode(query)}"
+        return _shown(address, path, _show_histograms, as_json=options.json)
+    limited = urlencode({**query, "limit": options.lines})
+    return _shown(address, f"/admin/activity?{limited}", _show_requests, as_json=options.json)
 
 
-def _histograms(address: RouterAddress, query: Mapping[str, str], *, as_json: bool) -> int:
-    answer = get(address, f"/admin/activity/histogram?{urlencode(query)}")
+def _shown(
+    address: RouterAddress, path: str, show: Callable[[Mapping[str, Any]], None], *, as_json: bool
+) -> int:
+    """Ask for something of the history, and show it; as JSON, or where one is kept."""
+    answer = get(address, path)
     if as_json:
         show_json(answer)
         return OK
     try:
-        if not answer["enabled"]:
+        if answer["enabled"]:
+            show(answer)
+        else:
             say(f"no history is kept: {answer['why_off']}")
-            return OK
-        for title, name, unit in (("First token", "first_token_s", " s"), ("Tokens/s", "tokens_per_s", "")):
-            _show_histogram(title, answer[name], unit)
     except (KeyError, TypeError):
         raise not_understood(address) from None
     return OK
+
+
+def _show_histograms(answer: Mapping[str, Any]) -> None:
+    for title, name, unit in (("First token", "first_token_s", " s"), ("Tokens/s", "tokens_per_s", "")):
+        _show_histogram(title, answer[name], unit)
 
 
 def _show_histogram(title: str, histogram: Mapping[str, Any], unit: str) -> None:
@@ -91,11 +93,9 @@ def _csv(address: RouterAddress, query: Mapping[str, str]) -> int:
     return OK
 
 
-def _show(answer: Mapping[str, Any]) -> None:
+def _show_requests(answer: Mapping[str, Any]) -> None:
     rows = [_row(entry) for entry in reversed(answer["requests"])]
-    if not answer["enabled"]:
-        say(f"no history is kept: {answer['why_off']}")
-    elif not rows:
+    if not rows:
         say("no request is remembered that matches")
     else:
         headings = (
@@ -141,29 +141,16 @@ def _seconds(value: float | None) -> str:
     return NOTHING if value is None else seconds(value)
 
 
-def _figures(address: RouterAddress, options: argparse.Namespace) -> int:
-    answer = get(
-        address, f"/admin/figures?{urlencode({'span_s': int(options.since), 'points': options.points})}"
-    )
-    if options.json:
-        show_json(answer)
-        return OK
-    try:
-        if not answer["enabled"]:
-            say(f"no history is kept: {answer['why_off']}")
-            return OK
-        models = [_model(name, lines) for name, lines in answer["models"].items()]
-        if models:
-            Table(("Model", "Requests", "Tokens", "Tok/s"), models, frozenset((1, 2, 3))).show()
-            say()
-        pools = [_pool(name, pool) for name, pool in answer["pools"].items()]
-        if pools:
-            Table(("Pool", "Memory", "Most used", "Used now"), pools, frozenset((1, 2, 3))).show()
-            say()
-        say(f"today: {answer['today']['text']}")
-    except (KeyError, TypeError):
-        raise not_understood(address) from None
-    return OK
+def _show_figures(answer: Mapping[str, Any]) -> None:
+    models = [_model(name, lines) for name, lines in answer["models"].items()]
+    if models:
+        Table(("Model", "Requests", "Tokens", "Tok/s"), models, frozenset((1, 2, 3))).show()
+        say()
+    pools = [_pool(name, pool) for name, pool in answer["pools"].items()]
+    if pools:
+        Table(("Pool", "Memory", "Most used", "Used now"), pools, frozenset((1, 2, 3))).show()
+        say()
+    say(f"today: {answer['today']['text']}")
 
 
 def _model(name: str, lines: Mapping[str, list[float | None]]) -> tuple[str, ...]:
