@@ -10,7 +10,7 @@ from engine_router.config.remote import own_headers
 from engine_router.engines.masking import engine_mask
 from engine_router.errors import ConfigError
 from engine_router.models.config_warnings import warnings
-from engine_router.upstream.address import address_of
+from engine_router.upstream.address import RemoteAddress
 
 KEY = "sk-the-owners-key"
 CLOUD = f'[engines.cloud]\ntype = "remote"\nbase_url = "https://cloud.example/v1"\napi_key = "{KEY}"\nmodels = ["m"]\n'
@@ -29,8 +29,9 @@ CLOUD = f'[engines.cloud]\ntype = "remote"\nbase_url = "https://cloud.example/v1
 )  # fmt: skip
 def test_where_requests_go(url: str, origin: str, chat: str, messages: str, tags: str) -> None:
     config = parse_config(f'[engines.c]\ntype = "remote"\nbase_url = "{url}"')
-    address = address_of(config.engines["c"])
-    assert address is not None
+    engine = config.engines["c"]
+    assert isinstance(engine, RemoteConfig)
+    address = RemoteAddress.of(engine)
     assert address.origin == origin
     assert address.target("/v1/chat/completions") == chat
     assert address.target("/v1/messages") == messages

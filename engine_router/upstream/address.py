@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
-from engine_router.config import EngineConfig, RemoteConfig
+from engine_router.config import RemoteConfig
 from engine_router.config.values import expanded
 from engine_router.guards.limits import REMEMBERED_PATHS
 
@@ -29,21 +29,19 @@ class RemoteAddress:
     path: str
     ca_file: str | None
 
+    @classmethod
+    def of(cls, remote: RemoteConfig) -> RemoteAddress:
+        """Return the address of a configured remote."""
+        url = urlsplit(remote.base_url)
+        ca_file = None if remote.ca_file is None else str(expanded(remote.ca_file))
+        return cls(f"{url.scheme}://{url.netloc}", url.path, ca_file)
+
     def target(self, target: str) -> str:
         """Return path and query for the remote of what a client asked for; as the clients of each dialect put it together.
 
         OpenAI's have `/v1` in their base URL, Anthropic's and Ollama's have not.
         """
         return _target(self.path, target) if self.path else target
-
-
-def address_of(engine: EngineConfig) -> RemoteAddress | None:
-    """Return a remote's address; None for all other engines, which are where they were started or have no path."""
-    if not isinstance(engine, RemoteConfig):
-        return None
-    url = urlsplit(engine.base_url)
-    ca_file = None if engine.ca_file is None else str(expanded(engine.ca_file))
-    return RemoteAddress(f"{url.scheme}://{url.netloc}", url.path, ca_file)
 
 
 @functools.lru_cache(REMEMBERED_PATHS)

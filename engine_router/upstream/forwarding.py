@@ -11,10 +11,10 @@ from typing import Final
 
 from attrs import define
 
-from engine_router.config import Config
+from engine_router.config import Config, RemoteConfig
 from engine_router.config.remote import own_headers
 from engine_router.errors import EngineRefused
-from engine_router.upstream.address import RemoteAddress, address_of
+from engine_router.upstream.address import RemoteAddress
 from engine_router.upstream.http1 import Arriving, Headers, ResponseHead, UpstreamRequest, first_value
 
 KEY_HEADER: Final = b"x-engine-router-key"
@@ -140,7 +140,8 @@ class EngineRequests:
         settings = config.engines[engine]
         self._engine = engine
         self._connect_timeout_s = settings.connect_timeout_s
-        self._remote = address_of(settings)
+        # Other engines are where they were started, or have no path.
+        self._remote = RemoteAddress.of(settings) if isinstance(settings, RemoteConfig) else None
         self._added = _added(own_headers(settings))
         self._added_to_messages = _added(own_headers(settings, to_messages=True))
         self._dropped = _NOT_FORWARDED.union(name for name, _ in self._added)

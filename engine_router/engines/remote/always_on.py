@@ -12,7 +12,7 @@ from engine_router.engines.base import Ended, Endpoint, ResidentId, Supervision
 from engine_router.engines.remote.circuit import CircuitBreaker
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.remote_engine import RemoteEngine
-from engine_router.upstream.address import RemoteAddress, address_of
+from engine_router.upstream.address import RemoteAddress
 from engine_router.upstream.connect import dial, reason
 from engine_router.upstream.control_client import ControlClient
 
@@ -25,7 +25,7 @@ class AlwaysOnEngine(RemoteEngine[RemoteConfig]):
 
     def __init__(self, name: str, config: RemoteConfig, client: ControlClient) -> None:
         super().__init__(name, config, client)
-        self._address = _address(config)
+        self._address = RemoteAddress.of(config)
         self.server = EngineClient(name, config, self._address.origin, client, ca_file=self._address.ca_file)
         self._listed: tuple[str, ...] | None = None
         self._listed_at = 0.0
@@ -97,10 +97,3 @@ class AlwaysOnEngine(RemoteEngine[RemoteConfig]):
             return f"it does not accept connections at {base_url}: {reason(error)}"
         connection.close()
         return None
-
-
-def _address(config: RemoteConfig) -> RemoteAddress:
-    address = address_of(config)
-    if address is None:
-        raise TypeError("a remote without an address")
-    return address
