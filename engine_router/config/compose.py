@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from engine_router.config.values import expanded, shown
+from engine_router.config.values import expanded, read_size, shown
 from engine_router.guards.documents import Unreadable, read_text
 from engine_router.guards.yaml_reader import read_yaml
 
@@ -114,7 +114,7 @@ class _Service:
             "pull_policy": lambda value: {"pull": _PULL.get(str(value), "missing")},
             "stop_grace_period": lambda value: {"grace_s": _seconds(value)},
             "ulimits": lambda value: {"host_config": {"Ulimits": list(_ulimits(value))}},
-            "mem_limit": lambda value: {"host_config": {"Memory": _bytes(value)}},
+            "mem_limit": lambda value: {"host_config": {"Memory": read_size(value)}},
         }
         found: Options = {"env": dict(self._env_files())}
         for key, value in self._service.items():
@@ -240,12 +240,6 @@ def _seconds(value: Any) -> float:
     if found is None or not found[0]:
         raise ValueError(f"stop_grace_period {shown(str(value))} is no time such as 30s")
     return 60 * int(found[1] or 0) + float(found[2] or 0)
-
-
-def _bytes(value: Any) -> int:
-    from engine_router.config.values import read_size  # noqa: PLC0415 - seldom needed
-
-    return read_size(value)
 
 
 def _env_file(path: Path, *, missing_ok: bool) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """A connected socket on trio without the layers between: the cheapest stream that is still an ordinary one.
 
-trio's own SocketStream costs about ten times the system call for each operation. Here an operation is tried
-at once, and only what would block waits, on trio's `wait_readable` and `wait_writable`: the same code on
-every platform.
+trio's own SocketStream costs about ten times the system call for each operation. Here a send is tried at once, and
+waits by trio's `wait_writable` only where it would block. Whoever receives waits in the poll that all sockets share,
+and by trio's `wait_readable` on platforms without it.
 """
 
 from __future__ import annotations

@@ -89,9 +89,10 @@ def container_options(words: Sequence[str]) -> Options | None:
     """
     if len(words) < 3 or words[1] != "run" or PurePath(words[0]).name not in ("docker", "podman"):
         return None
-    options, (image, *command) = _split(words[2:])
-    if not image:
+    options, rest = split_run_options(words[2:])
+    if not rest or not rest[0]:
         return None
+    image, *command = rest
     found: Options = {"image": image, **({"command": command} if command else {})}
     for name, value in options:
         if name not in _IGNORED and not _add(found, name, value):
@@ -119,11 +120,6 @@ def ends_only(command: str, name: str | None) -> bool:
     if len(words) < 3 or PurePath(words[0]).name not in ("docker", "podman") or words[1] not in _STOPS:
         return False
     return words[-1] == name and all(word.startswith("-") or word.isdecimal() for word in words[2:-1])
-
-
-def _split(words: Sequence[str]) -> tuple[list[tuple[str, str]], Sequence[str]]:
-    options, rest = split_run_options(words)
-    return options, rest or [""]
 
 
 def _add(found: Options, name: str, value: str) -> bool:
