@@ -51,10 +51,8 @@ def example_of(rule: Rule) -> str:
 
 def entry_of(method: str, path: str) -> str | None:
     """Return the pattern of the entry that decides on a route; None where none does."""
-    for (methods, pattern, _), (_, regex, _) in zip(route_scopes.TABLE, route_scopes._COMPILED, strict=True):
-        if (methods == "ANY" or method in methods.split()) and regex.fullmatch(path):
-            return pattern
-    return None
+    matching = (p for methods, p, _ in route_scopes.TABLE if route_scopes.matches(methods, p, method, path))
+    return next(matching, None)
 
 
 # These say where what is not known otherwise goes: to an engine, or nowhere.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import re
 from typing import Final
 
 from engine_router.config import KeyConfig
@@ -27,7 +26,7 @@ class Scope(enum.IntEnum):
 
 _ANY: Final = "ANY"
 _READ: Final = "GET HEAD OPTIONS"
-# In a pattern, `*` is the rest of a path, or an id with slashes in it. The first entry that matches counts.
+# A pattern has at most one `*`: the rest of a path, or an id with slashes in it. The first entry that matches counts.
 TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
     (_ANY, "/", Scope.OPEN),
     (_READ, "/ui/*", Scope.OPEN),
@@ -74,14 +73,15 @@ TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
 )
 """Methods, pattern of the path, and scope. What no entry matches is an admin's, unless it is proxied."""
 
-_COMPILED: Final = tuple(
-    (
-        frozenset(methods.split()),
-        re.compile(".+".join(map(re.escape, pattern.split("*"))), re.DOTALL),
-        scope,
-    )
-    for methods, pattern, scope in TABLE
-)
+
+def matches(methods: str, pattern: str, method: str, path: str) -> bool:
+    """Tell whether a route is one of an entry's; something stands where its pattern has the `*`."""
+    if methods != _ANY and method not in methods.split():
+        return False
+    before, star, after = pattern.partition("*")
+    if not star:
+        return path == pattern
+    return len(path) > len(before) + len(after) and path.startswith(before) and path.endswith(after)
 
 
 @functools.lru_cache(REMEMBERED_PATHS)
@@ -91,8 +91,8 @@ def scope_of(method: str, path: str) -> Scope:
     Args:
         path: as the routes see it, decoded and tidied.
     """
-    for methods, pattern, scope in _COMPILED:
-        if (_ANY in methods or method in methods) and pattern.fullmatch(path) is not None:
+    for methods, pattern, scope in TABLE:
+        if matches(methods, pattern, method, path):
             return scope
     return Scope.KEY if is_proxied(path) else Scope.ADMIN
 
