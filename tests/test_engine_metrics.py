@@ -234,6 +234,7 @@ async def test_an_engine_that_is_not_there_any_more(tmp_path: Path) -> None:
             type = "http"
             base_url = "{server.base_url}"
             models = ["a", "b"]
+            metrics_path = "/metrics"
             load = {{ path = "/api/v1/models/load", body = {{ model = "{{model}}" }} }}
             unload = {{ path = "/api/v1/models/unload", body = {{ instance_id = "{{instance}}" }} }}
             loaded = {{ path = "/api/v1/models", key = "models", id = "key", instances = "loaded_instances" }}

@@ -226,6 +226,10 @@ class HttpConfig(EngineConfig):
 
     type: Literal["http"] = option("http", "A running server that loads models when told over HTTP.")
     base_url: BaseUrl = required("Where it listens.")
+    metrics_path: UrlPathOrEmpty = option(
+        "",
+        'Path of its own metrics for /metrics?engines=1, such as "/metrics"; none when empty, as TabbyAPI and LM Studio have none.',
+    )
     load: CallConfig | None = option(
         None, "Call that loads a model; absent where the first request loads it."
     )

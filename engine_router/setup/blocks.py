@@ -28,9 +28,10 @@ _OF_KIND: Final = (
     "discover",
     "endpoints",
     "stream_upstream",
+    "metrics_path",
 )
 # How it says that an engine is called.
-_CALLS: Final = ("headers", "load", "unload", "loaded")
+_CALLS: Final = ("headers", "metrics_path", "load", "unload", "loaded")
 
 
 def start_options(kind: str) -> list[str]:

@@ -89,7 +89,15 @@ def _safetensors_block(
 ) -> Block:
     commands: Mapping[str, Sequence[str]] = {
         "vllm": (*program, "serve", "{path}", "--served-model-name", "{model}"),
-        "sglang": (*program, "serve", "--model-path", "{path}", "--served-model-name", "{model}"),
+        "sglang": (
+            *program,
+            "serve",
+            "--model-path",
+            "{path}",
+            "--served-model-name",
+            "{model}",
+            "--enable-metrics",
+        ),
         "mlx": (*program, "--model", "{path}"),
     }
     argv = [*commands[kind], "--host", "127.0.0.1", "--port", "{port}"]
