@@ -189,11 +189,11 @@ class ChatAnswer:
             self._blocks.add_text("text", text)
         if self._top_logprobs is not None and choice.get("logprobs"):
             self._add_logprobs(choice["logprobs"], self._top_logprobs, has_text=bool(thinking or text))
-        calls = delta.get("tool_calls") or []
-        if not isinstance(calls, list):
-            raise misshapen("tool calls that are no list")
-        for position, call in enumerate(calls):
-            self._blocks.add_call(call, position)
+        if calls := delta.get("tool_calls"):
+            if not isinstance(calls, list):
+                raise misshapen("tool calls that are no list")
+            for position, call in enumerate(calls):
+                self._blocks.add_call(call, position)
         if (reason := choice.get("finish_reason")) is not None:
             self.finish = finish_reason_of(reason) or self.finish
             self._note_stop(

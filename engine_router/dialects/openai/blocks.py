@@ -145,10 +145,8 @@ class AnswerBlocks:
                 block.number = self._opened
                 self._opened += 1
                 block.held = block.held or [("", ())]
-            pieces += [
-                AnswerPiece(block.number, block.kind, text, block.id, block.name, logprobs)
-                for text, logprobs in block.held
-            ]
+            for text, logprobs in block.held:  # nearly always one
+                pieces.append(AnswerPiece(block.number, block.kind, text, block.id, block.name, logprobs))
             block.held = []
             if (final or len(self._waiting) > 1) and (rest := block.rest()):
                 pieces.append(AnswerPiece(block.number, block.kind, rest, block.id, block.name))
@@ -187,6 +185,8 @@ class _AnswerBlock:
 
     def joined(self, text: str) -> str:
         """Return a piece as it goes on, with the half of a surrogate pair before it; one at its end stays behind."""
+        if text.isascii() and not self._half:  # nearly every piece
+            return text
         text = self._half + text
         self._half = half_at_end(text)
         return mended(text[:-1] if self._half else text)
