@@ -47,7 +47,8 @@ class Event:
 class SwapBegan(Event):
     """A swap was decided on. `source` or `target` is None where memory was empty or stays empty.
 
-    `expected_s` is what it took the last time, where known; `waiting` is how many requests wait in the pool.
+    `expected_s` is what it took the last time, where known; `waiting` is how many requests wait in the pool, `in_flight`
+    how many `source` still serves.
     """
 
     pool: str
@@ -56,6 +57,7 @@ class SwapBegan(Event):
     cause: str
     expected_s: float | None = None
     waiting: int = 0
+    in_flight: int = 0
 
 
 @frozen(kw_only=True, repr=False)

@@ -162,6 +162,7 @@ async def test_a_bad_answer_costs_the_engines_own_samples(
     said: Mapping[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_metrics, "ENGINE_METRICS_S", 0.5 if "rest" in said else 100.0)
+    monkeypatch.setattr(engine_metrics, "ENGINE_METRICS_PAUSE_S", 0.0)
     engines = [
         engine(tmp_path, "bad", said, memory_gb=1),
         engine(tmp_path, "good", {"body": SGLANG}, memory_gb=1),
@@ -180,6 +181,53 @@ async def test_a_bad_answer_costs_the_engines_own_samples(
         found = await scrape(router)
         assert found[UP, "bad", "bad-model"] == found[UP, "good", "good-model"] == 1
         assert found["sglang:num_running_reqs", "bad", "bad-model"] == 162
+
+
+async def test_an_engine_that_does_not_answer_is_left_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_metrics, "ENGINE_METRICS_S", 0.5)
+    slow = engine(tmp_path, "slow", {"body": VLLM, "rest": "hang"}, memory_gb=1)
+    async with routing(slow, load=("slow-model",)) as router:
+        assert (await scrape(router))[UP, "slow", "slow-model"] == 0
+        # Were it asked again, this scrape would take 1,000 seconds.
+        monkeypatch.setattr(engine_metrics, "ENGINE_METRICS_S", 1000.0)
+        for _ in range(3):
+            assert (await scrape(router))[UP, "slow", "slow-model"] == 0
+        assert len(asked(router, "slow")) == 1
+        # What is started anew is asked anew.
+        say(tmp_path, "slow", {"body": VLLM})
+        router.supervisor.unload(ResidentId("slow"))
+        await until(lambda: not router.read_model.present())
+        async with router.lease("slow-model"):
+            pass
+        assert (await scrape(router))[UP, "slow", "slow-model"] == 1
+
+
+def test_pauses_grow_and_end() -> None:
+    pauses, now, lengths = engine_metrics._Pauses(), 1000.0, []
+    hung, other = (engine_metrics._Source(name, "m", f"http://{name}", "/metrics") for name in ("a", "b"))
+    for _ in range(6):
+        began = now
+        pauses.begin(hung, now)
+        assert not pauses.is_paused(other, now)
+        while pauses.is_paused(hung, now):
+            now += 5.0
+        lengths.append(now - began)
+    assert lengths == [30, 60, 120, 240, 480, 480]
+    pauses.begin(hung, now)
+    for forget in (
+        lambda: pauses.end(hung),
+        lambda: pauses.end_all("http://a"),
+        lambda: pauses.keep([other]),
+    ):
+        pauses.begin(hung, now)
+        pauses.begin(other, now)
+        pauses.end_all("http://c")
+        assert pauses.is_paused(hung, now)
+        forget()
+        assert not pauses.is_paused(hung, now)
+        assert pauses.is_paused(other, now)
 
 
 async def test_an_engine_that_does_not_answer_keeps_nobody_from_its_stop(

@@ -76,6 +76,8 @@ def test_every_family_is_described_and_nothing_is_there_before_anything_happened
         "load_wait_seconds",
         "swap_seconds",
         "swap_phase_seconds",
+        "in_flight_at_swap_start",
+        "resident_start_time_seconds",
         "settle_seconds",
         "start_seconds",
         "deaths",
@@ -166,6 +168,38 @@ def test_swaps() -> None:
     assert value(of, "swap_seconds_sum") == 26
     assert value(of, "swap_phase_seconds_sum", phase="start") == 23.5
     assert value(of, "swap_phase_seconds_count", phase="settle") == 1
+
+
+def test_what_a_swap_has_to_wait_for() -> None:
+    of = metrics()
+    for source, count in (("a", 0), ("a", 3), (None, 0)):
+        of.observe(
+            SwapBegan(at=0.0, pool="default", source=source, target="b", cause="request", in_flight=count)
+        )
+    assert value(of, "in_flight_at_swap_start_count") == 2
+    assert value(of, "in_flight_at_swap_start_sum") == 3
+    assert [value(of, "in_flight_at_swap_start_bucket", le=le) for le in ("0.0", "2.0", "4.0")] == [1, 1, 2]
+
+
+def test_when_the_start_of_each_resident_began() -> None:
+    a, b = ("default", "a"), ("default", "b")
+    ready, present = {b: 1.0}, {a: 0.0, b: 0.0}
+    of = metrics(resident=ready, in_flight=present)
+
+    def began(resident: str) -> float:
+        return value(of, "resident_start_time_seconds", pool="default", resident=resident)
+
+    for resident in "ab":
+        of.observe(ResidentReady(at=1e9, pool="default", resident=resident, start_s=12.5, adopted=False))
+    # One that is drained, or not quite ready, is not shown, and not forgotten.
+    assert math.isnan(began("a"))
+    assert began("b") == 1e9 - 12.5
+    ready[a] = 1.0
+    assert began("a") == 1e9 - 12.5
+    del present[a]
+    assert math.isnan(began("a"))
+    present[a] = 0.0
+    assert math.isnan(began("a"))
 
 
 def test_residents_and_memory() -> None:

@@ -719,6 +719,7 @@ async def test_the_events_of_a_swap_come_in_order(autojump_clock: MockClock) -> 
         began, ended = world.of(SwapBegan)[0], world.swaps()[0]
         assert isinstance(began, SwapBegan)
         assert (began.source, began.target, began.cause) == ("a", "b", "b has waited 60 s")
+        assert (began.in_flight, began.waiting) == (1, 1)
         assert ended.result == "ok"
         assert ended.phases == pytest.approx({"drain": 10, "stop": 1, "settle": 0, "start": 10})
         assert ended.duration_s == pytest.approx(21)

@@ -96,7 +96,7 @@ def _toml(folder: Path, port: int) -> str:
     for model in MODELS:
         argv = [sys.executable, "-m", "engine_router.llamacpp", "--model", str(folder / f"{model}.gguf")]
         # More threads would spin against each other: the models are tiny, and two cores may be all there is.
-        argv += ["--alias", model, "--threads", "1", "--port", "{port}"]
+        argv += ["--alias", model, "--threads", "1", "--port", "{port}", "--metrics"]
         listed = ",\n".join(f"  {json.dumps(word)}" for word in argv)
         lines += ["", f"[engines.{model}]", 'type = "process"', f"argv = [\n{listed},\n]"]
         lines += [f'models = ["{model}"]']

@@ -169,6 +169,10 @@ ALL_ENGINE_METRICS_SERIES: Final = 50_000
 ENGINE_METRICS_S: Final = 2.0
 """Seconds in which an engine has to give its metrics. All are asked at the same time; Prometheus waits for 5 s or 10 s."""
 
+ENGINE_METRICS_PAUSE_S: Final = 30.0
+ENGINE_METRICS_LONGEST_PAUSE_S: Final = 480.0
+"""Seconds for which an engine is not asked that did not answer in that time; doubled each time, up to the longest."""
+
 LISTED_MODELS: Final = 2000
 """Models that one engine may list; every list and status that the router gives goes through all of them."""
 

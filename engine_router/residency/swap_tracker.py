@@ -145,6 +145,7 @@ class SwapTracker:
         swap = Swap([] if source is None else [source], target, cause, now)
         swap.expected_s = self._whole(source, target)
         self.swaps.append(swap)
+        leaving = None if source is None else self._ledger.state(source)
         self._hub.publish(
             SwapBegan(
                 at=self._wall_clock(),
@@ -154,6 +155,7 @@ class SwapTracker:
                 cause=cause,
                 expected_s=swap.expected_s,
                 waiting=sum(self._ledger.waiting_counts().values()),
+                in_flight=0 if leaving is None else len(leaving.leases),
             )
         )
         return swap

@@ -6,7 +6,7 @@ engine that is about to be stopped is not kept from its end either: the scrape l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, Protocol
 from urllib.parse import quote
 
@@ -19,6 +19,8 @@ from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import (
     ALL_ENGINE_METRICS_SERIES,
     ENGINE_METRICS_BYTES,
+    ENGINE_METRICS_LONGEST_PAUSE_S,
+    ENGINE_METRICS_PAUSE_S,
     ENGINE_METRICS_S,
     ENGINE_METRICS_SERIES,
 )
@@ -80,6 +82,39 @@ class _Source:
 
 
 @define(eq=False, repr=False)
+class _Pauses:
+    """The pauses of sources that did not answer in time: without them, each scrape would wait for these until its limit.
+
+    Each pause is twice as long as the one before, until the source answers.
+    """
+
+    _ends: dict[_Source, tuple[float, float]] = field(init=False, factory=dict)
+
+    def is_paused(self, source: _Source, now: float) -> bool:
+        """Tell whether a source is not to be asked now."""
+        return now < self._ends.get(source, (0.0, 0.0))[0]
+
+    def begin(self, source: _Source, now: float) -> None:
+        """Begin the next pause of a source."""
+        if not self.is_paused(source, now):
+            _, last_s = self._ends.get(source, (0.0, 0.0))
+            pause_s = min(2 * last_s or ENGINE_METRICS_PAUSE_S, ENGINE_METRICS_LONGEST_PAUSE_S)
+            self._ends[source] = now + pause_s, pause_s
+
+    def end(self, source: _Source) -> None:
+        """Forget the pauses of a source that answered."""
+        self._ends.pop(source, None)
+
+    def end_all(self, base_url: str) -> None:
+        """Forget those of an engine that ends: what answers there next is another process."""
+        self._ends = {source: end for source, end in self._ends.items() if source.base_url != base_url}
+
+    def keep(self, sources: Collection[_Source]) -> None:
+        """Forget those of all other sources."""
+        self._ends = {source: end for source, end in self._ends.items() if source in sources}
+
+
+@define(eq=False, repr=False)
 class EngineMetrics:
     """The metrics of the engines that are ready.
 
@@ -94,24 +129,31 @@ class EngineMetrics:
     _note: Callable[[str], None]
     _scopes: dict[str, set[trio.CancelScope]] = field(init=False, factory=dict)
     _reported: set[str] = field(init=False, factory=set)
+    _pauses: _Pauses = field(init=False, factory=_Pauses)
     _scrapes: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_SCRAPES))
 
     async def exposition(self) -> bytes:
         """Ask all engines that are ready, and return their metrics in Prometheus' text format.
 
         It takes no longer than `ENGINE_METRICS_S` and the time to put them together. What an engine does not give, or
-        not properly, is left out. Cancellation closes the connections to the engines.
+        not properly, is left out; one that did not answer in time is left alone for a while. Cancellation closes the connections to the engines.
         """
         found: dict[_Source, Exposition | None] = {}
         async with self._scrapes:
             snapshot = self._snapshot()
             async with trio.open_nursery() as nursery:
-                for source in self._sources(snapshot):
+                sources = self._sources(snapshot)
+                self._pauses.keep(sources)
+                for source in sources:
+                    if self._pauses.is_paused(source, trio.current_time()):
+                        found[source] = None
+                        continue
                     nursery.start_soon(self._ask, snapshot.requests[source.engine], source, found)
         return "".join(self._lines(found)).encode()
 
     def let_go(self, base_url: str) -> None:
         """Let go of an engine that is about to be asked to end. Never waits."""
+        self._pauses.end_all(base_url)
         for scope in self._scopes.get(base_url, ()):
             scope.cancel()
 
@@ -166,6 +208,9 @@ class EngineMetrics:
                     exposition = await self._read(requests, source)
                 if bound.cancelled_caught:
                     fault = f"did not give them within {ENGINE_METRICS_S:g} s"
+                    self._pauses.begin(source, trio.current_time())
+                else:
+                    self._pauses.end(source)
             except BadExposition as error:
                 fault = f"sent {error}"
             except EngineError as error:

@@ -118,10 +118,10 @@ class _Durations(_Series):
 
 @define(eq=False, repr=False)
 class Histogram:
-    """Durations, by labels.
+    """Durations, or numbers of something, by labels.
 
     Attributes:
-        bounds: the upper bounds of the buckets, in seconds; one without bound comes behind them.
+        bounds: the upper bounds of the buckets, durations in seconds; one without bound comes behind them.
     """
 
     name: str

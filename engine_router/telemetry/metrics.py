@@ -6,16 +6,28 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from engine_router.events import Event, MemorySettled, RequestEnded, ResidentDied, ResidentReady, SwapEnded
+from engine_router.events import (
+    Event,
+    MemorySettled,
+    RequestEnded,
+    ResidentDied,
+    ResidentReady,
+    SwapBegan,
+    SwapEnded,
+)
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.residency.causes import cause_kind
-from engine_router.telemetry.metric_families import BoundedLabels, Counter, Gauge, Histogram, Reading
+from engine_router.telemetry.metric_families import BoundedLabels, Counter, Gauge, Histogram, Labels, Reading
 
 LAST_DURATIONS = 1000
 SLOW = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+COUNTS: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 _PAIR: Final = ("pool", "resident")
+_STARTED: Final = Gauge(
+    "resident_start_time_seconds", "When the start of each ready resident began, since the epoch.", _PAIR
+)
 
 GAUGES: Final = (
     Gauge("in_flight", "Requests that hold a lease.", _PAIR),
@@ -57,6 +69,10 @@ class Metrics:
         self._swap = Histogram("swap_seconds", "Whole swaps.", SLOW)
         self._swap.begin()
         self._phase = Histogram("swap_phase_seconds", "Phases of swaps.", SLOW, ("phase",))
+        self._drained = Histogram(
+            "in_flight_at_swap_start", "Requests of the resident that makes way, as a swap began.", COUNTS
+        )
+        self._drained.begin()
         self._settle = Histogram("settle_seconds", "Waits for memory to come back.", FAST, ("outcome",))
         self._start = Histogram("start_seconds", "Starts that became ready.", SLOW, ("resident",))
         self._starts = Counter("starts", "Starts that became ready, by kind.", ("resident", "kind"))
@@ -88,6 +104,7 @@ class Metrics:
         self.last_durations_s: deque[float] = deque(maxlen=LAST_DURATIONS)
         self.broken_off: dict[int, int] = {}
         self._counted: set[str] = set()
+        self._started: dict[Labels, float] = {}
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -97,10 +114,12 @@ class Metrics:
         readings = self.read()
         for gauge in GAUGES:
             yield from gauge.lines(readings.get(gauge.name, {}))
+        yield from _STARTED.lines(self._started_at(readings))
         for family in (
             self._swaps,
             self._swap,
             self._phase,
+            self._drained,
             self._settle,
             self._start,
             self._starts,
@@ -122,6 +141,12 @@ class Metrics:
         ):
             yield from family.lines()
 
+    def _started_at(self, readings: Mapping[str, Reading]) -> Reading:
+        """Return when the start of each ready resident began, and forget residents that are gone."""
+        present, ready = readings.get("in_flight", {}), readings.get("resident", {})
+        self._started = {labels: at for labels, at in self._started.items() if labels in present}
+        return {labels: at for labels, at in self._started.items() if labels in ready}
+
     def requests_ended(self) -> Mapping[tuple[str, int], int]:
         """Return how many requests for known models ended, by model and HTTP status."""
         return {
@@ -137,6 +162,9 @@ class Metrics:
                 self._observe_request(event, event.engine)
             return
         match event:
+            case SwapBegan():
+                if event.source is not None:
+                    self._drained.observe(event.in_flight)
             case SwapEnded():
                 self._observe_swap(event)
             case MemorySettled():
@@ -144,6 +172,7 @@ class Metrics:
                 if event.warning is not None:
                     self._missing.inc(event.pool, event.outcome)
             case ResidentReady():
+                self._started[event.pool, event.resident] = event.at - event.start_s
                 self._start.observe(event.start_s, *self._residents.of(event.resident))
                 kind = "adopted" if event.adopted else "wake" if event.woken else "cold"
                 self._starts.inc(*self._residents.of(event.resident), kind)
