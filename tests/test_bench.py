@@ -14,7 +14,7 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from benchmarks import client, environments, routers, swap  # noqa: E402 - found through the line above
+from benchmarks import client, environments, routers, scrape, swap  # noqa: E402 - found through the line above
 from benchmarks.lab import Lab, await_health, command_of, ended, free_ports, own_cost, own_exit  # noqa: E402
 from benchmarks.report import Row, Summary, milliseconds, ratio, table  # noqa: E402
 
@@ -256,3 +256,17 @@ def test_the_entry_says_what_it_can_do() -> None:
     assert entry().returncode == 2
     assert entry("nothing").returncode == 2
     assert "--without-ler" in entry("swap", "--help").stdout
+
+
+# Scrapes
+
+
+def test_scrapes_are_of_models_that_have_all_served(lab: Lab) -> None:
+    found = scrape.measure(lab, routers.ours(PYTHON), count=3, rounds=2)
+
+    samples = {name: {one.samples for one in scrapes} for name, scrapes in found.items()}
+    assert max(samples.pop("nothing has served")) < min(min(counts) for counts in samples.values())
+    assert len(samples["nothing has changed"]) == 1
+    assert all(one.cpu_s > 0 and one.size > 0 for scrapes in found.values() for one in scrapes)
+    named = {name for name, _ in lab.starts()}
+    assert len(named) == 3

@@ -19,6 +19,7 @@ from support.served import served
 from test_control import process
 
 from engine_router import open_router
+from engine_router.cli import main
 from engine_router.config import parse_config
 from engine_router.engines.ports import ClaimedPort
 from engine_router.telemetry import sampling
@@ -109,6 +110,15 @@ async def test_a_running_router_tells_its_memory_and_phases(
     assert found["engine_router_evictions_total"] == {("request",): 1}
     assert found["engine_router_load_wait_seconds_count"]["b",] == 1
     assert list(found["engine_router_build_info"].values()) == [1]
+
+
+def test_the_rules_name_commands_that_there_are() -> None:
+    named = set(re.findall(r"`engine-router ([a-z]+(?: status| logs)?)", ALERTS.read_text()))
+    assert len(named) > 3
+    for command in named:
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "--help"])
+        assert ended.value.code == 0
 
 
 def test_the_rules_are_valid() -> None:
