@@ -506,6 +506,12 @@ FAULTS = [
         False,
     ),
     (
+        "[pools.default]\nunified = true\n" + ENGINE + 'sleep = { kind = "vllm", level = 2, verify = false }',
+        "engines.a.sleep.verify",
+        "vLLM has failed to wake, or woken to gibberish, where the GPU uses main memory, so every wake has to be verified: leave it out; if this pool's GPU has a memory of its own, say so with unified = false in its [pools] table",
+        False,
+    ),
+    (
         "[pools.default]\nunified = 1\n" + ENGINE,
         "pools.default.unified",
         'expected true, false or "auto", got 1',

@@ -179,7 +179,7 @@ async def test_a_unit_sleeps_is_woken_and_is_stopped_with_the_router(manager: Ma
         async with server.running(), control_client() as client, trio.open_nursery() as nursery:
             sleep_registry = SleepRegistry()
             await nursery.start(sleep_registry.run)
-            config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm"))
+            config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm", verify=False))
             engine = SystemdEngine("unit", config, client, sleep_registry=sleep_registry)
             for woken in (False, True):
                 async with supervised(engine, "m") as resident:
@@ -206,7 +206,7 @@ async def test_a_unit_that_was_found_asleep_is_woken(manager: Manager) -> None:
         async with server.running(), control_client() as client, trio.open_nursery() as nursery:
             sleep_registry = SleepRegistry()
             await nursery.start(sleep_registry.run)
-            config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm"))
+            config = evolve(configured(server.base_url), sleep=SleepConfig(kind="vllm", verify=False))
             engine = SystemdEngine("unit", config, client, sleep_registry=sleep_registry)
             assert await engine.find() == []
             async with supervised(engine, "m") as resident:

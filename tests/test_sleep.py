@@ -37,6 +37,7 @@ from engine_router.engines.process.process_tree import Guardian
 from engine_router.engines.remote.http_engine import HttpEngine
 from engine_router.engines.remote.lifecycle import woken
 from engine_router.engines.sleep import resident_sleep as sleep_module
+from engine_router.engines.sleep import verification
 from engine_router.engines.sleep.calls import SleepCall, plan_of
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.upstream.control_client import ControlClient, control_client
@@ -44,15 +45,16 @@ from engine_router.upstream.control_client import ControlClient, control_client
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 
 PROGRAM = str(Path(__file__).parent / "programs" / "sleeping_engine.py")
-DEEP = SleepConfig(kind="vllm", level=2)
-LIGHT = SleepConfig(kind="vllm")
-SGLANG = SleepConfig(kind="sglang")
+DEEP = SleepConfig(kind="vllm", level=2, verify=False)
+LIGHT = SleepConfig(kind="vllm", verify=False)
+SGLANG = SleepConfig(kind="sglang", verify=False)
 CUSTOM = SleepConfig(
     kind="custom",
     path="/sleep",
     wake=(CallConfig(path="/wake_up"),),
     asleep_path="/is_sleeping",
     asleep_check="is_sleeping==true",
+    verify=False,
 )
 RESIDENT = ResidentId("sleepy")
 
@@ -313,7 +315,7 @@ async def test_who_cannot_fall_asleep_is_stopped_and_not_asked_again(
     options: list[str], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     timeout_s = 2.0 if "within" in words else 300.0
-    sleep = SleepConfig(kind="vllm", level=2, timeout_s=timeout_s)  # type: ignore[arg-type]
+    sleep = SleepConfig(kind="vllm", level=2, timeout_s=timeout_s, verify=False)  # type: ignore[arg-type]
     async with a_house(tmp_path, *options, sleep=sleep) as house:
         for _ in range(2):
             async with supervised(house.engine, "m") as life:
@@ -408,6 +410,72 @@ async def test_one_of_another_kind_is_stopped_before_anything_is_started(tmp_pat
         assert not is_alive(pid)
         assert not house.sleep_registry.residents
         assert server.asked == []
+
+
+# Verified wakes
+
+CHAT = "/v1/chat/completions"
+VERIFIED = SleepConfig(kind="vllm", level=2)
+# As somebody writes it who forgets that level 2 drops the weights.
+FORGETFUL = SleepConfig(
+    kind="custom", path="/sleep?level=2", wake=(CallConfig(path="/wake_up"),), asleep_path="/is_sleeping"
+)
+
+
+async def test_the_first_wake_is_verified_and_no_other(tmp_path: Path) -> None:
+    async with a_house(tmp_path, sleep=VERIFIED) as house:
+        pids = {await slept(house) for _ in range(3)}
+        assert len(pids) == 1
+        first, *later = VLLM_DEEP
+        asleep, *awake = later
+        assert house.calls == [first, CHAT, CHAT, asleep, *awake, CHAT, asleep, *awake, asleep]
+
+
+async def test_one_that_answers_otherwise_after_a_wake_is_started_anew_and_sleeps_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_house(tmp_path, sleep=FORGETFUL) as house:
+        pid = await slept(house)
+        async with supervised(house.engine, "m") as life:
+            await life.ready.wait()
+            assert not life.supervision.woken
+            assert not is_alive(pid)
+            assert await get(life, "/say") == "sense"
+            await life.stop()
+            assert life.ended == Ended(stopped=True, message="was killed by SIGTERM")
+    (record,) = caplog.records
+    assert "answers otherwise than before it slept; from now on it is stopped" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["chat=no"], f"answered POST {CHAT}, by which its wakes are verified, with 200"),
+        (["chat=fickle"], "answers the same question in two ways"),
+        ([f"fail={CHAT}"], "with 500 (out of memory)"),
+        ([f"slow={CHAT}", "for=100"], f"did not answer POST {CHAT} within 0.5 s"),
+    ],
+    ids=["no-chat", "fickle", "fails", "slow"],
+)
+async def test_one_that_cannot_be_verified_is_stopped(
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if "for=100" in options:
+        monkeypatch.setattr(verification, "ANSWER_WITHIN_S", 0.5)
+    async with a_house(tmp_path, *options, sleep=VERIFIED) as house:
+        for _ in range(2):
+            async with supervised(house.engine, "m") as life:
+                await life.ready.wait()
+                await life.stop()
+                assert life.ended == Ended(stopped=True, message="was killed by SIGTERM")
+        assert "/sleep?level=2" not in house.calls
+    (record,) = caplog.records
+    assert words in record.getMessage()
+    assert "verify = false" in record.getMessage()
 
 
 # Nobody's
@@ -868,6 +936,7 @@ async def test_what_a_custom_call_may_have() -> None:
         headers={"x-admin": "1"},  # type: ignore[dict-item]
         body={"who": "{model}"},  # type: ignore[arg-type]
         wake=(CallConfig(path="/up", headers={"x-more": "2"}),),  # type: ignore[dict-item]
+        verify=False,
     )
     async with a_server(sleep) as (server, engine, _):
         server.script.answers |= {"/v1/m/sleep": as_json({}), "/up": as_json({})}

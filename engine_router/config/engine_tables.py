@@ -57,6 +57,11 @@ class SleepConfig:
         "is_sleeping==true", "custom only: what the answer is while it sleeps; as ready_check."
     )
     timeout_s: Seconds = option(60.0, "Seconds within which it must be asleep; if it is not, it is stopped.")
+    verify: bool = option(
+        True,
+        "Ask it a short question (/v1/chat/completions, temperature 0) before its first sleep and after the wake. Where the "
+        "answers differ, or there is none, it is stopped instead of put to sleep from then on.",
+    )
 
 
 @frozen(kw_only=True, repr=False)

@@ -65,6 +65,9 @@ def _unified_faults(sleep: SleepConfig, place: str) -> Iterator[Fault]:
     elif sleep.level == 1:
         reason = "1 parks the weights in main memory, which the GPU of this pool uses too"
         yield f"{place}.level", f"{reason}, so that nothing is freed: use level = 2; {remedy}"
+    elif not sleep.verify:
+        reason = "vLLM has failed to wake, or woken to gibberish, where the GPU uses main memory"
+        yield f"{place}.verify", f"{reason}, so every wake has to be verified: leave it out; {remedy}"
 
 
 def _command_faults(

@@ -11,11 +11,14 @@ slow=PATH     a path that takes SECONDS of `for`, without its query
 fail=PATH     a path that is answered with 500
 for=SECONDS   see slow
 wait=SECONDS  waits before it listens
+chat=no       it knows no chats
+chat=fickle   it never answers a chat twice in the same way
 calls=FILE    where it writes each call, one in a line, after `start`
 ignore=1      ignores SIGTERM
 
 Its memory is made of two parts: weights, which are `loaded`, `parked` in main memory, `gone`, or `empty` (there again,
-but without their content), and a cache, which is there or not. GET /say answers `sense` only if both are in order.
+but without their content), and a cache, which is there or not. GET /say, and a chat, answer `sense` only if both are in
+order.
 Asleep it looks as well as awake to whoever asks /health or /v1/models, as the real ones do.
 """
 
@@ -85,8 +88,9 @@ def answer(target: str, body: object) -> tuple[int, object]:
     url = urlsplit(target)
     if url.path.startswith("/exit/"):
         os._exit(int(url.path.removeprefix("/exit/")))
+    said = "sense" if STATE["weights"] == "loaded" and STATE["cache"] else "nonsense"
     if url.path == "/say":
-        return 200, "sense" if STATE["weights"] == "loaded" and STATE["cache"] else "nonsense"
+        return 200, said
     if url.path == "/state":
         return 200, STATE
     if url.path in ("/health", "/v1/models"):
@@ -97,6 +101,9 @@ def answer(target: str, body: object) -> tuple[int, object]:
         time.sleep(float(OPTIONS["for"]))
     if url.path == OPTIONS.get("fail"):
         return 500, {"error": "out of memory"}
+    if url.path == "/v1/chat/completions" and OPTIONS.get("chat") != "no":
+        content = f"{said} {time.monotonic_ns()}" if OPTIONS.get("chat") == "fickle" else said
+        return 200, {"choices": [{"index": 0, "message": {"role": "assistant", "content": content}}]}
     return (vllm if KIND == "vllm" else sglang)(url.path, parse_qs(url.query), body)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from engine_router.engines.first_of import first_of
 from engine_router.engines.remote.client import EngineClient, NotListening
 from engine_router.engines.sleep.calls import SleepClient, SleepFailed
 from engine_router.engines.sleep.registry import SleepRegistry
+from engine_router.engines.sleep.verification import WakeVerification
 from engine_router.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -61,13 +63,18 @@ class EngineSleep:
     log_of: Callable[[ResidentId], LogRing]
     _start_s: dict[ResidentId, float] = field(factory=dict)
     _sleepless: set[ResidentId] = field(factory=set)
+    _verifications: dict[ResidentId, WakeVerification] = field(factory=dict)
 
     def of(self, resident: ResidentId, client: EngineClient) -> ResidentSleep | None:
         """Return the sleep of a resident whose server is called by a client; None where it cannot sleep."""
         if self.config is None or not self.registry.is_open:
             return None
+        model = resident.model or ""
+        verification = None
+        if self.config.verify:
+            verification = self._verifications.setdefault(resident, WakeVerification(model))
         return ResidentSleep(
-            self, resident, SleepClient(client, self.config, {"model": resident.model or ""})
+            self, resident, client, SleepClient(client, self.config, {"model": model}), verification
         )
 
     async def is_asleep(self, client: EngineClient) -> bool:
@@ -78,6 +85,8 @@ class EngineSleep:
     def started(self, resident: ResidentId, seconds: float) -> None:
         """Note how long a start took, in seconds: to wake it may take as long."""
         self._start_s[resident] = seconds
+        if (verification := self._verifications.get(resident)) is not None:
+            verification.restarted()
 
     def may_sleep(self, resident: ResidentId) -> bool:
         """Tell whether it may be put to sleep: not where that, or a wake, has ever failed."""
@@ -100,17 +109,28 @@ class ResidentSleep:
 
     What differs between a process of the router's and a server elsewhere is `death`: it waits for the death of the
     process. Without one, a server that no longer accepts connections counts as dead.
+
+    Attributes:
+        verification: None where its wakes are not to be verified.
     """
 
     engine: EngineSleep
     resident: ResidentId
+    server: EngineClient
     client: SleepClient
+    verification: WakeVerification | None
 
     async def fall_asleep(self, supervision: Supervision, *, death: Wait | None = None) -> bool:
         """Put the resident to sleep where that is possible and wanted. Returns whether it sleeps."""
         if supervision.for_good.is_set() or not self.engine.may_sleep(self.resident):
             return False
-        happened, fault = await self._attempt(self.client.fall_asleep, death, supervision.for_good)
+
+        async def fall_asleep() -> None:
+            if self.verification is not None:
+                await self.verification.before_sleep(self.server)
+            await self.client.fall_asleep()
+
+        happened, fault = await self._attempt(fall_asleep, death, supervision.for_good)
         if happened == "done" and fault is not None:
             self.engine.give_up(self.resident, fault.summary)
         return happened == "done" and fault is None
@@ -140,6 +160,9 @@ class ResidentSleep:
             fault = SleepFailed(
                 self.engine.name, f"did not wake up within {limit_s:.1f} s, in which it could be started"
             )
+        if happened == "done" and fault is None and self.verification is not None:
+            verify = functools.partial(self.verification.after_wake, self.server)
+            happened, fault = await self._attempt(verify, death, supervision.stop_asked)
         if happened == "died":
             return WakeResult.DIED
         if happened == "stop_asked":
