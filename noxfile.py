@@ -120,19 +120,19 @@ def docs(session: nox.Session) -> None:
 @nox.session(default=False)
 def audit(session: nox.Session) -> None:
     """Known vulnerabilities of what an installation brings. It asks a service on the network."""
-    install(session, "audit", extras="[llamacpp,nvidia]")
+    install(session, "audit", extras="[llamacpp,nvidia,otel]")
     session.run("pip-audit", "--local", "--skip-editable")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    install(session, "types", "test", extras="[llamacpp,nvidia]")  # the helpers of the tests have types, too
+    install(session, "types", "test", extras="[llamacpp,nvidia,otel]")  # the tests' helpers have types, too
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    install(session, "test", extras="[llamacpp,nvidia]")
+    install(session, "test", extras="[llamacpp,nvidia,otel]")
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
@@ -163,7 +163,7 @@ def browser(session: nox.Session) -> None:
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """All tests, and the lines that they reach: takes nearly twice as long."""
-    install(session, "test", extras="[llamacpp,nvidia]")
+    install(session, "test", extras="[llamacpp,nvidia,otel]")
     session.run(*EVERY_TEST, "--cov", "--cov-fail-under=85")
 
 

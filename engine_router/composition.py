@@ -33,7 +33,7 @@ from engine_router.telemetry.metrics import Metrics
 from engine_router.telemetry.router_gauges import router_gauges
 from engine_router.telemetry.router_log import logged_into
 from engine_router.upstream.client import Upstream
-from engine_router.upstream.control_client import control_client
+from engine_router.upstream.control_client import ControlClient, control_client
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
@@ -86,7 +86,7 @@ async def open_router(
                         yield router
                     except (Exception, BaseExceptionGroup, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
                         failure = error  # raised below: the nursery would put it into a group
-                    await _let_go(router, sleep_registry)
+                    await _let_go(router, sleep_registry, client)
                 finally:
                     router.upstream.close()
             nursery.cancel_scope.cancel()
@@ -122,10 +122,11 @@ async def _start(
     )
     nursery.start_soon(router.keep_saving)
     nursery.start_soon(router.history.run)
+    nursery.start_soon(router.traces.run, factory.client)
     nursery.start_soon(router.sampler.run)
 
 
-async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
+async def _let_go(router: Router, sleep_registry: SleepRegistry, client: ControlClient) -> None:
     """Let running requests end, stop what was started or loaded, and remember what was learned.
 
     Where this is cancelled, nothing is saved.
@@ -137,6 +138,7 @@ async def _let_go(router: Router, sleep_registry: SleepRegistry) -> None:
     except Exception as error:  # noqa: BLE001 - a defect on the way must not cost what was learned
         failure = error
     router.sampler.close()
+    await router.traces.close(client)
     await router.history.close()
     await router.save()
     if failure is not None:
@@ -187,6 +189,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         router.read_model, router.sampler, router.sleeping(), router.started_at
     )
     router.history.listen(hub)
+    router.traces.swaps.listen(hub)
     return router
 
 

@@ -48,7 +48,7 @@ class SwapBegan(Event):
     """A swap was decided on. `source` or `target` is None where memory was empty or stays empty.
 
     `expected_s` is what it took the last time, where known; `waiting` is how many requests wait in the pool, `in_flight`
-    how many `source` still serves.
+    how many `source` still serves; `id`, such as `s12`, is that of the swap in all its events.
     """
 
     pool: str
@@ -58,6 +58,7 @@ class SwapBegan(Event):
     expected_s: float | None = None
     waiting: int = 0
     in_flight: int = 0
+    id: str | None = None
 
 
 @frozen(kw_only=True, repr=False)
@@ -69,6 +70,7 @@ class SwapPhase(Event):
     target: str | None
     phase: SwapStep
     expected_s: float | None = None
+    id: str | None = None
 
 
 @frozen(kw_only=True, repr=False)
@@ -84,6 +86,7 @@ class SwapEnded(Event):
     phases: dict[str, float]
     expected_s: float | None = None
     error: str | None = None
+    id: str | None = None
 
 
 @frozen(kw_only=True, repr=False)

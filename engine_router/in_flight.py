@@ -58,6 +58,7 @@ class LeaseHolder:
         load_wait_s: those of them in which the resident was started; NaN before.
         first_byte_s: seconds until the answer's first byte; NaN before.
         entered_at: trio's clock when it took its first place in the queue; NaN before.
+        sent_at: the same, when the request was about to be sent to the resident; NaN before.
     """
 
     _supervisor: Supervisor
@@ -67,6 +68,7 @@ class LeaseHolder:
     load_wait_s: float = math.nan
     first_byte_s: float = math.nan
     entered_at: float = math.nan
+    sent_at: float = math.nan
 
     def enter(
         self,
@@ -110,6 +112,10 @@ class LeaseHolder:
 
     def frames_per_s(self) -> float | None:
         """Return how many events of the answer come a second, where it is a stream; for who looks again and again."""
+        return None
+
+    def answered_model(self) -> str | None:
+        """Return the model that the engine says it answered with; None where it does not say."""
         return None
 
     def has_told_all(self) -> bool:
@@ -255,6 +261,7 @@ class RequestScope:
         holder: what uses a resident for the request; None where nothing does yet.
         status: what the client got; 0 while nothing was sent.
         error: in words, where something failed.
+        began_at: trio's clock when it came.
         is_counted: it counts for its key; see `InFlight.count`.
     """
 
@@ -270,7 +277,7 @@ class RequestScope:
     finished: bool = False
     is_counted: bool = False
     id: str = field(init=False, factory=new_id)
-    _began_at: float = field(factory=trio.current_time)
+    began_at: float = field(factory=trio.current_time)
     _gives_back: list[Callable[[], object]] = field(init=False, factory=list)
 
     @property
@@ -372,7 +379,7 @@ class RequestScope:
             engine=self.engine,
             path=self.path,
             status=self.status or CLIENT_LEFT,
-            duration_s=trio.current_time() - self._began_at,
+            duration_s=trio.current_time() - self.began_at,
             queue_wait_s=None if math.isnan(wait_s) else wait_s,
             load_wait_s=None if math.isnan(load_s) else load_s,
             first_byte_s=None if math.isnan(byte_s) else byte_s,

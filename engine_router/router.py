@@ -39,6 +39,7 @@ from engine_router.telemetry.engine_metrics import EngineMetrics
 from engine_router.telemetry.history import History, history_file_of
 from engine_router.telemetry.metrics import Metrics
 from engine_router.telemetry.sampling import Sampler
+from engine_router.telemetry.traces.sender import Traces
 from engine_router.upstream.client import Upstream
 
 if TYPE_CHECKING:
@@ -97,6 +98,13 @@ class Router:
     captures: Captures = field(
         init=False, default=Factory(lambda self: Captures(lambda: self.config.history), takes_self=True)
     )
+    traces: Traces = field(
+        init=False,
+        default=Factory(
+            lambda self: Traces(lambda: self.snapshot.traces, self.note, self.metrics.traces.inc),
+            takes_self=True,
+        ),
+    )
     handler: ProxyHandler = field(
         init=False,
         default=Factory(
@@ -109,6 +117,7 @@ class Router:
                 self.in_flight,
                 self.held_bodies,
                 self.captures,
+                self.traces,
             ),
             takes_self=True,
         ),

@@ -34,6 +34,7 @@ from engine_router.config.model import (
     own_url,
 )
 from engine_router.config.template import is_template
+from engine_router.config.traces import TracesConfig, TraceSettings, trace_settings
 
 __all__ = [
     "REMOTES",
@@ -62,6 +63,8 @@ __all__ = [
     "SleepConfig",
     "StartedConfig",
     "SystemdConfig",
+    "TraceSettings",
+    "TracesConfig",
     "find_config",
     "is_open_to_network",
     "is_template",
@@ -69,4 +72,5 @@ __all__ = [
     "own_url",
     "parse_config",
     "rights_of",
+    "trace_settings",
 ]

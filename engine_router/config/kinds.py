@@ -29,6 +29,7 @@ from engine_router.config.values import (
     read_origin,
     read_path,
     read_path_or_empty,
+    read_ratio,
     read_ready_check,
     read_remote_url,
     read_signal,
@@ -94,6 +95,9 @@ GigabytesOrAuto = Annotated[
 
 Megabytes = Annotated[float, Kind(number("a number of MB", positive=True), _ABOVE_ZERO)]
 """A size in MB (10**6 bytes); finite and above zero."""
+
+Ratio = Annotated[float, Kind(read_ratio, {"type": "number", "minimum": 0, "maximum": 1})]
+"""A share, from 0 to 1."""
 
 BoolOrAuto = Annotated[bool | Literal["auto"], Kind(read_bool_or_auto, {"enum": [True, False, "auto"]})]
 """True, False, or the word `auto`."""

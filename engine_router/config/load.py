@@ -42,6 +42,7 @@ from engine_router.config.remote import authority_faults, remote_faults
 from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import read_engine, read_table
 from engine_router.config.template import is_scanned
+from engine_router.config.traces import TracesConfig
 from engine_router.config.turns import turn_faults
 from engine_router.config.values import expanded, read_name, read_string, shown
 from engine_router.errors import ConfigError
@@ -169,6 +170,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     server = _section(data, "server", ServerConfig, faults)
     log = _section(data, "log", LogConfig, faults)
     history = _section(data, "history", HistoryConfig, faults)
+    traces = _section(data, "traces", TracesConfig, faults)
     scheduling = _section(data, "scheduling", SchedulingConfig, faults)
     pools = _named(data, "pools", lambda value, path: read_table(value, PoolConfig, path), faults)
     engines: dict[str, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
@@ -180,12 +182,13 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     faults.extend(_cross_faults(data, pools, engines, models, aliases))
     if scheduling is not None and _is_whole(data, engines, models):
         faults.extend(preload_faults(scheduling, pools, engines, models, aliases))
-    if faults or server is None or log is None or history is None or scheduling is None:
+    if faults:  # a section that cannot be read has one
         return None, faults
     return Config(
         server=server,
         log=log,
         history=history,
+        traces=traces,
         scheduling=scheduling,
         pools=pools,
         engines=engines,

@@ -20,11 +20,13 @@ from engine_router.config.model import (
     ServerConfig,
 )
 from engine_router.config.options import options_of
+from engine_router.config.traces import TracesConfig
 
 _TABLES: Final[Mapping[str, type[Any]]] = {
     "[server]": ServerConfig,
     "[log]": LogConfig,
     "[history]": HistoryConfig,
+    "[traces]": TracesConfig,
     "[scheduling]": SchedulingConfig,
     "[pools.NAME]": PoolConfig,
     "[engines.NAME]": EngineConfig,

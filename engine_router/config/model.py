@@ -36,6 +36,7 @@ from engine_router.config.kinds import (
     SecondsOrAuto,
 )
 from engine_router.config.options import option, required, table
+from engine_router.config.traces import TracesConfig
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
 """A capability of a model, in Ollama's words."""
@@ -342,6 +343,7 @@ class Config:
     server: ServerConfig = table(ServerConfig, "The port that clients talk to.")
     log: LogConfig = table(LogConfig, "What the router writes about itself.")
     history: HistoryConfig = table(HistoryConfig, "What is remembered of past requests, swaps and memory.")
+    traces: TracesConfig = table(TracesConfig, "Spans of requests and swaps for a collector.")
     scheduling: SchedulingConfig = table(SchedulingConfig, "Who is served when.")
     pools: Mapping[str, PoolConfig] = table(dict, "Memories that engines share.")
     engines: Mapping[str, AnyEngineConfig] = required("The engines.")

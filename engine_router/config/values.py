@@ -100,6 +100,15 @@ def number(expected: str, *, positive: bool = False) -> Callable[[Any], float]:
     return read
 
 
+def read_ratio(value: Any) -> float:
+    """Read a share, from 0 to 1."""
+    expected = "a number from 0 to 1"
+    found = number(expected)(value)
+    if found > 1:
+        raise _unfit(expected, value)
+    return found
+
+
 def whole_number(expected: str, least: float = -math.inf, most: float = math.inf) -> Callable[[Any], int]:
     """Return a reader of whole numbers within bounds."""
 

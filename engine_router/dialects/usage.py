@@ -23,6 +23,7 @@ _FIGURES: Final = re.compile(b"(?:%b)\\s*:" % b"|".join(_NAMES))
 # The usage, with an object of numbers for its value, and objects of numbers inside it.
 _EARLY: Final = re.compile(rb'"usage"\s*:\s*\{[^{}"]*(?:(?:"[^"\\]*"|\{[^{}]*\})[^{}"]*)*\}')
 _OTHER_CHOICE: Final = b'"index":1'  # as llama.cpp writes it
+_MODEL: Final = re.compile(rb'(?<!\\)"model"\s*:\s*"([^"\\]{1,512})"')
 # So many places are tried, the last ones.
 _MAX_PLACES: Final = 16
 # Endpoints that write nothing: all their tokens are the prompt's.
@@ -174,6 +175,15 @@ def figures_in(path: str, beginning: bytes, end: bytes, *, streams: bool) -> Ans
         usage = _members_in(b"%b}" % beginning[: early.end()], (_PLAIN,), streams=False).usage
         return NO_FIGURES if usage is None else _openai(path, usage, None, None)
     return _ollama(members)
+
+
+def model_in(beginning: bytes, end: bytes) -> str | None:
+    """Return the model that an answer names, by its first and its last bytes; None where it names none.
+
+    What a model wrote is no place to find it: a quote in a text is escaped.
+    """
+    found = _MODEL.search(beginning) or _MODEL.search(end)
+    return None if found is None else found[1].decode("utf-8", "replace")
 
 
 def _members_in(data: bytes, opened: Sequence[tuple[bytes, _Decoder]], *, streams: bool) -> _Members:

@@ -346,6 +346,23 @@ MOST_CAPTURES: Final = 100
 CAPTURE_BYTES: Final = 1_000_000
 """Bytes kept of one body: the longest chats, without their images."""
 
+# Into traces
+
+TRACE_BACKLOG: Final = 2048
+"""Traces of requests and swaps that wait to be sent, some 2 KB each; the oldest are lost where a collector is away."""
+
+TRACES_AT_ONCE: Final = 256
+"""Traces in one post to a collector: some 100 KB, where collectors take a few MB."""
+
+TRACE_POST_S: Final = 10.0
+"""Seconds that a collector has for a post: what OpenTelemetry's own exporters give it."""
+
+TRACE_ANSWER_BYTES: Final = 65_536
+"""Bytes read of a collector's answer: it says nothing, or what was wrong."""
+
+LINKED_SWAPS: Final = 256
+"""Ended swaps that are remembered for the traces of the requests that waited for them."""
+
 # Into messages and logs
 
 ENTRY_CHARS: Final = 200

@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from engine_router.dialects.base import Clock
-from engine_router.dialects.usage import AnswerFigures, figures_in
+from engine_router.dialects.usage import AnswerFigures, figures_in, model_in
 from engine_router.proxy.response_body import has_end
 from engine_router.proxy.stream_pace import StreamPace
 from engine_router.upstream.client import Exchange
@@ -127,6 +127,10 @@ class StreamWatch:
             first_s = self.first_token_at - entered_at
         return AnswerFigures(tokens_in, cached, tokens_out, speed, first_s)
 
+    def model(self) -> str | None:
+        """Return the model that the answer names."""
+        return model_in(b"".join(self._beginning), b"".join(self._end))
+
     def frames_per_s(self) -> float | None:
         """Return how many events of a stream come a second, of late: most engines send one for each token.
 
@@ -189,6 +193,10 @@ class WholeWatch:
         if figures.first_token_s is None:
             return figures
         return figures._replace(first_token_s=figures.first_token_s + sent_at - entered_at)
+
+    def model(self) -> str | None:
+        """Return the model that the answer names."""
+        return model_in(self._beginning, self._end)
 
     def frames_per_s(self) -> None:
         """It has no frames."""

@@ -56,13 +56,11 @@ class ProxyExchange(LeaseHolder):
 
     Attributes:
         has_length: the answer's length was promised, so that nothing can be added to it.
-        sent_at: trio's clock when the request was about to be sent; NaN before.
     """
 
     _upstream: Upstream = field(kw_only=True)
     _plan: ForwardPlan | ChoosePlan = field(kw_only=True)
     has_length: bool = False
-    sent_at: float = math.nan
     _sending: trio.CancelScope | None = None
     _exchange: Exchange | None = None
     _raw_head: ResponseHead | None = None
@@ -173,6 +171,10 @@ class ProxyExchange(LeaseHolder):
         """Return what the engine has told of its answer's tokens so far."""
         watch, at, sent = self._watch, self.entered_at, self.sent_at
         return NO_FIGURES if watch is None else watch.figures(entered_at=at, sent_at=sent)
+
+    def answered_model(self) -> str | None:
+        """See `LeaseHolder.answered_model`."""
+        return None if self._watch is None else self._watch.model()
 
     def has_told_all(self) -> bool:
         """See `LeaseHolder.has_told_all`."""

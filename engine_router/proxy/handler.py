@@ -40,12 +40,14 @@ from engine_router.residency.ledger import Phase
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.supervisor import Supervisor
 from engine_router.telemetry.captures import Captures
+from engine_router.telemetry.traces.sender import Traces
 from engine_router.upstream.client import Upstream
 from engine_router.upstream.http1 import Headers, ResponseHead
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
     from engine_router.dialects.keep_alive import KeepAliveFrames
+    from engine_router.proxy.tracing import RequestTrace
 
 COUNT_TOKENS = "/v1/messages/count_tokens"
 # Waiting for less than this, in seconds, is no load of a model.
@@ -82,6 +84,7 @@ class ProxyHandler:
     _in_flight: InFlight
     _held_bodies: HeldBodies
     _captures: Captures
+    _traces: Traces
 
     async def answer(self, incoming: IncomingRequest, scope: RequestScope, sink: Sink | None = None) -> Reply:
         """Wait for the engine and for the head of its answer, or for the first keep-alive frame to be due.
@@ -97,6 +100,9 @@ class ProxyHandler:
         """
         snapshot, path = self._snapshot(), incoming.path
         server, dialect = snapshot.config.server, dialect_of(path)
+        trace = None
+        if snapshot.traces is not None:
+            trace = self.trace(snapshot, scope, incoming.method, incoming.headers)
         if scope.key is not None:
             await self._in_flight.count(scope)
         held = HeldShare(self._held_bodies)
@@ -109,6 +115,8 @@ class ProxyHandler:
 
             capture = begin_capture(self._captures, incoming, routed, scope)
             sink = None if sink is None else CapturingSink(sink, capture)
+        if trace is not None:
+            incoming.headers = trace.headers
         keep_alive: float | None = None
         if isinstance(routed, Routed):
             if path == COUNT_TOKENS and not await self._can_count(snapshot, target):
@@ -127,6 +135,16 @@ class ProxyHandler:
         if capture is not None:
             reply.body = captured_body(capture, reply.head, reply.body)
         return reply
+
+    def trace(
+        self, snapshot: Snapshot, scope: RequestScope, method: str, headers: Headers
+    ) -> RequestTrace | None:
+        """Begin the trace of a client's request, whatever its route; None where none is made, as for all when off."""
+        if snapshot.traces is None:
+            return None
+        from engine_router.proxy.tracing import begin_trace  # noqa: PLC0415 - most routers never need it
+
+        return begin_trace(self._traces, snapshot, scope, method, headers)
 
     async def _read(
         self, incoming: IncomingRequest, scope: RequestScope, snapshot: Snapshot, held: HeldShare

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Mapping
 
 import attrs
 import trio
 from attrs import field, frozen
 
-from engine_router.config import Config, RemoteConfig
+from engine_router.config import Config, RemoteConfig, TraceSettings, trace_settings
 from engine_router.engines.base import Engine
 from engine_router.errors import BadRequest, UnknownModel
 from engine_router.models.endpoints import EndpointSupport
@@ -34,6 +36,7 @@ class Snapshot:
         residency: the settings that the supervisor goes by.
         sessions: those of the router's page; every snapshot of a router has the same.
         planner: plans how requests go to their engines.
+        traces: the settings of traces; None where there are none.
     """
 
     config: Config
@@ -45,6 +48,7 @@ class Snapshot:
     sessions: Sessions
     access: AccessCheck = field(init=False)
     planner: ForwardPlanner = field(init=False)
+    traces: TraceSettings | None = field(init=False)
 
     @property
     def requests(self) -> Mapping[str, EngineRequests]:
@@ -65,6 +69,17 @@ class Snapshot:
         return (
             name if not isinstance(engine, RemoteConfig) or engine.allow_default or not engine.paid else None
         )
+
+    @functools.cached_property
+    def providers(self) -> Mapping[str, str]:
+        """What serves the models of each engine, by its name, as traces tell it."""
+        from engine_router.engines.providers import provider_of  # noqa: PLC0415 - for traces only
+
+        return {name: provider_of(name, engine) for name, engine in self.config.engines.items()}
+
+    @traces.default
+    def _make_traces(self) -> TraceSettings | None:
+        return trace_settings(self.config.traces, os.environ)
 
     @access.default
     def _make_access(self) -> AccessCheck:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,6 +14,9 @@ from engine_router.residency.ledger import Ledger
 
 Result = Literal["ok", "error", "abandoned"]
 
+_new_id: Callable[[], str] = map("s{}".format, itertools.count(1)).__next__
+"""Returns an id that no swap of this process has yet: `s1`, `s2` and so on."""
+
 
 def _text(resident: ResidentId | None) -> str | None:
     return None if resident is None else str(resident)
@@ -23,6 +27,7 @@ class Swap:
     """A swap under way: some make way, one may start. Times are the supervisor's clock, in seconds.
 
     Attributes:
+        id: by which its events are told from those of others.
         expected_s: what it should take in all, by what its phases took the last time; None where unknown.
     """
 
@@ -34,6 +39,7 @@ class Swap:
     phase: SwapStep | None = None
     phase_began_at: float = 0.0
     phases: dict[str, float] = field(factory=dict)
+    id: str = field(init=False, factory=_new_id)
 
     @property
     def source(self) -> str | None:
@@ -96,6 +102,7 @@ class SwapTracker:
                 target=_text(swap.target),
                 phase=phase,
                 expected_s=self._expected(subject, phase) if subject is not None else None,
+                id=swap.id,
             )
         )
 
@@ -156,6 +163,7 @@ class SwapTracker:
                 expected_s=swap.expected_s,
                 waiting=sum(self._ledger.waiting_counts().values()),
                 in_flight=0 if leaving is None else len(leaving.leases),
+                id=swap.id,
             )
         )
         return swap
@@ -193,6 +201,7 @@ class SwapTracker:
                 expected_s=swap.expected_s,
                 phases=dict(swap.phases),
                 error=error,
+                id=swap.id,
             )
         )
 

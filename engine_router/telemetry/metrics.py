@@ -59,6 +59,7 @@ class Metrics:
 
     Attributes:
         read: as given; may be replaced.
+        traces: counted by what sends them.
         last_durations_s: seconds that each of the last requests for known models took.
         broken_off: how many answers failed after a status below 400 had been sent, by that status.
     """
@@ -101,6 +102,7 @@ class Metrics:
         self._per_token = Histogram(
             "time_per_output_token_seconds", "Time for each token written.", TOKENS, ("engine",)
         )
+        self.traces = Counter("traces", "Traces of requests and swaps, by what became of them.", ("result",))
         self.last_durations_s: deque[float] = deque(maxlen=LAST_DURATIONS)
         self.broken_off: dict[int, int] = {}
         self._counted: set[str] = set()
@@ -138,6 +140,7 @@ class Metrics:
             self._tokens_out,
             self._first_token,
             self._per_token,
+            self.traces,
         ):
             yield from family.lines()
 

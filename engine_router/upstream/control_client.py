@@ -41,12 +41,15 @@ class ControlClient:
         *,
         headers: Mapping[str, str],
         json: Any = None,
+        content: bytes | None = None,
         connect_timeout_s: float | None = None,
         ca_file: str | None = None,
     ) -> AsyncIterator[httpx.Response]:
         """Make a call. The block gets the answer once its head is there, and reads its body. No redirect is followed.
 
         Args:
+            json: the body, as data; or
+            content: the body, as bytes, whose type the headers name.
             ca_file: the authorities that vouch for a certificate; None for the system's.
 
         Raises:
@@ -58,7 +61,7 @@ class ControlClient:
         from engine_router.upstream import control_http  # noqa: PLC0415 - see `load`
 
         async with control_http.stream(
-            client, method, url, headers, json, connect_timeout_s, ca_file
+            client, method, url, headers, json, content, connect_timeout_s, ca_file
         ) as response:
             yield response
 

@@ -46,6 +46,7 @@ async def stream(
     url: str,
     headers: Mapping[str, str],
     json: Any,
+    content: bytes | None,
     connect_timeout_s: float | None,
     ca_file: str | None = None,
 ) -> AsyncIterator[httpx.Response]:
@@ -53,7 +54,13 @@ async def stream(
     timeout = httpx.Timeout(None, connect=connect_timeout_s)
     try:
         async with client.stream(
-            method, url, headers=headers, json=json, timeout=timeout, extensions={_CA_FILE: ca_file}
+            method,
+            url,
+            headers=headers,
+            json=json,
+            content=content,
+            timeout=timeout,
+            extensions={_CA_FILE: ca_file},
         ) as response:
             yield response
     except httpx.ConnectTimeout as error:

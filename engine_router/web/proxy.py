@@ -68,12 +68,19 @@ async def direct_exchange(
         EngineUnreachable: no connection could be made.
         TooManyInFlight: the client's key has as many requests in flight as it may.
     """
-    await router.in_flight.count(scope_of(request))
+    scope, sent = scope_of(request), wire_headers(request)
+    trace = router.handler.trace(router.snapshot, scope, request.method, sent)
+    await router.in_flight.count(scope)
     outgoing = requests.outgoing(
-        request.method, wire_target(path, request.query_string), wire_headers(request), body
+        request.method,
+        wire_target(path, request.query_string),
+        sent if trace is None else trace.headers,
+        body,
     )
+    if trace is not None:
+        trace.asked(outgoing.engine)
     exchange = await router.upstream.send(outgoing.to(base_url))
-    scope_of(request).on_leave(exchange.close)
+    scope.on_leave(exchange.close)
     return exchange
 
 

@@ -29,6 +29,7 @@ from engine_router.proxy.keys import KEY_PROTOCOL
 from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
+from engine_router.upstream.http1 import Headers
 from engine_router.web.compat.passed_through import check_path, model_in, segments_of
 from engine_router.web.connection import SCOPE_KEY, scope_of, tidy, wire_headers
 
@@ -123,6 +124,7 @@ class WebSockets:
         if isinstance(snapshot.config.engines[target.engine], RemoteConfig):
             raise NoSuchRoute(f"no WebSocket is opened to '{target.engine}', a remote")
         scope, sent = scope_of(websocket), wire_headers(websocket)
+        trace = self._router.handler.trace(snapshot, scope, "GET", sent)
         await self._router.in_flight.count(scope)
         holder = LeaseHolder(self._router.supervisor, target.resident)
         lease = self._router.handler.enter(scope, target, holder, sent, snapshot.config.server)
@@ -133,7 +135,9 @@ class WebSockets:
             lease.on_revoke(revoked.cancel)
             try:
                 async with await self._dialled(snapshot.config, target, endpoint.base_url) as stream:
-                    await _converse(snapshot, target, endpoint.base_url, stream, resource)
+                    holder.sent_at = trio.current_time()
+                    onward = sent if trace is None else trace.headers
+                    await _converse(snapshot, target, endpoint.base_url, stream, resource, onward)
             except RouterError as error:
                 failure = error
         await _send_error(lease.error or failure, scope)
@@ -159,9 +163,12 @@ class WebSockets:
 
 
 async def _converse(
-    snapshot: Snapshot, target: Target, base_url: str, stream: EngineStream, resource: str
+    snapshot: Snapshot, target: Target, base_url: str, stream: EngineStream, resource: str, sent: Headers
 ) -> None:
     """Shake hands with an engine, then with the client, and relay messages until either closes.
+
+    Args:
+        sent: the headers of the client's handshake, as they go on.
 
     Raises:
         EngineRefused: the engine answers the handshake with an HTTP status of its own.
@@ -180,7 +187,7 @@ async def _converse(
                         urlsplit(base_url).netloc,
                         resource,
                         subprotocols=_subprotocols(strip_keys=bool(snapshot.config.server.api_keys)),
-                        extra_headers=_handshake_headers(snapshot, target),
+                        extra_headers=_handshake_headers(snapshot, target, sent),
                         message_queue_size=MAX_QUEUED,
                         max_message_size=MAX_MESSAGE_BYTES,
                     )
@@ -203,9 +210,9 @@ async def _converse(
         raise failure
 
 
-def _handshake_headers(snapshot: Snapshot, target: Target) -> list[tuple[bytes, bytes]]:
+def _handshake_headers(snapshot: Snapshot, target: Target, sent: Headers) -> list[tuple[bytes, bytes]]:
     """Return the headers of the handshake with an engine; those of the protocol itself are made anew."""
-    headers = snapshot.planner.requests[target.engine].headers(wire_headers(websocket))
+    headers = snapshot.planner.requests[target.engine].headers(sent)
     return [(name, value) for name, value in headers if not name.startswith(_HANDSHAKE)]
 
 

@@ -138,13 +138,15 @@ async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str)
         Forbidden: the engine is a daemon that others rely on, too, or the request's key may not do this.
         RouterError: there is no answer but this error.
     """
-    check_path(snapshot, target, request.method, path, scope_of(request))
-    await router.in_flight.count(scope_of(request))
-    sent, query = wire_headers(request), quote(request.query_string, safe=VISIBLE)
+    scope, sent = scope_of(request), wire_headers(request)
+    check_path(snapshot, target, request.method, path, scope)
+    trace = router.handler.trace(snapshot, scope, request.method, sent)
+    await router.in_flight.count(scope)
+    query = quote(request.query_string, safe=VISIBLE)
     outgoing = snapshot.planner.requests[target.engine].outgoing(
         request.method,
         quote(path, safe=VISIBLE) + (f"?{query}" if query else ""),
-        sent,
+        sent if trace is None else trace.headers,
         await whole_body(request),
         is_encoded=True,
     )
@@ -154,7 +156,7 @@ async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str)
         upstream=router.upstream,
         plan=ForwardPlan(outgoing=outgoing),
     )
-    router.handler.enter(scope_of(request), target, exchange, sent, snapshot.config.server)
+    router.handler.enter(scope, target, exchange, sent, snapshot.config.server)
     head = await exchange.head()
     if head is None:
         raise RuntimeError("a head that was waited for without end has not come")

@@ -1,0 +1,1 @@
+"""Traces: spans of requests and swaps, and their way to a collector of OpenTelemetry's."""
