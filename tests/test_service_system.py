@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from engine_router.setup.service.settings import settings_of
 from engine_router.setup.service.steps import RunCommand
 
 ENGINE = Path(__file__).parent / "programs" / "small_engine.py"
+CLIENTS = Path(__file__).parent / "programs" / "waiting_clients.py"
 CONFIG = "/etc/engine-router/engines.toml"
 KEY = "a-key-of-the-service"
 TEXT = f"""
@@ -33,6 +35,11 @@ TEXT = f"""
     type = "process"
     argv = [{json.dumps(sys.executable)}, {json.dumps(str(ENGINE))}, "port={{port}}"]
     models = ["m"]
+    [engines.slow]
+    type = "process"
+    argv = [{json.dumps(sys.executable)}, {json.dumps(str(ENGINE))}, "port={{port}}", "loading=100000"]
+    models = ["slow"]
+    start_timeout_s = 100000
 """
 
 
@@ -92,6 +99,23 @@ def test_it_is_back_after_a_kill_and_a_reboot_and_leaves_nothing(machine: System
     assert "engine-router" not in machine.run("cat", "/etc/passwd", "/etc/group", "/etc/shadow").stdout
     assert machine.run("ls", "/var/lib/engine-router", "/var/cache/engine-router").stdout == ""
     assert machine.run("cat", CONFIG).stdout == TEXT
+
+
+def test_whoever_waits_is_told_of_a_kill(machine: SystemManager) -> None:
+    assert machine.router("service", "install", "--system").returncode == 0
+    clients = (sys.executable, "-I", "-S", str(CLIENTS), "127.0.0.1:8077", KEY)
+    with ThreadPoolExecutor() as pool:
+        # Some ask for a stream, the others for an answer in one piece; the model loads without end.
+        waiting = pool.submit(machine.run, *clients, "slow", "6")
+        assert until(lambda: machine.router("queue", "--json", "--api-key", KEY).stdout.count('"slow"') >= 6)
+        (engine,) = [pid for pid, command in processes(machine).items() if str(ENGINE) in command]
+        router = machine.property("MainPID")
+        machine.run("kill", "-KILL", router)
+        # Nobody holds what the router held: their connections end with it, or these would wait without end.
+        assert waiting.result().stdout.splitlines() == ["broken off"] * 6
+        assert until(lambda: machine.property("MainPID") not in ("0", router) and serves(machine))
+        assert engine not in processes(machine)
+        assert machine.run(*clients, "m", "2").stdout.splitlines() == ["answered 200"] * 2
 
 
 def test_its_user_must_reach_what_it_runs(tmp_path: Path) -> None:
