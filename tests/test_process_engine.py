@@ -30,13 +30,14 @@ from engine_router.config.template import TemplateModels
 from engine_router.engines import readiness
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.ports import address_of, described, head_of, is_taken, owner_of, runs
-from engine_router.engines.process import process_tree
+from engine_router.engines.process import process_tree, running_process
 from engine_router.engines.process import start as process_start
 from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.guardian import MARKER_VARIABLE, carriers
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian, ProcessGroup
 from engine_router.engines.process.windows import JobTree, KernelJobs
+from engine_router.engines.process.wired_memory import least_grace_s
 from engine_router.engines.started.running import GRACE_SHARE
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.guards.limits import RESIDENT_LOGS
@@ -330,6 +331,27 @@ async def test_an_ignored_signal_is_followed_by_sigkill_after_the_grace() -> Non
         assert life.ended.stopped
         assert life.ended.message == "was killed by SIGKILL"
         assert engine.log.tail(1) == ("[engine-router] still there 0.2 s after SIGTERM: killed",)
+
+
+async def test_a_large_model_on_macos_gets_the_time_that_its_memory_needs(
+    monkeypatch: pytest.MonkeyPatch, jumping_clock: trio.testing.MockClock
+) -> None:
+    held = least_grace_s("darwin", lambda: 1_000_000_000_000)
+    monkeypatch.setattr(running_process, "least_grace_s", lambda: held)
+    settings = {"grace_s": 0.2, "stop_timeout_s": 60.0}
+    async with the_engine("ignore=SIGTERM", **settings) as engine, supervised(engine, "x") as life:
+        await life.ready.wait()
+        life.supervision.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        jumping_clock.jump(held)
+        await life.over.wait()
+        assert life.error is None
+        assert any("still there 100 s after SIGTERM: killed" in line for line in engine.log.tail(3))
+
+
+def test_elsewhere_what_is_configured_counts() -> None:
+    assert [least_grace_s(platform, lambda: 4 << 40) for platform in ("linux", "win32")] == [0.0, 0.0]
+    assert least_grace_s() >= 0.0
 
 
 async def test_a_grace_longer_than_the_stop_timeout_leaves_time_for_sigkill(

@@ -110,7 +110,9 @@ class StartedConfig(EngineConfig):
         "{path} in it, the engine is started once for each model, one at a time.",
     )
     grace_s: Seconds = option(
-        10.0, "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s."
+        10.0,
+        "Seconds between that signal and SIGKILL; at most three quarters of stop_timeout_s. On macOS at least one for each 10 GB "
+        "of wired memory: killing a large model there may lose its memory until a restart.",
     )
     log_file: str | None = option(
         None, "File that its output is appended to, besides the log kept in memory."

@@ -19,6 +19,7 @@ from engine_router.engines.ports import ClaimedPort, address_of, described, is_t
 from engine_router.engines.process.end_commands import EndCommands
 from engine_router.engines.process.process_tree import ProcessTree, reap_later
 from engine_router.engines.process.shared_memory import SharedMemory
+from engine_router.engines.process.wired_memory import least_grace_s
 from engine_router.engines.started.output import EngineOutput
 from engine_router.engines.started.running import GRACE_SHARE, OUTPUT_GRACE_S, while_read
 from engine_router.errors import EngineStopFailed
@@ -112,15 +113,17 @@ class RunningProcess:
     # Its end.
 
     async def end(self, grace_s: float) -> Ended:
-        """Ask it to end, and kill what is left after `grace_s` seconds.
+        """Ask it to end, and kill what is left after `grace_s` seconds, or later where that would cost memory.
 
         Raises:
-            EngineStopFailed: some of it is left after `stop_timeout_s`.
+            EngineStopFailed: some of it is left after `stop_timeout_s`, which is extended like `grace_s`.
         """
         tree = self.tree
         grace_s = min(grace_s, self.config.stop_timeout_s * GRACE_SHARE)
+        more_s = max(0.0, least_grace_s() - grace_s)
+        grace_s += more_s
         is_asked = False
-        with trio.move_on_after(self.config.stop_timeout_s):
+        with trio.move_on_after(self.config.stop_timeout_s + more_s):
             await self.shared.note(tree.members)
             with trio.move_on_after(grace_s) as grace:
                 if self.commands.stop is not None:
