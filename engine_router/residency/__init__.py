@@ -6,7 +6,8 @@ request holds; `read_model`, all that is shown; `messages.Ticket`, `Phase`, `rul
 - `supervisor`: the one task that decides, on a memory channel. `pool`: one memory, and the way to the supervisor.
 - `ledger`: the pure decisions of one pool, by six rules: `admission`, `prechecks`, `queue`, `scheduling`, `eviction`,
   `planning`, with `memory_budget`, `failures`, `idle_gaps` and each `resident_state`. `messages` go in and come out.
-- `resident_runner`: a task for each resident (`resident_task`); with `health`, `sleepers`, `adoption`, `files`.
+- `resident_runner`: a task for each resident (`resident_task`); with `start_memory`, `health`, `sleepers`, `adoption`,
+  `files`.
 - `pool_memory`: the gauge, and what starts and stops do to it (`memory_attribution`).
 - `decisions`: what was decided, in words. `swap_status`, `memory_status`: parts of the read model.
 - `swap_tracker`: the events of swaps. `measurements`: what is remembered between runs. `page_cache`: files of models.

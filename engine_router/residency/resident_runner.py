@@ -15,7 +15,6 @@ from engine_router.errors import (
     EngineError,
     EngineStartFailed,
     EngineStopFailed,
-    NotEnoughMemory,
     RouterError,
 )
 from engine_router.events import EventHub, MemorySettled, ResidentDied, ResidentReady, RouterNotice
@@ -29,13 +28,12 @@ from engine_router.residency.pool import Pool
 from engine_router.residency.resident_task import ResidentTask
 from engine_router.residency.rules import ResidencySettings
 from engine_router.residency.sleepers import Sleepers
+from engine_router.residency.start_memory import StartMemory
 
 logger = logging.getLogger(__name__)
 
 # Seconds that an engine gets to be as it was found, when the router ends.
 LET_GO_S = 5.0
-# Seconds between two looks whether there is enough memory for a start.
-SHORT_INTERVAL_S = 0.05
 
 
 def is_stopping(pool: Pool, resident: ResidentId) -> bool:
@@ -67,10 +65,16 @@ class ResidentRunner:
     on_stop: Callable[[str], object] = lambda _: None
     is_closing: bool = False
     sleepers: Sleepers = field(init=False)
+    start_memory: StartMemory = field(init=False)
     _read_ahead: ReadAhead = field(factory=ReadAhead)
 
     def __attrs_post_init__(self) -> None:
         self.sleepers = Sleepers(self.engines)
+
+        def clear_away(sleeper: ResidentId) -> None:
+            self.spawn(self.sleepers.clear_away, sleeper)
+
+        self.start_memory = StartMemory(profile=self.profile, sleepers=self.sleepers, clear_away=clear_away)
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run a function until it ends, or the router does."""
@@ -146,7 +150,7 @@ class ResidentRunner:
         """Start a resident and stay with it. Returns the error where it died by itself."""
         resident = task.resident
         if not task.adopted:
-            await self._look_before_start(pool, task)
+            await self.start_memory.wait(pool, task, self.settle_timeout_s)
             if task.supervision.stop_asked.is_set():
                 return None
         await self.sleepers.taken_up(resident)
@@ -157,47 +161,6 @@ class ResidentRunner:
         if ended.stopped or is_stopping(pool, resident):
             return None
         return self._death(pool, resident, ended)
-
-    async def _look_before_start(self, pool: Pool, task: ResidentTask) -> None:
-        """Wait until there is memory enough for a start. It ends early where the start is not wanted any more.
-
-        Raises:
-            NotEnoughMemory: there was too little until the end.
-        """
-        need_bytes, least_bytes = self._needs(pool, task.resident)
-        deadline = trio.current_time() + self.settle_timeout_s
-        while True:
-            free = await pool.memory.free_before_start(task)
-            missing = 0 if need_bytes is None else int(max(0.0, need_bytes - _slack(need_bytes) - free))
-            if missing <= 0 or task.supervision.stop_asked.is_set():
-                pool.memory.starts(task, free, need_bytes or 0)
-                return
-            if trio.current_time() >= deadline and least_bytes is not None and free >= least_bytes:
-                pool.memory.starts(task, free, least_bytes)
-                return
-            if trio.current_time() >= deadline:
-                raise NotEnoughMemory(task.resident.engine, need_bytes or 0, int(free), self.settle_timeout_s)
-            self._make_room(pool, task, missing)
-            await trio.sleep(SHORT_INTERVAL_S)
-
-    def _needs(self, pool: Pool, resident: ResidentId) -> tuple[int | None, int | None]:
-        """Return what has to be free for a start, in bytes, and what it needs for certain where that is a guess.
-
-        None where that is not known, or nobody counts.
-        """
-        state, profile = pool.ledger.state(resident), self.profile(resident)
-        least_bytes = profile.least_bytes if profile.is_guessed else None
-        if state is None or pool.ledger.capacity.is_exclusive or profile.need_bytes is None:
-            return None, least_bytes
-        return int(state.need_bytes), least_bytes
-
-    def _make_room(self, pool: Pool, task: ResidentTask, missing_bytes: int) -> None:
-        """Have something done about memory that is missing for a start."""
-        sleepers = self.sleepers.take_others(task.resident)
-        if not sleepers:
-            pool.tell(messages.Short(task.resident, missing_bytes))
-        for sleeper in sleepers:  # they hold something still, and it is missing now
-            self.spawn(self.sleepers.clear_away, sleeper)
 
     def _ready(self, pool: Pool, task: ResidentTask, endpoint: Endpoint) -> None:
         if task.endpoint is not None:
@@ -393,8 +356,3 @@ class ResidentRunner:
                 warning=warning,
             )
         )
-
-
-def _slack(need_bytes: int) -> int:
-    """Return what may be missing all the same: figures are never exact, and hosts drift."""
-    return max(64 * 2**20, need_bytes // 20)
