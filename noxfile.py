@@ -91,6 +91,8 @@ def package(session: nox.Session) -> None:
     session.run("check-wheel-contents", *(path for path in made if path.endswith(".whl")))
     workflows = [str(path) for path in Path(".github/workflows").glob("*.yml")]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    if shutil.which("actionlint"):  # no package of Python's has it
+        session.run("actionlint", *workflows, external=True)
     composed = [str(path) for path in Path("scripts/deploy").rglob("compose.yml")]
     session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *composed)
 
