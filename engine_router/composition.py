@@ -16,6 +16,7 @@ import trio
 from engine_router.config import REMOTES, Config, load_config
 from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.build import EngineFactory
+from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub, ResidentReady
 from engine_router.memory import make_gauge
@@ -76,7 +77,8 @@ async def open_router(
         ):
             sleep_registry = SleepRegistry()
             await nursery.start(sleep_registry.run)
-            factory = EngineFactory(client, nursery, sleep_registry)
+            keeper = ContextKeeper(_context_folder(state_file_of(config)))
+            factory = EngineFactory(client, nursery, sleep_registry, keeper)
             router = await _compose(config, factory)
             router.sleeping = lambda: sleep_registry.residents
             with logged_into(router.own_log):
@@ -123,6 +125,7 @@ async def _start(
     nursery.start_soon(router.keep_saving)
     nursery.start_soon(router.history.run)
     nursery.start_soon(router.traces.run, factory.client)
+    nursery.start_soon(factory.keeper.run)
     nursery.start_soon(router.sampler.run)
 
 
@@ -178,7 +181,10 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         time.time(),
         _make_app,
         LogRing(mask=factory.hidden),
+        context=factory.keeper,
     )
+    factory.keeper.settings = lambda: router.config.context
+    factory.keeper.notice = router.note
 
     def let_go(base_url: str) -> None:
         upstream.forget(base_url)
@@ -191,6 +197,11 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     router.history.listen(hub)
     router.traces.swaps.listen(hub)
     return router
+
+
+def _context_folder(state_file: Path) -> Path | None:
+    """Return the folder of saved conversations, beside the state file; None where nothing is kept."""
+    return None if Path(os.devnull) in state_file.parents else state_file.with_name("context").absolute()
 
 
 def _serving(read_model: ReadModel) -> dict[ResidentId, str]:

@@ -15,6 +15,7 @@ from engine_router.config import Config, HttpConfig, OllamaConfig, RemoteConfig
 from engine_router.config.diff import Changes
 from engine_router.config.remote import own_headers
 from engine_router.engines.base import Engine, LogRing, ResidentId
+from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
 from engine_router.in_flight import InFlight, LeaseHolder, new_id
@@ -71,6 +72,7 @@ class Router:
 
     Attributes:
         own_log: the last lines of the router's own log.
+        context: the keeper of the context of engines that keep it.
         config_file: the file that the configuration was read from; None where it is none's.
     """
 
@@ -85,6 +87,7 @@ class Router:
     started_at: float
     _make_app: Callable[[Router], QuartTrio]
     own_log: LogRing = field(factory=LogRing)
+    context: ContextKeeper | None = None
     read_model: ReadModel = field(
         init=False, default=Factory(lambda self: ReadModel(self.supervisor, self.state), takes_self=True)
     )
@@ -118,6 +121,7 @@ class Router:
                 self.held_bodies,
                 self.captures,
                 self.traces,
+                self.context,
             ),
             takes_self=True,
         ),

@@ -1,5 +1,6 @@
 """Configuration: the classes, and how a file becomes one of them."""
 
+from engine_router.config.context import ContextConfig
 from engine_router.config.engine_tables import (
     CallConfig,
     ConfigFileConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "Config",
     "ConfigFileConfig",
     "ContainerConfig",
+    "ContextConfig",
     "DropInConfig",
     "EngineConfig",
     "FamilyConfig",

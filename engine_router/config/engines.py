@@ -158,6 +158,11 @@ class ProcessConfig(StartedConfig):
         None,
         "Command run together with SIGKILL and when the router dies, such as docker rm -f NAME; default: stop_command.",
     )
+    keep_context: bool = option(
+        False,
+        "llama.cpp only: save what it has read of conversations before it stops, and restore it when they go on, so that "
+        "they are not read again after a swap. Limits: [context].",
+    )
 
 
 @frozen(kw_only=True, repr=False)

@@ -12,6 +12,7 @@ import attrs
 import tomli
 
 from engine_router.config.container import container_faults
+from engine_router.config.context import ContextConfig
 from engine_router.config.engines import (
     REMOTES,
     AnyEngineConfig,
@@ -171,6 +172,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     log = _section(data, "log", LogConfig, faults)
     history = _section(data, "history", HistoryConfig, faults)
     traces = _section(data, "traces", TracesConfig, faults)
+    context = _section(data, "context", ContextConfig, faults)
     scheduling = _section(data, "scheduling", SchedulingConfig, faults)
     pools = _named(data, "pools", lambda value, path: read_table(value, PoolConfig, path), faults)
     engines: dict[str, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
@@ -189,6 +191,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
         log=log,
         history=history,
         traces=traces,
+        context=context,
         scheduling=scheduling,
         pools=pools,
         engines=engines,

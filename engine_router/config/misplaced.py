@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import attrs
 
+from engine_router.config.context import ContextConfig
 from engine_router.config.engines import ENGINE_TYPES, EngineConfig
 from engine_router.config.faults import Fault, quoted
 from engine_router.config.model import (
@@ -27,6 +28,7 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
     "[log]": LogConfig,
     "[history]": HistoryConfig,
     "[traces]": TracesConfig,
+    "[context]": ContextConfig,
     "[scheduling]": SchedulingConfig,
     "[pools.NAME]": PoolConfig,
     "[engines.NAME]": EngineConfig,

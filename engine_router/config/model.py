@@ -14,7 +14,8 @@ from typing import Final, Literal
 import attrs
 from attrs import frozen
 
-from engine_router.config.engines import AnyEngineConfig, RemoteConfig
+from engine_router.config.context import ContextConfig
+from engine_router.config.engines import AnyEngineConfig, ProcessConfig, RemoteConfig
 from engine_router.config.keys import ApiKey, Priority
 from engine_router.config.kinds import (
     Addresses,
@@ -344,6 +345,7 @@ class Config:
     log: LogConfig = table(LogConfig, "What the router writes about itself.")
     history: HistoryConfig = table(HistoryConfig, "What is remembered of past requests, swaps and memory.")
     traces: TracesConfig = table(TracesConfig, "Spans of requests and swaps for a collector.")
+    context: ContextConfig = table(ContextConfig, "What is kept of conversations when their engine stops.")
     scheduling: SchedulingConfig = table(SchedulingConfig, "Who is served when.")
     pools: Mapping[str, PoolConfig] = table(dict, "Memories that engines share.")
     engines: Mapping[str, AnyEngineConfig] = required("The engines.")
@@ -361,6 +363,13 @@ class Config:
     def paid_engines(self) -> frozenset[str]:
         """The engines whose answers cost money."""
         return frozenset(n for n, e in self.engines.items() if isinstance(e, RemoteConfig) and e.paid)
+
+    @functools.cached_property
+    def keeping_engines(self) -> frozenset[str]:
+        """The engines whose conversations outlast a stop."""
+        return frozenset(
+            n for n, e in self.engines.items() if isinstance(e, ProcessConfig) and e.keep_context
+        )
 
     @functools.cached_property
     def engine_order(self) -> Sequence[str]:

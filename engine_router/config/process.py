@@ -13,6 +13,9 @@ from engine_router.config.model import ModelConfig
 from engine_router.config.template import PLACEHOLDERS, is_template
 from engine_router.config.values import shown
 
+SLOT_SAVE_PATH: Final = "--slot-save-path"
+"""The option of llama.cpp's server for the folder of saved conversations."""
+
 _BRACES: Final = re.compile(r"\$?\{(\w+)\}|\$(\w+)|%(\w+)%")
 _WHOLE_COMMAND: Final = re.compile(r"\s(-|.*\{port\})")
 _OR_PORTS: Final = {"argv": "", "command": " or ports"}
@@ -32,6 +35,11 @@ def process_faults(
     words = " ".join(filled_words(engine))
     if isinstance(engine, ProcessConfig):
         yield from _program_faults(engine, path)
+        if engine.keep_context and any(word.partition("=")[0] == SLOT_SAVE_PATH for word in engine.argv):
+            yield (
+                f"{path}.argv",
+                f"leave {SLOT_SAVE_PATH} out: keep_context adds it, with a folder of the router's own",
+            )
     yield from _port_faults(engine, path, words)
     if engine.scan and "{path}" not in words:
         yield (

@@ -24,6 +24,7 @@ from engine_router.config import (
 from engine_router.config.remote import own_headers
 from engine_router.config.template import TemplateModels
 from engine_router.engines.base import Engine
+from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.engines.masking import MaskedEngine
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.guards.masking import HiddenValues
@@ -42,12 +43,14 @@ class EngineFactory:
     Attributes:
         client: for control calls.
         nursery: for the guardian, which is started with the first engine that needs it.
+        keeper: of the context of those that keep it.
         hidden: the values that nobody is told.
     """
 
     client: ControlClient
     nursery: trio.Nursery
     _sleep_registry: SleepRegistry
+    keeper: ContextKeeper
     _guardian: Guardian | None = None
     _headers: WeakKeyDictionary[Engine, dict[str, str]] = field(factory=WeakKeyDictionary)
     _models: WeakKeyDictionary[Engine, TemplateModels] = field(factory=WeakKeyDictionary)
@@ -68,7 +71,9 @@ class EngineFactory:
         headers, models = dict(own_headers(config.engines[name])), TemplateModels(name, config)
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
-        built = build_engine(name, config, self.client, self._guardian, self._sleep_registry, models)
+        built = build_engine(
+            name, config, self.client, self._guardian, self._sleep_registry, models, self.keeper
+        )
         self.hidden.add(config.hidden)
         engine = MaskedEngine(built, self.hidden)
         self._headers[engine], self._models[engine] = headers, models
@@ -94,6 +99,7 @@ def build_engine(
     guardian: Guardian | None,
     sleep_registry: SleepRegistry | None = None,
     models: TemplateModels | None = None,
+    keeper: ContextKeeper | None = None,
 ) -> Engine:
     """Make one configured engine.
 
@@ -102,6 +108,7 @@ def build_engine(
         guardian: kills process engines when the router dies; None where the platform needs none.
         sleep_registry: where residents sleep; without one they are stopped.
         models: what each model fills into a template's command; those of the configuration when absent.
+        keeper: of the context that engines keep; without one they keep none.
     """
     match config.engines[name]:
         case ProcessConfig() as process:
@@ -114,6 +121,7 @@ def build_engine(
                 guardian=guardian,
                 sleep_registry=sleep_registry,
                 models=models or TemplateModels(name, config),
+                keeper=keeper,
             )
         case ContainerConfig() as container:
             from engine_router.engines.container.container_engine import ContainerEngine

@@ -108,6 +108,8 @@ class ForwardPlanner:
             check_remote_path(engine, target.engine, path)
         if dialect_of(path) is OLLAMA:
             return engine.speaks("ollama") if isinstance(engine, RemoteConfig) else engine.type == "ollama"
+        if path == "/v1/messages" and target.engine in self._config.keeping_engines:
+            return False  # llama.cpp takes no slot there, and makes a chat of it, as the router does
         return True if path not in OPTIONAL else self._endpoint_support.known(target.engine, path)
 
     def passes(self, path: str, model: str, target: Target) -> bool:
@@ -119,6 +121,7 @@ class ForwardPlanner:
             return False
         return (
             target.upstream == model
+            and target.engine not in self._config.keeping_engines
             and target.model not in self._policies
             and self.is_native(path, target) is True
         )

@@ -21,6 +21,7 @@ from engine_router.dialects import OLLAMA, dialect_of
 from engine_router.dialects.base import Dialect
 from engine_router.dialects.ollama.load_only import CONTENT_TYPE, keep_alive_s, load_answer, loads
 from engine_router.dialects.routed import Routed
+from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.errors import BadRequest, RouterError
 from engine_router.in_flight import InFlight, LeaseHolder, RequestScope
 from engine_router.models.registry import Target
@@ -47,6 +48,7 @@ from engine_router.upstream.http1 import Headers, ResponseHead
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
     from engine_router.dialects.keep_alive import KeepAliveFrames
+    from engine_router.proxy.kept_context import KeptContext
     from engine_router.proxy.tracing import RequestTrace
 
 COUNT_TOKENS = "/v1/messages/count_tokens"
@@ -85,6 +87,7 @@ class ProxyHandler:
     _held_bodies: HeldBodies
     _captures: Captures
     _traces: Traces
+    _context: ContextKeeper | None = None
 
     async def answer(self, incoming: IncomingRequest, scope: RequestScope, sink: Sink | None = None) -> Reply:
         """Wait for the engine and for the head of its answer, or for the first keep-alive frame to be due.
@@ -129,7 +132,7 @@ class ProxyHandler:
                 keep_alive = keep_alive_s(routed.keep_alive) if scope.is_admin else None
                 if loads(path, routed.body):
                     return await self._load_only(incoming, routed, target, scope, server)
-        exchange = await self._exchange(incoming, routed, target, snapshot, held)
+        exchange = await self._exchange(incoming, routed, target, snapshot, held, scope)
         self.enter(scope, target, exchange, incoming.headers, server, keep_alive)
         reply = await self._begin(exchange, path, routed, scope, server, sink)
         if capture is not None:
@@ -245,6 +248,7 @@ class ProxyHandler:
         target: Target,
         snapshot: Snapshot,
         held: HeldShare,
+        scope: RequestScope,
     ) -> ProxyExchange:
         """Return the exchange of a request, with its plan where that is known before its engine runs."""
         path, planner = incoming.path, snapshot.planner
@@ -275,7 +279,16 @@ class ProxyHandler:
             plan = make_plan(native=native)
         else:
             plan = await off_loop(size_bytes, functools.partial(make_plan, native=native))
+        kept: KeptContext | None = None
+        if target.engine in snapshot.config.keeping_engines and self._context is not None:
+            from engine_router.proxy.kept_context import KeptContext, owner_of, session_in  # noqa: PLC0415 - few engines keep any
+
+            owner = owner_of(scope.key, snapshot.config.context.shared_by)
+            kept = KeptContext(self._context, target.resident, plan, owner, session_in(incoming.headers))
+            plan = kept.plan
         exchange = ProxyExchange(self._supervisor, target.resident, upstream=self._upstream, plan=plan)
+        if kept is not None:
+            scope.on_leave(functools.partial(kept.ended, exchange))
         return exchange
 
     async def _begin(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import trio
 
 from engine_router.config import ProcessConfig
-from engine_router.engines.base import ResidentId, Supervision
+from engine_router.config.process import SLOT_SAVE_PATH
+from engine_router.config.template import TemplateModels
+from engine_router.config.values import expanded
+from engine_router.engines.base import Ended, ResidentId, Supervision
+from engine_router.engines.context.keeper import ContextKeeper
+from engine_router.engines.context.running import RunningContext
 from engine_router.engines.ports import address_of, head_of, is_taken
 from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.end_commands import EndCommands, end_commands
@@ -17,14 +24,47 @@ from engine_router.engines.process.running_process import RunningProcess, began_
 from engine_router.engines.process.shared_memory import SharedMemory, shared_memory
 from engine_router.engines.process.start import spawn, start_obstacle
 from engine_router.engines.settings_file import set_values
+from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.engines.started.log_file import open_log_file
 from engine_router.engines.started.output import EngineOutput
+from engine_router.engines.started.running import RunningServer
 from engine_router.engines.started.started_engine import StartedEngine
 from engine_router.guards.masking import masked_argv
+from engine_router.upstream.control_client import ControlClient
+
+if TYPE_CHECKING:
+    from engine_router.engines.process.process_tree import Guardian
 
 
 class ProcessEngine(StartedEngine[ProcessConfig]):
-    """Starts its command, watches it, and ends it with all that it started."""
+    """Starts its command, watches it, and ends it with all that it started.
+
+    Args:
+        keeper: of its context, where it keeps any.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ProcessConfig,
+        client: ControlClient,
+        *,
+        guardian: Guardian | None = None,
+        sleep_registry: SleepRegistry | None = None,
+        models: TemplateModels | None = None,
+        keeper: ContextKeeper | None = None,
+    ) -> None:
+        super().__init__(
+            name, config, client, guardian=guardian, sleep_registry=sleep_registry, models=models
+        )
+        self._keeper = keeper if config.keep_context else None
+
+    def command(self, resident: ResidentId, port: int = 0) -> list[str]:
+        """Return the argv for a resident; with the folder of its context, where it keeps any."""
+        argv = super().command(resident, port)
+        if self._keeper is not None and self._keeper.folder is not None:
+            argv += [SLOT_SAVE_PATH, str(self._keeper.folder)]
+        return argv
 
     async def obstacle(self, resident: ResidentId) -> str | None:
         """Say so where the program, its folder or its model file is missing; see `Engine.obstacle`."""
@@ -53,6 +93,8 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
             base_url, claim = self._place()
             port = address_of(base_url)[1]
             argv = self.command(resident, port)
+            if self._keeper is not None:
+                await self._keeper.prepare(resident)
             await set_values(self.name, self.config.config_file, self._values(resident, port))
             process, tree = await spawn(self.name, self.config, argv, self._guardian)
         except BaseException:
@@ -79,6 +121,23 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
             commands=commands,
             shared=self._shared_memory(began, argv),
         )
+
+    async def _context_of(self, resident: ResidentId, running: RunningServer) -> RunningContext | None:
+        if self._keeper is None:
+            return None
+        cwd = Path() if self.config.cwd is None else expanded(self.config.cwd)
+        client = self._client_of(running.base_url)
+        return await self._keeper.began(resident, client, self.command(resident), cwd, self.config.env)
+
+    async def run_resident(
+        self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
+    ) -> Ended:
+        """Run the server from its start to its end; see `Engine.run_resident`."""
+        try:
+            return await super().run_resident(resident, supervision, adopt=adopt)
+        finally:
+            if self._keeper is not None:
+                self._keeper.ended(resident)
 
     def _shared_memory(self, began: float, argv: Sequence[str]) -> SharedMemory:
         return shared_memory(began, (*argv, *self.config.env.values()))

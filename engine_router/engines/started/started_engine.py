@@ -33,6 +33,7 @@ from engine_router.errors import (
 from engine_router.upstream.control_client import ControlClient
 
 if TYPE_CHECKING:
+    from engine_router.engines.context.running import RunningContext
     from engine_router.engines.process.process_tree import Guardian
 
 LIST_TIMEOUT_S = 3.0
@@ -252,16 +253,24 @@ class StartedEngine(ABC, Generic[C]):
         """Let a ready process serve to its end."""
         self._listens_at = self._ready_at[resident] = running.base_url
         await running.serves()
-        supervision.ready(Endpoint(running.base_url, running.pid), woken=woken)
+        context = await self._context_of(resident, running)
+        on_use = None if context is None else context.on_use
+        supervision.ready(Endpoint(running.base_url, running.pid, on_use), woken=woken)
         happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
             sleep = self._sleep.of(resident, self._client_of(running.base_url))
             if sleep is not None and await sleep.fall_asleep(supervision, death=running.wait):
                 running.log.write("[engine-router] sleeps")
                 return ASLEEP
+            if context is not None:
+                await context.save(death=running.wait)
             return await running.end(self.config.grace_s)
         await running.clean_up()
         return Ended(stopped=False, message=running.ended_how(), log_tail=self._tail(running))
+
+    async def _context_of(self, resident: ResidentId, running: RunningServer) -> RunningContext | None:  # noqa: ARG002 - for those that keep one
+        """Return the context that a ready server keeps; None where it keeps none."""
+        return None
 
     async def _until_ready(self, resident: ResidentId, running: RunningServer, seen: list[str]) -> None:
         """Wait until the probe passes, and, after a start, until the warm-up has succeeded."""

@@ -1,0 +1,64 @@
+"""The identity of what saved context fits into: the same weights, the same build, the same sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine_router.engines.context.store import file_state
+
+# What differs from one start to the next, or between computers, and says nothing of the context.
+_BESIDE = ("--port", "--host", "--api-key")
+
+
+def engine_digest(
+    argv: Sequence[str], folder: Path, env: Mapping[str, str], props: Mapping[str, Any]
+) -> tuple[str, tuple[str, int, int] | None]:
+    """Return the digest of a running server, and the state of its model's file where that is known.
+
+    Everything on its command line counts, with the size and the time of each file that is named there: the model,
+    adapters, the program itself. Blocks: it looks at these files.
+
+    Args:
+        argv: the command that started it.
+        folder: what paths in it are relative to.
+        env: variables that were added for it.
+        props: what it says of itself at `/props`.
+    """
+    model = props.get("model_path")
+    weights = _state_of(model, folder) if isinstance(model, str) and model else None
+    words = [word for at, word in enumerate(argv) if not _is_beside(argv, at)]
+    program = shutil.which(argv[0]) if argv else None
+    facts = {
+        "argv": words,
+        "files": [_state_of(part, folder) for word in words for part in word.split(",")],
+        "program": None if program is None else _state_of(program, folder),
+        "env": {name: value for name, value in sorted(env.items()) if name.startswith(("LLAMA_", "GGML_"))},
+        "weights": weights,
+        "build": props.get("build_info"),
+        "slots": props.get("total_slots"),
+        "context": _context_of(props),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(), weights
+
+
+def _is_beside(argv: Sequence[str], at: int) -> bool:
+    return argv[at].partition("=")[0] in _BESIDE or (at > 0 and argv[at - 1] in _BESIDE)
+
+
+def _state_of(word: str, folder: Path) -> tuple[str, int, int] | None:
+    """Return the state of the file that a word names; None where it names none."""
+    try:
+        path = folder / Path(word).expanduser()
+        return file_state(str(path)) if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # a name too long, or of nobody's home
+        return None
+
+
+def _context_of(props: Mapping[str, Any]) -> object:
+    settings = props.get("default_generation_settings")
+    return settings.get("n_ctx") if isinstance(settings, Mapping) else None

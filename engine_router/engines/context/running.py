@@ -1,0 +1,282 @@
+"""The context of one running llama.cpp server: its requests in their slots, their conversations restored and saved."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from engine_router.engines.base import ResidentId
+from engine_router.engines.context.slots import Prefixes, Slot, SlotTable, by_digest, common_chars
+from engine_router.engines.context.store import PARTIAL, KnownPrefix, SavedContext, file_of
+from engine_router.engines.first_of import first_of
+from engine_router.engines.remote.client import EngineClient
+from engine_router.errors import EngineError
+
+if TYPE_CHECKING:
+    from engine_router.engines.context.keeper import ContextKeeper, KnownEngine
+
+logger = logging.getLogger(__name__)
+
+# Fewer tokens than this are read again in no time.
+LEAST_TOKENS: Final = 128
+# The part of what should have been there again that has to be; the ends of conversations are never quite alike.
+_LEAST_REUSED: Final = 0.5
+# Paths that change nothing in a slot.
+_HARMLESS: Final = frozenset(
+    (
+        "/health",
+        "/props",
+        "/slots",
+        "/metrics",
+        "/models",
+        "/v1/models",
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+    )
+)
+_PLACED: Final = frozenset(
+    ("/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions", "/completion")
+)
+
+
+@define(eq=False, repr=False)
+class Placement:
+    """A request in its slot, from the choice of it to the end of the answer.
+
+    Attributes:
+        slot: the slot; its number is what the server is told.
+    """
+
+    _context: RunningContext
+    slot: Slot
+    _prefixes: Prefixes
+    _wanted: Mapping[str, int]
+    _turn: int
+    _restored_tokens: float = 0.0
+    _has_tried: bool = False
+    _has_ended: bool = False
+
+    async def restore(self) -> None:
+        """Put the saved conversation back into the slot, where there is one that is worth it; once.
+
+        Cancellation leaves the slot as it may be, and the request is right all the same.
+        """
+        if self._has_tried:
+            return
+        self._has_tried = True
+        if self.slot.users == 1:
+            self._restored_tokens = await self._context.restore(self.slot, self._wanted)
+
+    def end(self, *, tokens_in: int | None, tokens_cached: int | None, read_s: float | None) -> None:
+        """Note how the request ended, by what its engine told. Never waits; may be called again.
+
+        Args:
+            read_s: seconds in which the prompt was read.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = True
+        slot, context = self.slot, self._context
+        slot.users -= 1
+        slot.used_at = trio.current_time()
+        if self._turn != context.table.turn:
+            return
+        if tokens_in is None:
+            slot.keep_common(self._wanted)
+            return
+        if tokens_cached is not None:
+            context.engine.note_reading(tokens_in - tokens_cached, read_s)
+            if tokens_cached < self._restored_tokens * _LEAST_REUSED:
+                context.give_up(
+                    f"it was given back {self._restored_tokens:.0f} tokens of a conversation, and used {tokens_cached} "
+                    "of them"
+                )
+        slot.hold(self._prefixes, tokens_in)
+
+
+@define(eq=False, repr=False)
+class RunningContext:
+    """The context of one running server, from its start to its stop.
+
+    Attributes:
+        engine: what is known of it from one start to the next.
+    """
+
+    keeper: ContextKeeper
+    resident: ResidentId
+    engine: KnownEngine
+    _client: EngineClient
+    table: SlotTable = field(factory=SlotTable)
+    _on_their_way: int = 0
+
+    def place(self, prefixes: Prefixes, session: str) -> Placement:
+        """Choose the slot of a request; its `end` has to be called."""
+        wanted = by_digest(prefixes)
+        slot = self.table.choose(wanted, session)
+        slot.users += 1
+        slot.session, slot.used_at = session, trio.current_time()
+        self._on_their_way += 1
+        return Placement(self, slot, prefixes, wanted, self.table.turn)
+
+    def disturb(self) -> None:
+        """Note that a request goes to a slot that the server chooses."""
+        self.table.disturb()
+
+    def on_use(self, target: str) -> Callable[[], None]:
+        """Take in what is sent to the server; see `Endpoint.on_use`."""
+        path = target.partition("?")[0]
+        if path in _PLACED and self._on_their_way:
+            self._on_their_way -= 1
+        elif path not in _HARMLESS:
+            self.disturb()
+        return _nothing
+
+    def give_up(self, why: str) -> None:
+        """Keep nothing of this engine any more, and say so."""
+        self.engine.keeps = False
+        self.keeper.tell(
+            self.resident,
+            f"keeps no context from now on: {why}; its conversations are read again after a swap",
+        )
+
+    # Back into a slot.
+
+    async def restore(self, slot: Slot, wanted: Mapping[str, int]) -> float:
+        """Restore the longest beginning of a conversation that was saved. Returns how many tokens the answer has to reuse."""
+        engine, store = self.engine, self.keeper.store
+        if not engine.keeps or (found := store.best(engine.digest, wanted)) is None:
+            return 0.0
+        entry, chars = found
+        there = slot.prompt_tokens * common_chars(slot.held, wanted) / slot.chars if slot.chars else 0.0
+        tokens = entry.tokens_of(chars)
+        if tokens - there < LEAST_TOKENS or not engine.pays(
+            tokens - there, entry.prompt_tokens, engine.restore_s
+        ):
+            return 0.0
+        slot.hold((), 0)  # until it is known
+        began = trio.current_time()
+        fault = await self._call(
+            slot, "restore", {"filename": entry.file}, self.keeper.settings().save_timeout_s
+        )
+        if isinstance(fault, str):
+            await self.keeper.in_thread(store.remove, [entry])
+            self.keeper.tell(
+                self.resident, f"cannot restore a conversation ({fault}): it is read again", once="restore"
+            )
+            return 0.0
+        engine.restore_s = (trio.current_time() - began) / max(1, entry.prompt_tokens)
+        store.note_use(entry)
+        slot.hold(entry.prefixes, entry.prompt_tokens, is_saved=True)
+        return tokens
+
+    # Out of the slots.
+
+    async def save(self, death: Callable[[], Awaitable[object]]) -> None:
+        """Save what the slots hold and what would take longer to read again, for as long as a stop may wait for that.
+
+        Args:
+            death: returns when the server has died.
+
+        Cancellation leaves what is saved by then.
+        """
+        slots = [slot for slot in self.table.slots if self._is_worth(slot)]
+        if not slots or not self.engine.keeps:
+            return
+        with trio.move_on_after(self.keeper.settings().save_timeout_s):
+            await first_of(died=death, saved=lambda: self._save_all(slots))
+            return
+        self.keeper.tell(
+            self.resident,
+            "has not saved its conversations within [context] save_timeout_s: they are read again",
+            once="save",
+        )
+
+    def _is_worth(self, slot: Slot) -> bool:
+        tokens = slot.prompt_tokens
+        return (
+            not slot.is_saved
+            and slot.users == 0
+            and tokens >= LEAST_TOKENS
+            and self.engine.pays(tokens, tokens, self.engine.save_s)
+        )
+
+    async def _save_all(self, slots: list[Slot]) -> None:
+        try:
+            await self.keeper.in_thread(self.keeper.store.open)
+            for slot in sorted(slots, key=lambda slot: -slot.prompt_tokens):
+                if not await self._save(slot):
+                    return
+        except OSError as error:
+            self._not_saved(error.strerror or str(error))
+
+    async def _save(self, slot: Slot) -> bool:
+        """Save one slot. Returns False where the others need not be tried.
+
+        Raises:
+            OSError: what was written cannot be kept.
+        """
+        store, engine = self.keeper.store, self.engine
+        size = int(slot.prompt_tokens * engine.bytes_per_token)
+        if not await self.keeper.in_thread(store.has_room, size):
+            self._not_saved(
+                f"less than [context] min_free_gb would be left free in {store.folder}, or it is above max_gb"
+            )
+            return False
+        file, began = file_of(str(self.resident), engine.digest, slot.held), trio.current_time()
+        answer = await self._call(slot, "save", {"filename": file + PARTIAL}, math.inf)
+        if isinstance(answer, str):
+            await self.keeper.in_thread(store.discard_partial, file)
+            self._not_saved(answer)
+            return False
+        entry = SavedContext(
+            file=file,
+            resident=str(self.resident),
+            engine=engine.digest,
+            weights=engine.weights,
+            prefixes=tuple(KnownPrefix(prefix.digest, prefix.chars) for prefix in slot.held),
+            prompt_tokens=slot.prompt_tokens,
+            size_bytes=answer,
+            saved_at=self.keeper.clock(),
+            used_at=self.keeper.clock(),
+        )
+        await self.keeper.in_thread(store.keep, entry)
+        slot.is_saved = True
+        engine.save_s = (trio.current_time() - began) / slot.prompt_tokens
+        engine.bytes_per_token = answer / slot.prompt_tokens
+        return True
+
+    def _not_saved(self, why: str) -> None:
+        self.keeper.tell(
+            self.resident, f"cannot save its conversations ({why}): they are read again", once="save"
+        )
+
+    async def _call(self, slot: Slot, action: str, body: dict[str, str], timeout_s: float) -> int | str:
+        """Have the server save or restore a slot. Returns how many bytes that were, or what went wrong."""
+        try:
+            answer = await self._client.call(
+                "POST", f"/slots/{slot.number}?action={action}", body=body, timeout_s=timeout_s
+            )
+        except EngineError as error:
+            return error.summary
+        if not answer.ok:
+            if answer.status == 501:
+                self.give_up(answer.complaint or "it cannot save slots")
+            return answer.complaint or f"status {answer.status}"
+        data = answer.data if isinstance(answer.data, dict) else {}
+        tokens, size = (data.get(name) for name in _COUNTS[action])
+        if not isinstance(tokens, int) or not isinstance(size, int) or tokens < 1 or size < 1:
+            return "it says that there was nothing"
+        return size
+
+
+_COUNTS: Final = {"save": ("n_saved", "n_written"), "restore": ("n_restored", "n_read")}
+
+
+def _nothing() -> None:
+    """Do nothing when a request has ended."""

@@ -1,0 +1,123 @@
+"""The slots of a running llama.cpp server: which conversation is in each, and which one a request goes to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from attrs import define, field
+
+# A slot whose conversation is another from some message on is taken if so much of it stays; the rest is lost.
+_LEAST_SHARE: Final = 0.5
+
+
+class Prefix(Protocol):
+    """A beginning of a conversation: its digest, and how many characters it has."""
+
+    @property
+    def digest(self) -> str:
+        """The digest of all that is in it."""
+        ...
+
+    @property
+    def chars(self) -> int:
+        """Its length in characters."""
+        ...
+
+
+Prefixes = Sequence[Prefix]
+"""The beginnings of one conversation, each longer than the one before."""
+
+
+def common_chars(held: Prefixes, wanted: Mapping[str, int]) -> int:
+    """Return how many characters a held conversation begins like the wanted one.
+
+    Args:
+        wanted: the lengths of its beginnings, by their digests.
+    """
+    return next((prefix.chars for prefix in reversed(held) if prefix.digest in wanted), 0)
+
+
+def by_digest(prefixes: Prefixes) -> dict[str, int]:
+    """Return the lengths of beginnings, by their digests."""
+    return {prefix.digest: prefix.chars for prefix in prefixes}
+
+
+@define(eq=False, repr=False)
+class Slot:
+    """A slot, and the conversation in it.
+
+    Attributes:
+        number: as the server counts it.
+        held: the beginnings of the prompt that it has read; empty where that is not known.
+        prompt_tokens: the tokens of that prompt.
+        session: what the client called the session; empty where it said nothing.
+        used_at: when it was used last; any clock that goes up.
+        users: the requests that are in it, or wait for it.
+        is_saved: what it holds is on disk already.
+    """
+
+    number: int
+    held: Prefixes = ()
+    prompt_tokens: int = 0
+    session: str = ""
+    used_at: float = 0.0
+    users: int = 0
+    is_saved: bool = False
+
+    @property
+    def chars(self) -> int:
+        """The characters of what it holds."""
+        return self.held[-1].chars if self.held else 0
+
+    def hold(self, prefixes: Prefixes, tokens: int, *, is_saved: bool = False) -> None:
+        """Note what it holds now."""
+        self.held, self.prompt_tokens, self.is_saved = tuple(prefixes), tokens, is_saved
+
+    def keep_common(self, wanted: Mapping[str, int]) -> None:
+        """Note that a request was begun in it, and nobody knows how far it came: what it has in common stays."""
+        chars, before = common_chars(self.held, wanted), self.chars
+        kept = [prefix for prefix in self.held if prefix.chars <= chars]
+        self.hold(kept, int(self.prompt_tokens * chars / before) if before else 0)
+
+
+@define(eq=False, repr=False)
+class SlotTable:
+    """The slots of one server.
+
+    Attributes:
+        turn: changes whenever something unknown has happened in the slots.
+    """
+
+    slots: list[Slot] = field(factory=list)
+    turn: int = 0
+
+    def disturb(self) -> None:
+        """Note that a request went to a slot that nobody knows: what any of them holds is not known any more."""
+        self.turn += 1
+        for slot in self.slots:
+            slot.hold((), 0)
+
+    def choose(self, wanted: Mapping[str, int], session: str) -> Slot:
+        """Return the slot for a request; a free one, unless there is none.
+
+        It is the one whose conversation goes on with it. Else the one of its session, one of which at least half
+        stays, an empty one, or the one unused for longest, in this order: what others said stays as long as it can.
+
+        Args:
+            wanted: the lengths of its beginnings, by their digests.
+        """
+        least = min(slot.users for slot in self.slots)
+        free = [slot for slot in self.slots if slot.users == least]
+        return max(free, key=lambda slot: _fitness(slot, common_chars(slot.held, wanted), session))
+
+
+def _fitness(slot: Slot, common: int, session: str) -> tuple[int, float, float]:
+    """Return how well a slot fits a request: the larger, the better."""
+    if slot.held and common == slot.chars:
+        return 4, common, slot.used_at
+    if slot.held and session and session == slot.session:
+        return 3, common, slot.used_at
+    if slot.held and common >= _LEAST_SHARE * slot.chars:
+        return 2, common, -slot.used_at
+    return (0 if slot.held else 1), -slot.used_at, 0

@@ -1,0 +1,99 @@
+"""Context that outlasts a swap, with real llama.cpp: judged by the tokens that it did not read again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from support.served import ask, served
+
+import engine_router
+from engine_router.config import parse_config
+from engine_router.engines.llamacpp.tiny import write_tiny_gguf
+from engine_router.events import RouterNotice
+
+WHEELS = ("gguf", "numpy", "xllamacpp")
+MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(bool(MISSING), reason=f"needs the extra llamacpp (missing: {', '.join(MISSING)})"),
+]
+
+LIMIT_S = 400.0
+SYSTEM = {"role": "system", "content": "You are brief. " * 20}
+FIRST = {"role": "user", "content": "Tell me of the sea and of the ships. " * 30}
+NEXT = [{"role": "assistant", "content": "okay"}, {"role": "user", "content": "Go on."}]
+
+
+def configuration(
+    folder: Path, *, keep: bool, flags: tuple[str, ...] = (), server: str = ""
+) -> engine_router.Config:
+    lines = [
+        f"state_file = {json.dumps(str(folder / 'state.json'))}",
+        "[server]",
+        "shutdown_timeout_s = 0.5",
+        server,
+        "[context]",
+        "min_free_gb = 0.001",
+        "save_timeout_s = 200",
+    ]
+    for seed, name in enumerate("ab"):
+        path = folder / f"{name}.gguf"
+        if not path.exists():
+            write_tiny_gguf(path, seed=seed, context_length=8192)
+        program = [sys.executable, "-m", "engine_router.llamacpp", "-m", str(path), "--port", "{port}"]
+        argv = [*program, "-lv", "0", "-c", "8192", "-t", "1", "-cram", "0", *flags]
+        lines += [
+            f"[engines.{name}]",
+            'type = "process"',
+            f"argv = {json.dumps(argv)}",
+            f'models = ["{name}"]',
+            f"keep_context = {json.dumps(keep)}",
+        ]
+    return parse_config("\n".join(lines))
+
+
+async def said(
+    url: str, model: str, messages: list[Any], *, headers: dict[str, str] | None = None
+) -> tuple[str, int]:
+    """Ask a model; return what it said and how many tokens of the prompt it had not to read again."""
+    body = {"model": model, "messages": messages, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    answer = await ask(url, "POST", "/v1/chat/completions", body=body, headers=headers)
+    assert answer.status == 200, answer.body
+    data = json.loads(answer.body)
+    return data["choices"][0]["message"]["content"], data["timings"]["cache_n"]
+
+
+async def swapped(folder: Path, *, keep: bool) -> tuple[str, int, int]:
+    """Talk to A, then to B, then to A again; return what it said then, its reused tokens, and those of before."""
+    async with engine_router.open_router(configuration(folder, keep=keep)) as router, served(router) as url:
+        notices = router.hub.subscribe(RouterNotice)
+        await said(url, "a", [SYSTEM, FIRST])
+        await said(url, "b", [SYSTEM, FIRST])
+        text, reused = await said(url, "a", [SYSTEM, FIRST, *NEXT])
+        assert [
+            n for n in notices.take() if isinstance(n, RouterNotice) and "conversation" in n.message
+        ] == []
+    return text, reused, len(FIRST["content"])
+
+
+async def test_a_conversation_survives_a_swap_and_says_the_same(tmp_path: Path) -> None:
+    with trio.fail_after(LIMIT_S):
+        kept, reused, length = await swapped(tmp_path, keep=True)
+        plain, read_anew, _ = await swapped(tmp_path, keep=False)
+
+    assert reused > length
+    assert read_anew == 0
+    assert kept == plain
+    folder = tmp_path / "context"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    saved = [path for path in folder.iterdir() if path.name.endswith(".saved")]
+    assert saved
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
