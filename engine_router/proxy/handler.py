@@ -6,11 +6,10 @@ decision, is here and below.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import define
@@ -22,9 +21,10 @@ from engine_router.dialects.base import Dialect
 from engine_router.dialects.ollama.load_only import CONTENT_TYPE, keep_alive_s, load_answer, loads
 from engine_router.dialects.routed import Routed
 from engine_router.engines.context.keeper import ContextKeeper
-from engine_router.errors import BadRequest, RouterError
+from engine_router.errors import RouterError
 from engine_router.in_flight import InFlight, LeaseHolder, RequestScope
 from engine_router.models.registry import Target
+from engine_router.proxy.additions import footer_of, keep_alive_frames
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.held_bodies import HeldBodies, HeldShare
@@ -47,13 +47,10 @@ from engine_router.upstream.http1 import Headers, ResponseHead
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
-    from engine_router.dialects.keep_alive import KeepAliveFrames
     from engine_router.proxy.kept_context import KeptContext
     from engine_router.proxy.tracing import RequestTrace
 
 COUNT_TOKENS = "/v1/messages/count_tokens"
-# Waiting for less than this, in seconds, is no load of a model.
-WARM_S = 0.001
 
 
 @define(eq=False, repr=False)
@@ -256,7 +253,7 @@ class ProxyHandler:
         exchange: ProxyExchange
         footer: Footer | None = None
         if snapshot.config.server.footer and isinstance(routed, Routed):
-            make_footer = functools.partial(_footer, path, routed, lambda: exchange)
+            make_footer = functools.partial(footer_of, path, routed, lambda: exchange)
             footer = await off_loop(size_bytes, make_footer)
 
         def make_plan(*, native: bool) -> ForwardPlan:
@@ -312,7 +309,7 @@ class ProxyHandler:
             raise
         options = StreamOptions(
             dialect=dialect,
-            make_frames=lambda: _keep_alive_frames(path, routed),
+            make_frames=lambda: keep_alive_frames(path, routed),
             # An error in a stream of this endpoint has to go on from what was sent of it.
             must_splice=path == "/v1/responses",
             interval_s=server.keepalive_interval_s or math.inf,
@@ -363,37 +360,6 @@ async def _head(
 async def _never(_path: str, _model: str) -> bool:
     """Let no body go on before it is known as a whole."""
     return False
-
-
-def _footer(path: str, routed: Routed, exchange: Callable[[], ProxyExchange]) -> Footer | None:
-    """Return the footer of a request's answer, with the times of its exchange; None where it gets none."""
-    from engine_router.dialects.footer import footer_for  # noqa: PLC0415 - few need it
-
-    def load_s() -> float:
-        waited = exchange().queue_wait_s
-        return waited if waited >= WARM_S else math.nan
-
-    return footer_for(
-        path,
-        _request_of(routed),
-        sent_at=lambda: exchange().sent_at,
-        load_s=load_s,
-        clock=trio.current_time,
-    )
-
-
-def _keep_alive_frames(path: str, routed: Routed | StreamedRequest) -> KeepAliveFrames:
-    from engine_router.dialects.keep_alive import keep_alive_for  # noqa: PLC0415 - who need not wait need it not
-
-    return keep_alive_for(path, routed.model, request=lambda: _request_of(routed))
-
-
-def _request_of(routed: Routed | StreamedRequest) -> Mapping[str, Any]:
-    """Return the whole request; empty where it is not to be had."""
-    if isinstance(routed, Routed):
-        with contextlib.suppress(BadRequest):
-            return routed.data()
-    return {}
 
 
 def _is_stream(head: ResponseHead, dialect: Dialect) -> bool:
