@@ -68,7 +68,7 @@ FAULTS = [
     (
         "zzz = 1\n" + ENGINE,
         "zzz",
-        "unknown key; known: server, log, history, scheduling, pools, engines, models, families, aliases, state_file",
+        "unknown key; known: server, log, history, traces, context, scheduling, pools, engines, models, families, aliases, state_file",
         True,
     ),
     (
@@ -154,7 +154,7 @@ FAULTS = [
     (
         ENGINE + "server = 1",
         "engines.a.server",
-        f"unknown key; known keys: {COMMON.removesuffix(', type')}, metrics_path, scan, scan_formats, base_url, env, config_file, grace_s, log_file, ready_path, ready_check, warm_up, sleep, type, argv, cwd, stop_signal, stop_command, kill_command",
+        f"unknown key; known keys: {COMMON.removesuffix(', type')}, metrics_path, scan, scan_formats, base_url, env, config_file, grace_s, log_file, ready_path, ready_check, warm_up, sleep, type, argv, cwd, stop_signal, stop_command, kill_command, keep_context",
         True,
     ),
     ("server = 1\n" + ENGINE, "server", "expected a table, got 1", True),

@@ -95,7 +95,7 @@ class ContextKeeper:
     store: ContextStore = field(init=False)
     _running: dict[ResidentId, RunningContext] = field(factory=dict)
     _known: dict[ResidentId, KnownEngine] = field(factory=dict)
-    _told: set[tuple[str, str]] = field(factory=set)
+    _told_once: set[tuple[str, str]] = field(factory=set)
     # One thread at a time: the index is written as a whole.
     _one_thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
 
@@ -176,9 +176,9 @@ class ContextKeeper:
     def tell(self, resident: ResidentId, message: str, *, once: str | None = None) -> None:
         """Tell the person who runs the router; one thing of a resident only once."""
         if once is not None:
-            if (str(resident), once) in self._told:
+            if (str(resident), once) in self._told_once:
                 return
-            self._told.add((str(resident), once))
+            self._told_once.add((str(resident), once))
         self.notice(f"engine '{resident}' {message}")
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
