@@ -21,12 +21,14 @@ from engine_router.config import (
     is_open_to_network,
     is_template,
     rights_of,
+    trace_settings,
 )
 from engine_router.config.families import matches
 from engine_router.config.faults import quoted
 from engine_router.config.filled import filled_words
 from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
+from engine_router.config.traces import trace_problems
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import number_of
 from engine_router.engines.readiness import PORT
@@ -55,6 +57,7 @@ def warnings(config: Config, *, has_scanned: bool = False) -> list[Warned]:
     return [
         *_server_warnings(config),
         *_file_warnings(config),
+        *_trace_warnings(config),
         *_pool_warnings(config),
         *(w for name, engine in config.engines.items() for w in _engine_warnings(config, name, engine)),
         *_shared_places(config),
@@ -97,6 +100,19 @@ def _server_warnings(config: Config) -> Iterator[Warned]:
     for name, allowed in open_to_pages.items():
         if not config.server.api_keys and isinstance(allowed, tuple) and "*" in allowed:
             yield f"server.{name}", '"*" without api_keys lets every web page that is visited use the models'
+
+
+def _trace_warnings(config: Config) -> Iterator[Warned]:
+    yield from trace_problems(config.traces, os.environ)
+    if trace_settings(config.traces, os.environ) is not None and not _has_otlp():
+        yield "traces", "they need: pip install 'engine-router[otel]'"
+
+
+def _has_otlp() -> bool:
+    try:
+        return importlib.util.find_spec("opentelemetry.proto") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _pool_warnings(config: Config) -> Iterator[Warned]:

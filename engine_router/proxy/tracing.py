@@ -182,7 +182,7 @@ class RequestTrace:
         engine = self.engine or scope.engine
         if math.isnan(sent_at) or engine is None:
             return None
-        operation, model = _OPERATIONS.get(scope.path), self._model()
+        operation, model = _operation(scope.path), self._model()
         base_url = None if holder is None or holder.lease is None else holder.lease.endpoint
         url = urlsplit("" if base_url is None else base_url.base_url)
         attributes: dict[str, Value | None] = {
@@ -277,6 +277,14 @@ def _route(path: str) -> str | None:
     if path.startswith(_PASSED_ON):
         return "/upstream/{model}"
     return path if path in _ROUTES else None
+
+
+def _operation(path: str) -> str | None:
+    """Return the operation of a path, which goes straight to an engine where it begins so."""
+    if not path.startswith(_PASSED_ON):
+        return _OPERATIONS.get(path)
+    ends = [end for end in _OPERATIONS if path.endswith(end)]
+    return _OPERATIONS[max(ends, key=len)] if ends else None
 
 
 def _known(seconds: float) -> float | None:

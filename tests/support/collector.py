@@ -43,10 +43,12 @@ class Collector:
 
     Attributes:
         spans: those that it took, in the order in which they came.
+        targets: method and path of all posts.
         posts: headers of all posts, those that it did not take too; names in lower case.
         bodies: what they held, decompressed.
         statuses: with what it answers the next posts; 200 when there is none left.
         answer: what an answer says.
+        retry_after: the header of an answer; empty for none.
         hangs: it answers nothing.
     """
 
@@ -56,6 +58,7 @@ class Collector:
     bodies: list[bytes] = field(factory=list)
     statuses: list[int] = field(factory=list)
     answer: bytes = b""
+    retry_after: str = ""
     hangs: bool = False
     port: int = 0
     _came: trio.Event = field(factory=trio.Event)
@@ -120,6 +123,7 @@ class Collector:
         if self.hangs:
             await trio.sleep_forever()
         length = [("content-length", str(len(self.answer))), ("connection", "close")]
+        length += [("retry-after", self.retry_after)] if self.retry_after else []
         said = (
             h11.Response(status_code=status, headers=length),
             h11.Data(data=self.answer),

@@ -22,7 +22,11 @@ from engine_router import __version__
 from engine_router.guards.foreign_text import shown
 from engine_router.telemetry.traces.span import Span, Value
 
-HEADERS: Final = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+HEADERS: Final = {
+    "Content-Type": "application/x-protobuf",
+    "Content-Encoding": "gzip",
+    "User-Agent": f"engine-router/{__version__}",
+}
 """The headers of a post."""
 
 _GZIP_LEVEL: Final = 3
