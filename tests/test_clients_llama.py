@@ -108,6 +108,31 @@ def test_it_is_known_what_the_engine_serves(running: Running, at: Target, is_nat
     assert running.router.endpoint_support.shown("llama") == expected
 
 
+@pytest.fixture(scope="module")
+def remote_at(model_file: Path) -> Iterator[Target]:
+    """A router whose only engine is a remote that is said to speak Anthropic's dialect alone: llama.cpp's own."""
+    with serving(llama(model_file, endpoints=["/v1/messages"])) as beyond:
+        remote = table(
+            "engines.remote",
+            type="remote",
+            base_url=beyond.url,
+            dialects=["anthropic"],
+            models=["tiny"],
+            discover=False,
+        )
+        with serving(remote) as running:
+            yield Target(running.url, "tiny")
+
+
+@pytest.mark.parametrize(
+    "client", [client for client in TEXTS if "completion" not in client.name], ids=lambda client: client.name
+)
+def test_every_client_is_answered_by_what_speaks_anthropics_dialect_alone(
+    remote_at: Target, client: Client
+) -> None:
+    assert client.ask(remote_at, "Good morning")
+
+
 @pytest.mark.parametrize("name", ["tiny", "gpt-4o"])
 def test_answers_carry_the_name_that_was_asked_for_and_figures(at: Target, name: str) -> None:
     with openai_client(at) as client:

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 from support.asgi import Received
-from support.scripted import Answer, Call
+from support.scripted import Answer, Call, Script, as_json
 from support.scripted.cloud import ScriptedCloud, endless
 from support.served import RawClient, ask, served
 
@@ -123,17 +123,36 @@ async def test_its_own_dialects_are_spoken_as_they_are_and_others_are_translated
         assert last(cloud).path == "/api/v1/chat/completions"
 
 
-async def test_what_speaks_anthropics_dialect_alone_says_so() -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_chats_are_translated_for_what_speaks_anthropics_dialect_alone(stream: bool) -> None:
     cloud = ScriptedCloud("m", path="/v1")
-    async with (
-        cloud.running(),
-        before(cloud, 'dialects = ["anthropic"]', base_url=cloud.base_url) as (_, url),
-    ):
+    more = 'dialects = ["anthropic"]\n[models.m]\nengine = "cloud"\nset = { top_k = 3 }'
+    async with cloud.running(), before(cloud, more, base_url=cloud.base_url) as (_, url):
         assert (await chat(url, path="/v1/messages", max_tokens=5)).status == 200
-        refused = await chat(url)
+        for path, asked in ((CHAT, {}), ("/v1/responses", {"input": "hi"}), ("/api/chat", {})):
+            answer = await chat(url, path=path, stream=stream, **asked)
+            assert (answer.status, b"native" in answer.body) == (200, True)
+            call = last(cloud)
+            assert (call.path, call.headers["x-api-key"]) == ("/v1/messages", KEY)
+            assert call.headers["anthropic-version"]
+            assert "authorization" not in call.headers
+            assert (call.body["top_k"], call.body["stream"]) == (3, True)
+        refused = await chat(url, path="/v1/embeddings", input="x")
         assert refused.status == 400
         assert "speaks Anthropic's dialect only" in refused.json()["error"]["message"]
-        assert len(cloud.calls) == 1
+        assert len(cloud.calls) == 4
+
+
+async def test_a_refusal_in_anthropics_words_comes_in_the_clients() -> None:
+    error = {"type": "error", "error": {"type": "rate_limit_error", "message": "too many requests"}}
+    script = Script(answers={"/v1/messages": as_json(error, 429)})
+    cloud = ScriptedCloud("m", path="/v1", script=script)
+    more = 'dialects = ["anthropic"]'
+    async with cloud.running(), before(cloud, more, base_url=cloud.base_url) as (_, url):
+        answer = await chat(url)
+        assert (answer.status, answer.json()["error"]["message"]) == (429, "too many requests")
+        answer = await chat(url, path="/api/chat")
+        assert (answer.status, answer.json()) == (429, {"error": "too many requests"})
 
 
 async def test_a_model_has_a_name_and_settings_of_its_own() -> None:

@@ -320,7 +320,7 @@ class RemoteConfig(EngineConfig):
     dialects: tuple[Literal["openai", "anthropic", "ollama"], ...] = option(
         ("openai",),
         "The dialects that it speaks. Requests in another one are translated to OpenAI's, which an Ollama server speaks, "
-        "too.",
+        "too; chats for a server that speaks Anthropic's alone, to that.",
     )
     max_in_flight: Count = option(
         0, "Requests that it gets at the same time; the others wait in a queue. 0: any number."

@@ -1,7 +1,8 @@
 """The dialects: pure functions between bytes and what the router understands.
 
 A folder for each dialect, with the same files in each: `dialect` (errors, streams), `request` (its requests as OpenAI's),
-`answers` (`translate`, and OpenAI's answers as its own), and what else it needs. `keep_alive/` and `footer/` add to
+`answers` (`translate`, and OpenAI's answers as its own), and what else it needs; `anthropic/messages_answers` is the way
+back, for servers that speak nothing else. `keep_alive/` and `footer/` add to
 answers. Beside them stands what all share: protocols (`base`), bodies (`json_body`, `routed`, `multipart`, `scanning`),
 streams (`frames`), and engines' errors (`engine_errors`). Nothing here touches a socket or knows an engine.
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from attrs import define
 
 from engine_router.config import Config, RemoteConfig
-from engine_router.dialects import OLLAMA, OPENAI, dialect_of
+from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI, dialect_of
 from engine_router.dialects.base import Dialect, Translation
 from engine_router.dialects.engine_options import EngineTraits
 from engine_router.dialects.json_body import Octets, parse_object, to_json
@@ -105,7 +105,9 @@ class ForwardPlanner:
         """
         engine = self._config.engines[target.engine]
         if isinstance(engine, RemoteConfig):
-            check_remote_path(engine, target.engine, path)
+            check_remote_path(engine, target.engine, path, may_translate=True)
+            if not engine.speaks("openai") and dialect_of(path) is not ANTHROPIC:
+                return False
         if dialect_of(path) is OLLAMA:
             return engine.speaks("ollama") if isinstance(engine, RemoteConfig) else engine.type == "ollama"
         if path == "/v1/messages" and target.engine in self._config.keeping_engines:
@@ -165,7 +167,7 @@ class ForwardPlanner:
             )
             return ForwardPlan(outgoing=outgoing, dialect=dialect_of(incoming.path), filters=last)
         if not native:
-            translation = _translation(incoming.path, routed, target, load_s, lambda: self._traits_of(target))
+            translation = self._translation(incoming.path, routed, target, load_s)
             body = self._changed(translation.path, translation.body, target)
             outgoing = self._outgoing(incoming, target, translation.path, body, is_json=True)
             return ForwardPlan(outgoing=outgoing, translation=translation, filters=last)
@@ -183,6 +185,20 @@ class ForwardPlanner:
         if target.upstream != routed.model:
             last.insert(0, Renaming(path, body, routed.model))
         return ForwardPlan(outgoing=outgoing, translation=collected, dialect=dialect, filters=last)
+
+    def _translation(
+        self, path: str, routed: Routed, target: Target, load_s: Callable[[], float]
+    ) -> Translation:
+        engine = self._config.engines[target.engine]
+        speaks_openai = not isinstance(engine, RemoteConfig) or engine.speaks("openai")
+        if speaks_openai:
+            return _translation(path, routed, target, load_s, lambda: self._traits_of(target))
+        from engine_router.dialects.anthropic import messages_answers as chat_messages  # noqa: PLC0415 - see there
+
+        if path == "/v1/chat/completions":
+            return chat_messages.translate(path, routed.data(), model=routed.model, upstream=target.upstream)
+        first = _translation(path, routed, target, load_s, EngineTraits)  # nothing is known of who runs it
+        return chat_messages.before(first, model=routed.model, upstream=target.upstream)
 
     def _is_remote(self, target: Target) -> bool:
         return isinstance(self._config.engines[target.engine], RemoteConfig)

@@ -35,8 +35,15 @@ _USES: Final = frozenset(
 )
 
 
-def check_remote_path(engine: RemoteConfig, name: str, path: str) -> None:
+# What is translated into Anthropic's dialect.
+_TO_ANTHROPIC: Final = frozenset(("/v1/chat/completions", "/v1/responses", "/api/chat", "/api/generate"))
+
+
+def check_remote_path(engine: RemoteConfig, name: str, path: str, *, may_translate: bool = False) -> None:
     """See that a path uses a model of a remote, and that the remote can be asked in a dialect of its own.
+
+    Args:
+        may_translate: or in one that is translated for it.
 
     Raises:
         NoSuchRoute: it does not.
@@ -46,11 +53,12 @@ def check_remote_path(engine: RemoteConfig, name: str, path: str) -> None:
         raise NoSuchRoute(
             f"{shown(path)} is not passed on to '{name}', a remote: it is asked for what its models do"
         )
-    if not engine.speaks("openai") and not (dialect_of(path) is ANTHROPIC and engine.speaks("anthropic")):
-        raise BadRequest(
-            f"engine '{name}' speaks Anthropic's dialect only (its dialects in engines.toml), into which {shown(path)} "
-            "is not translated; ask it at /v1/messages"
-        )
+    if engine.speaks("openai") or dialect_of(path) is ANTHROPIC or (may_translate and path in _TO_ANTHROPIC):
+        return
+    raise BadRequest(
+        f"engine '{name}' speaks Anthropic's dialect only (its dialects in engines.toml), into which {shown(path)} "
+        "is not translated; ask it at /v1/messages, or for chats"
+    )
 
 
 @functools.lru_cache(REMEMBERED_PATHS)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 
 import trio
 
-from support.scripted.server import Answer, Call, Handler, Script, ScriptedServer, as_json, event_of
+from support.scripted.server import Answer, Call, Handler, Json, Script, ScriptedServer, as_json, event_of
 
 
 class ScriptedCloud(ScriptedServer):
@@ -53,10 +53,28 @@ class ScriptedCloud(ScriptedServer):
             self.active -= 1
 
     async def _messages(self, call: Call) -> Answer:
-        text = [{"type": "text", "text": "native"}]
+        text = {"type": "text", "text": "native"}
         head = {"id": "msg_1", "type": "message", "role": "assistant", "model": call.model}
         usage = {"input_tokens": 1, "output_tokens": 1}
-        return as_json({**head, "content": text, "stop_reason": "end_turn", "usage": usage})
+        if call.body.get("stream") is True:
+            return Answer(
+                content_type="text/event-stream", pieces=_message_events({**head, "usage": usage}, text)
+            )
+        return as_json({**head, "content": [text], "stop_reason": "end_turn", "usage": usage})
+
+
+async def _message_events(message: Json, block: Json) -> AsyncGenerator[bytes, None]:
+    """Yield a message of one block of text as events."""
+    delta = {"type": "text_delta", "text": block["text"]}
+    for event in (
+        {"type": "message_start", "message": {**message, "content": []}},
+        {"type": "content_block_start", "index": 0, "content_block": {**block, "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": message["usage"]},
+        {"type": "message_stop"},
+    ):
+        yield b"event: %b\n%b" % (str(event["type"]).encode(), event_of(event))
 
 
 async def endless(model: str) -> AsyncGenerator[bytes, None]:
