@@ -81,6 +81,35 @@ def installer(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def debian(session: nox.Session) -> None:
+    """From a bare Debian to a service that a reboot leaves, and away again. Needs root, debootstrap and the network."""
+    if not shutil.which("debootstrap") or os.geteuid() != 0:
+        session.skip("needs root and debootstrap")
+    install(session, "test")
+    folder = Path(session.create_tmp()) / "debian"
+    if not (folder / "srv").exists():
+        programs = "systemd-sysv,libpam-systemd,dbus-user-session,polkitd,python3,python3-venv,procps"
+        session.run(
+            "debootstrap",
+            "--variant=minbase",
+            f"--include={programs}",
+            "bookworm",
+            str(folder),
+            external=True,
+        )
+    wheels = folder / "srv" / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    # Debian's Python is not this one: what has no wheel for every Python is fetched for that.
+    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), ".")
+    (wheel,) = wheels.glob("engine_router-*.whl")
+    session.run(
+        *("python", "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version", "3.11"),
+        *("--dest", str(wheels), str(wheel)),
+    )
+    session.run("pytest", "-q", "tests/test_debian.py", env={"ENGINE_ROUTER_TEST_DEBIAN": str(folder)})
+
+
+@nox.session(default=False)
 def package(session: nox.Session) -> None:
     """The wheel and the source distribution, as they would be published; and what publishes them. Needs the network."""
     install(session, "package")

@@ -18,7 +18,8 @@ Installs engine-router, or brings it up to date.
   --no-init           only install: look at nothing, ask nothing
   --no-service        do not offer the service
   --dry-run           show what would be done
-  --uninstall         take it away again; configurations, models and logs of yours stay
+  --uninstall         take it away again; your configuration, models and logs stay
+  --purge             with --uninstall: also what the router has learned (its state and its history)
   --help
 
 Where: the environment goes to $ENGINE_ROUTER_HOME (default: ~/.local/share/engine-router), the link to
@@ -111,17 +112,24 @@ uninstall() {
         # Its service, if there is one: that would go on without its program.
         run "$bin/engine-router" service uninstall >/dev/null 2>&1 || true
     fi
+    state=
+    if [ "$purge" = yes ] && [ -x "$environment/bin/python" ]; then
+        state=$("$environment/bin/python" -c 'import platformdirs
+print(platformdirs.user_state_path("engine-router", appauthor=False))') || state=
+    fi
     if [ -L "$bin/engine-router" ]; then run rm -f "$bin/engine-router"; fi
     if [ -f "$environment/pyvenv.cfg" ]; then run rm -rf "$environment"; fi
     if [ -d "$home" ]; then run rmdir "$home" 2>/dev/null || true; fi
-    say "engine-router is taken away. What is yours stays: engines.toml, models, and what the router has learnt."
+    kept="engines.toml and models"
+    if [ -n "$state" ]; then run rm -rf "$state"; else kept="engines.toml, models, and what the router has learned"; fi
+    say "engine-router is taken away. What is yours stays: $kept."
 }
 
 main() {
     home=${ENGINE_ROUTER_HOME:-${XDG_DATA_HOME:-$HOME/.local/share}/engine-router}
     bin=${ENGINE_ROUTER_BIN:-$HOME/.local/bin}
     environment=$home/environment
-    version='' from='' extras=auto dry_run=no init=yes no_service='' action=install
+    version='' from='' extras=auto dry_run=no init=yes no_service='' purge=no action=install
     while [ $# -gt 0 ]; do
         case $1 in
         --version | --extras | --from)
@@ -137,11 +145,13 @@ main() {
         --no-service) no_service=--no-service ;;
         --dry-run) dry_run=yes ;;
         --uninstall) action=uninstall ;;
+        --purge) purge=yes ;;
         --help | -h) action=usage ;;
         *) fail "$1 is no option of this script; --help lists them" ;;
         esac
         shift
     done
+    [ "$purge" = no ] || [ "$action" = uninstall ] || fail "--purge is for --uninstall"
     case $(uname -s) in
     Linux | Darwin) ;;
     *) fail "this script is for Linux and macOS; on Windows: pip install engine-router" ;;

@@ -44,7 +44,12 @@ def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(["--nope"], "--nope is no option"), (["--version"], "--version needs a value")]
+    ("arguments", "words"),
+    [
+        (["--nope"], "--nope is no option"),
+        (["--version"], "--version needs a value"),
+        (["--purge"], "--purge is for --uninstall"),
+    ],
 )
 def test_bad_options_are_named(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = run(tmp_path, *arguments)

@@ -22,6 +22,7 @@ from engine_router.setup.service.base import ServiceManager
 from engine_router.setup.service.managers import NoServiceManager, is_running, manager_for
 from engine_router.setup.service.settings import NAME, ServiceSettings, is_closed, settings_of
 from engine_router.setup.service.steps import RemoveFile, RunCommand, Step, StepFailed, carry_out
+from engine_router.setup.service.systemd import is_lingering
 
 _SYSTEM_CONFIG = Path("/etc/engine-router/engines.toml")
 
@@ -54,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
     gone = "is taken away; the configuration stays"
     if options.system and not options.purge:
         gone += f", and so does what {NAME} learned and fetched (--purge takes that and its user away, too)"
+    if not options.system and is_lingering():
+        gone += "; other units of yours still run without a login (loginctl disable-linger ends that)"
     done = {"uninstall": gone, "start": "runs", "stop": "is stopped"}
     return _do(options, steps, f"{manager.title} {done.get(action, 'runs')}.")
 

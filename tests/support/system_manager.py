@@ -1,4 +1,4 @@
-"""A whole systemd: process 1 of namespaces of its own, above a copy of this machine's files; needs root.
+"""A whole systemd: process 1 of namespaces of its own, above a copy of this machine's files, or of others; needs root.
 
 What it writes lies in memory and is gone with it. It can be rebooted: the copy stays, all processes are new.
 """
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 # A cgroup of its own, which becomes the root of all that systemd sees; then boots, until one is no reboot.
 MACHINE = r"""
 set -e
-files=$1 cgroup=$2 repository=$3
+files=$1 cgroup=$2 repository=$3 lower=$4
 mkdir -p "$cgroup"
 echo $$ >"$cgroup/cgroup.procs"
 mount -t tmpfs none "$files"
@@ -31,7 +31,7 @@ mkdir "$files/upper" "$files/work" "$files/root"
 while true; do
     ended=0
     unshare --mount --propagation private --pid --fork --kill-child --uts --ipc --net --cgroup \
-        sh -c "$BOOT" boot "$files" "$cgroup" "$repository" || ended=$?
+        sh -c "$BOOT" boot "$files" "$cgroup" "$repository" "$lower" || ended=$?
     # A reboot ends process 1 by SIGHUP.
     [ $ended = 129 ] || exit $ended
 done
@@ -39,8 +39,8 @@ done
 
 BOOT = r"""
 set -e
-files=$1 cgroup=$2 repository=$3 root=$1/root
-mount -t overlay -o "lowerdir=/,upperdir=$files/upper,workdir=$files/work" overlay "$root"
+files=$1 cgroup=$2 repository=$3 lower=$4 root=$1/root
+mount -t overlay -o "lowerdir=$lower,upperdir=$files/upper,workdir=$files/work" overlay "$root"
 # None of this machine's own services, and nothing that clears folders or turns to its devices.
 [ -e "$files/booted" ] || rm -rf "$root"/etc/systemd/system/*.wants
 touch "$files/booted"
@@ -85,6 +85,7 @@ class SystemManager:
 
     _machine: subprocess.Popen[bytes]
     _files: Path
+    _environment: Mapping[str, str]
     _first: psutil.Process | None = field(default=None, init=False)
 
     def run(self, *argv: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -97,7 +98,7 @@ class SystemManager:
             capture_output=True,
             text=True,
             input=given,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            env=self._environment,
             timeout=LIMIT_S,
         )
 
@@ -141,8 +142,12 @@ class SystemManager:
 
 
 @contextlib.contextmanager
-def system_manager(tmp_path: Path) -> Iterator[SystemManager]:
-    """Boot systemd; skip the test where that cannot be done."""
+def system_manager(tmp_path: Path, lower: Path = Path("/")) -> Iterator[SystemManager]:
+    """Boot systemd; skip the test where that cannot be done.
+
+    Args:
+        lower: the files of the machine; where they are not this machine's, its environment is not either.
+    """
     if sys.platform != "linux" or os.geteuid() != 0 or not Path("/lib/systemd/systemd").exists():
         pytest.skip("needs root and systemd")
     files = tmp_path / "files"
@@ -156,7 +161,7 @@ def system_manager(tmp_path: Path) -> Iterator[SystemManager]:
         machine = subprocess.Popen(
             [
                 *("unshare", "--mount", "--propagation", "private"),
-                *("sh", "-c", MACHINE, "machine", str(files), str(cgroup), str(ROOT)),
+                *("sh", "-c", MACHINE, "machine", str(files), str(cgroup), str(ROOT), str(lower)),
             ],
             env={"PATH": os.environ["PATH"], "BOOT": BOOT},
             stdin=subprocess.DEVNULL,
@@ -164,7 +169,11 @@ def system_manager(tmp_path: Path) -> Iterator[SystemManager]:
             stderr=file,
         )
     try:
-        started = SystemManager(machine, files)
+        environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        if lower == Path("/"):
+            more = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+            environment = {"PATH": os.environ["PATH"], **more}
+        started = SystemManager(machine, files, environment)
         if not started.booted():
             pytest.skip(f"no systemd can be booted here: {log.read_text(errors='replace')[-500:]}")
         yield started

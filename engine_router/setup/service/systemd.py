@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,14 @@ ProtectHostname=yes
 LimitMEMLOCK=infinity
 LimitNOFILE=65536
 """
+
+
+def is_lingering(folder: Path = Path("/var/lib/systemd/linger")) -> bool:
+    """Tell whether this user's units run without a login: `install` has it so, and other units may rely on it."""
+    try:
+        return (folder / getpass.getuser()).exists()
+    except (KeyError, OSError):  # a user without a name
+        return False
 
 
 def user_folder(environ: Mapping[str, str] = os.environ) -> Path:
