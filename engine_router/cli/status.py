@@ -48,6 +48,7 @@ def _pools(pools: Mapping[str, Data]) -> None:
         first, *others = [_resident(resident) for resident in pool["residents"]] or [_nobody(pool)]
         rows.append((name, *first, waiting))
         rows += [("", *other, "") for other in others]
+        rows += [("", *_program(program), "") for program in pool.get("other_programs") or ()]
     headings = ("Pool", "Resident", "State", "Since", "Memory", "Running", "Waiting")
     Table(headings, rows, frozenset((3, 4, 5, 6))).show()
 
@@ -67,6 +68,12 @@ def _resident(resident: Data) -> tuple[str, str, str, str, str]:
         gigabytes(resident["footprint_bytes"]) if resident["footprint_bytes"] else NOTHING,
         str(resident["in_flight"]),
     )
+
+
+def _program(program: Data) -> tuple[str, str, str, str, str]:
+    size = program["held_bytes"]
+    held = gigabytes(size) if size else NOTHING
+    return f"{program['name']} (pid {program['pid']})", "other program", NOTHING, held, NOTHING
 
 
 def _engines(engines: Mapping[str, Data]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from engine_router.memory.command import CommandGauge
 from engine_router.memory.gauges import GAUGE_KINDS, NullGauge, make_gauge
 from engine_router.memory.gpu_activity import GpuActivity, GpuReading
+from engine_router.memory.holders import Holder, MemoryHolders, Own
 from engine_router.memory.host import MeminfoGauge, PsutilGauge
 from engine_router.memory.nvml import NvmlGauge
 from engine_router.memory.page_cache import drop, read_ahead
@@ -23,11 +24,14 @@ __all__ = [
     "GaugeUnreadable",
     "GpuActivity",
     "GpuReading",
+    "Holder",
     "MeminfoGauge",
+    "MemoryHolders",
     "MemoryNotReturned",
     "MemoryReading",
     "NullGauge",
     "NvmlGauge",
+    "Own",
     "PsutilGauge",
     "SettleOutcome",
     "SettleResult",

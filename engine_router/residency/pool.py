@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import trio
 
 from engine_router.engines.base import ResidentId
+from engine_router.memory import Own
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Ledger
 from engine_router.residency.messages import LedgerEvent, Ticket
+from engine_router.residency.other_programs import OtherPrograms
 from engine_router.residency.pool_memory import PoolMemory
 from engine_router.residency.resident_task import ResidentTask
 from engine_router.residency.swap_tracker import SwapTracker
@@ -35,12 +37,14 @@ class Pool:
         name: str,
         ledger: Ledger,
         memory: PoolMemory,
+        others: OtherPrograms,
         swap_tracker: SwapTracker,
         outbox: trio.MemorySendChannel[tuple[Pool, LedgerEvent]],
     ) -> None:
         self.name = name
         self.ledger = ledger
         self.memory = memory
+        self.others = others
         self.swap_tracker = swap_tracker
         self.tasks: dict[ResidentId, ResidentTask] = {}
         self.leases: dict[Ticket, Lease] = {}
@@ -101,3 +105,9 @@ class Pool:
         wanted = (lease.resident for lease in self.leases.values() if lease.error is None)
         for resident in (*present, *self.ledger.settling, *wanted):
             yield resident.engine
+
+
+def own_of(pools: Iterable[Pool]) -> Own:
+    """Return what belongs to the router and to the residents of all pools."""
+    tasks = (task for pool in pools for task in (*pool.tasks.values(), *pool.stuck.values()))
+    return Own.of((task.endpoint.pid, task.endpoint.base_url) for task in tasks if task.endpoint is not None)

@@ -32,11 +32,18 @@ LATE_MEMORY_S = 1.0
 
 
 class PoolMemory:
-    """The gauge of one pool, and what its readings say of each resident."""
+    """The gauge of one pool, and what its readings say of each resident.
+
+    Attributes:
+        last: its last reading; None where it could not be read.
+        read_at: when that was, by trio's clock.
+    """
 
     def __init__(self, name: str, gauge: Gauge) -> None:
         self.name = name
         self.gauge = gauge
+        self.last: MemoryReading | None = None
+        self.read_at = -math.inf
         self._attribution = MemoryAttribution()
         self._unmeasured: set[ResidentTask] = set()
         self._late_bytes = 0
@@ -44,12 +51,14 @@ class PoolMemory:
 
     async def read_gauge(self) -> MemoryReading | None:
         """Read free memory; None where it cannot be read now."""
+        reading = None
         with trio.move_on_after(GAUGE_TIMEOUT_S):
             try:
-                return await self.gauge.read()
+                reading = await self.gauge.read()
             except GaugeUnreadable as error:
                 logger.warning("pool %s: %s", self.name, error)
-        return None
+        self.last, self.read_at = reading, trio.current_time()
+        return reading
 
     async def free_before_start(self, task: ResidentTask) -> float:
         """Return the free memory that a start may count on, in bytes; infinity where nobody measures.

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import RouterError
-from engine_router.memory import MemoryReading
+from engine_router.memory import Holder, MemoryReading
 from engine_router.residency.decisions import Decision
 from engine_router.residency.failures import Failure
 from engine_router.residency.lease import Lease
@@ -243,6 +243,26 @@ class ReadModel:
     async def memory(self, pool: str) -> MemoryReading | None:
         """Read a pool's gauge; None where it cannot be read, or not within a second. All else here never waits."""
         return await self._supervisor.pools[pool].memory.read_gauge()
+
+    def last_reading(self, pool: str) -> MemoryReading | None:
+        """Return what a pool's gauge showed the last time; None where it could not be read."""
+        return self._supervisor.pools[pool].memory.last
+
+    async def look_at_memory(self, *pools: str) -> None:
+        """Look what is free, and which other programs hold memory, where nobody has for some seconds.
+
+        Takes a second at most, whatever the gauges do.
+
+        Args:
+            pools: where to look; in all pools when absent.
+        """
+        async with trio.open_nursery() as nursery:
+            for pool in pools or self.pool_names():
+                nursery.start_soon(self._supervisor.pools[pool].others.look)
+
+    def other_programs(self, pool: str) -> tuple[Holder, ...] | None:
+        """Return the programs that hold most of a pool's memory, by the last look; None where that is not known."""
+        return self._supervisor.pools[pool].others.listed
 
     # Waiting.
 

@@ -33,7 +33,8 @@ from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.messages import Ticket
-from engine_router.residency.pool import Pool
+from engine_router.residency.other_programs import OtherPrograms
+from engine_router.residency.pool import Pool, own_of
 from engine_router.residency.pool_memory import PoolMemory
 from engine_router.residency.resident_runner import ResidentRunner
 from engine_router.residency.rules import ResidencySettings
@@ -106,7 +107,9 @@ class Supervisor:
     def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
         ledger = Ledger(rules.within(capacity), capacity, self.profile)
         swap_tracker = SwapTracker(name, self._hub, self._wall_clock, self.expected_s, ledger)
-        return Pool(name, ledger, PoolMemory(name, gauge), swap_tracker, self._outbox)
+        memory = PoolMemory(name, gauge)
+        others = OtherPrograms(memory, lambda: own_of(self.pools.values()))
+        return Pool(name, ledger, memory, others, swap_tracker, self._outbox)
 
     def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` with a resident's address just before it is asked to end."""

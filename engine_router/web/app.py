@@ -185,7 +185,7 @@ def _monitoring(path: str, router: Router) -> Callable[[], Awaitable[Response]]:
         if path == "/metrics" and switch("engines"):
             content_type, body = await monitoring.metrics_with_engines(router)
         else:
-            content_type, body = monitoring.ANSWERS[path](router)
+            content_type, body = await monitoring.watched(router, path)
         return Response(body, content_type=content_type)
 
     return respond

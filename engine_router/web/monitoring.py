@@ -56,6 +56,13 @@ PATHS: Final = frozenset((*ANSWERS, *LISTS))
 
 async def answer(router: Router, path: str, may_use: MayUse) -> Answer:
     """Return the answer to a GET of one of the paths, as far as whoever asks may see it."""
-    if (answer := ANSWERS.get(path)) is not None:
-        return answer(router)
+    if path in ANSWERS:
+        return await watched(router, path)
     return _JSON, to_json(await LISTS[path](router, may_use))
+
+
+async def watched(router: Router, path: str) -> Answer:
+    """Return the answer to a GET by which the router is watched."""
+    if path == "/status":  # so that nobody looks who holds memory while nobody asks
+        await router.read_model.look_at_memory()
+    return ANSWERS[path](router)

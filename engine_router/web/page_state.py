@@ -36,6 +36,7 @@ from engine_router.web.status import (
     RECENT_NOTICES,
     engine_entry,
     failure_entry,
+    other_programs,
     resident_entry,
     swap_entry,
     turn_entry,
@@ -59,6 +60,7 @@ _READ_AGAIN_S: Final = 60.0
 
 # Less than this part of the memory comes and goes all the time.
 _FLICKER: Final = 1 / 256
+_ROUND_BYTES: Final = 2**28
 
 # Seconds by which the two clocks may drift apart until what was told is told again.
 _DRIFT_S: Final = 1.0
@@ -69,6 +71,7 @@ class _GaugeLook:
     """The last look at a pool's gauge."""
 
     reading: MemoryReading | None = None
+    others: list[dict[str, Any]] | None = None
     at: float = -math.inf
     was_moving: bool = False
 
@@ -146,6 +149,11 @@ class PageState:
     async def _read_gauge(self, pool: str, look: _GaugeLook) -> None:
         look.at = trio.current_time()
         reading, last = await self._router.read_model.memory(pool), look.reading
+        await self._router.read_model.look_at_memory(pool)
+        look.others = [
+            {**one, "held_bytes": _rounded(one["held_bytes"])}
+            for one in other_programs(self._router, pool) or ()
+        ] or None
         if reading is not None and last is not None and reading.total_bytes == last.total_bytes:
             flicker = (reading.total_bytes or reading.available_bytes) * _FLICKER
             if abs(reading.available_bytes - last.available_bytes) < flicker:
@@ -162,6 +170,7 @@ class PageState:
             "mode": pool.mode,
             "budget_bytes": pool.budget_bytes,
             "memory": attrs.asdict(memory_status(look.reading, held, slept)),
+            "other_programs": look.others,
             "residents": [self._resident(pool, resident, now) for resident in pool.residents],
             "asleep": [str(resident) for resident in asleep],
             "settling": [str(resident) for resident in pool.settling],
@@ -229,3 +238,8 @@ class PageState:
                 # What has begun ends at a moment; what has not begun takes a while.
                 "expected_at": None if left_s is None or not left_s else self._at(round(now + left_s, 1)),
             }
+
+
+def _rounded(size_bytes: int | None) -> int | None:
+    """Return about what another program holds: that goes up and down a little all the time."""
+    return None if size_bytes is None else max(1, round(size_bytes / _ROUND_BYTES)) * _ROUND_BYTES

@@ -13,6 +13,7 @@ import trio
 from engine_router import __version__
 from engine_router.config import RemoteConfig
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
+from engine_router.residency.memory_status import asleep_bytes, memory_status
 from engine_router.residency.read_model import (
     FailureStatus,
     PoolStatus,
@@ -74,6 +75,8 @@ def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
         "gauge": pool.gauge,
         "mode": pool.mode,
         "budget_bytes": pool.budget_bytes,
+        "memory": _memory(router, pool),
+        "other_programs": other_programs(router, pool.name),
         "resident": residents[0] if residents else None,
         "residents": residents,
         "settling": ", ".join(map(str, pool.settling)) or None,
@@ -83,6 +86,24 @@ def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
         "swap": swaps[0] if swaps else None,
         "swaps": swaps,
     }
+
+
+def _memory(router: Router, pool: PoolStatus) -> dict[str, Any]:
+    read_model = router.read_model
+    asleep = [r for r in router.sleeping() if router.supervisor.pool(r).name == pool.name]
+    held = [resident.footprint_bytes for resident in pool.residents]
+    slept = [asleep_bytes(read_model.measured(resident)) for resident in asleep]
+    return attrs.asdict(memory_status(read_model.last_reading(pool.name), held, slept))
+
+
+def other_programs(router: Router, pool: str) -> list[dict[str, Any]] | None:
+    """Return the programs that hold most of a pool's memory beside its residents; None where that is not known."""
+    listed = router.read_model.other_programs(pool)
+    return (
+        None
+        if listed is None
+        else [{"name": one.name, "pid": one.pid, "held_bytes": one.held_bytes} for one in listed]
+    )
 
 
 def _absent(router: Router) -> str:

@@ -17,6 +17,7 @@ lose=KIND         starts a child that outlives it unless it is killed: `group` s
                   for, `own` leaves it and ends when asked, `worker` runs the same command and holds the same socket
 shm=NAME          makes a file of 1 MB in /dev/shm, and maps it; `hold:NAME` makes it and holds it open only,
                   `read:NAME` maps a file that is there for reading; several with commas
+mb=N              holds so many MiB of memory
 pids=FILE         where it writes its own process id and those of its children, one in a line
 
 GET /exit/N makes it exit with a code, /say/TEXT print, /shm/NAME share memory, /argv tell its arguments, /env/NAME a variable.
@@ -32,6 +33,7 @@ import time
 
 OPTIONS = dict(word.split("=", 1) for word in sys.argv[1:])
 BEGAN = time.monotonic()
+HELD = bytearray(b"x") * (int(OPTIONS.get("mb", "0")) * 2**20)
 
 
 def say(text: str) -> None:

@@ -10,6 +10,12 @@ export interface PoolMemory {
   asleep_bytes?: Maybe<number>;
 }
 
+export interface OtherProgram {
+  name: string;
+  pid: number;
+  held_bytes?: Maybe<number>;
+}
+
 export interface Resident {
   resident: string;
   engine: string;
@@ -75,6 +81,7 @@ export interface Pool {
   mode: string;
   budget_bytes?: Maybe<number>;
   memory?: Maybe<PoolMemory>;
+  other_programs?: Maybe<readonly OtherProgram[]>;
   residents: Resident[];
   asleep?: Maybe<string[]>;
   settling?: Maybe<string[]>;

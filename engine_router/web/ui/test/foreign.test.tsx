@@ -23,6 +23,7 @@ const hostile = (): RouterState =>
       main: pool({
         asleep: [TURNED, "b"],
         settling: [TURNED],
+        other_programs: [{ name: TURNED, pid: 7, held_bytes: 1 }],
         residents: [resident(TURNED, { error: TURNED, load_cost_s: 3, in_flight: 1 }), resident("b")],
         swaps: [
           { source: TURNED, target: `${TURNED}2`, cause: TURNED, phase: "stop", began_at: NOW - 1 },

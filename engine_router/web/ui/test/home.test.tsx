@@ -52,6 +52,18 @@ describe("the memory of a pool", () => {
   });
 });
 
+describe("other programs", () => {
+  it("are named with what they hold, where that is told", async () => {
+    const others = [
+      { name: "python", pid: 500, held_bytes: 12 * GIB },
+      { name: "game.exe", pid: 400 },
+    ];
+    await show(<Home />, router({ pools: { main: pool({ memory: { total_bytes: 24 * GIB, free_bytes: GIB, foreign_bytes: 14 * GIB }, other_programs: others }) } }));
+    const rows = [...document.body.querySelectorAll(".program")].map((row) => row.textContent);
+    expect(rows).toEqual(["python (process 500)12.0 GiB", "game.exe (process 400)"]);
+  });
+});
+
 describe("servers elsewhere", () => {
   it("have neither memory nor buttons", async () => {
     const cloud = resident("cloud", { in_flight: 2, max_in_flight: 4, adopted: true });

@@ -44,6 +44,14 @@ export function PoolCard({ name, pool }: { name: string; pool: Pool }) {
             <span class="num">{bytes(memory.foreign_bytes)}</span>
           </li>
         ) : null}
+        {(pool.other_programs ?? []).map((program) => (
+          <li key={program.pid} class="line soft program">
+            <span>
+              <bdi>{program.name}</bdi> (process {program.pid})
+            </span>
+            <span class="num">{program.held_bytes == null ? "" : bytes(program.held_bytes)}</span>
+          </li>
+        ))}
         {memory.free_bytes != null && (
           <li class="line">
             <span>
