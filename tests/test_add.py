@@ -68,6 +68,7 @@ def test_an_engine_is_added_and_everything_else_stays(
         ),
         (["http://attic.lan:11434/"], "attic", {"dialects": ("ollama",), "paid": False, "api_key": None}),
         (["remote", "--url", "http://10.0.0.7:8000/v1"], "remote", {"discover": True, "paid": False}),
+        (["https://api.anthropic.com"], "anthropic", {"dialects": ("anthropic",), "paid": True}),
     ],
 )
 def test_a_server_elsewhere_is_added_by_its_url(
@@ -78,7 +79,8 @@ def test_a_server_elsewhere_is_added_by_its_url(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("EXAMPLE_API_KEY", "k")
+    for variable in ("EXAMPLE_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(variable, "k")
     assert main(["add", *words, "--config", str(config)]) == 0
     engine = load_config(config).engines[name]
     assert isinstance(engine, RemoteConfig)
@@ -91,6 +93,16 @@ def test_a_server_elsewhere_is_added_by_its_url(
 def test_what_is_no_url_of_a_server(words: list[str], config: Path) -> None:
     assert main(["add", *words, "--config", str(config)]) == BAD_USAGE
     assert config.read_text() == CONFIG
+
+
+def test_a_cloud_whose_key_is_there_is_named(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-1")
+    assert main(["add", "cloud", "--config", str(config)]) == BAD_USAGE
+    said = capsys.readouterr().err
+    assert "OPENROUTER_API_KEY is set: engine-router add https://openrouter.ai/api/v1 --model" in said
+    assert "sk-1" not in said
 
 
 @pytest.mark.parametrize(

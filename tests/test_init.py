@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,15 +12,17 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from support.ports import free_port
 
 from engine_router.cli import init, main
 from engine_router.cli.exit_codes import BAD_CONFIG, FAILED
 from engine_router.cli.questions import Questions
-from engine_router.config import load_config
+from engine_router.config import RemoteConfig, load_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.models.scan import FoundModel
+from engine_router.setup.clouds import CLOUDS, clouds_in
 from engine_router.setup.detection import Detection
 from engine_router.setup.listeners import Listener, Listeners
 from engine_router.setup.programs import Program
@@ -75,6 +78,49 @@ def test_with_yes_nobody_is_asked(found: Path, capsys: pytest.CaptureFixture[str
     assert list(config.engines) == ["llama", "ollama"]
     assert config.server.host == ("127.0.0.1",)
     assert config.server.api_keys == ()
+
+
+def test_a_cloud_whose_key_is_there_is_proposed_as_a_comment(
+    found: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {cloud.variable: f"sk-{cloud.variable}" for cloud in CLOUDS}
+
+    async def detect(_folders: tuple[str, ...]) -> Detection:
+        return attrs.evolve(FOUND, clouds=clouds_in({**keys, "OTHER_API_KEY": "x"}))
+
+    monkeypatch.setattr(init, "detect", detect)
+    assert main(["init", "--yes", "--config", str(found)]) == 0
+    shown = capsys.readouterr().out
+    assert all(variable in shown and key not in shown for variable, key in keys.items())
+    assert "cloud" not in str(load_config(found).engines)
+    assert not any(isinstance(engine, RemoteConfig) for engine in load_config(found).engines.values())
+    text = found.read_text()
+    assert "sk-" not in text
+    for variable, key in keys.items():
+        monkeypatch.setenv(variable, key)
+    found.write_text(re.sub("^#(?! )", "", text, flags=re.MULTILINE))
+    remotes = {
+        name: engine
+        for name, engine in load_config(found).engines.items()
+        if isinstance(engine, RemoteConfig)
+    }
+    assert {name: (engine.paid, engine.dialects, engine.api_key) for name, engine in remotes.items()} == {
+        "openai": (True, ("openai",), "sk-OPENAI_API_KEY"),
+        "anthropic": (True, ("anthropic",), "sk-ANTHROPIC_API_KEY"),
+        "openrouter": (True, ("openai",), "sk-OPENROUTER_API_KEY"),
+    }
+
+
+def test_a_key_alone_serves_nothing(
+    found: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def detect(_folders: tuple[str, ...]) -> Detection:
+        return Detection(clouds=CLOUDS[:1])
+
+    monkeypatch.setattr(init, "detect", detect)
+    assert main(["init", "--yes", "--config", str(found)]) == FAILED
+    assert "engine-router add https://api.openai.com/v1 --model" in capsys.readouterr().out
+    assert not found.exists()
 
 
 def test_a_file_that_is_there_stays(found: Path, capsys: pytest.CaptureFixture[str]) -> None:

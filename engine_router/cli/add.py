@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -26,6 +27,7 @@ from engine_router.config.values import expanded
 from engine_router.errors import ConfigError
 from engine_router.models.config_warnings import warnings
 from engine_router.models.scan.places import CACHES
+from engine_router.setup.clouds import clouds_in, way_to_add
 from engine_router.setup.config_file import HEAD, add_block, place_to_change
 from engine_router.setup.installed import with_installed
 from engine_router.setup.presets import (
@@ -154,7 +156,11 @@ def _completed(preset: Preset, given: PresetValues) -> PresetValues:
     lacking = missing(preset, given)
     if lacking:
         examples = " ".join(f"--{option} {_example(preset, option)}" for option in lacking)
-        raise PresetError(f"{preset.kind} needs {examples.partition(' ')[0]}: for example {examples}")
+        keys = "".join(
+            f"; {cloud.variable} is set: {way_to_add(cloud)}"
+            for cloud in (clouds_in(os.environ) if "url" in lacking else ())
+        )
+        raise PresetError(f"{preset.kind} needs {examples.partition(' ')[0]}: for example {examples}{keys}")
     return given
 
 

@@ -20,6 +20,7 @@ from engine_router.config import ServerConfig
 from engine_router.config.file import write
 from engine_router.config.load import example
 from engine_router.setup.blocks import Block
+from engine_router.setup.clouds import way_to_add
 from engine_router.setup.config_file import place_for_new
 from engine_router.setup.detection import Detection, as_dict, detect
 from engine_router.setup.proposal import Proposal, propose
@@ -96,6 +97,10 @@ def _show(detection: Detection, proposal: Proposal) -> None:
         ("Installed", ", ".join(program.kind for program in detection.programs) or "no engine that is known")
     ]
     rows += [("Missing", words) for words in detection.missing]
+    rows += [
+        ("Key", f"{cloud.variable}: {cloud.url} is in the file, commented out, since it costs money")
+        for cloud in proposal.clouds
+    ]
     rows += [("Left out", words) for words in proposal.left_out]
     if detection.broken:
         rows += [
@@ -118,6 +123,8 @@ def _say_what_is_missing(detection: Detection) -> None:
         say(
             "  models: engine-router pull hf:USER/REPO, or engine-router init --scan DIR for a folder that has some"
         )
+    for cloud in detection.clouds:
+        say(f"  a cloud, whose answers cost money ({cloud.variable} is set): {way_to_add(cloud)}")
     say("  engine-router init --example shows what a configuration looks like; engine-router demo needs none")
 
 

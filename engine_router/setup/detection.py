@@ -20,6 +20,7 @@ from engine_router.models.scan import FoundModel, ScanRequest, ScanResult
 from engine_router.models.scan.places import CACHES, LM_STUDIO
 from engine_router.models.scan.scanner import Scanner
 from engine_router.models.served_names import served_models
+from engine_router.setup.clouds import Cloud, clouds_in
 from engine_router.setup.hardware import Hardware, find_hardware
 from engine_router.setup.listeners import Listeners, find_listeners
 from engine_router.setup.programs import STAND_IN_WORDS, Program, ask_version, find_programs, missing_for
@@ -44,6 +45,7 @@ class Detection:
         models: the models in them.
         broken: how many files in them cannot be served.
         missing: what installed programs lack to run, each with its remedy.
+        clouds: those whose keys stand in the environment.
         unknown: what could not be found out.
     """
 
@@ -54,6 +56,7 @@ class Detection:
     models: tuple[FoundModel, ...] = ()
     broken: int = 0
     missing: tuple[str, ...] = ()
+    clouds: tuple[Cloud, ...] = ()
     unknown: tuple[str, ...] = ()
 
     def running_models(self) -> FixedModels:
@@ -137,6 +140,7 @@ async def detect(folders: Sequence[str] = (), own_ports: Sequence[int] = ()) -> 
         models=results[0].models if results else (),
         broken=sum(skipped.is_fault for skipped in results[0].skipped) if results else 0,
         missing=tuple(filter(None, missing)),
+        clouds=clouds_in(os.environ),
         unknown=(*unknown, *listeners[0].unknown, *(hardware[0].unknown if hardware else ())),
     )
 
@@ -185,5 +189,6 @@ def as_dict(detection: Detection) -> Mapping[str, Any]:
         "models": dict(Counter(model.place for model in detection.models)),
         "broken_files": detection.broken,
         "missing": list(detection.missing),
+        "keys": [cloud.variable for cloud in detection.clouds],
         "unknown": list(detection.unknown),
     }

@@ -12,6 +12,7 @@ from engine_router.config.remote import is_near
 from engine_router.config.values import read_remote_url
 
 _OLLAMA_PORT: Final = 11434
+_ANTHROPIC: Final = "api.anthropic.com"
 # What stands ahead of, or behind, the name of whoever runs a host.
 _COMMON: Final = frozenset(("api", "www", "chat", "inference", "gateway", "com", "ai", "net", "org", "io", "dev", "lan", "local", "co"))  # fmt: skip
 
@@ -29,6 +30,8 @@ def values_of(url: str) -> Mapping[str, object]:
     values: dict[str, object] = {"URL": base_url}
     if urlsplit(base_url).port == _OLLAMA_PORT:
         values["DIALECT"] = "ollama"
+    elif urlsplit(base_url).hostname == _ANTHROPIC:
+        values["DIALECT"] = "anthropic"
     if not is_near(base_url):
         name = re.sub(r"\W", "_", name_of(base_url) or "remote").upper()
         values |= {"KEY_VARIABLE": f"{name}_API_KEY", "PAID": True}

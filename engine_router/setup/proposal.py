@@ -8,6 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from engine_router.setup.blocks import Block, EngineNames, toml_string
+from engine_router.setup.clouds import Cloud, commented_out
 from engine_router.setup.detection import Detection
 from engine_router.setup.engine_blocks import block_for_running, blocks_for_installed
 from engine_router.setup.hardware import Hardware
@@ -28,12 +29,14 @@ class Proposal:
         pools: its tables.
         blocks: the engines.
         left_out: what runs here and is not proposed, and why.
+        clouds: those that are in the file as comments.
     """
 
     memory: str
     pools: str
     blocks: tuple[Block, ...]
     left_out: tuple[str, ...]
+    clouds: tuple[Cloud, ...] = ()
 
     def text(self, wanted: Sequence[Block], *, host: str, port: int, key: str | None) -> str:
         """Return the whole file.
@@ -57,6 +60,7 @@ class Proposal:
             "watch_config = true",
         ]
         parts = [_HEAD, "\n".join(server) + "\n", self.pools, *(block.text for block in wanted)]
+        parts += map(commented_out, self.clouds)
         return "\n".join(part for part in parts if part)
 
 
@@ -73,7 +77,7 @@ def propose(detection: Detection) -> Proposal:
         else:
             left_out.append(found)
     blocks += blocks_for_installed(detection, names)
-    return Proposal(memory, pools, tuple(blocks), tuple(left_out))
+    return Proposal(memory, pools, tuple(blocks), tuple(left_out), detection.clouds)
 
 
 def _memory(hardware: Hardware | None) -> tuple[str, str]:
