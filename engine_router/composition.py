@@ -18,7 +18,7 @@ from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.engines.sleep.registry import SleepRegistry
-from engine_router.events import EventHub, ResidentReady
+from engine_router.events import EventHub, RequestEnded, ResidentReady
 from engine_router.memory import make_gauge
 from engine_router.models.facts import keep_fresh
 from engine_router.models.learned import Learned
@@ -169,6 +169,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     metrics = Metrics()
     hub.listen(metrics.observe)
     hub.listen(learned.observe, ResidentReady)
+    hub.listen(state.speeds.note, RequestEnded)
     router = Router(
         snapshot,
         hub,

@@ -59,5 +59,9 @@ def _facts(answer: Answer) -> Iterator[str]:
     yield from answer["capabilities"]
     if answer["load_cost_s"] is not None:
         yield f"starts in {seconds(answer['load_cost_s'])}"
+    if answer.get("reads_tokens_per_s") is not None:
+        yield f"reads {answer['reads_tokens_per_s']:g} tokens/s"
+    if answer.get("writes_tokens_per_s") is not None:
+        yield f"writes {answer['writes_tokens_per_s']:g} tokens/s"
     if answer["file"]:
         yield answer["file"]

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+
 from engine_router.cli.parser_options import Adder, add_address, add_json
+
+_MOST_TOKENS = 1_000_000
+
+
+def _lengths(words: str) -> tuple[int, ...]:
+    """Return the lengths of prompts, in tokens."""
+    return tuple(_tokens(word) for word in words.split(","))
+
+
+def _tokens(word: str) -> int:
+    if not word.strip().isascii() or not word.strip().isdigit() or not 1 <= int(word) <= _MOST_TOKENS:
+        raise argparse.ArgumentTypeError(f"expected a number of tokens from 1 to {_MOST_TOKENS:,}")
+    return int(word)
 
 
 def add_models(command: Adder) -> None:
-    """Add pull and rm."""
+    """Add pull, rm and bench."""
     pull = command(
         "pull",
         "download a model from Hugging Face",
@@ -52,6 +67,37 @@ def add_models(command: Adder) -> None:
         "name", metavar="MODEL", help="a model, or hf:user/repo, hf:user/repo:QUANT, hf:user/repo/FILE"
     )
     rm.add_argument("-y", "--yes", action="store_true", help="remove without asking")
+    bench = command(
+        "bench",
+        "measure a model: start, speed, memory",
+        "Start a model anew, and measure how long that takes, how fast it reads prompts of several lengths and writes answers\n"
+        "to them, and how much memory it took. Prompts are random words, so that no cache knows them. The router remembers\n"
+        "the figures: engine-router models MODEL and the status page show them.",
+        "bench qwen3-30b",
+        "bench qwen3-30b --contexts 1024,8192,32768 --tokens 256",
+        "bench qwen3-30b --no-load --json",
+    )
+    bench.add_argument("model", metavar="MODEL", help="a model id or alias")
+    bench.add_argument(
+        "--contexts",
+        metavar="N,N",
+        type=_lengths,
+        help="lengths of the prompts in tokens (default: 512,4096)",
+    )
+    bench.add_argument(
+        "--tokens", metavar="N", type=_tokens, default=128, help="most tokens of each answer (default: 128)"
+    )
+    bench.add_argument(
+        "--rounds",
+        metavar="N",
+        type=int,
+        choices=range(1, 21),
+        default=2,
+        help="prompts of each length (default: 2)",
+    )
+    bench.add_argument("--no-load", action="store_true", help="do not unload and start the model first")
+    add_address(bench)
+    add_json(bench)
     for calling in (pull, rm):
         calling.add_argument("--no-router", action="store_true", help="do not use a running router")
         add_address(calling)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from engine_router.cli.address import locate
-from engine_router.cli.chat.answer import Answer, receive
+from engine_router.cli.chat.answer import Answer, Unshown, receive
 from engine_router.cli.chat.images import MAX_IMAGES, data_url, find_images, user_message
 from engine_router.cli.chat.screen import Screen, note
 from engine_router.cli.chat.session import ChatSession, request_body
@@ -104,16 +104,6 @@ def _input_text() -> str:
         ) from None
 
 
-class _Nothing:
-    """Shows nothing: the answer is printed as JSON at its end."""
-
-    def thought(self, text: str) -> None:
-        pass
-
-    def text(self, text: str) -> None:
-        pass
-
-
 def _answer_once(options: argparse.Namespace, settings: Settings, text: str, urls: list[str]) -> int:
     is_person = is_terminal(sys.stdout)
     screen = Screen(
@@ -123,7 +113,7 @@ def _answer_once(options: argparse.Namespace, settings: Settings, text: str, url
     answer = Answer()
     body = request_body(options.model, [*settings.messages(), user_message(text, urls)], settings)
     try:
-        receive(locate(options), body, answer, _Nothing() if options.json else screen, quiet=options.json)
+        receive(locate(options), body, answer, Unshown() if options.json else screen, quiet=options.json)
     except KeyboardInterrupt:
         screen.end()
         return INTERRUPTED

@@ -18,6 +18,7 @@ from engine_router.config import Config
 from engine_router.engines.base import ResidentId
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.models.last_seen import SeenModels, seen_as_json, seen_from_json
+from engine_router.residency.speeds import Speeds
 
 _VERSION = 1
 
@@ -69,11 +70,13 @@ class Measurements:
     Attributes:
         residents: measurements by the resident's name (`engine` or `engine/model`).
         models: by engine, the list that it gave when it last ran.
+        speeds: how fast models read and write.
         newer_version: the version of a file that this program cannot read, and must not replace.
     """
 
     residents: dict[str, Measurement] = field(factory=dict)
     models: dict[str, SeenModels] = field(factory=dict)
+    speeds: Speeds = field(factory=Speeds)
     changed: bool = False
     newer_version: int | None = None
 
@@ -112,8 +115,9 @@ class Measurements:
     def to_json(self) -> str:
         """Return the state as the text of its file."""
         residents = {name: attrs.asdict(measured) for name, measured in self.residents.items()}
+        speeds = {"speeds": self.speeds.to_json()}
         return json.dumps(
-            {"version": _VERSION, "residents": residents, **seen_as_json(self.models)}, indent=1
+            {"version": _VERSION, "residents": residents, **seen_as_json(self.models), **speeds}, indent=1
         )
 
     @classmethod
@@ -129,6 +133,7 @@ class Measurements:
             for name, values in entries.items():
                 state.residents[str(name)] = _measured(values)
             state.models = seen_from_json(data["models"], data.get("seen"), time.time())
+            state.speeds = Speeds.from_json(data.get("speeds"))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls()
         return state
@@ -184,7 +189,7 @@ async def save_state(state: Measurements, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    if state.changed:
+    if state.changed or state.speeds.has_news:
         state.changed = False
         try:
             await trio.to_thread.run_sync(write_atomically, path, state.to_json())

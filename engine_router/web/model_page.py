@@ -11,6 +11,7 @@ from quart_trio import QuartTrio
 
 from engine_router.models.in_force import settings_in_force, shown_command
 from engine_router.models.registry import Target
+from engine_router.residency.speeds import speed_entry
 from engine_router.router import Router
 from engine_router.telemetry.starts import past_starts
 from engine_router.web.params import permitted
@@ -86,6 +87,7 @@ def _measured(router: Router, target: Target) -> dict[str, Any]:
         "need_bytes": profile.need_bytes,
         "need_is_estimated": profile.is_estimated,
         "measured": attrs.asdict(measured),
+        **speed_entry(router.state.speeds.of(target.engine, target.model)),
         "load_cost_s": profile.start_s,
         "unload_cost_s": profile.stop_s,
     }

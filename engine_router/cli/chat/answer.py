@@ -31,6 +31,16 @@ class Listener(Protocol):
         """Show a piece of the answer."""
 
 
+class Unshown:
+    """Shows nothing: what was answered is printed at its end, or not at all."""
+
+    def thought(self, text: str) -> None:
+        """See `Listener`."""
+
+    def text(self, text: str) -> None:
+        """See `Listener`."""
+
+
 @define(eq=False)
 class Answer:
     """An answer, as far as it has come.

@@ -34,6 +34,8 @@ export interface Details {
   quantization: Maybe<string>;
   parameters: Maybe<number>;
   need_is_estimated: boolean;
+  reads_tokens_per_s: number | null;
+  writes_tokens_per_s: number | null;
   /** Null where no history is kept. */
   starts: Maybe<readonly Start[]>;
   last_error: Maybe<string>;
@@ -146,6 +148,8 @@ function Facts({ model, details }: { model: Model; details: Details | null }) {
     ["Capabilities", model.capabilities?.length ? <Names names={model.capabilities} /> : ""],
     ["Last use", model.last_use_at == null ? "" : <LastUse at={model.last_use_at} />],
     ["Tokens/s", rate(model.tokens_per_s)],
+    ["Reads, tokens/s", rate(details?.reads_tokens_per_s)],
+    ["Writes, tokens/s", rate(details?.writes_tokens_per_s)],
     ["Usual start", duration(model.load_cost_s)],
     ["Usual stop", duration(model.unload_cost_s)],
     ["Loaded since", time(resident?.started_at)],
