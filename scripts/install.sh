@@ -108,6 +108,16 @@ first_steps() {
 }
 
 uninstall() {
+    # A service of the machine that runs this program.
+    if grep -qsF "$environment/" /etc/systemd/system/engine-router.service; then
+        [ "$(id -u)" = 0 ] ||
+            fail "a service of the machine runs it; first: sudo $bin/engine-router service uninstall --system"
+        with_state=
+        [ "$purge" = no ] || with_state=--purge
+        # shellcheck disable=SC2086 # the option is one word, or none
+        run "$bin/engine-router" service uninstall --system $with_state ||
+            fail "the service of the machine could not be taken away, and nothing else was; see above"
+    fi
     if [ -x "$bin/engine-router" ]; then
         # Its service, if there is one: that would go on without its program.
         run "$bin/engine-router" service uninstall >/dev/null 2>&1 || true

@@ -98,3 +98,34 @@ def test_uninstalling_takes_a_running_service_along_and_keeps_what_was_learned(a
     assert "engine" not in ada.said("ps -u ada -o args=")
     assert ada.said("find .config/systemd -type f") == ""
     assert "state.json" in ada.said("ls .local/state/engine-router")
+
+
+def test_a_service_of_the_machine_goes_with_its_program(ada: Ada) -> None:
+    machine = ada.machine
+    before = machine.written()
+    wheel = ada.said("ls /srv/wheels/engine_router-*.whl").strip()
+    places = "env ENGINE_ROUTER_HOME=/opt/engine-router ENGINE_ROUTER_BIN=/usr/local/bin"
+
+    def root(command: str, given: str | None = None) -> str:
+        done = machine.run("runuser", "-l", "root", "-c", command, given=given)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    root(f"{OFFLINE} {places} sh -s -- --from {wheel}", given=INSTALLER)
+    root("mkdir -p /etc/engine-router && cat >/etc/engine-router/engines.toml", given=CONFIG)
+    assert "runs, and starts by itself" in root("engine-router service install --system")
+    assert "m (engine a) is resident" in ada.said("engine-router use m")
+    # Who may not end the service may not take its program away, either.
+    refused = ada.run(f"{places} sh -s -- --uninstall", given=INSTALLER)
+    assert refused.returncode == 1
+    assert "sudo /usr/local/bin/engine-router service uninstall --system" in refused.stderr
+    assert "m (engine a) was resident already" in ada.said("engine-router use m")
+
+    root(f"{places} sh -s -- --uninstall --purge", given=INSTALLER)
+    assert machine.run("pgrep", "-f", "engine_router|small_engine").returncode == 1
+    accounts = {
+        f"/etc/{name}{old}"
+        for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")
+        for old in ("", "-")
+    }
+    assert machine.written() - before - accounts == {"/etc/engine-router/engines.toml"}

@@ -117,7 +117,8 @@ def _refuse_closed(settings: ServiceSettings) -> None:
             if is_closed(folder, stat.S_IXOTH):
                 raise CommandFailed(
                     f"{path} lies in {folder}, which the service's user may not enter, and nothing was changed: put it "
-                    f"where everybody may, or name somebody who may enter with --as"
+                    "where everybody may (install.sh does, with ENGINE_ROUTER_HOME=/opt/engine-router "
+                    "ENGINE_ROUTER_BIN=/usr/local/bin), or name somebody who may enter with --as"
                 )
 
 
