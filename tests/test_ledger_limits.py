@@ -40,7 +40,7 @@ class Remotes:
 
     def __init__(self, most: float = 2, rules: Rules = RULES) -> None:
         self.most = most
-        self.ledger = Ledger(rules, BOUNDLESS, self.profile)
+        self.ledger = Ledger(rules, {"remotes": BOUNDLESS}, self.profile)
         for resident in (A, B):
             assert self.apply(Adopt(resident)) == [Start(resident, "found running", adopt=True)]
             assert self.apply(BecameReady(resident)) == []
@@ -128,7 +128,7 @@ def test_a_higher_limit_is_used_at_once() -> None:
     remotes = Remotes(most=1)
     _, second, third = remotes.ask(), remotes.ask(), remotes.ask()
     remotes.most = 3
-    assert remotes.apply(Reconfigured(RULES, BOUNDLESS), 1) == [Grant(second), Grant(third)]
+    assert remotes.apply(Reconfigured(RULES, {"remotes": BOUNDLESS}), 1) == [Grant(second), Grant(third)]
 
 
 def test_it_stays_whatever_clients_say() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import attrs
 import msgspec
@@ -22,12 +23,13 @@ from support.ledger_world import Pool
 from engine_router.engines.base import ResidentId
 from engine_router.errors import RouterError
 from engine_router.residency import messages
+from engine_router.residency.eviction import Shortage
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, ResidentState, Rules
 from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Ticket
 from engine_router.residency.planning import Planner
 from engine_router.residency.queue import Place, TicketQueue
-from engine_router.residency.scheduling import Scheduler, Turn
+from engine_router.residency.scheduling import Scheduler, Turn, _Promises
 
 # Whole seconds, so that many things happen at the same moment.
 EXCLUSIVE = Pool(
@@ -52,8 +54,50 @@ BUDGET = Pool(
         drain_timeout_s=3, max_wait_s=8, abandon_grace_s=2, failed_start_memory_s=4, max_queue=12, hold_s=2
     ),
     PROFILES,
-    Capacity(budget_bytes=10, max_resident=3),
+    {"default": Capacity(budget_bytes=10, max_resident=3)},
     hopeless=frozenset({ResidentId("huge")}),
+)
+
+
+def lying_in(*pools: str, **known: Any) -> Profile:
+    return Profile(pools=pools, idle_timeout_s=IDLE_S, **known)
+
+
+# Two memories: residents in either, and some across both, whose shares differ.
+PAIR = Pool(
+    attrs.evolve(BUDGET.rules, max_queue=14),
+    {
+        ResidentId("a"): lying_in("one", need_bytes=4, is_checkable=True),
+        ResidentId("b"): lying_in("one", need_bytes=6, group="x"),
+        ResidentId("c"): lying_in("one", need_bytes=3),
+        ResidentId("d"): lying_in("two", need_bytes=5, group="y"),
+        ResidentId("e"): lying_in("two", need_bytes=2),
+        ResidentId("guess"): lying_in("two", need_bytes=12, is_estimated=True, least_bytes=2),
+        ResidentId("wide"): lying_in("one", "two", need_bytes=9, start_s=20),
+        ResidentId("wider"): lying_in("two", "one", needs={"one": 9, "two": 3}, need_bytes=12, group="x"),
+        ResidentId("checked"): lying_in(
+            "one", "two", needs={"one": 2, "two": 7}, need_bytes=9, is_checkable=True
+        ),
+        ResidentId("vague"): lying_in("one", "two", need_bytes=14, is_estimated=True, least_bytes=4),
+        ResidentId("huge"): lying_in("one", "two", needs={"one": 1, "two": 9}, need_bytes=10),
+    },
+    {"one": Capacity(budget_bytes=10), "two": Capacity(budget_bytes=8, max_resident=2)},
+    hopeless=frozenset({ResidentId("huge")}),
+)
+# Three memories, of which each two share a resident, as philosophers share forks; two take one resident at a time.
+RING = Pool(
+    EXCLUSIVE.rules,
+    {
+        ResidentId("ab"): lying_in("a", "b"),
+        ResidentId("bc"): lying_in("b", "c", need_bytes=8),
+        ResidentId("ca"): lying_in("c", "a", need_bytes=6),
+        ResidentId("abc"): lying_in("a", "b", "c", need_bytes=9),
+        ResidentId("a"): lying_in("a", group="x"),
+        ResidentId("twin"): lying_in("a", group="x"),
+        ResidentId("b"): lying_in("b", is_checkable=True),
+        ResidentId("c"): lying_in("c", need_bytes=3),
+    },
+    {"a": Capacity(), "b": Capacity(), "c": Capacity(budget_bytes=6)},
 )
 THOROUGH = settings(
     max_examples=250, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
@@ -72,9 +116,24 @@ class BudgetMachine(LedgerMachine):
     pool = BUDGET
 
 
-ExclusiveMachine.TestCase.settings = BudgetMachine.TestCase.settings = THOROUGH
+class PairMachine(LedgerMachine):
+    """Two memories with budgets, and residents across both."""
+
+    pool = PAIR
+
+
+class RingMachine(LedgerMachine):
+    """Three memories, each of which shares residents with both others."""
+
+    pool = RING
+
+
+for machine_type in (ExclusiveMachine, BudgetMachine, PairMachine, RingMachine):
+    machine_type.TestCase.settings = THOROUGH
 TestExclusive = ExclusiveMachine.TestCase
 TestBudget = BudgetMachine.TestCase
+TestPair = PairMachine.TestCase
+TestRing = RingMachine.TestCase
 
 
 # Parts that were broken on purpose: first those that an exclusive pool shows.
@@ -266,27 +325,28 @@ class ForgetsWhatSettles(Ledger):
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[messages.Effect]:
         effects = super()._ended(resident, error, now)
         if resident in self.budget.settling:
-            self.budget.settling[resident] = 0
+            self.budget.settling[resident] = dict.fromkeys(self.budget.settling[resident], 0)
         return effects
 
 
 class ForgetsTheBudget(MemoryBudget):
     def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
-        return resident not in self.settling and len(self.states) < BUDGET.capacity.max_resident
+        return resident not in self.settling and len(self.states) < BUDGET.capacities["default"].max_resident
 
 
 class ForgetsGroups(MemoryBudget):
-    def are_compatible(self, one: str | None, other: str | None) -> bool:
+    def are_compatible(self, newcomer: Profile, other: ResidentState) -> bool:
         return True
 
 
 class ForgetsTheNumber(MemoryBudget):
     def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
-        real, self.capacity = self.capacity, attrs.evolve(self.capacity, max_resident=0)
+        real = self.capacities
+        self.capacities = {name: attrs.evolve(real[name], max_resident=0) for name in real}
         try:
             return super().fits_now(resident, starting)
         finally:
-            self.capacity = real
+            self.capacities = real
 
 
 class ForgetsPins(Scheduler):
@@ -308,6 +368,61 @@ class NeverTrims(Scheduler):
 class LooksAtTheFirstOnly(Scheduler):
     def turns(self, now: float) -> list[Turn]:
         return super().all_turns(now)[:1]
+
+
+# Those that several memories show.
+
+
+class FitsIntoOneOfThem(MemoryBudget):
+    def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
+        others = [*self.states.values(), *starting]
+        profile = self.profile(resident)
+        return resident not in self.settling and any(
+            self._fits_into(pool, resident, profile, others) for pool in self.pools_of(profile)
+        )
+
+
+class FitsIntoOneOfTheRing(FitsIntoOneOfThem):
+    pass
+
+
+class CountsTheWholeInEach(MemoryBudget):
+    def describe(self, state: ResidentState) -> None:
+        super().describe(state)
+        state.needs = dict.fromkeys(state.needs, state.need_bytes)
+
+
+class SettlesAllAtOnce(Ledger):
+    def _settled(self, resident: ResidentId, pool: str | None) -> None:
+        super()._settled(resident, None)
+
+
+class LooksIntoTheFirstOnly(MemoryBudget):
+    def shortage(self, needs: Mapping[str, float], beside: list[ResidentState]) -> Shortage | None:
+        return super().shortage(dict([next(iter(needs.items()))]), beside)
+
+
+class TakesWhatWasPromised(MemoryBudget):
+    """Holds one memory while it waits for the other."""
+
+    def are_compatible(self, newcomer: Profile, other: ResidentState) -> bool:
+        return len(other.needs) > 1 or super().are_compatible(newcomer, other)
+
+
+class PromisesNothingAcross(Scheduler):
+    def _decide(self, residents: Iterator[ResidentId], promises: _Promises, now: float) -> list[Turn]:
+        turns: list[Turn] = []
+        for resident in residents:
+            fresh = self._no_promises()
+            turns += super()._decide(iter([resident]), fresh, now)
+        return turns
+
+
+class RefusesTheUnconcerned(Ledger):
+    def _stop_failed(self, resident: ResidentId, error: RouterError) -> list[messages.Effect]:
+        effects = super()._stop_failed(resident, error)
+        waiting = [ticket for other in self._queue.counts() for ticket in self._queue.take(other)]
+        return [*effects, *(messages.Refuse(ticket, error) for ticket in waiting)]
 
 
 BROKEN: list[tuple[type[LedgerMachine], type]] = [
@@ -355,6 +470,18 @@ BROKEN: list[tuple[type[LedgerMachine], type]] = [
             LooksAtTheFirstOnly,
         )
     ),
+    *(
+        (PairMachine, part)
+        for part in (
+            FitsIntoOneOfThem,
+            CountsTheWholeInEach,
+            SettlesAllAtOnce,
+            LooksIntoTheFirstOnly,
+            PromisesNothingAcross,
+            RefusesTheUnconcerned,
+        )
+    ),
+    *((RingMachine, part) for part in (FitsIntoOneOfTheRing, TakesWhatWasPromised)),
 ]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineDied, EngineStartFailed, EngineStopFailed, NeverFits, QueueFull
 from engine_router.residency import messages
-from engine_router.residency.eviction import Shortage, cheapest
+from engine_router.residency.eviction import Lack, Shortage, cheapest
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, ResidentState, Rules
 from engine_router.residency.messages import Grant, Refuse, Start, Stop, Ticket
@@ -68,7 +68,7 @@ class Book:
 
 def a_book(*, rules: Rules = RULES, capacity: Capacity | None = None, **profiles: Profile) -> Book:
     known = {ResidentId(name): profile for name, profile in profiles.items()}
-    return Book(Ledger(rules, capacity or Capacity(), lambda r: known.get(r, Profile())), known)
+    return Book(Ledger(rules, {"default": capacity or Capacity()}, lambda r: known.get(r, Profile())), known)
 
 
 def budget(total: int, *, rules: Rules = RULES, capacity: Capacity | None = None, **needs: int) -> Book:
@@ -466,10 +466,10 @@ def test_the_victims_are_enough_and_none_is_needless(
     sizes: list[tuple[int, int]], missing: int, count: int
 ) -> None:
     candidates = [
-        ResidentState(ResidentId(str(number)), need_bytes=size) for number, (size, _) in enumerate(sizes)
+        ResidentState(ResidentId(str(number)), needs={"gpu": size}) for number, (size, _) in enumerate(sizes)
     ]
     prices = dict(zip(candidates, (price for _, price in sizes), strict=True))
-    shortage = Shortage(missing, count)
+    shortage = Shortage((Lack("gpu", missing, count),))
     chosen = cheapest(candidates, shortage, prices.__getitem__)
     if chosen is None:
         assert not shortage.is_covered_by(candidates)

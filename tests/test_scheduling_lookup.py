@@ -117,12 +117,18 @@ class Pair:
         if kind == "weigh":
             known = self.profiles[resident]
             self.profiles[resident] = evolve(known, need_bytes=need_bytes, is_estimated=False)
-            return messages.Weighed(resident, need_bytes)
+            pool = dice.choice(known.pools or (None,))
+            return messages.Weighed(resident, need_bytes, pool)
         if kind == "change":
             self.profiles[resident] = evolve(self.profiles[resident], group=group)
-            budget_bytes = ledger.capacity.budget_bytes and dice.randrange(12, 40)
-            capacity = Capacity(budget_bytes=budget_bytes, max_resident=dice.choice((0, 0, 3)))
-            return messages.Reconfigured(rules(dice), capacity)
+            capacities = {
+                name: Capacity(
+                    budget_bytes=known.budget_bytes and dice.randrange(12, 40),
+                    max_resident=dice.choice((0, 0, 3)),
+                )
+                for name, known in ledger.budget.capacities.items()
+            }
+            return messages.Reconfigured(rules(dice), capacities)
         return dice.choice(
             (
                 messages.Unload(resident),
@@ -153,6 +159,7 @@ def rules(dice: random.Random) -> Rules:
 
 def a_pair(dice: random.Random, reference: type[Scheduler] = LooksAtAll) -> Pair:
     groups = dice.choice(((None,), (None, None, "x", "y"), ("x", "y")))
+    names = dice.choice((("one",), ("one", "two"), ("one", "two", "three")))
     profiles = {
         ResidentId(f"m{number}"): Profile(
             need_bytes=dice.choice((None, 1, 2, 2, 3, 5, 8, 13, 21)),
@@ -161,12 +168,16 @@ def a_pair(dice: random.Random, reference: type[Scheduler] = LooksAtAll) -> Pair
             group=dice.choice(groups),
             start_s=dice.choice((None, 1.0, 9.0)),
             pinned=dice.random() < 0.05,
+            pools=tuple(dice.sample(names, dice.choice((1, 1, 2, 3)[: len(names) + 1]))),
         )
         for number in range(dice.randrange(2, 30))
     }
-    capacity = Capacity(budget_bytes=dice.choice((None, 12, 24, 40)), max_resident=dice.choice((0, 0, 2, 4)))
+    capacities = {
+        name: Capacity(budget_bytes=dice.choice((None, 12, 24, 40)), max_resident=dice.choice((0, 0, 2, 4)))
+        for name in names
+    }
     first_rules = rules(dice)
-    sides = tuple(Side(Ledger(first_rules, capacity, profiles.__getitem__)) for _ in range(2))
+    sides = tuple(Side(Ledger(first_rules, capacities, profiles.__getitem__)) for _ in range(2))
     sides[1].ledger._planner.scheduler = reference(
         first_rules, sides[1].ledger._queue, sides[1].ledger.budget, sides[1].ledger._idle_gaps
     )
@@ -201,7 +212,9 @@ def test_a_plan_looks_at_few_of_those_who_wait(budget_bytes: int | None, max_wai
 
     residents = [ResidentId("engine", str(number)) for number in range(200)]
     ledger = Ledger(
-        Rules(max_queue=5000, max_wait_s=max_wait_s), Capacity(budget_bytes=budget_bytes), profile
+        Rules(max_queue=5000, max_wait_s=max_wait_s),
+        {"default": Capacity(budget_bytes=budget_bytes)},
+        profile,
     )
     for resident in residents[:4] if budget_bytes else residents[:1]:
         ledger.apply(messages.Acquire(Ticket(resident)), 0)

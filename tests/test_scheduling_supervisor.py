@@ -300,7 +300,7 @@ async def test_a_budget_can_be_what_is_free_at_the_start(autojump_clock: MockClo
     async with running(
         memory=memory, capacity=capacity, prepare=lambda engines: engines["b"].run_already()
     ) as world:
-        assert world.supervisor.pools["default"].ledger.capacity.budget_bytes == 100 * GIB
+        assert world.supervisor.pools["default"].capacity.budget_bytes == 100 * GIB
         assert world.present() == {"b": Phase.READY} or world.present() == {"b": Phase.STARTING}
 
 

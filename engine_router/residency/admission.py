@@ -13,7 +13,7 @@ from engine_router.residency.resident_state import Phase, ResidentState
 
 
 class Admission:
-    """Admits tickets to one pool."""
+    """Admits tickets to the memories of one ledger."""
 
     def __init__(self, pool: PoolState, planner: Planner) -> None:
         self._pool = pool
@@ -118,10 +118,12 @@ class Admission:
         """See `Ledger.place`."""
         state = self._pool.budget.states.get(ticket.resident)
         is_alone = state is not None and state.phase is Phase.READY  # others are not in its way then
+        budget, resident = self._pool.budget, ticket.resident
         return sum(
             other.arrived_at < ticket.arrived_at
             for other in self._pool.queue
-            if not is_alone or other.resident == ticket.resident
+            if other.resident == resident
+            or (not is_alone and budget.are_neighbours(other.resident, resident))
         )
 
     def _shut(self, resident: ResidentId, error: RouterError, now: float, until: float) -> list[Effect]:

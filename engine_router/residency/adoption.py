@@ -48,7 +48,7 @@ class Adoption:
 
     async def _measure_budget(self, pool: Pool, running: Sequence[ResidentId]) -> None:
         """Set a budget that is to be taken from the gauge: what is free, and what our own hold of it."""
-        capacity = pool.ledger.capacity
+        capacity = pool.capacity
         if not capacity.is_auto:
             return
         reading = await pool.memory.read_gauge()
@@ -64,7 +64,7 @@ class Adoption:
         if reading.total_bytes is not None:
             free = min(free, reading.total_bytes)
         budget_bytes = max(0, free - capacity.reserve_bytes)
-        pool.ledger.capacity = attrs.evolve(capacity, budget_bytes=budget_bytes)
+        pool.ledger.budget.capacities[pool.name] = attrs.evolve(capacity, budget_bytes=budget_bytes)
 
     async def _stop_extras(self, pool: Pool, extras: Sequence[ResidentId]) -> None:
         kept = ", ".join(str(state.resident) for state in pool.ledger.states)

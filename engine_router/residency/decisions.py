@@ -139,12 +139,16 @@ def _reason_to_stay(state: ResidentState, budget: MemoryBudget, now: float) -> s
 def _room(resident: ResidentId, budget: MemoryBudget) -> Iterator[str]:
     """Yield what memory a resident needs, and what of the budget is free."""
     profile = budget.profile(resident)
-    need = ""
-    if profile.need_bytes is not None:
-        need = f"{'about ' if profile.is_estimated else ''}{_gib(profile.need_bytes)} GiB needed"
-    free = "" if budget.capacity.budget_bytes is None else f"{_gib(budget.free_beside(resident))} GiB free"
-    if need or free:
-        yield ", ".join(filter(None, (need, free)))
+    pools = budget.pools_of(profile)
+    for pool in pools:
+        need, free = "", ""
+        if (need_bytes := profile.need_in(pool)) is not None:
+            need = f"{'about ' if profile.is_estimated else ''}{_gib(need_bytes)} GiB needed"
+        if budget.limit_bytes(pool) < math.inf:
+            free = f"{_gib(budget.free_beside(resident, pool))} GiB free"
+        if need or free:
+            place = f"{pool}: " if len(pools) > 1 else ""
+            yield place + ", ".join(filter(None, (need, free)))
 
 
 def _requests(count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from attrs import frozen
@@ -21,21 +21,48 @@ _MOST_COMBINED: Final = 8
 
 
 @frozen
+class Lack:
+    """The room that is missing in one memory.
+
+    Attributes:
+        pool: which memory.
+        size_bytes: of it.
+        residents: of the number that may be there at once.
+    """
+
+    pool: str
+    size_bytes: float
+    residents: int
+
+    def is_covered_by(self, chosen: Collection[ResidentState]) -> bool:
+        """Tell whether it would be enough if these went."""
+        pool = self.pool
+        if self.residents and sum(pool in victim.needs for victim in chosen) < self.residents:
+            return False
+        return sum(victim.needs.get(pool, 0) for victim in chosen) >= self.size_bytes
+
+
+@frozen
 class Shortage:
     """The room that is missing for a start, beyond those that have to go in any case.
 
     Attributes:
-        size_bytes: of memory.
-        residents: of the number that may be there at once.
+        lacks: that of each memory in which there is too little.
     """
 
-    size_bytes: float
-    residents: int
+    lacks: tuple[Lack, ...]
 
-    def is_covered_by(self, victims: Iterable[ResidentState]) -> bool:
+    def is_covered_by(self, victims: Collection[ResidentState]) -> bool:
         """Tell whether it would be enough if these went."""
-        chosen = tuple(victims)
-        return len(chosen) >= self.residents and sum(v.need_bytes for v in chosen) >= self.size_bytes
+        return all(lack.is_covered_by(victims) for lack in self.lacks)
+
+    def is_eased_by(self, victim: ResidentState) -> bool:
+        """Tell whether one lies where there is too little."""
+        return any(lack.pool in victim.needs for lack in self.lacks)
+
+    def eased_bytes(self, victim: ResidentState) -> float:
+        """Return how much of what is missing one would bring."""
+        return sum(min(victim.needs.get(lack.pool, 0), lack.size_bytes) for lack in self.lacks)
 
 
 def eviction_cost(state: ResidentState, start_s: float | None, now: float) -> float:
@@ -63,6 +90,7 @@ def cheapest(
     Exact up to eight candidates. Beyond that, the cheapest by size are taken until it is enough, and whoever
     turns out not to be needed stays.
     """
+    candidates = [candidate for candidate in candidates if shortage.is_eased_by(candidate)]
     if not shortage.is_covered_by(candidates):
         return None
     costs = {candidate: cost(candidate) for candidate in candidates}
@@ -82,7 +110,7 @@ def _greedy(
 ) -> list[ResidentState]:
     # Smaller than what is missing counts by what it contributes, larger by no more than is needed.
     def price(state: ResidentState) -> float:
-        return cost(state) / max(1.0, min(state.need_bytes, shortage.size_bytes))
+        return cost(state) / max(1.0, shortage.eased_bytes(state))
 
     chosen: list[ResidentState] = []
     for candidate in sorted(candidates, key=price):

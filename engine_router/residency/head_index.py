@@ -18,15 +18,19 @@ class Kind(NamedTuple):
     That holds for one that could not be stopped, too: whoever is in its own way may go.
 
     Attributes:
+        pools: the pools that it takes from.
+        shares: what it needs of each, where there are several: of needs like those, only the same compare.
         is_high: its first ticket is of high priority, and holds do not count.
     """
 
+    pools: tuple[str, ...]
+    shares: tuple[float, ...]
     group: str | None
     is_high: bool
 
 
 class Head(NamedTuple):
-    """A resident that is waited for: its place among them, and what it needs."""
+    """A resident that is waited for: its place among them, and what it needs, of all its pools together."""
 
     place: Place
     need_bytes: float

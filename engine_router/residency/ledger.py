@@ -1,4 +1,4 @@
-"""The ledger: who is resident in one pool, who waits, and what has to happen next.
+"""The ledger: who is resident, who waits, and what has to happen next, in the memories that are planned together.
 
 Pure: no I/O, no clock, no tasks. Each event goes in with the time at which it happened; out comes the list
 of effects that the supervisor performs. Everything that the router decides about residency is decided here.
@@ -43,17 +43,17 @@ from engine_router.residency.messages import Effect, LedgerEvent, Ticket
 from engine_router.residency.planning import Planner, PoolState
 from engine_router.residency.queue import TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
-from engine_router.residency.rules import UNKNOWN, Capacity, Profile, Rules
+from engine_router.residency.rules import ONE_MEMORY, UNKNOWN, Capacity, Profile, Rules
 from engine_router.residency.scheduling import Turn
 
 __all__ = ["Capacity", "Ledger", "Phase", "Profile", "ResidentState", "Rules"]
 
 
 class Ledger:
-    """The state of one pool and its rules. Not thread-safe; driven by one supervisor.
+    """The state of one memory, or of several that some residents lie across. Not thread-safe; driven by one supervisor.
 
     Args:
-        capacity: what the memory can hold.
+        capacities: what each memory can hold, by the name of its pool.
         profile: what is known of a resident; asked often, and so not to take long. While a resident is waited
             for and not present, group and need change with its own events and `Reconfigured` only.
 
@@ -64,11 +64,11 @@ class Ledger:
     def __init__(
         self,
         rules: Rules,
-        capacity: Capacity = Capacity(),  # noqa: B008 - frozen
+        capacities: Mapping[str, Capacity] = ONE_MEMORY,
         profile: Callable[[ResidentId], Profile] = lambda _: UNKNOWN,
     ) -> None:
         self._queue = TicketQueue(rules.max_wait_s)
-        self.budget = MemoryBudget(capacity, profile)
+        self.budget = MemoryBudget(capacities, profile)
         self._idle_gaps = IdleGaps()
         self._failures = Failures(rules.failed_start_memory_s)
         self._pool = PoolState(rules, self._queue, self.budget, self._idle_gaps, self._failures)
@@ -97,15 +97,6 @@ class Ledger:
     def settling(self) -> Collection[ResidentId]:
         """The residents that have gone and whose memory is waited for."""
         return self.budget.settling.keys()
-
-    @property
-    def capacity(self) -> Capacity:
-        """The capacity of the memory."""
-        return self.budget.capacity
-
-    @capacity.setter
-    def capacity(self, capacity: Capacity) -> None:
-        self.budget.capacity = capacity
 
     @property
     def is_closing(self) -> bool:
@@ -221,8 +212,8 @@ class Ledger:
             case messages.Pin(resident, pinned):
                 self.budget.pin(resident, pinned=pinned)
                 self._pool.is_tighter = True
-            case messages.Reconfigured(rules, capacity):
-                self._reconfigure(rules, capacity)
+            case messages.Reconfigured(rules, capacities):
+                self._reconfigure(rules, capacities)
             case messages.Close(deadline):
                 effects = self._close(deadline)
             case messages.Reset(resident):
@@ -234,14 +225,14 @@ class Ledger:
     def _note(self, event: LedgerEvent, now: float) -> None:
         """Take in what concerns nobody at once."""
         match event:
-            case messages.Settled(resident):
-                self._settled(resident)
+            case messages.Settled(resident, pool):
+                self._settled(resident, pool)
             case messages.Down(resident, error):
                 self._went_down(resident, error, now)
-            case messages.Weighed(resident, need_bytes):
-                self._weigh(resident, need_bytes)
-            case messages.Short(resident, missing_bytes):
-                self._run_short(resident, missing_bytes)
+            case messages.Weighed(resident, need_bytes, pool):
+                self._weigh(resident, need_bytes, pool)
+            case messages.Short(resident, missing_bytes, pool):
+                self._run_short(resident, missing_bytes, pool)
             case messages.Preload(residents):
                 self._pool.preload.update(dict.fromkeys(self._fitting(residents)))
             case messages.Unload(resident):
@@ -271,7 +262,7 @@ class Ledger:
         if state is None or state.phase is not Phase.STARTING:
             return []  # its stop was decided before this was told
         state.phase = Phase.READY
-        state.short_bytes = 0
+        state.short.clear()
         state.ready_at = state.idle_since = now
         state.abandon_at = math.inf
         self._pool.preload.pop(resident, None)
@@ -282,7 +273,7 @@ class Ledger:
         state = self.budget.states.pop(resident, None)
         if state is None:
             return []
-        self.budget.settling[resident] = state.need_bytes
+        self.budget.settling[resident] = state.needs
         self._pool.is_tighter = True  # who waits for it to come back may find its room taken by a pinned one
         lost = error or EngineDied(resident.engine, "ended")
         effects: list[Effect] = [messages.Revoke(ticket, lost) for ticket in state.leases]
@@ -325,7 +316,7 @@ class Ledger:
         if self._pool.is_closing:
             del self.budget.states[resident]
         for waited_for in self._queue.counts():
-            if waited_for == resident or not self._pool.can_come(waited_for):
+            if not self._pool.is_unconcerned(waited_for, resident):
                 effects += [messages.Refuse(ticket, error) for ticket in self._queue.take(waited_for)]
         return effects
 
@@ -347,19 +338,27 @@ class Ledger:
         if (state := self.state(resident)) is not None:
             state.keep_alive_s = seconds
 
-    def _run_short(self, resident: ResidentId, missing_bytes: int) -> None:
+    def _run_short(self, resident: ResidentId, missing_bytes: int, pool: str | None) -> None:
         if (state := self.state(resident)) is not None:
-            state.short_bytes = missing_bytes
+            state.short[pool or next(iter(state.needs))] = missing_bytes
 
-    def _settled(self, resident: ResidentId) -> None:
-        self.budget.settling.pop(resident, None)
-        for state in self.states:
-            state.short_bytes = 0  # whether that was enough is seen at the next look
+    def _settled(self, resident: ResidentId, pool: str | None) -> None:
+        needs = self.budget.settling.get(resident, {})
+        freed = (pool,) if pool is not None else tuple(needs)
+        for name in freed:
+            needs.pop(name, None)
+            for state in self.states:
+                state.short.pop(name, None)  # whether that was enough is seen at the next look
+        if not needs:
+            self.budget.settling.pop(resident, None)
 
-    def _weigh(self, resident: ResidentId, need_bytes: int) -> None:
+    def _weigh(self, resident: ResidentId, need_bytes: int, pool: str | None) -> None:
         state = self.state(resident)
-        if state is not None and not self.capacity.is_exclusive:
-            state.need_bytes = need_bytes
+        if state is None:
+            return
+        pool = pool or next(iter(state.needs))
+        if not self.budget.capacities[pool].is_exclusive:
+            state.needs[pool] = need_bytes
             self._pool.is_tighter |= state.pinned
 
     def _adopt(self, resident: ResidentId, now: float) -> list[Effect]:
@@ -380,12 +379,12 @@ class Ledger:
                 chosen.append(self.budget.new(resident))
         return [state.resident for state in chosen]
 
-    def _reconfigure(self, rules: Rules, capacity: Capacity) -> None:
+    def _reconfigure(self, rules: Rules, capacities: Mapping[str, Capacity]) -> None:
         """Go by other rules from now on. Who waits already keeps the deadline that was promised."""
         self._pool.rules = self._planner.scheduler.rules = rules
         self._queue.set_max_wait(rules.max_wait_s)
         self._failures.first_s = rules.failed_start_memory_s
-        self.budget.capacity = capacity
+        self.budget.capacities.update(capacities)
         for state in self.budget.states.values():
             self.budget.describe(state)
         self._pool.is_tighter = True

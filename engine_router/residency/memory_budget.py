@@ -1,31 +1,38 @@
-"""The budget of one memory: needs, groups and pins of the residents that are present."""
+"""The budgets of the memories that are planned together: needs, groups and pins of the residents that are present."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import NeverFits
+from engine_router.residency.eviction import Lack, Shortage
 from engine_router.residency.resident_state import ResidentState
 from engine_router.residency.rules import Capacity, Profile
 
 
 class MemoryBudget:
-    """The residents present in one memory, those whose memory is still to come back, and the room beside them.
+    """The residents of one memory, or of several that some lie across, and the room beside them.
 
     Attributes:
-        capacity: may be replaced, once the memory was measured.
-        states: who is present, in whatever phase.
-        settling: who has gone, and what of the budget is theirs until it is back.
+        capacities: the capacity of each memory, by the name of its pool; may be replaced, once it was measured.
+        states: the residents that are present, in whatever phase.
+        settling: the residents that have gone, and the bytes of each budget that are theirs until they are back.
     """
 
-    def __init__(self, capacity: Capacity, profile: Callable[[ResidentId], Profile]) -> None:
-        self.capacity = capacity
+    def __init__(self, capacities: Mapping[str, Capacity], profile: Callable[[ResidentId], Profile]) -> None:
+        self.capacities = dict(capacities)
         self.profile = profile
         self.states: dict[ResidentId, ResidentState] = {}
-        self.settling: dict[ResidentId, float] = {}
+        self.settling: dict[ResidentId, dict[str, float]] = {}
         self._pins: dict[ResidentId, bool] = {}
+        self._is_one = len(self.capacities) == 1  # everybody is a neighbour of everybody
+        self._first = tuple(self.capacities)[:1]
+
+    def pools_of(self, profile: Profile) -> tuple[str, ...]:
+        """Return the pools that a resident takes from."""
+        return profile.pools or self._first
 
     def new(self, resident: ResidentId) -> ResidentState:
         """Make the state of a resident that is not present yet."""
@@ -34,34 +41,39 @@ class MemoryBudget:
         return state
 
     def describe(self, state: ResidentState) -> None:
-        """Fill in what is known of a resident, be it anew."""
+        """Fill in what is known of a resident, be it anew. What is present stays in the memories in which it lies."""
         resident = state.resident
         profile = self.profile(resident)
-        state.need_bytes = self.need(resident)
+        pools = tuple(state.needs) or self.pools_of(profile)
+        state.needs = {pool: self._need(resident, profile, pool) for pool in pools}
         state.group = profile.group
         state.pinned = self._pins.get(resident, profile.pinned)
         state.idle_timeout_s = profile.idle_timeout_s
         state.is_always_there = profile.is_always_there
         state.most_leases = 0 if state.is_shut else profile.max_leases
 
-    def need(self, resident: ResidentId) -> float:
-        """Return what a resident takes of the budget; 0 without one.
+    def needs(self, resident: ResidentId) -> dict[str, float]:
+        """Return what a resident takes of the budget of each of its pools; 0 of a pool without one.
 
         What nobody declared or measured is guessed: all of the budget where nothing is known. A guess takes no
         more than there can be beside those that are pinned, but what is certain.
         """
-        budget = self.capacity.budget_bytes
+        profile = self.profile(resident)
+        return {pool: self._need(resident, profile, pool) for pool in self.pools_of(profile)}
+
+    def _need(self, resident: ResidentId, profile: Profile, pool: str) -> float:
+        budget = self.capacities[pool].budget_bytes
         if budget is None:
             return 0
-        profile = self.profile(resident)
-        guess = budget if profile.need_bytes is None else profile.need_bytes
+        need = profile.need_in(pool)
+        guess = budget if need is None else need
         if not profile.is_guessed:
             return guess
-        room = budget - sum(other.need_bytes for other in self._pinned_beside(resident))
-        return max(profile.least_bytes, min(guess, room)) if room > 0 else guess
+        room = budget - sum(other.needs[pool] for other in self._pinned_beside(resident, pool))
+        return max(profile.least_in(pool), min(guess, room)) if room > 0 else guess
 
-    def _pinned_beside(self, resident: ResidentId) -> list[ResidentState]:
-        return [r for r in self.states.values() if r.pinned and r.resident != resident]
+    def _pinned_beside(self, resident: ResidentId, pool: str) -> list[ResidentState]:
+        return [r for r in self.states.values() if r.pinned and pool in r.needs and r.resident != resident]
 
     def pin(self, resident: ResidentId, *, pinned: bool) -> None:
         """Change whether a resident is pinned, whatever its profile says."""
@@ -69,81 +81,150 @@ class MemoryBudget:
         if (state := self.states.get(resident)) is not None:
             state.pinned = pinned
 
-    def are_compatible(self, one: str | None, other: str | None) -> bool:
-        """Tell whether residents of two groups may be there together, as far as groups say."""
-        if self.capacity.is_exclusive:
-            return one is not None and one == other
-        return one is None or other is None or one == other
+    def are_neighbours(self, one: ResidentId, other: ResidentId) -> bool:
+        """Tell whether two residents take from one memory."""
+        if self._is_one:
+            return True
+        pools = self.pools_of(self.profile(one))
+        return any(pool in pools for pool in self.pools_of(self.profile(other)))
 
-    @property
-    def excess_bytes(self) -> float:
-        """The bytes to make free, where those that stay need more than the budget, or than there really is."""
-        budget = self.capacity.budget_bytes
+    def are_compatible(self, newcomer: Profile, other: ResidentState) -> bool:
+        """Tell whether a newcomer may be there together with another, as far as groups say."""
+        one, its = newcomer.group, other.group
+        for pool in self.pools_of(newcomer):
+            if pool not in other.needs:
+                continue
+            if self.capacities[pool].is_exclusive:
+                if one is None or one != its:
+                    return False
+            elif one is not None and its is not None and one != its:
+                return False
+        return True
+
+    def excess_in(self, pool: str) -> float:
+        """Return the bytes to make free, where those that stay need more than the budget, or than there really is."""
+        budget = self.capacities[pool].budget_bytes
         if budget is None:
             return 0
         staying = [r for r in self.states.values() if not r.is_leaving]
-        leaving_bytes = sum(r.need_bytes for r in self.states.values() if r.is_leaving)
-        short_bytes = sum(r.short_bytes for r in staying) - leaving_bytes - sum(self.settling.values())
-        return max(short_bytes, sum(r.need_bytes for r in staying) - budget)
+        leaving_bytes = sum(r.needs.get(pool, 0) for r in self.states.values() if r.is_leaving)
+        short_bytes = sum(r.short.get(pool, 0) for r in staying) - leaving_bytes - self._settling_in(pool)
+        return max(short_bytes, sum(r.needs.get(pool, 0) for r in staying) - budget)
+
+    @property
+    def has_excess(self) -> bool:
+        """Whether some have to go because the others need more than was believed."""
+        return any(self.excess_in(pool) > 0 for pool in self.capacities)
+
+    def _settling_in(self, pool: str) -> float:
+        return sum(needs.get(pool, 0) for needs in self.settling.values())
 
     def fits_now(self, resident: ResidentId, starting: Iterable[ResidentState] = ()) -> bool:
         """Tell whether a resident has room beside everything that is there, leaves, or starts just now (Rule 1)."""
-        if resident in self.settling or (self.capacity.is_exclusive and self.settling):
+        if resident in self.settling:
             return False
-        group = self.profile(resident).group
+        profile = self.profile(resident)
         others = [*self.states.values(), *starting]
-        if not all(self.are_compatible(group, other.group) for other in others):
+        if not all(self.are_compatible(profile, other) for other in others):
             return False
-        most = self.capacity.max_resident
-        if most and len(others) >= most:
+        return all(self._fits_into(pool, resident, profile, others) for pool in self.pools_of(profile))
+
+    def _fits_into(
+        self, pool: str, resident: ResidentId, profile: Profile, others: list[ResidentState]
+    ) -> bool:
+        capacity = self.capacities[pool]
+        if capacity.is_exclusive and any(pool in needs for needs in self.settling.values()):
             return False
-        used = sum(other.need_bytes for other in others) + sum(self.settling.values())
-        return used + self.need(resident) <= self.limit_bytes
+        if capacity.max_resident and _count(others, pool) >= capacity.max_resident:
+            return False
+        used = sum(other.needs.get(pool, 0) for other in others) + self._settling_in(pool)
+        return used + self._need(resident, profile, pool) <= self.limit_bytes(pool)
 
-    def free_beside(self, resident: ResidentId) -> float:
-        """Return the bytes of the budget that nobody but a resident has, or still has to give back."""
-        others = (state.need_bytes for state in self.states.values() if state.resident != resident)
-        return self.limit_bytes - sum(others) - sum(self.settling.values())
+    def shortage(self, needs: Mapping[str, float], beside: list[ResidentState]) -> Shortage | None:
+        """Return what is missing for a newcomer with such needs beside others; None where nothing is."""
+        lacks: list[Lack] = []
+        for pool, need_bytes in needs.items():
+            capacity = self.capacities[pool]
+            missing_bytes, too_many = 0.0, 0
+            if capacity.budget_bytes is not None:
+                missing_bytes = need_bytes - capacity.budget_bytes
+                for other in beside:
+                    missing_bytes += other.needs.get(pool, 0)
+            if capacity.max_resident:
+                too_many = max(0, _count(beside, pool) + 1 - capacity.max_resident)
+            if missing_bytes > 0 or too_many:
+                lacks.append(Lack(pool, missing_bytes, too_many))
+        return Shortage(tuple(lacks)) if lacks else None
 
-    @property
-    def limit_bytes(self) -> float:
-        """The budget; infinity where there is none."""
-        return math.inf if self.capacity.budget_bytes is None else self.capacity.budget_bytes
+    def is_promised(self, promised: list[ResidentState]) -> bool:
+        """Tell whether nobody else can have room beside those who are to come, whoever goes, in any memory."""
+        return all(self._is_promised(pool, promised) for pool in self.capacities)
+
+    def _is_promised(self, pool: str, promised: list[ResidentState]) -> bool:
+        capacity = self.capacities[pool]
+        if capacity.max_resident and _count(promised, pool) >= capacity.max_resident:
+            return True
+        if capacity.budget_bytes is None:
+            return capacity.is_exclusive and any(r.group is None and pool in r.needs for r in promised)
+        return sum(state.needs.get(pool, 0) for state in promised) >= capacity.budget_bytes
+
+    def free_beside(self, resident: ResidentId, pool: str) -> float:
+        """Return the bytes of a budget that nobody but a resident has, or still has to give back."""
+        others = (s.needs.get(pool, 0) for s in self.states.values() if s.resident != resident)
+        return self.limit_bytes(pool) - sum(others) - self._settling_in(pool)
+
+    def limit_bytes(self, pool: str) -> float:
+        """Return the budget of a pool; infinity where there is none."""
+        budget = self.capacities[pool].budget_bytes
+        return math.inf if budget is None else budget
 
     def objection(self, resident: ResidentId) -> NeverFits | None:
         """Tell why a resident could not be started even if everything went that may go; None if it could."""
-        pinned = self._pinned_beside(resident)
-        budget = self.capacity.budget_bytes
-        if not pinned and (budget is None or self.need(resident) <= budget):
+        profile = self.profile(resident)
+        objections = (self._objection_in(pool, resident, profile) for pool in self.pools_of(profile))
+        return next(filter(None, objections), None)
+
+    def _objection_in(self, pool: str, resident: ResidentId, profile: Profile) -> NeverFits | None:
+        pinned = self._pinned_beside(resident, pool)
+        budget, need = self.capacities[pool].budget_bytes, self._need(resident, profile, pool)
+        if not pinned and (budget is None or need <= budget):
             return None
-        group = self.profile(resident).group
-        in_the_way = [r for r in pinned if not self.are_compatible(group, r.group)]
+        in_the_way = [r for r in pinned if not self.are_compatible(profile, r)]
         if in_the_way:
             return NeverFits(f"'{resident}' cannot be loaded beside {_names(in_the_way)}, which is pinned")
-        most = self.capacity.max_resident
+        most = self.capacities[pool].max_resident
         if most and len(pinned) >= most:
-            words = f"{_names(pinned)} pinned, and max_resident is {most}"
+            words = f"{_names(pinned)} pinned, and max_resident{self._of(pool)} is {most}"
             return NeverFits(f"'{resident}' cannot be loaded: {words}")
-        taken = sum(r.need_bytes for r in pinned)
-        if budget is None or self.need(resident) + taken <= budget:
+        taken = sum(r.needs[pool] for r in pinned)
+        if budget is None or need + taken <= budget:
             return None
-        return self._too_large(resident, budget, pinned, taken)
+        return self._too_large(resident, pool, budget, pinned, taken)
 
     def _too_large(
-        self, resident: ResidentId, budget: int, pinned: list[ResidentState], taken: float
+        self, resident: ResidentId, pool: str, budget: int, pinned: list[ResidentState], taken: float
     ) -> NeverFits:
         profile = self.profile(resident)
-        need = profile.need_bytes
+        need = profile.need_in(pool)
         size = "an unknown amount (declare memory_gb)" if need is None else f"{need / 1e9:.1f} GB"
-        if profile.is_guessed and profile.least_bytes:
-            need = profile.least_bytes
+        if profile.is_guessed and profile.least_in(pool):
+            need = profile.least_in(pool)
             size = f"{need / 1e9:.1f} GB for its weights alone"
         held = f", of which {taken / 1e9:.1f} GB belong to {_names(pinned)}, pinned" if pinned else ""
         return NeverFits(
-            f"'{resident}' can never be loaded here: it needs {size}, and the budget is {budget / 1e9:.1f} GB{held}",
+            f"'{resident}' can never be loaded here: it needs {size}, "
+            f"and the budget{self._of(pool)} is {budget / 1e9:.1f} GB{held}",
             need_bytes=need,
             budget_bytes=budget - int(taken),
         )
+
+    def _of(self, pool: str) -> str:
+        """Return which pool is meant, where there is more than one."""
+        return "" if self._is_one else f" of pool '{pool}'"
+
+
+def _count(residents: Iterable[ResidentState], pool: str) -> int:
+    return sum(pool in resident.needs for resident in residents)
 
 
 def _names(states: list[ResidentState]) -> str:

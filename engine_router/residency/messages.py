@@ -6,6 +6,7 @@ Structs of msgspec: they are made by its C code, at import and at every request,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from msgspec import Struct
 
@@ -66,17 +67,19 @@ class BecameReady(Struct, frozen=True):
 
 
 class Weighed(Struct, frozen=True):
-    """The need of a resident is known now, or known better."""
+    """The need of a resident is known now, or known better: in one pool, or in the only one in which it lies."""
 
     resident: ResidentId
     need_bytes: int
+    pool: str | None = None
 
 
 class Short(Struct, frozen=True):
-    """Before a start, so much less memory turned out to be free than the resident needs."""
+    """Before a start, so much less memory turned out to be free than the resident needs; `pool` as in `Weighed`."""
 
     resident: ResidentId
     missing_bytes: int
+    pool: str | None = None
 
 
 class HasEnded(Struct, frozen=True):
@@ -94,9 +97,13 @@ class StopFailed(Struct, frozen=True):
 
 
 class Settled(Struct, frozen=True):
-    """The memory of a resident that had gone is back, or was waited for as long as allowed."""
+    """The memory of a resident that had gone is back, or was waited for as long as allowed.
+
+    `pool` says in which, where it lay across several; None: in all of them.
+    """
 
     resident: ResidentId
+    pool: str | None = None
 
 
 class Down(Struct, frozen=True):
@@ -169,7 +176,7 @@ class Reconfigured(Struct, frozen=True):
     """The configuration has changed; profiles may say something else now, too."""
 
     rules: Rules
-    capacity: Capacity
+    capacities: Mapping[str, Capacity]
 
 
 class Close(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The plan of a pool, from its state: evictions, starts, grants, and when to look again.
+"""The plan of the memories that are planned together, from their state: evictions, starts, grants, and when to look again.
 
 After every event the plan is made anew from the state alone. So there is no swap under way that could be
 left half done when its client goes: what was begun for a ticket that is gone is simply continued for whoever
@@ -25,15 +25,15 @@ from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Rules
 from engine_router.residency.scheduling import Scheduler, Turn
 
-# What makes a plan worth another look.
-_CHANGES = (messages.Start, messages.Stop, messages.Drain)
+# What makes a plan worth another look: room comes free, is taken, or is promised to one less.
+_CHANGES = (messages.Start, messages.Stop, messages.Drain, messages.Refuse)
 # Far more than it takes until nothing is left to be done.
 _MOST_ROUNDS = 100
 
 
 @define(eq=False, repr=False)
 class PoolState:
-    """All that is known of one pool.
+    """All that is known of the memories that one ledger plans.
 
     Attributes:
         preload: residents to be loaded ahead of any request, in this order.
@@ -60,9 +60,15 @@ class PoolState:
         """Tell whether nobody has to go for a resident: it is there, or has room."""
         return resident in self.budget.states or self.budget.fits_now(resident)
 
+    def is_unconcerned(self, resident: ResidentId, other: ResidentId) -> bool:
+        """Tell whether a resident waits neither for another nor for its room."""
+        return resident != other and (
+            self.can_come(resident) or not self.budget.are_neighbours(resident, other)
+        )
+
 
 class Planner:
-    """Makes the plan of one pool.
+    """Makes the plan of one ledger.
 
     Attributes:
         wake_at: when the plan has to be looked at again if nothing happens before.
@@ -122,7 +128,7 @@ class Planner:
         """Tell whether the plan stays what it was though nobody uses a resident any more."""
         if self._queue.length or state.phase is not Phase.READY:
             return False
-        if self._budget.capacity.budget_bytes is not None and self._budget.excess_bytes > 0:
+        if self._budget.has_excess:
             return False
         state.expires_at = self.expiry(state, now)
         return state.expires_at >= self.wake_at
@@ -134,7 +140,7 @@ class Planner:
             return []
         if state.phase is Phase.STUCK:
             return self._stop_again(state, None)
-        wanted = self._queue.first_in_turn(now, lambda other: other != state.resident)
+        wanted = self._next_beside(state, now)
         if not state.leases:
             return self._stop(state, cause, wanted)
         effects: list[Effect] = []
@@ -191,7 +197,7 @@ class Planner:
             state.abandon_at = now + self._rules.abandon_grace_s
         if now < state.abandon_at:
             return []
-        wanted = self._queue.first_in_turn(now, lambda other: other != state.resident)
+        wanted = self._next_beside(state, now)
         return self._stop(state, causes.NOT_WAITED_FOR, wanted)
 
     def _go_on_draining(self, state: ResidentState, in_the_way_of: Turn | None, now: float) -> list[Effect]:
@@ -220,20 +226,31 @@ class Planner:
         if now < state.expires_at:
             return effects
         idle = causes.idle_for(now - state.idle_since)
-        wanted = self._budget.capacity.default_model if not self._queue else None
+        wanted = None if self._queue else next(self._defaults_beside(state), (None, 0))[0]
         return effects + self._stop(state, idle, wanted)
 
     def expiry(self, state: ResidentState, idle_since: float) -> float:
         """Return when a resident that is idle since then is stopped for it."""
-        default_model = self._budget.capacity.default_model
-        if state.pinned or state.is_always_there or state.resident == default_model:
+        defaults = list(self._defaults_beside(state))
+        is_default = any(default_model == state.resident for default_model, _ in defaults)
+        if state.pinned or state.is_always_there or is_default:
             return math.inf
         limit_s = state.keep_alive_s
         if limit_s is None:
             limit_s = state.idle_timeout_s
-            if default_model is not None and not self._pool.can_come(default_model):
-                limit_s = min(limit_s, self._budget.capacity.return_after_s)
+            for default_model, return_after_s in defaults:
+                if not self._pool.can_come(default_model):
+                    limit_s = min(limit_s, return_after_s)
         return idle_since + (math.inf if limit_s < 0 else limit_s)
+
+    def _defaults_beside(self, state: ResidentState) -> Iterator[tuple[ResidentId, float]]:
+        """Yield the default models that want the memory in which a resident lies, and after how many idle seconds."""
+        for pool, capacity in self._budget.capacities.items():
+            default_model = capacity.default_model
+            if default_model is not None and (
+                pool in state.needs or self._budget.are_neighbours(default_model, state.resident)
+            ):
+                yield default_model, capacity.return_after_s
 
     def _look_ahead(self, now: float) -> list[Effect]:
         """While nobody waits, start one of those that are meant to be there, where there is room (Rule 6)."""
@@ -247,9 +264,9 @@ class Planner:
         return []
 
     def _meant_to_be_there(self) -> Iterator[ResidentId]:
-        default_model = self._budget.capacity.default_model
-        for resident in (*self._pool.preload, *(() if default_model is None else (default_model,))):
-            if resident not in self._budget.states:
+        defaults = (capacity.default_model for capacity in self._budget.capacities.values())
+        for resident in (*self._pool.preload, *defaults):
+            if resident is not None and resident not in self._budget.states:
                 yield resident
 
     def _next_wake(self, now: float) -> float:
@@ -304,6 +321,13 @@ class Planner:
             if (error := self._budget.objection(resident)) is not None:
                 effects += [messages.Refuse(ticket, error) for ticket in self._queue.take(resident)]
         return effects
+
+    def _next_beside(self, state: ResidentState, now: float) -> ResidentId | None:
+        """Return who is next in turn of those that a resident is in the way of."""
+        resident, budget = state.resident, self._budget
+        return self._queue.first_in_turn(
+            now, lambda other: other != resident and budget.are_neighbours(other, resident)
+        )
 
     def _start(self, resident: ResidentId, cause: str) -> list[Effect]:
         state = self._budget.states[resident] = self._budget.new(resident)

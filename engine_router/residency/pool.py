@@ -15,6 +15,7 @@ from engine_router.residency.messages import LedgerEvent, Ticket
 from engine_router.residency.other_programs import OtherPrograms
 from engine_router.residency.pool_memory import PoolMemory
 from engine_router.residency.resident_task import ResidentTask
+from engine_router.residency.rules import Capacity
 from engine_router.residency.swap_tracker import SwapTracker
 
 
@@ -62,7 +63,12 @@ class Pool:
     @property
     def has_memory(self) -> bool:
         """Whether it is a memory, and not what remotes have in its place."""
-        return not self.ledger.capacity.is_boundless
+        return not self.capacity.is_boundless
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the memory can hold."""
+        return self.ledger.budget.capacities[self.name]
 
     def note_change(self) -> None:
         """Wake whoever waits for a change; costs next to nothing while nobody does."""

@@ -296,8 +296,8 @@ class ReadModel:
         return PoolStatus(
             name=pool.name,
             gauge=pool.memory.gauge.name,
-            mode=ledger.capacity.mode,
-            budget_bytes=ledger.capacity.budget_bytes,
+            mode=pool.capacity.mode,
+            budget_bytes=pool.capacity.budget_bytes,
             residents=tuple(self._present(pool, state, now) for state in ledger.states),
             settling=tuple(ledger.settling),
             waiting=dict(ledger.waiting_counts()),

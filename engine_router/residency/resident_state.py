@@ -32,8 +32,8 @@ class ResidentState:
 
     Attributes:
         resident: which.
-        need_bytes: what it takes of the pool's budget; 0 where there is none.
-        short_bytes: what was found missing before its start, and is not being made room for yet.
+        needs: what it takes of the budget of each pool in which it lies; 0 where there is none.
+        short: what was found missing in each before its start, and is not being made room for yet.
         group: whom it shares the memory with; see `Profile`.
         pinned, idle_timeout_s, is_always_there: see `Profile`.
         phase: see `Phase`.
@@ -61,8 +61,8 @@ class ResidentState:
     """
 
     resident: ResidentId
-    need_bytes: float = 0
-    short_bytes: float = 0
+    needs: dict[str, float] = field(factory=dict)
+    short: dict[str, float] = field(factory=dict)
     group: str | None = None
     pinned: bool = False
     idle_timeout_s: float = math.inf
@@ -88,6 +88,11 @@ class ResidentState:
     keep: bool = False
     found: bool = False
     failure: RouterError | None = None
+
+    @property
+    def need_bytes(self) -> float:
+        """What it takes of all its pools together."""
+        return sum(self.needs.values())
 
     @property
     def is_idle(self) -> bool:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from typing import Literal
+from types import MappingProxyType
+from typing import Final, Literal
 
 from attrs import evolve, field, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.files import Files, NoFiles
 from engine_router.residency.measurements import Measurement
+
+# Where nobody says what a resident needs of each of its pools.
+EVENLY: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 @frozen(kw_only=True)
@@ -76,12 +80,18 @@ class Capacity:
         return self.mode == "exclusive"
 
 
+# One memory, for one resident at a time.
+ONE_MEMORY: Final[Mapping[str, Capacity]] = MappingProxyType({"default": Capacity()})
+
+
 @frozen(kw_only=True)
 class Profile:
     """The profile of a resident, present or not.
 
     Attributes:
-        need_bytes: memory that it needs; None where nothing is known.
+        need_bytes: memory that it needs, of all its pools together; None where nothing is known.
+        pools: the pools that it takes from; empty: the only one there is.
+        needs: what it needs of each, where that is known; otherwise they share it evenly.
         is_estimated: that is only an estimate: it says when the resident starts, never whether.
         least_bytes: what it needs for certain, such as its weights; 0 where nothing is known.
         start_s: seconds that its start takes; None where unknown.
@@ -95,6 +105,8 @@ class Profile:
     """
 
     need_bytes: int | None = None
+    pools: tuple[str, ...] = ()
+    needs: Mapping[str, int] = EVENLY
     is_estimated: bool = False
     least_bytes: int = 0
     start_s: float | None = None
@@ -110,6 +122,19 @@ class Profile:
     def is_guessed(self) -> bool:
         """Whether nobody declared or measured what it needs."""
         return self.is_estimated or self.need_bytes is None
+
+    def need_in(self, pool: str) -> int | None:
+        """Return what it needs of one of its pools, in bytes; None where nothing is known."""
+        if self.needs:
+            return self.needs.get(pool)
+        return None if self.need_bytes is None else self._share(self.need_bytes)
+
+    def least_in(self, pool: str) -> int:
+        """Return what it needs for certain of one of its pools, in bytes."""
+        return self._share(self.least_bytes) if not self.pools or pool in self.pools else 0
+
+    def _share(self, size_bytes: int) -> int:
+        return size_bytes if len(self.pools) < 2 else -(-size_bytes // len(self.pools))
 
 
 UNKNOWN = Profile()

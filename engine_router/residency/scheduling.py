@@ -17,7 +17,7 @@ from attrs import define, field
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency import causes, messages
-from engine_router.residency.eviction import UNKNOWN_START_S, Shortage, cheapest, eviction_cost
+from engine_router.residency.eviction import UNKNOWN_START_S, Lack, Shortage, cheapest, eviction_cost
 from engine_router.residency.head_index import Head, HeadIndex, Kind
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import MemoryBudget
@@ -113,7 +113,7 @@ class Scheduler:
         self._budget = budget
         self._idle_gaps = idle_gaps
         self._index = HeadIndex()
-        self._known: tuple[int | None, tuple[float, ...]] = (None, ())
+        self._known: tuple[object, ...] = ()
 
     def turns(self, now: float) -> list[Turn]:
         """Return what can be done now, in turn (Rule 5): for whoever of those that are waited for may have room.
@@ -156,7 +156,7 @@ class Scheduler:
                 turn.starts = budget.fits_now(resident, promises.starting)
             if not turn.is_blocked or turn.is_overdue:
                 promises.add(budget.new(resident), turn)
-                if self._is_all_promised(promises.promised):
+                if budget.is_promised(promises.promised):
                     break
         return turns
 
@@ -177,16 +177,20 @@ class Scheduler:
     def _bring_up_to_date(self) -> None:
         """Enter into the index what has changed: tickets, profiles, or what the pinned leave to a guess."""
         queue, budget = self._queue, self._budget
-        pinned = tuple(r.need_bytes for r in budget.states.values() if r.pinned)
-        if (known := (budget.capacity.budget_bytes, pinned)) != self._known:
+        pinned = [need for r in budget.states.values() if r.pinned for need in r.needs.items()]
+        budgets = [capacity.budget_bytes for capacity in budget.capacities.values()]
+        if (known := (*budgets, *pinned)) != self._known:
             self._known = known
             queue.changed.update(queue.counts())
         for resident in queue.changed:
             if (ticket := queue.head(resident)) is None:
                 self._index.drop(resident)
                 continue
-            kind = Kind(budget.profile(resident).group, ticket.priority == "high")
-            self._index.put(kind, Head(queue.place(resident), budget.need(resident), resident))
+            needs = budget.needs(resident)
+            shares = tuple(needs.values()) if len(needs) > 1 else ()
+            group = budget.profile(resident).group
+            kind = Kind(tuple(needs), shares, group, ticket.priority == "high")
+            self._index.put(kind, Head(queue.place(resident), sum(needs.values()), resident))
         queue.changed.clear()
 
     def _next_with_room(self, place: Place, promises: _Promises, now: float) -> Head | None:
@@ -200,12 +204,13 @@ class Scheduler:
         for first, kind in self._index.first_of_each(place, may_come):
             if found is not None and found < first:
                 break
-            head = self._index.first_with_room(kind, place, may_come, self._has_room(first, promises, now))
+            has_room = self._has_room(first, kind, promises, now)
+            head = self._index.first_with_room(kind, place, may_come, has_room)
             if head is not None and (found is None or head < found):
                 found = head
         return found
 
-    def _has_room(self, first: Head, promises: _Promises, now: float) -> Callable[[float], bool]:
+    def _has_room(self, first: Head, kind: Kind, promises: _Promises, now: float) -> Callable[[float], bool]:
         """Return what tells whether there can be room for so many bytes, for those of the kind of a head."""
         ticket = self._queue.head(first.resident)
         room = None if ticket is None else self._room(ticket, promises, now)
@@ -213,19 +218,11 @@ class Scheduler:
         def has_room(need_bytes: float) -> bool:
             if room is None:
                 return False
-            shortage = self._shortage(need_bytes, room.beside)
+            shares = kind.shares or (need_bytes,)
+            shortage = self._budget.shortage(dict(zip(kind.pools, shares, strict=True)), room.beside)
             return shortage is None or shortage.is_covered_by(room.candidates)
 
         return has_room
-
-    def _is_all_promised(self, promised: list[ResidentState]) -> bool:
-        """Tell whether nobody else can have room beside those who are to come, whoever goes."""
-        capacity = self._budget.capacity
-        if capacity.max_resident and len(promised) >= capacity.max_resident:
-            return True
-        if capacity.budget_bytes is None:
-            return capacity.is_exclusive and promised[-1].group is None
-        return sum(state.need_bytes for state in promised) >= capacity.budget_bytes
 
     def _turn(self, resident: ResidentId, promises: _Promises, now: float) -> Turn:
         head = self._queue.head(resident)
@@ -243,7 +240,7 @@ class Scheduler:
         room = self._room(head, promises, now)
         if room is None:
             return None
-        shortage = self._shortage(self._budget.need(head.resident), room.beside)
+        shortage = self._budget.shortage(self._budget.needs(head.resident), room.beside)
         if shortage is None:
             return room.must_go
         more = cheapest(room.candidates, shortage, lambda r: self._eviction_cost(r, now))
@@ -252,14 +249,14 @@ class Scheduler:
     def _room(self, head: Ticket, promises: _Promises, now: float) -> _Room | None:
         """Return what room a ticket can have beside what is promised; None where somebody is in the way for good."""
         budget, resident = self._budget, head.resident
-        group = budget.profile(resident).group
-        if not all(budget.are_compatible(group, other.group) for other in promises.promised):
+        profile = budget.profile(resident)
+        if not all(budget.are_compatible(profile, other) for other in promises.promised):
             return None
         must_go: list[ResidentState] = []
         rest: list[ResidentState] = []
         for other in promises.staying:
             # One that is stuck is in the way of itself.
-            if other.resident == resident or not budget.are_compatible(group, other.group):
+            if other.resident == resident or not budget.are_compatible(profile, other):
                 must_go.append(other)
                 if not self._may_go(other, head, now):
                     return None
@@ -267,25 +264,17 @@ class Scheduler:
                 rest.append(other)
         return _Room(must_go, rest, [*rest, *promises.promised], lambda r: self._may_go(r, head, now))
 
-    def _shortage(self, need_bytes: float, beside: list[ResidentState]) -> Shortage | None:
-        capacity = self._budget.capacity
-        missing_bytes, too_many = 0.0, 0
-        if capacity.budget_bytes is not None:
-            missing_bytes = need_bytes - capacity.budget_bytes
-            for other in beside:
-                missing_bytes += other.need_bytes
-        if capacity.max_resident:
-            too_many = max(0, len(beside) + 1 - capacity.max_resident)
-        return Shortage(missing_bytes, too_many) if missing_bytes > 0 or too_many else None
-
     def to_trim(self, now: float) -> list[ResidentState]:
         """Return who goes because the residents need more than was believed when they were started."""
-        excess = self._budget.excess_bytes
-        if excess <= 0:
-            return []
         idle = [r for r in self._budget.states.values() if r.is_idle and not r.pinned]
-        enough = Shortage(min(excess, sum(r.need_bytes for r in idle)), 0)
-        return cheapest(idle, enough, lambda r: self._eviction_cost(r, now)) or []
+        lacks = [
+            Lack(pool, min(excess, sum(r.needs.get(pool, 0) for r in idle)), 0)
+            for pool in self._budget.capacities
+            if (excess := self._budget.excess_in(pool)) > 0
+        ]
+        if not lacks:
+            return []
+        return cheapest(idle, Shortage(tuple(lacks)), lambda r: self._eviction_cost(r, now)) or []
 
     def _may_go(self, victim: ResidentState, head: Ticket, now: float) -> bool:
         """Tell whether somebody may be made to go for the sake of a ticket."""

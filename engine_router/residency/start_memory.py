@@ -61,7 +61,7 @@ class StartMemory:
         """
         state, profile = pool.ledger.state(resident), self.profile(resident)
         least_bytes = profile.least_bytes if profile.is_guessed else None
-        if state is None or pool.ledger.capacity.is_exclusive or profile.need_bytes is None:
+        if state is None or pool.capacity.is_exclusive or profile.need_bytes is None:
             return None, least_bytes
         return int(state.need_bytes), least_bytes
 

@@ -105,7 +105,7 @@ class Supervisor:
         )
 
     def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
-        ledger = Ledger(rules.within(capacity), capacity, self.profile)
+        ledger = Ledger(rules.within(capacity), {name: capacity}, self.profile)
         swap_tracker = SwapTracker(name, self._hub, self._wall_clock, self.expected_s, ledger)
         memory = PoolMemory(name, gauge)
         others = OtherPrograms(memory, lambda: own_of(self.pools.values()))
@@ -259,8 +259,8 @@ class Supervisor:
         for name, pool in self.pools.items():
             capacity = settings.capacities.get(name, _EXCLUSIVE)
             if capacity.is_auto:  # what is free was measured when the router started
-                capacity = attrs.evolve(capacity, budget_bytes=pool.ledger.capacity.budget_bytes)
-            pool.tell(messages.Reconfigured(rules.within(capacity), capacity))
+                capacity = attrs.evolve(capacity, budget_bytes=pool.capacity.budget_bytes)
+            pool.tell(messages.Reconfigured(rules.within(capacity), {name: capacity}))
             if ahead := tuple(resident for resident in self._preload_of(pool) if resident not in preloaded):
                 pool.tell(messages.Preload(ahead))
 

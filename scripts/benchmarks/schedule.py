@@ -248,7 +248,7 @@ def decision_us(tickets: int, models: int, *, budget: bool) -> dict[str, float]:
     profile = Profile(need_bytes=10, start_s=10.0, stop_s=1.0)
     capacity = Capacity(budget_bytes=45 if budget else None)
     rules = Rules(max_queue=10 * tickets, max_wait_s=FOR_EVER_S)
-    ledger = Ledger(rules, capacity, lambda _: profile)
+    ledger = Ledger(rules, {"default": capacity}, lambda _: profile)
     for resident in residents[:4] if budget else residents[:1]:
         ledger.apply(messages.Acquire(Ticket(resident)), 0.0)
         ledger.apply(messages.BecameReady(resident), 0.0)

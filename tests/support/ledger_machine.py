@@ -164,7 +164,7 @@ class LedgerMachine(LedgerWorld):
         resident = present.resident
         held, waited = self.those("granted", of=resident), self.those("waiting", of=resident)
         del self.present[resident]
-        self.settling[resident] = present.need
+        self.settling[resident] = present.needs
         assert messages.Settle(resident) in self.apply(messages.HasEnded(resident, error)), (
             "its memory is not waited for"
         )
@@ -186,12 +186,24 @@ class LedgerMachine(LedgerWorld):
         present = data.draw(st.sampled_from(self.in_state("starting", "stopping")))
         resident = present.resident
         present.state, present.must_go, present.drain_began = "stuck", math.inf, None
-        waited = self.those("waiting", of=None if self.is_exclusive else resident)
+        waited = [
+            request
+            for request in self.those("waiting")
+            if request.ticket.resident == resident
+            or (self.is_exclusive and self.pool.shared(resident, request.ticket.resident))
+        ]
+        elsewhere = [
+            request
+            for request in self.those("waiting")
+            if not self.pool.shared(resident, request.ticket.resident)
+        ]
         if self.closing:
             del self.present[resident]  # left behind
         error = EngineStopFailed(resident.engine, "is still there")
         self.apply(messages.StopFailed(resident, error))
         assert all(request.error is error for request in waited), "waits for what cannot be stopped"
+        for request in elsewhere:
+            assert request.error is not error, "refused for what lies in another memory"
 
     @precondition(lambda self: self.looks)
     @rule(data=st.data(), objects=st.booleans())
@@ -206,24 +218,32 @@ class LedgerMachine(LedgerWorld):
     @precondition(lambda self: self.settling)
     @rule(data=st.data())
     def memory_settles(self, data: st.DataObject) -> None:
-        self.settles(data.draw(st.sampled_from(list(self.settling))))
+        resident = data.draw(st.sampled_from(list(self.settling)))
+        self.settles(resident, data.draw(st.sampled_from([None, *self.settling[resident]])))
 
-    def settles(self, resident: ResidentId) -> None:
-        del self.settling[resident]
-        self.apply(messages.Settled(resident))
+    def settles(self, resident: ResidentId, place: str | None = None) -> None:
+        """Have memory come back: all of it, or that of one place."""
+        if place is not None:
+            del self.settling[resident][place]
+        if place is None or not self.settling[resident]:
+            del self.settling[resident]
+        self.apply(messages.Settled(resident, place))
 
     @precondition(lambda self: self.in_state("ready") and not self.is_exclusive)
     @rule(data=st.data(), need=st.integers(1, 9))
     def is_weighed(self, data: st.DataObject, need: int) -> None:
         present = data.draw(st.sampled_from(self.in_state("ready")))
-        present.need = need
-        self.apply(messages.Weighed(present.resident, need))
+        place = data.draw(st.sampled_from(list(present.needs)))
+        if not self.pool.capacities[place].is_exclusive:
+            present.needs[place] = need
+        self.apply(messages.Weighed(present.resident, need, place))
 
     @precondition(lambda self: self.in_state("starting"))
     @rule(data=st.data(), missing=st.integers(1, 3))
     def there_is_too_little(self, data: st.DataObject, missing: int) -> None:
         present = data.draw(st.sampled_from(self.in_state("starting")))
-        self.apply(messages.Short(present.resident, missing))
+        place = data.draw(st.sampled_from(list(present.needs)))
+        self.apply(messages.Short(present.resident, missing, place))
 
     @precondition(lambda self: self.in_state("ready"))
     @rule(data=st.data())
@@ -287,7 +307,7 @@ class LedgerMachine(LedgerWorld):
     @invariant()
     def the_ledger_knows_the_world(self) -> None:
         assert set(self.ledger.waiting()) == {request.ticket for request in self.those("waiting")}
-        assert set(self.ledger.settling) == set(self.settling)
+        assert self.ledger.budget.settling == self.settling
         assert self.ledger.is_empty == (not self.present and not self.settling)
         assert {state.resident for state in self.ledger.states} == set(self.present)
         for state in self.ledger.states:
@@ -298,7 +318,7 @@ class LedgerMachine(LedgerWorld):
             assert present.state != "ready" or is_draining == (present.drain_began is not None)
             assert set(state.leases) == {r.ticket for r in self.those("granted", of=state.resident)}
             assert not state.leases or present.state == "ready", "leases of what is not ready"
-            assert state.need_bytes == present.need
+            assert state.needs == present.needs
 
     @invariant()
     def a_plan_is_complete(self) -> None:
@@ -308,9 +328,11 @@ class LedgerMachine(LedgerWorld):
     def too_much_need_makes_the_idle_go(self) -> None:
         # Whoever drains since its end was asked for makes room, too.
         staying = [p for p in self.present.values() if p.state != "stopping" and p.must_go == math.inf]
-        if not self.closing and sum(p.need for p in staying) > self.pool.budget:
-            idle = [p for p in self.idle() if p.resident not in self.pins]
-            assert not idle, "more is needed than there is, and yet the idle stay"
+        for place in self.pool.capacities:
+            needs = [p.needs.get(place, 0) for p in staying]
+            if not self.closing and sum(needs) > self.pool.budget(place):
+                idle = [p for p in self.idle() if p.needs.get(place) and p.resident not in self.pins]
+                assert not idle, "more is needed than there is, and yet the idle stay"
 
     @invariant()
     def nobody_stays_idle_for_too_long(self) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from hypothesis.stateful import RuleBasedStateMachine
 
 from engine_router.engines.base import ResidentId
@@ -21,11 +21,12 @@ from engine_router.errors import (
 from engine_router.residency import messages
 from engine_router.residency.ledger import Capacity, Ledger, Profile, Rules
 from engine_router.residency.messages import Ticket
+from engine_router.residency.rules import ONE_MEMORY
 
 
 @frozen(eq=False)
 class Pool:
-    """The pool that a ledger runs: its rules, its memory and its residents.
+    """The pools that a ledger runs: its rules, its memories and its residents.
 
     Attributes:
         hopeless: what can never be loaded.
@@ -33,20 +34,36 @@ class Pool:
 
     rules: Rules
     profiles: Mapping[ResidentId, Profile]
-    capacity: Capacity = field(factory=Capacity)
+    capacities: Mapping[str, Capacity] = ONE_MEMORY
     hopeless: frozenset[ResidentId] = frozenset()
 
     @property
-    def budget(self) -> float:
-        """The bytes that residents may need together; infinity where the pool is exclusive."""
-        return math.inf if self.capacity.budget_bytes is None else self.capacity.budget_bytes
+    def is_exclusive(self) -> bool:
+        """Whether there is one memory, for one resident at a time, or one group."""
+        return len(self.capacities) == 1 and all(c.is_exclusive for c in self.capacities.values())
+
+    def budget(self, place: str) -> float:
+        """Return the bytes of a memory that residents may need together; infinity where one has it alone."""
+        budget = self.capacities[place].budget_bytes
+        return math.inf if budget is None else budget
+
+    def places(self, resident: ResidentId) -> tuple[str, ...]:
+        """Return the memories that a resident takes from."""
+        return self.profiles[resident].pools or tuple(self.capacities)[:1]
+
+    def shared(self, one: ResidentId, other: ResidentId) -> list[str]:
+        """Return the memories that two residents both take from."""
+        return [place for place in self.places(one) if place in self.places(other)]
 
     def may_share(self, one: ResidentId, other: ResidentId) -> bool:
         """Tell whether the groups of two residents let them be there together."""
         groups = {self.profiles[one].group, self.profiles[other].group}
-        if self.capacity.is_exclusive:
-            return len(groups) == 1 and None not in groups
-        return len(groups - {None}) < 2
+        return all(
+            len(groups) == 1 and None not in groups
+            if self.capacities[place].is_exclusive
+            else len(groups - {None}) < 2
+            for place in self.shared(one, other)
+        )
 
 
 @define(eq=False)
@@ -76,7 +93,7 @@ class Present:
     """
 
     resident: ResidentId
-    need: float
+    needs: dict[str, float]
     adopted: bool
     ahead: bool
     state: Literal["starting", "ready", "stopping", "stuck"] = "starting"
@@ -95,11 +112,11 @@ class LedgerWorld(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = self.ledger_type(self.pool.rules, self.pool.capacity, self.pool.profiles.__getitem__)
+        self.ledger = self.ledger_type(self.pool.rules, self.pool.capacities, self.pool.profiles.__getitem__)
         self.now = 0.0
         self.requests: dict[Ticket, Request] = {}
         self.present: dict[ResidentId, Present] = {}
-        self.settling: dict[ResidentId, float] = {}
+        self.settling: dict[ResidentId, dict[str, float]] = {}
         self.pins: set[ResidentId] = set()
         self.looks: set[ResidentId] = set()  # at engines, before others are stopped for them
         self.failures: dict[ResidentId, tuple[RouterError, float]] = {}
@@ -110,42 +127,60 @@ class LedgerWorld(RuleBasedStateMachine):
 
     @property
     def is_exclusive(self) -> bool:
-        return self.pool.capacity.is_exclusive
+        return self.pool.is_exclusive
 
     @property
     def closing(self) -> bool:
         return self.closing_at < math.inf
 
-    def pinned_beside(self, resident: ResidentId) -> list[Present]:
-        return [p for p in self.present.values() if p.resident in self.pins and p.resident != resident]
+    def pinned_beside(self, resident: ResidentId, place: str) -> list[Present]:
+        pinned = (p for p in self.lying_in(place) if p.resident in self.pins)
+        return [p for p in pinned if p.resident != resident]
 
-    def need_of(self, resident: ResidentId) -> float:
+    def lying_in(self, place: str) -> list[Present]:
+        return [p for p in self.present.values() if place in p.needs]
+
+    def needs_of(self, resident: ResidentId) -> dict[str, float]:
+        """Return what a resident will be given of each of its memories."""
+        return {place: self.need_of(resident, place) for place in self.pool.places(resident)}
+
+    def need_of(self, resident: ResidentId, place: str) -> float:
         """Return what a resident will be given; a guess takes no more than the pinned leave, but what is certain."""
-        if self.is_exclusive:
+        profile, budget = self.pool.profiles[resident], self.pool.budget(place)
+        if budget == math.inf:
             return 0
-        profile, budget = self.pool.profiles[resident], self.pool.budget
-        if not profile.is_guessed and profile.need_bytes is not None:
-            return profile.need_bytes
-        room = budget - sum(p.need for p in self.pinned_beside(resident))
-        guess = budget if profile.need_bytes is None else profile.need_bytes
-        return max(profile.least_bytes, min(guess, room)) if room > 0 else guess
+        need = profile.need_in(place)
+        if not profile.is_guessed and need is not None:
+            return need
+        room = budget - sum(p.needs[place] for p in self.pinned_beside(resident, place))
+        guess = budget if need is None else need
+        return max(profile.least_in(place), min(guess, room)) if room > 0 else guess
 
-    @property
-    def taken(self) -> float:
-        return sum(present.need for present in self.present.values()) + sum(self.settling.values())
+    def taken(self, place: str) -> float:
+        held = sum(present.needs[place] for present in self.lying_in(place))
+        return held + sum(needs.get(place, 0) for needs in self.settling.values())
 
     def no_room_for(self, resident: ResidentId) -> str:
         """Return why a resident has no room now; nothing where it has."""
-        most = self.pool.capacity.max_resident
         obstacles = {
             "is there already": resident in self.present,
             "its own memory is still to come back": resident in self.settling,
-            "memory has not settled": self.is_exclusive and self.settling,
-            "there is no room": self.taken + self.need_of(resident) > self.pool.budget,
-            "there are too many": most and len(self.present) >= most,
             "beside another group": not all(self.pool.may_share(resident, other) for other in self.present),
         }
-        return next((why for why, holds in obstacles.items() if holds), "")
+        whys = [why for why, holds in obstacles.items() if holds]
+        whys += filter(None, (self.no_room_in(place, resident) for place in self.pool.places(resident)))
+        return next(iter(whys), "")
+
+    def no_room_in(self, place: str, resident: ResidentId) -> str:
+        """Return why a memory has no room for a resident now; nothing where it has."""
+        capacity = self.pool.capacities[place]
+        is_settling = any(place in needs for needs in self.settling.values())
+        if capacity.is_exclusive and is_settling:
+            return "memory has not settled"
+        if self.taken(place) + self.need_of(resident, place) > self.pool.budget(place):
+            return "there is no room"
+        is_full = capacity.max_resident and len(self.lying_in(place)) >= capacity.max_resident
+        return "there are too many" if is_full else ""
 
     def those(self, *states: str, of: ResidentId | None = None) -> list[Request]:
         """Return the requests in a state, for one resident or for all."""
@@ -177,7 +212,7 @@ class LedgerWorld(RuleBasedStateMachine):
                 case messages.Revoke(ticket, error):
                     self.revoked(self.requests[ticket], error, event)
                 case messages.Start(resident, _, adopt):
-                    assert adopt == isinstance(event, messages.Adopt)
+                    assert adopt == (event == messages.Adopt(resident))
                     self.started(resident, adopt=adopt)
                 case messages.Drain(resident):
                     self.drained(self.present[resident])
@@ -227,13 +262,17 @@ class LedgerWorld(RuleBasedStateMachine):
         assert request.state in ("new", "waiting"), "refused, though it does not wait"
         if isinstance(error, NeverFits):
             resident = request.ticket.resident
-            pinned, most = self.pinned_beside(resident), self.pool.capacity.max_resident
-            assert (
-                self.need_of(resident) + sum(p.need for p in pinned) > self.pool.budget
-                or not all(self.pool.may_share(resident, p.resident) for p in pinned)
-                or (most and len(pinned) >= most)
-            ), "it could fit"
+            places = self.pool.places(resident)
+            assert any(self.can_never_fit(resident, place) for place in places), "it could fit"
         request.state, request.error = "over", error
+
+    def can_never_fit(self, resident: ResidentId, place: str) -> bool:
+        pinned, most = self.pinned_beside(resident, place), self.pool.capacities[place].max_resident
+        return bool(
+            self.need_of(resident, place) + sum(p.needs[place] for p in pinned) > self.pool.budget(place)
+            or not all(self.pool.may_share(resident, p.resident) for p in pinned)
+            or (most and len(pinned) >= most)
+        )
 
     def revoked(self, request: Request, error: RouterError, event: messages.LedgerEvent) -> None:
         assert request.state == "granted", "revoked, though it holds nothing"
@@ -259,7 +298,7 @@ class LedgerWorld(RuleBasedStateMachine):
             self.breaks_no_promise(resident, wants)
         elif not adopt:
             assert not self.wanted(), "loaded ahead, though somebody waits"
-        self.present[resident] = Present(resident, self.need_of(resident), adopt, adopt or not wants)
+        self.present[resident] = Present(resident, self.needs_of(resident), adopt, adopt or not wants)
 
     def breaks_no_promise(self, resident: ResidentId, wants: list[Request]) -> None:
         """A ticket that is overdue and first in turn must not wait longer because another resident starts."""
@@ -267,13 +306,15 @@ class LedgerWorld(RuleBasedStateMachine):
         if self.is_exclusive:
             mine, all_ = (min(r.turn(self.now) for r in those) for those in (wants, absent))
             assert mine == all_, "is not its turn"
-        overdue = [r for r in absent if r.deadline <= self.now]
-        first = min(overdue, key=lambda request: request.deadline, default=None)
-        if first is None or min(request.deadline for request in wants) <= first.deadline:
-            return
-        other = first.ticket.resident
-        assert self.pool.may_share(resident, other), "overtakes an overdue ticket of another group"
-        assert self.need_of(resident) + self.need_of(other) <= self.pool.budget, "overtakes an overdue ticket"
+        overdue = [r for r in absent if r.deadline <= self.now and r.ticket.resident != resident]
+        for first in overdue:
+            if min(request.deadline for request in wants) <= first.deadline:
+                continue
+            other = first.ticket.resident
+            assert self.pool.may_share(resident, other), "overtakes an overdue ticket of another group"
+            for place in self.pool.shared(resident, other):
+                both = self.need_of(resident, place) + self.need_of(other, place)
+                assert both <= self.pool.budget(place), "overtakes an overdue ticket"
 
     def drained(self, present: Present) -> None:
         assert present.state == "ready"
@@ -281,7 +322,8 @@ class LedgerWorld(RuleBasedStateMachine):
         assert self.those("granted", of=present.resident), "drains nothing"
         forced = self.closing or present.must_go < math.inf
         assert forced or present.resident not in self.pins, "drains what is pinned"
-        assert forced or any(r.deadline <= self.now for r in self.wanted()), "nobody is overdue"
+        neighbours = [r for r in self.wanted() if self.pool.shared(present.resident, r.ticket.resident)]
+        assert forced or any(r.deadline <= self.now for r in neighbours), "nobody is overdue"
         present.drain_began = self.now
 
     def stopped(self, present: Present, wanted: ResidentId | None) -> None:
