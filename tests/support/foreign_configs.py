@@ -330,7 +330,7 @@ PROXY = """\
     },
     {
       "Name": "ComfyUI", "ListenPort": "8188", "TargetPort": "18188",
-      "Command": "docker", "Args": "run -d --rm --name comfyui -p 18188:8188 image sh -c 'cd /x && y'",
+      "Command": "docker", "Args": "run -d --rm -w /x --name comfyui -p 18188:8188 image sh -c 'cd /x && y'",
       "KillCommand": "docker kill comfyui", "ConsiderStoppedOnProcessExit": false, "ServiceUrl": null,
     },
     {"Name": "lost", "Command": "x"},

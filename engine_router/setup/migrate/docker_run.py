@@ -10,7 +10,7 @@ from typing import Any, Final
 from engine_router.config.container import mount, published_port
 from engine_router.config.values import read_size
 from engine_router.engines.server_command import split_run_options
-from engine_router.setup.migrate.commands import words_of
+from engine_router.setup.migrate.commands import Container, container_of, words_of
 
 Options = dict[str, Any]
 
@@ -108,6 +108,35 @@ def container_options(words: Sequence[str]) -> Options | None:
 
 
 _PULLS: Final = ("never", "missing", "always")
+PODMANS_SOCKET: Final = "have Podman's socket served: systemctl --user enable --now podman.socket"
+"""What a container engine needs where it was Podman's command."""
+
+
+def container_engine(words: Sequence[str], stop: str | None) -> Options | None:
+    """Return the container engine that a command means; None where such a one could not do what it and its stop do.
+
+    Args:
+        stop: the command by which it is stopped; None where there is none.
+
+    >>> container_engine(["docker", "run", "--name", "a", "-p", "{port}:80", "x"], "docker stop a && ./clean.sh")
+    """
+    options, container = container_options(words), container_of(words)
+    if options is None or container is None or (stop is not None and not ends_only(stop, container.name)):
+        return None
+    return {"type": "container", **options}
+
+
+def client_process(container: Container) -> Options:
+    """Return what starts a container by its command, in the foreground, and ends it by its name, where it has one."""
+    started: Options = {"argv": container.words}
+    if container.name is None:
+        return started
+    runtime = words_of(container.runtime)
+    stopped = {
+        "stop_command": [*runtime, "stop", container.name],
+        "kill_command": [*runtime, "rm", "-f", container.name],
+    }
+    return {**started, **stopped}
 
 
 def ends_only(command: str, name: str | None) -> bool:

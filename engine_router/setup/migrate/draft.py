@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from attrs import define, field, frozen
 
@@ -38,6 +38,17 @@ class Entry:
 
     values: dict[str, Any] = field(factory=dict)
     comment: str = ""
+
+
+_V1: Final = "/v1"
+REMOTE_URL: Final = "base_url of an engine of type remote, which ends in /v1"
+"""What the URL of a server becomes that nobody here starts."""
+
+
+def remote_entry(url: str) -> Entry:
+    """Return a remote for a server to whose URL its former router adds the whole path."""
+    url = url.strip().rstrip("/")
+    return Entry({"type": "remote", "base_url": url if url.endswith(_V1) else url + _V1, "discover": False})
 
 
 @define(eq=False, repr=False)

@@ -9,6 +9,7 @@ from typing import Final
 from engine_router.engines.command_options import model_options
 from engine_router.guards.documents import Document, Keys
 from engine_router.setup.migrate.commands import base_url_of, container_of, words_of
+from engine_router.setup.migrate.docker_run import PODMANS_SOCKET, client_process, container_engine
 from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.sections import Section
 
@@ -119,11 +120,10 @@ def _add_command(service: Section, engine: Entry, command: str) -> bool:
     if service.text("Args") and len(words) == 1:
         service.lost("Args", words="they cannot be split into words: a quote is not closed")
         return False
+    if _add_container(service, words, engine):
+        return True
     container = container_of(words)
-    engine.values["argv"] = words if container is None else container.words
-    if container is not None and container.name is not None:
-        engine.values["stop_command"] = [container.runtime, "stop", container.name]
-        engine.values["kill_command"] = [container.runtime, "rm", "-f", container.name]
+    engine.values |= {"argv": words} if container is None else client_process(container)
     if container is not None and container.was_detached:
         words_said = "argv, without -d: the router stops what it can see"
         service.approximated("Args", words_said)
@@ -141,11 +141,34 @@ def _add_command(service: Section, engine: Entry, command: str) -> bool:
     if kill := words_of(service.text("KillCommand") or ""):
         engine.values["stop_command"] = kill
         service.carried("KillCommand", "stop_command")
-    for key, ours in (("Workdir", "cwd"), ("LogFilePath", "log_file")):
-        if (path := service.text(key)) is not None:
-            engine.values[ours] = path
-            service.carried(key, ours)
+    if (folder := service.text("Workdir")) is not None:
+        engine.values["cwd"] = folder
+        service.carried("Workdir", "cwd")
+    _add_log(service, engine)
     return True
+
+
+def _add_container(service: Section, words: list[str], engine: Entry) -> bool:
+    """Make it a container engine, where its commands do nothing that such a one could not do."""
+    options = container_engine(words, service.text("KillCommand"))
+    if options is None or service.text("Workdir") is not None:
+        return False
+    engine.values |= options
+    for key in ("Command", "Args"):
+        if "socket" in options:
+            service.carried(key, "a container engine")
+        else:
+            service.approximated(key, "a container engine", PODMANS_SOCKET)
+    service.carried("KillCommand", "the router stops its containers, and removes them")
+    service.carried("ConsiderStoppedOnProcessExit", "the router sees the container itself")
+    _add_log(service, engine)
+    return True
+
+
+def _add_log(service: Section, engine: Entry) -> None:
+    if (path := service.text("LogFilePath")) is not None:
+        engine.values["log_file"] = path
+        service.carried("LogFilePath", "log_file")
 
 
 def _add_models(service: Section, engine: Entry, name: str, draft: Draft) -> None:
@@ -171,7 +194,8 @@ def _add_readiness(service: Section, engine: Entry) -> None:
         engine.values["ready_path"] = path
         service.approximated("HealthcheckCommand", "ready_path, from the URL in it")
     else:
-        kind = model_options(engine.values["argv"]).kind.name
+        words = engine.values.get("argv") or (engine.values["image"], *engine.values.get("command", ()))
+        kind = model_options(words).kind.name
         is_openai = service.flag("OpenAiApi") is True
         if kind == "llama.cpp":
             engine.values["ready_path"] = "/health"

@@ -9,9 +9,8 @@ from typing import Any, Final
 from attrs import define
 
 from engine_router.setup.migrate.commands import base_url_of, container_of, is_loopback, port_in, words_of
-from engine_router.setup.migrate.docker_run import container_options, ends_only
-from engine_router.setup.migrate.draft import Entry
-from engine_router.setup.migrate.llama_swap_peers import REMOTE_URL, remote_entry
+from engine_router.setup.migrate.docker_run import PODMANS_SOCKET, client_process, container_engine
+from engine_router.setup.migrate.draft import REMOTE_URL, Entry, remote_entry
 from engine_router.setup.migrate.llama_swap_settings import PORT, add_filters, add_timeouts
 from engine_router.setup.migrate.macros import MACRO, Macros
 from engine_router.setup.migrate.sections import Section
@@ -152,7 +151,7 @@ def _add_command(section: Section, command: str, engine: Entry, port: str) -> bo
         section.carried("cmd", "argv")
         engine.values["argv"] = words
         return True
-    engine.values["argv"] = container.words
+    engine.values |= client_process(container)
     if container.was_detached:
         section.approximated("cmd", "argv, without --detach, which would leave the container out of reach")
     elif container.name is None and "cmdStop" not in section:
@@ -162,29 +161,17 @@ def _add_command(section: Section, command: str, engine: Entry, port: str) -> bo
         )
     else:
         section.carried("cmd", "argv")
-    if container.name is not None:
-        runtime = words_of(container.runtime)
-        engine.values["stop_command"] = [*runtime, "stop", container.name]
-        engine.values["kill_command"] = [*runtime, "rm", "-f", container.name]
     return True
 
 
 def _add_container(section: Section, words: list[str], engine: Entry) -> bool:
     """Make it a container engine, where the command and how it is stopped say nothing that such a one could not do."""
-    options, container = container_options(words), container_of(words)
-    stop = section.text("cmdStop")
-    if options is None or container is None or "env" in section:
+    options = None if "env" in section else container_engine(words, section.text("cmdStop"))
+    if options is None:
         return False
-    if stop is not None and not ends_only(stop, container.name):
-        return False
-    engine.values["type"] = "container"
     engine.values |= options
-    if container.runtime == "podman":
-        section.approximated(
-            "cmd",
-            "a container engine",
-            "have Podman's socket served: systemctl --user enable --now podman.socket",
-        )
+    if "socket" not in options:
+        section.approximated("cmd", "a container engine", PODMANS_SOCKET)
     else:
         section.carried("cmd", "a container engine")
     section.carried("cmdStop", "the router stops its containers, and removes them")

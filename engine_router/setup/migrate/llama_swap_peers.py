@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-from engine_router.setup.migrate.draft import Draft, Entry
+from engine_router.setup.migrate.draft import REMOTE_URL, Draft, remote_entry
 from engine_router.setup.migrate.llama_swap_settings import add_filters, add_timeouts
 from engine_router.setup.migrate.macros import Macros
 from engine_router.setup.migrate.sections import Section
-
-_V1: Final = "/v1"
-REMOTE_URL: Final = "base_url of an engine of type remote, which ends in /v1"
-"""What a `proxy` becomes where nothing is started."""
 
 
 def add_peers(root: Section, draft: Draft) -> None:
     """Add the peers to a draft that has the models already: of two with one id, llama-swap asks the model."""
     for name, peer in root.sections("peers"):
         _add_peer(peer, name, draft)
-
-
-def remote_entry(proxy: str) -> Entry:
-    """Return an engine that asks a server to whose URL llama-swap adds the whole path."""
-    url = proxy.strip().rstrip("/")
-    return Entry({"type": "remote", "base_url": url if url.endswith(_V1) else url + _V1, "discover": False})
 
 
 def _add_peer(peer: Section, name: str, draft: Draft) -> None:
