@@ -154,7 +154,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     hub = EventHub()
     engines = {name: await factory.make(name, config) for name in config.engines}
     upstream, learned = Upstream(), Learned()
-    snapshot = await make_snapshot(config, engines, upstream, state, learned, Sessions())
+    snapshot = await make_snapshot(config, engines, upstream, state, learned, Sessions(), factory.instance_id)
     supervisor = Supervisor(
         engines=engines,
         gauges={**gauges_of(config), REMOTES: make_gauge("none")},

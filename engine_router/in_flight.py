@@ -262,6 +262,7 @@ class RequestScope:
         status: what the client got; 0 while nothing was sent.
         error: in words, where something failed.
         began_at: trio's clock when it came.
+        hops: the routers that it has passed through; see `upstream.hops`.
         is_counted: it counts for its key; see `InFlight.count`.
     """
 
@@ -275,6 +276,7 @@ class RequestScope:
     holder: LeaseHolder | None = None
     error: str | None = None
     finished: bool = False
+    hops: tuple[str, ...] = ()
     is_counted: bool = False
     id: str = field(init=False, factory=new_id)
     began_at: float = field(factory=trio.current_time)
@@ -296,8 +298,8 @@ class RequestScope:
         return self.client if self.key is None else f"key {self.key.name}"
 
     def may_use(self, target: Target) -> bool:
-        """Tell whether whoever sent it may use and see a model."""
-        return may_use(self.key, target)
+        """Tell whether whoever sent it may use and see a model. A router is not shown what its peers' peers have."""
+        return may_use(self.key, target) and not (self.hops and target.is_peers)
 
     def check_model(self, model: str, target: Target) -> None:
         """See that whoever sent it may use a model.

@@ -130,8 +130,9 @@ class Reloader:
             name: await self.factory.make(name, new) if name in anew else router.engines[name]
             for name in new.engines
         }
+        sessions, instance_id = router.snapshot.sessions, router.snapshot.instance_id
         snapshot = await make_snapshot(
-            new, engines, router.upstream, router.state, router.learned, router.snapshot.sessions
+            new, engines, router.upstream, router.state, router.learned, sessions, instance_id
         )
         # From here on there is no checkpoint: nobody sees a router that is half one thing and half another.
         self._refuse_moved_engines(router, new)

@@ -35,7 +35,7 @@ from engine_router.config import (
     load_config,
     parse_config,
 )
-from engine_router.config.engines import EngineConfig, StartedConfig
+from engine_router.config.engines import EngineConfig, RemoteConfig, StartedConfig
 from engine_router.config.load import build_config, candidates
 from engine_router.config.schema import reference
 from engine_router.config.unified import is_unified, is_unified_machine
@@ -89,7 +89,7 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
         values = tomli.loads("\n".join(text for text, _ in lines if not text.startswith("[")))
         top, *rest = header.strip("[]").split(".")
         kind = kinds.get(str(values.get("type")), kind)
-        place = top if top not in ("pools", "models", "families", "engines") else f"{top}.NAME"
+        place = top if top not in ("pools", "models", "families", "engines", "peers") else f"{top}.NAME"
         if top == "server":
             place = ".".join((top, *rest))
         if top == "engines":
@@ -127,10 +127,10 @@ def test_everything_that_the_example_comments_out_loads_too() -> None:
     live, engines = EXAMPLE.read_text("utf-8"), 0
     for header, lines in blocks_of_example():
         if lines and all(commented for _, commented in lines) and header.startswith("["):
-            engines += header.startswith("[engines") and header.count(".") == 1
+            engines += header.startswith(("[engines", "[peers")) and header.count(".") == 1
             live += "\n" + "\n".join(text for text, _ in lines)
     config = parse_config(live.replace("[pools.gpu]", "[pools.card]"))
-    assert len(config.engines) == engines + 5 == 20
+    assert len(config.engines) == engines + 5 == 21
     assert {type(engine).__name__ for engine in config.engines.values()} == {
         "ProcessConfig",
         "ContainerConfig",
@@ -138,6 +138,7 @@ def test_everything_that_the_example_comments_out_loads_too() -> None:
         "OllamaConfig",
         "SystemdConfig",
         "RemoteConfig",
+        "PeerConfig",
     }
 
 
@@ -159,6 +160,7 @@ def test_the_example_shows_every_option() -> None:
     shown = documented()
     common = {field.name for field in attrs.fields(EngineConfig)}
     started = {field.name for field in attrs.fields(StartedConfig)} | {"stop_signal"}
+    of_remotes = {field.name for field in attrs.fields(RemoteConfig)}
     anywhere = {key for place, entries in shown.items() if place.startswith("engines") for key, _ in entries}
     missing = [
         (place, key)
@@ -168,6 +170,7 @@ def test_the_example_shows_every_option() -> None:
         and key not in [k for k, _ in shown.get(SLEEPS.sub("ProcessConfig", place), [])]
         and not (place.startswith("engines") and place.endswith(")") and key in common & anywhere)
         and not (place == "engines.NAME (ContainerConfig)" and key in started & anywhere)
+        and not (place == "peers.NAME" and key in of_remotes)
         and not (not place and (key in shown or key in [k for k, _ in shown[""]]))
     ]
     assert missing == []

@@ -18,7 +18,7 @@ COMMON = "models, pool, memory_gb, group, pinned, idle_timeout_s, start_timeout_
 
 FAULTS = [
     # What is missing.
-    ("", "engines", "no engine is configured; add at least one [engines.NAME] table", True),
+    ("", "engines", "no engine is configured; add at least one [engines.NAME] or [peers.NAME] table", True),
     ("engines = 3", "engines", "expected a table, got 3", True),
     ("[engines]\na = 1", "engines.a", "expected a table, got 1", True),
     (
@@ -68,7 +68,7 @@ FAULTS = [
     (
         "zzz = 1\n" + ENGINE,
         "zzz",
-        "unknown key; known: server, log, history, traces, context, scheduling, pools, engines, models, families, aliases, state_file",
+        "unknown key; known: server, log, history, traces, context, scheduling, pools, engines, peers, models, families, aliases, state_file",
         True,
     ),
     (

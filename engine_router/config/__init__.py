@@ -34,6 +34,7 @@ from engine_router.config.model import (
     is_open_to_network,
     own_url,
 )
+from engine_router.config.peers import PeerConfig
 from engine_router.config.template import is_template
 from engine_router.config.traces import TracesConfig, TraceSettings, trace_settings
 
@@ -56,6 +57,7 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "OllamaConfig",
+    "PeerConfig",
     "PoolConfig",
     "Priority",
     "ProcessConfig",

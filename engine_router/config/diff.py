@@ -145,6 +145,7 @@ _BESIDE = frozenset(
         "paid",
         "allow_default",
         "metrics_path",
+        "prefix",
         "scan",
         "scan_formats",
     )
@@ -183,6 +184,8 @@ def _differences(old: Config, new: Config) -> list[str]:
     """Return the places that differ, engines that were added, removed or restarted left out."""
     places: list[str] = []
     for field in options_of(Config):
+        if field.name == "peers":  # they are among the engines
+            continue
         before, after = getattr(old, field.name), getattr(new, field.name)
         if isinstance(before, Mapping):
             both = [name for name in {**before, **after} if not _is_found(before, after, name)]

@@ -344,6 +344,11 @@ class RemoteConfig(EngineConfig):
     start_timeout_s: float = no_option(0.0)
     stop_timeout_s: float = no_option(0.0)
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether it has to be woken, at times."""
+        return False
+
     def speaks(self, dialect: Literal["openai", "anthropic", "ollama"]) -> bool:
         """Tell whether it speaks a dialect; an Ollama server speaks OpenAI's, too."""
         return dialect in self.dialects or (dialect == "openai" and "ollama" in self.dialects)

@@ -24,7 +24,7 @@ def with_families(
     engines: Mapping[str, AnyEngineConfig],
 ) -> dict[str, ModelConfig]:
     """Return the models with the settings of their families; those that engines name gain an entry of their own."""
-    named = {model: name for name, engine in engines.items() for model in engine.models}
+    named = {model: name for name, engine in [*engines.items()][::-1] for model in engine.models}
     whole = dict(models)
     for name, engine in named.items():
         if name not in whole and any(matches(family, name, ()) for family in families.values()):

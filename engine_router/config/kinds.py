@@ -22,6 +22,7 @@ from engine_router.config.values import (
     read_gpus,
     read_header_value,
     read_hosts,
+    read_mac,
     read_name,
     read_names_or_all,
     read_network,
@@ -193,6 +194,9 @@ HostsOrAuto = Annotated[
     Kind(or_auto(read_hosts), {"anyOf": [_list_of(_text(rf"^({HOST_PATTERN})$")), _AUTO]}),
 ]
 """A list of names of hosts, in lower case, or the word `auto`."""
+
+MacAddress = Annotated[str, Kind(read_mac, _text(r"^[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2}){5}$"))]
+"""The hardware address of a network card, such as `aa:bb:cc:dd:ee:ff`."""
 
 Network = Annotated[str, Kind(read_network, _text(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"))]
 """Addresses of machines, such as `192.168.1.0/24`."""

@@ -37,6 +37,7 @@ from engine_router.config.model import (
     ServerConfig,
 )
 from engine_router.config.options import options_of
+from engine_router.config.peers import PeerConfig, peer_faults, place_of, with_peers
 from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
 from engine_router.config.remote import authority_faults, remote_faults
@@ -175,7 +176,10 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     context = _section(data, "context", ContextConfig, faults)
     scheduling = _section(data, "scheduling", SchedulingConfig, faults)
     pools = _named(data, "pools", lambda value, path: read_table(value, PoolConfig, path), faults)
-    engines: dict[str, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
+    own: dict[str, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
+    peers = _named(data, "peers", lambda value, path: read_table(value, PeerConfig, path), faults)
+    faults.extend(peer_faults(peers, own))
+    engines = with_peers(own, peers)
     models = _named(data, "models", lambda value, path: read_table(value, ModelConfig, path), faults)
     families = _named(data, "families", lambda value, path: read_table(value, FamilyConfig, path), faults)
     aliases = _named(data, "aliases", _read_alias, faults)
@@ -195,6 +199,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
         scheduling=scheduling,
         pools=pools,
         engines=engines,
+        peers=peers,
         models=with_families(models, families, engines),
         families=families,
         aliases=aliases,
@@ -273,9 +278,9 @@ def _cross_faults(
     aliases: Mapping[str, str],
 ) -> Iterator[Fault]:
     """Yield what is wrong between tables. Names of entries with faults of their own count as known."""
-    named_engines = _names_in(data, "engines")
+    named_engines = {**_names_in(data, "peers"), **_names_in(data, "engines")}
     if not named_engines and is_table(data.get("engines", {})):
-        yield "engines", "no engine is configured; add at least one [engines.NAME] table"
+        yield "engines", "no engine is configured; add at least one [engines.NAME] or [peers.NAME] table"
     if REMOTES in pools:
         yield (
             f"pools.{REMOTES}",
@@ -291,7 +296,7 @@ def _cross_faults(
     for name, engine in engines.items():
         yield from _engine_faults(name, engine, named_pools, of_engines.get(name, {}), named_models)
         pool = pools.get(engine.pool, PoolConfig())
-        yield from sleep_faults(engine, f"engines.{quoted(name)}", pool)
+        yield from sleep_faults(engine, place_of(name, engine), pool)
         yield from turn_faults(name, engine, models, pool)
     yield from authority_faults(engines)
     for name, model in models.items():
@@ -304,7 +309,8 @@ def _cross_faults(
 
 def _is_whole(data: Mapping[str, Any], engines: Mapping[str, Any], models: Mapping[str, Any]) -> bool:
     """Tell whether all names are known: an entry with a fault of its own may hold any."""
-    return len(engines) == len(_names_in(data, "engines")) and len(models) == len(_names_in(data, "models"))
+    named = {**_names_in(data, "engines"), **_names_in(data, "peers")}
+    return len(engines) == len(named) and len(models) == len(_names_in(data, "models"))
 
 
 def _names_in(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -320,7 +326,7 @@ def _engine_faults(
     models: Mapping[str, ModelConfig],
     named_models: Collection[str],
 ) -> Iterator[Fault]:
-    path = f"engines.{quoted(name)}"
+    path = place_of(name, engine)
     if engine.pool not in named_pools and not isinstance(engine, RemoteConfig):
         near = close(engine.pool, named_pools)
         hint = f"; did you mean {shown(near)}?" if near else "; declare it as [pools.NAME]"
@@ -369,16 +375,16 @@ def _id_faults(
 ) -> Iterator[Fault]:
     """Yield ids that mean two models; note in `owners` where each id was found."""
     for name, engine in engines.items():
-        place = f"engines.{quoted(name)}.models"
+        place = f"{place_of(name, engine)}.models"
         for model, times in Counter(engine.models).items():
             other = owners.setdefault(model, place)
-            if other != place:
+            if other != place and not isinstance(engine, PeerConfig):  # several places may well have it
                 yield place, f"model {shown(model)} is also in {other}; one id belongs to one engine"
             if times > 1:
                 yield place, f"model {shown(model)} is listed twice"
     for model_name, model_config in models.items():
         place = owners.get(model_name, "")
-        if place and place != f"engines.{quoted(model_config.engine)}.models":
+        if place.startswith("engines.") and place != f"engines.{quoted(model_config.engine)}.models":
             yield (
                 f"models.{quoted(model_name)}.engine",
                 f"the model is also in {place}; one id belongs to one engine",

@@ -21,6 +21,7 @@ from engine_router.config.model import (
     ServerConfig,
 )
 from engine_router.config.options import options_of
+from engine_router.config.peers import PeerConfig
 from engine_router.config.traces import TracesConfig
 
 _TABLES: Final[Mapping[str, type[Any]]] = {
@@ -109,6 +110,7 @@ def _keys_of(table: str) -> frozenset[str]:
         "families": (FamilyConfig,),
         "pools": (PoolConfig,),
         "engines": tuple(ENGINE_TYPES.values()),
+        "peers": (PeerConfig,),
     }
     return frozenset(key for cls in classes.get(table, ()) for key in attrs.fields_dict(cls))
 

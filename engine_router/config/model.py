@@ -37,6 +37,7 @@ from engine_router.config.kinds import (
     SecondsOrAuto,
 )
 from engine_router.config.options import option, required, table
+from engine_router.config.peers import PeerConfig
 from engine_router.config.traces import TracesConfig
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
@@ -348,7 +349,8 @@ class Config:
     context: ContextConfig = table(ContextConfig, "What is kept of conversations when their engine stops.")
     scheduling: SchedulingConfig = table(SchedulingConfig, "Who is served when.")
     pools: Mapping[str, PoolConfig] = table(dict, "Memories that engines share.")
-    engines: Mapping[str, AnyEngineConfig] = required("The engines.")
+    engines: Mapping[str, AnyEngineConfig] = table(dict, "The engines. Once read, the peers are among them.")
+    peers: Mapping[str, PeerConfig] = table(dict, "Other routers, whose models appear here.")
     models: Mapping[str, ModelConfig] = table(dict, "Models that need more than an id.")
     families: Mapping[str, FamilyConfig] = table(dict, "Settings for all models whose names match.")
     aliases: Mapping[str, str] = table(dict, "Other names for models: alias = model id.")

@@ -50,7 +50,10 @@ def owners_of(
     engines: Mapping[str, AnyEngineConfig], models: Mapping[str, ModelConfig], aliases: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the engine of each name; empty where only the engine knows the model that an alias means."""
-    owners = {model: name for name, engine in engines.items() for model in engine.models}
+    owners: dict[str, str] = {}
+    for name, engine in engines.items():
+        for known in engine.models:
+            owners.setdefault(known, name)  # peers, which come last, may have it, too
     for model_id, model in models.items():
         owners.update(dict.fromkeys((model_id, *model.aliases, *model.other_names), model.engine))
     return {**{alias: owners.get(target, "") for alias, target in aliases.items()}, **owners}

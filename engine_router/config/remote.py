@@ -8,7 +8,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from engine_router.config.engines import AnyEngineConfig, EngineConfig, RemoteConfig
-from engine_router.config.faults import Fault, quoted
+from engine_router.config.faults import Fault
+from engine_router.config.peers import place_of
 from engine_router.config.values import shown
 
 _ANTHROPIC_VERSION: Final = "2023-06-01"
@@ -35,8 +36,10 @@ def authority_faults(engines: Mapping[str, AnyEngineConfig]) -> Iterator[Fault]:
         ca_file = engine.ca_file if isinstance(engine, RemoteConfig) else None
         other, trusted = first.setdefault(url.netloc.lower(), (name, ca_file))
         if trusted != ca_file:
-            path = f"engines.{quoted(name)}.ca_file"
-            yield path, f"not that of engine {shown(other)}, which is at the same place; give both the same"
+            yield (
+                f"{place_of(name, engine)}.ca_file",
+                f"not that of engine {shown(other)}, which is at the same place; give both the same",
+            )
 
 
 def own_headers(engine: EngineConfig, *, to_messages: bool = False) -> Mapping[str, str]:

@@ -20,8 +20,8 @@ def json_schema() -> dict[str, Any]:
         "title": "engine-router configuration (engines.toml)",
         **_of_class(Config),
     }
-    schema["properties"]["engines"]["minProperties"] = 1
-    return schema
+    some = [{"required": [key], "properties": {key: {"minProperties": 1}}} for key in ("engines", "peers")]
+    return {**schema, "anyOf": some}
 
 
 def _of_class(cls: type[Any]) -> dict[str, Any]:

@@ -266,6 +266,15 @@ def read_remote_url(value: Any) -> str:
     ).rstrip("/")
 
 
+def read_mac(value: Any) -> str:
+    """Read the hardware address of a network card; it is returned in lower case, with colons."""
+    text = value if isinstance(value, str) else ""
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2}){5}", text):
+        raise _unfit('the address of a network card such as "aa:bb:cc:dd:ee:ff"', value)
+    digits = re.sub("[:-]", "", text.lower())
+    return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
+
+
 def read_network(value: Any) -> str:
     """Read an address, or a network in CIDR notation."""
     try:

@@ -17,6 +17,9 @@ from engine_router.guards.limits import RESIDENT_LOG_LINES, RESIDENT_LOGS
 DOUBT_S: Final = 2.0
 """Within so many seconds of a doubt an engine has seen whether its resident is still there."""
 
+WAKING: Final = "waking it up"
+"""The step of a start that is a machine's wake: it takes as long as it did the last time."""
+
 
 @frozen(order=True, cache_hash=True)  # it is the key of nearly everything
 class ResidentId:
@@ -75,6 +78,10 @@ class Ended:
     asleep: bool = False
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def _to_nobody(_error: RouterError | None, _until: float) -> None:
     """Report nothing."""
 
@@ -89,23 +96,27 @@ class Supervision:
     Attributes:
         on_ready: called by `ready()` with the endpoint.
         on_shut: called by `shut()` and `opened()`.
+        on_used: called by `used()`.
         stop_asked: set when the resident shall end, be it ready yet or not.
         for_good: set when it shall really be stopped then: to sleep would not do.
         woken: it was not started but woken; set before `on_ready` is called.
+        was_there: it was there already, so that nothing can be learned from how long that took; set likewise.
         step: what its start does just now, in words, where that is more than to load.
     """
 
     on_ready: Callable[[Endpoint], None]
     on_shut: Callable[[RouterError | None, float], None] = _to_nobody
+    on_used: Callable[[], None] = _nothing
     stop_asked: trio.Event = field(factory=trio.Event)
     for_good: trio.Event = field(factory=trio.Event)
     woken: bool = False
+    was_there: bool = False
     step: str | None = None
     _doubted: trio.Event = field(factory=trio.Event)
 
-    def ready(self, endpoint: Endpoint, *, woken: bool = False) -> None:
+    def ready(self, endpoint: Endpoint, *, woken: bool = False, was_there: bool = False) -> None:
         """Report that the first request can be served."""
-        self.woken = woken
+        self.woken, self.was_there = woken, was_there
         self.on_ready(endpoint)
 
     def shut(self, error: RouterError, until: float) -> None:
@@ -115,6 +126,10 @@ class Supervision:
     def opened(self) -> None:
         """Report that it can be reached again."""
         self.on_shut(None, 0.0)
+
+    def used(self) -> None:
+        """Report that others use it, by another way than through the router: it is not idle."""
+        self.on_used()
 
     def tell(self, step: str | None) -> None:
         """Tell what the start does just now, in words; None where it is nothing more than to load."""

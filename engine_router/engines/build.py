@@ -16,6 +16,7 @@ from engine_router.config import (
     ContainerConfig,
     HttpConfig,
     OllamaConfig,
+    PeerConfig,
     ProcessConfig,
     RemoteConfig,
     StartedConfig,
@@ -29,6 +30,7 @@ from engine_router.engines.masking import MaskedEngine
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.guards.masking import HiddenValues
 from engine_router.upstream.control_client import ControlClient
+from engine_router.upstream.hops import HOPS_HEADER, new_instance_id
 
 if TYPE_CHECKING:
     from engine_router.engines.process.process_tree import Guardian
@@ -45,6 +47,7 @@ class EngineFactory:
         nursery: for the guardian, which is started with the first engine that needs it.
         keeper: of the context of those that keep it.
         hidden: the values that nobody is told.
+        instance_id: the id of the router, which peers are told.
     """
 
     client: ControlClient
@@ -55,6 +58,7 @@ class EngineFactory:
     _headers: WeakKeyDictionary[Engine, dict[str, str]] = field(factory=WeakKeyDictionary)
     _models: WeakKeyDictionary[Engine, TemplateModels] = field(factory=WeakKeyDictionary)
     hidden: HiddenValues = field(factory=HiddenValues)
+    instance_id: str = field(factory=new_instance_id)
 
     async def make(self, name: str, config: Config) -> Engine:
         """Make an engine, of this name in a configuration."""
@@ -68,7 +72,7 @@ class EngineFactory:
         # Headers can be renewed while models stay loaded: a key, for example. Each engine has its own: one that was
         # exchanged is stopped with those that it had.
         # So do the models of a template, which come and go with their files.
-        headers, models = dict(own_headers(config.engines[name])), TemplateModels(name, config)
+        headers, models = self._own_headers(config, name), TemplateModels(name, config)
         settings = attrs.evolve(config.engines[name], headers=headers)
         config = attrs.evolve(config, engines={**config.engines, name: settings})
         built = build_engine(
@@ -84,8 +88,15 @@ class EngineFactory:
         self.hidden.add(config.hidden)
         for name, engine in engines.items():
             self._headers[engine].clear()
-            self._headers[engine].update(own_headers(config.engines[name]))
+            self._headers[engine].update(self._own_headers(config, name))
             self._models[engine].config = config
+
+    def _own_headers(self, config: Config, name: str) -> dict[str, str]:
+        """Return the headers of control calls to an engine. Peers are told by whom they are asked; see `hops`."""
+        headers = dict(own_headers(config.engines[name]))
+        if isinstance(config.engines[name], PeerConfig):
+            headers[HOPS_HEADER.decode("ascii")] = self.instance_id
+        return headers
 
     async def forget(self, engines: Collection[str]) -> None:
         """Stop what sleeps of engines that are gone, or are others now."""
@@ -143,9 +154,7 @@ def build_engine(
 
             return OllamaEngine(name, ollama, client, _upstream_names(config, name))
         case RemoteConfig() as remote:
-            from engine_router.engines.remote.always_on import AlwaysOnEngine
-
-            return AlwaysOnEngine(name, remote, client)
+            return _elsewhere(name, remote, client)
         case SystemdConfig() as systemd:
             from engine_router.engines.remote.systemd_engine import SystemdEngine
 
@@ -156,6 +165,17 @@ def build_engine(
                 sleep_registry=sleep_registry,
                 models=models or TemplateModels(name, config),
             )
+
+
+def _elsewhere(name: str, config: RemoteConfig, client: ControlClient) -> Engine:
+    """Make a remote, or a peer."""
+    if isinstance(config, PeerConfig):
+        from engine_router.engines.remote.peer import PeerEngine
+
+        return PeerEngine(name, config, client)
+    from engine_router.engines.remote.always_on import AlwaysOnEngine
+
+    return AlwaysOnEngine(name, config, client)
 
 
 def _upstream_names(config: Config, engine: str) -> Sequence[str]:

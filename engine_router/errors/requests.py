@@ -75,6 +75,16 @@ class NoSuchRoute(RouterError):
     message_chars = CLIENT_ERROR_CHARS
 
 
+class LoopDetected(RouterError):
+    """The request has come back to a router that sent it on, or has passed through too many of them."""
+
+    status = 508
+    code = "loop_detected"
+    kind = "invalid_request_error"
+    anthropic_kind = "invalid_request_error"
+    retryable = False
+
+
 class WrongMethod(RouterError):
     """The path exists, but not for this method."""
 

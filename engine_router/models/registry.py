@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
-from engine_router.config import Config, OllamaConfig, StartedConfig, is_template
+from engine_router.config import Config, OllamaConfig
 from engine_router.dialects.model_names import close_names
 from engine_router.dialects.routed import checked_name
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import UnknownModel
 from engine_router.models.last_seen import SeenModels, engine_mark
-from engine_router.models.served_by_command import ServedByCommand
-from engine_router.models.served_names import ServedModel, ServedModels, served_models
+from engine_router.models.served_by_command import ServedByCommand, served_by_commands
+from engine_router.models.served_names import ServedModel, ServedModels
 from engine_router.models.target import KnownId, Origin, Target
-from engine_router.models.weights import launch_of
+from engine_router.models.weights import weights_file_names
 
 __all__ = ["ModelRegistry", "Target"]
 
@@ -47,8 +47,8 @@ class ModelRegistry:
         self._own_names: dict[str, dict[str, str]] = {}
         self._upstream_names: dict[str, str] = {}
         for name, engine in config.engines.items():
-            for model in engine.models:
-                self._configured[model] = self._target(model, name)
+            for model in engine.models:  # a peer may have what another engine has, too
+                self._configured.setdefault(model, self._target(model, name))
         for model_id, entry in config.models.items():
             self._configured[model_id] = self._target(model_id, entry.engine, entry.upstream)
             self._aliases.update(dict.fromkeys(entry.aliases, model_id))
@@ -61,7 +61,7 @@ class ModelRegistry:
             name: {known for target in targets for known in (target.upstream, target.resident)}
             for name, targets in self._of_engine.items()
         }
-        self._files = _files(config, self._configured.values())
+        self._files = weights_file_names(config, self._configured.values())
         self._is_live: dict[str, bool] = {}
         self._seen_at: dict[str, float] = {}
         self._by_command: dict[str, ServedByCommand] = {}
@@ -161,13 +161,13 @@ class ModelRegistry:
             at: when, in seconds since the epoch; now when absent.
             is_live: it did so when it was asked last.
         """
-        listed = tuple(models)
+        listed = tuple(self._shown_name(engine, model) for model in models)
         self._listed[engine] = dict.fromkeys(listed)
         self._is_live[engine], self._seen_at[engine] = is_live, time.time() if at is None else at
         if isinstance(self._config.engines[engine], OllamaConfig):
             resident_of = self._engines[engine].resident_of
             self._of_ollama[engine] = {resident_of(model): model for model in reversed(listed)}
-        else:
+        elif engine not in self._config.peers:
             self._learn_own_names(engine, listed)
         self._resolved.clear()
 
@@ -245,7 +245,7 @@ class ModelRegistry:
             own = self._own_names.get(engine, ())
             names = (*own, *self._by_command[engine].shown_names(), *self._listed.get(engine, ()))
             for name in dict.fromkeys(names):
-                if (owner := owners.setdefault(name, engine)) != engine:
+                if (owner := owners.setdefault(name, engine)) != engine and engine not in self._config.peers:
                     found.setdefault((owner, engine), []).append(name)
         return found
 
@@ -254,7 +254,7 @@ class ModelRegistry:
             model = self._aliases.get(candidate) or self._unlisted_names.get(candidate, candidate)
             for spelling in _spellings(model):
                 if (target := self._find(spelling)) is not None:
-                    self._resolved[name] = target
+                    self._resolved[name] = target = self._with_places(target)
                     return target
         for candidate in _spellings(name):
             if (target := self._find_in_commands(candidate)) is not None:
@@ -315,11 +315,11 @@ class ModelRegistry:
         return None
 
     def _target(self, model: str, engine: str, upstream: str | None = None) -> Target:
-        known = upstream or model
+        known = upstream or self._own_name(engine, model)
         entry = self._config.models.get(model)
         origin: Origin = "folder" if entry is not None and entry.found else "configured"
         resident, is_paid = self._engines[engine].resident_of(known), engine in self._config.paid_engines
-        return Target(model, engine, resident, known, (), origin, is_paid)
+        return Target(model, engine, resident, known, (), origin, is_paid, engine in self._config.peers)
 
     def _target_served(self, engine: str, model: ServedModel) -> Target:
         aliases = tuple(alias for alias in model.aliases if alias not in self._configured)
@@ -327,9 +327,20 @@ class ModelRegistry:
         return Target(model.name, engine, resident, model.upstream, aliases, "argv")
 
     def _target_listed(self, engine: str, name: str) -> Target:
-        resident, is_paid = self._engines[engine].resident_of(name), engine in self._config.paid_engines
+        own, is_paid = self._own_name(engine, name), engine in self._config.paid_engines
         origin: Origin = "live" if self._is_live.get(engine) else "last seen"
-        return Target(name, engine, resident, name, (), origin, is_paid)
+        resident, is_peers = self._engines[engine].resident_of(own), engine in self._config.peers
+        return Target(name, engine, resident, own, (), origin, is_paid, is_peers)
+
+    def _shown_name(self, engine: str, model: str) -> str:
+        """Return the id of a model here, by the name that its engine lists."""
+        peer = self._config.peers.get(engine)
+        return model if peer is None else peer.shown_name(model)
+
+    def _own_name(self, engine: str, model: str) -> str:
+        """Return the name that an engine knows of a model, by its id here."""
+        peer = self._config.peers.get(engine)
+        return model if peer is None else peer.own_name(model)
 
     def _with_aliases(self, target: Target) -> Target:
         meant = tuple(alias for alias, model in self._aliases.items() if self._is_meant(target, model))
@@ -343,6 +354,15 @@ class ModelRegistry:
         if aliases == target.aliases and upstream == target.upstream:
             return target
         return attrs.evolve(target, upstream=upstream, aliases=aliases)
+
+    def _with_places(self, target: Target) -> Target:
+        """Return a model with the peers that have one of the same name, in the order of the configuration."""
+        others = [engine for engine in self._config.peers if engine != target.engine and not target.is_paid]
+        found = [self._target_listed(e, target.model) for e in others if self._has(e, target.model)]
+        return attrs.evolve(target, places=tuple(found)) if found else target
+
+    def _has(self, engine: str, model: str) -> bool:
+        return model in self._listed.get(engine, ()) or model in self._config.engines[engine].models
 
     def _may_rename(self, target: Target) -> bool:
         """Tell whether the engine's own name is to be used: the file says none."""
@@ -365,32 +385,11 @@ class ModelRegistry:
     def _is_known_upstream(self, engine: str, listed: str) -> bool:
         """Tell whether what an engine lists is a configured model under another name."""
         known = self._known_to[engine]
-        if listed in self._own_names.get(engine, {}) or any(name in known for name in _spellings(listed)):
+        spellings = _spellings(self._own_name(engine, listed))
+        if listed in self._own_names.get(engine, {}) or any(name in known for name in spellings):
             return True
         is_ollama = isinstance(self._config.engines[engine], OllamaConfig)
         return is_ollama and self._engines[engine].resident_of(listed) in known
-
-
-def served_by_commands(config: Config) -> dict[str, ServedModels]:
-    """Return what the commands of engines say about their models, by engine; a template's says nothing."""
-    return {
-        name: served_models(engine.argv, engine.env)
-        for name, engine in config.engines.items()
-        if isinstance(engine, StartedConfig) and not is_template(engine)
-    }
-
-
-def _files(config: Config, targets: Iterable[Target]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Return the configured models by engine and by what an engine may call the file of their weights."""
-    found: dict[tuple[str, str], tuple[str, ...]] = {}
-    for target in targets:
-        entry = config.models.get(target.model)
-        if isinstance(config.engines[target.engine], OllamaConfig) or (entry is not None and entry.found):
-            continue  # what was found has the names that it has
-        path = launch_of(config, target.engine, target.upstream).path
-        for name in () if path is None else dict.fromkeys((str(path), path.name)):
-            found[target.engine, name] = (*found.get((target.engine, name), ()), target.model)
-    return found
 
 
 def _spellings(name: str) -> tuple[str, ...]:

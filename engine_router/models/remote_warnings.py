@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from engine_router.config import AnyEngineConfig, Config, RemoteConfig, rights_of
 from engine_router.config.faults import quoted
+from engine_router.config.peers import place_of
 from engine_router.config.preload import owners_of
 from engine_router.config.remote import is_near
 from engine_router.config.values import expanded, shown
@@ -18,7 +19,7 @@ def remote_warnings(config: Config) -> Iterator[Warned]:
     """Yield the warnings, as (place in the file, words)."""
     remotes = {name: e for name, e in config.engines.items() if isinstance(e, RemoteConfig)}
     for name, remote in remotes.items():
-        yield from _address_warnings(f"engines.{quoted(name)}", remote)
+        yield from _address_warnings(place_of(name, remote), remote)
     for model_id, model in config.models.items():
         if model.engine in remotes and (model.memory_gb or model.group or model.pinned):
             yield (

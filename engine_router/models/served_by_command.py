@@ -8,7 +8,8 @@ from typing import Final
 
 from attrs import define, field
 
-from engine_router.models.served_names import ServedModel, ServedModels
+from engine_router.config import Config, StartedConfig, is_template
+from engine_router.models.served_names import ServedModel, ServedModels, served_models
 
 _PATH: Final = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 _FOLDERS: Final = re.compile(r".*[/\\]", re.DOTALL)
@@ -111,3 +112,12 @@ class ServedByCommand:
         if model is None or not self.served.is_strict or configured in (model.name, *model.aliases):
             return None
         return model.upstream
+
+
+def served_by_commands(config: Config) -> dict[str, ServedModels]:
+    """Return what the commands of engines say about their models, by engine; a template's says nothing."""
+    return {
+        name: served_models(engine.argv, engine.env)
+        for name, engine in config.engines.items()
+        if isinstance(engine, StartedConfig) and not is_template(engine)
+    }

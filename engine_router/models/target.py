@@ -24,6 +24,8 @@ class Target:
         aliases: other names that clients may use.
         origin: where it is known from; of several places the first in the order of `Origin`.
         is_paid: its answers cost money.
+        is_peers: a peer has it.
+        places: where it is, too: peers that have a model of this name.
     """
 
     model: str
@@ -33,6 +35,8 @@ class Target:
     aliases: tuple[str, ...] = ()
     origin: Origin = "configured"
     is_paid: bool = False
+    is_peers: bool = False
+    places: tuple[Target, ...] = ()
 
     @property
     def is_listed_only(self) -> bool:

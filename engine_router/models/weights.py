@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import evolve, frozen
 
-from engine_router.config import Config, ModelConfig, ProcessConfig
+from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig
 from engine_router.config.template import NO_ARGUMENTS, ModelArguments, model_command
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import model_options
 from engine_router.guards.limits import MAX_CONFIG_BYTES, MAX_WEIGHT_FILES
 from engine_router.models.gguf import GGUFHeader, read_gguf, split_parts
+from engine_router.models.target import Target
 
 # What a chat template that knows of tools, or of thinking, has in it.
 _TOOL_MARKS: Final = ("tools", "tool_calls", "tool_call")
@@ -273,3 +274,16 @@ def _read_text(path: Path) -> str:
 def _text(data: Mapping[str, Any], key: str) -> str:
     value = data.get(key)
     return value if isinstance(value, str) else ""
+
+
+def weights_file_names(config: Config, targets: Iterable[Target]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the configured models by engine and by what an engine may call the file of their weights."""
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for target in targets:
+        entry = config.models.get(target.model)
+        if isinstance(config.engines[target.engine], OllamaConfig) or (entry is not None and entry.found):
+            continue  # what was found has the names that it has
+        path = launch_of(config, target.engine, target.upstream).path
+        for name in () if path is None else dict.fromkeys((str(path), path.name)):
+            found[target.engine, name] = (*found.get((target.engine, name), ()), target.model)
+    return found

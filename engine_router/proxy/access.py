@@ -22,6 +22,7 @@ from engine_router.proxy.keys import NOBODY, KeyRing, offered_keys
 from engine_router.proxy.route_scopes import Scope, may_ask, scope_of
 from engine_router.proxy.routes import base_url_hint
 from engine_router.proxy.sessions import Sessions
+from engine_router.upstream.hops import hops_in
 from engine_router.upstream.http1 import Headers, first_value
 
 # Nobody can register a name that ends so: it means this machine, or one that its own network names. All but
@@ -56,7 +57,8 @@ class AccessCheck:
         asks_for_key: there are some, so that a request needs one.
     """
 
-    def __init__(self, server: ServerConfig, sessions: Sessions | None = None) -> None:
+    def __init__(self, server: ServerConfig, sessions: Sessions | None = None, instance_id: str = "") -> None:
+        self._instance_id = instance_id
         self.keys = KeyRing(server.api_keys)
         self.asks_for_key = bool(server.api_keys)
         self._sessions = Sessions() if sessions is None else sessions
@@ -84,6 +86,14 @@ class AccessCheck:
         key = self.check_key(method, path, headers, peer) if self.asks_for_key else None
         self.check_page(method, path, query, headers)
         return key
+
+    def hops(self, headers: Headers) -> tuple[str, ...]:
+        """Return the ids of the routers that a request has passed through; none as a rule.
+
+        Raises:
+            LoopDetected: it has passed through this one before, or through too many.
+        """
+        return hops_in(headers, self._instance_id)
 
     def check_host(self, headers: Headers) -> None:
         """See that a request addresses the router by one of its names; one that names no host comes from no browser.

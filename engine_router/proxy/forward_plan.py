@@ -75,6 +75,7 @@ class ForwardPlanner:
 
     Args:
         traits_of: returns what a translation needs to know of a model's engine.
+        instance_id: the id of this router, which peers are told.
     """
 
     def __init__(
@@ -82,11 +83,12 @@ class ForwardPlanner:
         config: Config,
         endpoint_support: EndpointSupport,
         traits_of: Callable[[Target], EngineTraits],
+        instance_id: str = "",
     ) -> None:
         self._config = config
         self._traits_of = traits_of
         self._endpoint_support = endpoint_support
-        self.requests = {name: EngineRequests(config, name) for name in config.engines}
+        self.requests = {name: EngineRequests(config, name, instance_id) for name in config.engines}
         policies = {
             name: Policy(
                 strip=model.strip,

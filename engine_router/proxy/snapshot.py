@@ -35,6 +35,7 @@ class Snapshot:
     Attributes:
         residency: the settings that the supervisor goes by.
         sessions: those of the router's page; every snapshot of a router has the same.
+        instance_id: the id of this router, which peers are told; every snapshot of a router has the same.
         planner: plans how requests go to their engines.
         traces: the settings of traces; None where there are none.
     """
@@ -46,6 +47,7 @@ class Snapshot:
     endpoint_support: EndpointSupport
     residency: ResidencySettings
     sessions: Sessions
+    instance_id: str = ""
     access: AccessCheck = field(init=False)
     planner: ForwardPlanner = field(init=False)
     traces: TraceSettings | None = field(init=False)
@@ -83,11 +85,12 @@ class Snapshot:
 
     @access.default
     def _make_access(self) -> AccessCheck:
-        return AccessCheck(self.config.server, self.sessions)
+        return AccessCheck(self.config.server, self.sessions, self.instance_id)
 
     @planner.default
     def _make_planner(self) -> ForwardPlanner:
-        return ForwardPlanner(self.config, self.endpoint_support, self.known_models.traits_of)
+        traits_of = self.known_models.traits_of
+        return ForwardPlanner(self.config, self.endpoint_support, traits_of, self.instance_id)
 
 
 async def make_snapshot(
@@ -97,6 +100,7 @@ async def make_snapshot(
     state: Measurements,
     learned: Learned,
     sessions: Sessions,
+    instance_id: str = "",
 ) -> Snapshot:
     """Derive everything from a configuration. Reads the headers of model files where a budget needs them.
 
@@ -104,7 +108,7 @@ async def make_snapshot(
 
     Args:
         engines: those of the configuration, by name.
-        state, learned, sessions: what is carried over from the run, and from the snapshot, before.
+        state, learned, sessions, instance_id: what is carried over from the run, and from the snapshot, before.
     """
     registry = await trio.to_thread.run_sync(ModelRegistry, config, engines)
     registry.learn_files(learned.served)
@@ -119,6 +123,7 @@ async def make_snapshot(
             EndpointSupport(config, upstream, learned),
             attrs.evolve(residency, files=Prefetch(config)),
             sessions,
+            instance_id,
         )
     )
     registry.learn(state.models)  # engines may have listed something meanwhile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from engine_router.engines.base import ResidentId
+from engine_router.engines.base import WAKING, ResidentId
 from engine_router.residency.lease import Lease
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.swap_status import SwapStatus
@@ -62,7 +62,7 @@ def step_words(swap: SwapStatus, only: ResidentId | None = None) -> str:
 
 def _timed(swap: SwapStatus, step: str, now: float) -> str:
     spent = _seconds(now - swap.phase_began_at)
-    expected_s = swap.start_s if swap.phase == "start" and swap.step is None else None
+    expected_s = swap.start_s if swap.phase == "start" and swap.step in (None, WAKING) else None
     return f"{step} ({spent})" if expected_s is None else f"{step} ({spent} of about {_seconds(expected_s)})"
 
 

@@ -238,7 +238,7 @@ class Ledger:
             case messages.Unload(resident):
                 self._unload(resident)
             case messages.KeepAlive(resident, seconds):
-                self._keep(resident, seconds)
+                self._keep(resident, seconds, now)
             case _:  # a lease was given back, or time has passed
                 pass
 
@@ -334,9 +334,10 @@ class Ledger:
         del self.budget.states[resident]
         return [messages.Forget(resident)]
 
-    def _keep(self, resident: ResidentId, seconds: float) -> None:
+    def _keep(self, resident: ResidentId, seconds: float | None, now: float) -> None:
         if (state := self.state(resident)) is not None:
-            state.keep_alive_s = seconds
+            state.keep_alive_s = state.keep_alive_s if seconds is None else seconds
+            state.idle_since = now if seconds is None and state.is_idle else state.idle_since
 
     def _run_short(self, resident: ResidentId, missing_bytes: int, pool: str | None) -> None:
         if (state := self.state(resident)) is not None:

@@ -153,10 +153,13 @@ class Unload(Struct, frozen=True):
 
 
 class KeepAlive(Struct, frozen=True):
-    """Someone said how long a resident shall stay once it is idle; `seconds` as a ticket's `keep_alive_s`."""
+    """Someone said how long a resident shall stay once it is idle; `seconds` as a ticket's `keep_alive_s`.
+
+    None leaves that as it is: it is counted from now, since others use it than the router's clients.
+    """
 
     resident: ResidentId
-    seconds: float
+    seconds: float | None
 
 
 class Pin(Struct, frozen=True):

@@ -112,15 +112,12 @@ class ResidentRunner:
     # One resident, from its start to its end.
 
     def _begin(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> ResidentTask:
-        def ready(endpoint: Endpoint) -> None:
-            self._ready(pool, task, endpoint)
-
-        def shut(fault: RouterError | None, until: float) -> None:
-            self._shut(pool, resident, fault, until)
-
-        task = ResidentTask(
-            resident, Supervision(ready, shut), trio.current_time(), adopted, found, self.settings.files
+        supervision = Supervision(
+            on_ready=lambda endpoint: self._ready(pool, task, endpoint),
+            on_shut=lambda fault, until: self._shut(pool, resident, fault, until),
+            on_used=lambda: pool.tell(messages.KeepAlive(resident, None)),
         )
+        task = ResidentTask(resident, supervision, trio.current_time(), adopted, found, self.settings.files)
         pool.tasks[resident] = task
         self.spawn(self._live, pool, task)
         return task
@@ -199,7 +196,7 @@ class ResidentRunner:
             self.notice(f"{error}; requests to it are refused until it can be reached")
 
     def _note_start(self, pool: Pool, task: ResidentTask, seconds: float) -> None:
-        if task.adopted:
+        if task.adopted or task.supervision.was_there:
             return
         measured = self.measurements.of(task.resident)
         if task.supervision.woken:

@@ -191,6 +191,7 @@ class ResidencySettings:
         traits: what the configuration says of a resident; asked often, and so not to take long.
         preload: residents to be started before anybody asks, as far as they fit.
         always_there: residents that run by themselves.
+        has_remotes: there are servers elsewhere, whose pool is no memory.
         files: what is done about their files when one makes way for another.
     """
 
@@ -198,4 +199,5 @@ class ResidencySettings:
     traits: Callable[[ResidentId], Traits] = _no_traits
     preload: tuple[ResidentId, ...] = ()
     always_there: tuple[ResidentId, ...] = ()
+    has_remotes: bool = False
     files: Files = field(factory=NoFiles)

@@ -10,7 +10,15 @@ from pathlib import Path
 import trio
 from attrs import evolve
 
-from engine_router.config import REMOTES, Config, ModelConfig, PoolConfig, ProcessConfig, RemoteConfig
+from engine_router.config import (
+    REMOTES,
+    Config,
+    ModelConfig,
+    PeerConfig,
+    PoolConfig,
+    ProcessConfig,
+    RemoteConfig,
+)
 from engine_router.config.values import expanded
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import BadRequest, UnknownModel
@@ -65,7 +73,10 @@ async def make_settings(
         capacities=capacities,
         traits=traits,
         preload=tuple(_preload(config, registry)),
-        always_there=tuple(ResidentId(n) for n, e in config.engines.items() if isinstance(e, RemoteConfig)),
+        always_there=tuple(
+            ResidentId(n) for n, e in config.engines.items() if isinstance(e, RemoteConfig) and not e.sleeps
+        ),
+        has_remotes=any(isinstance(engine, RemoteConfig) for engine in config.engines.values()),
     )
 
 
@@ -88,7 +99,10 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
     if engine is None:  # it was taken out of the configuration: it goes as soon as nobody uses it
         return Traits(idle_timeout_s=0.0)
     if isinstance(engine, RemoteConfig):
-        return Traits(is_always_there=True, max_leases=engine.max_in_flight or math.inf)
+        most = engine.max_in_flight or math.inf
+        if not isinstance(engine, PeerConfig) or not engine.sleeps:
+            return Traits(is_always_there=True, max_leases=most)
+        return Traits(idle_timeout_s=engine.suspend_after_s or math.inf, max_leases=most)
     model = None if resident.model is None else model_config(config, resident.engine, resident.model)
     model = model or ModelConfig(engine=engine.pool)  # says nothing
     memory_gb = model.memory_gb or engine.memory_gb
@@ -123,14 +137,14 @@ def _preload(config: Config, registry: ModelRegistry) -> Iterator[ResidentId]:
     if isinstance(wanted, tuple):
         targets = [target for name in wanted if (target := _target(name, registry)) is not None]
     else:
-        targets = [target for target in registry.targets() if not _is_found(target, config)]
+        targets = [target for target in registry.targets() if not _is_unasked(target, config)]
     yield from dict.fromkeys(target.resident for target in targets)
 
 
-def _is_found(target: Target, config: Config) -> bool:
-    """Tell whether a model is one of a folder's: nobody wants all of those loaded."""
+def _is_unasked(target: Target, config: Config) -> bool:
+    """Tell whether a model is one of a folder's, or a peer's: nobody wants all of those loaded, or a peer woken."""
     entry = config.models.get(target.model)
-    return entry is not None and entry.found
+    return target.is_peers or (entry is not None and entry.found)
 
 
 def _target(name: str, registry: ModelRegistry) -> Target | None:

@@ -217,7 +217,7 @@ class Supervisor:
 
     def is_shown(self, pool: Pool) -> bool:
         """Tell whether a pool is a memory, or there are remotes, those on their way out included."""
-        return pool.has_memory or bool(self._runner.settings.always_there) or not pool.ledger.is_empty
+        return pool.has_memory or self._runner.settings.has_remotes or not pool.ledger.is_empty
 
     def expected_s(self, resident: ResidentId, step: SwapStep) -> float | None:
         """Return what a phase took the last time for this resident, in seconds; None where unknown."""

@@ -24,6 +24,7 @@ from engine_router.router import Router
 from engine_router.server.accept import MakeFast, Server
 from engine_router.server.fast_connection import FastConnection
 from engine_router.server.fast_parser import RequestReader
+from engine_router.upstream.hops import HOPS_HEADER
 from engine_router.upstream.http1 import Headers, ResponseHead
 from engine_router.upstream.socket_stream import RawStream
 from engine_router.web import monitoring
@@ -192,6 +193,7 @@ def _fast_tier(router: Router) -> MakeFast:
 
         def admit(path: str, query: bytes, headers: Headers) -> None:
             router.snapshot.access.admit("POST", path, query, headers, peer)
+            router.snapshot.access.hops(headers)
 
         async def answer(incoming: IncomingRequest, scope: RequestScope, sink: Sink) -> Reply:
             access, headers = router.snapshot.access, incoming.headers
@@ -201,6 +203,8 @@ def _fast_tier(router: Router) -> MakeFast:
                 client,
                 access.admit(method, incoming.path, incoming.query, headers, peer),
             )
+            if HOPS_HEADER in dict(headers):  # few have it
+                scope.hops = access.hops(headers)
             if is_monitoring:
                 return _as_reply(*await monitoring.answer(router, incoming.path, scope.may_use))
             return await router.handler.answer(incoming, scope, sink)

@@ -43,6 +43,10 @@ class RemoteAddress:
         """
         return _target(self.path, target) if self.path else target
 
+    def beside(self, target: str) -> str:
+        """Return path and query of what does not belong to a dialect, such as `/status`: it is no part of `/v1`."""
+        return self.path.removesuffix(_V1) + target
+
 
 @functools.lru_cache(REMEMBERED_PATHS)
 def _target(path: str, target: str) -> str:

@@ -11,10 +11,11 @@ from typing import Final
 
 from attrs import define
 
-from engine_router.config import Config, RemoteConfig
+from engine_router.config import Config, PeerConfig, RemoteConfig
 from engine_router.config.remote import own_headers
 from engine_router.errors import EngineRefused
 from engine_router.upstream.address import RemoteAddress
+from engine_router.upstream.hops import HOPS_HEADER, hops_line
 from engine_router.upstream.http1 import Arriving, Headers, ResponseHead, UpstreamRequest, first_value
 
 KEY_HEADER: Final = b"x-engine-router-key"
@@ -77,6 +78,7 @@ _NOT_ABROAD = _KEYS | {
     b"x-forwarded-proto",
     b"x-real-ip",
     b"x-request-priority",
+    HOPS_HEADER,
 }
 # A proxy that gathers an answer before it passes it on (nginx does by default) would hold back keep-alive frames,
 # and one that keeps answers would give a client another's.
@@ -134,9 +136,13 @@ class Outgoing:
 
 
 class EngineRequests:
-    """Requests to one engine on behalf of clients, with the headers that its configuration adds."""
+    """Requests to one engine on behalf of clients, with the headers that its configuration adds.
 
-    def __init__(self, config: Config, engine: str) -> None:
+    Args:
+        instance_id: the id of this router; see `hops`.
+    """
+
+    def __init__(self, config: Config, engine: str, instance_id: str = "") -> None:
         settings = config.engines[engine]
         self._engine = engine
         self._connect_timeout_s = settings.connect_timeout_s
@@ -149,6 +155,8 @@ class EngineRequests:
             self._dropped |= _KEYS
         if self._remote is not None:
             self._dropped |= _NOT_ABROAD
+        # Peers are told of each request that it came through here; other remotes only of those that came from a router.
+        self._instance_id, self._is_peer = instance_id, isinstance(settings, PeerConfig)
 
     def outgoing(
         self,
@@ -168,6 +176,8 @@ class EngineRequests:
                 all the same.
         """
         forwarded = end_to_end(as_json(headers) if is_json else headers, self._dropped)
+        if self._remote is not None and (self._is_peer or any(name == HOPS_HEADER for name, _ in headers)):
+            forwarded.append((HOPS_HEADER, hops_line(headers, self._instance_id)))
         forwarded += self._added_to_messages if target.startswith("/v1/messages") else self._added
         if is_encoded and (encoding := first_value(headers, b"content-encoding")) is not None:
             forwarded.append((b"content-encoding", encoding))

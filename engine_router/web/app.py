@@ -113,6 +113,7 @@ def _before(router: Router):  # type: ignore[no-untyped-def]  # noqa: ANN202 - Q
         scope.client = place_of(peer)
         is_route = request.routing_exception is None
         scope.key = access.check_key(request.method, request.path, headers, peer, is_route=is_route)
+        scope.hops = access.hops(headers)
         access.check_page(request.method, request.path, request.query_string, headers)
         return None
 

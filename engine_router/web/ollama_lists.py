@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import trio
 
+from engine_router.config import RemoteConfig
 from engine_router.models.key_rights import MayUse
 from engine_router.models.registry import Target
 from engine_router.residency.read_model import ResidentStatus
@@ -51,7 +52,8 @@ async def _tags(router: Router, may_use: MayUse) -> dict[str, Any]:
 async def _ps(router: Router, may_use: MayUse) -> dict[str, Any]:
     """List what is in memory, as Ollama does what stays longest first, under every name of `/api/tags`."""
     targets = filter(may_use, router.registry.offered())
-    here = (target for target in targets if not router.read_model.profile(target.resident).is_always_there)
+    elsewhere = {name for name, e in router.config.engines.items() if isinstance(e, RemoteConfig)}
+    here = (target for target in targets if target.engine not in elsewhere)
     statuses = [(target, router.read_model.resident(target.resident)) for target in here]
     loaded = [(_left_s(status), target, status) for target, status in statuses if status.is_usable]
     loaded.sort(key=lambda entry: int(entry[0]), reverse=True)

@@ -21,12 +21,18 @@ LIST_S: Final = 300.0
 
 
 class AlwaysOnEngine(RemoteEngine[RemoteConfig]):
-    """A server that runs by itself, for all that the router does: one resident, which needs no memory and never ends."""
+    """A server that runs by itself, for all that the router does: one resident, which needs no memory and never ends.
+
+    Attributes:
+        list_s: seconds for which a list of models is believed.
+    """
+
+    list_s = LIST_S
 
     def __init__(self, name: str, config: RemoteConfig, client: ControlClient) -> None:
         super().__init__(name, config, client)
-        self._address = RemoteAddress.of(config)
-        self.server = EngineClient(name, config, self._address.origin, client, ca_file=self._address.ca_file)
+        self.address = RemoteAddress.of(config)
+        self.server = EngineClient(name, config, self.address.origin, client, ca_file=self.address.ca_file)
         self._listed: tuple[str, ...] | None = None
         self._listed_at = 0.0
 
@@ -45,8 +51,8 @@ class AlwaysOnEngine(RemoteEngine[RemoteConfig]):
 
         Cancellation leaves it as it is.
         """
-        supervision.ready(Endpoint(self._address.origin, is_lasting=True))
-        circuit = CircuitBreaker(self.name, self.log, self._fault)
+        supervision.ready(Endpoint(self.address.origin, is_lasting=True))
+        circuit = CircuitBreaker(self.name, self.log, self.fault)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(circuit.run, supervision)
             await supervision.stop_asked.wait()
@@ -74,23 +80,28 @@ class AlwaysOnEngine(RemoteEngine[RemoteConfig]):
         Raises:
             EngineUnreachable: it does not answer sensibly.
         """
-        if self._listed is not None and trio.current_time() - self._listed_at < LIST_S:
+        if self._listed is not None and trio.current_time() - self._listed_at < self.list_s:
             await trio.lowlevel.checkpoint()
             return self._listed
         path = (
             "/v1/models" if self.config.speaks("openai") or self.config.speaks("anthropic") else "/api/tags"
         )
-        listed = await self.server.models(self._address.target(path))
+        listed = await self.server.models(self.address.target(path))
         self._listed = None if listed is None else tuple(listed)
         self._listed_at = trio.current_time()
         return self._listed
 
-    async def _fault(self) -> str | None:
-        """Make a connection and close it. Returns what was in the way; None for nothing."""
-        timeout_s, base_url = self.config.connect_timeout_s, self.config.base_url
+    async def fault(self, timeout_s: float | None = None) -> str | None:
+        """Make a connection and close it. Returns what was in the way; None for nothing.
+
+        Args:
+            timeout_s: seconds that it may take; `connect_timeout_s` when absent.
+        """
+        base_url = self.config.base_url
+        timeout_s = self.config.connect_timeout_s if timeout_s is None else timeout_s
         try:
             with trio.fail_after(timeout_s):
-                connection = await dial(self._address.origin, self._address.ca_file)
+                connection = await dial(self.address.origin, self.address.ca_file)
         except trio.TooSlowError:
             return f"it does not accept a connection within {timeout_s:g} s at {base_url}"
         except OSError as error:
