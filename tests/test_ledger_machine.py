@@ -5,8 +5,6 @@ Parts of the ledger that were broken on purpose show that the machine would noti
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,8 +13,7 @@ import attrs
 import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis import Phase as HypothesisPhase
-from hypothesis.stateful import run_state_machine_as_test
+from support.broken_ledger import assert_caught
 from support.ledger_machine import LedgerMachine
 from support.ledger_world import Pool
 
@@ -485,41 +482,6 @@ BROKEN: list[tuple[type[LedgerMachine], type]] = [
 ]
 
 
-def with_broken(part: type) -> type[Ledger]:
-    """Make a type of ledger in which one part is the broken one."""
-    if issubclass(part, Ledger):
-        return part
-
-    class Broken(Ledger):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)  # type: ignore[arg-type]
-            if issubclass(part, Planner):
-                self._planner = part(self._pool)
-            places = {
-                Scheduler: self._planner.scheduler,
-                MemoryBudget: self.budget,
-                TicketQueue: self._queue,
-            }
-            for kind, place in places.items():
-                if issubclass(part, kind):
-                    place.__class__ = part
-
-    return Broken
-
-
 @pytest.mark.parametrize(("machine", "part"), BROKEN, ids=[part.__name__ for _, part in BROKEN])
 def test_a_broken_part_is_caught(machine: type[LedgerMachine], part: type) -> None:
-    broken = type(part.__name__ + "Machine", (machine,), {"ledger_type": with_broken(part)})
-    quick = settings(
-        max_examples=10_000,  # far more than any of them takes
-        stateful_step_count=40,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        report_multiple_bugs=False,
-        phases=[HypothesisPhase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    # Once a rule is broken, the world makes no sense any more: its end may fail as well, and hide the reason.
-    with contextlib.redirect_stdout(io.StringIO()), pytest.raises((AssertionError, KeyError)):
-        run_state_machine_as_test(broken, settings=quick)
+    assert_caught(machine, part)
