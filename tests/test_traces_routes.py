@@ -60,30 +60,33 @@ async def test_what_is_handed_on_to_ollama_is_traced(tmp_path: Path) -> None:
     async with ScriptedOllama("q").running() as server:
         more = f'engines.daemon = {{ type = "ollama", base_url = "{server.base_url}" }}'
         async with tracing(tmp_path, more) as (_router, request, collector):
+            parents: set[str | None] = set()
             for path in ("/api/pull", "/api/show"):
                 body = {"model": "new" if path == "/api/pull" else "q"}
                 await request("POST", path, body=body, headers={"traceparent": PARENT})
-                told_of = [call.headers.get("traceparent", "") for call in server.called("POST", path)]
-                assert any(parent.startswith(f"00-{TRACE}-") for parent in told_of)
+                parents |= {call.headers.get("traceparent") for call in server.called("POST", path)}
     own = [span for span in collector.spans if span.trace == TRACE]
     servers = [span for span in own if span.kind == "SERVER"]
     calls = [span for span in own if span.kind == "CLIENT"]
     assert [span.name for span in servers] == ["POST /api/pull", "POST /api/show"]
     assert [(span.name, span.parent) for span in calls] == [("ask daemon", server.id) for server in servers]
     assert {span.attributes["gen_ai.provider.name"] for span in calls} == {"ollama"}
+    assert parents >= {f"00-{TRACE}-{span.id}-01" for span in calls}
+    assert PARENT not in parents
 
 
 async def test_a_websocket_is_traced(tmp_path: Path) -> None:
     argv = json.dumps([sys.executable, str(WEBSOCKETS), "{port}"])
     more = f'engines.w = {{ type = "process", argv = {argv}, models = ["w"] }}'
     async with tracing(tmp_path, more) as (router, _request, collector):
-        async with connected(router, "/v1/realtime?model=w", {"traceparent": PARENT}):
+        async with connected(router, "/v1/realtime?model=w", {"traceparent": PARENT}) as (_, asked):
             pass
         while len(router.in_flight):
             await trio.sleep(0.01)
     server, call = of_the_client(collector.spans)
     assert (server.name, call.name) == ("GET /v1/realtime", "ask w")
     assert server.attributes["engine_router.model"] == "w"
+    assert asked["headers"]["traceparent"] == f"00-{TRACE}-{call.id}-01"
 
 
 async def test_a_model_that_cannot_be_started_is_told_of(tmp_path: Path) -> None:

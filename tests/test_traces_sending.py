@@ -19,6 +19,7 @@ from trio.testing import MockClock
 from engine_router.config import TraceSettings
 from engine_router.guards.limits import TRACE_BACKLOG, TRACE_POST_S, TRACES_AT_ONCE
 from engine_router.telemetry import traces
+from engine_router.telemetry.traces import sender
 from engine_router.telemetry.traces.sender import SEND_INTERVAL_S, Traces
 from engine_router.telemetry.traces.span import Span, SpanId, new_span_id, new_trace_id
 from engine_router.upstream.control_client import ControlClient, control_client
@@ -132,7 +133,10 @@ async def test_a_collector_that_hangs_is_given_up_after_some_seconds(jumping_clo
         assert names_of(collector) == ["first", "second"]
 
 
-async def test_the_end_of_the_router_waits_for_no_collector_that_hangs(jumping_clock: MockClock) -> None:
+async def test_the_end_of_the_router_waits_for_no_collector_that_hangs(
+    jumping_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "TRACE_POST_S", 1e6)
     async with sending() as (of, collector, client):
         collector.hangs = True
         of.add("first")
