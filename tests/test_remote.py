@@ -84,13 +84,20 @@ async def test_who_asks_is_not_told(server: str) -> None:
             "authorization": f"Bearer {CLIENT_KEY}",
             "x-forwarded-for": "10.1.2.3",
             "cookie": "c=1",
+            "baggage": "user.id=ann",
             "openai-organization": "org-x",
             "x-custom": "yes",
         }
         answer = await ask(url, "POST", CHAT, headers=told, body={"model": "m", "messages": HELLO})
         assert answer.status == 200
         headers = last(cloud).headers
-        assert not headers.keys() & {"x-forwarded-for", "cookie", "openai-organization", "x-api-key"}
+        assert not headers.keys() & {
+            "x-forwarded-for",
+            "cookie",
+            "baggage",
+            "openai-organization",
+            "x-api-key",
+        }
         assert headers["x-custom"] == "yes"
         assert CLIENT_KEY not in str(headers)
 

@@ -132,6 +132,8 @@ def test_check_tells_of_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delitem(sys.modules, "opentelemetry", raising=False)
     monkeypatch.delitem(sys.modules, "opentelemetry.proto", raising=False)
     assert ("traces", "they need: pip install 'engine-router[otel]'") in warnings(config)
+    # An environment that is meant for other programs too is no reason for a warning.
+    monkeypatch.setenv(ENDPOINT, "http://c:4317")
     assert not [words for place, words in warnings(parse_config(ENGINES)) if place.startswith("traces")]
 
 

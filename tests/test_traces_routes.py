@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import sys
@@ -22,6 +23,7 @@ from engine_router.config import parse_config
 from engine_router.dialects.usage import model_in
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
 from engine_router.engines.providers import provider_of
+from engine_router.guards.masking import HiddenValues
 from engine_router.upstream.control_client import control_client
 
 WEBSOCKETS = Path(__file__).parent / "programs" / "websocket_engine.py"
@@ -87,6 +89,30 @@ async def test_a_websocket_is_traced(tmp_path: Path) -> None:
     assert (server.name, call.name) == ("GET /v1/realtime", "ask w")
     assert server.attributes["engine_router.model"] == "w"
     assert asked["headers"]["traceparent"] == f"00-{TRACE}-{call.id}-01"
+
+
+async def test_a_request_that_is_refused_for_its_key_is_traced(tmp_path: Path) -> None:
+    more = """
+        server.api_keys = [{ name = "ann", key = "k", max_in_flight = 1 }]
+        history.captures = ["m"]
+    """
+    headers = {"Authorization": "Bearer k", "traceparent": PARENT}
+    async with tracing(tmp_path, more) as (router, request, collector):
+        async with trio.open_nursery() as nursery:
+            held = functools.partial(
+                request, "POST", CHAT, body={"model": "m", "do": "hang"}, headers=headers
+            )
+            nursery.start_soon(held)
+            while not router.captures.listed()["captures"]:
+                await trio.sleep(0.01)
+            assert (await request("POST", CHAT, body={"model": "m"}, headers=headers)).status == 429
+            nursery.cancel_scope.cancel()
+        (entry,) = router.captures.listed()["captures"]
+        capture = router.captures.get(entry["id"])
+    servers = [span.attributes for span in collector.spans if span.kind == "SERVER"]
+    assert [span["http.response.status_code"] for span in servers] == [429, 499]
+    assert capture is not None
+    assert PARENT in str(capture.as_dict(HiddenValues()))  # as its client sent it
 
 
 async def test_a_model_that_cannot_be_started_is_told_of(tmp_path: Path) -> None:

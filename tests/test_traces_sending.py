@@ -206,17 +206,22 @@ async def test_they_are_sent_every_few_seconds(jumping_clock: MockClock) -> None
         nursery.cancel_scope.cancel()
 
 
-async def test_without_the_package_the_remedy_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("is_in_file", "severity"), [(True, "warning"), (False, "info")])
+async def test_without_the_package_the_remedy_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, is_in_file: bool, severity: str
+) -> None:
     monkeypatch.delitem(sys.modules, "engine_router.telemetry.traces.otlp", raising=False)
     monkeypatch.delattr(traces, "otlp", raising=False)
     monkeypatch.setitem(sys.modules, "google.protobuf.message", None)
     async with sending() as (of, collector, client):
+        of.settings = TraceSettings(url=f"{collector.url}/v1/traces", is_in_file=is_in_file)
         for name in ("first", "second"):
             of.add(name)
             await of.of.flush(client)
         assert not collector.posts
         assert not of.of.is_on
     (note,) = of.notes
+    assert note.startswith(f"{severity}: ")
     assert note.endswith("pip install 'engine-router[otel]'")
     assert of.counted == {"lost": 1}
 

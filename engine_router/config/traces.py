@@ -63,6 +63,7 @@ class TraceSettings:
         ca_file: the authorities that vouch for the collector; None for the system's.
         sample_ratio: the share of traces begun here that is recorded, from 0 to 1.
         resource: what every span comes from: the service's name, and more of the environment's attributes.
+        is_in_file: the file asks for traces, not the environment alone.
     """
 
     url: str
@@ -70,6 +71,7 @@ class TraceSettings:
     ca_file: str | None = None
     sample_ratio: float = 1.0
     resource: Mapping[str, str] = field(factory=dict)
+    is_in_file: bool = True
 
     @property
     def place(self) -> str:
@@ -100,7 +102,13 @@ def trace_settings(config: TracesConfig, environ: Mapping[str, str]) -> TraceSet
         ca_file=config.ca_file or certificate or None,
         sample_ratio=config.sample_ratio,
         resource={**resource, "service.name": service or _DEFAULT_SERVICE},
+        is_in_file=is_in_file(config),
     )
+
+
+def is_in_file(config: TracesConfig) -> bool:
+    """Tell whether the file asks for traces: the environment may ask all programs of a machine for them."""
+    return config.enabled is True or config.endpoint is not None
 
 
 def trace_problems(config: TracesConfig, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:

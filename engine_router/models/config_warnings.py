@@ -28,7 +28,7 @@ from engine_router.config.faults import quoted
 from engine_router.config.filled import filled_words
 from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
-from engine_router.config.traces import trace_problems
+from engine_router.config.traces import is_in_file, trace_problems
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import number_of
 from engine_router.engines.readiness import PORT
@@ -103,8 +103,9 @@ def _server_warnings(config: Config) -> Iterator[Warned]:
 
 
 def _trace_warnings(config: Config) -> Iterator[Warned]:
-    yield from trace_problems(config.traces, os.environ)
-    if trace_settings(config.traces, os.environ) is not None and not _has_otlp():
+    if _has_otlp():
+        yield from trace_problems(config.traces, os.environ)
+    elif is_in_file(config.traces) and trace_settings(config.traces, os.environ) is not None:
         yield "traces", "they need: pip install 'engine-router[otel]'"
 
 

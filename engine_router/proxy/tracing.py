@@ -183,8 +183,8 @@ class RequestTrace:
         if math.isnan(sent_at) or engine is None:
             return None
         operation, model = _operation(scope.path), self._model()
-        base_url = None if holder is None or holder.lease is None else holder.lease.endpoint
-        url = urlsplit("" if base_url is None else base_url.base_url)
+        endpoint = None if holder is None or holder.lease is None else holder.lease.endpoint
+        url = urlsplit("" if endpoint is None else endpoint.base_url)
         attributes: dict[str, Value | None] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": self._snapshot.providers.get(engine, engine),

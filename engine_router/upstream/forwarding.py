@@ -68,6 +68,7 @@ _KEYS = frozenset((b"authorization", b"x-api-key", b"x-admin-token"))
 # Who asks, and with which key for whom, is no business of a server elsewhere.
 _NOT_ABROAD = _KEYS | {
     b"api-key",
+    b"baggage",
     b"x-goog-api-key",
     b"openai-organization",
     b"openai-project",

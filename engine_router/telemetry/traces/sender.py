@@ -146,7 +146,7 @@ class Traces:
             result = "refused"
         except ImportError:
             self._is_missing = True
-            self._note(_MISSING)
+            self._note(_MISSING, severity="warning" if settings.is_in_file else "info")
             self._lose(len(self._waiting))
             self._waiting.clear()
             return
