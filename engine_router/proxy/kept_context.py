@@ -11,6 +11,7 @@ from attrs import define
 from engine_router.config import KeyConfig
 from engine_router.dialects.conversation import CHAT_PATHS, PROMPT_PATHS, conversation_in
 from engine_router.dialects.json_body import Octets
+from engine_router.dialects.usage import AnswerFigures
 from engine_router.engines.base import ResidentId
 from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.engines.context.running import Placement
@@ -68,10 +69,24 @@ class KeptContext:
         if self._placement is None:
             return
         figures = exchange.figures()
-        read_s = None
-        if figures.first_token_s is not None and not math.isnan(exchange.sent_at):
-            read_s = figures.first_token_s - (exchange.sent_at - exchange.entered_at)
-        self._placement.end(tokens_in=figures.tokens_in, tokens_cached=figures.tokens_cached, read_s=read_s)
+        self._placement.end(
+            tokens_in=figures.tokens_in,
+            tokens_cached=figures.tokens_cached,
+            read_s=_read_s(exchange, figures),
+        )
+
+
+def _read_s(exchange: ProxyExchange, figures: AnswerFigures) -> float | None:
+    """Return the seconds in which the prompt was read; None where nothing tells them.
+
+    An answer in one piece comes when all of it is written, and tells how fast that was.
+    """
+    waited_s = exchange.sent_at - exchange.entered_at
+    if figures.first_token_s is not None and not math.isnan(waited_s):
+        return figures.first_token_s - waited_s
+    if figures.tokens_out is None or figures.tokens_per_s is None or math.isnan(exchange.first_byte_s):
+        return None
+    return exchange.first_byte_s - waited_s - figures.tokens_out / figures.tokens_per_s
 
 
 def in_slot(body: Octets, slot: int) -> bytes:

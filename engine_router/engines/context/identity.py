@@ -35,7 +35,7 @@ def engine_digest(
     program = shutil.which(argv[0]) if argv else None
     facts = {
         "argv": words,
-        "files": [_state_of(part, folder) for word in words for part in word.split(",")],
+        "files": [_state_of(part, folder) for word in words for part in _paths_in(word)],
         "program": None if program is None else _state_of(program, folder),
         "env": {name: value for name, value in sorted(env.items()) if name.startswith(("LLAMA_", "GGML_"))},
         "weights": weights,
@@ -44,6 +44,11 @@ def engine_digest(
         "context": _context_of(props),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(), weights
+
+
+def _paths_in(word: str) -> list[str]:
+    """Return what may be paths in a word: a list, and each of it before a factor, as in `--lora-scaled FILE:0.5`."""
+    return [path for part in word.split(",") for path in {part: None, part.rpartition(":")[0]: None} if path]
 
 
 def _is_beside(argv: Sequence[str], at: int) -> bool:

@@ -45,6 +45,10 @@ _PLACED: Final = frozenset(
 )
 
 
+Done = int | str
+"""The bytes that were saved or restored, none where there was nothing; or in words what went wrong."""
+
+
 @define(eq=False, repr=False)
 class Placement:
     """A request in its slot, from the choice of it to the end of the answer.
@@ -161,19 +165,28 @@ class RunningContext:
             return 0.0
         slot.hold((), 0)  # until it is known
         began = trio.current_time()
-        fault = await self._call(
-            slot, "restore", {"filename": entry.file}, self.keeper.settings().save_timeout_s
-        )
-        if isinstance(fault, str):
+        done = await self._restored(slot, entry)
+        if isinstance(done, str):
             await self.keeper.in_thread(store.remove, [entry])
-            self.keeper.tell(
-                self.resident, f"cannot restore a conversation ({fault}): it is read again", once="restore"
-            )
+            message = f"cannot restore a conversation ({done}): it is read again"
+            self.keeper.tell(self.resident, message, once="restore")
             return 0.0
         engine.restore_s = (trio.current_time() - began) / max(1, entry.prompt_tokens)
         store.note_use(entry)
         slot.hold(entry.prefixes, entry.prompt_tokens, is_saved=True)
         return tokens
+
+    async def _restored(self, slot: Slot, entry: SavedContext) -> Done:
+        """Restore a file into a slot; where it has no room beside the others, these are emptied first."""
+        body, timeout_s = {"filename": entry.file}, self.keeper.settings().save_timeout_s
+        done = await self._call(slot, "restore", body, timeout_s)
+        others = [other for other in self.table.slots if other.held and not other.users]
+        if not isinstance(done, str) or not others:
+            return done
+        for other in others:
+            other.hold((), 0)
+            await self._call(other, "erase", {}, timeout_s)
+        return await self._call(slot, "restore", body, timeout_s)
 
     # Out of the slots.
 
@@ -185,8 +198,11 @@ class RunningContext:
 
         Cancellation leaves what is saved by then.
         """
+        if not self.engine.keeps:
+            await self.keeper.in_thread(self.keeper.store.remove_all_of, self.engine.digest)
+            return
         slots = [slot for slot in self.table.slots if self._is_worth(slot)]
-        if not slots or not self.engine.keeps:
+        if not slots:
             return
         with trio.move_on_after(self.keeper.settings().save_timeout_s):
             await first_of(died=death, saved=lambda: self._save_all(slots))
@@ -223,10 +239,8 @@ class RunningContext:
         """
         store, engine = self.keeper.store, self.engine
         size = int(slot.prompt_tokens * engine.bytes_per_token)
-        if not await self.keeper.in_thread(store.has_room, size):
-            self._not_saved(
-                f"less than [context] min_free_gb would be left free in {store.folder}, or it is above max_gb"
-            )
+        if (obstacle := await self.keeper.in_thread(store.make_room, size)) is not None:
+            self._not_saved(obstacle)
             return False
         file, began = file_of(str(self.resident), engine.digest, slot.held), trio.current_time()
         answer = await self._call(slot, "save", {"filename": file + PARTIAL}, math.inf)
@@ -234,6 +248,8 @@ class RunningContext:
             await self.keeper.in_thread(store.discard_partial, file)
             self._not_saved(answer)
             return False
+        if not answer:
+            return True
         entry = SavedContext(
             file=file,
             resident=str(self.resident),
@@ -256,8 +272,8 @@ class RunningContext:
             self.resident, f"cannot save its conversations ({why}): they are read again", once="save"
         )
 
-    async def _call(self, slot: Slot, action: str, body: dict[str, str], timeout_s: float) -> int | str:
-        """Have the server save or restore a slot. Returns how many bytes that were, or what went wrong."""
+    async def _call(self, slot: Slot, action: str, body: dict[str, str], timeout_s: float) -> Done:
+        """Have the server do something with a slot."""
         try:
             answer = await self._client.call(
                 "POST", f"/slots/{slot.number}?action={action}", body=body, timeout_s=timeout_s
@@ -270,12 +286,15 @@ class RunningContext:
             return answer.complaint or f"status {answer.status}"
         data = answer.data if isinstance(answer.data, dict) else {}
         tokens, size = (data.get(name) for name in _COUNTS[action])
-        if not isinstance(tokens, int) or not isinstance(size, int) or tokens < 1 or size < 1:
-            return "it says that there was nothing"
-        return size
+        # A server that has emptied the slot meanwhile, for want of room, says that there was nothing.
+        return size if isinstance(tokens, int) and isinstance(size, int) and min(tokens, size) > 0 else 0
 
 
-_COUNTS: Final = {"save": ("n_saved", "n_written"), "restore": ("n_restored", "n_read")}
+_COUNTS: Final = {
+    "save": ("n_saved", "n_written"),
+    "restore": ("n_restored", "n_read"),
+    "erase": ("n_erased", "n_erased"),
+}
 
 
 def _nothing() -> None:

@@ -129,11 +129,19 @@ class ContextStore:
         self.is_open = True
         self.prune()
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Tell whether so many bytes more may be saved, by the free disk and by what others keep there."""
+    def make_room(self, size_bytes: int) -> str | None:
+        """Remove what has to go for so many bytes more. Returns why they cannot be saved all the same, if so.
+
+        Raises:
+            OSError: nobody knows how much is free.
+        """
         settings = self._settings()
-        free = shutil.disk_usage(self.folder).free - size_bytes
-        return free >= settings.min_free_gb * _GB and size_bytes <= settings.max_gb * _GB
+        if size_bytes > settings.max_gb * _GB:
+            return f"one takes about {size_bytes / _GB:.1f} GB, more than [context] max_gb"
+        self.prune(size_bytes)
+        if shutil.disk_usage(self.folder).free - size_bytes < settings.min_free_gb * _GB:
+            return f"too little is free in {self.folder}: see [context] min_free_gb"
+        return None
 
     def keep(self, entry: SavedContext) -> None:
         """Take in a file that was written under its name with `PARTIAL` behind it.
@@ -165,12 +173,21 @@ class ContextStore:
         self._remove(entry.file for entry in entries)
         self._write_index()
 
-    def prune(self) -> None:
-        """Remove what is too old, too much, or of a model whose file has gone or changed, and what nobody knows of."""
-        settings, now = self._settings(), self._clock()
+    def remove_all_of(self, engine: str) -> None:
+        """Remove all that could be restored into an engine."""
+        if found := [entry for entry in self.entries.values() if entry.engine == engine]:
+            self.remove(found)
+
+    def prune(self, more_bytes: int = 0) -> None:
+        """Remove what is too old, too much, or of a model whose file has gone or changed, and what nobody knows of.
+
+        Args:
+            more_bytes: what is about to be saved.
+        """
+        settings, now, before = self._settings(), self._clock(), len(self.entries)
         gone = [entry.file for entry in self.entries.values() if not self._is_valid(entry, settings, now)]
         self._remove(gone)
-        total = sum(entry.size_bytes for entry in self.entries.values())
+        total = more_bytes + sum(entry.size_bytes for entry in self.entries.values())
         for entry in sorted(self.entries.values(), key=lambda one: one.used_at):
             if total <= settings.max_gb * _GB:
                 break
@@ -180,6 +197,8 @@ class ContextStore:
             for path in self.folder.iterdir():
                 if path.name.endswith((_SAVED, PARTIAL)) and path.name not in self.entries:
                     path.unlink(missing_ok=True)
+        if len(self.entries) != before:
+            self._write_index()
 
     def _is_valid(self, entry: SavedContext, settings: ContextConfig, now: float) -> bool:
         is_old = settings.max_days and now - entry.used_at > settings.max_days * _DAY_S
