@@ -16,7 +16,7 @@ from support.served import ask, served
 import engine_router
 from engine_router.config import parse_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
-from engine_router.events import RouterNotice
+from engine_router.events import RequestEnded, RouterNotice
 
 WHEELS = ("gguf", "numpy", "xllamacpp")
 MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]
@@ -97,3 +97,42 @@ async def test_a_conversation_survives_a_swap_and_says_the_same(tmp_path: Path) 
     saved = [path for path in folder.iterdir() if path.name.endswith(".saved")]
     assert saved
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+async def test_two_agents_on_one_server_keep_their_slots(tmp_path: Path) -> None:
+    other = [SYSTEM, {**FIRST, "content": FIRST["content"].replace("sea", "sky")}]
+    reused: dict[bool, list[int]] = {True: [], False: []}
+    with trio.fail_after(LIMIT_S):
+        for keep in (True, False):
+            # Left to itself, llama.cpp takes the slot that begins most alike, here by the system prompt that both have.
+            config = configuration(tmp_path, keep=keep, flags=("-np", "2"))
+            async with engine_router.open_router(config) as router, served(router) as url:
+                for turn in range(2):
+                    for messages in ([SYSTEM, FIRST], other):
+                        reused[keep].append((await said(url, "a", [*messages, *NEXT * turn]))[1])
+    length = len(FIRST["content"])
+    assert min(reused[True][2:]) > length
+    assert min(reused[False][2:]) < length
+
+
+async def test_a_conversation_goes_on_in_another_dialect(tmp_path: Path) -> None:
+    with trio.fail_after(LIMIT_S):
+        async with (
+            engine_router.open_router(configuration(tmp_path, keep=True)) as router,
+            served(router) as url,
+        ):
+            ends, notices = router.hub.subscribe(RequestEnded), router.hub.subscribe(RouterNotice)
+            await said(url, "a", [SYSTEM, FIRST])
+            await said(url, "b", [SYSTEM, FIRST])
+            body = {"model": "a", "system": SYSTEM["content"], "messages": [FIRST, *NEXT], "max_tokens": 5}
+            answer = await ask(url, "POST", "/v1/messages", body=body)
+            assert answer.status == 200, answer.body
+            assert json.loads(answer.body)["usage"]["cache_read_input_tokens"] > len(FIRST["content"])
+            await said(url, "b", [SYSTEM, FIRST])
+            body = {"model": "a", "messages": [SYSTEM, FIRST, *NEXT, *NEXT], "stream": False}
+            answer = await ask(url, "POST", "/api/chat", body={**body, "options": {"num_predict": 5}})
+            assert answer.status == 200, answer.body
+            (*_, ended) = [event for event in ends.take() if isinstance(event, RequestEnded)]
+            assert (ended.tokens_cached or 0) > len(FIRST["content"])
+            told = [event.message for event in notices.take() if isinstance(event, RouterNotice)]
+            assert [message for message in told if "conversation" in message] == []

@@ -7,12 +7,13 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from engine_router.engines.context.store import file_state
 
 # What differs from one start to the next, or between computers, and says nothing of the context.
-_BESIDE = ("--port", "--host", "--api-key")
+_BESIDE: Final = ("--port", "--host", "--api-key")
+_WEIGHTS: Final = (".gguf", ".bin", ".safetensors")
 
 
 def engine_digest(
@@ -20,8 +21,8 @@ def engine_digest(
 ) -> tuple[str, tuple[str, int, int] | None]:
     """Return the digest of a running server, and the state of its model's file where that is known.
 
-    Everything on its command line counts, with the size and the time of each file that is named there: the model,
-    adapters, the program itself. Blocks: it looks at these files.
+    Everything on its command line counts, with the size and the time of each file of weights that is named there, be it
+    the model or an adapter, and of the program itself. A log that is named there counts by its name only. Blocks.
 
     Args:
         argv: the command that started it.
@@ -35,7 +36,7 @@ def engine_digest(
     program = shutil.which(argv[0]) if argv else None
     facts = {
         "argv": words,
-        "files": [_state_of(part, folder) for word in words for part in _paths_in(word)],
+        "files": [_state_of(part, folder) for word in words for part in _weights_in(word)],
         "program": None if program is None else _state_of(program, folder),
         "env": {name: value for name, value in sorted(env.items()) if name.startswith(("LLAMA_", "GGML_"))},
         "weights": weights,
@@ -46,9 +47,10 @@ def engine_digest(
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(), weights
 
 
-def _paths_in(word: str) -> list[str]:
-    """Return what may be paths in a word: a list, and each of it before a factor, as in `--lora-scaled FILE:0.5`."""
-    return [path for part in word.split(",") for path in {part: None, part.rpartition(":")[0]: None} if path]
+def _weights_in(word: str) -> list[str]:
+    """Return the files of weights in a word: a list, and each of it before a factor, as in `--lora-scaled FILE:0.5`."""
+    parts = (path for part in word.split(",") for path in (part, part.rpartition(":")[0]))
+    return [path.rpartition("=")[2] for path in parts if path.lower().endswith(_WEIGHTS)]
 
 
 def _is_beside(argv: Sequence[str], at: int) -> bool:
@@ -56,7 +58,7 @@ def _is_beside(argv: Sequence[str], at: int) -> bool:
 
 
 def _state_of(word: str, folder: Path) -> tuple[str, int, int] | None:
-    """Return the state of the file that a word names; None where it names none."""
+    """Return the state of the file that a word names; None where there is none."""
     try:
         path = folder / Path(word).expanduser()
         return file_state(str(path)) if path.is_file() else None

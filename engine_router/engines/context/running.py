@@ -118,6 +118,7 @@ class RunningContext:
     _client: EngineClient
     table: SlotTable = field(factory=SlotTable)
     _on_their_way: int = 0
+    _saving: str | None = None
 
     def place(self, prefixes: Prefixes, session: str) -> Placement:
         """Choose the slot of a request; its `end` has to be called."""
@@ -207,6 +208,8 @@ class RunningContext:
         with trio.move_on_after(self.keeper.settings().save_timeout_s):
             await first_of(died=death, saved=lambda: self._save_all(slots))
             return
+        if self._saving is not None:
+            await self.keeper.in_thread(self.keeper.store.discard_partial, self._saving)
         self.keeper.tell(
             self.resident,
             "has not saved its conversations within [context] save_timeout_s: they are read again",
@@ -243,10 +246,12 @@ class RunningContext:
             self._not_saved(obstacle)
             return False
         file, began = file_of(str(self.resident), engine.digest, slot.held), trio.current_time()
+        self._saving = file
         answer = await self._call(slot, "save", {"filename": file + PARTIAL}, math.inf)
         if isinstance(answer, str):
             await self.keeper.in_thread(store.discard_partial, file)
-            self._not_saved(answer)
+            if engine.keeps:
+                self._not_saved(answer)
             return False
         if not answer:
             return True

@@ -1,0 +1,250 @@
+"""Context that outlasts a swap, with a scripted llama.cpp: what happens to it when something is wrong, and whose it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from support.served import ask, served
+
+import engine_router
+from engine_router.config import parse_config
+from engine_router.events import RouterNotice
+
+LIMIT_S = 200.0
+PROGRAM = Path(__file__).parent / "programs" / "slot_engine.py"
+LONG = "Tell me of the sea. " * 40
+FIRST = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": LONG}]
+MORE = [{"role": "assistant", "content": "okay"}, {"role": "user", "content": "Go on."}]
+
+
+def prompt_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(f"{said['role']}: {said['content']}\n" for said in messages)
+
+
+LENGTH = len(prompt_of(FIRST))
+
+
+class Bench:
+    """A router in front of two engines that take turns, each with slots."""
+
+    def __init__(self, router: engine_router.Router, url: str, folder: Path) -> None:
+        self.router, self.url, self.folder = router, url, folder
+        self._notices = router.hub.subscribe(RouterNotice)
+
+    async def said(
+        self, model: str, messages: Sequence[Mapping[str, Any]], key: str = "", **more: Any
+    ) -> int:
+        """Chat, see that the answer is right, and return how many tokens were not read again."""
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        body = {"model": model, "messages": messages, **more}
+        answer = await ask(self.url, "POST", "/v1/chat/completions", body=body, headers=headers)
+        assert answer.status == 200, answer.body
+        prompt = prompt_of(messages)
+        told = json.loads(answer.body)
+        assert told["choices"][0]["message"]["content"] == hashlib.sha256(prompt.encode()).hexdigest()
+        cached: int = told["timings"]["cache_n"]
+        return cached
+
+    def calls(self, engine: str = "a") -> list[str]:
+        """Return what concerned the slots of an engine since the last call of this."""
+        log = self.folder / f"{engine}.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    def notices(self) -> list[str]:
+        return [event.message for event in self._notices.take() if isinstance(event, RouterNotice)]
+
+    def saved(self) -> list[Path]:
+        return sorted((self.folder / "context").glob("*.saved"))
+
+
+@asynccontextmanager
+async def bench(
+    folder: Path, *words: str, context: str = "", server: str = "", keep: bool = True
+) -> AsyncIterator[Bench]:
+    lines = [f"state_file = {json.dumps(str(folder / 'state.json'))}", "[server]", "shutdown_timeout_s = 0.5"]
+    lines += [server, "[context]", *([] if "min_free_gb" in context else ["min_free_gb = 1e-6"]), context]
+    for name in "ab":
+        keeps = keep and name == "a"
+        argv = [sys.executable, "-I", "-S", str(PROGRAM), "{port}", str(folder / f"{name}.log"), *words]
+        argv += [] if keeps else ["--slot-save-path", str(folder)]
+        lines += [
+            f"[engines.{name}]",
+            'type = "process"',
+            f"argv = {json.dumps(argv)}",
+            f'models = ["{name}"]',
+        ]
+        lines += ["discover = false", f"keep_context = {json.dumps(keeps)}"]
+    with trio.fail_after(LIMIT_S):
+        async with engine_router.open_router(parse_config("\n".join(lines))) as router, served(router) as url:
+            yield Bench(router, url, folder)
+
+
+async def test_a_conversation_goes_on_after_a_swap_and_after_the_router(tmp_path: Path) -> None:
+    async with bench(tmp_path) as one:
+        assert await one.said("a", FIRST) == 0
+        await one.said("b", FIRST)
+        assert await one.said("a", [*FIRST, *MORE]) == LENGTH
+        assert one.calls() == [
+            f"chat in 0, 0 of {LENGTH} there",
+            "save 0",
+            "restore 0",
+            f"chat in 0, {LENGTH} of {len(prompt_of([*FIRST, *MORE]))} there",
+        ]
+        assert one.notices() == []
+    async with bench(tmp_path) as one:
+        assert await one.said("a", [*FIRST, *MORE, *MORE]) > LENGTH
+        assert len(one.saved()) == 1  # the longer one has taken the place of the shorter
+
+
+async def test_it_costs_nothing_where_nothing_is_kept(tmp_path: Path) -> None:
+    async with bench(tmp_path, keep=False) as one:
+        await one.said("a", FIRST)
+        await one.said("b", FIRST)
+        assert await one.said("a", [*FIRST, *MORE]) == 0
+        assert all(line.startswith("chat") for line in one.calls())
+        assert not (tmp_path / "context").exists()
+
+
+def truncate(folder: Path) -> None:
+    for path in (folder / "context").glob("*.saved"):
+        path.write_text(path.read_text()[:50])
+
+
+def untouched(folder: Path) -> None:
+    """Leave the files as they are."""
+
+
+@pytest.mark.parametrize(
+    ("word", "context", "between", "words", "spent_later"),
+    [
+        ("fault=silent", "", untouched, "keeps no context from now on: it was given back", []),
+        ("", "", truncate, "cannot restore a conversation (Unable to restore slot)", ["save 0", "restore 0"]),
+        ("fault=full", "", untouched, "cannot save its conversations (Unable to save slot)", ["save 0"]),
+        ("fault=refuse", "", untouched, "keeps no context from now on: This feature is not", []),
+        (
+            "fault=hang",
+            "save_timeout_s = 0.2",
+            untouched,
+            "has not saved its conversations within",
+            ["save 0"],
+        ),
+        ("", "min_free_gb = 1e9", untouched, "too little is free in", []),
+        ("", "max_gb = 0.0001", untouched, "more than [context] max_gb", []),
+    ],
+    ids=["silent", "truncated", "disk_full", "refused", "hanging", "little_free", "too_large"],
+)
+async def test_a_fault_makes_an_answer_slower_and_is_told_once(
+    tmp_path: Path,
+    word: str,
+    context: str,
+    between: Callable[[Path], None],
+    words: str,
+    spent_later: list[str],
+) -> None:
+    options = f"{context}\n" if context else ""
+    async with bench(tmp_path, *([word] if word else []), context=options) as one:
+        await one.said("a", FIRST)
+        await one.said("b", FIRST)
+        between(tmp_path)
+        assert await one.said("a", [*FIRST, *MORE]) == 0
+        one.calls()
+        await one.said("b", FIRST)
+        between(tmp_path)
+        assert await one.said("a", [*FIRST, *MORE, *MORE]) == 0
+        assert [line for line in one.calls() if not line.startswith("chat")] == spent_later
+        (notice,) = one.notices()
+        assert words in notice
+        assert not [path for path in (tmp_path / "context").iterdir() if path.name.endswith(".partial")]
+
+
+async def test_what_another_build_has_saved_is_removed_and_told_once(tmp_path: Path) -> None:
+    async with bench(tmp_path) as one:
+        await one.said("a", FIRST)
+    async with bench(tmp_path, "build=b2") as one:
+        assert await one.said("a", [*FIRST, *MORE]) == 0
+        assert "restore 0" not in one.calls()
+        (notice,) = one.notices()
+        assert "is not what it was when 1 of its conversations were saved" in notice
+        assert one.saved() == []
+
+
+KEYS = """api_keys = [
+    { name = "one", key = "one-key" }, { name = "two", key = "two-key" }, { name = "three", key = "three-key" },
+]"""
+
+
+@pytest.mark.parametrize(
+    ("shared_by", "key", "is_shared"),
+    [("[]", "one-key", True), ("[]", "two-key", False), ('["one", "two"]', "two-key", True),
+     ('["one", "two"]', "three-key", False)],
+    ids=["own", "foreign", "agreed", "not_agreed"],
+)  # fmt: skip
+async def test_a_key_gets_what_its_own_requests_left(
+    tmp_path: Path, shared_by: str, key: str, is_shared: bool
+) -> None:
+    async with bench(tmp_path, server=KEYS, context=f"shared_by = {shared_by}") as one:
+        await one.said("a", FIRST, "one-key")
+        await one.said("b", FIRST, "one-key")
+        assert (await one.said("a", [*FIRST, *MORE], key) == LENGTH) is is_shared
+        assert ("restore 0" in one.calls()) is is_shared
+
+
+async def test_two_agents_have_a_slot_each(tmp_path: Path) -> None:
+    other = [FIRST[0], {"role": "user", "content": LONG.replace("sea", "sky")}]
+    async with bench(tmp_path, "slots=2") as one:
+        for turn in range(3):
+            for messages in (FIRST, other):
+                cached = await one.said("a", [*messages, *MORE * turn])
+                assert turn == 0 or cached >= LENGTH
+        assert {line.partition(",")[0] for line in one.calls()} == {"chat in 0", "chat in 1"}
+        await one.said("b", FIRST)
+        # Both are saved, and each comes back into the slot that its request gets.
+        assert await one.said("a", [*other, *MORE * 3]) >= LENGTH
+        assert await one.said("a", [*FIRST, *MORE * 3]) >= LENGTH
+        assert one.calls().count("restore 0") == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"id_slot": 0}, {"lora": [{"id": 0, "scale": 0.5}]}, {"n": 2}],
+    ids=["own_slot", "other_weights", "two_answers"],
+)
+async def test_a_request_that_wants_something_else_is_left_alone_and_what_it_leaves_is_not_saved(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    async with bench(tmp_path) as one:
+        await one.said("a", FIRST)
+        await one.said("a", FIRST, **more)
+        await one.said("b", FIRST)
+        assert "save 0" not in one.calls()
+
+
+async def test_what_goes_straight_to_the_engine_is_not_saved_for_something_else(tmp_path: Path) -> None:
+    async with bench(tmp_path) as one:
+        await one.said("a", FIRST)
+        body = {"messages": [{"role": "user", "content": "Another conversation. " * 20}]}
+        answer = await ask(one.url, "POST", "/upstream/a/v1/chat/completions", body=body)
+        assert answer.status == 200
+        await one.said("b", FIRST)
+        assert "save 0" not in one.calls()
+
+
+async def test_the_files_go_with_their_engine_and_with_the_keeping(tmp_path: Path) -> None:
+    async with bench(tmp_path) as one:
+        await one.said("a", FIRST)
+    assert len(one.saved()) == 1
+    shutil.rmtree(tmp_path / "context")
+    async with bench(tmp_path) as one:  # somebody removed them: nothing is missed
+        assert await one.said("a", FIRST) == 0
+        assert one.notices() == []

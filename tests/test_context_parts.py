@@ -1,0 +1,288 @@
+"""The parts of kept context by themselves: conversations by their beginnings, slots, files, and what is worth a save."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from engine_router.config import ContextConfig
+from engine_router.dialects.conversation import Conversation, conversation_in
+from engine_router.engines.context.identity import engine_digest
+from engine_router.engines.context.keeper import KnownEngine
+from engine_router.engines.context.slots import Slot, SlotTable, by_digest
+from engine_router.engines.context.store import PARTIAL, ContextStore, KnownPrefix, SavedContext, file_state
+
+CHAT = "/v1/chat/completions"
+SYSTEM = {"role": "system", "content": "Be brief."}
+HELLO = {"role": "user", "content": "Hello"}
+AGAIN = {"role": "user", "content": "Again"}
+
+
+def found(data: dict[str, Any], *, owner: str = "", path: str = CHAT) -> Conversation | None:
+    return conversation_in(path, json.dumps(data).encode(), owner=owner)
+
+
+def shared(one: dict[str, Any], other: dict[str, Any], *, owner: str = "") -> int:
+    """Return how many beginnings two requests have in common, the second one of an owner."""
+    first, second = found(one), found(other, owner=owner)
+    assert first is not None
+    assert second is not None
+    return len({prefix.digest for prefix in first.prefixes} & {prefix.digest for prefix in second.prefixes})
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [
+        ({"messages": [SYSTEM, HELLO]}, 2),
+        ({"messages": [SYSTEM, HELLO, AGAIN], "model": "x", "temperature": 1}, 2),
+        ({"messages": [SYSTEM, {"role": "user", "content": [{"type": "text", "text": "Hello"}]}]}, 2),
+        ({"messages": [{"content": "Be brief.", "role": "developer"}, {**HELLO, "name": None}]}, 2),
+        ({"messages": [SYSTEM, AGAIN, HELLO]}, 1),
+        ({"messages": [HELLO, SYSTEM]}, 0),
+        ({"messages": [SYSTEM, HELLO], "tools": [{"type": "function"}]}, 0),
+        ({"messages": [SYSTEM, HELLO], "chat_template_kwargs": {"enable_thinking": False}}, 0),
+    ],
+    ids=[
+        "same",
+        "longer",
+        "in_parts",
+        "developer",
+        "edited",
+        "turned_round",
+        "other_tools",
+        "other_template",
+    ],
+)
+def test_conversations_are_alike_as_far_as_a_model_reads_the_same(other: dict[str, Any], alike: int) -> None:
+    assert shared({"messages": [SYSTEM, HELLO]}, other) == alike
+    assert shared({"messages": [SYSTEM, HELLO]}, other, owner="somebody else") == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"messages": [HELLO], "id_slot": 0},
+        {"messages": [HELLO], "lora": [{"id": 0}]},
+        {"messages": [HELLO], "n": 2},
+        {"messages": []},
+        {"messages": "Hello"},
+        {"input": "Hello"},
+    ],
+    ids=["own_slot", "lora", "several", "empty", "no_list", "another_endpoint"],
+)
+def test_what_no_slot_answers_alone_is_no_conversation(data: dict[str, Any]) -> None:
+    assert found(data) is None
+    assert found({"messages": [HELLO]}, path="/v1/embeddings") is None
+
+
+def test_a_prompt_is_taken_in_pieces_and_a_session_by_its_name() -> None:
+    text = "word " * 2000
+    first = found({"prompt": text}, path="/v1/completions")
+    second = found({"prompt": text + "more", "user": "me"}, path="/v1/completions")
+    assert first is not None
+    assert second is not None
+    assert [prefix.digest for prefix in first.prefixes[:4]] == [
+        prefix.digest for prefix in second.prefixes[:4]
+    ]
+    assert (first.session, second.session) == ("", "me")
+    assert found({"prompt": ["a", "b"]}, path="/v1/completions") is None
+
+
+# Slots
+
+
+def prefixes(words: str) -> tuple[KnownPrefix, ...]:
+    """Make the beginnings of a conversation of one word for each message."""
+    said = words.split()
+    return tuple(KnownPrefix(" ".join(said[: at + 1]), 100 * (at + 1)) for at in range(len(said)))
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "session", "number"),
+    [
+        (("", ""), "s a", "", 0),
+        (("s a", ""), "s a b", "", 0),
+        (("s a", "s x"), "s x y", "", 1),
+        (("s a b c", ""), "s z", "", 1),  # a system prompt in common is no reason to lose the rest
+        (("s a b c", "s x"), "s a b d", "", 0),
+        (("s a b c", "x y z"), "q", "", 0),  # unused for longest
+        (("s a b c", "x y z"), "q", "1", 1),
+    ],
+    ids=["empty", "goes_on", "goes_on_there", "other_agent", "edited_at_the_end", "oldest", "session"],
+)
+def test_the_slot_of_a_request(held: Sequence[str], wanted: str, session: str, number: int) -> None:
+    table = SlotTable([Slot(at, session=str(at), used_at=at) for at in range(len(held))])
+    for slot, words in zip(table.slots, held, strict=True):
+        slot.hold(prefixes(words), 100)
+    assert table.choose(by_digest(prefixes(wanted)), session).number == number
+    table.slots[number].users = 1  # nobody waits while another slot is free
+    assert table.choose(by_digest(prefixes(wanted)), session).number != number
+
+
+def test_what_is_left_of_a_request_that_was_broken_off() -> None:
+    slot = Slot(0)
+    slot.hold(prefixes("s a b c"), 400)
+    slot.keep_common(by_digest(prefixes("s a x y")))
+    assert (slot.held, slot.prompt_tokens, slot.is_saved) == (prefixes("s a"), 200, False)
+
+
+# Files
+
+
+class Shelf:
+    """A store with a clock of its own, and files of a hundred bytes."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.settings = ContextConfig(**{"min_free_gb": 1e-9, **settings})
+        self.now = 1000.0
+        self.store = ContextStore(folder / "context", lambda: self.settings, lambda: self.now)
+        self.store.open()
+
+    def save(self, words: str, **more: Any) -> SavedContext:
+        file = f"{words.replace(' ', '-')}.saved"
+        (self.store.folder / (file + PARTIAL)).write_bytes(b"." * 100)
+        entry = SavedContext(
+            **{
+                "file": file,
+                "resident": "e",
+                "engine": "digest",
+                "weights": None,
+                "prefixes": prefixes(words),
+                "prompt_tokens": 100,
+                "size_bytes": 100,
+                "saved_at": self.now,
+                "used_at": self.now,
+                **more,
+            }
+        )
+        self.store.keep(entry)
+        self.now += 1
+        return entry
+
+    def names(self) -> list[str]:
+        there = {path.name for path in self.store.folder.iterdir()} - {"index.json"}
+        assert there == set(self.store.entries)
+        return sorted(there)
+
+
+def test_the_longest_beginning_of_the_same_engine_is_found(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.save("s a b")
+    longest = shelf.save("s x y z")
+    shelf.save("s x y z q", engine="another")
+    assert shelf.store.best("digest", by_digest(prefixes("s x y z q r"))) == (longest, 400)
+    assert shelf.store.best("digest", by_digest(prefixes("s x y r"))) == (longest, 300)
+    assert shelf.store.best("digest", by_digest(prefixes("t"))) is None
+    assert (longest.tokens_of(300), shelf.store.others_of("e", "digest")[0].engine) == (75, "another")
+
+
+def test_a_longer_conversation_takes_the_place_of_its_beginning(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.save("s a")
+    shelf.save("s b")
+    shelf.save("s a b")
+    assert shelf.names() == ["s-a-b.saved", "s-b.saved"]
+
+
+def test_what_was_unused_for_longest_goes_first_and_what_is_too_old(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, max_gb=250 / 1e9, max_days=1)
+    first = shelf.save("a")
+    shelf.save("b")
+    shelf.store.note_use(first)
+    shelf.now += 1
+    shelf.save("c")
+    assert shelf.names() == ["a.saved", "c.saved"]
+    assert shelf.store.make_room(100) is None
+    assert shelf.names() == ["c.saved"]
+    assert "max_gb" in str(shelf.store.make_room(300))
+    shelf.now += 86_401
+    shelf.store.prune()
+    assert shelf.names() == []
+
+
+def test_files_go_with_their_model_and_what_is_not_whole_or_unknown_goes_too(tmp_path: Path) -> None:
+    shelf, model = Shelf(tmp_path), tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF")
+    for words in ("a", "b", "c"):
+        shelf.save(words, weights=file_state(str(model)))
+    shelf.save("d")
+    (shelf.store.folder / "b.saved").write_bytes(b"short")
+    (shelf.store.folder / "stranger.saved").write_bytes(b"")
+    again = Shelf(tmp_path)
+    assert again.names() == ["a.saved", "c.saved", "d.saved"]
+    os.utime(model, (1, 1))
+    again.store.prune()
+    assert again.names() == ["d.saved"]
+    assert Shelf(tmp_path).store.entries == again.store.entries
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"version": 1, "saved": [{}]}', '{"version": 2, "saved": []}', '{"version": 1}']
+)
+def test_an_index_that_cannot_be_read_is_an_empty_one(tmp_path: Path, text: str) -> None:
+    Shelf(tmp_path).save("a")
+    (tmp_path / "context" / "index.json").write_text(text)
+    assert Shelf(tmp_path).names() == []
+
+
+# Engines
+
+
+def test_a_save_has_to_cost_less_than_to_read_again() -> None:
+    engine = KnownEngine("digest", None)
+    assert engine.pays(1000, 1000, None)  # nobody knows: it is tried
+    engine.note_reading(10, 5.0)  # too short to tell
+    assert engine.read_s is None
+    engine.note_reading(1000, 2.0)
+    assert engine.pays(1000, 1000, 0.001)
+    assert not engine.pays(1000, 1000, 0.003)
+    assert not engine.pays(100, 1000, 0.001)  # a short beginning of what is restored as a whole
+
+
+def test_what_context_fits_into(tmp_path: Path) -> None:
+    model, adapter, log = (tmp_path / name for name in ("m.gguf", "lora.gguf", "server.log"))
+    for path in (model, adapter, log):
+        path.write_bytes(b"before")
+    props = {"model_path": str(model), "build_info": "b1", "total_slots": 1}
+    argv = [
+        "server",
+        "-m",
+        str(model),
+        "--lora-scaled",
+        "lora.gguf:0.5",
+        "--log-file",
+        str(log),
+        "--port",
+        "1",
+    ]
+
+    def digest(words: Sequence[str] = argv, env: dict[str, str] | None = None, **told: Any) -> str:
+        return engine_digest(words, tmp_path, env or {}, {**props, **told})[0]
+
+    before = digest()
+    log.write_bytes(b"and more")
+    assert digest([*argv[:-1], "2"]) == digest(env={"HOME": "/"}) == before
+    others = [
+        digest([*argv, "-ctk", "q8_0"]),
+        digest(env={"LLAMA_ARG_CTX_SIZE": "1"}),
+        digest(build_info="b2"),
+        digest(total_slots=2),
+        digest(default_generation_settings={"n_ctx": 1}),
+    ]
+    adapter.write_bytes(b"trained on")
+    others.append(digest())
+    model.write_bytes(b"trained on")
+    others.append(digest())
+    assert len({before, *others}) == len(others) + 1
+
+
+def test_entries_come_back_as_they_were(tmp_path: Path) -> None:
+    entry = Shelf(tmp_path).save("s a", weights=None)
+    (read,) = Shelf(tmp_path).store.entries.values()
+    assert attrs.asdict(read) == attrs.asdict(entry)
