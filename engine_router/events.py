@@ -193,6 +193,17 @@ class RouterNotice(Event):
 _FREQUENT: frozenset[type[Event]] = frozenset((RequestEnded, DownloadProgress))
 """Kinds of events that would push all others out of those that are remembered."""
 
+
+@frozen(kw_only=True, repr=False)
+class RouteChosen(Event):
+    """A route chose a model for a request, or turned to the next one. `reason` says why, as the answer's header does."""
+
+    id: str
+    route: str
+    model: str
+    reason: str
+
+
 Listener = Callable[[Event], None]
 """Takes in an event; it must not block nor raise."""
 

@@ -29,6 +29,7 @@ from engine_router.events import EventHub, RequestEnded
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import KEY_GRACE_S, KEY_RETRY_S, REMEMBERED_PATHS
 from engine_router.models.key_rights import may_use
+from engine_router.models.route_choice import RouteChoice
 from engine_router.models.target import Target
 from engine_router.residency.lease import Lease
 from engine_router.residency.messages import Ticket
@@ -264,6 +265,7 @@ class RequestScope:
         began_at: trio's clock when it came.
         hops: the routers that it has passed through; see `upstream.hops`.
         is_counted: it counts for its key; see `InFlight.count`.
+        choice: what its route chose for it; None where it names a model.
     """
 
     path: str = field(converter=_shown_path)  # type: ignore[misc] # mypy knows plain functions only
@@ -278,6 +280,7 @@ class RequestScope:
     finished: bool = False
     hops: tuple[str, ...] = ()
     is_counted: bool = False
+    choice: RouteChoice | None = None
     id: str = field(init=False, factory=new_id)
     began_at: float = field(factory=trio.current_time)
     _gives_back: list[Callable[[], object]] = field(init=False, factory=list)

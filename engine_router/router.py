@@ -30,6 +30,7 @@ from engine_router.models.lister import ModelLister
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.held_bodies import HeldBodies
+from engine_router.proxy.routing import Routing
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.residency.measurements import Measurements, save_state
 from engine_router.residency.read_model import ReadModel
@@ -108,6 +109,10 @@ class Router:
             takes_self=True,
         ),
     )
+    routing: Routing = field(
+        init=False,
+        default=Factory(lambda self: Routing(self.read_model, self.supervisor, self.hub), takes_self=True),
+    )
     handler: ProxyHandler = field(
         init=False,
         default=Factory(
@@ -121,6 +126,7 @@ class Router:
                 self.held_bodies,
                 self.captures,
                 self.traces,
+                self.routing,
                 self.context,
             ),
             takes_self=True,

@@ -89,7 +89,10 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
         values = tomli.loads("\n".join(text for text, _ in lines if not text.startswith("[")))
         top, *rest = header.strip("[]").split(".")
         kind = kinds.get(str(values.get("type")), kind)
-        place = top if top not in ("pools", "models", "families", "engines", "peers") else f"{top}.NAME"
+        named = ("pools", "models", "families", "engines", "peers", "routes")
+        place = top if top not in named else f"{top}.NAME"
+        if top == "routes":
+            place += "".join(f".{part}" for part in rest[1:])
         if top == "server":
             place = ".".join((top, *rest))
         if top == "engines":

@@ -15,6 +15,7 @@ from engine_router.events import (
     RequestEnded,
     ResidentDied,
     ResidentReady,
+    RouteChosen,
     RouterNotice,
     SwapBegan,
     SwapEnded,
@@ -61,14 +62,17 @@ class EventLog:
                 return logging.INFO, _phase(event, self._causes.pop(event.pool, None))
             case SwapEnded():
                 return _swap(event)
-            case RequestEnded():
-                return self._severity(event), str(RequestText(event))
+            case RequestEnded() | RouteChosen():
+                text = event.reason if isinstance(event, RouteChosen) else str(RequestText(event))
+                return self._severity(event), text
             case RouterNotice():
                 return _SEVERITIES[event.severity], event.message
             case _:
                 return _other(event)
 
-    def _severity(self, event: RequestEnded) -> int:
+    def _severity(self, event: RequestEnded | RouteChosen) -> int:
+        if isinstance(event, RouteChosen):
+            return self._well
         is_well = event.status == CLIENT_LEFT or (event.status < 400 and event.error is None)
         return self._well if is_well else logging.WARNING
 

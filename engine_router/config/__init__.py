@@ -35,6 +35,7 @@ from engine_router.config.model import (
     own_url,
 )
 from engine_router.config.peers import PeerConfig
+from engine_router.config.routes import RouteConfig, RuleConfig
 from engine_router.config.template import is_template
 from engine_router.config.traces import TracesConfig, TraceSettings, trace_settings
 
@@ -62,6 +63,8 @@ __all__ = [
     "Priority",
     "ProcessConfig",
     "RemoteConfig",
+    "RouteConfig",
+    "RuleConfig",
     "SchedulingConfig",
     "ServerConfig",
     "SleepConfig",

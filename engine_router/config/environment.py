@@ -28,7 +28,7 @@ COMMANDS: Final = frozenset(
     }
 )
 # Where a value is no secret: names and addresses are what clients ask for, and what the router is asked about.
-_TABLES: Final = ("engines", "models", "families", "pools")  # of tables that have names
+_TABLES: Final = ("engines", "models", "families", "pools", "routes")  # of tables that have names
 _PUBLIC: Final = frozenset(
     (
         *(
@@ -42,6 +42,7 @@ _PUBLIC: Final = frozenset(
             "image",
             "default_model",
             "preload",
+            "prefer",
         ),
         *("base_url", "host"),
     )

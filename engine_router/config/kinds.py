@@ -9,6 +9,7 @@ from attrs import frozen
 
 from engine_router.config.values import (
     HOST_PATTERN,
+    HOURS_PATTERN,
     ORIGIN_PATTERN,
     READY_CHECK_PATTERN,
     SIZE_PATTERN,
@@ -22,6 +23,7 @@ from engine_router.config.values import (
     read_gpus,
     read_header_value,
     read_hosts,
+    read_hours,
     read_mac,
     read_name,
     read_names_or_all,
@@ -180,6 +182,9 @@ ReadyCheck = Annotated[str, Kind(read_ready_check, _text(rf"^\s*({READY_CHECK_PA
 
 HeaderValue = Annotated[str, Kind(read_header_value, _text(r"^[\t -~]*$"))]
 """The value of an HTTP header: printable ASCII."""
+
+Hours = Annotated[tuple[int, int], Kind(read_hours, _text(HOURS_PATTERN))]
+"""A part of the day, such as `22:00-06:00`, as the minutes since midnight at which it begins and ends."""
 
 JsonValue = Annotated[object, Kind(lambda value: value, {})]
 """Anything that JSON can hold."""

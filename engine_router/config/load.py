@@ -41,6 +41,8 @@ from engine_router.config.peers import PeerConfig, peer_faults, place_of, with_p
 from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
 from engine_router.config.remote import authority_faults, remote_faults
+from engine_router.config.route_faults import route_faults
+from engine_router.config.routes import RouteConfig
 from engine_router.config.sleeping import sleep_faults
 from engine_router.config.structure import read_engine, read_table
 from engine_router.config.template import is_scanned
@@ -183,11 +185,13 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     models = _named(data, "models", lambda value, path: read_table(value, ModelConfig, path), faults)
     families = _named(data, "families", lambda value, path: read_table(value, FamilyConfig, path), faults)
     aliases = _named(data, "aliases", _read_alias, faults)
+    routes = _named(data, "routes", lambda value, path: read_table(value, RouteConfig, path), faults)
     state_file = _state_file(data, faults)
     faults.extend(key_faults(() if server is None else server.api_keys))
     faults.extend(_cross_faults(data, pools, engines, models, aliases))
     if scheduling is not None and _is_whole(data, engines, models):
         faults.extend(preload_faults(scheduling, pools, engines, models, aliases))
+        faults.extend(route_faults(routes, engines, models, aliases))
     if faults:  # a section that cannot be read has one
         return None, faults
     return Config(
@@ -203,6 +207,7 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
         models=with_families(models, families, engines),
         families=families,
         aliases=aliases,
+        routes=routes,
         state_file=state_file,
     ), []
 

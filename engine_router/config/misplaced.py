@@ -22,6 +22,7 @@ from engine_router.config.model import (
 )
 from engine_router.config.options import options_of
 from engine_router.config.peers import PeerConfig
+from engine_router.config.routes import RouteConfig
 from engine_router.config.traces import TracesConfig
 
 _TABLES: Final[Mapping[str, type[Any]]] = {
@@ -34,6 +35,7 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
     "[pools.NAME]": PoolConfig,
     "[engines.NAME]": EngineConfig,
     "[models.NAME]": ModelConfig,
+    "[routes.NAME]": RouteConfig,
 }
 # Keys of other routers' configurations, which resemble another key of ours more than the one that they mean.
 _SYNONYMS: Final[Mapping[str, str]] = {
@@ -81,7 +83,7 @@ def without_dotted(table: str, name: str, value: Any) -> tuple[Any, list[Fault]]
     """Take out what a dot in a name made of an entry: `[models.qwen3.5-8b]` is a table `5-8b` in `qwen3`.
 
     Args:
-        table: `models`, `engines`, `pools` or `aliases`.
+        table: `models`, `engines`, `pools`, `routes` or `aliases`.
         name: the entry's name up to its first dot.
         value: the entry.
 
@@ -109,6 +111,7 @@ def _keys_of(table: str) -> frozenset[str]:
         "models": (ModelConfig,),
         "families": (FamilyConfig,),
         "pools": (PoolConfig,),
+        "routes": (RouteConfig,),
         "engines": tuple(ENGINE_TYPES.values()),
         "peers": (PeerConfig,),
     }

@@ -31,6 +31,8 @@ ORIGIN_PATTERN: Final = (
 )
 """An origin; a star for all, for whatever a scheme may have behind it, for any subdomain, for any port."""
 
+HOURS_PATTERN: Final = r"([01][0-9]|2[0-3]):([0-5][0-9])\s*-\s*([01][0-9]|2[0-3]):([0-5][0-9])"
+"""Two times of day."""
 SIZE_PATTERN: Final = r"([1-9][0-9]{0,15})([bkmgtBKMGT]?)[bB]?"
 _SIZE_SHIFTS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 READY_CHECK_PATTERN: Final = r"port|model:\s*\S.*|[\w.\-]+\s*==\s*\S.*"
@@ -293,6 +295,15 @@ def read_origin(value: Any) -> str:
     host = host.removesuffix("/")
     usual = {"http": ":80", "https": ":443"}.get(scheme)
     return f"{scheme}{is_url}{host.removesuffix(usual) if usual else host}"
+
+
+def read_hours(value: Any) -> tuple[int, int]:
+    """Read a part of the day, which may go on over midnight; return the minutes at which it begins and ends."""
+    match = re.fullmatch(HOURS_PATTERN, value) if isinstance(value, str) else None
+    if match is None:
+        raise _unfit('two times of day such as "22:00-06:00"', value)
+    begin_h, begin_m, end_h, end_m = map(int, match.groups())
+    return begin_h * 60 + begin_m, end_h * 60 + end_m
 
 
 # Lists.

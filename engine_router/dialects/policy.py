@@ -11,6 +11,7 @@ from attrs import frozen
 # Where each endpoint has the number of tokens that an answer may have.
 _LIMITS: Mapping[str, Sequence[str]] = {
     "/v1/chat/completions": ("max_completion_tokens", "max_tokens"),
+    "/v1/completions": ("max_tokens",),
     "/v1/messages": ("max_tokens",),
     "/v1/responses": ("max_output_tokens",),
     "/api/chat": ("options.num_predict",),
@@ -51,16 +52,22 @@ class Policy:
         for name in self.strip:
             _take_out(result, name.split("."))
         if self._is_short(path, result):
-            _put_all(result, _NO_THINKING[path])
+            _put_all(result, _NO_THINKING.get(path, {}))
         _put_all(result, self.set)
         return result
 
     def _is_short(self, path: str, data: Mapping[str, Any]) -> bool:
-        limits = [_found(data, name.split(".")) for name in _LIMITS.get(path, ())]
-        given = [
-            limit for limit in limits if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
-        ]
-        return bool(given) and min(given) < self.disable_thinking_below
+        limit = answer_limit(path, data)
+        return limit is not None and limit < self.disable_thinking_below
+
+
+def answer_limit(path: str, data: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that a request lets its answer have; None where it has no limit."""
+    limits = [_found(data, name.split(".")) for name in _LIMITS.get(path, ())]
+    given = [
+        limit for limit in limits if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
+    ]
+    return min(given, default=None)
 
 
 def _found(data: Any, names: Sequence[str]) -> Any:

@@ -72,6 +72,14 @@ class NeverFits(RouterError):
         self.budget_bytes = budget_bytes
 
 
+class NoModelForRoute(RouterError):
+    """A route was asked for, and none of its models may be asked now."""
+
+    status = 503
+    code = "no_model_for_route"
+    retryable = False
+
+
 class RouterClosing(Overloaded):
     """The router is shutting down."""
 

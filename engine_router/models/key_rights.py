@@ -6,13 +6,10 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from fnmatch import translate
-from typing import Final
 
 from engine_router.config import KeyConfig
 from engine_router.guards.limits import REMEMBERED_PATTERNS
-from engine_router.models.target import Target
-
-LATEST: Final = ":latest"
+from engine_router.models.target import LATEST, Target
 
 MayUse = Callable[[Target], bool]
 """Tells whether whoever asks may use and see a model."""

@@ -15,12 +15,10 @@ from engine_router.errors import UnknownModel
 from engine_router.models.last_seen import SeenModels, engine_mark
 from engine_router.models.served_by_command import ServedByCommand, served_by_commands
 from engine_router.models.served_names import ServedModel, ServedModels
-from engine_router.models.target import KnownId, Origin, Target
+from engine_router.models.target import KnownId, Origin, Target, spellings
 from engine_router.models.weights import weights_file_names
 
 __all__ = ["ModelRegistry", "Target"]
-
-LATEST = ":latest"
 
 
 class ModelRegistry:
@@ -127,11 +125,13 @@ class ModelRegistry:
             BadRequest: it is longer than any name of a model.
             UnknownModel: nobody serves it; close matches are named.
         """
-        if (known := self._resolved.get(name)) is not None:
-            return known
-        if (target := self._known(checked_name(name))) is not None:
+        if (target := self.find(name)) is not None:
             return target
         raise UnknownModel(name, close_names(name, self._candidates(), self._is_offered))
+
+    def find(self, name: str) -> Target | None:
+        """Return what `resolve` returns; None where nobody serves it."""
+        return self._resolved.get(name) or self._known(checked_name(name))
 
     def targets(self) -> list[Target]:
         """Return every known model, the configured ones first, each once."""
@@ -187,7 +187,7 @@ class ModelRegistry:
         only = served.only(listed)
         if only is not None and self._is_one_resident(engine):
             own.setdefault(listed[0], (only,))
-        known = {spelling for target in models for spelling in _spellings(target.upstream)}
+        known = {spelling for target in models for spelling in spellings(target.upstream)}
         own = {name: found for name, found in own.items() if name not in known}
         for target in models:
             self._upstream_names.pop(target.model, None)
@@ -250,13 +250,13 @@ class ModelRegistry:
         return found
 
     def _known(self, name: str) -> Target | None:
-        for candidate in _spellings(name):
+        for candidate in spellings(name):
             model = self._aliases.get(candidate) or self._unlisted_names.get(candidate, candidate)
-            for spelling in _spellings(model):
+            for spelling in spellings(model):
                 if (target := self._find(spelling)) is not None:
                     self._resolved[name] = target = self._with_places(target)
                     return target
-        for candidate in _spellings(name):
+        for candidate in spellings(name):
             if (target := self._find_in_commands(candidate)) is not None:
                 self._resolved[name] = target
                 return target
@@ -373,7 +373,7 @@ class ModelRegistry:
         """Tell whether a name, as an alias gives it, leads to a target: exactly, or for want of another by its tag."""
         if name == target.model:
             return True
-        return name in _spellings(target.model) and not self._is_exact(name)
+        return name in spellings(target.model) and not self._is_exact(name)
 
     def _is_exact(self, name: str) -> bool:
         return (
@@ -385,15 +385,8 @@ class ModelRegistry:
     def _is_known_upstream(self, engine: str, listed: str) -> bool:
         """Tell whether what an engine lists is a configured model under another name."""
         known = self._known_to[engine]
-        spellings = _spellings(self._own_name(engine, listed))
-        if listed in self._own_names.get(engine, {}) or any(name in known for name in spellings):
+        own = spellings(self._own_name(engine, listed))
+        if listed in self._own_names.get(engine, {}) or any(name in known for name in own):
             return True
         is_ollama = isinstance(self._config.engines[engine], OllamaConfig)
         return is_ollama and self._engines[engine].resident_of(listed) in known
-
-
-def _spellings(name: str) -> tuple[str, ...]:
-    """Return a name and the same with, or without, the tag that Ollama adds by default."""
-    if name.endswith(LATEST):
-        return (name, name.removesuffix(LATEST))
-    return (name,) if ":" in name else (name, name + LATEST)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import frozen
 
 from engine_router.engines.base import ResidentId
+
+LATEST: Final = ":latest"
+"""The tag that Ollama adds to a name without one."""
 
 Origin = Literal["configured", "folder", "argv", "live", "last seen"]
 """Where a model is known from: the file, a folder's scan, its engine's command, its engine's list, now or earlier."""
@@ -56,3 +59,10 @@ class KnownId:
     target: Target
     origins: tuple[Origin, ...]
     seen_at: float | None
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """Return a name and the same with, or without, the tag that Ollama adds by default."""
+    if name.endswith(LATEST):
+        return (name, name.removesuffix(LATEST))
+    return (name,) if ":" in name else (name, name + LATEST)

@@ -17,7 +17,6 @@ from attrs import define
 from engine_router.config import ServerConfig
 from engine_router.config.families import named_by
 from engine_router.dialects import OLLAMA, dialect_of
-from engine_router.dialects.base import Dialect
 from engine_router.dialects.ollama.load_only import CONTENT_TYPE, keep_alive_s, load_answer, loads
 from engine_router.dialects.routed import Routed
 from engine_router.engines.context.keeper import ContextKeeper
@@ -29,15 +28,24 @@ from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.held_bodies import HeldBodies, HeldShare
 from engine_router.proxy.keys import priority_of
-from engine_router.proxy.load_only import LoadOnly
+from engine_router.proxy.load_only import LoadOnly, load_only
 from engine_router.proxy.request_body import IN_THE_LOOP_BYTES, IncomingRequest, off_loop, read
-from engine_router.proxy.response_body import Sink, StreamOptions, blank_body, plain_body, waiting_body
+from engine_router.proxy.response_body import (
+    Sink,
+    StreamOptions,
+    blank_body,
+    is_stream,
+    plain_body,
+    waiting_body,
+)
+from engine_router.proxy.route_exchange import MakeExchange
 from engine_router.proxy.routes import answers_json
+from engine_router.proxy.routing import Routing, features_in, marked, route_named
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.proxy.streamed_body import StreamedRequest
+from engine_router.proxy.token_counts import COUNT_TOKENS, counted_tokens
 from engine_router.proxy.wait_status import progress_of
 from engine_router.residency.lease import Lease
-from engine_router.residency.ledger import Phase
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.supervisor import Supervisor
 from engine_router.telemetry.captures import Captures
@@ -49,8 +57,6 @@ if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
     from engine_router.proxy.kept_context import KeptContext
     from engine_router.proxy.tracing import RequestTrace
-
-COUNT_TOKENS = "/v1/messages/count_tokens"
 
 
 @define(eq=False, repr=False)
@@ -84,6 +90,7 @@ class ProxyHandler:
     _held_bodies: HeldBodies
     _captures: Captures
     _traces: Traces
+    _routing: Routing
     _context: ContextKeeper | None = None
 
     async def answer(self, incoming: IncomingRequest, scope: RequestScope, sink: Sink | None = None) -> Reply:
@@ -118,20 +125,19 @@ class ProxyHandler:
         if trace is not None:
             incoming.headers = trace.headers
         keep_alive: float | None = None
-        if isinstance(routed, Routed):
-            if path == COUNT_TOKENS and not await self._can_count(snapshot, target):
-                from engine_router.dialects.anthropic.tokens import count_tokens_body  # noqa: PLC0415 - few need it
-
-                counted = await off_loop(len(routed.body), lambda: count_tokens_body(routed.data()))
-                return _whole_reply(counted, "application/json")
-            if dialect is OLLAMA:
-                # How long a model stays is not for those to say who may neither load nor unload it.
-                keep_alive = keep_alive_s(routed.keep_alive) if scope.is_admin else None
-                if loads(path, routed.body):
-                    return await self._load_only(incoming, routed, target, scope, server)
-        exchange = await self._exchange(incoming, routed, target, snapshot, held, scope)
+        if isinstance(routed, Routed) and (path == COUNT_TOKENS or dialect is OLLAMA):
+            own, keep_alive = await self._answer_here(incoming, routed, target, scope, snapshot)
+            if own is not None:
+                return own
+        make = None
+        if scope.choice is not None:
+            turn = functools.partial(self._exchange, incoming, routed, snapshot, held, scope)
+            make = self._routing.turning(self._in_flight, self._upstream, snapshot, scope, turn)
+        exchange = await self._exchange(incoming, routed, snapshot, held, scope, target, make)
         self.enter(scope, target, exchange, incoming.headers, server, keep_alive)
         reply = await self._begin(exchange, path, routed, scope, server, sink)
+        if scope.choice is not None:
+            reply.head = marked(reply.head, scope.choice)
         if capture is not None:
             reply.body = captured_body(capture, reply.head, reply.body)
         return reply
@@ -170,10 +176,27 @@ class ProxyHandler:
             await off_loop(len(routed.body), routed.check_one_model)
         target = snapshot.registry.remembered(routed.model)
         if target is None:
-            snapshot, target = await self._find(routed.model, snapshot)
+            snapshot, target = await self._named(incoming, routed, scope, snapshot)
         if scope.key is not None:
             scope.check_model(routed.model, target)
         return snapshot, target, routed
+
+    async def _named(
+        self,
+        incoming: IncomingRequest,
+        routed: Routed | StreamedRequest,
+        scope: RequestScope,
+        snapshot: Snapshot,
+    ) -> tuple[Snapshot, Target]:
+        """Find the model that a request names, or that the route chooses that it names.
+
+        Raises:
+            RouterError: there is none.
+        """
+        if (route := route_named(snapshot, routed.model)) is None:
+            return await self._find(routed.model, snapshot)
+        features = await features_in(incoming, routed, scope)
+        return snapshot, await self._routing.target(snapshot, route, scope, features)
 
     def enter(
         self,
@@ -206,46 +229,48 @@ class ProxyHandler:
         return holder.enter(priority=priority, keep_alive_s=keep_alive_s, client=client)
 
     async def _passes(self, snapshot: Snapshot, path: str, model: str) -> bool:
+        if route_named(snapshot, model) is not None:
+            return False
         snapshot, target = await self._find(model, snapshot)
         return snapshot.planner.passes(path, model, target)
 
-    async def _can_count(self, snapshot: Snapshot, target: Target) -> bool:
-        """Tell whether the engine runs and counts tokens itself: nothing is loaded for a mere count."""
-        status = self._read_model.resident(target.resident)
-        if status.phase is not Phase.READY or status.base_url is None:
-            return False
-        return await snapshot.endpoint_support.serves(target.engine, status.base_url, COUNT_TOKENS)
-
-    async def _load_only(
+    async def _answer_here(
         self,
         incoming: IncomingRequest,
         routed: Routed,
         target: Target,
         scope: RequestScope,
-        server: ServerConfig,
-    ) -> Reply:
-        """Answer a request that only loads its model, or unloads it as soon as nobody uses it: not waited for."""
-        stay_s = keep_alive_s(routed.keep_alive)
-        if stay_s == 0:
-            scope.need_admin("unload models")
-        elif not scope.is_admin:
-            stay_s = None
-        answer = load_answer(incoming.path, routed.model, unloaded=stay_s == 0)
-        if stay_s == 0:
-            self._supervisor.keep_alive(target.resident, 0)
-            return _whole_reply(answer, CONTENT_TYPE)
-        load = LoadOnly(self._supervisor, target.resident, answer=answer)
+        snapshot: Snapshot,
+    ) -> tuple[Reply | None, float | None]:
+        """Answer what needs no engine: tokens to count that it cannot count, and requests that only load or unload.
+
+        Returns:
+            the answer, None where the engine gives it; and how many seconds its model shall stay.
+        """
+        path = incoming.path
+        if path == COUNT_TOKENS:
+            counted = await counted_tokens(self._read_model, snapshot, routed, target)
+            return None if counted is None else _whole_reply(counted, "application/json"), None
+        # How long a model stays is not for those to say who may neither load nor unload it.
+        stay_s = keep_alive_s(routed.keep_alive) if scope.is_admin else None
+        if not loads(path, routed.body):
+            return None, stay_s
+        load = load_only(self._supervisor, path, routed, target, scope)
+        if load is None:
+            return _whole_reply(load_answer(path, routed.model, unloaded=True), CONTENT_TYPE), None
+        server = snapshot.config.server
         self.enter(scope, target, load, incoming.headers, server, stay_s)
-        return await self._begin(load, incoming.path, routed, scope, server)
+        return await self._begin(load, path, routed, scope, server), None
 
     async def _exchange(
         self,
         incoming: IncomingRequest,
         routed: Routed | StreamedRequest,
-        target: Target,
         snapshot: Snapshot,
         held: HeldShare,
         scope: RequestScope,
+        target: Target,
+        make: MakeExchange | None = None,
     ) -> ProxyExchange:
         """Return the exchange of a request, with its plan where that is known before its engine runs."""
         path, planner = incoming.path, snapshot.planner
@@ -283,7 +308,10 @@ class ProxyHandler:
             owner = owner_of(scope.key, snapshot.config.context.shared_by)
             kept = KeptContext(self._context, target.resident, plan, owner, session_in(incoming.headers))
             plan = kept.plan
-        exchange = ProxyExchange(self._supervisor, target.resident, upstream=self._upstream, plan=plan)
+        if make is None:
+            exchange = ProxyExchange(self._supervisor, target.resident, upstream=self._upstream, plan=plan)
+        else:
+            exchange = make(target.resident, plan)
         if kept is not None:
             scope.on_leave(functools.partial(kept.ended, exchange))
         return exchange
@@ -301,7 +329,7 @@ class ProxyHandler:
         dialect = dialect_of(path)
         try:
             head = await _head(exchange, path, routed, server)
-            is_open = head is None or (routed.streams and _is_stream(head, dialect))
+            is_open = head is None or (routed.streams and is_stream(head, dialect))
             if head is not None and not is_open and (whole := exchange.take_whole()) is not None:
                 return Reply(head, whole)
         except RouterError:
@@ -360,17 +388,6 @@ async def _head(
 async def _never(_path: str, _model: str) -> bool:
     """Let no body go on before it is known as a whole."""
     return False
-
-
-def _is_stream(head: ResponseHead, dialect: Dialect) -> bool:
-    """Tell whether frames can be put into an answer: not where it is encoded, an error, or something else."""
-    kind = b""
-    for name, value in head.headers:
-        if name == b"content-encoding" and value != b"identity":
-            return False
-        if name == b"content-type" and not kind:
-            kind = value.partition(b";")[0].strip().lower()
-    return head.status < 400 and kind == dialect.stream_type.encode()
 
 
 def _whole_reply(body: bytes, content_type: str) -> Reply:

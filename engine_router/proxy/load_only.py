@@ -7,9 +7,12 @@ import math
 import trio
 from attrs import define, field
 
-from engine_router.dialects.ollama.load_only import CONTENT_TYPE
+from engine_router.dialects.ollama.load_only import CONTENT_TYPE, keep_alive_s, load_answer
+from engine_router.dialects.routed import Routed
 from engine_router.errors import EngineRefused
-from engine_router.in_flight import LeaseHolder
+from engine_router.in_flight import LeaseHolder, RequestScope
+from engine_router.models.target import Target
+from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.body_watch import TakePiece
 from engine_router.upstream.http1 import ResponseHead
 
@@ -58,3 +61,19 @@ class LoadOnly(LeaseHolder):
     async def refusal(self, status: int) -> EngineRefused:
         """Return the error that an answer of this status is; there is none."""
         raise RuntimeError(f"nobody answered {status}")
+
+
+def load_only(
+    supervisor: Supervisor, path: str, routed: Routed, target: Target, scope: RequestScope
+) -> LoadOnly | None:
+    """Return a request that only loads its model; None where it unloads it, as soon as nobody uses it: not waited for.
+
+    Raises:
+        AdminOnly: whoever sent it may not unload models.
+    """
+    if keep_alive_s(routed.keep_alive) == 0:
+        scope.need_admin("unload models")
+        supervisor.keep_alive(target.resident, 0)
+        return None
+    answer = load_answer(path, routed.model, unloaded=False)
+    return LoadOnly(supervisor, target.resident, answer=answer)

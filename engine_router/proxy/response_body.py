@@ -368,3 +368,14 @@ def stream_end_of(target: str, head: ResponseHead) -> StreamEnd | None:
         if name == b"content-type":
             kind = value.partition(b";")[0].strip().lower()
     return StreamEnd(mark) if kind in _STREAMS else None
+
+
+def is_stream(head: ResponseHead, dialect: Dialect) -> bool:
+    """Tell whether frames can be put into an answer: not where it is encoded, an error, or something else."""
+    kind = b""
+    for name, value in head.headers:
+        if name == b"content-encoding" and value != b"identity":
+            return False
+        if name == b"content-type" and not kind:
+            kind = value.partition(b";")[0].strip().lower()
+    return head.status < 400 and kind == dialect.stream_type.encode()

@@ -16,6 +16,8 @@ from attrs import frozen
 from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import RouterError
 from engine_router.memory import Holder, MemoryReading
+from engine_router.models.availability import Availability
+from engine_router.residency.availability import availability_of
 from engine_router.residency.decisions import Decision
 from engine_router.residency.failures import Failure
 from engine_router.residency.lease import Lease
@@ -217,6 +219,12 @@ class ReadModel:
         return ResidentStatus(
             resident=resident, pool=pool.name, failure=None if failure is None else _failure(failure)
         )
+
+    def availability(self, resident: ResidentId) -> Availability:
+        """Return when a resident of a configured engine could take up one more request."""
+        pool = self._supervisor.pool(resident)
+        swaps = [self._swap(swap) for swap in pool.swap_tracker.swaps]
+        return availability_of(pool, resident, swaps, trio.current_time())
 
     def profile(self, resident: ResidentId) -> Profile:
         """Return what is known of a resident beforehand: its need of memory, its times."""

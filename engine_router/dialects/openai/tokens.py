@@ -10,8 +10,8 @@ from engine_router.dialects.openai.usage import text_bytes, text_tokens
 
 # A message costs about four tokens beside its text (OpenAI's cookbook, "How to count tokens with tiktoken"), an
 # image up to about 1,600 (Anthropic, "Vision"): its size is not looked at here.
-_MESSAGE_TOKENS = 4
-_IMAGE_TOKENS = 1600
+MESSAGE_TOKENS = 4
+IMAGE_TOKENS = 1600
 
 
 def tokens_of(request: Mapping[str, Any]) -> int:
@@ -27,7 +27,7 @@ def tokens_of(request: Mapping[str, Any]) -> int:
     if "tools" in request:
         size += len(to_json(request["tools"]))
     images = [part for part in parts if part["type"] != "text"]
-    return text_tokens(size) + _MESSAGE_TOKENS * len(messages) + _IMAGE_TOKENS * len(images)
+    return text_tokens(size) + MESSAGE_TOKENS * len(messages) + IMAGE_TOKENS * len(images)
 
 
 def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,142 @@
+"""Routes over real sockets, in front of real processes: who is chosen, what is said of it, and what follows a failure."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from support.asgi import Received
+from support.keyed import CHAT, DIALECTS, LIMIT_S, chat, engine, keyed_text, said
+from support.served import served
+
+from engine_router import Router, open_router
+from engine_router.cli.event_text import EventLog
+from engine_router.config import parse_config
+
+BROKEN = engine("broken").replace('"{port}"', '"{port}", "fail=no such file"')
+
+
+@pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
+def fast(request: pytest.FixtureRequest) -> bool:
+    """Runs a test on the fast tier and on the ordinary one."""
+    return bool(request.param)
+
+
+@asynccontextmanager
+async def routed(
+    routes: str, *engines: str, keys: str = '"root-key"', fast: bool = True
+) -> AsyncIterator[tuple[Router, str]]:
+    """Serve a router with routes; its engines are `small` and `other` where none are given."""
+    found = engines or (engine("small"), engine("other"))
+    text = keyed_text(*found, routes, keys=keys, fast=fast)
+    with trio.fail_after(LIMIT_S):
+        async with open_router(parse_config(text)) as router, served(router) as url:
+            yield router, url
+
+
+def model_in(answer: Received) -> str:
+    assert answer.status == 200, answer.body
+    return answer.headers.get("x-engine-router-model") or ""
+
+
+async def nothing_left(router: Router) -> None:
+    """Wait until nothing is in flight: a client may read an answer's end before the router has."""
+    while len(router.in_flight):
+        await trio.sleep(0.01)
+
+
+AUTO = """
+    [routes.auto]
+    prefer = ["small", "other"]
+"""
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_what_is_loaded_answers_and_the_log_says_why_as_the_header_does(
+    path: str, fast: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="engine_router.events")
+    engines = [engine(name, program="talking_engine.py") for name in ("small", "other")]
+    async with routed(AUTO, *engines, fast=fast) as (router, url):
+        router.hub.listen(EventLog().observe)
+        assert (await said(url, "root-key", "POST", CHAT, chat("other"))).headers.get(
+            "x-engine-router-model"
+        ) is None
+        for name in ("auto", "auto:latest"):
+            answer = await said(
+                url, "root-key", "POST", path, {**chat(name), "max_tokens": 5, "stream": False}
+            )
+            assert model_in(answer) == "other"
+            reason = "route 'auto' leads to 'other' by resident: loaded"
+            assert answer.headers.get("x-engine-router-route") == reason
+            assert reason in [record.getMessage() for record in caplog.records]
+        assert "small" not in {status.resident.engine for status in router.read_model.present()}
+
+
+async def test_the_next_model_answers_where_the_first_cannot_be_started(fast: bool) -> None:
+    routes = '[routes.auto]\nprefer = ["broken", "small"]\nstrategy = "first"\ncooldown_s = 1000'
+    async with routed(routes, BROKEN, engine("small"), fast=fast) as (router, url):
+        answer = await said(url, "root-key", "POST", CHAT, chat("auto"))
+        assert model_in(answer) == "small"
+        reason = "route 'auto' falls back to 'small': 'broken' could not be started"
+        assert answer.headers.get("x-engine-router-route") == reason
+        again = await said(url, "root-key", "POST", CHAT, chat("auto"))
+        assert model_in(again) == "small"
+        said_again = again.headers.get("x-engine-router-route") or ""
+        assert said_again.startswith(
+            "route 'auto' leads to 'small' by first: loaded; 'broken' is cooling down: "
+        )
+        # What names the model gets the model.
+        answer = await said(url, "root-key", "POST", CHAT, chat("broken"))
+        assert (answer.status, answer.headers.get("x-engine-router-model")) == (503, None)
+        await nothing_left(router)
+
+
+async def test_a_stream_that_waits_turns_to_the_next_model_too(fast: bool) -> None:
+    text = keyed_text(
+        BROKEN, engine("small"), keys='"root-key"', fast=fast, more="keepalive_interval_s = 0.01"
+    )
+    text += '[routes.auto]\nprefer = ["broken", "small"]\nstrategy = "first"\n'
+    with trio.fail_after(LIMIT_S):
+        async with open_router(parse_config(text)) as router, served(router) as url:
+            answer = await said(url, "root-key", "POST", CHAT, chat("auto", stream=True))
+            frames, _, body = answer.body.rpartition(b"\n\n")
+            assert (answer.status, set(frames.split(b"\n\n"))) == (200, {b": keepalive"})
+            assert '"model":"small"' in json.loads(body)["body"]
+            await nothing_left(router)
+
+
+async def test_without_fallback_the_failure_is_the_answer() -> None:
+    routes = '[routes.auto]\nprefer = ["broken", "small"]\nstrategy = "first"\nfallback = false'
+    async with routed(routes, BROKEN, engine("small")) as (_, url):
+        answer = await said(url, "root-key", "POST", CHAT, chat("auto"))
+        assert answer.status == 503
+
+
+async def test_no_other_id_ever_leads_to_a_route(fast: bool) -> None:
+    async with routed(AUTO, fast=fast) as (router, url):
+        for name in ("aut", "Auto", "auto2", "smal", "auto:8b"):
+            answer = await said(url, "root-key", "POST", CHAT, chat(name))
+            assert answer.status == 404, name
+        assert not router.read_model.present()
+
+
+KEYS = """
+    "root-key",
+    { name = "narrow", key = "narrow-key", models = ["small"] },
+    { name = "none", key = "none-key", models = ["nothing"] },
+"""
+
+
+async def test_a_key_gets_only_models_that_it_may_use(fast: bool) -> None:
+    async with routed(AUTO, keys=KEYS, fast=fast) as (_, url):
+        assert (await said(url, "root-key", "POST", CHAT, chat("other"))).status == 200
+        assert model_in(await said(url, "root-key", "POST", CHAT, chat("auto"))) == "other"
+        answer = await said(url, "narrow-key", "POST", CHAT, chat("auto"))
+        assert model_in(answer) == "small"
+        refused = await said(url, "none-key", "POST", CHAT, chat("auto"))
+        assert (refused.status, "small" in refused.body.decode()) == (404, False)
