@@ -29,6 +29,7 @@ from engine_router.residency.measurements import read_state, state_file_of
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.settings import gauges_of, make_rules
 from engine_router.residency.supervisor import Supervisor
+from engine_router.residency.tenant_calls import TenantCalls
 from engine_router.router import Router
 from engine_router.telemetry.metrics import Metrics
 from engine_router.telemetry.router_gauges import router_gauges
@@ -192,6 +193,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
         router.engine_metrics.let_go(base_url)
 
     supervisor.on_stop(let_go)
+    supervisor.ask_tenants(TenantCalls(factory.client).ask)
     metrics.read = lambda: router_gauges(
         router.read_model, router.sampler, router.sleeping(), router.started_at
     )

@@ -204,6 +204,9 @@ async def test_a_program_that_holds_memory_is_shown_and_an_engine_is_not(
         with trio.fail_after(200):
             async with open_router(config) as router, router.lease("x"):
                 told = (await ask(router.app, "GET", "/status")).json()
+                while told["pools"]["default"]["other_programs"] is None:  # a look that took too long
+                    await trio.sleep(1.0)
+                    told = (await ask(router.app, "GET", "/status")).json()
         starter.stdin.close()
     pool = told["pools"]["default"]
     pid = pool["residents"][0]["pid"]

@@ -73,7 +73,8 @@ def _resident(resident: Data) -> tuple[str, str, str, str, str]:
 def _program(program: Data) -> tuple[str, str, str, str, str]:
     size = program["held_bytes"]
     held = gigabytes(size) if size else NOTHING
-    return f"{program['name']} (pid {program['pid']})", "other program", NOTHING, held, NOTHING
+    name = program.get("tenant") or program["name"]
+    return f"{name} (pid {program['pid']})", "other program", NOTHING, held, NOTHING
 
 
 def _engines(engines: Mapping[str, Data]) -> None:

@@ -37,6 +37,7 @@ from engine_router.config.model import (
 from engine_router.config.peers import PeerConfig
 from engine_router.config.routes import RouteConfig, RuleConfig
 from engine_router.config.template import is_template
+from engine_router.config.tenants import TenantConfig
 from engine_router.config.traces import TracesConfig, TraceSettings, trace_settings
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "SleepConfig",
     "StartedConfig",
     "SystemdConfig",
+    "TenantConfig",
     "TraceSettings",
     "TracesConfig",
     "find_config",

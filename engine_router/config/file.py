@@ -116,7 +116,9 @@ def backed_up(path: Path, text: str, mode: int, owner: tuple[int, int]) -> Path:
 
 def _mode_of_new(config: Config) -> int:
     """Return the permissions of a new file: for its owner alone where keys stand in it."""
-    has_keys = bool(config.server.api_keys) or any(engine.headers for engine in config.engines.values())
+    has_keys = bool(config.server.api_keys) or any(
+        holder.headers for holder in (*config.engines.values(), *config.tenants)
+    )
     mask = os.umask(0)
     os.umask(mask)
     return 0o600 if has_keys else 0o666 & ~mask

@@ -22,10 +22,10 @@ from engine_router.config.engines import (
 )
 from engine_router.config.environment import Environment
 from engine_router.config.families import with_families
-from engine_router.config.faults import Fault, close, few_explained, is_explained, is_table, quoted
+from engine_router.config.faults import Fault, close, few_explained, is_table, quoted
 from engine_router.config.keys import key_faults
 from engine_router.config.kinds import Name
-from engine_router.config.misplaced import table_of, without_dotted
+from engine_router.config.misplaced import unknown_keys, without_dotted
 from engine_router.config.model import (
     Config,
     FamilyConfig,
@@ -36,7 +36,6 @@ from engine_router.config.model import (
     SchedulingConfig,
     ServerConfig,
 )
-from engine_router.config.options import options_of
 from engine_router.config.peers import PeerConfig, peer_faults, place_of, with_peers
 from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
@@ -44,8 +43,9 @@ from engine_router.config.remote import authority_faults, remote_faults
 from engine_router.config.route_faults import route_faults
 from engine_router.config.routes import RouteConfig
 from engine_router.config.sleeping import sleep_faults
-from engine_router.config.structure import read_engine, read_table
+from engine_router.config.structure import read_engine, read_table, read_tables
 from engine_router.config.template import is_scanned
+from engine_router.config.tenants import TenantConfig, tenant_faults
 from engine_router.config.traces import TracesConfig
 from engine_router.config.turns import turn_faults
 from engine_router.config.values import expanded, read_name, read_string, shown
@@ -170,7 +170,7 @@ def parse_config(
 
 def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     """Build the configuration from TOML data; None and the faults when there are any."""
-    faults: list[Fault] = list(_unknown_keys(data))
+    faults: list[Fault] = list(unknown_keys(data))
     server = _section(data, "server", ServerConfig, faults)
     log = _section(data, "log", LogConfig, faults)
     history = _section(data, "history", HistoryConfig, faults)
@@ -186,6 +186,8 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     families = _named(data, "families", lambda value, path: read_table(value, FamilyConfig, path), faults)
     aliases = _named(data, "aliases", _read_alias, faults)
     routes = _named(data, "routes", lambda value, path: read_table(value, RouteConfig, path), faults)
+    tenants, more = read_tables(data.get("tenants", []), TenantConfig, "tenants")
+    faults += [*more, *tenant_faults(tenants, {"default", *_names_in(data, "pools")})]
     state_file = _state_file(data, faults)
     faults.extend(key_faults(() if server is None else server.api_keys))
     faults.extend(_cross_faults(data, pools, engines, models, aliases))
@@ -208,21 +210,9 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
         families=families,
         aliases=aliases,
         routes=routes,
+        tenants=tuple(filter(None, tenants)),
         state_file=state_file,
     ), []
-
-
-def _unknown_keys(data: Mapping[str, Any]) -> Iterator[Fault]:
-    known = [field.name for field in options_of(Config)]
-    for key in data:
-        if key not in known and not is_explained():
-            yield quoted(key), "unknown key"
-        elif key not in known:
-            near = close(key, known)
-            table = None if is_table(data[key]) else table_of(key)
-            hint = f"; did you mean {near}?" if near else f"; known: {', '.join(known)}"
-            hint = f"; move it into {table}" if table else hint
-            yield quoted(key), f"unknown {'table' if is_table(data[key]) else 'key'}{hint}"
 
 
 def _section(data: Mapping[str, Any], key: str, cls: Any, faults: list[Fault]) -> Any:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 
 from engine_router.config.context import ContextConfig
 from engine_router.config.engines import ENGINE_TYPES, EngineConfig
-from engine_router.config.faults import Fault, quoted
+from engine_router.config.faults import Fault, close, is_explained, is_table, quoted
 from engine_router.config.model import (
+    Config,
     FamilyConfig,
     HistoryConfig,
     LogConfig,
@@ -23,6 +24,7 @@ from engine_router.config.model import (
 from engine_router.config.options import options_of
 from engine_router.config.peers import PeerConfig
 from engine_router.config.routes import RouteConfig
+from engine_router.config.tenants import TenantConfig
 from engine_router.config.traces import TracesConfig
 
 _TABLES: Final[Mapping[str, type[Any]]] = {
@@ -33,6 +35,7 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
     "[context]": ContextConfig,
     "[scheduling]": SchedulingConfig,
     "[pools.NAME]": PoolConfig,
+    "[[tenants]]": TenantConfig,
     "[engines.NAME]": EngineConfig,
     "[models.NAME]": ModelConfig,
     "[routes.NAME]": RouteConfig,
@@ -77,6 +80,20 @@ def table_of(key: str, cls: type[Any] | None = None) -> str | None:
     if not tables and any(key in attrs.fields_dict(kind) for kind in ENGINE_TYPES.values()):
         tables = ["[engines.NAME]"]
     return tables[0] if len(tables) == 1 else None
+
+
+def unknown_keys(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the keys at the top of a file that mean nothing."""
+    known = [field.name for field in options_of(Config)]
+    for key in data:
+        if key not in known and not is_explained():
+            yield quoted(key), "unknown key"
+        elif key not in known:
+            near = close(key, known)
+            table = None if is_table(data[key]) else table_of(key)
+            hint = f"; did you mean {near}?" if near else f"; known: {', '.join(known)}"
+            hint = f"; move it into {table}" if table else hint
+            yield quoted(key), f"unknown {'table' if is_table(data[key]) else 'key'}{hint}"
 
 
 def without_dotted(table: str, name: str, value: Any) -> tuple[Any, list[Fault]]:

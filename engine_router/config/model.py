@@ -39,6 +39,7 @@ from engine_router.config.kinds import (
 from engine_router.config.options import option, required, table
 from engine_router.config.peers import PeerConfig
 from engine_router.config.routes import RouteConfig
+from engine_router.config.tenants import TenantConfig
 from engine_router.config.traces import TracesConfig
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
@@ -356,6 +357,7 @@ class Config:
     families: Mapping[str, FamilyConfig] = table(dict, "Settings for all models whose names match.")
     aliases: Mapping[str, str] = table(dict, "Other names for models: alias = model id.")
     routes: Mapping[str, RouteConfig] = table(dict, "Names for whichever of some models answers best now.")
+    tenants: tuple[TenantConfig, ...] = option((), "Other programs that share a memory with the engines.")
     state_file: str | None = option(
         None,
         "File that remembers measured memory and start times; in the platform's state folder when absent.",

@@ -82,7 +82,11 @@ def _collect(cls: type[Any], path: str, rows: list[tuple[str, str, str, str]]) -
         inner = _table_of(hints[field.name])
         if not inner or _holds_texts(hints[field.name]):
             rows.append((path, field.name, _default_of(field), str(field.metadata["doc"])))
-        named = get_origin(hints[field.name]) is not None and not path
+        named = (
+            get_origin(hints[field.name]) is not tuple
+            and get_origin(hints[field.name]) is not None
+            and not path
+        )
         for table in inner:
             place = f"{path}.{field.name}".lstrip(".") + (".NAME" if named else "")
             _collect(table, place + (f" ({table.__name__})" if len(inner) > 1 else ""), rows)

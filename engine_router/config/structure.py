@@ -148,6 +148,14 @@ def read_table(value: Any, cls: type[T], path: str) -> tuple[T | None, list[Faul
         return None, list(_walk(error, path, cls))
 
 
+def read_tables(value: Any, cls: type[T], path: str) -> tuple[list[T | None], list[Fault]]:
+    """Read a list of tables. Returns an object for each, or None where it has faults, and all these faults."""
+    if not isinstance(value, list):
+        return [], [(path, f"expected a list of tables, [[{path}]], got {shown(value)}")]
+    read = [read_table(item, cls, f"{path}[{index}]") for index, item in enumerate(value)]
+    return [found for found, _ in read], [fault for _, faults in read for fault in faults]
+
+
 def read_engine(value: Any, path: str) -> tuple[EngineConfig | None, list[Fault]]:
     """Read one engine's table; its `type` says of which class."""
     if not isinstance(value, dict):

@@ -82,11 +82,13 @@ class NotEnoughMemory(EngineStartFailed):
     anthropic_kind = "overloaded_error"
     retryable = True
 
-    def __init__(self, engine: str, need_bytes: int, free_bytes: int, waited_s: float) -> None:
+    def __init__(
+        self, engine: str, need_bytes: int, free_bytes: int, waited_s: float, holders: str = ""
+    ) -> None:
         super().__init__(
             engine,
             f"was not started: it needs {need_bytes / 1e9:.1f} GB, and only {free_bytes / 1e9:.1f} GB were free "
-            f"after {waited_s:g} s; something outside the router holds the rest",
+            f"after {waited_s:g} s; {holders or 'something outside the router holds the rest'}",
             retry_after_s=max(5.0, waited_s),
         )
         self.need_bytes = need_bytes

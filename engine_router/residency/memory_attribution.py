@@ -58,7 +58,7 @@ class MemoryAttribution:
         """Note a start, which will take memory from what is still free."""
         if self._starting or self._ended or self._group is not None:
             task.is_disturbed = True
-        self._disturb()
+        self.disturb()
         self._starting.add(task)
         self._low = still_free - need_bytes
 
@@ -82,14 +82,14 @@ class MemoryAttribution:
         else:
             self._group.is_single = False
         if self._starting or self._ended:
-            self._disturb()
+            self.disturb()
         self._group.tasks.add(task)
         task.baseline = self._group.baseline
 
     def ends(self, task: ResidentTask) -> None:
         """Note an end that nobody asked for, and so without a baseline."""
         self._ended.add(task)
-        self._disturb()
+        self.disturb()
 
     def has_gone(self, task: ResidentTask, expected_bytes: int | None) -> int | None:
         """Note the end of a task. Returns what should be back since its baseline; None where unknown."""
@@ -115,7 +115,8 @@ class MemoryAttribution:
             if not self._group.tasks:
                 self._group = None
 
-    def _disturb(self) -> None:
+    def disturb(self) -> None:
+        """Note that what is seen of the starts and stops under way is not their doing alone."""
         for task in self._starting:
             task.is_disturbed = True
         if self._group is not None:

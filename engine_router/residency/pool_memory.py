@@ -83,6 +83,10 @@ class PoolMemory:
         """Note a start, in the step in which its free memory was looked at."""
         self._attribution.starts(task, free_bytes, need_bytes)
 
+    def disturb(self) -> None:
+        """Note that somebody else comes or goes: what is measured of starts and stops under way is worth nothing."""
+        self._attribution.disturb()
+
     def start_succeeded(self, task: ResidentTask) -> None:
         """Note that a start is done; `measure_start` has to follow, and until then nobody else comes or goes."""
         self._unmeasured.add(task)

@@ -29,6 +29,7 @@ from engine_router.residency.resident_task import ResidentTask
 from engine_router.residency.rules import ResidencySettings
 from engine_router.residency.sleepers import Sleepers
 from engine_router.residency.start_memory import StartMemory
+from engine_router.residency.tenants import Tenants
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +66,16 @@ class ResidentRunner:
     on_stop: Callable[[str], object] = lambda _: None
     is_closing: bool = False
     sleepers: Sleepers = field(init=False)
+    tenants: Tenants = field(init=False)
     start_memory: StartMemory = field(init=False)
     _read_ahead: ReadAhead = field(factory=ReadAhead)
 
     def __attrs_post_init__(self) -> None:
         self.sleepers = Sleepers(self.engines)
-
-        def clear_away(sleeper: ResidentId) -> None:
-            self.spawn(self.sleepers.clear_away, sleeper)
-
-        self.start_memory = StartMemory(profile=self.profile, sleepers=self.sleepers, clear_away=clear_away)
+        self.tenants = Tenants(listed=lambda: self.settings.tenants, spawn=self.spawn, notice=self.notice)
+        self.start_memory = StartMemory(
+            profile=self.profile, sleepers=self.sleepers, spawn=self.spawn, tenants=self.tenants
+        )
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run a function until it ends, or the router does."""

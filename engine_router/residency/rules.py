@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Literal
 
 from attrs import evolve, field, frozen
 
+from engine_router.config import TenantConfig
 from engine_router.engines.base import ResidentId
 from engine_router.residency.files import Files, NoFiles
 from engine_router.residency.measurements import Measurement
@@ -193,6 +194,7 @@ class ResidencySettings:
         always_there: residents that run by themselves.
         has_remotes: there are servers elsewhere, whose pool is no memory.
         files: what is done about their files when one makes way for another.
+        tenants: the other programs that share a pool's memory, by the pool.
     """
 
     capacities: Mapping[str, Capacity] = field(factory=dict)
@@ -201,3 +203,4 @@ class ResidencySettings:
     always_there: tuple[ResidentId, ...] = ()
     has_remotes: bool = False
     files: Files = field(factory=NoFiles)
+    tenants: Mapping[str, Sequence[TenantConfig]] = field(factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import trio
@@ -55,10 +55,13 @@ async def make_settings(
     """Return how residents share the memories. Reads the headers of model files where a budget wants them."""
     capacities = {name: _capacity(name, pool, config, registry) for name, pool in pools_of(config).items()}
     capacities[REMOTES] = Capacity(is_boundless=True)
-    has_budget = any(pool.mode == "budget" for pool in config.pools.values())
+    counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
+    counted |= {
+        tenant.pool for tenant in config.tenants
+    }  # what others hold there is looked at before a start
     estimates: Mapping[ResidentId, Estimate] = {}
-    if has_budget:
-        estimates = await trio.to_thread.run_sync(_estimates, config, engines, registry, headers)
+    if counted:
+        estimates = await trio.to_thread.run_sync(_estimates, config, counted, engines, registry, headers)
     known: dict[ResidentId, Traits] = {}
 
     def traits(resident: ResidentId) -> Traits:
@@ -77,6 +80,9 @@ async def make_settings(
             ResidentId(n) for n, e in config.engines.items() if isinstance(e, RemoteConfig) and not e.sleeps
         ),
         has_remotes=any(isinstance(engine, RemoteConfig) for engine in config.engines.values()),
+        tenants={
+            name: [tenant for tenant in config.tenants if tenant.pool == name] for name in pools_of(config)
+        },
     )
 
 
@@ -156,10 +162,13 @@ def _target(name: str, registry: ModelRegistry) -> Target | None:
 
 
 def _estimates(
-    config: Config, engines: Mapping[str, Engine], registry: ModelRegistry, headers: HeaderMemory
+    config: Config,
+    counted: Collection[str],
+    engines: Mapping[str, Engine],
+    registry: ModelRegistry,
+    headers: HeaderMemory,
 ) -> dict[ResidentId, Estimate]:
-    """Estimate the residents whose pools have a budget. Blocks: it reads files."""
-    counted = {name for name, pool in pools_of(config).items() if pool.mode == "budget"}
+    """Estimate the residents of some pools. Blocks: it reads files."""
     found: dict[ResidentId, Estimate] = {}
     for target in registry.targets():
         settings = config.engines[target.engine]

@@ -39,6 +39,7 @@ from engine_router.residency.pool_memory import PoolMemory
 from engine_router.residency.resident_runner import ResidentRunner
 from engine_router.residency.rules import ResidencySettings
 from engine_router.residency.swap_tracker import SwapTracker
+from engine_router.residency.tenants import Ask
 
 _EXCLUSIVE = Capacity()
 
@@ -114,6 +115,10 @@ class Supervisor:
     def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` with a resident's address just before it is asked to end."""
         self._runner.on_stop = callback
+
+    def ask_tenants(self, ask: Ask) -> None:
+        """Have tenants asked to free memory by `ask`."""
+        self._runner.tenants.ask = ask
 
     @property
     def is_adopting(self) -> bool:

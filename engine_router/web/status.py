@@ -99,11 +99,18 @@ def _memory(router: Router, pool: PoolStatus) -> dict[str, Any]:
 def other_programs(router: Router, pool: str) -> list[dict[str, Any]] | None:
     """Return the programs that hold most of a pool's memory beside its residents; None where that is not known."""
     listed = router.read_model.other_programs(pool)
-    return (
-        None
-        if listed is None
-        else [{"name": one.name, "pid": one.pid, "held_bytes": one.held_bytes} for one in listed]
-    )
+    if listed is None:
+        return None
+    tenants = [tenant for tenant in router.config.tenants if tenant.pool == pool]
+    return [
+        {
+            "name": one.name,
+            "pid": one.pid,
+            "held_bytes": one.held_bytes,
+            "tenant": next((t.name for t in tenants if t.is_process(one.name, one.command)), None),
+        }
+        for one in listed
+    ]
 
 
 def _absent(router: Router) -> str:

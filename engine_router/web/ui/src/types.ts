@@ -13,6 +13,7 @@ export interface PoolMemory {
 export interface OtherProgram {
   name: string;
   pid: number;
+  tenant?: Maybe<string>;
   held_bytes?: Maybe<number>;
 }
 

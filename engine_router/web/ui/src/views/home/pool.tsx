@@ -47,7 +47,7 @@ export function PoolCard({ name, pool }: { name: string; pool: Pool }) {
         {(pool.other_programs ?? []).map((program) => (
           <li key={program.pid} class="line soft program">
             <span>
-              <bdi>{program.name}</bdi> (process {program.pid})
+              <bdi>{program.tenant ?? program.name}</bdi> (process {program.pid})
             </span>
             <span class="num">{program.held_bytes == null ? "" : bytes(program.held_bytes)}</span>
           </li>
