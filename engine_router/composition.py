@@ -123,6 +123,7 @@ async def _start(
         lambda: _serving(router.read_model),
         router.hub.subscribe(ResidentReady),
     )
+    nursery.start_soon(router.peers.run, factory.client, factory.instance_id, factory.hidden)
     nursery.start_soon(router.keep_saving)
     nursery.start_soon(router.history.run)
     nursery.start_soon(router.traces.run, factory.client)

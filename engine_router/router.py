@@ -27,6 +27,7 @@ from engine_router.models.folder_scans import FolderScans
 from engine_router.models.hub.queue import DownloadQueue
 from engine_router.models.learned import Learned
 from engine_router.models.lister import ModelLister
+from engine_router.models.peer_watch import PeerWatch
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.held_bodies import HeldBodies
@@ -92,6 +93,15 @@ class Router:
     read_model: ReadModel = field(
         init=False, default=Factory(lambda self: ReadModel(self.supervisor, self.state), takes_self=True)
     )
+    peers: PeerWatch = field(
+        init=False,
+        default=Factory(
+            lambda self: PeerWatch(
+                lambda: self.config, lambda name: bool(self.read_model.resident(ResidentId(name)).leases)
+            ),
+            takes_self=True,
+        ),
+    )
     in_flight: InFlight = field(init=False, factory=InFlight)
     held_bodies: HeldBodies = field(
         init=False,
@@ -128,6 +138,7 @@ class Router:
                 self.traces,
                 self.routing,
                 self.context,
+                self.peers,
             ),
             takes_self=True,
         ),

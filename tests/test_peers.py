@@ -14,6 +14,8 @@ import pytest
 import trio
 from support.asgi import Received
 from support.ports import free_port
+from support.scripted.cloud import ScriptedCloud
+from support.scripted.server import as_json
 from support.served import RawClient, ask, served
 
 from engine_router import Router, open_router
@@ -265,3 +267,73 @@ async def test_an_idle_peer_is_suspended_unless_others_use_it(tmp_path: Path) ->
             while status(router)["engines"]["attic"]["state"] != "off":
                 await trio.sleep(0.05)
             assert mark.exists(), hub.tail(9)
+
+
+# What it tells of itself.
+
+
+async def test_a_peers_state_queue_and_estimate_are_shown(tmp_path: Path, capsys: Any) -> None:
+    slow = engine("local", "m", "delay=2") + engine("other", "n")
+    with trio.fail_after(LIMIT_S):
+        async with a_process(tmp_path, slow) as far, a_process(tmp_path, peer(far, 'prefix = "a"')) as near:
+            while "a/m" not in await listed(near):
+                await trio.sleep(0.05)
+
+            async def shown() -> tuple[dict[str, str], dict[str, Any]]:
+                told = (await ask(near, "GET", "/status")).json()
+                states = {model["id"]: model["state"] for model in told["models"]}
+                return states, told["engines"]["attic"]["peer"]
+
+            while (await shown())[1]["program"] != "engine-router":
+                await trio.sleep(0.05)
+            assert (await shown())[0] == {"a/m": "off", "a/n": "off"}
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(chat, near, "a/m")
+                while (await shown())[0]["a/m"] != "starting":
+                    await trio.sleep(0.05)
+                told = (await shown())[1]
+                assert (told["waiting"], told["swaps"][0]["target"]) == (1, "local")
+                command = [sys.executable, "-m", "engine_router", "status", "--url", near]
+                said = await trio.run_process(command, capture_stdout=True)
+                assert b"engine-router" in said.stdout.partition(b"PROGRAM")[2], said.stdout
+                assert b"start local" in said.stdout
+            while (await shown())[0]["a/m"] != "ready":
+                await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "program", "states"),
+    [
+        ("/running", {"running": [{"model": "m", "state": "starting"}]}, "llama-swap", ("starting", "off")),
+        ("/api/ps", {"models": [{"name": "m:latest"}]}, "ollama", ("ready", "off")),
+        (
+            "/api/v0/models",
+            {"data": [{"id": "m", "state": "loaded"}, {"id": "n", "state": "not-loaded"}]},
+            "lmstudio",
+            ("ready", "off"),
+        ),
+        ("/none", {}, "other", ("ready", "ready")),
+        ("/status", {"pools": {"p": {"residents": [7, {"in_flight": "x"}], "swaps": {}}}, "version": "1"}, "engine-router", ("ready", "ready")),
+        ("/status", [1, 2], "other", ("ready", "ready")),
+    ],
+)  # fmt: skip
+async def test_other_routers_tell_it_in_their_own_words(
+    path: str, answer: Any, program: str, states: tuple[str, str]
+) -> None:
+    class Other(ScriptedCloud):
+        def routes(self) -> Any:
+            return {**super().routes(), f"GET {path}": self.tell}
+
+        async def tell(self, _call: Any) -> Any:
+            return as_json(answer)
+
+    far = Other("m", "n", path="/v1")
+    with trio.fail_after(LIMIT_S):
+        async with far.running(), running(peer(far.base_url + "/v1")) as (router, url):
+            await router.discover()
+            while (told := status(router)["engines"]["attic"]["peer"])["program"] is None:
+                assert told["fault"] is None, told
+                await trio.sleep(0.05)
+            assert told["program"] == program
+            found = (await ask(url, "GET", "/v1/models")).json()["data"]
+            assert tuple(entry["state"] for entry in found) == states

@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
         _pools(status["pools"])
         say()
         _engines(status["engines"])
+        _peers(status["engines"])
         _swaps(status)
     except (KeyError, TypeError):
         raise not_understood(address) from None
@@ -90,6 +91,27 @@ def _engines(engines: Mapping[str, Data]) -> None:
         for name, engine in engines.items()
     ]
     Table(("Engine", "Type", "Pool", "State", "Models", "Serves itself"), rows).show()
+
+
+def _peers(engines: Mapping[str, Data]) -> None:
+    """Show what peers tell of themselves."""
+    rows = [(name, *_peer(engine["peer"])) for name, engine in engines.items() if engine.get("peer")]
+    if rows:
+        say()
+        Table(("Peer", "Program", "Running", "Waiting", "Doing"), rows, frozenset((2, 3))).show()
+
+
+def _peer(peer: Data) -> tuple[str, str, str, str]:
+    if peer["fault"] is not None or peer["program"] is None:
+        return peer["program"] or NOTHING, NOTHING, NOTHING, peer["fault"] or "not asked yet"
+    program = " ".join(filter(None, (peer["program"], peer["version"])))
+    doing = "; ".join(_peers_swap(swap) for swap in peer["swaps"]) or NOTHING
+    return program, str(peer["in_flight"]), str(peer["waiting"]), doing
+
+
+def _peers_swap(swap: Data) -> str:
+    expected = "" if swap["expected_s"] is None else f" of about {seconds(swap['expected_s'])}"
+    return f"{swap['words']}, {seconds(swap['elapsed_s'])}{expected}"
 
 
 def _swaps(status: Data) -> None:

@@ -22,6 +22,7 @@ from engine_router.dialects.routed import Routed
 from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.errors import RouterError
 from engine_router.in_flight import InFlight, LeaseHolder, RequestScope
+from engine_router.models.peer_watch import PeerWatch
 from engine_router.models.registry import Target
 from engine_router.proxy.additions import footer_of, keep_alive_frames
 from engine_router.proxy.exchange import ProxyExchange
@@ -92,6 +93,7 @@ class ProxyHandler:
     _traces: Traces
     _routing: Routing
     _context: ContextKeeper | None = None
+    _peers: PeerWatch | None = None
 
     async def answer(self, incoming: IncomingRequest, scope: RequestScope, sink: Sink | None = None) -> Reply:
         """Wait for the engine and for the head of its answer, or for the first keep-alive frame to be due.
@@ -359,7 +361,10 @@ class ProxyHandler:
         if exchange.lease is None:
             return None
         names_others = scope.key is None or scope.key.models is None
-        return progress_of(self._read_model, exchange.lease, names_others=names_others)
+        there = (
+            None if self._peers is None else self._peers.words(exchange.resident.engine, scope.model or "")
+        )
+        return progress_of(self._read_model, exchange.lease, names_others=names_others, there=there)
 
 
 async def _head(

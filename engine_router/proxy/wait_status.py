@@ -18,14 +18,19 @@ _STEPS = {
 }
 
 
-def progress_of(read_model: ReadModel, lease: Lease, *, names_others: bool = True) -> str:
+def progress_of(
+    read_model: ReadModel, lease: Lease, *, names_others: bool = True, there: str | None = None
+) -> str:
     """Return what a request waits for: its place in the queue, or the step of its swap, with times.
 
     Args:
         names_others: whoever waits may be told the names of models that it did not ask for.
+        there: what it waits for at a peer, which has the request already.
     """
     now = trio.current_time()
     resident = lease.resident
+    if lease.endpoint is not None and there is not None:
+        return f"{resident}: {there}"
     if lease.endpoint is not None:
         return f"{resident} is thinking ({_seconds(now - lease.granted_at)})"
     if read_model.is_adopting:

@@ -19,6 +19,7 @@ from engine_router.web.merge_patch import Json, known
 from engine_router.web.paced import paced
 from engine_router.web.recent_use import RecentUse
 from engine_router.web.state_words import OWN
+from engine_router.web.status import state_of
 
 # Seconds after which the facts of models are gathered again though nothing is known to have happened: the longer, the
 # longer nothing has changed.
@@ -35,7 +36,7 @@ ASLEEP: Final = "asleep"
 class _Model:
     """A model: what seldom changes of it, and its entry as it was made last."""
 
-    resident: ResidentId
+    target: Target
     facts: Json
     state: str = ""
     use: LastUse | None = None
@@ -55,6 +56,7 @@ class ModelEntries:
     _pause_s: float = field(default=_GATHER_SOON_S, init=False)
     _states: dict[ResidentId, str] = field(factory=dict, init=False)
     _ended: int = field(default=0, init=False)
+    _peer_changes: int = field(default=0, init=False)
     _snapshot: object = field(default=None, init=False)
     _recent: tuple[Event, ...] = field(default=(), init=False)
 
@@ -68,12 +70,15 @@ class ModelEntries:
         has_changed = self._is_gathering_due()
         if has_changed:
             await self._gather()
-        states = _states(pools, asleep)
-        if not has_changed and states == self._states and self._recent_use.ended == self._ended:
+        states, peer_changes = _states(pools, asleep), self._router.peers.changes
+        is_same = states == self._states and peer_changes == self._peer_changes
+        if not has_changed and is_same and self._recent_use.ended == self._ended:
             return self._entries
-        self._states, self._ended = states, self._recent_use.ended
+        self._states, self._ended, self._peer_changes = states, self._recent_use.ended, peer_changes
         for name, model in self._models.items():
-            use, state = self._recent_use.of(name), states.get(model.resident, OWN.absent)
+            use, state = self._recent_use.of(name), states.get(model.target.resident, OWN.absent)
+            if model.target.is_peers:
+                state = state_of(self._router, model.target)
             if not model.entry or state != model.state or use is not model.use:
                 model.state, model.use, has_changed = state, use, True
                 model.entry = known({**model.facts, "state": state, **_used(use)})
@@ -98,7 +103,7 @@ class ModelEntries:
         async for target in paced(router.registry.targets()):
             facts, last = self._facts(target), before.get(target.model)
             if last is None or last.facts != facts:
-                last, has_changed = _Model(target.resident, facts), True
+                last, has_changed = _Model(target, facts), True
             models[target.model] = last
         is_same = not has_changed and len(models) == len(before)
         self._pause_s = min(_GATHER_S, 2 * self._pause_s) if is_same else _GATHER_SOON_S

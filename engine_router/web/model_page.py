@@ -16,8 +16,7 @@ from engine_router.router import Router
 from engine_router.telemetry.starts import past_starts
 from engine_router.web.params import permitted
 from engine_router.web.responses import json_response
-from engine_router.web.state_words import OWN
-from engine_router.web.status import failure_entry, resident_entry
+from engine_router.web.status import failure_entry, resident_entry, state_of
 
 
 class ModelRoutes:
@@ -64,7 +63,7 @@ def _known(router: Router, target: Target) -> dict[str, Any]:
         "aliases": list(target.aliases),
         "origin": target.origin,
         "pool": status.pool,
-        "state": OWN.of(status),
+        "state": state_of(router, target),
         "present": None if status.phase is None else resident_entry(status, now),
         "failure": None if status.failure is None else failure_entry(status.failure, now),
         "file": None if file is None else str(file),

@@ -9,7 +9,8 @@ from engine_router.models.registry import Target
 from engine_router.residency.resident_state import Phase
 from engine_router.router import Router
 from engine_router.web.paced import paced
-from engine_router.web.state_words import LISTED, OWN
+from engine_router.web.state_words import LISTED
+from engine_router.web.status import state_of
 
 
 def model_entry(router: Router, target: Target) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def model_entry(router: Router, target: Target) -> dict[str, Any]:
         "created": int(router.started_at),
         "owned_by": target.engine,
         "engine": target.engine,
-        "state": OWN.of(resident),
+        "state": state_of(router, target),
         "status": {"value": "sleeping" if is_asleep else LISTED.of(resident)},
         "aliases": list(target.aliases),
         "origin": target.origin,

@@ -13,6 +13,8 @@ import trio
 from engine_router import __version__
 from engine_router.config import RemoteConfig
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
+from engine_router.models.peer_watch import peer_entry
+from engine_router.models.registry import Target
 from engine_router.residency.memory_status import asleep_bytes, memory_status
 from engine_router.residency.read_model import (
     FailureStatus,
@@ -52,7 +54,9 @@ def status(router: Router) -> dict[str, Any]:
             {
                 "id": t.model,
                 "engine": t.engine,
-                "state": OWN.of(router.read_model.resident(t.resident)),
+                "state": state_of(router, t),
+                "resident": str(t.resident),
+                "start_s": router.read_model.profile(t.resident).start_s,
                 "origin": t.origin,
                 "aliases": list(t.aliases),
             }
@@ -65,6 +69,15 @@ def status(router: Router) -> dict[str, Any]:
         "notices": notices[-RECENT_NOTICES:],
         "decisions": [attrs.asdict(decision) for decision in router.read_model.decisions()],
     }
+
+
+def state_of(router: Router, target: Target) -> str:
+    """Return the state of a model in a word; that of a peer's as the peer tells it, where it can be reached."""
+    status = router.read_model.resident(target.resident)
+    if target.is_peers and status.is_usable:
+        model = router.peers.status(target.engine).model(target.upstream, trio.current_time())
+        return OWN.of(status) if model is None else model.state
+    return OWN.of(status)
 
 
 def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
@@ -188,8 +201,16 @@ def engine_entry(router: Router, name: str, pools: Mapping[str, PoolStatus]) -> 
         "base_url": config.base_url,
         "endpoints": dict(router.endpoint_support.shown(name)),
         **(_remote_entry(config) if isinstance(config, RemoteConfig) else {}),
+        **_peer_entry(router, name),
     }
 
 
 def _remote_entry(config: RemoteConfig) -> dict[str, Any]:
     return {"max_in_flight": config.max_in_flight or None, "paid": config.paid}
+
+
+def _peer_entry(router: Router, name: str) -> dict[str, Any]:
+    """Return what a peer tells of itself."""
+    if name not in router.config.peers:
+        return {}
+    return {"peer": dict(peer_entry(router.peers.status(name)))}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import field, frozen
 
 from engine_router.engines.readiness import dig
-from engine_router.engines.remote.client import EngineClient
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS
 from engine_router.upstream.address import RemoteAddress
+
+if TYPE_CHECKING:
+    from engine_router.engines.remote.client import EngineClient
 
 PeerKind = Literal["engine-router", "llama-swap", "ollama", "lmstudio", "other"]
 """The program that a peer is; `other` where it tells nothing of its state."""

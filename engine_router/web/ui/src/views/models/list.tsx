@@ -140,7 +140,8 @@ export function residentOf(model: Model): Resident | undefined {
 }
 
 /** Tells whether a model runs elsewhere, where nobody here loads or unloads it. */
-export const isElsewhere = (model: Model): boolean => state.value?.engines[model.engine]?.type === "remote";
+export const isElsewhere = (model: Model): boolean =>
+  ["remote", "peer"].includes(state.value?.engines[model.engine]?.type ?? "");
 
 export function Action({ row }: { row: Row }) {
   const router = state.value;
