@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -332,6 +333,21 @@ async def test_only_what_is_certainly_nobodys_is_left_over(owner: Owner, expecte
         docker.containers["y"] = ScriptedContainer("y", {"Labels": {"engine-router.owner": "nonsense"}})
         daemon = await engine._daemon()
         assert await leftovers(daemon, HERE) == (["x"] if expected else [])
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells when a process began by a clock that nobody sets"
+)
+async def test_the_process_before_this_one_does_not_live_though_it_had_its_number() -> None:
+    docker, this = ScriptedDocker(IMAGE), Owner.this()
+    assert this.ticks
+    async with an_engine(docker) as engine:
+        # As process 1 of a container that was started anew, within seconds, in a process table of the same number.
+        before = attrs.evolve(this, began_at=this.began_at - 2.0, ticks=this.ticks - 200)
+        for name, owner in (("before", before), ("this", this), ("old label", attrs.evolve(this, ticks=0))):
+            labels = {"engine-router.owner": owner.label()}
+            docker.containers[name] = ScriptedContainer(name, {"Labels": labels})
+        assert await leftovers(await engine._daemon(), this) == ["before"]
 
 
 async def test_this_program_lives() -> None:

@@ -1,4 +1,4 @@
-"""The image's command under the options of compose.yml, in a container of a real Podman, with this machine's Python."""
+"""The image's command under the options of the compose files, in containers of a real Podman, with this machine's Python."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import pytest
 import yaml
-from support.podman import FOLDERS, IMAGE, PYTHON, NoPodman, Podman
+from support.podman import FOLDERS, IMAGE, PYTHON, NoPodman, Podman, as_toml, small_engine
 from support.ports import free_port
 from support.user_manager import until
 
 ROOT = Path(__file__).parent.parent
-DOCKERFILE = (ROOT / "scripts/deploy/Dockerfile").read_text()
-SERVICE = yaml.safe_load((ROOT / "scripts/deploy/compose.yml").read_text())["services"]["engine-router"]
+DEPLOY = ROOT / "scripts/deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 # The user's number in the Dockerfile.
 UID = 10001
 MEMORY_BYTES = 512 * 1024 * 1024
 NAME = "engine-router"
-TEXT = """
-    [server]
-    api_keys = ["the-key"]
+KEY = {"x-api-key": "the-key"}
+SERVER = '[server]\napi_keys = ["the-key"]\n'
+NO_PROGRAM = """
     [engines.a]
     type = "process"
     argv = ["no-such-program", "--port", "{port}"]
@@ -49,6 +50,23 @@ def podman() -> Iterator[Podman]:
             found.close()
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Make the folders of the configuration and of the data; the user of the image may reach them."""
+    for name in ("config", "data"):
+        (tmp_path / name).mkdir()
+    os.chown(tmp_path / "data", UID, UID)
+    for each in (tmp_path, *tmp_path.parents):
+        if not each.stat().st_mode & 0o001:
+            each.chmod(each.stat().st_mode | 0o011)
+    return tmp_path
+
+
+def service(path: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = yaml.safe_load((DEPLOY / path).read_text())["services"]["engine-router"]
+    return found
+
+
 def environment() -> dict[str, str]:
     """Return the variables that the Dockerfile sets."""
     (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)
@@ -56,25 +74,51 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in pairs if name != "PATH"}
 
 
-def options(folder: Path, port: int) -> list[str]:
-    """Return the options of compose.yml as those of `podman run`, with folders and a port of the test's own."""
+def as_words(given: Mapping[str, Any], places: Mapping[str, str], port: int) -> list[str]:
+    """Return the options of a service as those of `podman run`, with folders and a port of the test's own.
+
+    Args:
+        places: what is mounted in place of what the file names.
+    """
     assert f"--uid {UID} " in DOCKERFILE
-    (published,) = SERVICE["ports"]
-    address, _, inside = published.split(":")
-    places = dict(volume.split(":", 1) for volume in SERVICE["volumes"])
-    assert set(places) == {"./config", "data"}
-    words = [f"--publish={address}:{port}:{inside}", f"--user={UID}:{UID}"]
-    words += [f"--volume={folder}/config:{places['./config']}", f"--volume={folder}/data:{places['data']}"]
-    words += [f"--security-opt={option}" for option in SERVICE["security_opt"]]
-    words += [f"--cap-drop={name}" for name in SERVICE["cap_drop"]]
-    words += [f"--tmpfs={place}" for place in SERVICE["tmpfs"]]
-    words += ["--read-only"] if SERVICE["read_only"] else []
+    words = [f"--user={UID}:{UID}"]
+    for published in given.get("ports", ()):
+        address, _, inside = published.split(":")
+        words.append(f"--publish={address}:{port}:{inside}")
+    for volume in given["volumes"]:
+        # A variable with its default has a colon, too.
+        source, target = re.fullmatch(r"(\$\{.+?\}|[^:]+):(.+)", volume).groups()  # type: ignore[union-attr]
+        words.append(f"--volume={places[source]}:{target}")
+    words += [f"--security-opt={option}" for option in given["security_opt"]]
+    words += [f"--cap-drop={name}" for name in given["cap_drop"]]
+    words += [f"--tmpfs={place}" for place in given["tmpfs"]]
+    words += ["--read-only"] if given["read_only"] else []
+    words += [f"--network={given['network_mode']}"] if "network_mode" in given else []
     return [*words, *(f"--env={name}={value}" for name, value in environment().items())]
 
 
-def command() -> list[str]:
+def command(given: Mapping[str, Any]) -> list[str]:
     (said,) = re.findall(r"^CMD (\[.+\])$", DOCKERFILE, re.MULTILINE)
-    return [PYTHON, "-m", "engine_router", *json.loads(said)]
+    return [PYTHON, "-m", "engine_router", *(given.get("command") or json.loads(said))]
+
+
+def run(podman: Podman, *words: str) -> None:
+    """Run the router in a container; skip the test where such a one cannot be made here."""
+    program = [f"--volume={place}:{place}:ro" for place in FOLDERS]
+    program += [f"--volume={ROOT}/engine_router:/app/engine_router:ro"]
+    program += [f"--volume={sysconfig.get_path('purelib')}:/site:ro"]
+    program += ["--env=PYTHONPATH=/app:/site", "--env=PYTHONDONTWRITEBYTECODE=1"]
+    try:
+        podman.run("run", "--detach", "--pull=never", f"--name={NAME}", *program, *words)
+    except NoPodman as error:
+        if CANNOT.search(str(error)):
+            pytest.skip(str(error))
+        raise
+
+
+def write(folder: Path, text: str) -> None:
+    (folder / "config/engines.toml").write_text(text)
+    (folder / "config/engines.toml").chmod(0o644)
 
 
 def is_healthy(url: str) -> bool:
@@ -82,36 +126,19 @@ def is_healthy(url: str) -> bool:
 
 
 def metrics(url: str) -> str:
-    return httpx.get(f"{url}/metrics", headers={"x-api-key": "the-key"}).text
+    return httpx.get(f"{url}/metrics", headers=KEY).text
 
 
-def test_it_serves_as_compose_runs_it(podman: Podman, tmp_path: Path) -> None:
-    config, data = tmp_path / "config", tmp_path / "data"
-    config.mkdir()
-    data.mkdir()
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder != Path("/") and not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
-    (config / "engines.toml").write_text(TEXT)
-    (config / "engines.toml").chmod(0o644)
-    os.chown(data, UID, UID)
-    port = free_port()
-    site = sysconfig.get_path("purelib")
-    program = [f"--volume={folder}:{folder}:ro" for folder in FOLDERS]
-    program += [f"--volume={ROOT}/engine_router:/app/engine_router:ro", f"--volume={site}:/site:ro"]
-    program += ["--env=PYTHONPATH=/app:/site", "--env=PYTHONDONTWRITEBYTECODE=1"]
-    try:
-        podman.run(
-            *("run", "--detach", "--pull=never", f"--name={NAME}", f"--memory={MEMORY_BYTES}"),
-            *options(tmp_path, port),
-            *program,
-            IMAGE,
-            *command(),
-        )
-    except NoPodman as error:
-        if CANNOT.search(str(error)):
-            pytest.skip(str(error))
-        raise
+def ask(url: str) -> httpx.Response:
+    chat = {"model": "m", "messages": []}
+    return httpx.post(f"{url}/v1/chat/completions", json=chat, headers=KEY, timeout=120)
+
+
+def test_it_serves_as_compose_runs_it(podman: Podman, folder: Path) -> None:
+    write(folder, SERVER + NO_PROGRAM)
+    given, port = service("compose.yml"), free_port()
+    places = {"./config": f"{folder}/config", "data": f"{folder}/data"}
+    run(podman, f"--memory={MEMORY_BYTES}", *as_words(given, places, port), IMAGE, *command(given))
     url = f"http://127.0.0.1:{port}"
     assert until(lambda: is_healthy(url)), podman.run("logs", NAME)
     # The check of the image, inside.
@@ -122,10 +149,39 @@ def test_it_serves_as_compose_runs_it(podman: Podman, tmp_path: Path) -> None:
     assert f'engine_router_memory_total_bytes{{pool="default"}} {float(MEMORY_BYTES)}\n' in metrics(url)
     status = podman.run("exec", NAME, PYTHON, "-c", "print(open('/proc/1/status').read())")
     assert re.findall(r"^(?:CapEff|NoNewPrivs):\s+(\S+)", status, re.MULTILINE) == ["0" * 16, "1"]
-    chat = {"model": "m", "messages": []}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=chat, headers={"x-api-key": "the-key"})
-    assert "no-such-program" in answer.text
+    assert "no-such-program" in ask(url).text
     # As process 1 it ends when it is asked to, and what it remembers lies in /data.
     podman.run("stop", "--time=60", NAME)
     assert podman.run("inspect", "--format={{.State.ExitCode}}", NAME).strip() == "0"
-    assert (data / "state/engine-router/history.db").stat().st_uid == UID
+    assert (folder / "data/state/engine-router/history.db").stat().st_uid == UID
+
+
+def test_it_starts_engines_in_containers_beside_it(podman: Podman, folder: Path) -> None:
+    podman.start_service()
+    podman.socket.chmod(0o660)  # to the group that the file names
+    podman.folder.chmod(0o711)
+    port = free_port()
+    engine = {"type": "container", "models": ("m",), **small_engine(podman.socket, "stop=0")}
+    engine["socket"] = "/var/run/docker.sock"
+    write(folder, f"{SERVER}port = {port}\n[pools.default]\ngauge = 'none'\n{as_toml({'a': engine})}")
+    given = service("containers/compose.yml")
+    places = {"./config": f"{folder}/config", "data": f"{folder}/data"}
+    places["${SOCKET:-/var/run/docker.sock}"] = str(podman.socket)
+    group = podman.socket.stat().st_gid
+    words = [*as_words(given, places, port), f"--group-add={group}", IMAGE, *command(given)]
+    run(podman, *words)
+    url = f"http://127.0.0.1:{port}"
+    assert until(lambda: is_healthy(url)), podman.run("logs", NAME)
+    answer = ask(url)
+    assert answer.status_code == 200, answer.text
+    (first,) = [name for name in podman.containers() if name != NAME]
+    # A crash of the whole container leaves the engine behind, of which the next one rids the machine.
+    podman.run("kill", "--signal=KILL", NAME)
+    podman.run("wait", NAME)
+    podman.run("start", NAME)
+    assert until(lambda: is_healthy(url)), podman.run("logs", NAME)
+    assert until(lambda: first not in podman.containers())
+    assert ask(url).status_code == 200
+    podman.run("stop", "--time=60", NAME)
+    assert podman.run("inspect", "--format={{.State.ExitCode}}", NAME).strip() == "0"
+    assert podman.containers() == [NAME]

@@ -62,7 +62,7 @@ class Podman:
         with tarfile.open(image, "w") as archive:
             for name in ("tmp", "proc", "dev", "sys", "etc"):
                 entry = tarfile.TarInfo(name)
-                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
                 archive.addfile(entry, io.BytesIO())
         self.run("import", str(image), IMAGE)
         mounts = [word for folder in FOLDERS for word in ("-v", f"{folder}:{folder}:ro")]

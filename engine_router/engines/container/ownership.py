@@ -37,18 +37,21 @@ class Owner:
         began_at: when that began, in seconds since 1970.
         table: the process table, and the boot, where the platform tells them; "" elsewhere.
         container: id of the container that it runs in itself; "" in none.
+        ticks: when it began by the kernel's own clock, which nobody sets; 0 where that is not told.
     """
 
     pid: int
     began_at: float
     table: str = ""
     container: str = ""
+    ticks: int = 0
 
     @classmethod
     def this(cls) -> Owner:
         """Return this program. Blocks for a moment: it looks at /proc."""
         process = psutil.Process()
-        return cls(process.pid, process.create_time(), _process_table(), own_container())
+        table, ticks = _process_table(), _ticks_of(process.pid)
+        return cls(process.pid, process.create_time(), table, own_container(), ticks)
 
     @classmethod
     def of(cls, label: str) -> Owner | None:
@@ -56,7 +59,11 @@ class Owner:
         found = json_or_none(label)
         try:
             return cls(
-                int(found["pid"]), float(found["began_at"]), str(found["table"]), str(found["container"])
+                int(found["pid"]),
+                float(found["began_at"]),
+                str(found["table"]),
+                str(found["container"]),
+                int(found.get("ticks", 0)),
             )
         except (TypeError, KeyError, ValueError):
             return None
@@ -72,7 +79,7 @@ class Owner:
             here: this program.
         """
         if self.table.partition(" ")[0] == here.table.partition(" ")[0]:
-            return self.table != here.table or not _is_alive(self.pid, self.began_at)
+            return self.table != here.table or not self._is_alive()
         if not self.container:
             return False  # it is outside of the container that this program is in: nothing of it can be seen
         try:
@@ -81,6 +88,14 @@ class Owner:
             if error.is_missing:
                 return True
             raise
+
+    def _is_alive(self) -> bool:
+        # In a container it is always process 1, and the kernel gives numbers of process tables again: one that was started
+        # anew within seconds differs by this alone.
+        ticks = _ticks_of(self.pid)
+        if self.ticks and ticks and ticks != self.ticks:
+            return False
+        return _is_alive(self.pid, self.began_at)
 
 
 def own_container() -> str:
@@ -100,6 +115,15 @@ def _process_table() -> str:
     except OSError:
         return ""
     return f"{table} {boot}"
+
+
+def _ticks_of(pid: int) -> int:
+    """Return when a process began, in ticks since the boot; 0 where Linux does not say so."""
+    try:
+        # The name before the last parenthesis may hold anything.
+        return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _is_alive(pid: int, began_at: float) -> bool:
