@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from attrs import frozen
@@ -11,6 +13,7 @@ from attrs import frozen
 from engine_router.config.command_line import with_home
 from engine_router.config.engines import ContainerConfig
 from engine_router.config.faults import Fault
+from engine_router.config.filled import filled_text
 from engine_router.config.values import shown
 
 _PORT: Final = r"(?:\d{1,5}|\{port\})"
@@ -52,6 +55,33 @@ def mount(text: str) -> str | None:
     source = found["source"]
     is_path = source.startswith(("/", "{path}", "{mmproj}"))
     return found[0] if is_path or _VOLUME_NAME.fullmatch(source) else None
+
+
+def split_mount(text: str) -> Sequence[str]:
+    """Split a mount from its end: the file of a model may have a colon in its name."""
+    *source, last = text.split(":")
+    if last.startswith("/"):
+        return ":".join(source), last
+    return ":".join(source[:-1]), source[-1], last
+
+
+def filled_mounts(engine: ContainerConfig, values: Mapping[str, str]) -> Iterator[str]:
+    """Yield the mounts of a container, filled in for one model, without those of files that the model has not."""
+    for text in engine.volumes:
+        if (filled := filled_text(mount(text) or text, values)) is not None:
+            yield filled
+
+
+def path_outside(engine: ContainerConfig, inside: str, values: Mapping[str, str]) -> Path | None:
+    """Return what a path inside of a container is on this machine; None where nothing of this machine is mounted there."""
+    wanted = PurePosixPath(posixpath.normpath(inside))
+    found: list[tuple[int, Path]] = []
+    for text in filled_mounts(engine, values):
+        source, target, *_ = split_mount(text)
+        place = PurePosixPath(posixpath.normpath(target))
+        if source.startswith("/") and wanted.is_relative_to(place):
+            found.append((len(place.parts), Path(source) / wanted.relative_to(place)))
+    return max(found)[1] if found else None
 
 
 def container_faults(engine: ContainerConfig, path: str) -> Iterator[Fault]:

@@ -18,6 +18,9 @@ from typing import Final
 
 from attrs import frozen
 
+from engine_router.config import ContainerConfig, ProcessConfig, StartedConfig
+from engine_router.config.container import path_outside
+from engine_router.config.values import expanded
 from engine_router.engines.command_options import number_of, value_of
 from engine_router.engines.engine_programs import LLAMA_CPP
 from engine_router.models.gguf import GGUFHeader, read_gguf
@@ -81,6 +84,40 @@ def estimate(
         weights += (folder / projector).stat().st_size
     need = weights + cache_bytes(header, context_of(header, argv)) + _compute_bytes(header, argv)
     return Estimate(need, weights)
+
+
+def estimate_of(
+    settings: StartedConfig,
+    argv: Sequence[str],
+    values: Mapping[str, str],
+    read: Callable[[Path], GGUFHeader],
+) -> Estimate | None:
+    """Estimate what a server will need that the router starts, its files found where they are on this machine.
+
+    Blocks, as `estimate` does.
+
+    Args:
+        argv: its command, the placeholders filled in.
+        values: of the placeholders, for what is mounted into a container.
+        read: reads the header of a GGUF file.
+
+    Raises:
+        ValueError: as `estimate`; or a file in a container is none of this machine.
+        OSError: as `estimate`.
+    """
+    if isinstance(settings, ProcessConfig):
+        return estimate(argv, expanded(settings.cwd or ""), read)
+    if not isinstance(settings, ContainerConfig):
+        return None
+    container = settings
+
+    def read_outside(path: Path) -> GGUFHeader:
+        outside = path_outside(container, path.as_posix(), values)
+        if outside is None:
+            raise ValueError(f"{path.as_posix()} is in the container only: no folder of volumes has it")
+        return read(outside)
+
+    return estimate(argv, Path(), read_outside)
 
 
 def context_of(header: GGUFHeader, argv: Sequence[str]) -> Context:

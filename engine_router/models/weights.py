@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from attrs import evolve, frozen
 
-from engine_router.config import Config, ModelConfig, OllamaConfig, ProcessConfig
+from engine_router.config import Config, ContainerConfig, ModelConfig, OllamaConfig, ProcessConfig
+from engine_router.config.container import path_outside
 from engine_router.config.template import NO_ARGUMENTS, ModelArguments, model_command
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import model_options
@@ -107,14 +108,19 @@ def launch_of(config: Config, engine: str, upstream: str) -> Launch:
     settings = config.engines[engine]
     model = model_config(config, engine, upstream)
     path = model.path if model is not None else None
-    if not isinstance(settings, ProcessConfig):
+    if not isinstance(settings, (ProcessConfig, ContainerConfig)):
         return Launch(path=None if path is None else expanded(path))
     arguments = NO_ARGUMENTS if model is None else ModelArguments.of(model)
-    options = model_options(model_command(settings.argv, arguments, arguments.values(upstream)))
-    if path is None:
-        path = options.model
+    values = arguments.values(upstream)
+    options = model_options(model_command(settings.argv, arguments, values))
+    if isinstance(settings, ContainerConfig):
+        place = None if options.model is None else path_outside(settings, options.model, values)
+        place = place if path is None else expanded(path)
+    else:
+        path = options.model if path is None else path
+        place = None if path is None else expanded(settings.cwd or "") / expanded(path)
     return Launch(
-        path=None if path is None else expanded(settings.cwd or "") / expanded(path),
+        path=place,
         context_length=options.context_length,
         vision=options.vision,
         embedding=options.embedding,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 
 import trio
 from attrs import evolve
@@ -16,14 +15,14 @@ from engine_router.config import (
     ModelConfig,
     PeerConfig,
     PoolConfig,
-    ProcessConfig,
     RemoteConfig,
+    StartedConfig,
 )
-from engine_router.config.values import expanded
+from engine_router.config.template import NO_ARGUMENTS, ModelArguments
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import BadRequest, UnknownModel
 from engine_router.memory import Gauge, make_gauge
-from engine_router.models.estimate import Estimate, estimate
+from engine_router.models.estimate import Estimate, estimate_of
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import model_config
@@ -172,20 +171,26 @@ def _estimates(
     found: dict[ResidentId, Estimate] = {}
     for target in registry.targets():
         settings = config.engines[target.engine]
-        if settings.pool in counted and isinstance(settings, ProcessConfig):
-            need = _estimate(engines[target.engine], target, settings, headers)
+        if settings.pool in counted and isinstance(settings, StartedConfig):
+            model = model_config(config, target.engine, target.upstream)
+            arguments = NO_ARGUMENTS if model is None else ModelArguments.of(model)
+            values = arguments.values(target.upstream)
+            need = _estimate(engines[target.engine], target, settings, values, headers)
             if need is not None:
                 found[target.resident] = need
     return found
 
 
 def _estimate(
-    engine: Engine, target: Target, settings: ProcessConfig, headers: HeaderMemory
+    engine: Engine,
+    target: Target,
+    settings: StartedConfig,
+    values: Mapping[str, str],
+    headers: HeaderMemory,
 ) -> Estimate | None:
-    folder = Path() if settings.cwd is None else expanded(settings.cwd)
     try:
         argv = engine.command(target.resident)
-        return None if argv is None else estimate(argv, folder, headers.read)
+        return None if argv is None else estimate_of(settings, argv, values, headers.read)
     except (OSError, ValueError) as error:
         logger.info("what %s needs cannot be estimated: %s", target.model, error)
         return None

@@ -17,7 +17,7 @@ import trio
 from attrs import frozen
 
 from engine_router import __version__
-from engine_router.config import Config, ContainerConfig, ProcessConfig
+from engine_router.config import Config, ContainerConfig, ProcessConfig, StartedConfig
 from engine_router.config.template import ModelArguments, model_command
 from engine_router.config.values import expanded
 from engine_router.engines.container.daemon import Daemon, DaemonError
@@ -26,7 +26,7 @@ from engine_router.engines.ports import described, is_taken, owner_of
 from engine_router.guards.commands import run_command
 from engine_router.guards.foreign_text import shown
 from engine_router.memory.reading import GaugeUnreadable
-from engine_router.models.estimate import estimate
+from engine_router.models.estimate import estimate_of
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan import NOT_THERE, PlaceState, ScanResult
 from engine_router.residency.measurements import state_file_of
@@ -249,14 +249,13 @@ def needs_of(config: Config) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, model in config.models.items():
         engine = config.engines[model.engine]
-        if not isinstance(engine, ProcessConfig):
+        if not isinstance(engine, StartedConfig):
             continue
         arguments = ModelArguments.of(model)
-        argv = model_command(
-            engine.argv, arguments, {"port": "0", **arguments.values(model.upstream or name)}
-        )
+        values = {"port": "0", **arguments.values(model.upstream or name)}
+        argv = model_command(engine.argv, arguments, values)
         try:
-            guess = estimate(argv, expanded(engine.cwd or ""), headers.read)
+            guess = estimate_of(engine, argv, values, headers.read)
         except (OSError, ValueError):
             continue  # the scan, or a warning, says what is wrong with it
         if guess is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_router.config import ContainerConfig
-from engine_router.config.container import mount, published_port
+from engine_router.config.container import filled_mounts, published_port, split_mount
 from engine_router.config.filled import filled_text
 from engine_router.config.template import ModelArguments, fill_command, model_command
 
@@ -21,10 +21,9 @@ def image_of(config: ContainerConfig, values: Values) -> str:
 
 def missing_source(config: ContainerConfig, values: Values) -> str | None:
     """Return a folder or file to be mounted that does not exist: daemons make a folder of what they do not find. Blocks."""
-    for text in config.volumes:
-        filled = filled_text(mount(text) or text, values)
-        source = None if filled is None else _split_mount(filled)[0]
-        if source is not None and source.startswith("/") and not Path(source).exists():
+    for text in filled_mounts(config, values):
+        source = split_mount(text)[0]
+        if source.startswith("/") and not Path(source).exists():
             return source
     return None
 
@@ -85,25 +84,14 @@ def _mounts(config: ContainerConfig, values: Values) -> dict[str, Any]:
     """Return the mounts. As `Mounts`, where that can say it: a folder that is not there is an error then, not made."""
     mounts: list[dict[str, Any]] = []
     binds: list[str] = []
-    for text in config.volumes:
-        filled = filled_text(mount(text) or text, values)
-        if filled is None:
-            continue  # the model has no such file
-        source, target, *mode = _split_mount(filled)
+    for text in filled_mounts(config, values):
+        source, target, *mode = split_mount(text)
         if mode and mode[0] not in ("ro", "rw"):
-            binds.append(filled)
+            binds.append(text)
             continue
         kind = "bind" if source.startswith("/") else "volume"
         mounts.append({"Type": kind, "Source": source, "Target": target, "ReadOnly": mode == ["ro"]})
     return {**({"Mounts": mounts} if mounts else {}), **({"Binds": binds} if binds else {})}
-
-
-def _split_mount(text: str) -> Sequence[str]:
-    """Split a mount from its end: the file of a model may have a colon in its name."""
-    *source, last = text.split(":")
-    if last.startswith("/"):
-        return ":".join(source), last
-    return ":".join(source[:-1]), source[-1], last
 
 
 def _ports(config: ContainerConfig, values: Values) -> dict[str, list[dict[str, str]]]:

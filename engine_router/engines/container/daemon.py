@@ -105,15 +105,20 @@ class Daemon:
             raise
         return found if isinstance(found, Mapping) else {}
 
-    async def pull(self, name: str, tell: Callable[[Mapping[str, Any]], None]) -> None:
+    async def pull(
+        self, name: str, tell: Callable[[Mapping[str, Any]], None], login: str | None = None
+    ) -> None:
         """Pull an image.
 
         Args:
             tell: called with what the daemon tells meanwhile; it does not wait.
+            login: at its registry, as `X-Registry-Auth`; None for none.
         """
         image, tag = split_image(name)
         failure = None
-        async with self._stream("POST", "/images/create", {"fromImage": image, "tag": tag}) as response:
+        query = {"fromImage": image, "tag": tag}
+        headers = {} if login is None else {"X-Registry-Auth": login}
+        async with self._stream("POST", "/images/create", query, headers=headers) as response:
             buffer = bytearray()
             async for data in response.aiter_raw():
                 for entry in _entries(buffer, data):
@@ -204,7 +209,13 @@ class Daemon:
 
     @asynccontextmanager
     async def _stream(
-        self, method: str, path: str, query: Query | None = None, body: Any = None, prefix: str | None = None
+        self,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        body: Any = None,
+        prefix: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
         """Make a call; the block reads its answer, which is none of an error."""
         url = f"http://localhost{self._prefix if prefix is None else prefix}{path}"
@@ -214,7 +225,7 @@ class Daemon:
             # A client of its own: one that is cancelled just when it has connected would keep that connection for ever.
             async with (
                 aclosing(ControlClient(socket=self.socket)) as client,
-                client.stream(method, url, headers={}, json=body) as response,
+                client.stream(method, url, headers=headers or {}, json=body) as response,
             ):
                 if response.status_code >= 400:
                     said = dig(json_or_none(await _read(response)), "message")

@@ -10,6 +10,7 @@ from attrs import define, field
 
 from engine_router.engines.base import LogRing
 from engine_router.engines.container.daemon import Daemon, DaemonError
+from engine_router.engines.container.logins import login_for, registry_of
 from engine_router.engines.readiness import dig
 
 # Seconds after which a pull that tells nothing is given up.
@@ -41,8 +42,18 @@ class PullProgress:
         self.log.write(f"[engine-router] pulling {self.image}")
         self.tell(f"pulling {self.image}")
         self._scope.deadline = trio.current_time() + SILENCE_S
-        with self._scope:
-            await daemon.pull(self.image, self._note)
+        login = await trio.to_thread.run_sync(login_for, self.image, abandon_on_cancel=True)
+        try:
+            with self._scope:
+                await daemon.pull(self.image, self._note, login.header)
+        except DaemonError as error:
+            if not login.helper:
+                raise
+            raise DaemonError(
+                f"{error}; the login at {registry_of(self.image)} is with {login.helper}, which is not run: "
+                f"pull {self.image} by hand",
+                error.status,
+            ) from error
         if self._scope.cancelled_caught:
             raise DaemonError(f"nothing was heard of the pull of {self.image} for {SILENCE_S:g} s")
         self.log.write(f"[engine-router] pulled {self.image}")

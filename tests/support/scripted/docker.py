@@ -18,7 +18,12 @@ from support.scripted.server import Answer, Call, ScriptedServer, as_json
 
 @define(eq=False)
 class ScriptedContainer:
-    """A container. While it runs, a server listens at its published port, and answers 200 to everything."""
+    """A container. While it runs, a server listens at its published port, and answers 200 to everything.
+
+    Attributes:
+        asked: what its server was asked, as `METHOD /path?query`.
+        sleeps: what it says when it is asked for that, as vLLM does.
+    """
 
     name: str
     body: dict[str, Any]
@@ -29,6 +34,19 @@ class ScriptedContainer:
     ended: trio.Event = field(factory=trio.Event)
     output: list[bytes] = field(factory=list)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
+    asked: list[str] = field(factory=list)
+    sleeps: bool = False
+
+    async def answer(self, stream: trio.SocketStream) -> None:
+        """Answer a request."""
+        async with stream:
+            method, target, _ = (await stream.receive_some()).decode().split(" ", 2)
+            self.asked.append(f"{method} {target}")
+            if target.startswith(("/sleep", "/wake_up")):
+                self.sleeps = target.startswith("/sleep")
+            body = json.dumps({"is_sleeping": self.sleeps}).encode()
+            head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            await stream.send_all(head.encode() + body)
 
     def end(self, code: int, *, oom_killed: bool = False) -> None:
         """End its first process."""
@@ -156,7 +174,7 @@ class ScriptedDocker(ScriptedServer):
         listeners = await trio.open_tcp_listeners(int(binding["HostPort"]), host=binding["HostIp"])
         with container.scope:
             task_status.started()
-            await trio.serve_listeners(_say_yes, listeners)
+            await trio.serve_listeners(container.answer, listeners)
 
     async def _pull(self, name: str) -> AsyncGenerator[bytes, None]:
         for line in self.pull_lines:
@@ -196,12 +214,6 @@ async def _logs(container: ScriptedContainer) -> AsyncGenerator[bytes, None]:
     for line in container.output:
         yield b"\x01\0\0\0" + len(line).to_bytes(4, "big") + line
     await container.ended.wait()
-
-
-async def _say_yes(stream: trio.SocketStream) -> None:
-    async with stream:
-        await stream.receive_some()
-        await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
 
 
 def _unchecked(listener: Any) -> Any:
