@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from support.collector import Collector
 from support.ports import free_port
 
 from engine_router.cli import main
@@ -116,6 +117,27 @@ async def test_a_wheel_that_lacks_a_library_of_the_system(
 async def test_access() -> None:
     assert problems(list(doctor.of_keys(config('[server]\nhost = "0.0.0.0"'), is_open=True)))
     assert problems(list(doctor.of_keys(config(), is_open=False))) == []
+
+
+async def test_traces() -> None:
+    async def found(text: str, **environ: str) -> list[tuple[str, str]]:
+        told = await listed(doctor.of_traces(config(text), environ))
+        return [(finding.grade, finding.words) for finding in told]
+
+    with trio.fail_after(100):
+        assert await found("") == []
+        async with Collector().listening() as collector:
+            on = f'[traces]\nendpoint = "{collector.url}"\nheaders = {{ Authorization = "Bearer k" }}'
+            assert await found(on) == [("ok", f"{collector.url} takes them")]
+            assert collector.posts[0]["authorization"] == "Bearer k"
+            collector.statuses = [401]
+            assert await found(on) == [
+                ("problem", f"{collector.url}: it answers with status 401 (Unauthorized)")
+            ]
+        ((grade, words),) = await found(on)
+        assert (grade, words.partition(" (")[0]) == ("problem", f"{collector.url}: it cannot be reached")
+        ((grade, _),) = await found("", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+        assert grade == "note"
 
 
 def test_models() -> None:

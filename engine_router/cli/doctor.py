@@ -80,6 +80,7 @@ async def _examine(options: argparse.Namespace) -> list[Finding]:
     findings += doctor.of_keys(config, is_open=is_open_to_network(config.server))
     needs = await trio.to_thread.run_sync(doctor.needs_of, config)
     findings += doctor.of_models(scans.result, needs, doctor.totals_of(config, totals))
+    findings += [each async for each in doctor.of_traces(config)]
     findings += doctor.of_disks(config)
     findings += [each async for each in doctor.of_lingering()]
     if options.start is not None:

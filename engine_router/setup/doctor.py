@@ -17,7 +17,7 @@ import trio
 from attrs import frozen
 
 from engine_router import __version__
-from engine_router.config import Config, ContainerConfig, ProcessConfig, StartedConfig
+from engine_router.config import Config, ContainerConfig, ProcessConfig, StartedConfig, trace_settings
 from engine_router.config.template import ModelArguments, model_command
 from engine_router.config.values import expanded
 from engine_router.engines.container.daemon import Daemon, DaemonError
@@ -33,6 +33,8 @@ from engine_router.residency.measurements import state_file_of
 from engine_router.residency.settings import gauges_of, pools_of
 from engine_router.setup.hardware import Hardware
 from engine_router.setup.programs import ask_version, missing_for
+from engine_router.telemetry.traces.sender import refusal
+from engine_router.upstream.control_client import control_client
 
 Grade = Literal["ok", "note", "problem"]
 
@@ -313,6 +315,19 @@ def _of_place(place: str, state: PlaceState) -> Finding:
         words = f"{count}; {state.fault}" if state.models or state.folders else state.fault
         return Finding("problem", subject, words, "see engine-router check")
     return Finding("ok", subject, count) if state.folders else Finding("note", subject, NOT_THERE)
+
+
+async def of_traces(config: Config, environ: Mapping[str, str] = os.environ) -> AsyncIterator[Finding]:
+    """Yield whether a collector takes traces, where they are on: it is posted none, with its key."""
+    if (settings := trace_settings(config.traces, environ)) is None:
+        return
+    async with control_client() as client:
+        why = await refusal(client, settings)
+    if why is None:
+        yield Finding("ok", "Traces", f"{settings.place} takes them")
+    else:
+        grade: Grade = "problem" if settings.is_in_file else "note"
+        yield Finding(grade, "Traces", f"{settings.place}: it {why}", "see [traces] in docs/operations.md")
 
 
 def of_disks(config: Config, more: Sequence[Path] = ()) -> Iterator[Finding]:

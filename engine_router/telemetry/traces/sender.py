@@ -134,7 +134,7 @@ class Traces:
     async def _send(self, client: ControlClient, settings: TraceSettings, batch: Sequence[Trace]) -> None:
         """Send some traces, and take them out of the queue unless they are to be sent again."""
         try:
-            await self._post(client, settings, batch)
+            await _post(client, settings, [span for trace in batch for span in trace], self._one_thread)
         except _TryAgain as error:
             self._tries += 1
             pause_s = max(min(2.0**self._tries, _LONGEST_PAUSE_S), min(error.after_s, _LONGEST_PAUSE_S))
@@ -159,54 +159,6 @@ class Traces:
             result = "sent"
         self._tries, self._next_try_at = 0, 0.0
         self._count(result, by=self._taken_out(batch))
-
-    async def _post(self, client: ControlClient, settings: TraceSettings, batch: Sequence[Trace]) -> None:
-        """Post some traces.
-
-        Raises:
-            _TryAgain, _Refused: the collector did not take them.
-            ImportError: there is nothing that writes its format.
-        """
-        spans = [span for trace in batch for span in trace]
-        body, headers = await self._in_thread(lambda: _encoded(spans, settings))
-        try:
-            with trio.fail_after(TRACE_POST_S):
-                async with client.stream(
-                    "POST",
-                    settings.url,
-                    headers={**settings.headers, **ASKED_PLAIN, **headers},
-                    content=body,
-                    ca_file=settings.ca_file,
-                ) as response:
-                    status, after_s = response.status_code, _seconds(response.headers.get("retry-after", ""))
-                    answer = await _answer(response)
-        except trio.TooSlowError:
-            raise _TryAgain(f"does not answer within {TRACE_POST_S:g} s") from None
-        except CallFailed as error:
-            raise _TryAgain(f"cannot be reached ({shown(str(error)) or error.kind})") from None
-        if status in _RETRIED:
-            raise _TryAgain(f"answers with status {_named(status)}", after_s)
-        if not 200 <= status < 300:
-            raise _Refused(f"answers with status {_named(status)}")
-        if answer:
-            await self._look_for_rejected(answer)
-
-    async def _look_for_rejected(self, answer: bytes) -> None:
-        """See whether a collector took all of a post that it accepted.
-
-        Raises:
-            _Refused: it did not.
-        """
-        from engine_router.telemetry.traces.otlp import rejected  # noqa: PLC0415 - imported by now, in a thread
-
-        count, why = rejected(answer)
-        if count:
-            raise _Refused(f"rejected {count} spans ({why or 'it does not say why'})")
-
-    async def _in_thread(
-        self, work: Callable[[], tuple[bytes, dict[str, str]]]
-    ) -> tuple[bytes, dict[str, str]]:
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._one_thread)
 
     def _taken_out(self, batch: Iterable[Trace]) -> int:
         """Take out of the queue what was sent. Returns how much that is: the oldest may have been lost meanwhile."""
@@ -261,3 +213,65 @@ def _named(status: int) -> str:
         return f"{status} ({HTTPStatus(status).phrase})"
     except ValueError:
         return str(status)
+
+
+async def refusal(client: ControlClient, settings: TraceSettings) -> str | None:
+    """Return why a collector does not take traces, as words that follow its name; None where it does.
+
+    It is posted an empty list of spans, with its key.
+    """
+    try:
+        await _post(client, settings, (), trio.CapacityLimiter(1))
+    except (_TryAgain, _Refused) as error:
+        return str(error)
+    except ImportError:
+        return "cannot be asked: that needs pip install 'engine-router[otel]'"
+    return None
+
+
+async def _post(
+    client: ControlClient, settings: TraceSettings, spans: Sequence[Span], one_thread: trio.CapacityLimiter
+) -> None:
+    """Post spans.
+
+    Raises:
+        _TryAgain, _Refused: the collector did not take them.
+        ImportError: there is nothing that writes its format.
+    """
+    body, headers = await trio.to_thread.run_sync(
+        _encoded, spans, settings, abandon_on_cancel=True, limiter=one_thread
+    )
+    try:
+        with trio.fail_after(TRACE_POST_S):
+            async with client.stream(
+                "POST",
+                settings.url,
+                headers={**settings.headers, **ASKED_PLAIN, **headers},
+                content=body,
+                ca_file=settings.ca_file,
+            ) as response:
+                status, after_s = response.status_code, _seconds(response.headers.get("retry-after", ""))
+                answer = await _answer(response)
+    except trio.TooSlowError:
+        raise _TryAgain(f"does not answer within {TRACE_POST_S:g} s") from None
+    except CallFailed as error:
+        raise _TryAgain(f"cannot be reached ({shown(str(error)) or error.kind})") from None
+    if status in _RETRIED:
+        raise _TryAgain(f"answers with status {_named(status)}", after_s)
+    if not 200 <= status < 300:
+        raise _Refused(f"answers with status {_named(status)}")
+    if answer:
+        _look_for_rejected(answer)
+
+
+def _look_for_rejected(answer: bytes) -> None:
+    """See whether a collector took all of a post that it accepted.
+
+    Raises:
+        _Refused: it did not.
+    """
+    from engine_router.telemetry.traces.otlp import rejected  # noqa: PLC0415 - imported by now, in a thread
+
+    count, why = rejected(answer)
+    if count:
+        raise _Refused(f"rejected {count} spans ({why or 'it does not say why'})")
