@@ -18,7 +18,7 @@ from engine_router.engines.base import Engine, LogRing, ResidentId
 from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.errors import ConfigError, LeaseRevoked, UnknownModel
 from engine_router.events import Event, EventHub, RouterNotice
-from engine_router.in_flight import InFlight, LeaseHolder, new_id
+from engine_router.in_flight import InFlight
 from engine_router.jobs import Jobs
 from engine_router.models.discovery import Discovery
 from engine_router.models.endpoints import EndpointSupport
@@ -238,6 +238,10 @@ class Router:
     async def lease(self, model: str) -> AsyncIterator[HeldLease]:
         """Make a model resident and keep it so until the block ends.
 
+        Args:
+            model: its id, another name of it, or a route. Nothing is known of a request then: of a route's rules those
+                count that have no condition, or only one on the time of day.
+
         Raises:
             UnknownModel: nobody serves it.
             RouterError: it cannot be made resident.
@@ -245,21 +249,17 @@ class Router:
 
         Cancellation gives the lease back, or leaves the queue, at once.
         """
-        target = await self.resolve(model)
-        holder = LeaseHolder(self.supervisor, target.resident)
-        lease = holder.enter()
-        entered = self.in_flight.enter(new_id(), "lease", target.model, holder)
-        try:
+        with contextlib.ExitStack() as held:
+            target, lease, endpoint = await self.routing.lease(
+                self.snapshot, model, self.resolve, self.in_flight, held
+            )
             with trio.CancelScope() as scope:
-                endpoint = await lease.granted()
                 lease.on_revoke(scope.cancel)
                 settings = self.config.engines[target.engine]
                 base_url = endpoint.base_url
                 if isinstance(settings, RemoteConfig):
                     base_url = settings.base_url.removesuffix("/v1")
                 yield HeldLease(base_url, target.engine, target.upstream, own_headers(settings))
-        finally:
-            entered.close()
         if scope.cancelled_caught:
             raise lease.error or LeaseRevoked("the lease was taken away")
 

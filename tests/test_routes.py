@@ -6,14 +6,16 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 from support.asgi import Received
-from support.keyed import CHAT, DIALECTS, LIMIT_S, chat, engine, keyed_text, said
+from support.keyed import CHAT, DIALECTS, LIMIT_S, MESSAGES, chat, engine, keyed_text, said
 from support.served import served
 
 from engine_router import Router, open_router
+from engine_router.cli import main
 from engine_router.cli.event_text import EventLog
 from engine_router.config import parse_config
 
@@ -140,3 +142,96 @@ async def test_a_key_gets_only_models_that_it_may_use(fast: bool) -> None:
         assert model_in(answer) == "small"
         refused = await said(url, "none-key", "POST", CHAT, chat("auto"))
         assert (refused.status, "small" in refused.body.decode()) == (404, False)
+
+
+async def test_explain_says_what_happens_word_for_word(
+    fast: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    routes = """
+        [routes.auto]
+        prefer = ["small"]
+        [[routes.auto.rules]]
+        tools = true
+        keys = ["narrow"]
+        headers = { X-Client = "cl*" }
+        paths = ["/v1/messages"]
+        prefer = ["other", "small"]
+        strategy = "first"
+    """
+    keys = '"root-key", { name = "narrow", key = "narrow-key" }'
+    body = {**chat("auto"), "max_tokens": 5, "tools": [{"name": "f", "input_schema": {"type": "object"}}]}
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(body))
+    async with routed(routes, keys=keys, fast=fast) as (router, url):
+
+        async def explain(*more: str) -> str:
+            options = ["explain", str(file), "--url", url, "--api-key", "root-key", *more]
+            assert await trio.to_thread.run_sync(main, options) == 0
+            return capsys.readouterr().out
+
+        plain = await explain()
+        assert plain.startswith("route 'auto' leads to 'small' by resident: fits beside what is loaded, ")
+        narrow = ("--path", MESSAGES, "--header", "x-client: Cline", "--key-name", "narrow")
+        met = await explain(*narrow)
+        assert met.startswith(
+            "route 'auto', rule 1 (tools, paths, keys, headers), leads to 'other' by first: "
+        )
+        assert "if it cannot be started or reached: small" in met
+        assert not router.read_model.present()
+        answer = await said(url, "narrow-key", "POST", MESSAGES, body, headers=["X-Client: Cline"])
+        assert answer.headers["x-engine-router-route"] == met.splitlines()[0]
+        # A model is a model.
+        file.write_text(json.dumps(chat("other")))
+        assert (await explain()).startswith(
+            "'other' is a model: no route looks at the request\nengine other, "
+        )
+
+
+async def test_a_key_explains_its_own_requests_only() -> None:
+    async with routed(AUTO, keys=KEYS) as (_, url):
+        asked = {"request": chat("auto")}
+        answer = await said(url, "narrow-key", "POST", "/admin/explain", asked)
+        assert (answer.json()["model"], answer.json()["order"]) == ("small", ["small"])
+        other = await said(url, "narrow-key", "POST", "/admin/explain", {**asked, "key": "none"})
+        assert other.status == 403
+        nobody = await said(url, "root-key", "POST", "/admin/explain", {**asked, "key": "none"})
+        assert nobody.json()["model"] is None
+        assert nobody.json()["reason"].startswith("route 'auto' has no model: 'small' is not for this key, ")
+        for wrong in (
+            {},
+            {"request": 1},
+            {**asked, "path": "/x"},
+            {**asked, "headers": [1]},
+            {**asked, "a": 1},
+        ):
+            assert (await said(url, "root-key", "POST", "/admin/explain", wrong)).status == 400
+        assert (
+            await said(url, "narrow-key", "POST", "/admin/explain", {"request": chat("other")})
+        ).status == 404
+
+
+async def test_lists_show_routes_to_whoever_may_use_one_of_its_models(fast: bool) -> None:
+    hidden = AUTO + '[routes.secret]\nprefer = ["small"]\nunlisted = true\n'
+    async with routed(hidden, keys=KEYS, fast=fast) as (_, url):
+        for key, is_shown in (("root-key", True), ("narrow-key", True), ("none-key", False)):
+            listed = (await said(url, key, "GET", "/v1/models")).json()["data"]
+            entries = {entry["id"]: entry for entry in listed}
+            tags = (await said(url, key, "GET", "/api/tags")).json()["models"]
+            assert ("auto" in entries, "secret" in entries) == (is_shown, False)
+            assert ("auto" in {tag["name"] for tag in tags}) is is_shown
+            one = await said(url, key, "GET", "/v1/models/auto")
+            show = await said(url, key, "POST", "/api/show", {"model": "auto"})
+            assert (one.status, show.status) == ((200, 200) if is_shown else (404, 404))
+            if is_shown:
+                assert (entries["auto"]["leads_to"], entries["auto"]["origin"]) == ("small", "route")
+        status = (await said(url, "root-key", "GET", "/status")).json()["routes"]["auto"]
+        assert (status["leads_to"], status["models"]) == ("small", ["small", "other"])
+
+
+async def test_a_lease_of_a_route_holds_the_first_model_that_can_be_started() -> None:
+    routes = '[routes.auto]\nprefer = ["broken", "small"]\nstrategy = "first"'
+    async with routed(routes, BROKEN, engine("small")) as (router, _):
+        async with router.lease("auto") as lease:
+            assert (lease.engine, lease.model) == ("small", "small")
+            assert len(router.in_flight) == 1
+        await nothing_left(router)

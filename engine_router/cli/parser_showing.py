@@ -6,7 +6,7 @@ from engine_router.cli.parser_options import Adder, add_address, add_json, count
 
 
 def add_showing(command: Adder) -> None:
-    """Add status, models, discover, use, unload, logs, reload and rescan."""
+    """Add status, models, discover, explain, use, unload, logs, reload and rescan."""
     status = command(
         "status",
         "show resident models, waiting requests and the last swap",
@@ -35,6 +35,30 @@ def add_showing(command: Adder) -> None:
         "discover llama --json",
     )
     discover.add_argument("name", metavar="ENGINE", nargs="?", help="default: all of them")
+    explain = command(
+        "explain",
+        "show which model would answer a request now, and why",
+        "Show which model a route would choose for a request now, and why: word for word what the log and the answer's\n"
+        "X-Engine-Router-Route would say. FILE is the body of a request, as a client sends it. Nothing is started.",
+        "explain request.json",
+        "explain request.json --path /v1/messages --header User-Agent:cline",
+        "explain - --key-name agents < request.json",
+    )
+    explain.add_argument("file", metavar="FILE", help="JSON, such as a chat; - reads standard input")
+    explain.add_argument(
+        "--path",
+        metavar="PATH",
+        default="/v1/chat/completions",
+        help="the endpoint (default: /v1/chat/completions)",
+    )
+    explain.add_argument(
+        "--header",
+        metavar="NAME:VALUE",
+        action="append",
+        default=[],
+        help="a header of the request; repeatable",
+    )
+    explain.add_argument("--key-name", metavar="NAME", help="as if it came with this key of server.api_keys")
     use = command(
         "use",
         "make a model resident now",
@@ -83,7 +107,7 @@ def add_showing(command: Adder) -> None:
         "new models, missing models, and the files that cannot be served, with the reason.",
         "rescan",
     )
-    for calling in (status, models, discover, use, unload, logs, reload, rescan):
+    for calling in (status, models, discover, explain, use, unload, logs, reload, rescan):
         add_address(calling)
-    for answering in (status, models, discover, use, unload, reload, rescan):
+    for answering in (status, models, discover, explain, use, unload, reload, rescan):
         add_json(answering)

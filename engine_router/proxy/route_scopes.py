@@ -34,6 +34,7 @@ TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
     (_ANY, "/admin/session", Scope.OPEN),
     # The key's own requests: others are not found.
     ("POST", "/admin/cancel", Scope.KEY),
+    ("POST", "/admin/explain", Scope.KEY),
     (_READ, "/admin/requests", Scope.KEY),
     (_READ, "/admin/activity", Scope.KEY),
     (_READ, "/admin/activity.csv", Scope.KEY),

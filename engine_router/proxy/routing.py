@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import trio
 from attrs import define, field
 
-from engine_router.config import KeyConfig, RouteConfig
+from engine_router.config import RouteConfig
 from engine_router.config.routes import models_of
 from engine_router.dialects.routed import Routed
-from engine_router.engines.base import ResidentId
+from engine_router.engines.base import Endpoint, ResidentId
 from engine_router.errors import EngineUnreachable, ModelNotForKey, NeverFits, NoModelForRoute, RouterError
 from engine_router.events import EventHub, RouteChosen
-from engine_router.in_flight import InFlight, RequestScope
-from engine_router.models.key_rights import may_use
+from engine_router.in_flight import InFlight, LeaseHolder, RequestScope, new_id
+from engine_router.models.key_rights import MayUse
 from engine_router.models.route_choice import (
     NOT_FOR_KEY,
     PAID,
@@ -29,10 +30,11 @@ from engine_router.models.target import Target, spellings
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.request_body import IncomingRequest, is_form, off_loop
-from engine_router.proxy.route_exchange import MakeExchange, RouteExchange
+from engine_router.proxy.route_exchange import FALLS_BACK, MakeExchange, RouteExchange
 from engine_router.proxy.route_features import features_of
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.proxy.streamed_body import StreamedRequest
+from engine_router.residency.lease import Lease
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Upstream
@@ -94,7 +96,7 @@ class Routing:
         Cancellation leaves nothing behind.
         """
         await self._supervisor.until_adopted()
-        choice = self.choice(snapshot, name, scope.key, features)
+        choice = self.choice(snapshot, name, scope.may_use, features)
         if isinstance(choice, NoChoice):
             if choice.is_forbidden:
                 raise ModelNotForKey(name, scope.key_name or "")
@@ -102,12 +104,29 @@ class Routing:
         return self._note(snapshot, scope, choice)
 
     def choice(
-        self, snapshot: Snapshot, name: str, key: KeyConfig | None, features: RequestFeatures | None
+        self, snapshot: Snapshot, name: str, may_use: MayUse, features: RequestFeatures | None
     ) -> RouteChoice | NoChoice:
-        """Return what a route would choose now, and why. Nothing is started for it."""
+        """Return what a route would choose now, and why. Nothing is started for it.
+
+        Args:
+            may_use: tells whether whoever asks may use a model.
+        """
         route, now = snapshot.config.routes[name], time.localtime()
-        candidates = self._candidates(snapshot, route, key)
+        candidates = self._candidates(snapshot, route, may_use)
         return choose(name, route, candidates, features, now.tm_hour * 60 + now.tm_min)
+
+    def leads_to(self, snapshot: Snapshot, name: str, may_use: MayUse) -> Target | None:
+        """Return the model that a route would choose now for a request of which nothing is known; None for none."""
+        choice = self.choice(snapshot, name, may_use, None)
+        return snapshot.registry.find(choice.model) if isinstance(choice, RouteChoice) else None
+
+    def offered(self, snapshot: Snapshot, may_use: MayUse) -> Iterator[tuple[str, Target]]:
+        """Yield each route that clients are shown, with the model that it would choose now."""
+        for name, route in snapshot.config.routes.items():
+            is_shown = not route.unlisted and route_named(snapshot, name) == name
+            target = self.leads_to(snapshot, name, may_use) if is_shown else None
+            if target is not None:
+                yield name, target
 
     def turning(
         self,
@@ -145,6 +164,42 @@ class Routing:
 
         return make
 
+    async def lease(
+        self,
+        snapshot: Snapshot,
+        model: str,
+        resolve: Callable[[str], Awaitable[Target]],
+        in_flight: InFlight,
+        held: contextlib.ExitStack,
+    ) -> tuple[Target, Lease, Endpoint]:
+        """Wait for a model, or for the first of a route's that can be started, on behalf of a program.
+
+        Args:
+            resolve: finds a model by its name.
+            held: gives the lease back.
+
+        Raises:
+            UnknownModel: nobody serves it.
+            RouterError: it cannot be made resident.
+
+        Cancellation leaves it to `held` to leave the queue.
+        """
+        scope = RequestScope("lease", self._hub)
+        route = route_named(snapshot, model)
+        target = await (resolve(model) if route is None else self.target(snapshot, route, scope, None))
+        while True:
+            holder = LeaseHolder(self._supervisor, target.resident)
+            lease = holder.enter()
+            held.callback(in_flight.enter(new_id(), "lease", target.model, holder).close)
+            try:
+                return target, lease, await lease.granted()
+            except FALLS_BACK as error:
+                held.close()
+                following = self.next_target(snapshot, scope, error)
+                if following is None:
+                    raise
+                target = following
+
     def next_target(self, snapshot: Snapshot, scope: RequestScope, error: RouterError) -> Target | None:
         """Return the model to ask after the chosen one has failed, which is then chosen last for a while; None for none."""
         choice = scope.choice
@@ -164,9 +219,7 @@ class Routing:
         )
         return snapshot.registry.resolve(choice.model)
 
-    def _candidates(
-        self, snapshot: Snapshot, route: RouteConfig, key: KeyConfig | None
-    ) -> Mapping[str, Candidate]:
+    def _candidates(self, snapshot: Snapshot, route: RouteConfig, may_use: MayUse) -> Mapping[str, Candidate]:
         """Return the models of a route that are known, as they are now."""
         found: dict[str, Candidate] = {}
         now = trio.current_time()
@@ -174,7 +227,7 @@ class Routing:
             if (target := snapshot.registry.find(model)) is None:
                 continue
             facts = snapshot.known_models.of(target)
-            excluded = "" if may_use(key, target) else NOT_FOR_KEY
+            excluded = "" if may_use(target) else NOT_FOR_KEY
             if target.is_paid and not route.allow_paid:
                 excluded = excluded or PAID
             ago_s = now - self._failed_at.get(model, -float("inf"))

@@ -50,6 +50,7 @@ from engine_router.web.connection import (
 )
 from engine_router.web.discovery import add_discovery
 from engine_router.web.doctor import add_doctor
+from engine_router.web.explain import add_explain
 from engine_router.web.history import add_history
 from engine_router.web.hub import add_hub
 from engine_router.web.in_flight import add_in_flight
@@ -173,6 +174,7 @@ def _add_routes(app: App, router: Router) -> None:
     add_hub(app, router)
     add_history(app, router)
     add_discovery(app, router)
+    add_explain(app, router)
     add_compat(app, router, models)
     add_websockets(app, router)
     app.add_url_rule("/v1/models", "models", models.listed, methods=["GET"])

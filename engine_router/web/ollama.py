@@ -24,7 +24,10 @@ from engine_router.errors import (
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import CONTROL_ANSWER_BYTES
 from engine_router.models.hub.names import is_hub_name
+from engine_router.models.target import Target
 from engine_router.proxy.routes import API_ROUTES, base_url_hint
+from engine_router.proxy.routing import route_named
+from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
 from engine_router.upstream.forwarding import EngineRequests, response_headers
 from engine_router.upstream.http1 import ResponseHead
@@ -73,7 +76,7 @@ class OllamaApi:
     async def _show(self) -> Response:
         """Answer what is known; an Ollama daemon is asked about its own models, if it answers soon."""
         routed = route_json(OLLAMA, "/api/show", await whole_body(request))
-        snapshot, target = await self._router.find(routed.model)
+        snapshot, target = await self._shown(routed.model)
         scope_of(request).check_model(routed.model, target)
         config = snapshot.config.engines[target.engine]
         if isinstance(config, OllamaConfig):
@@ -84,6 +87,19 @@ class OllamaApi:
                     return answer
         facts = await snapshot.known_models.whole(target)
         return json_response(ollama_shapes.show(target, facts, since=self._router.started_at))
+
+    async def _shown(self, name: str) -> tuple[Snapshot, Target]:
+        """Find a model by its name, or the one to which a route leads now.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        snapshot = self._router.snapshot
+        if (route := route_named(snapshot, name)) is not None:
+            target = self._router.routing.leads_to(snapshot, route, scope_of(request).may_use)
+            if target is not None:
+                return snapshot, target
+        return await self._router.find(name)
 
     async def _daemon_show(self, requests: EngineRequests, base_url: str, body: Octets) -> Response | None:
         """Return a daemon's whole answer to `/api/show`; None where it gives none."""

@@ -46,6 +46,10 @@ async def _tags(router: Router, may_use: MayUse) -> dict[str, Any]:
         entries += [
             ollama_shapes.tag(name, target, facts, since=since) for name in (target.model, *target.aliases)
         ]
+    entries += [
+        ollama_shapes.tag(name, target, router.known_models.of(target), since=since)
+        for name, target in router.routing.offered(router.snapshot, may_use)
+    ]
     return {"models": entries}
 
 

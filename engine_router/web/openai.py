@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from engine_router.models.key_rights import MayUse
@@ -48,7 +49,25 @@ async def model_entries(router: Router, may_use: MayUse) -> list[dict[str, Any]]
         entry = model_entry(router, target)
         data.append(entry)
         data += [{**entry, "id": alias, "aliases": [], "alias_of": target.model} for alias in target.aliases]
-    return data
+    return [*data, *_routes(router, may_use)]
+
+
+def _routes(router: Router, may_use: MayUse) -> Iterator[dict[str, Any]]:
+    """Yield the entry of each route: that of the model to which it leads now, under its own name."""
+    for name, target in router.routing.offered(router.snapshot, may_use):
+        yield route_entry(router, name, target)
+
+
+def route_entry(router: Router, name: str, target: Target) -> dict[str, Any]:
+    """Return the entry of a route that leads to a model now."""
+    return {
+        **model_entry(router, target),
+        "id": name,
+        "owned_by": "engine-router",
+        "aliases": [],
+        "origin": "route",
+        "leads_to": target.model,
+    }
 
 
 async def model_list(router: Router, may_use: MayUse) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import trio
 
 from engine_router import __version__
 from engine_router.config import RemoteConfig
+from engine_router.config.routes import models_of
 from engine_router.events import MemorySettled, ResidentDied, RouterNotice, SwapEnded
 from engine_router.models.peer_watch import peer_entry
 from engine_router.models.registry import Target
+from engine_router.models.route_choice import RouteChoice
 from engine_router.residency.memory_status import asleep_bytes, memory_status
 from engine_router.residency.read_model import (
     FailureStatus,
@@ -62,6 +64,7 @@ def status(router: Router) -> dict[str, Any]:
             }
             for t in targets
         ],
+        "routes": {name: _route(router, name) for name in router.config.routes},
         "scan": scan_entry(router.scans),
         "last_swap": swaps[-1] if swaps else None,
         "swaps": swaps[-RECENT_SWAPS:],
@@ -78,6 +81,18 @@ def state_of(router: Router, target: Target) -> str:
         model = router.peers.status(target.engine).model(target.upstream, trio.current_time())
         return OWN.of(status) if model is None else model.state
     return OWN.of(status)
+
+
+def _route(router: Router, name: str) -> dict[str, Any]:
+    """Return what a route would choose now for a request without any conditions."""
+    route = router.config.routes[name]
+    choice = router.routing.choice(router.snapshot, name, lambda _: True, None)
+    return {
+        "strategy": route.strategy,
+        "models": list(models_of(route)),
+        "leads_to": choice.model if isinstance(choice, RouteChoice) else None,
+        "reason": choice.reason,
+    }
 
 
 def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
