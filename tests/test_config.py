@@ -54,7 +54,9 @@ def an_engine(options: str) -> ProcessConfig:
 
 CODE = re.compile(r"#[^ ]")
 
-SLEEPS = re.compile(r"(ContainerConfig|HttpConfig|SystemdConfig)(?=\)\.(sleep|warm_up|config_file))")
+SLEEPS = re.compile(
+    r"(ContainerConfig|HttpConfig|SystemdConfig|KubernetesConfig)(?=\)\.(sleep|warm_up|config_file))"
+)
 
 
 def blocks_of_example() -> Iterator[tuple[str, list[tuple[str, bool]]]]:
@@ -82,6 +84,7 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
         "http": "HttpConfig",
         "ollama": "OllamaConfig",
         "systemd": "SystemdConfig",
+        "kubernetes": "KubernetesConfig",
         "remote": "RemoteConfig",
     }
     kind = ""
@@ -133,13 +136,14 @@ def test_everything_that_the_example_comments_out_loads_too() -> None:
             engines += header.startswith(("[engines", "[peers")) and header.count(".") == 1
             live += "\n" + "\n".join(text for text, _ in lines)
     config = parse_config(live.replace("[pools.gpu]", "[pools.card]"))
-    assert len(config.engines) == engines + 5 == 21
+    assert len(config.engines) == engines + 5 == 22
     assert {type(engine).__name__ for engine in config.engines.values()} == {
         "ProcessConfig",
         "ContainerConfig",
         "HttpConfig",
         "OllamaConfig",
         "SystemdConfig",
+        "KubernetesConfig",
         "RemoteConfig",
         "PeerConfig",
     }

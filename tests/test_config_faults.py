@@ -24,19 +24,19 @@ FAULTS = [
     (
         '[engines.a]\nargv = "x"',
         "engines.a.type",
-        'missing; one of "process", "container", "http", "ollama", "systemd", "remote"',
+        'missing; one of "process", "container", "http", "ollama", "systemd", "kubernetes", "remote"',
         True,
     ),
     (
         '[engines.a]\ntype = "proces"',
         "engines.a.type",
-        'expected one of "process", "container", "http", "ollama", "systemd", "remote", got "proces"; did you mean "process"?',
+        'expected one of "process", "container", "http", "ollama", "systemd", "kubernetes", "remote", got "proces"; did you mean "process"?',
         True,
     ),
     (
         "[engines.a]\ntype = 7",
         "engines.a.type",
-        'expected one of "process", "container", "http", "ollama", "systemd", "remote", got 7',
+        'expected one of "process", "container", "http", "ollama", "systemd", "kubernetes", "remote", got 7',
         True,
     ),
     (

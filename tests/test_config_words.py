@@ -12,8 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 from engine_router.config import HttpConfig, PoolConfig, ProcessConfig, load_config, parse_config
+from engine_router.config.any_engine import ENGINE_TYPES
 from engine_router.config.command_line import split_command
-from engine_router.config.engines import ENGINE_TYPES
 from engine_router.config.environment import COMMANDS, Environment
 from engine_router.config.kinds import Argv
 from engine_router.errors import ConfigError
@@ -213,8 +213,8 @@ MISTAKES = [
     ("[engines.a]\ntype = 'process'\nargv = ['serve --port {port}']", "engines.a.argv", 'a list has one entry for each word: write ["program", "--option", ...], or one string without [ ]', "argv = ..."),
     # Names of other programs.
     ("[engines.a]\ntype = 'process'\nargv = 'x {port}'\ncmd = 'x'", "engines.a.cmd", "unknown key; did you mean argv?", "cmd = 'x'"),
-    ("[engines.a]\ntype = 'llama.cpp'", "engines.a.type", 'expected one of "process", "container", "http", "ollama", "systemd", "remote", got "llama.cpp"; did you mean "process"?', "type = 'llama.cpp'"),
-    ("[engines.a]\ntype = 'lmstudio'", "engines.a.type", 'expected one of "process", "container", "http", "ollama", "systemd", "remote", got "lmstudio"; did you mean "http"?', "type = 'lmstudio'"),
+    ("[engines.a]\ntype = 'llama.cpp'", "engines.a.type", 'expected one of "process", "container", "http", "ollama", "systemd", "kubernetes", "remote", got "llama.cpp"; did you mean "process"?', "type = 'llama.cpp'"),
+    ("[engines.a]\ntype = 'lmstudio'", "engines.a.type", 'expected one of "process", "container", "http", "ollama", "systemd", "kubernetes", "remote", got "lmstudio"; did you mean "http"?', "type = 'lmstudio'"),
 ]  # fmt: skip
 
 

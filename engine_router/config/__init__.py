@@ -1,5 +1,6 @@
 """Configuration: the classes, and how a file becomes one of them."""
 
+from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.context import ContextConfig
 from engine_router.config.engine_tables import (
     CallConfig,
@@ -10,7 +11,6 @@ from engine_router.config.engine_tables import (
 )
 from engine_router.config.engines import (
     REMOTES,
-    AnyEngineConfig,
     ContainerConfig,
     EngineConfig,
     HttpConfig,
@@ -21,6 +21,7 @@ from engine_router.config.engines import (
     SystemdConfig,
 )
 from engine_router.config.keys import ApiKey, KeyConfig, Priority, rights_of
+from engine_router.config.kubernetes import KubernetesConfig
 from engine_router.config.load import find_config, load_config, parse_config
 from engine_router.config.model import (
     Config,
@@ -55,6 +56,7 @@ __all__ = [
     "HistoryConfig",
     "HttpConfig",
     "KeyConfig",
+    "KubernetesConfig",
     "LoadedConfig",
     "LogConfig",
     "ModelConfig",

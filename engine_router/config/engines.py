@@ -352,17 +352,3 @@ class RemoteConfig(EngineConfig):
     def speaks(self, dialect: Literal["openai", "anthropic", "ollama"]) -> bool:
         """Tell whether it speaks a dialect; an Ollama server speaks OpenAI's, too."""
         return dialect in self.dialects or (dialect == "openai" and "ollama" in self.dialects)
-
-
-AnyEngineConfig = ProcessConfig | ContainerConfig | HttpConfig | OllamaConfig | SystemdConfig | RemoteConfig
-"""Any engine's configuration."""
-
-ENGINE_TYPES: Mapping[str, type[AnyEngineConfig]] = {
-    "process": ProcessConfig,
-    "container": ContainerConfig,
-    "http": HttpConfig,
-    "ollama": OllamaConfig,
-    "systemd": SystemdConfig,
-    "remote": RemoteConfig,
-}
-"""The class for each value of `type`."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from engine_router.config.engines import AnyEngineConfig
+from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.model import FamilyConfig, ModelConfig, ModelSettings
 from engine_router.config.options import default_of, options_of
 

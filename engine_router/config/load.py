@@ -11,20 +11,16 @@ from typing import Any
 import attrs
 import tomli
 
+from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.container import container_faults
 from engine_router.config.context import ContextConfig
-from engine_router.config.engines import (
-    REMOTES,
-    AnyEngineConfig,
-    ContainerConfig,
-    RemoteConfig,
-    StartedConfig,
-)
+from engine_router.config.engines import REMOTES, ContainerConfig, RemoteConfig, StartedConfig
 from engine_router.config.environment import Environment
 from engine_router.config.families import with_families
 from engine_router.config.faults import Fault, close, few_explained, is_table, quoted
 from engine_router.config.keys import key_faults
 from engine_router.config.kinds import Name
+from engine_router.config.kubernetes import KubernetesConfig, kubernetes_faults
 from engine_router.config.misplaced import unknown_keys, without_dotted
 from engine_router.config.model import (
     Config,
@@ -330,6 +326,8 @@ def _engine_faults(
         yield from process_faults(name, engine, models, named_models)
     elif isinstance(engine, RemoteConfig):
         yield from remote_faults(engine, path)
+    elif isinstance(engine, KubernetesConfig):
+        yield from kubernetes_faults(engine, path)
     if isinstance(engine, ContainerConfig):
         yield from container_faults(engine, path)
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import attrs
 
+from engine_router.config.any_engine import ENGINE_TYPES
 from engine_router.config.context import ContextConfig
-from engine_router.config.engines import ENGINE_TYPES, EngineConfig
+from engine_router.config.engines import EngineConfig
 from engine_router.config.faults import Fault, close, is_explained, is_table, quoted
 from engine_router.config.model import (
     Config,

@@ -14,8 +14,9 @@ from typing import Final, Literal
 import attrs
 from attrs import frozen
 
+from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.context import ContextConfig
-from engine_router.config.engines import AnyEngineConfig, ProcessConfig, RemoteConfig
+from engine_router.config.engines import ProcessConfig, RemoteConfig
 from engine_router.config.keys import ApiKey, Priority
 from engine_router.config.kinds import (
     Addresses,

@@ -8,7 +8,8 @@ from typing import Final, Literal
 import attrs
 from attrs import frozen
 
-from engine_router.config.engines import AnyEngineConfig, RemoteConfig
+from engine_router.config.any_engine import AnyEngineConfig
+from engine_router.config.engines import RemoteConfig
 from engine_router.config.faults import Fault, quoted
 from engine_router.config.kinds import Argv, MacAddress, Name, Seconds
 from engine_router.config.options import no_option, option

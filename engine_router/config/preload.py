@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from engine_router.config.engines import AnyEngineConfig, StartedConfig, SystemdConfig
+from engine_router.config.any_engine import AnyEngineConfig
+from engine_router.config.engines import StartedConfig, SystemdConfig
 from engine_router.config.faults import Fault, close, quoted
 from engine_router.config.model import ModelConfig, PoolConfig, SchedulingConfig
 from engine_router.config.template import is_scanned

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from engine_router.config.engines import AnyEngineConfig, EngineConfig, RemoteConfig
+from engine_router.config.any_engine import AnyEngineConfig
+from engine_router.config.engines import EngineConfig, RemoteConfig
 from engine_router.config.faults import Fault
 from engine_router.config.peers import place_of
 from engine_router.config.values import shown

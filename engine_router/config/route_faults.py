@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from engine_router.config.engines import AnyEngineConfig
+from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.faults import Fault, quoted
 from engine_router.config.model import ModelConfig
 from engine_router.config.preload import name_faults, owners_of

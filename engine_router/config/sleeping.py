@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Final
 
+from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.engine_tables import SleepConfig
-from engine_router.config.engines import AnyEngineConfig, OllamaConfig, RemoteConfig, StartedConfig
+from engine_router.config.engines import OllamaConfig, RemoteConfig, StartedConfig
 from engine_router.config.faults import Fault
+from engine_router.config.kubernetes import KubernetesConfig
 from engine_router.config.model import PoolConfig
 from engine_router.config.unified import is_unified
 
@@ -30,7 +32,7 @@ def sleep_faults(
         pool: whose memory it uses.
         environ: what the engine inherits.
     """
-    if isinstance(engine, (OllamaConfig, RemoteConfig)) or engine.sleep is None:
+    if isinstance(engine, (OllamaConfig, RemoteConfig, KubernetesConfig)) or engine.sleep is None:
         return
     sleep, place = engine.sleep, f"{path}.sleep"
     yield from _call_faults(sleep, place)

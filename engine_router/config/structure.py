@@ -10,7 +10,8 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from engine_router.config.engines import ENGINE_TYPES, EngineConfig
+from engine_router.config.any_engine import ENGINE_TYPES
+from engine_router.config.engines import EngineConfig
 from engine_router.config.faults import KEYS_OF_CLIENTS, Fault, close, is_explained, is_private, quoted
 from engine_router.config.kinds import PLAIN, HeaderValue, VariableValue, kind_of
 from engine_router.config.misplaced import synonym_of, table_of, type_of

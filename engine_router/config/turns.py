@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.engine_tables import ConfigFileConfig, DropInConfig
-from engine_router.config.engines import AnyEngineConfig, ProcessConfig, StartedConfig, SystemdConfig
+from engine_router.config.engines import ProcessConfig, StartedConfig, SystemdConfig
 from engine_router.config.faults import Fault, quoted
 from engine_router.config.filled import filled_words, format_of, leaves, unit_name
 from engine_router.config.model import ModelConfig, PoolConfig

@@ -15,6 +15,7 @@ from engine_router.config import (
     Config,
     ContainerConfig,
     HttpConfig,
+    KubernetesConfig,
     OllamaConfig,
     PeerConfig,
     ProcessConfig,
@@ -103,7 +104,7 @@ class EngineFactory:
         await self._sleep_registry.clear([r for r in self._sleep_registry.residents if r.engine in engines])
 
 
-def build_engine(
+def build_engine(  # noqa: PLR0911 - one for each type
     name: str,
     config: Config,
     client: ControlClient,
@@ -153,6 +154,10 @@ def build_engine(
             from engine_router.engines.remote.ollama_engine import OllamaEngine
 
             return OllamaEngine(name, ollama, client, _upstream_names(config, name))
+        case KubernetesConfig() as kubernetes:
+            from engine_router.engines.kubernetes.kubernetes_engine import KubernetesEngine
+
+            return KubernetesEngine(name, kubernetes, client)
         case RemoteConfig() as remote:
             return _elsewhere(name, remote, client)
         case SystemdConfig() as systemd:

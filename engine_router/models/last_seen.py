@@ -8,7 +8,13 @@ from typing import Final
 
 from attrs import frozen
 
-from engine_router.config import AnyEngineConfig, ContainerConfig, ProcessConfig, SystemdConfig
+from engine_router.config import (
+    AnyEngineConfig,
+    ContainerConfig,
+    KubernetesConfig,
+    ProcessConfig,
+    SystemdConfig,
+)
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS
 
 FORGET_AFTER_S: Final = 30 * 24 * 3600.0
@@ -53,6 +59,8 @@ def engine_mark(config: AnyEngineConfig) -> str:
         server = (*server, config.argv, config.volumes)
     elif isinstance(config, SystemdConfig):
         server = (*server, config.unit, config.scope)
+    elif isinstance(config, KubernetesConfig):
+        server = (*server, config.workload, config.namespace, config.context)
     return hashlib.sha256(repr(server).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

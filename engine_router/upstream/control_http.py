@@ -21,11 +21,12 @@ _CA_FILE: Final = "ca_file"
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
-def make_client(socket: str | None = None) -> httpx.AsyncClient:
+def make_client(socket: str | None = None, tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
     """Return a client without limits of its own that keeps no connection.
 
     Args:
         socket: path of a UNIX socket that all calls go to, whatever their host.
+        tls: secures all calls over TLS; each by its `ca_file` when absent.
 
     Some servers wait for idle connections when they are asked to end, and others close them just when the next call
     begins.
@@ -34,7 +35,7 @@ def make_client(socket: str | None = None) -> httpx.AsyncClient:
         trust_env=False,
         timeout=None,  # noqa: S113
         transport=_plain(socket),
-        mounts={"https://": _Secured()},
+        mounts={"https://": _Secured() if tls is None else _over(tls)},
         event_hooks={"request": [_with_plain_body]},
     )
 

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from engine_router.config import HttpConfig, OllamaConfig, RemoteConfig, SystemdConfig
+from engine_router.config import HttpConfig, KubernetesConfig, OllamaConfig, RemoteConfig, SystemdConfig
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
 from engine_router.engines.masking import engine_mask
@@ -15,7 +15,7 @@ from engine_router.engines.remote.client import EngineClient, NotListening, wort
 from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.upstream.control_client import ControlClient
 
-C = TypeVar("C", HttpConfig, OllamaConfig, SystemdConfig, RemoteConfig)
+C = TypeVar("C", HttpConfig, OllamaConfig, SystemdConfig, KubernetesConfig, RemoteConfig)
 L = TypeVar("L", HttpConfig, OllamaConfig)
 
 
