@@ -29,6 +29,7 @@ from engine_router.cli import main
 from engine_router.config import (
     AnyEngineConfig,
     Config,
+    ContainerConfig,
     HttpConfig,
     OllamaConfig,
     ProcessConfig,
@@ -43,6 +44,7 @@ from engine_router.models.config_warnings import warnings
 from engine_router.models.served_names import served_models
 from engine_router.setup.blocks import KIND_NAMES, call_options, start_options
 from engine_router.setup.installed import with_installed
+from engine_router.setup.model_blocks import scan_block
 from engine_router.setup.preset_text import PLACEHOLDERS
 from engine_router.setup.presets import (
     Preset,
@@ -227,6 +229,21 @@ def test_what_is_detected_gets_the_facts_of_its_preset() -> None:
     assert start_options("koboldcpp") == [
         'ready_path = "/api/extra/version"', "discover = false", "stream_upstream = true", 'metrics_path = ""',
     ]  # fmt: skip
+
+
+def test_who_writes_a_command_of_an_engine_has_it_serve_its_metrics() -> None:
+    found = scan_block("llama", ("llama-server",), ("~/models",), 1)
+    assert "--metrics" in argv_of(parse_config(found.text))
+    for kind, flag in {
+        "llama.cpp": "--metrics",
+        "llama.cpp-scan": "--metrics",
+        "sglang": "--enable-metrics",
+    }.items():
+        assert flag in argv_of(configured(find_preset(kind)))
+        assert engine_of(configured(find_preset(kind))).metrics_path == "/metrics"
+    container = engine_of(configured(find_preset("llama.cpp-container")))
+    assert isinstance(container, ContainerConfig)
+    assert "--metrics" in (container.command or ())
 
 
 def _plain(value: object) -> object:

@@ -49,7 +49,7 @@ def scan_block(
     mapped = ["--no-mmap"] if hardware is not None and hardware.is_cuda_unified else []
     argv = [
         *program, "-m", "{path}", "--mmproj", "{mmproj}", "--alias", "{model}", "-c", "{ctx}", *gpu, *mapped,
-        "--host", "127.0.0.1", "--port", "{port}",
+        "--host", "127.0.0.1", "--port", "{port}", "--metrics",
     ]  # fmt: skip
     lines = [
         "# Every model in these folders, each in a llama.cpp server of its own while it is wanted.",
