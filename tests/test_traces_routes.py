@@ -91,6 +91,23 @@ async def test_a_websocket_is_traced(tmp_path: Path) -> None:
     assert asked["headers"]["traceparent"] == f"00-{TRACE}-{call.id}-01"
 
 
+async def test_a_route_and_the_model_that_answers_for_it_are_told(tmp_path: Path) -> None:
+    argv = json.dumps([sys.executable, "-I", "-S", str(PROGRAM), "{port}", "fail=no weights"])
+    more = f"""
+        engines.bad = {{ type = "process", argv = {argv}, models = ["bad"] }}
+        routes.best = {{ prefer = ["bad", "m"], strategy = "first" }}
+    """
+    async with tracing(tmp_path, more) as (_router, request, collector):
+        body = {"model": "best", "do": "echo"}
+        answer = await request("POST", CHAT, body=body, headers={"traceparent": PARENT})
+        assert answer.status == 200
+    server, call = of_the_client(collector.spans)
+    assert server.attributes["engine_router.route"] == "best"
+    assert (server.attributes["engine_router.model"], server.attributes["engine_router.engine"]) == ("m", "e")
+    assert (call.name, call.attributes["engine_router.engine"]) == ("chat m", "e")
+    assert told(answer)["traceparent"] == f"00-{TRACE}-{call.id}-01"
+
+
 async def test_a_request_that_is_refused_for_its_key_is_traced(tmp_path: Path) -> None:
     more = """
         server.api_keys = [{ name = "ann", key = "k", max_in_flight = 1 }]

@@ -66,6 +66,7 @@ _ROUTES: Final = frozenset(
         *("/api/show", "/api/pull"),
     )
 )
+_PORTS: Final = {"http": 80, "https": 443}
 _PASSED_ON: Final = "/upstream/"
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 _CLIENT_LEFT: Final = "client_left"
@@ -129,6 +130,7 @@ class RequestTrace:
             "engine_router.key": scope.key_name,
             "engine_router.model": self._model(),
             "engine_router.engine": scope.engine or self.engine,
+            "engine_router.route": None if scope.choice is None else scope.choice.route,
         }
         if holder is not None:
             attributes["engine_router.queue_wait_s"] = _known(holder.queue_wait_s)
@@ -190,7 +192,7 @@ class RequestTrace:
             "gen_ai.provider.name": self._snapshot.providers.get(engine, engine),
             "gen_ai.request.model": model,
             "server.address": url.hostname,
-            "server.port": url.port,
+            "server.port": url.port or _PORTS.get(url.scheme),
             "error.type": self._error() or (str(scope.status) if scope.status >= 400 else None),
             "engine_router.engine": engine,
         }
