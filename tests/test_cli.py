@@ -336,6 +336,7 @@ models = ["c"]
 [engines.d]
 type = "process"
 argv = "sh {path} {port}"
+keep_context = true
 [engines.e]
 type = "process"
 argv = "./x"
@@ -363,11 +364,12 @@ def test_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("engines.b.argv", "there is no file absent.gguf"),
         ("engines.b.base_url", "the router's own"),
         ("engines.c.base_url", "also where engine b listens"),
+        ("engines.d.keep_context", "does not look like llama.cpp's llama-server"),
         ("engines.e.cwd", "there is no folder absent-folder"),
         ("models.f.path", "there is no file or folder absent-weights"),
     ):
         assert any(place == path and words in message for path, message in found), place
-    assert len(found) == 11
+    assert len(found) == 12
 
 
 SUSPECT = """

@@ -40,6 +40,12 @@ FAULTS = [
         True,
     ),
     (
+        '[engines.a]\ntype = "process"\nargv = "s {port} --slot-save-path=/x"\nkeep_context = true',
+        "engines.a.argv",
+        "leave --slot-save-path out: keep_context adds it, with a folder of the router's own",
+        False,
+    ),
+    (
         '[engines.a]\ntype = "process"',
         "engines.a.argv",
         "missing; it is required (command, as a list or one string (no shell runs))",

@@ -168,6 +168,28 @@ async def test_a_fault_makes_an_answer_slower_and_is_told_once(
         assert not [path for path in (tmp_path / "context").iterdir() if path.name.endswith(".partial")]
 
 
+async def test_without_a_folder_the_engine_starts_and_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "context").write_text("in the way")
+    async with bench(tmp_path) as one:
+        await one.said("a", FIRST)
+        await one.said("b", FIRST)
+        assert await one.said("a", [*FIRST, *MORE]) == 0
+        (notice,) = one.notices()
+        assert "keeps no context" in notice
+
+
+async def test_a_client_that_leaves_gives_its_slot_back(tmp_path: Path) -> None:
+    async with bench(tmp_path) as one:
+        await one.said("a", FIRST)
+        body = {"model": "a", "messages": [*FIRST, *MORE]}
+        for _ in range(20):
+            with trio.move_on_after(0.005):
+                await ask(one.url, "POST", "/v1/chat/completions", body=body)
+        await one.said("a", [*FIRST, *MORE])
+        await one.said("b", FIRST)
+        assert "save 0" in one.calls()
+
+
 async def test_what_another_build_has_saved_is_removed_and_told_once(tmp_path: Path) -> None:
     async with bench(tmp_path) as one:
         await one.said("a", FIRST)

@@ -30,7 +30,8 @@ from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
 from engine_router.config.traces import is_in_file, trace_problems
 from engine_router.config.values import expanded
-from engine_router.engines.command_options import number_of
+from engine_router.engines.command_options import number_of, own_words
+from engine_router.engines.engine_programs import LLAMA_CPP
 from engine_router.engines.readiness import PORT
 from engine_router.models.name_warnings import Warned, name_warnings
 from engine_router.models.remote_warnings import are_remotes, remote_warnings
@@ -190,6 +191,11 @@ def _command_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:
     for word in engine.argv[1:]:
         if (file := _weights_file(word)) is not None and not _in(folder, file).exists():
             yield f"{place}.argv", f"there is no file {file}"
+    if engine.keep_context and own_words(engine.argv)[0] is not LLAMA_CPP:
+        yield (
+            f"{place}.keep_context",
+            "its argv does not look like llama.cpp's llama-server, to which alone --slot-save-path can be added",
+        )
     yield from ((f"{place}.argv", hint) for hint in placeholder_hints(engine.argv))
     yield from ((f"{place}.argv", hint) for hint in _shell_hints(engine.argv))
     listens, meant = number_of(engine.argv, _PORT_OPTIONS), _port_of(engine.base_url)

@@ -40,6 +40,7 @@ class KeptContext:
     _owner: str
     _session: str
     _placement: Placement | None = None
+    _has_ended: bool = False
 
     async def plan(self, base_url: str) -> ForwardPlan:
         """Return the plan of the request with its slot, once its conversation is there; see `ChoosePlan`.
@@ -48,7 +49,8 @@ class KeptContext:
         """
         plan = self._plan if isinstance(self._plan, ForwardPlan) else await self._plan(base_url)
         context, outgoing = self._keeper.of(self._resident), plan.outgoing
-        if context is None or not isinstance(body := outgoing.body, (bytes, bytearray)):
+        # A client may leave just before its slot would be chosen: nobody would give that back.
+        if self._has_ended or context is None or not isinstance(body := outgoing.body, (bytes, bytearray)):
             return plan
         if self._placement is None:
             path = outgoing.target.partition("?")[0]
@@ -66,6 +68,7 @@ class KeptContext:
 
     def ended(self, exchange: ProxyExchange) -> None:
         """Note how the request ended. Never waits."""
+        self._has_ended = True
         if self._placement is None:
             return
         figures = exchange.figures()

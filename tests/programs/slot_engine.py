@@ -1,6 +1,6 @@
 """A server with llama.cpp's slots, and no model: what it says depends on the whole prompt, and on nothing else.
 
-Usage: slot_engine.py PORT LOG --slot-save-path FOLDER [slots=N] [build=NAME] [fault=FAULT]
+Usage: slot_engine.py PORT LOG [--slot-save-path FOLDER] [slots=N] [build=NAME] [fault=FAULT]
 
 Each call that concerns a slot is a line of LOG. A slot holds the characters of its prompt, which are its tokens, and
 answers tell as llama.cpp does how many of them were there already (`timings.cache_n`). They do not tell how long the
@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 PORT, LOG = int(sys.argv[1]), Path(sys.argv[2])
-FOLDER = Path(sys.argv[sys.argv.index("--slot-save-path") + 1])
+FOLDER = Path(sys.argv[sys.argv.index("--slot-save-path") + 1]) if "--slot-save-path" in sys.argv else Path()
 OPTIONS = dict(word.split("=", 1) for word in sys.argv[3:] if "=" in word)
 FAULT = OPTIONS.get("fault", "")
 SLOTS = [""] * int(OPTIONS.get("slots", "1"))

@@ -114,12 +114,13 @@ class ContextKeeper:
         return self._running.get(resident)
 
     async def prepare(self, resident: ResidentId) -> None:
-        """Make the folder, which a server wants to find when it starts."""
+        """Make the folder, which a server wants to find when it starts; where that fails, nothing is kept any more."""
         try:
             if self.folder is not None:
                 await self.in_thread(self.store.open)
         except OSError as error:
-            self.tell(resident, f"keeps no context: {error}", once="folder")
+            self.folder = None
+            self.tell(resident, f"keeps no context: {error}; see state_file in engines.toml", once="folder")
 
     async def began(
         self,

@@ -86,6 +86,8 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
     # A process of our own.
 
     async def _start(self, resident: ResidentId, supervision: Supervision) -> RunningProcess:  # noqa: ARG002 - a start takes milliseconds
+        if self._keeper is not None:
+            await self._keeper.prepare(resident)
         log, file = self.logs.of(resident), await open_log_file(self.name, self.config)
         log_start, began = log.count, time.time()
         claim = None
@@ -93,8 +95,6 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
             base_url, claim = self._place()
             port = address_of(base_url)[1]
             argv = self.command(resident, port)
-            if self._keeper is not None:
-                await self._keeper.prepare(resident)
             await set_values(self.name, self.config.config_file, self._values(resident, port))
             process, tree = await spawn(self.name, self.config, argv, self._guardian)
         except BaseException:
