@@ -69,21 +69,39 @@ async def measured(folder: Path, options: argparse.Namespace) -> int:
     for seed, name in enumerate("ab"):
         size = {"layers": options.layers, "width": options.width} if name == "a" else {}
         write_tiny_gguf(folder / f"{name}.gguf", seed=seed, context_length=2 * options.tokens, **size)
-    with_it = await turns(folder, options, keep=True)
-    without = await turns(folder, options, keep=False)
-    for words, found in (("with keep_context", with_it), ("without", without)):
+    found: list[tuple[Turn, Turn]] = []
+    async with (
+        engine_router.open_router(configuration(folder, options, keep=True)) as keeping,
+        engine_router.open_router(configuration(folder, options, keep=False)) as plain,
+        served(keeping) as keeping_url,
+        served(plain) as plain_url,
+    ):
+        notices = keeping.hub.subscribe(RouterNotice)
+        for number in range(options.rounds):  # one after the other, so that both meet the same machine
+            with_it = await turn(keeping, keeping_url, options, number)
+            found.append((with_it, await turn(plain, plain_url, options, number)))
+            words = [f"{one.first_s:.3f} s ({one.reused} tokens reused)" for one in found[-1]]
+            print(f"{number + 1}: {words[0]}, without {words[1]}", flush=True)
+        for notice in notices.take():
+            print(notice.message)
+    return report(found)
+
+
+def report(found: list[tuple[Turn, Turn]]) -> int:
+    for words, of_one in (("with keep_context", 0), ("without", 1)):
+        turns = [both[of_one] for both in found]
         print(
-            f"{words}: {_median(turn.first_s for turn in found)} s to the first token, "
-            f"{_median(turn.behind_start_s for turn in found)} s of them behind the start; "
-            f"{min(turn.reused for turn in found)} to {max(turn.reused for turn in found)} of about "
-            f"{found[0].tokens} tokens reused (median and range of {len(found)})"
+            f"{words}: {_median([one.first_s for one in turns])} s to the first token, "
+            f"{_median([one.behind_start_s for one in turns])} s of them behind the start; "
+            f"{min(one.reused for one in turns)} to {max(one.reused for one in turns)} of "
+            f"{turns[0].tokens} tokens reused (median and range of {len(turns)})"
         )
-    whole = [one.first_s / other.first_s for one, other in zip(with_it, without, strict=True)]
-    behind = [one.behind_start_s / other.behind_start_s for one, other in zip(with_it, without, strict=True)]
+    whole = [one.first_s / other.first_s for one, other in found]
+    behind = [one.behind_start_s / other.behind_start_s for one, other in found]
     print(f"ratio: {_median(whole)} with the start, {_median(behind)} behind it")
-    same = sum(one.text == other.text for one, other in zip(with_it, without, strict=True))
-    print(f"the same text at temperature 0: {same} of {len(with_it)}")
-    return 0 if same == len(with_it) else 1
+    same = sum(one.text == other.text for one, other in found)
+    print(f"the same text at temperature 0: {same} of {len(found)}")
+    return 0 if same == len(found) else 1
 
 
 def _median(numbers: Sequence[float]) -> str:
@@ -99,7 +117,19 @@ def configuration(folder: Path, options: argparse.Namespace, *, keep: bool) -> e
     ]
     for name in "ab":
         program = [sys.executable, "-m", "engine_router.llamacpp", "-m", str(folder / f"{name}.gguf")]
-        argv = [*program, "--port", "{port}", "-lv", "0", "-c", str(2 * options.tokens), "-np", "1"]
+        argv = [
+            *program,
+            "--port",
+            "{port}",
+            "-lv",
+            "0",
+            "-c",
+            str(2 * options.tokens),
+            "-np",
+            "1",
+            "-t",
+            "1",
+        ]
         lines += [
             f"[engines.{name}]",
             'type = "process"',
@@ -110,38 +140,23 @@ def configuration(folder: Path, options: argparse.Namespace, *, keep: bool) -> e
     return parse_config("\n".join(lines))
 
 
-async def turns(folder: Path, options: argparse.Namespace, *, keep: bool) -> list[Turn]:
-    found = []
-    async with (
-        engine_router.open_router(configuration(folder, options, keep=keep)) as router,
-        served(router) as url,
-    ):
-        events, notices = router.hub.subscribe(RequestEnded), router.hub.subscribe(RouterNotice)
-        for number in range(options.rounds):
-            dice = random.Random(number)
-            text = ""
-            while len(text) < options.tokens:  # a token for each byte
-                text += f"{dice.choice(WORDS)} "
-            first = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": text}]
-            more = [{"role": "assistant", "content": "okay"}, {"role": "user", "content": "Go on."}]
-            for model, messages in (("a", first), ("b", first[:1] + more), ("a", first + more)):
-                body = {
-                    "model": model,
-                    "messages": messages,
-                    "max_tokens": 16,
-                    "temperature": 0,
-                    "stream": True,
-                }
-                answer = await ask(url, "POST", "/v1/chat/completions", body=body)
-                event = await anext(events)
-            told = (event.first_token_s, event.queue_wait_s, event.tokens_in, event.tokens_cached)
-            if answer.status != 200 or None in told:
-                raise SystemExit(f"no answer with figures: {answer.body!r}")
-            first_s, wait_s, tokens, reused = told
-            found.append(Turn(first_s, first_s - wait_s, tokens, reused, text_in(answer.body)))
-        for notice in notices.take():
-            print(notice.message)
-    return found
+async def turn(router: engine_router.Router, url: str, options: argparse.Namespace, number: int) -> Turn:
+    """Talk to A, to B, and to A again; return the last of these turns."""
+    ends = router.hub.subscribe(RequestEnded)
+    dice, text = random.Random(number), ""
+    while len(text) < options.tokens:  # a token for each byte
+        text += f"{dice.choice(WORDS)} "
+    first = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": text}]
+    more = [{"role": "assistant", "content": "okay"}, {"role": "user", "content": "Go on."}]
+    for model, messages in (("a", first), ("b", first[:1] + more), ("a", first + more)):
+        body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, "stream": True}
+        answer = await ask(url, "POST", "/v1/chat/completions", body=body)
+        ended = await anext(ends)
+    told = (ended.first_token_s, ended.queue_wait_s, ended.tokens_in, ended.tokens_cached)
+    if answer.status != 200 or None in told:
+        raise SystemExit(f"no answer with figures: {answer.body[-1000:]!r}")
+    first_s, wait_s, tokens, reused = told
+    return Turn(first_s, first_s - wait_s, tokens, reused, text_in(answer.body))
 
 
 def text_in(body: bytes) -> str:
