@@ -100,7 +100,11 @@ def debian(session: nox.Session) -> None:
     wheels = folder / "srv" / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     # Debian's Python is not this one: what has no wheel for every Python is fetched for that.
-    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), ".")
+    no_page = {"ENGINE_ROUTER_SKIP_PAGE": "1"}
+    session.run(
+        *("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), "."),
+        env=no_page,
+    )
     (wheel,) = wheels.glob("engine_router-*.whl")
     session.run(
         *("python", "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version", "3.11"),
