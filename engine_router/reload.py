@@ -19,7 +19,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.first_of import first_of
 from engine_router.errors import ConfigError
-from engine_router.models.found import moved, scan_requests, taken_names, with_found
+from engine_router.models.found import moved, scan_requests, served_by_file, taken_names, with_found
 from engine_router.models.scan import ScanRequest, ScanResult
 from engine_router.proxy.snapshot import make_snapshot
 from engine_router.residency.settings import make_rules
@@ -105,7 +105,9 @@ class Reloader:
     async def _rescan(self, router: Router) -> Changes:
         began, at = trio.current_time(), time.time()
         scanner = await self._loaded_scanner(router)
-        result = await scanner.scan(scan_requests(router.config), taken_names(router.config))
+        result = await scanner.scan(
+            scan_requests(router.config), taken_names(router.config), served_by_file(router.config)
+        )
         async with self._one_at_a_time:
             changes = await self._put_in_force(router, router.config, result)
             router.scans.note(result, at=at, took_s=trio.current_time() - began)

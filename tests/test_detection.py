@@ -330,6 +330,25 @@ def test_what_runs_already_is_proposed_once() -> None:
     assert "/my models" not in "".join(block.summary for block in proposal.blocks if block.name == "llama")
 
 
+@pytest.mark.parametrize("alias", [(), ("--alias", "mine")])
+def test_the_model_of_a_unit_that_runs_is_not_listed_beside_its_file(alias: tuple[str, ...]) -> None:
+    found = attrs.evolve(found_model("/m"), name="a:q4_k_m", path=Path("/m/a-Q4_K_M.gguf"))
+    other = attrs.evolve(found_model("/m"), name="b", path=Path("/m/b.gguf"))
+    argv = ("llama-server", "-m", "a-Q4_K_M.gguf", *alias)
+    unit = running("llamacpp", argv=argv, cwd="/m", unit="llama.service", is_user_unit=True)
+    detection = Detection(
+        programs=(LLAMA,), places=("/m",), models=(found, other), listeners=Listeners((unit,))
+    )
+    proposal = propose(detection)
+    assert proposal.blocks[0].summary == "llama.cpp: 1 model in /m, huggingface"
+    config = parse_config(proposal.text(proposal.blocks, host="127.0.0.1", port=1, key=None))
+    ((name, model),) = config.models.items()
+    assert (model.engine, model.path) == ("llamacpp", "/m/a-Q4_K_M.gguf")
+    assert not alias or name == "mine"
+    whole = with_found(config, [attrs.evolve(one, engine="llama") for one in (found, other)])
+    assert [*whole.models] == [name, "b"]
+
+
 def running(kind: str | None, **more: object) -> Listener:
     return attrs.evolve(Listener(kind=kind, base_url="http://127.0.0.1:5000"), **more)  # type: ignore[arg-type]
 

@@ -39,6 +39,17 @@ def aliases(*candidates: Candidate, taken: tuple[str, ...] = ()) -> list[tuple[s
     return [model.aliases for model in models]
 
 
+def test_a_model_that_the_file_has_already_keeps_no_alias_from_another() -> None:
+    found = [candidate("/m/Qwen3-8B-Q4_K_M.gguf"), candidate("/m/Qwen3-8B-Q8_0.gguf")]
+    assert not any("qwen3-8b" in names for names in aliases(*found))
+    wanted = [Wanted("llama", "~/models", each) for each in found]
+    models, _skipped = name_models(wanted, is_served=lambda one: "Q4" in one.path.name)
+    assert [("qwen3-8b" in model.aliases, model.name) for model in models] == [
+        (False, "qwen3-8b:q4_k_m"),
+        (True, "qwen3-8b:q8_0"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [

@@ -8,7 +8,7 @@ import trio
 
 from engine_router.config import Config
 from engine_router.models.folder_scans import FolderScans
-from engine_router.models.found import scan_requests, taken_names
+from engine_router.models.found import scan_requests, served_by_file, taken_names
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.scan.scanner import Scanner
 from engine_router.reload import headers_file
@@ -21,6 +21,6 @@ async def scanned(config: Config) -> FolderScans:
     if requests:
         began, at, headers = trio.current_time(), time.time(), HeaderMemory()
         await trio.to_thread.run_sync(headers.load, headers_file(state_file_of(config)))
-        result = await Scanner(headers).scan(requests, taken_names(config))
+        result = await Scanner(headers).scan(requests, taken_names(config), served_by_file(config))
         scans.note(result, at=at, took_s=trio.current_time() - began)
     return scans

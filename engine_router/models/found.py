@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import attrs
 
-from engine_router.config import Config, ModelConfig, StartedConfig
+from engine_router.config import Config, EngineConfig, ModelConfig, StartedConfig, SystemdConfig, is_template
 from engine_router.config.families import with_family
 from engine_router.config.values import expanded
 from engine_router.engines.command_options import model_options
@@ -46,20 +46,34 @@ def taken_names(config: Config) -> frozenset[str]:
     return frozenset(names)
 
 
+def served_by_file(config: Config) -> Callable[[FoundModel], bool]:
+    """Return what tells whether the configuration's file has a found model already.
+
+    The same engine serves its file under a name of the file's own, or the command or the unit of another engine does.
+    """
+    written = [model for model in config.models.values() if not model.found and model.path is not None]
+    own = {(model.engine, expanded(model.path or "")) for model in written}
+    units = {expanded(model.path or "") for model in written if _is_one_unit(config.engines[model.engine])}
+    fixed = fixed_models_of(config)
+    return lambda one: (one.engine, one.path) in own or one.path in units or fixed.have(one)
+
+
+def _is_one_unit(engine: EngineConfig) -> bool:
+    """Tell whether an engine is a unit that always serves the same models."""
+    return isinstance(engine, SystemdConfig) and not is_template(engine)
+
+
 def with_found(config: Config, found: Iterable[FoundModel]) -> Config:
     """Return a configuration with the models that were found, and no others of that kind.
 
-    The file counts more: a model is left out whose engine does not look for any now, one whose file the same engine
-    serves already under a name of the file's, and one that the command of another engine serves.
+    The file counts more: a model is left out whose engine does not look for any now, and one that the file has already.
     """
     written = {name: model for name, model in config.models.items() if not model.found}
     scanned = {request.engine for request in scan_requests(config)}
-    served = {(model.engine, expanded(model.path)) for model in written.values() if model.path is not None}
-    taken, fixed = taken_names(config), fixed_models_of(config)
+    taken, is_served = taken_names(config), served_by_file(config)
     models: dict[str, ModelConfig] = dict(written)
     for one in found:
-        is_served = (one.engine, one.path) in served or fixed.have(one)
-        if one.engine in scanned and one.name not in taken and not is_served:
+        if one.engine in scanned and one.name not in taken and not is_served(one):
             models[one.name] = with_family(one.name, _as_model(one, taken), config.families)
     return attrs.evolve(config, models=models)
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.masking import masked_argv
+from engine_router.models.fixed_models import fixed_models
 from engine_router.models.served_names import served_models
 from engine_router.setup.blocks import (
     KIND_NAMES,
@@ -20,6 +21,7 @@ from engine_router.setup.blocks import (
 )
 from engine_router.setup.detection import Detection
 from engine_router.setup.listeners import Listener
+from engine_router.setup.toml_text import toml_key
 
 # Engines that load and unload when told, and so go on running; with a comment that they need.
 _LOADING: Final[Mapping[str, Sequence[str]]] = {
@@ -100,10 +102,24 @@ def _as_unit(listener: Listener, names: EngineNames, kind: str, said: str) -> Bl
         ),
         f"base_url = {toml_string(listener.base_url)}",
         *start_options(kind),
+        *_model_of_unit(listener, name),
     ]
     return Block(
         name, f"{said}: unit {listener.unit}", commented(f"{said}. The unit is started and stopped.", lines)
     )
+
+
+def _model_of_unit(listener: Listener, name: str) -> list[str]:
+    """Return the table of the one model whose file a unit's command names, so that no folder's model is that one."""
+    models = served_models(listener.argv, {}).models
+    paths = fixed_models(listener.argv, {}, listener.cwd or None).paths
+    if not (len(models) == len(paths) == 1):
+        return []
+    return [
+        f"[models.{toml_key(models[0].name)}]",
+        f"engine = {toml_string(name)}",
+        f"path = {toml_string(next(iter(paths)))}",
+    ]
 
 
 def _as_process(listener: Listener, names: EngineNames, kind: str, said: str) -> Block:

@@ -147,12 +147,17 @@ def plain(text: str) -> str:
 
 
 def name_models(
-    wanted: Sequence[Wanted], taken: Collection[str] = (), rest: Callable[[], None] | None = None
+    wanted: Sequence[Wanted],
+    taken: Collection[str] = (),
+    rest: Callable[[], None] | None = None,
+    is_served: Callable[[FoundModel], bool] = lambda _: False,
 ) -> tuple[list[FoundModel], list[Skipped]]:
     """Name models, by the rule above; in the order in which they come. Those without a name that can be used are skipped.
 
     Args:
         taken: names that are no found model's.
+        is_served: tells of which models nothing will be listed, since the file of the configuration has them already: an
+            alias that one of those could have as well means one model only.
         rest: called about every millisecond of work.
     """
     rest = rest or Pace().rest
@@ -173,18 +178,38 @@ def name_models(
             break
         for entry in alike:
             entry.form += 1
-    owners = {entry.name.casefold(): entry.name for entry in entries}
-    claims: Counter[str] = Counter()
-    for entry in entries:
-        rest()
-        claims.update({alias.casefold() for alias in _aliases(entry.wanted)})
-    models, skipped = [], []
+    sound, skipped = [], []
     for entry in entries:
         rest()
         if counts[entry.name] > 1 or entry.name.casefold() in reserved or len(entry.name) > MODEL_NAME_CHARS:
             reason = "no name can be made of its own: give it one in [models]"
             skipped.append(Skipped(entry.wanted.candidate.path, reason, is_fault=True))
-            continue
+        else:
+            sound.append(entry)
+    models = _with_aliases(sound, entries, reserved, rest)
+    listed = [entry for entry, model in zip(sound, models, strict=True) if not is_served(model)]
+    if len(listed) < len(models):
+        others = {model.name: model for model in _with_aliases(listed, listed, reserved, rest)}
+        models = [others.get(model.name, model) for model in models]
+    return models, skipped
+
+
+def _with_aliases(
+    sound: Sequence[_Named], claiming: Sequence[_Named], reserved: Collection[str], rest: Callable[[], None]
+) -> list[FoundModel]:
+    """Return models with those aliases that mean one of them only.
+
+    Args:
+        claiming: whoever could have an alias.
+    """
+    owners = {entry.name.casefold(): entry.name for entry in claiming}
+    claims: Counter[str] = Counter()
+    for entry in claiming:
+        rest()
+        claims.update({alias.casefold() for alias in _aliases(entry.wanted)})
+    models = []
+    for entry in sound:
+        rest()
         aliases = tuple(
             alias
             for alias in dict.fromkeys(_aliases(entry.wanted))
@@ -194,7 +219,7 @@ def name_models(
             and _is_usable(alias, reserved)
         )
         models.append(_model(entry, aliases))
-    return models, skipped
+    return models
 
 
 class _Named(msgspec.Struct, gc=False):

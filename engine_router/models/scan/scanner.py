@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +18,7 @@ from engine_router.models.scan.contents import Contents, contents_of
 from engine_router.models.scan.listing import why
 from engine_router.models.scan.naming import Wanted, name_models
 from engine_router.models.scan.places import Surroundings, find_place
-from engine_router.models.scan.results import PlaceState, ScanRequest, ScanResult, Skipped
+from engine_router.models.scan.results import FoundModel, PlaceState, ScanRequest, ScanResult, Skipped
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,12 @@ class Scanner:
     _one_scan: trio.Lock = field(factory=trio.Lock, init=False)
     _assembling: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
 
-    async def scan(self, requests: Sequence[ScanRequest], taken: Collection[str] = ()) -> ScanResult:
+    async def scan(
+        self,
+        requests: Sequence[ScanRequest],
+        taken: Collection[str] = (),
+        is_served: Callable[[FoundModel], bool] = lambda _: False,
+    ) -> ScanResult:
         """Look through all places, and name what lies there. A second scan waits for the first.
 
         A place that hangs, or cannot be entered, keeps what it had last; its state says so. Cancellation returns at
@@ -127,6 +133,7 @@ class Scanner:
         Args:
             requests: the engines and their places, in the order of the configuration.
             taken: names and aliases that are no found model's.
+            is_served: tells of which models the configuration has no need; see `name_models`.
         """
         async with self._one_scan:
             written = list(dict.fromkeys(place for request in requests for place in request.places))
@@ -139,7 +146,13 @@ class Scanner:
             contents = {place: scan.contents for place, scan in self._places.items()}
             states = {place: scan.state for place, scan in self._places.items()}
             return await trio.to_thread.run_sync(
-                _assemble, requests, taken, contents, states, abandon_on_cancel=True, limiter=self._assembling
+                _assemble,
+                requests,
+                functools.partial(name_models, taken=taken, is_served=is_served),
+                contents,
+                states,
+                abandon_on_cancel=True,
+                limiter=self._assembling,
             )
 
     async def has_changed(self) -> bool:
@@ -156,7 +169,7 @@ class Scanner:
 
 def _assemble(
     requests: Sequence[ScanRequest],
-    taken: Collection[str],
+    name: Callable[..., tuple[list[FoundModel], list[Skipped]]],
     contents: Mapping[str, Contents],
     states: Mapping[str, PlaceState],
 ) -> ScanResult:
@@ -172,7 +185,7 @@ def _assemble(
                     own.add(file)
                     engine = files.setdefault(file, request.engine)
                     wanted.append(Wanted(request.engine, place, candidate, engine != request.engine))
-    models, nameless = name_models(wanted[:MAX_FOUND_MODELS], taken, Pace().rest)
+    models, nameless = name(wanted[:MAX_FOUND_MODELS], rest=Pace().rest)
     if len(wanted) > MAX_FOUND_MODELS:
         more = len(wanted) - MAX_FOUND_MODELS
         reason = f"and {more} more models are not listed: no more than {MAX_FOUND_MODELS} are"

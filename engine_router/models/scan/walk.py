@@ -47,7 +47,7 @@ def walk_folders(walk: Walk, root: Path, *, may_be_absent: bool) -> Iterator[Fol
             continue
         listing = walk.list(path, by_link=is_link)
         for name in listing.dangling:
-            walk.skip(path / name, "is a link to a file that is not there")
+            walk.skip(path / name, "is a link to a file that is not there", is_fault=False)
         if listing.files or listing.unfinished:
             yield Folder(
                 path, tuple(listing.files), frozenset(listing.beside), tuple(listing.unfinished), scope=path
