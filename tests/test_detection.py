@@ -330,6 +330,14 @@ def test_what_runs_already_is_proposed_once() -> None:
     assert "/my models" not in "".join(block.summary for block in proposal.blocks if block.name == "llama")
 
 
+def test_of_two_engines_with_a_model_of_one_name_the_first_has_it() -> None:
+    argv = ("llama-server", "-m", "/m/a.gguf")
+    both = [running("llamacpp", argv=argv, base_url=f"http://127.0.0.1:{port}") for port in (5000, 5001)]
+    proposal = propose(Detection(listeners=Listeners(tuple(both))))
+    config = parse_config(proposal.text(proposal.blocks, host="127.0.0.1", port=1, key=None))
+    assert [engine.models for engine in config.engines.values()] == [("a",), ()]
+
+
 @pytest.mark.parametrize("alias", [(), ("--alias", "mine")])
 def test_the_model_of_a_unit_that_runs_is_not_listed_beside_its_file(alias: tuple[str, ...]) -> None:
     found = attrs.evolve(found_model("/m"), name="a:q4_k_m", path=Path("/m/a-Q4_K_M.gguf"))

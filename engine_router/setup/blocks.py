@@ -72,16 +72,23 @@ class Block:
 
 
 class EngineNames:
-    """The names of engines: the first of a kind has the plain one."""
+    """The names of engines: the first of a kind has the plain one. The ids of their models, each of one engine only."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._models: set[str] = set()
 
     def new(self, kind: str) -> str:
         """Return a name for another engine of a kind."""
         base = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-") or "engine"
         self._counts[base] += 1
         return base if self._counts[base] == 1 else f"{base}-{self._counts[base]}"
+
+    def new_models(self, ids: Sequence[str]) -> list[str]:
+        """Return the ids that no engine has so far; they are the next one's."""
+        found = [name for name in ids if name not in self._models]
+        self._models.update(found)
+        return found
 
 
 def commented(comment: str, lines: Sequence[str]) -> str:

@@ -102,18 +102,18 @@ def _as_unit(listener: Listener, names: EngineNames, kind: str, said: str) -> Bl
         ),
         f"base_url = {toml_string(listener.base_url)}",
         *start_options(kind),
-        *_model_of_unit(listener, name),
+        *_model_of_unit(listener, names, name),
     ]
     return Block(
         name, f"{said}: unit {listener.unit}", commented(f"{said}. The unit is started and stopped.", lines)
     )
 
 
-def _model_of_unit(listener: Listener, name: str) -> list[str]:
+def _model_of_unit(listener: Listener, names: EngineNames, name: str) -> list[str]:
     """Return the table of the one model whose file a unit's command names, so that no folder's model is that one."""
     models = served_models(listener.argv, {}).models
     paths = fixed_models(listener.argv, {}, listener.cwd or None).paths
-    if not (len(models) == len(paths) == 1):
+    if not (len(models) == len(paths) == 1 and names.new_models([models[0].name])):
         return []
     return [
         f"[models.{toml_key(models[0].name)}]",
@@ -124,7 +124,7 @@ def _model_of_unit(listener: Listener, name: str) -> list[str]:
 
 def _as_process(listener: Listener, names: EngineNames, kind: str, said: str) -> Block:
     name = names.new(kind)
-    ids = [model.name for model in served_models(listener.argv, {}).models]
+    ids = names.new_models([model.name for model in served_models(listener.argv, {}).models])
     lines = [
         f"[engines.{name}]",
         'type = "process"',
