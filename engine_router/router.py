@@ -31,6 +31,7 @@ from engine_router.models.peer_watch import PeerWatch
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.proxy.handler import ProxyHandler
 from engine_router.proxy.held_bodies import HeldBodies
+from engine_router.proxy.placement import Placement
 from engine_router.proxy.routing import Routing
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.residency.measurements import Measurements, save_state
@@ -138,7 +139,7 @@ class Router:
                 self.traces,
                 self.routing,
                 self.context,
-                self.peers,
+                Placement(self.read_model, self.peers),
             ),
             takes_self=True,
         ),

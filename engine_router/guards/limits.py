@@ -14,6 +14,9 @@ from typing import Final
 MODEL_NAME_CHARS: Final = 512
 """A model's name: paths of files are the longest real ones, and stay below it."""
 
+REMEMBERED_CONVERSATIONS: Final = 4096
+"""Conversations of which the place is remembered that has read them, where several have their model."""
+
 MAX_TOKEN_BYTES: Final = 65536
 """The text of one member that is looked for in a large body: no name, and no flag, is longer even when escaped."""
 

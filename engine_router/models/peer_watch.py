@@ -49,6 +49,11 @@ class PeerStatus:
     state: PeerState | None = None
     fault: str | None = None
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it did not answer when it was asked last; one that tells nothing of its state answers."""
+        return self.fault is not None and (self.state is None or self.state.fault is None)
+
     def model(self, name: str, now: float) -> PeerModel | None:
         """Return what it tells of a model, by the name that it knows; None where that is not known, or too old."""
         if self.state is None or self.fault is not None or now - self.state.at > STALE_S:

@@ -22,7 +22,6 @@ from engine_router.dialects.routed import Routed
 from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.errors import RouterError
 from engine_router.in_flight import InFlight, LeaseHolder, RequestScope
-from engine_router.models.peer_watch import PeerWatch
 from engine_router.models.registry import Target
 from engine_router.proxy.additions import footer_of, keep_alive_frames
 from engine_router.proxy.exchange import ProxyExchange
@@ -30,6 +29,7 @@ from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.held_bodies import HeldBodies, HeldShare
 from engine_router.proxy.keys import priority_of
 from engine_router.proxy.load_only import LoadOnly, load_only
+from engine_router.proxy.placement import Placement
 from engine_router.proxy.request_body import IN_THE_LOOP_BYTES, IncomingRequest, off_loop, read
 from engine_router.proxy.response_body import (
     Sink,
@@ -92,8 +92,8 @@ class ProxyHandler:
     _captures: Captures
     _traces: Traces
     _routing: Routing
-    _context: ContextKeeper | None = None
-    _peers: PeerWatch | None = None
+    _context: ContextKeeper | None
+    _placement: Placement
 
     async def answer(self, incoming: IncomingRequest, scope: RequestScope, sink: Sink | None = None) -> Reply:
         """Wait for the engine and for the head of its answer, or for the first keep-alive frame to be due.
@@ -132,9 +132,11 @@ class ProxyHandler:
             if own is not None:
                 return own
         make = None
-        if scope.choice is not None:
+        if scope.choice is not None or target.places:
+            placed = await self._placement.placed(target, routed, scope)
+            target = placed.first
             turn = functools.partial(self._exchange, incoming, routed, snapshot, held, scope)
-            make = self._routing.turning(self._in_flight, self._upstream, snapshot, scope, turn)
+            make = self._routing.turning(self._in_flight, self._upstream, snapshot, scope, turn, placed)
         exchange = await self._exchange(incoming, routed, snapshot, held, scope, target, make)
         self.enter(scope, target, exchange, incoming.headers, server, keep_alive)
         reply = await self._begin(exchange, path, routed, scope, server, sink)
@@ -234,7 +236,7 @@ class ProxyHandler:
         if route_named(snapshot, model) is not None:
             return False
         snapshot, target = await self._find(model, snapshot)
-        return snapshot.planner.passes(path, model, target)
+        return not target.places and snapshot.planner.passes(path, model, target)
 
     async def _answer_here(
         self,
@@ -361,9 +363,7 @@ class ProxyHandler:
         if exchange.lease is None:
             return None
         names_others = scope.key is None or scope.key.models is None
-        there = (
-            None if self._peers is None else self._peers.words(exchange.resident.engine, scope.model or "")
-        )
+        there = self._placement.peers.words(exchange.resident.engine, scope.model or "")
         return progress_of(self._read_model, exchange.lease, names_others=names_others, there=there)
 
 

@@ -29,6 +29,7 @@ from engine_router.models.route_choice import (
 from engine_router.models.target import Target, spellings
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
+from engine_router.proxy.placement import Placed
 from engine_router.proxy.request_body import IncomingRequest, is_form, off_loop
 from engine_router.proxy.route_exchange import FALLS_BACK, MakeExchange, RouteExchange
 from engine_router.proxy.route_features import features_of
@@ -135,11 +136,13 @@ class Routing:
         snapshot: Snapshot,
         scope: RequestScope,
         exchange_with: Callable[[Target, MakeExchange], Awaitable[ProxyExchange]],
+        placed: Placed | None = None,
     ) -> MakeExchange:
-        """Return what makes the exchange of a request that named a route, and turns it to the next of its models.
+        """Return what makes the exchange of a request, and turns it to the next place, or to the next of a route's models.
 
         Args:
             exchange_with: plans how the request goes to a model, and has its exchange made, or turned.
+            placed: the places of its model; None where there is one.
         """
         exchange: RouteExchange | None = None
 
@@ -154,7 +157,8 @@ class Routing:
             return exchange
 
         async def fall_back(error: RouterError) -> bool:
-            target = self.next_target(snapshot, scope, error)
+            target = None if placed is None else placed.next()
+            target = target or self.next_target(snapshot, scope, error)
             if target is None:
                 return False
             turned = await exchange_with(target, make)
