@@ -427,7 +427,11 @@ async def test_the_configuration_says_how_residents_share_the_memory() -> None:
     layout = await make_settings(config, engines, ModelRegistry(config, engines), HeaderMemory())
     small, large = ResidentId("e", "small"), ResidentId("e", "large")
     assert layout.capacities["default"] == Capacity(
-        budget_bytes=24 * 10**9, max_resident=3, default_model=small
+        budget_bytes=24 * 10**9,
+        max_resident=3,
+        default_model=small,
+        reserve_bytes=2 * 10**9,
+        yields_under_pressure=True,
     )
     assert layout.preload == (small,)
     assert layout.traits(small) == Traits(
@@ -445,7 +449,7 @@ async def test_a_model_that_turns_out_to_be_of_another_pool_is_no_default() -> N
     registry = ModelRegistry(config, engines)
     registry.set_listed("o", ["llama3:latest"])
     layout = await make_settings(config, engines, registry, HeaderMemory())
-    assert layout.capacities["card"] == Capacity()
+    assert layout.capacities["card"] == Capacity(reserve_bytes=2 * 10**9, yields_under_pressure=True)
     assert layout.capacities["default"].default_model == ResidentId("e", "small")
 
 

@@ -258,7 +258,15 @@ class PoolConfig:
         "auto",
         "Memory that engines may use together in budget mode, in GB; auto is what is free at the start, less reserve_gb.",
     )
-    reserve_gb: Gigabytes = option(2.0, "Memory that a budget_gb of auto leaves to everything else, in GB.")
+    reserve_gb: Gigabytes = option(
+        2.0,
+        "Memory for everything else, in GB: a budget_gb of auto leaves it, and idle models make way for it where other "
+        "programs take it.",
+    )
+    evict_under_pressure: bool = option(
+        True,
+        "Stop idle models where other programs, such as a game, leave less than reserve_gb of memory; pinned ones stay.",
+    )
     max_resident: Count = option(0, "Engines that may be running at once; 0: as many as fit.")
     default_model: Name | None = option(
         None, "Model to return to when nobody wants another; it is loaded at the start, too."

@@ -12,6 +12,7 @@ SHUTTING_DOWN: Final = "shutting down"
 UNLOAD_ASKED: Final = "unload asked for"
 NO_ANSWER: Final = "it does not answer any more"
 MORE_MEMORY: Final = "more memory is needed than was believed"
+PRESSURE: Final = "other programs need the memory"
 STOPPED_AGAIN: Final = "stopping it again, since it could not be stopped before"
 _IDLE: Final = "idle for "
 _WANTED: Final = " is wanted"
@@ -25,6 +26,7 @@ _KINDS: Final = {
     UNLOAD_ASKED: "unload",
     NO_ANSWER: "unhealthy",
     MORE_MEMORY: "memory",
+    PRESSURE: "pressure",
     STOPPED_AGAIN: "retry",
 }
 

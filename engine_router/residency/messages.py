@@ -82,6 +82,22 @@ class Short(Struct, frozen=True):
     pool: str | None = None
 
 
+class Pressed(Struct, frozen=True):
+    """Other programs take the memory of a pool: idle residents shall go until so many bytes more are free.
+
+    Until `Relieved`, nothing is loaded there ahead of requests.
+    """
+
+    pool: str
+    missing_bytes: int
+
+
+class Relieved(Struct, frozen=True):
+    """Other programs have given back what they took of a pool."""
+
+    pool: str
+
+
 class HasEnded(Struct, frozen=True):
     """A resident is gone. `error` says why, unless its stop had been asked for."""
 
@@ -199,6 +215,8 @@ LedgerEvent = (
     | BecameReady
     | Weighed
     | Short
+    | Pressed
+    | Relieved
     | HasEnded
     | StopFailed
     | Settled

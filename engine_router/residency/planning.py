@@ -111,6 +111,8 @@ class Planner:
             effects += self._take_turn(turn, now)
         for state in self.scheduler.to_trim(now):
             effects += self._stop(state, causes.MORE_MEMORY, None)
+        for state in self.scheduler.to_relieve(now):
+            effects += self._stop(state, causes.PRESSURE, None)
         victims = {victim.resident: turn for turn in turns for victim in turn.victims}
         for state in tuple(states.values()):
             effects += self._go_on(state, victims.get(state.resident), now)
@@ -266,8 +268,9 @@ class Planner:
     def _meant_to_be_there(self) -> Iterator[ResidentId]:
         defaults = (capacity.default_model for capacity in self._budget.capacities.values())
         for resident in (*self._pool.preload, *defaults):
-            if resident is not None and resident not in self._budget.states:
-                yield resident
+            if resident is None or resident in self._budget.states or self.scheduler.is_pressed(resident):
+                continue
+            yield resident
 
     def _next_wake(self, now: float) -> float:
         wake_at, is_anybody_open = math.inf, False

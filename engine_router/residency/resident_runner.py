@@ -25,6 +25,7 @@ from engine_router.residency.health import HealthChecks
 from engine_router.residency.ledger import Phase, Profile
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.pool import Pool
+from engine_router.residency.pressure_watch import PressureWatch
 from engine_router.residency.resident_task import ResidentTask
 from engine_router.residency.rules import ResidencySettings
 from engine_router.residency.sleepers import Sleepers
@@ -68,11 +69,13 @@ class ResidentRunner:
     sleepers: Sleepers = field(init=False)
     tenants: Tenants = field(init=False)
     start_memory: StartMemory = field(init=False)
+    pressure: PressureWatch = field(init=False)
     _read_ahead: ReadAhead = field(factory=ReadAhead)
 
     def __attrs_post_init__(self) -> None:
         self.sleepers = Sleepers(self.engines)
         self.tenants = Tenants(listed=lambda: self.settings.tenants, spawn=self.spawn, notice=self.notice)
+        self.pressure = PressureWatch(spawn=self.spawn, notice=self.notice)
         self.start_memory = StartMemory(
             profile=self.profile, sleepers=self.sleepers, spawn=self.spawn, tenants=self.tenants
         )
@@ -182,6 +185,7 @@ class ResidentRunner:
             )
         pool.tell(messages.BecameReady(resident))
         self.spawn(self.health.watch, pool, task)
+        self.pressure.begin(pool)
         if not (task.adopted or task.supervision.woken):
             self.spawn(self._measure, pool, task)
 

@@ -57,13 +57,15 @@ class Capacity:
         return_after_s: an idle resident makes way for it after so long, in seconds.
         is_boundless: no memory here: any number of residents, whatever they need.
         is_auto: the budget is what is free at the start, less the reserve; exclusive where that is unknown.
-        reserve_bytes: what is left to others then.
+        reserve_bytes: what is left to others then, and what idle residents make way for where others take it.
+        yields_under_pressure: idle residents go where other programs leave less than that.
     """
 
     budget_bytes: int | None = None
     is_boundless: bool = False
     is_auto: bool = False
     reserve_bytes: int = 0
+    yields_under_pressure: bool = False
     max_resident: int = 0
     default_model: ResidentId | None = None
     return_after_s: float = 60.0

@@ -12,6 +12,7 @@ is left, so that nobody is overtaken for ever by those who need less.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from attrs import define, field
 
@@ -25,6 +26,9 @@ from engine_router.residency.messages import LedgerEvent, Ticket
 from engine_router.residency.queue import FIRST_PLACE, Place, TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Rules
+
+# Seconds of idleness before which nobody goes because other programs take the memory: a follow-up may be on its way.
+PRESSED_IDLE_S: Final = 2.0
 
 
 @define(eq=False, repr=False)
@@ -112,6 +116,7 @@ class Scheduler:
         self._queue = queue
         self._budget = budget
         self._idle_gaps = idle_gaps
+        self._pressed: dict[str, int] = {}  # bytes to make free in each pool; 0: nothing more, so far
         self._index = HeadIndex()
         self._known: tuple[object, ...] = ()
 
@@ -128,7 +133,7 @@ class Scheduler:
         return self._decide(self._queue.in_turn(now), self._no_promises(), now)
 
     def learn(self, event: LedgerEvent) -> None:
-        """Note whose profile may be another after an event."""
+        """Note whose profile may be another after an event, and where other programs take the memory."""
         match event:
             case (
                 messages.HasEnded(resident=resident)
@@ -138,6 +143,10 @@ class Scheduler:
                 self._queue.changed.add(resident)
             case messages.Reconfigured():
                 self._queue.changed.update(self._queue.counts())
+            case messages.Pressed(pool, missing_bytes):
+                self._pressed[pool] = missing_bytes
+            case messages.Relieved(pool):
+                self._pressed.pop(pool, None)
             case _:
                 pass
 
@@ -275,6 +284,40 @@ class Scheduler:
         if not lacks:
             return []
         return cheapest(idle, Shortage(tuple(lacks)), lambda r: self._eviction_cost(r, now)) or []
+
+    def to_relieve(self, now: float) -> list[ResidentState]:
+        """Return the idle residents that go because other programs take the memory; each demand is met once.
+
+        Nobody goes while another is on its way: what that brings is seen at the next look.
+        """
+        gone: dict[ResidentId, ResidentState] = {}
+        for pool, missing_bytes in self._pressed.items():
+            self._pressed[pool] = 0
+            if missing_bytes <= 0 or self._is_on_the_move(pool):
+                continue
+            idle = [
+                r
+                for r in self._budget.states.values()
+                if pool in r.needs
+                and r.is_idle
+                and not (r.pinned or r.is_always_there)
+                and now - r.idle_since >= PRESSED_IDLE_S
+            ]
+            lack = Lack(pool, min(missing_bytes, sum(r.needs[pool] for r in idle)), 1)  # one at least
+            for victim in cheapest(idle, Shortage((lack,)), lambda r: self._eviction_cost(r, now)) or ():
+                gone[victim.resident] = victim
+        return list(gone.values())
+
+    def _is_on_the_move(self, pool: str) -> bool:
+        """Tell whether somebody leaves a memory, or has left and its bytes are not back."""
+        leaving = any(pool in r.needs for r in self._budget.states.values() if r.phase is Phase.STOPPING)
+        return leaving or any(pool in needs for needs in self._budget.settling.values())
+
+    def is_pressed(self, resident: ResidentId) -> bool:
+        """Tell whether other programs take the memory of a resident."""
+        if not self._pressed:
+            return False
+        return any(pool in self._pressed for pool in self._budget.pools_of(self._budget.profile(resident)))
 
     def _may_go(self, victim: ResidentState, head: Ticket, now: float) -> bool:
         """Tell whether somebody may be made to go for the sake of a ticket."""

@@ -129,12 +129,14 @@ def _capacity(name: str, pool: PoolConfig, config: Config, registry: ModelRegist
         max_resident=pool.max_resident,
         default_model=None if default_model is None else default_model.resident,
         return_after_s=pool.return_after_s,
+        reserve_bytes=int(pool.reserve_gb * _GB),
+        yields_under_pressure=pool.evict_under_pressure and pool.gauge != "none",
     )
     if pool.mode == "exclusive":
         return capacity
     if isinstance(pool.budget_gb, float):
         return evolve(capacity, budget_bytes=int(pool.budget_gb * _GB))
-    return evolve(capacity, is_auto=True, reserve_bytes=int(pool.reserve_gb * _GB))
+    return evolve(capacity, is_auto=True)
 
 
 def _preload(config: Config, registry: ModelRegistry) -> Iterator[ResidentId]:

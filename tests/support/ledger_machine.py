@@ -245,6 +245,22 @@ class LedgerMachine(LedgerWorld):
         place = data.draw(st.sampled_from(list(present.needs)))
         self.apply(messages.Short(present.resident, missing, place))
 
+    @rule(data=st.data(), missing=st.integers(1, 9))
+    def other_programs_take_memory(self, data: st.DataObject, missing: int) -> None:
+        place = data.draw(st.sampled_from(list(self.pool.capacities)))
+        leaving = [p for p in self.in_state("stopping") if place in p.needs]
+        leaving_before = {p.resident for p in self.in_state("stopping")}
+        is_settling = any(place in needs for needs in self.settling.values())
+        idle = {p.resident for p in self.idle() if place in p.needs and p.resident not in self.pins}
+        self.apply(messages.Pressed(place, missing))
+        gone = {p.resident for p in self.in_state("stopping")} - leaving_before
+        assert gone <= idle, "somebody goes for other programs who is in use, pinned or elsewhere"
+        assert not gone or not (leaving or is_settling), "somebody goes though another is on its way"
+
+    @rule(data=st.data())
+    def other_programs_give_memory_back(self, data: st.DataObject) -> None:
+        self.apply(messages.Relieved(data.draw(st.sampled_from(list(self.pool.capacities)))))
+
     @precondition(lambda self: self.in_state("ready"))
     @rule(data=st.data())
     def goes_down(self, data: st.DataObject) -> None:
