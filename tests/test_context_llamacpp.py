@@ -136,3 +136,21 @@ async def test_a_conversation_goes_on_in_another_dialect(tmp_path: Path) -> None
             assert (ended.tokens_cached or 0) > len(FIRST["content"])
             told = [event.message for event in notices.take() if isinstance(event, RouterNotice)]
             assert [message for message in told if "conversation" in message] == []
+
+
+async def test_a_truncated_file_makes_the_answer_slower_and_not_different(tmp_path: Path) -> None:
+    with trio.fail_after(LIMIT_S):
+        plain, _, _ = await swapped(tmp_path, keep=False)
+        async with (
+            engine_router.open_router(configuration(tmp_path, keep=True)) as router,
+            served(router) as url,
+        ):
+            notices = router.hub.subscribe(RouterNotice)
+            await said(url, "a", [SYSTEM, FIRST])
+            await said(url, "b", [SYSTEM, FIRST])
+            for path in (tmp_path / "context").glob("*.saved"):
+                path.write_bytes(path.read_bytes()[:5000])
+            assert await said(url, "a", [SYSTEM, FIRST, *NEXT]) == (plain, 0)
+            told = [event.message for event in notices.take() if isinstance(event, RouterNotice)]
+    (notice,) = [message for message in told if "conversation" in message]
+    assert "cannot restore a conversation" in notice

@@ -11,12 +11,20 @@ from typing import Any
 import attrs
 import pytest
 
-from engine_router.config import ContextConfig
+from engine_router.config import ContextConfig, ProcessConfig
 from engine_router.dialects.conversation import Conversation, conversation_in
+from engine_router.engines.base import ResidentId
 from engine_router.engines.context.identity import engine_digest
-from engine_router.engines.context.keeper import KnownEngine
+from engine_router.engines.context.keeper import ContextKeeper, KnownEngine
+from engine_router.engines.context.running import RunningContext
 from engine_router.engines.context.slots import Slot, SlotTable, by_digest
 from engine_router.engines.context.store import PARTIAL, ContextStore, KnownPrefix, SavedContext, file_state
+from engine_router.engines.remote.client import EngineClient
+from engine_router.proxy.exchange import ProxyExchange
+from engine_router.proxy.forward_plan import ForwardPlan
+from engine_router.proxy.kept_context import KeptContext
+from engine_router.upstream.control_client import ControlClient
+from engine_router.upstream.forwarding import Outgoing
 
 CHAT = "/v1/chat/completions"
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -125,11 +133,57 @@ def test_the_slot_of_a_request(held: Sequence[str], wanted: str, session: str, n
     assert table.choose(by_digest(prefixes(wanted)), session).number != number
 
 
+async def test_a_request_that_has_ended_takes_no_slot() -> None:
+    keeper, name, slot = ContextKeeper(None), ResidentId("e"), Slot(0)
+    client = EngineClient("e", ProcessConfig(argv=("x",)), "http://127.0.0.1:9", ControlClient())
+    context = RunningContext(keeper, name, KnownEngine("digest", None), client, SlotTable([slot]))
+    keeper._running[name] = context
+    body = json.dumps({"messages": [HELLO]}).encode()
+    outgoing = Outgoing(engine="e", method="POST", target=CHAT, headers=[], body=body, connect_timeout_s=1.0)
+    request = KeptContext(keeper, name, ForwardPlan(outgoing=outgoing), "", "")
+    exchange = ProxyExchange(None, name, upstream=None, plan=request.plan)  # type: ignore[arg-type]
+    assert b'"id_slot":0' in (await request.plan("")).outgoing.body  # type: ignore[operator]
+    assert slot.users == 1
+    request.ended(exchange)
+    request.ended(exchange)
+    assert slot.users == 0
+    late = KeptContext(keeper, name, ForwardPlan(outgoing=outgoing), "", "")
+    outgoing.body = body
+    late.ended(exchange)
+    await late.plan("")
+    assert (slot.users, outgoing.body) == (0, body)
+
+
 def test_what_is_left_of_a_request_that_was_broken_off() -> None:
     slot = Slot(0)
     slot.hold(prefixes("s a b c"), 400)
     slot.keep_common(by_digest(prefixes("s a x y")))
     assert (slot.held, slot.prompt_tokens, slot.is_saved) == (prefixes("s a"), 200, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_known"),
+    [
+        ("/v1/messages/count_tokens?beta=true", True),
+        ("/tokenize", True),
+        ("/props", True),
+        ("/", True),
+        ("/bundle.js", True),
+        ("/v1/chat/completions", False),
+        ("/slots/0?action=erase", False),
+        ("/lora-adapters", False),
+        ("/infill", False),
+    ],
+)
+def test_what_changes_the_slots_behind_the_routers_back(path: str, is_known: bool) -> None:
+    slot, name = Slot(0), ResidentId("e")
+    slot.hold(prefixes("s a"), 100)
+    client = EngineClient("e", ProcessConfig(argv=("x",)), "http://127.0.0.1:9", ControlClient())
+    context = RunningContext(
+        ContextKeeper(None), name, KnownEngine("digest", None), client, SlotTable([slot])
+    )
+    context.on_use(path)()
+    assert bool(slot.held) is is_known
 
 
 # Files
@@ -216,6 +270,7 @@ def test_files_go_with_their_model_and_what_is_not_whole_or_unknown_goes_too(tmp
     (shelf.store.folder / "stranger.saved").write_bytes(b"")
     again = Shelf(tmp_path)
     assert again.names() == ["a.saved", "c.saved", "d.saved"]
+    assert again.store.damaged == ["e"]
     os.utime(model, (1, 1))
     again.store.prune()
     assert again.names() == ["d.saved"]

@@ -174,7 +174,7 @@ class ContextKeeper:
                 "option): they are removed, and read again",
             )
 
-    def tell(self, resident: ResidentId, message: str, *, once: str | None = None) -> None:
+    def tell(self, resident: ResidentId | str, message: str, *, once: str | None = None) -> None:
         """Tell the person who runs the router; one thing of a resident only once."""
         if once is not None:
             if (str(resident), once) in self._told_once:
@@ -183,8 +183,15 @@ class ContextKeeper:
         self.notice(f"engine '{resident}' {message}")
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Do what touches the disk. Cancellation waits for it."""
-        return await trio.to_thread.run_sync(work, *arguments, limiter=self._one_thread)
+        """Do what touches the disk, and tell what was damaged there. Cancellation waits for it."""
+        done = await trio.to_thread.run_sync(work, *arguments, limiter=self._one_thread)
+        while self.store.damaged:
+            self.tell(
+                self.store.damaged.pop(),
+                "cannot restore a conversation (its file is not whole): it is read again",
+                once="restore",
+            )
+        return done
 
     async def run(self) -> None:
         """Remove what is too old, and what is of models that have gone; runs until cancelled."""

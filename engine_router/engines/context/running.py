@@ -29,12 +29,14 @@ _LEAST_REUSED: Final = 0.5
 # Paths that change nothing in a slot.
 _HARMLESS: Final = frozenset(
     (
+        "/",
         "/health",
         "/props",
         "/slots",
         "/metrics",
         "/models",
         "/v1/models",
+        "/v1/messages/count_tokens",
         "/tokenize",
         "/detokenize",
         "/apply-template",
@@ -138,7 +140,7 @@ class RunningContext:
         path = target.partition("?")[0]
         if path in _PLACED and self._on_their_way:
             self._on_their_way -= 1
-        elif path not in _HARMLESS:
+        elif path not in _HARMLESS and "." not in path.rpartition("/")[2]:  # nor the files of its page
             self.disturb()
         return _nothing
 

@@ -80,6 +80,9 @@ class ContextStore:
     Args:
         settings: returns the options in force.
         clock: seconds since the epoch.
+
+    Attributes:
+        damaged: the names of the residents of which a file was found that is not whole, until they are told.
     """
 
     folder: Path
@@ -87,6 +90,7 @@ class ContextStore:
     _clock: Callable[[], float]
     entries: dict[str, SavedContext] = field(factory=dict)
     is_open: bool = False
+    damaged: list[str] = field(factory=list)
 
     # In the event loop.
 
@@ -207,7 +211,10 @@ class ContextStore:
             has_model = entry.weights is None or file_state(entry.weights[0]) == entry.weights
         except OSError:
             return False
-        return not is_old and has_model and size == entry.size_bytes
+        if size != entry.size_bytes:
+            self.damaged.append(entry.resident)
+            return False
+        return not is_old and has_model
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in list(names):
