@@ -94,6 +94,9 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
         kind = kinds.get(str(values.get("type")), kind)
         named = ("pools", "models", "families", "engines", "peers", "routes")
         place = top if top not in named else f"{top}.NAME"
+        if "variants" in rest:
+            place += ".variants"
+            found.setdefault(f"{top}.NAME", []).append(("variants", {}))
         if top == "routes":
             place += "".join(f".{part}" for part in rest[1:])
         if top == "server":

@@ -32,14 +32,14 @@ from engine_router.config.model import (
     PoolConfig,
     SchedulingConfig,
     ServerConfig,
-    is_open_to_network,
-    own_url,
 )
+from engine_router.config.own_address import is_open_to_network, own_url
 from engine_router.config.peers import PeerConfig
 from engine_router.config.routes import RouteConfig, RuleConfig
 from engine_router.config.template import is_template
 from engine_router.config.tenants import TenantConfig
 from engine_router.config.traces import TracesConfig, TraceSettings, trace_settings
+from engine_router.config.variants import Variant, VariantConfig
 
 __all__ = [
     "REMOTES",
@@ -76,6 +76,8 @@ __all__ = [
     "TenantConfig",
     "TraceSettings",
     "TracesConfig",
+    "Variant",
+    "VariantConfig",
     "find_config",
     "is_open_to_network",
     "is_template",

@@ -13,6 +13,7 @@ from engine_router.config.model import FamilyConfig, ModelConfig, ModelSettings
 from engine_router.config.options import default_of, options_of
 
 _ADDED = ("args", "strip")
+_MERGED = ("set", "defaults", "reasoning_effort", "variants")
 
 MODEL: Final = "model"
 """Where a setting comes from that a model has itself."""
@@ -36,7 +37,7 @@ def with_family(name: str, model: ModelConfig, families: Mapping[str, FamilyConf
     """Return a model with the settings of all families that it belongs to.
 
     What the model has itself counts most, then the family that stands last in the file. `args` and `strip` are
-    joined, those of the families first; so is `set`, member by member.
+    joined, those of the families first; so are tables such as `set`, member by member.
     """
     own = {
         place: family
@@ -74,9 +75,9 @@ def _joined(sources: Sequence[ModelSettings], places: Sequence[str]) -> tuple[di
         if field.name in _ADDED:
             values[field.name] = tuple(word for _, words in said for word in words)
             givers[field.name] = ", ".join(place for place, _ in said)
-        elif field.name == "set":
+        elif field.name in _MERGED:
             values[field.name] = {key: value for _, members in said for key, value in members.items()}
-            givers.update({f"set.{key}": place for place, members in said for key in members})
+            givers.update({f"{field.name}.{key}": place for place, members in said for key in members})
         else:
             values[field.name] = said[-1][1] if said else default
             givers[field.name] = said[-1][0] if said else ""

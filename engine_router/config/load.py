@@ -45,6 +45,7 @@ from engine_router.config.tenants import TenantConfig, tenant_faults
 from engine_router.config.traces import TracesConfig
 from engine_router.config.turns import turn_faults
 from engine_router.config.values import expanded, read_name, read_string, shown
+from engine_router.config.variants import variant_faults
 from engine_router.errors import ConfigError
 from engine_router.guards.limits import MOST_FAULTS
 
@@ -342,7 +343,14 @@ def _name_faults(
     """Yield ids and aliases that mean two things, and, where all entries are known, aliases of nothing."""
     owners: dict[str, str] = {}
     yield from _id_faults(engines, models, owners)
+    yield from variant_faults(models, owners)
     pairs = [(f"models.{quoted(m)}.aliases", a) for m, c in models.items() for a in c.aliases]
+    pairs += [
+        (f"models.{quoted(m)}.variants.{quoted(v)}.aliases", a)
+        for m, c in models.items()
+        for v, variant in c.variants.items()
+        for a in variant.aliases
+    ]
     pairs += [(f"aliases.{quoted(alias)}", alias) for alias in aliases]
     seen: dict[str, str] = {}
     for place, alias in pairs:

@@ -7,9 +7,8 @@ docs/configuration.md are made from it, so there is one place to read and to cha
 from __future__ import annotations
 
 import functools
-import ipaddress
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 import attrs
 from attrs import frozen
@@ -42,12 +41,10 @@ from engine_router.config.peers import PeerConfig
 from engine_router.config.routes import RouteConfig
 from engine_router.config.tenants import TenantConfig
 from engine_router.config.traces import TracesConfig
+from engine_router.config.variants import Variant, VariantConfig, variants_of
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "insert"]
 """A capability of a model, in Ollama's words."""
-
-
-_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - nothing listens here
 
 
 @frozen(kw_only=True, repr=False)
@@ -131,24 +128,6 @@ class ServerConfig:
         10.0,
         "Seconds that requests in flight may go on after SIGTERM before the engines are stopped.",
     )
-
-
-def is_open_to_network(server: ServerConfig) -> bool:
-    """Tell whether others than this machine can reach the router without a key."""
-    return not server.api_keys and not all(map(_is_loopback, server.host))
-
-
-def own_url(server: ServerConfig) -> str:
-    """Return the address of a router for programs on the same machine."""
-    host = _ANY.get(server.host[0], server.host[0])
-    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @frozen(kw_only=True, repr=False)
@@ -312,7 +291,18 @@ class ModelSettings:
         'Members put into every request as its engine gets it, such as temperature or "chat_template_kwargs.x"; a dot '
         "leads into an object.",
     )
+    defaults: Mapping[str, JsonValue] = table(
+        dict, "Members put into requests that do not have them; a dot leads into an object."
+    )
     strip: tuple[Name, ...] = option((), "Members taken out of every request; a dot leads into an object.")
+    reasoning_effort: Mapping[str, Mapping[str, JsonValue]] = table(
+        dict,
+        "Members put in where a request asks for an effort, in the place of that: EFFORT = { member = value }. Clients "
+        "write low, medium, high or none; Ollama's think and Anthropic's thinking count too where they are translated.",
+    )
+    variants: Mapping[str, VariantConfig] = table(
+        dict, "More names of the model, ID:NAME, each with other settings of its requests."
+    )
     disable_thinking_below_max_tokens: Count = option(
         0,
         "A request for fewer tokens than this is answered without thinking, which would use all of them up; 0: never.",
@@ -390,6 +380,11 @@ class Config:
     def engine_order(self) -> Sequence[str]:
         """The engines in the order in which a model is looked for in their lists: those that cost money come last."""
         return sorted(self.engines, key=self.paid_engines.__contains__)
+
+    @functools.cached_property
+    def variants(self) -> Mapping[str, Variant]:
+        """The variants of all models, by their names."""
+        return variants_of(self.models)
 
     @functools.cached_property
     def models_by_upstream(self) -> Mapping[tuple[str, str], ModelConfig]:

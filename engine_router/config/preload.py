@@ -57,6 +57,8 @@ def owners_of(
             owners.setdefault(known, name)  # peers, which come last, may have it, too
     for model_id, model in models.items():
         owners.update(dict.fromkeys((model_id, *model.aliases, *model.other_names), model.engine))
+        for name, variant in model.variants.items():
+            owners.update(dict.fromkeys((f"{model_id}:{name}", *variant.aliases), model.engine))
     return {**{alias: owners.get(target, "") for alias, target in aliases.items()}, **owners}
 
 

@@ -102,7 +102,7 @@ class KnownModels:
     def of(self, target: Target) -> ModelFacts:
         """Return what is known of a model; never waits."""
         listing, name = self._learned.listings[target.engine], normal_name(target.upstream)
-        configured = self._config.models.get(target.model)
+        configured = self._config.models.get(target.variant_of or target.model)
         if isinstance(self._config.engines[target.engine], OllamaConfig):
             return _ollama_facts(
                 configured, listing.models.get(name), listing.shown.get(name), listing.loaded.get(name)
@@ -147,7 +147,7 @@ class KnownModels:
 
     def _launch(self, target: Target) -> Launch:
         """Return how a model is started; the configuration does not know what its engine calls it."""
-        configured = self._config.models.get(target.model)
+        configured = self._config.models.get(target.variant_of or target.model)
         known = configured.upstream if configured is not None else None
         key = (target.engine, known or target.model)
         if (launch := self._launches.get(key)) is None:
@@ -185,7 +185,7 @@ class KnownModels:
     def _read_all(self, targets: Sequence[Target]) -> None:
         for target in targets:
             if (path := self._launch(target).path) is not None:
-                configured = self._config.models.get(target.model)
+                configured = self._config.models.get(target.variant_of or target.model)
                 self._read_file(path, is_found=configured is not None and configured.found)
 
     def _read_file(self, path: Path, *, is_found: bool) -> None:

@@ -40,7 +40,9 @@ class Setting:
 def settings_in_force(config: Config, target: Target) -> list[Setting]:
     """Return the settings of a model: its own, and those of its engine."""
     engine = config.engines[target.engine]
-    model = config.models.get(target.model) or model_config(config, target.engine, target.upstream)
+    model = config.models.get(target.variant_of or target.model) or model_config(
+        config, target.engine, target.upstream
+    )
     hidden = _hidden(config)
     model = model or ModelConfig(engine=target.engine)
     found = [*_of_model(model, engine), *_of_engine(engine, config)]

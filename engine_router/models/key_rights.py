@@ -31,7 +31,8 @@ def may_use(key: KeyConfig | None, target: Target) -> bool:
 
 def _names(target: Target) -> Iterator[str]:
     """Yield the names of a model, each with and without the tag that Ollama adds by default."""
-    for name in (target.model, *target.aliases):
+    base = (target.variant_of,) if target.variant_of else ()
+    for name in (target.model, *target.aliases, *base):
         yield name
         yield name.removesuffix(LATEST) if name.endswith(LATEST) else name + LATEST
 

@@ -37,6 +37,7 @@ class ModelRegistry:
         self._engines = engines
         self._listed: dict[str, dict[str, None]] = {}  # in their order; looked up by name
         self._aliases: dict[str, str] = dict(config.aliases)
+        self._aliases.update({a: name for name, v in config.variants.items() for a in v.config.aliases})
         self._unlisted_names: dict[str, str] = {}  # those of models in folders
         self._configured: dict[str, Target] = {}
         self._resolved: dict[str, Target] = {}
@@ -136,7 +137,7 @@ class ModelRegistry:
     def targets(self) -> list[Target]:
         """Return every known model, the configured ones first, each once."""
         found = dict(self._configured)
-        taken = set(self._aliases)  # names that lead to a model further up
+        taken = {*self._aliases, *self._config.variants}  # names that lead to a model further up
         for engine in self._config.engine_order:
             for model in self._by_command[engine].models():
                 if model.name not in found and model.name not in taken:
@@ -145,11 +146,13 @@ class ModelRegistry:
                 if name not in found and name not in taken and not self._is_known_upstream(engine, name):
                     found[name] = self._target_listed(engine, name)
             taken.update(self._own_names.get(engine, ()), self._by_command[engine].shown_names())
-        return [self._with_aliases(target) for target in found.values()]
+        variants = (self._find(name) for name in self._config.variants)
+        return [*map(self._with_aliases, found.values()), *filter(None, variants)]
 
     def offered(self) -> list[Target]:
         """Return the models that clients are shown: every known one, but not those that are `unlisted`."""
         hidden = {name for name, model in self._config.models.items() if model.unlisted}
+        hidden |= {n for n, v in self._config.variants.items() if v.config.unlisted or v.of in hidden}
         return [target for target in self.targets() if target.model not in hidden]
 
     def set_listed(
@@ -264,7 +267,7 @@ class ModelRegistry:
 
     def _candidates(self) -> Iterator[str]:
         """Yield what may be meant by an unknown name. Costs next to nothing for each: engines may list very many."""
-        yield from (*self._configured, *self._aliases)
+        yield from (*self._configured, *self._config.variants, *self._aliases)
         for engine in self._config.engine_order:
             yield from self._by_command[engine].shown_names()
             yield from self._listed.get(engine, ())
@@ -281,6 +284,9 @@ class ModelRegistry:
     def _find(self, model: str) -> Target | None:
         if (target := self._configured.get(model)) is not None:
             return self._with_aliases(target)
+        if (variant := self._config.variants.get(model)) is not None:
+            base, names = self._find(variant.of), tuple(a for a, m in self._aliases.items() if m == model)
+            return base and attrs.evolve(base, model=model, aliases=names, variant_of=base.model, places=())
         for engine in self._config.engine_order:
             if (own := self._own_names.get(engine, {}).get(model)) is not None:
                 return self._with_aliases(self._target_of(engine, own))
@@ -378,6 +384,7 @@ class ModelRegistry:
     def _is_exact(self, name: str) -> bool:
         return (
             name in self._configured
+            or name in self._config.variants
             or any(name in listed for listed in self._listed.values())
             or any(served.shown(name) is not None for served in self._by_command.values())
         )

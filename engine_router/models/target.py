@@ -29,6 +29,7 @@ class Target:
         is_paid: its answers cost money.
         is_peers: a peer has it.
         places: where it is, too: peers that have a model of this name.
+        variant_of: the id of the model that it is a variant of; empty where it is none.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Target:
     is_paid: bool = False
     is_peers: bool = False
     places: tuple[Target, ...] = ()
+    variant_of: str = ""
 
     @property
     def is_listed_only(self) -> bool:

@@ -286,7 +286,7 @@ def weights_file_names(config: Config, targets: Iterable[Target]) -> dict[tuple[
     """Return the configured models by engine and by what an engine may call the file of their weights."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for target in targets:
-        entry = config.models.get(target.model)
+        entry = config.models.get(target.variant_of or target.model)
         if isinstance(config.engines[target.engine], OllamaConfig) or (entry is not None and entry.found):
             continue  # what was found has the names that it has
         path = launch_of(config, target.engine, target.upstream).path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define
 
-from engine_router.config import Config, RemoteConfig
+from engine_router.config import Config, ModelConfig, RemoteConfig, VariantConfig
 from engine_router.dialects import ANTHROPIC, OLLAMA, OPENAI, dialect_of
 from engine_router.dialects.base import Dialect, Translation
 from engine_router.dialects.engine_options import EngineTraits
@@ -89,14 +89,9 @@ class ForwardPlanner:
         self._traits_of = traits_of
         self._endpoint_support = endpoint_support
         self.requests = {name: EngineRequests(config, name, instance_id) for name in config.engines}
-        policies = {
-            name: Policy(
-                strip=model.strip,
-                set=model.set,
-                disable_thinking_below=model.disable_thinking_below_max_tokens,
-            )
-            for name, model in config.models.items()
-        }
+        policies = {name: policy_of(model) for name, model in config.models.items()}
+        for name, variant in config.variants.items():
+            policies[name] = policy_of(config.models[variant.of], variant.config)
         self._policies = {name: policy for name, policy in policies.items() if policy}
 
     def is_native(self, path: str, target: Target) -> bool | None:
@@ -218,6 +213,18 @@ class ForwardPlanner:
         sent = incoming.target(path, target.upstream)
         requests = self.requests[target.engine]
         return requests.outgoing(incoming.method, sent, incoming.headers, body, is_json=is_json)
+
+
+def policy_of(model: ModelConfig, variant: VariantConfig | None = None) -> Policy:
+    """Return what is changed in the requests for a model, or for a variant of it, which counts more."""
+    own = VariantConfig() if variant is None else variant
+    return Policy(
+        strip=(*model.strip, *own.strip),
+        defaults={**model.defaults, **own.defaults},
+        efforts=model.reasoning_effort,
+        set={**model.set, **own.set},
+        disable_thinking_below=model.disable_thinking_below_max_tokens,
+    )
 
 
 def _native_body(path: str, dialect: Dialect, body: Octets, *, is_ours: bool) -> Octets:
