@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
+from support.asgi import ask
 from support.budget_world import A, B, World, running
 from support.simulated_memory import GIB, SimulatedMemory
 from trio.testing import MockClock
 
+from engine_router import open_router
+from engine_router.config import parse_config
 from engine_router.events import SwapBegan, SwapEnded
 from engine_router.memory import MeminfoGauge, MemoryReading, NvmlGauge, PsutilGauge
 from engine_router.memory.stalls import linux_stalls, no_stalls, stalls_of
@@ -278,3 +284,45 @@ def test_stalls_are_those_of_the_main_memory_under_linux(
 ) -> None:
     assert stalls_of(gauge, platform) is expected
     assert math.isclose(no_stalls() or 0.0, 0.0)
+
+
+PROGRAMS = Path(__file__).parent / "programs"
+HOG = "import sys; held = bytearray(b'x') * (500 * 1000 * 1000); print('ready', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+async def test_a_real_engine_goes_for_a_real_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_router.residency.pressure_watch.COMMAND_S", 0.2)
+    pids, python = tmp_path / "pids", [sys.executable, "-I", "-S"]
+    config = parse_config(f"""
+        state_file = {json.dumps(str(tmp_path / "state.json"))}
+        [pools.default]
+        gauge = "command"
+        command = {json.dumps([*python, str(PROGRAMS / "pids_gauge.py"), str(pids)])}
+        reserve_gb = 0.2
+        [engines.small]
+        type = "process"
+        argv = {json.dumps([*python, str(PROGRAMS / "small_engine.py"), "port={port}", "mb=350", f"pids={pids}"])}
+        models = ["x"]
+        """)
+    with trio.fail_after(200):
+        async with open_router(config) as router:
+            async with router.lease("x"):
+                pass
+            memory = router.supervisor.pools["default"].memory
+            for _ in range(4):  # by then it is known what the engine left to others
+                read_at = memory.read_at
+                while memory.read_at == read_at:
+                    await trio.sleep(0.02)
+            with subprocess.Popen([*python, "-c", HOG], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hog:  # noqa: ASYNC220 - it is started at once
+                assert hog.stdin is not None
+                assert hog.stdout is not None
+                await trio.to_thread.run_sync(hog.stdout.readline)
+                with pids.open("a") as file:
+                    file.write(f"{hog.pid}\n")
+                while router.read_model.present():
+                    await trio.sleep(0.05)
+                hog.stdin.close()
+            told = (await ask(router.app, "GET", "/status")).json()
+    assert told["last_swap"]["cause"] == causes.PRESSURE
+    assert any("other programs leave only" in notice["message"] for notice in told["notices"])

@@ -257,17 +257,7 @@ print(server.server_port, flush=True)
 server.serve_forever()
 """
 
-# What is left of 1 GB beside the processes of a file.
-GAUGE = """
-import sys
-used = 0
-for pid in open(sys.argv[1]).read().split():
-    try:
-        used += int(next(l for l in open(f"/proc/{pid}/status") if l.startswith("VmRSS")).split()[1]) * 1024
-    except (OSError, StopIteration):
-        pass
-print(max(0, 1000 * 1000 * 1000 - used))
-"""
+PIDS_GAUGE = Path(__file__).parent / "programs" / "pids_gauge.py"
 SMALL_ENGINE = Path(__file__).parent / "programs" / "small_engine.py"
 
 Way = Callable[[int, int], str]
@@ -297,7 +287,7 @@ async def test_a_real_tenant_frees_real_memory_and_the_engine_starts(way: Way, t
             mode = "budget"
             budget_gb = 0.9
             gauge = "command"
-            command = {json.dumps([*python, "-c", GAUGE, str(pids)])}
+            command = {json.dumps([*python, str(PIDS_GAUGE), str(pids)])}
             [engines.small]
             type = "process"
             argv = {json.dumps([*python, str(SMALL_ENGINE), "port={port}", "mb=350", f"pids={pids}"])}
