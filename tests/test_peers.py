@@ -19,7 +19,7 @@ from support.scripted.server import as_json
 from support.served import RawClient, ask, served
 
 from engine_router import Router, open_router
-from engine_router.config import parse_config
+from engine_router.config import load_config, parse_config
 from engine_router.engines.base import ResidentId
 from engine_router.server.serve import listen, serve
 from engine_router.upstream.hops import MOST_HOPS
@@ -337,3 +337,21 @@ async def test_other_routers_tell_it_in_their_own_words(
             assert told["program"] == program
             found = (await ask(url, "GET", "/v1/models")).json()["data"]
             assert tuple(entry["state"] for entry in found) == states
+
+
+async def test_add_finds_that_a_url_is_a_routers(tmp_path: Path) -> None:
+    file = tmp_path / "engines.toml"
+    file.write_text(TOP.format(port=1, server=""), "utf-8")
+    other = ScriptedCloud("m", path="/v1")
+    with trio.fail_after(LIMIT_S):
+        async with running(engine(), server='api_keys = ["0123456789abcdef"]') as (_, far), other.running():
+            for url in (far, f"{other.base_url}/v1"):
+                name = ["--name", "far" if url == far else "plain"]
+                command = [sys.executable, "-m", "engine_router", "add", url, *name, "--config", str(file)]
+                await trio.run_process(command, capture_stdout=True)
+    config = load_config(file)
+    assert {name: engine.type for name, engine in config.engines.items()} == {
+        "plain": "remote",
+        "far": "peer",
+    }
+    assert config.peers["far"].base_url == far

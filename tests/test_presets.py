@@ -145,7 +145,7 @@ def test_every_kind_is_there() -> None:
     assert started == set(PROGRAMS)
     assert set(presets()) - started == {
         *("ollama", "tabbyapi", "lmstudio", "llama.cpp-router"),
-        *("tabbyapi-systemd", "vllm-systemd", "llama.cpp-container", "vllm-container", "remote"),
+        *("tabbyapi-systemd", "vllm-systemd", "llama.cpp-container", "vllm-container", "remote", "peer"),
     }
     used = frozenset[str]().union(*(preset.placeholders for preset in presets().values()))
     assert used == set(PLACEHOLDERS)

@@ -22,6 +22,7 @@ from engine_router.config import Config, parse_config
 from engine_router.config.environment import Environment
 from engine_router.config.faults import quoted
 from engine_router.config.file import read_text, write
+from engine_router.config.peers import place_of
 from engine_router.config.template import PLACEHOLDERS
 from engine_router.config.values import expanded
 from engine_router.errors import ConfigError
@@ -29,6 +30,7 @@ from engine_router.models.config_warnings import warnings
 from engine_router.models.scan.places import CACHES
 from engine_router.setup.clouds import clouds_in, way_to_add
 from engine_router.setup.config_file import HEAD, add_block, place_to_change
+from engine_router.setup.elsewhere import router_at
 from engine_router.setup.installed import with_installed
 from engine_router.setup.presets import (
     Block,
@@ -95,7 +97,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _block(options: argparse.Namespace, text: str) -> Block:
-    kind, url = ("remote", options.kind) if "://" in options.kind else (options.kind, None)
+    kind, url = options.kind, None
+    if "://" in options.kind:
+        kind, url = ("remote" if router_at(options.kind) is None else "peer"), options.kind
     given = PresetValues(
         name=options.name,
         model=options.model,
@@ -115,7 +119,9 @@ def _block(options: argparse.Namespace, text: str) -> Block:
         preset, given = preset_for(kind, given)
         given = _completed(preset, given)
         _check_folders(given.scan)
-        block = filled(preset, given, taken=_keys(data, "engines"), traits=machine_traits())
+        block = filled(
+            preset, given, taken=[*_keys(data, "engines"), *_keys(data, "peers")], traits=machine_traits()
+        )
     except PresetError as error:
         raise CommandFailed(str(error), BAD_USAGE) from None
     if block.model is not None and block.model in _ids(data):
@@ -179,6 +185,7 @@ def _ids(data: Mapping[str, Any]) -> set[str]:
         *_keys(data, "models"),
         *_keys(data, "aliases"),
         *_listed(data, "engines", "models"),
+        *_listed(data, "peers", "models"),
         *_listed(data, "models", "aliases"),
     }
 
@@ -192,7 +199,7 @@ def _listed(data: Mapping[str, Any], table: str, key: str) -> Iterator[str]:
 
 def _say_notes(block: Block, config: Config, *, to_stderr: bool) -> None:
     """Say what is to be known of the engine, and what will hardly work on this machine."""
-    places = (f"engines.{quoted(block.engine)}", f"models.{quoted(block.model or '')}")
+    places = (place_of(block.engine, config.engines[block.engine]), f"models.{quoted(block.model or '')}")
     lines = [f"note: {note}" for note in block.notes]
     lines += [
         f"warning: {place}: {words}"

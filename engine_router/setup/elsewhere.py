@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+import httpx
+
 from engine_router.config.remote import is_near
 from engine_router.config.values import read_remote_url
 
+LOOK_S: Final = 2.0
+"""Seconds that each look takes at most which program a server is."""
+
+_MOST_BYTES: Final = 4 << 20
+_ASKS_FOR_KEY: Final = "this router asks for an API key"
 _OLLAMA_PORT: Final = 11434
 _ANTHROPIC: Final = "api.anthropic.com"
 # What stands ahead of, or behind, the name of whoever runs a host.
@@ -51,3 +59,33 @@ def name_of(url: str) -> str:
         named = [part for part in host.split(".") if part not in _COMMON]
         return named[-1] if named else ""
     return ""
+
+
+def router_at(url: str) -> str | None:
+    """Return which router answers at a URL of one's own network: `engine-router`, `llama-swap`; None for none.
+
+    Blocks: it is asked, for some seconds at most.
+    """
+    if not url.startswith(("http://", "https://")) or not is_near(url):
+        return None
+    base_url = url.rstrip("/").removesuffix("/v1")
+    with httpx.Client(trust_env=False, timeout=LOOK_S) as client:
+        status = _answer(client, f"{base_url}/status")
+        if ("version" in status and "pools" in status) or _ASKS_FOR_KEY in json.dumps(status):
+            return "engine-router"
+        return "llama-swap" if "running" in _answer(client, f"{base_url}/running") else None
+
+
+def _answer(client: httpx.Client, url: str) -> Mapping[str, object]:
+    """Return a JSON object that is at a URL; an empty one where there is none."""
+    try:
+        with client.stream("GET", url) as response:
+            data = b""
+            for piece in response.iter_bytes():
+                data += piece
+                if len(data) > _MOST_BYTES:
+                    return {}
+        found = json.loads(data)
+    except (httpx.HTTPError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
