@@ -107,11 +107,29 @@ async def test_eject() -> None:
         assert (await post(router, "/v1/models/eject")).status == 400
 
 
+async def test_health_of_models() -> None:
+    async with routing(SLASHED) as router:
+        assert await get(router, "/v1/health/models") == {}
+        await post(router, "/admin/swap", model="plain")
+        health = await get(router, "/v1/health/models")
+        assert (
+            health["plain"].items()
+            >= {
+                "status": "healthy",
+                "consecutive_failures": 0,
+                "uptime_percentage": "100.0%",
+                "avg_response_time_ms": "N/A",
+            }.items()
+        )
+
+
 async def test_failed_and_reset() -> None:
     async with routing(process("a", "fail=no weights", models=("x/lost",))) as router:
         assert await get(router, "/v1/models/failed") == {"failed_models": [], "message": "No failed models"}
         await post(router, "/admin/swap", model="x/lost")
         (failed,) = (await get(router, "/v1/models/failed"))["failed_models"]
+        health = (await get(router, "/v1/health/models"))["x/lost"]
+        assert (health["status"], health["consecutive_failures"]) == ("down", 1)
         assert (failed["model"], failed["attempts"]) == ("x/lost", 1)
         assert "no weights" in failed["error"]
         assert (await get(router, "/v1/models/x/lost/status"))["status"] == "failed"

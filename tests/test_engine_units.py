@@ -275,6 +275,16 @@ def test_the_place_of_a_drop_in(scope: str, folder: str, path: str) -> None:
 # The configuration
 
 
+def test_two_engines_that_set_values_in_one_file_are_warned_of(tmp_path: Path) -> None:
+    def engine(name: str, file: str) -> str:
+        table = f'[engines.{name}]\ntype = "systemd"\nunit = "{name}.service"\nbase_url = "http://127.0.0.1:5{name}"\n'
+        return f'{table}config_file = {{ path = "{tmp_path}/{file}.yml", set = {{ a = "{{model}}" }} }}\n'
+
+    config = parse_config(engine("1", "one") + engine("2", "two") + engine("3", "one"))
+    (found,) = [words for place, words in warnings(config) if place.endswith("config_file")]
+    assert "engine 1 sets values in" in found
+
+
 def test_what_will_not_work_is_warned_of(tmp_path: Path) -> None:
     file = tmp_path / "c.yml"
     config_file = f'config_file = {{ path = "{file}", set = {{ a = "{{model}}", b = "{{modle}}" }} }}'

@@ -11,8 +11,9 @@ from support.small_engine import an_engine, the_engine
 
 from engine_router.config import ProcessConfig
 from engine_router.engines import ports
-from engine_router.engines.ports import ClaimedPort, address_of
+from engine_router.engines.ports import ClaimedPort
 from engine_router.errors import EngineStartFailed
+from engine_router.upstream.address import address_of
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from engine_router.config import Config, ModelConfig, ProcessConfig
 from engine_router.config.template import TemplateModels
 from engine_router.engines import readiness
 from engine_router.engines.base import EngineLogs, LogRing, ResidentId
-from engine_router.engines.ports import address_of, described, head_of, is_taken, owner_of, runs
+from engine_router.engines.ports import described, head_of, is_taken, owner_of, runs
 from engine_router.engines.process import process_tree, running_process
 from engine_router.engines.process import start as process_start
 from engine_router.engines.process.adopted import AdoptedTree
@@ -41,6 +41,7 @@ from engine_router.engines.process.wired_memory import least_grace_s
 from engine_router.engines.started.running import GRACE_SHARE
 from engine_router.errors import EngineStartFailed, EngineStartTimeout, EngineStopFailed, EngineUnreachable
 from engine_router.guards.limits import RESIDENT_LOGS
+from engine_router.upstream.address import address_of
 from engine_router.upstream.control_client import ControlClient
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")

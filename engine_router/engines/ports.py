@@ -8,10 +8,11 @@ import random
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from urllib.parse import urlsplit
 
 import psutil
 import trio
+
+from engine_router.upstream.address import address_of
 
 # Below those that Linux, macOS and Windows give to outgoing connections, any of which could be in an engine's way.
 _PORTS = range(20_000, 32_768)
@@ -53,12 +54,6 @@ class ClaimedPort:
     def release(self) -> None:
         """Leave the port to others."""
         self._claim.close()
-
-
-def address_of(base_url: str) -> tuple[str, int]:
-    """Return host and port of a URL."""
-    url = urlsplit(base_url)
-    return url.hostname or "127.0.0.1", url.port or (443 if url.scheme == "https" else 80)
 
 
 async def is_taken(base_url: str) -> bool:

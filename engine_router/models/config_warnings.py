@@ -62,6 +62,7 @@ def warnings(config: Config, *, has_scanned: bool = False) -> list[Warned]:
         *_pool_warnings(config),
         *(w for name, engine in config.engines.items() for w in _engine_warnings(config, name, engine)),
         *_shared_places(config),
+        *_shared_files(config),
         *_size_warnings(config),
         *_model_warnings(config),
         *_family_warnings(config),
@@ -278,6 +279,16 @@ def _shared_places(config: Config) -> Iterator[Warned]:
                 place,
                 f"{both}: that works only while one is gone before the other starts; {{port}} is safer",
             )
+
+
+def _shared_files(config: Config) -> Iterator[Warned]:
+    """Yield engines that set values in one file: each starts with what the other has left there."""
+    first: dict[Path, str] = {}
+    for name, engine in config.engines.items():
+        file = engine.config_file if isinstance(engine, _STARTED) else None
+        if file is not None and (other := first.setdefault(expanded(file.path), name)) != name:
+            left = f"engine {other} sets values in {file.path}, too, and what one leaves there the other starts with"
+            yield f"engines.{quoted(name)}.config_file", f"{left}: give each a file of its own"
 
 
 def _may_stay_together(config: Config, engine: AnyEngineConfig, other: AnyEngineConfig) -> bool:

@@ -48,6 +48,7 @@ TABLE: Final[tuple[tuple[str, str, Scope], ...]] = (
     (_ANY, "/slots", Scope.ADMIN),
     (_ANY, "/v1/queue/stats", Scope.ADMIN),
     (_ANY, "/v1/telemetry/summary", Scope.ADMIN),
+    (_READ, "/v1/health/models", Scope.KEY),
     (_READ, "/models", Scope.KEY),
     (_READ, "/models/sse", Scope.KEY),
     (_ANY, "/models/*", Scope.ADMIN),

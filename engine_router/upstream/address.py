@@ -15,6 +15,16 @@ _V1 = "/v1"
 _MESSAGES = "/v1/messages"
 
 
+def address_of(url: str) -> tuple[str, int]:
+    """Return the host and the port that a URL names; an empty host where it names none.
+
+    >>> address_of("https://[::1]/v1"), address_of("http://attic:8080")
+    (('::1', 443), ('attic', 8080))
+    """
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
 @frozen
 class RemoteAddress:
     """The address of a remote.

@@ -19,7 +19,7 @@ import trio
 from engine_router.errors import EngineBroke, EngineUnreachable, RouterError
 from engine_router.guards.limits import MAX_ENGINE_OVERHEAD_BYTES
 from engine_router.upstream.body_watch import NO_WATCH, BodyWatch, TakePiece
-from engine_router.upstream.connect import Wire, dial, dial_at_once, reason
+from engine_router.upstream.connect import NotAccepted, Wire, dial_at_once, dial_within
 from engine_router.upstream.http1 import (
     Arriving,
     ResponseHead,
@@ -379,10 +379,6 @@ class Upstream:
             EngineUnreachable: it was not accepted.
         """
         try:
-            with trio.fail_after(request.connect_timeout_s):
-                return await dial(request.base_url, request.ca_file)
-        except trio.TooSlowError:
-            why = f"does not accept connections within {request.connect_timeout_s:g} s at {request.base_url}"
-        except OSError as error:
-            why = f"does not accept connections at {request.base_url}: {reason(error)}"
-        raise EngineUnreachable(request.engine, why)
+            return await dial_within(request.connect_timeout_s, request.base_url, request.ca_file)
+        except NotAccepted as error:
+            raise EngineUnreachable(request.engine, str(error)) from error

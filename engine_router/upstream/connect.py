@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import trio
 from attrs import frozen
 
+from engine_router.upstream.address import address_of
 from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost, RawStream
 
 # Windows says of a connection under way that it would block.
@@ -121,6 +122,33 @@ async def dial(base_url: str, ca_file: str | None = None) -> Wire:
     return await _connected(place)
 
 
+class NotAccepted(Exception):
+    """An engine does not accept connections; the message says that of it, and where, and does not name it."""
+
+
+async def dial_within(
+    timeout_s: float, base_url: str, ca_file: str | None = None, *, shown: str = ""
+) -> Wire:
+    """Connect as `dial` does, within so many seconds.
+
+    Args:
+        shown: the address as people know it.
+
+    Raises:
+        NotAccepted: it does not accept the connection, or not in time.
+
+    Cancellation closes the connection that is being made.
+    """
+    shown = shown or base_url
+    try:
+        with trio.fail_after(timeout_s):
+            return await dial(base_url, ca_file)
+    except trio.TooSlowError:
+        raise NotAccepted(f"does not accept connections within {timeout_s:g} s at {shown}") from None
+    except OSError as error:
+        raise NotAccepted(f"does not accept connections at {shown}: {_reason(error)}") from error
+
+
 def dial_at_once(base_url: str) -> RawStream | None:
     """Connect to an engine on this machine without a wait; None where it is elsewhere, or does not accept at once."""
     place = _place(base_url)
@@ -148,13 +176,12 @@ class _Place:
 
 @functools.lru_cache(maxsize=256)
 def _place(base_url: str) -> _Place:
-    url = urlsplit(base_url)
-    host, is_secure = url.hostname or "", url.scheme == "https"
+    host, port = address_of(base_url)
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         address = None
-    return _Place(host, url.port or (443 if is_secure else 80), is_secure, address)
+    return _Place(host, port, urlsplit(base_url).scheme == "https", address)
 
 
 def _socket_for(place: _Place) -> socket.socket:
@@ -220,7 +247,7 @@ async def _secured(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) ->
     return SecureStream(secured)
 
 
-def reason(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     """Return why a connection could not be made, in words."""
     if isinstance(error, ConnectionRefusedError) or error.errno == errno.ECONNREFUSED:
         return "connection refused"

@@ -22,13 +22,13 @@ from engine_router.engines.container.ownership import ENGINE, MODEL, OWNER, Owne
 from engine_router.engines.container.pull import PullProgress
 from engine_router.engines.container.running_container import RunningContainer
 from engine_router.engines.container.sockets import NoSocket, find_socket
-from engine_router.engines.ports import address_of
 from engine_router.engines.settings_file import set_values, settings_obstacle
 from engine_router.engines.started.log_file import open_log_file
 from engine_router.engines.started.output import EngineOutput
 from engine_router.engines.started.started_engine import StartedEngine
 from engine_router.errors import EngineStartFailed, EngineUnreachable
 from engine_router.guards.masking import masked_argv
+from engine_router.upstream.address import address_of
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, ResidentId, Supervision
 from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.engines.context.running import RunningContext
-from engine_router.engines.ports import address_of, head_of, is_taken
+from engine_router.engines.ports import head_of, is_taken
 from engine_router.engines.process.adopted import AdoptedTree
 from engine_router.engines.process.end_commands import EndCommands, end_commands
 from engine_router.engines.process.running_process import RunningProcess, began_at
@@ -30,6 +30,7 @@ from engine_router.engines.started.output import EngineOutput
 from engine_router.engines.started.running import RunningServer
 from engine_router.engines.started.started_engine import StartedEngine
 from engine_router.guards.masking import masked_argv
+from engine_router.upstream.address import address_of
 from engine_router.upstream.control_client import ControlClient
 
 if TYPE_CHECKING:

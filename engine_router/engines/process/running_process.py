@@ -15,7 +15,7 @@ from attrs import define, field
 
 from engine_router.config import ProcessConfig
 from engine_router.engines.base import Ended, LogRing
-from engine_router.engines.ports import ClaimedPort, address_of, described, is_taken, owner_of
+from engine_router.engines.ports import ClaimedPort, described, is_taken, owner_of
 from engine_router.engines.process.end_commands import EndCommands
 from engine_router.engines.process.process_tree import ProcessTree, reap_later
 from engine_router.engines.process.shared_memory import SharedMemory
@@ -24,6 +24,7 @@ from engine_router.engines.started.output import EngineOutput
 from engine_router.engines.started.running import GRACE_SHARE, OUTPUT_GRACE_S, while_read
 from engine_router.errors import EngineStopFailed
 from engine_router.guards.masking import masked_argv
+from engine_router.upstream.address import address_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from engine_router.engines.remote.circuit import CircuitBreaker
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.remote.remote_engine import RemoteEngine
 from engine_router.upstream.address import RemoteAddress
-from engine_router.upstream.connect import dial, reason
+from engine_router.upstream.connect import NotAccepted, dial_within
 from engine_router.upstream.control_client import ControlClient
 
 LIST_S: Final = 300.0
@@ -97,14 +97,11 @@ class AlwaysOnEngine(RemoteEngine[RemoteConfig]):
         Args:
             timeout_s: seconds that it may take; `connect_timeout_s` when absent.
         """
-        base_url = self.config.base_url
         timeout_s = self.config.connect_timeout_s if timeout_s is None else timeout_s
+        address, shown = self.address, self.config.base_url
         try:
-            with trio.fail_after(timeout_s):
-                connection = await dial(self.address.origin, self.address.ca_file)
-        except trio.TooSlowError:
-            return f"it does not accept a connection within {timeout_s:g} s at {base_url}"
-        except OSError as error:
-            return f"it does not accept connections at {base_url}: {reason(error)}"
+            connection = await dial_within(timeout_s, address.origin, address.ca_file, shown=shown)
+        except NotAccepted as error:
+            return f"it {error}"
         connection.close()
         return None

@@ -13,7 +13,7 @@ from engine_router.config.template import NO_ARGUMENTS, ModelArguments, Template
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
 from engine_router.engines.first_of import first_of
 from engine_router.engines.masking import engine_mask
-from engine_router.engines.ports import ClaimedPort, address_of, described, is_taken, owner_of
+from engine_router.engines.ports import ClaimedPort, described, is_taken, owner_of
 from engine_router.engines.readiness import CANNOT_ASK, PORT, Check, ReadinessProbe
 from engine_router.engines.remote.client import EngineClient
 from engine_router.engines.sleep.registry import SleepRegistry
@@ -30,6 +30,7 @@ from engine_router.errors import (
     EngineUnreachable,
     OutOfResources,
 )
+from engine_router.upstream.address import address_of
 from engine_router.upstream.control_client import ControlClient
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from attrs import field, frozen
 from engine_router.errors import HubError
 from engine_router.guards.foreign_text import shown
 from engine_router.guards.limits import MAX_HEAD_BYTES
+from engine_router.upstream.address import address_of
 
 _END: Final = b"\r\n\r\n"
 
@@ -44,12 +45,6 @@ async def dial(url: str) -> socket.socket:
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(True)
     return sock
-
-
-def address_of(url: str) -> tuple[str, int]:
-    """Return the host and the port that a URL names."""
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def is_nearby(host: str) -> bool:

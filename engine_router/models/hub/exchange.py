@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from engine_router.models.hub.connections import address_of
+from engine_router.upstream.address import address_of
 
 PIECE_BYTES: Final = 262_144
 """The most bytes of one read."""

@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from engine_router.setup.service.settings import ServiceSettings
-from engine_router.setup.service.steps import Step
+from engine_router.setup.service.steps import RunCommand, Step
 
 Action = Literal["start", "stop", "restart"]
+
+
+def steps_of(action: Action, start: Sequence[str], stop: Sequence[str]) -> Sequence[Step]:
+    """Return the steps of an action for a manager with a command to start and one to stop.
+
+    A restart goes on where nothing ran.
+    """
+    ended = RunCommand(tuple(stop), may_fail=action == "restart")
+    begun = RunCommand(tuple(start))
+    return {"start": [begun], "stop": [ended], "restart": [ended, begun]}[action]
 
 
 class ServiceManager(Protocol):

@@ -9,7 +9,7 @@ from typing import Final
 
 from attrs import frozen
 
-from engine_router.setup.service.base import Action
+from engine_router.setup.service.base import Action, steps_of
 from engine_router.setup.service.settings import NAME, ServiceSettings
 from engine_router.setup.service.steps import RemoveFile, RunCommand, Step, WriteFile, marked
 
@@ -86,9 +86,8 @@ class LaunchdManager:
 
     def act(self, action: Action) -> Sequence[Step]:
         """Return the steps of an action."""
-        stop = RunCommand(("launchctl", "bootout", self._target), may_fail=action == "restart")
-        start = RunCommand(("launchctl", "bootstrap", f"gui/{self.uid}", str(self._plist)))
-        return {"start": [start], "stop": [stop], "restart": [stop, start]}[action]
+        start = ("launchctl", "bootstrap", f"gui/{self.uid}", str(self._plist))
+        return steps_of(action, start, ("launchctl", "bootout", self._target))
 
     def status(self) -> Sequence[str]:
         """Return the command that shows the agent's state."""

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 from attrs import frozen
 
-from engine_router.setup.service.base import Action
+from engine_router.setup.service.base import Action, steps_of
 from engine_router.setup.service.settings import NAME, ServiceSettings
 from engine_router.setup.service.steps import RemoveFile, RunCommand, Step, WriteFile, marked
 
@@ -86,9 +86,7 @@ class TaskSchedulerManager:
 
     def act(self, action: Action) -> Sequence[Step]:
         """Return the steps of an action."""
-        stop = RunCommand(("schtasks", "/End", "/TN", NAME), may_fail=action == "restart")
-        start = RunCommand(("schtasks", "/Run", "/TN", NAME))
-        return {"start": [start], "stop": [stop], "restart": [stop, start]}[action]
+        return steps_of(action, ("schtasks", "/Run", "/TN", NAME), ("schtasks", "/End", "/TN", NAME))
 
     def status(self) -> Sequence[str]:
         """Return the command that shows the task's state."""

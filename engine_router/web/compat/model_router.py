@@ -108,6 +108,26 @@ class ModelRouter:
         }
         return json_response({"summary": totals, "per_model": per_model})
 
+    async def health(self) -> Response:
+        """`GET /v1/health/models`: the models that are loaded, and those that failed and have not worked since.
+
+        They are watched all the while, not asked now and then: there is no average of how fast they answered.
+        """
+        now = _time(time.time())
+        return json_response(
+            {
+                model: {
+                    "uptime_percentage": "100.0%" if status.is_usable else "0.0%",
+                    "consecutive_failures": 0 if status.failure is None else status.failure.count,
+                    "last_check": now,
+                    "status": "healthy" if status.is_usable else "down",
+                    "avg_response_time_ms": "N/A",
+                }
+                for model, status in model_statuses(self._router, scope_of(request).may_use).items()
+                if status.is_usable or status.failure is not None
+            }
+        )
+
     async def telemetry(self) -> Response:
         """`GET /v1/telemetry/summary`: since the router started."""
         return json_response(summary(self._router.metrics))
@@ -273,5 +293,6 @@ def add_model_router(app: QuartTrio, router: Router, models: ModelList) -> None:
     app.add_url_rule("/v1/models/eject", "eject", routes.eject, methods=["POST"])
     app.add_url_rule("/v1/models/<id:model>/reset", "reset", routes.reset, methods=["POST"])
     app.add_url_rule("/v1/queue/stats", "queue stats", routes.queue, methods=["GET"])
+    app.add_url_rule("/v1/health/models", "models' health", routes.health, methods=["GET"])
     app.add_url_rule("/v1/telemetry/summary", "telemetry", routes.telemetry, methods=["GET"])
     app.add_url_rule("/vram", "vram", routes.vram, methods=["GET"])
