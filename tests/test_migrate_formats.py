@@ -120,7 +120,8 @@ def test_local_engine_router() -> None:
     assert model.disable_thinking_below_max_tokens == 1000
     assert (model.memory_gb, model.capabilities) == (12, ("completion", "tools", "vision"))
     assert config.models["qwen2.5-7b-instruct"].context_length == 32768
-    assert config.aliases["gpt-4o-mini"] == config.aliases["smart"] == config.server.default_model
+    assert config.aliases["gpt-4o-mini"] == config.server.default_model
+    assert config.routes["smart"].prefer == config.routes["auto"].prefer == ("qwen2.5-7b-instruct",)
     assert config.engines.keys().isdisjoint({"off", "nothing", "odd"})
 
 
@@ -146,7 +147,7 @@ def test_local_engine_router() -> None:
         ("engines.nothing", LOST),
         ("engines.odd.type", LOST),
         ("models[1].quality_tier", LOST),
-        ("models[1].smart_enabled", LOST),
+        ("models[1].smart_enabled", CARRIED),
         ("models[1].capabilities", APPROXIMATED),
         ("models[0].display_name", APPROXIMATED),
         ("models[2]", LOST),

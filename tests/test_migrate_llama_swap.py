@@ -207,11 +207,13 @@ def test_a_key_of_the_file_that_is_carried_over(key: str, table: str, expected: 
         ("routing: {scheduler: {use: fifo}}", "routing.scheduler.use", CARRIED),
         ("routing: {scheduler: {settings: {fifo: {priority: {m: 1}}}}}", "routing.scheduler.settings", LOST),
         ("selectors: {s: {strategy: pin, targets: [m]}}", "selectors.s.strategy", CARRIED),
-        ("selectors: {s: {strategy: warm, targets: [x, m]}}", "selectors.s.strategy", APPROXIMATED),
+        ("selectors: {s: {strategy: warm, targets: [x, m]}}", "selectors.s.strategy", CARRIED),
+        ("selectors: {s: {strategy: warm, targets: [x, m]}}", "selectors.s.targets", APPROXIMATED),
+        ("selectors: {s: {strategy: warm, targets: [m], name: S}}", "selectors.s.name", LOST),
         (
             "selectors: {s: {strategy: spillover, targets: [m], settings: {spillover: 4}}}",
-            "selectors.s.settings",
-            LOST,
+            "selectors.s.settings.spillover",
+            CARRIED,
         ),
         ("selectors: {s: {strategy: pin, targets: [x]}}", "selectors.s", LOST),
         ("nonsense: 1", "nonsense", LOST),
@@ -261,8 +263,8 @@ def test_macros_stand_in_each_other_in_numbers_and_in_keys() -> None:
     assert found.outcome("models.a.cmd") == CARRIED  # a macro in a comment is none
     assert found.process("a").idle_timeout_s == 60
     assert found.config.models["a"].set == {"temperature": 0.1}
-    hot = found.config.models["a:hot"]
-    assert (hot.engine, hot.upstream, hot.set) == ("a", "a", {"temperature": 0.9, "n": 4096})
+    hot = found.config.variants["a:hot"]
+    assert (hot.of, hot.config.set) == ("a", {"temperature": 0.9, "n": 4096})
 
 
 def test_an_unknown_macro_stays_and_is_told() -> None:
@@ -508,6 +510,28 @@ def test_selectors_are_aliases() -> None:
     )
     assert found.config.aliases == {"best": "m"}
     assert found.config.scheduling.preload == ("best",)
+
+
+def test_selectors_that_choose_are_routes() -> None:
+    found = imported(
+        """
+        models:
+          a: {cmd: "s --port ${PORT} a", filters: {setParamsByID: {"a:hot": {temperature: 2}, other: {temperature: 1}}}}
+          b: {cmd: "s --port ${PORT} b", aliases: [bee]}
+        selectors:
+          best: {strategy: warm, targets: [a, bee, gone], unlisted: true}
+          many: {strategy: spillover, targets: [b, "a:hot"], settings: {spillover: 4}}
+          only: {strategy: pin, targets: [a, b]}
+          a: {strategy: warm, targets: [b]}
+        """
+    )
+    best, many = found.config.routes["best"], found.config.routes["many"]
+    assert (best.prefer, best.strategy, best.unlisted) == (("a", "b"), "resident", True)
+    assert (many.prefer, many.strategy, many.spillover) == (("b", "a:hot"), "spillover", 4)
+    assert found.config.aliases == {"only": "a"}
+    assert found.config.routes.keys() == {"best", "many"}
+    other = found.config.models["other"]
+    assert (other.engine, other.upstream, other.set) == ("a", "a", {"temperature": 1})
 
 
 def test_anchors_and_merges_of_yaml() -> None:

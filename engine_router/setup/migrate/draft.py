@@ -57,6 +57,7 @@ class Draft:
 
     Attributes:
         source: whose configuration it was.
+        not_routed: models that no route of it chose.
     """
 
     source: str
@@ -68,7 +69,9 @@ class Draft:
     models: dict[str, Entry] = field(factory=dict)
     families: dict[str, Entry] = field(factory=dict)
     aliases: Entry = field(factory=Entry)
+    routes: dict[str, Entry] = field(factory=dict)
     notes: list[Note] = field(factory=list)
+    not_routed: set[str] = field(factory=set)
     _places: set[tuple[str, int | None]] = field(factory=set)
     _carried: dict[tuple[str, int | None], Note] = field(factory=dict)
 
@@ -84,11 +87,14 @@ class Draft:
                 yield (kind, name), entry
         if self.aliases.values:
             yield ("aliases",), self.aliases
+        for name, entry in self.routes.items():
+            yield ("routes", name), entry
 
     def names(self) -> set[str]:
         """Return every name by which a model can be asked for."""
         names = {name for entry in self.engines.values() for name in entry.values.get("models", ())}
         names |= {*self.models, *self.aliases.values}
+        names |= {f"{name}:{own}" for name, e in self.models.items() for own in e.values.get("variants", ())}
         return names | {alias for entry in self.models.values() for alias in entry.values.get("aliases", ())}
 
     def note(self, outcome: Outcome, place: str, line: int | None, words: str, remedy: str = "") -> None:

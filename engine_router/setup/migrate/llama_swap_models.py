@@ -254,6 +254,10 @@ def _add_settings(section: Section, name: str, macros: Macros, port: str) -> Non
         draft.model(name, name).values.update(values)
     shared = {key: value for key, value in values.items() if key != "aliases"}
     for variant, own in variants.items():
+        if (short := variant.removeprefix(f"{name}:")) not in ("", "latest", variant):
+            of_model = draft.model(name, name).values
+            of_model["variants"] = {**of_model.get("variants", {}), short: {"set": own}}
+            continue
         draft.model(variant, name).values.update(
             {**shared, "upstream": upstream or name, "set": {**values.get("set", {}), **own}}
         )

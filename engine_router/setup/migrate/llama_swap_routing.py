@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from engine_router.setup.migrate.draft import Draft
+from engine_router.setup.migrate.draft import Draft, Entry
 from engine_router.setup.migrate.matrix import BadExpression, read_matrix
 from engine_router.setup.migrate.sections import Section
 
@@ -161,28 +161,64 @@ def _add_sets(matrix: Section, groups: Sequence[tuple[frozenset[str], bool]], dr
 
 
 def add_selectors(root: Section, draft: Draft) -> None:
-    """Add the names that stand for one of several models, as names of the first of them."""
+    """Add the names that stand for one of several models: an alias of the only one, else a route."""
     for name, selector in root.sections("selectors"):
         strategy = selector.text("strategy") or ""
         wanted = selector.texts("targets")
-        target = next((known for one in wanted if (known := _model(one, draft)) is not None), None)
-        if target is None:
+        found = [_model(one, draft) for one in wanted]
+        known = list(dict.fromkeys(model for model in found if model is not None))
+        if not known:
             selector.lost("", words="none of its targets is a model of this file")
             continue
-        if name in draft.names():
+        if name in draft.names() or name in draft.routes:
             selector.lost("", words="a model has this name already")
             continue
-        draft.aliases.values[name] = target
-        if strategy == "pin" and _model(wanted[0], draft) == target:
-            selector.carried("targets", "an alias of the first")
-            selector.carried("strategy", "an alias")
+        selector.lost(
+            "name", "description", "metadata", words="a route, or an alias, has no texts of its own"
+        )
+        if strategy == "pin":
+            _add_pin(selector, name, known[0], draft, is_first=found[0] is not None)
         else:
-            selector.approximated("targets", "an alias of the first that is a model of this file")
-            selector.approximated("strategy", "an alias: it leads to one model, whichever is ready")
-        selector.lost("name", "description", "metadata", words="an alias has no texts of its own")
-        selector.lost("unlisted", words="aliases are always listed")
-        selector.lost("settings", words="requests are not spread over models")
+            _add_route(selector, name, known, draft, is_whole=None not in found)
         selector.finish()
+
+
+def _add_pin(selector: Section, name: str, model: str, draft: Draft, *, is_first: bool) -> None:
+    draft.aliases.values[name] = model
+    if is_first:
+        selector.carried("targets", "an alias of the first")
+    else:
+        selector.approximated("targets", "an alias of the first that is a model of this file")
+    selector.carried("strategy", "an alias")
+    selector.lost("unlisted", words="aliases are always listed")
+    selector.lost("settings", words="an alias leads to one model")
+
+
+def _add_route(selector: Section, name: str, models: Sequence[str], draft: Draft, *, is_whole: bool) -> None:
+    strategy = selector.text("strategy")
+    route = draft.routes.setdefault(name, Entry()).values
+    route["prefer"] = [*models]
+    if is_whole:
+        selector.carried("targets", "prefer, of a route")
+    else:
+        selector.approximated("targets", "prefer, of a route, without those that are no models of this file")
+    if strategy == "spillover":
+        route["strategy"] = "spillover"
+        selector.carried("strategy", "strategy, of a route: spillover")
+        settings = selector.section("settings")
+        if settings is not None:
+            if (most := settings.whole("spillover")) is not None:
+                route["spillover"] = most
+            settings.carried("spillover", "spillover")
+            settings.finish()
+    else:
+        selector.carried(
+            "strategy", "strategy, of a route: resident, the first that is loaded, or is loading"
+        )
+        selector.lost("settings", words="this strategy has none")
+    if selector.flag("unlisted"):
+        route["unlisted"] = True
+    selector.carried("unlisted", "unlisted")
 
 
 def _model(name: str, draft: Draft) -> str | None:
@@ -190,6 +226,9 @@ def _model(name: str, draft: Draft) -> str | None:
     if name in draft.models or any(
         name in entry.values.get("models", ()) for entry in draft.engines.values()
     ):
+        return name
+    of, _, variant = name.rpartition(":")
+    if of in draft.models and variant in draft.models[of].values.get("variants", ()):
         return name
     return next((m for m, e in draft.models.items() if name in e.values.get("aliases", ())), None)
 

@@ -53,7 +53,10 @@ def add_filters(
             values["set"] = {**values.get("set", {}), **found}
         else:
             variants[variant] = found
-    filters.carried("setParamsByID", "set, of a model of each further name with the same engine")
+    filters.carried(
+        "setParamsByID",
+        "variants; a name that does not begin with the model's is a model of its own, with the same engine",
+    )
     return variants
 
 

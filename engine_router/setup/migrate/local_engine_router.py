@@ -96,7 +96,10 @@ def _add_model(model: Section, draft: Draft) -> None:
     if known := [_CAPABILITIES[word] for word in asked if word in _CAPABILITIES]:
         entry.values["capabilities"] = known if "embedding" in known else ["completion", *known]
     model.approximated("capabilities", "capabilities, as far as there are such words")
-    model.lost("quality_tier", "speed_tier", "strengths", "smart_enabled", words=_SMART)
+    model.lost("quality_tier", "speed_tier", "strengths", words=_SMART)
+    if model.flag("smart_enabled") is False:
+        draft.not_routed.add(name)
+    model.carried("smart_enabled", "prefer, of the routes: without those where it is false")
     draft.models[name] = entry
 
 
@@ -158,10 +161,7 @@ def _add_smart(root: Section, draft: Draft) -> None:
     root.lost("routing_mode", words=_SMART)
     if smart is None:
         return
-    for alias in smart.texts("aliases") if first is not None else ():
-        if alias not in draft.models:
-            draft.aliases.values.setdefault(alias, first)
-    smart.approximated("aliases", "aliases of the first model")
+    _add_routes(smart, draft)
     smart.lost(
         *(
             "policy",
@@ -174,9 +174,22 @@ def _add_smart(root: Section, draft: Draft) -> None:
         words=_SMART,
         remedy="[aliases] gives cloud models' names to one of yours",
     )
-    smart.lost("retry", words="a start that fails is told to the client", remedy="clients try again")
     smart.lost(
         *("swap_margin", "min_confidence", "swap_cost_horizon_s", "benchmarks", "calibration_enabled"),
         words=_SMART,
     )
     smart.finish()
+
+
+def _add_routes(smart: Section, draft: Draft) -> None:
+    """Make a route of each name that stood for whichever model was chosen."""
+    models = [name for name in draft.models if name not in draft.not_routed]
+    for alias in smart.texts("aliases"):
+        if models and alias not in draft.names():
+            draft.routes.setdefault(alias, Entry({"prefer": models}))
+    smart.approximated(
+        "aliases",
+        "a route for each, by what is loaded",
+        "give it rules for what a request looks like: tools, images, length, headers",
+    )
+    smart.approximated("retry", "fallback of each route: the next model answers where one cannot be started")
