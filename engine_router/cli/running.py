@@ -175,19 +175,41 @@ async def _run(
 ) -> int:
     ending = Ending(config.server.shutdown_timeout_s, job is not None, last_words)
     manager = take_notifier()
+
+    async def work() -> None:
+        async with engine_router.open_router(config, source=source, await_adoption=False) as router:
+            _log_events(router)
+            ending.is_open = True
+            await _serve(router, sockets, ending, announce, job, manager)
+
     try:
         with ending.scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(ending.listen)
                 nursery.start_soon(manager.keep_alive)
-                async with engine_router.open_router(config, source=source, await_adoption=False) as router:
-                    _log_events(router)
-                    ending.is_open = True
-                    await _serve(router, sockets, ending, announce, job, manager)
+                await _when_leading(config, sockets, manager, work, last_words)
                 nursery.cancel_scope.cancel()
     finally:
         ending.disarm()
     return ending.code
+
+
+async def _when_leading(
+    config: Config,
+    sockets: Sequence[socket.socket],
+    manager: ServiceNotifier,
+    work: Callable[[], Awaitable[None]],
+    last_words: Callable[[], None],
+) -> None:
+    """Do the work: at once, or, where there are several routers, while this one leads."""
+    settings = config.leader_election
+    if settings.lease is None:
+        await work()
+        return
+    from engine_router.cli.leading import lead  # noqa: PLC0415 - few routers are one of several
+
+    manager.tell("READY=1\nSTATUS=standing by")
+    await lead(settings, settings.lease, config.server.port, sockets, work, last_words)
 
 
 def _log_events(router: Router) -> None:

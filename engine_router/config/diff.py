@@ -23,6 +23,7 @@ _AT_START = (
     "log",
     "history.enabled",
     "history.file",
+    "leader_election",
     "state_file",
 )
 

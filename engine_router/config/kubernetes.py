@@ -26,6 +26,11 @@ WORKLOADS: Final = {
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
+def is_kubernetes_name(text: str) -> bool:
+    """Tell whether a text can be the name of an object."""
+    return _NAME.fullmatch(text) is not None
+
+
 @frozen(kw_only=True, repr=False)
 class KubernetesConfig(EngineConfig):
     """`type = "kubernetes"`: a workload of a cluster, which is scaled to 1 and to 0; nothing is created or deleted."""
@@ -68,8 +73,8 @@ def kubernetes_faults(engine: KubernetesConfig, path: str) -> Iterator[Fault]:
     Args:
         path: of the engine in the file.
     """
-    if engine.kind not in WORKLOADS or not _NAME.fullmatch(engine.workload_name):
+    if engine.kind not in WORKLOADS or not is_kubernetes_name(engine.workload_name):
         kinds = ", ".join(f"{kind}/NAME" for kind in WORKLOADS)
         yield f"{path}.workload", f"expected one of {kinds}, got {shown(engine.workload)}"
-    if engine.namespace is not None and not _NAME.fullmatch(engine.namespace):
+    if engine.namespace is not None and not is_kubernetes_name(engine.namespace):
         yield f"{path}.namespace", f"expected the name of a namespace, got {shown(engine.namespace)}"

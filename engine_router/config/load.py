@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import tomli
@@ -21,6 +21,7 @@ from engine_router.config.faults import Fault, close, few_explained, is_table, q
 from engine_router.config.keys import key_faults
 from engine_router.config.kinds import Name
 from engine_router.config.kubernetes import KubernetesConfig, kubernetes_faults
+from engine_router.config.leader import LeaderElectionConfig, leader_faults
 from engine_router.config.misplaced import unknown_keys, without_dotted
 from engine_router.config.model import (
     Config,
@@ -165,15 +166,22 @@ def parse_config(
     return attrs.evolve(config, hidden=environment.hidden())
 
 
+_SECTIONS: Final[Mapping[str, type[Any]]] = {
+    "server": ServerConfig,
+    "log": LogConfig,
+    "history": HistoryConfig,
+    "traces": TracesConfig,
+    "context": ContextConfig,
+    "leader_election": LeaderElectionConfig,
+    "scheduling": SchedulingConfig,
+}
+
+
 def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     """Build the configuration from TOML data; None and the faults when there are any."""
     faults: list[Fault] = list(unknown_keys(data))
-    server = _section(data, "server", ServerConfig, faults)
-    log = _section(data, "log", LogConfig, faults)
-    history = _section(data, "history", HistoryConfig, faults)
-    traces = _section(data, "traces", TracesConfig, faults)
-    context = _section(data, "context", ContextConfig, faults)
-    scheduling = _section(data, "scheduling", SchedulingConfig, faults)
+    sections = {key: _section(data, key, kind, faults) for key, kind in _SECTIONS.items()}
+    server, scheduling = sections["server"], sections["scheduling"]
     pools = _named(data, "pools", lambda value, path: read_table(value, PoolConfig, path), faults)
     own: dict[str, AnyEngineConfig] = _named(data, "engines", read_engine, faults)
     peers = _named(data, "peers", lambda value, path: read_table(value, PeerConfig, path), faults)
@@ -191,15 +199,12 @@ def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
     if scheduling is not None and _is_whole(data, engines, models):
         faults.extend(preload_faults(scheduling, pools, engines, models, aliases))
         faults.extend(route_faults(routes, engines, models, aliases))
+    if (election := sections["leader_election"]) is not None:
+        faults.extend(leader_faults(election))
     if faults:  # a section that cannot be read has one
         return None, faults
     return Config(
-        server=server,
-        log=log,
-        history=history,
-        traces=traces,
-        context=context,
-        scheduling=scheduling,
+        **sections,
         pools=pools,
         engines=engines,
         peers=peers,

@@ -12,6 +12,7 @@ from engine_router.config.any_engine import ENGINE_TYPES
 from engine_router.config.context import ContextConfig
 from engine_router.config.engines import EngineConfig
 from engine_router.config.faults import Fault, close, is_explained, is_table, quoted
+from engine_router.config.leader import LeaderElectionConfig
 from engine_router.config.model import (
     Config,
     FamilyConfig,
@@ -34,6 +35,7 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
     "[history]": HistoryConfig,
     "[traces]": TracesConfig,
     "[context]": ContextConfig,
+    "[leader_election]": LeaderElectionConfig,
     "[scheduling]": SchedulingConfig,
     "[pools.NAME]": PoolConfig,
     "[[tenants]]": TenantConfig,

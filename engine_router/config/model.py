@@ -36,6 +36,7 @@ from engine_router.config.kinds import (
     Seconds,
     SecondsOrAuto,
 )
+from engine_router.config.leader import LeaderElectionConfig
 from engine_router.config.options import option, required, table
 from engine_router.config.peers import PeerConfig
 from engine_router.config.routes import RouteConfig
@@ -348,6 +349,7 @@ class Config:
     history: HistoryConfig = table(HistoryConfig, "What is remembered of past requests, swaps and memory.")
     traces: TracesConfig = table(TracesConfig, "Spans of requests and swaps for a collector.")
     context: ContextConfig = table(ContextConfig, "What is kept of conversations when their engine stops.")
+    leader_election: LeaderElectionConfig = table(LeaderElectionConfig, "Which of several routers decides.")
     scheduling: SchedulingConfig = table(SchedulingConfig, "Who is served when.")
     pools: Mapping[str, PoolConfig] = table(dict, "Memories that engines share.")
     engines: Mapping[str, AnyEngineConfig] = table(dict, "The engines. Once read, the peers are among them.")

@@ -99,6 +99,7 @@ class Supervision:
         on_used: called by `used()`.
         stop_asked: set when the resident shall end, be it ready yet or not.
         for_good: set when it shall really be stopped then: to sleep would not do.
+        is_last: it shall end because the router does.
         woken: it was not started but woken; set before `on_ready` is called.
         was_there: it was there already, so that nothing can be learned from how long that took; set likewise.
         step: what its start does just now, in words, where that is more than to load.
@@ -109,6 +110,7 @@ class Supervision:
     on_used: Callable[[], None] = _nothing
     stop_asked: trio.Event = field(factory=trio.Event)
     for_good: trio.Event = field(factory=trio.Event)
+    is_last: bool = False
     woken: bool = False
     was_there: bool = False
     step: str | None = None
@@ -135,8 +137,9 @@ class Supervision:
         """Tell what the start does just now, in words; None where it is nothing more than to load."""
         self.step = step
 
-    def stop(self, *, for_good: bool = False) -> None:
-        """Ask the resident to end; `for_good`: to be stopped really, also where it could sleep instead."""
+    def stop(self, *, for_good: bool = False, is_last: bool = False) -> None:
+        """Ask the resident to end; `for_good`: to be stopped really, also where it could sleep; `is_last`: see there."""
+        self.is_last = self.is_last or is_last
         if for_good:
             self.for_good.set()
         self.stop_asked.set()

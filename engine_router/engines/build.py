@@ -157,7 +157,8 @@ def build_engine(  # noqa: PLR0911 - one for each type
         case KubernetesConfig() as kubernetes:
             from engine_router.engines.kubernetes.kubernetes_engine import KubernetesEngine
 
-            return KubernetesEngine(name, kubernetes, client)
+            outlasts = config.leader_election.lease is not None
+            return KubernetesEngine(name, kubernetes, client, outlasts=outlasts)
         case RemoteConfig() as remote:
             return _elsewhere(name, remote, client)
         case SystemdConfig() as systemd:

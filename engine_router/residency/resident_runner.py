@@ -278,7 +278,7 @@ class ResidentRunner:
             task.stop_asked_at = trio.current_time()
             if task.endpoint is not None:
                 self.on_stop(task.endpoint.base_url)
-            task.supervision.stop(for_good=not self._may_sleep(pool, task, wanted))
+            task.supervision.stop(for_good=not self._may_sleep(pool, task, wanted), is_last=self.is_closing)
 
     async def _let_go(self, task: ResidentTask) -> None:
         """Leave a resident that was found running as it was."""

@@ -1,4 +1,4 @@
-"""The calls of Kubernetes' API that the router makes. It reads, and scales; it never creates or deletes.
+"""The calls of Kubernetes' API that the router makes. It reads, and scales; the only object of its own is a Lease.
 
 Sources: the API concepts (watches, bookmarks, 410 Gone, 429) and the reference of autoscaling/v1 Scale.
 """
@@ -159,6 +159,27 @@ class KubernetesApi:
                 return [output_line(line) for line in text.splitlines()[-lines:]]
         return []
 
+    # Leases.
+
+    async def lease(self, namespace: str, name: str) -> Json | None:
+        """Return a Lease; None where there is none."""
+        try:
+            found = await self._call("GET", f"{_leases_path(namespace)}/{quote(name)}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return found if isinstance(found, dict) else {}
+
+    async def put_lease(self, namespace: str, name: str, lease: Json, *, is_new: bool) -> Json:
+        """Create a Lease, or replace it; refused with 409 where somebody else did that meanwhile. Return it as it is now."""
+        path = _leases_path(namespace)
+        if is_new:
+            found = await self._call("POST", path, body=lease)
+        else:
+            found = await self._call("PUT", f"{path}/{quote(name)}", body=lease)
+        return found if isinstance(found, dict) else {}
+
     # Calls.
 
     async def _call(
@@ -180,7 +201,7 @@ class KubernetesApi:
             headers["Authorization"] = f"Bearer {token}"
         content = None
         if body is not None:
-            headers["Content-Type"] = "application/merge-patch+json"
+            headers["Content-Type"] = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
             content = json.dumps(body).encode()
         try:
             # A client of its own: one that is cancelled just when it has connected would keep that connection for ever.
@@ -228,6 +249,10 @@ async def pause_after(error: ApiError) -> None:
 
 def _pods_path(namespace: str) -> str:
     return f"/api/v1/namespaces/{quote(namespace)}/pods"
+
+
+def _leases_path(namespace: str) -> str:
+    return f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace)}/leases"
 
 
 def _whole(value: object) -> int:

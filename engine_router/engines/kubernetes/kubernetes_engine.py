@@ -33,10 +33,16 @@ class KubernetesEngine(RemoteEngine[KubernetesConfig]):
     """A workload of a cluster; implements `engines.base.Engine`.
 
     It is the resident, whichever model it serves. The router scales it, and never creates or deletes anything.
+
+    Args:
+        outlasts: it goes on when the router ends: another one leads then, and takes it over.
     """
 
-    def __init__(self, name: str, config: KubernetesConfig, client: ControlClient) -> None:
+    def __init__(
+        self, name: str, config: KubernetesConfig, client: ControlClient, *, outlasts: bool = False
+    ) -> None:
         super().__init__(name, config, client)
+        self.outlasts = outlasts
         self._client = client
         self._api: KubernetesApi | None = None
         self._connecting = trio.Lock()
@@ -184,6 +190,8 @@ class _Workload:
         return reason
 
     async def end(self, *, aborted: bool) -> str:  # noqa: ARG002 - the cluster knows all that belongs to it
+        if self.engine.outlasts and self.supervision.is_last:
+            return f"{self.config.workload} goes on, for the router that leads next"
         timeout_s = self.config.stop_timeout_s
         self.log.write(f"scaling {self.config.workload} to 0")
         with trio.move_on_after(timeout_s):

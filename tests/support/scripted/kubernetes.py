@@ -17,6 +17,7 @@ import trio
 from support.scripted.server import Answer, Call, Json, ScriptedServer, as_json
 
 SELECTOR = "app=vllm"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/models/leases"
 PODS = "/api/v1/namespaces/models/pods"
 PLURALS = {
     "deployment": ("apps/v1", "deployments"),
@@ -66,6 +67,7 @@ class ScriptedCluster(ScriptedServer):
         refusals: answers to calls of a kind (scale, patch, pods, watch, events, log), each used once.
         lines: what a container has written.
         events: of the workload.
+        leases: by name.
         is_stuck: Pods do not go.
         ends_watches: a watch ends after so many events.
     """
@@ -80,6 +82,7 @@ class ScriptedCluster(ScriptedServer):
         self.refusals: dict[str, list[Answer]] = {}
         self.lines: list[str] = []
         self.events: list[Json] = []
+        self.leases: dict[str, Json] = {}
         self.is_stuck = False
         self.creates = True
         self.ends_watches = 10**9
@@ -152,6 +155,10 @@ class ScriptedCluster(ScriptedServer):
 
     async def _respond(self, call: Call) -> Answer:
         self.calls.append(call)
+        if call.path == "/v1/chat/completions":
+            return await self.openai_chat(call) if self.is_serving else as_json({}, 503)
+        if call.path == "/v1/models":
+            return await self.openai_models(call)
         kind, handler = self._route(call)
         if kind in self.script.hang:
             await trio.sleep_forever()
@@ -171,6 +178,8 @@ class ScriptedCluster(ScriptedServer):
                 return "events", lambda _call: as_json({"items": self.events})
             case ("GET", path) if path.endswith("/log"):
                 return "log", lambda _call: Answer(200, "\n".join(self.lines).encode(), "text/plain")
+            case (_, path) if path.startswith(LEASES):
+                return "lease", self._lease
             case ("GET", "/health"):
                 return "health", lambda _call: as_json({}, 200 if self.is_serving else 503)
         return "unknown", lambda call: status_of(404, f"the server could not find {call.path}")
@@ -182,6 +191,22 @@ class ScriptedCluster(ScriptedServer):
             {"type": "Ready", "status": "True"} in self.pods[name]["status"]["conditions"]
             for name in self._living()
         )
+
+    def _lease(self, call: Call) -> Answer:
+        """Answer as the API does: a change counts only if nothing has changed since it was read."""
+        name = call.path.removeprefix(LEASES).strip("/") or call.body["metadata"]["name"]
+        found = self.leases.get(name)
+        if call.method == "GET":
+            return status_of(404, f"leases {name} not found") if found is None else as_json(found)
+        version = call.body["metadata"].get("resourceVersion")
+        if (call.method == "POST") != (found is None) or (
+            found is not None and version != found["metadata"]["resourceVersion"]
+        ):
+            return status_of(409, "the object has been modified")
+        self._version += 1
+        self.leases[name] = copy.deepcopy(call.body)
+        self.leases[name]["metadata"]["resourceVersion"] = str(self._version)
+        return as_json(self.leases[name])
 
     def _scale(self, _call: Call) -> Answer:
         status = {"replicas": len(self.pods), "selector": SELECTOR}

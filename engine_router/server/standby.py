@@ -1,0 +1,128 @@
+"""A router that stands by: every connection is passed on to the router that leads, byte by byte.
+
+So whatever clients speak reaches the leader: streams, WebSockets, TLS. While nobody leads they are told to come again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import socket
+from collections.abc import Sequence
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+import trio
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_WITHIN_S: Final = 2.0
+_MOST_CONNECTIONS: Final = 2000
+_PIECE_BYTES: Final = 65536
+# Seconds for a client to say what it wants before it is refused: one that is not listened to at all sees a reset.
+_HEARD_S: Final = 1.0
+
+_MESSAGE: Final = "no router leads just now; another one takes over within seconds"
+_BODY: Final = json.dumps(
+    {"error": {"message": _MESSAGE, "type": "server_error", "code": "no_leader"}}
+).encode()
+_HEAD: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: %d\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n"
+)
+
+
+class Leader(Protocol):
+    """Who leads, as far as is known."""
+
+    @property
+    def leader_address(self) -> str | None:
+        """The base URL of the router that leads; None while nobody does."""
+        ...
+
+    @property
+    def takeover_s(self) -> float:
+        """Seconds after which there is another leader, if the one that is known does not answer any more."""
+        ...
+
+
+async def stand_by(sockets: Sequence[socket.socket], leader: Leader) -> None:
+    """Pass connections on until cancelled, which closes them. The listening sockets stay open."""
+    places = trio.CapacityLimiter(_MOST_CONNECTIONS)
+    async with trio.open_nursery() as nursery:
+        for sock in sockets:
+            nursery.start_soon(_accept, sock, leader, places, nursery)
+
+
+async def _accept(
+    sock: socket.socket, leader: Leader, places: trio.CapacityLimiter, nursery: trio.Nursery
+) -> None:
+    sock.setblocking(False)
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            accepted, _ = sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            continue
+        except OSError as error:
+            logger.warning("a connection cannot be accepted: %s", error)
+            await trio.sleep(1)
+            continue
+        client = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+        place = object()
+        await places.acquire_on_behalf_of(place)
+        nursery.start_soon(_pass_on, client, leader, places, place)
+
+
+async def _pass_on(
+    client: trio.SocketStream, leader: Leader, places: trio.CapacityLimiter, place: object
+) -> None:
+    try:
+        async with client:
+            server = await _reached(leader.leader_address)
+            if server is None:
+                await _refuse(client, math.ceil(leader.takeover_s))
+                return
+            async with server, trio.open_nursery() as nursery:
+                nursery.start_soon(_pump, client, server, nursery.cancel_scope)
+                await _pump(server, client, nursery.cancel_scope)
+    finally:
+        places.release_on_behalf_of(place)
+
+
+async def _reached(address: str | None) -> trio.SocketStream | None:
+    if address is None:
+        return None
+    url = urlsplit(address)
+    with trio.move_on_after(_CONNECT_WITHIN_S):
+        try:
+            return await trio.open_tcp_stream(
+                url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+            )
+        except OSError:
+            return None
+    return None
+
+
+async def _refuse(client: trio.SocketStream, after_s: int) -> None:
+    try:
+        with trio.move_on_after(_HEARD_S):
+            await client.receive_some(_PIECE_BYTES)
+        with trio.move_on_after(_HEARD_S):
+            await client.send_all(_HEAD % (after_s, len(_BODY)) + _BODY)
+            await client.send_eof()
+            while await client.receive_some(_PIECE_BYTES):
+                pass
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+
+
+async def _pump(source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """Pass on what comes from one side until it ends its side; a break ends both."""
+    try:
+        while data := await source.receive_some(_PIECE_BYTES):
+            await target.send_all(data)
+        await target.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        scope.cancel()

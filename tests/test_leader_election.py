@@ -1,0 +1,306 @@
+"""The election of a leader among routers: never two, one again soon, and requests that reach whoever it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from support.ports import free_port
+from support.scripted.kubernetes import ScriptedCluster
+from test_cli import command
+from test_kubernetes import kubeconfig
+from trio.testing import MockClock
+
+from engine_router.config import parse_config
+from engine_router.engines.kubernetes.api import ApiError, Json
+from engine_router.engines.kubernetes.lease import LeaderElection
+from engine_router.errors import ConfigError
+from engine_router.server.serve import listen
+from engine_router.server.standby import stand_by
+
+DURATION_S = 15
+
+
+class Leases:
+    """An API server with one Lease, that answers at once or late, and for some routers not at all."""
+
+    def __init__(self, chance: random.Random, slowest_s: float = 0.0) -> None:
+        self.delays_s = (0.0, 0.01, slowest_s / 10, slowest_s)
+        self.lease_: dict[str, Any] | None = None
+        self.version = 0
+        self.cut_off: set[str] = set()
+        self.chance = chance
+
+    def of(self, router: str) -> _View:
+        return _View(self, router)
+
+
+class _View:
+    """The API as one router sees it."""
+
+    def __init__(self, leases: Leases, router: str) -> None:
+        self.leases, self.router = leases, router
+
+    async def _network(self) -> None:
+        await trio.sleep(self.leases.chance.choice(self.leases.delays_s))
+        if self.router in self.leases.cut_off:
+            raise ApiError("cannot be asked (ConnectError)")
+
+    async def lease(self, _namespace: str, _name: str) -> Json | None:
+        await self._network()
+        found = copy.deepcopy(self.leases.lease_)
+        await self._network()
+        return found
+
+    async def put_lease(self, _namespace: str, _name: str, lease: Json, *, is_new: bool) -> Json:
+        await self._network()
+        now = self.leases.lease_
+        if is_new != (now is None) or (
+            now is not None and lease["metadata"].get("resourceVersion") != now["metadata"]["resourceVersion"]
+        ):
+            raise ApiError("the object has been modified", 409)
+        self.leases.version += 1
+        changed = copy.deepcopy(dict(lease))
+        changed["metadata"]["resourceVersion"] = str(self.leases.version)
+        self.leases.lease_ = changed
+        await self._network()  # the answer may be lost, and the change be made
+        return copy.deepcopy(changed)
+
+
+class Routers:
+    """Routers that take part in an election, and how many lead at a time."""
+
+    def __init__(self, leases: Leases) -> None:
+        self.leases = leases
+        self.leading: set[str] = set()
+        self.scopes: dict[str, trio.CancelScope] = {}
+        self.reigns = 0
+        self.most = 0
+
+    async def run(self, name: str) -> None:
+        """Take part until it is killed."""
+        election = LeaderElection(self.leases.of(name), "n", "l", name, f"http://{name}:1", DURATION_S)  # type: ignore[arg-type]
+        with trio.CancelScope() as self.scopes[name]:
+            try:
+                while True:
+                    await election.until_leading()
+                    self.leading.add(name)
+                    self.reigns += 1
+                    self.most = max(self.most, len(self.leading))
+                    await election.until_lost()
+                    self.leading.discard(name)
+            finally:
+                self.leading.discard(name)
+
+
+@pytest.mark.parametrize("slowest_s", [0.01, 1.0, 9.0])
+async def test_there_are_never_two_and_soon_one_again(slowest_s: float, autojump_clock: MockClock) -> None:
+    chance = random.Random(1)
+    routers = Routers(Leases(chance, slowest_s))
+    async with trio.open_nursery() as nursery:
+        for name in ("a", "b"):
+            nursery.start_soon(routers.run, name)
+        for round_ in range(50):
+            with trio.fail_after(20 * DURATION_S):
+                while not routers.leading:
+                    await trio.sleep(0.1)
+            await trio.sleep(chance.uniform(0, 3 * DURATION_S))
+            for name in list(routers.leading):
+                if round_ % 2:
+                    routers.scopes[name].cancel()
+                    nursery.start_soon(routers.run, f"{name}{round_}")
+                else:
+                    routers.leases.cut_off = {name}
+                    await trio.sleep(2 * DURATION_S)
+                    assert name not in routers.leading
+                    routers.leases.cut_off = set()
+        nursery.cancel_scope.cancel()
+    assert routers.most == 1
+    assert routers.reigns > 25
+
+
+async def test_one_that_gives_it_back_is_followed_at_once(autojump_clock: MockClock) -> None:
+    leases = Leases(random.Random(1))
+    first, second = (
+        LeaderElection(leases.of(name), "n", "l", name, f"http://{name}:1", DURATION_S)  # type: ignore[arg-type]
+        for name in ("a", "b")
+    )
+    await first.until_leading()
+    taken = trio.Event()
+
+    async def follow() -> None:
+        await second.until_leading()
+        taken.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        with trio.move_on_after(5 * DURATION_S):
+            await first.until_lost()
+        assert not taken.is_set()
+        assert second.leader_address == "http://a:1"
+        await first.release()
+        began = trio.current_time()
+        await taken.wait()
+    assert trio.current_time() - began <= DURATION_S / 5
+    assert leases.lease_ is not None
+    assert leases.lease_["spec"]["holderIdentity"] == "b"
+    assert leases.lease_["spec"]["leaseTransitions"] == 2
+
+
+# Standing by
+
+
+class Known:
+    """Who leads, as a test has it."""
+
+    def __init__(self, address: str | None) -> None:
+        self.leader_address = address
+        self.takeover_s = 6.2
+
+
+@asynccontextmanager
+async def standing_by(leader: Known) -> AsyncIterator[str]:
+    server = parse_config('[server]\nhost = ["127.0.0.1"]\n[engines.a]\ntype = "ollama"').server
+    sockets = listen(server, 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stand_by, sockets, leader)
+        yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+    for sock in sockets:
+        sock.close()
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["gone", "unknown"])
+async def test_without_a_leader_clients_are_told_when_to_come_again(is_known: bool) -> None:
+    leader = Known(f"http://127.0.0.1:{free_port()}" if is_known else None)
+    with trio.fail_after(100):
+        async with standing_by(leader) as url, httpx.AsyncClient(trust_env=False, timeout=90) as client:
+            answer = await client.post(f"{url}/v1/chat/completions", json={"model": "m"})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "7"
+    assert answer.json()["error"]["code"] == "no_leader"
+
+
+async def test_what_a_client_sends_reaches_the_leader_and_streams_come_back() -> None:
+    cluster = ScriptedCluster(replicas=1)
+    cluster.script.words = 50
+    with trio.fail_after(100):
+        async with cluster.running():
+            leader = Known(cluster.base_url)
+            async with standing_by(leader) as url, httpx.AsyncClient(trust_env=False, timeout=90) as client:
+                body = {"model": "m", "stream": True, "messages": []}
+                answer = await client.post(f"{url}/v1/chat/completions", json=body)
+                assert answer.text.count("data: ") == 52
+                assert (await client.get(f"{url}/health")).status_code == 200
+
+
+# The whole
+
+CONFIG = """
+state_file = {state}
+[server]
+host = ["127.0.0.1"]
+port = {port}
+[leader_election]
+lease = "engine-router"
+duration_s = 3
+kubeconfig = {kubeconfig}
+address = "http://127.0.0.1:{port}"
+[pools.default]
+gauge = "none"
+[engines.vllm]
+type = "kubernetes"
+workload = "deployment/vllm"
+kubeconfig = {kubeconfig}
+base_url = {url}
+models = ["m"]
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+async def test_of_two_routers_one_takes_over_what_the_other_had(tmp_path: Path) -> None:  # noqa: PLR0915 - one story
+    cluster = ScriptedCluster()
+    refused: list[httpx.Headers] = []
+
+    async def started(name: str) -> tuple[trio.Process, str]:
+        port = free_port()
+        path = tmp_path / f"{name}.toml"
+        fields = {"state": str(tmp_path / name), "kubeconfig": str(kubeconfig(tmp_path, cluster.base_url))}
+        text = {key: json.dumps(value) for key, value in {**fields, "url": cluster.base_url}.items()}
+        path.write_text(CONFIG.format(port=port, **text))
+        process = await trio.lowlevel.open_process(command("serve", "--config", path), stderr=sys.stderr)
+        return process, f"http://127.0.0.1:{port}"
+
+    async def ask(url: str) -> str:
+        async with httpx.AsyncClient(trust_env=False, timeout=200) as client:
+            while True:
+                try:
+                    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+                    answer = await client.post(f"{url}/v1/chat/completions", json=body)
+                except httpx.TransportError:
+                    await trio.sleep(0.1)  # it does not listen yet
+                    continue
+                if answer.status_code == 200:
+                    return str(answer.json()["choices"][0]["message"]["content"])
+                assert answer.status_code == 503, answer.text
+                refused.append(answer.headers)
+                await trio.sleep(float(answer.headers["retry-after"]))
+
+    def holder() -> str:
+        lease = cluster.leases.get("engine-router", {"spec": {"holderIdentity": ""}})
+        return str(lease["spec"]["holderIdentity"])
+
+    with trio.fail_after(300):
+        async with cluster.running():
+            first, first_url = await started("first")
+            try:
+                assert (await ask(first_url)).startswith("m")
+                leader = holder()
+                second, second_url = await started("second")
+                try:
+                    assert (await ask(second_url)).startswith("m")
+                    assert holder() == leader
+                    refused.clear()
+                    first.kill()
+                    await first.wait()
+                    assert (await ask(second_url)).startswith("m")
+                    assert len(refused) <= 1
+                    assert holder() not in ("", leader)
+                    second.send_signal(signal.SIGTERM)
+                    assert await second.wait() == 0
+                    assert holder() == ""
+                finally:
+                    second.kill()
+            finally:
+                first.kill()
+            # One Pod from the beginning to the end, and beyond: whoever leads next takes it over.
+            assert [call.body for call in cluster.calls if call.method == "PATCH"] == [
+                {"spec": {"replicas": 1}}
+            ]
+            assert list(cluster.pods) == ["vllm-1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('lease = "A b"', "expected a name as Kubernetes has them"),
+        ('lease = "a"\nduration_s = 1', "expected at least 3"),
+        ('lease = "a"\naddress = "host"', "leader_election.address"),
+    ],
+    ids=["name", "duration", "address"],
+)
+def test_faults_of_the_table(line: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"[leader_election]\n{line}\n")
+    assert words in str(caught.value)
