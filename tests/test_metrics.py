@@ -13,6 +13,7 @@ from engine_router.events import (
     RequestEnded,
     ResidentDied,
     ResidentReady,
+    RouteChosen,
     RouterNotice,
     SwapBegan,
     SwapEnded,
@@ -70,6 +71,7 @@ def test_every_family_is_described_and_nothing_is_there_before_anything_happened
         "swaps",
         "swap_causes",
         "evictions",
+        "route_choices",
         "starts",
         "start_failures",
         "settle_failures",
@@ -151,6 +153,13 @@ def test_a_model_that_nobody_serves_makes_no_series() -> None:
     for n in range(50):
         of.observe(ended(model=f"typo-{n}", engine=None, status=404))
     assert samples(of) == before
+
+
+def test_choices_of_routes() -> None:
+    of = metrics()
+    for model in ("a", "b", "a"):
+        of.observe(RouteChosen(at=0.0, id="r1", route="auto", model=model, reason="loaded"))
+    assert value(of, "route_choices_total", route="auto", model="a") == 2
 
 
 def test_swaps() -> None:

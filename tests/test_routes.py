@@ -12,6 +12,7 @@ import pytest
 import trio
 from support.asgi import Received
 from support.keyed import CHAT, DIALECTS, LIMIT_S, MESSAGES, chat, engine, keyed_text, said
+from support.scripted.cloud import ScriptedCloud
 from support.served import served
 
 from engine_router import Router, open_router
@@ -235,3 +236,72 @@ async def test_a_lease_of_a_route_holds_the_first_model_that_can_be_started() ->
             assert (lease.engine, lease.model) == ("small", "small")
             assert len(router.in_flight) == 1
         await nothing_left(router)
+
+
+REMOTE = """
+    [engines.cloud]
+    type = "remote"
+    base_url = "{url}"
+    models = ["cloud"]
+    discover = false
+    paid = {paid}
+"""
+
+
+async def test_what_costs_money_is_chosen_only_where_the_route_allows_it() -> None:
+    keys = '"root-key", { name = "wide", key = "wide-key", models = ["*"] }'
+    async with ScriptedCloud("cloud").running() as cloud:
+        remote = REMOTE.format(url=cloud.base_url + cloud.path, paid="true")
+        for allowed in (False, True):
+            route = f'[routes.auto]\nprefer = ["cloud", "small"]\nallow_paid = {str(allowed).lower()}\n'
+            async with routed(route, remote, engine("small"), keys=keys) as (_, url):
+                answer = await said(url, "root-key", "POST", CHAT, chat("auto"))
+                assert model_in(answer) == ("cloud" if allowed else "small")
+                # A wildcard means nothing that costs money.
+                assert model_in(await said(url, "wide-key", "POST", CHAT, chat("auto"))) == "small"
+    assert len(cloud.calls) == 1
+
+
+async def test_the_next_model_answers_where_an_engine_cannot_be_reached(fast: bool) -> None:
+    remote = REMOTE.format(url="http://127.0.0.1:9/v1", paid="false")
+    route = '[routes.auto]\nprefer = ["cloud", "small"]\nstrategy = "first"\n'
+    async with routed(route, remote, engine("small"), fast=fast) as (router, url):
+        answer = await said(url, "root-key", "POST", CHAT, chat("auto"))
+        assert model_in(answer) == "small"
+        reason = "route 'auto' falls back to 'small': 'cloud' cannot be reached"
+        assert answer.headers["x-engine-router-route"] == reason
+        await nothing_left(router)
+
+
+async def test_an_answer_that_has_begun_is_nobody_elses(fast: bool) -> None:
+    route = '[routes.auto]\nprefer = ["small", "other"]\nstrategy = "first"\n'
+    engines = [engine(name, program="talking_engine.py") for name in ("small", "other")]
+    async with routed(route, *engines, fast=fast) as (router, url):
+        body = {"model": "auto", "messages": [{"role": "user", "content": "break"}], "stream": True}
+        answer = await said(url, "root-key", "POST", CHAT, body)
+        assert b"error" in answer.body
+        assert [str(status.resident) for status in router.read_model.present()] == ["small"]
+        await nothing_left(router)
+
+
+async def test_a_large_request_is_read_as_a_whole_for_a_route(fast: bool) -> None:
+    route = '[routes.auto]\nprefer = ["small"]\n[[routes.auto.rules]]\ntools = true\nprefer = ["other"]\n'
+    async with routed(route, fast=fast) as (_, url):
+        body = {**chat("auto"), "messages": [{"role": "user", "content": "x" * 3_000_000}]}
+        body["tools"] = [{"type": "function", "function": {"name": "f"}}]
+        assert model_in(await said(url, "root-key", "POST", CHAT, body)) == "other"
+
+
+async def test_a_model_that_turns_up_under_a_routes_name_is_that_model(fast: bool) -> None:
+    async with ScriptedCloud("cloud", "auto").running() as cloud:
+        remote = REMOTE.format(url=cloud.base_url + cloud.path, paid="false").replace("discover = false", "")
+        async with routed('[routes.auto]\nprefer = ["small"]\n', remote, engine("small"), fast=fast) as (
+            router,
+            url,
+        ):
+            await router.discover()
+            answer = await said(url, "root-key", "POST", CHAT, chat("auto"))
+            assert (answer.status, answer.headers.get("x-engine-router-model")) == (200, None)
+            assert cloud.calls[-1].model == "auto"
+            listed = (await said(url, "root-key", "GET", "/v1/models")).json()["data"]
+            assert [entry["origin"] for entry in listed if entry["id"] == "auto"] == ["live"]

@@ -12,6 +12,7 @@ from engine_router.events import (
     RequestEnded,
     ResidentDied,
     ResidentReady,
+    RouteChosen,
     SwapBegan,
     SwapEnded,
 )
@@ -80,6 +81,7 @@ class Metrics:
         self._start_failures = Counter("start_failures", "Starts that failed.", ("resident",))
         self._swap_causes = Counter("swap_causes", "Swaps by cause and result.", ("cause", "result"))
         self._evictions = Counter("evictions", "Stops of residents by reason.", ("reason",))
+        self._route_choices = Counter("route_choices", "Models that routes chose.", ("route", "model"))
         self._missing = Counter(
             "settle_failures", "Waits for memory that did not bring enough back.", ("pool", "outcome")
         )
@@ -128,6 +130,7 @@ class Metrics:
             self._start_failures,
             self._swap_causes,
             self._evictions,
+            self._route_choices,
             self._missing,
             self._deaths,
             self._requests,
@@ -171,18 +174,21 @@ class Metrics:
             case SwapEnded():
                 self._observe_swap(event)
             case MemorySettled():
-                self._settle.observe(event.waited_s, event.outcome)
-                if event.warning is not None:
-                    self._missing.inc(event.pool, event.outcome)
+                self._observe_settle(event)
             case ResidentReady():
                 self._started[event.pool, event.resident] = event.at - event.start_s
                 self._start.observe(event.start_s, *self._residents.of(event.resident))
                 kind = "adopted" if event.adopted else "wake" if event.woken else "cold"
                 self._starts.inc(*self._residents.of(event.resident), kind)
+            case RouteChosen():
+                self._route_choices.inc(event.route, event.model)
             case ResidentDied():
                 self._deaths.inc(*self._residents.of(event.resident))
-            case _:
-                pass
+
+    def _observe_settle(self, event: MemorySettled) -> None:
+        self._settle.observe(event.waited_s, event.outcome)
+        if event.warning is not None:
+            self._missing.inc(event.pool, event.outcome)
 
     def _observe_swap(self, event: SwapEnded) -> None:
         self._swaps.inc(*self._transitions.of(event.source or "none", event.target or "none"), event.result)
