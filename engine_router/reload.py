@@ -88,7 +88,7 @@ class Reloader:
             scanned_before = scan_requests(router.config)
             changes = await self._put_in_force(router, new, router.scans.result)
         if scan_requests(router.config) != scanned_before:
-            router.scans.want()
+            router.scans.rounds.want()
         return changes
 
     async def rescan(self, router: Router) -> Changes:
@@ -201,7 +201,8 @@ class Reloader:
         file = None if router.state_file is None else headers_file(router.state_file)
         while True:
             before, requests = requests, scan_requests(router.config)
-            router.scans.begin(is_active=bool(requests))
+            router.scans.is_active = bool(requests)
+            router.scans.rounds.begin()
             try:
                 if file is not None and requests and not len(headers):
                     await trio.to_thread.run_sync(headers.load, file, abandon_on_cancel=True)
@@ -215,8 +216,10 @@ class Reloader:
                 # A defect in reading somebody's files must not end the router.
                 logger.exception("the folders of models cannot be scanned: unexpected error")
             finally:
-                router.scans.end()
-            await first_of(wanted=router.scans.until_wanted, due=functools.partial(self._pause, router))
+                router.scans.rounds.end()
+            await first_of(
+                wanted=router.scans.rounds.until_wanted, due=functools.partial(self._pause, router)
+            )
 
     async def _has_changed(self, router: Router) -> bool:
         return await (await self._loaded_scanner(router)).has_changed()

@@ -313,7 +313,7 @@ async def test_a_client_that_leaves_ends_no_discovery_that_others_wait_for(
     async with server.running(), routing(tmp_path / "engines.toml", text(tabby(server))) as router:
         await router.discover()
         router.registry.set_listed("tabby", [])
-        router.lister._asked_at = -1e9
+        router.lister._rounds._began_at = -1e9
         scopes = [trio.CancelScope(), trio.CancelScope()]
         found: list[str] = []
 

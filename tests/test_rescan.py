@@ -19,7 +19,7 @@ from engine_router import Router, open_router, reload
 from engine_router.cli import main
 from engine_router.config.diff import Changes
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
-from engine_router.models import folder_scans
+from engine_router.models import rounds
 from engine_router.residency.resident_state import Phase
 
 PROGRAM = Path(__file__).parent / "programs" / "obedient_engine.py"
@@ -193,7 +193,7 @@ async def test_a_reload_keeps_what_was_found(tmp_path: Path, gguf: Path) -> None
 async def test_a_request_for_an_unknown_model_looks_again(
     tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_scans, "MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(rounds, "MIN_INTERVAL_S", 0.0)
     async with lab(tmp_path) as it:
         assert (await it.chat("one-7b")).status == 404
         shutil.copy(gguf, it.folder / "one-7b-Q8_0.gguf")

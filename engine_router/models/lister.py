@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -14,12 +13,11 @@ from engine_router.engines.first_of import first_of
 from engine_router.errors import EngineError
 from engine_router.events import EventHub, ResidentReady, Subscription
 from engine_router.guards.limits import LISTED_MODELS
+from engine_router.models.rounds import Rounds
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 30.0
-# An unknown model is worth asking the engines again, but not more often than this.
-MIN_INTERVAL_S: Final = 2.0
 TIMEOUT_S: Final = 3.0
 
 
@@ -54,11 +52,7 @@ class ModelLister:
         self.silent: frozenset[str] = frozenset()
         self.errors: dict[str, str] = {}
         self._events: Subscription = hub.subscribe(ResidentReady)
-        self._asked_at = -math.inf
-        self._wanted = trio.Event()
-        self._next = trio.Event()  # set when the round after this one is over
-        self._current: trio.Event | None = None
-        self._is_over = False
+        self._rounds = Rounds()
         self._cut: set[str] = set()  # engines whose lists are too long, which is logged once
 
     async def run(self) -> None:
@@ -66,48 +60,27 @@ class ModelLister:
         try:
             while True:
                 await self._round()
-                await first_of(wanted=self._wanted.wait, ready=self._until_ready, due=_pause)
+                await first_of(wanted=self._rounds.until_wanted, ready=self._until_ready, due=_pause)
         finally:
-            self._is_over = True
-            for waited_for in (self._current, self._next):
-                if waited_for is not None:
-                    waited_for.set()
+            self._rounds.close()
 
     async def ask(self) -> None:
         """Have a whole round begun and wait for its end. Cancellation ends only the wait."""
-        self._wanted.set()
-        await self._wait(self._next)
+        await self._rounds.whole()
 
     async def ask_if_due(self) -> bool:
-        """Wait for the round under way, or for a new one where the last is a while ago. Returns whether there was one.
-
-        Cancellation ends only the wait.
-        """
-        if self._current is not None:
-            await self._wait(self._current)
-            return True
-        if trio.current_time() - self._asked_at < MIN_INTERVAL_S:
-            return False
-        await self.ask()
-        return True
-
-    async def _wait(self, over: trio.Event) -> None:
-        if self._is_over:
-            await trio.lowlevel.checkpoint()
-        else:
-            await over.wait()
+        """Wait for a round, where one is due; see `Rounds.if_due`."""
+        return await self._rounds.if_due()
 
     async def _round(self) -> None:
-        self._asked_at = trio.current_time()
-        self._current, self._next, self._wanted = self._next, trio.Event(), trio.Event()
+        self._rounds.begin()
         async with trio.open_nursery() as nursery:
             for name, engine in self._engines().items():
                 nursery.start_soon(self.ask_one, name, engine)
             with trio.move_on_after(TIMEOUT_S):
                 await self._read_files()
         self._round_over()
-        self._current.set()
-        self._current = None
+        self._rounds.end()
 
     async def ask_one(self, name: str, engine: Engine) -> None:
         """Ask one engine and take in its list. Cancellation leaves what was known."""
