@@ -87,8 +87,10 @@ def debian(session: nox.Session) -> None:
         session.skip("needs root and debootstrap")
     install(session, "test")
     folder = Path(session.create_tmp()) / "debian"
-    if not (folder / "srv").exists():
-        programs = "systemd-sysv,libpam-systemd,dbus-user-session,polkitd,python3,python3-venv,procps"
+    wheels = folder / "srv" / "wheels"  # there once the rest is
+    if not wheels.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        programs = "systemd-sysv,dbus,libpam-systemd,dbus-user-session,polkitd,python3,python3-venv,procps"
         session.run(
             "debootstrap",
             "--variant=minbase",
@@ -97,7 +99,6 @@ def debian(session: nox.Session) -> None:
             str(folder),
             external=True,
         )
-    wheels = folder / "srv" / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     # Debian's Python is not this one: what has no wheel for every Python is fetched for that.
     no_page = {"ENGINE_ROUTER_SKIP_PAGE": "1"}
