@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine_router.config import REMOTES, Config, load_config
+from engine_router.config.memories import spans_of
 from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.context.keeper import ContextKeeper
@@ -160,7 +161,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     supervisor = Supervisor(
         engines=engines,
         gauges={**gauges_of(config), REMOTES: make_gauge("none")},
-        pool_of={name: engine.pool for name, engine in config.engines.items()},
+        pools_of=spans_of(config),
         rules=make_rules(config),
         settle_timeout_s=config.scheduling.settle_timeout_s,
         health_interval_s=config.scheduling.health_interval_s,

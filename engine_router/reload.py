@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 
 from engine_router.config import Config, rights_of
 from engine_router.config.diff import Changes, compare
+from engine_router.config.memories import spans_of
 from engine_router.engines.base import ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.first_of import first_of
@@ -140,7 +141,7 @@ class Reloader:
         self._refuse_moved_engines(router, new)
         router.supervisor.reconfigure(
             engines=engines,
-            pool_of={name: engine.pool for name, engine in new.engines.items()},
+            pools_of=spans_of(new),
             rules=make_rules(new),
             settings=snapshot.residency,
             settle_timeout_s=new.scheduling.settle_timeout_s,
@@ -173,9 +174,9 @@ class Reloader:
         """Refuse an engine that is to come back in another pool before it has left the one that it was in."""
         remedy = "is still on its way out of pool '{}', which it was in; read the configuration again when it has gone"
         faults = [
-            (f"engines.{engine}.pool", remedy.format(pool))
-            for engine, pool in router.supervisor.places().items()
-            if engine in new.engines and new.engines[engine].pool != pool
+            (f"engines.{engine}.pool", remedy.format("' and '".join(pools)))
+            for engine, pools in router.supervisor.places().items()
+            if engine in new.engines and not set(new.engines[engine].memories) <= set(pools)
         ]
         if faults:
             raise ConfigError(self._place, faults)

@@ -67,7 +67,7 @@ async def said(
 
 
 def is_loaded(router: Router) -> bool:
-    return any(pool.ledger.states for pool in router.supervisor.pools.values())
+    return any(pool.ledger.states for pool in router.supervisor.domains.values())
 
 
 # Pages of other sites.

@@ -56,7 +56,7 @@ class Client:
 
     @property
     def is_loaded(self) -> bool:
-        return bool(self.router.supervisor.pools["default"].ledger.states)
+        return bool(self.router.supervisor.domains["default"].ledger.states)
 
 
 @asynccontextmanager
@@ -131,7 +131,7 @@ async def test_a_bad_request_is_told_where_it_would_have_been_translated(is_fast
         assert talk.status == 400
         assert talk.json()["error"]["type"] == "invalid_request_error"
         assert "messages" in talk.json()["error"]["message"]
-        assert client.router.supervisor.pools["default"].leases == {}
+        assert client.router.supervisor.domains["default"].leases == {}
 
 
 # Names, parameters.

@@ -102,7 +102,7 @@ async def test_eject() -> None:
         await post(router, "/admin/swap", model="plain")
         gone = (await ask(router.app, "POST", "/v1/models/eject", body=body)).json()
         assert (gone["status"], gone["model_ejected"]) == ("success", "team/beta:7b")
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
         assert (await post(router, "/v1/models/eject", model="nothing")).status == 404
         assert (await post(router, "/v1/models/eject")).status == 400
 
@@ -284,7 +284,7 @@ async def test_unload_everything(method: str, headers: Mapping[str, str], status
         await post(router, "/admin/swap", model="a")
         talk = await ask(router.app, method, "/unload", headers=headers)
         assert talk.status == status
-        assert bool(router.supervisor.pools["default"].ledger.states) is (status == 403)
+        assert bool(router.supervisor.domains["default"].ledger.states) is (status == 403)
         if status == 200:
             assert talk.body == b"OK"
 
@@ -294,10 +294,10 @@ async def test_unload_one() -> None:
         await post(router, "/admin/swap", model="plain")
         talk = await ask(router.app, "POST", "/api/models/unload/team/beta:7b")
         assert (talk.status, talk.body) == (200, b"OK")
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
         await post(router, "/admin/swap", model="plain")
         assert (await ask(router.app, "POST", "/api/models/unload")).json() == {"msg": "ok"}
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
         assert (await ask(router.app, "POST", "/api/models/unload/nothing")).status == 404
 
 
@@ -321,7 +321,7 @@ async def test_straight_to_the_engine(method: str) -> None:
             assert headers["content-encoding"] == "gzip"
             assert got["body"] == ("" if method == "GET" else "\x1fdata")
             assert answer.headers["x-engine"] == "obedient"
-        (state,) = router.supervisor.pools["default"].ledger.states
+        (state,) = router.supervisor.domains["default"].ledger.states
         while not state.is_idle:  # the client may have the whole answer before the router knows
             await trio.sleep(0.001)
         assert str(state.resident) == "team"
@@ -359,7 +359,7 @@ async def test_where_a_path_behind_a_model_may_lead(target: str, status: int) ->
             assert answer.json()["target"] == "/" + target.split("/", 3)[3]
         elif status == 301:
             assert answer.headers["location"] == "./plain/"
-        assert bool(router.supervisor.pools["default"].ledger.states) is (status == 200)
+        assert bool(router.supervisor.domains["default"].ledger.states) is (status == 200)
 
 
 @pytest.mark.parametrize("prefix", ["", "/k/secret"])
@@ -434,7 +434,7 @@ async def test_no_page_of_another_site_loads_a_model() -> None:
     async with routing(process("a")) as router:
         foreign = {**BROWSER, "sec-fetch-site": "cross-site"}
         assert (await ask(router.app, "GET", "/upstream/a/x", headers=foreign)).status == 403
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
         await post(router, "/admin/swap", model="a")
         assert (await ask(router.app, "GET", "/upstream/a/x", headers=foreign)).status == 403
 
@@ -514,7 +514,7 @@ async def test_what_an_engine_says_of_itself() -> None:
             assert (talk.status, talk.json()["error"]["code"]) == (409, "model_not_resident")
             assert (await ask(router.app, "GET", f"/nothing/{asked}")).status == 404
         assert (await ask(router.app, "GET", "/props")).status == 409
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
         await post(router, "/admin/swap", model="plain")
         assert await get(router, "/team/beta:7b/health") == {"status": "ok"}
         assert (await get(router, "/team/beta:7b/props", "a=1"))["target"] == "/props?a=1"

@@ -11,7 +11,7 @@ from engine_router.config import (
 )
 from engine_router.errors import ConfigError
 
-COMMON = "models, pool, memory_gb, group, pinned, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, endpoints, stream_upstream, type"
+COMMON = "models, pool, pools, memory_gb, group, pinned, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, endpoints, stream_upstream, type"
 
 
 # Faults, one at a time: the file, the path and the words, and whether an editor can see it by the schema.

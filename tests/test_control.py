@@ -95,7 +95,7 @@ async def waiting(router: Router, model: str, priority: str = "normal") -> Async
     count = len(router.in_flight)
     async with conversation(router.app, "POST", CHAT, headers=headers, body=[body]) as talk:
         while len(router.in_flight) == count or any(
-            pool.behind or len(pool.ledger._prechecks) for pool in router.supervisor.pools.values()
+            pool.behind or len(pool.ledger._prechecks) for pool in router.supervisor.domains.values()
         ):
             await trio.sleep(0.001)
         yield talk
@@ -103,7 +103,7 @@ async def waiting(router: Router, model: str, priority: str = "normal") -> Async
 
 def assert_nothing_left(router: Router) -> None:
     assert len(router.in_flight) == 0
-    for pool in router.supervisor.pools.values():
+    for pool in router.supervisor.domains.values():
         assert pool.leases == {}
         assert list(pool.ledger.waiting()) == []
 
@@ -175,7 +175,7 @@ async def test_the_estimate_is_what_the_swap_took_the_last_time() -> None:
             (entry,) = (await get(router, "/admin/queue"))["waiting"]
             assert 0.3 <= entry["estimate_s"] < 5
             talk.disconnect()
-            while not (pool := router.supervisor.pools["default"]).swap_tracker.swaps:
+            while not (pool := router.supervisor.domains["default"]).swap_tracker.swaps:
                 await trio.sleep(0.001)
             while pool.swap_tracker.swaps[0].phase != "start":
                 await trio.sleep(0.001)
@@ -203,7 +203,7 @@ async def test_the_residents_with_the_requests_that_use_them() -> None:
 
 async def test_a_resident_that_is_held_says_for_how_long() -> None:
     async with routing(process("a"), process("b"), "[engines.a.env]\nX = '1'") as router:
-        pool = router.supervisor.pools["default"]
+        pool = router.supervisor.domains["default"]
         await post(router, "/admin/swap", model="a")
         (state,) = pool.ledger.states
         state.held_until = trio.current_time() + 10
@@ -282,7 +282,7 @@ async def test_a_load_that_is_waited_for_ends_with_its_client() -> None:
             while not len(router.in_flight):
                 await trio.sleep(0.001)
         assert_nothing_left(router)
-        while router.supervisor.pools["default"].ledger.states:
+        while router.supervisor.domains["default"].ledger.states:
             await trio.sleep(0.01)
 
 
@@ -343,7 +343,7 @@ async def test_a_request_that_runs_is_cancelled() -> None:
         await talk.until(lambda: b"word0" in talk.body)
         ((request,),) = [entry["requests"] for entry in (await get(router, "/admin/residents"))["residents"]]
         assert (await post(router, "/admin/cancel", id=request["id"])).status == 200
-        assert router.supervisor.pools["default"].leases == {}
+        assert router.supervisor.domains["default"].leases == {}
         await talk.over()
         assert b"was ended by the person who runs the router" in talk.body
         assert b"[DONE]" not in talk.body
@@ -358,8 +358,8 @@ async def test_a_cancelled_request_gives_back_at_once_what_it_holds() -> None:
         talk.stall()
         ((request,),) = [entry["requests"] for entry in (await get(router, "/admin/residents"))["residents"]]
         router.in_flight.cancel(request["id"])
-        assert router.supervisor.pools["default"].leases == {}
-        (state,) = router.supervisor.pools["default"].ledger.states
+        assert router.supervisor.domains["default"].leases == {}
+        (state,) = router.supervisor.domains["default"].ledger.states
         assert state.is_idle
 
 
@@ -479,7 +479,7 @@ async def test_what_is_asked_wrongly(path: str, body: Mapping[str, object], stat
         assert words in message_in(talk)
         for broken in (b"[]", b"{", b'{"model": NaN}', b"\xff"):
             assert (await ask(router.app, "POST", f"/admin/{path}", body=broken)).status == 400
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
         assert router.jobs.listed() == []
 
 

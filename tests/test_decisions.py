@@ -15,7 +15,7 @@ NEEDS = {"a": 10, "b": 12, "c": 10, "d": 3}
 
 
 def said(pool: Book, effects: list[Effect]) -> list[str]:
-    return explained(effects, pool.ledger.budget, pool.now)
+    return [text for _, text in explained(effects, pool.ledger.budget, pool.now)]
 
 
 def a_budget(total: int, rules: Rules = RULES, **profiles: Profile) -> Book:

@@ -107,17 +107,17 @@ class Scene:
     @property
     def held(self) -> int:
         """How many leases are held or waited for."""
-        pool = self.router.supervisor.pools["default"]
+        pool = self.router.supervisor.domains["default"]
         return len(pool.leases)
 
     @property
     def waiting(self) -> int:
-        pool = self.router.supervisor.pools["default"]
+        pool = self.router.supervisor.domains["default"]
         return len(list(pool.ledger.waiting()))
 
     @property
     def phase(self) -> str:
-        pool = self.router.supervisor.pools["default"]
+        pool = self.router.supervisor.domains["default"]
         if pool.ledger.settling:
             return "settling"
         return next((state.phase.value for state in pool.ledger.states), "empty")
@@ -488,7 +488,7 @@ class World:
             return await ask(self.router.app, "POST", CHAT, body={"model": model, **more})
 
     def assert_nothing_left(self) -> None:
-        pool = self.router.supervisor.pools["default"]
+        pool = self.router.supervisor.domains["default"]
         assert pool.leases == {}
         assert list(pool.ledger.waiting()) == []
         assert self.upstream.open == set()
@@ -511,7 +511,7 @@ async def simulated(keepalive_s: float = 4.0, *, has_idle: bool = False) -> Asyn
     supervisor = Supervisor(
         engines=engines,
         gauges={"default": memory},
-        pool_of=dict.fromkeys(engines, "default"),
+        pools_of=dict.fromkeys(engines, ("default",)),
         rules=Rules(abandon_grace_s=2.0),
         settle_timeout_s=60.0,
         hub=hub,

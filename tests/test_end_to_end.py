@@ -116,14 +116,14 @@ def swaps(router: engine_router.Router) -> list[SwapEnded]:
 
 
 def pid_of(router: engine_router.Router) -> int:
-    (life,) = router.supervisor.pools["default"].tasks.values()
+    (life,) = router.supervisor.domains["default"].tasks.values()
     assert life.endpoint is not None
     assert life.endpoint.pid is not None
     return life.endpoint.pid
 
 
 def assert_nothing_left(router: engine_router.Router) -> None:
-    pool = router.supervisor.pools["default"]
+    pool = router.supervisor.domains["default"]
     assert pool.leases == {}
     assert list(pool.ledger.waiting()) == []
 
@@ -297,7 +297,7 @@ async def test_requests_in_flight_together_make_at_most_two_swaps(model_file: Pa
             answered.append(model)
 
     async with running(model_file) as (router, url):
-        pool = router.supervisor.pools["default"]
+        pool = router.supervisor.domains["default"]
         # Ten clients need a moment to ask, and on a busy machine longer than an engine needs to start.
         async with trio.open_nursery() as nursery, router.lease("other"):
             for model in ["team/alpha", "beta:1b"] * 5:
@@ -343,7 +343,7 @@ async def test_a_killed_engine_fails_its_requests_and_is_started_again(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            pool = router.supervisor.pools["default"]
+            pool = router.supervisor.domains["default"]
             while not any(r.leases for r in pool.ledger.states) or (stream and not seen):
                 await trio.sleep(0.01)
             await trio.sleep(0.1)

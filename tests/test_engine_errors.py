@@ -204,7 +204,9 @@ async def told(path: str, answer: Answer, *, fast: bool, body: Mapping[str, Any]
     server.script.answers[path] = answer
     async with routing(server, fast=fast, kind=kind) as (router, url):
         talk = await ask(url, "POST", path, body={**body, "model": "m"})
-        while router.supervisor.pools["default"].leases:  # the client may have it all before the router knows
+        while router.supervisor.domains[
+            "default"
+        ].leases:  # the client may have it all before the router knows
             await trio.sleep(0.001)
         return talk
 

@@ -202,7 +202,7 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 def pid_of(router: engine_router.Router) -> int:
-    (life,) = router.supervisor.pools["default"].tasks.values()
+    (life,) = router.supervisor.domains["default"].tasks.values()
     assert life.endpoint is not None
     assert life.endpoint.pid is not None
     return life.endpoint.pid
@@ -248,7 +248,9 @@ async def test_every_dialect_gets_the_same_text_whole_and_streamed(home: Path) -
         pid = pid_of(router)
         async with router.lease(MODEL) as lease, httpx.AsyncClient(trust_env=False) as direct:
             assert (await direct.get(f"{lease.base_url}/health")).json() == {"status": "ok"}
-        assert {life.resident.engine for life in router.supervisor.pools["default"].tasks.values()} == {"mlx"}
+        assert {life.resident.engine for life in router.supervisor.domains["default"].tasks.values()} == {
+            "mlx"
+        }
     assert not psutil.pid_exists(pid)
 
 

@@ -111,7 +111,7 @@ async def test_a_server_that_is_started_meanwhile_is_used_at_once() -> None:
     async with routing(table, "[scheduling]\nfailed_start_memory_s = 300.0") as router:
         assert "is it running" in str(await refusal(router, "bad"))
         resident = router.registry.resolve("bad").resident
-        while not router.supervisor.pool(resident).ledger.failures()[resident].was_seen:
+        while not router.supervisor.domain(resident).ledger.failures()[resident].was_seen:
             await trio.sleep(0.01)
         error = await refusal(router, "bad")
         assert "remembered" in str(error)

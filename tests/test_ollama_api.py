@@ -156,7 +156,7 @@ async def test_a_model_with_a_file_is_described_by_it(weights: Path) -> None:
             ("gpt-4o", 131072, 131072),
         ]
         assert (await get(router, "/v1/models/gpt-4o"))["context_length"] == 131072
-        assert router.supervisor.pools["default"].ledger.is_empty
+        assert router.supervisor.domains["default"].ledger.is_empty
 
 
 async def test_the_context_told_is_the_one_that_is_served(weights: Path) -> None:
@@ -445,14 +445,14 @@ async def test_when_it_will_be_unloaded() -> None:
 
         async with router.lease("a"):
             router.supervisor.keep_alive(resident, 600)
-            await until(lambda: router.supervisor.pool(resident).ledger.expires_at(resident, 0) != math.inf)
+            await until(lambda: router.supervisor.domain(resident).ledger.expires_at(resident, 0) != math.inf)
             assert 590 < await seconds_left() <= 600  # in use: as if it were used now
         assert 590 < await seconds_left() <= 600
         router.supervisor.keep_alive(resident, math.inf)
-        await until(lambda: router.supervisor.pool(resident).ledger.expires_at(resident, 0) == math.inf)
+        await until(lambda: router.supervisor.domain(resident).ledger.expires_at(resident, 0) == math.inf)
         assert await seconds_left() > 1e9
         router.supervisor.keep_alive(resident, 1e30)
-        await until(lambda: router.supervisor.pool(resident).ledger.expires_at(resident, 0) != math.inf)
+        await until(lambda: router.supervisor.domain(resident).ledger.expires_at(resident, 0) != math.inf)
         assert await seconds_left() > 1e9
 
 
@@ -514,7 +514,7 @@ async def test_a_pull_of_what_is_there_succeeds() -> None:
         talk = await ask(router.app, "POST", "/api/pull", body={"model": "q", "stream": False})
         assert talk.json() == {"status": "success"}
         assert server.called("POST", "/api/pull") == []
-        assert router.supervisor.pools["default"].ledger.is_empty
+        assert router.supervisor.domains["default"].ledger.is_empty
 
 
 @pytest.mark.parametrize("body", [{"model": "own:1b"}, {"model": "new"}, {}])

@@ -35,7 +35,7 @@ class House:
 
     @property
     def phase(self) -> Phase | None:
-        state = self.router.supervisor.pool(RESIDENT).ledger.state(RESIDENT)
+        state = self.router.supervisor.domain(RESIDENT).ledger.state(RESIDENT)
         return None if state is None else state.phase
 
     async def post(self, path: str, body: dict[str, object]) -> httpx.Response:

@@ -143,7 +143,7 @@ async def test_one_key_does_not_keep_another_out(stuck: str) -> None:
             while len(statuses["a"]) < 3:
                 await trio.sleep(0.01)
             assert (statuses["a"], statuses["b"]) == ([503, 503, 503], [])
-            assert len(router.supervisor.pools["default"].ledger.waiting_counts()) == 1
+            assert len(router.supervisor.domains["default"].ledger.waiting_counts()) == 1
             nursery.cancel_scope.cancel()
 
 

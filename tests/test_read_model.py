@@ -46,7 +46,7 @@ async def running() -> AsyncIterator[World]:
     supervisor = Supervisor(
         engines=engines,
         gauges={"default": memory},
-        pool_of=dict.fromkeys("ab", "default"),
+        pools_of=dict.fromkeys("ab", ("default",)),
         rules=Rules(),
         settle_timeout_s=20.0,
         hub=EventHub(),

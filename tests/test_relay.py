@@ -220,7 +220,7 @@ class World:
     async def assert_nothing_left(self, *, kept: int | None = 0) -> None:
         """No lease, nobody who waits, and no connection but those that are kept."""
         await trio.testing.wait_all_tasks_blocked()
-        for pool in self.supervisor.pools.values():
+        for pool in self.supervisor.domains.values():
             assert pool.leases == {}
             assert list(pool.ledger.waiting()) == []
             assert not any(state.leases for state in pool.ledger.states)
@@ -273,7 +273,7 @@ async def world(
     supervisor = Supervisor(
         engines=engines,
         gauges={"default": memory},
-        pool_of=dict.fromkeys("ab", "default"),
+        pools_of=dict.fromkeys("ab", ("default",)),
         rules=rules,
         settle_timeout_s=0.01,
         hub=EventHub(),
@@ -708,7 +708,7 @@ async def test_closing_gives_everything_back_in_any_state(state: str) -> None:
                 assert await exchange.chunk() == b""
         for _ in range(3):
             exchange.close()
-        assert all(pool.leases == {} for pool in w.supervisor.pools.values())
+        assert all(pool.leases == {} for pool in w.supervisor.domains.values())
         await w.assert_nothing_left(kept=1 if state == "end" else 0)
         assert await exchange.chunk() == b""
         if state in ("waiting", "granted"):
@@ -790,7 +790,7 @@ async def simulated(start_s: float = 10.0) -> AsyncIterator[tuple[Supervisor, En
     supervisor = Supervisor(
         engines=engines,
         gauges={"default": memory},
-        pool_of=dict.fromkeys("ab", "default"),
+        pools_of=dict.fromkeys("ab", ("default",)),
         rules=Rules(drain_timeout_s=5.0, max_wait_s=60.0, abandon_grace_s=2.0, failed_start_memory_s=5.0),
         settle_timeout_s=60.0,
         hub=EventHub(),
@@ -802,8 +802,8 @@ async def simulated(start_s: float = 10.0) -> AsyncIterator[tuple[Supervisor, En
             await nursery.start(supervisor.run)
             yield supervisor, engines["a"]
             await trio.testing.wait_all_tasks_blocked()
-            assert supervisor.pools["default"].leases == {}
-            assert list(supervisor.pools["default"].ledger.waiting()) == []
+            assert supervisor.domains["default"].leases == {}
+            assert list(supervisor.domains["default"].ledger.waiting()) == []
             nursery.cancel_scope.cancel()
 
 

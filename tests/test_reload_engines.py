@@ -162,8 +162,8 @@ async def test_an_engine_cannot_come_back_in_another_pool_before_it_has_left_its
         await until(lambda: not router.supervisor.residents())
         await reload(router, path, moved)
         async with router.lease(MODEL):
-            assert router.supervisor.pool(PLACE).name == "other"
-            assert router.supervisor.pools["other"].ledger.state(PLACE) is not None
+            assert router.supervisor.domain(PLACE) is router.supervisor.domains["other"]
+            assert router.supervisor.domains["other"].ledger.state(PLACE) is not None
 
 
 async def test_a_lease_goes_back_to_the_pool_that_it_came_from(tmp_path: Path) -> None:
@@ -173,10 +173,10 @@ async def test_a_lease_goes_back_to_the_pool_that_it_came_from(tmp_path: Path) -
         lease = router.supervisor.request(PLACE)
         await lease.granted()
         await reload(router, path, text(other))
-        router.supervisor._pool_of["tabby"] = "other"  # as if it had come back there
+        router.supervisor._pools_of["tabby"] = ("other",)  # as if it had come back there
         lease.release()
-        assert router.supervisor.pools["default"].leases == {}
-        await until(lambda: router.supervisor.pools["default"].ledger.is_empty)
+        assert router.supervisor.domains["default"].leases == {}
+        await until(lambda: router.supervisor.domains["default"].ledger.is_empty)
         assert not server.loaded
 
 
@@ -233,7 +233,7 @@ async def test_the_files_of_an_engine_that_was_taken_out_are_dropped(tmp_path: P
         other = tabby(server, name="b").replace(f'"{MODEL}"]', '"b"]')
         await reload(router, path, text(other))
         await until(
-            lambda: not router.supervisor.residents() and router.supervisor.pools["default"].ledger.is_empty
+            lambda: not router.supervisor.residents() and router.supervisor.domains["default"].ledger.is_empty
         )
     assert dropped == [PLACE]
 

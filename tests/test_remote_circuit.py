@@ -97,7 +97,7 @@ async def world(monkeypatch: pytest.MonkeyPatch, *, most: float = math.inf) -> A
     supervisor = Supervisor(
         engines={"cloud": AlwaysOnEngine("cloud", config, ControlClient())},
         gauges={REMOTES: make_gauge("none")},
-        pool_of={"cloud": REMOTES},
+        pools_of={"cloud": (REMOTES,)},
         rules=Rules(max_wait_s=60),
         settle_timeout_s=1,
         hub=hub,

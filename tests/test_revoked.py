@@ -70,7 +70,7 @@ async def test_a_revoked_lease_ends_its_request(phase: str) -> None:
             await trio.testing.wait_all_tasks_blocked()
             await w.warm_up(B)
         exchange.close()
-        assert w.supervisor.pools["default"].leases == {}
+        assert w.supervisor.domains["default"].leases == {}
 
 
 async def test_a_cancelled_upload_ends_at_once(fast: bool) -> None:
@@ -88,4 +88,4 @@ async def test_a_cancelled_upload_ends_at_once(fast: bool) -> None:
             (request,) = client.router.in_flight.by_ticket().values()
             client.router.in_flight.cancel(request.id)
         assert "ended by the person" in answers[0].json()["error"]["message"]
-        assert client.router.supervisor.pools["default"].leases == {}
+        assert client.router.supervisor.domains["default"].leases == {}

@@ -86,7 +86,7 @@ async def test_a_page_of_another_site_cannot_swap_models_by_a_get() -> None:
         for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
             answer = await ask(router.app, "GET", "/v1/audio/voices", query="model=a", headers=headers)
             assert answer.status == 403
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ async def test_a_request_that_leaves_during_the_look_leaves_nothing(autojump_clo
         with trio.move_on_after(0.5):
             await world.use(B)
         await wait_all_tasks_blocked()
-        ledger = world.supervisor.pools["default"].ledger
+        ledger = world.supervisor.domains["default"].ledger
         assert (list(ledger.waiting()), dict(ledger.waiting_counts())) == ([], {})
         await trio.sleep(100)
         assert world.present() == {"a": Phase.READY}
@@ -200,7 +200,7 @@ async def test_what_is_stuck_can_be_cleared_by_hand(autojump_clock: MockClock) -
         world.supervisor.reset(A)
         await world.use(B)
         assert world.present() == {"b": Phase.READY}
-        assert world.supervisor.pools["default"].stuck == {}
+        assert world.supervisor.domains["default"].stuck == {}
 
 
 async def test_what_can_never_fit_is_refused_at_once(autojump_clock: MockClock) -> None:
@@ -214,7 +214,7 @@ async def test_a_budget_can_be_what_is_free_at_the_start(autojump_clock: MockClo
     async with running(
         memory=memory, capacity=capacity, prepare=lambda engines: engines["b"].run_already()
     ) as world:
-        assert world.supervisor.pools["default"].capacity.budget_bytes == 100 * GIB
+        assert world.supervisor.capacity("default").budget_bytes == 100 * GIB
         assert world.present() == {"b": Phase.READY} or world.present() == {"b": Phase.STARTING}
 
 
@@ -322,7 +322,7 @@ async def test_a_resident_that_fails_three_checks_is_stopped_and_started_again_w
         assert isinstance(died, ResidentDied)
         assert died.message == "failed 3 health checks in a row: answered 500"
         assert world.present() == {}
-        assert list(world.supervisor.pools["default"].ledger.failures()) == [A]
+        assert list(world.supervisor.domains["default"].ledger.failures()) == [A]
         world.engines["a"].check_error = None
         await world.use(A)
         assert world.engines["a"].count("start") == 2
@@ -381,7 +381,7 @@ async def test_a_defect_in_the_ledger_ends_the_supervisor_and_not_the_request(
 
     with pytest.RaisesGroup(Defect, flatten_subgroups=True):
         async with running() as world:
-            monkeypatch.setattr(world.supervisor.pools["default"].ledger, "apply", fail)
+            monkeypatch.setattr(world.supervisor.domains["default"].ledger, "apply", fail)
             lease = world.supervisor.request(A)
             with pytest.raises(RouterError):
                 await lease.granted()
@@ -435,9 +435,11 @@ async def test_the_configuration_says_how_residents_share_the_memory() -> None:
     )
     assert layout.preload == (small,)
     assert layout.traits(small) == Traits(
-        declared_bytes=2_500_000_000, group="work", pinned=True, idle_timeout_s=600
+        pools=("default",), declared_bytes=2_500_000_000, group="work", pinned=True, idle_timeout_s=600
     )
-    assert layout.traits(large) == Traits(declared_bytes=9_000_000_000, group="play", idle_timeout_s=600)
+    assert layout.traits(large) == Traits(
+        pools=("default",), declared_bytes=9_000_000_000, group="play", idle_timeout_s=600
+    )
     assert make_rules(config).hold_s == 3
     assert make_rules(parse_config('[engines.a]\ntype = "process"\nargv = "x {port}"\n')).hold_s is None
 

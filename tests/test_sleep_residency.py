@@ -137,7 +137,7 @@ async def lab(*, files: bool = False, budget: int | None = None, **options: obje
         supervisor = Supervisor(
             engines=engines,
             gauges={"default": memory},
-            pool_of=dict.fromkeys("ab", "default"),
+            pools_of=dict.fromkeys("ab", ("default",)),
             rules=Rules(),
             settle_timeout_s=25.0,
             hub=EventHub(),

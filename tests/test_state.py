@@ -20,6 +20,7 @@ from engine_router.events import RouterNotice
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.models.last_seen import SeenModels
 from engine_router.residency.measurements import (
+    Footprint,
     Measurement,
     Measurements,
     default_state_file,
@@ -33,7 +34,10 @@ SEEN = SeenModels(("llama", "qwen"), 1000.0, "mark")
 
 def full_state() -> Measurements:
     state = Measurements()
-    state.residents["a/llama"] = Measurement(2**36, 0.75, 12.5, 1.0, 0.25, 2**35, 0.75)
+    state.residents["a/llama"] = Measurement(2**36, 0.75, 2**35, 12.5, 1.0, 0.25, 0.75)
+    state.residents["wide"] = Measurement(
+        3, shares={"gpu0": Footprint(1, 0.5), "gpu1": Footprint(2, None, 1)}
+    )
     state.set_models("a", SEEN)
     return state
 

@@ -60,7 +60,7 @@ async def test_a_lease_tells_how_much_of_its_wait_was_a_start(autojump_clock: Mo
         second = request(B)
         await trio.sleep(20)  # of waiting for the first one's end
         first.release()
-        while B not in world.supervisor.pools["default"].tasks:
+        while B not in world.supervisor.domains["default"].tasks:
             await trio.sleep(0.1)
         await trio.sleep(6)
         third = request(B)  # in the middle of the start
@@ -435,7 +435,7 @@ async def test_close_does_not_wait_for_memory(autojump_clock: MockClock) -> None
         await world.use(A)
         nursery.start_soon(world.refusal, B)
         await trio.sleep(2)
-        assert world.supervisor.pools["default"].ledger.settling == {A}
+        assert world.supervisor.domains["default"].ledger.settling == {A}
         began = trio.current_time()
         await world.supervisor.close(30)
         assert trio.current_time() == began
@@ -645,6 +645,7 @@ async def test_footprint_and_times_are_learned(autojump_clock: MockClock) -> Non
             "stop_s": pytest.approx(1),
             "settle_s": 0.0,
             "sleep_freed_bytes": None,
+            "shares": {},
             "wake_s": None,
         }
         assert world.state.changed
@@ -674,10 +675,10 @@ async def test_a_gauge_that_answers_after_the_end_gives_no_baseline(autojump_clo
         world.memory.reclaim = Reclaim(delay_s=0.1)
         nursery.start_soon(world.use, B)
         await trio.sleep(0.3)
-        life = world.supervisor.pools["default"].tasks[A]
+        life = world.supervisor.domains["default"].tasks[A]
         world.engine(A).kill(A)
         await trio.sleep(100)
-        assert life.baseline is None
+        assert life.shares["default"].baseline is None
         assert life.stop_asked_at == math.inf
 
 

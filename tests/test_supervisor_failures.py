@@ -189,7 +189,7 @@ async def test_doubt_reaches_the_engine_and_may_come_at_any_time(autojump_clock:
         world.supervisor.doubt(A)
         await world.use(A)
         world.supervisor.doubt(A)
-        life = world.supervisor.pools["default"].tasks[A]
+        life = world.supervisor.domains["default"].tasks[A]
         with trio.fail_after(1):
             await life.supervision.doubted()
 

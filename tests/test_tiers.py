@@ -156,7 +156,7 @@ class Side:
     async def _rest(self) -> None:
         """Wait until all that came is read, and all that was asked is answered, as far as anything will be."""
         await trio.testing.wait_all_tasks_blocked(0.005)
-        while self.router.supervisor.pools["default"].leases:
+        while self.router.supervisor.domains["default"].leases:
             await trio.sleep(0.001)
             await trio.testing.wait_all_tasks_blocked(0.005)
 
@@ -641,7 +641,7 @@ class World:
 
     @property
     def leases(self) -> int:
-        return len(self.router.supervisor.pools["default"].leases)
+        return len(self.router.supervisor.domains["default"].leases)
 
 
 @asynccontextmanager

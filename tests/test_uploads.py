@@ -122,7 +122,7 @@ async def test_the_engine_gets_the_beginning_before_the_end_has_come(
         await client.request("POST", CHAT, b'{"model": "m"}', headers=["Connection: close"])
         assert b"HTTP/1.1 200" in await client.rest()
         assert said(router).count("head 14") == 1
-        assert router.supervisor.pools["default"].leases == {}
+        assert router.supervisor.domains["default"].leases == {}
 
 
 @pytest.mark.parametrize(
@@ -168,11 +168,11 @@ async def test_a_client_that_leaves_in_its_upload_ends_it_at_the_engine(
     async with uploading(tmp_path, fast=is_fast) as (router, client):
         await client.send(head(MANY) + BEGINNING + b"x" * 100_000)
         await until_said(router, "has")
-        assert len(router.supervisor.pools["default"].leases) == 1
+        assert len(router.supervisor.domains["default"].leases) == 1
         client.close()
         with trio.fail_after(200):
             await until_said(router, "left")
-        assert router.supervisor.pools["default"].leases == {}
+        assert router.supervisor.domains["default"].leases == {}
 
 
 async def test_an_upload_that_grows_too_large_is_refused_and_ended(tmp_path: Path, is_fast: bool) -> None:
@@ -182,7 +182,7 @@ async def test_an_upload_that_grows_too_large_is_refused_and_ended(tmp_path: Pat
         await client.send(chunk(b"x" * MANY))
         assert b"HTTP/1.1 413" in await client.until(b"}}")
         await until_said(router, "left")
-        assert router.supervisor.pools["default"].leases == {}
+        assert router.supervisor.domains["default"].leases == {}
 
 
 async def test_an_engine_that_answers_early_is_heard_early(tmp_path: Path, is_fast: bool) -> None:
@@ -193,7 +193,7 @@ async def test_an_engine_that_answers_early_is_heard_early(tmp_path: Path, is_fa
         await client.send(b"x" * 1000)
         assert client.received.count(b"HTTP/1.1") == 1
         assert await client.rest() == client.received
-        assert router.supervisor.pools["default"].leases == {}
+        assert router.supervisor.domains["default"].leases == {}
 
 
 async def test_a_second_model_behind_the_first_is_refused(tmp_path: Path, is_fast: bool) -> None:

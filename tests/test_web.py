@@ -128,7 +128,7 @@ def message_of(path: str, data: object) -> str:
 
 
 def assert_nothing_left(router: Router) -> None:
-    for pool in router.supervisor.pools.values():
+    for pool in router.supervisor.domains.values():
         assert pool.leases == {}
         assert list(pool.ledger.waiting()) == []
 
@@ -591,7 +591,7 @@ async def test_a_pull_is_passed_on_as_it_comes() -> None:
             may_go_on.set()
             await client.until(b"0\r\n\r\n")
             assert b"application/x-ndjson" in client.received
-            assert router.supervisor.pools["default"].ledger.is_empty
+            assert router.supervisor.domains["default"].ledger.is_empty
 
 
 async def test_a_pull_that_breaks_off_is_no_success() -> None:
@@ -637,7 +637,7 @@ async def test_what_ollamas_clients_ask_first() -> None:
             message_in("/api/show", missing)
             == "model 'nothing' not found; engine-router models, or GET /v1/models, lists them"
         )
-        assert router.supervisor.pools["default"].ledger.is_empty
+        assert router.supervisor.domains["default"].ledger.is_empty
         await ask(router.app, "POST", CHAT, body={"model": "a"})
         assert [m["model"] for m in (await ask(router.app, "GET", "/api/ps")).json()["models"]] == [
             "a",
@@ -742,7 +742,7 @@ async def test_a_wrong_base_url_is_told_of_and_starts_nothing(method: str, path:
         answer = await ask(router.app, method, path, body={"model": "alpha"} if method == "POST" else None)
         assert answer.status == 404
         assert remedy in str(answer.json()["error"])
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
 
 
 async def test_the_model_list_says_what_is_loaded() -> None:
@@ -1174,7 +1174,7 @@ async def test_requests_that_come_far_ahead_are_answered_one_after_the_other(fas
                     answer = await client.answer()
                     assert answer.is_complete
                     assert json.loads(answer.json()["body"])["number"] == number
-        assert router.supervisor.pools["default"].leases == {}
+        assert router.supervisor.domains["default"].leases == {}
 
 
 @pytest.mark.parametrize("wish", ["echo", "stream", "status", "nothing"])
@@ -1248,7 +1248,7 @@ async def assert_quick(router: Router) -> None:
 
 
 async def phase_is(router: Router, phase: str) -> None:
-    pool = router.supervisor.pools["default"]
+    pool = router.supervisor.domains["default"]
     while not any(state.phase.value == phase for state in pool.ledger.states):
         await trio.sleep(0.005)
 
@@ -1289,7 +1289,7 @@ async def test_swap_and_unload_by_hand() -> None:
         assert (await post("swap", engine="b")).json()["was"] == "a"
         assert (await post("unload", engine="a")).json() == {"unloaded": []}
         assert (await post("unload", model="b")).json() == {"unloaded": ["b"]}
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
         await post("swap", model="one")
         assert (await ask(router.app, "POST", "/admin/unload")).json() == {"unloaded": ["a"]}
         for path in ("swap", "unload"):

@@ -57,7 +57,7 @@ async def refusal(router: Router, target: str, headers: Mapping[str, str] | None
 
 
 def in_flight(router: Router) -> int:
-    return sum(len(pool.leases) for pool in router.supervisor.pools.values())
+    return sum(len(pool.leases) for pool in router.supervisor.domains.values())
 
 
 async def test_messages_go_both_ways_under_a_lease() -> None:
@@ -160,7 +160,7 @@ async def test_a_refused_handshake_says_why(target: str, status: int, words: str
 async def test_a_page_of_another_site_cannot_open_one(origin: str) -> None:
     async with routing(engine()) as router:
         assert (await refusal(router, "/upstream/a/ws", {"Origin": origin}))[0] == 403
-        assert not router.supervisor.pools["default"].ledger.states
+        assert not router.supervisor.domains["default"].ledger.states
 
 
 async def test_ollamas_daemon_is_guarded() -> None:

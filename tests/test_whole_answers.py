@@ -24,7 +24,7 @@ async def test_an_answer_that_is_not_understood_is_a_bad_gateway(path: str, fast
             talk = await client.post(path, {"model": "m", **BODIES[path]})
             assert (talk.status, talk.is_complete, said) == (502, True, said)
             assert talk.json()["error"]
-        assert client.router.supervisor.pools["default"].leases == {}
+        assert client.router.supervisor.domains["default"].leases == {}
 
 
 @pytest.mark.usefixtures("no_news")

@@ -102,7 +102,8 @@ def _plain(
         "engines": {
             name: {
                 "type": engine.type,
-                "pool": engine.pool,
+                "pool": engine.memories[0],
+                "pools": list(engine.memories),
                 "base_url": engine.base_url,
                 **({"argv": list(commands[name])} if name in commands else {}),
             }
@@ -132,7 +133,7 @@ def _show(
         (
             name,
             engine.type,
-            engine.pool,
+            ", ".join(engine.memories),
             engine.base_url or "a free port",
             ", ".join(model for model, owner in models.items() if owner == name) or _otherwise_known(engine),
         )

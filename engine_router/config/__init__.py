@@ -29,12 +29,12 @@ from engine_router.config.model import (
     HistoryConfig,
     LogConfig,
     ModelConfig,
-    PoolConfig,
     SchedulingConfig,
     ServerConfig,
 )
 from engine_router.config.own_address import is_open_to_network, own_url
 from engine_router.config.peers import PeerConfig
+from engine_router.config.pools import PoolConfig
 from engine_router.config.routes import RouteConfig, RuleConfig
 from engine_router.config.template import is_template
 from engine_router.config.tenants import TenantConfig

@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig
+from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig, RemoteConfig
 from engine_router.config.filled import filled_text, filled_words
+from engine_router.config.memories import planned_together, spans_of
 from engine_router.config.options import options_of
 from engine_router.config.template import ModelArguments, is_template, model_command
 from engine_router.errors import ConfigError
@@ -99,9 +100,22 @@ def _refuse_other_pools(old: Config, new: Config, source: str) -> None:
         or (_is_auto(new.pools.get(name)) and _budget(old.pools.get(name)) != _budget(new.pools.get(name)))
     ]
     faults += [
-        (f"engines.{name}.pool", remedy)
+        (f"engines.{name}.pool{'s' if engine.pools else ''}", remedy)
         for name, engine in new.engines.items()
-        if name in old.engines and old.engines[name].pool != engine.pool
+        if name in old.engines and old.engines[name].memories != engine.memories
+    ]
+    together = planned_together({"default": None, **old.pools}, spans_of(old).values())
+    spans = spans_of(new)
+    faults += [
+        (
+            f"engines.{name}.pools",
+            f"{' and '.join(spans[name])} were not planned together so far; {remedy}",
+        )
+        for name, engine in new.engines.items()
+        if not isinstance(engine, RemoteConfig)
+        and old.engines.get(name, engine).memories == engine.memories
+        and not any(set(spans[name]) <= set(group) for group in together)
+        and set(spans[name]) <= {"default", *old.pools}
     ]
     if faults:
         raise ConfigError(source, faults)

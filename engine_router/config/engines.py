@@ -20,7 +20,7 @@ from engine_router.config.kinds import (
     BaseUrl,
     ByteSize,
     Count,
-    Gigabytes,
+    GigabytesOrShares,
     Gpus,
     HeaderValue,
     JsonValue,
@@ -46,12 +46,21 @@ OptionalEndpoint = Literal["/v1/messages", "/v1/messages/count_tokens", "/v1/res
 class EngineConfig:
     """The options that every engine has."""
 
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """The pools whose memory it uses."""
+        return self.pools or (self.pool,)
+
     type: str = option("", "Kind of engine.")
     models: tuple[Name, ...] = option((), "Ids of the models that this engine serves.")
     pool: Name = option("default", "Pool whose memory it uses.")
-    memory_gb: Gigabytes | None = option(
+    pools: tuple[Name, ...] = option(
+        (), "Pools from which it takes memory at once, such as two GPUs; in place of pool."
+    )
+    memory_gb: GigabytesOrShares | None = option(
         None,
-        "Memory that it takes, in GB; measured when absent. The settle after its stop waits for this much.",
+        "Memory that it takes, in GB; measured when absent. The settle after its stop waits for this much. Of several "
+        "pools it takes it evenly, or as { gpu0 = 20, gpu1 = 16 } says.",
     )
     group: Name | None = option(
         None, "Engines of one group may stay together; those of others are stopped before one of them starts."
@@ -337,7 +346,8 @@ class RemoteConfig(EngineConfig):
         None, "PEM file of the authorities that vouch for its certificate, in place of the system's."
     )
     pool: str = no_option(REMOTES)
-    memory_gb: float | None = no_option(None)
+    pools: tuple[str, ...] = no_option(())
+    memory_gb: float | Mapping[str, float] | None = no_option(None)
     group: str | None = no_option(None)
     pinned: bool = no_option(False)
     idle_timeout_s: float | None = no_option(None)

@@ -20,6 +20,7 @@ from engine_router.config.values import (
     read_base_url,
     read_bool,
     read_bool_or_auto,
+    read_gigabytes_or_shares,
     read_gpus,
     read_header_value,
     read_hosts,
@@ -89,6 +90,20 @@ SecondsOrAuto = Annotated[
 
 Gigabytes = Annotated[float, Kind(number("a number of GB", positive=True), _ABOVE_ZERO)]
 """An amount of memory in GB (10**9 bytes); finite and above zero."""
+
+GigabytesOrShares = Annotated[
+    float | Mapping[str, float],
+    Kind(
+        read_gigabytes_or_shares,
+        {
+            "anyOf": [
+                _ABOVE_ZERO,
+                {"type": "object", "additionalProperties": _ABOVE_ZERO, "minProperties": 1},
+            ]
+        },
+    ),
+]
+"""An amount of memory in GB, or one for each pool."""
 
 GigabytesOrAuto = Annotated[
     float | Literal["auto"],

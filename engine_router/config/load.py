@@ -22,6 +22,7 @@ from engine_router.config.keys import key_faults
 from engine_router.config.kinds import Name
 from engine_router.config.kubernetes import KubernetesConfig, kubernetes_faults
 from engine_router.config.leader import LeaderElectionConfig, leader_faults
+from engine_router.config.memories import place_faults, pool_settings
 from engine_router.config.misplaced import unknown_keys, without_dotted
 from engine_router.config.model import (
     Config,
@@ -29,11 +30,11 @@ from engine_router.config.model import (
     HistoryConfig,
     LogConfig,
     ModelConfig,
-    PoolConfig,
     SchedulingConfig,
     ServerConfig,
 )
 from engine_router.config.peers import PeerConfig, peer_faults, place_of, with_peers
+from engine_router.config.pools import PoolConfig
 from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
 from engine_router.config.remote import authority_faults, remote_faults
@@ -291,10 +292,12 @@ def _cross_faults(
     for model_id, model in models.items():
         of_engines.setdefault(model.engine, {})[model_id] = model
     for name, engine in engines.items():
-        yield from _engine_faults(name, engine, named_pools, of_engines.get(name, {}), named_models)
-        pool = pools.get(engine.pool, PoolConfig())
-        yield from sleep_faults(engine, place_of(name, engine), pool)
-        yield from turn_faults(name, engine, models, pool)
+        yield from _engine_faults(name, engine, of_engines.get(name, {}), named_models)
+        of_engine = of_engines.get(name, {})
+        yield from place_faults(name, engine, of_engine, named_pools)
+        for pool in pool_settings(pools, engine.memories):
+            yield from sleep_faults(engine, place_of(name, engine), pool)
+            yield from turn_faults(name, engine, models, pool)
     yield from authority_faults(engines)
     for name, model in models.items():
         if model.engine not in named_engines:
@@ -319,15 +322,10 @@ def _names_in(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _engine_faults(
     name: str,
     engine: AnyEngineConfig,
-    named_pools: Collection[str],
     models: Mapping[str, ModelConfig],
     named_models: Collection[str],
 ) -> Iterator[Fault]:
     path = place_of(name, engine)
-    if engine.pool not in named_pools and not isinstance(engine, RemoteConfig):
-        near = close(engine.pool, named_pools)
-        hint = f"; did you mean {shown(near)}?" if near else "; declare it as [pools.NAME]"
-        yield f"{path}.pool", f"no pool is called {shown(engine.pool)}{hint}"
     if isinstance(engine, StartedConfig):
         yield from process_faults(name, engine, models, named_models)
     elif isinstance(engine, RemoteConfig):

@@ -19,12 +19,12 @@ from engine_router.config.model import (
     HistoryConfig,
     LogConfig,
     ModelConfig,
-    PoolConfig,
     SchedulingConfig,
     ServerConfig,
 )
 from engine_router.config.options import options_of
 from engine_router.config.peers import PeerConfig
+from engine_router.config.pools import PoolConfig
 from engine_router.config.routes import RouteConfig
 from engine_router.config.tenants import TenantConfig
 from engine_router.config.traces import TracesConfig

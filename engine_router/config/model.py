@@ -19,11 +19,9 @@ from engine_router.config.engines import ProcessConfig, RemoteConfig
 from engine_router.config.keys import ApiKey, Priority
 from engine_router.config.kinds import (
     Addresses,
-    Argv,
     BoolOrAuto,
     Count,
-    Gigabytes,
-    GigabytesOrAuto,
+    GigabytesOrShares,
     HostsOrAuto,
     JsonValue,
     Megabytes,
@@ -39,6 +37,7 @@ from engine_router.config.kinds import (
 from engine_router.config.leader import LeaderElectionConfig
 from engine_router.config.options import option, required, table
 from engine_router.config.peers import PeerConfig
+from engine_router.config.pools import PoolConfig
 from engine_router.config.routes import RouteConfig
 from engine_router.config.tenants import TenantConfig
 from engine_router.config.traces import TracesConfig
@@ -221,50 +220,6 @@ class SchedulingConfig:
 
 
 @frozen(kw_only=True, repr=False)
-class PoolConfig:
-    """`[pools.NAME]`: one memory that engines share. The pool `default` exists without being declared."""
-
-    gauge: Literal["auto", "memavailable", "memfree", "psutil", "nvml", "command", "none"] = option(
-        "auto",
-        "How free memory is read: auto (MemAvailable on Linux, psutil elsewhere), memfree (DGX Spark's CUDA view), "
-        "nvml (a discrete NVIDIA GPU), command, or none (a remote machine).",
-    )
-    gpu: Count = option(0, "Index of the GPU that the nvml gauge reads.")
-    mode: Literal["exclusive", "budget"] = option(
-        "exclusive",
-        "exclusive: one engine (or one group) has the memory at a time. budget: several, while they fit budget_gb.",
-    )
-    budget_gb: GigabytesOrAuto = option(
-        "auto",
-        "Memory that engines may use together in budget mode, in GB; auto is what is free at the start, less reserve_gb.",
-    )
-    reserve_gb: Gigabytes = option(
-        2.0,
-        "Memory for everything else, in GB: a budget_gb of auto leaves it, and idle models make way for it where other "
-        "programs take it.",
-    )
-    evict_under_pressure: bool = option(
-        True,
-        "Stop idle models where other programs, such as a game, leave less than reserve_gb of memory; pinned ones stay.",
-    )
-    max_resident: Count = option(0, "Engines that may be running at once; 0: as many as fit.")
-    default_model: Name | None = option(
-        None, "Model to return to when nobody wants another; it is loaded at the start, too."
-    )
-    return_after_s: Seconds = option(
-        60.0, "Seconds that other models must be idle before they make way for default_model."
-    )
-    command: Argv | None = option(
-        None, "Command whose last number on standard output is the free memory in bytes."
-    )
-    unified: BoolOrAuto = option(
-        "auto",
-        "Whether the GPU uses this machine's main memory, so that what an engine parks there is not freed: true, false, "
-        "or auto (Apple silicon, GB10, Jetson, and wherever the gauge is memfree).",
-    )
-
-
-@frozen(kw_only=True, repr=False)
 class ModelSettings:
     """The options that a model has, or shares with others of its family."""
 
@@ -278,7 +233,12 @@ class ModelSettings:
         "Tokens of context to tell clients of, filled in for {ctx} in a template's argv; what its files and its engine say "
         "when absent.",
     )
-    memory_gb: Gigabytes | None = option(None, "Memory that it takes, in GB; measured when absent.")
+    pools: tuple[Name, ...] = option(
+        (), "Pools from which it takes memory, such as two GPUs at once; its engine's when absent."
+    )
+    memory_gb: GigabytesOrShares | None = option(
+        None, "Memory that it takes, in GB, or { POOL = GB } of each of its pools; measured when absent."
+    )
     group: Name | None = option(None, "As for engines; its engine's when absent.")
     pinned: bool | None = option(None, "As for engines; its engine's when absent.")
     unlisted: bool = option(False, "Hidden from model lists, but served to requests that name it.")

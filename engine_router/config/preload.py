@@ -8,7 +8,9 @@ from itertools import islice
 from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.engines import StartedConfig, SystemdConfig
 from engine_router.config.faults import Fault, close, quoted
-from engine_router.config.model import ModelConfig, PoolConfig, SchedulingConfig
+from engine_router.config.memories import pools_of_model
+from engine_router.config.model import ModelConfig, SchedulingConfig
+from engine_router.config.pools import PoolConfig
 from engine_router.config.template import is_scanned
 from engine_router.config.values import shown
 
@@ -42,8 +44,8 @@ def preload_faults(
         yield from name_faults(name, place, engines, models, owners, has_scanned=has_scanned)
         owner = _owner(name, owners)
         engine = None if owner is None else engines.get(owner)
-        if engine is not None and engine.pool != pool_name:
-            elsewhere = f"its engine {shown(owner)} uses pool {shown(engine.pool)}"
+        if engine is not None and pool_name not in (used := pools_of_model(models.get(name), engine)):
+            elsewhere = f"its engine {shown(owner)} uses pool {', '.join(map(shown, used))}"
             yield place, f"model {shown(name)} is not of this pool: {elsewhere}"
 
 

@@ -12,7 +12,7 @@ from engine_router.config.engine_tables import SleepConfig
 from engine_router.config.engines import OllamaConfig, RemoteConfig, StartedConfig
 from engine_router.config.faults import Fault
 from engine_router.config.kubernetes import KubernetesConfig
-from engine_router.config.model import PoolConfig
+from engine_router.config.pools import PoolConfig
 from engine_router.config.unified import is_unified
 
 _DEV_MODE: Final = "VLLM_SERVER_DEV_MODE"

@@ -11,7 +11,8 @@ from engine_router.config.engine_tables import ConfigFileConfig, DropInConfig
 from engine_router.config.engines import ProcessConfig, StartedConfig, SystemdConfig
 from engine_router.config.faults import Fault, quoted
 from engine_router.config.filled import filled_words, format_of, leaves, unit_name
-from engine_router.config.model import ModelConfig, PoolConfig
+from engine_router.config.model import ModelConfig
+from engine_router.config.pools import PoolConfig
 from engine_router.config.template import NO_ARGUMENTS, ModelArguments, is_template
 from engine_router.config.values import shown
 

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -202,6 +202,14 @@ def read_size(value: Any) -> int:
     if isinstance(value, str) and (found := re.fullmatch(SIZE_PATTERN, value)):
         return int(found[1]) << _SIZE_SHIFTS[found[2].lower()]
     raise _unfit('a size such as "16g" or "512m"', value)
+
+
+def read_gigabytes_or_shares(value: Any) -> float | dict[str, float]:
+    """Read an amount of memory in GB, or a table of such by the names of pools."""
+    read = number("a number of GB", positive=True)
+    if isinstance(value, Mapping) and value:
+        return {read_name(pool): read(amount) for pool, amount in value.items()}
+    return read(value)
 
 
 def read_gpus(value: Any) -> int | str | tuple[str, ...]:

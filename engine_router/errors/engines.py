@@ -74,8 +74,9 @@ class NotEnoughMemory(EngineStartFailed):
     """Less memory is free than the budget promised: something outside the router holds it.
 
     Attributes:
-        need_bytes: what the start needs.
-        free_bytes: what was free in the end.
+        need_bytes: what the start needs, of the pool that is short.
+        free_bytes: what was free of it in the end.
+        pool: which pool is short, where the engine takes from several.
     """
 
     code = "not_enough_memory"
@@ -83,16 +84,25 @@ class NotEnoughMemory(EngineStartFailed):
     retryable = True
 
     def __init__(
-        self, engine: str, need_bytes: int, free_bytes: int, waited_s: float, holders: str = ""
+        self,
+        engine: str,
+        need_bytes: int,
+        free_bytes: int,
+        waited_s: float,
+        holders: str = "",
+        *,
+        pool: str | None = None,
     ) -> None:
+        place = "" if pool is None else f" of pool '{pool}'"
         super().__init__(
             engine,
-            f"was not started: it needs {need_bytes / 1e9:.1f} GB, and only {free_bytes / 1e9:.1f} GB were free "
+            f"was not started: it needs {need_bytes / 1e9:.1f} GB{place}, and only {free_bytes / 1e9:.1f} GB were free "
             f"after {waited_s:g} s; {holders or 'something outside the router holds the rest'}",
             retry_after_s=max(5.0, waited_s),
         )
         self.need_bytes = need_bytes
         self.free_bytes = free_bytes
+        self.pool = pool
 
 
 class EngineStopFailed(EngineError):

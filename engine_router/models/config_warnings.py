@@ -26,6 +26,7 @@ from engine_router.config import (
 from engine_router.config.families import matches
 from engine_router.config.faults import quoted
 from engine_router.config.filled import filled_words
+from engine_router.config.memories import spans_of
 from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
 from engine_router.config.traces import is_in_file, trace_problems
@@ -36,6 +37,7 @@ from engine_router.engines.readiness import PORT
 from engine_router.models.name_warnings import Warned, name_warnings
 from engine_router.models.remote_warnings import are_remotes, remote_warnings
 from engine_router.models.served_names import served_models
+from engine_router.models.size_warnings import size_warnings
 
 SAFE_KEY_CHARS = 16
 """Characters of a key below which somebody who tries thousands a second may find it in a lifetime."""
@@ -63,7 +65,7 @@ def warnings(config: Config, *, has_scanned: bool = False) -> list[Warned]:
         *(w for name, engine in config.engines.items() for w in _engine_warnings(config, name, engine)),
         *_shared_places(config),
         *_shared_files(config),
-        *_size_warnings(config),
+        *size_warnings(config),
         *_model_warnings(config),
         *_family_warnings(config),
         *remote_warnings(config),
@@ -128,7 +130,7 @@ def _pool_warnings(config: Config) -> Iterator[Warned]:
         budget: object = pool.budget_gb
         if pool.mode == "exclusive" and budget != "auto":
             yield f"{place}.budget_gb", 'without effect in mode "exclusive"; write mode = "budget"'
-        if not any(engine.pool == name for engine in config.engines.values()):
+        if not any(name in used for used in spans_of(config).values()):
             yield place, "no engine uses it"
 
 
@@ -270,7 +272,7 @@ def _shared_places(config: Config) -> Iterator[Warned]:
         place = f"engines.{quoted(name)}.base_url"
         if not isinstance(engine, _STARTED) or not isinstance(other, _STARTED):
             yield place, f"{both}: give each a port of its own"
-        elif other.pool != engine.pool:
+        elif set(other.memories).isdisjoint(engine.memories):
             yield place, f"{both}, and both may run at once, in different pools: give each a port of its own"
         elif _may_stay_together(config, engine, other):
             yield place, f"{both}, and both may stay in memory: give each a port of its own"
@@ -292,9 +294,9 @@ def _shared_files(config: Config) -> Iterator[Warned]:
 
 
 def _may_stay_together(config: Config, engine: AnyEngineConfig, other: AnyEngineConfig) -> bool:
-    pool = config.pools.get(engine.pool)
+    shared = [config.pools.get(name) for name in engine.memories if name in other.memories]
     in_group = engine.group is not None and engine.group == other.group
-    return in_group or (pool is not None and pool.mode == "budget")
+    return in_group or all(pool is not None and pool.mode == "budget" for pool in shared)
 
 
 def _port_of(base_url: str | None) -> int | None:
@@ -331,25 +333,6 @@ def _unwritable(path: Path, *, may_make_folder: bool = False) -> str | None:
         return None if os.access(folder, os.W_OK) else f"nothing can be written in {folder}"
     except OSError as error:
         return f"{path} cannot be written: {error.strerror or error}"
-
-
-def _size_warnings(config: Config) -> Iterator[Warned]:
-    """Yield engines and models that are declared larger than all the memory they may use."""
-    needs = [
-        (f"engines.{quoted(name)}", engine.memory_gb, engine.pool) for name, engine in config.engines.items()
-    ]
-    needs += [
-        (f"models.{quoted(name)}", model.memory_gb, config.engines[model.engine].pool)
-        for name, model in config.models.items()
-    ]
-    for place, need, pool_name in needs:
-        pool = config.pools.get(pool_name)
-        budget: object = pool.budget_gb if pool is not None and pool.mode == "budget" else None
-        if need is not None and isinstance(budget, float) and need > budget:
-            yield (
-                f"{place}.memory_gb",
-                f"{need:g} is more than the {budget:g} of pools.{quoted(pool_name)}.budget_gb: it can never be loaded",
-            )
 
 
 def _family_warnings(config: Config) -> Iterator[Warned]:

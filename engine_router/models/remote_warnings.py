@@ -21,10 +21,10 @@ def remote_warnings(config: Config) -> Iterator[Warned]:
     for name, remote in remotes.items():
         yield from _address_warnings(place_of(name, remote), remote)
     for model_id, model in config.models.items():
-        if model.engine in remotes and (model.memory_gb or model.group or model.pinned):
+        if model.engine in remotes and (model.pools or model.memory_gb or model.group or model.pinned):
             yield (
                 f"models.{quoted(model_id)}",
-                "memory_gb, group and pinned are without effect: it is a remote's",
+                "pools, memory_gb, group and pinned are without effect: it is a remote's",
             )
     if config.paid_engines:
         yield from _cost_warnings(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 import trio
@@ -11,6 +11,7 @@ import trio
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import EngineError
 from engine_router.residency import messages
+from engine_router.residency.domain import Domain
 from engine_router.residency.pool import Pool
 from engine_router.residency.resident_runner import ResidentRunner
 
@@ -25,30 +26,32 @@ class Adoption:
     """The takeover of what runs when the router starts.
 
     Attributes:
-        apply: hands an event to the ledger of a pool, at once.
+        apply: hands an event to a ledger, at once.
     """
 
-    pools: Mapping[str, Pool]
-    pool_of: Mapping[str, str]
+    domains: Collection[Domain]
+    domain_of: Callable[[ResidentId], Domain]
     runner: ResidentRunner
-    apply: Callable[[Pool, messages.LedgerEvent], None]
+    apply: Callable[[Domain, messages.LedgerEvent], None]
 
     async def take_over(self, engines: Mapping[str, Engine]) -> None:
         """Take over what is found running, as far as there is room, and stop the rest."""
         found = await find_running(engines, self.runner.notice)
-        for pool in self.pools.values():
-            residents = [r for name in engines if self.pool_of[name] == pool.name for r in found[name]]
-            await self._measure_budget(pool, residents)
+        for domain in self.domains:
+            residents = [r for name in engines for r in found[name] if self.domain_of(r) is domain]
+            for pool in domain.pools.values():
+                await self._measure_budget(domain, pool, residents)
             extras = []
             for resident in residents:
-                self.apply(pool, messages.Adopt(resident))
-                if pool.ledger.state(resident) is None:
+                self.apply(domain, messages.Adopt(resident))
+                if domain.ledger.state(resident) is None:
                     extras.append(resident)
-            await self._stop_extras(pool, extras)
+            await self._stop_extras(domain, extras)
 
-    async def _measure_budget(self, pool: Pool, running: Sequence[ResidentId]) -> None:
+    async def _measure_budget(self, domain: Domain, pool: Pool, running: Sequence[ResidentId]) -> None:
         """Set a budget that is to be taken from the gauge: what is free, and what our own hold of it."""
-        capacity = pool.capacity
+        capacities = domain.ledger.budget.capacities
+        capacity = capacities[pool.name]
         if not capacity.is_auto:
             return
         reading = await pool.memory.read_gauge()
@@ -58,16 +61,17 @@ class Adoption:
                 "one engine at a time has the memory"
             )
             return
-        profiles = [self.runner.profile(resident) for resident in running]
-        held = sum(p.least_bytes if p.is_guessed else p.need_bytes or 0 for p in profiles)
+        inside = [resident for resident in running if pool in domain.pools_of(resident)]
+        profiles = [self.runner.profile(resident) for resident in inside]
+        held = sum(p.least_in(pool.name) if p.is_guessed else p.need_in(pool.name) or 0 for p in profiles)
         free = reading.available_bytes + held
         if reading.total_bytes is not None:
             free = min(free, reading.total_bytes)
         budget_bytes = max(0, free - capacity.reserve_bytes)
-        pool.ledger.budget.capacities[pool.name] = attrs.evolve(capacity, budget_bytes=budget_bytes)
+        capacities[pool.name] = attrs.evolve(capacity, budget_bytes=budget_bytes)
 
-    async def _stop_extras(self, pool: Pool, extras: Sequence[ResidentId]) -> None:
-        kept = ", ".join(str(state.resident) for state in pool.ledger.states)
+    async def _stop_extras(self, domain: Domain, extras: Sequence[ResidentId]) -> None:
+        kept = ", ".join(str(state.resident) for state in domain.ledger.states)
         for resident in extras:
             self.runner.notice(f"{resident} was found running beside {kept} and is stopped: there is no room")
         for resident in extras:

@@ -1,4 +1,4 @@
-"""When a resident could take up one more request: worked out of a pool's state, without a plan being made for it."""
+"""When a resident could take up one more request: worked out of the state of its memories, without a plan being made for it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 
 from engine_router.engines.base import ResidentId
 from engine_router.models.availability import Availability
+from engine_router.residency.domain import Domain
 from engine_router.residency.eviction import UNKNOWN_START_S
-from engine_router.residency.pool import Pool
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.swap_status import SwapStatus
 
@@ -18,7 +18,7 @@ _UNKNOWN_LEASE_S: Final = 5.0
 
 
 def availability_of(
-    pool: Pool, resident: ResidentId, swaps: Sequence[SwapStatus], now: float
+    domain: Domain, resident: ResidentId, swaps: Sequence[SwapStatus], now: float
 ) -> Availability:
     """Return when a resident could begin with one more request.
 
@@ -26,9 +26,9 @@ def availability_of(
     wait already, the stop of what makes way, and its own start.
 
     Args:
-        swaps: those under way in the pool.
+        swaps: those under way in its memories.
     """
-    ledger, budget = pool.ledger, pool.ledger.budget
+    ledger, budget = domain.ledger, domain.ledger.budget
     state, profile = ledger.state(resident), budget.profile(resident)
     failure = ledger.failures().get(resident)
     waiting = ledger.waiting_counts()
@@ -60,7 +60,7 @@ def availability_of(
     return Availability(
         fits=fits,
         requests=own + leases,
-        wait_s=start_s if fits else start_s + _room_s(pool, resident),
+        wait_s=start_s if fits else start_s + _room_s(domain, resident),
         is_guessed=profile.start_s is None,
         failed_for_s=failed_for_s,
     )
@@ -75,14 +75,20 @@ def _turn_s(state: ResidentState, waiting: int) -> float:
     return lease_s * (waiting + 1) / places
 
 
-def _room_s(pool: Pool, resident: ResidentId) -> float:
+def _room_s(domain: Domain, resident: ResidentId) -> float:
     """Return the seconds until there is room for a resident, if all that is present makes way."""
-    ledger, profile = pool.ledger, pool.ledger.budget.profile
-    others = [state for state in ledger.states if state.resident != resident]
+    ledger, budget = domain.ledger, domain.ledger.budget
+    profile = budget.profile
+    beside = [state for state in ledger.states if budget.are_neighbours(state.resident, resident)]
+    others = [state for state in beside if state.resident != resident]
     busy_s = max((_lease_s(state) for state in others if state.leases), default=0.0)
     stop_s = max((profile(state.resident).stop_s or 0.0 for state in others), default=0.0)
     present = {state.resident for state in others if state.phase is Phase.READY}
-    ahead = [other for other in ledger.waiting_counts() if other != resident and other not in present]
+    ahead = [
+        other
+        for other in ledger.waiting_counts()
+        if other != resident and other not in present and budget.are_neighbours(other, resident)
+    ]
     swaps_s = sum(
         UNKNOWN_START_S if (start_s := profile(other).start_s) is None else start_s for other in ahead
     )

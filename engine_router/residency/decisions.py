@@ -36,8 +36,8 @@ class Decision:
     text: str
 
 
-def explained(effects: Sequence[Effect], budget: MemoryBudget, now: float) -> list[str]:
-    """Return a sentence for each decision among some effects, in their order.
+def explained(effects: Sequence[Effect], budget: MemoryBudget, now: float) -> list[tuple[ResidentId, str]]:
+    """Return a sentence for each decision among some effects, in their order, with the first resident that it is about.
 
     Args:
         effects: what the ledger returned.
@@ -45,22 +45,23 @@ def explained(effects: Sequence[Effect], budget: MemoryBudget, now: float) -> li
         now: when that was, by the supervisor's clock.
     """
     leaving: dict[tuple[str, ResidentId | None], list[_Leaving]] = {}
-    texts: list[str] = []
+    texts: list[tuple[ResidentId, str]] = []
     for effect in effects:
         match effect:
             case messages.Start(resident, cause, adopt):
-                texts.append(_start(resident, cause, budget, is_adopted=adopt))
+                texts.append((resident, _start(resident, cause, budget, is_adopted=adopt)))
             case messages.Stop(_, cause, wanted) | messages.Drain(_, cause, wanted):
                 leaving.setdefault((cause, wanted), []).append(effect)
             case messages.Resume(resident):
-                texts.append(f"{resident} stays: its room is not needed any more")
+                texts.append((resident, f"{resident} stays: its room is not needed any more"))
             case _:
                 pass
     if not leaving:
         return texts
     revoked = [effect.ticket.resident for effect in effects if isinstance(effect, messages.Revoke)]
     goings = (
-        _going(cause, wanted, those, revoked, budget, now) for (cause, wanted), those in leaving.items()
+        (those[0].resident, _going(cause, wanted, those, revoked, budget, now))
+        for (cause, wanted), those in leaving.items()
     )
     return [*goings, *texts]
 
@@ -115,7 +116,9 @@ def _staying(wanted: ResidentId, budget: MemoryBudget, now: float) -> Iterator[s
     staying = [
         state
         for state in budget.states.values()
-        if state.phase in (Phase.STARTING, Phase.READY) and state.resident != wanted
+        if state.phase in (Phase.STARTING, Phase.READY)
+        and state.resident != wanted
+        and budget.are_neighbours(state.resident, wanted)
     ]
     for state in staying[:MOST_STAYING]:
         yield f"{state.resident} stays, {_reason_to_stay(state, budget, now)}"

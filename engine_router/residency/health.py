@@ -13,7 +13,7 @@ from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import EngineDied, EngineError, EngineStartFailed
 from engine_router.events import EventHub, ResidentDied
 from engine_router.residency import messages
-from engine_router.residency.pool import Pool
+from engine_router.residency.domain import Domain
 from engine_router.residency.resident_task import ResidentTask
 
 logger = logging.getLogger(__name__)
@@ -41,17 +41,17 @@ class HealthChecks:
     wall_clock: Callable[[], float]
     interval_s: float
 
-    async def check_start(self, pool: Pool, resident: ResidentId) -> None:
+    async def check_start(self, domain: Domain, resident: ResidentId) -> None:
         """Look whether a start would be in vain, and tell."""
         objection = await objection_of(self.engines[resident.engine], resident)
-        pool.tell(messages.Checked(resident, objection))
+        domain.tell(messages.Checked(resident, objection))
 
-    async def watch(self, pool: Pool, task: ResidentTask) -> None:
+    async def watch(self, domain: Domain, task: ResidentTask) -> None:
         """Check a resident that has become ready, until its `health_scope` is cancelled, and tell when it is down."""
         resident = task.resident
 
         def is_used() -> bool:
-            state = pool.ledger.state(resident)
+            state = domain.ledger.state(resident)
             return state is not None and bool(state.leases)
 
         if self.interval_s <= 0:
@@ -59,9 +59,11 @@ class HealthChecks:
         with task.health_scope:
             fault = await until_down(self.engines[resident.engine], resident, self.interval_s, is_used)
             self.hub.publish(
-                ResidentDied(at=self.wall_clock(), pool=pool.name, resident=str(resident), message=fault)
+                ResidentDied(
+                    at=self.wall_clock(), pool=domain.home(resident), resident=str(resident), message=fault
+                )
             )
-            pool.tell(messages.Down(resident, EngineDied(resident.engine, fault)))
+            domain.tell(messages.Down(resident, EngineDied(resident.engine, fault)))
 
 
 async def objection_of(engine: Engine, resident: ResidentId) -> EngineStartFailed | None:

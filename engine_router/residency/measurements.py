@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,53 @@ SLEEP_SHARE = 0.75
 
 
 @define
-class Measurement:
-    """The measurements of one resident. None: not yet.
+class Footprint:
+    """The measured memory of one resident. None: not yet.
 
     Attributes:
         footprint_bytes: memory that its last start took.
         release_ratio: part of that which came back after its stop, by the gauge (1.0: all of it).
-        start_s: seconds that its last start took.
-        stop_s: seconds that its last stop took.
-        settle_s: seconds that its memory took to come back.
         sleep_freed_bytes: memory that came back when it fell asleep the last time.
-        wake_s: seconds that its last wake took.
     """
 
     footprint_bytes: int | None = None
     release_ratio: float | None = None
+    sleep_freed_bytes: int | None = None
+
+
+@define
+class Measurement(Footprint):
+    """The measurements of one resident. None: not yet.
+
+    Attributes:
+        shares: those of each pool, where it lies across several; its own are the sums then.
+        start_s: seconds that its last start took.
+        stop_s: seconds that its last stop took.
+        settle_s: seconds that its memory took to come back.
+        wake_s: seconds that its last wake took.
+    """
+
     start_s: float | None = None
     stop_s: float | None = None
     settle_s: float | None = None
-    sleep_freed_bytes: int | None = None
     wake_s: float | None = None
+    shares: dict[str, Footprint] = field(factory=dict)
+
+    def share(self, pool: str, pools: Collection[str]) -> Footprint:
+        """Return the measured memory in one of a resident's pools, to be read or changed."""
+        return self if len(pools) < 2 else self.shares.setdefault(pool, Footprint())
+
+    def add_up(self, pools: Collection[str]) -> None:
+        """Make its own figures the sums of those of its pools, where it lies across several."""
+        if len(pools) > 1:
+            parts = [self.share(pool, pools) for pool in pools]
+            self.footprint_bytes = _sum(part.footprint_bytes for part in parts)
+            self.sleep_freed_bytes = _sum(part.sleep_freed_bytes for part in parts)
+
+    def needs(self, pools: Collection[str]) -> dict[str, int] | None:
+        """Return what a start took of each of several pools; None where that is not known of all."""
+        sizes = {pool: part.footprint_bytes for pool, part in self.shares.items() if part.footprint_bytes}
+        return {pool: sizes[pool] for pool in pools} if sizes.keys() >= set(pools) else None
 
     def prefers_sleep(self, wanted_bytes: float | None = None) -> bool:
         """Tell whether it should sleep rather than be stopped: that has freed enough, and wakes faster than it starts.
@@ -114,7 +142,7 @@ class Measurements:
 
     def to_json(self) -> str:
         """Return the state as the text of its file."""
-        residents = {name: attrs.asdict(measured) for name, measured in self.residents.items()}
+        residents = {name: _entry(measured) for name, measured in self.residents.items()}
         speeds = {"speeds": self.speeds.to_json()}
         return json.dumps(
             {"version": _VERSION, "residents": residents, **seen_as_json(self.models), **speeds}, indent=1
@@ -139,15 +167,37 @@ class Measurements:
         return state
 
 
-def _measured(values: dict[str, object]) -> Measurement:
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    known = list(sizes)
+    return None if None in known else sum(filter(None, known))
+
+
+def _entry(measured: Measurement) -> dict[str, object]:
+    entry = attrs.asdict(measured)
+    if not measured.shares:
+        del entry["shares"]
+    return entry
+
+
+def _measured(values: dict[str, Any]) -> Measurement:
+    memory = _footprint(values)
     return Measurement(
-        footprint_bytes=_size(values.get("footprint_bytes")),
-        release_ratio=_number(values.get("release_ratio"), most=1.0),
+        memory.footprint_bytes,
+        memory.release_ratio,
+        memory.sleep_freed_bytes,
         start_s=_number(values.get("start_s")),
         stop_s=_number(values.get("stop_s")),
         settle_s=_number(values.get("settle_s")),
-        sleep_freed_bytes=_size(values.get("sleep_freed_bytes")),
         wake_s=_number(values.get("wake_s")),
+        shares={str(pool): _footprint(share) for pool, share in values.get("shares", {}).items()},
+    )
+
+
+def _footprint(values: dict[str, Any]) -> Footprint:
+    return Footprint(
+        footprint_bytes=_size(values.get("footprint_bytes")),
+        release_ratio=_number(values.get("release_ratio"), most=1.0),
+        sleep_freed_bytes=_size(values.get("sleep_freed_bytes")),
     )
 
 

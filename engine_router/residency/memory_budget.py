@@ -34,6 +34,12 @@ class MemoryBudget:
         """Return the pools that a resident takes from."""
         return profile.pools or self._first
 
+    def places(self, resident: ResidentId) -> tuple[str, ...]:
+        """Return the pools in which a resident lies or will lie; those of one that is there are what they are."""
+        state = self.states.get(resident)
+        needs = self.settling.get(resident) if state is None else state.needs
+        return tuple(needs) if needs else self.pools_of(self.profile(resident))
+
     def new(self, resident: ResidentId) -> ResidentState:
         """Make the state of a resident that is not present yet."""
         state = ResidentState(resident)

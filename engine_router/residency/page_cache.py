@@ -43,8 +43,9 @@ class Prefetch:
     def _counts_cache(self, resident: ResidentId) -> bool:
         engine = self.config.engines.get(resident.engine)
         # None: it was taken out of the configuration while somebody waited for it, or has no memory here.
-        pool = None if engine is None else pools_of(self.config).get(engine.pool)
-        return pool is not None and (is_unified(pool.unified, pool.gauge) or pool.gauge == "memfree")
+        known = pools_of(self.config)
+        pools = [] if engine is None else [known[name] for name in engine.memories if name in known]
+        return any(is_unified(pool.unified, pool.gauge) or pool.gauge == "memfree" for pool in pools)
 
     def _reads_ahead(self, resident: ResidentId) -> bool:
         return _decided(self.config.scheduling.read_ahead, auto=not self._counts_cache(resident))

@@ -18,9 +18,9 @@ from engine_router.memory import (
     most_taken,
     settle,
 )
-from engine_router.residency.measurements import Measurement
+from engine_router.residency.measurements import Footprint
 from engine_router.residency.memory_attribution import MemoryAttribution
-from engine_router.residency.resident_task import ResidentTask
+from engine_router.residency.resident_task import MemoryShare
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class PoolMemory:
         self.last: MemoryReading | None = None
         self.read_at = -math.inf
         self._attribution = MemoryAttribution()
-        self._unmeasured: set[ResidentTask] = set()
+        self._unmeasured: set[MemoryShare] = set()
         self._late_bytes = 0
         self._settled_at = -math.inf
 
@@ -60,7 +60,7 @@ class PoolMemory:
         self.last, self.read_at = reading, trio.current_time()
         return reading
 
-    async def free_before_start(self, task: ResidentTask) -> float:
+    async def free_before_start(self, share: MemoryShare) -> float:
         """Return the free memory that a start may count on, in bytes; infinity where nobody measures.
 
         A settle ends when nearly all is back. Were the rest forgotten, each start in a row would seem to
@@ -68,74 +68,74 @@ class PoolMemory:
 
         Nothing is noted, and so nothing started, while it is being measured what another start took.
         """
-        if task.before is None and trio.current_time() - self._settled_at < LATE_MEMORY_S:
-            task.late_bytes = self._late_bytes
+        if share.before is None and trio.current_time() - self._settled_at < LATE_MEMORY_S:
+            share.late_bytes = self._late_bytes
         while True:
-            task.before = await self.read_gauge()
+            share.before = await self.read_gauge()
             if not self._unmeasured:
                 break
             await self._until_all_are_measured()
-        if task.before is None or not task.before.measured:
+        if share.before is None or not share.before.measured:
             return math.inf
-        return self._attribution.still_free(task.before)
+        return self._attribution.still_free(share.before)
 
-    def starts(self, task: ResidentTask, free_bytes: float, need_bytes: int) -> None:
+    def starts(self, share: MemoryShare, free_bytes: float, need_bytes: int) -> None:
         """Note a start, in the step in which its free memory was looked at."""
-        self._attribution.starts(task, free_bytes, need_bytes)
+        self._attribution.starts(share, free_bytes, need_bytes)
 
     def disturb(self) -> None:
         """Note that somebody else comes or goes: what is measured of starts and stops under way is worth nothing."""
         self._attribution.disturb()
 
-    def start_succeeded(self, task: ResidentTask) -> None:
+    def start_succeeded(self, share: MemoryShare) -> None:
         """Note that a start is done; `measure_start` has to follow, and until then nobody else comes or goes."""
-        self._unmeasured.add(task)
+        self._unmeasured.add(share)
 
-    def woke(self, task: ResidentTask) -> None:
+    def woke(self, share: MemoryShare) -> None:
         """Note that a resident was woken: what it takes cannot be told by that."""
-        self._attribution.started(task)
-        task.is_measured.set()
+        self._attribution.started(share)
+        share.is_measured.set()
 
-    def ended(self, task: ResidentTask) -> None:
+    def ended(self, share: MemoryShare) -> None:
         """Note the end of a task, be it asked for or not."""
-        task.has_ended = True
-        self._attribution.started(task)
-        if task.stop_asked_at == math.inf:
-            self._attribution.ends(task)
+        share.task.has_ended = True
+        self._attribution.started(share)
+        if share.task.stop_asked_at == math.inf:
+            self._attribution.ends(share)
 
-    async def look_before_stop(self, task: ResidentTask) -> bool:
+    async def look_before_stop(self, share: MemoryShare) -> bool:
         """Read free memory before a stop. Returns whether the task still runs."""
         group = self._attribution.group
         reading = await self.read_gauge() if group is None else group.baseline
         await self._until_all_are_measured()
-        if task.has_ended:
+        if share.task.has_ended:
             return False  # it ended by itself while the gauge was read
-        self._attribution.started(task)
-        self._attribution.stops(task, reading)
+        self._attribution.started(share)
+        self._attribution.stops(share, reading)
         return True
 
-    async def measure_start(self, task: ResidentTask, measured: Measurement) -> bool:
+    async def measure_start(self, share: MemoryShare, measured: Footprint) -> bool:
         """Measure what a start took, now that it is done, and remember it. Returns whether it could."""
         try:
             after = await self.read_gauge()
-            most = await self._most_taken(task)
+            most = await self._most_taken(share)
         finally:
-            self._unmeasured.discard(task)
-            self._attribution.started(task)
-            task.is_measured.set()
+            self._unmeasured.discard(share)
+            self._attribution.started(share)
+            share.is_measured.set()
         # A slow gauge may have looked when the resident was going already.
-        is_whole = not task.has_ended and task.stop_asked_at == math.inf
-        if task.before is None or after is None or not is_whole or task.is_disturbed:
+        is_whole = not share.task.has_ended and share.task.stop_asked_at == math.inf
+        if share.before is None or after is None or not is_whole or share.is_disturbed:
             return False
-        taken = min(task.late_bytes + footprint(task.before, after), most)
-        task.footprint_bytes = measured.footprint_bytes = int(taken)
-        return task.before.measured and after.measured
+        taken = min(share.late_bytes + footprint(share.before, after), most)
+        share.footprint_bytes = measured.footprint_bytes = int(taken)
+        return share.before.measured and after.measured
 
-    async def _most_taken(self, task: ResidentTask) -> float:
+    async def _most_taken(self, share: MemoryShare) -> float:
         """Return what a resident's processes can have taken at most, whatever other programs took meanwhile."""
         with trio.move_on_after(GAUGE_TIMEOUT_S):
-            if task.endpoint is not None:
-                return await most_taken(self.gauge, task.endpoint.pid, task.endpoint.base_url)
+            if share.task.endpoint is not None:
+                return await most_taken(self.gauge, share.task.endpoint.pid, share.task.endpoint.base_url)
         return math.inf
 
     async def _until_all_are_measured(self) -> None:
@@ -143,7 +143,7 @@ class PoolMemory:
             await next(iter(self._unmeasured)).is_measured.wait()
 
     async def expected_release(
-        self, task: ResidentTask, measured: Measurement, declared_bytes: int | None
+        self, share: MemoryShare, measured: Footprint, declared_bytes: int | None
     ) -> int | None:
         """Tell how much memory a stop should bring back, in bytes; None where nothing is known.
 
@@ -153,12 +153,14 @@ class PoolMemory:
 
         A start that was given up or failed took as much as is missing since then, be it little or much.
         """
-        taken = task.footprint_bytes
-        if task.endpoint is None and task.before is not None:
-            if task.baseline is None:
-                task.baseline = await self.read_gauge()
-                return footprint(task.before, task.baseline) if task.baseline is not None else declared_bytes
-            taken = footprint(task.before, task.baseline)
+        taken = share.footprint_bytes
+        if share.task.endpoint is None and share.before is not None:
+            if share.baseline is None:
+                share.baseline = await self.read_gauge()
+                return (
+                    footprint(share.before, share.baseline) if share.baseline is not None else declared_bytes
+                )
+            taken = footprint(share.before, share.baseline)
         if taken is None:
             taken = measured.footprint_bytes
         if taken is None:
@@ -167,11 +169,11 @@ class PoolMemory:
         return int(taken * ratio) if ratio is not None else taken
 
     async def settle(
-        self, task: ResidentTask, measured: Measurement, expected_bytes: int | None, timeout_s: float
+        self, share: MemoryShare, measured: Footprint, expected_bytes: int | None, timeout_s: float
     ) -> tuple[SettleResult | None, str | None]:
         """Wait for the memory of a task that has ended. Returns what was seen, and a warning if any."""
-        baseline = task.baseline
-        together = self._attribution.has_gone(task, expected_bytes)
+        baseline = share.baseline
+        together = self._attribution.has_gone(share, expected_bytes)
         try:
             seen = await settle(
                 self.gauge,
@@ -185,8 +187,8 @@ class PoolMemory:
             return None, f"free memory cannot be read: {error}"
         self._late_bytes = seen.missing_bytes if seen.outcome is SettleOutcome.RETURNED else 0
         self._settled_at = trio.current_time()
-        if baseline is not None and self._attribution.is_clear(task) and not task.is_asleep:
-            _learn_ratio(task, measured, seen)
+        if baseline is not None and self._attribution.is_clear(share) and not share.task.is_asleep:
+            _learn_ratio(share, measured, seen)
         if seen.outcome is SettleOutcome.SHORT:
             missing = seen.missing_bytes / 2**30
             return (
@@ -195,24 +197,24 @@ class PoolMemory:
             )
         return seen, None
 
-    def stop_failed(self, task: ResidentTask) -> None:
+    def stop_failed(self, share: MemoryShare) -> None:
         """Note that a resident is still there, though its stop was asked for."""
-        task.has_ended = True
-        self._attribution.started(task)
-        self._attribution.settled(task)
+        share.task.has_ended = True
+        self._attribution.started(share)
+        self._attribution.settled(share)
 
-    def has_settled(self, task: ResidentTask) -> None:
+    def has_settled(self, share: MemoryShare) -> None:
         """Note that the memory of a resident that has gone is not waited for any more."""
-        self._attribution.settled(task)
+        self._attribution.settled(share)
 
 
-def _learn_ratio(task: ResidentTask, measured: Measurement, seen: SettleResult) -> None:
+def _learn_ratio(share: MemoryShare, measured: Footprint, seen: SettleResult) -> None:
     """Remember which share of a footprint came back, where the settle ended because it did."""
-    if not task.footprint_bytes:
+    if not share.footprint_bytes:
         return
     if seen.outcome is SettleOutcome.RETURNED and measured.release_ratio is None:
         return  # the whole of it: nothing to correct
-    ratio = max(0.0, min(1.0, seen.released_bytes / task.footprint_bytes))
+    ratio = max(0.0, min(1.0, seen.released_bytes / share.footprint_bytes))
     if seen.outcome is SettleOutcome.RETURNED:
         # It ended when nearly all was back. To take that for all would make it a little less each time.
         measured.release_ratio = max(measured.release_ratio or 0.0, ratio)

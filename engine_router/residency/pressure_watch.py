@@ -12,6 +12,7 @@ from attrs import define, field
 from engine_router.memory import MemoryReading
 from engine_router.memory.stalls import Stalls, stalls_of
 from engine_router.residency import messages
+from engine_router.residency.domain import Domain
 from engine_router.residency.other_programs import in_words
 from engine_router.residency.pool import Pool
 from engine_router.residency.pressure import PressureJudge
@@ -38,44 +39,46 @@ class PressureWatch:
     stalls: Callable[[Pool], Stalls] = lambda pool: stalls_of(pool.memory.gauge, sys.platform)
     _watched: dict[str, PressureJudge] = field(factory=dict)
 
-    def begin(self, pool: Pool) -> None:
+    def begin(self, domain: Domain, pool: Pool) -> None:
         """Watch a pool from now on, until nothing is left there that could go."""
-        if pool.capacity.yields_under_pressure and pool.name not in self._watched:
+        if domain.capacity(pool.name).yields_under_pressure and pool.name not in self._watched:
             self._watched[pool.name] = PressureJudge()
-            self.spawn(self._watch, pool)
+            self.spawn(self._watch, domain, pool)
 
-    async def _watch(self, pool: Pool) -> None:
+    async def _watch(self, domain: Domain, pool: Pool) -> None:
         judge, stalls = self._watched[pool.name], self.stalls(pool)
         try:
-            while pool.capacity.yields_under_pressure and _is_worth_watching(pool, judge):
-                await trio.sleep(await self._look(pool, judge, stalls))
+            while domain.capacity(pool.name).yields_under_pressure and _is_worth_watching(
+                domain, pool, judge
+            ):
+                await trio.sleep(await self._look(domain, pool, judge, stalls))
         finally:
             del self._watched[pool.name]
         if judge.is_pressed:
-            pool.tell(messages.Relieved(pool.name))
+            domain.tell(messages.Relieved(pool.name))
 
-    async def _look(self, pool: Pool, judge: PressureJudge, stalls: Stalls) -> float:
+    async def _look(self, domain: Domain, pool: Pool, judge: PressureJudge, stalls: Stalls) -> float:
         """Look once. Returns the seconds until the next look."""
         pause_s = COMMAND_S if pool.memory.gauge.name.startswith("command") else CALM_S
-        loaded = _loaded(pool)
-        is_wanted = judge.is_pressed or _is_anybody_idle(pool) or not judge.has_seen(loaded)
-        if _is_on_the_move(pool) or not is_wanted:
+        loaded = _loaded(domain, pool)
+        is_wanted = judge.is_pressed or _is_anybody_idle(domain, pool) or not judge.has_seen(loaded)
+        if _is_on_the_move(domain, pool) or not is_wanted:
             return pause_s
         reading = await pool.memory.read_gauge()
         if reading is None or not reading.measured:
             return COMMAND_S
-        if _is_on_the_move(pool) or _loaded(pool) != loaded:  # meanwhile
+        if _is_on_the_move(domain, pool) or _loaded(domain, pool) != loaded:  # meanwhile
             return pause_s
-        reserve_bytes, was_pressed = pool.capacity.reserve_bytes, judge.is_pressed
+        reserve_bytes, was_pressed = domain.capacity(pool.name).reserve_bytes, judge.is_pressed
         verdict = judge.look(
             reading, stalls(), reserve_bytes=reserve_bytes, loaded=loaded, now=trio.current_time()
         )
         if verdict == "pressed":
-            pool.tell(messages.Pressed(pool.name, judge.missing_bytes))
+            domain.tell(messages.Pressed(pool.name, judge.missing_bytes))
             if not was_pressed:
                 await self._tell(pool, reading)
         elif verdict == "relieved":
-            pool.tell(messages.Relieved(pool.name))
+            domain.tell(messages.Relieved(pool.name))
             self.notice(f"pool '{pool.name}': other programs have given memory back", "info")
         if not loaded:
             return COMMAND_S  # only what is to come back waits for it
@@ -89,33 +92,37 @@ class PressureWatch:
         )
 
 
-def _is_worth_watching(pool: Pool, judge: PressureJudge) -> bool:
+def _is_worth_watching(domain: Domain, pool: Pool, judge: PressureJudge) -> bool:
     """Tell whether a resident could go, or one that went is to come back by itself."""
-    return _may_anybody_go(pool) or (judge.is_pressed and pool.capacity.default_model is not None)
+    return _may_anybody_go(domain, pool) or (
+        judge.is_pressed and domain.capacity(pool.name).default_model is not None
+    )
 
 
-def _may_anybody_go(pool: Pool) -> bool:
+def _may_anybody_go(domain: Domain, pool: Pool) -> bool:
     return any(
         not (state.pinned or state.is_always_there)
-        for state in pool.ledger.states
+        for state in domain.ledger.states
         if _is_in(pool, state.needs)
     )
 
 
-def _is_anybody_idle(pool: Pool) -> bool:
-    return any(state.is_idle for state in pool.ledger.states if _is_in(pool, state.needs))
+def _is_anybody_idle(domain: Domain, pool: Pool) -> bool:
+    return any(state.is_idle for state in domain.ledger.states if _is_in(pool, state.needs))
 
 
-def _is_on_the_move(pool: Pool) -> bool:
+def _is_on_the_move(domain: Domain, pool: Pool) -> bool:
     """Tell whether residents come or go, so that what is free says nothing about others."""
     moving = (Phase.STARTING, Phase.STOPPING)
-    return bool(pool.behind or pool.ledger.settling) or any(
-        state.phase in moving for state in pool.ledger.states
+    budget = domain.ledger.budget
+    is_settling = any(_is_in(pool, needs) for needs in budget.settling.values())
+    return bool(domain.behind or is_settling) or any(
+        state.phase in moving for state in domain.ledger.states if _is_in(pool, state.needs)
     )
 
 
-def _loaded(pool: Pool) -> object:
-    return {state.resident: state.ready_at for state in pool.ledger.states if _is_in(pool, state.needs)}
+def _loaded(domain: Domain, pool: Pool) -> object:
+    return {state.resident: state.ready_at for state in domain.ledger.states if _is_in(pool, state.needs)}
 
 
 def _is_in(pool: Pool, needs: dict[str, float]) -> bool:

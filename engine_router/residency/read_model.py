@@ -19,13 +19,13 @@ from engine_router.memory import Holder, MemoryReading
 from engine_router.models.availability import Availability
 from engine_router.residency.availability import availability_of
 from engine_router.residency.decisions import Decision
+from engine_router.residency.domain import Domain
 from engine_router.residency.failures import Failure
 from engine_router.residency.lease import Lease
 from engine_router.residency.measurements import Measurement, Measurements
 from engine_router.residency.messages import Ticket
-from engine_router.residency.pool import Pool
 from engine_router.residency.resident_state import Phase, ResidentState
-from engine_router.residency.rules import Profile
+from engine_router.residency.rules import EVENLY, Profile
 from engine_router.residency.scheduling import Turn
 from engine_router.residency.supervisor import Supervisor
 from engine_router.residency.swap_status import SwapStatus, swap_status
@@ -51,7 +51,8 @@ class ResidentStatus:
     """One resident, present or not.
 
     Attributes:
-        pool: the pool that it belongs to.
+        pool: the pool that it belongs to; the first of them.
+        pools: all the pools that it takes from.
         phase: None where it is absent.
         failure: why it does not work, since it last did.
         stop_error: why its last stop failed, while it is stuck.
@@ -63,13 +64,15 @@ class ResidentStatus:
         held_until: when it may make way for another, if it is held for a follow-up.
         expires_at: when it is stopped for being idle: infinity for never, None where that does not apply.
         keep_alive_s: its idle timeout by the last request that named one.
-        footprint_bytes: its memory as measured; None where it never was.
+        footprint_bytes: its memory as measured, of all its pools together; None where it never was.
+        footprints: the same of each pool, where it takes from several and all are known.
         most_leases: that many requests may use it at the same time; None for any number.
         lease_s: where that is limited, the seconds until the next of its places is free, about; None where unknown.
     """
 
     resident: ResidentId
     pool: str
+    pools: tuple[str, ...] = ()
     phase: Phase | None = None
     failure: FailureStatus | None = None
     stop_error: RouterError | None = None
@@ -84,6 +87,7 @@ class ResidentStatus:
     expires_at: float | None = None
     keep_alive_s: float | None = None
     footprint_bytes: int | None = None
+    footprints: Mapping[str, int] = EVENLY
     most_leases: int | None = None
     lease_s: float | None = None
 
@@ -101,6 +105,10 @@ class ResidentStatus:
     def base_url(self) -> str | None:
         """The address at which it answers; None where it does not."""
         return None if self.endpoint is None else self.endpoint.base_url
+
+    def footprint_in(self, pool: str) -> int | None:
+        """Return its memory in one of its pools, as measured; None where it never was."""
+        return self.footprints.get(pool) if len(self.pools) > 1 else self.footprint_bytes
 
     def held_for_s(self, now: float) -> float | None:
         """Return how many seconds more it is kept for a follow-up while idle; None where it is not."""
@@ -190,41 +198,62 @@ class ReadModel:
 
     def pools(self) -> dict[str, PoolStatus]:
         """Return every pool, by name; that of remotes only where there are some."""
-        return {name: self._pool(self._supervisor.pools[name]) for name in self.pool_names()}
+        return {name: self.pool(name) for name in self.pool_names()}
 
     def pool(self, name: str) -> PoolStatus:
         """Return the pool of that name."""
-        return self._pool(self._supervisor.pools[name])
+        now, domain = trio.current_time(), self._supervisor.domains[name]
+        budget = domain.ledger.budget
+
+        def lies_here(resident: ResidentId) -> bool:
+            return name in budget.places(resident)
+
+        capacity = self._supervisor.capacity(name)
+        return PoolStatus(
+            name=name,
+            gauge=domain.pools[name].memory.gauge.name,
+            mode=capacity.mode,
+            budget_bytes=capacity.budget_bytes,
+            residents=tuple(self._present(domain, s, now) for s in domain.ledger.states if name in s.needs),
+            settling=tuple(resident for resident, needs in budget.settling.items() if name in needs),
+            waiting={r: count for r, count in domain.ledger.waiting_counts().items() if lies_here(r)},
+            failures={
+                r: _failure(failure) for r, failure in domain.ledger.failures().items() if lies_here(r)
+            },
+            swaps=tuple(
+                self._swap(swap) for swap in domain.swap_tracker.swaps if any(map(lies_here, swap.residents))
+            ),
+            is_closed=domain.is_closed,
+        )
 
     def pool_names(self) -> list[str]:
         """Return the names of all pools; that of remotes only where there are some."""
-        return [pool.name for pool in self._supervisor.pools.values() if self._supervisor.is_shown(pool)]
+        return [name for name in self._supervisor.pools if self._supervisor.is_shown(name)]
 
     def present(self) -> list[ResidentStatus]:
         """Return the residents that are present in any pool, in whatever phase."""
         now = trio.current_time()
         return [
-            self._present(pool, state, now)
-            for pool in self._supervisor.pools.values()
-            for state in pool.ledger.states
+            self._present(domain, state, now)
+            for domain in dict.fromkeys(self._supervisor.domains.values())
+            for state in domain.ledger.states
         ]
 
     def resident(self, resident: ResidentId) -> ResidentStatus:
         """Return a resident of a configured engine, present or not."""
-        pool = self._supervisor.pool(resident)
-        state = pool.ledger.state(resident)
+        domain = self._supervisor.domain(resident)
+        state = domain.ledger.state(resident)
         if state is not None:
-            return self._present(pool, state, trio.current_time())
-        failure = pool.ledger.failures().get(resident)
-        return ResidentStatus(
-            resident=resident, pool=pool.name, failure=None if failure is None else _failure(failure)
-        )
+            return self._present(domain, state, trio.current_time())
+        failure, pools = domain.ledger.failures().get(resident), domain.ledger.budget.places(resident)
+        shown = None if failure is None else _failure(failure)
+        return ResidentStatus(resident=resident, pool=pools[0], pools=pools, failure=shown)
 
     def availability(self, resident: ResidentId) -> Availability:
         """Return when a resident of a configured engine could take up one more request."""
-        pool = self._supervisor.pool(resident)
-        swaps = [self._swap(swap) for swap in pool.swap_tracker.swaps]
-        return availability_of(pool, resident, swaps, trio.current_time())
+        domain = self._supervisor.domain(resident)
+        swaps = [self._swap(swap) for swap in domain.swap_tracker.swaps]
+        return availability_of(domain, resident, swaps, trio.current_time())
 
     def profile(self, resident: ResidentId) -> Profile:
         """Return what is known of a resident beforehand: its need of memory, its times."""
@@ -246,7 +275,7 @@ class ReadModel:
     @property
     def is_over(self) -> bool:
         """Whether the router has gone down."""
-        return all(pool.is_closed for pool in self._supervisor.pools.values())
+        return all(domain.is_closed for domain in self._supervisor.domains.values())
 
     async def memory(self, pool: str) -> MemoryReading | None:
         """Read a pool's gauge; None where it cannot be read, or not within a second. All else here never waits."""
@@ -276,11 +305,15 @@ class ReadModel:
 
     def queue(self, pool: str) -> list[Ticket]:
         """Return the tickets that wait in a pool, in the order of their arrival."""
-        return sorted(self._supervisor.pools[pool].ledger.waiting(), key=lambda ticket: ticket.arrived_at)
+        ledger = self._supervisor.domains[pool].ledger
+        waiting = (ticket for ticket in ledger.waiting() if pool in ledger.budget.places(ticket.resident))
+        return sorted(waiting, key=lambda ticket: ticket.arrived_at)
 
     def turns(self, pool: str) -> list[TurnStatus]:
         """Return the plan for each resident that is waited for, the next one first."""
-        return [_turn(turn) for turn in self._supervisor.pools[pool].ledger.turns(trio.current_time())]
+        ledger = self._supervisor.domains[pool].ledger
+        turns = ledger.turns(trio.current_time())
+        return [_turn(turn) for turn in turns if pool in ledger.budget.places(turn.resident)]
 
     def outlooks(self, pool: PoolStatus) -> dict[ResidentId, Outlook]:
         """Return what has to happen before each resident can serve that is waited for in a pool."""
@@ -289,37 +322,24 @@ class ReadModel:
 
     def wait(self, lease: Lease) -> WaitStatus:
         """Return what the holder of a lease waits for that is not granted yet."""
-        pool = self._supervisor.pool(lease.resident)
-        swap = next((swap for swap in pool.swap_tracker.swaps if swap.target == lease.resident), None)
+        domain = self._supervisor.domain(lease.resident)
+        swap = next((swap for swap in domain.swap_tracker.swaps if swap.target == lease.resident), None)
         return WaitStatus(
             swap=None if swap is None else self._swap(swap),
-            place=pool.ledger.place(lease.ticket),
-            ready=tuple(s.resident for s in pool.ledger.states if s.phase is Phase.READY),
+            place=domain.ledger.place(lease.ticket),
+            ready=tuple(s.resident for s in domain.ledger.states if s.phase is Phase.READY),
         )
 
     # The parts.
 
-    def _pool(self, pool: Pool) -> PoolStatus:
-        now, ledger = trio.current_time(), pool.ledger
-        return PoolStatus(
-            name=pool.name,
-            gauge=pool.memory.gauge.name,
-            mode=pool.capacity.mode,
-            budget_bytes=pool.capacity.budget_bytes,
-            residents=tuple(self._present(pool, state, now) for state in ledger.states),
-            settling=tuple(ledger.settling),
-            waiting=dict(ledger.waiting_counts()),
-            failures={resident: _failure(failure) for resident, failure in ledger.failures().items()},
-            swaps=tuple(map(self._swap, pool.swap_tracker.swaps)),
-            is_closed=pool.is_closed,
-        )
-
-    def _present(self, pool: Pool, state: ResidentState, now: float) -> ResidentStatus:
+    def _present(self, domain: Domain, state: ResidentState, now: float) -> ResidentStatus:
         resident = state.resident
-        task, failure = pool.tasks.get(resident), pool.ledger.failures().get(resident)
+        task, failure = domain.tasks.get(resident), domain.ledger.failures().get(resident)
+        pools, measured = tuple(state.needs), self._measurements.of(resident)
         return ResidentStatus(
             resident=resident,
-            pool=pool.name,
+            pool=pools[0],
+            pools=pools,
             phase=state.phase,
             failure=None if failure is None else _failure(failure),
             stop_error=state.failure,
@@ -331,16 +351,17 @@ class ReadModel:
             pinned=state.pinned,
             idle_since=state.idle_since if state.is_idle else None,
             held_until=state.held_until,
-            expires_at=pool.ledger.expires_at(resident, now),
+            expires_at=domain.ledger.expires_at(resident, now),
             keep_alive_s=state.keep_alive_s,
-            footprint_bytes=self._measurements.of(resident).footprint_bytes,
+            footprint_bytes=measured.footprint_bytes,
+            footprints=measured.needs(pools) or EVENLY if len(pools) > 1 else EVENLY,
             most_leases=None if (most := self.profile(resident).max_leases) == math.inf else int(most),
             lease_s=None if state.lease_s is None else state.lease_s / max(1, len(state.leases)),
         )
 
     def _swap(self, swap: Swap) -> SwapStatus:
         start_s = None if swap.target is None else self.profile(swap.target).start_s
-        task = None if swap.target is None else self._supervisor.pool(swap.target).tasks.get(swap.target)
+        task = None if swap.target is None else self._supervisor.domain(swap.target).tasks.get(swap.target)
         step = None if task is None or swap.phase != "start" else task.supervision.step
         return swap_status(swap, self._supervisor.expected_s, start_s, step)
 

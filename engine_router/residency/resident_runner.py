@@ -20,13 +20,14 @@ from engine_router.errors import (
 from engine_router.events import EventHub, MemorySettled, ResidentDied, ResidentReady, RouterNotice
 from engine_router.memory import SettleResult
 from engine_router.residency import messages
+from engine_router.residency.domain import Domain
 from engine_router.residency.files import ReadAhead, drop_files
 from engine_router.residency.health import HealthChecks
 from engine_router.residency.ledger import Phase, Profile
-from engine_router.residency.measurements import Measurements
+from engine_router.residency.measurements import Footprint, Measurement, Measurements
 from engine_router.residency.pool import Pool
 from engine_router.residency.pressure_watch import PressureWatch
-from engine_router.residency.resident_task import ResidentTask
+from engine_router.residency.resident_task import MemoryShare, ResidentTask
 from engine_router.residency.rules import ResidencySettings
 from engine_router.residency.sleepers import Sleepers
 from engine_router.residency.start_memory import StartMemory
@@ -38,9 +39,9 @@ logger = logging.getLogger(__name__)
 LET_GO_S = 5.0
 
 
-def is_stopping(pool: Pool, resident: ResidentId) -> bool:
+def is_stopping(domain: Domain, resident: ResidentId) -> bool:
     """Tell whether the end of a resident is wanted."""
-    state = pool.ledger.state(resident)
+    state = domain.ledger.state(resident)
     return state is not None and state.phase is Phase.STOPPING
 
 
@@ -89,25 +90,25 @@ class ResidentRunner:
         """Return what is known of a resident: as configured, as measured, or as estimated."""
         return self.settings.traits(resident).profile(self.measurements.of(resident))
 
-    def begin(self, pool: Pool, resident: ResidentId, *, found: bool) -> None:
+    def begin(self, domain: Domain, resident: ResidentId, *, found: bool) -> None:
         """Start a resident; or take it over, where it was found running."""
-        self._begin(pool, resident, adopted=found, found=found)
+        self._begin(domain, resident, adopted=found, found=found)
 
-    def end(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
+    def end(self, domain: Domain, resident: ResidentId, wanted: ResidentId | None) -> None:
         """Ask a resident to end, so that `wanted` can start where somebody waits for that."""
-        if (task := pool.tasks.get(resident)) is not None:
+        if (task := domain.tasks.get(resident)) is not None:
             task.health_scope.cancel()  # whether it does its work is of no interest any more
-        self.prepare(pool, wanted)
-        self.spawn(self._stop, pool, resident, wanted)
+        self.prepare(domain, wanted)
+        self.spawn(self._stop, domain, resident, wanted)
 
-    def prepare(self, pool: Pool, wanted: ResidentId | None) -> None:
+    def prepare(self, domain: Domain, wanted: ResidentId | None) -> None:
         """Read the files of a resident ahead that will start as soon as there is room."""
-        if wanted is not None and wanted not in pool.tasks and (scope := self._read_ahead.begin(wanted)):
+        if wanted is not None and wanted not in domain.tasks and (scope := self._read_ahead.begin(wanted)):
             self.spawn(self._read_ahead.read, self.settings.files, wanted, scope)
 
-    def settle(self, pool: Pool, resident: ResidentId) -> None:
+    def settle(self, domain: Domain, resident: ResidentId) -> None:
         """Wait for the memory of a resident that has gone."""
-        self.spawn(self._settle, pool, resident)
+        self.spawn(self._settle, domain, resident)
 
     def notice(self, message: str, severity: Literal["info", "warning"] = "warning") -> None:
         """Tell the person who runs the router something."""
@@ -115,26 +116,27 @@ class ResidentRunner:
 
     # One resident, from its start to its end.
 
-    def _begin(self, pool: Pool, resident: ResidentId, *, adopted: bool, found: bool) -> ResidentTask:
+    def _begin(self, domain: Domain, resident: ResidentId, *, adopted: bool, found: bool) -> ResidentTask:
         supervision = Supervision(
-            on_ready=lambda endpoint: self._ready(pool, task, endpoint),
-            on_shut=lambda fault, until: self._shut(pool, resident, fault, until),
-            on_used=lambda: pool.tell(messages.KeepAlive(resident, None)),
+            on_ready=lambda endpoint: self._ready(domain, task, endpoint),
+            on_shut=lambda fault, until: self._shut(domain, resident, fault, until),
+            on_used=lambda: domain.tell(messages.KeepAlive(resident, None)),
         )
         task = ResidentTask(resident, supervision, trio.current_time(), adopted, found, self.settings.files)
-        pool.tasks[resident] = task
-        self.spawn(self._live, pool, task)
+        task.shares = {pool.name: MemoryShare(task) for pool in domain.pools_of(resident)}
+        domain.tasks[resident] = task
+        self.spawn(self._live, domain, task)
         return task
 
-    async def _live(self, pool: Pool, task: ResidentTask) -> None:
+    async def _live(self, domain: Domain, task: ResidentTask) -> None:
         """Stay with a resident from its start to its end, and report how it ended."""
         resident = task.resident
         error: RouterError | None = None
         try:
             with task.scope:
-                error = await self._lead(pool, task)
+                error = await self._lead(domain, task)
         except EngineStopFailed as failure:
-            self._stuck(pool, task, failure)
+            self._stuck(domain, task, failure)
             return
         except EngineError as failure:
             error = failure
@@ -143,15 +145,15 @@ class ResidentRunner:
             logger.exception("engine %s: unexpected error", resident.engine)
             error = EngineStartFailed(resident.engine, f"failed unexpectedly: {failure!r}")
             if (left := await self.sleepers.clear_away(resident)) is not None:
-                self._stuck(pool, task, left)
+                self._stuck(domain, task, left)
                 return
-        self._gone(pool, task, error)
+        self._gone(domain, task, error)
 
-    async def _lead(self, pool: Pool, task: ResidentTask) -> RouterError | None:
+    async def _lead(self, domain: Domain, task: ResidentTask) -> RouterError | None:
         """Start a resident and stay with it. Returns the error where it died by itself."""
         resident = task.resident
         if not task.adopted:
-            await self.start_memory.wait(pool, task, self.settle_timeout_s)
+            await self.start_memory.wait(domain, task, self.settle_timeout_s)
             if task.supervision.stop_asked.is_set():
                 return None
         await self.sleepers.taken_up(resident)
@@ -159,91 +161,107 @@ class ResidentRunner:
             resident, task.supervision, adopt=task.adopted
         )
         task.is_asleep = ended.asleep
-        if ended.stopped or is_stopping(pool, resident):
+        if ended.stopped or is_stopping(domain, resident):
             return None
-        return self._death(pool, resident, ended)
+        return self._death(domain, resident, ended)
 
-    def _ready(self, pool: Pool, task: ResidentTask, endpoint: Endpoint) -> None:
+    def _ready(self, domain: Domain, task: ResidentTask, endpoint: Endpoint) -> None:
         if task.endpoint is not None:
             return
         now, resident = trio.current_time(), task.resident
         task.endpoint, task.ready_at = endpoint, now
         self._read_ahead.stop(resident)
-        self._note_start(pool, task, now - task.started_at)
-        state = pool.ledger.state(resident)
+        self._note_start(domain, task, now - task.started_at)
+        state = domain.ledger.state(resident)
         if state is not None and state.phase is Phase.STARTING:
-            pool.swap_tracker.arrived(resident, now)
+            domain.swap_tracker.arrived(resident, now)
             self.hub.publish(
                 ResidentReady(
                     at=self.wall_clock(),
-                    pool=pool.name,
+                    pool=domain.home(resident),
                     resident=str(resident),
                     start_s=now - task.started_at,
                     adopted=task.adopted,
                     woken=task.supervision.woken,
                 )
             )
-        pool.tell(messages.BecameReady(resident))
-        self.spawn(self.health.watch, pool, task)
-        self.pressure.begin(pool)
+        domain.tell(messages.BecameReady(resident))
+        self.spawn(self.health.watch, domain, task)
+        for pool in domain.pools_of(resident):
+            self.pressure.begin(domain, pool)
         if not (task.adopted or task.supervision.woken):
-            self.spawn(self._measure, pool, task)
+            self.spawn(self._measure, domain, task)
 
-    def _shut(self, pool: Pool, resident: ResidentId, error: RouterError | None, until: float) -> None:
-        state = pool.ledger.state(resident)
+    def _shut(self, domain: Domain, resident: ResidentId, error: RouterError | None, until: float) -> None:
+        state = domain.ledger.state(resident)
         was_shut = state is not None and state.is_shut
         if error is None:
-            pool.tell(messages.Opened(resident))
+            domain.tell(messages.Opened(resident))
             self.notice(f"engine '{resident.engine}' can be reached again", severity="info")
             return
-        pool.tell(messages.Shut(resident, error, until))
+        domain.tell(messages.Shut(resident, error, until))
         if not was_shut:
             self.notice(f"{error}; requests to it are refused until it can be reached")
 
-    def _note_start(self, pool: Pool, task: ResidentTask, seconds: float) -> None:
+    def _note_start(self, domain: Domain, task: ResidentTask, seconds: float) -> None:
         if task.adopted or task.supervision.was_there:
             return
         measured = self.measurements.of(task.resident)
         if task.supervision.woken:
             measured.wake_s = seconds
-            pool.memory.woke(task)
         else:
             measured.start_s = seconds
-            pool.memory.start_succeeded(task)
+        for pool, share in domain.shares(task):
+            if task.supervision.woken:
+                pool.memory.woke(share)
+            else:
+                pool.memory.start_succeeded(share)
         self.measurements.touch()
 
-    async def _measure(self, pool: Pool, task: ResidentTask) -> None:
-        measured = self.measurements.of(task.resident)
-        if await pool.memory.measure_start(task, measured) and measured.footprint_bytes is not None:
-            need_bytes = self.profile(task.resident).need_bytes
-            if need_bytes is not None:
-                pool.tell(messages.Weighed(task.resident, need_bytes))
+    async def _measure(self, domain: Domain, task: ResidentTask) -> None:
+        resident, measured = task.resident, self.measurements.of(task.resident)
+        done = [
+            pool.name
+            for pool, share in domain.shares(task)
+            if await pool.memory.measure_start(share, measured.share(pool.name, task.shares))
+        ]
+        measured.add_up(task.shares)
+        profile = self.profile(resident)
+        for name in done:
+            if (need_bytes := profile.need_in(name)) is not None:
+                domain.tell(messages.Weighed(resident, need_bytes, name))
         self.measurements.touch()
 
-    def _death(self, pool: Pool, resident: ResidentId, ended: Ended) -> RouterError:
+    def _death(self, domain: Domain, resident: ResidentId, ended: Ended) -> RouterError:
         self.hub.publish(
-            ResidentDied(at=self.wall_clock(), pool=pool.name, resident=str(resident), message=ended.message)
+            ResidentDied(
+                at=self.wall_clock(),
+                pool=domain.home(resident),
+                resident=str(resident),
+                message=ended.message,
+            )
         )
         return EngineDied(resident.engine, ended.message, log_tail=ended.log_tail)
 
-    def _gone(self, pool: Pool, task: ResidentTask, error: RouterError | None) -> None:
+    def _gone(self, domain: Domain, task: ResidentTask, error: RouterError | None) -> None:
         now, resident = trio.current_time(), task.resident
         task.health_scope.cancel()
-        pool.memory.ended(task)
+        for pool, share in domain.shares(task):
+            pool.memory.ended(share)
         if task.is_asleep:
             self.sleepers.add(resident)
         if task.stop_asked_at < now and not task.is_asleep:
             self.measurements.of(resident).stop_s = now - task.stop_asked_at
             self.measurements.touch()
-        if is_stopping(pool, resident):
+        if is_stopping(domain, resident):
             error = None  # its end was wanted, however it came about
         if error is not None:
-            pool.swap_tracker.end(resident, "error", now, str(error))
-        pool.tasks.pop(resident, None)
-        pool.gone[resident] = task
-        pool.tell(messages.HasEnded(resident, error))
+            domain.swap_tracker.end(resident, "error", now, str(error))
+        domain.tasks.pop(resident, None)
+        domain.gone[resident] = task
+        domain.tell(messages.HasEnded(resident, error))
 
-    def _stuck(self, pool: Pool, task: ResidentTask, cause: EngineStopFailed) -> None:
+    def _stuck(self, domain: Domain, task: ResidentTask, cause: EngineStopFailed) -> None:
         resident = task.resident
         failure = EngineStopFailed(
             cause.engine,
@@ -252,33 +270,35 @@ class ResidentRunner:
             log_tail=cause.log_tail,
         )
         task.health_scope.cancel()
-        pool.swap_tracker.end(resident, "error", trio.current_time(), str(failure))
-        pool.tasks.pop(resident, None)
-        pool.stuck[resident] = task
-        pool.memory.stop_failed(task)
-        pool.tell(messages.StopFailed(resident, failure))
+        domain.swap_tracker.end(resident, "error", trio.current_time(), str(failure))
+        domain.tasks.pop(resident, None)
+        domain.stuck[resident] = task
+        for pool, share in domain.shares(task):
+            pool.memory.stop_failed(share)
+        domain.tell(messages.StopFailed(resident, failure))
         if self.is_closing:
             # Nothing more can be done: the router goes, and says what stays behind.
             self.notice(f"{failure}; it is left behind")
 
-    async def _stop(self, pool: Pool, resident: ResidentId, wanted: ResidentId | None) -> None:
+    async def _stop(self, domain: Domain, resident: ResidentId, wanted: ResidentId | None) -> None:
         """Ask a resident to end. What could not be stopped before is taken up again first."""
-        task = pool.tasks.get(resident)
-        if task is None and (stuck := pool.stuck.pop(resident, None)) is not None:
-            task = self._begin(pool, resident, adopted=True, found=stuck.found)
-            task.before, task.endpoint = stuck.before, stuck.endpoint
-            task.footprint_bytes = stuck.footprint_bytes
+        task = domain.tasks.get(resident)
+        if task is None and (stuck := domain.stuck.pop(resident, None)) is not None:
+            task = self._begin(domain, resident, adopted=True, found=stuck.found)
+            task.endpoint = stuck.endpoint
+            for name, share in task.shares.items():
+                share.take_up(stuck.shares[name])
         if task is None:
             return  # it ended by itself; the news is on its way
         if self.is_closing and task.found:
             await self._let_go(task)
             task.scope.cancel()
             return
-        if await pool.memory.look_before_stop(task):
+        if all([await pool.memory.look_before_stop(share) for pool, share in domain.shares(task)]):
             task.stop_asked_at = trio.current_time()
             if task.endpoint is not None:
                 self.on_stop(task.endpoint.base_url)
-            task.supervision.stop(for_good=not self._may_sleep(pool, task, wanted), is_last=self.is_closing)
+            task.supervision.stop(for_good=not self._may_sleep(domain, task, wanted), is_last=self.is_closing)
 
     async def _let_go(self, task: ResidentTask) -> None:
         """Leave a resident that was found running as it was."""
@@ -290,51 +310,61 @@ class ResidentRunner:
         except Exception:
             logger.exception("engine %s: unexpected error", task.resident.engine)
 
-    def _may_sleep(self, pool: Pool, task: ResidentTask, wanted: ResidentId | None) -> bool:
+    def _may_sleep(self, domain: Domain, task: ResidentTask, wanted: ResidentId | None) -> bool:
         """Tell whether it is enough if a resident sleeps, where its engine can."""
-        state = pool.ledger.state(task.resident)
+        state = domain.ledger.state(task.resident)
         if self.is_closing or state is None or state.unloading or state.down is not None:
             return False
-        return self.measurements.of(task.resident).prefers_sleep(self._missing_for(wanted, task))
+        missing_bytes = None if wanted is None else task.missing_for(self.profile(wanted))
+        return self.measurements.of(task.resident).prefers_sleep(missing_bytes)
 
-    def _missing_for(self, wanted: ResidentId | None, task: ResidentTask) -> float | None:
-        """Return what has to come free for a resident, in bytes; None where that is not known."""
-        need = None if wanted is None else self.profile(wanted).need_bytes
-        if need is None or task.baseline is None or not task.baseline.measured:
-            return None
-        return max(0.0, need - task.baseline.available_bytes)
-
-    async def _settle(self, pool: Pool, resident: ResidentId) -> None:
-        task, measured = pool.gone[resident], self.measurements.of(resident)
+    async def _settle(self, domain: Domain, resident: ResidentId) -> None:
+        task = domain.gone[resident]
         if self.is_closing:
             task.settle_scope.cancel()
-        began = trio.current_time()
-        pool.swap_tracker.settle(resident, began)
+        domain.swap_tracker.settle(resident, trio.current_time())
         with task.settle_scope:
-            if task.is_asleep:
-                await self._settle_asleep(pool, task, began)
-            else:
+            if not task.is_asleep:
                 await drop_files(task.files, resident)
-                profile = self.profile(resident)
-                known = None if profile.is_guessed else profile.need_bytes
-                expected = await pool.memory.expected_release(task, measured, known)
-                seen, warning = await pool.memory.settle(task, measured, expected, self.settle_timeout_s)
-                measured.settle_s = trio.current_time() - began
-                self._settled(pool, resident, seen, expected, measured.settle_s, warning)
-        del pool.gone[resident]
-        pool.memory.has_settled(task)
-        pool.tell(messages.Settled(resident))
+            pending = set(task.shares)
+            async with trio.open_nursery() as nursery:
+                for pool, share in domain.shares(task):
+                    nursery.start_soon(self._settle_in, domain, pool, share, pending)
+        del domain.gone[resident]
+        for pool, share in domain.shares(task):
+            pool.memory.has_settled(share)
+        domain.tell(messages.Settled(resident))
 
-    async def _settle_asleep(self, pool: Pool, task: ResidentTask, began: float) -> None:
-        """Wait for what a resident set free by falling asleep; where that is too little, it is stopped after all."""
+    async def _settle_in(self, domain: Domain, pool: Pool, share: MemoryShare, pending: set[str]) -> None:
+        """Wait for what one pool gets back, and tell of it while others still wait for theirs."""
+        task, began = share.task, trio.current_time()
         resident, measured = task.resident, self.measurements.of(task.resident)
-        expected = measured.sleep_freed_bytes
-        seen, warning = await pool.memory.settle(task, measured, expected, self.settle_timeout_s)
-        if seen is not None and task.baseline is not None and task.baseline.measured:
-            measured.sleep_freed_bytes = seen.released_bytes
-        if not measured.prefers_sleep() and (left := await self.sleepers.clear_away(resident)) is not None:
-            warning = str(left)
+        part, profile = measured.share(pool.name, task.shares), self.profile(task.resident)
+        expected = part.sleep_freed_bytes
+        if not task.is_asleep:
+            known = None if profile.is_guessed else profile.need_in(pool.name)
+            expected = await pool.memory.expected_release(share, part, known)
+        seen, warning = await pool.memory.settle(share, part, expected, self.settle_timeout_s)
+        if not task.is_asleep:
+            measured.settle_s = trio.current_time() - began
+        elif (left := await self._fell_asleep(share, part, seen, measured)) is not None:
+            warning = left
         self._settled(pool, resident, seen, expected, trio.current_time() - began, warning)
+        pending.discard(pool.name)
+        if pending and not task.is_asleep:
+            domain.tell(messages.Settled(resident, pool.name))
+
+    async def _fell_asleep(
+        self, share: MemoryShare, part: Footprint, seen: SettleResult | None, measured: Measurement
+    ) -> str | None:
+        """Note what a resident set free by falling asleep; where that is too little, it is stopped after all."""
+        if seen is not None and share.baseline is not None and share.baseline.measured:
+            part.sleep_freed_bytes = seen.released_bytes
+        measured.add_up(share.task.shares)
+        if measured.prefers_sleep():
+            return None
+        left = await self.sleepers.clear_away(share.task.resident)
+        return None if left is None else str(left)
 
     def _settled(
         self,

@@ -10,6 +10,34 @@ from attrs import define, field
 from engine_router.engines.base import Endpoint, ResidentId, Supervision
 from engine_router.memory import MemoryReading
 from engine_router.residency.files import Files
+from engine_router.residency.rules import Profile
+
+
+@define(eq=False, repr=False)
+class MemoryShare:
+    """What the gauge of one pool showed of one resident.
+
+    Attributes:
+        task: the resident's.
+        before: free memory just before its start.
+        late_bytes: memory that was still on its way back then.
+        footprint_bytes: memory that this start took, once measured.
+        baseline: free memory just before its stop.
+        is_disturbed: others came or went during its start, so that what it took cannot be told.
+        is_measured: what it took is known, as far as it ever will be.
+    """
+
+    task: ResidentTask
+    before: MemoryReading | None = None
+    late_bytes: int = 0
+    footprint_bytes: int | None = None
+    baseline: MemoryReading | None = None
+    is_disturbed: bool = False
+    is_measured: trio.Event = field(factory=trio.Event)
+
+    def take_up(self, earlier: MemoryShare) -> None:
+        """Go on where an earlier task of the same resident was."""
+        self.before, self.footprint_bytes = earlier.before, earlier.footprint_bytes
 
 
 @define(eq=False, repr=False)
@@ -25,14 +53,9 @@ class ResidentTask:
         scope: ends that task at once.
         endpoint: where it answers, once ready.
         ready_at: when its start succeeded, by the same clock; infinity before.
-        before: free memory just before its start.
-        late_bytes: memory that was still on its way back then.
-        footprint_bytes: memory that this start took, once measured.
-        baseline: free memory just before its stop.
+        shares: what the gauge of each pool in which it lies showed of it.
         stop_asked_at: the supervisor's clock; infinity where nobody asked.
         health_scope: ends its health checks.
-        is_disturbed: others came or went during its start, so that what it took cannot be told.
-        is_measured: what it took is known, as far as it ever will be.
         is_asleep: it did not end but fell asleep.
         has_ended: nothing stays with it any more, be it gone, asleep or stuck.
         settle_scope: ends the wait for its memory.
@@ -47,14 +70,9 @@ class ResidentTask:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     endpoint: Endpoint | None = None
     ready_at: float = math.inf
-    before: MemoryReading | None = None
-    late_bytes: int = 0
-    footprint_bytes: int | None = None
-    baseline: MemoryReading | None = None
+    shares: dict[str, MemoryShare] = field(factory=dict)
     stop_asked_at: float = math.inf
     health_scope: trio.CancelScope = field(factory=trio.CancelScope)
-    is_disturbed: bool = False
-    is_measured: trio.Event = field(factory=trio.Event)
     is_asleep: bool = False
     has_ended: bool = False
     settle_scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -64,3 +82,15 @@ class ResidentTask:
         if self.adopted:
             return 0.0
         return max(0.0, min(until, self.ready_at) - max(since, self.started_at))
+
+    def missing_for(self, other: Profile) -> float | None:
+        """Return what has to come free of its memory for another resident, in bytes; None where that is not known."""
+        missing_bytes = 0.0
+        for name, share in self.shares.items():
+            if other.pools and name not in other.pools:
+                continue
+            need = other.need_in(name)
+            if need is None or share.baseline is None or not share.baseline.measured:
+                return None
+            missing_bytes += max(0.0, need - share.baseline.available_bytes)
+        return missing_bytes

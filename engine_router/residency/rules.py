@@ -148,12 +148,16 @@ class Traits:
     """The traits of a resident by its configuration; see `Profile`.
 
     Attributes:
+        pools: the pools that it takes from.
         declared_bytes: memory that it needs, by the configuration.
+        declared_needs: the same of each of its pools, where it lies across several and that is declared.
         estimated_bytes: memory that it needs, by its weights and context.
         weights_bytes: memory that its weights alone need.
     """
 
+    pools: tuple[str, ...] = ()
     declared_bytes: int | None = None
+    declared_needs: Mapping[str, int] = EVENLY
     estimated_bytes: int | None = None
     weights_bytes: int = 0
     group: str | None = None
@@ -164,11 +168,17 @@ class Traits:
 
     def profile(self, measured: Measurement) -> Profile:
         """Return what is known of the resident: what is declared goes before what was measured, and both before guesses."""
-        needs = (self.declared_bytes, measured.footprint_bytes or None, self.estimated_bytes)
+        found_bytes, needs = measured.footprint_bytes or None, self.declared_needs
+        if len(self.pools) > 1 and self.declared_bytes is None:
+            shares = measured.needs(self.pools)
+            found_bytes, needs = (None, EVENLY) if shares is None else (sum(shares.values()), shares)
+        known = (self.declared_bytes, found_bytes, self.estimated_bytes)
         stop_s = None if measured.stop_s is None else measured.stop_s + (measured.settle_s or 0.0)
         return Profile(
-            need_bytes=next((need for need in needs if need is not None), None),
-            is_estimated=needs[0] is None and needs[1] is None,
+            need_bytes=next((need for need in known if need is not None), None),
+            pools=self.pools,
+            needs=needs,
+            is_estimated=known[0] is None and known[1] is None,
             least_bytes=self.weights_bytes,
             start_s=measured.start_s,
             stop_s=stop_s,

@@ -18,6 +18,7 @@ from engine_router.config import (
     RemoteConfig,
     StartedConfig,
 )
+from engine_router.config.memories import pools_of_model, shares_of
 from engine_router.config.template import NO_ARGUMENTS, ModelArguments
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import BadRequest, UnknownModel
@@ -26,7 +27,7 @@ from engine_router.models.estimate import Estimate, estimate_of
 from engine_router.models.header_memory import HeaderMemory
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import model_config
-from engine_router.residency.rules import Capacity, ResidencySettings, Rules, Traits
+from engine_router.residency.rules import EVENLY, Capacity, ResidencySettings, Rules, Traits
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +110,15 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
             return Traits(is_always_there=True, max_leases=most)
         return Traits(idle_timeout_s=engine.suspend_after_s or math.inf, max_leases=most)
     model = None if resident.model is None else model_config(config, resident.engine, resident.model)
-    model = model or ModelConfig(engine=engine.pool)  # says nothing
-    memory_gb = model.memory_gb or engine.memory_gb
+    model = model or ModelConfig(engine=resident.engine)  # says nothing
+    pools, memory_gb = pools_of_model(model, engine), model.memory_gb or engine.memory_gb
+    shares = {} if memory_gb is None else shares_of(memory_gb, pools)
+    declared = {pool: int(amount * _GB) for pool, amount in shares.items()}
     idle_s = config.scheduling.idle_timeout_s if engine.idle_timeout_s is None else engine.idle_timeout_s
     return Traits(
-        declared_bytes=None if memory_gb is None else int(memory_gb * _GB),
+        pools=pools,
+        declared_bytes=sum(declared.values()) if declared else None,
+        declared_needs=declared if len(pools) > 1 else EVENLY,
         group=model.group or engine.group,
         pinned=engine.pinned if model.pinned is None else model.pinned,
         idle_timeout_s=idle_s or math.inf,
@@ -122,7 +127,7 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
 
 def _capacity(name: str, pool: PoolConfig, config: Config, registry: ModelRegistry) -> Capacity:
     default_model = None if pool.default_model is None else _target(pool.default_model, registry)
-    if default_model is not None and config.engines[default_model.engine].pool != name:
+    if default_model is not None and name not in traits_of(config, default_model.resident).pools:
         logger.warning("'%s' is not of pool '%s', so it is not its default model", default_model.model, name)
         default_model = None
     capacity = Capacity(
@@ -173,8 +178,10 @@ def _estimates(
     found: dict[ResidentId, Estimate] = {}
     for target in registry.targets():
         settings = config.engines[target.engine]
-        if settings.pool in counted and isinstance(settings, StartedConfig):
-            model = model_config(config, target.engine, target.upstream)
+        if not isinstance(settings, StartedConfig):
+            continue
+        model = model_config(config, target.engine, target.upstream)
+        if not set(counted).isdisjoint(pools_of_model(model, settings)):
             arguments = NO_ARGUMENTS if model is None else ModelArguments.of(model)
             values = arguments.values(target.upstream)
             need = _estimate(engines[target.engine], target, settings, values, headers)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
-from attrs import define
+from attrs import define, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import NotEnoughMemory
 from engine_router.residency import messages
+from engine_router.residency.domain import Domain
 from engine_router.residency.other_programs import in_words
 from engine_router.residency.pool import Pool
 from engine_router.residency.resident_state import Phase
@@ -20,6 +21,29 @@ from engine_router.residency.tenants import Tenants
 
 # Seconds between two looks whether there is enough memory for a start.
 SHORT_INTERVAL_S = 0.05
+
+
+@frozen
+class _Need:
+    """What has to be free in one pool for a start.
+
+    Attributes:
+        need_bytes: None where that is not known, or nobody counts.
+        least_bytes: what it needs for certain, where the other is a guess.
+    """
+
+    need_bytes: int | None
+    least_bytes: int | None
+
+    def missing(self, free_bytes: float) -> int:
+        """Return how much less is free."""
+        if self.need_bytes is None:
+            return 0
+        return int(max(0.0, self.need_bytes - _slack(self.need_bytes) - free_bytes))
+
+    def is_enough(self, free_bytes: float) -> bool:
+        """Tell whether a start may be tried though less is free than was guessed."""
+        return self.least_bytes is not None and free_bytes >= self.least_bytes
 
 
 @define(eq=False, kw_only=True, repr=False)
@@ -38,66 +62,98 @@ class StartMemory:
     tenants: Tenants
     _clearing: int = 0
 
-    async def wait(self, pool: Pool, task: ResidentTask, timeout_s: float) -> None:
+    async def wait(self, domain: Domain, task: ResidentTask, timeout_s: float) -> None:
         """Wait until there is memory enough for a start. It ends early where the start is not wanted any more.
 
         Raises:
             NotEnoughMemory: there was too little until the end.
         """
         try:
-            await self._wait(pool, task, timeout_s)
+            await self._wait(domain, task, timeout_s)
         finally:
             task.supervision.tell(None)
 
-    async def _wait(self, pool: Pool, task: ResidentTask, timeout_s: float) -> None:
-        need_bytes, least_bytes = self._needs(pool, task.resident)
+    async def _wait(self, domain: Domain, task: ResidentTask, timeout_s: float) -> None:
+        pools = [pool for pool, _ in domain.shares(task)]
+        needs = {pool.name: self._needs(domain, pool, task.resident) for pool in pools}
         deadline = trio.current_time() + timeout_s
         asked, is_told = set[str](), False
         while True:
-            if self.tenants.asked_now(pool) is not None and not task.supervision.stop_asked.is_set():
+            is_asked = any(self.tenants.asked_now(pool) is not None for pool in pools)
+            if is_asked and not task.supervision.stop_asked.is_set():
                 await trio.sleep(SHORT_INTERVAL_S)
                 deadline += SHORT_INTERVAL_S
                 continue
-            free = await pool.memory.free_before_start(task)
-            missing = 0 if need_bytes is None else int(max(0.0, need_bytes - _slack(need_bytes) - free))
-            if missing <= 0 or task.supervision.stop_asked.is_set():
-                pool.memory.starts(task, free, need_bytes or 0)
+            free = {
+                pool.name: await pool.memory.free_before_start(share) for pool, share in domain.shares(task)
+            }
+            missing = {
+                name: missing_bytes
+                for name, need in needs.items()
+                if (missing_bytes := need.missing(free[name])) > 0
+            }
+            is_late = trio.current_time() >= deadline
+            if not missing or task.supervision.stop_asked.is_set():
+                self._begin(domain, task, free, {name: need.need_bytes or 0 for name, need in needs.items()})
                 return
-            if trio.current_time() >= deadline and least_bytes is not None and free >= least_bytes:
-                pool.memory.starts(task, free, least_bytes)
+            if is_late and all(needs[name].is_enough(free[name]) for name in missing):
+                least = {
+                    name: needs[name].least_bytes if name in missing else needs[name].need_bytes
+                    for name in needs
+                }
+                self._begin(domain, task, free, {name: size or 0 for name, size in least.items()})
                 return
-            if trio.current_time() >= deadline:
-                raise NotEnoughMemory(
-                    task.resident.engine,
-                    need_bytes or 0,
-                    int(free),
-                    timeout_s,
-                    in_words(await pool.others.look()),
-                )
-            if is_told and self._is_at_rest(pool):
-                self._ask_tenants(pool, task, missing, asked)
-            self._make_room(pool, task, missing)
+            if is_late:
+                raise await self._too_little(domain, task, needs, free, timeout_s, next(iter(missing)))
+            if is_told and self._is_at_rest(domain):
+                for pool in pools:
+                    if pool.name in missing:
+                        self._ask_tenants(pool, task, missing[pool.name], asked)
+            self._make_room(domain, task, missing)
             is_told = True
             await trio.sleep(SHORT_INTERVAL_S)
 
-    def _needs(self, pool: Pool, resident: ResidentId) -> tuple[int | None, int | None]:
-        """Return what has to be free for a start, in bytes, and what it needs for certain where that is a guess.
+    @staticmethod
+    def _begin(
+        domain: Domain, task: ResidentTask, free: Mapping[str, float], needs: Mapping[str, int]
+    ) -> None:
+        for pool, share in domain.shares(task):
+            pool.memory.starts(share, free[pool.name], needs[pool.name])
 
-        None where that is not known, or nobody counts.
-        """
-        state, profile = pool.ledger.state(resident), self.profile(resident)
-        least_bytes = profile.least_bytes if profile.is_guessed else None
+    @staticmethod
+    async def _too_little(
+        domain: Domain,
+        task: ResidentTask,
+        needs: Mapping[str, _Need],
+        free: Mapping[str, float],
+        waited_s: float,
+        short: str,
+    ) -> NotEnoughMemory:
+        return NotEnoughMemory(
+            task.resident.engine,
+            needs[short].need_bytes or 0,
+            int(free[short]),
+            waited_s,
+            in_words(await domain.pools[short].others.look()),
+            pool=short if len(needs) > 1 else None,
+        )
+
+    def _needs(self, domain: Domain, pool: Pool, resident: ResidentId) -> _Need:
+        state, profile = domain.ledger.state(resident), self.profile(resident)
+        least_bytes = profile.least_in(pool.name) if profile.is_guessed else None
         if state is None or profile.need_bytes is None:
-            return None, least_bytes
-        if pool.capacity.is_exclusive:  # there is no budget to keep, but others may be in the way
-            return profile.need_bytes if self.tenants.of(pool) else None, least_bytes
-        return int(state.need_bytes), least_bytes
+            return _Need(None, least_bytes)
+        if domain.ledger.budget.capacities[pool.name].is_exclusive:
+            # There is no budget to keep, but others may be in the way.
+            return _Need(profile.need_in(pool.name) if self.tenants.of(pool) else None, least_bytes)
+        return _Need(int(state.needs[pool.name]), least_bytes)
 
-    def _make_room(self, pool: Pool, task: ResidentTask, missing_bytes: int) -> None:
+    def _make_room(self, domain: Domain, task: ResidentTask, missing: Mapping[str, int]) -> None:
         """Have something done about memory that is missing for a start."""
         sleepers = self.sleepers.take_others(task.resident)
         if not sleepers:
-            pool.tell(messages.Short(task.resident, missing_bytes))
+            for pool, missing_bytes in missing.items():
+                domain.tell(messages.Short(task.resident, missing_bytes, pool))
         for sleeper in sleepers:  # they hold something still, and it is missing now
             self.spawn(self._clear_away, sleeper)
 
@@ -123,10 +179,10 @@ class StartMemory:
                 f"waiting for {missing_bytes / 2**30:.1f} GiB of memory that other programs hold"
             )
 
-    def _is_at_rest(self, pool: Pool) -> bool:
+    def _is_at_rest(self, domain: Domain) -> bool:
         """Tell whether no resident or sleeper is left that is about to give memory back."""
-        is_leaving = any(state.phase is Phase.STOPPING for state in pool.ledger.states)
-        return not (self._clearing or pool.behind or pool.ledger.settling or is_leaving)
+        is_leaving = any(state.phase is Phase.STOPPING for state in domain.ledger.states)
+        return not (self._clearing or domain.behind or domain.ledger.settling or is_leaving)
 
 
 def _slack(need_bytes: int) -> int:

@@ -1,11 +1,11 @@
 """The supervisor: the one task that decides about residency.
 
 It receives acquire requests and all other events on a memory channel, in the order in which they happened, lets the
-ledger of their pool decide, and begins what was decided in child tasks of its nursery: its loop never waits for
+ledger of their memory decide, and begins what was decided in child tasks of its nursery: its loop never waits for
 a swap. Sending an event is synchronous, so a request that is cancelled needs no further step to leave nothing behind.
 
 The short cut: a lease of a ready resident is taken, and given back, in the caller's step where that decides nothing.
-Nothing overtakes: a pool with events on their way takes no short cuts.
+Nothing overtakes: a ledger with events on their way takes no short cuts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import attrs
 import trio
 
 from engine_router.config import Priority
+from engine_router.config.memories import planned_together
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import RouterClosing
 from engine_router.events import EventHub, SwapStep
@@ -28,13 +29,15 @@ from engine_router.memory import Gauge
 from engine_router.residency import messages
 from engine_router.residency.adoption import Adoption
 from engine_router.residency.decisions import Decision, explained
+from engine_router.residency.domain import Domain, own_of
+from engine_router.residency.effects import Effects
 from engine_router.residency.health import HealthChecks
 from engine_router.residency.lease import Lease
 from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile, Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.messages import Ticket
 from engine_router.residency.other_programs import OtherPrograms
-from engine_router.residency.pool import Pool, own_of
+from engine_router.residency.pool import Pool
 from engine_router.residency.pool_memory import PoolMemory
 from engine_router.residency.resident_runner import ResidentRunner
 from engine_router.residency.rules import ResidencySettings
@@ -53,13 +56,15 @@ class Supervisor:
     Args:
         engines: by name.
         gauges: each pool's gauge, by the pool's name.
-        pool_of: the pool of each engine, by the engine's name.
+        pools_of: the pools of each engine and its models, by the engine's name: all of them are planned together.
         settle_timeout_s: longest wait for memory to come back, in seconds.
         settings: how residents share the memories.
         health_interval_s: seconds between two health checks of a ready resident; 0 for none.
 
     Attributes:
         decisions: the last ones, in words.
+        pools: every memory, by name.
+        domains: by the name of each of its pools, the memories that are planned together with it.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Supervisor:
         *,
         engines: Mapping[str, Engine],
         gauges: Mapping[str, Gauge],
-        pool_of: Mapping[str, str],
+        pools_of: Mapping[str, tuple[str, ...]],
         rules: Rules,
         settle_timeout_s: float,
         hub: EventHub,
@@ -77,7 +82,7 @@ class Supervisor:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._engines = dict(engines)
-        self._pool_of = dict(pool_of)
+        self._pools_of = dict(pools_of)
         self._hub = hub
         self._measurements = measurements
         self._wall_clock = wall_clock
@@ -88,11 +93,12 @@ class Supervisor:
         self._adopted = trio.Event()
         self._nursery: trio.Nursery | None = None
         # Unbounded, so that sending is synchronous; a request has at most two events on their way.
-        self._outbox, self._inbox = trio.open_memory_channel[tuple[Pool, messages.LedgerEvent]](math.inf)
-        self.pools: dict[str, Pool] = {
-            name: self._new_pool(name, rules, gauge, settings.capacities.get(name, _EXCLUSIVE))
-            for name, gauge in gauges.items()
-        }
+        self._outbox, self._inbox = trio.open_memory_channel[tuple[Domain, messages.LedgerEvent]](math.inf)
+        self.pools = {name: self._new_pool(name, gauge) for name, gauge in gauges.items()}
+        self._domains = [
+            self._new_domain(names, rules, settings) for names in planned_together(gauges, pools_of.values())
+        ]
+        self.domains = {name: domain for domain in self._domains for name in domain.pools}
         self._runner = ResidentRunner(
             engines=self._engines,
             hub=hub,
@@ -104,13 +110,17 @@ class Supervisor:
             settle_timeout_s=settle_timeout_s,
             wall_clock=wall_clock,
         )
+        self._effects = Effects(self._runner)
 
-    def _new_pool(self, name: str, rules: Rules, gauge: Gauge, capacity: Capacity) -> Pool:
-        ledger = Ledger(rules.within(capacity), {name: capacity}, self.profile)
-        swap_tracker = SwapTracker(name, self._hub, self._wall_clock, self.expected_s, ledger)
+    def _new_pool(self, name: str, gauge: Gauge) -> Pool:
         memory = PoolMemory(name, gauge)
-        others = OtherPrograms(memory, lambda: own_of(self.pools.values()))
-        return Pool(name, ledger, memory, others, swap_tracker, self._outbox)
+        return Pool(name, memory, OtherPrograms(memory, lambda: own_of(self._domains)))
+
+    def _new_domain(self, names: tuple[str, ...], rules: Rules, settings: ResidencySettings) -> Domain:
+        capacities = {name: settings.capacities.get(name, _EXCLUSIVE) for name in names}
+        ledger = Ledger(rules.within(capacities[names[0]]), capacities, self.profile)
+        swap_tracker = SwapTracker(self._hub, self._wall_clock, self.expected_s, ledger)
+        return Domain({name: self.pools[name] for name in names}, ledger, swap_tracker, self._outbox)
 
     def on_stop(self, callback: Callable[[str], object]) -> None:
         """Call `callback` with a resident's address just before it is asked to end."""
@@ -151,25 +161,25 @@ class Supervisor:
             client, is_control: as a ticket's.
             on_revoke: called if the lease is taken away, as `Lease.on_revoke` does.
         """
-        pool = self.pools[self._pool_of[resident.engine]]
-        # It goes back to the pool that it came from, whatever the configuration says by then.
-        give_back = functools.partial(self._give_back, pool)
+        domain = self.domains[self._pools_of[resident.engine][0]]
+        # It goes back to the ledger that it came from, whatever the configuration says by then.
+        give_back = functools.partial(self._give_back, domain)
         ticket = Ticket(resident, priority, keep_alive_s, client, is_control)
         on_revokes = [] if on_revoke is None else [on_revoke]
         lease = Lease(ticket, trio.current_time(), give_back, on_revoke=on_revokes)
         if self._over:
             lease.refuse(RouterClosing("the router is not running any more"))
             return lease
-        pool.leases[ticket] = lease
-        if pool.behind or not pool.ledger.lend(ticket, lease.requested_at):
-            pool.tell(messages.Acquire(ticket))
-        elif (task := pool.tasks.get(resident)) is not None and task.endpoint is not None:
+        domain.leases[ticket] = lease
+        if domain.behind or not domain.ledger.lend(ticket, lease.requested_at):
+            domain.tell(messages.Acquire(ticket))
+        elif (task := domain.tasks.get(resident)) is not None and task.endpoint is not None:
             lease.grant(task.endpoint, lease.requested_at)
         return lease
 
     def unload(self, resident: ResidentId) -> None:
         """Ask for a resident to be drained and stopped, or let go where it runs by itself."""
-        self.pool(resident).tell(messages.Unload(resident))
+        self.domain(resident).tell(messages.Unload(resident))
 
     async def until_unloaded(self, resident: ResidentId) -> None:
         """Have a resident drained and stopped, and wait until it is gone.
@@ -180,49 +190,55 @@ class Supervisor:
 
         Cancellation ends only the wait.
         """
-        pool = self.pool(resident)
+        domain = self.domain(resident)
         self.unload(resident)
-        await pool.caught_up()
-        state = pool.ledger.state(resident)
-        while state is not None and pool.ledger.state(resident) is state:
+        await domain.caught_up()
+        state = domain.ledger.state(resident)
+        while state is not None and domain.ledger.state(resident) is state:
             if self._over:
                 raise RouterClosing("the router has ended")
             if state.phase is Phase.STUCK and state.failure is not None:
                 raise state.failure
-            await pool.change()
+            await domain.change()
 
     def keep_alive(self, resident: ResidentId, seconds: float) -> None:
         """Say how long a present resident shall stay once it is idle; as `keep_alive_s` of `request`."""
-        self.pool(resident).tell(messages.KeepAlive(resident, seconds))
+        self.domain(resident).tell(messages.KeepAlive(resident, seconds))
 
     def pin(self, resident: ResidentId) -> None:
         """Let a resident never be stopped for somebody else's sake, nor for being idle."""
-        self.pool(resident).tell(messages.Pin(resident, pinned=True))
+        self.domain(resident).tell(messages.Pin(resident, pinned=True))
 
     def unpin(self, resident: ResidentId) -> None:
         """Take a resident's pin away."""
-        self.pool(resident).tell(messages.Pin(resident, pinned=False))
+        self.domain(resident).tell(messages.Pin(resident, pinned=False))
 
     def reset(self, resident: ResidentId) -> None:
         """Forget a resident's failures, so that the next request starts it.
 
         One that could not be stopped is taken to be gone: whoever asks for this has seen to it.
         """
-        self.pool(resident).tell(messages.Reset(resident))
+        self.domain(resident).tell(messages.Reset(resident))
         self.doubt(resident)  # one that cannot be reached is looked at now
 
     def doubt(self, resident: ResidentId) -> None:
         """Tell that a resident could not be reached, so that its engine looks whether it is still there."""
-        if (task := self.pool(resident).tasks.get(resident)) is not None:
+        if (task := self.domain(resident).tasks.get(resident)) is not None:
             task.supervision.doubt()
 
-    def pool(self, resident: ResidentId) -> Pool:
-        """Return the pool of a resident."""
-        return self.pools[self._pool_of[resident.engine]]
+    def domain(self, resident: ResidentId) -> Domain:
+        """Return the memories that are planned together with those of a resident."""
+        return self.domains[self._pools_of[resident.engine][0]]
 
-    def is_shown(self, pool: Pool) -> bool:
+    def capacity(self, pool: str) -> Capacity:
+        """Return what a memory can hold."""
+        return self.domains[pool].ledger.budget.capacities[pool]
+
+    def is_shown(self, pool: str) -> bool:
         """Tell whether a pool is a memory, or there are remotes, those on their way out included."""
-        return pool.has_memory or self._runner.settings.has_remotes or not pool.ledger.is_empty
+        has_memory = not self.capacity(pool).is_boundless
+        is_empty = self.domains[pool].ledger.is_empty
+        return has_memory or self._runner.settings.has_remotes or not is_empty
 
     def expected_s(self, resident: ResidentId, step: SwapStep) -> float | None:
         """Return what a phase took the last time for this resident, in seconds; None where unknown."""
@@ -231,21 +247,22 @@ class Supervisor:
 
     def profile(self, resident: ResidentId) -> Profile:
         """Return what is known of a resident: as configured, as measured, or as estimated."""
-        return self._runner.profile(resident)
+        profile = self._runner.profile(resident)
+        return profile if profile.pools else attrs.evolve(profile, pools=self._pools_of[resident.engine][:1])
 
     def residents(self) -> list[ResidentId]:
         """Return the residents that are present in any pool, in whatever phase."""
-        return [r.resident for pool in self.pools.values() for r in pool.ledger.states]
+        return [state.resident for domain in self._domains for state in domain.ledger.states]
 
-    def places(self) -> dict[str, str]:
-        """Return the pool of each engine that has something in memory, or is waited for."""
-        return {engine: pool.name for pool in self.pools.values() for engine in pool.engines()}
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """Return the pools of each engine that has something in memory, or is waited for."""
+        return {engine: self._pools_of[engine] for domain in self._domains for engine in domain.engines()}
 
     def reconfigure(
         self,
         *,
         engines: Mapping[str, Engine],
-        pool_of: Mapping[str, str],
+        pools_of: Mapping[str, tuple[str, ...]],
         rules: Rules,
         settings: ResidencySettings,
         settle_timeout_s: float,
@@ -256,18 +273,23 @@ class Supervisor:
         What is present stays, and is ended by the engine that began it, be it exchanged or gone.
         """
         self._engines.update(engines)
-        self._pool_of.update(pool_of)
+        self._pools_of.update(pools_of)
         self._runner.settle_timeout_s = settle_timeout_s
         preloaded, self._runner.settings = set(self._runner.settings.preload), settings
         self._runner.health.interval_s = health_interval_s
         self._take_up()
-        for name, pool in self.pools.items():
-            capacity = settings.capacities.get(name, _EXCLUSIVE)
-            if capacity.is_auto:  # what is free was measured when the router started
-                capacity = attrs.evolve(capacity, budget_bytes=pool.capacity.budget_bytes)
-            pool.tell(messages.Reconfigured(rules.within(capacity), {name: capacity}))
-            if ahead := tuple(resident for resident in self._preload_of(pool) if resident not in preloaded):
-                pool.tell(messages.Preload(ahead))
+        for domain in self._domains:
+            capacities = {name: self._renewed(name, settings) for name in domain.pools}
+            within = rules.within(next(iter(capacities.values())))
+            domain.tell(messages.Reconfigured(within, capacities))
+            if ahead := tuple(resident for resident in self._preload_of(domain) if resident not in preloaded):
+                domain.tell(messages.Preload(ahead))
+
+    def _renewed(self, pool: str, settings: ResidencySettings) -> Capacity:
+        capacity = settings.capacities.get(pool, _EXCLUSIVE)
+        if capacity.is_auto:  # what is free was measured when the router started
+            capacity = attrs.evolve(capacity, budget_bytes=self.capacity(pool).budget_bytes)
+        return capacity
 
     async def close(self, grace_s: float) -> None:
         """Refuse new requests, let leases end for `grace_s`, stop what the router started, and return.
@@ -277,13 +299,13 @@ class Supervisor:
         self._runner.is_closing = True
         self._adopting.cancel()
         self._closing_at = trio.current_time() + grace_s
-        for pool in self.pools.values():
-            pool.tell(messages.Close(self._closing_at))
-            for task in pool.gone.values():
+        for domain in self._domains:
+            domain.tell(messages.Close(self._closing_at))
+            for task in domain.gone.values():
                 task.settle_scope.cancel()  # nothing will be started into that memory
-        for pool in self.pools.values():
-            while not (pool.is_closed or self._over):
-                await pool.change()
+        for domain in self._domains:
+            while not (domain.is_closed or self._over):
+                await domain.change()
 
     # The task.
 
@@ -294,8 +316,8 @@ class Supervisor:
                 self._nursery = self._runner.nursery = nursery
                 self._take_up()
                 await self._adopt()
-                for pool in self.pools.values():
-                    pool.tell(messages.Preload(self._preload_of(pool)))
+                for domain in self._domains:
+                    domain.tell(messages.Preload(self._preload_of(domain)))
                 task_status.started()
                 await self._decide()
         finally:
@@ -304,97 +326,59 @@ class Supervisor:
     def _take_up(self) -> None:
         """Take over what runs by itself, and need not be asked for."""
         for resident in self._runner.settings.always_there:
-            self.pool(resident).tell(messages.Adopt(resident))
+            self.domain(resident).tell(messages.Adopt(resident))
 
     async def _adopt(self) -> None:
         """Take over what runs already. A router that is closed meanwhile starts nothing of what was asked for."""
-        adoption = Adoption(self.pools, self._pool_of, self._runner, self._apply)
+        adoption = Adoption(self._domains, self.domain, self._runner, self._apply)
         with self._adopting:
             await adoption.take_over(self._engines)
         self._adopted.set()
         if self._adopting.cancelled_caught:
-            for pool in self.pools.values():
-                self._apply(pool, messages.Close(self._closing_at))
+            for domain in self._domains:
+                self._apply(domain, messages.Close(self._closing_at))
 
-    def _preload_of(self, pool: Pool) -> tuple[ResidentId, ...]:
-        return tuple(resident for resident in self._runner.settings.preload if self.pool(resident) is pool)
+    def _preload_of(self, domain: Domain) -> tuple[ResidentId, ...]:
+        return tuple(
+            resident for resident in self._runner.settings.preload if self.domain(resident) is domain
+        )
 
     async def _decide(self) -> NoReturn:
         """Take in one event after another, and look at the clock for the ledgers."""
         while True:
-            alarm_at = min(pool.ledger.wake_at() for pool in self.pools.values())
+            alarm_at = min(domain.ledger.wake_at() for domain in self._domains)
             with trio.move_on_at(alarm_at) as alarm:
-                pool, event = await self._inbox.receive()
-                self._apply(pool, event)
-                pool.note_taken()
+                domain, event = await self._inbox.receive()
+                self._apply(domain, event)
+                domain.note_taken()
             if alarm.cancelled_caught:
-                for pool in self.pools.values():
-                    if pool.ledger.wake_at() <= trio.current_time():
-                        self._apply(pool, messages.Tick())
+                for domain in self._domains:
+                    if domain.ledger.wake_at() <= trio.current_time():
+                        self._apply(domain, messages.Tick())
 
     def _end(self) -> None:
         """Tell everybody who waits or holds a lease that nobody is there any more to decide anything."""
         self._over = True
         self._adopted.set()
         self._inbox.close()
-        for pool in self.pools.values():
-            for lease in tuple(pool.leases.values()):
+        for domain in self._domains:
+            for lease in tuple(domain.leases.values()):
                 lease.refuse(RouterClosing("the router has ended"))
-            pool.note_end()
+            domain.note_end()
 
-    def _apply(self, pool: Pool, event: messages.LedgerEvent) -> None:
+    def _apply(self, domain: Domain, event: messages.LedgerEvent) -> None:
         now = trio.current_time()
-        effects = pool.ledger.apply(event, now)
-        for text in explained(effects, pool.ledger.budget, now):
-            self.decisions.append(Decision(at=self._wall_clock(), pool=pool.name, text=text))
+        effects = domain.ledger.apply(event, now)
+        for resident, text in explained(effects, domain.ledger.budget, now):
+            pool = domain.home(resident)
+            self.decisions.append(Decision(at=self._wall_clock(), pool=pool, text=text))
         for effect in effects:
-            self._perform(pool, effect, now)
-        if pool.swap_tracker.swaps:
-            pool.swap_tracker.tidy(now)
-        pool.note_change()
+            self._effects.perform(domain, effect, now)
+        if domain.swap_tracker.swaps:
+            domain.swap_tracker.tidy(now)
+        domain.note_change()
 
-    def _give_back(self, pool: Pool, lease: Lease) -> None:
-        pool.leases.pop(lease.ticket, None)
-        if (event := pool.ledger.give_back(lease.ticket, trio.current_time())) is not None:
-            pool.tell(event)
-
-    # Effects: each is done at once or handed to a child task.
-
-    def _perform(self, pool: Pool, effect: messages.Effect, now: float) -> None:
-        match effect:
-            case messages.Grant(ticket):
-                self._grant(pool, ticket, now)
-            case messages.Refuse(ticket, error) | messages.Revoke(ticket, error):
-                if (lease := pool.leases.get(ticket)) is not None:
-                    lease.refuse(error)
-            case messages.CheckStart(resident):
-                self._runner.spawn(self._runner.health.check_start, pool, resident)
-            case _:
-                self._conduct(pool, effect, now)
-
-    def _conduct(self, pool: Pool, effect: messages.Effect, now: float) -> None:
-        """Perform a step of a swap."""
-        match effect:
-            case messages.Start(resident, cause, adopt):
-                if not adopt:
-                    pool.swap_tracker.phase("start", now, target=resident, cause=cause)
-                self._runner.begin(pool, resident, found=adopt)
-            case messages.Drain(resident, cause, wanted):
-                self._runner.prepare(pool, wanted)
-                pool.swap_tracker.phase("drain", now, source=resident, target=wanted, cause=cause)
-            case messages.Resume(resident):
-                pool.swap_tracker.end(resident, "abandoned", now)
-            case messages.Stop(resident, cause, wanted):
-                pool.swap_tracker.give_up(resident, now)
-                pool.swap_tracker.phase("stop", now, source=resident, target=wanted, cause=cause)
-                self._runner.end(pool, resident, wanted)
-            case messages.Settle(resident):
-                self._runner.settle(pool, resident)
-            case messages.Forget(resident):
-                pool.stuck.pop(resident, None)
-
-    def _grant(self, pool: Pool, ticket: Ticket, now: float) -> None:
-        lease, task = pool.leases.get(ticket), pool.tasks.get(ticket.resident)
-        if lease is not None and task is not None and task.endpoint is not None:
-            lease.load_wait_s = task.start_s_between(lease.requested_at, now)
-            lease.grant(task.endpoint, now)
+    def _give_back(self, domain: Domain, lease: Lease) -> None:
+        domain.leases.pop(lease.ticket, None)
+        if (event := domain.ledger.give_back(lease.ticket, trio.current_time())) is not None:
+            domain.tell(event)

@@ -46,31 +46,33 @@ class Swap:
         """The residents that make way; None where none does."""
         return ", ".join(map(str, self.sources)) or None
 
+    @property
+    def residents(self) -> list[ResidentId]:
+        """All that make way, and the one that may start."""
+        return [*self.sources, *(() if self.target is None else (self.target,))]
+
     def concerns(self, resident: ResidentId) -> bool:
         """Tell whether a resident makes way or starts in it."""
         return resident == self.target or resident in self.sources
 
 
 class SwapTracker:
-    """Turns the supervisor's steps in one pool into the events of its swaps.
+    """Turns the supervisor's steps, in memories that are planned together, into the events of their swaps.
 
     Args:
-        pool: the pool's name.
         hub: where the events go.
         wall_clock: seconds since the epoch.
         expected: what a phase of a resident took the last time, in seconds, where known.
-        ledger: what the pool's state is read from.
+        ledger: what the state of the pools is read from.
     """
 
     def __init__(
         self,
-        pool: str,
         hub: EventHub,
         wall_clock: Callable[[], float],
         expected: Callable[[ResidentId, SwapStep], float | None],
         ledger: Ledger,
     ) -> None:
-        self._pool = pool
         self._hub = hub
         self._wall_clock = wall_clock
         self._expected = expected
@@ -97,7 +99,7 @@ class SwapTracker:
         self._hub.publish(
             SwapPhase(
                 at=self._wall_clock(),
-                pool=self._pool,
+                pool=self._pool_of(swap),
                 source=swap.source,
                 target=_text(swap.target),
                 phase=phase,
@@ -144,9 +146,18 @@ class SwapTracker:
         if source is None:
             # Who made way has gone, and now somebody else starts there than who was to.
             for swap in self.swaps:
-                if swap.phase != "start" and not any(map(self._ledger.state, swap.sources)):
+                has_room = swap.phase != "start" and not any(map(self._ledger.state, swap.sources))
+                if has_room and (target is None or self._are_neighbours(swap, target)):
                     return swap
         return None
+
+    def _are_neighbours(self, swap: Swap, target: ResidentId) -> bool:
+        budget = self._ledger.budget
+        return any(budget.are_neighbours(source, target) for source in swap.sources)
+
+    def _pool_of(self, swap: Swap) -> str:
+        """Return the pool that its events name: the first of those in which its target lies, or who makes way."""
+        return self._ledger.budget.places(swap.target or swap.sources[0])[0]
 
     def _begin(self, source: ResidentId | None, target: ResidentId | None, cause: str, now: float) -> Swap:
         swap = Swap([] if source is None else [source], target, cause, now)
@@ -156,7 +167,7 @@ class SwapTracker:
         self._hub.publish(
             SwapBegan(
                 at=self._wall_clock(),
-                pool=self._pool,
+                pool=self._pool_of(swap),
                 source=_text(source),
                 target=_text(target),
                 cause=cause,
@@ -192,7 +203,7 @@ class SwapTracker:
         self._hub.publish(
             SwapEnded(
                 at=self._wall_clock(),
-                pool=self._pool,
+                pool=self._pool_of(swap),
                 source=swap.source,
                 target=_text(swap.target),
                 cause=swap.cause,

@@ -18,6 +18,7 @@ from attrs import frozen
 
 from engine_router import __version__
 from engine_router.config import Config, ContainerConfig, ProcessConfig, StartedConfig, trace_settings
+from engine_router.config.memories import spans_of
 from engine_router.config.template import ModelArguments, model_command
 from engine_router.config.values import expanded
 from engine_router.engines.container.daemon import Daemon, DaemonError
@@ -119,7 +120,7 @@ async def of_gauges(
     pools = pools_of(config)
     for name, gauge in gauges_of(config).items():
         pool = pools[name]
-        if pool.gauge == "none" or not any(engine.pool == name for engine in config.engines.values()):
+        if pool.gauge == "none" or not any(name in used for used in spans_of(config).values()):
             continue
         subject = f"Memory of pool {name}"
         try:

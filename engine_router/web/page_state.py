@@ -116,7 +116,7 @@ class PageState:
             "uptime_s": round(self.wall_clock() - router.started_at, 3),
             "adopting": router.read_model.is_adopting,
             "pools": {
-                name: self._pool(pool, [r for r in asleep if router.supervisor.pool(r).name == name])
+                name: self._pool(pool, [r for r in asleep if name in router.read_model.resident(r).pools])
                 for name, pool in pools.items()
             },
             "engines": {name: engine_entry(router, name, pools) for name in router.engines},

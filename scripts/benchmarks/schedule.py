@@ -162,7 +162,7 @@ def simulate(policy: str, mix: str, swap_s: float, seed: int, hours: float) -> O
         supervisor = Supervisor(
             engines=engines,
             gauges={"default": memory},
-            pool_of=dict.fromkeys(engines, "default"),
+            pools_of=dict.fromkeys(engines, ("default",)),
             rules=POLICIES[policy],
             settle_timeout_s=5.0,
             hub=hub,
@@ -170,14 +170,16 @@ def simulate(policy: str, mix: str, swap_s: float, seed: int, hours: float) -> O
             wall_clock=trio.current_time,
         )
         if policy == "FIFO":
-            supervisor.pools["default"].ledger._queue.__class__ = _StrictQueue  # noqa: SLF001
+            supervisor.domains["default"].ledger._queue.__class__ = _StrictQueue  # noqa: SLF001
         run = Run(supervisor, random.Random(seed), models)
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
             with trio.move_on_after(hours * HOUR_S):
                 await run.everybody(mix)
             nursery.cancel_scope.cancel()
-        left = tuple(trio.current_time() - t.arrived_at for t in supervisor.pools["default"].ledger.waiting())
+        left = tuple(
+            trio.current_time() - t.arrived_at for t in supervisor.domains["default"].ledger.waiting()
+        )
         return Outcome(hours, len(swaps), tuple(run.served), left)
 
     return trio.run(main, clock=MockClock(autojump_threshold=0))

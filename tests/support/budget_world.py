@@ -37,10 +37,10 @@ class World:
     most_held: list[int] = attrs.field(factory=lambda: [0])
 
     def present(self) -> dict[str, Phase]:
-        return {str(r.resident): r.phase for r in self.supervisor.pools["default"].ledger.states}
+        return {str(r.resident): r.phase for r in self.supervisor.domains["default"].ledger.states}
 
     def expires_at(self, resident: ResidentId) -> float | None:
-        return self.supervisor.pool(resident).ledger.expires_at(resident, trio.current_time())
+        return self.supervisor.domain(resident).ledger.expires_at(resident, trio.current_time())
 
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -95,7 +95,7 @@ async def running(
     supervisor = Supervisor(
         engines=engines,
         gauges={"default": memory},
-        pool_of=dict.fromkeys("abc", "default"),
+        pools_of=dict.fromkeys("abc", ("default",)),
         rules=rules,
         settle_timeout_s=20.0,
         hub=hub,

@@ -50,7 +50,7 @@ class World:
         return self.engines[resident.engine]
 
     def present(self, pool: str = "default") -> tuple[ResidentId, Phase] | None:
-        present = [(r.resident, r.phase) for r in self.supervisor.pools[pool].ledger.states]
+        present = [(r.resident, r.phase) for r in self.supervisor.domains[pool].ledger.states]
         assert len(present) <= 1
         return present[0] if present else None
 
@@ -106,7 +106,7 @@ class World:
 
     def assert_quiet(self) -> None:
         """Nobody waits for anything, and nobody holds anything."""
-        for pool in self.supervisor.pools.values():
+        for pool in self.supervisor.domains.values():
             assert pool.leases == {}
             assert list(pool.ledger.waiting()) == []
             assert not any(state.leases for state in pool.ledger.states)
@@ -138,7 +138,7 @@ async def running(
     supervisor = Supervisor(
         engines=simulated,
         gauges=dict(memories) if own_pools else {"default": memory},
-        pool_of={name: name if own_pools else "default" for name in engines},
+        pools_of={name: (name if own_pools else "default",) for name in engines},
         rules=rules,
         settle_timeout_s=settle_timeout_s,
         hub=hub,

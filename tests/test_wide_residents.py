@@ -1,0 +1,274 @@
+"""Residents that lie across two memories, beside others in one each, under the virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+from support.simulated_engine import Script, SimulatedEngine
+from support.simulated_memory import GIB, Reclaim, SimulatedMemory
+from support.spread_memory import SpreadMemory
+from trio.testing import MockClock
+
+from engine_router.engines.base import ResidentId
+from engine_router.errors import NeverFits, NotEnoughMemory, RouterError
+from engine_router.events import Event, EventHub, MemorySettled, SwapEnded
+from engine_router.residency.ledger import Capacity, Phase, Rules
+from engine_router.residency.measurements import Measurements
+from engine_router.residency.read_model import ReadModel
+from engine_router.residency.rules import ResidencySettings, Traits
+from engine_router.residency.supervisor import Supervisor
+
+RULES = Rules(drain_timeout_s=30.0, max_wait_s=60.0, hold_s=0.0)
+ZERO, ONE, BIG, SMALL = ResidentId("zero"), ResidentId("one"), ResidentId("big"), ResidentId("small")
+
+# What each takes of each pool, in GiB.
+SHARES: Mapping[str, Mapping[str, int]] = {
+    "zero": {"gpu0": 14},
+    "one": {"gpu1": 14},
+    "small": {"gpu1": 3},
+    "big": {"gpu0": 20, "gpu1": 18},
+}
+
+
+@attrs.define(eq=False)
+class World:
+    supervisor: Supervisor
+    read: ReadModel
+    memories: dict[str, SimulatedMemory]
+    engines: dict[str, SimulatedEngine]
+    state: Measurements
+    events: list[Event]
+    nursery: trio.Nursery
+    waits: dict[str, list[float]] = attrs.field(factory=dict)
+
+    async def use(self, resident: ResidentId, seconds: float = 1.0) -> None:
+        asked_at = trio.current_time()
+        lease = self.supervisor.request(resident)
+        try:
+            await lease.granted()
+            self.waits.setdefault(str(resident), []).append(trio.current_time() - asked_at)
+            await trio.sleep(seconds)
+        finally:
+            lease.release()
+
+    async def keep_using(self, resident: ResidentId, seconds: float) -> None:
+        """Be two clients that take turns without a pause."""
+        for _ in range(2):
+            self.nursery.start_soon(self._again, resident, seconds)
+            await trio.sleep(seconds / 2)
+
+    async def _again(self, resident: ResidentId, seconds: float) -> None:
+        while True:
+            await self.use(resident, seconds)
+
+    async def refusal(self, resident: ResidentId) -> RouterError:
+        lease = self.supervisor.request(resident)
+        try:
+            with pytest.raises(RouterError) as caught:
+                await lease.granted()
+        finally:
+            lease.release()
+        return caught.value
+
+    def present(self, pool: str) -> dict[str, Phase | None]:
+        return {str(status.resident): status.phase for status in self.read.pool(pool).residents}
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def declared(name: str) -> Traits:
+    needs = {pool: share * GIB for pool, share in SHARES[name].items()}
+    return Traits(
+        pools=tuple(needs),
+        declared_bytes=sum(needs.values()),
+        declared_needs=needs if len(needs) > 1 else {},
+    )
+
+
+@asynccontextmanager
+async def running(
+    *,
+    capacities: Mapping[str, Capacity] | None = None,
+    rules: Rules = RULES,
+    traits: Callable[[str], Traits] = declared,
+    preload: tuple[ResidentId, ...] = (),
+) -> AsyncIterator[World]:
+    memories = {name: SimulatedMemory(24 * GIB, shared=True) for name in ("gpu0", "gpu1")}
+    engines = {}
+    for name, shares in SHARES.items():
+        parts = {memories[pool]: share * GIB for pool, share in shares.items()}
+        memory = SpreadMemory(parts=parts)
+        engines[name] = SimulatedEngine(name, memory, size_bytes=sum(parts.values()))
+    budget = Capacity(budget_bytes=23 * GIB)
+    hub, events, state = EventHub(), list[Event](), Measurements()
+    hub.listen(events.append)
+    supervisor = Supervisor(
+        engines=engines,
+        gauges=memories,
+        pools_of={name: tuple(shares) for name, shares in SHARES.items()},
+        rules=rules,
+        settle_timeout_s=20.0,
+        hub=hub,
+        measurements=state,
+        settings=ResidencySettings(
+            capacities=capacities or {"gpu0": budget, "gpu1": budget},
+            traits=lambda resident: traits(resident.engine),
+            preload=preload,
+        ),
+        wall_clock=trio.current_time,
+    )
+    with trio.fail_after(100_000):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            read = ReadModel(supervisor, state)
+            yield World(supervisor, read, memories, engines, state, events, nursery)
+            nursery.cancel_scope.cancel()
+    assert [fault for memory in memories.values() for fault in memory.faults] == []
+
+
+EXCLUSIVE = {"gpu0": Capacity(), "gpu1": Capacity()}
+EITHER = pytest.mark.parametrize("capacities", [None, EXCLUSIVE], ids=["budget", "exclusive"])
+
+
+@EITHER
+async def test_small_ones_run_beside_each_other_and_a_wide_one_has_both(
+    autojump_clock: MockClock, capacities: Mapping[str, Capacity] | None
+) -> None:
+    async with running(capacities=capacities) as world:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.use, ZERO)
+            nursery.start_soon(world.use, ONE)
+        assert world.waits == {"zero": [pytest.approx(10, abs=0.2)], "one": [pytest.approx(10, abs=0.2)]}
+        await world.use(BIG)
+        assert world.present("gpu0") == world.present("gpu1") == {"big": Phase.READY}
+        assert world.waits["big"][0] < 12  # both make way at the same time
+        await world.use(ZERO)
+        assert (world.present("gpu0"), world.present("gpu1")) == ({"zero": Phase.READY}, {})
+
+
+@EITHER
+async def test_nobody_starves_on_either_pool(
+    autojump_clock: MockClock, capacities: Mapping[str, Capacity] | None
+) -> None:
+    async with running(capacities=capacities) as world:
+        for resident in (ZERO, ONE, BIG):
+            await world.keep_using(resident, 4)
+        await trio.sleep(3600)
+        # Its deadline, a batch of each that is ahead, and their swaps.
+        for waits in world.waits.values():
+            assert max(waits) < 60 + 2 * (60 + 10 + 2)
+        assert world.waits.keys() == {"zero", "one", "big"}
+        world.nursery.cancel_scope.cancel()
+
+
+async def test_each_memory_is_waited_for_and_taken_again_once_it_is_back(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        await world.use(BIG)
+        world.memories["gpu1"].reclaim = Reclaim(delay_s=5)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.use, ZERO)
+            nursery.start_soon(world.use, ONE)
+        assert world.waits["zero"][0] < 12  # gpu0 was back at once
+        assert world.waits["one"][0] > 15
+        settled = {event.pool: event for event in world.events if isinstance(event, MemorySettled)}
+        assert settled["gpu0"].at < began + 2 < began + 5 < settled["gpu1"].at
+        assert {pool: (event.released_bytes, event.expected_bytes) for pool, event in settled.items()} == {
+            "gpu0": (20 * GIB, 20 * GIB),
+            "gpu1": (18 * GIB, 18 * GIB),
+        }
+        (last,) = [
+            event
+            for event in world.of(SwapEnded)[-2:]
+            if isinstance(event, SwapEnded) and event.target == "one"
+        ]
+        assert last.pool == "gpu1"
+
+
+async def test_an_error_names_the_pool_that_is_short(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        world.memories["gpu1"].others_bytes = 10 * GIB
+        error = await world.refusal(BIG)
+        assert isinstance(error, NotEnoughMemory)
+        assert error.pool == "gpu1"
+        assert "it needs 19.3 GB of pool 'gpu1', and only 15.0 GB were free" in str(error)
+        world.memories["gpu1"].others_bytes = 0
+        await trio.sleep(100)
+        await world.use(BIG)
+    too_small = {"gpu0": Capacity(budget_bytes=23 * GIB), "gpu1": Capacity(budget_bytes=10 * GIB)}
+    async with running(capacities=too_small) as world:
+        error = await world.refusal(BIG)
+        assert isinstance(error, NeverFits)
+        assert "it needs 19.3 GB, and the budget of pool 'gpu1' is 10.7 GB" in str(error)
+
+
+async def test_what_each_pool_gave_is_measured_and_counts_from_then_on(autojump_clock: MockClock) -> None:
+    def unknown(name: str) -> Traits:
+        return declared(name) if name != "big" else Traits(pools=("gpu0", "gpu1"), estimated_bytes=30 * GIB)
+
+    async with running(traits=unknown) as world:
+        assert [world.supervisor.profile(BIG).need_in(pool) for pool in ("gpu0", "gpu1")] == [
+            15 * GIB,
+            15 * GIB,
+        ]
+        await world.use(BIG)
+        await trio.sleep(1)
+        profile = world.supervisor.profile(BIG)
+        assert (dict(profile.needs), profile.is_guessed) == ({"gpu0": 20 * GIB, "gpu1": 18 * GIB}, False)
+        (shown,) = world.read.pool("gpu1").residents
+        assert (shown.pools, shown.footprint_in("gpu1"), shown.footprint_bytes) == (
+            ("gpu0", "gpu1"),
+            18 * GIB,
+            38 * GIB,
+        )
+        # Beside it there is room for 3 GiB on one of them, though not on the other for more.
+        await world.use(SMALL)
+        assert world.present("gpu1") == {"big": Phase.READY, "small": Phase.READY}
+        again = Measurements.from_json(world.state.to_json())
+        assert again.of(BIG).needs(("gpu0", "gpu1")) == {"gpu0": 20 * GIB, "gpu1": 18 * GIB}
+
+
+async def test_a_wide_one_is_shown_in_each_of_its_pools(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        await world.use(ONE)
+        world.nursery.start_soon(world.use, BIG)
+        await trio.sleep(0.5)
+        for pool in ("gpu0", "gpu1"):
+            (swap,) = world.read.pool(pool).swaps
+            assert (swap.target, world.read.pool(pool).waiting) == (BIG, {BIG: 1})
+            assert [ticket.resident for ticket in world.read.queue(pool)] == [BIG]
+        assert (world.present("gpu0"), world.present("gpu1")) == ({}, {"one": Phase.STOPPING})
+        await trio.sleep(20)
+        assert [world.read.resident(BIG).pools, world.read.resident(ONE).pools] == [
+            ("gpu0", "gpu1"),
+            ("gpu1",),
+        ]
+        assert len(world.read.present()) == 1
+
+
+async def test_a_wide_default_model_comes_back_once_both_are_idle(autojump_clock: MockClock) -> None:
+    capacity = Capacity(budget_bytes=23 * GIB, default_model=BIG, return_after_s=30)
+    async with running(capacities={"gpu0": capacity, "gpu1": capacity}) as world:
+        await trio.sleep(11)
+        assert world.present("gpu0") == world.present("gpu1") == {"big": Phase.READY}
+        await world.use(ONE)
+        assert world.present("gpu0") == {}
+        await trio.sleep(29)
+        assert world.present("gpu1") == {"one": Phase.READY}
+        await trio.sleep(15)
+        assert world.present("gpu0") == world.present("gpu1") == {"big": Phase.READY}
+
+
+async def test_what_could_not_be_stopped_holds_up_its_own_pools_only(autojump_clock: MockClock) -> None:
+    async with running() as world:
+        world.engines["one"].scripts.append(Script(stop_failures=9))
+        await world.use(ONE)
+        waiting = await world.refusal(BIG)
+        assert "is still there" in str(waiting)
+        await world.use(ZERO)
+        assert world.present("gpu0") == {"zero": Phase.READY}
