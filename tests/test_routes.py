@@ -19,6 +19,7 @@ from engine_router import Router, open_router
 from engine_router.cli import main
 from engine_router.cli.event_text import EventLog
 from engine_router.config import parse_config
+from engine_router.models.remote_warnings import remote_warnings
 
 BROKEN = engine("broken").replace('"{port}"', '"{port}", "fail=no such file"')
 
@@ -305,3 +306,29 @@ async def test_a_model_that_turns_up_under_a_routes_name_is_that_model(fast: boo
             assert cloud.calls[-1].model == "auto"
             listed = (await said(url, "root-key", "GET", "/v1/models")).json()["data"]
             assert [entry["origin"] for entry in listed if entry["id"] == "auto"] == ["live"]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_requests_without_a_model_may_go_to_a_route_but_cost_nothing(allowed: bool) -> None:
+    async with ScriptedCloud("cloud").running() as cloud:
+        remote = REMOTE.format(url=cloud.base_url + cloud.path, paid="true")
+        route = f'[routes.auto]\nprefer = ["small", "cloud"]\nallow_paid = {str(allowed).lower()}\n'
+        text = keyed_text(remote, engine("small"), route, keys='"root-key"', more='default_model = "auto"')
+        with trio.fail_after(LIMIT_S):
+            async with open_router(parse_config(text)) as router, served(router) as url:
+                body = {"messages": [{"role": "user", "content": "hi"}], "do": "echo"}
+                answer = await said(url, "root-key", "POST", CHAT, body)
+                assert answer.status == (400 if allowed else 200)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "words"), [(False, "it is never chosen"), (True, "which costs money")], ids=["not", "allowed"]
+)
+def test_check_tells_of_routes_to_what_costs_money(allowed: bool, words: str) -> None:
+    remote = REMOTE.format(url="http://127.0.0.1:9/v1", paid="true")
+    route = f'[routes.auto]\nprefer = ["small", "cloud"]\nallow_paid = {str(allowed).lower()}\n'
+    config = parse_config(keyed_text(remote, engine("small"), route, keys='"root-key"'))
+    told = [said for place, said in remote_warnings(config) if place == "routes.auto"]
+    assert len(told) == 1
+    assert "'cloud'" in told[0].replace('"', "'")
+    assert words in told[0]

@@ -9,6 +9,7 @@ from engine_router.config.faults import quoted
 from engine_router.config.peers import place_of
 from engine_router.config.preload import owners_of
 from engine_router.config.remote import is_near
+from engine_router.config.routes import models_of
 from engine_router.config.values import expanded, shown
 from engine_router.models.name_warnings import Warned
 
@@ -58,6 +59,14 @@ def _cost_warnings(config: Config) -> Iterator[Warned]:
     for alias, model in config.aliases.items():
         if is_paid(model):
             yield f"aliases.{quoted(alias)}", f"whoever asks for it gets {shown(model)}, which costs money"
+    for name, route in config.routes.items():
+        for model in filter(is_paid, models_of(route)):
+            yield (
+                f"routes.{quoted(name)}",
+                f"whoever asks for it may get {shown(model)}, which costs money"
+                if route.allow_paid
+                else f"{shown(model)} costs money, so it is never chosen; allow_paid = true lets it be",
+            )
     for key in rights_of(config.server.api_keys):
         if key.models is not None and any(_PATTERN.intersection(name) for name in key.models):
             named = set(key.models)

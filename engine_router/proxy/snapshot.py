@@ -66,7 +66,8 @@ class Snapshot:
         try:
             target = self.registry.resolve(name)
         except (BadRequest, UnknownModel):
-            return None
+            route = self.config.routes.get(name)
+            return None if route is None or route.allow_paid else name
         engine = self.config.engines[target.engine]
         return (
             name if not isinstance(engine, RemoteConfig) or engine.allow_default or not engine.paid else None
