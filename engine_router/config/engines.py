@@ -111,7 +111,8 @@ class StartedConfig(EngineConfig):
     )
     env: Mapping[str, VariableValue] = table(
         dict,
-        "Environment variables: of a process, added to the router's own; of a container, to its image's.",
+        "Environment variables: of a process, added to the router's own; of a container, to its image's. {gpus} is filled in "
+        "with the numbers of the GPUs of its pools, such as 0,1.",
     )
     config_file: ConfigFileConfig | None = option(
         None,
@@ -202,7 +203,9 @@ class ContainerConfig(StartedConfig):
         None, "host, bridge, none, or a network's name; with host, the command has to say where to listen."
     )
     gpus: Gpus | None = option(
-        None, '"all", a number of GPUs, or a list of their ids, as docker run --gpus; Podman is asked by CDI.'
+        None,
+        '"all", a number of GPUs, a list of their ids, or "{gpus}" (those of its pools), as docker run --gpus; Podman is '
+        "asked by CDI.",
     )
     devices: tuple[Name, ...] = option(
         (), 'Devices, such as "/dev/kfd", "/dev/dri", or "nvidia.com/gpu=all" (CDI).'

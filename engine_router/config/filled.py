@@ -42,6 +42,7 @@ def filled_words(engine: EngineConfig) -> Iterator[str]:
     """Yield the texts of an engine in which values of a model are filled in."""
     if isinstance(engine, ProcessConfig):
         yield from engine.argv
+        yield from (value for value in engine.env.values() if "{gpus}" in value)
     elif isinstance(engine, ContainerConfig):
         yield from _container_words(engine)
     elif isinstance(engine, SystemdConfig):
@@ -56,6 +57,7 @@ def filled_words(engine: EngineConfig) -> Iterator[str]:
 def _container_words(engine: ContainerConfig) -> Iterator[str]:
     yield from (*(engine.entrypoint or ()), *(engine.command or ()))
     yield from (engine.image or "", *engine.env.values(), *engine.volumes, *engine.ports)
+    yield from engine.gpus if isinstance(engine.gpus, tuple) else ()
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -184,7 +184,13 @@ Gpus = Annotated[
     int | str | tuple[str, ...],
     Kind(
         read_gpus,
-        {"anyOf": [{"const": "all"}, {"type": "integer", "minimum": 1}, _list_of(_VISIBLE, minItems=1)]},
+        {
+            "anyOf": [
+                {"enum": ["all", "{gpus}"]},
+                {"type": "integer", "minimum": 1},
+                _list_of(_VISIBLE, minItems=1),
+            ]
+        },
     ),
 ]
 """GPUs: `all`, a number of them, or a list of their ids."""

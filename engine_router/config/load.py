@@ -22,7 +22,7 @@ from engine_router.config.keys import key_faults
 from engine_router.config.kinds import Name
 from engine_router.config.kubernetes import KubernetesConfig, kubernetes_faults
 from engine_router.config.leader import LeaderElectionConfig, leader_faults
-from engine_router.config.memories import place_faults, pool_settings
+from engine_router.config.memories import gpu_faults, place_faults, pool_settings
 from engine_router.config.misplaced import unknown_keys, without_dotted
 from engine_router.config.model import (
     Config,
@@ -295,6 +295,7 @@ def _cross_faults(
         yield from _engine_faults(name, engine, of_engines.get(name, {}), named_models)
         of_engine = of_engines.get(name, {})
         yield from place_faults(name, engine, of_engine, named_pools)
+        yield from gpu_faults(name, engine, of_engine, pools)
         for pool in pool_settings(pools, engine.memories):
             yield from sleep_faults(engine, place_of(name, engine), pool)
             yield from turn_faults(name, engine, models, pool)

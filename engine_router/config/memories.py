@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.engines import EngineConfig, RemoteConfig
 from engine_router.config.faults import Fault, close, quoted
+from engine_router.config.filled import filled_words
 from engine_router.config.model import Config, ModelConfig, ModelSettings
 from engine_router.config.pools import PoolConfig
 from engine_router.config.values import shown
@@ -90,6 +91,29 @@ def _share_faults(
             yield f"{path}.memory_gb.{quoted(pool)}", f"its pools are {', '.join(pools)}"
     if missing := [pool for pool in pools if pool not in memory_gb]:
         yield f"{path}.memory_gb", f"names no amount for {', '.join(missing)}; give one for each of its pools"
+
+
+def gpus_of(config: Config, engine: EngineConfig, model: ModelSettings | None) -> str:
+    """Return the numbers of the GPUs of the pools from which a model takes memory, as CUDA_VISIBLE_DEVICES has them."""
+    found = pool_settings(config.pools, pools_of_model(model, engine))
+    return ",".join(str(pool.gpu) for pool in found)
+
+
+def gpu_faults(
+    name: str, engine: AnyEngineConfig, models: Mapping[str, ModelConfig], pools: Mapping[str, PoolConfig]
+) -> Iterator[Fault]:
+    """Yield the pools among which `{gpus}` would name a GPU twice."""
+    if not any("{gpus}" in word for word in filled_words(engine)):
+        return
+    spans = {engine.memories, *(pools_of_model(model, engine) for model in models.values())}
+    for span in sorted(spans):
+        numbers = [pool.gpu for pool in pool_settings(pools, span)]
+        if len(set(numbers)) < len(numbers):
+            listed = " and ".join(span)
+            yield (
+                f"engines.{quoted(name)}",
+                f"{{gpus}} would name a GPU twice: give {listed} the gpu that each is, counted from 0",
+            )
 
 
 def pool_settings(pools: Mapping[str, PoolConfig], names: Collection[str]) -> list[PoolConfig]:

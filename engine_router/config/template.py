@@ -7,14 +7,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from engine_router.config.engines import EngineConfig, StartedConfig
 from engine_router.config.filled import filled_words
+from engine_router.config.memories import gpus_of
 from engine_router.config.model import Config, ModelConfig
 from engine_router.config.values import expanded
 
-PLACEHOLDERS: Final = ("port", "model", "path", "mmproj", "ctx", "args")
+PLACEHOLDERS: Final = ("port", "model", "path", "mmproj", "ctx", "args", "gpus")
 """What is filled in within `argv`, in braces."""
 
 _ARGS: Final = "{args}"
@@ -34,12 +35,14 @@ class ModelArguments:
         mmproj: file of its projector for images.
         context_length: tokens of context that it is started with.
         args: words of its own.
+        gpus: the numbers of the GPUs of its pools, such as `0,1`.
     """
 
     path: str | None = None
     mmproj: str | None = None
     context_length: int | None = None
     args: tuple[str, ...] = ()
+    gpus: str | None = None
 
     @classmethod
     def of(cls, model: ModelConfig) -> ModelArguments:
@@ -59,6 +62,8 @@ class ModelArguments:
             found["mmproj"] = str(expanded(self.mmproj))
         if self.context_length is not None:
             found["ctx"] = str(self.context_length)
+        if self.gpus is not None:
+            found["gpus"] = self.gpus
         return found
 
 
@@ -91,7 +96,8 @@ class TemplateModels:
     def arguments(self, upstream: str) -> ModelArguments:
         """Return those of a model, by the name that the engine knows."""
         model = self.config.models_by_upstream.get((self.engine, upstream))
-        return NO_ARGUMENTS if model is None else ModelArguments.of(model)
+        own = NO_ARGUMENTS if model is None else ModelArguments.of(model)
+        return evolve(own, gpus=gpus_of(self.config, self.config.engines[self.engine], model))
 
     def names(self) -> list[str]:
         """Return the models of the file, by the names that the engine knows."""

@@ -216,6 +216,8 @@ def read_gpus(value: Any) -> int | str | tuple[str, ...]:
     """Read which GPUs a container gets: all, a number of them, or those of a list."""
     if value == "all":
         return "all"
+    if value == "{gpus}":
+        return (value,)
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     if isinstance(value, list) and value:

@@ -75,7 +75,7 @@ def _host_config(config: ContainerConfig, values: Values, *, is_podman: bool) ->
         host["ShmSize"] = config.shm_size
     if devices := [_device(text) for text in config.devices if text.startswith("/")]:
         host["Devices"] = devices
-    if requests := [*_gpus(config, is_podman=is_podman), *_cdi(config.devices)]:
+    if requests := [*_gpus(config, values, is_podman=is_podman), *_cdi(config.devices)]:
         host["DeviceRequests"] = requests
     return {**host, **config.host_config}
 
@@ -113,9 +113,11 @@ def _cdi(devices: Sequence[str]) -> list[dict[str, Any]]:
     return [{"Driver": "cdi", "DeviceIDs": names}] if names else []
 
 
-def _gpus(config: ContainerConfig, *, is_podman: bool) -> list[dict[str, Any]]:
+def _gpus(config: ContainerConfig, values: Values, *, is_podman: bool) -> list[dict[str, Any]]:
     """Return the request for GPUs: Docker's own, or one by CDI for Podman, which knows no other."""
     gpus = config.gpus
+    if isinstance(gpus, tuple):  # `{gpus}` may be several
+        gpus = tuple(one for text in gpus for one in (filled_text(text, values) or text).split(","))
     if gpus is None:
         return []
     if is_podman:

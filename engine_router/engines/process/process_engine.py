@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import attrs
 import psutil
 import trio
 
@@ -35,6 +36,8 @@ from engine_router.upstream.control_client import ControlClient
 
 if TYPE_CHECKING:
     from engine_router.engines.process.process_tree import Guardian
+
+_GPUS: Final = "{gpus}"
 
 
 class ProcessEngine(StartedEngine[ProcessConfig]):
@@ -80,6 +83,14 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
             return []
         return [ResidentId(self.name)]
 
+    def _with_gpus(self, resident: ResidentId) -> ProcessConfig:
+        """Return the configuration with the GPUs of a resident in its environment, where that asks for them."""
+        gpus = self._arguments(resident).gpus
+        if gpus is None or not any(_GPUS in value for value in self.config.env.values()):
+            return self.config
+        env = {name: value.replace(_GPUS, gpus) for name, value in self.config.env.items()}
+        return attrs.evolve(self.config, env=env)
+
     def _end_commands(self, resident: ResidentId, base_url: str, pid: int) -> EndCommands:
         values = {**self._values(resident, address_of(base_url)[1]), "pid": str(pid)}
         return end_commands(self.config, values)
@@ -97,7 +108,7 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
             port = address_of(base_url)[1]
             argv = self.command(resident, port)
             await set_values(self.name, self.config.config_file, self._values(resident, port))
-            process, tree = await spawn(self.name, self.config, argv, self._guardian)
+            process, tree = await spawn(self.name, self._with_gpus(resident), argv, self._guardian)
         except BaseException:
             if file is not None:
                 file.close()
