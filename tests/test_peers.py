@@ -256,7 +256,8 @@ async def test_an_idle_peer_is_suspended_unless_others_use_it(tmp_path: Path) ->
             far = router.config.engines["attic"].base_url or ""
             hub = router.engines["attic"].logs.engine
             async with RawClient.to(far) as other:  # there: the answer takes some seconds
-                body = {"model": "m", "messages": [{"role": "user", "content": "slowly think long"}]}
+                told = {"role": "user", "content": "slowly report " + "at length " * 400}
+                body = {"model": "m", "messages": [told], "stream": True}
                 await other.request("POST", "/v1/chat/completions", json.dumps(body).encode())
                 await trio.sleep(0.1)
                 while (await ask(far, "GET", "/status")).json()["pools"]["default"]["residents"][0][
@@ -355,3 +356,46 @@ async def test_add_finds_that_a_url_is_a_routers(tmp_path: Path) -> None:
         "far": "peer",
     }
     assert config.peers["far"].base_url == far
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", b"\0\1\2"],
+    ids=["hangs", "lies", "nonsense"],
+)
+async def test_a_peer_that_hangs_or_lies_costs_nobody_else_anything(lie: bytes) -> None:
+    async def accept(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(lie or b"")
+        if lie:
+            await stream.aclose()
+        await trio.sleep_forever()
+
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, accept, [listener])
+            bad = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+            async with (
+                running(engine("far", "n")) as (_, far),
+                running(engine() + peer(bad, 'models = ["h"]', "bad") + peer(far, name="good")) as (
+                    router,
+                    url,
+                ),
+            ):
+                await router.discover()
+                assert await listed(url) == ["h", "m", "n"]
+                async with trio.open_nursery() as asking:
+                    if not lie:
+                        asking.start_soon(chat, url, "h")  # it waits, and nobody else does
+                    assert [(await chat(url, model)).status for model in ("m", "n")] == [200, 200]
+                    asking.cancel_scope.cancel()
+                if lie:
+                    answer = await chat(url, "h")
+                    assert answer.status >= 500 or not answer.is_complete
+                while (entry := status(router)["engines"])["good"]["peer"]["program"] != "engine-router":
+                    await trio.sleep(0.05)
+                while entry["bad"]["peer"]["fault"] is None:
+                    await trio.sleep(0.05)
+                    entry = status(router)["engines"]
+            nursery.cancel_scope.cancel()
