@@ -10,7 +10,7 @@ from textwrap import dedent, indent
 import pytest
 from support.migration import Imported, imported
 
-from engine_router.config import ContainerConfig, RemoteConfig
+from engine_router.config import ContainerConfig, PeerConfig, RemoteConfig
 from engine_router.guards.documents import Unreadable
 from engine_router.setup.migrate.matrix import BadExpression, read_matrix
 from engine_router.setup.migrate.render import rendered
@@ -85,7 +85,7 @@ def test_a_key_of_a_model_that_needs_a_table(key: str, expected: dict[str, objec
     assert LOST not in [note.outcome for note in found.draft.notes]
 
 
-def test_peers_become_remotes() -> None:
+def test_peers_become_remotes_and_peers_in_the_own_network() -> None:
     found = swap(
         top="""
         peers:
@@ -103,7 +103,8 @@ def test_peers_become_remotes() -> None:
     engines = found.config.engines
     cloud, attic = engines["cloud"], engines["m-peer"]
     assert isinstance(cloud, RemoteConfig)
-    assert isinstance(attic, RemoteConfig)
+    assert isinstance(attic, PeerConfig)
+    assert list(found.config.peers) == ["m-peer"]
     assert (cloud.base_url, attic.base_url) == ("https://cloud.example/api/v1", "http://attic.lan:8080/v1")
     assert (cloud.models, attic.models) == (("vendor/large", "vendor/small"), ("other",))
     assert (cloud.connect_timeout_s, cloud.discover) == (7, False)

@@ -192,7 +192,7 @@ def _report(draft: Draft, result: _Result, *, everything: bool) -> None:
         say("\nnothing new is found: the configuration stays as it is", to=to)
     elif not everything:
         say(
-            f"\nnothing is written; --write puts {counted(len(draft.engines), 'engine')} into engines.toml",
+            f"\nnothing is written; --write puts {counted(len(draft.engines) + len(draft.peers), 'engine')} into engines.toml",
             to=to,
         )
 

@@ -14,6 +14,7 @@ from engine_router.config import (
     EngineConfig,
     HttpConfig,
     OllamaConfig,
+    PeerConfig,
     ProcessConfig,
     StartedConfig,
     SystemdConfig,
@@ -39,6 +40,8 @@ def _commands(config: EngineConfig) -> Iterator[Sequence[str]]:
             yield config.argv
         case OllamaConfig():
             yield config.stop_command or ()
+        case PeerConfig():
+            yield config.suspend_command or ()
         case SystemdConfig():
             yield config.prefix or ()
             if config.drop_in is not None:

@@ -11,7 +11,7 @@ from typing import Final
 Path = tuple[str, ...]
 """The keys that lead to a table or a value: `("engines", "llama", "argv")`."""
 
-NAMED: Final = frozenset(("engines", "models", "pools", "families"))
+NAMED: Final = frozenset(("engines", "peers", "models", "pools", "families"))
 """Tables whose entries are tables with names of their own; the others hold keys."""
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_\-]+")

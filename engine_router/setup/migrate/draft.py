@@ -66,6 +66,7 @@ class Draft:
     scheduling: Entry = field(factory=Entry)
     pools: dict[str, Entry] = field(factory=dict)
     engines: dict[str, Entry] = field(factory=dict)
+    peers: dict[str, Entry] = field(factory=dict)
     models: dict[str, Entry] = field(factory=dict)
     families: dict[str, Entry] = field(factory=dict)
     aliases: Entry = field(factory=Entry)
@@ -81,7 +82,7 @@ class Draft:
             entry: Entry = getattr(self, name)
             if entry.values:
                 yield (name,), entry
-        for kind in ("pools", "engines", "models", "families"):
+        for kind in ("pools", "engines", "peers", "models", "families"):
             entries: dict[str, Entry] = getattr(self, kind)
             for name, entry in entries.items():
                 yield (kind, name), entry
@@ -92,7 +93,11 @@ class Draft:
 
     def names(self) -> set[str]:
         """Return every name by which a model can be asked for."""
-        names = {name for entry in self.engines.values() for name in entry.values.get("models", ())}
+        names = {
+            name
+            for entry in (*self.engines.values(), *self.peers.values())
+            for name in entry.values.get("models", ())
+        }
         names |= {*self.models, *self.aliases.values}
         names |= {f"{name}:{own}" for name, e in self.models.items() for own in e.values.get("variants", ())}
         return names | {alias for entry in self.models.values() for alias in entry.values.get("aliases", ())}

@@ -1,9 +1,10 @@
-"""llama-swap's peers, and models without a command: servers elsewhere, which become engines of type `remote`."""
+"""llama-swap's peers, and models without a command: servers elsewhere, which become remotes, or peers in one's own network."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from engine_router.config.remote import is_near
 from engine_router.setup.migrate.draft import REMOTE_URL, Draft, remote_entry
 from engine_router.setup.migrate.llama_swap_settings import add_filters, add_timeouts
 from engine_router.setup.migrate.macros import Macros
@@ -20,11 +21,16 @@ def _add_peer(peer: Section, name: str, draft: Draft) -> None:
     if (proxy := peer.text("proxy")) is None:
         peer.lost("", words="it has no proxy, so nobody knows where it is")
         return
-    engine = remote_entry(proxy)
+    engine, is_peer = remote_entry(proxy), is_near(proxy)
     peer.carried("proxy", REMOTE_URL)
+    if is_peer:
+        del engine.values["type"]
     if (key := peer.text("apiKey")) is not None:
         engine.values["api_key"] = key
-        peer.approximated("apiKey", "api_key", "set paid = true where its answers cost money")
+        if is_peer:
+            peer.carried("apiKey", "api_key")
+        else:
+            peer.approximated("apiKey", "api_key", "set paid = true where its answers cost money")
     models = list(dict.fromkeys(peer.texts("models")))
     known = draft.names()
     if taken := [model for model in models if model in known]:
@@ -41,12 +47,12 @@ def _add_peer(peer: Section, name: str, draft: Draft) -> None:
         filters.finish()
         for model in engine.values["models"] if values else ():
             draft.model(model, _engine_name(name, draft)).values.update(values)
-    draft.engines[_engine_name(name, draft)] = engine
+    (draft.peers if is_peer else draft.engines)[_engine_name(name, draft)] = engine
     peer.finish()
 
 
 def _engine_name(name: str, draft: Draft) -> str:
     """Return the name of the engine for a peer: its own, unless a model's engine has that."""
-    while name in draft.engines:
+    while name in draft.engines or name in draft.peers:
         name = f"{name}-peer"
     return name

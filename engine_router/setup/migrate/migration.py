@@ -132,7 +132,7 @@ def _leave_out_names(draft: Draft, taken: set[str]) -> list[str]:
     """Take out models and aliases whose names are taken, or whose engine is out; and engines without models then."""
     left_out: list[str] = []
     for name, entry in list(draft.models.items()):
-        if name in taken or entry.values["engine"] not in draft.engines:
+        if name in taken or entry.values["engine"] not in {**draft.engines, **draft.peers}:
             del draft.models[name]
             left_out.append(f"models.{quoted(name)}")
         elif aliases := entry.values.get("aliases"):

@@ -25,6 +25,7 @@ def without_secrets(draft: Draft) -> tuple[Draft, dict[str, str]]:
         names.setdefault(key, f"ROUTER_API_KEY_{number}")
     entries = [
         *shown.engines.values(),
+        *shown.peers.values(),
         *shown.models.values(),
         *shown.families.values(),
         *shown.pools.values(),
