@@ -103,7 +103,7 @@ class PeerWatch:
                     if now - self._asked_at.get(name, -math.inf) >= self._pause_s(name):
                         self._asked_at[name] = now
                         nursery.start_soon(self._ask, name, peer, client, instance_id, mask)
-            await trio.sleep(BUSY_S)
+            await trio.sleep(BUSY_S if peers else IDLE_S)  # a reload may bring some
 
     def status(self, name: str) -> PeerStatus:
         """Return what is known of a peer."""

@@ -50,8 +50,7 @@ class Adoption:
 
     async def _measure_budget(self, domain: Domain, pool: Pool, running: Sequence[ResidentId]) -> None:
         """Set a budget that is to be taken from the gauge: what is free, and what our own hold of it."""
-        capacities = domain.ledger.budget.capacities
-        capacity = capacities[pool.name]
+        capacity = domain.ledger.budget.capacities[pool.name]
         if not capacity.is_auto:
             return
         reading = await pool.memory.read_gauge()
@@ -68,7 +67,8 @@ class Adoption:
         if reading.total_bytes is not None:
             free = min(free, reading.total_bytes)
         budget_bytes = max(0, free - capacity.reserve_bytes)
-        capacities[pool.name] = attrs.evolve(capacity, budget_bytes=budget_bytes)
+        measured = attrs.evolve(capacity, budget_bytes=budget_bytes)
+        domain.ledger.budget.set_capacities({pool.name: measured})
 
     async def _stop_extras(self, domain: Domain, extras: Sequence[ResidentId]) -> None:
         kept = ", ".join(str(state.resident) for state in domain.ledger.states)

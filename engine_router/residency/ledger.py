@@ -385,7 +385,7 @@ class Ledger:
         self._pool.rules = self._planner.scheduler.rules = rules
         self._queue.set_max_wait(rules.max_wait_s)
         self._failures.first_s = rules.failed_start_memory_s
-        self.budget.capacities.update(capacities)
+        self.budget.set_capacities(capacities)
         for state in self.budget.states.values():
             self.budget.describe(state)
         self._pool.is_tighter = True

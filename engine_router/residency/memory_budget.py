@@ -16,19 +16,30 @@ class MemoryBudget:
     """The residents of one memory, or of several that some lie across, and the room beside them.
 
     Attributes:
-        capacities: the capacity of each memory, by the name of its pool; may be replaced, once it was measured.
+        capacities: the capacity of each memory, by the name of its pool; see `set_capacities`.
+        is_limited: one of them has a budget.
+        defaults: the capacities of those that have a default model, by pool.
         states: the residents that are present, in whatever phase.
         settling: the residents that have gone, and the bytes of each budget that are theirs until they are back.
     """
 
     def __init__(self, capacities: Mapping[str, Capacity], profile: Callable[[ResidentId], Profile]) -> None:
-        self.capacities = dict(capacities)
+        self.capacities: dict[str, Capacity] = {}
+        self.set_capacities(capacities)
         self.profile = profile
         self.states: dict[ResidentId, ResidentState] = {}
         self.settling: dict[ResidentId, dict[str, float]] = {}
         self._pins: dict[ResidentId, bool] = {}
         self._is_one = len(self.capacities) == 1  # everybody is a neighbour of everybody
         self._first = tuple(self.capacities)[:1]
+
+    def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
+        """Take in the capacities of some memories: once they were measured, or are configured anew."""
+        self.capacities.update(capacities)
+        self.is_limited = any(each.budget_bytes is not None for each in self.capacities.values())
+        self.defaults = {
+            name: each for name, each in self.capacities.items() if each.default_model is not None
+        }
 
     def pools_of(self, profile: Profile) -> tuple[str, ...]:
         """Return the pools that a resident takes from."""

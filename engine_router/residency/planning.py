@@ -130,7 +130,7 @@ class Planner:
         """Tell whether the plan stays what it was though nobody uses a resident any more."""
         if self._queue.length or state.phase is not Phase.READY:
             return False
-        if self._budget.has_excess:
+        if self._budget.is_limited and self._budget.has_excess:
             return False
         state.expires_at = self.expiry(state, now)
         return state.expires_at >= self.wake_at
@@ -233,9 +233,8 @@ class Planner:
 
     def expiry(self, state: ResidentState, idle_since: float) -> float:
         """Return when a resident that is idle since then is stopped for it."""
-        defaults = list(self._defaults_beside(state))
-        is_default = any(default_model == state.resident for default_model, _ in defaults)
-        if state.pinned or state.is_always_there or is_default:
+        defaults = list(self._defaults_beside(state)) if self._budget.defaults else []
+        if state.pinned or state.is_always_there or state.resident in dict(defaults):
             return math.inf
         limit_s = state.keep_alive_s
         if limit_s is None:
@@ -247,7 +246,7 @@ class Planner:
 
     def _defaults_beside(self, state: ResidentState) -> Iterator[tuple[ResidentId, float]]:
         """Yield the default models that want the memory in which a resident lies, and after how many idle seconds."""
-        for pool, capacity in self._budget.capacities.items():
+        for pool, capacity in self._budget.defaults.items():
             default_model = capacity.default_model
             if default_model is not None and (
                 pool in state.needs or self._budget.are_neighbours(default_model, state.resident)
@@ -266,7 +265,7 @@ class Planner:
         return []
 
     def _meant_to_be_there(self) -> Iterator[ResidentId]:
-        defaults = (capacity.default_model for capacity in self._budget.capacities.values())
+        defaults = (capacity.default_model for capacity in self._budget.defaults.values())
         for resident in (*self._pool.preload, *defaults):
             if resident is None or resident in self._budget.states or self.scheduler.is_pressed(resident):
                 continue
