@@ -43,20 +43,25 @@ def of_kind(kind: str, found: list[Json]) -> Json:
     return only
 
 
-@pytest.fixture(params=["manifests", "chart"])
+@pytest.fixture(params=["manifests", "kustomization", "chart"])
 def deployed(request: pytest.FixtureRequest) -> list[Json]:
     """Return the objects that are deployed, with the monitor."""
+    if request.param == "kustomization":
+        return [*output_of("kubectl", "kustomize", str(FOLDER)), *documents(FOLDER / "servicemonitor.yaml")]
     if request.param == "manifests":
         return [each for each in documents(*MANIFESTS) if each["kind"] != "Kustomization"]
     return rendered("--set", "serviceMonitor.enabled=true")
 
 
 def rendered(*options: str) -> list[Json]:
-    helm = shutil.which("helm")
-    if helm is None:
-        pytest.skip("there is no helm here")
-    command = [helm, "template", "engine-router", str(CHART), "--namespace", "models", *options]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return output_of("helm", "template", "engine-router", str(CHART), "--namespace", "models", *options)
+
+
+def output_of(program: str, *words: str) -> list[Json]:
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"there is no {program} here")
+    done = subprocess.run([found, *words], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
@@ -129,7 +134,9 @@ def test_the_pods_are_two_and_can_do_little(deployed: list[Json]) -> None:
     assert set(container["resources"]) == {"requests", "limits"}
 
 
-def test_a_change_of_leaders_restarts_nobody(deployed: list[Json], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_leaders_neither_restarts_a_router_nor_takes_it_out_of_the_service(
+    deployed: list[Json], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While nobody leads, /health of a router that stands by is 503."""
     container = container_of(of_kind("Deployment", deployed))
     for name in ("POD_IP", "CLIENTS_KEY", "METRICS_KEY"):
@@ -137,8 +144,10 @@ def test_a_change_of_leaders_restarts_nobody(deployed: list[Json], monkeypatch: 
     config = parse_config(of_kind("ConfigMap", deployed)["data"]["engines.toml"])
     probes = container["readinessProbe"], container["livenessProbe"]
     assert {probe["httpGet"]["path"] for probe in probes} == {"/health"}
-    patience_s = (probes[1]["failureThreshold"] - 1) * probes[1]["periodSeconds"]
-    assert patience_s > 10 * config.leader_election.duration_s
+    ready_s, live_s = ((probe["failureThreshold"] - 1) * probe["periodSeconds"] for probe in probes)
+    duration_s = config.leader_election.duration_s
+    assert ready_s > duration_s * 4 / 3
+    assert live_s > duration_s * 10
 
 
 def test_what_belongs_together_names_each_other(deployed: list[Json]) -> None:
