@@ -63,8 +63,8 @@ def _residents(pool: PoolStatus, asleep: int) -> Iterator[_Value]:
         yield "in_flight", labels, len(resident.leases)
         if resident.phase is Phase.READY:
             yield "resident", labels, 1.0
-        if resident.footprint_bytes is not None:
-            yield "resident_memory_bytes", labels, resident.footprint_bytes
+        if (held_bytes := resident.footprint_in(pool.name)) is not None:
+            yield "resident_memory_bytes", labels, held_bytes
     for failed in pool.failures:
         yield "failed_resident", (pool.name, str(failed)), 1.0
 
@@ -83,7 +83,7 @@ def _memory(
 ) -> Iterator[_Value]:
     memory = memory_status(
         sampler.readings.get(pool.name),
-        [resident.footprint_bytes for resident in pool.residents],
+        [resident.footprint_in(pool.name) for resident in pool.residents],
         [asleep_bytes(read_model.measured(resident)) for resident in asleep],
     )
     for name, value in (

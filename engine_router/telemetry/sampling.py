@@ -116,8 +116,8 @@ class Sampler:
         for name, pool in self._read_model.pools().items():
             found[Series("queue", name)] = float(sum(pool.waiting.values()))
             for resident in pool.residents:
-                if resident.footprint_bytes:  # none where nobody measures
-                    found[Series("resident", name, str(resident.resident))] = float(resident.footprint_bytes)
+                if held_bytes := resident.footprint_in(name):  # none where nobody measures
+                    found[Series("resident", name, str(resident.resident))] = float(held_bytes)
             reading = await self._reading(name, pool)
             if reading is not None and reading.total_bytes is not None:
                 found[Series("capacity", name)] = float(reading.total_bytes)

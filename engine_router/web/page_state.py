@@ -123,8 +123,10 @@ class PageState:
             "decisions": [attrs.asdict(decision) for decision in router.read_model.decisions()],
             "notices": [event.as_dict() for event in notices[-RECENT_NOTICES:]],
             "jobs": {job.id: job.as_dict() for job in router.jobs.listed() if job.state == "running"},
-            "in_flight": sum(len(resident.leases) for pool in pools.values() for resident in pool.residents),
-            "waiting": sum(sum(pool.waiting.values()) for pool in pools.values()),
+            "in_flight": sum(len(resident.leases) for resident in router.read_model.present()),
+            "waiting": sum(
+                {r: count for pool in pools.values() for r, count in pool.waiting.items()}.values()
+            ),
             "requests_ended": self._recent_use.ended,
         }
         return {**known(state), "models": await self._models.entries(pools.values(), asleep)}
@@ -163,7 +165,7 @@ class PageState:
     def _pool(self, pool: PoolStatus, asleep: list[ResidentId]) -> dict[str, Any]:
         read_model, now = self._router.read_model, trio.current_time()
         look = self._looks.get(pool.name, _GaugeLook())
-        held = [resident.footprint_bytes for resident in pool.residents]
+        held = [resident.footprint_in(pool.name) for resident in pool.residents]
         slept = [asleep_bytes(read_model.measured(resident)) for resident in asleep]
         return {
             "gauge": pool.gauge,

@@ -119,7 +119,7 @@ def _pool(router: Router, pool: PoolStatus) -> dict[str, Any]:
 def _memory(router: Router, pool: PoolStatus) -> dict[str, Any]:
     read_model = router.read_model
     asleep = [r for r in router.sleeping() if pool.name in router.read_model.resident(r).pools]
-    held = [resident.footprint_bytes for resident in pool.residents]
+    held = [resident.footprint_in(pool.name) for resident in pool.residents]
     slept = [asleep_bytes(read_model.measured(resident)) for resident in asleep]
     return attrs.asdict(memory_status(read_model.last_reading(pool.name), held, slept))
 
