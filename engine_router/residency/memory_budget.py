@@ -108,13 +108,11 @@ class MemoryBudget:
     def are_compatible(self, newcomer: Profile, other: ResidentState) -> bool:
         """Tell whether a newcomer may be there together with another, as far as groups say."""
         one, its = newcomer.group, other.group
+        if one == its and one is not None:
+            return True
+        is_apart = one is not None and its is not None
         for pool in self.pools_of(newcomer):
-            if pool not in other.needs:
-                continue
-            if self.capacities[pool].is_exclusive:
-                if one is None or one != its:
-                    return False
-            elif one is not None and its is not None and one != its:
+            if pool in other.needs and (is_apart or self.capacities[pool].is_exclusive):
                 return False
         return True
 
@@ -123,10 +121,14 @@ class MemoryBudget:
         budget = self.capacities[pool].budget_bytes
         if budget is None:
             return 0
-        staying = [r for r in self.states.values() if not r.is_leaving]
-        leaving_bytes = sum(r.needs.get(pool, 0) for r in self.states.values() if r.is_leaving)
-        short_bytes = sum(r.short.get(pool, 0) for r in staying) - leaving_bytes - self._settling_in(pool)
-        return max(short_bytes, sum(r.needs.get(pool, 0) for r in staying) - budget)
+        staying_bytes = short_bytes = 0.0
+        for state in self.states.values():
+            if state.is_leaving:
+                short_bytes -= state.needs.get(pool, 0)
+            else:
+                staying_bytes += state.needs.get(pool, 0)
+                short_bytes += state.short.get(pool, 0)
+        return max(short_bytes - self._settling_in(pool), staying_bytes - budget)
 
     @property
     def has_excess(self) -> bool:

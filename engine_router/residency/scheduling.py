@@ -275,14 +275,16 @@ class Scheduler:
 
     def to_trim(self, now: float) -> list[ResidentState]:
         """Return who goes because the residents need more than was believed when they were started."""
-        idle = [r for r in self._budget.states.values() if r.is_idle and not r.pinned]
-        lacks = [
-            Lack(pool, min(excess, sum(r.needs.get(pool, 0) for r in idle)), 0)
-            for pool in self._budget.capacities
-            if (excess := self._budget.excess_in(pool)) > 0
-        ]
-        if not lacks:
+        excess = {
+            pool: excess for pool in self._budget.capacities if (excess := self._budget.excess_in(pool)) > 0
+        }
+        if not excess:
             return []
+        idle = [r for r in self._budget.states.values() if r.is_idle and not r.pinned]
+        lacks = (
+            Lack(pool, min(size_bytes, sum(r.needs.get(pool, 0) for r in idle)), 0)
+            for pool, size_bytes in excess.items()
+        )
         return cheapest(idle, Shortage(tuple(lacks)), lambda r: self._eviction_cost(r, now)) or []
 
     def to_relieve(self, now: float) -> list[ResidentState]:
