@@ -120,9 +120,12 @@ class Router:
             takes_self=True,
         ),
     )
+    placement: Placement = field(
+        init=False, default=Factory(lambda self: Placement(self.read_model, self.peers), takes_self=True)
+    )
     routing: Routing = field(
         init=False,
-        default=Factory(lambda self: Routing(self.read_model, self.supervisor, self.hub), takes_self=True),
+        default=Factory(lambda self: Routing(self.placement, self.supervisor, self.hub), takes_self=True),
     )
     handler: ProxyHandler = field(
         init=False,
@@ -139,7 +142,7 @@ class Router:
                 self.traces,
                 self.routing,
                 self.context,
-                Placement(self.read_model, self.peers),
+                self.placement,
             ),
             takes_self=True,
         ),

@@ -199,3 +199,43 @@ async def test_where_no_place_can_be_reached_the_error_is_that_of_the_last() -> 
             answer = await chat(url)
             assert answer.status in (502, 503)
             assert "engine 'two'" in answer.json()["error"]["message"]
+
+
+async def test_a_route_counts_what_a_peer_tells_as_the_choice_among_places_does() -> None:
+    routes = """
+        [routes.quick]
+        strategy = "soonest"
+        prefer = ["m", "n"]
+        [routes.loaded]
+        prefer = ["n", "both"]
+    """
+    here = engine("here", "n") + engine("twin", "both") + routes
+    own = 'pool = "own"\n[pools.own]\ngauge = "none"\n'  # both are in memory at a time
+    there = engine("local", "m") + engine("second", "both") + own
+    with trio.fail_after(3 * LIMIT_S):
+        async with running(there) as (_, far), running(here + peer(far)) as (router, url):
+            await router.discover()
+            while router.peers.status("attic").state is None:
+                await trio.sleep(0.05)
+
+            async def explained(name: str) -> tuple[str, str, str]:
+                body = {"request": {"model": name, "messages": []}}
+                answer = (await ask(url, "POST", "/admin/explain", body=body)).json()
+                return answer["model"], answer["engine"], answer["state"]
+
+            assert await explained("quick") == (
+                "n",
+                "here",
+                "off",
+            )  # the peer would have to start its own first
+            for model in ("m", "both"):
+                await chat(far, model)
+            while await explained("quick") != ("m", "attic", "ready"):
+                await trio.sleep(0.05)
+            while await explained("loaded") != ("both", "attic", "ready"):
+                await trio.sleep(0.05)
+            answer = await chat(url, "loaded")
+            assert answer.headers["x-engine-router-model"] == "both"
+            async with router.lease("loaded") as lease:
+                assert lease.engine == "attic"
+            assert {status.resident.engine for status in router.read_model.present()} <= {"attic"}

@@ -42,7 +42,7 @@ class Availability:
 def soonest(availabilities: Iterable[tuple[K, Availability]]) -> list[K]:
     """Return keys in the order in which what they stand for could begin; of equals, the first one first.
 
-    What failed and is not tried again yet comes last.
+    Routes choose among models by it, and a model among its places. What failed and is not tried again yet comes last.
     """
     found = [*availabilities]
     found.sort(key=lambda pair: (not pair[1].may_begin, pair[1].wait_s))

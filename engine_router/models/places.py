@@ -12,7 +12,7 @@ from attrs import define, evolve, field, frozen
 
 from engine_router.engines.remote.peer_state import PeerModel
 from engine_router.guards.limits import REMEMBERED_CONVERSATIONS
-from engine_router.models.availability import Availability, Presence
+from engine_router.models.availability import Availability, Presence, soonest
 
 STAY_S: Final = 15.0
 """Seconds that a conversation waits longer at the place that has read it already: to read it anew takes time, too."""
@@ -55,7 +55,8 @@ def in_order(places: Sequence[Place], last: str | None = None) -> list[str]:
     >>> in_order([here, there]), in_order([here, there], last="here")
     (['there', 'here'], ['here', 'there'])
     """
-    found = sorted(places, key=_weight)
+    quiet_first = sorted(places, key=lambda place: place.availability.requests)
+    found = soonest((place, place.availability) for place in quiet_first)
     order = [place.engine for place in found]
     for place in found:
         stays = place.availability.presence == "ready" and place.availability.may_begin
@@ -66,11 +67,6 @@ def in_order(places: Sequence[Place], last: str | None = None) -> list[str]:
         ):
             return [last, *(engine for engine in order if engine != last)]
     return order
-
-
-def _weight(place: Place) -> tuple[bool, float, int]:
-    found = place.availability
-    return not found.may_begin, found.wait_s, found.requests
 
 
 def at_peer(own: Availability, model: PeerModel | None, *, is_silent: bool) -> Availability:

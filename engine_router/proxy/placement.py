@@ -11,6 +11,7 @@ from attrs import define, field
 from engine_router.dialects.routed import Routed
 from engine_router.errors import BadRequest
 from engine_router.in_flight import RequestScope
+from engine_router.models.availability import Availability
 from engine_router.models.peer_watch import PeerWatch
 from engine_router.models.places import Conversations, Place, at_peer, in_order, prefixes_of
 from engine_router.models.target import Target
@@ -58,9 +59,7 @@ class Placement:
         One that comes from another router goes to a peer only if nobody here has the model: peers that pass it on to each
         other would only make it wait longer.
         """
-        targets = {place.engine: place for place in (attrs.evolve(target, places=()), *target.places)}
-        if scope.hops and not all(place.is_peers for place in targets.values()):
-            targets = {name: place for name, place in targets.items() if not place.is_peers}
+        targets = _places_of(target, has_hops=bool(scope.hops))
         prefixes: list[bytes] = []
         if isinstance(routed, Routed) and routed.is_json:
             prefixes = await off_loop(len(routed.body), lambda: _prefixes(target.model, routed))
@@ -70,6 +69,17 @@ class Placement:
         first, *others = (targets[engine] for engine in order)
         return Placed(first, iter(others), prefixes, self._conversations)
 
+    def soonest(self, target: Target, *, has_hops: bool = False) -> tuple[Target, Availability]:
+        """Return the place where a model could begin soonest, and when that is; no conversation counts.
+
+        Args:
+            has_hops: whoever asks is another router.
+        """
+        targets = _places_of(target, has_hops=has_hops)
+        places = {engine: self._place(place) for engine, place in targets.items()}
+        first = in_order([*places.values()])[0]
+        return targets[first], places[first].availability
+
     def _place(self, target: Target) -> Place:
         own = self._read_model.availability(target.resident)
         if target.is_peers:
@@ -77,6 +87,14 @@ class Placement:
             model = status.model(target.upstream, trio.current_time())
             own = at_peer(own, model, is_silent=status.is_silent)
         return Place(engine=target.engine, availability=own)
+
+
+def _places_of(target: Target, *, has_hops: bool) -> dict[str, Target]:
+    """Return the places of a model that may be asked for a request, by their engines, in the order of the configuration."""
+    targets = {place.engine: place for place in (attrs.evolve(target, places=()), *target.places)}
+    if has_hops and not all(place.is_peers for place in targets.values()):
+        return {name: place for name, place in targets.items() if not place.is_peers}
+    return targets
 
 
 def _prefixes(model: str, routed: Routed) -> list[bytes]:

@@ -29,14 +29,13 @@ from engine_router.models.route_choice import (
 from engine_router.models.target import Target, spellings
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
-from engine_router.proxy.placement import Placed
+from engine_router.proxy.placement import Placed, Placement
 from engine_router.proxy.request_body import IncomingRequest, is_form, off_loop
 from engine_router.proxy.route_exchange import FALLS_BACK, MakeExchange, RouteExchange
 from engine_router.proxy.route_features import features_of
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.proxy.streamed_body import StreamedRequest
 from engine_router.residency.lease import Lease
-from engine_router.residency.read_model import ReadModel
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Upstream
 from engine_router.upstream.http1 import ResponseHead
@@ -77,7 +76,7 @@ def marked(head: ResponseHead, choice: RouteChoice) -> ResponseHead:
 class Routing:
     """The routes of a router: they choose by the state of its residents, and remember which models failed lately."""
 
-    _read_model: ReadModel
+    _placement: Placement
     _supervisor: Supervisor
     _hub: EventHub
     _failed_at: dict[str, float] = field(init=False, factory=dict)
@@ -97,7 +96,7 @@ class Routing:
         Cancellation leaves nothing behind.
         """
         await self._supervisor.until_adopted()
-        choice = self.choice(snapshot, name, scope.may_use, features)
+        choice = self.choice(snapshot, name, scope.may_use, features, has_hops=bool(scope.hops))
         if isinstance(choice, NoChoice):
             if choice.is_forbidden:
                 raise ModelNotForKey(name, scope.key_name or "")
@@ -105,15 +104,22 @@ class Routing:
         return self._note(snapshot, scope, choice)
 
     def choice(
-        self, snapshot: Snapshot, name: str, may_use: MayUse, features: RequestFeatures | None
+        self,
+        snapshot: Snapshot,
+        name: str,
+        may_use: MayUse,
+        features: RequestFeatures | None,
+        *,
+        has_hops: bool = False,
     ) -> RouteChoice | NoChoice:
         """Return what a route would choose now, and why. Nothing is started for it.
 
         Args:
             may_use: tells whether whoever asks may use a model.
+            has_hops: whoever asks is another router.
         """
         route, now = snapshot.config.routes[name], time.localtime()
-        candidates = self._candidates(snapshot, route, may_use)
+        candidates = self._candidates(snapshot, route, may_use, has_hops=has_hops)
         return choose(name, route, candidates, features, now.tm_hour * 60 + now.tm_min)
 
     def leads_to(self, snapshot: Snapshot, name: str, may_use: MayUse) -> Target | None:
@@ -192,6 +198,8 @@ class Routing:
         route = route_named(snapshot, model)
         target = await (resolve(model) if route is None else self.target(snapshot, route, scope, None))
         while True:
+            if scope.choice is not None:  # it was chosen for the place where it begins soonest
+                target, _ = self._placement.soonest(target)
             holder = LeaseHolder(self._supervisor, target.resident)
             lease = holder.enter()
             held.callback(in_flight.enter(new_id(), "lease", target.model, holder).close)
@@ -223,7 +231,9 @@ class Routing:
         )
         return snapshot.registry.resolve(choice.model)
 
-    def _candidates(self, snapshot: Snapshot, route: RouteConfig, may_use: MayUse) -> Mapping[str, Candidate]:
+    def _candidates(
+        self, snapshot: Snapshot, route: RouteConfig, may_use: MayUse, *, has_hops: bool
+    ) -> Mapping[str, Candidate]:
         """Return the models of a route that are known, as they are now."""
         found: dict[str, Candidate] = {}
         now = trio.current_time()
@@ -235,8 +245,9 @@ class Routing:
             if target.is_paid and not route.allow_paid:
                 excluded = excluded or PAID
             ago_s = now - self._failed_at.get(model, -float("inf"))
+            _, availability = self._placement.soonest(target, has_hops=has_hops)
             found[model] = Candidate(
-                availability=self._read_model.availability(target.resident),
+                availability=availability,
                 excluded=excluded,
                 capabilities=facts.capabilities,
                 context_length=facts.context_length,

@@ -65,11 +65,12 @@ async def explained(router: Router, data: Mapping[str, Any], key: KeyConfig | No
 
 
 def _target(router: Router, target: Target) -> dict[str, Any]:
+    place, availability = router.placement.soonest(target)
     return {
         "model": target.model,
-        "engine": target.engine,
-        "state": state_of(router, target),
-        "begins_in_s": round(router.read_model.availability(target.resident).wait_s, 3),
+        "engine": place.engine,
+        "state": state_of(router, place),
+        "begins_in_s": round(availability.wait_s, 3),
     }
 
 
