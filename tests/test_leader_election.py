@@ -149,7 +149,11 @@ async def test_one_that_gives_it_back_is_followed_at_once(autojump_clock: MockCl
             await first.until_lost()
         assert not taken.is_set()
         assert second.leader_address == "http://a:1"
+        assert second.takeover_s > DURATION_S / 2
         await first.release()
+        await second.look()
+        assert second.leader_address is None
+        assert second.takeover_s <= DURATION_S / 3
         began = trio.current_time()
         await taken.wait()
     assert trio.current_time() - began <= DURATION_S / 5
@@ -166,6 +170,9 @@ class Known:
 
     def __init__(self, address: str | None) -> None:
         self.leader_address = address
+        self.takeover_s = 60.0
+
+    async def look(self) -> None:
         self.takeover_s = 6.2
 
 

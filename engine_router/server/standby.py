@@ -46,6 +46,10 @@ class Leader(Protocol):
         """Seconds after which there is another leader, if the one that is known does not answer any more."""
         ...
 
+    async def look(self) -> None:
+        """Ask who leads now, since the one that is known does not answer."""
+        ...
+
 
 async def stand_by(sockets: Sequence[socket.socket], leader: Leader) -> None:
     """Pass connections on until cancelled, which closes them. The listening sockets stay open."""
@@ -80,7 +84,7 @@ async def _pass_on(
 ) -> None:
     try:
         async with client:
-            server = await _reached(leader.leader_address)
+            server = await _reached_leader(leader)
             if server is None:
                 await _refuse(client, math.ceil(leader.takeover_s))
                 return
@@ -89,6 +93,14 @@ async def _pass_on(
                 await _pump(server, client, nursery.cancel_scope)
     finally:
         places.release_on_behalf_of(place)
+
+
+async def _reached_leader(leader: Leader) -> trio.SocketStream | None:
+    address = leader.leader_address
+    if (server := await _reached(address)) is not None:
+        return server
+    await leader.look()  # one that was ended has given the lead back, and the next one is here soon
+    return await _reached(leader.leader_address) if leader.leader_address != address else None
 
 
 async def _reached(address: str | None) -> trio.SocketStream | None:

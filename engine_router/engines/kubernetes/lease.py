@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -26,6 +27,9 @@ ADDRESS: Final = "engine-router/address"
 # Parts of the duration: for how long renewing may fail, and after which it is tried again.
 _RENEW_PART: Final = 2 / 3
 _RETRY_PART: Final = 2 / 15
+# Seconds that a look between two tries may take, and for which what it found is good for others.
+_LOOK_WITHIN_S: Final = 2.0
+_LOOK_S: Final = 0.25
 
 
 @frozen
@@ -80,6 +84,8 @@ class LeaderElection:
     _seen_at: float = 0.0
     _held_at: float = -math.inf
     _fault: str = ""
+    _looked_at: float = -math.inf
+    _looking: trio.Lock = field(factory=trio.Lock)
 
     @property
     def leader_address(self) -> str | None:
@@ -91,8 +97,20 @@ class LeaderElection:
     @property
     def takeover_s(self) -> float:
         """Seconds after which another router leads, if the one that does is not heard of any more."""
-        left_s = max(0.0, self._seen_at + self._record.duration_s - trio.current_time())
-        return left_s + 2 * self.duration_s * _RETRY_PART
+        left_s = self._seen_at + self._record.duration_s - trio.current_time() if self._record.holder else 0.0
+        return max(0.0, left_s) + 2 * self.duration_s * _RETRY_PART
+
+    async def look(self) -> None:
+        """Ask who leads now, without a try to lead; whoever asks meanwhile waits for the same answer. Faults change nothing."""
+        async with self._looking:
+            if trio.current_time() < self._looked_at + _LOOK_S:
+                return
+            known = self._lease
+            with trio.move_on_after(_LOOK_WITHIN_S), suppress(ApiError):
+                found = await self._api.lease(self._namespace, self._name)
+                if self._lease is known:  # a try that was faster knows better
+                    self._see(found or {})
+            self._looked_at = trio.current_time()
 
     async def until_leading(self) -> None:
         """Wait until this router leads. Faults are told in the log, and waited for."""
