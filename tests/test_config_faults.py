@@ -74,7 +74,7 @@ FAULTS = [
     (
         "zzz = 1\n" + ENGINE,
         "zzz",
-        "unknown key; known: server, log, history, traces, context, scheduling, pools, engines, peers, models, families, aliases, routes, tenants, state_file",
+        "unknown key; known: server, log, history, traces, context, leader_election, scheduling, pools, engines, peers, models, families, aliases, routes, tenants, state_file",
         True,
     ),
     (
