@@ -127,6 +127,8 @@ def package(session: nox.Session) -> None:
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     if shutil.which("actionlint"):  # no package of Python's has it
         session.run("actionlint", *workflows, external=True)
+    if shutil.which("helm"):  # nor this one
+        session.run("helm", "lint", "--strict", "scripts/deploy/kubernetes/chart", external=True)
     composed = [str(path) for path in Path("scripts/deploy").rglob("compose.yml")]
     session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *composed)
 
