@@ -291,6 +291,15 @@ async def test_the_snapshot_has_pools_engines_and_models() -> None:
         assert (state["in_flight"], state["waiting"]) == (0, 0)
 
 
+async def test_routes_are_told_with_what_they_choose_now() -> None:
+    route = '[routes.auto]\nprefer = ["a", "b"]\n'
+    async with routing(process("a"), process("b"), route) as router, watching(router) as talk:
+        told = state_of(talk.body)["routes"]["auto"]
+        assert told == {"strategy": "resident", "models": ["a", "b"], "leads_to": "a"}
+        await post(router, "/admin/swap", model="b")
+        await until(talk, lambda state: state["routes"]["auto"]["leads_to"] == "b")
+
+
 async def test_a_swap_its_phases_and_why_it_was_decided_on() -> None:
     async with routing(process("a"), process("b", "delay=0.3")) as router:
         for model in ("b", "a"):  # so that it is known how long each takes

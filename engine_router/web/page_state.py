@@ -38,6 +38,7 @@ from engine_router.web.status import (
     failure_entry,
     other_programs,
     resident_entry,
+    route_status,
     swap_entry,
     turn_entry,
 )
@@ -120,6 +121,7 @@ class PageState:
                 for name, pool in pools.items()
             },
             "engines": {name: engine_entry(router, name, pools) for name in router.engines},
+            "routes": {name: self._route(name) for name in router.config.routes},
             "decisions": [attrs.asdict(decision) for decision in router.read_model.decisions()],
             "notices": [event.as_dict() for event in notices[-RECENT_NOTICES:]],
             "jobs": {job.id: job.as_dict() for job in router.jobs.listed() if job.state == "running"},
@@ -130,6 +132,12 @@ class PageState:
             "requests_ended": self._recent_use.ended,
         }
         return {**known(state), "models": await self._models.entries(pools.values(), asleep)}
+
+    def _route(self, name: str) -> dict[str, Any]:
+        """Return what a route would choose now; without the reason, which has seconds in it that run."""
+        entry = route_status(self._router, name)
+        del entry["reason"]
+        return entry
 
     def _at(self, moment: float | None) -> float | None:
         """Return a reading of trio's clock as seconds since the epoch."""

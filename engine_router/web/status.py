@@ -64,7 +64,7 @@ def status(router: Router) -> dict[str, Any]:
             }
             for t in targets
         ],
-        "routes": {name: _route(router, name) for name in router.config.routes},
+        "routes": {name: route_status(router, name) for name in router.config.routes},
         "scan": scan_entry(router.scans),
         "last_swap": swaps[-1] if swaps else None,
         "swaps": swaps[-RECENT_SWAPS:],
@@ -83,7 +83,7 @@ def state_of(router: Router, target: Target) -> str:
     return OWN.of(status)
 
 
-def _route(router: Router, name: str) -> dict[str, Any]:
+def route_status(router: Router, name: str) -> dict[str, Any]:
     """Return what a route would choose now for a request without any conditions."""
     route = router.config.routes[name]
     choice = router.routing.choice(router.snapshot, name, lambda _: True, None)

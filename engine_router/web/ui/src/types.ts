@@ -115,6 +115,13 @@ export interface Model {
   unload_cost_s?: Maybe<number>;
 }
 
+export interface Route {
+  strategy: string;
+  models: string[];
+  /** The model that it would choose now for a request that meets no rule's conditions; absent where there is none. */
+  leads_to?: Maybe<string>;
+}
+
 export interface Decision {
   at: number;
   pool?: Maybe<string>;
@@ -154,6 +161,7 @@ export interface RouterState {
   pools: Record<string, Pool>;
   engines: Record<string, Engine>;
   models: Record<string, Model>;
+  routes?: Maybe<Record<string, Route>>;
   decisions?: Maybe<Decision[]>;
   notices?: Maybe<Notice[]>;
   jobs?: Maybe<Record<string, Job>>;

@@ -35,6 +35,7 @@ const hostile = (): RouterState =>
       }),
     },
     models: { [TURNED]: { engine: "a", state: "ready", resident: TURNED, aliases: [`${TURNED}1`, `${TURNED}2`], capabilities: [TURNED, "completion"] } },
+    routes: { [TURNED]: { strategy: "first", models: [TURNED, "b"], leads_to: TURNED } },
     decisions: [{ at: NOW, pool: TURNED, text: `${TURNED} starts: requested` }, { at: NOW, pool: "b", text: "b" }],
     notices: [{ at: NOW, message: `${TURNED} was found` }],
     jobs: { j1: { job: "j1", kind: "pull", subject: TURNED, state: "running", progress: { step: "file", note: TURNED, done_bytes: 1 } } },

@@ -48,6 +48,28 @@ describe("the list of models", () => {
   });
 });
 
+describe("the routes", () => {
+  const rows = () => [...document.querySelectorAll('section[aria-label="Routes"] tbody tr')].map((row) => [...row.children].map((cell) => cell.textContent?.trim()));
+  const auto = { strategy: "soonest", models: ["beta", "alpha"], leads_to: "alpha" };
+
+  it("stand there with their models and what they would choose now, which changes", async () => {
+    const nobody = { strategy: "first", models: ["gone"] };
+    await show(<Models />, router({ routes: { auto, nobody } }));
+    expect(rows()).toEqual([
+      ["auto", "alpha ready", "soonest", "beta, alpha"],
+      ["nobody", "none of them", "first", "gone"],
+    ]);
+    expect(document.querySelector('section[aria-label="Routes"] a')?.getAttribute("href")).toBe("#/models/alpha");
+    await show(<Models />, router({ routes: { auto: { ...auto, leads_to: "beta" } } }));
+    expect(rows()).toEqual([["auto", "beta off", "soonest", "beta, alpha"]]);
+  });
+
+  it("are not spoken of where there are none", async () => {
+    await show(<Models />, router({ routes: {} }));
+    expect(document.querySelector('section[aria-label="Routes"]')).toBeNull();
+  });
+});
+
 describe("the page of a model", () => {
   it("shows its settings with their origin", async () => {
     answering(() => ({ id: "alpha", engine: "a", settings: [{ name: "hold_s", value: 3, from: "engines.toml" }, { name: "group", value: null, from: "default" }], last_error: "<b>no</b>" }));

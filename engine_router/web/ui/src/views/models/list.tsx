@@ -11,6 +11,7 @@ import { state } from "../../state/events";
 import type { Job, Model, Resident } from "../../types";
 import { Downloads } from "../home";
 import { PullDialog } from "./pull";
+import { Routes } from "./routes";
 
 export interface Row extends Model {
   id: string;
@@ -60,6 +61,7 @@ export function ModelList() {
         </div>
       </div>
       {downloads.length > 0 && <Downloads jobs={downloads} />}
+      <Routes />
       <div class="filters" role="search">
         <input
           type="search"
