@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import random
@@ -212,6 +213,30 @@ async def test_what_a_client_sends_reaches_the_leader_and_streams_come_back() ->
                 assert (await client.get(f"{url}/health")).status_code == 200
 
 
+async def test_a_client_that_never_ends_keeps_its_place_no_longer_than_the_leader_listens(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine_router.server.standby._MOST_CONNECTIONS", 1)
+
+    async def leader_that_ends(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"x")
+        await stream.send_eof()
+
+    autojump_clock.autojump_threshold = 0.1  # real sockets take a moment
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = listener.socket.getsockname()[1]
+            nursery.start_soon(trio.serve_listeners, leader_that_ends, [listener])
+            async with standing_by(Known(f"http://127.0.0.1:{port}")) as url:
+                reach = functools.partial(trio.open_tcp_stream, "127.0.0.1", int(url.rpartition(":")[2]))
+                # The first says nothing, and does not leave: the next one gets its place all the same.
+                async with await reach() as first, await reach() as other:
+                    assert [await first.receive_some(), await first.receive_some()] == [b"x", b""]
+                    assert await other.receive_some() == b"x"
+            nursery.cancel_scope.cancel()
+
+
 # The whole
 
 CONFIG = """
@@ -304,8 +329,9 @@ async def test_of_two_routers_one_takes_over_what_the_other_had(tmp_path: Path) 
         ('lease = "A b"', "expected a name as Kubernetes has them"),
         ('lease = "a"\nduration_s = 1', "expected at least 3"),
         ('lease = "a"\naddress = "host"', "leader_election.address"),
+        ('lease = "a"\nkubeconfig = "a\\u0000"', "leader_election.kubeconfig"),
     ],
-    ids=["name", "duration", "address"],
+    ids=["name", "duration", "address", "kubeconfig"],
 )
 def test_faults_of_the_table(line: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -43,7 +43,7 @@ class KubernetesConfig(EngineConfig):
     namespace: Name | None = option(
         None, "Its namespace; the router's own in a cluster, or the context's, when absent."
     )
-    kubeconfig: str | None = option(
+    kubeconfig: Name | None = option(
         None,
         "File that tells where the cluster is, and who the router is there. When absent: the service account of the router's "
         "Pod, else $KUBECONFIG, else ~/.kube/config.",

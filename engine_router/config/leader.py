@@ -33,7 +33,7 @@ class LeaderElectionConfig:
     duration_s: Seconds = option(
         15.0, "Seconds after which another router takes over from one that is not heard of any more."
     )
-    kubeconfig: str | None = option(
+    kubeconfig: Name | None = option(
         None, "File that tells where the cluster is; as for engines of type kubernetes."
     )
     context: Name | None = option(None, "The context of that file; its current one when absent.")

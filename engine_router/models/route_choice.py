@@ -81,6 +81,7 @@ class RouteChoice:
         order: every model that may be asked, the chosen one first.
         reason: why, in words: what the log, the answer's header and `explain` say.
         passed_over: models that are not asked, or last, each with why.
+        forbidden: models that are not for the key of the request; no word about them is for whoever made it.
         fallback: the next one is asked where this one cannot be started or reached.
     """
 
@@ -89,6 +90,7 @@ class RouteChoice:
     order: tuple[str, ...]
     reason: str
     passed_over: tuple[tuple[str, str], ...] = ()
+    forbidden: tuple[str, ...] = ()
     fallback: bool = True
 
     def next(self, failure: str) -> RouteChoice | None:
@@ -110,12 +112,17 @@ class NoChoice:
 
     Attributes:
         reason: why, in words.
-        is_forbidden: the key is what keeps the request from all of them.
+        forbidden: as for `RouteChoice`.
     """
 
     route: str
     reason: str
-    is_forbidden: bool = False
+    forbidden: tuple[str, ...] = ()
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the key is what keeps the request from some of them."""
+        return bool(self.forbidden)
 
 
 def choose(
@@ -135,13 +142,14 @@ def choose(
     place, prefer, strategy = _models_for(route, features, minute)
     known = {model: candidates.get(model, _UNKNOWN) for model in dict.fromkeys(prefer)}
     allowed = {model: found for model, found in known.items() if not found.excluded}
-    excluded = [(model, found.excluded) for model, found in known.items() if found.excluded]
+    forbidden = tuple(model for model, found in known.items() if found.excluded == NOT_FOR_KEY)
+    excluded = [
+        (model, found.excluded) for model, found in known.items() if found.excluded and model not in forbidden
+    ]
     if not allowed:
         words = ", ".join(f"'{model}' is {why}" for model, why in excluded)
-        is_forbidden = any(why == NOT_FOR_KEY for _, why in excluded)
-        return NoChoice(
-            route=name, reason=f"route '{name}'{place} has no model: {words}", is_forbidden=is_forbidden
-        )
+        lacks = f"has no model{' for this key' if forbidden else ''}{': ' if words else ''}{words}"
+        return NoChoice(route=name, reason=f"route '{name}'{place} {lacks}", forbidden=forbidden)
     doubts = {model: _doubts(found, features) for model, found in allowed.items()}
     fit = [model for model in allowed if not doubts[model]]
     last = sorted((model for model in allowed if doubts[model]), key=lambda model: doubts[model][0][0])
@@ -157,6 +165,7 @@ def choose(
         order=tuple(order),
         reason=f"route '{name}'{place} leads to '{order[0]}' by {strategy}: {why}{said}",
         passed_over=tuple(passed),
+        forbidden=forbidden,
         fallback=route.fallback,
     )
 

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 _CONNECT_WITHIN_S: Final = 2.0
 _MOST_CONNECTIONS: Final = 2000
 _PIECE_BYTES: Final = 65536
+# Seconds for a client to end its side, too, once the leader has ended: it would keep a place for ever.
+_LINGER_S: Final = 10.0
 # Seconds for a client to say what it wants before it is refused: one that is not listened to at all sees a reset.
 _HEARD_S: Final = 1.0
 
@@ -91,6 +93,7 @@ async def _pass_on(
             async with server, trio.open_nursery() as nursery:
                 nursery.start_soon(_pump, client, server, nursery.cancel_scope)
                 await _pump(server, client, nursery.cancel_scope)
+                nursery.cancel_scope.deadline = trio.current_time() + _LINGER_S
     finally:
         places.release_on_behalf_of(place)
 

@@ -33,7 +33,7 @@ async def explained(router: Router, data: Mapping[str, Any], key: KeyConfig | No
     """Return which model would answer a request now, and why.
 
     Args:
-        data: `request`, its body; and `path` and `headers`, where they matter.
+        data: `request`, its body; `path` and `headers`, where they matter; and `key`, where it is another's.
         key: the key with which it would come.
 
     Raises:
@@ -57,7 +57,10 @@ async def explained(router: Router, data: Mapping[str, Any], key: KeyConfig | No
     size_bytes = request.content_length or 0
     features = await off_loop(size_bytes, lambda: features_of(path, wire, body, key_name))
     choice = router.routing.choice(snapshot, name, lambda target: may_use(key, target), features)
-    found = {"route": name, "reason": choice.reason, "order": []}
+    reason = choice.reason
+    if choice.forbidden and data.get("key") is not None:  # only administrators ask for other keys
+        reason += f"; not for this key: {', '.join(map(repr, choice.forbidden))}"
+    found = {"route": name, "reason": reason, "order": []}
     if not isinstance(choice, RouteChoice):
         return {**found, "model": None, "engine": None, "state": None, "begins_in_s": None}
     order = list(choice.order if choice.fallback else choice.order[:1])
