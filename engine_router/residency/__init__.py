@@ -3,8 +3,9 @@
 The room knows engines through `engines.base` only. Others import `supervisor`, to ask for residents; `lease`, what a
 request holds; `read_model`, all that is shown; `messages.Ticket`, `Phase`, `rules` and `settings`.
 
-- `supervisor`: the one task that decides, on a memory channel. `pool`: one memory, and the way to the supervisor.
-- `ledger`: the pure decisions of one pool, by six rules: `admission`, `prechecks`, `queue`, `scheduling`, `eviction`,
+- `supervisor`: the one task that decides, on a memory channel. `domain`: the memories that are planned together, and the
+  way to the supervisor; `pool`: one of them.
+- `ledger`: the pure decisions of one domain, by six rules: `admission`, `prechecks`, `queue`, `scheduling`, `eviction`,
   `planning`, with `memory_budget`, `failures`, `idle_gaps` and each `resident_state`. `messages` go in and come out.
 - `resident_runner`: a task for each resident (`resident_task`); with `start_memory`, `health`, `sleepers`, `adoption`,
   `files`.
@@ -12,5 +13,5 @@ request holds; `read_model`, all that is shown; `messages.Ticket`, `Phase`, `rul
   has idle residents go for them, as `pressure` judges.
 - `pool_memory`: the gauge, and what starts and stops do to it (`memory_attribution`).
 - `decisions`: what was decided, in words. `swap_status`, `memory_status`: parts of the read model.
-- `swap_tracker`: the events of swaps. `measurements`: what is remembered between runs. `page_cache`: files of models.
+- `swap_tracker`: the events of swaps. `measurements` and `speeds`: what is remembered between runs. `page_cache`: files of models.
 """
