@@ -337,6 +337,7 @@ def said(*blocks: Any, role: str = "user") -> Json:
         ({"tools": [{"name": "f", "input_schema": 7}]}, "tools.0.input_schema"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "x"}}, "tool_choice.type"),
+        ({"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": []}}, "tool_choice.type"),
         ({"thinking": True}, "thinking"),
         ({"metadata": "x"}, "metadata"),
         ({"output_config": []}, "output_config"),

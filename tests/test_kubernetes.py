@@ -21,7 +21,7 @@ from support.scripted.kubernetes import (
     unschedulable,
     waiting,
 )
-from support.scripted.server import Json
+from support.scripted.server import Answer, Json
 from trio.testing import MockClock
 
 from engine_router.config import KubernetesConfig, parse_config
@@ -264,6 +264,23 @@ async def test_a_watch_goes_on_from_its_bookmark_and_lists_again_where_that_is_g
         cluster.compacted = 0
         cluster.change("vllm-1", READY)
         await life.ready.wait()
+        await life.stop()
+
+
+async def test_watches_that_end_at_once_are_begun_again_at_leisure(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    cluster = ScriptedCluster()
+    cluster.become = [waiting(["x"])]  # type: ignore[arg-type]  # a reason that is none
+    cluster.refusals["watch"] = [Answer(200, b"x\n") for _ in range(20)]
+    autojump_clock.autojump_threshold = 0.1  # real sockets take a moment
+    began = trio.current_time()
+    async with an_engine(cluster, tmp_path) as engine, supervised(engine, "m") as life:
+        await until(lambda: not cluster.refusals["watch"])
+        assert trio.current_time() - began > 0.15
+        cluster.change("vllm-1", READY)
+        await started(life)
+        assert life.error is None
         await life.stop()
 
 

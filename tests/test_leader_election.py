@@ -163,6 +163,28 @@ async def test_one_that_gives_it_back_is_followed_at_once(autojump_clock: MockCl
     assert leases.lease_["spec"]["leaseTransitions"] == 2
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        {"spec": ["x"], "metadata": {"annotations": "x", "resourceVersion": "0"}},
+        {
+            "spec": {"leaseDurationSeconds": 10**400},
+            "metadata": {"annotations": ["x"], "resourceVersion": "0"},
+        },
+    ],
+    ids=["tables", "numbers"],
+)
+async def test_a_lease_that_is_none_ends_no_router(
+    garbage: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    leases = Leases(random.Random(1))
+    leases.lease_ = garbage
+    election = LeaderElection(leases.of("a"), "n", "l", "a", "http://a:1", DURATION_S)  # type: ignore[arg-type]
+    with trio.move_on_after(2 * DURATION_S):
+        await election.until_leading()
+    assert election.leader_address is None
+
+
 # Standing by
 
 

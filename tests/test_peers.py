@@ -306,6 +306,7 @@ async def test_a_peers_state_queue_and_estimate_are_shown(tmp_path: Path, capsys
     ("path", "answer", "program", "states"),
     [
         ("/running", {"running": [{"model": "m", "state": "starting"}]}, "llama-swap", ("starting", "off")),
+        ("/running", {"running": [{"model": "m", "state": ["ready"]}]}, "llama-swap", ("off", "off")),
         ("/api/ps", {"models": [{"name": "m:latest"}]}, "ollama", ("ready", "off")),
         (
             "/api/v0/models",

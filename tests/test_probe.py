@@ -97,6 +97,7 @@ def test_dig(data: Any, key: str, found: Any) -> None:
         ([{"id": "a"}], ["a"]),
         (["a", "b"], ["a", "b"]),
         ({"data": ["a", {"id": 7, "name": "b"}, 5, None, {}]}, ["a", "b"]),
+        ({"data": [{"id": ""}, {"id": "a"}]}, ["a"]),
         ({"data": "a"}, []),
         ({"data": {"id": "a"}}, []),
         ({}, []),

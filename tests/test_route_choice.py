@@ -188,6 +188,11 @@ def features(
     return features_of(path, wire, TEXT if body is None else body, key)
 
 
+def test_a_part_whose_type_is_none_is_no_image() -> None:
+    odd: dict[str, Any] = {"messages": [{"role": "user", "content": [{"type": []}, {"type": {}}]}]}
+    assert not features(body=odd).images
+
+
 @pytest.mark.parametrize(
     ("route", "known", "request_", "chosen"), CASES, ids=[f"{case[0]}-{i}" for i, case in enumerate(CASES)]
 )

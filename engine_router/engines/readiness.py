@@ -78,7 +78,7 @@ def as_text(value: Any) -> str:
 def listed_ids(data: Any) -> Sequence[str]:
     """Return the ids in a model list of OpenAI's shape (`data[].id`), Ollama's (`models[].name`) or a bare list.
 
-    Those that are longer than any name with which a client may ask are left out.
+    Those that are empty, or longer than any name with which a client may ask, are left out.
     """
     entries = data if isinstance(data, list) else dig(data, "data") or dig(data, "models") or []
     if not isinstance(entries, list):
@@ -87,7 +87,7 @@ def listed_ids(data: Any) -> Sequence[str]:
     for entry in entries:
         for candidate in (entry, dig(entry, "id"), dig(entry, "name"), dig(entry, "key")):
             if isinstance(candidate, str):
-                if len(candidate) <= MODEL_NAME_CHARS:
+                if 0 < len(candidate) <= MODEL_NAME_CHARS:
                     found.append(candidate)
                 break
     return found

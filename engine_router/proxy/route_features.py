@@ -16,7 +16,7 @@ from engine_router.models.route_choice import RequestFeatures
 from engine_router.upstream.http1 import Headers
 
 _PROMPT: Final = ("messages", "input", "prompt", "system", "instructions", "tools", "suffix", "images")
-_IMAGES: Final = frozenset(("image", "image_url", "input_image"))
+_IMAGES: Final = ("image", "image_url", "input_image")
 _EMBEDDING_PATHS: Final = frozenset(("/v1/embeddings", "/api/embed", "/api/embeddings"))
 
 

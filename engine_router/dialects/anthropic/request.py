@@ -301,10 +301,10 @@ def _tools(data: Mapping[str, Any]) -> dict[str, Any]:
     request: dict[str, Any] = {"tools": tools}
     if choice.get("disable_parallel_tool_use") is True:
         request["parallel_tool_calls"] = False
-    name = choice.get("name")
-    if choice.get("type") in _TOOL_CHOICES:
-        request["tool_choice"] = _TOOL_CHOICES[choice["type"]]
-    elif choice and choice.get("type") != "tool":
+    name, kind = choice.get("name"), choice.get("type")
+    if isinstance(kind, str) and kind in _TOOL_CHOICES:
+        request["tool_choice"] = _TOOL_CHOICES[kind]
+    elif choice and kind != "tool":
         raise BadRequest('"tool_choice.type" must be auto, any, tool or none')
     elif any(tool["function"]["name"] == name for tool in tools):
         request["tool_choice"] = {"type": "function", "function": {"name": name}}

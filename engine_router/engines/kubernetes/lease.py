@@ -30,6 +30,8 @@ _RETRY_PART: Final = 2 / 15
 # Seconds that a look between two tries may take, and for which what it found is good for others.
 _LOOK_WITHIN_S: Final = 2.0
 _LOOK_S: Final = 0.25
+# Whole numbers of the API have 32 bits.
+_MOST_WHOLE: Final = 2**31
 
 
 @frozen
@@ -57,7 +59,7 @@ class LeaseRecord:
         return cls(
             str(dig(lease, "spec.holderIdentity") or ""),
             str(annotations.get(ADDRESS) or "") if isinstance(annotations, dict) else "",
-            float(duration) if isinstance(duration, int) else 0.0,
+            float(duration) if isinstance(duration, int) and abs(duration) < _MOST_WHOLE else 0.0,
             str(dig(lease, "spec.renewTime") or ""),
             transitions if isinstance(transitions, int) else 0,
         )
@@ -168,7 +170,7 @@ class LeaderElection:
     def _wanted(self) -> dict[str, Any]:
         """Return the specification by which this router holds the Lease from now on."""
         now = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        spec = dict(self._lease.get("spec") or {})
+        spec = _table(self._lease, "spec")
         if self._record.holder != self.identity:
             spec["acquireTime"] = now
             spec["leaseTransitions"] = self._record.transitions + 1
@@ -180,8 +182,8 @@ class LeaderElection:
         }
 
     async def _put(self, spec: dict[str, Any], *, is_new: bool = False) -> None:
-        metadata = dict(self._lease.get("metadata") or {"name": self._name, "namespace": self._namespace})
-        metadata["annotations"] = {**(metadata.get("annotations") or {}), ADDRESS: self.address}
+        metadata = _table(self._lease, "metadata") or {"name": self._name, "namespace": self._namespace}
+        metadata["annotations"] = {**_table(metadata, "annotations"), ADDRESS: self.address}
         lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
         self._see(await self._api.put_lease(self._namespace, self._name, lease, is_new=is_new))
 
@@ -192,3 +194,8 @@ class LeaderElection:
 
     def _has_expired(self) -> bool:
         return trio.current_time() >= self._seen_at + self._record.duration_s
+
+
+def _table(data: Json, key: str) -> dict[str, Any]:
+    found = data.get(key)
+    return dict(found) if isinstance(found, dict) else {}

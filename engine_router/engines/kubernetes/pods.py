@@ -8,6 +8,7 @@ from typing import Any, Final
 import trio
 from attrs import define, field, frozen
 
+from engine_router.engines.backoff import Backoff
 from engine_router.engines.kubernetes.api import ApiError, KubernetesApi, pause_after
 from engine_router.engines.readiness import dig
 from engine_router.guards.foreign_text import output_line, shortened
@@ -27,6 +28,8 @@ _IN_VAIN: Final = frozenset(
     )
 )
 _MESSAGE_CHARS: Final = 300
+# Seconds after which a watch that ends is none that a proxy or a server ends at once, each time.
+_LASTING_S: Final = 5.0
 
 
 @frozen
@@ -116,7 +119,7 @@ def _trouble(status: Json) -> tuple[str, bool]:
             "PodInitializing",
         ):
             found.append(_words(waiting["reason"], waiting.get("message")))
-            is_in_vain = is_in_vain or waiting["reason"] in _IN_VAIN
+            is_in_vain = is_in_vain or str(waiting["reason"]) in _IN_VAIN
     return "; ".join(dict.fromkeys(found)), is_in_vain
 
 
@@ -163,19 +166,22 @@ class PodWatch:
 
     async def run(self) -> None:
         """List, and watch, again and again; what fails is tried again. Cancellation ends it."""
+        backoff = Backoff()
         while True:
+            began = trio.current_time()
             try:
                 if not self._version:
                     await self._list()
                 await self._api.watch_pods(self._namespace, self._selector, self._version, self._take)
             except ApiError as error:
-                if error.status == 410:  # too old: the list has to be had anew
-                    self._version = ""
-                    continue
-                self.fault = str(error)
                 self._version = ""
-                self._tell()
-                await pause_after(error)
+                if error.status != 410:  # which says that it is too old: the list has to be had anew
+                    self.fault = str(error)
+                    self._tell()
+                    await pause_after(error)
+            if trio.current_time() - began > _LASTING_S:
+                backoff = Backoff()
+            await backoff.pause()
 
     async def changed(self) -> None:
         """Wait until something has changed since this was last waited for."""

@@ -19,6 +19,8 @@ PeerKind = Literal["engine-router", "llama-swap", "ollama", "lmstudio", "other"]
 """The program that a peer is; `other` where it tells nothing of its state."""
 
 _UNSEEN: Final = (401, 403)
+# The longest state, step or version that is shown: each has a column of its own.
+_WORD_CHARS: Final = 40
 # What an answer says of a model that serves now, and of one that is on its way.
 _READY: Final = frozenset(("ready", "loaded", "draining"))
 _COMING: Final = frozenset(("starting", "loading", "waking"))
@@ -121,7 +123,7 @@ def _of_engine_router(data: Any, now: float) -> PeerState | None:
     for entry in _items(dig(data, "models")):
         name, resident = _text(dig(entry, "id")), _text(dig(entry, "resident") or dig(entry, "engine"))
         model = PeerModel(
-            state=_text(dig(entry, "state")),
+            state=_text(dig(entry, "state"))[:_WORD_CHARS],
             in_flight=in_flight.get(resident, 0),
             waiting=waiting.get(resident, 0),
             start_s=_seconds(dig(entry, "start_s")),
@@ -131,7 +133,7 @@ def _of_engine_router(data: Any, now: float) -> PeerState | None:
     return PeerState(
         kind="engine-router",
         at=now,
-        version=_text(dig(data, "version")),
+        version=_text(dig(data, "version"))[:_WORD_CHARS],
         models=models,
         in_flight=sum(in_flight.values()),
         waiting=sum(waiting.values()),
@@ -140,7 +142,10 @@ def _of_engine_router(data: Any, now: float) -> PeerState | None:
 
 
 def _swap(swap: Any) -> PeerSwap:
-    target, phase = dig(swap, "target"), _text(dig(swap, "step") or dig(swap, "phase") or "swap")
+    target, phase = (
+        dig(swap, "target"),
+        _text(dig(swap, "step") or dig(swap, "phase") or "swap")[:_WORD_CHARS],
+    )
     return PeerSwap(
         words=f"{phase} {_text(target)}" if isinstance(target, str) else phase,
         target=_text(target) if isinstance(target, str) else None,
@@ -189,6 +194,8 @@ _READERS: Final[Mapping[PeerKind, tuple[str, _Reader]]] = {
 
 def _own_word(state: object) -> str:
     """Return the state of a model in our own words."""
+    if not isinstance(state, str):
+        return "off"
     if state in _READY:
         return "ready"
     return "starting" if state in _COMING else "stopping" if state == "stopping" else "off"
