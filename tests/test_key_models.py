@@ -113,6 +113,26 @@ async def test_no_route_leads_to_another_model() -> None:
         ).status == 409  # the last that it may see: none
 
 
+async def test_behind_upstream_no_refusal_tells_of_another_model() -> None:
+    hidden = """
+        [peers.attic]
+        base_url = "http://127.0.0.1:1"
+        models = ["gone"]
+        [models.other]
+        engine = "other"
+        aliases = ["nick"]
+    """
+    async with keyed(engine("small"), engine("other"), hidden) as router, served(router) as url:
+        for name in ("gone", "nick", "nothing"):
+            answer = await said(url, "narrow-key", "GET", f"/upstream/{name}/x")
+            words = answer.json()["error"]["message"]
+            assert (answer.status, words.partition(";")[0]) == (
+                404,
+                f"model '{name}' not found, or not for the key 'narrow'",
+            )
+            assert "other'" not in words
+
+
 async def test_the_default_model_is_no_way_around() -> None:
     async with keyed(more='default_model = "other"') as router, served(router) as url:
         assert (await said(url, "guest-key", "POST", CHAT, {"messages": [], "do": "echo"})).status == 200

@@ -226,6 +226,9 @@ async def test_lists_show_routes_to_whoever_may_use_one_of_its_models(fast: bool
             tags = (await said(url, key, "GET", "/api/tags")).json()["models"]
             assert ("auto" in entries, "secret" in entries) == (is_shown, False)
             assert ("auto" in {tag["name"] for tag in tags}) is is_shown
+            there = (await said(url, key, "GET", "/models")).json()["data"]
+            shown = {entry["id"]: entry["status"]["value"] for entry in there}
+            assert shown.get("auto") == ("unloaded" if is_shown else None)
             one = await said(url, key, "GET", "/v1/models/auto")
             show = await said(url, key, "POST", "/api/show", {"model": "auto"})
             assert (one.status, show.status) == ((200, 200) if is_shown else (404, 404))

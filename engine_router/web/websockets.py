@@ -101,7 +101,7 @@ class WebSockets:
             RouterError: it cannot be connected.
         """
         segments = segments_of(websocket.scope["raw_path"])
-        count, snapshot, target = await model_in(self._router, segments)
+        count, snapshot, target = await model_in(self._router, segments, scope_of(websocket))
         path = "/" + "/".join(segments[count:])
         check_path(snapshot, target, "GET", path, scope_of(websocket))
         await self._relay(snapshot, target, quote(path, safe=VISIBLE), websocket.query_string)

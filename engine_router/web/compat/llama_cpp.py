@@ -36,10 +36,14 @@ class LlamaCpp:
         if request.args.get("reload", "0") not in ("", "0", "false"):
             scope_of(request).need_admin("reload the list of models")
             await self._router.discover()
+        entries = await self._models.entries()
         states = self._states(scope_of(request).may_use)
+        # A route has the status of its model. An engine may have taken a model from its list meanwhile.
+        models = (entry.get("alias_of") or entry.get("leads_to") or entry["id"] for entry in entries)
         data = [
-            {**entry, "status": states[entry.get("alias_of", entry["id"])]}
-            for entry in await self._models.entries()
+            {**entry, "status": states[model]}
+            for entry, model in zip(entries, models, strict=True)
+            if model in states
         ]
         return json_response({"object": "list", "data": data})
 

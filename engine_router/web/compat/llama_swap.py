@@ -68,7 +68,7 @@ class LlamaSwap:
             UnknownModel: the path begins with no model's id.
         """
         segments = segments_of(request.scope["raw_path"])
-        count, snapshot, target = await model_in(self._router, segments)
+        count, snapshot, target = await model_in(self._router, segments, scope_of(request))
         if len(segments) == count:  # so that relative links in the engine's pages lead somewhere
             return _with_slash(segments)
         return await pass_on(self._router, snapshot, target, "/" + "/".join(segments[count:]))

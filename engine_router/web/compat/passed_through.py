@@ -63,18 +63,24 @@ def segments_of(raw_path: bytes) -> list[str]:
     return segments
 
 
-async def model_in(router: Router, segments: list[str]) -> tuple[int, Snapshot, Target]:
+async def model_in(router: Router, segments: list[str], scope: RequestScope) -> tuple[int, Snapshot, Target]:
     """Find the longest id with which a path begins. Returns of how many segments it is, and the model with its snapshot.
+
+    Args:
+        scope: of the request, which must be allowed to use the model: no other refusal tells what there is.
 
     Raises:
         BadRequest: it begins with a name that is longer than any model's.
         UnknownModel: the path begins with no model's id.
+        ModelNotForKey: the request's key is for other models.
     """
     decoded = [unquote(segment) for segment in segments[:_MOST_SEGMENTS]]
-    for count in range(len(decoded), 0, -1):
-        if router.registry.is_name(name := "/".join(decoded[:count])):
-            return count, *await router.find(name)
-    return 1, *await router.find(decoded[0])
+    counts = range(len(decoded), 0, -1)
+    count = next((count for count in counts if router.registry.is_name("/".join(decoded[:count]))), 1)
+    name = "/".join(decoded[:count])
+    snapshot, target = await router.find(name)
+    scope.check_model(name, target)
+    return count, snapshot, target
 
 
 def check_path(snapshot: Snapshot, target: Target, method: str, path: str, scope: RequestScope) -> None:
@@ -86,7 +92,6 @@ def check_path(snapshot: Snapshot, target: Target, method: str, path: str, scope
     Raises:
         BadRequest: the path leads up.
         Forbidden: the engine is a daemon that others rely on, too, or the request's key may not do this.
-        ModelNotForKey: its key is for other models.
     """
     config = snapshot.config
     decoded = unquote(path)
@@ -101,7 +106,6 @@ def check_path(snapshot: Snapshot, target: Target, method: str, path: str, scope
     settings = config.engines[target.engine]
     if isinstance(settings, RemoteConfig):
         check_remote_path(settings, target.engine, decoded)
-    scope.check_model(target.model, target)
     if not scope.is_admin:
         _check_use(snapshot, target, method, decoded, scope)
 
