@@ -95,11 +95,13 @@ def _read_s(exchange: ProxyExchange, figures: AnswerFigures) -> float | None:
 def in_slot(body: Octets, slot: int) -> bytes:
     """Return a JSON request with the number of its slot; all else stays as it came.
 
-    >>> in_slot(b'{"model": "m"}', 1)
-    b'{"id_slot":1,"model": "m"}'
+    It comes last: of two members of a name the last one counts, and a client may send a slot of null.
+
+    >>> in_slot(b'{"id_slot": null, "model": "m"}', 1)
+    b'{"id_slot": null, "model": "m","id_slot":1}'
     """
-    start = body.index(b"{") + 1
-    return b'%b"id_slot":%d,%b' % (bytes(body[:start]), slot, bytes(body[start:]))
+    end = body.rindex(b"}")
+    return b'%b,"id_slot":%d%b' % (bytes(body[:end]), slot, bytes(body[end:]))
 
 
 def owner_of(key: KeyConfig | None, shared_by: tuple[str, ...]) -> str:
