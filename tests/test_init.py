@@ -18,6 +18,7 @@ from support.ports import free_port
 
 from engine_router.cli import init, main
 from engine_router.cli.exit_codes import BAD_CONFIG, FAILED
+from engine_router.cli.folders import lasting
 from engine_router.cli.questions import Questions
 from engine_router.config import RemoteConfig, load_config
 from engine_router.engines.llamacpp.tiny import write_tiny_gguf
@@ -335,3 +336,9 @@ def test_a_folder_that_is_not_there_is_a_slip(found: Path, capsys: pytest.Captur
     assert main(["init", "--yes", "--config", str(found), "--scan", nowhere]) == BAD_CONFIG
     assert f"{nowhere}: there is no such folder" in capsys.readouterr().err
     assert not found.exists()
+
+
+def test_a_relative_folder_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [lasting(name) for name in ("models", "~/models", "huggingface")]
+    assert names == [str(tmp_path / "models"), "~/models", "huggingface"]

@@ -13,6 +13,11 @@ def absent_folders(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in CACHES and not is_there(name)]
 
 
+def lasting(name: str) -> str:
+    """Return a folder's name as a file may keep it that is read from elsewhere: from a relative one, its whole path."""
+    return name if name in CACHES or name.startswith("~") else str(expanded(name).absolute())
+
+
 def is_there(name: str) -> bool:
     """Return whether a name leads to a file or a folder."""
     try:

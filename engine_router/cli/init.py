@@ -12,7 +12,7 @@ import trio
 
 from engine_router.cli import service
 from engine_router.cli.exit_codes import BAD_USAGE, FAILED, OK, CommandFailed
-from engine_router.cli.folders import absent_folders
+from engine_router.cli.folders import absent_folders, lasting
 from engine_router.cli.formatting import counted
 from engine_router.cli.questions import Questions
 from engine_router.cli.terminal import Table, say, show_json
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         return OK
     for folder in absent_folders(options.scan or ()):
         raise CommandFailed(f"{folder}: there is no such folder; nothing was written", BAD_USAGE)
-    detection = trio.run(detect, tuple(options.scan or ()))
+    detection = trio.run(detect, tuple(map(lasting, options.scan or ())))
     if options.json:
         show_json(as_dict(detection))
         return OK
