@@ -27,6 +27,7 @@ from engine_router.config import parse_config
 from engine_router.engines.kubernetes.api import ApiError, Json
 from engine_router.engines.kubernetes.lease import LeaderElection
 from engine_router.errors import ConfigError
+from engine_router.server import standby
 from engine_router.server.serve import listen
 from engine_router.server.standby import stand_by
 
@@ -349,13 +350,39 @@ async def test_of_two_routers_one_takes_over_what_the_other_had(tmp_path: Path) 
     ("line", "words"),
     [
         ('lease = "A b"', "expected a name as Kubernetes has them"),
-        ('lease = "a"\nduration_s = 1', "expected at least 3"),
+        ('lease = "a"\nduration_s = 1', "expected a time from 3 to 3600 s"),
+        ('lease = "a"\nduration_s = 1e308', "expected a time from 3 to 3600 s"),
         ('lease = "a"\naddress = "host"', "leader_election.address"),
         ('lease = "a"\nkubeconfig = "a\\u0000"', "leader_election.kubeconfig"),
     ],
-    ids=["name", "duration", "address", "kubeconfig"],
+    ids=["name", "short", "long", "address", "kubeconfig"],
 )
 def test_faults_of_the_table(line: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(f"[leader_election]\n{line}\n")
     assert words in str(caught.value)
+
+
+async def test_a_client_that_reads_nothing_keeps_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(standby, "_SEND_WITHIN_S", 0.2)
+    gone = trio.Event()
+
+    async def pour(stream: trio.SocketStream) -> None:
+        try:
+            while True:
+                await stream.send_all(bytes(1_000_000))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            gone.set()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, pour, 0)
+        port = listeners[0].socket.getsockname()[1]
+        with trio.fail_after(100):
+            async with standing_by(Known(f"http://127.0.0.1:{port}")) as url:
+                client = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
+                await client.send_all(b"GET / HTTP/1.1\r\n\r\n")
+                await gone.wait()
+                await client.aclose()
+        nursery.cancel_scope.cancel()

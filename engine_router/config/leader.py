@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from attrs import frozen
 
@@ -12,8 +13,9 @@ from engine_router.config.kubernetes import is_kubernetes_name
 from engine_router.config.options import option
 from engine_router.config.values import shown
 
-SHORTEST_S = 3.0
+SHORTEST_S: Final = 3.0
 """The shortest time of a lease: its holder renews it several times in that."""
+LONGEST_S: Final = 3600.0
 
 
 @frozen(kw_only=True, repr=False)
@@ -44,8 +46,8 @@ def leader_faults(config: LeaderElectionConfig) -> Iterator[Fault]:
     for key, value in (("lease", config.lease), ("namespace", config.namespace)):
         if value is not None and not is_kubernetes_name(value):
             yield f"leader_election.{key}", f"expected a name as Kubernetes has them, got {shown(value)}"
-    if config.duration_s < SHORTEST_S:
+    if not SHORTEST_S <= config.duration_s <= LONGEST_S:
         yield (
             "leader_election.duration_s",
-            f"expected at least {SHORTEST_S:g}: a lease is renewed several times in its duration",
+            f"expected a time from {SHORTEST_S:g} to {LONGEST_S:g} s, in which a lease is renewed several times",
         )

@@ -24,6 +24,8 @@ _PIECE_BYTES: Final = 65536
 _LINGER_S: Final = 10.0
 # Seconds for a client to say what it wants before it is refused: one that is not listened to at all sees a reset.
 _HEARD_S: Final = 1.0
+# And for one piece to be taken, whoever gets it.
+_SEND_WITHIN_S: Final = 120.0
 
 _MESSAGE: Final = "no router leads just now; another one takes over within seconds"
 _BODY: Final = json.dumps(
@@ -137,7 +139,10 @@ async def _pump(source: trio.SocketStream, target: trio.SocketStream, scope: tri
     """Pass on what comes from one side until it ends its side; a break ends both."""
     try:
         while data := await source.receive_some(_PIECE_BYTES):
-            await target.send_all(data)
+            with trio.move_on_after(_SEND_WITHIN_S) as sending:
+                await target.send_all(data)
+            if sending.cancelled_caught:  # it reads nothing: its place is another's
+                scope.cancel()
         await target.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         scope.cancel()
