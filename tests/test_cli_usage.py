@@ -147,7 +147,19 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["swap", "relay", "start", "schedule", "pagecache", "scan", "paint", "soak", "faults", "mutations"],
+    [
+        "swap",
+        "relay",
+        "start",
+        "schedule",
+        "context",
+        "pagecache",
+        "scan",
+        "paint",
+        "soak",
+        "faults",
+        "mutations",
+    ],
 )
 def test_every_benchmark_starts_from_a_bare_interpreter(name: str) -> None:
     done = bench(name, "--help")
@@ -158,7 +170,8 @@ def test_every_benchmark_starts_from_a_bare_interpreter(name: str) -> None:
 def test_the_list_of_benchmarks_is_whole() -> None:
     told = bench("--help")
     assert re.findall(r"^  (\w+) ", told.stdout, re.MULTILINE) == [
-        "swap", "relay", "start", "scrape", "schedule", "pagecache", "scan", "paint", "soak", "faults", "mutations",
+        "swap", "relay", "start", "scrape", "schedule", "context", "pagecache", "scan", "paint", "soak",
+        "faults", "mutations",
     ]  # fmt: skip
 
 

@@ -264,7 +264,7 @@ async def test_a_diff_for_those_who_may_not_edit_has_no_secrets(tmp_path: Path) 
 async def test_the_schema(tmp_path: Path) -> None:
     async with lab(tmp_path, text(engine("a"))) as it:
         answer = await ask(it.url, "GET", "/admin/config/schema")
-        assert answer.json()["properties"]["engines"]["minProperties"] == 1
+        assert answer.json()["properties"]["engines"]["type"] == "object"
 
 
 def test_a_text_of_many_faults_is_searched_once() -> None:

@@ -339,11 +339,18 @@ async def test_a_large_model_on_macos_gets_the_time_that_its_memory_needs(
 ) -> None:
     held = least_grace_s("darwin", lambda: 1_000_000_000_000)
     monkeypatch.setattr(running_process, "least_grace_s", lambda: held)
+    signalled, signal_tree = trio.Event(), ProcessGroup.signal
+
+    async def signal(tree: ProcessGroup, name: str) -> None:
+        await signal_tree(tree, name)
+        signalled.set()
+
+    monkeypatch.setattr(ProcessGroup, "signal", signal)
     settings = {"grace_s": 0.2, "stop_timeout_s": 60.0}
     async with the_engine("ignore=SIGTERM", **settings) as engine, supervised(engine, "x") as life:
         await life.ready.wait()
         life.supervision.stop()
-        await trio.testing.wait_all_tasks_blocked()
+        await signalled.wait()
         jumping_clock.jump(held)
         await life.over.wait()
         assert life.error is None
@@ -750,7 +757,7 @@ async def test_a_log_ring_can_be_followed() -> None:
 
 def models_of(engine: str, paths: dict[str, str]) -> TemplateModels:
     models = {name: ModelConfig(engine=engine, path=path) for name, path in paths.items()}
-    return TemplateModels(engine, Config(engines={}, models=models))
+    return TemplateModels(engine, Config(engines={engine: ProcessConfig(argv=("srv",))}, models=models))
 
 
 def filled(argv: list[str], model: str | None, paths: dict[str, str] | None = None) -> list[str]:
@@ -1183,7 +1190,7 @@ import sys, trio
 from engine_router.config import Config, ModelConfig, ProcessConfig
 from engine_router.config.template import TemplateModels
 from engine_router.engines.base import Supervision
-from engine_router.engines.process.process_tree import Guardian
+from engine_router.engines.process.process_tree import Guardian, ProcessTree
 from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.upstream.control_client import control_client
 

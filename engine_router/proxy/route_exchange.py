@@ -33,9 +33,12 @@ class RouteExchange(ProxyExchange):
             try:
                 return await super().head(until)
             except FALLS_BACK as error:
-                if self._raw_head is not None or not await self._fall_back(error):
+                if self._raw_head is not None:
                     raise
-                self._enter_again()
+                failure = error
+            if not await self._fall_back(failure):
+                raise failure
+            self._enter_again()
 
     def turn_to(self, resident: ResidentId, plan: ForwardPlan | ChoosePlan) -> None:
         """Have another resident answer, from the beginning; the old one's lease is given back."""
