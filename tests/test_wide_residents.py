@@ -11,6 +11,7 @@ import trio
 from support.simulated_engine import Script, SimulatedEngine
 from support.simulated_memory import GIB, Reclaim, SimulatedMemory
 from support.spread_memory import SpreadMemory
+from support.supervised_world import refusal_of
 from trio.testing import MockClock
 
 from engine_router.engines.base import ResidentId
@@ -66,13 +67,7 @@ class World:
             await self.use(resident, seconds)
 
     async def refusal(self, resident: ResidentId) -> RouterError:
-        lease = self.supervisor.request(resident)
-        try:
-            with pytest.raises(RouterError) as caught:
-                await lease.granted()
-        finally:
-            lease.release()
-        return caught.value
+        return await refusal_of(self.supervisor, resident)
 
     def present(self, pool: str) -> dict[str, Phase | None]:
         return {str(status.resident): status.phase for status in self.read.pool(pool).residents}

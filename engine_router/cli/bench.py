@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     load_s = None if options.no_load else _load(address, subject, quiet=options.json)
     words_for = _words_for(address, options)
     found = [_measure(address, options, words_for(length)) for length in lengths]
-    memory_bytes = _memory(get_model(address, options.model))
+    memory_bytes: int | None = get_model(address, options.model)["measured"]["footprint_bytes"]
     if options.json:
         rows = [asdict(each) for each in found]
         show_json({"model": model["id"], "load_s": load_s, "memory_bytes": memory_bytes, "prompts": rows})
@@ -223,11 +223,6 @@ def _middle(values: Iterator[float | None]) -> float | None:
 def _median(values: Iterator[object]) -> int | None:
     middle = _middle(float(value) for value in values if isinstance(value, int))
     return None if middle is None else round(middle)
-
-
-def _memory(model: Mapping[str, Any]) -> int | None:
-    measured: int | None = model["measured"]["footprint_bytes"]
-    return measured
 
 
 def _row(measured: Measured) -> tuple[str, ...]:

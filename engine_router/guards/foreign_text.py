@@ -70,6 +70,15 @@ def output_line(text: str) -> str:
     return text if text.isprintable() else printable(_SEQUENCE.sub("", text))
 
 
+def one_line(text: str, limit: int) -> str:
+    r"""Return what another program said as one line of a sentence: without its layout, printable, and short.
+
+    >>> one_line("no such\n  image", 40)
+    'no such image'
+    """
+    return shortened(output_line(" ".join(text.split())), limit)
+
+
 def indented_values(data: Any) -> Any:
     """Return what was read from JSON with each of its strings, keys too, as `indented` makes them."""
     if isinstance(data, str):

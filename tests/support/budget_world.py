@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
-import pytest
 import trio
 
 from engine_router.config import TenantConfig
@@ -20,6 +19,7 @@ from engine_router.residency.supervisor import Supervisor
 from engine_router.residency.tenants import Ask, ask_nobody
 from support.simulated_engine import SimulatedEngine
 from support.simulated_memory import GIB, SimulatedMemory
+from support.supervised_world import refusal_of
 
 A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
 RULES = Rules(max_wait_s=60.0, abandon_grace_s=2.0)
@@ -57,13 +57,7 @@ class World:
             lease.release()
 
     async def refusal(self, resident: ResidentId) -> RouterError:
-        lease = self.supervisor.request(resident)
-        try:
-            with pytest.raises(RouterError) as caught:
-                await lease.granted()
-        finally:
-            lease.release()
-        return caught.value
+        return await refusal_of(self.supervisor, resident)
 
 
 @asynccontextmanager

@@ -33,6 +33,17 @@ RULES = Rules(drain_timeout_s=30.0, max_wait_s=60.0, abandon_grace_s=2.0, failed
 LONGEST_TEST_S = 100_000.0
 
 
+async def refusal_of(supervisor: Supervisor, resident: ResidentId) -> RouterError:
+    """Be a client of a supervisor that is refused. Return why."""
+    lease = supervisor.request(resident)
+    try:
+        with pytest.raises(RouterError) as caught:
+            await lease.granted()
+    finally:
+        lease.release()
+    return caught.value
+
+
 @attrs.define(eq=False)
 class World:
     """A supervisor at work, and what can be seen of it."""
@@ -92,13 +103,7 @@ class World:
 
     async def refusal(self, resident: ResidentId) -> RouterError:
         """Be a client that is refused. Return why."""
-        lease = self.supervisor.request(resident)
-        try:
-            with pytest.raises(RouterError) as caught:
-                await lease.granted()
-        finally:
-            lease.release()
-        return caught.value
+        return await refusal_of(self.supervisor, resident)
 
     async def settle_down(self) -> None:
         """Let everything that happens at this very moment happen."""

@@ -12,7 +12,7 @@ import trio
 from attrs import define, frozen
 
 from engine_router.engines.readiness import dig
-from engine_router.guards.foreign_text import output_line, shortened
+from engine_router.guards.foreign_text import one_line
 from engine_router.guards.limits import LONG_LINE_BYTES
 from engine_router.upstream.control_answers import UnreadableAnswer, json_or_none, read_answer
 from engine_router.upstream.control_client import ControlClient
@@ -125,7 +125,7 @@ class Daemon:
                     failure = failure or entry.get("error") or dig(entry, "errorDetail.message")
                     tell(entry)
         if failure:
-            raise DaemonError(_printable(str(failure)))
+            raise DaemonError(one_line(str(failure), _MESSAGE_CHARS))
 
     # Containers.
 
@@ -161,7 +161,7 @@ class Daemon:
             is_running=bool(state.get("Running") or state.get("Paused")),
             exit_code=code if isinstance(code, int) else None,
             is_out_of_memory=bool(state.get("OOMKilled")),
-            error=_printable(str(state.get("Error") or "")),
+            error=one_line(str(state.get("Error") or ""), _MESSAGE_CHARS),
             pid=pid if isinstance(pid, int) and pid > 0 else None,
         )
 
@@ -230,7 +230,8 @@ class Daemon:
                 if response.status_code >= 400:
                     said = dig(json_or_none(await _read(response)), "message")
                     raise DaemonError(
-                        _printable(str(said or f"answered {response.status_code}")), response.status_code
+                        one_line(str(said or f"answered {response.status_code}"), _MESSAGE_CHARS),
+                        response.status_code,
                     )
                 yield response
         except CallFailed as error:
@@ -284,7 +285,3 @@ def _next_piece(buffer: bytearray) -> bytes | None:
     else:
         del buffer[: _HEADER_BYTES + size]
     return piece
-
-
-def _printable(text: str) -> str:
-    return shortened(output_line(" ".join(text.split())), _MESSAGE_CHARS)

@@ -14,11 +14,12 @@ from attrs import define, field
 from engine_router.config import ContainerConfig
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import Ended, LogRing
+from engine_router.engines.beside import beside
 from engine_router.engines.container.daemon import ContainerState, Daemon, DaemonError
 from engine_router.engines.container.removal import remove
 from engine_router.engines.ports import ClaimedPort
 from engine_router.engines.started.output import EngineOutput
-from engine_router.engines.started.running import GRACE_SHARE, while_read
+from engine_router.engines.started.running import GRACE_SHARE
 from engine_router.errors import EngineStopFailed
 
 T = TypeVar("T")
@@ -145,7 +146,7 @@ class RunningContainer:
         Raises:
             EngineError: as the work raised it.
         """
-        return await while_read(self._read_output, work)
+        return await beside(self._read_output, work)
 
     async def _read_output(self) -> None:
         await self._begun.wait()

@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 from engine_router.config.kubernetes import WORKLOADS
 from engine_router.engines.kubernetes.access import Access
 from engine_router.engines.readiness import dig
-from engine_router.guards.foreign_text import output_line, shortened
+from engine_router.guards.foreign_text import one_line, output_line
 from engine_router.guards.limits import LONG_LINE_BYTES
 from engine_router.upstream.control_answers import UnreadableAnswer, json_or_none, read_answer
 from engine_router.upstream.control_client import ControlClient
@@ -270,7 +270,7 @@ async def _refusal(method: str, path: str, response: httpx.Response) -> ApiError
     """Return the error of an answer: the message of the `Status` in it, and what may be done."""
     status = response.status_code
     said = dig(json_or_none(await _read(response)), "message") or f"answered {method} {path} with {status}"
-    words = shortened(output_line(" ".join(str(said).split())), _MESSAGE_CHARS)
+    words = one_line(str(said), _MESSAGE_CHARS)
     if status == 401:
         words += "; the router's token or certificate is not accepted"
     if status == 403:

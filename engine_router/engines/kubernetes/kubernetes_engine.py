@@ -10,14 +10,15 @@ import trio
 
 from engine_router.config import KubernetesConfig
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
+from engine_router.engines.beside import beside
 from engine_router.engines.kubernetes.access import NoAccess, find_access
 from engine_router.engines.kubernetes.api import ApiError, KubernetesApi, Scale, connected
 from engine_router.engines.kubernetes.pods import Pod, PodWatch, failed_creation
 from engine_router.engines.readiness import Check, ReadinessProbe
-from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, run_lifecycle
+from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, ended_after_doubt, run_lifecycle
 from engine_router.engines.remote.remote_engine import RemoteEngine
 from engine_router.engines.warm_up import warm_up
-from engine_router.errors import EngineError, EngineStartFailed, EngineStopFailed, EngineUnreachable
+from engine_router.errors import EngineStartFailed, EngineStopFailed, EngineUnreachable
 from engine_router.upstream.control_client import ControlClient
 
 T = TypeVar("T")
@@ -180,14 +181,7 @@ class _Workload:
         return endpoint
 
     async def gone(self) -> str | None:
-        try:
-            reason = await self._look_again()
-        except EngineError as error:
-            self.log.write(error.summary)
-            return None
-        if reason is not None:
-            await self.end(aborted=False)
-        return reason
+        return await ended_after_doubt(self, self._look_again)
 
     async def end(self, *, aborted: bool) -> str:  # noqa: ARG002 - the cluster knows all that belongs to it
         if self.engine.outlasts and self.supervision.is_last:
@@ -220,17 +214,7 @@ class _Workload:
         """
         api, scale = await self.engine.api(), await self.engine.scale()
         watch = PodWatch(api, self.engine.namespace(api), scale.selector)
-        failure: EngineError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch.run)
-            try:
-                result = await work(watch)
-            except EngineError as error:
-                failure = error  # raised outside of the nursery, which would wrap it into a group
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return result
+        return await beside(watch.run, lambda: work(watch))
 
     async def _until_ready(self, watch: PodWatch, began_at: str) -> Endpoint:
         """Wait until a Pod is ready and the probe passes at the Service, or until that is in vain."""

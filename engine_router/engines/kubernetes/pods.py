@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.kubernetes.api import ApiError, KubernetesApi, pause_after
 from engine_router.engines.readiness import dig
-from engine_router.guards.foreign_text import output_line, shortened
+from engine_router.guards.foreign_text import one_line
 
 Json = Mapping[str, Any]
 
@@ -131,7 +131,7 @@ def _end_words(ended: Json) -> str:
 
 def _words(reason: object, message: object) -> str:
     said = f"{reason}: {message}" if message else str(reason)
-    return shortened(output_line(" ".join(said.split())), _MESSAGE_CHARS)
+    return one_line(said, _MESSAGE_CHARS)
 
 
 def failed_creation(events: list[Json], since: str) -> str | None:

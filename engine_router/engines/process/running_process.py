@@ -15,13 +15,14 @@ from attrs import define, field
 
 from engine_router.config import ProcessConfig
 from engine_router.engines.base import Ended, LogRing
+from engine_router.engines.beside import beside
 from engine_router.engines.ports import ClaimedPort, described, is_taken, owner_of
 from engine_router.engines.process.end_commands import EndCommands
 from engine_router.engines.process.process_tree import ProcessTree, reap_later
 from engine_router.engines.process.shared_memory import SharedMemory
 from engine_router.engines.process.wired_memory import least_grace_s
 from engine_router.engines.started.output import EngineOutput
-from engine_router.engines.started.running import GRACE_SHARE, OUTPUT_GRACE_S, while_read
+from engine_router.engines.started.running import GRACE_SHARE, OUTPUT_GRACE_S
 from engine_router.errors import EngineStopFailed
 from engine_router.guards.masking import masked_argv
 from engine_router.upstream.address import address_of
@@ -87,7 +88,7 @@ class RunningProcess:
         Raises:
             EngineError: as the work raised it.
         """
-        return await while_read(self._read_output, work)
+        return await beside(self._read_output, work)
 
     async def begin(self) -> None:
         """Do nothing: it runs already."""

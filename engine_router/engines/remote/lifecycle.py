@@ -104,6 +104,24 @@ async def run_lifecycle(
     return Ended(stopped=True, message=await lifecycle.end(aborted=False))
 
 
+async def ended_after_doubt(
+    lifecycle: RemoteLifecycle, look: Callable[[], Awaitable[str | None]]
+) -> str | None:
+    """Look after a doubt, and end what does not serve any more; see `RemoteLifecycle.gone`.
+
+    Args:
+        look: returns what has become of it; None while it is there.
+    """
+    try:
+        reason = await look()
+    except EngineError as error:
+        lifecycle.log.write(error.summary)
+        return None
+    if reason is not None:
+        await lifecycle.end(aborted=False)
+    return reason
+
+
 async def woken(
     lifecycle: RemoteLifecycle, supervision: Supervision, sleep: ResidentSleep
 ) -> Endpoint | None:

@@ -14,7 +14,7 @@ from engine_router.config.template import TemplateModels
 from engine_router.engines.backoff import Backoff
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
 from engine_router.engines.readiness import Check, ReadinessProbe
-from engine_router.engines.remote.lifecycle import run_lifecycle
+from engine_router.engines.remote.lifecycle import ended_after_doubt, run_lifecycle
 from engine_router.engines.remote.remote_engine import RemoteEngine
 from engine_router.engines.remote.systemctl import Systemctl
 from engine_router.engines.remote.unit_files import UnitFiles
@@ -230,14 +230,7 @@ class _Unit:
             return False  # nobody knows: that must not hold up others
 
     async def gone(self) -> str | None:
-        try:
-            reason = await self._look_again()
-        except EngineError as error:
-            self.log.write(error.summary)
-            return None
-        if reason is not None:
-            await self.end(aborted=False)
-        return reason
+        return await ended_after_doubt(self, self._look_again)
 
     async def end(self, *, aborted: bool) -> str:  # noqa: ARG002 - systemd knows all that belongs to the unit
         timeout_s = self.config.stop_timeout_s

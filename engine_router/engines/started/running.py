@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
-import trio
 from attrs import frozen
 
 from engine_router.config import StartedConfig
 from engine_router.engines.base import Ended, LogRing
-from engine_router.errors import EngineError
 
 T = TypeVar("T")
 
@@ -72,7 +70,7 @@ class RunningServer(Protocol):
         ...
 
     async def while_read(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do some work with it, while all that it writes is read; see `while_read`."""
+        """Do some work with it, while all that it writes is read; see `beside`."""
         ...
 
     async def serves(self) -> None:
@@ -102,25 +100,6 @@ class RunningServer(Protocol):
     def abandon(self) -> None:
         """Kill what is left of what the router started, without waiting, and close what was opened for it."""
         ...
-
-
-async def while_read(read: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[T]]) -> T:
-    """Do some work with a server while its output is read.
-
-    Raises:
-        EngineError: as the work raised it.
-    """
-    failure: EngineError | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(read)
-        try:
-            result = await work()
-        except EngineError as error:
-            failure = error  # raised below: the nursery would put it into a group
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return result
 
 
 @frozen(eq=False, repr=False)
