@@ -105,6 +105,7 @@ class Profile:
         is_checkable: its engine can be asked beforehand whether a start would be in vain.
         is_always_there: it runs by itself: it is neither started nor stopped for anybody.
         max_leases: that many requests may use it at the same time; others wait.
+        keeps_context: what it has read of prompts is still there when it comes back: none has to be read again.
     """
 
     need_bytes: int | None = None
@@ -120,6 +121,7 @@ class Profile:
     is_checkable: bool = False
     is_always_there: bool = False
     max_leases: float = math.inf
+    keeps_context: bool = False
 
     @property
     def is_guessed(self) -> bool:
@@ -165,6 +167,7 @@ class Traits:
     idle_timeout_s: float = math.inf
     is_always_there: bool = False
     max_leases: float = math.inf
+    keeps_context: bool = False
 
     def profile(self, measured: Measurement) -> Profile:
         """Return what is known of the resident: what is declared goes before what was measured, and both before guesses."""
@@ -188,6 +191,7 @@ class Traits:
             is_checkable=True,
             is_always_there=self.is_always_there,
             max_leases=self.max_leases,
+            keeps_context=self.keeps_context,
         )
 
 
