@@ -132,14 +132,15 @@ class Profile:
         """Return what it needs of one of its pools, in bytes; None where nothing is known."""
         if self.needs:
             return self.needs.get(pool)
-        return None if self.need_bytes is None else self._share(self.need_bytes)
+        need = self.need_bytes
+        return need if need is None or len(self.pools) < 2 else self._share(need)
 
     def least_in(self, pool: str) -> int:
         """Return what it needs for certain of one of its pools, in bytes."""
         return self._share(self.least_bytes) if not self.pools or pool in self.pools else 0
 
     def _share(self, size_bytes: int) -> int:
-        return size_bytes if len(self.pools) < 2 else -(-size_bytes // len(self.pools))
+        return -(-size_bytes // max(1, len(self.pools)))
 
 
 UNKNOWN = Profile()
