@@ -15,7 +15,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
-from benchmarks.lab import Lab
+from benchmarks.environments import Missing
+from benchmarks.lab import Failed, Lab
 from benchmarks.relay import build, chart, command, figures, machine, proxies, report, rounds, scenarios
 
 pytestmark = pytest.mark.skipif(
@@ -180,6 +181,19 @@ def test_llama_swap_is_left_out_where_it_is_not_installed(
     assert found.version == "250 (abc)"
     ollama = [s.name for s in scenarios.scenarios(quick=True) if not s.is_for(found)]
     assert ollama == ["ollama", "translated"]
+
+
+def test_another_checkout_is_measured_beside_this_one(bench: rounds.Bench, tmp_path: Path) -> None:
+    with pytest.raises(Missing, match="has no engine_router"):
+        proxies.beside(Path(sys.executable), tmp_path)
+    package = tmp_path / "engine_router"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text("print('the other one')")
+    other = proxies.beside(Path(sys.executable), tmp_path)
+    assert (other.name, other.version) == ("beside", tmp_path.name)
+    with pytest.raises(Failed, match="its last words: the other one"):
+        bench.start(other)
 
 
 def test_the_table_tells_everything(results: report.Results) -> None:

@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         "--only", metavar="NAMES", default="", help="only these scenarios and proxies, with commas between"
     )
     parser.add_argument("--without-ler", action="store_true", help="leave local-engine-router out")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure the router of another checkout in the same run, such as the code before a change",
+    )
     parser.add_argument("--quick", action="store_true", help="less than a minute: a look, not a measurement")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write everything there, raw samples included"
@@ -129,6 +135,8 @@ def _proxies(options: argparse.Namespace, notes: list[str]) -> list[Proxy]:
     if options.proxies & {proxies.OURS, proxies.TIER_ONE, proxies.REMOTE}:
         mine = proxies.ours(environments.engine_router())
         found += [proxy for proxy in mine if proxy.name in options.proxies]
+    if options.beside is not None:
+        found.append(proxies.beside(environments.engine_router(), options.beside))
     return found
 
 

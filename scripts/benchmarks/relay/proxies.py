@@ -13,16 +13,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.environments import LER_VERSION, run, say, version_of
+from benchmarks.environments import LER_VERSION, Missing, run, say, version_of
 from benchmarks.lab import Lab
 
 DIRECT, NGINX, LLAMA_SWAP, LER, OURS, TIER_ONE = "direct", "nginx", "llama-swap", "ler", "ours", "tier one"
-REMOTE = "remote"
+REMOTE, BESIDE = "remote", "beside"
 NAMES = (DIRECT, NGINX, LLAMA_SWAP, LER, OURS, TIER_ONE, REMOTE)
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")
 # One more than streams at once, so that nginx never opens a connection anew.
@@ -217,11 +217,37 @@ def ours(python: Path) -> list[Proxy]:
     return found
 
 
-def _ours(python: Path, name: str, title: str, version: str, config_of: Callable[[Setting], str]) -> Proxy:
+def beside(python: Path, checkout: Path) -> Proxy:
+    """Return ours as another checkout has it, run by the same interpreter: the code before a change, say.
+
+    Raises:
+        Missing: there is no engine_router in it.
+    """
+    root = checkout.resolve()
+    if not (root / "engine_router" / "__init__.py").is_file():
+        raise Missing(f"--beside names {checkout}, which has no engine_router")
+    commit = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    words = ["env", f"PYTHONPATH={root}"]
+    return _ours(python, BESIDE, "ours, beside", commit.stdout.strip() or root.name, _our_config, words)
+
+
+def _ours(
+    python: Path,
+    name: str,
+    title: str,
+    version: str,
+    config_of: Callable[[Setting], str],
+    words: Sequence[str] = (),
+) -> Proxy:
     def argv(setting: Setting) -> list[str]:
         config = setting.stem.with_suffix(".toml")
         config.write_text(config_of(setting), "utf-8")
-        return [str(python), "-m", "engine_router", "serve", "--config", str(config)]
+        return [*words, str(python), "-m", "engine_router", "serve", "--config", str(config)]
 
     return Proxy(name, title, version, argv, translates=True)
 
