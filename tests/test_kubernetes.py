@@ -358,6 +358,97 @@ async def test_an_autoscaler_that_scales_up_again_is_overruled_and_named(tmp_pat
         assert any("see whether an autoscaler looks after it" in line for line in engine.log.tail(9))
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status_of(503, "etcdserver: leader changed", **{"retry-after": "0"}),
+        status_of(429, "too many requests", **{"retry-after": "0"}),
+        status_of(409, "the object has been modified"),
+        Answer(500, b"?", headers=(("retry-after", "0"),)),
+    ],
+    ids=["leader", "busy", "conflict", "defect"],
+)
+@pytest.mark.parametrize("kind", ["scale", "patch", "pods", "watch"])
+async def test_a_fault_in_the_middle_of_a_stop_is_waited_for(
+    kind: str, fault: Answer, tmp_path: Path
+) -> None:
+    cluster = ScriptedCluster()
+    async with an_engine(cluster, tmp_path) as engine, supervised(engine, "m") as life:
+        await life.ready.wait()
+        cluster.refusals[kind] = [fault, fault]
+        life.supervision.stop()
+        await life.over.wait()
+        assert life.stopped
+        assert cluster.pods == {}
+
+
+async def test_a_stop_that_is_not_allowed_ends_at_once(tmp_path: Path) -> None:
+    cluster = ScriptedCluster()
+    async with an_engine(cluster, tmp_path) as engine, supervised(engine, "m") as life:
+        await life.ready.wait()
+        cluster.refusals["patch"] = [status_of(403, "cannot patch scale")]
+        life.supervision.stop()
+        await life.over.wait()
+        assert isinstance(life.error, EngineStopFailed)
+        assert "cannot be stopped: it cannot be scaled: cannot patch scale; give it" in life.error.message
+
+
+async def test_a_silent_cluster_is_named_when_a_stop_takes_too_long(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    cluster = ScriptedCluster()
+    async with an_engine(cluster, tmp_path) as engine, supervised(engine, "m") as life:
+        await life.ready.wait()
+        cluster.refusals["scale"] = [status_of(503, "etcdserver: no leader") for _ in range(1000)]
+        life.supervision.stop()
+        await until(lambda: any("no leader" in line for line in engine.log.tail(9)))
+        jumping_clock.jump(250.0)
+        await life.over.wait()
+        assert isinstance(life.error, EngineStopFailed)
+        assert "it cannot be looked at: etcdserver: no leader" in life.error.message
+
+
+async def test_the_workers_of_a_group_are_waited_for(tmp_path: Path) -> None:
+    cluster = ScriptedCluster("leaderworkerset")
+    async with an_engine(cluster, tmp_path, kind="leaderworkerset") as engine:
+        cluster.told = ""  # before its controller has seen it for the first time
+        assert await engine.find() == []
+        async with supervised(engine, "m") as life:
+            await life.ready.wait()
+            worker = {"metadata": {"name": "vllm-1-1", "uid": "worker"}, "status": READY}
+            cluster.pods["vllm-1-1"] = worker
+            cluster.is_stuck = True
+            life.supervision.stop()
+            await until(lambda: cluster.replicas == 0)
+            cluster.vanish("vllm-1")
+            await until(lambda: "watch=1" in cluster.calls[-1].query or "/scale" in str(cluster.calls[-1]))
+            assert not life.over.is_set()
+            cluster.vanish("vllm-1-1")
+            await life.over.wait()
+            assert life.stopped
+
+
+@pytest.mark.parametrize("is_doubted", [False, True], ids=["stop", "doubt"])
+async def test_a_workload_that_somebody_else_deletes_has_ended_when_its_pods_are_gone(
+    is_doubted: bool, tmp_path: Path
+) -> None:
+    cluster = ScriptedCluster()
+    async with an_engine(cluster, tmp_path) as engine, supervised(engine, "m") as life:
+        await life.ready.wait()
+        cluster.is_deleted = True
+        assert "not found" in str(await engine.check(ResidentId("vllm")))
+        life.supervision.doubt() if is_doubted else life.supervision.stop()
+        looked = len(cluster.calls)
+        await until(lambda: len(cluster.calls) > looked + 1)
+        assert not life.over.is_set()
+        cluster.vanish("vllm-1")
+        await life.over.wait()
+        assert life.ended is not None
+        if is_doubted:
+            assert life.died
+            assert "somebody else has deleted deployment/vllm" in life.ended.message
+
+
 async def test_pods_that_do_not_go_are_told(tmp_path: Path, jumping_clock: MockClock) -> None:
     cluster = ScriptedCluster()
     async with an_engine(cluster, tmp_path) as engine, supervised(engine, "m") as life:

@@ -24,6 +24,7 @@ from test_kubernetes import kubeconfig
 from trio.testing import MockClock
 
 from engine_router.config import parse_config
+from engine_router.engines.kubernetes import lease
 from engine_router.engines.kubernetes.api import ApiError, Json
 from engine_router.engines.kubernetes.lease import LeaderElection
 from engine_router.errors import ConfigError
@@ -164,6 +165,49 @@ async def test_one_that_gives_it_back_is_followed_at_once(autojump_clock: MockCl
     assert leases.lease_["spec"]["leaseTransitions"] == 2
 
 
+async def test_clients_are_told_what_is_left_of_the_leaders_end(autojump_clock: MockClock) -> None:
+    leases = Leases(random.Random(1))
+    first, second = (
+        LeaderElection(leases.of(name), "n", "l", name, f"http://{name}:1", DURATION_S)  # type: ignore[arg-type]
+        for name in ("a", "b")
+    )
+    await first.until_leading()
+    retries_s = DURATION_S * 4 / 15
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first.until_lost)
+        await trio.sleep(1)
+        first.tell_end(600.0)
+        await trio.sleep(0.1)  # at once, not at the next renewal
+        await second.look()
+        assert 599 <= second.takeover_s - retries_s <= 600
+        await trio.sleep(400)
+        await second.look()
+        assert 195 <= second.takeover_s - retries_s <= 202
+        await trio.sleep(210)  # longer than it said: then it counts as one that may have failed
+        await second.look()
+        assert 0 < second.takeover_s - retries_s <= DURATION_S
+        nursery.cancel_scope.cancel()
+    await first.release()
+    await second.until_leading()
+    assert leases.lease_ is not None
+    assert leases.lease_["metadata"]["annotations"] == {lease.ADDRESS: "http://b:1"}
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.005, 0.015, 0.025, 0.035, 0.045])
+async def test_it_is_given_back_although_a_renewal_is_cut_off(
+    moment_s: float, autojump_clock: MockClock
+) -> None:
+    leases = Leases(random.Random(1))
+    leases.delays_s = (0.01,)
+    first = LeaderElection(leases.of("a"), "n", "l", "a", "http://a:1", DURATION_S)  # type: ignore[arg-type]
+    await first.until_leading()
+    with trio.move_on_after(DURATION_S * 2 / 15 + moment_s):
+        await first.until_lost()
+    await first.release()
+    assert leases.lease_ is not None
+    assert leases.lease_["spec"]["holderIdentity"] == ""
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -205,7 +249,7 @@ async def standing_by(leader: Known) -> AsyncIterator[str]:
     server = parse_config('[server]\nhost = ["127.0.0.1"]\n[engines.a]\ntype = "ollama"').server
     sockets = listen(server, 0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(stand_by, sockets, leader)
+        nursery.start_soon(stand_by, sockets, leader, nursery)
         yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
         nursery.cancel_scope.cancel()
     for sock in sockets:
@@ -221,6 +265,41 @@ async def test_without_a_leader_clients_are_told_when_to_come_again(is_known: bo
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "7"
     assert answer.json()["error"]["code"] == "no_leader"
+
+
+@pytest.mark.parametrize("is_reaching", [False, True], ids=["refused", "being-reached"])
+async def test_an_answer_ends_in_peace_although_this_router_leads_now(
+    is_reaching: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is closed with something unread in it is reset, and its client may lose the answer."""
+    leader = Known(None)
+    looked = trio.Event()
+
+    async def look() -> None:
+        looked.set()
+        if is_reaching:
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(leader, "look", look)
+    server = parse_config('[server]\nhost = ["127.0.0.1"]\n[engines.a]\ntype = "ollama"').server
+    (sock,) = listen(server, 0)
+    with sock, trio.fail_after(100):
+        async with trio.open_nursery() as refusals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stand_by, [sock], leader, refusals)
+                client = await trio.open_tcp_stream(*sock.getsockname())
+                await looked.wait()
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            await client.send_all(b"POST / HTTP/1.1\r\ncontent-length: 100\r\n\r\n")
+            answer = b""
+            while piece := await client.receive_some():
+                answer += piece
+                await client.send_all(b"x")  # which a closed connection answers with a reset
+            await client.aclose()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert answer.endswith(b"}}")
+    assert b"retry-after: %d\r\n" % (1 if is_reaching else 60) in answer
 
 
 async def test_what_a_client_sends_reaches_the_leader_and_streams_come_back() -> None:

@@ -6,7 +6,7 @@ Parts of the ledger that were broken on purpose show that the machine would noti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -150,12 +150,6 @@ class NeverTakesBack(Ledger):
 class KeepsWithdrawnTickets(Ledger):
     def _release(self, ticket: Ticket, now: float) -> list[messages.Effect]:
         return []
-
-
-class IgnoresThatTheFirstLeaves(TicketQueue):
-    def remove(self, ticket: Ticket) -> bool:
-        super().remove(ticket)
-        return False
 
 
 class GrantsWhileDraining(Planner):
@@ -401,8 +395,8 @@ class SettlesAllAtOnce(Ledger):
 
 
 class LooksIntoTheFirstOnly(MemoryBudget):
-    def shortage(self, needs: Iterable[tuple[str, float]], beside: list[ResidentState]) -> Shortage | None:
-        return super().shortage(list(needs)[:1], beside)
+    def shortage(self, needs: Mapping[str, float], beside: list[ResidentState]) -> Shortage | None:
+        return super().shortage(dict([next(iter(needs.items()))]), beside)
 
 
 class TakesWhatWasPromised(MemoryBudget):
@@ -435,7 +429,6 @@ BROKEN: list[tuple[type[LedgerMachine], type]] = [
             KnowsNoFairness,
             NeverTakesBack,
             KeepsWithdrawnTickets,
-            IgnoresThatTheFirstLeaves,
             GrantsWhileDraining,
             DrainsForEver,
             RevokesTooEarly,

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
+from attrs import frozen
 
 from engine_router.config.leader import LeaderElectionConfig
 from engine_router.engines.kubernetes.access import NoAccess, find_access
@@ -23,36 +24,53 @@ LOST = 75
 """The exit code of a router that has lost the lead: whoever started it shall start it again."""
 
 
-async def lead(
-    settings: LeaderElectionConfig,
-    lease: str,
-    port: int,
-    sockets: Sequence[socket.socket],
-    work: Callable[[], Awaitable[None]],
-    last_words: Callable[[], None],
-) -> None:
-    """Pass requests on to the router that leads until this one does, then do some work while it leads.
+@frozen(eq=False, repr=False)
+class Reign:
+    """What a router does while it leads, and how it ends.
 
-    Args:
+    Attributes:
+        work: what it does.
+        end_asked: set when the work has been asked to end.
+        grace_s: seconds that it may take from then on.
         last_words: called just before the process ends because this router must not decide any more.
+    """
+
+    work: Callable[[], Awaitable[None]]
+    end_asked: trio.Event
+    grace_s: float
+    last_words: Callable[[], None]
+
+
+async def lead(
+    settings: LeaderElectionConfig, lease: str, port: int, sockets: Sequence[socket.socket], reign: Reign
+) -> None:
+    """Pass requests on to the router that leads until this one does, then do its work while it leads.
 
     Raises:
         ConfigError: the cluster cannot be told, or asked.
 
-    Cancellation ends it; the lease is given back, as after the work.
+    Cancellation ends it. The lease is given back after the work, and expires otherwise.
     """
     election = await _election(settings, lease, port)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(stand_by, sockets, election)
-        logger.info("standing by; lease %s tells who leads", lease)
-        await election.until_leading()
-        nursery.cancel_scope.cancel()
-    logger.info("leading")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_when_lost, election, last_words)
-        await work()
-        nursery.cancel_scope.cancel()
-    await election.release()
+    async with trio.open_nursery() as refusals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stand_by, sockets, election, refusals)
+            logger.info("standing by; lease %s tells who leads", lease)
+            await election.until_leading()
+            nursery.cancel_scope.cancel()
+        logger.info("leading")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_when_lost, election, reign.last_words)
+            nursery.start_soon(_tell_end, election, reign)
+            await reign.work()
+            nursery.cancel_scope.cancel()
+        await election.release()
+
+
+async def _tell_end(election: LeaderElection, reign: Reign) -> None:
+    """Have clients of the other routers be told how long the last requests of this one may take."""
+    await reign.end_asked.wait()
+    election.tell_end(reign.grace_s)
 
 
 async def _election(settings: LeaderElectionConfig, lease: str, port: int) -> LeaderElection:

@@ -187,7 +187,7 @@ async def _run(
             async with trio.open_nursery() as nursery:
                 await nursery.start(ending.listen)
                 nursery.start_soon(manager.keep_alive)
-                await _when_leading(config, sockets, manager, work, last_words)
+                await _when_leading(config, sockets, manager, work, ending)
                 nursery.cancel_scope.cancel()
     finally:
         ending.disarm()
@@ -199,17 +199,18 @@ async def _when_leading(
     sockets: Sequence[socket.socket],
     manager: ServiceNotifier,
     work: Callable[[], Awaitable[None]],
-    last_words: Callable[[], None],
+    ending: Ending,
 ) -> None:
     """Do the work: at once, or, where there are several routers, while this one leads."""
     settings = config.leader_election
     if settings.lease is None:
         await work()
         return
-    from engine_router.cli.leading import lead  # noqa: PLC0415 - few routers are one of several
+    from engine_router.cli.leading import Reign, lead  # noqa: PLC0415 - few routers are one of several
 
     manager.tell("READY=1\nSTATUS=standing by")
-    await lead(settings, settings.lease, config.server.port, sockets, work, last_words)
+    reign = Reign(work, ending.asked, ending.grace_s, ending.last_words)
+    await lead(settings, settings.lease, config.server.port, sockets, reign)
 
 
 def _log_events(router: Router) -> None:

@@ -110,10 +110,7 @@ class Measurements:
 
     def of(self, resident: ResidentId) -> Measurement:
         """Return the measurements of a resident, to be read or changed."""
-        name = str(resident)
-        if (found := self.residents.get(name)) is None:
-            found = self.residents[name] = Measurement()
-        return found
+        return self.residents.setdefault(str(resident), Measurement())
 
     def touch(self) -> None:
         """Note that something changed, so that it is written."""

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import trio
+from attrs import frozen
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ _PIECE_BYTES: Final = 65536
 _LINGER_S: Final = 10.0
 # Seconds for a client to say what it wants before it is refused: one that is not listened to at all sees a reset.
 _HEARD_S: Final = 1.0
+# Seconds after which a client shall come again where this router has just become the leader.
+_SOON_S: Final = 1
 # And for one piece to be taken, whoever gets it.
 _SEND_WITHIN_S: Final = 120.0
 
@@ -55,49 +58,68 @@ class Leader(Protocol):
         ...
 
 
-async def stand_by(sockets: Sequence[socket.socket], leader: Leader) -> None:
-    """Pass connections on until cancelled, which closes them. The listening sockets stay open."""
+async def stand_by(sockets: Sequence[socket.socket], leader: Leader, refusals: trio.Nursery) -> None:
+    """Pass connections on until cancelled, which closes them. The listening sockets stay open.
+
+    Args:
+        refusals: where those without a leader get their answer, also when this has been cancelled since; that takes
+            seconds at most.
+    """
     places = trio.CapacityLimiter(_MOST_CONNECTIONS)
     async with trio.open_nursery() as nursery:
         for sock in sockets:
-            nursery.start_soon(_accept, sock, leader, places, nursery)
+            nursery.start_soon(_accept, sock, _Standby(leader, places, nursery, refusals))
 
 
-async def _accept(
-    sock: socket.socket, leader: Leader, places: trio.CapacityLimiter, nursery: trio.Nursery
-) -> None:
+@frozen(eq=False, repr=False)
+class _Standby:
+    """What a router that stands by has while it does."""
+
+    leader: Leader
+    places: trio.CapacityLimiter
+    passed_on: trio.Nursery
+    refusals: trio.Nursery
+
+
+async def _accept(sock: socket.socket, standby: _Standby) -> None:
     sock.setblocking(False)
+    while True:
+        # First, so that what there is no place for waits to be accepted, by whoever serves then.
+        place = object()
+        await standby.places.acquire_on_behalf_of(place)
+        client = trio.SocketStream(trio.socket.from_stdlib_socket(await _accepted(sock)))
+        standby.passed_on.start_soon(_pass_on, client, standby, place)
+
+
+async def _accepted(sock: socket.socket) -> socket.socket:
     while True:
         await trio.lowlevel.wait_readable(sock)
         try:
-            accepted, _ = sock.accept()
+            return sock.accept()[0]
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             continue
         except OSError as error:
             logger.warning("a connection cannot be accepted: %s", error)
             await trio.sleep(1)
-            continue
-        client = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-        place = object()
-        await places.acquire_on_behalf_of(place)
-        nursery.start_soon(_pass_on, client, leader, places, place)
 
 
-async def _pass_on(
-    client: trio.SocketStream, leader: Leader, places: trio.CapacityLimiter, place: object
-) -> None:
+async def _pass_on(client: trio.SocketStream, standby: _Standby, place: object) -> None:
+    server, after_s = None, _SOON_S
     try:
-        async with client:
-            server = await _reached_leader(leader)
-            if server is None:
-                await _refuse(client, math.ceil(leader.takeover_s))
-                return
-            async with server, trio.open_nursery() as nursery:
-                nursery.start_soon(_pump, client, server, nursery.cancel_scope)
-                await _pump(server, client, nursery.cancel_scope)
-                nursery.cancel_scope.deadline = trio.current_time() + _LINGER_S
+        server = await _reached_leader(standby.leader)
+        after_s = math.ceil(standby.leader.takeover_s)
+    finally:  # also where this router has just become the leader: the client comes again, to that
+        if server is None:
+            standby.refusals.start_soon(_refuse, client, standby.places, place, after_s)
+    if server is None:
+        return
+    try:
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(_pump, client, server, nursery.cancel_scope)
+            await _pump(server, client, nursery.cancel_scope)
+            nursery.cancel_scope.deadline = trio.current_time() + _LINGER_S
     finally:
-        places.release_on_behalf_of(place)
+        standby.places.release_on_behalf_of(place)
 
 
 async def _reached_leader(leader: Leader) -> trio.SocketStream | None:
@@ -111,28 +133,32 @@ async def _reached_leader(leader: Leader) -> trio.SocketStream | None:
 async def _reached(address: str | None) -> trio.SocketStream | None:
     if address is None:
         return None
-    url = urlsplit(address)
     with trio.move_on_after(_CONNECT_WITHIN_S):
         try:
-            return await trio.open_tcp_stream(
-                url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
-            )
-        except OSError:
+            url = urlsplit(address)
+            port = url.port or (443 if url.scheme == "https" else 80)
+            return await trio.open_tcp_stream(url.hostname or "", port)
+        except (OSError, ValueError):  # it is gone, or has told something that is no address
             return None
     return None
 
 
-async def _refuse(client: trio.SocketStream, after_s: int) -> None:
+async def _refuse(
+    client: trio.SocketStream, places: trio.CapacityLimiter, place: object, after_s: int
+) -> None:
     try:
-        with trio.move_on_after(_HEARD_S):
-            await client.receive_some(_PIECE_BYTES)
-        with trio.move_on_after(_HEARD_S):
-            await client.send_all(_HEAD % (after_s, len(_BODY)) + _BODY)
-            await client.send_eof()
-            while await client.receive_some(_PIECE_BYTES):
-                pass
+        async with client:
+            with trio.move_on_after(_HEARD_S):
+                await client.receive_some(_PIECE_BYTES)
+            with trio.move_on_after(_HEARD_S):
+                await client.send_all(_HEAD % (after_s, len(_BODY)) + _BODY)
+                await client.send_eof()
+                while await client.receive_some(_PIECE_BYTES):
+                    pass
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         pass
+    finally:
+        places.release_on_behalf_of(place)
 
 
 async def _pump(source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:

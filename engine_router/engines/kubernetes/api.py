@@ -40,6 +40,8 @@ _TOKEN_S: Final = 60.0
 _CONFLICT_S: Final = 0.1
 _FAULT_S: Final = 1.0
 _MOST_WAIT_S: Final = 30.0
+# A LeaderWorkerSet's scale tells of the leaders alone, and workers outlast them, with their memory.
+_GROUPS: Final = "leaderworkerset.sigs.k8s.io/name={}"
 
 Json = Mapping[str, Any]
 
@@ -85,21 +87,17 @@ class KubernetesApi:
     async def scale(self, kind: str, namespace: str, name: str) -> Scale:
         """Return how a workload is scaled."""
         found = await self._call("GET", self._scale_path(kind, namespace, name))
-        return Scale(_whole(dig(found, "spec.replicas")), str(dig(found, "status.selector") or ""))
+        selector = (
+            _GROUPS.format(name) if kind == "leaderworkerset" else str(dig(found, "status.selector") or "")
+        )
+        if not selector:  # it would mean every Pod of the namespace
+            raise ApiError(f"the API server does not tell how the Pods of {kind}/{name} are selected")
+        return Scale(_whole(dig(found, "spec.replicas")), selector)
 
     async def set_scale(self, kind: str, namespace: str, name: str, replicas: int) -> None:
-        """Scale a workload; whatever may pass is waited for, however long that takes."""
-        while True:
-            try:
-                await self._call(
-                    "PATCH", self._scale_path(kind, namespace, name), body={"spec": {"replicas": replicas}}
-                )
-            except ApiError as error:
-                if not error.may_pass:
-                    raise
-                await pause_after(error)
-            else:
-                return
+        """Scale a workload."""
+        body = {"spec": {"replicas": replicas}}
+        await self._call("PATCH", self._scale_path(kind, namespace, name), body=body)
 
     def _scale_path(self, kind: str, namespace: str, name: str) -> str:
         return f"/{WORKLOADS[kind].format(quote(namespace))}/{quote(name)}/scale"

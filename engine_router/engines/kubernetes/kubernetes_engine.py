@@ -12,7 +12,7 @@ from engine_router.config import KubernetesConfig
 from engine_router.engines.base import DOUBT_S, Ended, Endpoint, ResidentId, Supervision
 from engine_router.engines.beside import beside
 from engine_router.engines.kubernetes.access import NoAccess, find_access
-from engine_router.engines.kubernetes.api import ApiError, KubernetesApi, Scale, connected
+from engine_router.engines.kubernetes.api import ApiError, KubernetesApi, Scale, connected, pause_after
 from engine_router.engines.kubernetes.pods import Pod, PodWatch, failed_creation
 from engine_router.engines.readiness import Check, ReadinessProbe
 from engine_router.engines.remote.lifecycle import LOG_TAIL_LINES, ended_after_doubt, run_lifecycle
@@ -28,6 +28,10 @@ ALLOWED_RESTARTS: Final = 2
 # Seconds between two looks at what no watch tells: the probe, and the events of a workload.
 _LOOK_S: Final = 0.25
 _EVENTS_S: Final = 2.0
+
+
+class _WorkloadAbsent(EngineUnreachable):
+    """The cluster has no such workload."""
 
 
 class KubernetesEngine(RemoteEngine[KubernetesConfig]):
@@ -87,7 +91,12 @@ class KubernetesEngine(RemoteEngine[KubernetesConfig]):
         try:
             return await api.scale(self.config.kind, self.namespace(api), self.config.workload_name)
         except ApiError as error:
-            raise EngineUnreachable(self.name, f"cannot be looked at: {error}") from error
+            raise self.refused("looked at", error) from error
+
+    def refused(self, what: str, error: ApiError) -> EngineUnreachable:
+        """Return the error of a call by which the workload should have been looked at, or scaled."""
+        kind = _WorkloadAbsent if error.status == 404 else EngineUnreachable
+        return kind(self.name, f"cannot be {what}: {error}")
 
     def namespace(self, api: KubernetesApi) -> str:
         """Return the workload's namespace."""
@@ -108,7 +117,11 @@ class KubernetesEngine(RemoteEngine[KubernetesConfig]):
         Raises:
             EngineUnreachable: the cluster cannot be asked.
         """
-        if (await self.scale()).replicas == 0:
+        try:
+            scale = await self.scale()
+        except _WorkloadAbsent as error:
+            return error.summary
+        if scale.replicas == 0:
             return f"is down: {self.config.workload} is scaled to 0"
         return await self.probe().look()
 
@@ -132,7 +145,7 @@ class KubernetesEngine(RemoteEngine[KubernetesConfig]):
             try:
                 pods, _ = await api.pods(self.namespace(api), scale.selector)
             except ApiError as error:
-                raise EngineUnreachable(self.name, f"cannot be looked at: {error}") from error
+                raise self.refused("looked at", error) from error
             if not pods:
                 return []
         return [ResidentId(self.name)]
@@ -147,6 +160,7 @@ class _Workload:
         self.supervision = supervision
         self.probe = engine.probe()
         self.began = False
+        self._selector = ""
         self._seen = ""
         self._shown: set[str] = set()
 
@@ -155,14 +169,12 @@ class _Workload:
         return self._seen
 
     async def start(self) -> Endpoint:
-        await self.engine.scale()  # tells what is wrong before anything is changed
+        # Tells what is wrong before anything is changed, and at once: somebody else may serve the request.
+        self._selector = (await self.engine.scale()).selector
         began_at = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.began = True  # also where this is cancelled: the call may have been heard
         self.log.write(f"scaling {self.config.workload} to 1")
-        try:
-            await self._set_scale(1)
-        except ApiError as error:
-            raise EngineStartFailed(self.name, f"could not be started: {error}") from error
+        await self._set_scale(1)
         endpoint = await self._watched(lambda watch: self._until_ready(watch, began_at))
         model = next(iter(self.config.models), "")
         seen: list[str] = []
@@ -172,7 +184,9 @@ class _Workload:
 
     async def adopt(self) -> Endpoint | Ended:
         self.began = True
-        if (await self.engine.scale()).replicas == 0:
+        scale = await self.engine.scale()
+        self._selector = scale.selector
+        if scale.replicas == 0:
             message = f"is down: {self.config.workload} is scaled to 0"
             # Its last Pods may still be on their way out, with their memory.
             return Ended(stopped=False, message=f"{message}; {await self.end(aborted=False)}")
@@ -190,6 +204,9 @@ class _Workload:
         self.log.write(f"scaling {self.config.workload} to 0")
         with trio.move_on_after(timeout_s):
             try:
+                self._selector = (await self._scale()).selector
+                if not self._selector:
+                    return f"there is no {self.config.workload}"
                 await self._watched(self._until_no_pod)
             except EngineUnreachable as error:
                 raise EngineStopFailed(self.name, f"cannot be stopped: it {error.summary}") from error
@@ -202,9 +219,34 @@ class _Workload:
 
     # What the steps are made of.
 
-    async def _set_scale(self, replicas: int) -> None:
+    async def _patiently(self, what: str, call: Callable[[KubernetesApi, str], Awaitable[T]]) -> T:
+        """Make a call until nothing is in its way any more that may pass, and tell what is.
+
+        Raises:
+            EngineUnreachable: no other try would do better.
+        """
         api = await self.engine.api()
-        await api.set_scale(self.config.kind, self.engine.namespace(api), self.config.workload_name, replicas)
+        while True:
+            try:
+                return await call(api, self.engine.namespace(api))
+            except ApiError as error:
+                if not error.may_pass:
+                    raise self.engine.refused(what, error) from error
+                if error.status != 409:  # somebody else's change, which is over
+                    self._note(f"it cannot be {what}: {error}")
+                await pause_after(error)
+
+    async def _set_scale(self, replicas: int) -> None:
+        kind, name = self.config.kind, self.config.workload_name
+        await self._patiently("scaled", lambda api, namespace: api.set_scale(kind, namespace, name, replicas))
+
+    async def _scale(self) -> Scale:
+        """Return how the workload is scaled: to 0 where somebody has deleted it. Raises as `_patiently` does."""
+        kind, name = self.config.kind, self.config.workload_name
+        try:
+            return await self._patiently("looked at", lambda api, namespace: api.scale(kind, namespace, name))
+        except _WorkloadAbsent:
+            return Scale(0, self._selector)
 
     async def _watched(self, work: Callable[[PodWatch], Awaitable[T]]) -> T:
         """Do some work while the workload's Pods are watched.
@@ -212,8 +254,8 @@ class _Workload:
         Raises:
             EngineError: as the work raised it.
         """
-        api, scale = await self.engine.api(), await self.engine.scale()
-        watch = PodWatch(api, self.engine.namespace(api), scale.selector)
+        api = await self.engine.api()
+        watch = PodWatch(api, self.engine.namespace(api), self._selector)
         return await beside(watch.run, lambda: work(watch))
 
     async def _until_ready(self, watch: PodWatch, began_at: str) -> Endpoint:
@@ -278,30 +320,31 @@ class _Workload:
             raise EngineStartFailed(self.name, f"cannot be started: {why}")
 
     async def _until_no_pod(self, watch: PodWatch) -> None:
-        """Scale to 0, and again where somebody else wants more, until no Pod is left."""
+        """Scale to 0, and again where somebody else wants more, until no Pod is left. Raises as `_patiently` does."""
         is_scaled = False
         while True:
-            try:
-                scale = await self.engine.scale()
-                if scale.replicas > 0:
-                    if is_scaled:
-                        self.log.write(
-                            "somebody else has scaled it up again; see whether an autoscaler looks after it"
-                        )
-                    await self._set_scale(0)
-                    is_scaled = True
-                elif watch.pods is not None and not watch.pods and not watch.fault:
-                    return
-                self._seen = watch.fault or f"{len(watch.pods or ())} of its Pods are left"
-            except ApiError as error:
-                raise EngineUnreachable(self.name, f"cannot be scaled: {error}") from error
+            scale = await self._scale()
+            if scale.replicas > 0:
+                if is_scaled:
+                    self.log.write(
+                        "somebody else has scaled it up again; see whether an autoscaler looks after it"
+                    )
+                await self._set_scale(0)
+                is_scaled = True
+            elif watch.pods is not None and not watch.pods and not watch.fault:
+                return
+            self._seen = watch.fault or f"{len(watch.pods or ())} of its Pods are left"
             with trio.move_on_after(_EVENTS_S):
                 await watch.changed()
 
     async def _look_again(self) -> str | None:
         """Give a doubted workload a moment to show that it serves; return what has become of it otherwise."""
         reason = await self._watched(self._revived)
-        if reason is not None and (await self.engine.scale()).replicas == 0:
+        try:
+            replicas = (await self.engine.scale()).replicas
+        except _WorkloadAbsent:
+            return f"is gone: somebody else has deleted {self.config.workload}"
+        if reason is not None and replicas == 0:
             return f"is down: somebody else has scaled {self.config.workload} to 0"
         return reason
 

@@ -11,19 +11,22 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
+import re
 from contextlib import suppress
 from typing import Any, Final
 
 import trio
 from attrs import define, field, frozen
 
-from engine_router.engines.kubernetes.api import ApiError, Json, KubernetesApi
+from engine_router.engines.kubernetes.api import ApiError, Json, KubernetesApi, pause_after
 from engine_router.engines.readiness import dig
 
 logger = logging.getLogger(__name__)
 
 ADDRESS: Final = "engine-router/address"
 """The annotation of the Lease in which its holder tells where it listens."""
+ENDS_IN: Final = "engine-router/ends-in-seconds"
+"""The annotation in which a holder that is asked to end tells how long its last answers may take from then on."""
 # Parts of the duration: for how long renewing may fail, and after which it is tried again.
 _RENEW_PART: Final = 2 / 3
 _RETRY_PART: Final = 2 / 15
@@ -32,6 +35,7 @@ _LOOK_WITHIN_S: Final = 2.0
 _LOOK_S: Final = 0.25
 # Whole numbers of the API have 32 bits.
 _MOST_WHOLE: Final = 2**31
+_FEW_DIGITS: Final = re.compile(r"[0-9]{1,6}")
 
 
 @frozen
@@ -43,6 +47,7 @@ class LeaseRecord:
         address: where the holder listens.
         duration_s: for how long it holds after a renewal.
         renewed: when it was renewed last, by the holder's clock: only whether it changes counts.
+        ends_in_s: seconds from that renewal after which the holder has given it back; None where it means to stay.
     """
 
     holder: str = ""
@@ -50,18 +55,21 @@ class LeaseRecord:
     duration_s: float = 0.0
     renewed: str = ""
     transitions: int = 0
+    ends_in_s: float | None = None
 
     @classmethod
     def of(cls, lease: Json) -> LeaseRecord:
         """Read a Lease as the API tells it."""
         duration, transitions = dig(lease, "spec.leaseDurationSeconds"), dig(lease, "spec.leaseTransitions")
-        annotations = dig(lease, "metadata.annotations")
+        annotations = _table(_table(lease, "metadata"), "annotations")
+        ends_in = str(annotations.get(ENDS_IN) or "")
         return cls(
             str(dig(lease, "spec.holderIdentity") or ""),
-            str(annotations.get(ADDRESS) or "") if isinstance(annotations, dict) else "",
+            str(annotations.get(ADDRESS) or ""),
             float(duration) if isinstance(duration, int) and abs(duration) < _MOST_WHOLE else 0.0,
             str(dig(lease, "spec.renewTime") or ""),
             transitions if isinstance(transitions, int) else 0,
+            float(ends_in) if _FEW_DIGITS.fullmatch(ends_in) else None,
         )
 
 
@@ -85,6 +93,8 @@ class LeaderElection:
     _record: LeaseRecord = LeaseRecord()
     _seen_at: float = 0.0
     _held_at: float = -math.inf
+    _ends_at: float | None = None
+    _is_due: trio.Event = field(factory=trio.Event)
     _fault: str = ""
     _looked_at: float = -math.inf
     _looking: trio.Lock = field(factory=trio.Lock)
@@ -98,8 +108,11 @@ class LeaderElection:
 
     @property
     def takeover_s(self) -> float:
-        """Seconds after which another router leads, if the one that does is not heard of any more."""
-        left_s = self._seen_at + self._record.duration_s - trio.current_time() if self._record.holder else 0.0
+        """Seconds after which another router leads, if the one that does ends as it said, or is not heard of any more."""
+        record, passed_s = self._record, trio.current_time() - self._seen_at
+        left_s = 0.0 if record.ends_in_s is None else record.ends_in_s - passed_s
+        if left_s <= 0 and record.holder:  # it has not said so, or should have ended
+            left_s = record.duration_s - passed_s
         return max(0.0, left_s) + 2 * self.duration_s * _RETRY_PART
 
     async def look(self) -> None:
@@ -123,7 +136,9 @@ class LeaderElection:
         """Renew again and again; return why this router must not decide any more, within the time that it still may."""
         while True:
             with trio.move_on_at(self._may_decide_until):
-                await trio.sleep(self.duration_s * _RETRY_PART)
+                with trio.move_on_after(self.duration_s * _RETRY_PART):
+                    await self._is_due.wait()
+                self._is_due = trio.Event()
                 if await self._try():
                     continue
             if self._record.holder not in ("", self.identity):
@@ -136,15 +151,27 @@ class LeaderElection:
     def _may_decide_until(self) -> float:
         return self._held_at + self.duration_s * _RENEW_PART
 
+    def tell_end(self, within_s: float) -> None:
+        """Have the others know, by `until_lost`, that this router has been asked to end, and gives the Lease back by then."""
+        self._ends_at = trio.current_time() + within_s
+        self._is_due.set()
+
     async def release(self) -> None:
-        """Let another router lead at once, as far as the API server can be reached."""
-        if self._record.holder != self.identity:
-            return
-        given = {**self._wanted(), "holderIdentity": "", "leaseDurationSeconds": 1}
-        try:
-            await self._put(given)
-        except ApiError as error:
-            logger.warning("the lease cannot be given back: %s", error)
+        """Let another router lead at once, as far as the API server can be reached while this one still leads."""
+        self._ends_at = None
+        why = "no answer"
+        with trio.move_on_at(self._may_decide_until):
+            while self._record.holder == self.identity:
+                try:
+                    await self._put({**self._wanted(), "holderIdentity": "", "leaseDurationSeconds": 1})
+                except ApiError as error:
+                    why = str(error)
+                    if not error.may_pass:
+                        break
+                    await pause_after(error)
+                    await self.look()  # a renewal that was cut off may have been heard
+        if self._record.holder == self.identity:
+            logger.warning("the lease cannot be given back: %s", why)
 
     async def _try(self) -> bool:
         """Take or renew the Lease; return whether this router holds it now."""
@@ -183,7 +210,11 @@ class LeaderElection:
 
     async def _put(self, spec: dict[str, Any], *, is_new: bool = False) -> None:
         metadata = _table(self._lease, "metadata") or {"name": self._name, "namespace": self._namespace}
-        metadata["annotations"] = {**_table(metadata, "annotations"), ADDRESS: self.address}
+        annotations = {**_table(metadata, "annotations"), ADDRESS: self.address}
+        annotations.pop(ENDS_IN, None)  # it may be the last holder's
+        if self._ends_at is not None:
+            annotations[ENDS_IN] = str(max(0, math.ceil(self._ends_at - trio.current_time())))
+        metadata["annotations"] = annotations
         lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
         self._see(await self._api.put_lease(self._namespace, self._name, lease, is_new=is_new))
 

@@ -16,7 +16,10 @@ import trio
 
 from support.scripted.server import Answer, Call, Json, ScriptedServer, as_json
 
+# How Pods are selected. A LeaderWorkerSet's scale selects the leaders; its workers have the first of their two labels, too.
 SELECTOR = "app=vllm"
+GROUP = "leaderworkerset.sigs.k8s.io/name=vllm"
+LEADERS = f"{GROUP},leaderworkerset.sigs.k8s.io/worker-index=0"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/models/leases"
 PODS = "/api/v1/namespaces/models/pods"
 PLURALS = {
@@ -69,6 +72,7 @@ class ScriptedCluster(ScriptedServer):
         events: of the workload.
         leases: by name.
         is_stuck: Pods do not go.
+        is_deleted: there is no such workload any more.
         ends_watches: a watch ends after so many events.
     """
 
@@ -76,6 +80,7 @@ class ScriptedCluster(ScriptedServer):
         super().__init__("m")
         group, plural = PLURALS[kind]
         self.path = f"/apis/{group}/namespaces/models/{plural}/vllm"
+        self.told, self.selector = (LEADERS, GROUP) if kind == "leaderworkerset" else (SELECTOR, SELECTOR)
         self.replicas = 0
         self.become: list[Json] = [READY]
         self.pods: dict[str, Json] = {}
@@ -84,6 +89,7 @@ class ScriptedCluster(ScriptedServer):
         self.events: list[Json] = []
         self.leases: dict[str, Json] = {}
         self.is_stuck = False
+        self.is_deleted = False
         self.creates = True
         self.ends_watches = 10**9
         self.compacted = 0
@@ -209,7 +215,9 @@ class ScriptedCluster(ScriptedServer):
         return as_json(self.leases[name])
 
     def _scale(self, _call: Call) -> Answer:
-        status = {"replicas": len(self.pods), "selector": SELECTOR}
+        status = {"replicas": len(self.pods), "selector": self.told}
+        if self.is_deleted:
+            return status_of(404, f"{self.path} not found")
         return as_json({"kind": "Scale", "spec": {"replicas": self.replicas}, "status": status})
 
     def _patch(self, call: Call) -> Answer:
@@ -218,7 +226,7 @@ class ScriptedCluster(ScriptedServer):
         return self._scale(call)
 
     def _pods(self, call: Call) -> Answer:
-        assert parse_qs(call.query)["labelSelector"] == [SELECTOR]
+        assert parse_qs(call.query)["labelSelector"] == [self.selector]
         return as_json(
             {"metadata": {"resourceVersion": str(self._version)}, "items": list(self.pods.values())}
         )
