@@ -318,8 +318,10 @@ class RequestScope:
 
     def as_answered(self, error: RouterError) -> RouterError:
         """Return an error as whoever sent it may be told it: of models that it may not use it names none."""
-        if isinstance(error, UnknownModel) and self.key is not None and self.key.models is not None:
-            return ModelNotForKey(error.model, self.key.name)
+        if isinstance(error, UnknownModel) and self.key is not None:
+            if self.key.models is not None:
+                return ModelNotForKey(error.model, self.key.name)
+            return error if self.is_admin else error.without_engines()
         return error
 
     def need_admin(self, action: str) -> None:

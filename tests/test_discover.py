@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -302,6 +303,28 @@ async def test_a_list_is_remembered_for_thirty_days(
             await lister.ask()
             assert models(memory) == {"b": "last seen", "c": "last seen"}
             assert lister.errors == {"one": "answers nonsense"}
+
+
+async def test_a_bad_list_is_logged_once_for_each_change(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ListingEngine("one")
+    answers: Sequence[tuple[Sequence[str] | Exception | None, int]] = [
+        (EngineUnreachable("one", "answers nonsense"), 1),
+        (EngineUnreachable("one", "answers nonsense"), 1),
+        (EngineUnreachable("one", "answers other nonsense"), 2),
+        (["a"], 2),
+        (EngineUnreachable("one", "answers other nonsense"), 3),
+        (None, 3),
+        (EngineUnreachable("one", "answers other nonsense"), 4),
+    ]
+    with trio.fail_after(1e9), caplog.at_level(logging.INFO, "engine_router"):
+        async with remembering(ONE, Measurements(), one=engine) as (_, lister):
+            for answer, logged in answers:
+                engine.answer = answer
+                for _ in range(3):
+                    await lister.ask()
+                assert sum("nonsense" in line for line in caplog.messages) == logged
 
 
 async def test_what_is_written_is_read_by_the_next_run(autojump_clock: trio.testing.MockClock) -> None:

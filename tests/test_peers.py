@@ -31,6 +31,9 @@ TALKING = str(Path(__file__).parent / "programs" / "talking_engine.py")
 TOP = 'state_file = "/dev/null/state.json"\n[server]\nshutdown_timeout_s = 0.1\nport = {port}\n{server}\n[pools.default]\ngauge = "none"\n'
 
 
+REMOTE = '[engines.attic]\ntype = "remote"'
+
+
 def engine(name: str = "local", model: str = "m", *words: str) -> str:
     argv = json.dumps([sys.executable, "-I", "-S", TALKING, "{port}", *words])
     return f'[engines.{name}]\ntype = "process"\nargv = {argv}\nmodels = ["{model}"]\ndiscover = false\n'
@@ -127,12 +130,12 @@ async def test_its_waiting_frames_pass_through_from_a_process_of_its_own(tmp_pat
 
 
 @asynccontextmanager
-async def each_others_peers(model: str = "") -> AsyncIterator[tuple[Router, str, Router, str]]:
-    """Serve two routers that are each other's peers; each names a model that is nowhere."""
+async def each_others_peers(table: str = "[peers.attic]") -> AsyncIterator[tuple[Router, str, Router, str]]:
+    """Serve two routers that are each other's peers, or remotes; each names a model that is nowhere."""
     ports = [free_port(), free_port()]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     configs = [
-        parse_config(TOP.format(port=port, server="") + peer(url, 'models = ["ghost"]'))
+        parse_config(TOP.format(port=port, server="") + f'{table}\nbase_url = "{url}"\nmodels = ["ghost"]')
         for port, url in zip(ports, reversed(urls), strict=True)
     ]
     async with (
@@ -157,9 +160,10 @@ async def each_others_peers(model: str = "") -> AsyncIterator[tuple[Router, str,
         ("/api/chat", lambda error: isinstance(error["error"], str)),
     ],
 )
-async def test_a_request_that_comes_back_is_refused_in_its_dialect(path: str, code: Any) -> None:
+@pytest.mark.parametrize("table", ["[peers.attic]", REMOTE])
+async def test_a_request_that_comes_back_is_refused_in_its_dialect(table: str, path: str, code: Any) -> None:
     with trio.fail_after(LIMIT_S):
-        async with each_others_peers() as (_, url, _, _):
+        async with each_others_peers(table) as (_, url, _, _):
             answer = await chat(url, "ghost", path, stream=False)
             assert answer.status == 508
             assert code(answer.json())
@@ -184,13 +188,26 @@ async def test_lists_of_each_others_peers_do_not_grow() -> None:
         ("not an id", "cannot be read"),
     ],
 )
+@pytest.mark.parametrize("header", ["x-engine-router-hops", "x-engine-router-via"])
 @pytest.mark.parametrize("fast", ["true", "false"])
-async def test_what_is_no_short_list_of_hops_is_refused(hops: str, words: str, fast: str) -> None:
+async def test_what_is_no_short_list_of_hops_is_refused(
+    hops: str, words: str, fast: str, header: str
+) -> None:
     with trio.fail_after(LIMIT_S):
         async with running(engine(), server=f"fast_path = {fast}") as (_, url):
-            answer = await chat(url, headers={"x-engine-router-hops": hops})
+            answer = await chat(url, headers={header: hops})
             assert (answer.status, words in answer.json()["error"]["message"]) == (508, True)
-            assert (await chat(url, headers={"x-engine-router-hops": "ab, cd"})).status == 200
+            assert (await chat(url, headers={header: "ab, cd"})).status == 200
+
+
+async def test_a_remote_that_is_a_router_asks_its_own_peers() -> None:
+    with trio.fail_after(LIMIT_S):
+        async with (
+            running(engine()) as (_, last),
+            running(peer(last, 'models = ["m"]')) as (_, middle),
+            running(f'{REMOTE}\nbase_url = "{middle}"\nmodels = ["m"]') as (_, first),
+        ):
+            assert (await chat(first)).status == 200
 
 
 # Wake-on-LAN.

@@ -20,6 +20,8 @@ type = "ollama"
 base_url = "http://127.0.0.1:1"
 connect_timeout_s = 1
 """
+KEY = "a-key-of-sixteen-and-more"
+HEADERS = {"authorization": f"Bearer {KEY}"}
 PROCESS = f"""
 [engines.p]
 type = "process"
@@ -34,7 +36,7 @@ async def asked(text: str, *paths: str, model: str = "nonsense") -> list[httpx.R
         async with (
             engine_router.open_router(parse_config(text)) as router,
             served(router) as url,
-            httpx.AsyncClient(base_url=url, trust_env=False, timeout=200) as client,
+            httpx.AsyncClient(base_url=url, trust_env=False, timeout=200, headers=HEADERS) as client,
         ):
             body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
             answers = [await client.post("/v1/chat/completions", json=body)]
@@ -54,6 +56,17 @@ async def test_engines_that_could_not_be_asked_are_named() -> None:
         "model 'nonsense' not found; engine-router models, or GET /v1/models, lists them; "
         "engine 'd1' does not answer at http://127.0.0.1:1"
     )
+
+
+@pytest.mark.parametrize(
+    ("rights", "is_told"), [("", False), ("admin = true", True), ('models = ["alpha"]', False)]
+)
+async def test_where_engines_are_is_told_to_admins_only(rights: str, is_told: bool) -> None:
+    key = f'{{ name = "team", key = "{KEY}", {rights} }}'.replace(", }", " }")
+    (answer,) = await asked(f"[server]\napi_keys = [{key}]\n" + PROCESS + DOWN.format(n=1), model="alphb")
+    message = answer.json()["error"]["message"]
+    assert (answer.status_code, "127.0.0.1:1" in message, "d1" in message) == (404, is_told, is_told)
+    assert ("did you mean 'alpha'?" in message) is ("models" not in rights)
 
 
 async def test_not_so_many_are_named_that_nobody_reads_it() -> None:

@@ -128,6 +128,10 @@ class UnknownModel(RouterError):
         self.model = model
         self.suggestions = tuple(suggestions)
 
+    def without_engines(self) -> UnknownModel:
+        """Return the error without a word about engines: where these are is for those who may do everything."""
+        return UnknownModel(self.model, self.suggestions)
+
 
 class ModelNotForKey(UnknownModel):
     """The key of the request may use other models only. Whether this one exists is not told."""

@@ -54,6 +54,7 @@ class ModelLister:
         self._events: Subscription = hub.subscribe(ResidentReady)
         self._rounds = Rounds()
         self._cut: set[str] = set()  # engines whose lists are too long, which is logged once
+        self._told: dict[str, str] = {}  # what was logged last of each that gave none
 
     async def run(self) -> None:
         """Ask again and again; runs until cancelled."""
@@ -89,13 +90,19 @@ class ModelLister:
             try:
                 models, failure = await engine.list_models(), ""
             except EngineError as error:
-                logger.info("%s", error)
+                if self._told.get(name) != str(
+                    error
+                ):  # it is asked again in seconds: told once for each change
+                    logger.info("%s", error)
+                self._told[name] = str(error)
                 failure = error.summary
             except Exception:
                 # A defect in reading one engine's list must not end the router.
                 logger.exception("engine %s: unexpected error", name)
                 failure = "could not be asked, by a fault of the router's own; its log has it"
         self.errors.pop(name, None)
+        if not failure:
+            self._told.pop(name, None)
         if models is not None:
             self.silent -= {name}
             self._learn(name, engine, self._within_bounds(name, models))

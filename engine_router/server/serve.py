@@ -24,7 +24,7 @@ from engine_router.router import Router
 from engine_router.server.accept import MakeFast, Server
 from engine_router.server.fast_connection import FastConnection
 from engine_router.server.fast_parser import RequestReader
-from engine_router.upstream.hops import HOPS_HEADER
+from engine_router.upstream.hops import HOP_HEADERS
 from engine_router.upstream.http1 import Headers, ResponseHead
 from engine_router.upstream.socket_stream import RawStream
 from engine_router.web import monitoring
@@ -203,7 +203,7 @@ def _fast_tier(router: Router) -> MakeFast:
                 client,
                 access.admit(method, incoming.path, incoming.query, headers, peer),
             )
-            if HOPS_HEADER in dict(headers):  # few have it
+            if not HOP_HEADERS.isdisjoint(dict(headers)):  # few have one
                 scope.hops = access.hops(headers)
             if is_monitoring:
                 return _as_reply(*await monitoring.answer(router, incoming.path, scope.may_use))

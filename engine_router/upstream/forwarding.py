@@ -15,7 +15,7 @@ from engine_router.config import Config, PeerConfig, RemoteConfig
 from engine_router.config.remote import own_headers
 from engine_router.errors import EngineRefused
 from engine_router.upstream.address import RemoteAddress
-from engine_router.upstream.hops import HOPS_HEADER, hops_line
+from engine_router.upstream.hops import HOPS_HEADER, VIA_HEADER, hop_header
 from engine_router.upstream.http1 import Arriving, Headers, ResponseHead, UpstreamRequest, first_value
 
 KEY_HEADER: Final = b"x-engine-router-key"
@@ -80,6 +80,7 @@ _NOT_ABROAD = _KEYS | {
     b"x-real-ip",
     b"x-request-priority",
     HOPS_HEADER,
+    VIA_HEADER,
 }
 # A proxy that gathers an answer before it passes it on (nginx does by default) would hold back keep-alive frames,
 # and one that keeps answers would give a client another's.
@@ -156,8 +157,9 @@ class EngineRequests:
             self._dropped |= _KEYS
         if self._remote is not None:
             self._dropped |= _NOT_ABROAD
-        # Peers are told of each request that it came through here; other remotes only of those that came from a router.
         self._instance_id, self._is_peer = instance_id, isinstance(settings, PeerConfig)
+        # Any remote may be a router that leads back here.
+        self._tells_hops = self._remote is not None and bool(instance_id)
 
     def outgoing(
         self,
@@ -177,8 +179,8 @@ class EngineRequests:
                 all the same.
         """
         forwarded = end_to_end(as_json(headers) if is_json else headers, self._dropped)
-        if self._remote is not None and (self._is_peer or any(name == HOPS_HEADER for name, _ in headers)):
-            forwarded.append((HOPS_HEADER, hops_line(headers, self._instance_id)))
+        if self._tells_hops:
+            forwarded.append(hop_header(headers, self._instance_id, to_peer=self._is_peer))
         forwarded += self._added_to_messages if target.startswith("/v1/messages") else self._added
         if is_encoded and (encoding := first_value(headers, b"content-encoding")) is not None:
             forwarded.append((b"content-encoding", encoding))
@@ -194,7 +196,10 @@ class EngineRequests:
 
     def headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         """Return the headers that the engine gets: a client's, and those of the configuration, which win over them."""
-        return end_to_end(headers, self._dropped) + self._added
+        forwarded = end_to_end(headers, self._dropped)
+        if self._tells_hops:
+            forwarded.append(hop_header(headers, self._instance_id, to_peer=self._is_peer))
+        return forwarded + self._added
 
 
 def _added(own: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

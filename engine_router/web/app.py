@@ -130,6 +130,7 @@ def _before_websocket(router: Router):  # type: ignore[no-untyped-def]  # noqa: 
         scope.client = place_of(peer)
         is_route = websocket.routing_exception is None
         scope.key = access.check_key("GET", websocket.path, headers, peer, is_route=is_route)
+        scope.hops = access.hops(headers)
         access.check_page("GET", websocket.path, websocket.query_string, headers)
 
     return check

@@ -43,6 +43,9 @@ class PeerEngine(AlwaysOnEngine):
     def __init__(self, name: str, config: PeerConfig, client: ControlClient) -> None:
         super().__init__(name, config, client)
         self.peer = config
+        self._complaint = (
+            ""  # why it does not say whether it is used: it is asked every few seconds, and told of once
+        )
 
     async def run_resident(
         self, resident: ResidentId, supervision: Supervision, *, adopt: bool = False
@@ -68,8 +71,11 @@ class PeerEngine(AlwaysOnEngine):
         try:
             state = await ask_state(self.server, self.address, trio.current_time)
         except EngineError as error:
-            self.log.write(f"does not say whether others use it: {error.summary}")
+            if error.summary != self._complaint:
+                self.log.write(f"does not say whether others use it: {error.summary}")
+            self._complaint = error.summary
             return False
+        self._complaint = ""
         return state.is_used
 
 
@@ -150,8 +156,10 @@ class _Waking:
             try:
                 await send_magic_packet(peer.mac or "", peer.broadcast, peer.interface)
             except OSError as error:
-                ends["send"] = f"no magic packet can be sent to {peer.broadcast}: {error.strerror or error}"
-                self._engine.log.write(ends["send"])
+                words = f"no magic packet can be sent to {peer.broadcast}: {error.strerror or error}"
+                if words != ends.get("send"):
+                    self._engine.log.write(words)
+                ends["send"] = words
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
