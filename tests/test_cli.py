@@ -453,6 +453,41 @@ def test_what_will_hardly_work_is_found(tmp_path: Path, capsys: pytest.CaptureFi
     assert told["engines"]["c"]["argv"][-2:] == ["--api-key", "***"]
 
 
+def test_names_of_keys_and_models_that_nobody_has_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "engines.toml"
+    path.write_text(f"""
+[server]
+api_keys = ["a-key-of-sixteen", {{ name = "team", key = "a-key-of-sixteen2", models = ["fast", "qwne3", "q*", "z*"] }}]
+key_priorities = {{ "a-key-of-sixteen" = "high", "another-of-sixteen" = "low" }}
+[history]
+captures = ["*", "gone*"]
+[context]
+shared_by = ["team", "taem", "key 1"]
+[engines.a]
+type = "process"
+argv = "{sys.executable} --port {{port}}"
+models = ["qwen3"]
+discover = false
+[routes.fast]
+prefer = ["qwen3"]
+[[routes.fast.rules]]
+prefer = ["qwen3"]
+keys = ["TEAM", "nobody*"]
+""")
+    assert main(["check", "--json", "--config", str(path)]) == 0
+    told = json.loads(capsys.readouterr().out)["warnings"]
+    assert [(each["path"], each["message"]) for each in told] == [
+        ("context.shared_by", 'no key is called "taem"; did you mean "team"?'),
+        ("routes.fast.rules[0].keys", 'no key is called "nobody*"; known: "key 1", "team"'),
+        ("server.key_priorities", "1 of its keys is none of api_keys, so no request has that priority"),
+        ("history.captures", 'no model is called "gone*"'),
+        ("server.api_keys[1].models", 'no model is called "qwne3"; did you mean "qwen3"?'),
+        ("server.api_keys[1].models", 'no model is called "z*"'),
+    ]
+
+
 def test_names_that_lead_nowhere_are_told_once_the_folders_are_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from engine_router.config import (
 )
 from engine_router.errors import ConfigError
 
+PEER = '[peers.p]\nbase_url = "http://127.0.0.1:1"\n'
 COMMON = "models, pool, pools, memory_gb, group, pinned, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, endpoints, stream_upstream, type"
 
 
@@ -130,7 +131,7 @@ FAULTS = [
     (
         ENGINE + "start_timeout_s = -1",
         "engines.a.start_timeout_s",
-        "expected a number of seconds of zero or more, got -1",
+        "expected a number of seconds above zero, got -1",
         True,
     ),
     (ENGINE + "memory_gb = 0", "engines.a.memory_gb", "expected a number of GB above zero, got 0", True),
@@ -156,6 +157,76 @@ FAULTS = [
         "server.host",
         "expected an address, or a list of addresses, got []",
         True,
+    ),
+    *(
+        (
+            ENGINE + f"[server]\nhost = {given}",
+            "server.host",
+            f'expected an address such as "127.0.0.1" or "::1", or a name, without scheme and port, got {shown}',
+            by_schema,
+        )
+        for given, shown, by_schema in (
+            ('"http://a"', '"http://a"', True),
+            ('["::1", "10.0.0.999"]', '"10.0.0.999"', False),
+            ('"127.0.0.1:8077"', '"127.0.0.1:8077"', True),
+            ('"two words"', '"two words"', True),
+        )
+    ),
+    # Addresses and times of peers.
+    (
+        PEER + 'interface = "http://a"',
+        "peers.p.interface",
+        'expected an IPv4 address of this machine such as "192.168.1.7", got "http://a"',
+        True,
+    ),
+    *(
+        (
+            PEER + f'broadcast = "{given}"',
+            "peers.p.broadcast",
+            f'expected "ADDRESS" or "ADDRESS:PORT" such as "192.168.1.255" or "192.168.1.255:7", got "{given}"',
+            by_schema,
+        )
+        for given, by_schema in (("*", True), ("1.2.3.4:", True), ("1.2.3.4:0", False), ("::1", True))
+    ),
+    *(
+        (f"{table}\n{key} = 0", f"{path}.{key}", "expected a number of seconds above zero, got 0", True)
+        for table, path, key in (
+            (PEER, "peers.p", "wake_timeout_s"),
+            (ENGINE, "engines.a", "start_timeout_s"),
+            (ENGINE, "engines.a", "stop_timeout_s"),
+            (ENGINE, "engines.a", "connect_timeout_s"),
+            (ENGINE + "[context]", "context", "save_timeout_s"),
+            (ENGINE + '[[tenants]]\nname = "t"\nprocess = "p"', "tenants[0]", "timeout_s"),
+        )
+    ),
+    # Names that no client could send are not repeated whole either.
+    *(
+        (
+            text,
+            path,
+            f'expected {words} characters, got "{"m" * 56}...',
+            by_schema,
+        )
+        for text, path, words, by_schema in (
+            (
+                ENGINE + f'models = ["{"m" * 513}"]',
+                "engines.a.models[0]",
+                "a model's name, of at most 512",
+                True,
+            ),
+            (
+                ENGINE + f'models = ["{"m" * 50_000}"]',
+                "engines.a.models[0]",
+                "a name of at most 4,096",
+                True,
+            ),
+            (
+                ENGINE + f'[aliases]\n{"m" * 513} = "x"',
+                f'aliases."{"m" * 56}...',
+                "a model's name, of at most 512",
+                False,
+            ),
+        )
     ),
     (
         ENGINE + "server = 1",

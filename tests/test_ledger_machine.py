@@ -6,7 +6,7 @@ Parts of the ledger that were broken on purpose show that the machine would noti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -150,6 +150,12 @@ class NeverTakesBack(Ledger):
 class KeepsWithdrawnTickets(Ledger):
     def _release(self, ticket: Ticket, now: float) -> list[messages.Effect]:
         return []
+
+
+class IgnoresThatTheFirstLeaves(TicketQueue):
+    def remove(self, ticket: Ticket) -> bool:
+        super().remove(ticket)
+        return False
 
 
 class GrantsWhileDraining(Planner):
@@ -395,8 +401,8 @@ class SettlesAllAtOnce(Ledger):
 
 
 class LooksIntoTheFirstOnly(MemoryBudget):
-    def shortage(self, needs: Mapping[str, float], beside: list[ResidentState]) -> Shortage | None:
-        return super().shortage(dict([next(iter(needs.items()))]), beside)
+    def shortage(self, needs: Iterable[tuple[str, float]], beside: list[ResidentState]) -> Shortage | None:
+        return super().shortage(list(needs)[:1], beside)
 
 
 class TakesWhatWasPromised(MemoryBudget):
@@ -429,6 +435,7 @@ BROKEN: list[tuple[type[LedgerMachine], type]] = [
             KnowsNoFairness,
             NeverTakesBack,
             KeepsWithdrawnTickets,
+            IgnoresThatTheFirstLeaves,
             GrantsWhileDraining,
             DrainsForEver,
             RevokesTooEarly,

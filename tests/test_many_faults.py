@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.call_count import calls_in
 
 from engine_router.config import parse_config
 from engine_router.errors import ConfigError
@@ -59,22 +59,6 @@ def fault_of(text: str) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         parse_config(text)
     return caught.value
-
-
-def calls_in(work: Callable[[], object]) -> int:
-    """Return how many functions are called: what a fast and a slow machine have in common."""
-    called = 0
-
-    def count(_frame: object, event: str, _argument: object) -> None:
-        nonlocal called
-        called += event in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return called
 
 
 def test_ten_thousand_unknown_keys_are_counted_and_the_first_are_told() -> None:

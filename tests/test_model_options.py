@@ -36,6 +36,7 @@ COMMANDS = [
     ("python -m llama_cpp.server --model x --clip_model_path c", "llama-cpp-python", "x", 2048, "v"),
     ("mlx_lm.server --model /w/mlx --port 1", "MLX", "/w/mlx", None, ""),
     ("python -m mlx_lm server --model /w/mlx", "MLX", "/w/mlx", None, ""),
+    ("omlx serve --model-dir /w --port 1", "oMLX", None, None, ""),
     ("max serve --model-path /w/q --max-length 2048", "MAX", "/w/q", 2048, ""),
     ("max serve --model /w/e --task embeddings_generation", "MAX", "/w/e", None, "e"),
     ("transformers serve /w/q --host 127.0.0.1", "transformers", "/w/q", None, ""),

@@ -95,7 +95,8 @@ def test_shares_are_counted_right_whatever_comes_and_goes() -> None:
                 assert victim in there
                 if victim.client != newcomer.client:
                     assert counts[victim.client] >= 1
-                assert queue.remove(victim)
+                queue.remove(victim)
+                assert victim not in queue
                 there.remove(victim)
             else:
                 taken = queue.take(chance.choice(residents))

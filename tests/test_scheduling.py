@@ -748,9 +748,11 @@ def test_the_queue_keeps_its_orders(steps: list[tuple[str, ResidentId, messages.
             tickets.append(Ticket(resident, priority))
             queue.add(tickets[-1], now)
         elif step == "leave" and tickets:
-            left = tickets.pop(number % len(tickets))
-            assert queue.remove(left)
+            left = tickets[number % len(tickets)]
+            line = [t for t in tickets if (t.resident, t.priority) == (left.resident, left.priority)]
+            assert queue.remove(left) is (left is line[0])
             assert not queue.remove(left)
+            tickets.remove(left)
         elif step == "take":
             expected = [ticket for ticket in tickets if ticket.resident == resident]
             assert queue.take(resident) == expected or len({t.arrived_at for t in expected}) < len(expected)

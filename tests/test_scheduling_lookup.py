@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 
@@ -9,6 +10,7 @@ import pytest
 from attrs import define, evolve, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.call_count import calls_in
 from test_scheduling import A, budget
 
 from engine_router.engines.base import ResidentId
@@ -226,3 +228,27 @@ def test_a_plan_looks_at_few_of_those_who_wait(budget_bytes: int | None, max_wai
         looks.clear()
         ledger.apply(event, 100)
         assert len(looks) < 100  # a plan that changes something is looked over again
+
+
+@pytest.mark.parametrize(
+    ("budget_bytes", "most"),
+    [
+        (None, {"enqueue": 45, "plan": 125, "withdraw": 25}),
+        (45, {"enqueue": 49, "plan": 220, "withdraw": 25}),
+    ],
+    ids=["exclusive", "budget"],
+)
+def test_a_decision_makes_few_calls(budget_bytes: int | None, most: dict[str, int]) -> None:
+    """With one memory, it makes no more than those of a ledger that knew only one."""
+    residents = [ResidentId("engine", str(number)) for number in range(200)]
+    profile = Profile(need_bytes=10)
+    ledger = Ledger(Rules(), {"default": Capacity(budget_bytes=budget_bytes)}, lambda _: profile)
+    for resident in residents[:4] if budget_bytes else residents[:1]:
+        ledger.apply(messages.Acquire(Ticket(resident)), 0)
+        ledger.apply(messages.BecameReady(resident), 0)
+    for number in range(400):
+        ledger.apply(messages.Acquire(Ticket(residents[number % 196 + 4])), 1 + number / 1000)
+    late = Ticket(residents[10])
+    events = {"enqueue": messages.Acquire(late), "plan": messages.Tick(), "withdraw": messages.Release(late)}
+    made = {name: calls_in(functools.partial(ledger.apply, event, 10)) for name, event in events.items()}
+    assert all(made[name] <= most[name] for name in events), made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from engine_router.config.kinds import Count, Gigabytes, Name, Seconds
+from engine_router.config.kinds import Count, Deadline, Gigabytes, Name
 from engine_router.config.options import option
 
 
@@ -17,7 +17,7 @@ class ContextConfig:
     )
     max_days: Count = option(7, "Days after which a saved conversation is removed; 0: only max_gb counts.")
     min_free_gb: Gigabytes = option(5.0, "Free disk space, in GB, below which nothing is saved.")
-    save_timeout_s: Seconds = option(
+    save_timeout_s: Deadline = option(
         10.0,
         "Seconds that a stop waits for conversations to be saved, and a request for its own to be restored.",
     )

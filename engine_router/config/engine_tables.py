@@ -9,11 +9,11 @@ from attrs import frozen
 
 from engine_router.config.kinds import (
     Argv,
+    Deadline,
     HeaderValue,
     JsonValue,
     Name,
     ReadyCheck,
-    Seconds,
     SleepLevel,
     UrlPath,
     VariableValue,
@@ -56,7 +56,7 @@ class SleepConfig:
     asleep_check: ReadyCheck = option(
         "is_sleeping==true", "custom only: what the answer is while it sleeps; as ready_check."
     )
-    timeout_s: Seconds = option(60.0, "Seconds within which it must be asleep; if it is not, it is stopped.")
+    timeout_s: Deadline = option(60.0, "Seconds within which it must be asleep; if it is not, it is stopped.")
     verify: bool = option(
         True,
         "Ask it a short question (/v1/chat/completions, temperature 0) before its first sleep and after the wake. Where the "

@@ -20,10 +20,12 @@ from engine_router.config.kinds import (
     BaseUrl,
     ByteSize,
     Count,
+    Deadline,
     GigabytesOrShares,
     Gpus,
     HeaderValue,
     JsonValue,
+    ModelName,
     Name,
     ReadyCheck,
     RemoteUrl,
@@ -52,7 +54,7 @@ class EngineConfig:
         return self.pools or (self.pool,)
 
     type: str = option("", "Kind of engine.")
-    models: tuple[Name, ...] = option((), "Ids of the models that this engine serves.")
+    models: tuple[ModelName, ...] = option((), "Ids of the models that this engine serves.")
     pool: Name = option("default", "Pool whose memory it uses.")
     pools: tuple[Name, ...] = option(
         (), "Pools from which it takes memory at once, such as two GPUs; in place of pool."
@@ -70,9 +72,9 @@ class EngineConfig:
         None,
         "Seconds after which it is stopped when nobody uses it; 0 keeps it. As in [scheduling] when absent.",
     )
-    start_timeout_s: Seconds = option(300.0, "Seconds within which it must be ready.")
-    stop_timeout_s: Seconds = option(30.0, "Seconds within which it must be gone after a stop.")
-    connect_timeout_s: Seconds = option(15.0, "Seconds within which it must accept a connection.")
+    start_timeout_s: Deadline = option(300.0, "Seconds within which it must be ready.")
+    stop_timeout_s: Deadline = option(30.0, "Seconds within which it must be gone after a stop.")
+    connect_timeout_s: Deadline = option(15.0, "Seconds within which it must accept a connection.")
     headers: Mapping[str, HeaderValue] = table(
         dict, "Headers added to every request to it, for example its own Authorization."
     )

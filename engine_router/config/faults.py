@@ -11,7 +11,7 @@ from typing import Final
 from attrs import define
 
 from engine_router.config.values import shown
-from engine_router.guards.limits import MOST_FAULTS
+from engine_router.guards.limits import MODEL_NAME_CHARS, MOST_FAULTS
 
 Fault = tuple[str, str]
 """A path such as `engines.llamacpp.argv`, and what is wrong there."""
@@ -82,7 +82,9 @@ def close(value: object, known: Iterable[str]) -> str | None:
 
 def quoted(key: str) -> str:
     """Show a key as TOML would write it in a path."""
-    bare = key and all(char.isascii() and (char.isalnum() or char in "-_") for char in key)
+    bare = 0 < len(key) <= MODEL_NAME_CHARS and all(
+        char.isascii() and (char.isalnum() or char in "-_") for char in key
+    )
     return key if bare else shown(key)
 
 

@@ -7,41 +7,49 @@ from typing import Annotated, Any, Final, Literal
 
 from attrs import frozen
 
-from engine_router.config.values import (
+from engine_router.config.addresses import (
     HOST_PATTERN,
-    HOURS_PATTERN,
+    MACHINE_PATTERN,
     ORIGIN_PATTERN,
+    PACKET_PATTERN,
+    read_addresses,
+    read_base_url,
+    read_hosts,
+    read_mac,
+    read_network,
+    read_origin,
+    read_own_address,
+    read_packet_address,
+    read_remote_url,
+)
+from engine_router.config.values import (
+    HOURS_PATTERN,
     READY_CHECK_PATTERN,
     SIZE_PATTERN,
     number,
     or_auto,
-    read_addresses,
     read_argv,
-    read_base_url,
     read_bool,
     read_bool_or_auto,
     read_gigabytes_or_shares,
     read_gpus,
     read_header_value,
-    read_hosts,
     read_hours,
-    read_mac,
+    read_model_name,
     read_name,
     read_names_or_all,
-    read_network,
     read_one_or_more,
-    read_origin,
     read_path,
     read_path_or_empty,
     read_ratio,
     read_ready_check,
-    read_remote_url,
     read_signal,
     read_size,
     read_string,
     read_variable,
     whole_number,
 )
+from engine_router.guards.limits import MAX_NAME_CHARS, MODEL_NAME_CHARS
 
 
 @frozen(eq=False, repr=False)
@@ -59,7 +67,7 @@ class Kind:
 
 _NOT_NEGATIVE: Final = {"type": "number", "minimum": 0}
 _ABOVE_ZERO: Final = {"type": "number", "exclusiveMinimum": 0}
-_VISIBLE: Final = {"type": "string", "pattern": r"\S"}
+_VISIBLE: Final = {"type": "string", "pattern": r"\S", "maxLength": MAX_NAME_CHARS}
 _AUTO: Final = {"const": "auto"}
 
 
@@ -71,6 +79,8 @@ def _list_of(item: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "array", "items": item, **more}
 
 
+_MACHINE: Final = _text(rf"^\s*({MACHINE_PATTERN})\s*$")
+
 PLAIN: Final[Mapping[Any, Kind]] = {
     str: Kind(read_string, {"type": "string"}),
     bool: Kind(read_bool, {"type": "boolean"}),
@@ -81,6 +91,9 @@ PLAIN: Final[Mapping[Any, Kind]] = {
 
 Seconds = Annotated[float, Kind(number("a number of seconds"), _NOT_NEGATIVE)]
 """A duration, in seconds; finite and not negative."""
+
+Deadline = Annotated[float, Kind(number("a number of seconds", positive=True), _ABOVE_ZERO)]
+"""Seconds within which something must have happened, so more than none; finite."""
 
 SecondsOrAuto = Annotated[
     float | Literal["auto"],
@@ -138,6 +151,9 @@ SleepLevel = Annotated[int, Kind(whole_number("1 or 2", 1, 2), {"enum": [1, 2]})
 
 Name = Annotated[str, Kind(read_name, _VISIBLE)]
 """A name: a string with at least one visible character and no control characters."""
+
+ModelName = Annotated[str, Kind(read_model_name, {**_VISIBLE, "maxLength": MODEL_NAME_CHARS})]
+"""The name of a model: a `Name` that is short enough for clients to send."""
 
 NamesOrAll = Annotated[
     tuple[str, ...] | Literal["all"],
@@ -211,7 +227,7 @@ JsonValue = Annotated[object, Kind(lambda value: value, {})]
 """Anything that JSON can hold."""
 
 Addresses = Annotated[
-    tuple[str, ...], Kind(read_addresses, {"anyOf": [_VISIBLE, _list_of(_VISIBLE, minItems=1)]})
+    tuple[str, ...], Kind(read_addresses, {"anyOf": [_MACHINE, _list_of(_MACHINE, minItems=1)]})
 ]
 """Addresses or names of this machine to listen on: a list of strings, or one."""
 
@@ -223,6 +239,12 @@ HostsOrAuto = Annotated[
 
 MacAddress = Annotated[str, Kind(read_mac, _text(r"^[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2}){5}$"))]
 """The hardware address of a network card, such as `aa:bb:cc:dd:ee:ff`."""
+
+OwnAddress = Annotated[str, Kind(read_own_address, _text(r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$"))]
+"""An IPv4 address of this machine."""
+
+PacketAddress = Annotated[str, Kind(read_packet_address, _text(rf"^({PACKET_PATTERN})$"))]
+"""Where packets are sent to: an IPv4 address or a name, with or without a port."""
 
 Network = Annotated[str, Kind(read_network, _text(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"))]
 """Addresses of machines, such as `192.168.1.0/24`."""

@@ -46,7 +46,7 @@ from engine_router.config.template import is_scanned
 from engine_router.config.tenants import TenantConfig, tenant_faults
 from engine_router.config.traces import TracesConfig
 from engine_router.config.turns import turn_faults
-from engine_router.config.values import expanded, read_name, read_string, shown
+from engine_router.config.values import expanded, read_model_name, read_name, read_string, shown
 from engine_router.config.variants import variant_faults
 from engine_router.errors import ConfigError
 from engine_router.guards.limits import MOST_FAULTS
@@ -176,6 +176,7 @@ _SECTIONS: Final[Mapping[str, type[Any]]] = {
     "leader_election": LeaderElectionConfig,
     "scheduling": SchedulingConfig,
 }
+_MODEL_NAMES: Final = ("models", "aliases", "routes")  # the tables whose keys clients send
 
 
 def build_config(data: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
@@ -236,7 +237,7 @@ def _named(data: Mapping[str, Any], key: str, read: Any, faults: list[Fault]) ->
     for name, value in entries.items():
         path = f"{key}.{quoted(name)}"
         try:
-            checked = read_name(name)
+            checked = (read_model_name if key in _MODEL_NAMES else read_name)(name)
         except ValueError as error:
             faults.append((path, str(error)))
             continue
@@ -253,7 +254,7 @@ def _named(data: Mapping[str, Any], key: str, read: Any, faults: list[Fault]) ->
 
 def _read_alias(value: Any, path: str) -> tuple[Name | None, list[Fault]]:
     try:
-        return read_name(value), []
+        return read_model_name(value), []
     except ValueError as error:
         return None, [(path, f"{error}; an alias names one model id")]
 

@@ -25,6 +25,7 @@ from engine_router.config.kinds import (
     HostsOrAuto,
     JsonValue,
     Megabytes,
+    ModelName,
     Name,
     NamesOrAll,
     Network,
@@ -276,7 +277,7 @@ class ModelConfig(ModelSettings):
 
     engine: Name = required("Engine that serves it.")
     upstream: Name | None = option(None, "Name that the engine knows it by; the id itself when absent.")
-    aliases: tuple[Name, ...] = option((), "Other names that clients may use.")
+    aliases: tuple[ModelName, ...] = option((), "Other names that clients may use.")
     path: str | None = option(
         None, "File or folder of its weights, filled in for {path} in a template's argv."
     )

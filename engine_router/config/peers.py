@@ -11,7 +11,7 @@ from attrs import frozen
 from engine_router.config.any_engine import AnyEngineConfig
 from engine_router.config.engines import RemoteConfig
 from engine_router.config.faults import Fault, quoted
-from engine_router.config.kinds import Argv, MacAddress, Name, Seconds
+from engine_router.config.kinds import Argv, Deadline, MacAddress, Name, OwnAddress, PacketAddress, Seconds
 from engine_router.config.options import no_option, option
 from engine_router.config.values import shown
 
@@ -32,13 +32,14 @@ class PeerConfig(RemoteConfig):
         None,
         "Address of its network card, such as aa:bb:cc:dd:ee:ff: where it does not answer, it is woken by wake-on-LAN.",
     )
-    broadcast: Name = option(
+    broadcast: PacketAddress = option(
         "255.255.255.255", "Address that the magic packet is sent to, as ADDRESS or ADDRESS:PORT."
     )
-    interface: Name | None = option(
-        None, "Address of this machine from which the magic packet is sent; the system's choice when absent."
+    interface: OwnAddress | None = option(
+        None,
+        "IPv4 address of this machine from which the magic packet is sent; the system's choice when absent.",
     )
-    wake_timeout_s: Seconds = option(120.0, "Seconds within which it must answer once it is woken.")
+    wake_timeout_s: Deadline = option(120.0, "Seconds within which it must answer once it is woken.")
     suspend_after_s: Seconds = option(
         0.0,
         "Seconds without a request after which suspend_command is run, unless it says that others use it; 0: never.",
@@ -66,15 +67,10 @@ class PeerConfig(RemoteConfig):
 def broadcast_address(text: str) -> tuple[str, int]:
     """Return the address and the port that magic packets are sent to; 9 where none is named.
 
-    Raises:
-        ValueError: the port is none.
-
     >>> broadcast_address("192.168.1.255"), broadcast_address("127.0.0.1:4009")
     (('192.168.1.255', 9), ('127.0.0.1', 4009))
     """
     host, _, port = text.partition(":")
-    if port and not 0 < int(port) < 65536:
-        raise ValueError("the port is not from 1 to 65535")
     return host, int(port or _DISCARD)
 
 
@@ -105,10 +101,6 @@ def peer_faults(peers: Mapping[str, PeerConfig], engines: Collection[str]) -> It
                 f"{path}.prefix",
                 "has slashes or blanks at its ends; write it as in PREFIX/MODEL, without the slash",
             )
-        try:
-            broadcast_address(peer.broadcast)
-        except ValueError:
-            yield f"{path}.broadcast", f"expected ADDRESS or ADDRESS:PORT, got {shown(peer.broadcast)}"
         if peer.suspend_after_s and peer.suspend_command is None:
             yield (
                 f"{path}.suspend_command",

@@ -9,7 +9,16 @@ from typing import Literal
 from attrs import frozen
 
 from engine_router.config.faults import Fault, close
-from engine_router.config.kinds import Argv, HeaderValue, JsonValue, Name, OneOrMore, RemoteUrl, Seconds
+from engine_router.config.kinds import (
+    Argv,
+    Deadline,
+    HeaderValue,
+    JsonValue,
+    Name,
+    OneOrMore,
+    RemoteUrl,
+    Seconds,
+)
 from engine_router.config.options import option, required, table
 from engine_router.config.values import shown
 
@@ -37,7 +46,7 @@ class TenantConfig:
     command: Argv | None = option(
         None, "Command that makes it free memory, in place of url; it has to end with status 0."
     )
-    timeout_s: Seconds = option(
+    timeout_s: Deadline = option(
         30.0, "Seconds that it may take to answer, and the same again until its memory has come back."
     )
     ask_every_s: Seconds = option(60.0, "Seconds between two times that it is asked, at least.")

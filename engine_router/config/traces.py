@@ -8,9 +8,10 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import field, frozen
 
+from engine_router.config.addresses import read_remote_url
 from engine_router.config.kinds import BoolOrAuto, HeaderValue, Name, Ratio, RemoteUrl
 from engine_router.config.options import option, table
-from engine_router.config.values import read_header_name, read_header_value, read_remote_url
+from engine_router.config.values import read_header_name, read_header_value
 
 PATH: Final = "/v1/traces"
 """The path at which a collector takes spans."""

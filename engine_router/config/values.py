@@ -7,7 +7,6 @@ number, `true` is not 1, NaN and infinity are not durations.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import re
@@ -15,21 +14,12 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from engine_router.config.command_line import split_command, with_home
+from engine_router.guards.limits import MAX_NAME_CHARS, MODEL_NAME_CHARS
 from engine_router.guards.masking import masked_text
 
 T = TypeVar("T")
-
-HOST_PATTERN: Final = r"\*|(\*\.)?[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*\.?"
-"""The name of a host, `*.` before all that end so, or a star for every one."""
-
-ORIGIN_PATTERN: Final = (
-    r"\*|null|[A-Za-z][A-Za-z0-9+.\-]*://"
-    r"(\*|((\*\.)?[A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:.]+\])(:(\*|[0-9]{1,5}))?)?/?"
-)
-"""An origin; a star for all, for whatever a scheme may have behind it, for any subdomain, for any port."""
 
 HOURS_PATTERN: Final = r"([01][0-9]|2[0-3]):([0-5][0-9])\s*-\s*([01][0-9]|2[0-3]):([0-5][0-9])"
 """Two times of day."""
@@ -76,7 +66,8 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _unfit(expected: str, value: object) -> Unfit:
+def unfit(expected: str, value: object) -> Unfit:
+    """Return the error of a value that is not what was expected."""
     return Unfit(f"expected {expected}", value)
 
 
@@ -88,15 +79,15 @@ def number(expected: str, *, positive: bool = False) -> Callable[[Any], float]:
 
     def read(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _unfit(expected, value)
+            raise unfit(expected, value)
         try:
             found = float(value)
         except OverflowError:
             found = math.inf
         if not math.isfinite(found):
-            raise _unfit(f"{expected} that is finite", value)
+            raise unfit(f"{expected} that is finite", value)
         if found < 0 or (positive and found == 0):
-            raise _unfit(f"{expected} {'above zero' if positive else 'of zero or more'}", value)
+            raise unfit(f"{expected} {'above zero' if positive else 'of zero or more'}", value)
         return found
 
     return read
@@ -107,7 +98,7 @@ def read_ratio(value: Any) -> float:
     expected = "a number from 0 to 1"
     found = number(expected)(value)
     if found > 1:
-        raise _unfit(expected, value)
+        raise unfit(expected, value)
     return found
 
 
@@ -116,7 +107,7 @@ def whole_number(expected: str, least: float = -math.inf, most: float = math.inf
 
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise _unfit(expected, value)
+            raise unfit(expected, value)
         return value
 
     return read
@@ -125,7 +116,7 @@ def whole_number(expected: str, least: float = -math.inf, most: float = math.inf
 def read_bool(value: Any) -> bool:
     """Read true or false."""
     if not isinstance(value, bool):
-        raise _unfit("true or false", value)
+        raise unfit("true or false", value)
     return value
 
 
@@ -135,7 +126,7 @@ def read_bool_or_auto(value: Any) -> bool | Literal["auto"]:
         return value
     if value == "auto":
         return "auto"
-    raise _unfit('true, false or "auto"', value)
+    raise unfit('true, false or "auto"', value)
 
 
 def or_auto(read: Callable[[Any], T]) -> Callable[[Any], T | Literal["auto"]]:
@@ -153,17 +144,26 @@ def or_auto(read: Callable[[Any], T]) -> Callable[[Any], T | Literal["auto"]]:
 def read_string(value: Any) -> str:
     """Read a string."""
     if not isinstance(value, str):
-        raise _unfit("a string in quotes", value)
+        raise unfit("a string in quotes", value)
     return value
 
 
 def read_name(value: Any) -> str:
     """Read a name: at least one visible character, and no control characters."""
     if not isinstance(value, str):
-        raise _unfit("a name in quotes", value)
+        raise unfit("a name in quotes", value)
     if not value.strip() or any(ord(char) < 32 for char in value):
-        raise _unfit("a name with at least one visible character", value)
+        raise unfit("a name with at least one visible character", value)
+    if len(value) > MAX_NAME_CHARS:
+        raise unfit(f"a name of at most {MAX_NAME_CHARS:,} characters", value)
     return value
+
+
+def read_model_name(value: Any) -> str:
+    """Read the name of a model, as clients may send it."""
+    if len(name := read_name(value)) > MODEL_NAME_CHARS:
+        raise unfit(f"a model's name, of at most {MODEL_NAME_CHARS} characters", value)
+    return name
 
 
 def matching(pattern: str, expected: str) -> Callable[[Any], str]:
@@ -171,7 +171,7 @@ def matching(pattern: str, expected: str) -> Callable[[Any], str]:
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise _unfit(expected, value)
+            raise unfit(expected, value)
         return value
 
     return read
@@ -201,7 +201,7 @@ def read_size(value: Any) -> int:
         return value
     if isinstance(value, str) and (found := re.fullmatch(SIZE_PATTERN, value)):
         return int(found[1]) << _SIZE_SHIFTS[found[2].lower()]
-    raise _unfit('a size such as "16g" or "512m"', value)
+    raise unfit('a size such as "16g" or "512m"', value)
 
 
 def read_gigabytes_or_shares(value: Any) -> float | dict[str, float]:
@@ -222,14 +222,14 @@ def read_gpus(value: Any) -> int | str | tuple[str, ...]:
         return value
     if isinstance(value, list) and value:
         return tuple(read_name(item) for item in value)
-    raise _unfit('"all", a number of GPUs, or a list of their ids', value)
+    raise unfit('"all", a number of GPUs, or a list of their ids', value)
 
 
 def read_signal(value: Any) -> str:
     """Read the name of a signal that this platform has (SIGTERM and SIGINT are accepted everywhere)."""
     known = {member.name for member in signal.Signals} | {"SIGTERM", "SIGINT"}
     if not isinstance(value, str) or value not in known:
-        raise _unfit("the name of a signal such as SIGTERM or SIGINT", value)
+        raise unfit("the name of a signal such as SIGTERM or SIGINT", value)
     return value
 
 
@@ -237,81 +237,16 @@ def read_ready_check(value: Any) -> str:
     """Read a readiness check, and return it without the spaces around it."""
     if isinstance(value, str) and re.fullmatch(READY_CHECK_PATTERN, text := value.strip()):
         return text
-    raise _unfit(
+    raise unfit(
         'a check such as "status == 200", "status==ok" for a JSON key, "model:my-model", or "port"', value
     )
-
-
-# Addresses.
-
-
-def read_base_url(value: Any) -> str:
-    """Read the URL of an engine: scheme, host and an optional port, nothing behind it but an optional slash."""
-    if not isinstance(value, str):
-        raise _unfit("a URL in quotes such as http://127.0.0.1:8080", value)
-    try:
-        url = urlsplit(value.strip())
-        port = url.port
-    except ValueError:
-        raise _unfit("a URL such as http://127.0.0.1:8080", value) from None
-    strange = re.search(r"[^\w.\-:\[\]]", url.netloc)
-    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or strange:
-        raise _unfit("a URL such as http://127.0.0.1:8080", value)
-    if url.path not in ("", "/") or url.query or url.fragment:
-        raise ValueError(
-            f"expected a URL without a path, such as {url.scheme}://{url.netloc}, got {shown(value)}; "
-            "clients' paths (/v1/..., /api/...) are added to it"
-        )
-    return f"{url.scheme}://{url.netloc}"
-
-
-def read_remote_url(value: Any) -> str:
-    """Read the base URL of a remote: scheme, host, an optional port and an optional path."""
-    if not isinstance(value, str):
-        raise _unfit("a URL in quotes such as https://example.com/api/v1", value)
-    text = value.strip()
-    url = urlsplit(text)
-    if url.query or url.fragment or re.search(r"[^!-~]|[%\\]|/\.\.?(/|$)", url.path):
-        raise _unfit("a URL such as https://example.com/api/v1, with nothing behind its path", value)
-    return read_base_url(text.removesuffix(url.path) if url.path else text) + re.sub(
-        "//+", "/", url.path
-    ).rstrip("/")
-
-
-def read_mac(value: Any) -> str:
-    """Read the hardware address of a network card; it is returned in lower case, with colons."""
-    text = value if isinstance(value, str) else ""
-    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2}){5}", text):
-        raise _unfit('the address of a network card such as "aa:bb:cc:dd:ee:ff"', value)
-    digits = re.sub("[:-]", "", text.lower())
-    return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
-
-
-def read_network(value: Any) -> str:
-    """Read an address, or a network in CIDR notation."""
-    try:
-        return str(ipaddress.ip_network(value if isinstance(value, str) else "", strict=False))
-    except ValueError:
-        raise _unfit(
-            'a network or address such as "192.168.1.0/24", "192.168.1.7" or "fd00::/8"', value
-        ) from None
-
-
-def read_origin(value: Any) -> str:
-    """Read an origin, and return it as browsers write it: in lower case, without the port that goes without saying."""
-    if not isinstance(value, str) or not re.fullmatch(ORIGIN_PATTERN, value):
-        raise _unfit('an origin such as "http://localhost:3000", "http://localhost:*" or "app://*"', value)
-    scheme, is_url, host = value.lower().partition("://")
-    host = host.removesuffix("/")
-    usual = {"http": ":80", "https": ":443"}.get(scheme)
-    return f"{scheme}{is_url}{host.removesuffix(usual) if usual else host}"
 
 
 def read_hours(value: Any) -> tuple[int, int]:
     """Read a part of the day, which may go on over midnight; return the minutes at which it begins and ends."""
     match = re.fullmatch(HOURS_PATTERN, value) if isinstance(value, str) else None
     if match is None:
-        raise _unfit('two times of day such as "22:00-06:00"', value)
+        raise unfit('two times of day such as "22:00-06:00"', value)
     begin_h, begin_m, end_h, end_m = map(int, match.groups())
     return begin_h * 60 + begin_m, end_h * 60 + end_m
 
@@ -324,7 +259,7 @@ def read_names_or_all(value: Any) -> tuple[str, ...] | Literal["all"]:
     if value == "all":
         return "all"
     if not isinstance(value, (list, tuple)):
-        raise _unfit('a list of names, or "all"', value)
+        raise unfit('a list of names, or "all"', value)
     return tuple(read_name(item) for item in value)
 
 
@@ -333,29 +268,8 @@ def read_one_or_more(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (read_name(value),)
     if not isinstance(value, (list, tuple)) or not value:
-        raise _unfit("a name, or a list of names", value)
+        raise unfit("a name, or a list of names", value)
     return tuple(read_name(item) for item in value)
-
-
-def read_hosts(value: Any) -> tuple[str, ...]:
-    """Read a list of names of hosts, and return them in lower case."""
-    if not isinstance(value, (list, tuple)):
-        raise _unfit('a list of names of hosts, or "auto"', value)
-    for item in value:
-        if not isinstance(item, str) or not re.fullmatch(HOST_PATTERN, item):
-            raise _unfit('names such as "llm.example.com" or "*.example.com", without scheme and port', item)
-    return tuple(item.lower().rstrip(".") for item in value)
-
-
-def read_addresses(value: Any) -> tuple[str, ...]:
-    """Read the addresses to listen on."""
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, (list, tuple)) or not found:
-        raise _unfit("an address, or a list of addresses", value)
-    for address in found:
-        if not isinstance(address, str) or not address.strip():
-            raise _unfit("an address, or a list of addresses", address)
-    return tuple(address.strip() for address in found)
 
 
 def read_argv(value: Any) -> tuple[str, ...]:
@@ -368,11 +282,11 @@ def read_argv(value: Any) -> tuple[str, ...]:
     elif isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
         words = list(value)
     else:
-        raise _unfit("a command: a list of strings, or one string", value)
+        raise unfit("a command: a list of strings, or one string", value)
     if not words or not words[0]:
-        raise _unfit("a command with at least the program", value)
+        raise unfit("a command with at least the program", value)
     if any("\x00" in word for word in words):
-        raise _unfit("a command without NUL characters", value)
+        raise unfit("a command without NUL characters", value)
     return tuple(with_home(word) for word in words)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from engine_router.config.faults import Fault, quoted
-from engine_router.config.kinds import JsonValue, Name
+from engine_router.config.kinds import JsonValue, ModelName, Name
 from engine_router.config.options import option, table
 from engine_router.config.values import shown
 
@@ -23,7 +23,7 @@ class VariantConfig:
     set: Mapping[str, JsonValue] = table(dict, "As for the model; over the model's own.")
     defaults: Mapping[str, JsonValue] = table(dict, "As for the model; over the model's own.")
     strip: tuple[Name, ...] = option((), "As for the model; added to the model's own.")
-    aliases: tuple[Name, ...] = option((), "Other names that clients may use for it.")
+    aliases: tuple[ModelName, ...] = option((), "Other names that clients may use for it.")
     unlisted: bool = option(False, "Hidden from model lists, but served to requests that name it.")
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
-from engine_router.engines.engine_programs import ENGINE_PROGRAMS, UNKNOWN, EngineProgram
+from engine_router.engines.engine_programs import ENGINE_PROGRAMS, LLAMA_CPP, UNKNOWN, EngineProgram
 
 _SUFFIX: Final = re.compile(r"(\.exe|\.py)$", re.IGNORECASE)
 _AMOUNT: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)([kKmM]?)")
@@ -111,6 +111,11 @@ def own_words(argv: Sequence[str]) -> tuple[EngineProgram, Sequence[str]]:
         if (found := program_at(argv, index)) is not None:
             return found
     return UNKNOWN, argv[1:]
+
+
+def may_keep_context(argv: Sequence[str]) -> bool:
+    """Tell whether a command may be that of a server with slots to be saved: llama.cpp's, or a script of one's own."""
+    return own_words(argv)[0] in (LLAMA_CPP, UNKNOWN)
 
 
 def program_at(argv: Sequence[str], index: int) -> tuple[EngineProgram, Sequence[str]] | None:

@@ -169,6 +169,9 @@ ENGINE_PROGRAMS: Final = (
         name="MLX", programs=("mlx_lm", "mlx_vlm"), verbs=("server",), is_strict=True, lists_others=True
     ),
     EngineProgram(
+        name="oMLX", programs=("omlx",), verbs=("serve",), model=(), is_strict=True, lists_others=True
+    ),
+    EngineProgram(
         name="MAX",
         programs=("max", "max-pipelines"),
         verbs=("serve",),

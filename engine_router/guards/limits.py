@@ -243,6 +243,9 @@ MAX_GGUF_KEPT_ITEMS: Final = 1 << 10
 MAX_CONFIG_BYTES: Final = 1 << 20
 """A model's config.json, or an index of its files: the longest have some 100 KB."""
 
+MAX_NAME_CHARS: Final = 4096
+"""A name in a configuration, or a key: as long as a path of a file may be. A model's has a limit of its own."""
+
 MOST_FAULTS: Final = 100
 """Faults of one configuration that are told, and explained: a text may have as many as it has lines, and nobody reads more."""
 

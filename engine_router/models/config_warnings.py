@@ -31,10 +31,11 @@ from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
 from engine_router.config.traces import is_in_file, trace_problems
 from engine_router.config.values import expanded
-from engine_router.engines.command_options import number_of, own_words
+from engine_router.engines.command_options import may_keep_context, number_of, own_words
 from engine_router.engines.engine_programs import LLAMA_CPP
 from engine_router.engines.readiness import PORT
 from engine_router.models.name_warnings import Warned, name_warnings
+from engine_router.models.prefix_cache import prefix_cache_hints
 from engine_router.models.remote_warnings import are_remotes, remote_warnings
 from engine_router.models.served_names import served_models
 from engine_router.models.size_warnings import size_warnings
@@ -144,6 +145,7 @@ def _engine_warnings(config: Config, name: str, engine: AnyEngineConfig) -> Iter
         or any(model.engine == name for model in config.models.values())
     )
     yield from _filled_warnings(place, engine)
+    yield from ((f"{place}.{key}", words) for key, words in prefix_cache_hints(engine))
     if isinstance(engine, ContainerConfig) and engine.ports and engine.ready_check == PORT:
         yield (
             f"{place}.ready_check",
@@ -194,11 +196,7 @@ def _command_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:
     for word in engine.argv[1:]:
         if (file := _weights_file(word)) is not None and not _in(folder, file).exists():
             yield f"{place}.argv", f"there is no file {file}"
-    if engine.keep_context and own_words(engine.argv)[0] is not LLAMA_CPP:
-        yield (
-            f"{place}.keep_context",
-            "its argv does not look like llama.cpp's llama-server, to which alone --slot-save-path can be added",
-        )
+    yield from _context_warnings(place, engine)
     yield from ((f"{place}.argv", hint) for hint in placeholder_hints(engine.argv))
     yield from ((f"{place}.argv", hint) for hint in _shell_hints(engine.argv))
     listens, meant = number_of(engine.argv, _PORT_OPTIONS), _port_of(engine.base_url)
@@ -207,6 +205,18 @@ def _command_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:
             f"{place}.base_url",
             f"its port is {meant}, but argv has {listens}; write {{port}} into argv and leave base_url out",
         )
+
+
+def _context_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:
+    """Yield what is asked to be kept of conversations and will not be."""
+    kind = own_words(engine.argv)[0]
+    if not engine.keep_context or kind is LLAMA_CPP:
+        return
+    if may_keep_context(engine.argv):
+        words = "its argv does not look like llama.cpp's llama-server, to which alone --slot-save-path can be added"
+    else:
+        words = f"ignored: only llama.cpp's slots can be saved, and {kind.name} keeps what it keeps by itself"
+    yield f"{place}.keep_context", words
 
 
 def _weights_file(word: str) -> str | None:

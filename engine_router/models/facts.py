@@ -25,6 +25,7 @@ from engine_router.errors import EngineError
 from engine_router.events import Event
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS, SHOWN_BYTES
 from engine_router.models.learned import Json, Learned, Listing
+from engine_router.models.prefix_cache import PrefixCache, prefix_cache_of
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import Launch, Weights, launch_of, read_weights
 from engine_router.upstream.control_client import ControlClient
@@ -88,6 +89,7 @@ class KnownModels:
     _config: Config
     _registry: ModelRegistry
     _learned: Learned = field(factory=Learned)
+    _prefix_caches: dict[str, PrefixCache | None] = field(factory=dict, init=False)
     _launches: dict[tuple[str, str], Launch] = field(init=False)
 
     @_launches.default
@@ -127,6 +129,12 @@ class KnownModels:
             owners = [str(entry.get("owned_by")).lower() for entry in entries]
             kind = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), "")
         return EngineTraits(kind, self.of(target).context_length)
+
+    def prefix_cache_of(self, engine: str) -> PrefixCache | None:
+        """Return what an engine keeps of the prompts that it has read; None where nothing is known of that."""
+        if engine not in self._prefix_caches:
+            self._prefix_caches[engine] = prefix_cache_of(self._config.engines[engine])
+        return self._prefix_caches[engine]
 
     async def whole(self, target: Target) -> ModelFacts:
         """Return what is known of a model, with its template and all that the header of its file says.

@@ -152,9 +152,10 @@ class Admission:
 
     def _has_full_line(self, resident: ResidentId) -> bool:
         per_model = self._pool.rules.max_queue_per_model
-        waiting = self._pool.queue.count(resident) + self._prechecks.count(resident)
-        return bool(per_model) and waiting >= per_model
+        if not per_model:
+            return False
+        return self._pool.queue.count(resident) + self._prechecks.count(resident) >= per_model
 
     def _is_full_for(self, resident: ResidentId) -> bool:
-        waiting = len(self._pool.queue) + len(self._prechecks)
+        waiting = self._pool.queue.length + len(self._prechecks)
         return self._has_full_line(resident) or waiting >= self._pool.rules.max_queue

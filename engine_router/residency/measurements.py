@@ -110,7 +110,10 @@ class Measurements:
 
     def of(self, resident: ResidentId) -> Measurement:
         """Return the measurements of a resident, to be read or changed."""
-        return self.residents.setdefault(str(resident), Measurement())
+        name = str(resident)
+        if (found := self.residents.get(name)) is None:
+            found = self.residents[name] = Measurement()
+        return found
 
     def touch(self) -> None:
         """Note that something changed, so that it is written."""

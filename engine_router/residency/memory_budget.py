@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import NeverFits
@@ -17,7 +17,7 @@ class MemoryBudget:
 
     Attributes:
         capacities: the capacity of each memory, by the name of its pool; see `set_capacities`.
-        is_limited: one of them has a budget.
+        limits: the budgets of those that have one, by pool.
         defaults: the capacities of those that have a default model, by pool.
         states: the residents that are present, in whatever phase.
         settling: the residents that have gone, and the bytes of each budget that are theirs until they are back.
@@ -36,7 +36,10 @@ class MemoryBudget:
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
         """Take in the capacities of some memories: once they were measured, or are configured anew."""
         self.capacities.update(capacities)
-        self.is_limited = any(each.budget_bytes is not None for each in self.capacities.values())
+        self.limits = {
+            name: each.budget_bytes for name, each in self.capacities.items() if each.budget_bytes is not None
+        }
+        self._exclusive = frozenset(name for name, each in self.capacities.items() if each.is_exclusive)
         self.defaults = {
             name: each for name, each in self.capacities.items() if each.default_model is not None
         }
@@ -69,28 +72,26 @@ class MemoryBudget:
         state.is_always_there = profile.is_always_there
         state.most_leases = 0 if state.is_shut else profile.max_leases
 
-    def needs(self, resident: ResidentId) -> dict[str, float]:
-        """Return what a resident takes of the budget of each of its pools; 0 of a pool without one.
+    def needs(self, resident: ResidentId, profile: Profile) -> dict[str, float]:
+        """Return what a resident of such a profile takes of the budget of each of its pools; 0 of a pool without one.
 
         What nobody declared or measured is guessed: all of the budget where nothing is known. A guess takes no
         more than there can be beside those that are pinned, but what is certain.
         """
-        profile = self.profile(resident)
         return {pool: self._need(resident, profile, pool) for pool in self.pools_of(profile)}
 
     def _need(self, resident: ResidentId, profile: Profile, pool: str) -> float:
-        budget = self.capacities[pool].budget_bytes
-        if budget is None:
+        if (budget := self.limits.get(pool)) is None:
             return 0
         need = profile.need_in(pool)
         guess = budget if need is None else need
         if not profile.is_guessed:
             return guess
-        room = budget - sum(other.needs[pool] for other in self._pinned_beside(resident, pool))
+        room = budget - sum(other.needs.get(pool, 0) for other in self._pinned_beside(resident))
         return max(profile.least_in(pool), min(guess, room)) if room > 0 else guess
 
-    def _pinned_beside(self, resident: ResidentId, pool: str) -> list[ResidentState]:
-        return [r for r in self.states.values() if r.pinned and pool in r.needs and r.resident != resident]
+    def _pinned_beside(self, resident: ResidentId) -> list[ResidentState]:
+        return [r for r in self.states.values() if r.pinned and r.resident != resident]
 
     def pin(self, resident: ResidentId, *, pinned: bool) -> None:
         """Change whether a resident is pinned, whatever its profile says."""
@@ -108,32 +109,36 @@ class MemoryBudget:
     def are_compatible(self, newcomer: Profile, other: ResidentState) -> bool:
         """Tell whether a newcomer may be there together with another, as far as groups say."""
         one, its = newcomer.group, other.group
-        if one == its and one is not None:
-            return True
-        is_apart = one is not None and its is not None
-        for pool in self.pools_of(newcomer):
-            if pool in other.needs and (is_apart or self.capacities[pool].is_exclusive):
-                return False
+        unshared: Collection[str] = self._exclusive
+        if one is not None and its is not None:
+            if one == its:
+                return True
+            unshared = other.needs
+        if unshared:
+            for pool in newcomer.pools or self._first:
+                if pool in unshared and pool in other.needs:
+                    return False
         return True
 
     def excess_in(self, pool: str) -> float:
         """Return the bytes to make free, where those that stay need more than the budget, or than there really is."""
-        budget = self.capacities[pool].budget_bytes
-        if budget is None:
+        if (budget := self.limits.get(pool)) is None:
             return 0
         staying_bytes = short_bytes = 0.0
         for state in self.states.values():
+            need_bytes = state.needs.get(pool, 0)
             if state.is_leaving:
-                short_bytes -= state.needs.get(pool, 0)
+                short_bytes -= need_bytes
             else:
-                staying_bytes += state.needs.get(pool, 0)
-                short_bytes += state.short.get(pool, 0)
+                staying_bytes += need_bytes
+                if state.short:
+                    short_bytes += state.short.get(pool, 0)
         return max(short_bytes - self._settling_in(pool), staying_bytes - budget)
 
     @property
     def has_excess(self) -> bool:
         """Whether some have to go because the others need more than was believed."""
-        return any(self.excess_in(pool) > 0 for pool in self.capacities)
+        return any(self.excess_in(pool) > 0 for pool in self.limits)
 
     def _settling_in(self, pool: str) -> float:
         return sum(needs.get(pool, 0) for needs in self.settling.values())
@@ -159,10 +164,10 @@ class MemoryBudget:
         used = sum(other.needs.get(pool, 0) for other in others) + self._settling_in(pool)
         return used + self._need(resident, profile, pool) <= self.limit_bytes(pool)
 
-    def shortage(self, needs: Mapping[str, float], beside: list[ResidentState]) -> Shortage | None:
-        """Return what is missing for a newcomer with such needs beside others; None where nothing is."""
+    def shortage(self, needs: Iterable[tuple[str, float]], beside: list[ResidentState]) -> Shortage | None:
+        """Return what is missing for a newcomer that needs so much of each pool beside others; None where nothing is."""
         lacks: list[Lack] = []
-        for pool, need_bytes in needs.items():
+        for pool, need_bytes in needs:
             capacity = self.capacities[pool]
             missing_bytes, too_many = 0.0, 0
             if capacity.budget_bytes is not None:
@@ -200,14 +205,20 @@ class MemoryBudget:
     def objection(self, resident: ResidentId) -> NeverFits | None:
         """Tell why a resident could not be started even if everything went that may go; None if it could."""
         profile = self.profile(resident)
-        objections = (self._objection_in(pool, resident, profile) for pool in self.pools_of(profile))
-        return next(filter(None, objections), None)
+        pinned = self._pinned_beside(resident)
+        for pool in profile.pools or self._first:
+            budget = self.limits.get(pool)
+            if not pinned and (budget is None or self._need(resident, profile, pool) <= budget):
+                continue
+            beside = [r for r in pinned if pool in r.needs]
+            if (objection := self._objection_in(pool, resident, profile, beside)) is not None:
+                return objection
+        return None
 
-    def _objection_in(self, pool: str, resident: ResidentId, profile: Profile) -> NeverFits | None:
-        pinned = self._pinned_beside(resident, pool)
-        budget, need = self.capacities[pool].budget_bytes, self._need(resident, profile, pool)
-        if not pinned and (budget is None or need <= budget):
-            return None
+    def _objection_in(
+        self, pool: str, resident: ResidentId, profile: Profile, pinned: list[ResidentState]
+    ) -> NeverFits | None:
+        budget, need = self.limits.get(pool), self._need(resident, profile, pool)
         in_the_way = [r for r in pinned if not self.are_compatible(profile, r)]
         if in_the_way:
             return NeverFits(f"'{resident}' cannot be loaded beside {_names(in_the_way)}, which is pinned")

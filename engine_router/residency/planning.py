@@ -106,7 +106,7 @@ class Planner:
         effects: list[Effect] = []
         for state in tuple(states.values()):
             effects += self._force(state, now)
-        turns = self.scheduler.turns(now) if self._queue and not self._pool.is_closing else []
+        turns = self.scheduler.turns(now) if self._queue.length and not self._pool.is_closing else []
         for turn in turns:
             effects += self._take_turn(turn, now)
         for state in self.scheduler.to_trim(now):
@@ -118,7 +118,7 @@ class Planner:
             effects += self._go_on(state, victims.get(state.resident), now)
         if self._pool.is_tighter:
             effects += self._refuse_the_impossible()
-        if not (self._queue or self._pool.prechecks or self._pool.is_closing):
+        if not (self._queue.length or self._pool.prechecks or self._pool.is_closing):
             effects += self._look_ahead(now)
         return effects
 
@@ -130,7 +130,7 @@ class Planner:
         """Tell whether the plan stays what it was though nobody uses a resident any more."""
         if self._queue.length or state.phase is not Phase.READY:
             return False
-        if self._budget.is_limited and self._budget.has_excess:
+        if self._budget.has_excess:
             return False
         state.expires_at = self.expiry(state, now)
         return state.expires_at >= self.wake_at
@@ -273,6 +273,7 @@ class Planner:
 
     def _next_wake(self, now: float) -> float:
         wake_at, is_anybody_open = math.inf, False
+        is_anybody_waiting = self._queue.length > 0
         for state in self._budget.states.values():
             match state.phase:
                 case Phase.STARTING:
@@ -283,13 +284,13 @@ class Planner:
                     is_anybody_open = True
                     if not state.leases:
                         wake_at = min(wake_at, state.expires_at)
-                        if self._queue and (held := self.scheduler.held_until(state)) > now:
+                        if is_anybody_waiting and (held := self.scheduler.held_until(state)) > now:
                             wake_at = min(wake_at, held)
                 case _:
                     pass
-        if self._queue and is_anybody_open:
+        if is_anybody_waiting and is_anybody_open:
             wake_at = min(wake_at, self._queue.next_deadline(now))
-        if not self._queue:
+        if not is_anybody_waiting:
             untils = (self._failures.until(resident) for resident in self._meant_to_be_there())
             wake_at = min(wake_at, *(until for until in untils if until > now), math.inf)
         return wake_at
@@ -301,6 +302,8 @@ class Planner:
         if state.most_leases < math.inf:
             return list(self._grant_some(state, now))
         tickets = self._queue.take(state.resident)
+        if not tickets:
+            return []
         for ticket in tickets:
             state.lend(ticket, now)
         return [messages.Grant(ticket) for ticket in tickets]

@@ -78,11 +78,11 @@ class _Heads:
         frontier = [(heap[0], 0)]
         while frontier:
             entry, index = heapq.heappop(frontier)
-            for child in (2 * index + 1, 2 * index + 2):
-                if child < len(heap):
-                    heapq.heappush(frontier, (heap[child], child))
             if self._is_valid(entry):
                 yield entry[0], entry[2]
+            for child in (2 * index + 1, 2 * index + 2):  # only now: most look at the first and no further
+                if child < len(heap):
+                    heapq.heappush(frontier, (heap[child], child))
 
     def _is_valid(self, entry: tuple[Key, int, ResidentId]) -> bool:
         return self._entries.get(entry[2]) == (entry[0], entry[1])
@@ -228,19 +228,21 @@ class TicketQueue:
         ticket.deadline = now + self._max_waits_s[ticket.priority]
 
     def remove(self, ticket: Ticket) -> bool:
-        """Take a ticket out. Returns whether it was there."""
+        """Take a ticket out, if it is there. Returns whether that changes whose turn it is, or when."""
         line = self._lines.get(ticket.resident, {})
         tickets = line.get(ticket.priority)
         if tickets is None or ticket not in tickets:
             return False
+        was_first = ticket is next(iter(tickets))
         del tickets[ticket]
         self.length -= 1
         self._shares.remove(ticket)
         self._counts[ticket.resident] -= 1
         if not tickets:
             del line[ticket.priority]
-        self._place(ticket.resident, line)
-        return True
+        if was_first:
+            self._place(ticket.resident, line)
+        return was_first
 
     def take(self, resident: ResidentId) -> list[Ticket]:
         """Take out all tickets for a resident, in the order in which they came."""
@@ -278,7 +280,10 @@ class TicketQueue:
     def head(self, resident: ResidentId) -> Ticket | None:
         """Return the ticket for a resident that is overdue first."""
         line = self._lines.get(resident)
-        return None if line is None else min(_heads_of(line), key=lambda ticket: ticket.deadline)
+        if line is None:
+            return None
+        heads = _heads_of(line)
+        return heads[0] if len(heads) == 1 else min(heads, key=lambda ticket: ticket.deadline)
 
     def first_deadline(self) -> float:
         """Return when the first of all tickets is or was overdue; infinity where none waits."""

@@ -105,6 +105,7 @@ class Profile:
         is_checkable: its engine can be asked beforehand whether a start would be in vain.
         is_always_there: it runs by itself: it is neither started nor stopped for anybody.
         max_leases: that many requests may use it at the same time; others wait.
+        keeps_context: what it has read of prompts is still there when it comes back: none has to be read again.
     """
 
     need_bytes: int | None = None
@@ -120,6 +121,7 @@ class Profile:
     is_checkable: bool = False
     is_always_there: bool = False
     max_leases: float = math.inf
+    keeps_context: bool = False
 
     @property
     def is_guessed(self) -> bool:
@@ -130,14 +132,15 @@ class Profile:
         """Return what it needs of one of its pools, in bytes; None where nothing is known."""
         if self.needs:
             return self.needs.get(pool)
-        return None if self.need_bytes is None else self._share(self.need_bytes)
+        need = self.need_bytes
+        return need if need is None or len(self.pools) < 2 else self._share(need)
 
     def least_in(self, pool: str) -> int:
         """Return what it needs for certain of one of its pools, in bytes."""
         return self._share(self.least_bytes) if not self.pools or pool in self.pools else 0
 
     def _share(self, size_bytes: int) -> int:
-        return size_bytes if len(self.pools) < 2 else -(-size_bytes // len(self.pools))
+        return -(-size_bytes // max(1, len(self.pools)))
 
 
 UNKNOWN = Profile()
@@ -165,6 +168,7 @@ class Traits:
     idle_timeout_s: float = math.inf
     is_always_there: bool = False
     max_leases: float = math.inf
+    keeps_context: bool = False
 
     def profile(self, measured: Measurement) -> Profile:
         """Return what is known of the resident: what is declared goes before what was measured, and both before guesses."""
@@ -188,6 +192,7 @@ class Traits:
             is_checkable=True,
             is_always_there=self.is_always_there,
             max_leases=self.max_leases,
+            keeps_context=self.keeps_context,
         )
 
 

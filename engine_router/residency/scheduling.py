@@ -25,7 +25,7 @@ from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import LedgerEvent, Ticket
 from engine_router.residency.queue import FIRST_PLACE, Place, TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
-from engine_router.residency.rules import Rules
+from engine_router.residency.rules import Profile, Rules
 
 # Seconds of idleness before which nobody goes because other programs take the memory: a follow-up may be on its way.
 PRESSED_IDLE_S: Final = 2.0
@@ -187,18 +187,17 @@ class Scheduler:
         """Enter into the index what has changed: tickets, profiles, or what the pinned leave to a guess."""
         queue, budget = self._queue, self._budget
         pinned = [need for r in budget.states.values() if r.pinned for need in r.needs.items()]
-        budgets = [capacity.budget_bytes for capacity in budget.capacities.values()]
-        if (known := (*budgets, *pinned)) != self._known:
+        if (known := (budget.limits, pinned)) != self._known:
             self._known = known
             queue.changed.update(queue.counts())
         for resident in queue.changed:
             if (ticket := queue.head(resident)) is None:
                 self._index.drop(resident)
                 continue
-            needs = budget.needs(resident)
+            profile = budget.profile(resident)
+            needs = budget.needs(resident, profile)
             shares = tuple(needs.values()) if len(needs) > 1 else ()
-            group = budget.profile(resident).group
-            kind = Kind(tuple(needs), shares, group, ticket.priority == "high")
+            kind = Kind(tuple(needs), shares, profile.group, ticket.priority == "high")
             self._index.put(kind, Head(queue.place(resident), sum(needs.values()), resident))
         queue.changed.clear()
 
@@ -222,13 +221,14 @@ class Scheduler:
     def _has_room(self, first: Head, kind: Kind, promises: _Promises, now: float) -> Callable[[float], bool]:
         """Return what tells whether there can be room for so many bytes, for those of the kind of a head."""
         ticket = self._queue.head(first.resident)
-        room = None if ticket is None else self._room(ticket, promises, now)
+        profile = self._budget.profile(first.resident)
+        room = None if ticket is None else self._room(ticket, profile, promises, now)
 
         def has_room(need_bytes: float) -> bool:
             if room is None:
                 return False
             shares = kind.shares or (need_bytes,)
-            shortage = self._budget.shortage(dict(zip(kind.pools, shares, strict=True)), room.beside)
+            shortage = self._budget.shortage(zip(kind.pools, shares, strict=True), room.beside)
             return shortage is None or shortage.is_covered_by(room.candidates)
 
         return has_room
@@ -246,19 +246,20 @@ class Scheduler:
 
     def _victims(self, head: Ticket, promises: _Promises, now: float) -> list[ResidentState] | None:
         """Return who has to go for the ticket; None where that is not possible now."""
-        room = self._room(head, promises, now)
+        profile = self._budget.profile(head.resident)
+        room = self._room(head, profile, promises, now)
         if room is None:
             return None
-        shortage = self._budget.shortage(self._budget.needs(head.resident), room.beside)
+        needs = self._budget.needs(head.resident, profile)
+        shortage = self._budget.shortage(needs.items(), room.beside)
         if shortage is None:
             return room.must_go
         more = cheapest(room.candidates, shortage, lambda r: self._eviction_cost(r, now))
         return None if more is None else [*room.must_go, *more]
 
-    def _room(self, head: Ticket, promises: _Promises, now: float) -> _Room | None:
+    def _room(self, head: Ticket, profile: Profile, promises: _Promises, now: float) -> _Room | None:
         """Return what room a ticket can have beside what is promised; None where somebody is in the way for good."""
         budget, resident = self._budget, head.resident
-        profile = budget.profile(resident)
         if not all(budget.are_compatible(profile, other) for other in promises.promised):
             return None
         must_go: list[ResidentState] = []
@@ -276,7 +277,7 @@ class Scheduler:
     def to_trim(self, now: float) -> list[ResidentState]:
         """Return who goes because the residents need more than was believed when they were started."""
         excess = {
-            pool: excess for pool in self._budget.capacities if (excess := self._budget.excess_in(pool)) > 0
+            pool: excess for pool in self._budget.limits if (excess := self._budget.excess_in(pool)) > 0
         }
         if not excess:
             return []

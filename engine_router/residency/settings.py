@@ -25,6 +25,7 @@ from engine_router.errors import BadRequest, UnknownModel
 from engine_router.memory import Gauge, make_gauge
 from engine_router.models.estimate import Estimate, estimate_of
 from engine_router.models.header_memory import HeaderMemory
+from engine_router.models.prefix_cache import keeps_context
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import model_config
 from engine_router.residency.rules import EVENLY, Capacity, ResidencySettings, Rules, Traits
@@ -122,6 +123,7 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
         group=model.group or engine.group,
         pinned=engine.pinned if model.pinned is None else model.pinned,
         idle_timeout_s=idle_s or math.inf,
+        keeps_context=keeps_context(engine),
     )
 
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from engine_router.config.addresses import read_remote_url
 from engine_router.config.remote import is_near
-from engine_router.config.values import read_remote_url
 
 LOOK_S: Final = 2.0
 """Seconds that each look takes at most which program a server is."""

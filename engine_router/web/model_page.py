@@ -16,7 +16,7 @@ from engine_router.router import Router
 from engine_router.telemetry.starts import past_starts
 from engine_router.web.params import permitted
 from engine_router.web.responses import json_response
-from engine_router.web.status import failure_entry, resident_entry, state_of
+from engine_router.web.status import failure_entry, prefix_cache_entry, resident_entry, state_of
 
 
 class ModelRoutes:
@@ -74,6 +74,7 @@ def _known(router: Router, target: Target) -> dict[str, Any]:
         "parameters": facts.parameters or None,
         "context": facts.context_length,
         "capabilities": list(facts.capabilities),
+        "prefix_cache": prefix_cache_entry(router, target.engine),
         "command": None if command is None else shown_command(router.config, command),
     }
 

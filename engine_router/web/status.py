@@ -215,9 +215,16 @@ def engine_entry(router: Router, name: str, pools: Mapping[str, PoolStatus]) -> 
         "state": words[0] if words else "failed" if has_failed else _absent(router),
         "base_url": config.base_url,
         "endpoints": dict(router.endpoint_support.shown(name)),
+        "prefix_cache": prefix_cache_entry(router, name),
         **(_remote_entry(config) if isinstance(config, RemoteConfig) else {}),
         **_peer_entry(router, name),
     }
+
+
+def prefix_cache_entry(router: Router, engine: str) -> dict[str, Any] | None:
+    """Return what an engine keeps of the prompts that it has read, and what of that survives; None where unknown."""
+    cache = router.known_models.prefix_cache_of(engine)
+    return None if cache is None else attrs.asdict(cache)
 
 
 def _remote_entry(config: RemoteConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.browser import PROGRAMS, RouterStarter, tab, talking
+from support.browser import PROGRAMS, RouterStarter, expect, tab, talking
 
 from engine_router.events import RequestEnded
 from engine_router.telemetry.history_sql import HistoryFile
@@ -50,7 +50,8 @@ def test_a_chat_and_what_becomes_of_it(chromium: Any, start_router: RouterStarte
         page.get_by_role("link", name="Activity").click()
         row = page.get_by_role("row").filter(has_text="/v1/chat/completions").first
         row.wait_for()
-        assert {"tiny", "200", "12"} <= set(row.inner_text().split())
+        for cell in ("tiny", "200", "12"):
+            row.get_by_text(cell, exact=True).first.wait_for()
         figure = page.get_by_role("figure", name="Tokens/s of 2 requests: half below")
         figure.get_by_role("listitem", name=": 2").or_(
             figure.get_by_role("listitem", name=": 1")
@@ -72,7 +73,7 @@ def test_a_chat_and_what_becomes_of_it(chromium: Any, start_router: RouterStarte
 
         page.get_by_role("link", name="Figures").click()
         page.get_by_role("heading", name="Requests", exact=True).wait_for()
-        assert page.locator(".chart canvas").count() >= 1
+        page.locator(".chart canvas").first.wait_for()
 
 
 def test_the_speed_of_an_answer_is_shown_while_it_comes(chromium: Any, start_router: RouterStarter) -> None:
@@ -132,7 +133,7 @@ def test_the_logs_of_an_engine_and_of_the_router_side_by_side(
     with tab(chromium) as watched:
         page = watched.page
         page.goto(f"{router.url}#/logs")
-        assert page.get_by_role("button", name="Router beside").is_disabled()
+        expect(page.get_by_role("button", name="Router beside")).to_be_disabled()
         page.get_by_label("Whose log").select_option(label="a")
         page.get_by_role("button", name="Router beside").click()
         asked = {"model": "a-model", "messages": []}
@@ -151,7 +152,7 @@ def test_the_logs_of_an_engine_and_of_the_router_side_by_side(
         page.get_by_role("alert").filter(has_text="regular expression").wait_for()
         page.reload()  # all of it stands in the address
         page.get_by_role("alert").filter(has_text="regular expression").wait_for()
-        assert page.get_by_role("region", name="Log of router").count() == 1
+        expect(page.get_by_role("region", name="Log of router")).to_have_count(1)
 
 
 def test_ten_thousand_requests_of_the_past(

@@ -73,6 +73,14 @@ def talking(name: str, *options: str, settings: str = "") -> str:
     return f'[engines.{name}]\ntype = "process"\nargv = {argv!r}\nmodels = ["{name}-model"]\ndiscover = false\n{settings}\n'
 
 
+def expect(shown: Any) -> Any:
+    """Return what waits until a page, or a part of one, is as it should be: what is shown comes a moment after a click."""
+    from playwright.sync_api import expect as expecting  # noqa: PLC0415 - only where there is a browser
+
+    expecting.set_options(timeout=PATIENCE_MS)
+    return expecting(shown)
+
+
 class Watched:
     """A tab, and what should not happen in one: errors, dialogs of scripts, requests to elsewhere."""
 

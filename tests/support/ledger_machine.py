@@ -338,7 +338,9 @@ class LedgerMachine(LedgerWorld):
 
     @invariant()
     def a_plan_is_complete(self) -> None:
+        promised = self.ledger.wake_at()
         assert self.apply(messages.Tick()) == [], "something was left for the next event"
+        assert promised <= self.ledger.wake_at(), "would be woken too late"
 
     @invariant()
     def too_much_need_makes_the_idle_go(self) -> None:

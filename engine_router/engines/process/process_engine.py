@@ -16,6 +16,7 @@ from engine_router.config.process import SLOT_SAVE_PATH
 from engine_router.config.template import TemplateModels
 from engine_router.config.values import expanded
 from engine_router.engines.base import Ended, ResidentId, Supervision
+from engine_router.engines.command_options import may_keep_context
 from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.engines.context.running import RunningContext
 from engine_router.engines.ports import head_of, is_taken
@@ -61,7 +62,7 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
         super().__init__(
             name, config, client, guardian=guardian, sleep_registry=sleep_registry, models=models
         )
-        self._keeper = keeper if config.keep_context else None
+        self._keeper = keeper if config.keep_context and may_keep_context(config.argv) else None
 
     def command(self, resident: ResidentId, port: int = 0) -> list[str]:
         """Return the argv for a resident; with the folder of its context, where it keeps any."""
