@@ -252,14 +252,19 @@ async def test_a_request_that_wants_something_else_is_left_alone_and_what_it_lea
         assert "save 0" not in one.calls()
 
 
-async def test_what_goes_straight_to_the_engine_is_not_saved_for_something_else(tmp_path: Path) -> None:
+async def test_what_goes_straight_to_the_engine_has_its_slot_too(tmp_path: Path) -> None:
     async with bench(tmp_path) as one:
         await one.said("a", FIRST)
-        body = {"messages": [{"role": "user", "content": "Another conversation. " * 20}]}
-        answer = await ask(one.url, "POST", "/upstream/a/v1/chat/completions", body=body)
+        other = [{"role": "user", "content": "Another conversation. " * 20}]
+        answer = await ask(one.url, "POST", "/upstream/a/v1/chat/completions", body={"messages": other})
         assert answer.status == 200
         await one.said("b", FIRST)
-        assert "save 0" not in one.calls()
+        assert await one.said("a", [*other, *MORE]) == len(prompt_of(other))
+        answer = await ask(one.url, "POST", "/upstream/a/slots/0", query="action=erase", body={})
+        assert answer.status == 200
+        one.calls()
+        await one.said("b", FIRST)
+        assert "save 0" not in one.calls()  # nobody knows what an admin has done there
 
 
 async def test_the_files_go_with_their_engine_and_with_the_keeping(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from engine_router.dialects.conversation import Conversation, conversation_in
 from engine_router.engines.base import ResidentId
 from engine_router.engines.context.identity import engine_digest
 from engine_router.engines.context.keeper import ContextKeeper, KnownEngine
-from engine_router.engines.context.running import RunningContext
+from engine_router.engines.context.running import RunningContext, leaves_slots
 from engine_router.engines.context.slots import Slot, SlotTable, by_digest
 from engine_router.engines.context.store import PARTIAL, ContextStore, KnownPrefix, SavedContext, file_state
 from engine_router.engines.remote.client import EngineClient
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ForwardPlan
-from engine_router.proxy.kept_context import KeptContext
+from engine_router.proxy.kept_context import Caller, KeptContext
 from engine_router.upstream.control_client import ControlClient
 from engine_router.upstream.forwarding import Outgoing
 
@@ -33,7 +33,7 @@ AGAIN = {"role": "user", "content": "Again"}
 
 
 def found(data: dict[str, Any], *, owner: str = "", path: str = CHAT) -> Conversation | None:
-    return conversation_in(path, json.dumps(data).encode(), owner=owner)
+    return conversation_in(path, data, owner=owner)
 
 
 def shared(one: dict[str, Any], other: dict[str, Any], *, owner: str = "") -> int:
@@ -75,14 +75,13 @@ def test_conversations_are_alike_as_far_as_a_model_reads_the_same(other: dict[st
 @pytest.mark.parametrize(
     "data",
     [
-        {"messages": [HELLO], "id_slot": 0},
         {"messages": [HELLO], "lora": [{"id": 0}]},
         {"messages": [HELLO], "n": 2},
         {"messages": []},
         {"messages": "Hello"},
         {"input": "Hello"},
     ],
-    ids=["own_slot", "lora", "several", "empty", "no_list", "another_endpoint"],
+    ids=["lora", "several", "empty", "no_list", "another_endpoint"],
 )
 def test_what_no_slot_answers_alone_is_no_conversation(data: dict[str, Any]) -> None:
     assert found(data) is None
@@ -140,14 +139,14 @@ async def test_a_request_that_has_ended_takes_no_slot() -> None:
     keeper._running[name] = context
     body = json.dumps({"messages": [HELLO]}).encode()
     outgoing = Outgoing(engine="e", method="POST", target=CHAT, headers=[], body=body, connect_timeout_s=1.0)
-    request = KeptContext(keeper, name, ForwardPlan(outgoing=outgoing), "", "")
+    request = KeptContext(keeper, name, ForwardPlan(outgoing=outgoing), Caller(""))
     exchange = ProxyExchange(None, name, upstream=None, plan=request.plan)  # type: ignore[arg-type]
     assert b'"id_slot":0' in (await request.plan("")).outgoing.body  # type: ignore[operator]
     assert slot.users == 1
     request.ended(exchange)
     request.ended(exchange)
     assert slot.users == 0
-    late = KeptContext(keeper, name, ForwardPlan(outgoing=outgoing), "", "")
+    late = KeptContext(keeper, name, ForwardPlan(outgoing=outgoing), Caller(""))
     outgoing.body = body
     late.ended(exchange)
     await late.plan("")
@@ -164,26 +163,19 @@ def test_what_is_left_of_a_request_that_was_broken_off() -> None:
 @pytest.mark.parametrize(
     ("path", "is_known"),
     [
-        ("/v1/messages/count_tokens?beta=true", True),
+        ("/v1/messages/count_tokens", True),
         ("/tokenize", True),
         ("/props", True),
         ("/", True),
         ("/bundle.js", True),
         ("/v1/chat/completions", False),
-        ("/slots/0?action=erase", False),
+        ("/slots/0", False),
         ("/lora-adapters", False),
         ("/infill", False),
     ],
 )
-def test_what_changes_the_slots_behind_the_routers_back(path: str, is_known: bool) -> None:
-    slot, name = Slot(0), ResidentId("e")
-    slot.hold(prefixes("s a"), 100)
-    client = EngineClient("e", ProcessConfig(argv=("x",)), "http://127.0.0.1:9", ControlClient())
-    context = RunningContext(
-        ContextKeeper(None), name, KnownEngine("digest", None), client, SlotTable([slot])
-    )
-    context.on_use(path)()
-    assert bool(slot.held) is is_known
+def test_what_changes_the_slots(path: str, is_known: bool) -> None:
+    assert leaves_slots(path) is is_known
 
 
 # Files

@@ -12,9 +12,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from engine_router.dialects.json_body import Octets, parse_object
-from engine_router.errors import BadRequest
-
 CHAT_PATHS: Final = ("/v1/chat/completions", "/chat/completions")
 PROMPT_PATHS: Final = ("/v1/completions", "/completions", "/completion")
 _DIGEST_BYTES: Final = 16
@@ -24,8 +21,6 @@ _PIECE_CHARS: Final = 2048
 _MOST_PREFIXES: Final = 1024
 # What a chat template may show the model, beside the messages.
 _SHOWN: Final = ("tools", "chat_template_kwargs", "reasoning_effort", "documents")
-# Members by which the answer comes of other weights, goes to another slot, or to several of them.
-_APART: Final = ("lora", "id_slot")
 
 
 class Prefix(NamedTuple):
@@ -52,22 +47,21 @@ class Conversation(NamedTuple):
     session: str = ""
 
 
-def conversation_in(path: str, body: Octets, *, owner: str, session: str = "") -> Conversation | None:
+def conversation_in(
+    path: str, data: Mapping[str, Any], *, owner: str, session: str = ""
+) -> Conversation | None:
     """Return the conversation that a request goes on with; None where it is none that one slot of an engine answers.
 
     Args:
         path: of the request, without a query.
+        data: its body.
         owner: whose it is; part of every digest.
         session: what the request's headers say of it.
     """
     if path not in CHAT_PATHS and path not in PROMPT_PATHS:
         return None
-    try:
-        data = parse_object(body)
-    except BadRequest:
-        return None
-    if any(data.get(name) not in (None, []) for name in _APART) or data.get("n") not in (None, 1):
-        return None
+    if data.get("lora") not in (None, []) or data.get("n") not in (None, 1):
+        return None  # it is answered by other weights, or in several slots
     parts = list(_messages(data) if path in CHAT_PATHS else _pieces(data.get("prompt")))
     if not parts:
         return None

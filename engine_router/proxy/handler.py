@@ -307,10 +307,10 @@ class ProxyHandler:
             plan = await off_loop(size_bytes, functools.partial(make_plan, native=native))
         kept: KeptContext | None = None
         if target.engine in snapshot.config.keeping_engines and self._context is not None:
-            from engine_router.proxy.kept_context import KeptContext, owner_of, session_in  # noqa: PLC0415 - few engines keep any
+            from engine_router.proxy.kept_context import KeptContext, caller_of  # noqa: PLC0415 - few engines keep any
 
-            owner = owner_of(scope.key, snapshot.config.context.shared_by)
-            kept = KeptContext(self._context, target.resident, plan, owner, session_in(incoming.headers))
+            caller = caller_of(scope.key, snapshot.config, incoming.headers)
+            kept = KeptContext(self._context, target.resident, plan, caller)
             plan = kept.plan
         if make is None:
             exchange = ProxyExchange(self._supervisor, target.resident, upstream=self._upstream, plan=plan)

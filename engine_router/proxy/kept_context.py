@@ -1,27 +1,74 @@
-"""The use that a request makes of the context that its engine keeps: its slot, and what is restored into that."""
+"""The use that a request makes of the context that its engine keeps: its slot, and what is restored into that.
+
+Where keys have different owners, nobody's requests may reuse what another's have left in a slot: by the count of the
+tokens that were reused, or the time that took, a client could find out word for word what others have said.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import math
+from typing import Final
+from urllib.parse import unquote
 
-from attrs import define
+from attrs import define, frozen
 
-from engine_router.config import KeyConfig
-from engine_router.dialects.conversation import CHAT_PATHS, PROMPT_PATHS, conversation_in
-from engine_router.dialects.json_body import Octets
+from engine_router.config import Config, KeyConfig
+from engine_router.config.keys import rights_of
+from engine_router.dialects.conversation import Conversation, conversation_in
+from engine_router.dialects.json_body import Octets, parse_object
 from engine_router.dialects.usage import AnswerFigures
 from engine_router.engines.base import ResidentId
 from engine_router.engines.context.keeper import ContextKeeper
-from engine_router.engines.context.running import Placement
+from engine_router.engines.context.running import Placement, RunningContext, leaves_slots
+from engine_router.engines.context.slots import UNKNOWN
+from engine_router.errors import BadRequest, Forbidden
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.request_body import off_loop
+from engine_router.proxy.routes import is_proxied
 from engine_router.upstream.http1 import Headers, first_value
 
 # Headers in which clients name their session.
 _SESSION: tuple[bytes, ...] = (b"x-session-id", b"session_id", b"x-client-session-id")
+# Where llama.cpp neither takes a slot nor can be told to reuse nothing.
+_NOT_TOLD: Final = frozenset(("/v1/messages",))
+# What is asked with forms, and answered with text alone.
+_FORMS: Final = ("/v1/audio/", "/v1/images/")
+
+
+@frozen(repr=False)
+class Caller:
+    """The client of a request, as far as kept context is concerned.
+
+    Attributes:
+        owner: whose conversations may be used for it; see `owner_of`.
+        session: what its headers call the session.
+        is_kept_apart: others have conversations that it must not learn of, so that it may not choose its slot either.
+    """
+
+    owner: str
+    session: str = ""
+    is_kept_apart: bool = False
+
+
+class _Request:
+    """What concerns the slots in the body of a request.
+
+    Attributes:
+        conversation: the one that it goes on with; None where it is none that one slot answers.
+        names_slot: it asks for a slot of its own choice.
+        is_empty: there is nothing in its body.
+    """
+
+    def __init__(self, path: str, body: Octets, caller: Caller) -> None:
+        data = parse_object(body)
+        self.is_empty = not data
+        self.names_slot = data.get("id_slot") is not None
+        self.conversation: Conversation | None = None
+        if not self.names_slot or caller.is_kept_apart:
+            self.conversation = conversation_in(path, data, owner=caller.owner, session=caller.session)
 
 
 @define(eq=False, repr=False)
@@ -30,41 +77,83 @@ class KeptContext:
 
     Args:
         plan: the request as it would be sent otherwise.
-        owner: whose conversations may be used for it; see `owner_of`.
-        session: what its headers call the session.
     """
 
     _keeper: ContextKeeper
     _resident: ResidentId
     _plan: ForwardPlan | ChoosePlan
-    _owner: str
-    _session: str
+    _caller: Caller
+    _body: Octets | None = None
+    _context: RunningContext | None = None
     _placement: Placement | None = None
     _has_ended: bool = False
 
     async def plan(self, base_url: str) -> ForwardPlan:
         """Return the plan of the request with its slot, once its conversation is there; see `ChoosePlan`.
 
-        May be cancelled and called again: nothing is restored twice.
+        May be cancelled and called again: nothing is restored twice, unless it is for another server.
+
+        Raises:
+            RouterError: it cannot be kept apart from what others have said.
         """
         plan = self._plan if isinstance(self._plan, ForwardPlan) else await self._plan(base_url)
         context, outgoing = self._keeper.of(self._resident), plan.outgoing
         # A client may leave just before its slot would be chosen: nobody would give that back.
-        if self._has_ended or context is None or not isinstance(body := outgoing.body, (bytes, bytearray)):
+        if self._has_ended or not isinstance(outgoing.body, (bytes, bytearray)):
             return plan
-        if self._placement is None:
-            path = outgoing.target.partition("?")[0]
-            if path not in CHAT_PATHS and path not in PROMPT_PATHS:
-                return plan
-            read = functools.partial(conversation_in, path, body, owner=self._owner, session=self._session)
-            conversation = await off_loop(len(body), read)
-            if conversation is None:
-                context.disturb()
-                return plan
-            self._placement = context.place(conversation.prefixes, conversation.session)
-        await self._placement.restore()
-        outgoing.body = in_slot(body, self._placement.slot.number)
+        if self._body is None or not isinstance(self._plan, ForwardPlan):
+            self._body = outgoing.body
+        path = unquote(outgoing.target.partition("?")[0])
+        if outgoing.method != "POST" or leaves_slots(path):
+            return plan
+        if not is_proxied(path):  # an admin's
+            if context is not None:
+                context.disturb(UNKNOWN)
+            return plan
+        outgoing.body = await self._placed(context, path, self._body)
         return plan
+
+    async def _placed(self, context: RunningContext | None, path: str, body: Octets) -> Octets:
+        """Return the body of a request that uses a slot, which names that.
+
+        Raises:
+            RouterError: see `plan`.
+        """
+        caller = self._caller
+        if context is not self._context:
+            self._placement, self._context = None, context
+        if self._placement is None:
+            request = await self._read(path, body)
+            if request is None or request.conversation is None or context is None:
+                if context is not None:
+                    context.disturb(caller.owner)
+                hides = caller.is_kept_apart and request is not None and not request.is_empty
+                return with_members(body, b'"id_slot":-1,"cache_prompt":false') if hides else body
+            conversation = request.conversation
+            self._placement = context.place(conversation.prefixes, conversation.session, caller.owner)
+        await self._placement.restore()
+        reuses = self._placement.enter() or not caller.is_kept_apart
+        members = b'"id_slot":%d' % self._placement.slot.number
+        return with_members(body, members if reuses else members + b',"cache_prompt":false')
+
+    async def _read(self, path: str, body: Octets) -> _Request | None:
+        """Read what concerns the slots in a body; None where that is no JSON and need not be.
+
+        Raises:
+            RouterError: see `plan`.
+        """
+        is_kept_apart = self._caller.is_kept_apart
+        if is_kept_apart and path in _NOT_TOLD:
+            raise Forbidden(
+                f"{path} of an engine with keep_context could tell what other keys have said: leave /upstream/ out of the "
+                "base URL"
+            )
+        try:
+            return await off_loop(len(body), functools.partial(_Request, path, body, self._caller))
+        except BadRequest:
+            if is_kept_apart and not path.startswith(_FORMS):
+                raise
+            return None
 
     def ended(self, exchange: ProxyExchange) -> None:
         """Note how the request ended. Never waits."""
@@ -92,16 +181,16 @@ def _read_s(exchange: ProxyExchange, figures: AnswerFigures) -> float | None:
     return exchange.first_byte_s - waited_s - figures.tokens_out / figures.tokens_per_s
 
 
-def in_slot(body: Octets, slot: int) -> bytes:
-    """Return a JSON request with the number of its slot; all else stays as it came.
+def with_members(body: Octets, members: bytes) -> bytes:
+    """Return a JSON request with more members; all else stays as it came.
 
-    It comes last: of two members of a name the last one counts, and a client may send a slot of null.
+    They come last: of two members of a name the last one counts, and a client may send a slot of null.
 
-    >>> in_slot(b'{"id_slot": null, "model": "m"}', 1)
+    >>> with_members(b'{"id_slot": null, "model": "m"}', b'"id_slot":1')
     b'{"id_slot": null, "model": "m","id_slot":1}'
     """
     end = body.rindex(b"}")
-    return b'%b,"id_slot":%d%b' % (bytes(body[:end]), slot, bytes(body[end:]))
+    return b"%b,%b%b" % (bytes(body[:end]), members, bytes(body[end:]))
 
 
 def owner_of(key: KeyConfig | None, shared_by: tuple[str, ...]) -> str:
@@ -117,7 +206,16 @@ def owner_of(key: KeyConfig | None, shared_by: tuple[str, ...]) -> str:
     return hashlib.sha256(key.key.encode()).hexdigest()
 
 
-def session_in(headers: Headers) -> str:
-    """Return what a client calls its session in a header; empty where it says nothing of that."""
-    found = next((value for name in _SESSION if (value := first_value(headers, name))), b"")
-    return found.decode("latin-1")
+def caller_of(key: KeyConfig | None, config: Config, headers: Headers) -> Caller:
+    """Return the client of a request. A key that may do everything may see everything, and so may a client without one."""
+    owner = owner_of(key, config.context.shared_by)
+    session = next((value for name in _SESSION if (value := first_value(headers, name))), b"")
+    is_kept_apart = key is not None and not key.admin and has_several_owners(config)
+    return Caller(owner, session.decode("latin-1"), is_kept_apart)
+
+
+def has_several_owners(config: Config) -> bool:
+    """Tell whether some conversations are not for every client."""
+    server, shared_by = config.server, config.context.shared_by
+    owners = {owner_of(key, shared_by) for key in rights_of(server.api_keys)}
+    return len(owners) + bool(server.trusted_networks) > 1

@@ -11,7 +11,7 @@ import trio
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
-from engine_router.engines.context.slots import Prefixes, Slot, SlotTable, by_digest, common_chars
+from engine_router.engines.context.slots import UNKNOWN, Prefixes, Slot, SlotTable, by_digest, common_chars
 from engine_router.engines.context.store import PARTIAL, KnownPrefix, SavedContext, file_of
 from engine_router.engines.first_of import first_of
 from engine_router.engines.remote.client import EngineClient
@@ -42,9 +42,11 @@ _HARMLESS: Final = frozenset(
         "/apply-template",
     )
 )
-_PLACED: Final = frozenset(
-    ("/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions", "/completion")
-)
+
+
+def leaves_slots(path: str) -> bool:
+    """Tell whether what is sent to a path of a server leaves its slots as they are; so do the files of its page."""
+    return path in _HARMLESS or "." in path.rpartition("/")[2]
 
 
 Done = int | str
@@ -63,6 +65,7 @@ class Placement:
     slot: Slot
     _prefixes: Prefixes
     _wanted: Mapping[str, int]
+    _owner: str
     _turn: int
     _restored_tokens: float = 0.0
     _has_tried: bool = False
@@ -78,6 +81,14 @@ class Placement:
         self._has_tried = True
         if self.slot.users == 1:
             self._restored_tokens = await self._context.restore(self.slot, self._wanted)
+            if self._restored_tokens and self.slot.users == 1:
+                self.slot.owners = frozenset((self._owner,))  # it holds nothing but what was saved
+
+    def enter(self) -> bool:
+        """Note that the request is about to be sent. Returns whether all that its slot may hold is of its owner."""
+        is_own = self.slot.owners <= {self._owner}
+        self.slot.owners |= {self._owner}
+        return is_own
 
     def end(self, *, tokens_in: int | None, tokens_cached: int | None, read_s: float | None) -> None:
         """Note how the request ended, by what its engine told. Never waits; may be called again.
@@ -104,6 +115,8 @@ class Placement:
                     "of them"
                 )
         slot.hold(self._prefixes, tokens_in)
+        if not slot.users:
+            slot.owners = frozenset((self._owner,))
 
 
 @define(eq=False, repr=False)
@@ -119,30 +132,28 @@ class RunningContext:
     engine: KnownEngine
     _client: EngineClient
     table: SlotTable = field(factory=SlotTable)
-    _on_their_way: int = 0
     _saving: str | None = None
 
-    def place(self, prefixes: Prefixes, session: str) -> Placement:
-        """Choose the slot of a request; its `end` has to be called."""
-        wanted = by_digest(prefixes)
+    def place(self, prefixes: Prefixes, session: str, owner: str = "") -> Placement:
+        """Choose the slot of a request; its `end` has to be called.
+
+        Args:
+            session: what its client calls the session; empty where it says nothing.
+            owner: whose it is.
+        """
+        wanted, session = by_digest(prefixes), session and f"{owner}\n{session}"
         slot = self.table.choose(wanted, session)
         slot.users += 1
         slot.session, slot.used_at = session, trio.current_time()
-        self._on_their_way += 1
-        return Placement(self, slot, prefixes, wanted, self.table.turn)
+        return Placement(self, slot, prefixes, wanted, owner, self.table.turn)
 
-    def disturb(self) -> None:
-        """Note that a request goes to a slot that the server chooses."""
-        self.table.disturb()
+    def disturb(self, owner: str = UNKNOWN) -> None:
+        """Note that a request goes to a slot that the server chooses.
 
-    def on_use(self, target: str) -> Callable[[], None]:
-        """Take in what is sent to the server; see `Endpoint.on_use`."""
-        path = target.partition("?")[0]
-        if path in _PLACED and self._on_their_way:
-            self._on_their_way -= 1
-        elif path not in _HARMLESS and "." not in path.rpartition("/")[2]:  # nor the files of its page
-            self.disturb()
-        return _nothing
+        Args:
+            owner: whose it is.
+        """
+        self.table.disturb(owner)
 
     def give_up(self, why: str) -> None:
         """Keep nothing of this engine any more, and say so."""
@@ -302,7 +313,3 @@ _COUNTS: Final = {
     "restore": ("n_restored", "n_read"),
     "erase": ("n_erased", "n_erased"),
 }
-
-
-def _nothing() -> None:
-    """Do nothing when a request has ended."""

@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 from attrs import define, field
 
+UNKNOWN: Final = "?"
+"""The owner of what nobody knows."""
 # A slot whose conversation is another from some message on is taken if so much of it stays; the rest is lost.
 _LEAST_SHARE: Final = 0.5
 
@@ -55,6 +57,7 @@ class Slot:
         used_at: when it was used last; any clock that goes up.
         users: the requests that are in it, or wait for it.
         is_saved: what it holds is on disk already.
+        owners: whose prompts it may hold, or may be about to read; see `dialects.conversation`.
     """
 
     number: int
@@ -64,6 +67,7 @@ class Slot:
     used_at: float = 0.0
     users: int = 0
     is_saved: bool = False
+    owners: frozenset[str] = frozenset((UNKNOWN,))
 
     @property
     def chars(self) -> int:
@@ -92,11 +96,16 @@ class SlotTable:
     slots: list[Slot] = field(factory=list)
     turn: int = 0
 
-    def disturb(self) -> None:
-        """Note that a request went to a slot that nobody knows: what any of them holds is not known any more."""
+    def disturb(self, owner: str = UNKNOWN) -> None:
+        """Note that a request went to a slot that nobody knows: what any of them holds is not known any more.
+
+        Args:
+            owner: whose it was.
+        """
         self.turn += 1
         for slot in self.slots:
             slot.hold((), 0)
+            slot.owners |= {owner}
 
     def choose(self, wanted: Mapping[str, int], session: str) -> Slot:
         """Return the slot for a request; a free one, unless there is none.

@@ -255,8 +255,7 @@ class StartedEngine(ABC, Generic[C]):
         self._listens_at = self._ready_at[resident] = running.base_url
         await running.serves()
         context = await self._context_of(resident, running)
-        on_use = None if context is None else context.on_use
-        supervision.ready(Endpoint(running.base_url, running.pid, on_use), woken=woken)
+        supervision.ready(Endpoint(running.base_url, running.pid), woken=woken)
         happened = await first_of(exited=running.wait, stop_asked=supervision.stop_asked.wait)
         if happened == "stop_asked" or supervision.stop_asked.is_set():
             sleep = self._sleep.of(resident, self._client_of(running.base_url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from urllib.parse import quote, unquote
 
@@ -13,7 +14,8 @@ from engine_router.guards.foreign_text import shown
 from engine_router.in_flight import RequestScope
 from engine_router.models.registry import Target
 from engine_router.proxy.exchange import ProxyExchange
-from engine_router.proxy.forward_plan import ForwardPlan
+from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
+from engine_router.proxy.kept_context import KeptContext, caller_of
 from engine_router.proxy.remote_paths import check_remote_path
 from engine_router.proxy.routes import VISIBLE, is_proxied
 from engine_router.proxy.snapshot import Snapshot
@@ -154,12 +156,14 @@ async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str)
         await whole_body(request),
         is_encoded=True,
     )
-    exchange = ProxyExchange(
-        router.supervisor,
-        target.resident,
-        upstream=router.upstream,
-        plan=ForwardPlan(outgoing=outgoing),
-    )
+    plan: ForwardPlan | ChoosePlan = ForwardPlan(outgoing=outgoing)
+    kept: KeptContext | None = None
+    if target.engine in snapshot.config.keeping_engines and router.context is not None:
+        kept = KeptContext(router.context, target.resident, plan, caller_of(scope.key, snapshot.config, sent))
+        plan = kept.plan
+    exchange = ProxyExchange(router.supervisor, target.resident, upstream=router.upstream, plan=plan)
+    if kept is not None:
+        scope.on_leave(functools.partial(kept.ended, exchange))
     router.handler.enter(scope, target, exchange, sent, snapshot.config.server)
     head = await exchange.head()
     if head is None:
