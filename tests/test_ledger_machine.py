@@ -26,7 +26,7 @@ from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.messages import Ticket
 from engine_router.residency.planning import Planner
 from engine_router.residency.queue import Place, TicketQueue
-from engine_router.residency.scheduling import Scheduler, Turn, _Promises
+from engine_router.residency.scheduling import Scheduler, Turn, _Promises, _Room
 
 # Whole seconds, so that many things happen at the same moment.
 EXCLUSIVE = Pool(
@@ -36,7 +36,11 @@ EXCLUSIVE = Pool(
 IDLE_S = 12
 PROFILES = {
     ResidentId(name): Profile(
-        need_bytes=need, group=group, start_s=start, idle_timeout_s=IDLE_S, is_checkable=name in "acf"
+        need_bytes=need,
+        groups=() if group is None else (group,),
+        start_s=start,
+        idle_timeout_s=IDLE_S,
+        is_checkable=name in "acf",
     )
     for name, need, group, start in [
         ("a", 4, None, 10), ("b", 4, None, 2), ("c", 6, None, 30),
@@ -65,13 +69,13 @@ PAIR = Pool(
     attrs.evolve(BUDGET.rules, max_queue=14),
     {
         ResidentId("a"): lying_in("one", need_bytes=4, is_checkable=True),
-        ResidentId("b"): lying_in("one", need_bytes=6, group="x"),
+        ResidentId("b"): lying_in("one", need_bytes=6, groups=("x",)),
         ResidentId("c"): lying_in("one", need_bytes=3),
-        ResidentId("d"): lying_in("two", need_bytes=5, group="y"),
+        ResidentId("d"): lying_in("two", need_bytes=5, groups=("y",)),
         ResidentId("e"): lying_in("two", need_bytes=2),
         ResidentId("guess"): lying_in("two", need_bytes=12, is_estimated=True, least_bytes=2),
         ResidentId("wide"): lying_in("one", "two", need_bytes=9, start_s=20),
-        ResidentId("wider"): lying_in("two", "one", needs={"one": 9, "two": 3}, need_bytes=12, group="x"),
+        ResidentId("wider"): lying_in("two", "one", needs={"one": 9, "two": 3}, need_bytes=12, groups=("x",)),
         ResidentId("checked"): lying_in(
             "one", "two", needs={"one": 2, "two": 7}, need_bytes=9, is_checkable=True
         ),
@@ -89,12 +93,28 @@ RING = Pool(
         ResidentId("bc"): lying_in("b", "c", need_bytes=8),
         ResidentId("ca"): lying_in("c", "a", need_bytes=6),
         ResidentId("abc"): lying_in("a", "b", "c", need_bytes=9),
-        ResidentId("a"): lying_in("a", group="x"),
-        ResidentId("twin"): lying_in("a", group="x"),
+        ResidentId("a"): lying_in("a", groups=("x",)),
+        ResidentId("twin"): lying_in("a", groups=("x",)),
         ResidentId("b"): lying_in("b", is_checkable=True),
         ResidentId("c"): lying_in("c", need_bytes=3),
     },
     {"a": Capacity(), "b": Capacity(), "c": Capacity(budget_bytes=6)},
+)
+# Residents of several groups, each two of which have one in common, but not all three; some in a second memory, too.
+SETS = Pool(
+    attrs.evolve(EXCLUSIVE.rules, max_queue=10),
+    {
+        ResidentId("xy"): lying_in("one", groups=("x", "y"), start_s=3),
+        ResidentId("yz"): lying_in("one", groups=("y", "z"), is_checkable=True),
+        ResidentId("zx"): lying_in("one", groups=("z", "x"), start_s=20, evict_cost=5),
+        ResidentId("x"): lying_in("one", groups=("x",)),
+        ResidentId("alone"): lying_in("one"),
+        ResidentId("both"): lying_in("one", "two", groups=("y", "v"), needs={"one": 1, "two": 4}),
+        ResidentId("vw"): lying_in("two", need_bytes=3, groups=("v", "w")),
+        ResidentId("w"): lying_in("two", need_bytes=3, groups=("w",)),
+        ResidentId("free"): lying_in("two", need_bytes=2),
+    },
+    {"one": Capacity(), "two": Capacity(budget_bytes=8, max_resident=3)},
 )
 THOROUGH = settings(
     max_examples=250, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
@@ -125,12 +145,19 @@ class RingMachine(LedgerMachine):
     pool = RING
 
 
-for machine_type in (ExclusiveMachine, BudgetMachine, PairMachine, RingMachine):
+class SetsMachine(LedgerMachine):
+    """Two memories, of which one belongs to whatever set of residents has a group in common."""
+
+    pool = SETS
+
+
+for machine_type in (ExclusiveMachine, BudgetMachine, PairMachine, RingMachine, SetsMachine):
     machine_type.TestCase.settings = THOROUGH
 TestExclusive = ExclusiveMachine.TestCase
 TestBudget = BudgetMachine.TestCase
 TestPair = PairMachine.TestCase
 TestRing = RingMachine.TestCase
+TestSets = SetsMachine.TestCase
 
 
 # Parts that were broken on purpose: first those that an exclusive pool shows.
@@ -338,7 +365,7 @@ class ForgetsTheBudget(MemoryBudget):
 
 
 class ForgetsGroups(MemoryBudget):
-    def are_compatible(self, newcomer: Profile, other: ResidentState) -> bool:
+    def may_share(self, group: str | None, newcomer: Profile, other: ResidentState) -> bool:
         return True
 
 
@@ -408,8 +435,8 @@ class LooksIntoTheFirstOnly(MemoryBudget):
 class TakesWhatWasPromised(MemoryBudget):
     """Holds one memory while it waits for the other."""
 
-    def are_compatible(self, newcomer: Profile, other: ResidentState) -> bool:
-        return len(other.needs) > 1 or super().are_compatible(newcomer, other)
+    def may_share(self, group: str | None, newcomer: Profile, other: ResidentState) -> bool:
+        return len(other.needs) > 1 or super().may_share(group, newcomer, other)
 
 
 class PromisesNothingAcross(Scheduler):
@@ -426,6 +453,24 @@ class RefusesTheUnconcerned(Ledger):
         effects = super()._stop_failed(resident, error)
         waiting = [ticket for other in self._queue.counts() for ticket in self._queue.take(other)]
         return [*effects, *(messages.Refuse(ticket, error) for ticket in waiting)]
+
+
+# Those that residents of several groups show.
+
+
+class JoinsPairByPair(MemoryBudget):
+    def may_join(self, newcomer: Profile, others: Iterable[ResidentState]) -> bool:
+        return all(super(JoinsPairByPair, self).may_join(newcomer, [other]) for other in others)
+
+
+class KnowsTheFirstGroupOnly(MemoryBudget):
+    def may_join(self, newcomer: Profile, others: Iterable[ResidentState]) -> bool:
+        return super().may_join(attrs.evolve(newcomer, groups=newcomer.groups[:1]), others)
+
+
+class MakesRoomByTheFirstGroup(Scheduler):
+    def _rooms(self, head: Ticket, profile: Profile, promises: _Promises, now: float) -> list[_Room]:
+        return super()._rooms(head, attrs.evolve(profile, groups=profile.groups[:1]), promises, now)
 
 
 BROKEN: list[tuple[type[LedgerMachine], type]] = [
@@ -486,6 +531,7 @@ BROKEN: list[tuple[type[LedgerMachine], type]] = [
         )
     ),
     *((RingMachine, part) for part in (FitsIntoOneOfTheRing, TakesWhatWasPromised)),
+    *((SetsMachine, part) for part in (JoinsPairByPair, KnowsTheFirstGroupOnly, MakesRoomByTheFirstGroup)),
 ]
 
 

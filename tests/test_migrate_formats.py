@@ -219,7 +219,7 @@ def test_llama_router() -> None:
     assert found.process("llava").ready_path == "/ready"
     assert found.process("llava").argv[1:3] == ("--mmproj", "/models/mmproj.gguf")
     assert config.models["llava"].engine == "llava"
-    assert config.models["qwen3-8b-q8"].group == "8b-models"
+    assert config.models["qwen3-8b-q8"].group == ("8b-models",)
     assert config.models["Qwen3-8B-Q4_K_M.gguf"].group is None
     outcomes = {
         "router.base_port": CARRIED,
@@ -245,7 +245,7 @@ def test_groups_of_llama_router_alone() -> None:
         {"name": "c", "path": "/c", "group": "large"},
     ]
     found = imported(json.dumps({"models": models}), kind="llama-router")
-    assert [model.group for model in found.config.models.values()] == ["small", "small", "large"]
+    assert [model.group for model in found.config.models.values()] == [("small",), ("small",), ("large",)]
 
 
 # RouterModelCustom.

@@ -12,7 +12,6 @@ from support.migration import Imported, imported
 
 from engine_router.config import ContainerConfig, PeerConfig, RemoteConfig
 from engine_router.guards.documents import Unreadable
-from engine_router.setup.migrate.matrix import BadExpression, read_matrix
 from engine_router.setup.migrate.render import rendered
 from engine_router.setup.migrate.secrets import without_secrets
 
@@ -428,11 +427,11 @@ def test_groups_that_are_carried_over() -> None:
     alone = grouped("swap: true, exclusive: true")
     assert [engine.group for engine in alone.config.engines.values()] == [None] * 4
     together = grouped("swap: false")
-    assert [engine.group for engine in together.config.engines.values()] == ["g", "g", None, None]
+    assert [engine.group for engine in together.config.engines.values()] == [("g",), ("g",), None, None]
     assert together.outcome("groups.g.swap") == CARRIED
     forever = grouped("swap: false, exclusive: false, persistent: true")
     assert [(e.pool, e.group) for e in forever.config.engines.values()][1:3] == [
-        ("g", "g"),
+        ("g", ("g",)),
         ("default", None),
     ]
     assert {forever.outcome(f"groups.g.{key}") for key in ("swap", "exclusive", "persistent")} == {CARRIED}
@@ -450,58 +449,16 @@ def test_members_that_are_no_models_are_told() -> None:
     assert found.outcome("groups.g.members") == APPROXIMATED
 
 
-@pytest.mark.parametrize("top", [False, True])
-def test_sets_of_a_matrix_without_overlap_are_groups(top: bool) -> None:
-    matrix = "matrix:\n  vars: {x: a}\n  sets: {one: 'x & b', two: c, three: d}\n"
-    routing = f"routing:\n  router:\n    use: matrix\n    settings:\n{indent(matrix, '      ')}"
-    found = imported(f"{MODELS}{matrix if top else routing}")
-    groups = [engine.group for engine in found.config.engines.values()]
-    assert groups[0] == groups[1] is not None
-    assert groups[2:] == [None, None]
-    assert found.outcome(f"{'' if top else 'routing.router.settings.'}matrix.sets") == CARRIED
-    assert "default" not in found.config.pools
-
-
-def test_a_matrix_with_overlaps_is_a_budget() -> None:
-    found = imported(
-        f"{MODELS}matrix:\n  evict_costs: {{a: 5}}\n  sets: {{base: '(a | b) & c', bad: 'a & nobody'}}\n"
-    )
-    assert found.config.pools["default"].mode == "budget"
-    groups = {name: engine.group for name, engine in found.config.engines.items()}
-    assert groups["a"] == groups["b"] == groups["c"] != groups["d"] is not None
-    assert found.outcome("matrix.sets") == APPROXIMATED
-    assert found.outcome("matrix.evict_costs") == LOST
-    assert found.outcome("matrix.sets.bad") == LOST
-
-
 def test_what_is_not_in_use_is_told() -> None:
     settings = "{groups: {g: {swap: false, members: [a, b]}}, matrix: {sets: {s: 'a & b'}}}"
     found = imported(f"{MODELS}routing: {{router: {{settings: {settings}}}}}")
     assert found.outcome("routing.router.settings.matrix") == LOST
-    assert found.process("a").group == "g"
-
-
-def test_sets_refer_to_sets() -> None:
-    names = {name: name for name in "abcde"}
-    matrix = read_matrix({"llms": "a | b", "all": "+llms & (c|d)", "e": "e"}, names)
-    assert matrix.sets == {frozenset(s) for s in ("a", "b", "ac", "ad", "bc", "bd", "e")}
-    assert matrix.groups() == [(frozenset("abcd"), False), (frozenset("e"), True)]
-    for bad in ("a &", "(a", "a b", "+x", "a & ?", "+self", "", "x", "(" * 99):
-        with pytest.raises(BadExpression):
-            read_matrix({"self": bad}, names)
-
-
-def test_a_very_large_set_is_not_written_out() -> None:
-    names = {f"m{n}": f"m{n}" for n in range(40)}
-    pairs = " & ".join(f"(m{n} | m{n + 1})" for n in range(0, 40, 2))
-    matrix = read_matrix({"all": pairs}, names)
-    assert matrix.sets is None
-    assert [len(group) for group, _ in matrix.groups()] == [40]
+    assert found.process("a").group == ("g",)
 
 
 def test_models_of_old_profiles_run_together_under_their_names() -> None:
     found = imported(f"{MODELS}profiles:\n  pair:\n    - a\n    - b\n")
-    assert found.process("a").group == found.process("b").group == "pair"
+    assert found.process("a").group == found.process("b").group == ("pair",)
     assert found.config.models["a"].aliases == ("pair:a",)
 
 

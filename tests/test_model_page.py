@@ -78,7 +78,7 @@ def test_each_setting_tells_where_it_comes_from() -> None:
     assert found["set.temperature"] == (0.5, "model")
     assert found["set.top_k"] == (3, "model")
     assert found["set.top_p"] == (0.9, "family all")
-    assert found["group"] == ("small", "engine")
+    assert found["group"] == (["small"], "engine")
     assert found["pinned"] == (True, "engine")
     assert found["unlisted"] == (False, "default")
     assert found["engine.start_timeout_s"] == (100, "engine")

@@ -488,7 +488,7 @@ def test_the_victims_are_enough_and_none_is_needless(
 
 
 def test_members_of_a_group_stay_together_even_where_one_has_the_memory() -> None:
-    small = Profile(group="small")
+    small = Profile(groups=("small",))
     pool = a_book(a=small, b=small)
     pool.idle(A)
     pool.idle(B)
@@ -501,8 +501,8 @@ def test_members_of_a_group_stay_together_even_where_one_has_the_memory() -> Non
 
 def test_another_groups_members_are_stopped_whatever_fits() -> None:
     pool = budget(100, a=10, b=10, c=10, d=10)
-    pool.profiles[A] = Profile(need_bytes=10 * GB, group="work")
-    pool.profiles[B] = Profile(need_bytes=10 * GB, group="play")
+    pool.profiles[A] = Profile(need_bytes=10 * GB, groups=("work",))
+    pool.profiles[B] = Profile(need_bytes=10 * GB, groups=("play",))
     pool.idle(A)
     pool.idle(C)
     assert pool.ask(B)[1] == [Stop(A, "b is wanted", B)]

@@ -112,7 +112,7 @@ class Pair:
 
     def odd_event(self, resident: ResidentId) -> messages.LedgerEvent:
         dice, ledger = self.dice, self.sides[0].ledger
-        need_bytes, group = dice.randrange(1, 12), dice.choice((None, None, "x", "y"))
+        need_bytes, groups = dice.randrange(1, 12), dice.choice(((), (), ("x",), ("y", "x")))
         kind = dice.choice(("pin", "weigh", "weigh", "weigh", "change", "other"))
         if kind == "pin":
             return messages.Pin(resident, dice.random() < 0.3)
@@ -122,7 +122,7 @@ class Pair:
             pool = dice.choice(known.pools or (None,))
             return messages.Weighed(resident, need_bytes, pool)
         if kind == "change":
-            self.profiles[resident] = evolve(self.profiles[resident], group=group)
+            self.profiles[resident] = evolve(self.profiles[resident], groups=groups)
             capacities = {
                 name: Capacity(
                     budget_bytes=known.budget_bytes and dice.randrange(12, 40),
@@ -160,14 +160,16 @@ def rules(dice: random.Random) -> Rules:
 
 
 def a_pair(dice: random.Random, reference: type[Scheduler] = LooksAtAll) -> Pair:
-    groups = dice.choice(((None,), (None, None, "x", "y"), ("x", "y")))
+    groups = dice.choice(
+        (((),), ((), (), ("x",), ("y",)), (("x",), ("y",)), (("x", "y"), ("y", "z"), ("z",)))
+    )
     names = dice.choice((("one",), ("one", "two"), ("one", "two", "three")))
     profiles = {
         ResidentId(f"m{number}"): Profile(
             need_bytes=dice.choice((None, 1, 2, 2, 3, 5, 8, 13, 21)),
             is_estimated=dice.random() < 0.2,
             least_bytes=1,
-            group=dice.choice(groups),
+            groups=dice.choice(groups),
             start_s=dice.choice((None, 1.0, 9.0)),
             pinned=dice.random() < 0.05,
             pools=tuple(dice.sample(names, dice.choice((1, 1, 2, 3)[: len(names) + 1]))),
@@ -210,7 +212,7 @@ def test_a_plan_looks_at_few_of_those_who_wait(budget_bytes: int | None, max_wai
 
     def profile(resident: ResidentId) -> Profile:
         looks.append(resident)
-        return Profile(need_bytes=10_000 + int(resident.model or 0), group=None)
+        return Profile(need_bytes=10_000 + int(resident.model or 0))
 
     residents = [ResidentId("engine", str(number)) for number in range(200)]
     ledger = Ledger(

@@ -435,10 +435,10 @@ async def test_the_configuration_says_how_residents_share_the_memory() -> None:
     )
     assert layout.preload == (small,)
     assert layout.traits(small) == Traits(
-        pools=("default",), declared_bytes=2_500_000_000, group="work", pinned=True, idle_timeout_s=600
+        pools=("default",), declared_bytes=2_500_000_000, groups=("work",), pinned=True, idle_timeout_s=600
     )
     assert layout.traits(large) == Traits(
-        pools=("default",), declared_bytes=9_000_000_000, group="play", idle_timeout_s=600
+        pools=("default",), declared_bytes=9_000_000_000, groups=("play",), idle_timeout_s=600
     )
     assert make_rules(config).hold_s == 3
     assert make_rules(parse_config('[engines.a]\ntype = "process"\nargv = "x {port}"\n')).hold_s is None

@@ -110,12 +110,12 @@ def test_families_reach_the_models_that_an_engine_names() -> None:
 
 def test_the_last_family_counts_most() -> None:
     families = {
-        "one": FamilyConfig(match=("*",), group="one", memory_gb=1.0),
-        "two": FamilyConfig(match=("m*",), group="two"),
+        "one": FamilyConfig(match=("*",), group=("one",), memory_gb=1.0),
+        "two": FamilyConfig(match=("m*",), group=("two",)),
     }
-    assert with_family("m", ModelConfig(engine="t"), families).group == "two"
+    assert with_family("m", ModelConfig(engine="t"), families).group == ("two",)
     assert with_family("m", ModelConfig(engine="t"), families).memory_gb == 1.0
-    assert with_family("n", ModelConfig(engine="t"), families).group == "one"
+    assert with_family("n", ModelConfig(engine="t"), families).group == ("one",)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ _BESIDE = frozenset(
         "memory_gb",
         "group",
         "pinned",
+        "evict_cost",
         "idle_timeout_s",
         "discover",
         "endpoints",

@@ -27,6 +27,7 @@ from engine_router.config.kinds import (
     JsonValue,
     ModelName,
     Name,
+    OneOrMore,
     ReadyCheck,
     RemoteUrl,
     Seconds,
@@ -64,10 +65,16 @@ class EngineConfig:
         "Memory that it takes, in GB; measured when absent. The settle after its stop waits for this much. Of several "
         "pools it takes it evenly, or as { gpu0 = 20, gpu1 = 16 } says.",
     )
-    group: Name | None = option(
-        None, "Engines of one group may stay together; those of others are stopped before one of them starts."
+    group: OneOrMore | None = option(
+        None,
+        "Engines of one group may stay together; those of others are stopped before one of them starts. With several, "
+        'such as ["chat", "voice"]: any number of engines may be there that have one group in common.',
     )
     pinned: bool = option(False, "Once running, it is neither evicted nor stopped when idle.")
+    evict_cost: float = option(
+        1.0,
+        "How many times its own start counts when the router chooses what to evict: the more, the later it goes.",
+    )
     idle_timeout_s: Seconds | None = option(
         None,
         "Seconds after which it is stopped when nobody uses it; 0 keeps it. As in [scheduling] when absent.",
@@ -353,8 +360,9 @@ class RemoteConfig(EngineConfig):
     pool: str = no_option(REMOTES)
     pools: tuple[str, ...] = no_option(())
     memory_gb: float | Mapping[str, float] | None = no_option(None)
-    group: str | None = no_option(None)
+    group: tuple[str, ...] | None = no_option(None)
     pinned: bool = no_option(False)
+    evict_cost: float = no_option(1.0)
     idle_timeout_s: float | None = no_option(None)
     start_timeout_s: float = no_option(0.0)
     stop_timeout_s: float = no_option(0.0)

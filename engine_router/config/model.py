@@ -240,8 +240,9 @@ class ModelSettings:
     memory_gb: GigabytesOrShares | None = option(
         None, "Memory that it takes, in GB, or { POOL = GB } of each of its pools; measured when absent."
     )
-    group: Name | None = option(None, "As for engines; its engine's when absent.")
+    group: OneOrMore | None = option(None, "As for engines; its engine's when absent.")
     pinned: bool | None = option(None, "As for engines; its engine's when absent.")
+    evict_cost: float | None = option(None, "As for engines; its engine's when absent.")
     unlisted: bool = option(False, "Hidden from model lists, but served to requests that name it.")
     capabilities: tuple[Capability, ...] = option(
         (),

@@ -305,7 +305,7 @@ def _shared_files(config: Config) -> Iterator[Warned]:
 
 def _may_stay_together(config: Config, engine: AnyEngineConfig, other: AnyEngineConfig) -> bool:
     shared = [config.pools.get(name) for name in engine.memories if name in other.memories]
-    in_group = engine.group is not None and engine.group == other.group
+    in_group = not set(engine.group or ()).isdisjoint(other.group or ())
     return in_group or all(pool is not None and pool.mode == "budget" for pool in shared)
 
 

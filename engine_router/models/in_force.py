@@ -18,7 +18,7 @@ _DEFAULT: Final = "default"
 _FOLDER: Final = "folder"
 _SCHEDULING: Final = "scheduling"
 # What a model may have itself, and has from its engine where it has not.
-_SHARED: Final = ("memory_gb", "group", "pinned")
+_SHARED: Final = ("memory_gb", "group", "pinned", "evict_cost")
 _ABOUT_OTHERS: Final = frozenset(("engine", "models"))
 
 

@@ -22,10 +22,11 @@ def remote_warnings(config: Config) -> Iterator[Warned]:
     for name, remote in remotes.items():
         yield from _address_warnings(place_of(name, remote), remote)
     for model_id, model in config.models.items():
-        if model.engine in remotes and (model.pools or model.memory_gb or model.group or model.pinned):
+        given = (model.pools, model.memory_gb, model.group, model.pinned, model.evict_cost)
+        if model.engine in remotes and any(given):
             yield (
                 f"models.{quoted(model_id)}",
-                "pools, memory_gb, group and pinned are without effect: it is a remote's",
+                "pools, memory_gb, group, pinned and evict_cost are without effect: it is a remote's",
             )
     if config.paid_engines:
         yield from _cost_warnings(config)

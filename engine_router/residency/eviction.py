@@ -9,6 +9,7 @@ from typing import Final
 from attrs import frozen
 
 from engine_router.residency.resident_state import Phase, ResidentState
+from engine_router.residency.rules import Profile
 
 # A start whose length nobody knows yet. Seconds.
 UNKNOWN_START_S: Final = 10.0
@@ -65,7 +66,7 @@ class Shortage:
         return sum(min(victim.needs.get(lack.pool, 0), lack.size_bytes) for lack in self.lacks)
 
 
-def eviction_cost(state: ResidentState, start_s: float | None, now: float) -> float:
+def eviction_cost(state: ResidentState, profile: Profile, now: float) -> float:
     """Return what it costs to lose a resident, in seconds of loading it again, by how soon that may be.
 
     What nobody uses costs its start, the less the longer it has been idle. What is in use costs each of its
@@ -73,7 +74,8 @@ def eviction_cost(state: ResidentState, start_s: float | None, now: float) -> fl
     """
     if state.phase is Phase.DRAINING:
         return 0.0
-    reload_s = UNKNOWN_START_S if start_s is None else start_s
+    start_s = UNKNOWN_START_S if profile.start_s is None else profile.start_s
+    reload_s = start_s * profile.evict_cost
     if state.phase is Phase.STUCK:
         return 1e6
     if state.leases:

@@ -25,7 +25,7 @@ class Kind(NamedTuple):
 
     pools: tuple[str, ...]
     shares: tuple[float, ...]
-    group: str | None
+    groups: tuple[str, ...]
     is_high: bool
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import NeverFits
 from engine_router.residency.eviction import Lack, Shortage
 from engine_router.residency.resident_state import ResidentState
 from engine_router.residency.rules import Capacity, Profile
+
+# The choice of a resident that has no group.
+NO_GROUP: Final = (None,)
 
 
 class MemoryBudget:
@@ -66,7 +70,7 @@ class MemoryBudget:
         profile = self.profile(resident)
         pools = tuple(state.needs) or self.pools_of(profile)
         state.needs = {pool: self._need(resident, profile, pool) for pool in pools}
-        state.group = profile.group
+        state.groups = profile.groups
         state.pinned = self._pins.get(resident, profile.pinned)
         state.idle_timeout_s = profile.idle_timeout_s
         state.is_always_there = profile.is_always_there
@@ -106,12 +110,19 @@ class MemoryBudget:
         pools = self.pools_of(self.profile(one))
         return any(pool in pools for pool in self.pools_of(self.profile(other)))
 
-    def are_compatible(self, newcomer: Profile, other: ResidentState) -> bool:
-        """Tell whether a newcomer may be there together with another, as far as groups say."""
-        one, its = newcomer.group, other.group
+    def may_join(self, newcomer: Profile, others: Iterable[ResidentState]) -> bool:
+        """Tell whether a newcomer may be there together with others, as far as groups say: one has all of them."""
+        groups = newcomer.groups or NO_GROUP
+        if len(groups) == 1:
+            return all(self.may_share(groups[0], newcomer, other) for other in others)
+        known = list(others)
+        return any(all(self.may_share(group, newcomer, other) for other in known) for group in groups)
+
+    def may_share(self, group: str | None, newcomer: Profile, other: ResidentState) -> bool:
+        """Tell whether a newcomer may be there together with another as one of a group; None: as one of no group."""
         unshared: Collection[str] = self._exclusive
-        if one is not None and its is not None:
-            if one == its:
+        if group is not None and (its := other.groups):
+            if group in its:
                 return True
             unshared = other.needs
         if unshared:
@@ -149,7 +160,7 @@ class MemoryBudget:
             return False
         profile = self.profile(resident)
         others = [*self.states.values(), *starting]
-        if not all(self.are_compatible(profile, other) for other in others):
+        if not self.may_join(profile, others):
             return False
         return all(self._fits_into(pool, resident, profile, others) for pool in self.pools_of(profile))
 
@@ -189,7 +200,7 @@ class MemoryBudget:
         if capacity.max_resident and _count(promised, pool) >= capacity.max_resident:
             return True
         if capacity.budget_bytes is None:
-            return capacity.is_exclusive and any(r.group is None and pool in r.needs for r in promised)
+            return capacity.is_exclusive and any(not r.groups and pool in r.needs for r in promised)
         return sum(state.needs.get(pool, 0) for state in promised) >= capacity.budget_bytes
 
     def free_beside(self, resident: ResidentId, pool: str) -> float:
@@ -206,6 +217,11 @@ class MemoryBudget:
         """Tell why a resident could not be started even if everything went that may go; None if it could."""
         profile = self.profile(resident)
         pinned = self._pinned_beside(resident)
+        if pinned and not self.may_join(profile, pinned):
+            groups = profile.groups or NO_GROUP
+            apart = ([r for r in pinned if not self.may_share(group, profile, r)] for group in groups)
+            fewest = _names(min(apart, key=len))
+            return NeverFits(f"'{resident}' cannot be loaded beside {fewest}, which is pinned")
         for pool in profile.pools or self._first:
             budget = self.limits.get(pool)
             if not pinned and (budget is None or self._need(resident, profile, pool) <= budget):
@@ -219,9 +235,6 @@ class MemoryBudget:
         self, pool: str, resident: ResidentId, profile: Profile, pinned: list[ResidentState]
     ) -> NeverFits | None:
         budget, need = self.limits.get(pool), self._need(resident, profile, pool)
-        in_the_way = [r for r in pinned if not self.are_compatible(profile, r)]
-        if in_the_way:
-            return NeverFits(f"'{resident}' cannot be loaded beside {_names(in_the_way)}, which is pinned")
         most = self.capacities[pool].max_resident
         if most and len(pinned) >= most:
             words = f"{_names(pinned)} pinned, and max_resident{self._of(pool)} is {most}"

@@ -80,7 +80,7 @@ class ResidentStatus:
     adopted: bool = False
     started_at: float | None = None
     leases: tuple[Ticket, ...] = ()
-    group: str | None = None
+    groups: tuple[str, ...] = ()
     pinned: bool = False
     idle_since: float | None = None
     held_until: float | None = None
@@ -347,7 +347,7 @@ class ReadModel:
             adopted=task is not None and task.adopted,
             started_at=None if task is None else task.started_at,
             leases=tuple(state.leases),
-            group=state.group,
+            groups=state.groups,
             pinned=state.pinned,
             idle_since=state.idle_since if state.is_idle else None,
             held_until=state.held_until,

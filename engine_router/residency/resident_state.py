@@ -34,7 +34,7 @@ class ResidentState:
         resident: which.
         needs: what it takes of the budget of each pool in which it lies; 0 where there is none.
         short: what was found missing in each before its start, and is not being made room for yet.
-        group: whom it shares the memory with; see `Profile`.
+        groups: whom it shares the memory with; see `Profile`.
         pinned, idle_timeout_s, is_always_there: see `Profile`.
         phase: see `Phase`.
         leases: the tickets that may use it now, each with when that began. What is revoked first came first.
@@ -63,7 +63,7 @@ class ResidentState:
     resident: ResidentId
     needs: dict[str, float] = field(factory=dict)
     short: dict[str, float] = field(factory=dict)
-    group: str | None = None
+    groups: tuple[str, ...] = ()
     pinned: bool = False
     idle_timeout_s: float = math.inf
     phase: Phase = Phase.STARTING

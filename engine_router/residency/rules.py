@@ -99,8 +99,9 @@ class Profile:
         least_bytes: what it needs for certain, such as its weights; 0 where nothing is known.
         start_s: seconds that its start takes; None where unknown.
         stop_s: seconds until it and its memory are gone; None where unknown.
-        group: residents of one group may stay together; others are stopped before one of them starts.
+        groups: residents that have one group in common may stay together; others are stopped before one of them starts.
         pinned: it is never stopped for somebody else's sake, nor for being idle.
+        evict_cost: how many times its own start counts when victims are chosen.
         idle_timeout_s: idle for so long, it is stopped.
         is_checkable: its engine can be asked beforehand whether a start would be in vain.
         is_always_there: it runs by itself: it is neither started nor stopped for anybody.
@@ -115,8 +116,9 @@ class Profile:
     least_bytes: int = 0
     start_s: float | None = None
     stop_s: float | None = None
-    group: str | None = None
+    groups: tuple[str, ...] = ()
     pinned: bool = False
+    evict_cost: float = 1.0
     idle_timeout_s: float = math.inf
     is_checkable: bool = False
     is_always_there: bool = False
@@ -163,8 +165,9 @@ class Traits:
     declared_needs: Mapping[str, int] = EVENLY
     estimated_bytes: int | None = None
     weights_bytes: int = 0
-    group: str | None = None
+    groups: tuple[str, ...] = ()
     pinned: bool = False
+    evict_cost: float = 1.0
     idle_timeout_s: float = math.inf
     is_always_there: bool = False
     max_leases: float = math.inf
@@ -186,8 +189,9 @@ class Traits:
             least_bytes=self.weights_bytes,
             start_s=measured.start_s,
             stop_s=stop_s,
-            group=self.group,
+            groups=self.groups,
             pinned=self.pinned,
+            evict_cost=self.evict_cost,
             idle_timeout_s=self.idle_timeout_s,
             is_checkable=True,
             is_always_there=self.is_always_there,

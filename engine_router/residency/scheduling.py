@@ -21,7 +21,7 @@ from engine_router.residency import causes, messages
 from engine_router.residency.eviction import UNKNOWN_START_S, Lack, Shortage, cheapest, eviction_cost
 from engine_router.residency.head_index import Head, HeadIndex, Kind
 from engine_router.residency.idle_gaps import IdleGaps
-from engine_router.residency.memory_budget import MemoryBudget
+from engine_router.residency.memory_budget import NO_GROUP, MemoryBudget
 from engine_router.residency.messages import LedgerEvent, Ticket
 from engine_router.residency.queue import FIRST_PLACE, Place, TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
@@ -197,7 +197,7 @@ class Scheduler:
             profile = budget.profile(resident)
             needs = budget.needs(resident, profile)
             shares = tuple(needs.values()) if len(needs) > 1 else ()
-            kind = Kind(tuple(needs), shares, profile.group, ticket.priority == "high")
+            kind = Kind(tuple(needs), shares, profile.groups, ticket.priority == "high")
             self._index.put(kind, Head(queue.place(resident), sum(needs.values()), resident))
         queue.changed.clear()
 
@@ -222,14 +222,15 @@ class Scheduler:
         """Return what tells whether there can be room for so many bytes, for those of the kind of a head."""
         ticket = self._queue.head(first.resident)
         profile = self._budget.profile(first.resident)
-        room = None if ticket is None else self._room(ticket, profile, promises, now)
+        rooms = [] if ticket is None else self._rooms(ticket, profile, promises, now)
 
         def has_room(need_bytes: float) -> bool:
-            if room is None:
-                return False
-            shares = kind.shares or (need_bytes,)
-            shortage = self._budget.shortage(zip(kind.pools, shares, strict=True), room.beside)
-            return shortage is None or shortage.is_covered_by(room.candidates)
+            for room in rooms:
+                shares = kind.shares or (need_bytes,)
+                shortage = self._budget.shortage(zip(kind.pools, shares, strict=True), room.beside)
+                if shortage is None or shortage.is_covered_by(room.candidates):
+                    return True
+            return False
 
         return has_room
 
@@ -245,28 +246,42 @@ class Scheduler:
         return turn
 
     def _victims(self, head: Ticket, promises: _Promises, now: float) -> list[ResidentState] | None:
-        """Return who has to go for the ticket; None where that is not possible now."""
+        """Return who has to go for the ticket, at the least cost; None where that is not possible now."""
         profile = self._budget.profile(head.resident)
-        room = self._room(head, profile, promises, now)
-        if room is None:
-            return None
         needs = self._budget.needs(head.resident, profile)
-        shortage = self._budget.shortage(needs.items(), room.beside)
-        if shortage is None:
-            return room.must_go
-        more = cheapest(room.candidates, shortage, lambda r: self._eviction_cost(r, now))
-        return None if more is None else [*room.must_go, *more]
+        choices: list[list[ResidentState]] = []
+        for room in self._rooms(head, profile, promises, now):
+            shortage = self._budget.shortage(needs.items(), room.beside)
+            if shortage is None:
+                choices.append(room.must_go)
+                continue
+            more = cheapest(room.candidates, shortage, lambda r: self._eviction_cost(r, now))
+            if more is not None:
+                choices.append([*room.must_go, *more])
+        if len(choices) < 2:
+            return choices[0] if choices else None
+        return min(choices, key=lambda victims: self._cost_of_all(victims, now))
 
-    def _room(self, head: Ticket, profile: Profile, promises: _Promises, now: float) -> _Room | None:
-        """Return what room a ticket can have beside what is promised; None where somebody is in the way for good."""
+    def _rooms(self, head: Ticket, profile: Profile, promises: _Promises, now: float) -> list[_Room]:
+        """Return what room a ticket can have beside what is promised: one for each way in which its groups make some."""
+        found: dict[tuple[ResidentState, ...], _Room] = {}
+        for group in profile.groups or NO_GROUP:
+            if (room := self._room(group, head, profile, promises, now)) is not None:
+                found.setdefault(tuple(room.must_go), room)
+        return list(found.values())
+
+    def _room(
+        self, group: str | None, head: Ticket, profile: Profile, promises: _Promises, now: float
+    ) -> _Room | None:
+        """Return the room that a ticket can have as one of a group; None where somebody is in the way for good."""
         budget, resident = self._budget, head.resident
-        if not all(budget.are_compatible(profile, other) for other in promises.promised):
+        if not all(budget.may_share(group, profile, other) for other in promises.promised):
             return None
         must_go: list[ResidentState] = []
         rest: list[ResidentState] = []
         for other in promises.staying:
             # One that is stuck is in the way of itself.
-            if other.resident == resident or not budget.are_compatible(profile, other):
+            if other.resident == resident or not budget.may_share(group, profile, other):
                 must_go.append(other)
                 if not self._may_go(other, head, now):
                     return None
@@ -362,5 +377,9 @@ class Scheduler:
         wait_s = max(0.0, head.deadline - now) if is_used else 0.0
         return max(1.0, wait_s + self.swap_s(resident))
 
+    def _cost_of_all(self, victims: list[ResidentState], now: float) -> tuple[float, int]:
+        """Return what it costs to lose some; of what goes anyway, the fewer the better."""
+        return sum(self._eviction_cost(victim, now) for victim in victims), len(victims)
+
     def _eviction_cost(self, state: ResidentState, now: float) -> float:
-        return eviction_cost(state, self._budget.profile(state.resident).start_s, now)
+        return eviction_cost(state, self._budget.profile(state.resident), now)

@@ -120,8 +120,9 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
         pools=pools,
         declared_bytes=sum(declared.values()) if declared else None,
         declared_needs=declared if len(pools) > 1 else EVENLY,
-        group=model.group or engine.group,
+        groups=model.group or engine.group or (),
         pinned=engine.pinned if model.pinned is None else model.pinned,
+        evict_cost=engine.evict_cost if model.evict_cost is None else model.evict_cost,
         idle_timeout_s=idle_s or math.inf,
         keeps_context=keeps_context(engine),
     )

@@ -168,7 +168,7 @@ def resident_entry(resident: ResidentStatus, now: float) -> dict[str, Any]:
         "pid": None if endpoint is None else endpoint.pid,
         "adopted": resident.adopted,
         "footprint_bytes": resident.footprint_bytes,
-        "group": resident.group,
+        "group": ", ".join(resident.groups) or None,
         "pinned": resident.pinned,
         "idle_s": None if resident.idle_since is None else round(now - resident.idle_since, 3),
         "expires_in_s": None if expires_at in (None, math.inf) else round(expires_at - now, 3),

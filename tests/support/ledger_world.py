@@ -6,7 +6,7 @@ It believes nothing but the effects that the ledger returned. `Pool` says what d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 from attrs import define, frozen
@@ -55,15 +55,17 @@ class Pool:
         """Return the memories that two residents both take from."""
         return [place for place in self.places(one) if place in self.places(other)]
 
-    def may_share(self, one: ResidentId, other: ResidentId) -> bool:
-        """Tell whether the groups of two residents let them be there together."""
-        groups = {self.profiles[one].group, self.profiles[other].group}
-        return all(
-            len(groups) == 1 and None not in groups
-            if self.capacities[place].is_exclusive
-            else len(groups - {None}) < 2
-            for place in self.shared(one, other)
-        )
+    def may_join(self, one: ResidentId, others: Collection[ResidentId]) -> bool:
+        """Tell whether groups let a resident be there together with others."""
+        groups, left = set(self.profiles[one].groups), set(self.profiles[one].groups)
+        is_bound = False
+        for other in others:
+            shared, its = self.shared(one, other), self.profiles[other].groups
+            is_strict = any(self.capacities[place].is_exclusive for place in shared)
+            if shared and (is_strict or (groups and its)):
+                is_bound = True
+                left &= set(its)
+        return bool(left) or not is_bound
 
 
 @define(eq=False)
@@ -165,7 +167,7 @@ class LedgerWorld(RuleBasedStateMachine):
         obstacles = {
             "is there already": resident in self.present,
             "its own memory is still to come back": resident in self.settling,
-            "beside another group": not all(self.pool.may_share(resident, other) for other in self.present),
+            "beside another group": not self.pool.may_join(resident, self.present),
         }
         whys = [why for why, holds in obstacles.items() if holds]
         whys += filter(None, (self.no_room_in(place, resident) for place in self.pool.places(resident)))
@@ -270,7 +272,7 @@ class LedgerWorld(RuleBasedStateMachine):
         pinned, most = self.pinned_beside(resident, place), self.pool.capacities[place].max_resident
         return bool(
             self.need_of(resident, place) + sum(p.needs[place] for p in pinned) > self.pool.budget(place)
-            or not all(self.pool.may_share(resident, p.resident) for p in pinned)
+            or not self.pool.may_join(resident, {*self.present} & self.pins - {resident})
             or (most and len(pinned) >= most)
         )
 
@@ -311,7 +313,7 @@ class LedgerWorld(RuleBasedStateMachine):
             if min(request.deadline for request in wants) <= first.deadline:
                 continue
             other = first.ticket.resident
-            assert self.pool.may_share(resident, other), "overtakes an overdue ticket of another group"
+            assert self.pool.may_join(resident, [other]), "overtakes an overdue ticket of another group"
             for place in self.pool.shared(resident, other):
                 both = self.need_of(resident, place) + self.need_of(other, place)
                 assert both <= self.pool.budget(place), "overtakes an overdue ticket"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from engine_router.setup.migrate.draft import Draft, Entry
-from engine_router.setup.migrate.matrix import BadExpression, read_matrix
+from engine_router.setup.migrate.matrix import BadExpression, Matrix, read_matrix
 from engine_router.setup.migrate.sections import Section
 
 _DEFAULT_POOL: Final = "default"
@@ -113,11 +113,7 @@ def _add_matrix(matrix: Section, draft: Draft) -> None:
     names |= {key: value for key, value in known if isinstance(value, str) and value in draft.engines}
     matrix.carried("vars", "the models that they mean")
     sets = {key: value for key, value in matrix.mapping("sets").items() if isinstance(value, str)}
-    matrix.lost(
-        "evict_costs",
-        words="the router chooses whom to stop by what it has measured",
-        remedy="pinned = true keeps a model that must not go",
-    )
+    _add_costs(matrix, names, draft)
     kept: dict[str, str] = {}
     for key, value in sets.items():
         try:
@@ -127,22 +123,36 @@ def _add_matrix(matrix: Section, draft: Draft) -> None:
         else:
             kept[key] = value
     try:
-        groups = read_matrix(kept, names).groups()
+        _add_sets(matrix, read_matrix(kept, names), draft)
     except BadExpression as error:
         matrix.lost("sets", words=str(error))
-        groups = []
-    _add_sets(matrix, groups, draft)
     matrix.finish()
 
 
-def _add_sets(matrix: Section, groups: Sequence[tuple[frozenset[str], bool]], draft: Draft) -> None:
-    """Give each set of models that ever run together a group; where not all of them may, memory decides."""
-    for index, (members, _) in enumerate(groups, start=1):
-        if len(members) > 1:
-            _change(draft, sorted(members), {"group": f"matrix-{index}"})
-    if all(whole for _, whole in groups):
-        matrix.carried("sets", "a group for each set: its models may stay together")
+def _add_costs(matrix: Section, names: Mapping[str, str], draft: Draft) -> None:
+    costs = matrix.mapping("evict_costs")
+    matrix.approximated("evict_costs", "evict_cost, by which the time of a start is multiplied")
+    for name, cost in costs.items():
+        if name in names and isinstance(cost, int) and cost > 0:
+            draft.engines[names[name]].values["evict_cost"] = cost
+        else:
+            words = "no model of this file" if name not in names else "no whole number above 0"
+            matrix.inner("evict_costs", costs).lost(name, words=words)
+
+
+def _add_sets(matrix: Section, found: Matrix, draft: Draft) -> None:
+    """Give each set of models that may run together a group; where they are too many, memory decides."""
+    if found.sets is not None:
+        groups: dict[str, list[str]] = {}
+        for name, members in found.sets.items():
+            for member in members if len(members) > 1 else ():
+                groups.setdefault(member, []).append(name)
+        for member, names in groups.items():
+            draft.engines[member].values["group"] = names[0] if len(names) == 1 else names
+        matrix.carried("sets", "a group for each set: models that have one in common may stay together")
         return
+    for index, members in enumerate(found.neighbourhoods(), start=1):
+        _change(draft, sorted(members), {"group": f"matrix-{index}"})
     pool = draft.pool(_DEFAULT_POOL)
     pool.values["mode"] = "budget"
     pool.comment = (
@@ -154,8 +164,8 @@ def _add_sets(matrix: Section, groups: Sequence[tuple[frozenset[str], bool]], dr
             engine.values.setdefault("group", f"alone: {name}")
     matrix.approximated(
         "sets",
-        "groups of models that some set has together, in a pool with a budget: within a group memory decides, "
-        "not the sets",
+        "too many to be written out: groups of models that some set has together, in a pool with a budget; within a "
+        "group memory decides, not the sets",
         "set budget_gb of pools.default, and memory_gb of engines that are not measured yet",
     )
 

@@ -21,31 +21,21 @@ class Matrix:
     """The models that may run together.
 
     Attributes:
-        members: every model that some set names.
         pairs: two models that some set has both of.
-        sets: the sets, written out; None where they are too many.
+        sets: the sets that no other contains, in the order of the file, by a name of their own; None where they are
+            too many to be written out.
     """
 
-    members: set[str] = field(factory=set)
     pairs: set[frozenset[str]] = field(factory=set)
-    sets: set[Models] | None = field(factory=set)
+    sets: dict[str, Models] | None = None
 
-    def groups(self) -> list[tuple[Models, bool]]:
-        """Return the models that never run beside others outside, and whether all of them may run at once."""
-        left, found = set(self.members), []
-        neighbours: dict[str, set[str]] = {}
-        for one, other in (sorted(pair) for pair in self.pairs):
-            neighbours.setdefault(one, set()).add(other)
-            neighbours.setdefault(other, set()).add(one)
-        while left:
-            group, new = set[str](), {min(left)}
-            while new:
-                group |= new
-                new = {near for model in new for near in neighbours.get(model, ())} - group
-            left -= group
-            whole = frozenset(group)
-            found.append((whole, self.sets is not None and any(whole <= one for one in self.sets)))
-        return sorted(found, key=lambda pair: sorted(pair[0]))
+    def neighbourhoods(self) -> list[Models]:
+        """Return the models that never run beside others outside."""
+        found: list[Models] = []
+        for pair in sorted(self.pairs, key=sorted):
+            joined = [one for one in found if not one.isdisjoint(pair)]
+            found = [*(one for one in found if one not in joined), pair.union(*joined)]
+        return sorted(found, key=sorted)
 
 
 class BadExpression(ValueError):
@@ -65,26 +55,53 @@ def read_matrix(expressions: Mapping[str, str], names: Mapping[str, str]) -> Mat
     matrix = Matrix()
     reader = _Reader(expressions, names)
     for name in expressions:
-        members, pairs, sets = reader.set_called(name, ())
-        matrix.members |= members
+        reader.set_called(name, ())
+    everything: dict[Models, str] | None = {}
+    for name, (
+        _,
+        pairs,
+        sets,
+    ) in reader.known.items():  # those that others refer to go first, as in llama-swap
         matrix.pairs |= pairs
-        matrix.sets = None if matrix.sets is None or sets is None else matrix.sets | sets
+        if sets is None or everything is None or len({*everything, *sets}) > _MOST_SETS:
+            everything = None
+            continue
+        for one in sets:
+            everything.setdefault(one, name)
+    if everything is not None:
+        matrix.sets = _named(
+            {one: name for one, name in everything.items() if not any(map(one.__lt__, everything))}
+        )
     return matrix
 
 
-_Parsed = tuple[Models, frozenset[frozenset[str]], "frozenset[Models] | None"]
+def _named(sets: Mapping[Models, str]) -> dict[str, Models]:
+    """Name sets after the expressions that they come from, with a number where there are several of one."""
+    names = list(sets.values())
+    found: dict[str, Models] = {}
+    for one, name in sets.items():
+        number = 1
+        own = name if names.count(name) == 1 else f"{name}-{number}"
+        while own in found or (own != name and own in names):
+            number += 1
+            own = f"{name}-{number}"
+        found[own] = one
+    return found
+
+
+_Parsed = tuple[Models, frozenset[frozenset[str]], "dict[Models, None] | None"]
 
 
 class _Reader:
     def __init__(self, expressions: Mapping[str, str], names: Mapping[str, str]) -> None:
         self._expressions = expressions
         self._names = names
-        self._known: dict[str, _Parsed] = {}
+        self.known: dict[str, _Parsed] = {}
         self._words = 0
 
     def set_called(self, name: str, above: Sequence[str]) -> _Parsed:
-        if name in self._known:
-            return self._known[name]
+        if name in self.known:
+            return self.known[name]
         if name in above or len(above) > _DEEPEST:
             raise BadExpression(f"set {name} leads back to itself")
         if name not in self._expressions:
@@ -93,17 +110,17 @@ class _Reader:
         self._words += len(tokens)
         if self._words > _MOST_WORDS:
             raise BadExpression("the sets are larger than any that people write")
-        self._known[name] = self._either(tokens, (*above, name), 0)
+        self.known[name] = self._either(tokens, (*above, name), 0)
         if tokens:
             raise BadExpression(f"set {name} has {tokens[0]} where it should end")
-        return self._known[name]
+        return self.known[name]
 
     def _either(self, tokens: list[str], above: Sequence[str], depth: int) -> _Parsed:
         found = self._both(tokens, above, depth)
         while tokens and tokens[0] == "|":
             tokens.pop(0)
             other = self._both(tokens, above, depth)
-            sets = None if found[2] is None or other[2] is None else _bounded(found[2] | other[2])
+            sets = None if found[2] is None or other[2] is None else _bounded({**found[2], **other[2]})
             found = (found[0] | other[0], found[1] | other[1], sets)
         return found
 
@@ -117,7 +134,7 @@ class _Reader:
             pairs = {frozenset((a, b)) for a in found[0] for b in other[0] if a != b}
             sets = None
             if found[2] is not None and other[2] is not None and len(found[2]) * len(other[2]) <= _MOST_SETS:
-                sets = frozenset(a | b for a in found[2] for b in other[2])
+                sets = dict.fromkeys(a | b for a in found[2] for b in other[2])
             found = (found[0] | other[0], found[1] | other[1] | pairs, sets)
         return found
 
@@ -135,10 +152,10 @@ class _Reader:
         if word not in self._names:
             raise BadExpression(f"set {above[-1]} names {word}, which is no model")
         model = frozenset((self._names[word],))
-        return model, frozenset(), frozenset((model,))
+        return model, frozenset(), {model: None}
 
 
-def _bounded(sets: frozenset[Models]) -> frozenset[Models] | None:
+def _bounded(sets: dict[Models, None]) -> dict[Models, None] | None:
     return sets if len(sets) <= _MOST_SETS else None
 
 
