@@ -94,7 +94,7 @@ async def test_a_conversation_goes_on_after_a_swap_and_after_the_router(tmp_path
     async with bench(tmp_path) as one:
         assert await one.said("a", FIRST) == 0
         await one.said("b", FIRST)
-        assert await one.said("a", [*FIRST, *MORE]) == LENGTH
+        assert await one.said("a", [*FIRST, *MORE], id_slot=None) == LENGTH  # as clients send what is not set
         assert one.calls() == [
             f"chat in 0, 0 of {LENGTH} there",
             "save 0",
@@ -166,6 +166,15 @@ async def test_a_fault_makes_an_answer_slower_and_is_told_once(
         (notice,) = one.notices()
         assert words in notice
         assert not [path for path in (tmp_path / "context").iterdir() if path.name.endswith(".partial")]
+
+
+async def test_a_request_whose_engine_has_died_finds_its_conversation_in_the_next_one(tmp_path: Path) -> None:
+    async with bench(tmp_path, "fault=die") as one:
+        await one.said("a", FIRST)
+        await one.said("b", FIRST)
+        one.calls()
+        assert await one.said("a", [*FIRST, *MORE]) == LENGTH
+        assert one.calls()[:2] == ["restore 0", "restore 0"]
 
 
 async def test_without_a_folder_the_engine_starts_and_keeps_nothing(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import pytest
+import trio
+import trio.testing
 
 from engine_router.config import ContextConfig, ProcessConfig
 from engine_router.dialects.conversation import Conversation, conversation_in
@@ -176,6 +178,32 @@ def test_what_is_left_of_a_request_that_was_broken_off() -> None:
 )
 def test_what_changes_the_slots(path: str, is_known: bool) -> None:
     assert leaves_slots(path) is is_known
+
+
+class Hanging(EngineClient):
+    """A server that never answers."""
+
+    async def call(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
+        await trio.sleep_forever()
+
+
+async def test_a_save_that_hangs_delays_a_stop_by_no_more_than_its_limit(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    keeper = ContextKeeper(tmp_path, lambda: ContextConfig(save_timeout_s=7.0, min_free_gb=1e-9))
+    told: list[str] = []
+    keeper.notice = told.append
+    slots = [Slot(number) for number in range(3)]
+    for slot in slots:
+        slot.hold(prefixes(f"s {slot.number}"), 1000)
+    client = Hanging("e", ProcessConfig(argv=("x",)), "http://127.0.0.1:9", ControlClient())
+    context = RunningContext(keeper, ResidentId("e"), KnownEngine("d", None), client, SlotTable(slots))
+    for seconds in (7.0, 7.0):  # for all slots together, and at each stop anew
+        began = trio.current_time()
+        await context.save(trio.sleep_forever)
+        assert trio.current_time() - began == pytest.approx(seconds)
+    assert len(told) == 1
+    assert "within [context] save_timeout_s" in told[0]
 
 
 # Files

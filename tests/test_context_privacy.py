@@ -103,6 +103,14 @@ async def test_no_request_reuses_what_another_key_has_said(tmp_path: Path) -> No
                 ended = (await anext(ends)).tokens_cached or 0
                 return answer.status, max([ended, *reused(answer.body)])
 
+            for path in ("/upstream/a/slots", "/upstream/a/slots/0", "/a/slots", "/slots"):
+                for method, query in (("GET", ""), ("POST", "action=save"), ("POST", "action=erase")):
+                    headers = {"authorization": f"Bearer {THIEF}"}
+                    answer = await ask(
+                        url, method, path, query=query, body={"filename": "x"}, headers=headers
+                    )
+                    assert answer.status in (403, 404, 405), (method, path, answer.status)
+            ends.take()
             for name in ways(""):
                 secret, guess = ways(f"{name}: the plan is to sail at night. " * 10)[name]
                 await cached(secret, VICTIM)

@@ -60,6 +60,7 @@ class ProxyExchange(LeaseHolder):
 
     _upstream: Upstream = field(kw_only=True)
     _plan: ForwardPlan | ChoosePlan = field(kw_only=True)
+    _choose: ChoosePlan | None = None
     has_length: bool = False
     _sending: trio.CancelScope | None = None
     _exchange: Exchange | None = None
@@ -193,13 +194,9 @@ class ProxyExchange(LeaseHolder):
 
     async def _error_body(self) -> bytes:
         """Read the engine's own error answer, as much of it as comes, and is worth it; then give everything back."""
-        body = b""
+        body, exchange = b"", self._exchange
         with contextlib.suppress(EngineBroke), trio.move_on_after(ERROR_BODY_S):
-            while (
-                self._exchange is not None
-                and len(body) < ERROR_BODY_BYTES
-                and (data := await self._exchange.chunk())
-            ):
+            while exchange is not None and len(body) < ERROR_BODY_BYTES and (data := await exchange.chunk()):
                 body += data
         self.close()
         return body
@@ -297,7 +294,7 @@ class ProxyExchange(LeaseHolder):
         plan = await _by(until, lambda: choose(base_url))
         await self._ensure_open()
         if plan is not None:
-            self._plan = plan
+            self._plan, self._choose = plan, choose
         return plan
 
     async def _ensure_open(self) -> None:
@@ -371,6 +368,7 @@ class ProxyExchange(LeaseHolder):
         if isinstance(lease.error, RequestCancelled):
             raise lease.error
         self._retried = True
+        self._plan = self._choose or self._plan  # another server may get something else
         lease.release()
         ticket = lease.ticket
         self.enter(priority=ticket.priority, keep_alive_s=ticket.keep_alive_s, client=ticket.client)

@@ -45,7 +45,7 @@ class RouteExchange(ProxyExchange):
         if self.lease is not None:
             self.lease.release()
         self.resident, self._plan, self._retried = resident, plan, False
-        self._exchange = self._sending = None
+        self._exchange = self._sending = self._choose = None
 
     def _enter_again(self) -> None:
         """Take a place in the queue of the resident that the exchange has turned to."""

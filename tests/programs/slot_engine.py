@@ -10,10 +10,12 @@ silent   a restore says that it worked, and restores nothing
 full     a save writes a part of the file and fails, as on a full disk
 refuse   slots cannot be saved at all (501), as with a projector
 hang     a save never comes to its end
+die      after its first restore it takes no more connections, and ends
 """
 
 import hashlib
 import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,7 +84,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer({"error": {"message": "Unable to restore slot"}}, 400)
                 return
             SLOTS[number] = "" if FAULT == "silent" else held
+            dies = FAULT == "die" and not (told := LOG.with_suffix(".died")).exists()
+            if dies:
+                told.touch()
+                SERVER.socket.close()
             self.answer({"n_restored": len(held), "n_read": path.stat().st_size})
+            if dies:
+                self.wfile.flush()
+                os._exit(1)
         else:
             SLOTS[number] = ""
             self.answer({"n_erased": 1})
@@ -112,4 +121,5 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
+SERVER = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
+SERVER.serve_forever()
