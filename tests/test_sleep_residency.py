@@ -73,6 +73,9 @@ class Dozer:
     async def check(self, resident: ResidentId, *, used: bool = False) -> str | None:
         return None
 
+    async def obstacle(self, resident: ResidentId) -> str | None:
+        return None
+
     async def list_models(self) -> Sequence[str] | None:
         return None
 

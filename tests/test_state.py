@@ -112,7 +112,7 @@ def test_a_share_above_the_whole_was_not_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("measured", "wanted_bytes", "sleeps"),
+    ("measured", "missing_bytes", "sleeps"),
     [
         (Measurement(), None, True),
         (Measurement(), 10**12, True),
@@ -127,9 +127,10 @@ def test_a_share_above_the_whole_was_not_measured() -> None:
     ],
 )
 def test_the_cheaper_exit_that_frees_enough(
-    measured: Measurement, wanted_bytes: float | None, sleeps: bool
+    measured: Measurement, missing_bytes: float | None, sleeps: bool
 ) -> None:
-    assert measured.prefers_sleep(wanted_bytes) is sleeps
+    missing = None if missing_bytes is None else {"default": missing_bytes}
+    assert measured.prefers_sleep(missing) is sleeps
 
 
 json_values = st.recursive(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Footprint:
     footprint_bytes: int | None = None
     release_ratio: float | None = None
     sleep_freed_bytes: int | None = None
+
+    def frees_asleep(self, wanted_bytes: float) -> bool:
+        """Tell whether so much came back when it fell asleep; True as long as that is not known."""
+        return self.sleep_freed_bytes is None or self.sleep_freed_bytes >= wanted_bytes
 
 
 @define
@@ -76,19 +80,20 @@ class Measurement(Footprint):
         sizes = {pool: part.footprint_bytes for pool, part in self.shares.items() if part.footprint_bytes}
         return {pool: sizes[pool] for pool in pools} if sizes.keys() >= set(pools) else None
 
-    def prefers_sleep(self, wanted_bytes: float | None = None) -> bool:
+    def prefers_sleep(self, missing: Mapping[str, float] | None = None) -> bool:
         """Tell whether it should sleep rather than be stopped: that has freed enough, and wakes faster than it starts.
 
         True as well as long as it never slept: only a try can tell.
 
         Args:
-            wanted_bytes: what has to come free; None for nearly all that it took.
+            missing: the bytes that have to come free in each of its pools; None for nearly all that it took.
         """
         if self.wake_s is not None and self.start_s is not None and self.wake_s >= self.start_s:
             return False
-        if wanted_bytes is None:
-            wanted_bytes = (self.footprint_bytes or 0) * SLEEP_SHARE
-        return self.sleep_freed_bytes is None or self.sleep_freed_bytes >= wanted_bytes
+        if missing is None:
+            return self.frees_asleep((self.footprint_bytes or 0) * SLEEP_SHARE)
+        parts = ((self.shares.get(pool, self), size_bytes) for pool, size_bytes in missing.items())
+        return all(part.frees_asleep(size_bytes) for part, size_bytes in parts)
 
 
 @define(eq=False, repr=False)

@@ -94,9 +94,7 @@ class PressureWatch:
 
 def _is_worth_watching(domain: Domain, pool: Pool, judge: PressureJudge) -> bool:
     """Tell whether a resident could go, or one that went is to come back by itself."""
-    return _may_anybody_go(domain, pool) or (
-        judge.is_pressed and domain.capacity(pool.name).default_model is not None
-    )
+    return _may_anybody_go(domain, pool) or (judge.is_pressed and _is_anybody_to_come_back(domain, pool))
 
 
 def _may_anybody_go(domain: Domain, pool: Pool) -> bool:
@@ -105,6 +103,13 @@ def _may_anybody_go(domain: Domain, pool: Pool) -> bool:
         for state in domain.ledger.states
         if _is_in(pool, state.needs)
     )
+
+
+def _is_anybody_to_come_back(domain: Domain, pool: Pool) -> bool:
+    """Tell whether a default model lies in a pool, be it that of another pool, too."""
+    budget = domain.ledger.budget
+    defaults = (capacity.default_model for capacity in budget.defaults.values())
+    return any(resident is not None and pool.name in budget.places(resident) for resident in defaults)
 
 
 def _is_anybody_idle(domain: Domain, pool: Pool) -> bool:

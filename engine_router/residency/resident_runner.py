@@ -24,7 +24,7 @@ from engine_router.residency.domain import Domain
 from engine_router.residency.files import ReadAhead, drop_files
 from engine_router.residency.health import HealthChecks
 from engine_router.residency.ledger import Phase, Profile
-from engine_router.residency.measurements import Footprint, Measurement, Measurements
+from engine_router.residency.measurements import Measurements
 from engine_router.residency.pool import Pool
 from engine_router.residency.pressure_watch import PressureWatch
 from engine_router.residency.resident_task import MemoryShare, ResidentTask
@@ -249,7 +249,7 @@ class ResidentRunner:
         for pool, share in domain.shares(task):
             pool.memory.ended(share)
         if task.is_asleep:
-            self.sleepers.add(resident)
+            self.sleepers.add(resident, task.shares)
         if task.stop_asked_at < now and not task.is_asleep:
             self.measurements.of(resident).stop_s = now - task.stop_asked_at
             self.measurements.touch()
@@ -315,8 +315,9 @@ class ResidentRunner:
         state = domain.ledger.state(task.resident)
         if self.is_closing or state is None or state.unloading or state.down is not None:
             return False
-        missing_bytes = None if wanted is None else task.missing_for(self.profile(wanted))
-        return self.measurements.of(task.resident).prefers_sleep(missing_bytes)
+        if wanted is not None:
+            task.missing = task.missing_for(self.profile(wanted), self.sleepers.kept(wanted))
+        return self.measurements.of(task.resident).prefers_sleep(task.missing)
 
     async def _settle(self, domain: Domain, resident: ResidentId) -> None:
         task = domain.gone[resident]
@@ -330,6 +331,8 @@ class ResidentRunner:
             async with trio.open_nursery() as nursery:
                 for pool, share in domain.shares(task):
                     nursery.start_soon(self._settle_in, domain, pool, share, pending)
+            if task.is_asleep:
+                await self._fell_asleep(task)
         del domain.gone[resident]
         for pool, share in domain.shares(task):
             pool.memory.has_settled(share)
@@ -347,24 +350,23 @@ class ResidentRunner:
         seen, warning = await pool.memory.settle(share, part, expected, self.settle_timeout_s)
         if not task.is_asleep:
             measured.settle_s = trio.current_time() - began
-        elif (left := await self._fell_asleep(share, part, seen, measured)) is not None:
-            warning = left
+        elif seen is not None and share.baseline is not None and share.baseline.measured:
+            part.sleep_freed_bytes = seen.released_bytes
+            if (taken := share.footprint_bytes or part.footprint_bytes) is not None:
+                self.sleepers.note_kept(resident, pool.name, max(0, taken - seen.released_bytes))
         self._settled(pool, resident, seen, expected, trio.current_time() - began, warning)
         pending.discard(pool.name)
         if pending and not task.is_asleep:
             domain.tell(messages.Settled(resident, pool.name))
 
-    async def _fell_asleep(
-        self, share: MemoryShare, part: Footprint, seen: SettleResult | None, measured: Measurement
-    ) -> str | None:
-        """Note what a resident set free by falling asleep; where that is too little, it is stopped after all."""
-        if seen is not None and share.baseline is not None and share.baseline.measured:
-            part.sleep_freed_bytes = seen.released_bytes
-        measured.add_up(share.task.shares)
-        if measured.prefers_sleep():
-            return None
-        left = await self.sleepers.clear_away(share.task.resident)
-        return None if left is None else str(left)
+    async def _fell_asleep(self, task: ResidentTask) -> None:
+        """Stop a resident after all that fell asleep, and set too little free by that."""
+        measured = self.measurements.of(task.resident)
+        measured.add_up(task.shares)
+        if measured.prefers_sleep(task.missing):
+            return
+        if (left := await self.sleepers.clear_away(task.resident)) is not None:
+            self.notice(str(left))
 
     def _settled(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import trio
 from attrs import define, field
@@ -56,6 +57,7 @@ class ResidentTask:
         shares: what the gauge of each pool in which it lies showed of it.
         stop_asked_at: the supervisor's clock; infinity where nobody asked.
         health_scope: ends its health checks.
+        missing: the bytes that were to come free in each of its pools when it was asked to end, where known.
         is_asleep: it did not end but fell asleep.
         has_ended: nothing stays with it any more, be it gone, asleep or stuck.
         settle_scope: ends the wait for its memory.
@@ -73,6 +75,7 @@ class ResidentTask:
     shares: dict[str, MemoryShare] = field(factory=dict)
     stop_asked_at: float = math.inf
     health_scope: trio.CancelScope = field(factory=trio.CancelScope)
+    missing: dict[str, float] | None = None
     is_asleep: bool = False
     has_ended: bool = False
     settle_scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -83,14 +86,18 @@ class ResidentTask:
             return 0.0
         return max(0.0, min(until, self.ready_at) - max(since, self.started_at))
 
-    def missing_for(self, other: Profile) -> float | None:
-        """Return what has to come free of its memory for another resident, in bytes; None where that is not known."""
-        missing_bytes = 0.0
+    def missing_for(self, other: Profile, kept: Mapping[str, int]) -> dict[str, float] | None:
+        """Return the bytes that have to come free in each of its pools for another resident; None where not known.
+
+        Args:
+            kept: what the other has of each already, asleep.
+        """
+        missing: dict[str, float] = {}
         for name, share in self.shares.items():
             if other.pools and name not in other.pools:
                 continue
             need = other.need_in(name)
             if need is None or share.baseline is None or not share.baseline.measured:
                 return None
-            missing_bytes += max(0.0, need - share.baseline.available_bytes)
-        return missing_bytes
+            missing[name] = max(0.0, need - kept.get(name, 0) - share.baseline.available_bytes)
+        return missing

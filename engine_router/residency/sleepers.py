@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import trio
 from attrs import define, field
@@ -19,16 +19,31 @@ class Sleepers:
     """The residents that fell asleep, and those that are being cleared away."""
 
     _engines: Mapping[str, Engine]
-    _asleep: dict[ResidentId, None] = field(factory=dict)
+    _asleep: dict[ResidentId, dict[str, int]] = field(
+        factory=dict
+    )  # with what each keeps of its pools, in bytes
     _clearing: dict[ResidentId, trio.Event] = field(factory=dict)
 
-    def add(self, resident: ResidentId) -> None:
-        """Note that a resident fell asleep."""
-        self._asleep[resident] = None
+    def add(self, resident: ResidentId, pools: Iterable[str]) -> None:
+        """Note that a resident fell asleep, which holds something of these pools still."""
+        self._asleep[resident] = dict.fromkeys(pools, 0)
 
-    def take_others(self, resident: ResidentId) -> list[ResidentId]:
-        """Take out all residents that sleep but this one. Returns them, to be cleared away."""
-        others = [other for other in self._asleep if other != resident]
+    def note_kept(self, resident: ResidentId, pool: str, size_bytes: int) -> None:
+        """Note how much of a pool a resident keeps that sleeps."""
+        if (kept := self._asleep.get(resident)) is not None:
+            kept[pool] = size_bytes
+
+    def kept(self, resident: ResidentId) -> Mapping[str, int]:
+        """Return what a resident has of each pool already since it sleeps there, in bytes, as far as is known."""
+        return self._asleep.get(resident, {})
+
+    def take_others(self, resident: ResidentId, pools: Collection[str]) -> list[ResidentId]:
+        """Take out all residents but this one that sleep in some pools. Returns them, to be cleared away."""
+        others = [
+            other
+            for other, places in self._asleep.items()
+            if other != resident and not places.keys().isdisjoint(pools)
+        ]
         for other in others:
             del self._asleep[other]
         return others

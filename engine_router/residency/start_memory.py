@@ -140,17 +140,19 @@ class StartMemory:
 
     def _needs(self, domain: Domain, pool: Pool, resident: ResidentId) -> _Need:
         state, profile = domain.ledger.state(resident), self.profile(resident)
-        least_bytes = profile.least_in(pool.name) if profile.is_guessed else None
+        kept_bytes = self.sleepers.kept(resident).get(pool.name, 0)  # a wake takes only the rest
+        least_bytes = max(0, profile.least_in(pool.name) - kept_bytes) if profile.is_guessed else None
         if state is None or profile.need_bytes is None:
             return _Need(None, least_bytes)
+        need_bytes: float | None = state.needs[pool.name]
         if domain.ledger.budget.capacities[pool.name].is_exclusive:
             # There is no budget to keep, but others may be in the way.
-            return _Need(profile.need_in(pool.name) if self.tenants.of(pool) else None, least_bytes)
-        return _Need(int(state.needs[pool.name]), least_bytes)
+            need_bytes = profile.need_in(pool.name) if self.tenants.of(pool) else None
+        return _Need(None if need_bytes is None else max(0, int(need_bytes) - kept_bytes), least_bytes)
 
     def _make_room(self, domain: Domain, task: ResidentTask, missing: Mapping[str, int]) -> None:
         """Have something done about memory that is missing for a start."""
-        sleepers = self.sleepers.take_others(task.resident)
+        sleepers = self.sleepers.take_others(task.resident, missing)
         if not sleepers:
             for pool, missing_bytes in missing.items():
                 domain.tell(messages.Short(task.resident, missing_bytes, pool))
