@@ -12,7 +12,7 @@ import pytest
 import trio
 import yaml
 from support.scripted import supervised
-from support.scripted.kubernetes import READY, ScriptedCluster, waiting
+from support.scripted.kubernetes import READY, ScriptedCluster, failed_to_create, waiting
 from support.scripted.server import Call
 from test_kubernetes import KINDS, an_engine, kubeconfig
 
@@ -239,9 +239,7 @@ async def test_the_rights_are_those_that_the_code_needs_and_no_more(
     crashing, forbidden = ScriptedCluster(), ScriptedCluster()
     crashing.become = [waiting("CrashLoopBackOff", restarts=3, ended={"exitCode": 1})]
     forbidden.creates = False
-    forbidden.events = [
-        {"reason": "FailedCreate", "message": "quota", "lastTimestamp": "2999-01-01T00:00:00Z"}
-    ]
+    forbidden.events = [failed_to_create("ReplicaSet/vllm-5d9c7b9f4", "quota")]
     for cluster in (crashing, forbidden):
         await fail(cluster, tmp_path, calls)
     await lead(tmp_path, calls)

@@ -17,6 +17,7 @@ from support.scripted import SupervisedResident, supervised, until
 from support.scripted.kubernetes import (
     READY,
     ScriptedCluster,
+    failed_to_create,
     status_of,
     unschedulable,
     waiting,
@@ -169,15 +170,28 @@ async def test_a_start_in_vain_ends_at_once_with_its_reason(become: Json, words:
         assert cluster.pods == {}
 
 
-async def test_a_quota_is_told(tmp_path: Path) -> None:
-    cluster = ScriptedCluster()
+@pytest.mark.parametrize(
+    ("kind", "creator"),
+    [
+        ("deployment", "ReplicaSet/vllm-5d9c7b9f4"),
+        ("statefulset", "StatefulSet/vllm"),
+        ("leaderworkerset", "StatefulSet/vllm"),
+        ("leaderworkerset", "StatefulSet/vllm-0"),
+    ],
+    ids=["deployment", "statefulset", "leaders", "workers"],
+)
+async def test_a_quota_is_told(kind: str, creator: str, tmp_path: Path) -> None:
+    cluster = ScriptedCluster(kind)
     cluster.creates = False
     quota = 'pods "vllm-1" is forbidden: exceeded quota: gpus'
     cluster.events = [
-        {"reason": "FailedCreate", "message": "an old story", "lastTimestamp": "2020-01-01T00:00:00Z"},
-        {"reason": "FailedCreate", "message": quota, "lastTimestamp": "2999-01-01T00:00:00Z"},
+        failed_to_create(creator, quota),
+        failed_to_create(creator, "an older one", "2998-01-01T00:00:00Z"),
+        failed_to_create(creator, "an old story", "2020-01-01T00:00:00Z"),
+        failed_to_create("ReplicaSet/vllm-large-5d9c7b9f4", "another's"),
+        failed_to_create("StatefulSet/vllm-large", "another's"),
     ]
-    async with an_engine(cluster, tmp_path) as engine, supervised(engine, "m") as life:
+    async with an_engine(cluster, tmp_path, kind=kind) as engine, supervised(engine, "m") as life:
         await life.over.wait()
         assert life.error is not None
         assert f"cannot be started: FailedCreate: {quota}" in life.error.message

@@ -8,6 +8,8 @@ import json
 import os
 import random
 import signal
+import socket
+import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,7 +41,7 @@ class Leases:
     """An API server with one Lease, that answers at once or late, and for some routers not at all."""
 
     def __init__(self, chance: random.Random, slowest_s: float = 0.0) -> None:
-        self.delays_s = (0.0, 0.01, slowest_s / 10, slowest_s)
+        self.delays_s: tuple[float, ...] = (0.0, 0.01, slowest_s / 10, slowest_s)
         self.lease_: dict[str, Any] | None = None
         self.version = 0
         self.cut_off: set[str] = set()
@@ -300,6 +302,79 @@ async def test_an_answer_ends_in_peace_although_this_router_leads_now(
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert answer.endswith(b"}}")
     assert b"retry-after: %d\r\n" % (1 if is_reaching else 60) in answer
+
+
+REQUEST = b"POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\nx"
+BEGINNING = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "expected"),
+    [
+        (REQUEST, b"", b"HTTP/1.1 503 "),
+        (REQUEST, BEGINNING, BEGINNING),
+        (b"\x16\x03\x01", b"", b""),
+        (b"PRI * HTTP/2.0\r\n\r\n", b"", b""),
+        (REQUEST, b"HTTP/1.1 101 Switching Protocols\r\n", b"HTTP/1.1 101 Switching Protocols\r\n"),
+        (b"", b"", b""),
+    ],
+    ids=["unanswered", "answered", "tls", "http2", "websocket", "idle"],
+)
+@pytest.mark.parametrize("ends_by", ["end", "reset", "lead"])
+async def test_a_request_that_a_failed_leader_has_not_answered_is_refused(
+    request_: bytes, answer: bytes, expected: bytes, ends_by: str
+) -> None:
+    heard, over = trio.Event(), trio.Event()
+
+    async def fail(stream: trio.SocketStream) -> None:
+        if request_:
+            await stream.receive_some()
+        if answer:
+            await stream.send_all(answer)
+        heard.set()
+        await over.wait()
+        if ends_by == "reset":
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+
+    server = parse_config('[server]\nhost = ["127.0.0.1"]\n[engines.a]\ntype = "ollama"').server
+    (sock,) = listen(server, 0)
+    with sock, trio.fail_after(100):
+        async with trio.open_nursery() as outer, await trio.open_tcp_stream(*sock.getsockname()) as client:
+            (listener,) = await outer.start(functools.partial(trio.serve_tcp, fail, 0, host="127.0.0.1"))
+            leader = Known(f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+            standing_by = await outer.start(until_cancelled, [sock], leader, outer)
+            if request_:
+                await client.send_all(request_)
+            await heard.wait()
+            received = b""
+            while len(received) < len(answer):
+                received += await client.receive_some()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            standing_by.cancel() if ends_by == "lead" else over.set()
+            try:
+                while piece := await client.receive_some():
+                    received += piece
+            except trio.BrokenResourceError:
+                assert ends_by == "reset"
+            outer.cancel_scope.cancel()
+    assert received.startswith(expected)
+    assert bool(received) == bool(expected)
+    assert received.count(b"HTTP/1.1 503 ") == (expected == b"HTTP/1.1 503 ")
+    if ends_by == "lead" and expected == b"HTTP/1.1 503 ":
+        assert b"retry-after: 1\r\n" in received
+
+
+async def until_cancelled(
+    sockets: list[socket.socket],
+    leader: Known,
+    refusals: trio.Nursery,
+    *,
+    task_status: trio.TaskStatus[trio.CancelScope],
+) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await stand_by(sockets, leader, refusals)
 
 
 async def test_what_a_client_sends_reaches_the_leader_and_streams_come_back() -> None:

@@ -9,12 +9,12 @@ import json
 import logging
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,10 @@ _LINGER_S: Final = 10.0
 _HEARD_S: Final = 1.0
 # Seconds after which a client shall come again where this router has just become the leader.
 _SOON_S: Final = 1
+# How connections begin whose clients would not understand an answer in HTTP/1; and how the leader agrees to something else.
+_TLS: Final = b"\x16"
+_HTTP2: Final = b"PRI * HTTP/2"
+_SWITCHING: Final = b"HTTP/1.1 101"
 # And for one piece to be taken, whoever gets it.
 _SEND_WITHIN_S: Final = 120.0
 
@@ -104,22 +108,58 @@ async def _accepted(sock: socket.socket) -> socket.socket:
 
 
 async def _pass_on(client: trio.SocketStream, standby: _Standby, place: object) -> None:
-    server, after_s = None, _SOON_S
+    passed, after_s = _Passed(), _SOON_S
     try:
         server = await _reached_leader(standby.leader)
+        if server is not None:
+            passed.is_waiting = False
+            async with server, trio.open_nursery() as nursery:
+                scope = nursery.cancel_scope
+                nursery.start_soon(_pump, client, server, scope, passed.from_client)
+                await _pump(server, client, scope, passed.from_leader)
+                scope.deadline = trio.current_time() + _LINGER_S
         after_s = math.ceil(standby.leader.takeover_s)
-    finally:  # also where this router has just become the leader: the client comes again, to that
-        if server is None:
-            standby.refusals.start_soon(_refuse, client, standby.places, place, after_s)
-    if server is None:
-        return
-    try:
-        async with client, server, trio.open_nursery() as nursery:
-            nursery.start_soon(_pump, client, server, nursery.cancel_scope)
-            await _pump(server, client, nursery.cancel_scope)
-            nursery.cancel_scope.deadline = trio.current_time() + _LINGER_S
-    finally:
-        standby.places.release_on_behalf_of(place)
+    finally:  # also where this router has just become the leader: then the client comes again soon
+        if passed.has_to_be_told:
+            standby.refusals.start_soon(_refuse, client, passed, standby.places, place, after_s)
+        else:
+            client.socket.close()
+            standby.places.release_on_behalf_of(place)
+
+
+@define(eq=False, repr=False)
+class _Passed:
+    """What has passed on a connection.
+
+    Attributes:
+        is_heard: the client has said something.
+        is_waiting: it has had no answer to the last thing that it said, or no leader was reached yet.
+        is_plain: it speaks HTTP/1, so that it understands an answer in it.
+    """
+
+    is_heard: bool = False
+    is_waiting: bool = True
+    is_plain: bool = True
+
+    @property
+    def has_to_be_told(self) -> bool:
+        """True where the client would otherwise see its connection end without an answer."""
+        return self.is_plain and self.is_waiting
+
+    def from_client(self, data: bytes) -> bool:
+        """Note what the client says; at its end, pass that on."""
+        if data and not self.is_heard:
+            self.is_heard = True
+            self.is_plain = not data.startswith((_TLS, _HTTP2))
+        self.is_waiting = self.is_waiting or bool(data)
+        return True
+
+    def from_leader(self, data: bytes) -> bool:
+        """Note what the leader answers; at its end, return whether to pass that on."""
+        if data:
+            self.is_waiting = False
+            self.is_plain = self.is_plain and not data.startswith(_SWITCHING)
+        return not self.has_to_be_told
 
 
 async def _reached_leader(leader: Leader) -> trio.SocketStream | None:
@@ -144,11 +184,11 @@ async def _reached(address: str | None) -> trio.SocketStream | None:
 
 
 async def _refuse(
-    client: trio.SocketStream, places: trio.CapacityLimiter, place: object, after_s: int
+    client: trio.SocketStream, passed: _Passed, places: trio.CapacityLimiter, place: object, after_s: int
 ) -> None:
     try:
         async with client:
-            with trio.move_on_after(_HEARD_S):
+            with trio.move_on_after(0 if passed.is_heard else _HEARD_S):
                 await client.receive_some(_PIECE_BYTES)
             with trio.move_on_after(_HEARD_S):
                 await client.send_all(_HEAD % (after_s, len(_BODY)) + _BODY)
@@ -161,14 +201,27 @@ async def _refuse(
         places.release_on_behalf_of(place)
 
 
-async def _pump(source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
-    """Pass on what comes from one side until it ends its side; a break ends both."""
+async def _pump(
+    source: trio.SocketStream,
+    target: trio.SocketStream,
+    scope: trio.CancelScope,
+    note: Callable[[bytes], bool],
+) -> None:
+    """Pass on what comes from one side until it ends its side; a break ends both.
+
+    Args:
+        note: called with each piece, and with an empty one at the end; False there for an end that is not passed on.
+    """
     try:
         while data := await source.receive_some(_PIECE_BYTES):
+            note(data)
             with trio.move_on_after(_SEND_WITHIN_S) as sending:
                 await target.send_all(data)
             if sending.cancelled_caught:  # it reads nothing: its place is another's
                 scope.cancel()
-        await target.send_eof()
+        if note(b""):
+            await target.send_eof()
+        else:
+            scope.cancel()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         scope.cancel()

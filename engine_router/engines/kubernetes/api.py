@@ -137,9 +137,9 @@ class KubernetesApi:
             if error is not None:
                 raise error
 
-    async def events(self, namespace: str, name: str) -> list[Json]:
-        """Return the events of an object, by its name."""
-        query = {"fieldSelector": f"involvedObject.name={name}", "limit": "100"}
+    async def events(self, namespace: str, reason: str, kind: str) -> list[Json]:
+        """Return what happened for one reason to objects of one kind, such as a `ReplicaSet`."""
+        query = {"fieldSelector": f"reason={reason},involvedObject.kind={kind}", "limit": "500"}
         found = await self._call("GET", f"/api/v1/namespaces/{quote(namespace)}/events", query)
         items = dig(found, "items")
         return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []

@@ -312,11 +312,12 @@ class _Workload:
 
     async def _raise_if_not_created(self, began_at: str) -> None:
         api = await self.engine.api()
+        workload = self.config.kind, self.config.workload_name
         try:
-            events = await api.events(self.engine.namespace(api), self.config.workload_name)
+            why = await failed_creation(api, self.engine.namespace(api), workload, began_at)
         except ApiError:
             return  # it says more than is needed
-        if (why := failed_creation(events, began_at)) is not None:
+        if why is not None:
             raise EngineStartFailed(self.name, f"cannot be started: {why}")
 
     async def _until_no_pod(self, watch: PodWatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -27,6 +28,12 @@ _IN_VAIN: Final = frozenset(
         "CrashLoopBackOff",
     )
 )
+# What creates the Pods of each kind of workload, and is told about in events: its kind, and its name by the workload's.
+_CREATORS: Final = {
+    "deployment": ("ReplicaSet", "{}-[a-z0-9]+"),
+    "statefulset": ("StatefulSet", "{}"),
+    "leaderworkerset": ("StatefulSet", "{}(-[0-9]+)?"),  # of the leaders, and one of each leader's workers
+}
 _MESSAGE_CHARS: Final = 300
 # Seconds after which a watch that ends is none that a proxy or a server ends at once, each time.
 _LASTING_S: Final = 5.0
@@ -134,17 +141,27 @@ def _words(reason: object, message: object) -> str:
     return one_line(said, _MESSAGE_CHARS)
 
 
-def failed_creation(events: list[Json], since: str) -> str | None:
-    """Return why a workload's Pods cannot even be created, such as a quota, by its events; None where they can.
+async def failed_creation(
+    api: KubernetesApi, namespace: str, workload: tuple[str, str], since: str
+) -> str | None:
+    """Return why a workload's Pods cannot even be created, such as a quota; None where they can.
 
     Args:
+        workload: its kind, and its name.
         since: an RFC 3339 time in UTC; what was told before does not count.
+
+    Raises:
+        ApiError: that cannot be told.
     """
-    for event in reversed(events):
-        at = str(event.get("lastTimestamp") or event.get("eventTime") or "")
-        if event.get("reason") == "FailedCreate" and (not at or at >= since):
-            return _words("FailedCreate", event.get("message"))
-    return None
+    kind, name = workload
+    creator, pattern = _CREATORS[kind]
+    is_creator = re.compile(pattern.format(re.escape(name))).fullmatch
+    newest, why = since, None
+    for event in await api.events(namespace, "FailedCreate", creator):
+        at = str(event.get("lastTimestamp") or event.get("eventTime") or since)
+        if at >= newest and is_creator(str(dig(event, "involvedObject.name") or "")):
+            newest, why = at, _words("FailedCreate", event.get("message"))
+    return why
 
 
 @define(eq=False, repr=False)

@@ -47,6 +47,17 @@ def unschedulable(message: str) -> Json:
     return {"phase": "Pending", "conditions": [condition]}
 
 
+def failed_to_create(creator: str, message: str, at: str = "2999-01-01T00:00:00Z") -> Json:
+    """Return an event of what creates Pods, which is a ReplicaSet where the workload is a Deployment.
+
+    Args:
+        creator: its kind and its name.
+    """
+    kind, _, name = creator.partition("/")
+    involved = {"kind": kind, "name": name}
+    return {"reason": "FailedCreate", "involvedObject": involved, "message": message, "lastTimestamp": at}
+
+
 READY: Json = {
     "phase": "Running",
     "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
@@ -69,7 +80,7 @@ class ScriptedCluster(ScriptedServer):
         pods: by name.
         refusals: answers to calls of a kind (scale, patch, pods, watch, events, log), each used once.
         lines: what a container has written.
-        events: of the workload.
+        events: of what creates Pods, and of anything else; see `failed_to_create`.
         leases: by name.
         is_stuck: Pods do not go.
         is_deleted: there is no such workload any more.
@@ -181,7 +192,7 @@ class ScriptedCluster(ScriptedServer):
             case ("GET", path) if path == PODS:
                 return ("watch", self._watch) if "watch=1" in call.query else ("pods", self._pods)
             case ("GET", "/api/v1/namespaces/models/events"):
-                return "events", lambda _call: as_json({"items": self.events})
+                return "events", self._events
             case ("GET", path) if path.endswith("/log"):
                 return "log", lambda _call: Answer(200, "\n".join(self.lines).encode(), "text/plain")
             case (_, path) if path.startswith(LEASES):
@@ -213,6 +224,16 @@ class ScriptedCluster(ScriptedServer):
         self.leases[name] = copy.deepcopy(call.body)
         self.leases[name]["metadata"]["resourceVersion"] = str(self._version)
         return as_json(self.leases[name])
+
+    def _events(self, call: Call) -> Answer:
+        (selector,) = parse_qs(call.query)["fieldSelector"]
+        reason, kind = (word.partition("=")[2] for word in selector.split(","))
+        found = [
+            event
+            for event in self.events
+            if (event["reason"], event["involvedObject"]["kind"]) == (reason, kind)
+        ]
+        return as_json({"items": found})
 
     def _scale(self, _call: Call) -> Answer:
         status = {"replicas": len(self.pods), "selector": self.told}
