@@ -1,7 +1,9 @@
 """Sleep and files, as residency decides: who sleeps, who is stopped after all, whose files are read ahead."""
 
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 import attrs
 import pytest
@@ -10,12 +12,12 @@ import trio.testing
 from support.simulated_memory import GIB, SimulatedMemory
 
 from engine_router.engines.base import Ended, Endpoint, EngineLogs, ResidentId, Supervision
-from engine_router.events import EventHub
+from engine_router.events import EventHub, RequestEnded
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.rules import Capacity, ResidencySettings, Rules, Traits
 from engine_router.residency.supervisor import Supervisor
 
-A, B = ResidentId("a"), ResidentId("b")
+A, B, C = ResidentId("a"), ResidentId("b"), ResidentId("c")
 
 
 @attrs.define(eq=False)
@@ -123,29 +125,62 @@ class Lab:
             lease.release()
         return waited
 
+    def save(self, resident: ResidentId, seconds: float) -> None:
+        """Have a resident's cache save some seconds: it found the tokens that would have been read in these."""
+        read = ended(resident, tokens_in=1000, first_token_s=1.0)
+        self.state.speeds.note(read)
+        self.state.speeds.note(ended(resident, tokens_in=10**6, tokens_cached=int(1000 * seconds)))
+
+
+def ended(resident: ResidentId, **figures: float) -> RequestEnded:
+    return RequestEnded(
+        at=trio.current_time(),
+        model="m",
+        engine=resident.engine,
+        path="/v1/chat/completions",
+        status=200,
+        duration_s=1.0,
+        **figures,  # type: ignore[arg-type]
+    )
+
 
 @asynccontextmanager
-async def lab(*, files: bool = False, budget: int | None = None, **options: object) -> AsyncIterator[Lab]:
+async def lab(
+    *,
+    files: bool = False,
+    budget: int | None = None,
+    sizes: Mapping[str, int] = MappingProxyType({"a": 40, "b": 40}),
+    idle_s: float = math.inf,
+    **options: object,
+) -> AsyncIterator[Lab]:
     story: list[str] = []
     memory = SimulatedMemory(shared=True, total_bytes=64 * GIB)
-    engines = {name: Dozer(name, memory, story, **options) for name in "ab"}  # type: ignore[arg-type]
+    engines = {
+        name: Dozer(name, memory, story, size_bytes=size * GIB, **options)  # type: ignore[arg-type]
+        for name, size in sizes.items()
+    }
     state = Measurements()
     shelf = Shelf(story) if files else None
     layout = ResidencySettings(
         capacities={"default": Capacity(budget_bytes=budget)},
-        traits=lambda _: Traits(declared_bytes=engines["a"].size_bytes if budget else None),
+        traits=lambda resident: Traits(
+            declared_bytes=engines[resident.engine].size_bytes if budget else None,
+            cache_sleeps=True,
+            idle_timeout_s=idle_s,
+        ),
         **({"files": shelf} if shelf else {}),
     )
     async with trio.open_nursery() as nursery:
         supervisor = Supervisor(
             engines=engines,
             gauges={"default": memory},
-            pools_of=dict.fromkeys("ab", ("default",)),
+            pools_of=dict.fromkeys(engines, ("default",)),
             rules=Rules(),
             settle_timeout_s=25.0,
             hub=EventHub(),
             measurements=state,
             settings=layout,
+            wall_clock=trio.current_time,
         )
         await nursery.start(supervisor.run)
         yield Lab(supervisor, memory, engines, state, story)
@@ -237,3 +272,75 @@ async def test_files_of_who_was_stopped_are_dropped_before_its_memory_is_waited_
         await it.use(A)
         await it.use(B)
         assert it.story.index("stop a") < it.story.index("drop a") < it.story.index("start b")
+
+
+@pytest.mark.parametrize(("saved", "cleared"), [("b", "a"), ("a", "b")])
+async def test_of_those_that_sleep_only_the_one_goes_whose_cache_saved_less(
+    autojump_clock: trio.testing.MockClock, saved: str, cleared: str
+) -> None:
+    async with lab(sizes={"a": 30, "b": 30, "c": 50}, budget=60 * GIB, kept_bytes=4 * GIB) as it:
+        await it.use(A)
+        await it.use(B)
+        it.save(ResidentId(saved), 100.0)
+        it.memory.others_bytes = 8 * GIB
+        await it.use(C)
+        # 64 GiB, less 8 of others and twice 4 of sleepers: 48 are free, and 50 less 2.5 of slack would do.
+        assert it.story[4:] == ["start c"]
+        await it.use(A)
+        it.memory.others_bytes = 11 * GIB
+        it.story.clear()
+        await it.use(C)
+        assert it.story[0] == "sleep a"
+        assert [line for line in it.story if "clear" in line] == [f"clear {cleared}"]
+
+
+@pytest.mark.parametrize(
+    ("saved_s", "goes"), [(0.0, "clear a"), (5.0, "sleep b"), (300.0, "sleep b")], ids=str
+)
+async def test_an_idle_resident_goes_for_a_sleeper_whose_cache_saved_more(
+    autojump_clock: trio.testing.MockClock, saved_s: float, goes: str
+) -> None:
+    async with lab(sizes={"a": 30, "b": 40, "c": 20}, budget=60 * GIB, kept_bytes=4 * GIB) as it:
+        await it.use(A)
+        it.save(A, saved_s)
+        await it.use(B)
+        it.memory.others_bytes = 4 * GIB
+        it.story.clear()
+        await it.use(C)  # 16 GiB are free: 3 are missing
+        assert it.story == [goes, "start c"]
+
+
+@pytest.mark.parametrize(
+    ("saved_s", "is_beside", "exit_"),
+    [(0.0, True, "stop a"), (300.0, True, "sleep a"), (300.0, False, "stop a")],
+    ids=str,
+)
+async def test_one_whose_cache_saved_much_sleeps_where_another_can_bring_the_rest(
+    autojump_clock: trio.testing.MockClock, saved_s: float, is_beside: bool, exit_: str
+) -> None:
+    async with lab(sizes={"a": 30, "b": 10, "c": 40}, budget=60 * GIB, kept_bytes=14 * GIB) as it:
+        it.engines["b"].kept_bytes = 1 * GIB
+        if is_beside:
+            await it.use(B)
+        await it.use(A)
+        it.state.of(A).sleep_freed_bytes, it.state.of(A).wake_s = 16 * GIB, 1.0
+        it.save(A, saved_s)
+        await it.use(A)
+        it.memory.others_bytes = 4 * GIB if is_beside else 14 * GIB
+        it.story.clear()
+        await it.use(C)  # 20 GiB are free: sleep would bring 16 of the 20 that are missing
+        assert it.story[0] == exit_
+        assert it.story[-1] == "start c"
+
+
+@pytest.mark.parametrize(("saved_s", "story"), [(0.0, ["stop a"]), (30.0, ["sleep a"])], ids=str)
+async def test_one_that_was_idle_for_long_sleeps_for_its_cache_though_that_frees_little(
+    autojump_clock: trio.testing.MockClock, saved_s: float, story: list[str]
+) -> None:
+    async with lab(budget=60 * GIB, kept_bytes=20 * GIB, idle_s=100.0) as it:
+        await it.use(A)
+        it.state.of(A).sleep_freed_bytes, it.state.of(A).wake_s = 20 * GIB, 1.0
+        it.save(A, saved_s)
+        it.story.clear()
+        await trio.sleep(120.0)
+        assert it.story == story

@@ -133,6 +133,32 @@ def test_the_cheaper_exit_that_frees_enough(
     assert measured.prefers_sleep(missing) is sleeps
 
 
+_SLEPT = Measurement(100, start_s=60.0, sleep_freed_bytes=50, wake_s=10.0)
+
+
+@pytest.mark.parametrize(
+    ("measured", "wanted_bytes", "cache_s", "rest_s", "sleeps"),
+    [
+        # It wakes more slowly than it starts, and has nothing to read again then.
+        (Measurement(100, start_s=60.0, sleep_freed_bytes=99, wake_s=70.0), None, 5.0, None, False),
+        (Measurement(100, start_s=60.0, sleep_freed_bytes=99, wake_s=70.0), None, 20.0, None, True),
+        # Sleep frees half: the rest is worth another start, unless it is known what it costs.
+        (_SLEPT, None, 9.0, None, False),
+        (_SLEPT, None, 11.0, None, True),
+        (_SLEPT, 80, 30.0, 90.0, False),
+        (_SLEPT, 80, 30.0, 70.0, True),
+        (_SLEPT, 80, 30.0, math.inf, False),
+        (_SLEPT, 50, 0.0, math.inf, True),
+        (Measurement(100, sleep_freed_bytes=50), 80, 500.0, 1.0, False),
+    ],
+)
+def test_the_cheaper_exit_counts_what_the_cache_holds(
+    measured: Measurement, wanted_bytes: float | None, cache_s: float, rest_s: float | None, sleeps: bool
+) -> None:
+    missing = None if wanted_bytes is None else {"default": wanted_bytes}
+    assert measured.prefers_sleep(missing, cache_s=cache_s, rest_s=rest_s) is sleeps
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -120,6 +120,13 @@ def keeps_context(engine: AnyEngineConfig) -> bool:
     return bool(cache.survives_stop or (sleeps and cache.survives_sleep))
 
 
+def loses_by_stop(engine: AnyEngineConfig) -> bool:
+    """Tell whether an engine still has what it has read after sleep, and not after a stop."""
+    cache = prefix_cache_of(engine)
+    sleeps = isinstance(engine, StartedConfig) and engine.sleep is not None
+    return cache is not None and sleeps and bool(cache.survives_sleep) and not cache.survives_stop
+
+
 def prefix_cache_hints(engine: AnyEngineConfig) -> Iterator[tuple[str, str]]:
     """Yield what will not be kept though it looks so, each as (key of the engine's table, words)."""
     command = _command(engine)

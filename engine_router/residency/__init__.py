@@ -9,6 +9,8 @@ request holds; `read_model`, all that is shown; `messages.Ticket`, `Phase`, `rul
   `planning`, with `memory_budget`, `failures`, `idle_gaps` and each `resident_state`. `messages` go in and come out.
 - `resident_runner`: a task for each resident (`resident_task`); with `start_memory`, `health`, `sleepers`, `adoption`,
   `files`.
+- `reclaim`: who is given up for memory that a start lacks, asleep or idle, by `sleep_choice` (pure) and what caches have saved
+  (`cache_savings`).
 - `other_programs`: whoever else holds a pool's memory; `tenants` are asked for theirs (`tenant_calls`), and `pressure_watch`
   has idle residents go for them, as `pressure` judges.
 - `pool_memory`: the gauge, and what starts and stops do to it (`memory_attribution`).

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -21,6 +21,18 @@ HALF_LIFE_S: Final = 60.0
 _MOST_COMBINED: Final = 8
 
 
+class TakesRoom(Protocol):
+    """Something that takes room in memories, and may be made to go."""
+
+    @property
+    def needs(self) -> Mapping[str, float]:
+        """What it takes of each, in bytes."""
+        ...
+
+
+V = TypeVar("V", bound=TakesRoom)
+
+
 @frozen
 class Lack:
     """The room that is missing in one memory.
@@ -35,7 +47,7 @@ class Lack:
     size_bytes: float
     residents: int
 
-    def is_covered_by(self, chosen: Collection[ResidentState]) -> bool:
+    def is_covered_by(self, chosen: Collection[TakesRoom]) -> bool:
         """Tell whether it would be enough if these went."""
         pool = self.pool
         if self.residents and sum(pool in victim.needs for victim in chosen) < self.residents:
@@ -53,15 +65,15 @@ class Shortage:
 
     lacks: tuple[Lack, ...]
 
-    def is_covered_by(self, victims: Collection[ResidentState]) -> bool:
+    def is_covered_by(self, victims: Collection[TakesRoom]) -> bool:
         """Tell whether it would be enough if these went."""
         return all(lack.is_covered_by(victims) for lack in self.lacks)
 
-    def is_eased_by(self, victim: ResidentState) -> bool:
+    def is_eased_by(self, victim: TakesRoom) -> bool:
         """Tell whether one lies where there is too little."""
         return any(lack.pool in victim.needs for lack in self.lacks)
 
-    def eased_bytes(self, victim: ResidentState) -> float:
+    def eased_bytes(self, victim: TakesRoom) -> float:
         """Return how much of what is missing one would bring."""
         return sum(min(victim.needs.get(lack.pool, 0), lack.size_bytes) for lack in self.lacks)
 
@@ -84,9 +96,7 @@ def eviction_cost(state: ResidentState, profile: Profile, now: float) -> float:
     return reload_s * HALF_LIFE_S / (HALF_LIFE_S + idle_s)
 
 
-def cheapest(
-    candidates: Sequence[ResidentState], shortage: Shortage, cost: Callable[[ResidentState], float]
-) -> list[ResidentState] | None:
+def cheapest(candidates: Sequence[V], shortage: Shortage, cost: Callable[[V], float]) -> list[V] | None:
     """Return the victims that cost least and are enough (Rule 5); None where all together are not.
 
     Exact up to eight candidates. Beyond that, the cheapest by size are taken until it is enough, and whoever
@@ -107,14 +117,12 @@ def cheapest(
     return _greedy(candidates, shortage, costs.__getitem__)
 
 
-def _greedy(
-    candidates: Sequence[ResidentState], shortage: Shortage, cost: Callable[[ResidentState], float]
-) -> list[ResidentState]:
+def _greedy(candidates: Sequence[V], shortage: Shortage, cost: Callable[[V], float]) -> list[V]:
     # Smaller than what is missing counts by what it contributes, larger by no more than is needed.
-    def price(state: ResidentState) -> float:
+    def price(state: V) -> float:
         return cost(state) / max(1.0, shortage.eased_bytes(state))
 
-    chosen: list[ResidentState] = []
+    chosen: list[V] = []
     for candidate in sorted(candidates, key=price):
         if shortage.is_covered_by(chosen):
             break

@@ -41,6 +41,13 @@ class Footprint:
     release_ratio: float | None = None
     sleep_freed_bytes: int | None = None
 
+    @property
+    def asleep_bytes(self) -> int | None:
+        """The memory that it still has while it sleeps; None where that was not measured."""
+        if self.footprint_bytes is None or self.sleep_freed_bytes is None:
+            return None
+        return max(0, self.footprint_bytes - self.sleep_freed_bytes)
+
     def frees_asleep(self, wanted_bytes: float) -> bool:
         """Tell whether so much came back when it fell asleep; True as long as that is not known."""
         return self.sleep_freed_bytes is None or self.sleep_freed_bytes >= wanted_bytes
@@ -80,16 +87,33 @@ class Measurement(Footprint):
         sizes = {pool: part.footprint_bytes for pool, part in self.shares.items() if part.footprint_bytes}
         return {pool: sizes[pool] for pool in pools} if sizes.keys() >= set(pools) else None
 
-    def prefers_sleep(self, missing: Mapping[str, float] | None = None) -> bool:
-        """Tell whether it should sleep rather than be stopped: that has freed enough, and wakes faster than it starts.
+    def prefers_sleep(
+        self,
+        missing: Mapping[str, float] | None = None,
+        *,
+        cache_s: float = 0.0,
+        rest_s: float | None = None,
+    ) -> bool:
+        """Tell whether it should sleep rather than be stopped: that costs less time in the end.
 
-        True as well as long as it never slept: only a try can tell.
+        A stop costs its start, and the reading of what its cache holds; sleep costs its wake, and, where it does not
+        free enough, the time to make the rest free. True as well as long as it never slept: only a try can tell.
 
         Args:
             missing: the bytes that have to come free in each of its pools; None for nearly all that it took.
+            cache_s: seconds of reading that its cache has saved lately, where that survives sleep and no stop.
+            rest_s: seconds that it costs to make free what sleep does not; as much as its own start when absent.
         """
-        if self.wake_s is not None and self.start_s is not None and self.wake_s >= self.start_s:
+        stop_s = None if self.start_s is None else self.start_s + cache_s
+        if self.wake_s is not None and stop_s is not None and self.wake_s >= stop_s:
             return False
+        if self._is_enough_asleep(missing):
+            return True
+        if stop_s is None or self.start_s is None:
+            return False
+        return (self.wake_s or 0.0) + (self.start_s if rest_s is None else rest_s) < stop_s
+
+    def _is_enough_asleep(self, missing: Mapping[str, float] | None) -> bool:
         if missing is None:
             return self.frees_asleep((self.footprint_bytes or 0) * SLEEP_SHARE)
         parts = ((self.shares.get(pool, self), size_bytes) for pool, size_bytes in missing.items())

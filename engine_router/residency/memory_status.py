@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from attrs import frozen
 
 from engine_router.memory import MemoryReading
-from engine_router.residency.measurements import Measurement
 
 
 @frozen(kw_only=True)
@@ -50,13 +49,6 @@ def memory_status(
         foreign_bytes=foreign,
         asleep_bytes=slept_bytes,
     )
-
-
-def asleep_bytes(measured: Measurement) -> int | None:
-    """Return the memory that a resident still has while it sleeps; None where that was not measured."""
-    if measured.footprint_bytes is None or measured.sleep_freed_bytes is None:
-        return None
-    return max(0, measured.footprint_bytes - measured.sleep_freed_bytes)
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:

@@ -197,6 +197,11 @@ class PoolMemory:
             )
         return seen, None
 
+    def is_clear(self, share: MemoryShare) -> bool:
+        """Tell whether what was measured of a stop, or of falling asleep, was this task's doing alone."""
+        is_measured = share.baseline is not None and share.baseline.measured
+        return is_measured and self._attribution.is_clear(share)
+
     def stop_failed(self, share: MemoryShare) -> None:
         """Note that a resident is still there, though its stop was asked for."""
         share.task.has_ended = True

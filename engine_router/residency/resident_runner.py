@@ -27,6 +27,7 @@ from engine_router.residency.ledger import Phase, Profile
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.pool import Pool
 from engine_router.residency.pressure_watch import PressureWatch
+from engine_router.residency.reclaim import Reclaim
 from engine_router.residency.resident_task import MemoryShare, ResidentTask
 from engine_router.residency.rules import ResidencySettings
 from engine_router.residency.sleepers import Sleepers
@@ -69,6 +70,7 @@ class ResidentRunner:
     is_closing: bool = False
     sleepers: Sleepers = field(init=False)
     tenants: Tenants = field(init=False)
+    reclaim: Reclaim = field(init=False)
     start_memory: StartMemory = field(init=False)
     pressure: PressureWatch = field(init=False)
     _read_ahead: ReadAhead = field(factory=ReadAhead)
@@ -77,9 +79,14 @@ class ResidentRunner:
         self.sleepers = Sleepers(self.engines)
         self.tenants = Tenants(listed=lambda: self.settings.tenants, spawn=self.spawn, notice=self.notice)
         self.pressure = PressureWatch(spawn=self.spawn, notice=self.notice)
-        self.start_memory = StartMemory(
-            profile=self.profile, sleepers=self.sleepers, spawn=self.spawn, tenants=self.tenants
+        self.reclaim = Reclaim(
+            profile=self.profile,
+            settings=lambda: self.settings,
+            measurements=self.measurements,
+            sleepers=self.sleepers,
+            wall_clock=self.wall_clock,
         )
+        self.start_memory = StartMemory(reclaim=self.reclaim, spawn=self.spawn, tenants=self.tenants)
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run a function until it ends, or the router does."""
@@ -316,8 +323,9 @@ class ResidentRunner:
         if self.is_closing or state is None or state.unloading or state.down is not None:
             return False
         if wanted is not None:
-            task.missing = task.missing_for(self.profile(wanted), self.sleepers.kept(wanted))
-        return self.measurements.of(task.resident).prefers_sleep(task.missing)
+            task.wanted, kept = wanted, self.sleepers.kept(wanted)
+            task.missing = task.missing_for(self.profile(wanted), kept)
+        return self.reclaim.prefers_sleep(domain, task)
 
     async def _settle(self, domain: Domain, resident: ResidentId) -> None:
         task = domain.gone[resident]
@@ -332,7 +340,7 @@ class ResidentRunner:
                 for pool, share in domain.shares(task):
                     nursery.start_soon(self._settle_in, domain, pool, share, pending)
             if task.is_asleep:
-                await self._fell_asleep(task)
+                await self._fell_asleep(domain, task)
         del domain.gone[resident]
         for pool, share in domain.shares(task):
             pool.memory.has_settled(share)
@@ -350,7 +358,7 @@ class ResidentRunner:
         seen, warning = await pool.memory.settle(share, part, expected, self.settle_timeout_s)
         if not task.is_asleep:
             measured.settle_s = trio.current_time() - began
-        elif seen is not None and share.baseline is not None and share.baseline.measured:
+        elif seen is not None and share.baseline is not None and pool.memory.is_clear(share):
             part.sleep_freed_bytes = seen.released_bytes
             if (taken := share.footprint_bytes or part.footprint_bytes) is not None:
                 self.sleepers.note_kept(resident, pool.name, max(0, taken - seen.released_bytes))
@@ -359,11 +367,10 @@ class ResidentRunner:
         if pending and not task.is_asleep:
             domain.tell(messages.Settled(resident, pool.name))
 
-    async def _fell_asleep(self, task: ResidentTask) -> None:
+    async def _fell_asleep(self, domain: Domain, task: ResidentTask) -> None:
         """Stop a resident after all that fell asleep, and set too little free by that."""
-        measured = self.measurements.of(task.resident)
-        measured.add_up(task.shares)
-        if measured.prefers_sleep(task.missing):
+        self.measurements.of(task.resident).add_up(task.shares)
+        if self.reclaim.prefers_sleep(domain, task):
             return
         if (left := await self.sleepers.clear_away(task.resident)) is not None:
             self.notice(str(left))

@@ -58,6 +58,7 @@ class ResidentTask:
         stop_asked_at: the supervisor's clock; infinity where nobody asked.
         health_scope: ends its health checks.
         missing: the bytes that were to come free in each of its pools when it was asked to end, where known.
+        wanted: who was to start in its place.
         is_asleep: it did not end but fell asleep.
         has_ended: nothing stays with it any more, be it gone, asleep or stuck.
         settle_scope: ends the wait for its memory.
@@ -76,6 +77,7 @@ class ResidentTask:
     stop_asked_at: float = math.inf
     health_scope: trio.CancelScope = field(factory=trio.CancelScope)
     missing: dict[str, float] | None = None
+    wanted: ResidentId | None = None
     is_asleep: bool = False
     has_ended: bool = False
     settle_scope: trio.CancelScope = field(factory=trio.CancelScope)

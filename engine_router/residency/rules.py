@@ -12,6 +12,7 @@ from attrs import evolve, field, frozen
 
 from engine_router.config import TenantConfig
 from engine_router.engines.base import ResidentId
+from engine_router.residency.cache_savings import ResidentOf
 from engine_router.residency.files import Files, NoFiles
 from engine_router.residency.measurements import Measurement
 
@@ -158,6 +159,7 @@ class Traits:
         declared_needs: the same of each of its pools, where it lies across several and that is declared.
         estimated_bytes: memory that it needs, by its weights and context.
         weights_bytes: memory that its weights alone need.
+        cache_sleeps: what it has read of prompts is still there after sleep, and not after a stop.
     """
 
     pools: tuple[str, ...] = ()
@@ -172,6 +174,7 @@ class Traits:
     is_always_there: bool = False
     max_leases: float = math.inf
     keeps_context: bool = False
+    cache_sleeps: bool = False
 
     def profile(self, measured: Measurement) -> Profile:
         """Return what is known of the resident: what is declared goes before what was measured, and both before guesses."""
@@ -200,6 +203,10 @@ class Traits:
         )
 
 
+def _no_resident(_engine: str, _model: str) -> ResidentId | None:
+    return None
+
+
 def _no_traits(_: ResidentId) -> Traits:
     return Traits()
 
@@ -216,6 +223,7 @@ class ResidencySettings:
         has_remotes: there are servers elsewhere, whose pool is no memory.
         files: what is done about their files when one makes way for another.
         tenants: the other programs that share a pool's memory, by the pool.
+        resident_of: returns the resident that serves a model, by the engine's name and the model's id.
     """
 
     capacities: Mapping[str, Capacity] = field(factory=dict)
@@ -225,3 +233,4 @@ class ResidencySettings:
     has_remotes: bool = False
     files: Files = field(factory=NoFiles)
     tenants: Mapping[str, Sequence[TenantConfig]] = field(factory=dict)
+    resident_of: ResidentOf = _no_resident

@@ -25,7 +25,7 @@ from engine_router.errors import BadRequest, UnknownModel
 from engine_router.memory import Gauge, make_gauge
 from engine_router.models.estimate import Estimate, estimate_of
 from engine_router.models.header_memory import HeaderMemory
-from engine_router.models.prefix_cache import keeps_context
+from engine_router.models.prefix_cache import keeps_context, loses_by_stop
 from engine_router.models.registry import ModelRegistry, Target
 from engine_router.models.weights import model_config
 from engine_router.residency.rules import EVENLY, Capacity, ResidencySettings, Rules, Traits
@@ -73,9 +73,14 @@ async def make_settings(
             known[resident] = found
         return found
 
+    def resident_of(engine: str, model: str) -> ResidentId | None:
+        target = registry.find(model)
+        return target.resident if target is not None and target.engine == engine else None
+
     return ResidencySettings(
         capacities=capacities,
         traits=traits,
+        resident_of=resident_of,
         preload=tuple(_preload(config, registry)),
         always_there=tuple(
             ResidentId(n) for n, e in config.engines.items() if isinstance(e, RemoteConfig) and not e.sleeps
@@ -125,6 +130,7 @@ def traits_of(config: Config, resident: ResidentId) -> Traits:
         evict_cost=engine.evict_cost if model.evict_cost is None else model.evict_cost,
         idle_timeout_s=idle_s or math.inf,
         keeps_context=keeps_context(engine),
+        cache_sleeps=loses_by_stop(engine),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import trio
 from attrs import define, field
@@ -15,38 +15,49 @@ logger = logging.getLogger(__name__)
 
 
 @define(eq=False, repr=False)
+class SleepStatus:
+    """What is known of a resident that sleeps.
+
+    Attributes:
+        since: when it fell asleep, by trio's clock.
+        kept: the bytes that it has of each of its pools still; 0 where that is not known.
+    """
+
+    since: float
+    kept: dict[str, int]
+
+
+@define(eq=False, repr=False)
 class Sleepers:
     """The residents that fell asleep, and those that are being cleared away."""
 
     _engines: Mapping[str, Engine]
-    _asleep: dict[ResidentId, dict[str, int]] = field(
-        factory=dict
-    )  # with what each keeps of its pools, in bytes
+    _asleep: dict[ResidentId, SleepStatus] = field(factory=dict)
     _clearing: dict[ResidentId, trio.Event] = field(factory=dict)
 
     def add(self, resident: ResidentId, pools: Iterable[str]) -> None:
         """Note that a resident fell asleep, which holds something of these pools still."""
-        self._asleep[resident] = dict.fromkeys(pools, 0)
+        self._asleep[resident] = SleepStatus(trio.current_time(), dict.fromkeys(pools, 0))
 
     def note_kept(self, resident: ResidentId, pool: str, size_bytes: int) -> None:
         """Note how much of a pool a resident keeps that sleeps."""
-        if (kept := self._asleep.get(resident)) is not None:
-            kept[pool] = size_bytes
+        if (status := self._asleep.get(resident)) is not None:
+            status.kept[pool] = size_bytes
 
     def kept(self, resident: ResidentId) -> Mapping[str, int]:
         """Return what a resident has of each pool already since it sleeps there, in bytes, as far as is known."""
-        return self._asleep.get(resident, {})
+        status = self._asleep.get(resident)
+        return {} if status is None else status.kept
 
-    def take_others(self, resident: ResidentId, pools: Collection[str]) -> list[ResidentId]:
-        """Take out all residents but this one that sleep in some pools. Returns them, to be cleared away."""
-        others = [
-            other
-            for other, places in self._asleep.items()
-            if other != resident and not places.keys().isdisjoint(pools)
-        ]
-        for other in others:
-            del self._asleep[other]
-        return others
+    @property
+    def all(self) -> Mapping[ResidentId, SleepStatus]:
+        """The residents that sleep, the one that has slept longest first."""
+        return self._asleep
+
+    def take(self, residents: Iterable[ResidentId]) -> None:
+        """Take out residents, which are cleared away now."""
+        for resident in residents:
+            self._asleep.pop(resident, None)
 
     async def taken_up(self, resident: ResidentId) -> None:
         """Note that a task takes up a resident, once it is not being cleared away any more."""

@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from attrs import define, field, frozen
 
+from engine_router.engines.base import ResidentId
 from engine_router.events import Event, RequestEnded
+from engine_router.residency.cache_savings import CacheSavings, ResidentOf
 
 # A shorter prompt tells more of the way there and back than of the model.
 LEAST_PROMPT: Final = 128
@@ -52,6 +54,7 @@ class Speeds:
     """
 
     _known: dict[tuple[str, str], Speed] = field(factory=dict)
+    _savings: CacheSavings = field(factory=CacheSavings)
     _ended: deque[Event] = field(factory=lambda: deque(maxlen=_MOST_WAITING))
     note: Callable[[Event], None] = field(init=False)
 
@@ -68,11 +71,19 @@ class Speeds:
         self._learn()
         return self._known.get((engine, model), UNMEASURED)
 
+    def saved_s(self, resident: ResidentId, resident_of: ResidentOf, now: float) -> float:
+        """Return what the prefix cache of a resident has saved lately, in seconds; see `CacheSavings.seconds_of`."""
+        self._learn()
+        return self._savings.seconds_of(
+            resident, resident_of, lambda key: self._known.get(key, UNMEASURED).read_per_s, now
+        )
+
     def _learn(self) -> None:
         while self._ended:
             event = self._ended.popleft()
             if isinstance(event, RequestEnded) and event.status == 200 and event.engine and event.model:
                 self._learn_from(event, (event.engine, event.model))
+                self._savings.learn(event, (event.engine, event.model))
 
     def _learn_from(self, event: RequestEnded, key: tuple[str, str]) -> None:
         read, write = _read_per_s(event), _sound(event.tokens_per_s)

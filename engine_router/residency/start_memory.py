@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import trio
@@ -13,10 +14,10 @@ from engine_router.residency import messages
 from engine_router.residency.domain import Domain
 from engine_router.residency.other_programs import in_words
 from engine_router.residency.pool import Pool
+from engine_router.residency.pool_memory import LATE_MEMORY_S
+from engine_router.residency.reclaim import Reclaim
 from engine_router.residency.resident_state import Phase
 from engine_router.residency.resident_task import ResidentTask
-from engine_router.residency.rules import Profile
-from engine_router.residency.sleepers import Sleepers
 from engine_router.residency.tenants import Tenants
 
 # Seconds between two looks whether there is enough memory for a start.
@@ -51,16 +52,16 @@ class StartMemory:
     """The memory that starts wait for.
 
     Attributes:
-        profile: returns what is known of a resident.
+        reclaim: chooses what goes for memory that is missing.
         spawn: runs a function in a task of its own.
         tenants: the other programs that can be asked for memory.
     """
 
-    profile: Callable[[ResidentId], Profile]
-    sleepers: Sleepers
+    reclaim: Reclaim
     spawn: Callable[..., None]
     tenants: Tenants
     _clearing: int = 0
+    _look_again_at: float = -math.inf
 
     async def wait(self, domain: Domain, task: ResidentTask, timeout_s: float) -> None:
         """Wait until there is memory enough for a start. It ends early where the start is not wanted any more.
@@ -139,8 +140,8 @@ class StartMemory:
         )
 
     def _needs(self, domain: Domain, pool: Pool, resident: ResidentId) -> _Need:
-        state, profile = domain.ledger.state(resident), self.profile(resident)
-        kept_bytes = self.sleepers.kept(resident).get(pool.name, 0)  # a wake takes only the rest
+        state, profile = domain.ledger.state(resident), self.reclaim.profile(resident)
+        kept_bytes = self.reclaim.sleepers.kept(resident).get(pool.name, 0)  # a wake takes only the rest
         least_bytes = max(0, profile.least_in(pool.name) - kept_bytes) if profile.is_guessed else None
         if state is None or profile.need_bytes is None:
             return _Need(None, least_bytes)
@@ -151,20 +152,34 @@ class StartMemory:
         return _Need(None if need_bytes is None else max(0, int(need_bytes) - kept_bytes), least_bytes)
 
     def _make_room(self, domain: Domain, task: ResidentTask, missing: Mapping[str, int]) -> None:
-        """Have something done about memory that is missing for a start."""
-        sleepers = self.sleepers.take_others(task.resident, missing)
-        if not sleepers:
-            for pool, missing_bytes in missing.items():
-                domain.tell(messages.Short(task.resident, missing_bytes, pool))
-        for sleeper in sleepers:  # they hold something still, and it is missing now
-            self.spawn(self._clear_away, sleeper)
+        """Have something done about memory that is missing for a start: what costs least goes, asleep or idle."""
+        if self._clearing or trio.current_time() < self._look_again_at:
+            return  # what is cleared away now may be enough
+        coming = _coming(domain)
+        still = {pool: size - coming.get(pool, 0) for pool, size in missing.items()}
+        asleep = [
+            resident for resident in self.reclaim.sleepers_in(domain, missing) if resident != task.resident
+        ]
+        short: Mapping[str, float] = missing
+        if asleep and max(still.values()) > 0:
+            relief = self.reclaim.relief(domain, still, sparing=(task.resident,))
+            # Where it is not known what would be enough, all that sleep go.
+            asleep = asleep if relief is None else list(relief.sleepers)
+            left = {} if relief is None else relief.short
+            short = {pool: size + coming.get(pool, 0) for pool, size in left.items()}
+            self.reclaim.sleepers.take(asleep)
+            for sleeper in asleep:
+                self.spawn(self._clear_away, sleeper)
+        for pool, size_bytes in short.items():
+            domain.tell(messages.Short(task.resident, math.ceil(size_bytes), pool))
 
     async def _clear_away(self, sleeper: ResidentId) -> None:
         self._clearing += 1
         try:
-            await self.sleepers.clear_away(sleeper)
+            await self.reclaim.sleepers.clear_away(sleeper)
         finally:
             self._clearing -= 1
+            self._look_again_at = trio.current_time() + LATE_MEMORY_S
 
     def _ask_tenants(self, pool: Pool, task: ResidentTask, missing_bytes: int, asked: set[str]) -> None:
         """Ask a tenant for what is missing, and tell what is waited for.
@@ -185,6 +200,16 @@ class StartMemory:
         """Tell whether no resident or sleeper is left that is about to give memory back."""
         is_leaving = any(state.phase is Phase.STOPPING for state in domain.ledger.states)
         return not (self._clearing or domain.behind or domain.ledger.settling or is_leaving)
+
+
+def _coming(domain: Domain) -> dict[str, float]:
+    """Return the bytes of each pool that those who leave, or have left, are about to give back."""
+    coming: dict[str, float] = {}
+    leaving = [state.needs for state in domain.ledger.states if state.is_leaving]
+    for needs in (*leaving, *domain.ledger.budget.settling.values()):
+        for pool, size_bytes in needs.items():
+            coming[pool] = coming.get(pool, 0) + size_bytes
+    return coming
 
 
 def _slack(need_bytes: int) -> int:

@@ -10,7 +10,7 @@ import trio
 
 from engine_router import __version__
 from engine_router.engines.base import ResidentId
-from engine_router.residency.memory_status import asleep_bytes, memory_status
+from engine_router.residency.memory_status import memory_status
 from engine_router.residency.read_model import PoolStatus, ReadModel
 from engine_router.residency.resident_state import Phase
 from engine_router.telemetry.metric_families import Labels
@@ -84,7 +84,7 @@ def _memory(
     memory = memory_status(
         sampler.readings.get(pool.name),
         [resident.footprint_in(pool.name) for resident in pool.residents],
-        [asleep_bytes(read_model.measured(resident)) for resident in asleep],
+        [read_model.measured(resident).asleep_bytes for resident in asleep],
     )
     for name, value in (
         ("total", memory.total_bytes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import attrs
@@ -88,9 +89,16 @@ def _measured(router: Router, target: Target) -> dict[str, Any]:
         "need_is_estimated": profile.is_estimated,
         "measured": attrs.asdict(measured),
         **speed_entry(router.state.speeds.of(target.engine, target.model)),
+        "cache_saved_s": round(_cache_saved_s(router, target), 1),
         "load_cost_s": profile.start_s,
         "unload_cost_s": profile.stop_s,
     }
+
+
+def _cache_saved_s(router: Router, target: Target) -> float:
+    """Return how many seconds of reading the prefix cache of a model's resident has saved lately."""
+    resident_of = router.snapshot.residency.resident_of
+    return router.state.speeds.saved_s(target.resident, resident_of, time.time())
 
 
 def _last_error(router: Router, target: Target) -> str | None:

@@ -22,7 +22,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.events import ResidentDied, RouterNotice
 from engine_router.memory import MemoryReading
 from engine_router.proxy.wait_status import step_words
-from engine_router.residency.memory_status import asleep_bytes, memory_status
+from engine_router.residency.memory_status import memory_status
 from engine_router.residency.read_model import PoolStatus, ResidentStatus
 from engine_router.residency.swap_status import SwapStatus
 from engine_router.router import Router
@@ -174,7 +174,7 @@ class PageState:
         read_model, now = self._router.read_model, trio.current_time()
         look = self._looks.get(pool.name, _GaugeLook())
         held = [resident.footprint_in(pool.name) for resident in pool.residents]
-        slept = [asleep_bytes(read_model.measured(resident)) for resident in asleep]
+        slept = [read_model.measured(resident).asleep_bytes for resident in asleep]
         return {
             "gauge": pool.gauge,
             "mode": pool.mode,

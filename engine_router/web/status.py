@@ -17,7 +17,7 @@ from engine_router.events import MemorySettled, ResidentDied, RouterNotice, Swap
 from engine_router.models.peer_watch import peer_entry
 from engine_router.models.registry import Target
 from engine_router.models.route_choice import RouteChoice
-from engine_router.residency.memory_status import asleep_bytes, memory_status
+from engine_router.residency.memory_status import memory_status
 from engine_router.residency.read_model import (
     FailureStatus,
     PoolStatus,
@@ -120,7 +120,7 @@ def _memory(router: Router, pool: PoolStatus) -> dict[str, Any]:
     read_model = router.read_model
     asleep = [r for r in router.sleeping() if pool.name in router.read_model.resident(r).pools]
     held = [resident.footprint_in(pool.name) for resident in pool.residents]
-    slept = [asleep_bytes(read_model.measured(resident)) for resident in asleep]
+    slept = [read_model.measured(resident).asleep_bytes for resident in asleep]
     return attrs.asdict(memory_status(read_model.last_reading(pool.name), held, slept))
 
 
