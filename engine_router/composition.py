@@ -15,9 +15,11 @@ import trio
 
 from engine_router.config import REMOTES, Config, load_config
 from engine_router.config.memories import spans_of
+from engine_router.config.values import expanded
 from engine_router.engines.base import LogRing, ResidentId
 from engine_router.engines.build import EngineFactory
 from engine_router.engines.context.keeper import ContextKeeper
+from engine_router.engines.context.sealing import Sealer
 from engine_router.engines.sleep.registry import SleepRegistry
 from engine_router.events import EventHub, RequestEnded, ResidentReady
 from engine_router.memory import make_gauge
@@ -79,7 +81,7 @@ async def open_router(
         ):
             sleep_registry = SleepRegistry()
             await nursery.start(sleep_registry.run)
-            keeper = ContextKeeper(_context_folder(state_file_of(config)))
+            keeper = _context_keeper(config)
             factory = EngineFactory(client, nursery, sleep_registry, keeper)
             router = await _compose(config, factory)
             router.sleeping = lambda: sleep_registry.residents
@@ -204,9 +206,15 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     return router
 
 
-def _context_folder(state_file: Path) -> Path | None:
-    """Return the folder of saved conversations, beside the state file; None where nothing is kept."""
-    return None if Path(os.devnull) in state_file.parents else state_file.with_name("context").absolute()
+def _context_keeper(config: Config) -> ContextKeeper:
+    """Make what keeps conversations: in a folder beside the state file, or nothing where there is no such file."""
+    state_file, options = state_file_of(config), config.context
+    is_nowhere = Path(os.devnull) in state_file.parents
+    return ContextKeeper(
+        None if is_nowhere else state_file.with_name("context").absolute(),
+        sealer=None if options.encryption_key is None else Sealer(options.encryption_key),
+        plain_folder=None if options.plain_dir is None else expanded(options.plain_dir).absolute(),
+    )
 
 
 def _serving(read_model: ReadModel) -> dict[ResidentId, str]:

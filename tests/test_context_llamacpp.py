@@ -33,7 +33,7 @@ NEXT = [{"role": "assistant", "content": "okay"}, {"role": "user", "content": "G
 
 
 def configuration(
-    folder: Path, *, keep: bool, flags: tuple[str, ...] = (), server: str = ""
+    folder: Path, *, keep: bool, flags: tuple[str, ...] = (), server: str = "", context: str = ""
 ) -> engine_router.Config:
     lines = [
         f"state_file = {json.dumps(str(folder / 'state.json'))}",
@@ -43,6 +43,7 @@ def configuration(
         "[context]",
         "min_free_gb = 0.001",
         "save_timeout_s = 200",
+        context,
     ]
     for seed, name in enumerate("ab"):
         path = folder / f"{name}.gguf"
@@ -71,9 +72,10 @@ async def said(
     return data["choices"][0]["message"]["content"], data["timings"]["cache_n"]
 
 
-async def swapped(folder: Path, *, keep: bool) -> tuple[str, int, int]:
+async def swapped(folder: Path, *, keep: bool, context: str = "") -> tuple[str, int, int]:
     """Talk to A, then to B, then to A again; return what it said then, its reused tokens, and those of before."""
-    async with engine_router.open_router(configuration(folder, keep=keep)) as router, served(router) as url:
+    config = configuration(folder, keep=keep, context=context)
+    async with engine_router.open_router(config) as router, served(router) as url:
         notices = router.hub.subscribe(RouterNotice)
         await said(url, "a", [SYSTEM, FIRST])
         await said(url, "b", [SYSTEM, FIRST])
@@ -84,10 +86,11 @@ async def swapped(folder: Path, *, keep: bool) -> tuple[str, int, int]:
     return text, reused, len(FIRST["content"])
 
 
-async def test_a_conversation_survives_a_swap_and_says_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("context", ["", 'encryption_key = "a key by chance"'], ids=["plain", "encrypted"])
+async def test_a_conversation_survives_a_swap_and_says_the_same(tmp_path: Path, context: str) -> None:
     with trio.fail_after(LIMIT_S):
-        kept, reused, length = await swapped(tmp_path, keep=True)
-        plain, read_anew, _ = await swapped(tmp_path, keep=False)
+        kept, reused, length = await swapped(tmp_path, keep=True, context=context)
+        plain, read_anew, _ = await swapped(tmp_path, keep=False, context=context)
 
     assert reused > length
     assert read_anew == 0

@@ -21,6 +21,16 @@ class ContextConfig:
         10.0,
         "Seconds that a stop waits for conversations to be saved, and a request for its own to be restored.",
     )
+    encryption_key: Name | None = option(
+        None,
+        "Key that encrypts saved conversations (extra encryption); ${env:NAME} keeps it out of the file. Absent: they are not "
+        "encrypted.",
+    )
+    plain_dir: Name | None = option(
+        None,
+        "With encryption_key: folder where llama.cpp writes and reads a conversation, not encrypted, for the moments of a save "
+        "or a restore; best one in memory, such as /dev/shm/engine-router. Absent: the folder of the saved ones.",
+    )
     shared_by: tuple[Name, ...] = option(
         (),
         "Names of keys that may use each other's saved conversations, where their beginnings are the same. Other keys use "

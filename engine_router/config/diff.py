@@ -25,6 +25,8 @@ _AT_START = (
     "history.enabled",
     "history.file",
     "leader_election",
+    "context.encryption_key",
+    "context.plain_dir",
     "state_file",
 )
 

@@ -62,6 +62,7 @@ def warnings(config: Config, *, has_scanned: bool = False) -> list[Warned]:
         *_server_warnings(config),
         *_file_warnings(config),
         *_trace_warnings(config),
+        *_encryption_warnings(config),
         *_pool_warnings(config),
         *(w for name, engine in config.engines.items() for w in _engine_warnings(config, name, engine)),
         *_shared_places(config),
@@ -105,6 +106,29 @@ def _server_warnings(config: Config) -> Iterator[Warned]:
     for name, allowed in open_to_pages.items():
         if not config.server.api_keys and isinstance(allowed, tuple) and "*" in allowed:
             yield f"server.{name}", '"*" without api_keys lets every web page that is visited use the models'
+
+
+def _encryption_warnings(config: Config) -> Iterator[Warned]:
+    key = config.context.encryption_key
+    if key is None:
+        if config.context.plain_dir is not None:
+            yield "context.plain_dir", "says nothing without encryption_key"
+        return
+    if not has_encryption():
+        yield (
+            "context.encryption_key",
+            "nothing is kept: that needs pip install 'engine-router[encryption]'",
+        )
+    if len(key) < SAFE_KEY_CHARS:
+        yield (
+            "context.encryption_key",
+            f"{len(key)} characters can be guessed; make one by chance: openssl rand -hex 16",
+        )
+
+
+def has_encryption() -> bool:
+    """Tell whether the extra `encryption` is there."""
+    return importlib.util.find_spec("cryptography") is not None
 
 
 def _trace_warnings(config: Config) -> Iterator[Warned]:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from engine_router.config.process import SLOT_SAVE_PATH
 from engine_router.engines.context.store import file_state
 
 # What differs from one start to the next, or between computers, and says nothing of the context.
-_BESIDE: Final = ("--port", "--host", "--api-key")
+_BESIDE: Final = ("--port", "--host", "--api-key", SLOT_SAVE_PATH)
 _WEIGHTS: Final = (".gguf", ".bin", ".safetensors")
 
 

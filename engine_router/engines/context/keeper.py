@@ -16,6 +16,7 @@ from engine_router.config import ContextConfig
 from engine_router.engines.base import ResidentId
 from engine_router.engines.context.identity import engine_digest
 from engine_router.engines.context.running import RunningContext
+from engine_router.engines.context.sealing import Sealer
 from engine_router.engines.context.slots import Slot, SlotTable
 from engine_router.engines.context.store import ContextStore
 from engine_router.engines.remote.client import EngineClient
@@ -82,6 +83,8 @@ class ContextKeeper:
     Args:
         folder: where it is saved; None keeps nothing.
         settings: returns the options in force.
+        sealer: what encrypts it; None where it is not encrypted.
+        plain_folder: where the servers write and read it then, for moments; None for the same folder.
 
     Attributes:
         notice: tells the person who runs the router.
@@ -92,6 +95,8 @@ class ContextKeeper:
     settings: Callable[[], ContextConfig] = ContextConfig
     notice: Callable[[str], object] = _to_nobody
     clock: Callable[[], float] = time.time
+    sealer: Sealer | None = None
+    plain_folder: Path | None = None
     store: ContextStore = field(init=False)
     _running: dict[ResidentId, RunningContext] = field(factory=dict)
     _known: dict[ResidentId, KnownEngine] = field(factory=dict)
@@ -101,13 +106,20 @@ class ContextKeeper:
 
     @store.default
     def _make_store(self) -> ContextStore:
-        return ContextStore(self.folder or Path(), self._settings_in_force, self._now)
+        folder = self.folder or Path()
+        plain = (self.plain_folder if self.sealer is not None else None) or folder
+        return ContextStore(folder, self._settings_in_force, self._now, self.sealer, plain)
 
     def _settings_in_force(self) -> ContextConfig:
         return self.settings()
 
     def _now(self) -> float:
         return self.clock()
+
+    @property
+    def slot_folder(self) -> Path | None:
+        """Where a server shall save its slots; None where nothing is kept."""
+        return None if self.folder is None else self.store.plain_folder
 
     def of(self, resident: ResidentId) -> RunningContext | None:
         """Return the context of a resident that runs; None where it keeps none."""
@@ -191,6 +203,9 @@ class ContextKeeper:
                 "cannot restore a conversation (its file is not whole): it is read again",
                 once="restore",
             )
+        if (why := self.store.lost) is not None:
+            self.store.lost = None
+            self.notice(f"saved conversations {why}: they are removed, and read again")
         return done
 
     async def run(self) -> None:

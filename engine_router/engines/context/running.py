@@ -11,8 +11,9 @@ import trio
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
+from engine_router.engines.context.sealing import NotSealed
 from engine_router.engines.context.slots import UNKNOWN, Prefixes, Slot, SlotTable, by_digest, common_chars
-from engine_router.engines.context.store import PARTIAL, KnownPrefix, SavedContext, file_of
+from engine_router.engines.context.store import PARTIAL, KnownPrefix, SavedContext
 from engine_router.engines.first_of import first_of
 from engine_router.engines.remote.client import EngineClient
 from engine_router.errors import EngineError
@@ -191,8 +192,24 @@ class RunningContext:
         return tokens
 
     async def _restored(self, slot: Slot, entry: SavedContext) -> Done:
-        """Restore a file into a slot; where it has no room beside the others, these are emptied first."""
-        body, timeout_s = {"filename": entry.file}, self.keeper.settings().save_timeout_s
+        """Restore a file into a slot."""
+        store, timeout_s = self.keeper.store, self.keeper.settings().save_timeout_s
+        try:
+            with trio.fail_after(timeout_s):
+                name = await self.keeper.in_thread(store.lay_out, entry, trio.from_thread.check_cancelled)
+        except (OSError, NotSealed) as error:
+            return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        except trio.TooSlowError:
+            return "it was not decrypted within [context] save_timeout_s"
+        try:
+            return await self._read_by_server(slot, name, timeout_s)
+        finally:
+            if name != entry.file:  # at once, and in a thread whatever becomes of this request
+                trio.lowlevel.start_thread_soon(lambda: store.put_away(name), _forget)
+
+    async def _read_by_server(self, slot: Slot, name: str, timeout_s: float) -> Done:
+        """Have the server read a file into a slot; where it has no room beside the others, these are emptied first."""
+        body = {"filename": name}
         done = await self._call(slot, "restore", body, timeout_s)
         others = [other for other in self.table.slots if other.held and not other.users]
         if not isinstance(done, str) or not others:
@@ -218,16 +235,16 @@ class RunningContext:
         slots = [slot for slot in self.table.slots if self._is_worth(slot)]
         if not slots:
             return
-        with trio.move_on_after(self.keeper.settings().save_timeout_s):
+        with trio.move_on_after(self.keeper.settings().save_timeout_s) as limit:
             await first_of(died=death, saved=lambda: self._save_all(slots))
-            return
         if self._saving is not None:
-            await self.keeper.in_thread(self.keeper.store.discard_partial, self._saving)
-        self.keeper.tell(
-            self.resident,
-            "has not saved its conversations within [context] save_timeout_s: they are read again",
-            once="save",
-        )
+            await self.keeper.in_thread(self.keeper.store.put_away, self._saving)
+        if limit.cancelled_caught:
+            self.keeper.tell(
+                self.resident,
+                "has not saved its conversations within [context] save_timeout_s: they are read again",
+                once="save",
+            )
 
     def _is_worth(self, slot: Slot) -> bool:
         tokens = slot.prompt_tokens
@@ -258,16 +275,15 @@ class RunningContext:
         if (obstacle := await self.keeper.in_thread(store.make_room, size)) is not None:
             self._not_saved(obstacle)
             return False
-        file, began = file_of(str(self.resident), engine.digest, slot.held), trio.current_time()
-        self._saving = file
-        answer = await self._call(slot, "save", {"filename": file + PARTIAL}, math.inf)
-        if isinstance(answer, str):
-            await self.keeper.in_thread(store.discard_partial, file)
-            if engine.keeps:
-                self._not_saved(answer)
-            return False
-        if not answer:
-            return True
+        file, began = store.new_name(str(self.resident), engine.digest, slot.held), trio.current_time()
+        self._saving = partial = file + PARTIAL
+        store.in_use.add(partial)
+        answer = await self._call(slot, "save", {"filename": partial}, math.inf)
+        if isinstance(answer, str) and engine.keeps:
+            self._not_saved(answer)
+        if isinstance(answer, str) or not answer:
+            await self.keeper.in_thread(store.put_away, partial)
+            return answer == 0
         entry = SavedContext(
             file=file,
             resident=str(self.resident),
@@ -279,7 +295,8 @@ class RunningContext:
             saved_at=self.keeper.clock(),
             used_at=self.keeper.clock(),
         )
-        await self.keeper.in_thread(store.keep, entry)
+        await self.keeper.in_thread(store.keep, entry, trio.from_thread.check_cancelled)
+        self._saving = None
         slot.is_saved = True
         engine.save_s = (trio.current_time() - began) / slot.prompt_tokens
         engine.bytes_per_token = answer / slot.prompt_tokens
@@ -313,3 +330,7 @@ _COUNTS: Final = {
     "restore": ("n_restored", "n_read"),
     "erase": ("n_erased", "n_erased"),
 }
+
+
+def _forget(_outcome: object) -> None:
+    """Take no notice of how a thread ended."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
+import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from engine_router.config import ContextConfig
+from engine_router.engines.context.sealing import Checkpoint, NotSealed, Sealer, can_seal, is_sealed_text
 from engine_router.engines.context.slots import Prefixes, common_chars
 from engine_router.guards.atomic_file import write_atomically
 
@@ -22,6 +26,8 @@ logger = logging.getLogger(__name__)
 _VERSION: Final = 1
 _INDEX: Final = "index.json"
 _SAVED: Final = ".saved"
+_SEALED: Final = ".sealed"
+_OPENED: Final = ".opened"
 PARTIAL: Final = ".partial"
 """The end of the name of a file that is being written."""
 _DAY_S: Final = 86_400.0
@@ -80,17 +86,25 @@ class ContextStore:
     Args:
         settings: returns the options in force.
         clock: seconds since the epoch.
+        sealer: what encrypts them; None where they are not encrypted.
+        plain_folder: where the servers write them, and read them from: for moments, where they are encrypted.
 
     Attributes:
         damaged: the names of the residents of which a file was found that is not whole, until they are told.
+        lost: why all that was saved is of no use, until that is told.
+        in_use: the names of files that are being written, or read by a server.
     """
 
     folder: Path
     _settings: Callable[[], ContextConfig]
     _clock: Callable[[], float]
+    _sealer: Sealer | None = None
+    plain_folder: Path = field(default=Factory(lambda self: self.folder, takes_self=True))
     entries: dict[str, SavedContext] = field(factory=dict)
     is_open: bool = False
     damaged: list[str] = field(factory=list)
+    lost: str | None = None
+    in_use: set[str] = field(factory=set)
 
     # In the event loop.
 
@@ -117,19 +131,30 @@ class ContextStore:
         if entry.file in self.entries:
             self.entries[entry.file] = attrs.evolve(entry, used_at=self._clock())
 
+    def new_name(self, resident: str, engine: str, prefixes: Prefixes) -> str:
+        """Return a name for the file of a conversation; one by chance where nothing may be told by it."""
+        named = (
+            f"{resident}\n{engine}\n{prefixes[-1].digest}" if self._sealer is None else secrets.token_hex()
+        )
+        return hashlib.sha256(named.encode()).hexdigest()[:32] + _SAVED
+
     # In a thread.
 
     def open(self) -> None:
         """Make the folder, and read what is in it.
 
         Raises:
-            OSError: it cannot be made or read.
+            OSError: it cannot be made or read, or there is nothing that encrypts.
         """
         if self.is_open:
             return
+        if self._sealer is not None and not can_seal():
+            raise OSError("[context] encryption_key needs: pip install 'engine-router[encryption]'")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.chmod(0o700)
-        self.entries |= _read_index(self.folder / _INDEX)
+        self.plain_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_own(self.plain_folder)
+        self.entries |= self._read_index()
         self.is_open = True
         self.prune()
 
@@ -147,15 +172,25 @@ class ContextStore:
             return f"too little is free in {self.folder}: see [context] min_free_gb"
         return None
 
-    def keep(self, entry: SavedContext) -> None:
+    def keep(self, entry: SavedContext, checkpoint: Checkpoint = lambda: None) -> None:
         """Take in a file that was written under its name with `PARTIAL` behind it.
+
+        Args:
+            checkpoint: called again and again; may raise.
 
         Raises:
             OSError: it is not there, or cannot be kept.
         """
-        partial = self.folder / (entry.file + PARTIAL)
+        partial = self.plain_folder / (entry.file + PARTIAL)
         partial.chmod(0o600)
-        partial.replace(self.folder / entry.file)
+        if self._sealer is None:
+            partial.replace(self.folder / entry.file)
+        else:
+            sealed = self.folder / (entry.file + _SEALED + PARTIAL)
+            size = self._sealer.seal(partial, sealed, entry.file, checkpoint)
+            sealed.replace(self.folder / entry.file)
+            entry = attrs.evolve(entry, size_bytes=size)
+        self.put_away(partial.name)
         known = {prefix.digest: prefix.chars for prefix in entry.prefixes}
         shorter = [
             other.file
@@ -167,10 +202,33 @@ class ContextStore:
         self.prune()
         self._write_index()
 
-    def discard_partial(self, file: str) -> None:
-        """Remove what was written of a file that did not become one."""
-        with contextlib.suppress(OSError):
-            (self.folder / (file + PARTIAL)).unlink(missing_ok=True)
+    def lay_out(self, entry: SavedContext, checkpoint: Checkpoint = lambda: None) -> str:
+        """Have a server find a file. Returns its name there; `put_away` has to be called with that.
+
+        Args:
+            checkpoint: called again and again; may raise.
+
+        Raises:
+            NotSealed: it was encrypted with another key, or is damaged.
+            OSError: it cannot be read, or decrypted into another one.
+        """
+        if self._sealer is None:
+            return entry.file
+        name = entry.file + _OPENED + PARTIAL
+        self.in_use.add(name)
+        try:
+            self._sealer.open(self.folder / entry.file, self.plain_folder / name, entry.file, checkpoint)
+        except BaseException:
+            self.put_away(name)
+            raise
+        return name
+
+    def put_away(self, name: str) -> None:
+        """Remove what is of no use any more of a file that is not encrypted, or not whole."""
+        if name.endswith(PARTIAL):
+            self.in_use.discard(name)
+            with contextlib.suppress(OSError):
+                (self.plain_folder / name).unlink(missing_ok=True)
 
     def remove(self, entries: Iterable[SavedContext]) -> None:
         """Remove saved conversations."""
@@ -197,10 +255,13 @@ class ContextStore:
                 break
             total -= entry.size_bytes
             self._remove([entry.file])
-        with contextlib.suppress(OSError):
-            for path in self.folder.iterdir():
-                if path.name.endswith((_SAVED, PARTIAL)) and path.name not in self.entries:
-                    path.unlink(missing_ok=True)
+        for folder in {self.folder, self.plain_folder}:
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    if path.name.endswith((_SAVED, PARTIAL)) and not (
+                        path.name in self.entries or path.name in self.in_use
+                    ):
+                        path.unlink(missing_ok=True)
         if len(self.entries) != before:
             self._write_index()
 
@@ -222,22 +283,47 @@ class ContextStore:
             with contextlib.suppress(OSError):
                 (self.folder / name).unlink(missing_ok=True)
 
+    def _read_index(self) -> dict[str, SavedContext]:
+        """Return what was saved. Where that cannot be read, `lost` says why."""
+        try:
+            text = (self.folder / _INDEX).read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            return {}
+        if self._sealer is None:
+            if (entries := _entries_in(text)) or not is_sealed_text(text):
+                return entries
+            self.lost = "are encrypted, and [context] has no encryption_key"
+        else:
+            try:
+                return _entries_in(self._sealer.opened_text(self.folder, text, _INDEX))
+            except NotSealed:
+                self.lost = "are not encrypted with [context] encryption_key"
+        return {}
+
     def _write_index(self) -> None:
         entries = [attrs.asdict(entry) for entry in self.entries.values()]
         for entry in entries:
             entry["prefixes"] = [[prefix["digest"], prefix["chars"]] for prefix in entry["prefixes"]]
+        text = json.dumps({"version": _VERSION, "saved": entries})
         try:
-            write_atomically(self.folder / _INDEX, json.dumps({"version": _VERSION, "saved": entries}))
+            if self._sealer is not None:
+                text = self._sealer.sealed_text(self.folder, text, _INDEX)
+            write_atomically(self.folder / _INDEX, text)
         except OSError as error:  # what is saved is of use until the router ends
             logger.info("what was saved of conversations cannot be remembered: %s", error)
 
 
-def file_of(resident: str, engine: str, prefixes: Prefixes) -> str:
-    """Return the name of the file of a conversation."""
-    import hashlib  # noqa: PLC0415 - few routers need it
+def _check_own(folder: Path) -> None:
+    """See that nobody else can read what is in a folder, which may be a place where others could have made it.
 
-    named = f"{resident}\n{engine}\n{prefixes[-1].digest}"
-    return hashlib.sha256(named.encode()).hexdigest()[:32] + _SAVED
+    Raises:
+        OSError: somebody else can.
+    """
+    found = folder.stat()
+    if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o077):
+        raise OSError(
+            f"{folder} is not the router's own, or others may look into it: chmod 700, or another folder"
+        )
 
 
 def file_state(path: str) -> tuple[str, int, int]:
@@ -250,13 +336,13 @@ def file_state(path: str) -> tuple[str, int, int]:
     return path, found.st_size, found.st_mtime_ns
 
 
-def _read_index(path: Path) -> dict[str, SavedContext]:
-    """Read what was saved; what is not understood is left out, and its file removed."""
+def _entries_in(text: str) -> dict[str, SavedContext]:
+    """Return what was saved; what is not understood is left out, and its file removed."""
     try:
-        data: Any = json.loads(path.read_text("utf-8"))
+        data: Any = json.loads(text)
         entries = data["saved"] if data["version"] == _VERSION else []
         found = [_read_entry(entry) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {entry.file: entry for entry in found}
 

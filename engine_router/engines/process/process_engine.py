@@ -67,8 +67,8 @@ class ProcessEngine(StartedEngine[ProcessConfig]):
     def command(self, resident: ResidentId, port: int = 0) -> list[str]:
         """Return the argv for a resident; with the folder of its context, where it keeps any."""
         argv = super().command(resident, port)
-        if self._keeper is not None and self._keeper.folder is not None:
-            argv += [SLOT_SAVE_PATH, str(self._keeper.folder)]
+        if self._keeper is not None and (folder := self._keeper.slot_folder) is not None:
+            argv += [SLOT_SAVE_PATH, str(folder)]
         return argv
 
     async def obstacle(self, resident: ResidentId) -> str | None:
