@@ -660,6 +660,31 @@ FAULTS = [
         'no model is called "zzz"',
         False,
     ),
+    # Routes that lead to themselves, or to another.
+    *(
+        (
+            f'{ENGINE}models = ["x"]\n[aliases]\nfast = "auto"\n[routes.auto]\n{prefer}\n[routes.other]\nprefer = ["x"]',
+            f"routes.auto.{place}",
+            f"{words}; name models",
+            False,
+        )
+        for prefer, place, words in (
+            ('prefer = ["auto"]', "prefer", '"auto" is itself a route'),
+            ('prefer = ["x", "auto:latest"]', "prefer", '"auto:latest" is itself a route'),
+            ('prefer = ["fast"]', "prefer", '"fast" is an alias of "auto", which is a route'),
+            (
+                'prefer = ["fast:latest", "x"]',
+                "prefer",
+                '"fast:latest" is an alias of "auto", which is a route',
+            ),
+            ('prefer = ["other"]', "prefer", '"other" is itself a route'),
+            (
+                'prefer = ["x"]\nrules = [{ tools = true, prefer = ["fast"] }]',
+                "rules[0].prefer",
+                '"fast" is an alias of "auto", which is a route',
+            ),
+        )
+    ),
     (
         "[scheduling]\npreload = ['small', 'qwen']\n"
         + ENGINE

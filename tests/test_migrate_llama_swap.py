@@ -8,12 +8,15 @@ from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
+from support.engines import build_engines
 from support.migration import Imported, imported
 
 from engine_router.config import ContainerConfig, PeerConfig, RemoteConfig
 from engine_router.guards.documents import Unreadable
+from engine_router.models.registry import ModelRegistry
 from engine_router.setup.migrate.render import rendered
 from engine_router.setup.migrate.secrets import without_secrets
+from engine_router.upstream.control_client import ControlClient
 
 CARRIED, APPROXIMATED, LOST = "carried over", "approximated", "lost"
 
@@ -490,6 +493,29 @@ def test_selectors_that_choose_are_routes() -> None:
     assert found.config.routes.keys() == {"best", "many"}
     other = found.config.models["other"]
     assert (other.engine, other.upstream, other.set) == ("a", "a", {"temperature": 1})
+
+
+async def test_names_of_set_params_by_id_share_the_resident_of_their_model() -> None:
+    by_id = "{a: {seed: 1}, 'a:hot': {temperature: 2}, creative: {temperature: 1}, 'b:x': {top_k: 1}}"
+    found = imported(
+        f"""
+        models:
+          a:
+            cmd: "s --port ${{PORT}}"
+            useModelName: real
+            filters: {{stripParams: top_p, setParams: {{n: 1}}, setParamsByID: {by_id}}}
+          b: {{cmd: "s --port ${{PORT}}"}}
+        """
+    )
+    registry = ModelRegistry(found.config, build_engines(found.config, ControlClient()))
+    targets = {name: registry.resolve(name) for name in ("a", "a:hot", "creative", "b:x")}
+    assert {(str(target.resident), target.upstream) for target in targets.values()} == {("a", "real")}
+    assert str(registry.resolve("b").resident) == "b"
+    assert found.config.models["creative"].set == {"n": 1, "temperature": 1}
+    assert found.config.models["b:x"].strip == ("top_p",)
+    assert (
+        found.outcome("models.a.filters.setParamsByID") == APPROXIMATED
+    )  # a's seed goes into those of a:hot, too
 
 
 def test_anchors_and_merges_of_yaml() -> None:

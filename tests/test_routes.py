@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from support.asgi import Received
-from support.keyed import CHAT, DIALECTS, LIMIT_S, MESSAGES, chat, engine, keyed_text, said
+from support.keyed import CHAT, DIALECTS, LIMIT_S, MESSAGES, OLLAMA_CHAT, chat, engine, keyed_text, said
 from support.scripted.cloud import ScriptedCloud
 from support.served import served
 
@@ -280,6 +281,128 @@ async def test_the_next_model_answers_where_an_engine_cannot_be_reached(fast: bo
         reason = "route 'auto' falls back to 'small': 'cloud' cannot be reached"
         assert answer.headers["x-engine-router-route"] == reason
         await nothing_left(router)
+
+
+def dying(do: str, model: str = "small") -> str:
+    """Return the table of a model whose engine does something else than to answer, whatever it is asked."""
+    return f'[models.{model}]\nengine = "{model}"\nset = {{ do = "{do}" }}\n'
+
+
+FIRST = '[routes.auto]\nprefer = ["small", "other"]\nstrategy = "first"\ncooldown_s = 1000\n'
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("do", "path"), [("die", CHAT), ("abort", CHAT), ("die", "/v1/embeddings"), ("die", OLLAMA_CHAT)]
+)
+async def test_the_next_model_answers_where_an_engine_ends_before_it_answers(
+    do: str, path: str, stream: bool, fast: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="engine_router.events")
+    routes = FIRST + dying(do) + dying("chat", "other")
+    async with routed(routes, fast=fast) as (router, url):
+        router.hub.listen(EventLog().observe)
+        body = {**chat("auto", stream=stream), "input": "x"}
+        answer = await said(url, "root-key", "POST", path, body)
+        assert model_in(answer) == "other"
+        reason = "route 'auto' falls back to 'other': 'small' ended before it answered"
+        assert answer.headers["x-engine-router-route"] == reason
+        assert reason in [record.getMessage() for record in caplog.records]
+        again = await said(url, "root-key", "POST", path, body)
+        assert model_in(again) == "other"
+        assert " leads to 'other' by first: loaded" in again.headers["x-engine-router-route"]
+        explained = (await said(url, "root-key", "POST", "/admin/explain", {"request": chat("auto")})).json()
+        cooling = "route 'auto' leads to 'other' by first: loaded; 'small' is cooling down: it failed "
+        assert explained["reason"].startswith(cooling)
+        await nothing_left(router)
+
+
+@pytest.mark.parametrize(
+    ("do", "path", "more"),
+    [
+        ("die", "/v1/responses", ""),
+        ("die", "/v1/images/generations", ""),
+        ("die", "/v1/audio/speech", ""),
+        ("die", CHAT, "fallback = false"),
+        ("garbage", CHAT, ""),
+        ("short", CHAT, ""),
+        ("break", CHAT, ""),
+    ],
+)
+async def test_what_may_have_had_an_effect_or_an_answer_is_sent_to_nobody_else(
+    do: str, path: str, more: str, fast: bool
+) -> None:
+    async with routed(f"{FIRST}{more}\n{dying(do)}", fast=fast) as (router, url):
+        answer = await said(url, "root-key", "POST", path, {**chat("auto"), "input": "x"})
+        assert answer.status == 502 or b"broke off" in answer.body or not answer.is_complete
+        assert [
+            str(status.resident) for status in router.read_model.present() if str(status.resident) == "other"
+        ] == []
+        await nothing_left(router)
+
+
+async def test_the_next_model_answers_where_a_queue_is_full(fast: bool) -> None:
+    slow = engine("small").replace('"{port}"', '"{port}", "delay=1000"')
+    text = keyed_text(slow, engine("other"), FIRST, keys='"root-key"', fast=fast)
+    text += "[scheduling]\nmax_queue_per_model = 1\n"
+    with trio.fail_after(LIMIT_S):
+        async with (
+            open_router(parse_config(text)) as router,
+            served(router) as url,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(said, url, "root-key", "POST", CHAT, chat("small"))
+            while not len(router.in_flight):
+                await trio.sleep(0.01)
+            answer = await said(url, "root-key", "POST", CHAT, chat("auto"))
+            assert model_in(answer) == "other"
+            reason = "route 'auto' falls back to 'other': 'small' has a full queue"
+            assert answer.headers["x-engine-router-route"] == reason
+            async with router.lease("auto") as lease:
+                assert lease.model == "other"
+            refused = await said(url, "root-key", "POST", CHAT, chat("small"))
+            assert (refused.status, refused.json()["error"]["code"]) == (503, "queue_full")
+            nursery.cancel_scope.cancel()
+        await nothing_left(router)
+
+
+async def test_a_routes_name_loads_a_model_and_reaches_it_but_unloads_none(
+    fast: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with routed(AUTO, keys=KEYS, fast=fast) as (router, url):
+
+        async def command(*words: str) -> tuple[int, str]:
+            code = await trio.to_thread.run_sync(main, [*words, "--url", url, "--api-key", "root-key"])
+            told = capsys.readouterr()
+            return code, told.out + told.err
+
+        assert (await said(url, "root-key", "POST", CHAT, chat("other"))).status == 200
+        code, told = await command("load", "auto")
+        assert (code, "auto (engine other) was resident already" in told) == (0, True), told
+        answer = await said(url, "root-key", "POST", "/upstream/auto/v1/chat/completions", chat("x"))
+        assert model_in(answer) == "other"
+        reason = "route 'auto' leads to 'other' by resident: loaded"
+        assert answer.headers["x-engine-router-route"] == reason
+        narrow = await said(url, "narrow-key", "POST", "/upstream/auto/v1/chat/completions", chat("x"))
+        assert model_in(narrow) == "small"
+        assert (await said(url, "none-key", "POST", "/upstream/auto/v1/models")).status == 404
+        words = "'auto' is a route: name one of its models, small, other"
+        for action in ("unload", "reset", "pin"):
+            code, told = await command(action, "auto")
+            assert (code != 0, words in " ".join(told.split())) == (True, True), told
+        for path in ("/admin/unload", "/models/unload", "/v1/models/eject", "/admin/reset"):
+            refused = await said(url, "root-key", "POST", path, {"model": "auto"})
+            assert (refused.status, words in refused.body.decode()) == (400, True), refused.body
+        assert {status.resident.engine for status in router.read_model.present()} == {"small", "other"}
+        await nothing_left(router)
+
+
+async def test_explain_of_a_name_says_that_it_reads_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await trio.to_thread.run_sync(main, ["explain", "it's", "--url", "http://127.0.0.1:9"]) != 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "there is no file it's: explain reads the body of a request from one" in told
+    bare = shlex.split(told[told.index("echo ") : told.index(" | ")])[1]
+    assert json.loads(bare) == {"model": "it's"}
 
 
 async def test_an_answer_that_has_begun_is_nobody_elses(fast: bool) -> None:

@@ -85,6 +85,20 @@ async def test_realtime_finds_its_model_in_the_query() -> None:
                 assert (told["path"], told["query"]) == ("/v1/realtime", seen)
 
 
+async def test_a_routes_name_leads_to_the_model_that_it_chooses() -> None:
+    route = '[routes.auto]\nprefer = ["b", "a"]\n[[routes.auto.rules]]\ntools = false\nprefer = ["b"]\n'
+    async with routing(engine(), engine("b"), more=route) as router:
+        async with connected(router, "/upstream/a/ws"):
+            pass
+        for target, seen in (("/v1/realtime?model=auto", "/v1/realtime"), ("/upstream/auto/ws/x", "/ws/x")):
+            async with connected(router, target) as (client, told):
+                assert told["path"] == seen
+                headers = {name.decode().lower(): value.decode() for name, value in client.handshake_headers}
+                assert headers["x-engine-router-model"] == "a"
+                assert headers["x-engine-router-route"] == "route 'auto' leads to 'a' by resident: loaded"
+            await until(lambda: in_flight(router) == 0)
+
+
 async def test_the_engines_close_reaches_the_client() -> None:
     async with routing(engine()) as router, connected(router, "/upstream/a/ws") as (client, _):
         await client.send_message("close4007")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,12 @@ def _request(name: str) -> Any:
     """
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
+    except FileNotFoundError:
+        bare = json.dumps({"model": name})
+        raise CommandFailed(
+            f"there is no file {name}: explain reads the body of a request from one, or from standard input; for a "
+            f"request that is nothing but a name: echo {shlex.quote(bare)} | engine-router explain -"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CommandFailed(f"{name} cannot be read: {error}") from None
     try:

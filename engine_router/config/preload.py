@@ -66,8 +66,12 @@ def owners_of(
 
 def _owner(name: str, owners: Mapping[str, str]) -> str | None:
     """Return the engine of a name, with or without Ollama's default tag; None where nobody has it."""
-    spellings = (name, name.removesuffix(_LATEST), name + _LATEST)
-    return next((owners[spelling] for spelling in spellings if spelling in owners), None)
+    return next((owners[spelling] for spelling in tagged(name) if spelling in owners), None)
+
+
+def tagged(name: str) -> tuple[str, ...]:
+    """Return the spellings of a name: with and without Ollama's default tag."""
+    return (name, name.removesuffix(_LATEST), name + _LATEST)
 
 
 def name_faults(

@@ -68,11 +68,9 @@ class RouteConfig:
     )
     fallback: bool = option(
         True,
-        "Where a model cannot be started or reached, and nothing of its answer has come yet, ask the next one.",
+        "Where a model cannot be started or reached, has a full queue, or ends before it answers, ask the next one.",
     )
-    cooldown_s: Seconds = option(
-        60.0, "Seconds for which a model that could not be started or reached is chosen last."
-    )
+    cooldown_s: Seconds = option(60.0, "Seconds for which a model that failed so is chosen last.")
     allow_paid: bool = option(
         False,
         "Whether models of an engine that is paid may be chosen. The client's key must name them in full.",

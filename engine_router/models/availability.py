@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from attrs import frozen
 
 Presence = Literal["ready", "starting", "absent"]
 """Whether a resident is in memory, on its way there, or neither."""
+
+UNKNOWN_START_S: Final = 10.0
+"""Seconds of a start that nobody has measured, here or at a peer: in choices of victims, of places and of routes."""
 
 K = TypeVar("K")
 

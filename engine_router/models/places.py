@@ -12,12 +12,11 @@ from attrs import define, evolve, field, frozen
 
 from engine_router.engines.remote.peer_state import PeerModel
 from engine_router.guards.limits import REMEMBERED_CONVERSATIONS
-from engine_router.models.availability import Availability, Presence, soonest
+from engine_router.models.availability import UNKNOWN_START_S, Availability, Presence, soonest
 
 STAY_S: Final = 15.0
 """Seconds that a conversation waits longer at the place that has read it already: to read it anew takes time, too."""
 
-UNKNOWN_START_S: Final = 30.0
 # Seconds of a request that waits at a peer ahead of ours, where nothing is known of it.
 _UNKNOWN_TURN_S: Final = 10.0
 # Seconds for which a peer that does not tell its state counts as one that cannot be reached.

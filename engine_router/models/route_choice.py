@@ -152,7 +152,8 @@ def choose(
         return NoChoice(route=name, reason=f"route '{name}'{place} {lacks}", forbidden=forbidden)
     doubts = {model: _doubts(found, features) for model, found in allowed.items()}
     fit = [model for model in allowed if not doubts[model]]
-    last = sorted((model for model in allowed if doubts[model]), key=lambda model: doubts[model][0][0])
+    doubtful = (model for model in allowed if doubts[model])
+    last = sorted(doubtful, key=lambda model: [weight for weight, _ in doubts[model]])
     order = _ordered(fit, allowed, strategy, route.spillover) + last
     passed = excluded + [(model, doubts[model][0][1]) for model in last if model != order[0]]
     said = "".join(f"; '{model}' is {why}" for model, why in passed)

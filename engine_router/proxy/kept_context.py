@@ -18,7 +18,7 @@ from engine_router.config import Config, KeyConfig
 from engine_router.config.keys import rights_of
 from engine_router.dialects.conversation import Conversation, conversation_in
 from engine_router.dialects.json_body import Octets, parse_object
-from engine_router.dialects.usage import AnswerFigures
+from engine_router.dialects.usage import NO_FIGURES, AnswerFigures
 from engine_router.engines.base import ResidentId
 from engine_router.engines.context.keeper import ContextKeeper
 from engine_router.engines.context.running import Placement, RunningContext, leaves_slots
@@ -160,7 +160,8 @@ class KeptContext:
         self._has_ended = True
         if self._placement is None:
             return
-        figures = exchange.figures()
+        # A route's request that another engine has answered tells nothing of this one's slot.
+        figures = exchange.figures() if exchange.resident == self._resident else NO_FIGURES
         self._placement.end(
             tokens_in=figures.tokens_in,
             tokens_cached=figures.tokens_cached,

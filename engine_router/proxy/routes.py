@@ -33,6 +33,21 @@ ROOT_ROUTES: Final = frozenset(
 ROOT_PREFIXES: Final = ("sdapi/",)
 """Folders of endpoints at an engine's root: image generation as stable-diffusion servers have it."""
 
+REPEATABLE: Final = frozenset(
+    (
+        *(f"/api/{path}" for path in API_ROUTES),
+        *(f"/{path}" for path in ROOT_ROUTES),
+        *(f"/v1/{path}" for path in ("chat/completions", "completions", "embeddings")),
+        *(f"/v1/{path}" for path in ("messages", "messages/count_tokens")),
+        *(f"/v1/{path}" for path in ("rerank", "reranking", "score")),
+    )
+)
+"""Endpoints whose requests do nothing but make an answer, so that one may be sent again where its engine has ended.
+
+Not `/v1/responses`, which engines may store and run tools for, nor images, sound, and what only an engine knows: such work
+takes long, and may leave something behind.
+"""
+
 WEBSOCKET_ROUTES: Final = frozenset(("/v1/realtime",))
 """Paths below `/v1` that are WebSockets."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Final
 
 import trio
 from attrs import define, field
@@ -13,7 +14,16 @@ from engine_router.config import RouteConfig
 from engine_router.config.routes import models_of
 from engine_router.dialects.routed import Routed
 from engine_router.engines.base import Endpoint, ResidentId
-from engine_router.errors import EngineUnreachable, ModelNotForKey, NeverFits, NoModelForRoute, RouterError
+from engine_router.errors import (
+    EngineBroke,
+    EngineDied,
+    EngineUnreachable,
+    ModelNotForKey,
+    NeverFits,
+    NoModelForRoute,
+    QueueFull,
+    RouterError,
+)
 from engine_router.events import EventHub, RouteChosen
 from engine_router.in_flight import InFlight, LeaseHolder, RequestScope, new_id
 from engine_router.models.key_rights import MayUse
@@ -33,12 +43,13 @@ from engine_router.proxy.placement import Placed, Placement
 from engine_router.proxy.request_body import IncomingRequest, is_form, off_loop
 from engine_router.proxy.route_exchange import FALLS_BACK, MakeExchange, RouteExchange
 from engine_router.proxy.route_features import features_of
+from engine_router.proxy.routes import REPEATABLE
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.proxy.streamed_body import StreamedRequest
 from engine_router.residency.lease import Lease
 from engine_router.residency.supervisor import Supervisor
 from engine_router.upstream.client import Upstream
-from engine_router.upstream.http1 import ResponseHead
+from engine_router.upstream.http1 import Headers, ResponseHead
 
 
 def route_named(snapshot: Snapshot, name: str) -> str | None:
@@ -66,10 +77,15 @@ async def features_in(
 
 def marked(head: ResponseHead, choice: RouteChoice) -> ResponseHead:
     """Return the head of an answer with the model that a route chose, and why."""
+    return ResponseHead(head.status, [*head.headers, *marks(choice)])
+
+
+def marks(choice: RouteChoice | None) -> Headers:
+    """Return the headers that say which model a route chose, and why; none where no route did."""
+    if choice is None:
+        return []
     said = ((b"x-engine-router-model", choice.model), (b"x-engine-router-route", choice.reason))
-    return ResponseHead(
-        head.status, [*head.headers, *((n, words.encode("ascii", "backslashreplace")) for n, words in said)]
-    )
+    return [(name, words.encode("ascii", "backslashreplace")) for name, words in said]
 
 
 @define(eq=False, repr=False)
@@ -156,7 +172,12 @@ class Routing:
             nonlocal exchange
             if exchange is None:
                 exchange = RouteExchange(
-                    self._supervisor, resident, upstream=upstream, plan=plan, fall_back=fall_back
+                    self._supervisor,
+                    resident,
+                    upstream=upstream,
+                    plan=plan,
+                    fall_back=fall_back,
+                    is_repeatable=scope.path in REPEATABLE,
                 )
             else:
                 exchange.turn_to(resident, plan)
@@ -258,6 +279,13 @@ class Routing:
 
 def _failure(error: RouterError) -> str:
     """Return in words what became of a model: in none of an engine's, which may be long and have line ends."""
-    if isinstance(error, NeverFits):
-        return "does not fit into memory"
-    return "cannot be reached" if isinstance(error, EngineUnreachable) else "could not be started"
+    return next((words for kind, words in _FAILURES if isinstance(error, kind)), "could not be started")
+
+
+_FAILURES: Final[tuple[tuple[type[RouterError], str], ...]] = (
+    (NeverFits, "does not fit into memory"),
+    (QueueFull, "has a full queue"),
+    (EngineUnreachable, "cannot be reached"),
+    (EngineDied, "ended before it answered"),
+    (EngineBroke, "ended before it answered"),
+)

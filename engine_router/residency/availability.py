@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine_router.engines.base import ResidentId
-from engine_router.models.availability import Availability
+from engine_router.models.availability import UNKNOWN_START_S, Availability
 from engine_router.residency.domain import Domain
-from engine_router.residency.eviction import UNKNOWN_START_S
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.swap_status import SwapStatus
 

@@ -8,11 +8,9 @@ from typing import Final, Protocol, TypeVar
 
 from attrs import frozen
 
+from engine_router.models.availability import UNKNOWN_START_S
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Profile
-
-# A start whose length nobody knows yet. Seconds.
-UNKNOWN_START_S: Final = 10.0
 
 # After so long without use a resident is half as likely to be wanted again soon. Seconds.
 HALF_LIFE_S: Final = 60.0

@@ -17,8 +17,9 @@ from typing import Final
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
+from engine_router.models.availability import UNKNOWN_START_S
 from engine_router.residency import causes, messages
-from engine_router.residency.eviction import UNKNOWN_START_S, Lack, Shortage, cheapest, eviction_cost
+from engine_router.residency.eviction import Lack, Shortage, cheapest, eviction_cost
 from engine_router.residency.head_index import Head, HeadIndex, Kind
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import NO_GROUP, MemoryBudget

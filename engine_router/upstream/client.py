@@ -41,6 +41,7 @@ class Exchange:
 
     Attributes:
         watch: sees the pieces of the body that are taken from now on.
+        has_heard: whether any byte of an answer has come.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Exchange:
         self._overhead_bytes = 0
         self._is_sent = False
         self._may_repeat = is_reused
+        self.has_heard = False
         self._must_repeat = False
         self._failure: EngineBroke | None = None
         self._closed = False
@@ -265,7 +267,7 @@ class Exchange:
                 return
             where = "in the middle of its answer" if response.head_done else "without an answer"
             raise self._broke(f"it closed the connection {where}")
-        self._may_repeat = False
+        self._may_repeat, self.has_heard = False, True
         failure: EngineBroke | None = None
         try:
             response.feed(data)

@@ -21,7 +21,7 @@ from engine_router.router import Router
 from engine_router.web import admin_lists
 from engine_router.web.connection import scope_of
 from engine_router.web.event_stream import event_stream, page_publisher, state_stream
-from engine_router.web.params import fields, flag, named, switch, text, whole_number
+from engine_router.web.params import fields, flag, model_itself, named, switch, text, to_load, whole_number
 from engine_router.web.responses import json_response, stream_response
 from engine_router.web.stream_reader import StreamReader
 
@@ -85,12 +85,12 @@ class AdminRoutes:
         """`POST /admin/load {model | engine, keep_alive?, wait?}`: make it resident, in turn like any request."""
         data = await fields("model", "engine", "keep_alive", "wait")
         stay_s, waits = keep_alive_s(data.get("keep_alive")), flag(data, "wait", default=False)
-        target = await named(self._router, data)
+        target = await to_load(self._router, data)
         return await self._do("load", target.model, partial(load, self._router, target, stay_s), waits=waits)
 
     async def swap(self) -> Response:
         """`POST /admin/swap {model | engine}`: the same, and wait for it."""
-        target = await named(self._router, await fields("model", "engine"))
+        target = await to_load(self._router, await fields("model", "engine"))
         return await self._do("load", target.model, partial(load, self._router, target, None), waits=True)
 
     async def unload(self) -> Response:
@@ -107,13 +107,13 @@ class AdminRoutes:
 
     async def reset(self) -> Response:
         """`POST /admin/reset {model}`: forget its failures, so that the next request starts it."""
-        target = await self._router.resolve(text(await fields("model"), "model"))
+        target = await model_itself(self._router, text(await fields("model"), "model"))
         return json_response({"model": target.model, "forgotten": forget_failures(self._router, target)})
 
     async def pin(self) -> Response:
         """`POST /admin/pin {model, pinned?}`: protect it from eviction and from idle stops, or end that."""
         data = await fields("model", "pinned")
-        target = await self._router.resolve(text(data, "model"))
+        target = await model_itself(self._router, text(data, "model"))
         is_pinned = flag(data, "pinned", default=True)
         supervisor = self._router.supervisor
         (supervisor.pin if is_pinned else supervisor.unpin)(target.resident)

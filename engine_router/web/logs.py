@@ -11,7 +11,7 @@ from engine_router.engines.base import LogRing
 from engine_router.errors import BadRequest, NoSuchRoute
 from engine_router.guards.foreign_text import shown
 from engine_router.router import Router
-from engine_router.web.params import switch, whole_number
+from engine_router.web.params import model_itself, switch, whole_number
 from engine_router.web.stream_reader import StreamReader
 
 DEFAULT_LOG_LINES = 200
@@ -54,7 +54,7 @@ class LogRoutes:
         if switch("router"):
             return self._router.own_log
         if model:
-            target = await self._router.resolve(model)
+            target = await model_itself(self._router, model)
             return self._router.engines[target.engine].logs.of(target.resident)
         if engine not in self._router.engines:
             known = ", ".join(self._router.engines)

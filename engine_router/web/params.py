@@ -8,10 +8,12 @@ from typing import Any
 
 from quart import request
 
+from engine_router.config.routes import models_of
 from engine_router.dialects.json_body import parse_object
 from engine_router.errors import BadRequest, NoSuchRoute
 from engine_router.guards.foreign_text import shown
 from engine_router.models.registry import Target
+from engine_router.proxy.routing import route_named
 from engine_router.router import Router
 from engine_router.web.connection import scope_of, whole_body
 
@@ -86,13 +88,13 @@ async def named(router: Router, data: Mapping[str, Any]) -> Target:
     """Find the `model` or the `engine` that is named.
 
     Raises:
-        BadRequest: nothing is named, or an engine that serves no model.
+        BadRequest: nothing is named, or a route, or an engine that serves no model.
         UnknownModel: nobody serves the model.
         NoSuchRoute: there is no such engine.
     """
     model, engine = data.get("model"), data.get("engine")
     if isinstance(model, str) and model:
-        return await router.resolve(model)
+        return await model_itself(router, model)
     if not isinstance(engine, str) or not engine:
         raise BadRequest('name a "model" or an "engine"')
     if engine not in router.engines:
@@ -103,3 +105,31 @@ async def named(router: Router, data: Mapping[str, Any]) -> Target:
     if (resident := router.engines[engine].resident_of("")).model is None:
         return Target(engine, engine, resident, engine)
     raise BadRequest(f"engine '{engine}' has no model configured; name a model")
+
+
+async def to_load(router: Router, data: Mapping[str, Any]) -> Target:
+    """Find the `model` or the `engine` to make resident: of a route, what it chooses now; raises as `named` otherwise.
+
+    Raises:
+        ModelNotForKey: the request's key is for none of the route's models.
+        NoModelForRoute: none of the route's models may be asked.
+    """
+    name = data.get("model")
+    route = route_named(router.snapshot, name) if isinstance(name, str) else None
+    if route is None:
+        return await named(router, data)
+    target = await router.routing.target(router.snapshot, route, scope_of(request), None)
+    return router.placement.soonest(target)[0]
+
+
+async def model_itself(router: Router, name: str) -> Target:
+    """Find a model by a name of its own.
+
+    Raises:
+        BadRequest: it is the name of a route.
+        UnknownModel: nobody serves it.
+    """
+    if (route := route_named(router.snapshot, name)) is not None:
+        models = ", ".join(models_of(router.config.routes[route]))
+        raise BadRequest(f"'{route}' is a route: name one of its models, {models}")
+    return await router.resolve(name)

@@ -27,10 +27,11 @@ from engine_router.in_flight import LeaseHolder, RequestScope
 from engine_router.models.registry import Target
 from engine_router.proxy.keys import KEY_PROTOCOL
 from engine_router.proxy.routes import VISIBLE, WEBSOCKET_ROUTES, model_in_query, query_for
+from engine_router.proxy.routing import marks
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
 from engine_router.upstream.http1 import Headers
-from engine_router.web.compat.passed_through import check_path, model_in, segments_of
+from engine_router.web.compat.passed_through import check_path, model_in, model_named, segments_of
 from engine_router.web.connection import SCOPE_KEY, scope_of, tidy, wire_headers
 
 if sys.version_info < (3, 11):
@@ -116,7 +117,7 @@ class WebSockets:
         model = model_in_query(websocket.query_string) or self._router.snapshot.default_model
         if model is None:
             raise NoModelNamed("a WebSocket names its model in its address: add ?model=...")
-        snapshot, target = await self._router.find(model)
+        snapshot, target = await model_named(self._router, model, scope_of(websocket))
         query = query_for(websocket.query_string, target.upstream)
         await self._relay(snapshot, target, websocket.path, query)
 
@@ -195,8 +196,10 @@ async def _converse(
                 words = f"does not answer a WebSocket's handshake: {error}"
                 failure = EngineUnreachable(target.engine, words)
             else:
-                scope_of(websocket).status = 101
-                await websocket.accept(subprotocol=engine.subprotocol)
+                scope = scope_of(websocket)
+                scope.status = 101
+                said = {name.decode(): words.decode() for name, words in marks(scope.choice)}
+                await websocket.accept(headers=said, subprotocol=engine.subprotocol)
                 await _exchange(engine)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:  # which the library's task raises into our nursery

@@ -11,7 +11,7 @@ from attrs import define
 from engine_router.setup.migrate.commands import base_url_of, container_of, is_loopback, port_in, words_of
 from engine_router.setup.migrate.docker_run import PODMANS_SOCKET, client_process, container_engine
 from engine_router.setup.migrate.draft import REMOTE_URL, Entry, remote_entry
-from engine_router.setup.migrate.llama_swap_settings import PORT, add_filters, add_timeouts
+from engine_router.setup.migrate.llama_swap_settings import PORT, add_filters, add_timeouts, is_variant
 from engine_router.setup.migrate.macros import MACRO, Macros
 from engine_router.setup.migrate.sections import Section
 
@@ -250,16 +250,19 @@ def _add_settings(section: Section, name: str, macros: Macros, port: str) -> Non
         filters.finish()
     if aliases := [alias for alias in aliases if alias not in variants]:
         values["aliases"] = aliases
+    shared = {key: value for key, value in values.items() if key != "aliases"}
+    if own := variants.pop(name, None):
+        values["set"] = {**values.get("set", {}), **own}
     if values:
         draft.model(name, name).values.update(values)
-    shared = {key: value for key, value in values.items() if key != "aliases"}
-    for variant, own in variants.items():
-        if (short := variant.removeprefix(f"{name}:")) not in ("", "latest", variant):
+    for variant, found in variants.items():
+        if is_variant(variant, name):
             of_model = draft.model(name, name).values
-            of_model["variants"] = {**of_model.get("variants", {}), short: {"set": own}}
+            short = variant.removeprefix(f"{name}:")
+            of_model["variants"] = {**of_model.get("variants", {}), short: {"set": found}}
             continue
         draft.model(variant, name).values.update(
-            {**shared, "upstream": upstream or name, "set": {**values.get("set", {}), **own}}
+            {**shared, "upstream": upstream or name, "set": {**shared.get("set", {}), **found}}
         )
 
 

@@ -32,7 +32,11 @@ def add_timeouts(section: Section, engine: Entry) -> None:
 def add_filters(
     filters: Section, name: str, values: dict[str, Any], macros: Macros, port: str
 ) -> dict[str, dict[str, Any]]:
-    """Add what is put into requests and taken out of them. Returns what each further name of the model puts in."""
+    """Add what is put into requests and taken out of them.
+
+    Returns:
+        what each name puts in beside what all names do: the model's own, and further ones.
+    """
     stripped: list[str] = []
     for key in ("stripParams", "strip_params"):
         listed = ",".join(filters.texts(key)).split(",")
@@ -48,16 +52,23 @@ def add_filters(
         if not isinstance(members, Mapping):
             filters.lost("setParamsByID", words="a table of members is expected for each id")
             continue
-        variant, found = macros.key(key).replace(PORT, port), _set(members, port)
-        if variant == name:
-            values["set"] = {**values.get("set", {}), **found}
-        else:
-            variants[variant] = found
-    filters.carried(
-        "setParamsByID",
-        "variants; a name that does not begin with the model's is a model of its own, with the same engine",
+        variants[macros.key(key).replace(PORT, port)] = _set(members, port)
+    own, words = (
+        variants.get(name, {}),
+        "variants; a name that does not begin with the model's is a model of its own",
     )
+    if any(key not in found for key in own for other, found in variants.items() if is_variant(other, name)):
+        filters.approximated(
+            "setParamsByID", f"{words}. What the model's own id puts in, its variants do, too"
+        )
+    else:
+        filters.carried("setParamsByID", f"{words}, with the same engine")
     return variants
+
+
+def is_variant(name: str, model: str) -> bool:
+    """Tell whether a name is one that a variant of a model can have."""
+    return name.removeprefix(f"{model}:") not in ("", "latest", name)
 
 
 def _set(members: Mapping[str, Any], port: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from engine_router.web.compat.model_status import model_statuses
 from engine_router.web.connection import scope_of
 from engine_router.web.event_stream import KEEP_ALIVE, KEEP_ALIVE_S, updates
 from engine_router.web.models import ModelList
-from engine_router.web.params import fields, text
+from engine_router.web.params import fields, model_itself, text, to_load
 from engine_router.web.responses import json_response, stream_response
 from engine_router.web.state_words import LLAMA_CPP
 from engine_router.web.stream_reader import StreamReader
@@ -49,7 +49,7 @@ class LlamaCpp:
 
     async def load(self) -> Response:
         """`POST /models/load {model}`: begin to load it. That it is begun is all that is answered."""
-        target = await self._router.resolve(text(await fields("model"), "model"))
+        target = await to_load(self._router, {"model": text(await fields("model"), "model")})
         self._router.jobs.start("load", target.model, partial(load, self._router, target, None))
         return json_response({"success": True})
 
@@ -57,9 +57,9 @@ class LlamaCpp:
         """`POST /models/unload {model}`: begin to unload it.
 
         Raises:
-            BadRequest: it is not loaded.
+            BadRequest: it is not loaded, or a route.
         """
-        target = await self._router.resolve(text(await fields("model"), "model"))
+        target = await model_itself(self._router, text(await fields("model"), "model"))
         if target.resident not in present(self._router):
             raise BadRequest("model is not loaded")
         self._router.jobs.start("unload", target.model, partial(unload, self._router, [target.resident]))

@@ -18,6 +18,7 @@ from engine_router.router import Router
 from engine_router.web.admin import present, unload
 from engine_router.web.compat.passed_through import model_in, pass_on, segments_of
 from engine_router.web.connection import scope_of
+from engine_router.web.params import model_itself
 from engine_router.web.responses import json_response
 from engine_router.web.state_words import LLAMA_SWAP
 
@@ -55,7 +56,7 @@ class LlamaSwap:
 
     async def unload_one(self, model: str) -> Response:
         """`POST /api/models/unload/{id}`."""
-        target = await self._router.resolve(model)
+        target = await model_itself(self._router, model)
         await unload(
             self._router, [resident for resident in present(self._router) if resident == target.resident]
         )

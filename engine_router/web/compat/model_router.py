@@ -24,7 +24,7 @@ from engine_router.web.compat.telemetry import summary
 from engine_router.web.connection import scope_of
 from engine_router.web.event_stream import updates
 from engine_router.web.models import ModelList
-from engine_router.web.params import fields, permitted, text
+from engine_router.web.params import fields, model_itself, permitted, text
 from engine_router.web.responses import json_response, stream_response
 from engine_router.web.state_words import MODEL_ROUTER
 from engine_router.web.stream_reader import StreamReader
@@ -54,7 +54,7 @@ class ModelRouter:
     async def eject(self) -> Response:
         """`POST /v1/models/eject {model}`: unload it, and wait until it is gone."""
         name = text(await fields("model"), "model")
-        target = await self._router.resolve(name)
+        target = await model_itself(self._router, name)
         if target.resident not in present(self._router):
             message = f"Model '{shown(name)}' is not running."
             return json_response({"status": "not_found", "model_ejected": None, "message": message})
@@ -64,7 +64,7 @@ class ModelRouter:
 
     async def reset(self, model: str) -> Response:
         """`POST /v1/models/{id}/reset`."""
-        target = await self._router.resolve(model)
+        target = await model_itself(self._router, model)
         failure = self._router.read_model.resident(target.resident).failure
         count = forget_failures(self._router, target)
         if failure is None:

@@ -18,8 +18,10 @@ from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
 from engine_router.proxy.kept_context import KeptContext, caller_of
 from engine_router.proxy.remote_paths import check_remote_path
 from engine_router.proxy.routes import VISIBLE, is_proxied
+from engine_router.proxy.routing import marks, route_named
 from engine_router.proxy.snapshot import Snapshot
 from engine_router.router import Router
+from engine_router.upstream.http1 import ResponseHead
 from engine_router.web.connection import scope_of, whole_body, wire_headers
 from engine_router.web.proxy import direct_exchange, relayed
 from engine_router.web.responses import as_response, pieces_of
@@ -66,23 +68,42 @@ def segments_of(raw_path: bytes) -> list[str]:
 
 
 async def model_in(router: Router, segments: list[str], scope: RequestScope) -> tuple[int, Snapshot, Target]:
-    """Find the longest id with which a path begins. Returns of how many segments it is, and the model with its snapshot.
+    """Find the longest name with which a path begins. Returns of how many segments it is, and the model with its snapshot.
 
     Args:
         scope: of the request, which must be allowed to use the model: no other refusal tells what there is.
 
     Raises:
         BadRequest: it begins with a name that is longer than any model's.
-        UnknownModel: the path begins with no model's id.
+        UnknownModel: the path begins with the name of no model, and of no route.
         ModelNotForKey: the request's key is for other models.
+        NoModelForRoute: none of the route's models may be asked.
     """
     decoded = [unquote(segment) for segment in segments[:_MOST_SEGMENTS]]
     counts = range(len(decoded), 0, -1)
-    count = next((count for count in counts if router.registry.is_name("/".join(decoded[:count]))), 1)
-    name = "/".join(decoded[:count])
+    names = {count: "/".join(decoded[:count]) for count in counts}
+    count = next((count for count, name in names.items() if _is_name(router, name)), 1)
+    return count, *await model_named(router, names[count], scope)
+
+
+def _is_name(router: Router, name: str) -> bool:
+    return router.registry.is_name(name) or route_named(router.snapshot, name) is not None
+
+
+async def model_named(router: Router, name: str, scope: RequestScope) -> tuple[Snapshot, Target]:
+    """Find a model by its name, or the one that a route of that name chooses for a request of which nothing is known.
+
+    Raises:
+        UnknownModel: there is none.
+        ModelNotForKey: the request's key is for other models.
+        NoModelForRoute: none of the route's models may be asked.
+    """
+    snapshot = router.snapshot
+    if (route := route_named(snapshot, name)) is not None:
+        return snapshot, await router.routing.target(snapshot, route, scope, None)
     snapshot, target = await router.find(name)
     scope.check_model(name, target)
-    return count, snapshot, target
+    return snapshot, target
 
 
 def check_path(snapshot: Snapshot, target: Target, method: str, path: str, scope: RequestScope) -> None:
@@ -168,4 +189,4 @@ async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str)
     head = await exchange.head()
     if head is None:
         raise RuntimeError("a head that was waited for without end has not come")
-    return as_response(head, pieces_of(exchange))
+    return as_response(ResponseHead(head.status, [*head.headers, *marks(scope.choice)]), pieces_of(exchange))
