@@ -606,7 +606,7 @@ async def never(incoming: IncomingRequest, scope: RequestScope) -> Reply:
 
 
 async def test_bytes_that_come_while_a_connection_is_handed_on_go_with_it() -> None:
-    """The reading task may be taking in more in the very step in which the other one leaves."""
+    """The poll may be taking in more in the very step in which the task that serves leaves."""
     sent = b"GET /v1/models HTTP/1.1\r\n\r\n" + bytes(range(200))
     for _ in range(60):
         with trio.fail_after(LIMIT_S), pair() as (stream, peer):

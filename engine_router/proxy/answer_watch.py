@@ -20,7 +20,7 @@ from engine_router.dialects.usage import AnswerFigures, figures_in, model_in
 from engine_router.proxy.response_body import has_end
 from engine_router.proxy.stream_pace import StreamPace
 from engine_router.upstream.client import Exchange
-from engine_router.upstream.http1 import ResponseHead
+from engine_router.upstream.http1 import ResponseHead, first_value
 
 # The pieces at the end of a stream: each of its last frames may come in two, and a comment may come behind them.
 LAST_PIECES: Final = 6
@@ -103,7 +103,8 @@ class StreamWatch:
     def end(self) -> None:
         """Take in the answer's end."""
         self.ended_at = self._clock()
-        self._end_pace()  # with a method of its own as an attribute it would be garbage for the collector
+        # With a method of its own as an attribute it would be garbage for the collector.
+        self._pace, self.note = None, self._end.append
 
     def figures(self, *, entered_at: float, sent_at: float) -> AnswerFigures:
         """Return what is known so far; after the end, all that the engine has told.
@@ -214,7 +215,7 @@ def watch_over(exchange: Exchange, head: ResponseHead) -> AnswerWatch | None:
     """Watch the body that follows a head; None where nothing in it tells of tokens, such as sound, or an error."""
     if head.status >= 400:
         return None
-    content_type = head.header(b"content-type")
+    content_type = first_value(head.headers, b"content-type")
     streams = None if content_type is None else _streams(content_type)
     if streams is None:
         return None

@@ -139,7 +139,6 @@ class Server:
 
     async def _serve(self, sock: socket.socket) -> None:
         """Serve one connection, by whichever tier its requests need."""
-        sock.setblocking(False)
         self._sockets.add(sock)
         try:
             first = await self._serve_fast(sock, self.make_fast) if self.make_fast is not None else b""

@@ -1,6 +1,8 @@
-"""A large body that is still coming, between the task that reads it and the one that relays it."""
+"""A large body that is still coming, between what reads it and the task that relays it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import trio
 
@@ -16,11 +18,12 @@ class ArrivingBody:
         is_over: nothing more will be taken in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_room: Callable[[], object]) -> None:
+        """Call `on_room` whenever what has come is taken."""
         self._data = bytearray()
         self._fault: RouterError | None = None
         self._changed = trio.Event()
-        self._room = trio.Event()
+        self._on_room = on_room
         self.is_complete = False
         self.is_over = False
 
@@ -47,16 +50,10 @@ class ArrivingBody:
         if self._fault is not None:
             raise self._fault
         data, self._data = self._data, bytearray()
-        self._room.set()
+        self._on_room()
         return data
 
     @property
     def has_room(self) -> bool:
         """False while much has come that is not taken yet."""
         return len(self._data) <= MAX_BACKLOG_BYTES or self.is_over
-
-    async def room(self) -> None:
-        """Wait until it has room."""
-        while not self.has_room:
-            self._room = trio.Event()
-            await self._room.wait()

@@ -1,8 +1,8 @@
 """The fast tier: one client's connection, plain requests to the proxied routes and nothing else.
 
-Two ordinary tasks for each connection. One has whatever comes in read, always, so that a client that leaves is
-noticed whatever else goes on; the other serves the requests one after the other. Both run in the connection's cancel scope,
-which ends the request that is being served when the client leaves: nobody is there for another one. What is unusual is handed to the ordinary tier, with every byte as it came, for the rest of the connection's life.
+One task for each connection serves the requests one after the other. The poll of all sockets has whatever comes in read
+meanwhile, always, so that a client that leaves is noticed whatever else goes on: that ends the request that is being
+served, for nobody is there for another one. What is unusual is handed to the ordinary tier, with every byte as it came, for the rest of the connection's life.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from engine_router.server.fast_parser import RequestReader, Verdict
 from engine_router.server.response_head import response_head
 from engine_router.upstream.forwarding import as_streamed
 from engine_router.upstream.http1 import Headers, first_value
+from engine_router.upstream.socket_poll import current_poll
 from engine_router.upstream.socket_stream import ConnectionLost, RawStream, Sendable, moved_on
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class FastConnection:
         self._added: Headers = ()
         self._hub = hub
         self._changed = trio.Event()
-        self._room = trio.Event()
+        self._is_paused = False
+        self._defect: Exception | None = None
         self._verdict: Verdict | None = None
         self._arriving: ArrivingBody | None = None
         self._gone = False
@@ -108,12 +110,16 @@ class FastConnection:
         Cancellation ends the request that is being served.
         """
         is_unusual = False
-        async with trio.open_nursery() as nursery:
-            self._scope = nursery.cancel_scope
-            nursery.start_soon(self._read)
-            is_unusual = await self._serve_all()
-            self._scope.cancel()
-        # Not before the reading task has ended: it may be in the middle of taking in further bytes.
+        try:
+            with self._scope:
+                self._listen()
+                self.stream.on_readable()  # as a rule the first request has come with the connection
+                is_unusual = await self._serve_all()
+        finally:
+            self.stream.release()
+            self._is_paused, self._arriving = False, None
+        if self._defect is not None:
+            raise self._defect
         return bytes(self._reader.raw) if is_unusual else None
 
     def finish_soon(self) -> None:
@@ -121,17 +127,32 @@ class FastConnection:
         self._closing = True
         self._changed.set()
 
-    # The task that reads.
+    # What reads: called by the poll of all sockets.
 
-    async def _read(self) -> None:
+    def _listen(self) -> None:
+        self._is_paused = False
         try:
-            while True:
-                await self.stream.receive_each(self._came)
-                if self._gone:
-                    return
-                await self._until_room()
+            self.stream.listen(self._came, self._paused)
         except ConnectionLost:
             self._left()
+
+    def _paused(self, error: Exception | None) -> None:
+        """Note that nothing is read for now, or never again."""
+        if error is not None:
+            self._defect = None if isinstance(error, ConnectionLost) else error
+            self._left()
+        elif not self._gone:
+            self._is_paused = True
+            if self._arriving is not None and not self._arriving.is_over:
+                current_poll().timeouts.add(self, self._now() + BACKPRESSURE_S)
+
+    def _read_on(self) -> None:
+        """End the pause, if there is one."""
+        if self._is_paused:
+            current_poll().timeouts.discard(self)
+            self._listen()
+
+    expire = _read_on  # a pause is a `Wait`
 
     def _came(self, data: bytes) -> bool:
         """Take in what has come, or the end. Returns whether more may come at once."""
@@ -150,17 +171,7 @@ class FastConnection:
             self._take_in(arriving, reader.feed(data))
             return arriving.has_room
         reader.raw += data  # a request is being served: this is the next one, if anything
-        if len(reader.raw) <= MAX_AHEAD_BYTES:
-            return True
-        self._room = trio.Event()
-        return False
-
-    async def _until_room(self) -> None:
-        if self._arriving is not None and not self._arriving.is_over:
-            with trio.move_on_after(BACKPRESSURE_S):
-                await self._arriving.room()
-        else:
-            await self._room.wait()
+        return len(reader.raw) <= MAX_AHEAD_BYTES
 
     def _left(self) -> None:
         """Note that the client has gone: everything is given back in this very step, whatever the serving task is doing."""
@@ -178,7 +189,7 @@ class FastConnection:
 
     def _take(self, verdict: Verdict) -> None:
         if verdict is Verdict.LARGE:
-            self._arriving = ArrivingBody()
+            self._arriving = ArrivingBody(self._read_on)
             self._arriving.put(self._reader.drain())
         if verdict is Verdict.MORE:
             self._judge()
@@ -239,7 +250,8 @@ class FastConnection:
                 self.quiet_since = self._now()
                 if reader.raw:  # it came while the last one was served
                     self._take(reader.feed(b""))
-                self._room.set()
+                if self._is_paused:
+                    self._read_on()
         except ConnectionLost:
             return False
 
@@ -380,7 +392,7 @@ class FastConnection:
     async def _linger(self) -> None:
         """Let the client finish what it is saying for a moment, unheard."""
         self._unheard = True
-        self._room.set()
+        self._read_on()
         self.stream.finish()
         with trio.move_on_after(LINGER_S):
             while not self._gone:

@@ -3,7 +3,7 @@
 To wait for a socket costs a task a system call and a way through everything that awaits it: of a piece of a paced stream,
 that is more than half of the work. Here one task waits for all of them together, and calls what takes the bytes.
 
-On Linux, by epoll; elsewhere tasks wait for their sockets themselves.
+On Linux, by epoll; elsewhere a task of trio's own kind waits for each socket, and calls the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Wait(Protocol):
         ...
 
 
-class SocketPoll:
+class SocketPoll(Protocol):
     """The sockets that are waited for, each with what is called when there is something to receive.
 
     There is one for each run of trio, from the first time that it is needed: see `current_poll`.
@@ -49,28 +49,47 @@ class SocketPoll:
         timeouts: of those that wait for one of the sockets.
     """
 
+    timeouts: Timeouts
+
+    def add(self, sock: socket.socket, watched: Watched) -> None:
+        """Wait for a socket until it is removed: while there is something to receive, that is told again and again."""
+        ...
+
+    def remove(self, sock: socket.socket, descriptor: int, watched: Watched) -> None:
+        """Wait for a socket no more. Where it has been closed, its descriptor may be another one's by now."""
+        ...
+
+    async def run(self) -> None:
+        """Attend to the sockets until cancelled."""
+        ...
+
+
+class EpollPoll:
+    """A `SocketPoll` by one task for all sockets."""
+
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
         self.timeouts = Timeouts()
 
     def __repr__(self) -> str:
-        return f"<SocketPoll of {len(self._watched)}>"
+        return f"<EpollPoll of {len(self._watched)}>"
 
-    def add(self, descriptor: int, watched: Watched) -> None:
-        """Wait for a socket until it is removed: while there is something to receive, that is told again and again."""
+    def add(self, sock: socket.socket, watched: Watched) -> None:
+        """See `SocketPoll`."""
+        descriptor = sock.fileno()
         self._epoll.register(descriptor, select.EPOLLIN)
         self._watched[descriptor] = watched
 
-    def remove(self, descriptor: int, watched: Watched, sock: socket.socket) -> None:
-        """Wait for a socket no more. Where it has been closed, its descriptor may be another one's by now."""
+    def remove(self, sock: socket.socket, descriptor: int, watched: Watched) -> None:
+        """See `SocketPoll`."""
         if self._watched.get(descriptor) is watched:
             del self._watched[descriptor]
         if sock.fileno() == descriptor and not self._epoll.closed:
             self._epoll.unregister(descriptor)
 
     async def run(self) -> None:
-        """Attend to the sockets until cancelled."""
+        """See `SocketPoll`."""
         epoll, watched = self._epoll, self._watched
         try:
             while True:
@@ -84,6 +103,40 @@ class SocketPoll:
                             one.on_readable()
         finally:
             epoll.close()
+
+
+class TaskPoll:
+    """A `SocketPoll` by a task for each socket."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[Watched, trio.CancelScope] = {}
+        self.timeouts = Timeouts()
+
+    def __repr__(self) -> str:
+        return f"<TaskPoll of {len(self._scopes)}>"
+
+    def add(self, sock: socket.socket, watched: Watched) -> None:
+        """See `SocketPoll`."""
+        self._scopes[watched] = scope = trio.CancelScope()
+        trio.lowlevel.spawn_system_task(self._watch, sock, watched, scope, name="wait for a socket")
+
+    def remove(self, sock: socket.socket, descriptor: int, watched: Watched) -> None:  # noqa: ARG002 - the task has the socket
+        """See `SocketPoll`."""
+        if (scope := self._scopes.pop(watched, None)) is not None:
+            scope.cancel()
+
+    async def run(self) -> None:
+        """See `SocketPoll`."""
+        await trio.sleep_forever()
+
+    async def _watch(self, sock: socket.socket, watched: Watched, scope: trio.CancelScope) -> None:
+        with scope:
+            while not scope.cancel_called:
+                try:
+                    await trio.lowlevel.wait_readable(sock)
+                except (OSError, ValueError, trio.ClosedResourceError):  # receiving fails, too, and tells it
+                    self.remove(sock, -1, watched)
+                watched.on_readable()
 
 
 class Timeouts:
@@ -127,14 +180,17 @@ class Timeouts:
 _current: Final[trio.lowlevel.RunVar[SocketPoll]] = trio.lowlevel.RunVar("socket_poll")
 
 
-def current_poll() -> SocketPoll | None:
-    """Return the poll of this run of trio; None where the platform has none."""
-    if sys.platform != "linux":
-        return None
+def make_poll() -> SocketPoll:
+    """Return what the platform has."""
+    return EpollPoll() if sys.platform == "linux" else TaskPoll()
+
+
+def current_poll() -> SocketPoll:
+    """Return the poll of this run of trio."""
     try:
         return _current.get()
     except LookupError:
-        poll = SocketPoll()
+        poll = make_poll()
         _current.set(poll)
         trio.lowlevel.spawn_system_task(poll.run, name="socket poll")
         trio.lowlevel.spawn_system_task(poll.timeouts.run, name="timeouts of sockets")

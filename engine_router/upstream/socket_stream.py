@@ -1,8 +1,7 @@
 """A connected socket on trio without the layers between: the cheapest stream that is still an ordinary one.
 
 trio's own SocketStream costs about ten times the system call for each operation. Here a send is tried at once, and
-waits by trio's `wait_writable` only where it would block. Whoever receives waits in the poll that all sockets share,
-and by trio's `wait_readable` on platforms without it.
+waits by trio's `wait_writable` only where it would block. Whoever receives waits in the poll that all sockets share.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ class RawStream:
     __slots__ = (
         "_closed",
         "_descriptor",
+        "_ended",
         "_error",
         "_kept",
         "_poll",
@@ -57,15 +57,19 @@ class RawStream:
     )
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self._closed = False
         self._poll: SocketPoll | None = None  # where it waits for the socket, by the descriptor
         self._descriptor = -1
-        self._task: trio.lowlevel.Task | None = None  # the one that waits
         self._take: Callable[[bytes], bool] = bool
+        self._ended: Callable[[Exception | None], object] | None = (
+            None  # is told when nothing is handed over any more
+        )
+        self._task: trio.lowlevel.Task | None = None  # the one that waits
         self._kept: bytes | None = None
         self._error: Exception | None = None  # that ended the wait
         self.on_readable: Callable[[], object] = _nothing
@@ -81,90 +85,92 @@ class RawStream:
         Raises:
             ConnectionLost: the connection was reset, or closed here.
         """
-        if (poll := current_poll()) is None:
-            return await self._receive_alone(until)
-        await self._wait(poll, self._keep, until)
+        await self._wait(self._keep, until)
         data, self._kept = self._kept, None
         return data
 
     async def receive_each(self, take: Callable[[bytes], bool]) -> None:
         """Hand each piece that comes in to `take`, until it returns False; nothing once the peer has ended its side.
 
-        No task wakes for a piece where the platform can do without.
+        No task wakes for a piece.
 
         Raises:
             ConnectionLost: the connection was reset, or closed here.
             Exception: whatever `take` has raised.
         """
-        if (poll := current_poll()) is not None:
-            await self._wait(poll, take)
-            return
-        while take(await self._receive_alone() or b""):
-            pass
+        await self._wait(take)
 
-    async def _receive_alone(self, until: float = math.inf) -> bytes | None:
-        while True:
-            try:
-                with trio.move_on_at(until):
-                    await trio.lowlevel.wait_readable(self.sock)
-                    return self.sock.recv(RECEIVE_BYTES)
-            except _WOULD_BLOCK:
-                continue
-            except (OSError, trio.ClosedResourceError, ValueError) as error:
-                raise ConnectionLost(str(error)) from error
-            return None
+    def listen(self, take: Callable[[bytes], bool], ended: Callable[[Exception | None], object]) -> None:
+        """Have each piece that comes in handed to `take`, as `receive_each` does, without a task that waits.
 
-    async def _wait(self, poll: SocketPoll, take: Callable[[bytes], bool], until: float = math.inf) -> None:
-        """Have the poll hand what comes in to `take`, until that returns False, or the time is up.
+        Args:
+            ended: called, once, when no more is handed over, with what `receive_each` would raise; but not by `release`.
 
         Raises:
-            ConnectionLost: the connection was reset, or closed here.
-            Exception: whatever `take` has raised.
+            ConnectionLost: the connection was closed here.
         """
-        if self._task is not None:
-            raise trio.BusyResourceError("another task receives already")
+        if self._ended is not None:
+            raise trio.BusyResourceError("another one receives already")
         if (descriptor := self.sock.fileno()) < 0:
             raise ConnectionLost("closed")
         if self._poll is None:
-            poll.add(descriptor, self)
+            poll = current_poll()
+            poll.add(self.sock, self)
             self._poll, self._descriptor = poll, descriptor
-        self._task, self._take = trio.lowlevel.current_task(), take
+        self._take, self._ended = take, ended
         self.on_readable = self._pass_on
-        if until < math.inf:
-            poll.timeouts.add(self, until)
+
+    def release(self) -> None:
+        """Stop listening, and wait for the socket no more: it is for another one to receive from now on."""
+        self._ended = None
+        self._end()
+        self._leave_poll()
+
+    async def _wait(self, take: Callable[[bytes], bool], until: float = math.inf) -> None:
+        """Have what comes in handed to `take`, until that returns False, or the time is up.
+
+        Raises:
+            ConnectionLost: the connection was reset, or closed here.
+            Exception: whatever `take` has raised.
+        """
+        self.listen(take, self._wake)
+        self._task = trio.lowlevel.current_task()
+        if until < math.inf and self._poll is not None:
+            self._poll.timeouts.add(self, until)
         await trio.lowlevel.wait_task_rescheduled(self._abort)
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def _wake(self, error: Exception | None) -> None:
+        task, self._task, self._error = self._task, None, error
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
     def _keep(self, data: bytes) -> bool:
         self._kept = data
         return False
 
     def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._forget()
+        self._task = None
+        self._end()
         return trio.lowlevel.Abort.SUCCEEDED
-
-    def _forget(self) -> trio.lowlevel.Task | None:
-        """Let nobody wait any more; return who did."""
-        task, self._task, self._take = self._task, None, bool
-        self.on_readable = self._leave_poll
-        if self._poll is not None:
-            self._poll.timeouts.discard(self)
-        return task
 
     def _leave_poll(self) -> None:
         """Have the poll wait no more: what comes while nobody wants it would be told again and again."""
         self.on_readable = _nothing
         if self._poll is not None:
-            self._poll.remove(self._descriptor, self, self.sock)
+            self._poll.remove(self.sock, self._descriptor, self)
             self._poll = None
 
     def _end(self, error: Exception | None = None) -> None:
-        """End the wait, if there is one."""
-        if (task := self._forget()) is not None:
-            self._error = error
-            trio.lowlevel.reschedule(task)
+        """Hand nothing over any more, and tell so where somebody wants to know."""
+        ended, self._ended, self._take = self._ended, None, bool
+        self.on_readable = self._leave_poll
+        if self._poll is not None:
+            self._poll.timeouts.discard(self)
+        if ended is not None:
+            ended(error)
 
     def expire(self) -> None:
         """See `Wait`."""
@@ -222,7 +228,7 @@ class RawStream:
     def park(self) -> None:
         """Close the connection as soon as something comes on it, its end above all: nobody has asked for anything.
 
-        Whoever receives again ends that. It holds only where there is a poll that waits for the socket already.
+        Whoever receives again ends that. It holds only where something has been received before.
         """
         self.on_readable = self.close
 
