@@ -130,7 +130,7 @@ class Planner:
         """Tell whether the plan stays what it was though nobody uses a resident any more."""
         if self._queue.length or state.phase is not Phase.READY:
             return False
-        if self._budget.has_excess:
+        if self._budget.limits and self._budget.has_excess:
             return False
         state.expires_at = self.expiry(state, now)
         return state.expires_at >= self.wake_at
