@@ -73,8 +73,8 @@ class Reloader:
         """Read the file again, and put the configuration in force.
 
         A changed engine gets no new requests, ends those that it has, stops, and starts anew when it is wanted;
-        this does not wait for that. Streams of engines that did not change go on. What a scan found stays, as far as
-        it is still looked for; other folders are looked through by the scan that follows.
+        this does not wait for that. So does a model that shall lie in other pools. All other streams go on. What a scan
+        found stays, as far as it is still looked for; other folders are looked through by the scan that follows.
 
         Raises:
             ConfigError: it has faults, or what only a new start can take over; nothing was changed.
@@ -154,6 +154,7 @@ class Reloader:
         others = (*changes.removed, *changes.restarted)
         router.learned.forget(others)
         moved_models = {ResidentId(engine, name) for engine, name in moved(before.models, new.models)}
+        moved_models.update(router.supervisor.misplaced())
         for resident in router.supervisor.residents():
             if resident.engine in others or resident in moved_models:
                 router.supervisor.unload(resident)
@@ -174,9 +175,9 @@ class Reloader:
         """Refuse an engine that is to come back in another pool before it has left the one that it was in."""
         remedy = "is still on its way out of pool '{}', which it was in; read the configuration again when it has gone"
         faults = [
-            (f"engines.{engine}.pool", remedy.format("' and '".join(pools)))
-            for engine, pools in router.supervisor.places().items()
-            if engine in new.engines and not set(new.engines[engine].memories) <= set(pools)
+            (f"engines.{engine}.pool", remedy.format("' and '".join(domain.pools)))
+            for engine, domain in router.supervisor.places().items()
+            if engine in new.engines and not set(new.engines[engine].memories) <= domain.pools.keys()
         ]
         if faults:
             raise ConfigError(self._place, faults)

@@ -8,13 +8,15 @@ import pytest
 import trio
 from support.simulated_engine import Script
 from support.simulated_memory import GIB, Reclaim
-from support.wide_world import BIG, EITHER, ONE, SMALL, ZERO, declared, running
+from support.wide_world import BIG, EITHER, ONE, RULES, SMALL, ZERO, declared, running
 from trio.testing import MockClock
 
 from engine_router.errors import NeverFits, NotEnoughMemory
 from engine_router.events import MemorySettled, SwapEnded
-from engine_router.residency.ledger import Capacity, Phase
+from engine_router.residency import messages
+from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile
 from engine_router.residency.measurements import Measurements
+from engine_router.residency.messages import Ticket
 from engine_router.residency.rules import Traits
 
 
@@ -155,3 +157,28 @@ async def test_what_could_not_be_stopped_holds_up_its_own_pools_only(autojump_cl
         assert "is still there" in str(waiting)
         await world.use(ZERO)
         assert world.present("gpu0") == {"zero": Phase.READY}
+
+
+def test_one_that_shall_move_counts_where_it_lies_until_it_has_gone() -> None:
+    profiles = {
+        ZERO: Profile(need_bytes=6, pools=("gpu0",)),
+        SMALL: Profile(need_bytes=4, pools=("gpu0",)),
+    }
+    capacities = {name: Capacity(budget_bytes=10) for name in ("gpu0", "gpu1", "gpu2")}
+    ledger = Ledger(RULES, capacities, profiles.__getitem__)
+    for resident in profiles:
+        ticket = Ticket(resident)
+        ledger.apply(messages.Acquire(ticket), 0)
+        ledger.apply(messages.BecameReady(resident), 0)
+        ledger.apply(messages.Release(ticket), 0)
+    profiles[ZERO] = Profile(need_bytes=6, pools=("gpu1", "gpu2"), needs={"gpu1": 3, "gpu2": 3})
+    assert (
+        ledger.apply(messages.Reconfigured(RULES, capacities), 1) == []
+    )  # there is room for both, as before
+    assert [dict(state.needs) for state in ledger.states] == [{"gpu0": 6}, {"gpu0": 4}]
+    ledger.apply(messages.Unload(ZERO), 2)
+    ledger.apply(messages.HasEnded(ZERO, None), 3)
+    ledger.apply(messages.Acquire(Ticket(ZERO)), 3)
+    assert ledger.state(ZERO) is None  # its old memory is not back
+    ledger.apply(messages.Settled(ZERO), 4)
+    assert [dict(state.needs) for state in ledger.states] == [{"gpu0": 4}, {"gpu1": 3, "gpu2": 3}]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import attrs
@@ -29,27 +30,40 @@ Sizes = Mapping[str, tuple[int, int]]
 class WideDozer(Dozer):
     """A dozer that holds something in each of several memories."""
 
-    parts: list[Dozer] = attrs.field(factory=list)
+    parts: dict[str, Dozer] = attrs.field(factory=dict)
+    sizes: Callable[[], Sizes] = dict
 
     def _hold(self, size_bytes: int) -> None:
-        for part in self.parts:
+        for pool, part in self.parts.items():
             held = {self.size_bytes: part.size_bytes, self.kept_bytes: part.kept_bytes}
-            part._hold(held.get(size_bytes, 0))
+            part._hold(held.get(size_bytes, 0) if pool in self.sizes() else 0)
 
 
 @asynccontextmanager
-async def bedroom(**residents: Sizes) -> AsyncIterator[tuple[Lab, dict[str, SimulatedMemory]]]:
+async def bedroom(
+    changing: dict[str, Sizes] | None = None, **residents: Sizes
+) -> AsyncIterator[tuple[Lab, dict[str, SimulatedMemory]]]:
+    residents = residents if changing is None else changing
     story: list[str] = []
     memories = {name: SimulatedMemory(shared=True, total_bytes=24 * GIB) for name in ("gpu0", "gpu1")}
     engines: dict[str, Dozer] = {}
     for name, sizes in residents.items():
-        parts = [
-            Dozer(name, memories[pool], story, size_bytes=size * GIB, kept_bytes=kept * GIB)
+        parts = {
+            pool: Dozer(name, memories[pool], story, size_bytes=size * GIB, kept_bytes=kept * GIB)
             for pool, (size, kept) in sizes.items()
-        ]
-        whole, kept = (sum(part.size_bytes for part in parts), sum(part.kept_bytes for part in parts))
+        }
+        whole, kept = (
+            sum(part.size_bytes for part in parts.values()),
+            sum(part.kept_bytes for part in parts.values()),
+        )
         engines[name] = WideDozer(
-            name, parts[0].memory, story, size_bytes=whole, kept_bytes=kept, parts=parts
+            name,
+            memories["gpu0"],
+            story,
+            size_bytes=whole,
+            kept_bytes=kept,
+            parts=parts,
+            sizes=functools.partial(residents.__getitem__, name),
         )
 
     def traits(resident: ResidentId) -> Traits:
@@ -162,3 +176,15 @@ async def test_who_sleeps_in_one_pool_is_left_alone_for_what_is_missing_in_the_o
         await it.use(ResidentId("second"))
         assert "clear one" in it.story
         assert "clear zero" not in it.story
+
+
+async def test_one_that_sleeps_starts_anew_where_it_shall_lie_in_other_pools(
+    autojump_clock: MockClock,
+) -> None:
+    sizes: dict[str, Sizes] = {"wide": {"gpu0": (20, 1), "gpu1": (18, 2)}, "one": {"gpu1": (14, 1)}}
+    async with bedroom(sizes) as (it, _):
+        await it.use(WIDE)
+        await it.use(ONE)
+        sizes["wide"] = {"gpu0": (20, 1)}
+        await it.use(WIDE)
+        assert it.story[-2:] == ["clear wide", "start wide"]

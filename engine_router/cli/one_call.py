@@ -26,6 +26,7 @@ _CHANGES: Final = {
     "added": "new engines",
     "removed": "engines that go",
     "restarted": "engines that start anew once their requests are done",
+    "moved": "models that start in other pools once their requests are done",
     "settings": "in force now",
     "needs_restart": "takes effect after a restart of the router",
 }

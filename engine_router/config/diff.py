@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -10,7 +10,7 @@ from attrs import frozen
 
 from engine_router.config import Config, ModelConfig, PoolConfig, ProcessConfig, RemoteConfig
 from engine_router.config.filled import filled_text, filled_words
-from engine_router.config.memories import planned_together, spans_of
+from engine_router.config.memories import planned_together, pools_of_model, spans_of
 from engine_router.config.options import options_of
 from engine_router.config.template import ModelArguments, is_template, model_command
 from engine_router.errors import ConfigError
@@ -38,6 +38,8 @@ class Changes:
     Attributes:
         added, removed: engines.
         restarted: engines that changed: each is stopped once its requests are done, and starts anew when it is wanted.
+        moved: models whose pools are others: each is stopped once its requests are done, and starts in those when it is
+            wanted.
         settings: what else is different, by its place in the file; in force at once.
         needs_restart: what is different, and takes effect only when the router starts again.
         found: models in folders that are new, or have other files.
@@ -47,6 +49,7 @@ class Changes:
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
@@ -65,16 +68,22 @@ def compare(old: Config, new: Config, source: str) -> Changes:
     """Compare two configurations.
 
     Raises:
-        ConfigError: a running router cannot take over the new one: memories, or whose memory an engine uses, differ.
+        ConfigError: a running router cannot take over the new one: its memories differ, or an engine or a model is to lie in
+            some that were not planned together so far.
     """
     _refuse_other_pools(old, new, source)
     both = [name for name in new.engines if name in old.engines]
     changed = {name for name in both if _made_of(old, name) != _made_of(new, name)}
-    different = [*_differences(old, new)]
+    goes_on = [name for name in both if name not in changed]
+    moved = tuple(name for name in new.models if _is_moved(name, old, new, goes_on))
+    different = [
+        place for place in _differences(old, new) if place not in {f"models.{name}" for name in moved}
+    ]
     return Changes(
         added=tuple(name for name in new.engines if name not in old.engines),
         removed=tuple(name for name in old.engines if name not in new.engines),
         restarted=tuple(name for name in both if name in changed),
+        moved=moved,
         settings=tuple(place for place in different if not place.startswith(_AT_START)),
         needs_restart=tuple(place for place in different if place.startswith(_AT_START)),
         found=tuple(
@@ -101,26 +110,40 @@ def _refuse_other_pools(old: Config, new: Config, source: str) -> None:
         or (name != "default" and (name in old.pools) != (name in new.pools))
         or (_is_auto(new.pools.get(name)) and _budget(old.pools.get(name)) != _budget(new.pools.get(name)))
     ]
-    faults += [
-        (f"engines.{name}.pool{'s' if engine.pools else ''}", remedy)
-        for name, engine in new.engines.items()
-        if name in old.engines and old.engines[name].memories != engine.memories
-    ]
-    together = planned_together({"default": None, **old.pools}, spans_of(old).values())
-    spans = spans_of(new)
-    faults += [
-        (
-            f"engines.{name}.pools",
-            f"{' and '.join(spans[name])} were not planned together so far; {remedy}",
-        )
-        for name, engine in new.engines.items()
-        if not isinstance(engine, RemoteConfig)
-        and old.engines.get(name, engine).memories == engine.memories
-        and not any(set(spans[name]) <= set(group) for group in together)
-        and set(spans[name]) <= {"default", *old.pools}
-    ]
+    faults += _never_together(old, new, remedy)
     if faults:
         raise ConfigError(source, faults)
+
+
+def _never_together(old: Config, new: Config, remedy: str) -> Iterator[tuple[str, str]]:
+    """Yield the places where an engine or its models would lie in pools that its own were not planned together with."""
+    groups = planned_together({"default": None, **old.pools}, spans_of(old).values())
+    home = {pool: group for group in groups for pool in group}
+    families = {f"families.{name}.pools": family.pools for name, family in new.families.items()}
+    for name, engine in new.engines.items():
+        if isinstance(engine, RemoteConfig):
+            continue
+        began = old.engines.get(name, engine).memories[0]
+        models = {
+            f"models.{id_}.pools": model.pools for id_, model in new.models.items() if model.engine == name
+        }
+        own = {f"engines.{name}.pool{'s' if engine.pools else ''}": engine.memories}
+        for place, pools in (own | models | families).items():
+            others = sorted({began, *pools})
+            if not set(pools) <= {*home.get(began, ())} and set(pools) <= home.keys():
+                yield place, f"{' and '.join(others)} were not planned together so far; {remedy}"
+
+
+def _is_moved(name: str, old: Config, new: Config, engines: Collection[str]) -> bool:
+    """Tell whether a model of an engine that goes on lies in other pools than before."""
+    before, after = old.models.get(name), new.models[name]
+    if before is None or before.engine != after.engine or after.engine not in engines:
+        return False
+    pools = (
+        pools_of_model(before, old.engines[before.engine]),
+        pools_of_model(after, new.engines[after.engine]),
+    )
+    return pools[0] != pools[1]
 
 
 def _gauge(pool: PoolConfig | None) -> tuple[Any, ...]:

@@ -76,7 +76,12 @@ class Measurement(Footprint):
         return self if len(pools) < 2 else self.shares.setdefault(pool, Footprint())
 
     def add_up(self, pools: Collection[str]) -> None:
-        """Make its own figures the sums of those of its pools, where it lies across several."""
+        """Make its own figures the sums of those of its pools, where it lies across several.
+
+        Those of pools in which it does not lie any more are forgotten.
+        """
+        kept = set(pools) if len(pools) > 1 else set()
+        self.shares = {pool: part for pool, part in self.shares.items() if pool in kept}
         if len(pools) > 1:
             parts = [self.share(pool, pools) for pool in pools]
             self.footprint_bytes = _sum(part.footprint_bytes for part in parts)

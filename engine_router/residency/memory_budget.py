@@ -65,11 +65,14 @@ class MemoryBudget:
         return state
 
     def describe(self, state: ResidentState) -> None:
-        """Fill in what is known of a resident, be it anew. What is present stays in the memories in which it lies."""
+        """Fill in what is known of a resident, be it anew. What is present stays in the memories in which it lies.
+
+        Of one that shall lie in others from now on, nothing else is known of what it takes of those.
+        """
         resident = state.resident
         profile = self.profile(resident)
-        pools = tuple(state.needs) or self.pools_of(profile)
-        state.needs = {pool: self._need(resident, profile, pool) for pool in pools}
+        if not state.needs or set(state.needs) == set(self.pools_of(profile)):
+            state.needs = self.needs(resident, profile)
         state.groups = profile.groups
         state.pinned = self._pins.get(resident, profile.pinned)
         state.idle_timeout_s = profile.idle_timeout_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import trio
 from attrs import define, field
@@ -58,6 +58,17 @@ class Sleepers:
         """Take out residents, which are cleared away now."""
         for resident in residents:
             self._asleep.pop(resident, None)
+
+    async def leave(self, resident: ResidentId, pools: Collection[str]) -> None:
+        """End what sleeps of a resident in other pools than these, in which it starts now.
+
+        Raises:
+            EngineStopFailed: it could not be ended.
+        """
+        if (status := self._asleep.get(resident)) is None or status.kept.keys() == set(pools):
+            return
+        if (left := await self.clear_away(resident)) is not None:
+            raise left
 
     async def taken_up(self, resident: ResidentId) -> None:
         """Note that a task takes up a resident, once it is not being cleared away any more."""

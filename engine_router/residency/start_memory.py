@@ -68,7 +68,9 @@ class StartMemory:
 
         Raises:
             NotEnoughMemory: there was too little until the end.
+            EngineStopFailed: it sleeps in other pools, and could not be ended there.
         """
+        await self.reclaim.sleepers.leave(task.resident, task.shares)
         try:
             await self._wait(domain, task, timeout_s)
         finally:

@@ -254,9 +254,17 @@ class Supervisor:
         """Return the residents that are present in any pool, in whatever phase."""
         return [state.resident for domain in self._domains for state in domain.ledger.states]
 
-    def places(self) -> dict[str, tuple[str, ...]]:
-        """Return the pools of each engine that has something in memory, or is waited for."""
-        return {engine: self._pools_of[engine] for domain in self._domains for engine in domain.engines()}
+    def misplaced(self) -> list[ResidentId]:
+        """Return the residents that lie in other pools than the configuration says now."""
+        present = (
+            (state.resident, tuple(state.needs)) for domain in self._domains for state in domain.ledger.states
+        )
+        traits = self._runner.settings.traits
+        return [resident for resident, lies_in in present if traits(resident).pools not in ((), lies_in)]
+
+    def places(self) -> dict[str, Domain]:
+        """Return where each engine is that has something in memory, or is waited for."""
+        return {engine: domain for domain in self._domains for engine in domain.engines()}
 
     def reconfigure(
         self,
