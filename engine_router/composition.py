@@ -191,6 +191,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     )
     factory.keeper.settings = lambda: router.config.context
     factory.keeper.notice = router.note
+    factory.keeper.figures.on_count = metrics.count_context
 
     def let_go(base_url: str) -> None:
         upstream.forget(base_url)
@@ -199,7 +200,11 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     supervisor.on_stop(let_go)
     supervisor.ask_tenants(TenantCalls(factory.client).ask)
     metrics.read = lambda: router_gauges(
-        router.read_model, router.sampler, router.sleeping(), router.started_at
+        router.read_model,
+        router.sampler,
+        router.sleeping(),
+        router.started_at,
+        {name: factory.keeper.status(name) for name in router.config.keeping_engines},
     )
     router.history.listen(hub)
     router.traces.swaps.listen(hub)

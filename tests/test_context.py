@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 from support.served import ask, served
 
 import engine_router
 from engine_router.config import parse_config
 from engine_router.events import RouterNotice
+from engine_router.web.status import status
 
 LIMIT_S = 200.0
 PROGRAM = Path(__file__).parent / "programs" / "slot_engine.py"
@@ -64,6 +66,21 @@ class Bench:
     def notices(self) -> list[str]:
         return [event.message for event in self._notices.take() if isinstance(event, RouterNotice)]
 
+    def status(self, engine: str = "a") -> Any:
+        return status(self.router)["engines"][engine]["kept_context"]
+
+    def metrics(self) -> dict[str, float]:
+        """Return what Prometheus is told of kept context, by name and last label."""
+        families = text_string_to_metric_families(self.router.metrics.exposition().decode())
+        return {
+            " ".join(
+                [sample.name.removeprefix("engine_router_context_"), *[*sample.labels.values()][1:]]
+            ): sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name.startswith("engine_router_context_") and not sample.name.endswith("_created")
+        }
+
     def saved(self) -> list[Path]:
         return sorted((self.folder / "context").glob("*.saved"))
 
@@ -105,6 +122,47 @@ async def test_a_conversation_goes_on_after_a_swap_and_after_the_router(tmp_path
     async with bench(tmp_path) as one:
         assert await one.said("a", [*FIRST, *MORE, *MORE]) > LENGTH
         assert len(one.saved()) == 1  # the longer one has taken the place of the shorter
+
+
+async def test_people_see_what_is_kept_and_what_it_was_worth(tmp_path: Path) -> None:
+    async with bench(tmp_path) as one:
+        await one.said("a", FIRST)
+        await one.said("a", FIRST)
+        await one.said("b", FIRST)
+        size = sum(path.stat().st_size for path in one.saved())
+        await one.said("a", [*FIRST, *MORE])
+        await one.said("b", FIRST)
+        for path in one.saved():
+            path.write_bytes(b"damaged")
+        await one.said("a", [*FIRST, *MORE])
+        told = one.status()
+        assert told["restores"] == {"new": 1, "restored": 1, "unreadable": 1}
+        assert told["saves"] == {"saved": 2}
+        assert told["reused_tokens"] == {"slot": LENGTH, "disk": LENGTH}
+        assert (told["keeps"], told["conversations"], told["size_bytes"]) == (True, 0, 0)
+        await one.said("b", FIRST)
+        told = one.status()
+        assert (told["conversations"], told["size_bytes"] > size) == (1, True)
+        found = one.metrics()
+        assert found == {
+            "saved_bytes": told["size_bytes"],
+            "saved_conversations": 1,
+            "kept": 1,
+            "saves_total saved": 3,
+            **{f"restores_total {result}": 1 for result in ("new", "restored", "unreadable")},
+            **{f"reused_tokens_total {source}": LENGTH for source in ("slot", "disk")},
+        }
+        assert one.status("b") is None
+
+
+async def test_it_is_seen_that_an_engine_does_not_keep_what_it_is_given_back(tmp_path: Path) -> None:
+    async with bench(tmp_path, "fault=silent") as one:
+        for _ in range(2):
+            await one.said("a", FIRST)
+            await one.said("b", FIRST)
+        assert one.status()["keeps"] is False
+        assert one.status()["restores"] == {"new": 1, "restored": 1, "unused": 1}
+        assert one.metrics()["kept"] == 0
 
 
 async def test_it_costs_nothing_where_nothing_is_kept(tmp_path: Path) -> None:

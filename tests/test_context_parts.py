@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from engine_router.cli.status import _kept as shown_kept
 from engine_router.config import ContextConfig, ProcessConfig
 from engine_router.dialects.conversation import Conversation, conversation_in
 from engine_router.engines.base import ResidentId
@@ -361,3 +362,32 @@ def test_entries_come_back_as_they_were(tmp_path: Path) -> None:
     entry = Shelf(tmp_path).save("s a", weights=None)
     (read,) = Shelf(tmp_path).store.entries.values()
     assert attrs.asdict(read) == attrs.asdict(entry)
+
+
+def test_the_command_line_tells_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = {
+        "keeps": True,
+        "conversations": 2,
+        "size_bytes": 3_000_000_000,
+        "restores": {"restored": 4, "new": 1},
+    }
+    of_no_use = {
+        "keeps": False,
+        "conversations": 0,
+        "size_bytes": 0,
+        "restores": {"unused": 1},
+        "reused_tokens": {},
+    }
+    more = {"reused_tokens": {"slot": 1000, "disk": 500}}
+    shown_kept(
+        {
+            "a": {"kept_context": {**kept, **more}},
+            "b": {"kept_context": None},
+            "c": {"kept_context": of_no_use},
+            "older": {},
+        }
+    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert [line[0] for line in lines[1:]] == ["a", "c"]
+    assert lines[1][1:] == ["2", "3.0", "GB", "4", "1", "new", "1500"]
+    assert "all: of no use (1 unused)" in " ".join(lines[2])

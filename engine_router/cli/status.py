@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
         say()
         _engines(status["engines"])
         _peers(status["engines"])
+        _kept(status["engines"])
         _swaps(status)
     except (KeyError, TypeError):
         raise not_understood(address) from None
@@ -107,6 +108,29 @@ def _peer(peer: Data) -> tuple[str, str, str, str]:
     program = " ".join(filter(None, (peer["program"], peer["version"])))
     doing = "; ".join(_peers_swap(swap) for swap in peer["swaps"]) or NOTHING
     return program, str(peer["in_flight"]), str(peer["waiting"]), doing
+
+
+def _kept(engines: Mapping[str, Data]) -> None:
+    """Show what is kept of conversations, where an engine keeps any."""
+    rows = [
+        (name, *_kept_by(engine["kept_context"]))
+        for name, engine in engines.items()
+        if engine.get("kept_context")
+    ]
+    if rows:
+        say()
+        headings = ("Keeps context", "Conversations", "On disk", "Restored", "Read again", "Tokens reused")
+        Table(headings, rows, frozenset(range(1, 6))).show()
+
+
+def _kept_by(kept: Data) -> tuple[str, ...]:
+    restores = dict(kept["restores"])
+    restored = restores.pop("restored", 0)
+    again = ", ".join(f"{count} {reason}" for reason, count in restores.items() if count) or "0"
+    if not kept["keeps"]:
+        again = f"all: of no use ({again})"
+    size = gigabytes(kept["size_bytes"]) if kept["size_bytes"] else NOTHING
+    return str(kept["conversations"]), size, str(restored), again, str(sum(kept["reused_tokens"].values()))
 
 
 def _peers_swap(swap: Data) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
+from engine_router.engines.context.figures import RESTORES, REUSED, SAVES
 from engine_router.events import (
     Event,
     MemorySettled,
@@ -44,6 +45,9 @@ GAUGES: Final = (
     Gauge("memory_foreign_bytes", "Memory that other programs have.", ("pool",)),
     Gauge("memory_asleep_bytes", "Memory held for residents that sleep.", ("pool",)),
     Gauge("resident_memory_bytes", "Memory that a present resident takes, as measured.", _PAIR),
+    Gauge("context_saved_bytes", "Disk space of saved conversations.", ("engine",)),
+    Gauge("context_saved_conversations", "Saved conversations.", ("engine",)),
+    Gauge("context_kept", "1 for an engine that keeps context, 0 where that was of no use.", ("engine",)),
     Gauge("gpu_use_ratio", "The part of its time in which a GPU worked.", ("gpu",)),
     Gauge("gpu_temperature_celsius", "Temperature of a GPU.", ("gpu",)),
     Gauge("start_time_seconds", "When the router began, since the epoch.", ()),
@@ -105,6 +109,15 @@ class Metrics:
             "time_per_output_token_seconds", "Time for each token written.", TOKENS, ("engine",)
         )
         self.traces = Counter("traces", "Traces of requests and swaps, by what became of them.", ("result",))
+        self._context = {
+            SAVES: Counter(SAVES, "Conversations that were saved, or could not be.", ("engine", "result")),
+            RESTORES: Counter(
+                RESTORES,
+                "Conversations that were not in a slot, by what became of them.",
+                ("engine", "result"),
+            ),
+            REUSED: Counter(REUSED, "Tokens that had not to be read again.", ("engine", "source")),
+        }
         self.last_durations_s: deque[float] = deque(maxlen=LAST_DURATIONS)
         self.broken_off: dict[int, int] = {}
         self._counted: set[str] = set()
@@ -119,7 +132,7 @@ class Metrics:
         for gauge in GAUGES:
             yield from gauge.lines(readings.get(gauge.name, {}))
         yield from _STARTED.lines(self._started_at(readings))
-        for family in (
+        families: Iterable[Counter | Histogram] = (
             self._swaps,
             self._swap,
             self._phase,
@@ -144,7 +157,9 @@ class Metrics:
             self._first_token,
             self._per_token,
             self.traces,
-        ):
+            *self._context.values(),
+        )
+        for family in families:
             yield from family.lines()
 
     def _started_at(self, readings: Mapping[str, Reading]) -> Reading:
@@ -160,6 +175,10 @@ class Metrics:
             for (model, status), count in self._requests.counts.items()
             if model != "none"
         }
+
+    def count_context(self, what: str, engine: str, result: str, by: int) -> None:
+        """Count what kept context was worth; see `ContextFigures.on_count`."""
+        self._context[what].inc(engine, result, by=by)
 
     def observe(self, event: Event) -> None:
         """Take in an event."""

@@ -10,6 +10,7 @@ import trio
 
 from engine_router import __version__
 from engine_router.engines.base import ResidentId
+from engine_router.engines.context.figures import ContextStatus
 from engine_router.residency.memory_status import memory_status
 from engine_router.residency.read_model import PoolStatus, ReadModel
 from engine_router.residency.resident_state import Phase
@@ -25,12 +26,14 @@ def router_gauges(
     sampler: Sampler,
     asleep: Collection[ResidentId],
     started_at: float,
+    context: Mapping[str, ContextStatus],
 ) -> Mapping[str, Mapping[Labels, float]]:
     """Return the values of the gauges, by name and labels.
 
     Args:
         asleep: the residents that sleep.
         started_at: when the router began, in seconds since the epoch.
+        context: what is kept of the conversations with the engines that keep them.
     """
     found: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
     found["build_info"][__version__, platform.python_version()] = 1.0
@@ -45,6 +48,10 @@ def router_gauges(
             *_memory(read_model, sampler, pool, sleepers[pool.name]),
         ):
             found[name][labels] = value
+    for engine, kept in context.items():
+        found["context_saved_bytes"][(engine,)] = kept.size_bytes
+        found["context_saved_conversations"][(engine,)] = kept.conversations
+        found["context_kept"][(engine,)] = kept.keeps
     for series, value in sampler.ring[-1].values.items() if sampler.ring else ():
         if series.kind in _GPU:
             name, factor = _GPU[series.kind]

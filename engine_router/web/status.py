@@ -216,6 +216,7 @@ def engine_entry(router: Router, name: str, pools: Mapping[str, PoolStatus]) -> 
         "base_url": config.base_url,
         "endpoints": dict(router.endpoint_support.shown(name)),
         "prefix_cache": prefix_cache_entry(router, name),
+        "kept_context": kept_context_entry(router, name),
         **(_remote_entry(config) if isinstance(config, RemoteConfig) else {}),
         **_peer_entry(router, name),
     }
@@ -225,6 +226,13 @@ def prefix_cache_entry(router: Router, engine: str) -> dict[str, Any] | None:
     """Return what an engine keeps of the prompts that it has read, and what of that survives; None where unknown."""
     cache = router.known_models.prefix_cache_of(engine)
     return None if cache is None else attrs.asdict(cache)
+
+
+def kept_context_entry(router: Router, engine: str) -> dict[str, Any] | None:
+    """Return what is kept of the conversations with an engine; None where it is to keep none."""
+    if router.context is None or engine not in router.config.keeping_engines:
+        return None
+    return attrs.asdict(router.context.status(engine))
 
 
 def _remote_entry(config: RemoteConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from attrs import define, field
 
 from engine_router.config import ContextConfig
 from engine_router.engines.base import ResidentId
+from engine_router.engines.context.figures import RESTORES, REUSED, SAVES, ContextFigures, ContextStatus
 from engine_router.engines.context.identity import engine_digest
 from engine_router.engines.context.running import RunningContext
 from engine_router.engines.context.sealing import Sealer
@@ -87,6 +88,7 @@ class ContextKeeper:
         plain_folder: where the servers write and read it then, for moments; None for the same folder.
 
     Attributes:
+        figures: what was saved and restored, and what that was worth.
         notice: tells the person who runs the router.
         clock: seconds since the epoch.
     """
@@ -97,6 +99,7 @@ class ContextKeeper:
     clock: Callable[[], float] = time.time
     sealer: Sealer | None = None
     plain_folder: Path | None = None
+    figures: ContextFigures = field(factory=ContextFigures)
     store: ContextStore = field(init=False)
     _running: dict[ResidentId, RunningContext] = field(factory=dict)
     _known: dict[ResidentId, KnownEngine] = field(factory=dict)
@@ -124,6 +127,19 @@ class ContextKeeper:
     def of(self, resident: ResidentId) -> RunningContext | None:
         """Return the context of a resident that runs; None where it keeps none."""
         return self._running.get(resident)
+
+    def status(self, engine: str) -> ContextStatus:
+        """Return what is kept of the conversations with an engine."""
+        known = [known for resident, known in self._known.items() if resident.engine == engine]
+        entries = [one for one in [*self.store.entries.values()] if one.engine_name == engine]
+        return ContextStatus(
+            keeps=self.folder is not None and all(one.keeps for one in known),
+            conversations=len(entries),
+            size_bytes=sum(one.size_bytes for one in entries),
+            saves=self.figures.of(SAVES, engine),
+            restores=self.figures.of(RESTORES, engine),
+            reused_tokens=self.figures.of(REUSED, engine),
+        )
 
     async def prepare(self, resident: ResidentId) -> None:
         """Make the folder, which a server wants to find when it starts; where that fails, nothing is kept any more."""

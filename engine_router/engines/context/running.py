@@ -11,6 +11,7 @@ import trio
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
+from engine_router.engines.context.figures import Restored, Source
 from engine_router.engines.context.sealing import NotSealed
 from engine_router.engines.context.slots import UNKNOWN, Prefixes, Slot, SlotTable, by_digest, common_chars
 from engine_router.engines.context.store import PARTIAL, KnownPrefix, SavedContext
@@ -110,7 +111,10 @@ class Placement:
             return
         if tokens_cached is not None:
             context.engine.note_reading(tokens_in - tokens_cached, read_s)
+            source: Source = "disk" if self._restored_tokens else "slot"
+            context.keeper.figures.reused(context.resident.engine, source, tokens_cached)
             if tokens_cached < self._restored_tokens * _LEAST_REUSED:
+                context.count_restore("unused")
                 context.give_up(
                     f"it was given back {self._restored_tokens:.0f} tokens of a conversation, and used {tokens_cached} "
                     "of them"
@@ -164,30 +168,42 @@ class RunningContext:
             f"keeps no context from now on: {why}; its conversations are read again after a swap",
         )
 
+    def count_restore(self, result: Restored) -> None:
+        """Count what became of a conversation that was not in a slot any more."""
+        self.keeper.figures.restored(self.resident.engine, result)
+
     # Back into a slot.
 
     async def restore(self, slot: Slot, wanted: Mapping[str, int]) -> float:
         """Restore the longest beginning of a conversation that was saved. Returns how many tokens the answer has to reuse."""
         engine, store = self.engine, self.keeper.store
-        if not engine.keeps or (found := store.best(engine.digest, wanted)) is None:
+        if not engine.keeps:
+            return 0.0
+        there = slot.prompt_tokens * common_chars(slot.held, wanted) / slot.chars if slot.chars else 0.0
+        if (found := store.best(engine.digest, wanted)) is None:
+            if not there:
+                self.count_restore("new")
             return 0.0
         entry, chars = found
-        there = slot.prompt_tokens * common_chars(slot.held, wanted) / slot.chars if slot.chars else 0.0
         tokens = entry.tokens_of(chars)
         if tokens - there < LEAST_TOKENS or not engine.pays(
             tokens - there, entry.prompt_tokens, engine.restore_s
         ):
+            if not there:
+                self.count_restore("short")
             return 0.0
         slot.hold((), 0)  # until it is known
         began = trio.current_time()
         done = await self._restored(slot, entry)
         if isinstance(done, str):
+            self.count_restore("unreadable")
             await self.keeper.in_thread(store.remove, [entry])
             message = f"cannot restore a conversation ({done}): it is read again"
             self.keeper.tell(self.resident, message, once="restore")
             return 0.0
         engine.restore_s = (trio.current_time() - began) / max(1, entry.prompt_tokens)
         store.note_use(entry)
+        self.count_restore("restored")
         slot.hold(entry.prefixes, entry.prompt_tokens, is_saved=True)
         return tokens
 
@@ -240,6 +256,7 @@ class RunningContext:
         if self._saving is not None:
             await self.keeper.in_thread(self.keeper.store.put_away, self._saving)
         if limit.cancelled_caught:
+            self.keeper.figures.saved(self.resident.engine, "failed")
             self.keeper.tell(
                 self.resident,
                 "has not saved its conversations within [context] save_timeout_s: they are read again",
@@ -297,12 +314,14 @@ class RunningContext:
         )
         await self.keeper.in_thread(store.keep, entry, trio.from_thread.check_cancelled)
         self._saving = None
+        self.keeper.figures.saved(self.resident.engine, "saved")
         slot.is_saved = True
         engine.save_s = (trio.current_time() - began) / slot.prompt_tokens
         engine.bytes_per_token = answer / slot.prompt_tokens
         return True
 
     def _not_saved(self, why: str) -> None:
+        self.keeper.figures.saved(self.resident.engine, "failed")
         self.keeper.tell(
             self.resident, f"cannot save its conversations ({why}): they are read again", once="save"
         )

@@ -72,6 +72,11 @@ class SavedContext:
         """The characters of its prompt."""
         return self.prefixes[-1].chars if self.prefixes else 0
 
+    @property
+    def engine_name(self) -> str:
+        """The name of the engine whose it is."""
+        return self.resident.partition("/")[0]
+
     def tokens_of(self, chars: int) -> float:
         """Return about how many tokens so many characters of its prompt have."""
         return self.prompt_tokens * chars / self.chars if self.chars else 0.0
@@ -112,7 +117,7 @@ class ContextStore:
         """Return the saved conversation with the longest beginning in common, and its length in characters."""
         found = [
             (chars, entry.used_at, entry)
-            for entry in self.entries.values()
+            for entry in [*self.entries.values()]  # a thread may change them meanwhile
             if entry.engine == engine and (chars := common_chars(entry.prefixes, wanted))
         ]
         if not found:

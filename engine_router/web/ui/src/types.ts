@@ -98,6 +98,16 @@ export interface Engine {
   pool: string;
   state: string;
   base_url?: Maybe<string>;
+  /** What is kept of conversations with it; absent where it is to keep none. */
+  kept_context?: Maybe<KeptContext>;
+}
+
+export interface KeptContext {
+  keeps: boolean;
+  conversations: number;
+  size_bytes: number;
+  restores: Record<string, number>;
+  reused_tokens: Record<string, number>;
 }
 
 export interface Model {

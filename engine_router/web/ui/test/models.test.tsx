@@ -1,8 +1,10 @@
 import { render } from "preact";
 import { act } from "preact/test-utils";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { bytes, count } from "../src/components/format";
 import { clientsFor } from "../src/views/models/clients";
 import { filtered } from "../src/views/models/list";
+import { kept } from "../src/views/models/page";
 import { shown } from "../src/views/models/settings";
 import Models from "../src/views/models";
 import { answering, router, show, text } from "./helpers";
@@ -85,6 +87,13 @@ describe("the page of a model", () => {
     await at(`#/models/${id}`);
     await show(<Models />, router());
     expect(text()).toContain("No model is called so");
+  });
+
+  it("tells what is kept of conversations", () => {
+    const some = { keeps: true, conversations: 2, size_bytes: 3e9, restores: { restored: 4, new: 1 }, reused_tokens: { slot: 1000, disk: 500 } };
+    expect(kept(some)).toBe(`2 saved, ${bytes(3e9)}; 4 restored; read again: 1 new; ${count(1500)} tokens reused`);
+    expect(kept({ ...some, conversations: 0, size_bytes: 0, restores: {}, reused_tokens: {} })).toBe("0 saved; 0 restored");
+    expect(kept({ ...some, keeps: false })).toContain("nothing");
   });
 
   it("writes values as in the configuration", () => {

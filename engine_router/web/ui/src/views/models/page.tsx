@@ -9,7 +9,7 @@ import { link, place, setParams } from "../../router";
 import { load, loadCost, pin, reset, unload, unloadCost } from "../../state/actions";
 import { state } from "../../state/events";
 import { useLoaded } from "../../state/loaded";
-import type { Maybe, Model } from "../../types";
+import type { KeptContext, Maybe, Model } from "../../types";
 import { ModelActivity } from "./activity";
 import { Clients } from "./clients";
 import { LastUse, isElsewhere, residentOf } from "./list";
@@ -133,6 +133,22 @@ function Residency({ id, model }: { id: string; model: Model }) {
   );
 }
 
+/** Says what is kept of conversations, and what it was worth. */
+export function kept({ keeps, conversations, size_bytes, restores, reused_tokens }: KeptContext): string {
+  if (!keeps) return "nothing: it did not use what it was given back";
+  const { restored = 0, ...again } = restores;
+  const reasons = Object.entries(again).map(([reason, times]) => `${times} ${reason}`);
+  const tokens = Object.values(reused_tokens).reduce((sum, each) => sum + each, 0);
+  return [
+    `${conversations} saved${size_bytes ? `, ${bytes(size_bytes)}` : ""}`,
+    `${restored} restored`,
+    reasons.length ? `read again: ${reasons.join(", ")}` : "",
+    tokens ? `${count(tokens)} tokens reused` : "",
+  ]
+    .filter(Boolean)
+    .join("; ");
+}
+
 function Facts({ model, details }: { model: Model; details: Details | null }) {
   const engine = state.value?.engines[model.engine];
   const resident = residentOf(model);
@@ -145,6 +161,7 @@ function Facts({ model, details }: { model: Model; details: Details | null }) {
     ["Memory it needs", bytes(model.need_bytes) + (details?.need_is_estimated && model.need_bytes ? ", estimated" : "")],
     ["Memory it holds", bytes(resident?.footprint_bytes)],
     ["Context", context(model.context)],
+    ["Kept of conversations", engine?.kept_context ? kept(engine.kept_context) : ""],
     ["Capabilities", model.capabilities?.length ? <Names names={model.capabilities} /> : ""],
     ["Last use", model.last_use_at == null ? "" : <LastUse at={model.last_use_at} />],
     ["Tokens/s", rate(model.tokens_per_s)],
