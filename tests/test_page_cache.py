@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,39 @@ async def test_a_file_is_dropped_and_read_ahead(tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.parametrize("streams", [1, 4])
+async def test_several_streams_read_each_byte_once_and_nothing_that_is_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    path = a_file(tmp_path / "model", 61 * MIB)
+    await drop([path])
+    places: list[tuple[int, int]] = []
+    at_once, most = 0, 0
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        nonlocal at_once, most
+        if flags:
+            return real(descriptor, buffers, offset, flags)
+        at_once += 1
+        most = max(most, at_once)
+        places.append((offset, len(buffers[0])))
+        time.sleep(0.02)  # so that the others come, too
+        at_once -= 1
+        return real(descriptor, buffers, offset)
+
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert await read_ahead([path], 10**12, free=plenty, streams=streams) == 61 * MIB
+    ends = [offset + size for offset, size in sorted(places)]
+    assert all(offset >= end for (offset, _), end in zip(sorted(places)[1:], ends, strict=False))
+    assert cached_bytes(path) >= 61 * MIB
+    assert most == streams
+    places.clear()
+    assert await read_ahead([path], 10**12, free=plenty, streams=streams) == 61 * MIB
+    assert places == []
+
+
+@linux
 async def test_files_are_read_in_their_order_up_to_a_limit(tmp_path: Path) -> None:
     paths = [a_file(tmp_path / name, 16 * MIB) for name in "abc"]
     await drop(paths)
@@ -85,7 +119,9 @@ async def test_no_more_is_read_than_there_is_free_memory(tmp_path: Path) -> None
         return 100 * MIB - looks * SLICE_BYTES
 
     # 92, 84, 76, 68 and 60 MiB are free; 50 of them are not to be touched.
-    assert await read_ahead([path], 10**12, reserve_bytes=50 * MIB, free=shrinking) == 5 * SLICE_BYTES
+    assert (
+        await read_ahead([path], 10**12, reserve_bytes=50 * MIB, free=shrinking, streams=1) == 5 * SLICE_BYTES
+    )
     assert looks == 6
     assert await read_ahead([path], 10**12, reserve_bytes=50 * MIB, free=lambda: 50 * MIB) == 0
 
@@ -130,7 +166,7 @@ async def test_it_can_be_cancelled_between_slices_and_leaves_nothing_open(tmp_pa
                 trio.from_thread.run_sync(scope.cancel)
             return plenty()
 
-        await read_ahead([path], 10**12, free=free)
+        await read_ahead([path], 10**12, free=free, streams=1)
     assert scope.cancelled_caught
     assert looks == 3
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
@@ -230,6 +266,37 @@ def prefetch(tmp_path: Path) -> Callable[..., Prefetch]:
     return make
 
 
+SLEEPY = """
+[engines.a]
+type = "process"
+argv = ["server", "-m", "{file}", "--port", "{{port}}"{word}]
+models = ["x"]
+sleep = {{ {sleep} }}
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    ("sleep", "word", "is_asleep", "reads"),
+    [
+        ('kind = "vllm", level = 1', "", True, False),  # its weights are in main memory
+        ('kind = "vllm", level = 1', "", False, True),
+        ('kind = "vllm", level = 2', "", True, True),
+        ('kind = "sglang"', "", True, False),
+        ('kind = "custom", path = "/s", wake = [{ path = "/w" }]', "", True, True),
+        ('kind = "vllm", level = 2', ', "--load-mode", "dio"', False, False),  # it reads past the cache
+        ('kind = "vllm", level = 2', ', "-dio"', False, False),
+    ],
+)
+async def test_nothing_is_read_that_the_engine_does_not_read_from_the_cache(
+    tmp_path: Path, sleep: str, word: str, is_asleep: bool, reads: bool
+) -> None:
+    file = a_file(tmp_path / "one.gguf", 8 * MIB)
+    text = SLEEPY.format(file=file, sleep=sleep, word=word) + "[pools.default]\nunified = false\n"
+    got = await Prefetch(parse_config(text)).ahead(ResidentId("a"), is_asleep=is_asleep)
+    assert got == (8 * MIB if reads else 0)
+
+
 @linux
 @pytest.mark.parametrize(
     ("scheduling", "pool", "reads", "drops"),
@@ -253,7 +320,7 @@ async def test_what_is_done_where(
     files = prefetch(scheduling, pool)
     for resident, path in ((ONE, tmp_path / "one.gguf"), (MANY, tmp_path / "many.gguf")):
         await drop([path])
-        assert await files.ahead(resident) == (8 * MIB if reads else 0)
+        assert await files.ahead(resident, is_asleep=False) == (8 * MIB if reads else 0)
         # The kernel may take some of it back at once, where memory is short.
         cached = cached_bytes(path)
         assert cached > 4 * MIB if reads else cached == 0
@@ -268,7 +335,7 @@ async def test_a_resident_without_files_is_nothing_to_do(
 ) -> None:
     files = prefetch("read_ahead = true")
     for resident in (ResidentId("other", "qwen"), ResidentId("many", "unheard-of")):
-        assert await files.ahead(resident) == 0
+        assert await files.ahead(resident, is_asleep=False) == 0
         await files.behind(resident)
     (tmp_path / "one.gguf").unlink()
-    assert await files.ahead(ONE) == 0
+    assert await files.ahead(ONE, is_asleep=False) == 0

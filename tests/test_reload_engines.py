@@ -244,7 +244,7 @@ async def test_nothing_is_read_ahead_of_an_engine_that_was_taken_out() -> None:
             '[engines.a]\ntype = "process"\nargv = ["x"]\nmodels = ["a"]\nbase_url = "http://127.0.0.1:9"'
         )
     )
-    assert await files.ahead(ResidentId("gone")) == 0
+    assert await files.ahead(ResidentId("gone"), is_asleep=False) == 0
     await files.behind(ResidentId("gone"))
 
 

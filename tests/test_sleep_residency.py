@@ -89,7 +89,7 @@ class Shelf:
     story: list[str]
     read_s: float = 3.0
 
-    async def ahead(self, resident: ResidentId) -> int:
+    async def ahead(self, resident: ResidentId, *, is_asleep: bool) -> int:
         self.story.append(f"read {resident}")
         with trio.CancelScope():
             try:
@@ -246,6 +246,8 @@ async def test_files_of_who_comes_are_read_while_who_goes_still_works(
     async with lab(files=True) as it:
         it.engines["a"].asleep = False
         await it.use(A)
+        assert it.story.index("read all of a") > it.story.index("start a")  # which it waits for anyway
+        it.story.clear()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.use, A, 70.0)
             await trio.sleep(1)

@@ -212,8 +212,8 @@ class SchedulingConfig:
     )
     read_ahead: BoolOrAuto = option(
         "auto",
-        "While an engine is being stopped, read the next model's files from disk into memory that is free anyway; true, "
-        "false, or auto: where the page cache does not count as used.",
+        "While another engine is stopped for a model, and while it starts, read its files in several streams from disk into "
+        "memory that is free anyway; true, false, or auto: where the page cache does not count as used.",
     )
     preload: NamesOrAll = option(
         (), "Models to start before anybody asks, as far as they fit: a list of ids, or all."

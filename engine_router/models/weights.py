@@ -15,7 +15,7 @@ from engine_router.config import Config, ContainerConfig, ModelConfig, OllamaCon
 from engine_router.config.container import path_outside
 from engine_router.config.template import NO_ARGUMENTS, ModelArguments, model_command
 from engine_router.config.values import expanded
-from engine_router.engines.command_options import model_options
+from engine_router.engines.command_options import model_options, value_of
 from engine_router.guards.limits import MAX_CONFIG_BYTES, MAX_WEIGHT_FILES
 from engine_router.models.gguf import GGUFHeader, read_gguf, split_parts
 from engine_router.models.target import Target
@@ -23,6 +23,10 @@ from engine_router.models.target import Target
 # What a chat template that knows of tools, or of thinking, has in it.
 _TOOL_MARKS: Final = ("tools", "tool_calls", "tool_call")
 _THINKING_MARKS: Final = ("<think>", "enable_thinking", "reasoning_content", "reasoning_effort", "thinking")
+
+# llama.cpp's words for reading around the page cache.
+_LOAD_MODE: Final = ("-lm", "--load-mode")
+_DIRECT_IO: Final = frozenset(("-dio", "--direct-io"))
 
 _TEMPLATE: Final = "tokenizer.chat_template"
 _LONGEST_SHOWN: Final = 5  # numbers of an array; Ollama's own limit
@@ -85,12 +89,14 @@ class Launch:
         context_length: tokens of context that it is started with.
         vision: it gets a projector for images.
         embedding: it is started to embed.
+        direct_io: its files are read around the page cache.
     """
 
     path: Path | None = None
     context_length: int | None = None
     vision: bool = False
     embedding: bool = False
+    direct_io: bool = False
 
 
 def model_config(config: Config, engine: str, upstream: str) -> ModelConfig | None:
@@ -112,7 +118,8 @@ def launch_of(config: Config, engine: str, upstream: str) -> Launch:
         return Launch(path=None if path is None else expanded(path))
     arguments = NO_ARGUMENTS if model is None else ModelArguments.of(model)
     values = arguments.values(upstream)
-    options = model_options(model_command(settings.argv, arguments, values))
+    command = model_command(settings.argv, arguments, values)
+    options = model_options(command)
     if isinstance(settings, ContainerConfig):
         place = None if options.model is None else path_outside(settings, options.model, values)
         place = place if path is None else expanded(path)
@@ -124,6 +131,7 @@ def launch_of(config: Config, engine: str, upstream: str) -> Launch:
         context_length=options.context_length,
         vision=options.vision,
         embedding=options.embedding,
+        direct_io=value_of(command, _LOAD_MODE) == "dio" or not _DIRECT_IO.isdisjoint(command),
     )
 
 

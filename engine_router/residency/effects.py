@@ -34,6 +34,7 @@ class Effects:
         match effect:
             case messages.Start(resident, cause, adopt):
                 if not adopt:
+                    self.runner.prepare(domain, resident)
                     domain.swap_tracker.phase("start", now, target=resident, cause=cause)
                 self.runner.begin(domain, resident, found=adopt)
             case messages.Drain(resident, cause, wanted):

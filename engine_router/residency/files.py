@@ -20,8 +20,8 @@ READ_AGAIN_S: Final = 60.0
 class Files(Protocol):
     """The use of the page cache when one resident makes way for another."""
 
-    async def ahead(self, resident: ResidentId) -> int:
-        """Read the files of a resident that is about to start. Returns the bytes read. May be cancelled at any time."""
+    async def ahead(self, resident: ResidentId, *, is_asleep: bool) -> int:
+        """Read the files of a resident that starts or is woken. Returns the bytes read. May be cancelled at any time."""
         ...
 
     async def behind(self, resident: ResidentId) -> None:
@@ -32,7 +32,7 @@ class Files(Protocol):
 class NoFiles:
     """Nothing is done about files."""
 
-    async def ahead(self, resident: ResidentId) -> int:  # noqa: ARG002 - see Files
+    async def ahead(self, resident: ResidentId, *, is_asleep: bool) -> int:  # noqa: ARG002 - see Files
         """Read nothing."""
         await trio.lowlevel.checkpoint()
         return 0
@@ -57,11 +57,13 @@ class ReadAhead:
         scope = self._reading[resident] = trio.CancelScope()
         return scope
 
-    async def read(self, files: Files, resident: ResidentId, scope: trio.CancelScope) -> None:
+    async def read(
+        self, files: Files, resident: ResidentId, scope: trio.CancelScope, is_asleep: bool
+    ) -> None:
         """Read the files of a resident, in the scope that `begin` returned."""
         try:
             with scope:
-                await files.ahead(resident)
+                await files.ahead(resident, is_asleep=is_asleep)
         except Exception:
             # Merely slower without.
             logger.exception("the files of %s cannot be read ahead", resident)

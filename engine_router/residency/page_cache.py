@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
-from engine_router.config import Config
+from engine_router.config import Config, KubernetesConfig, OllamaConfig, RemoteConfig
 from engine_router.config.unified import is_unified
 from engine_router.engines.base import ResidentId
 from engine_router.memory import drop, read_ahead
@@ -25,12 +25,12 @@ class Prefetch:
 
     config: Config
 
-    async def ahead(self, resident: ResidentId) -> int:
-        """Read the files of a resident that is about to start, where that is wanted. Returns the bytes read.
+    async def ahead(self, resident: ResidentId, *, is_asleep: bool) -> int:
+        """Read the files of a resident that starts or is woken, where that is wanted. Returns the bytes read.
 
         Cancellation ends it within a slice; it is of no use any more once the resident is ready.
         """
-        if not self._reads_ahead(resident):
+        if not self._reads_ahead(resident) or (is_asleep and self._keeps_weights(resident)):
             return 0
         files = await trio.to_thread.run_sync(self._files, resident)
         return await read_ahead(files, sys.maxsize)
@@ -50,17 +50,27 @@ class Prefetch:
     def _reads_ahead(self, resident: ResidentId) -> bool:
         return _decided(self.config.scheduling.read_ahead, auto=not self._counts_cache(resident))
 
+    def _keeps_weights(self, resident: ResidentId) -> bool:
+        """Tell whether a resident that sleeps has its weights in main memory, so that its wake reads no file."""
+        engine = self.config.engines.get(resident.engine)
+        if isinstance(engine, (OllamaConfig, RemoteConfig, KubernetesConfig)) or engine is None:
+            return False
+        return engine.sleep is not None and engine.sleep.kind != "custom" and engine.sleep.level == 1
+
     def _files(self, resident: ResidentId) -> tuple[Path, ...]:
-        """Return the files of a resident, as far as its command or configuration names them. Blocks."""
+        """Return the files that a resident reads from the page cache, as far as its command or configuration names them.
+
+        Blocks.
+        """
         engine = self.config.engines.get(resident.engine)
         if engine is None:
             return ()
         upstream = resident.model or next(iter(engine.models), "")
-        path = launch_of(self.config, resident.engine, upstream).path
-        if path is None:
+        launch = launch_of(self.config, resident.engine, upstream)
+        if launch.path is None or launch.direct_io:
             return ()
         try:
-            return weight_files(path)
+            return weight_files(launch.path)
         except (OSError, ValueError) as error:
             logger.debug("the files of %s cannot be found: %s", resident, error)
             return ()

@@ -109,9 +109,10 @@ class ResidentRunner:
         self.spawn(self._stop, domain, resident, wanted)
 
     def prepare(self, domain: Domain, wanted: ResidentId | None) -> None:
-        """Read the files of a resident ahead that will start as soon as there is room."""
+        """Read the files of a resident ahead that starts, or will as soon as there is room."""
         if wanted is not None and wanted not in domain.tasks and (scope := self._read_ahead.begin(wanted)):
-            self.spawn(self._read_ahead.read, self.settings.files, wanted, scope)
+            asleep = wanted in self.sleepers.all
+            self.spawn(self._read_ahead.read, self.settings.files, wanted, scope, asleep)
 
     def settle(self, domain: Domain, resident: ResidentId) -> None:
         """Wait for the memory of a resident that has gone."""
@@ -323,8 +324,8 @@ class ResidentRunner:
         if self.is_closing or state is None or state.unloading or state.down is not None:
             return False
         if wanted is not None:
-            task.wanted, kept = wanted, self.sleepers.kept(wanted)
-            task.missing = task.missing_for(self.profile(wanted), kept)
+            task.wanted = wanted
+            task.missing = task.missing_for(self.profile(wanted), self.sleepers.kept(wanted))
         return self.reclaim.prefers_sleep(domain, task)
 
     async def _settle(self, domain: Domain, resident: ResidentId) -> None:
