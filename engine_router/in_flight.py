@@ -318,11 +318,10 @@ class RequestScope:
 
     def as_answered(self, error: RouterError) -> RouterError:
         """Return an error as whoever sent it may be told it: of models that it may not use it names none."""
-        if isinstance(error, UnknownModel) and self.key is not None:
-            if self.key.models is not None:
-                return ModelNotForKey(error.model, self.key.name)
-            return error if self.is_admin else error.without_engines()
-        return error
+        if not isinstance(error, UnknownModel) or self.key is None:
+            return error
+        plain = error if self.is_admin else error.without_engines()
+        return plain if self.key.models is None else ModelNotForKey(error.model, self.key.name)
 
     def need_admin(self, action: str) -> None:
         """See that whoever sent it may do everything.
@@ -348,8 +347,7 @@ class RequestScope:
         """Give everything back, since nobody waits for the answer any more. Returns False if it was complete."""
         if self.finished:
             return False
-        told_all = self.holder is not None and self.holder.has_told_all()
-        if self.status < 400 and not told_all:
+        if self.status < 400 and not (self.holder is not None and self.holder.has_told_all()):
             self.status = 0
         self.leave()
         return True

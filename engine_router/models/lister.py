@@ -54,7 +54,7 @@ class ModelLister:
         self._events: Subscription = hub.subscribe(ResidentReady)
         self._rounds = Rounds()
         self._cut: set[str] = set()  # engines whose lists are too long, which is logged once
-        self._told: dict[str, str] = {}  # what was logged last of each that gave none
+        self._logged: dict[str, str] = {}  # what was logged last of each that gave none
 
     async def run(self) -> None:
         """Ask again and again; runs until cancelled."""
@@ -90,11 +90,11 @@ class ModelLister:
             try:
                 models, failure = await engine.list_models(), ""
             except EngineError as error:
-                if self._told.get(name) != str(
+                if self._logged.get(name) != str(
                     error
                 ):  # it is asked again in seconds: told once for each change
                     logger.info("%s", error)
-                self._told[name] = str(error)
+                self._logged[name] = str(error)
                 failure = error.summary
             except Exception:
                 # A defect in reading one engine's list must not end the router.
@@ -102,7 +102,7 @@ class ModelLister:
                 failure = "could not be asked, by a fault of the router's own; its log has it"
         self.errors.pop(name, None)
         if not failure:
-            self._told.pop(name, None)
+            self._logged.pop(name, None)
         if models is not None:
             self.silent -= {name}
             self._learn(name, engine, self._within_bounds(name, models))

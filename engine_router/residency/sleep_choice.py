@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from attrs import frozen
 
 from engine_router.engines.base import ResidentId
-from engine_router.residency.eviction import HALF_LIFE_S, UNKNOWN_START_S, Lack, Shortage, cheapest
+from engine_router.models.availability import UNKNOWN_START_S
+from engine_router.residency.eviction import HALF_LIFE_S, Lack, Shortage, cheapest
 from engine_router.residency.measurements import Measurement
 
 
