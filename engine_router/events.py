@@ -190,6 +190,25 @@ class RouterNotice(Event):
     message: str
 
 
+@frozen(kw_only=True, repr=False)
+class TenantAsked(RouterNotice):
+    """A tenant was asked to free memory, because a start needed `asked_bytes` more.
+
+    Attributes:
+        outcome: freed: all of it came back; partly: less did; unknown: the gauge does not say; refused: it said no;
+            no_answer: it said nothing in time.
+        freed_bytes: what came back; None where that is not known.
+        duration_s: seconds until that was known.
+    """
+
+    pool: str
+    tenant: str
+    outcome: Literal["freed", "partly", "unknown", "refused", "no_answer"]
+    asked_bytes: int
+    freed_bytes: int | None
+    duration_s: float
+
+
 _FREQUENT: frozenset[type[Event]] = frozenset((RequestEnded, DownloadProgress))
 """Kinds of events that would push all others out of those that are remembered."""
 

@@ -17,6 +17,7 @@ from engine_router.events import (
     RouterNotice,
     SwapBegan,
     SwapEnded,
+    TenantAsked,
 )
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.telemetry.metrics import Metrics
@@ -81,6 +82,8 @@ def test_every_family_is_described_and_nothing_is_there_before_anything_happened
         "starts",
         "start_failures",
         "settle_failures",
+        "tenant_asks",
+        "tenant_freed_bytes",
         "load_wait_seconds",
         "swap_seconds",
         "swap_phase_seconds",
@@ -243,6 +246,31 @@ def test_residents_and_memory() -> None:
     assert math.isnan(value(of, "settle_failures_total", pool="default", outcome="returned"))
     assert value(of, "deaths_total", resident="a") == 1
     assert value(of, "settle_seconds_sum", outcome="returned") == pytest.approx(0.3)
+
+
+def test_tenants_that_were_asked_are_counted_with_what_they_freed() -> None:
+    of = metrics()
+
+    def ask(tenant: str, outcome: str, freed_bytes: int | None) -> None:
+        fields = {"severity": "info", "message": "", "pool": "p", "asked_bytes": 9, "duration_s": 1.0}
+        told = {"tenant": tenant, "outcome": outcome, "freed_bytes": freed_bytes}
+        of.observe(TenantAsked(at=0.0, **{**fields, **told}))
+
+    ask("ComfyUI", "freed", 9)
+    ask("ComfyUI", "freed", 9)
+    ask("ComfyUI", "partly", 3)
+    ask("game", "no_answer", None)
+    assert value(of, "tenant_asks_total", tenant="ComfyUI", outcome="freed") == 2
+    assert value(of, "tenant_asks_total", tenant="ComfyUI", outcome="partly") == 1
+    assert value(of, "tenant_asks_total", tenant="game", outcome="no_answer") == 1
+    assert value(of, "tenant_freed_bytes_total", tenant="ComfyUI") == 21
+    assert math.isnan(value(of, "tenant_freed_bytes_total", tenant="game"))
+    for n in range(MAX_COUNTED_MODELS + 5):
+        ask(f"t{n}", "freed", 1)
+    names = {
+        dict(labels)["tenant"] for (name, labels), _ in samples(of).items() if name == "tenant_asks_total"
+    }
+    assert len(names) == MAX_COUNTED_MODELS + 1
 
 
 def test_memory_that_does_not_come_back_is_counted() -> None:

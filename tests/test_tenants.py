@@ -21,6 +21,7 @@ from trio.testing import MockClock
 from engine_router import open_router
 from engine_router.config import TenantConfig, parse_config
 from engine_router.errors import ConfigError, NotEnoughMemory
+from engine_router.events import TenantAsked
 from engine_router.memory import Holder, MemoryHolders, Own
 from engine_router.proxy.wait_status import progress_of
 from engine_router.residency.ledger import Capacity, Phase
@@ -84,6 +85,12 @@ async def test_idle_residents_go_first_and_then_a_tenant_is_asked(autojump_clock
         assert "tenant 'ComfyUI' of pool 'default' was asked to free" in world.notices()[-1]
         assert world.notices()[-1].endswith("GiB came back")
         assert "only" not in world.notices()[-1]
+        (told,) = asks(world)
+        assert (told.outcome, told.freed_bytes) == ("freed", 70 * GIB)
+
+
+def asks(world: World) -> list[TenantAsked]:
+    return [event for event in world.events if isinstance(event, TenantAsked)]
 
 
 async def test_a_tenant_that_takes_memory_in_the_middle_of_a_start_delays_it(
@@ -135,16 +142,20 @@ async def test_tenants_are_asked_one_after_the_other_and_none_too_often(autojump
 
 
 @pytest.mark.parametrize(
-    ("answer_s", "fault", "notice"),
+    ("answer_s", "fault", "notice", "outcome"),
     [
-        (1.0, "answered 500: out of order", "was asked to free memory: answered 500: out of order"),
-        (math.inf, None, "was asked to free memory: did not answer within 30 s"),
-        (1.0, None, "was asked to free 35.0 GiB: only 0.0 GiB came back"),
+        (1.0, "answered 500: out of order", "35.0 GiB: answered 500: out of order", ("refused", None)),
+        (math.inf, None, "35.0 GiB: did not answer within 30 s", ("no_answer", None)),
+        (1.0, None, "35.0 GiB: only 0.0 GiB came back", ("partly", 0)),
     ],
     ids=["refuses", "hangs", "agrees and frees nothing"],
 )
 async def test_a_tenant_that_frees_nothing_costs_a_bounded_wait_and_is_named(
-    answer_s: float, fault: str | None, notice: str, autojump_clock: MockClock
+    answer_s: float,
+    fault: str | None,
+    notice: str,
+    outcome: tuple[str, int | None],
+    autojump_clock: MockClock,
 ) -> None:
     memory = shared(125)
     asked = Asked(memory, fault=fault, answer_s=answer_s)
@@ -153,7 +164,11 @@ async def test_a_tenant_that_frees_nothing_costs_a_bounded_wait_and_is_named(
         error = await world.refusal(A)
         assert isinstance(error, NotEnoughMemory)
         assert trio.current_time() - began < 20 + 2 * COMFY.timeout_s + 1
-        assert notice in world.notices()[0]
+        assert f"was asked to free {notice}" in world.notices()[0]
+        told = asks(world)[0]
+        assert (told.tenant, told.pool, told.asked_bytes) == ("ComfyUI", "default", 35 * GIB)
+        assert (told.outcome, told.freed_bytes) == outcome
+        assert told.duration_s >= min(answer_s, COMFY.timeout_s)
         assert world.engines["a"].actions == []
         memory.others_bytes = 0
         await trio.sleep(6.0)  # a failed start is remembered for a moment

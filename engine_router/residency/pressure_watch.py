@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal, Protocol
 
 import trio
 from attrs import define, field
@@ -17,12 +17,18 @@ from engine_router.residency.other_programs import in_words
 from engine_router.residency.pool import Pool
 from engine_router.residency.pressure import PressureJudge
 from engine_router.residency.resident_state import Phase
-from engine_router.residency.tenants import Notice
 
 # Seconds between two looks: while little is free, as a rule, and where each runs a command.
 NEAR_S: Final = 1.0
 CALM_S: Final = 2.0
 COMMAND_S: Final = 10.0
+
+
+class Notice(Protocol):
+    """Tells the person who runs the router something."""
+
+    def __call__(self, message: str, severity: Literal["info", "warning"] = "warning") -> None:
+        """Tell it."""
 
 
 @define(eq=False, kw_only=True, repr=False)

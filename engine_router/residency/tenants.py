@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from engine_router.config import TenantConfig
+from engine_router.events import TenantAsked
 from engine_router.memory import GaugeUnreadable, Holder, MemoryNotReturned, SettleOutcome, settle
 from engine_router.residency.other_programs import LOOK_INTERVAL_S
 from engine_router.residency.pool import Pool
+
+Outcome = Literal["freed", "partly", "unknown", "refused", "no_answer"]
+"""The outcome of asking a tenant; see `TenantAsked`."""
+
+
+@frozen
+class _Answer:
+    """The outcome of asking a tenant: in words, and the memory that came back, where that is known."""
+
+    outcome: Outcome
+    words: str
+    freed_bytes: int | None = None
+
 
 Ask = Callable[[TenantConfig], Awaitable[str | None]]
 """Asks a tenant to free memory. Returns what went wrong; None where it agreed."""
@@ -24,13 +38,6 @@ async def ask_nobody(tenant: TenantConfig) -> str | None:
     return f"there is no way to ask {tenant.name}"
 
 
-class Notice(Protocol):
-    """Tells the person who runs the router something."""
-
-    def __call__(self, message: str, severity: Literal["info", "warning"] = "warning") -> None:
-        """Tell it."""
-
-
 @define(eq=False, kw_only=True, repr=False)
 class Tenants:
     """The tenants of all pools. In each pool one at a time is asked, in their order, each not too often.
@@ -38,12 +45,14 @@ class Tenants:
     Attributes:
         ask: asks one.
         listed: returns the tenants by their pools.
-        notice: tells the person who runs the router what came of it.
+        publish: tells what came of it.
+        wall_clock: seconds since the epoch.
     """
 
     listed: Callable[[], Mapping[str, Sequence[TenantConfig]]]
     spawn: Callable[..., None]
-    notice: Notice
+    publish: Callable[[TenantAsked], None]
+    wall_clock: Callable[[], float]
     ask: Ask = ask_nobody
     _under_way: dict[str, TenantConfig] = field(factory=dict)
     _again_at: dict[str, float] = field(factory=dict)
@@ -78,36 +87,54 @@ class Tenants:
             if tenant.process is not None and not _is_there(tenant, await pool.others.look()):
                 self._again_at[tenant.name] = trio.current_time() + min(LOOK_INTERVAL_S, tenant.ask_every_s)
                 return
-            before = await pool.memory.read_gauge()
+            began_at, before = trio.current_time(), await pool.memory.read_gauge()
             pool.memory.disturb()
-            fault: str | None = f"did not answer within {tenant.timeout_s:g} s"
+            answer = _Answer("no_answer", f"did not answer within {tenant.timeout_s:g} s")
             with trio.move_on_after(tenant.timeout_s):
                 fault = await self.ask(tenant)
-            if fault is not None:
-                self.notice(f"tenant '{tenant.name}' of pool '{pool.name}' was asked to free memory: {fault}")
-            elif before is not None and before.measured:
-                await self._until_back(pool, tenant, before.available_bytes, missing_bytes)
+                answer = _Answer("unknown", "") if fault is None else _Answer("refused", fault)
+            if answer.outcome == "unknown" and before is not None and before.measured:
+                answer = await _until_back(pool, tenant, before.available_bytes, missing_bytes)
+            self._tell(pool, tenant, missing_bytes, answer, trio.current_time() - began_at)
             self._again_at[tenant.name] = trio.current_time() + tenant.ask_every_s
         finally:
             self._under_way.pop(pool.name, None)
 
-    async def _until_back(
-        self, pool: Pool, tenant: TenantConfig, baseline_bytes: int, missing_bytes: int
+    def _tell(
+        self, pool: Pool, tenant: TenantConfig, missing_bytes: int, answer: _Answer, duration_s: float
     ) -> None:
         asked = f"tenant '{tenant.name}' of pool '{pool.name}' was asked to free {_gib(missing_bytes)} GiB"
-        try:
-            seen = await settle(
-                pool.memory.gauge,
-                baseline_bytes=baseline_bytes,
-                expected_bytes=missing_bytes,
-                timeout_s=tenant.timeout_s,
+        self.publish(
+            TenantAsked(
+                at=self.wall_clock(),
+                severity="info" if answer.outcome in ("freed", "unknown") else "warning",
+                message=f"{asked}: {answer.words}" if answer.words else asked,
+                pool=pool.name,
+                tenant=tenant.name,
+                outcome=answer.outcome,
+                asked_bytes=missing_bytes,
+                freed_bytes=answer.freed_bytes,
+                duration_s=duration_s,
             )
-        except (MemoryNotReturned, GaugeUnreadable) as error:
-            self.notice(f"{asked}: {error}")
-            return
-        went_well = seen.outcome in (SettleOutcome.RETURNED, SettleOutcome.NOTHING)
-        came = f"{'' if went_well else 'only '}{_gib(seen.released_bytes)} GiB came back"
-        self.notice(f"{asked}: {came}", "info" if went_well else "warning")
+        )
+
+
+async def _until_back(pool: Pool, tenant: TenantConfig, baseline_bytes: int, missing_bytes: int) -> _Answer:
+    """Wait until the memory is back that a tenant has said it frees."""
+    try:
+        seen = await settle(
+            pool.memory.gauge,
+            baseline_bytes=baseline_bytes,
+            expected_bytes=missing_bytes,
+            timeout_s=tenant.timeout_s,
+        )
+    except GaugeUnreadable as error:
+        return _Answer("unknown", str(error))
+    except MemoryNotReturned as error:
+        return _Answer("partly", str(error), max(0, error.released_bytes))
+    is_all = seen.outcome in (SettleOutcome.RETURNED, SettleOutcome.NOTHING)
+    words = f"{'' if is_all else 'only '}{_gib(seen.released_bytes)} GiB came back"
+    return _Answer("freed" if is_all else "partly", words, max(0, round(seen.released_bytes)))
 
 
 def _is_there(tenant: TenantConfig, others: Sequence[Holder] | None) -> bool:

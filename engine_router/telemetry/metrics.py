@@ -16,6 +16,7 @@ from engine_router.events import (
     RouteChosen,
     SwapBegan,
     SwapEnded,
+    TenantAsked,
 )
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.residency.causes import cause_kind
@@ -86,13 +87,23 @@ class Metrics:
         self._swap_causes = Counter("swap_causes", "Swaps by cause and result.", ("cause", "result"))
         self._evictions = Counter("evictions", "Stops of residents by reason.", ("reason",))
         self._route_choices = Counter("route_choices", "Models that routes chose.", ("route", "model"))
+        self._tenant_asks = Counter(
+            "tenant_asks", "Times that a tenant was asked to free memory, by outcome.", ("tenant", "outcome")
+        )
+        self._tenant_freed = Counter(
+            "tenant_freed_bytes", "Memory that came back after a tenant was asked.", ("tenant",)
+        )
         self._missing = Counter(
             "settle_failures", "Waits for memory that did not bring enough back.", ("pool", "outcome")
         )
         self._load_wait = Histogram(
             "load_wait_seconds", "Waits for a model's start, where there was one.", SLOW, ("engine",)
         )
-        self._residents, self._transitions = BoundedLabels(), BoundedLabels()
+        self._residents, self._transitions, self._tenants = (
+            BoundedLabels(),
+            BoundedLabels(),
+            BoundedLabels(),
+        )
         self._deaths = Counter("deaths", "Residents that ended by themselves.", ("resident",))
         self._requests = Counter("requests", "Requests by model and HTTP status.", ("model", "status"))
         self._queue_wait = Histogram("queue_wait_seconds", "Waits for a lease.", FAST, ("engine",))
@@ -144,6 +155,8 @@ class Metrics:
             self._swap_causes,
             self._evictions,
             self._route_choices,
+            self._tenant_asks,
+            self._tenant_freed,
             self._missing,
             self._deaths,
             self._requests,
@@ -183,26 +196,34 @@ class Metrics:
     def observe(self, event: Event) -> None:
         """Take in an event."""
         if isinstance(event, RequestEnded):
-            if event.engine is not None:
-                self._observe_request(event, event.engine)
+            self._observe_request(event)
             return
         match event:
-            case SwapBegan():
-                if event.source is not None:
-                    self._drained.observe(event.in_flight)
+            case SwapBegan(source=str()):
+                self._drained.observe(event.in_flight)
             case SwapEnded():
                 self._observe_swap(event)
             case MemorySettled():
                 self._observe_settle(event)
             case ResidentReady():
-                self._started[event.pool, event.resident] = event.at - event.start_s
-                self._start.observe(event.start_s, *self._residents.of(event.resident))
-                kind = "adopted" if event.adopted else "wake" if event.woken else "cold"
-                self._starts.inc(*self._residents.of(event.resident), kind)
+                self._observe_start(event)
             case RouteChosen():
                 self._route_choices.inc(event.route, event.model)
+            case TenantAsked():
+                self._observe_tenant(event)
             case ResidentDied():
                 self._deaths.inc(*self._residents.of(event.resident))
+
+    def _observe_start(self, event: ResidentReady) -> None:
+        self._started[event.pool, event.resident] = event.at - event.start_s
+        self._start.observe(event.start_s, *self._residents.of(event.resident))
+        kind = "adopted" if event.adopted else "wake" if event.woken else "cold"
+        self._starts.inc(*self._residents.of(event.resident), kind)
+
+    def _observe_tenant(self, event: TenantAsked) -> None:
+        self._tenant_asks.inc(*self._tenants.of(event.tenant), event.outcome)
+        if event.freed_bytes is not None:
+            self._tenant_freed.inc(*self._tenants.of(event.tenant), by=event.freed_bytes)
 
     def _observe_settle(self, event: MemorySettled) -> None:
         self._settle.observe(event.waited_s, event.outcome)
@@ -221,7 +242,9 @@ class Metrics:
         if event.result == "error" and event.target is not None and "start" in event.phases:
             self._start_failures.inc(*self._residents.of(event.target))
 
-    def _observe_request(self, event: RequestEnded, engine: str) -> None:
+    def _observe_request(self, event: RequestEnded) -> None:
+        if (engine := event.engine) is None:
+            return
         model = event.model or "none"
         if model not in self._counted:
             if len(self._counted) < MAX_COUNTED_MODELS:
@@ -242,8 +265,7 @@ class Metrics:
             self._first_byte.observe(event.first_byte_s, engine)
         if event.first_token_s is not None:
             self._first_token.observe(event.first_token_s, engine)
-        if event.tokens_in is not None or event.tokens_out is not None:
-            self._observe_tokens(event, model, engine)
+        self._observe_tokens(event, model, engine)
 
     def _observe_tokens(self, event: RequestEnded, model: str, engine: str) -> None:
         if event.tokens_in is not None:

@@ -19,6 +19,7 @@ from engine_router.events import (
     SwapBegan,
     SwapEnded,
     SwapPhase,
+    TenantAsked,
 )
 from engine_router.router import Router
 from engine_router.web.page_state import PASSING, PageState
@@ -46,6 +47,7 @@ _TOLD_AT_ONCE: Final = (
     ResidentDied,
     MemorySettled,
     RouterNotice,
+    TenantAsked,
 )
 
 
