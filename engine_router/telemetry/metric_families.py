@@ -22,7 +22,8 @@ from engine_router.guards.limits import MAX_COUNTED_MODELS
 PREFIX: Final = "engine_router_"
 """The beginning of every name."""
 
-_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+# Stands in the lines that all series of a histogram share where the labels of one belong; no label is so.
+_LABELS: Final = "\0labels\0"
 
 Labels = tuple[str, ...]
 
@@ -54,12 +55,20 @@ class _Series:
 
     Attributes:
         lines: its lines for Prometheus; None after a change.
-        created_line: the one that says since when, once it was asked for.
+        labels: its labels as they stand between the braces, and
+        created_line: the line that says since when, once they were asked for.
     """
 
     created_at: float = field(factory=time.time, kw_only=True)
     lines: str | None = field(default=None, kw_only=True)
+    labels: str | None = field(default=None, kw_only=True)
     created_line: str | None = field(default=None, kw_only=True)
+
+    def labelled(self, names: Labels, values: Labels) -> str:
+        """Return its labels as they stand between the braces."""
+        if self.labels is None:
+            self.labels = labelled(names, values)
+        return self.labels
 
 
 @define(eq=False, repr=False)
@@ -97,7 +106,7 @@ class Counter:
         for labels, count in self.counts.items():
             if count.lines is None:
                 if not count.head:
-                    count.head = f"{name}{{{labelled(self.labels, labels)}}} "
+                    count.head = f"{name}{{{count.labelled(self.labels, labels)}}} "
                 count.lines = f"{count.head}{_number(count.value)}\n"
             yield count.lines
         yield from _created(self.name, self.text, self.labels, self.counts)
@@ -129,11 +138,16 @@ class Histogram:
     bounds: Sequence[float]
     labels: Labels = ()
     durations: dict[Labels, _Durations] = field(factory=dict)
-    _bounds: Sequence[str] = field(init=False)
+    _pattern: str = field(init=False)
 
-    @_bounds.default
-    def _bounds_as_text(self) -> Sequence[str]:
-        return (*(str(float(bound)) for bound in self.bounds), "+Inf")
+    @_pattern.default
+    def _pattern_of_all(self) -> str:
+        """Return the lines of a series with places for its labels, the counts up to each bound, for all, and the sum."""
+        bounds = (*(str(float(bound)) for bound in self.bounds), "+Inf")
+        name = PREFIX + self.name
+        more, whole = (f"{_LABELS},", f"{{{_LABELS}}}") if self.labels else ("", "")
+        buckets = [f'{name}_bucket{{{more}le="{bound}"}} %d.0\n' for bound in bounds]
+        return "".join((*buckets, f"{name}_count{whole} %d.0\n{name}_sum{whole} %s\n"))
 
     def observe(self, seconds: float, *labels: str) -> None:
         """Take in a duration."""
@@ -159,16 +173,10 @@ class Histogram:
 
     def _lines_of(self, labels: Labels, found: _Durations) -> str:
         if not found.pattern:
-            found.pattern = self._pattern(labelled(self.labels, labels))
+            own = found.labelled(self.labels, labels).replace("%", "%%")
+            found.pattern = self._pattern.replace(_LABELS, own)
         sums = (*itertools.accumulate(found.counts),)
         return found.pattern % (*sums, sums[-1], _number(found.sum_s))
-
-    def _pattern(self, labels: str) -> str:
-        """Return the lines of a series with places for the counts up to each bound, for all, and for the sum."""
-        name, labels = PREFIX + self.name, labels.replace("%", "%%")
-        more, whole = (f"{labels},", f"{{{labels}}}") if labels else ("", "")
-        buckets = [f'{name}_bucket{{{more}le="{bound}"}} %d.0\n' for bound in self._bounds]
-        return "".join((*buckets, f"{name}_count{whole} %d.0\n{name}_sum{whole} %s\n"))
 
 
 def _head(name: str, text: str, kind: str) -> str:
@@ -177,8 +185,14 @@ def _head(name: str, text: str, kind: str) -> str:
 
 def labelled(names: Labels, values: Labels) -> str:
     """Return labels as they stand between the braces."""
+    if len(names) == 1:  # most have one
+        return f'{names[0]}="{_escaped(values[0])}"'
     pairs = sorted(zip(names, values, strict=True))
-    return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in pairs)
+    return ",".join([f'{name}="{_escaped(value)}"' for name, value in pairs])
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _line(name: str, labels: str, value: float) -> str:
@@ -199,7 +213,7 @@ def _created(name: str, text: str, names: Labels, series: Mapping[Labels, _Serie
         yield _head(full, text, "gauge")
         for labels, one in series.items():
             if one.created_line is None:
-                one.created_line = _line(full, labelled(names, labels), one.created_at)
+                one.created_line = _line(full, one.labelled(names, labels), one.created_at)
             yield one.created_line
 
 

@@ -24,6 +24,8 @@ from benchmarks.report import Summary, milliseconds
 # How often Prometheus asks, as scripts/deploy/monitoring has it.
 INTERVAL_S = 5.0
 WITHIN_S = 60.0
+# How often all models serve again: each time is a swap for each.
+AGAIN = 2
 # Until what the last request left to do is done.
 CALM_S = 1.0
 
@@ -99,8 +101,10 @@ def measure(lab: Lab, program: routers.Program, count: int, rounds: int) -> dict
     with closing(Scraper(router)) as plain, closing(Scraper(router, "?engines=1")) as merged:
         plain.scrape()
         found["nothing has served"] = [plain.scrape() for _ in range(rounds)]
+        serve_all(router, models)
+        found["all have served for the first time"] = [plain.scrape()]
         after_all = found["all have served since the last scrape"] = []
-        for _ in range(2):
+        for _ in range(AGAIN):
             serve_all(router, models)
             after_all.append(plain.scrape())
         found["nothing has changed"] = [plain.scrape() for _ in range(rounds)]
