@@ -77,12 +77,7 @@ class ResidentRunner:
 
     def __attrs_post_init__(self) -> None:
         self.sleepers = Sleepers(self.engines)
-        self.tenants = Tenants(
-            listed=lambda: self.settings.tenants,
-            spawn=self.spawn,
-            publish=self.hub.publish,
-            wall_clock=self.wall_clock,
-        )
+        self.tenants = Tenants(lambda: self.settings.tenants, self.spawn, self.hub.publish, self.wall_clock)
         self.pressure = PressureWatch(spawn=self.spawn, notice=self.notice)
         self.reclaim = Reclaim(
             profile=self.profile,

@@ -38,7 +38,7 @@ async def ask_nobody(tenant: TenantConfig) -> str | None:
     return f"there is no way to ask {tenant.name}"
 
 
-@define(eq=False, kw_only=True, repr=False)
+@define(eq=False, repr=False)
 class Tenants:
     """The tenants of all pools. In each pool one at a time is asked, in their order, each not too often.
 
