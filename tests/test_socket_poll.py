@@ -211,6 +211,45 @@ async def test_one_poll_serves_for_a_whole_run() -> None:
     assert repr(socket_poll.current_poll()).endswith("Poll of 0>")
 
 
+class Turns(trio.abc.Instrument):
+    """Counts the turns of trio's loop."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+@pytest.mark.parametrize("poll", ["one task for all"], indirect=True)
+@pytest.mark.parametrize("is_disabled", [False, True])
+async def test_whoever_waits_runs_in_the_turn_in_which_something_comes(
+    pairs: Pairs, is_disabled: bool
+) -> None:
+    (stream, theirs), *_ = pairs
+    turns, ran_in = Turns(), [0]
+    trio.lowlevel.add_instrument(turns)
+
+    async def wait() -> None:
+        assert await stream.receive() == b"piece"
+        ran_in.append(turns.count)
+
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            hook = socket_poll.current_poll()
+            assert isinstance(hook, socket_poll.EpollPoll)
+            if is_disabled:  # as trio does with an instrument that has raised an error
+                trio.lowlevel.remove_instrument(hook)
+            theirs.send(b"piece")
+            ran_in[0] = turns.count + 1
+        if is_disabled:
+            trio.lowlevel.add_instrument(hook)
+    trio.lowlevel.remove_instrument(turns)
+    assert ran_in == ([ran_in[0], ran_in[0] + 1] if is_disabled else [ran_in[0]] * 2)
+
+
 async def test_a_wait_ends_when_its_time_is_up(pairs: Pairs, autojump_clock: trio.testing.MockClock) -> None:
     (stream, _), (other, theirs), _ = pairs
     ends: list[float] = []

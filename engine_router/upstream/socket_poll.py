@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 import trio
 
-# Looks at the sockets before other tasks get their turn, and how many are attended to at each: while one is attended
+# Looks at the sockets before other tasks get their turn, and how many are attended to at each: while some are attended
 # to, others become ready.
 _LOOKS: Final = 8
 _MOST_AT_ONCE: Final = 32
@@ -64,12 +64,17 @@ class SocketPoll(Protocol):
         ...
 
 
-class EpollPoll:
-    """A `SocketPoll` by one task for all sockets."""
+class EpollPoll(trio.abc.Instrument):
+    """A `SocketPoll` by one task for all sockets.
+
+    As a rule it looks at the sockets before that task gets its turn, as soon as trio itself has waited: so the task of
+    whoever gets what came runs in that very turn of trio's loop, and not in the next one.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
+        self._has_looked = False
         self.timeouts = Timeouts()
 
     def __repr__(self) -> str:
@@ -90,19 +95,32 @@ class EpollPoll:
 
     async def run(self) -> None:
         """See `SocketPoll`."""
-        epoll, watched = self._epoll, self._watched
+        trio.lowlevel.add_instrument(self)
         try:
             while True:
-                await trio.lowlevel.wait_readable(epoll.fileno())
-                for _ in range(_LOOKS):
-                    if not (ready := epoll.poll(0, _MOST_AT_ONCE)):
-                        break
-                    for descriptor, _ in ready:
-                        # An earlier one of these may have had this one removed.
-                        if (one := watched.get(descriptor)) is not None:
-                            one.on_readable()
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                # Trio had not to wait, or calls us no more, as after a defect of ours.
+                if not self._has_looked:
+                    self.after_io_wait(math.inf)
+                self._has_looked = False
         finally:
-            epoll.close()
+            trio.lowlevel.remove_instrument(self)
+            self._epoll.close()
+
+    def after_io_wait(self, timeout: float) -> None:
+        """Look at the sockets, where trio has waited; called by trio."""
+        if not timeout:
+            return
+        epoll, watched = self._epoll, self._watched
+        for _ in range(_LOOKS):
+            ready = epoll.poll(0, _MOST_AT_ONCE)
+            for descriptor, _ in ready:
+                # An earlier one of these may have had this one removed.
+                if (one := watched.get(descriptor)) is not None:
+                    one.on_readable()
+            if len(ready) <= 1:
+                break
+        self._has_looked = True
 
 
 class TaskPoll:
