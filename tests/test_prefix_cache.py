@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from support.served import ask, served
 from engine_router import open_router
 from engine_router.config import AnyEngineConfig, Config, parse_config
 from engine_router.engines.base import ResidentId
+from engine_router.events import RequestEnded
 from engine_router.models.config_warnings import warnings
 from engine_router.models.prefix_cache import keeps_context, prefix_cache_of
 from engine_router.residency.settings import traits_of
@@ -192,3 +194,28 @@ async def test_status_and_the_models_page_tell(tmp_path: Path) -> None:
     assert model["prefix_cache"]["kept_by"] == "HiCache"
     assert model["prefix_cache"]["survives_stop"] is False
     assert status["b"]["prefix_cache"] is None
+
+
+async def test_the_models_page_tells_what_its_residents_cache_has_saved(tmp_path: Path) -> None:
+    text = (
+        f'state_file = "{tmp_path}/state.json"\n[engines.a]\ntype = "process"\n'
+        'argv = ["server", "--model", "{path}", "--port", "{port}"]\n'
+        '[models.m]\nengine = "a"\npath = "m"\n[models.n]\nengine = "a"\npath = "n"\n'
+    )
+    async with open_router(parse_config(text)) as router, served(router) as url:
+        for model, cached in (("m", 0), ("n", 0), ("m", 5000)):
+            router.hub.publish(
+                RequestEnded(
+                    at=time.time(),
+                    model=model,
+                    engine="a",
+                    path="/v1/chat/completions",
+                    status=200,
+                    duration_s=2.0,
+                    tokens_in=1000 + cached,
+                    tokens_cached=cached,
+                    first_token_s=1.0,
+                )
+            )
+        saved = [(await ask(url, "GET", f"/admin/models/{model}")).json()["cache_saved_s"] for model in "mn"]
+    assert saved == [pytest.approx(5.0, abs=0.2), 0.0]

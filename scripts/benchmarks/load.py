@@ -33,11 +33,13 @@ class Way(NamedTuple):
     Attributes:
         streams: threads that read the file ahead, from the start of the server on.
         env: variables of the server.
+        read_ahead: the router starts the server, with this setting.
     """
 
     words: tuple[str, ...] = ()
     streams: int = 0
     env: tuple[tuple[str, str], ...] = ()
+    read_ahead: bool | None = None
 
 
 WAYS = {
@@ -51,6 +53,10 @@ WAYS = {
     "no mmap, no warm-up": Way(("--no-mmap", "--no-warmup")),
     "no mmap, huge pages": Way(("--no-mmap",), env=(("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),)),
     "direct I/O": Way(("--load-mode", "dio")),
+    "mmap, by the router without read_ahead": Way(("--mmap",), read_ahead=False),
+    "mmap, by the router with read_ahead": Way(("--mmap",), read_ahead=True),
+    "no mmap, by the router without read_ahead": Way(("--no-mmap",), read_ahead=False),
+    "no mmap, by the router with read_ahead": Way(("--no-mmap",), read_ahead=True),
 }
 STREAMS = (1, 2, 4, 8)
 
@@ -68,21 +74,23 @@ def read_ahead(path: Path, streams: int, is_over: Callable[[], bool] = lambda: F
     offsets = iter(range(0, size, PIECE))
 
     def take() -> None:
-        buffer = bytearray(PIECE)
         while not is_over():
             with lock:
                 offset = next(offsets, None)
             if offset is None:
                 return
-            os.preadv(descriptor, [buffer], offset)
+            end = min(offset + PIECE, size)
+            while offset < end:  # into nothing: the pages stay in the cache, and nothing is copied
+                offset += os.sendfile(nowhere, descriptor, offset, end - offset)
 
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor, nowhere = os.open(path, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)
     threads = [threading.Thread(target=take) for _ in range(streams)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     os.close(descriptor)
+    os.close(nowhere)
 
 
 def drop(path: Path) -> None:
@@ -91,10 +99,17 @@ def drop(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def argv_of(path: Path, way: Way, port: object, options: argparse.Namespace) -> list[str]:
+    argv = [sys.executable, "-m", "engine_router.llamacpp", "-m", str(path), "--port", str(port), *way.words]
+    return [
+        *argv,
+        *("--host", "127.0.0.1", "-c", "512", "--parallel", "1", "-t", str(options.threads), "-fit", "off"),
+    ]
+
+
 @contextmanager
 def server(path: Path, way: Way, port: int, options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
-    argv = [sys.executable, "-m", "engine_router.llamacpp", "-m", str(path), "--port", str(port), *way.words]
-    argv += ["--host", "127.0.0.1", "-c", "512", "--parallel", "1", "-t", str(options.threads), "-fit", "off"]
+    argv = argv_of(path, way, port, options)
     environment = {**os.environ, **dict(way.env)}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -108,9 +123,38 @@ def server(path: Path, way: Way, port: int, options: argparse.Namespace) -> Iter
                 sys.stderr.write(log.read().decode("utf-8", "replace")[-2000:])
 
 
+async def started_by_router(path: Path, way: Way, options: argparse.Namespace) -> Start:
+    """Have a router start the server on a model once; until its lease is granted, and until a token is written."""
+    import trio  # noqa: PLC0415 - in the environment that has them
+
+    import engine_router  # noqa: PLC0415
+
+    text = f"""
+state_file = {json.dumps(str(path.with_suffix(".json")))}
+[scheduling]
+read_ahead = {json.dumps(way.read_ahead)}
+[engines.a]
+type = "process"
+argv = {json.dumps(argv_of(path, way, "{port}", options))}
+models = ["m"]
+"""
+    async with engine_router.open_router(engine_router.parse_config(text)) as router:
+        began = time.perf_counter()
+        async with router.lease("m") as lease:
+            ready_s = time.perf_counter() - began
+            port = int(lease.base_url.rpartition(":")[2])
+            await trio.to_thread.run_sync(asked, port, "POST", "/completion", json.dumps(PROMPT))
+            return Start(ready_s, time.perf_counter() - began)
+
+
 def started(path: Path, way: Way, options: argparse.Namespace) -> Start:
     """Start the server on a model once."""
+    import trio  # noqa: PLC0415
+
     from benchmarks.lab import free_ports  # noqa: PLC0415
+
+    if way.read_ahead is not None:
+        return trio.run(started_by_router, path, way, options)
 
     (port,) = free_ports(1)
     began, is_over = time.perf_counter(), threading.Event()
