@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import attrs
@@ -13,6 +13,15 @@ from attrs import frozen
 
 SwapStep = Literal["drain", "stop", "settle", "start"]
 """The parts of a swap, in their order."""
+
+
+def place_of(pools: Iterable[str]) -> str:
+    """Return one name for the pools that something lies across.
+
+    >>> place_of(["gpu0"]), place_of(["gpu0", "gpu1"])
+    ('gpu0', 'gpu0+gpu1')
+    """
+    return "+".join(pools)
 
 
 @frozen(kw_only=True, repr=False)
@@ -47,7 +56,8 @@ class Event:
 class SwapBegan(Event):
     """A swap was decided on. `source` or `target` is None where memory was empty or stays empty.
 
-    `expected_s` is what it took the last time, where known; `waiting` is how many requests wait in the pool, `in_flight`
+    `pools` are all in which they lie, in this event and the others of a swap; `pool` is the first of its target's.
+    `expected_s` is what it took the last time, where known; `waiting` is how many requests wait there, `in_flight`
     how many `source` still serves; `id`, such as `s12`, is that of the swap in all its events.
     """
 
@@ -59,6 +69,7 @@ class SwapBegan(Event):
     waiting: int = 0
     in_flight: int = 0
     id: str | None = None
+    pools: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True, repr=False)
@@ -71,6 +82,7 @@ class SwapPhase(Event):
     phase: SwapStep
     expected_s: float | None = None
     id: str | None = None
+    pools: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True, repr=False)
@@ -87,17 +99,22 @@ class SwapEnded(Event):
     expected_s: float | None = None
     error: str | None = None
     id: str | None = None
+    pools: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True, repr=False)
 class ResidentReady(Event):
-    """A resident can serve. `adopted` where the router found it running, `woken` where it had slept."""
+    """A resident can serve. `adopted` where the router found it running, `woken` where it had slept.
+
+    `pools` are those in which it lies, and `pool` is the first of them; so it is in `ResidentDied`.
+    """
 
     pool: str
     resident: str
     start_s: float
     adopted: bool
     woken: bool = False
+    pools: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True, repr=False)
@@ -107,6 +124,7 @@ class ResidentDied(Event):
     pool: str
     resident: str
     message: str
+    pools: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True, repr=False)

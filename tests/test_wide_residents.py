@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
@@ -18,6 +20,11 @@ from engine_router.residency.ledger import Capacity, Ledger, Phase, Profile
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.messages import Ticket
 from engine_router.residency.rules import Traits
+from engine_router.telemetry.router_gauges import router_gauges
+from engine_router.telemetry.sampling import Sampler
+
+BOTH = ("gpu0", "gpu1")
+NO_SAMPLES = cast("Sampler", SimpleNamespace(readings={}, ring=()))
 
 
 @EITHER
@@ -125,9 +132,14 @@ async def test_a_wide_one_is_shown_in_each_of_its_pools(autojump_clock: MockCloc
         await trio.sleep(0.5)
         for pool in ("gpu0", "gpu1"):
             (swap,) = world.read.pool(pool).swaps
-            assert (swap.target, world.read.pool(pool).waiting) == (BIG, {BIG: 1})
+            assert (swap.target, swap.pools, world.read.pool(pool).waiting) == (BIG, BOTH, {BIG: 1})
             assert [ticket.resident for ticket in world.read.queue(pool)] == [BIG]
         assert (world.present("gpu0"), world.present("gpu1")) == ({}, {"one": Phase.STOPPING})
+        gauges = router_gauges(world.read, NO_SAMPLES, (), 0.0, {})
+        assert {labels: count for labels, count in gauges["swaps_in_progress"].items() if count} == {
+            ("gpu0+gpu1",): 1
+        }
+        assert gauges["waiting"] == {("gpu0+gpu1", "big"): 1}
         await trio.sleep(20)
         assert [world.read.resident(BIG).pools, world.read.resident(ONE).pools] == [
             ("gpu0", "gpu1"),

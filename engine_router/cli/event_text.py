@@ -56,10 +56,10 @@ class EventLog:
         """Return the level and the words of an event. The first phase of a swap tells what caused it."""
         match event:
             case SwapBegan():
-                self._causes[event.pool] = event.cause
+                self._causes[event.id or event.pool] = event.cause
                 return logging.DEBUG, f"{transition(event.source, event.target)}: {event.cause}"
             case SwapPhase():
-                return logging.INFO, _phase(event, self._causes.pop(event.pool, None))
+                return logging.INFO, _phase(event, self._causes.pop(event.id or event.pool, None))
             case SwapEnded():
                 return _swap(event)
             case RequestEnded() | RouteChosen():

@@ -29,6 +29,7 @@ class Decision:
 
     Attributes:
         at: wall-clock time, seconds since the epoch.
+        pool: the pools in which lies what it is about, such as `gpu0+gpu1`.
     """
 
     at: float

@@ -62,11 +62,11 @@ class Domain:
 
     def pools_of(self, resident: ResidentId) -> list[Pool]:
         """Return the pools that a resident takes from."""
-        return [self.pools[name] for name in self.ledger.budget.places(resident)]
+        return [self.pools[name] for name in self.places(resident)]
 
-    def home(self, resident: ResidentId) -> str:
-        """Return the name of the first of them: events that concern a resident as a whole name one pool."""
-        return self.ledger.budget.places(resident)[0]
+    def places(self, resident: ResidentId) -> tuple[str, ...]:
+        """Return their names, the first one first: that is the pool of events that concern a resident as a whole."""
+        return self.ledger.budget.places(resident)
 
     def shares(self, task: ResidentTask) -> list[tuple[Pool, MemoryShare]]:
         """Return the pools in which a resident lies, with what each one's gauge showed of it."""

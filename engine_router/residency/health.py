@@ -46,6 +46,15 @@ class HealthChecks:
         objection = await objection_of(self.engines[resident.engine], resident)
         domain.tell(messages.Checked(resident, objection))
 
+    def tell_death(self, domain: Domain, resident: ResidentId, message: str) -> None:
+        """Publish that a resident has died, or does its work no more."""
+        pools = domain.places(resident)
+        self.hub.publish(
+            ResidentDied(
+                at=self.wall_clock(), pool=pools[0], pools=pools, resident=str(resident), message=message
+            )
+        )
+
     async def watch(self, domain: Domain, task: ResidentTask) -> None:
         """Check a resident that has become ready, until its `health_scope` is cancelled, and tell when it is down."""
         resident = task.resident
@@ -58,11 +67,7 @@ class HealthChecks:
             return
         with task.health_scope:
             fault = await until_down(self.engines[resident.engine], resident, self.interval_s, is_used)
-            self.hub.publish(
-                ResidentDied(
-                    at=self.wall_clock(), pool=domain.home(resident), resident=str(resident), message=fault
-                )
-            )
+            self.tell_death(domain, resident, fault)
             domain.tell(messages.Down(resident, EngineDied(resident.engine, fault)))
 
 

@@ -75,6 +75,10 @@ class Measurement(Footprint):
         """Return the measured memory in one of a resident's pools, to be read or changed."""
         return self if len(pools) < 2 else self.shares.setdefault(pool, Footprint())
 
+    def within(self, pool: str) -> Footprint:
+        """Return the measured memory in one of its pools, to be read."""
+        return self.shares.get(pool, self)
+
     def add_up(self, pools: Collection[str]) -> None:
         """Make its own figures the sums of those of its pools, where it lies across several.
 

@@ -221,7 +221,9 @@ class ReadModel:
                 r: _failure(failure) for r, failure in domain.ledger.failures().items() if lies_here(r)
             },
             swaps=tuple(
-                self._swap(swap) for swap in domain.swap_tracker.swaps if any(map(lies_here, swap.residents))
+                status
+                for swap in domain.swap_tracker.swaps
+                if name in (status := self._swap(domain, swap)).pools
             ),
             is_closed=domain.is_closed,
         )
@@ -252,7 +254,7 @@ class ReadModel:
     def availability(self, resident: ResidentId) -> Availability:
         """Return when a resident of a configured engine could take up one more request."""
         domain = self._supervisor.domain(resident)
-        swaps = [self._swap(swap) for swap in domain.swap_tracker.swaps]
+        swaps = [self._swap(domain, swap) for swap in domain.swap_tracker.swaps]
         return availability_of(domain, resident, swaps, trio.current_time())
 
     def profile(self, resident: ResidentId) -> Profile:
@@ -325,7 +327,7 @@ class ReadModel:
         domain = self._supervisor.domain(lease.resident)
         swap = next((swap for swap in domain.swap_tracker.swaps if swap.target == lease.resident), None)
         return WaitStatus(
-            swap=None if swap is None else self._swap(swap),
+            swap=None if swap is None else self._swap(domain, swap),
             place=domain.ledger.place(lease.ticket),
             ready=tuple(s.resident for s in domain.ledger.states if s.phase is Phase.READY),
         )
@@ -359,11 +361,13 @@ class ReadModel:
             lease_s=None if state.lease_s is None else state.lease_s / max(1, len(state.leases)),
         )
 
-    def _swap(self, swap: Swap) -> SwapStatus:
+    def _swap(self, domain: Domain, swap: Swap) -> SwapStatus:
         start_s = None if swap.target is None else self.profile(swap.target).start_s
-        task = None if swap.target is None else self._supervisor.domain(swap.target).tasks.get(swap.target)
+        task = None if swap.target is None else domain.tasks.get(swap.target)
         step = None if task is None or swap.phase != "start" else task.supervision.step
-        return swap_status(swap, self._supervisor.expected_s, start_s, step)
+        return swap_status(
+            swap, domain.swap_tracker.pools_of(swap), self._supervisor.expected_s, start_s, step
+        )
 
     def _outlook(self, pool: PoolStatus, resident: ResidentId, turn: TurnStatus | None) -> Outlook:
         start_s = self.profile(resident).start_s

@@ -17,7 +17,7 @@ from engine_router.errors import (
     EngineStopFailed,
     RouterError,
 )
-from engine_router.events import EventHub, MemorySettled, ResidentDied, ResidentReady, RouterNotice
+from engine_router.events import EventHub, MemorySettled, ResidentReady, RouterNotice
 from engine_router.memory import SettleResult
 from engine_router.residency import messages
 from engine_router.residency.domain import Domain
@@ -183,10 +183,12 @@ class ResidentRunner:
         state = domain.ledger.state(resident)
         if state is not None and state.phase is Phase.STARTING:
             domain.swap_tracker.arrived(resident, now)
+            pools = domain.places(resident)
             self.hub.publish(
                 ResidentReady(
                     at=self.wall_clock(),
-                    pool=domain.home(resident),
+                    pool=pools[0],
+                    pools=pools,
                     resident=str(resident),
                     start_s=now - task.started_at,
                     adopted=task.adopted,
@@ -241,14 +243,7 @@ class ResidentRunner:
         self.measurements.touch()
 
     def _death(self, domain: Domain, resident: ResidentId, ended: Ended) -> RouterError:
-        self.hub.publish(
-            ResidentDied(
-                at=self.wall_clock(),
-                pool=domain.home(resident),
-                resident=str(resident),
-                message=ended.message,
-            )
-        )
+        self.health.tell_death(domain, resident, ended.message)
         return EngineDied(resident.engine, ended.message, log_tail=ended.log_tail)
 
     def _gone(self, domain: Domain, task: ResidentTask, error: RouterError | None) -> None:

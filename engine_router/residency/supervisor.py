@@ -24,7 +24,7 @@ from engine_router.config import Priority
 from engine_router.config.memories import planned_together
 from engine_router.engines.base import Engine, ResidentId
 from engine_router.errors import RouterClosing
-from engine_router.events import EventHub, SwapStep
+from engine_router.events import EventHub, SwapStep, place_of
 from engine_router.memory import Gauge
 from engine_router.residency import messages
 from engine_router.residency.adoption import Adoption
@@ -378,7 +378,7 @@ class Supervisor:
         now = trio.current_time()
         effects = domain.ledger.apply(event, now)
         for resident, text in explained(effects, domain.ledger.budget, now):
-            pool = domain.home(resident)
+            pool = place_of(domain.places(resident))
             self.decisions.append(Decision(at=self._wall_clock(), pool=pool, text=text))
         for effect in effects:
             self._effects.perform(domain, effect, now)

@@ -36,6 +36,8 @@ class SwapStatus:
     """A swap under way.
 
     Attributes:
+        id: that of the swap in its events.
+        pools: the pools in which those lie that make way, and the target.
         sources: the residents that make way.
         expected_s: the seconds that all of it should take; None where unknown.
         start_s: the same, of the target's start.
@@ -43,6 +45,8 @@ class SwapStatus:
         phases: those that it has been through, is in, and will be in, in their order.
     """
 
+    id: str
+    pools: tuple[str, ...]
     sources: tuple[ResidentId, ...]
     target: ResidentId | None
     cause: str
@@ -66,14 +70,23 @@ class SwapStatus:
         return self.start_s if self.expected_s is None else max(0.0, self.expected_s - (now - self.began_at))
 
 
-def swap_status(swap: Swap, expected: Expected, start_s: float | None, step: str | None = None) -> SwapStatus:
+def swap_status(
+    swap: Swap,
+    pools: tuple[str, ...],
+    expected: Expected,
+    start_s: float | None,
+    step: str | None = None,
+) -> SwapStatus:
     """Return a swap as it is now.
 
     Args:
+        pools: in which those lie that it is about.
         start_s: the seconds that its target's start takes; None where unknown.
         step: what that start does just now, in words.
     """
     return SwapStatus(
+        id=swap.id,
+        pools=pools,
         sources=tuple(swap.sources),
         target=swap.target,
         cause=swap.cause,

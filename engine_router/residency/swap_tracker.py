@@ -100,6 +100,7 @@ class SwapTracker:
             SwapPhase(
                 at=self._wall_clock(),
                 pool=self._pool_of(swap),
+                pools=self.pools_of(swap),
                 source=swap.source,
                 target=_text(swap.target),
                 phase=phase,
@@ -155,8 +156,14 @@ class SwapTracker:
         budget = self._ledger.budget
         return any(budget.are_neighbours(source, target) for source in swap.sources)
 
+    def pools_of(self, swap: Swap) -> tuple[str, ...]:
+        """Return the pools in which those lie that make way, and the one that may start."""
+        places = self._ledger.budget.places
+        found = {pool for resident in swap.residents for pool in places(resident)}
+        return tuple(pool for pool in self._ledger.budget.capacities if pool in found)
+
     def _pool_of(self, swap: Swap) -> str:
-        """Return the pool that its events name: the first of those in which its target lies, or who makes way."""
+        """Return the first pool in which its target lies, or who makes way."""
         return self._ledger.budget.places(swap.target or swap.sources[0])[0]
 
     def _begin(self, source: ResidentId | None, target: ResidentId | None, cause: str, now: float) -> Swap:
@@ -168,6 +175,7 @@ class SwapTracker:
             SwapBegan(
                 at=self._wall_clock(),
                 pool=self._pool_of(swap),
+                pools=self.pools_of(swap),
                 source=_text(source),
                 target=_text(target),
                 cause=cause,
@@ -204,6 +212,7 @@ class SwapTracker:
             SwapEnded(
                 at=self._wall_clock(),
                 pool=self._pool_of(swap),
+                pools=self.pools_of(swap),
                 source=swap.source,
                 target=_text(swap.target),
                 cause=swap.cause,

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from attrs import define, field
 
-from engine_router.events import Event, RequestEnded, ResidentReady, SwapEnded
+from engine_router.events import Event, RequestEnded, ResidentReady, SwapEnded, place_of
 from engine_router.guards.limits import HISTORY_QUERY_S
 from engine_router.telemetry.records import (
     SUMMED,
@@ -350,20 +350,24 @@ def _count(tokens: int | None) -> int | None:
     return tokens if tokens is not None and 0 <= tokens < _MOST_TOKENS else None
 
 
+def _place(event: SwapEnded | ResidentReady) -> str:
+    return as_text(place_of(event.pools) or event.pool)
+
+
 def _swap(event: SwapEnded) -> tuple[Value, ...]:
     source, target = text_or_none(event.source), text_or_none(event.target)
     error = text_or_none(event.error)
-    return event.at, event.pool, source, target, event.cause, event.result, event.duration_s, error
+    return event.at, _place(event), source, target, event.cause, event.result, event.duration_s, error
 
 
 def _starts(events: Iterable[ResidentReady]) -> Iterator[tuple[Value, ...]]:
     for event in events:
         if not event.adopted:
-            yield event.at, event.pool, as_text(event.resident), "ok", event.start_s, None
+            yield event.at, _place(event), as_text(event.resident), "ok", event.start_s, None
 
 
 def _failed_starts(swaps: Iterable[SwapEnded]) -> Iterator[tuple[Value, ...]]:
     for swap in swaps:
         if swap.target is not None and swap.result != "ok" and "start" in swap.phases:
             took_s, error = swap.phases["start"], text_or_none(swap.error)
-            yield swap.at, swap.pool, as_text(swap.target), swap.result, took_s, error
+            yield swap.at, _place(swap), as_text(swap.target), swap.result, took_s, error

@@ -17,6 +17,7 @@ from engine_router.events import (
     SwapBegan,
     SwapEnded,
     TenantAsked,
+    place_of,
 )
 from engine_router.guards.limits import MAX_COUNTED_MODELS
 from engine_router.residency.causes import cause_kind
@@ -215,7 +216,7 @@ class Metrics:
                 self._deaths.inc(*self._residents.of(event.resident))
 
     def _observe_start(self, event: ResidentReady) -> None:
-        self._started[event.pool, event.resident] = event.at - event.start_s
+        self._started[place_of(event.pools) or event.pool, event.resident] = event.at - event.start_s
         self._start.observe(event.start_s, *self._residents.of(event.resident))
         kind = "adopted" if event.adopted else "wake" if event.woken else "cold"
         self._starts.inc(*self._residents.of(event.resident), kind)

@@ -11,6 +11,7 @@ import trio
 from engine_router import __version__
 from engine_router.engines.base import ResidentId
 from engine_router.engines.context.figures import ContextStatus
+from engine_router.events import place_of
 from engine_router.residency.memory_status import memory_status
 from engine_router.residency.read_model import PoolStatus, ReadModel
 from engine_router.residency.resident_state import Phase
@@ -40,10 +41,12 @@ def router_gauges(
     found["start_time_seconds"][()] = started_at
     pools, sleepers = read_model.pools(), defaultdict[str, list[ResidentId]](list)
     for resident in asleep:
-        sleepers[read_model.resident(resident).pool].append(resident)
+        for place in read_model.resident(resident).pools:
+            sleepers[place].append(resident)
+    for name, labels, value in (*_residents(read_model, pools, asleep), *_swaps(pools)):
+        found[name][labels] = value
     for pool in pools.values():
         for name, labels, value in (
-            *_residents(pool, len(sleepers[pool.name])),
             *_queue(read_model, pool),
             *_memory(read_model, sampler, pool, sleepers[pool.name]),
         ):
@@ -59,30 +62,45 @@ def router_gauges(
     return found
 
 
-def _residents(pool: PoolStatus, asleep: int) -> Iterator[_Value]:
-    phases = Counter(resident.phase for resident in pool.residents)
-    for phase in Phase:
-        yield "residents", (pool.name, phase.value), phases[phase]
-    yield "residents", (pool.name, "settling"), len(pool.settling)
-    yield "residents", (pool.name, "asleep"), asleep
-    for resident in pool.residents:
-        labels = (pool.name, str(resident.resident))
-        yield "in_flight", labels, len(resident.leases)
+def _residents(
+    read_model: ReadModel, pools: Mapping[str, PoolStatus], asleep: Collection[ResidentId]
+) -> Iterator[_Value]:
+    """Yield what is counted of residents: each once, under all of its pools together."""
+    counts = Counter[Labels]()
+    for resident in {
+        status.resident: status for pool in pools.values() for status in pool.residents
+    }.values():
+        place = place_of(resident.pools)
+        counts[place, resident.phase.value if resident.phase else ""] += 1
+        yield "in_flight", (place, str(resident.resident)), len(resident.leases)
         if resident.phase is Phase.READY:
-            yield "resident", labels, 1.0
-        if (held_bytes := resident.footprint_in(pool.name)) is not None:
-            yield "resident_memory_bytes", labels, held_bytes
-    for failed in pool.failures:
-        yield "failed_resident", (pool.name, str(failed)), 1.0
+            yield "resident", (place, str(resident.resident)), 1.0
+        for pool in resident.pools:
+            if (held_bytes := resident.footprint_in(pool)) is not None:
+                yield "resident_memory_bytes", (pool, str(resident.resident)), held_bytes
+    settling = {resident for pool in pools.values() for resident in pool.settling}
+    for phase, residents in (("settling", settling), ("asleep", asleep)):
+        counts.update((place_of(read_model.resident(resident).pools), phase) for resident in residents)
+    phases = [*(phase.value for phase in Phase), "settling", "asleep"]
+    for place in dict.fromkeys((*pools, *(place for place, _ in counts))):
+        yield from (("residents", (place, phase), counts[place, phase]) for phase in phases)
+    for failed in dict.fromkeys(failed for pool in pools.values() for failed in pool.failures):
+        yield "failed_resident", (place_of(read_model.resident(failed).pools), str(failed)), 1.0
+
+
+def _swaps(pools: Mapping[str, PoolStatus]) -> Iterator[_Value]:
+    """Yield how many swaps are under way: each once, under all of its pools together."""
+    swaps = {swap.id: place_of(swap.pools) for pool in pools.values() for swap in pool.swaps}
+    counts = Counter(swaps.values())
+    yield from (("swaps_in_progress", (place,), counts[place]) for place in dict.fromkeys((*pools, *counts)))
 
 
 def _queue(read_model: ReadModel, pool: PoolStatus) -> Iterator[_Value]:
     for resident, count in pool.waiting.items():
-        yield "waiting", (pool.name, str(resident)), count
+        yield "waiting", (place_of(read_model.resident(resident).pools), str(resident)), count
     now = trio.current_time()
     oldest_s = (now - read_model.queue(pool.name)[0].arrived_at) if pool.waiting else 0.0
     yield "oldest_wait_seconds", (pool.name,), oldest_s
-    yield "swaps_in_progress", (pool.name,), len(pool.swaps)
 
 
 def _memory(
@@ -91,7 +109,7 @@ def _memory(
     memory = memory_status(
         sampler.readings.get(pool.name),
         [resident.footprint_in(pool.name) for resident in pool.residents],
-        [read_model.measured(resident).asleep_bytes for resident in asleep],
+        [read_model.measured(resident).within(pool.name).asleep_bytes for resident in asleep],
     )
     for name, value in (
         ("total", memory.total_bytes),

@@ -23,20 +23,24 @@ Entry = dict[str, Any]
 
 
 def queue(router: Router, limit: int) -> Entry:
-    """Return the requests that wait in each pool, in the order of their arrival.
+    """Return the requests that wait in each pool, in the order of their arrival; each once, in its first pool.
 
     Args:
         limit: the most that are listed; all are counted.
     """
     waiting: list[Entry] = []
-    total = 0
+    counted: dict[Ticket, None] = {}
     for name, pool in router.read_model.pools().items():
         tickets = router.read_model.queue(name)
-        total += len(tickets)
-        if listed := tickets[: limit - len(waiting)]:
+        if tickets and len(waiting) < limit:
             outlooks = router.read_model.outlooks(pool)
-            waiting += waiting_entries(router, pool, listed, outlooks, reasons(pool, outlooks, step_of))
-    return {"total": total, "waiting": waiting}
+            entries = waiting_entries(
+                router, pool, tickets[:limit], outlooks, reasons(pool, outlooks, step_of)
+            )
+            listed = zip(tickets, entries, strict=False)
+            waiting += [entry for ticket, entry in listed if ticket not in counted][: limit - len(waiting)]
+        counted.update(dict.fromkeys(tickets))
+    return {"total": len(counted), "waiting": waiting}
 
 
 def waiting_entries(
@@ -138,13 +142,14 @@ def _obstacle(resident: ResidentStatus, now: float) -> str:
 
 
 def residents(router: Router) -> Entry:
-    """Return the residents of each pool, with the requests that use them."""
+    """Return the residents of each pool, with the requests that use them; each once, in its first pool."""
     requests = router.in_flight.by_ticket()
     return {
         "residents": [
             _resident(router, pool, resident, requests)
             for pool in router.read_model.pools().values()
             for resident in pool.residents
+            if resident.pool == pool.name
         ]
     }
 
@@ -155,6 +160,7 @@ def _resident(
     now = trio.current_time()
     return {
         "pool": pool.name,
+        "pools": resident.pools,
         **resident_entry(resident, now),
         "need_bytes": router.read_model.profile(resident.resident).need_bytes,
         "held_for_s": _rounded(resident.held_for_s(now)),
@@ -185,6 +191,7 @@ def failed(router: Router) -> Entry:
             }
             for pool in router.read_model.pools().values()
             for resident, failure in pool.failures.items()
+            if router.read_model.resident(resident).pool == pool.name
         ]
     }
 

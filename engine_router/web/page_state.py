@@ -174,7 +174,7 @@ class PageState:
         read_model, now = self._router.read_model, trio.current_time()
         look = self._looks.get(pool.name, _GaugeLook())
         held = [resident.footprint_in(pool.name) for resident in pool.residents]
-        slept = [read_model.measured(resident).asleep_bytes for resident in asleep]
+        slept = [read_model.measured(resident).within(pool.name).asleep_bytes for resident in asleep]
         return {
             "gauge": pool.gauge,
             "mode": pool.mode,

@@ -120,7 +120,7 @@ def _memory(router: Router, pool: PoolStatus) -> dict[str, Any]:
     read_model = router.read_model
     asleep = [r for r in router.sleeping() if pool.name in router.read_model.resident(r).pools]
     held = [resident.footprint_in(pool.name) for resident in pool.residents]
-    slept = [read_model.measured(resident).asleep_bytes for resident in asleep]
+    slept = [read_model.measured(resident).within(pool.name).asleep_bytes for resident in asleep]
     return attrs.asdict(memory_status(read_model.last_reading(pool.name), held, slept))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from engine_router.events import Event, EventHub, SwapBegan, SwapEnded, SwapPhase, SwapStep
+from engine_router.events import Event, EventHub, SwapBegan, SwapEnded, SwapPhase, SwapStep, place_of
 from engine_router.guards.limits import LINKED_SWAPS
 from engine_router.residency.causes import cause_kind
 from engine_router.telemetry.traces.span import Span, SpanId, new_span_id, new_trace_id, without_unknown
@@ -75,7 +75,7 @@ class SwapTraces:
 
 def _whole(swap: _Swap, event: SwapEnded) -> Span:
     attributes = {
-        "engine_router.pool": event.pool,
+        "engine_router.pool": place_of(event.pools) or event.pool,
         "engine_router.swap.id": event.id,
         "engine_router.swap.source": event.source,
         "engine_router.swap.target": event.target,
