@@ -18,6 +18,7 @@ from support.served import ask, served
 
 import engine_router
 from engine_router.config import parse_config
+from engine_router.engines.base import ResidentId
 from engine_router.events import RouterNotice
 from engine_router.web.status import status
 
@@ -287,6 +288,33 @@ async def test_a_key_gets_what_its_own_requests_left(
         await one.said("b", FIRST, "one-key")
         assert (await one.said("a", [*FIRST, *MORE], key) == LENGTH) is is_shared
         assert ("restore 0" in one.calls()) is is_shared
+
+
+async def test_a_request_is_not_sent_while_another_key_has_the_slot(tmp_path: Path) -> None:
+    async with bench(tmp_path, "fault=gate", server=KEYS) as one, trio.open_nursery() as nursery:
+        log, cached = tmp_path / "a.log", list[int]()
+
+        async def say(key: str) -> None:
+            cached.append(await one.said("a", FIRST, key))
+
+        def waiting() -> int:
+            context = one.router.context and one.router.context.of(ResidentId("a"))
+            return context.queue.waiting if context else 0
+
+        nursery.start_soon(say, "one-key")
+        while not log.exists():
+            await trio.sleep(0.01)
+        for count, key in enumerate(
+            ("two-key", "one-key"), start=1
+        ):  # whose next request waits, too: in its turn
+            nursery.start_soon(say, key)
+            while waiting() < count and len(log.read_text().splitlines()) == 1:
+                await trio.sleep(0.01)
+        assert waiting() == 2
+        assert len(log.read_text().splitlines()) == 1
+        (tmp_path / "a.open").touch()
+    assert cached == [0, 0, 0]
+    assert waiting() == 0
 
 
 async def test_two_agents_have_a_slot_each(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from engine_router.dialects.conversation import Conversation, conversation_in
 from engine_router.engines.base import ResidentId
 from engine_router.engines.context.identity import engine_digest
 from engine_router.engines.context.keeper import ContextKeeper, KnownEngine
+from engine_router.engines.context.placement import SlotQueue, SlotWish
 from engine_router.engines.context.running import RunningContext, leaves_slots
 from engine_router.engines.context.slots import Slot, SlotTable, by_digest
 from engine_router.engines.context.store import PARTIAL, ContextStore, KnownPrefix, SavedContext, file_state
@@ -76,19 +77,48 @@ def test_conversations_are_alike_as_far_as_a_model_reads_the_same(other: dict[st
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "path", "is_placed"),
     [
-        {"messages": [HELLO], "lora": [{"id": 0}]},
-        {"messages": [HELLO], "n": 2},
-        {"messages": []},
-        {"messages": "Hello"},
-        {"input": "Hello"},
+        ({"messages": [HELLO], "n": 2}, CHAT, False),
+        ({"prompt": ["a", "b"]}, "/v1/completions", False),
+        ({"prompt": [[1], [2]]}, "/completion", False),
+        ({"messages": [HELLO]}, "/v1/embeddings", False),
+        ({"messages": [HELLO], "lora": [{"id": 0}]}, CHAT, True),
+        ({"messages": []}, CHAT, True),
+        ({"messages": "Hello"}, CHAT, True),
+        ({"input": "Hello"}, CHAT, True),
     ],
-    ids=["lora", "several", "empty", "no_list", "another_endpoint"],
+    ids=["several", "prompts", "tokens", "another_endpoint", "lora", "empty", "no_list", "no_messages"],
 )
-def test_what_no_slot_answers_alone_is_no_conversation(data: dict[str, Any]) -> None:
-    assert found(data) is None
-    assert found({"messages": [HELLO]}, path="/v1/embeddings") is None
+def test_what_is_not_known_again_has_a_slot_or_several(
+    data: dict[str, Any], path: str, is_placed: bool
+) -> None:
+    conversation = found(data, path=path)
+    assert (conversation is not None) is is_placed
+    assert conversation is None or conversation.prefixes == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("/completion", {"prompt": [*range(5000)]}, {"prompt": [*range(5001)]}),
+        (
+            "/infill",
+            {"input_prefix": "x" * 5000, "input_suffix": "a"},
+            {"input_prefix": "x" * 5001, "input_suffix": "b"},
+        ),
+    ],
+    ids=["tokens", "infill"],
+)
+def test_a_longer_prompt_begins_like_the_one_before(
+    path: str, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    first, second = found(before, path=path), found(after, path=path)
+    assert first is not None
+    assert second is not None
+    assert first.prefixes[:2] == second.prefixes[:2]
+    assert first.prefixes[-1] not in second.prefixes
+    assert found(after, path=path, owner="another").prefixes[0] not in second.prefixes  # type: ignore[union-attr]
 
 
 def test_a_prompt_is_taken_in_pieces_and_a_session_by_its_name() -> None:
@@ -113,6 +143,12 @@ def prefixes(words: str) -> tuple[KnownPrefix, ...]:
     return tuple(KnownPrefix(" ".join(said[: at + 1]), 100 * (at + 1)) for at in range(len(said)))
 
 
+def chosen(table: SlotTable, wanted: str, session: str) -> int:
+    slot = table.choose(by_digest(prefixes(wanted)), session)
+    assert slot is not None
+    return slot.number
+
+
 @pytest.mark.parametrize(
     ("held", "wanted", "session", "number"),
     [
@@ -130,9 +166,96 @@ def test_the_slot_of_a_request(held: Sequence[str], wanted: str, session: str, n
     table = SlotTable([Slot(at, session=str(at), used_at=at) for at in range(len(held))])
     for slot, words in zip(table.slots, held, strict=True):
         slot.hold(prefixes(words), 100)
-    assert table.choose(by_digest(prefixes(wanted)), session).number == number
+    assert chosen(table, wanted, session) == number
     table.slots[number].users = 1  # nobody waits while another slot is free
-    assert table.choose(by_digest(prefixes(wanted)), session).number != number
+    assert chosen(table, wanted, session) != number
+
+
+# Requests that wait for a slot
+
+
+class Line:
+    """The requests for some slots; each is named by its owner and a number, such as `a1`."""
+
+    def __init__(self, count: int, nursery: trio.Nursery) -> None:
+        self.queue = SlotQueue(SlotTable([Slot(number) for number in range(count)]))
+        self.nursery, self.wishes = nursery, dict[str, SlotWish]()
+        self.waits, self.slots = dict[str, trio.CancelScope](), dict[str, tuple[Slot, ...]]()
+
+    async def _wait(self, name: str) -> None:
+        with trio.CancelScope() as self.waits[name]:
+            self.slots[name] = await self.queue.slots_for(self.wishes[name])
+
+    async def come(self, *names: str, is_wide: bool = False, is_apart: bool = True) -> None:
+        for name in names:
+            self.wishes.setdefault(name, SlotWish(owner=name[0], is_wide=is_wide, is_apart=is_apart))
+            self.nursery.start_soon(self._wait, name)
+            await trio.testing.wait_all_tasks_blocked()
+
+    async def go(self, name: str) -> None:
+        self.queue.give_back(self.slots.pop(name))
+        await trio.testing.wait_all_tasks_blocked()
+
+    @property
+    def inside(self) -> str:
+        return " ".join(sorted(self.slots))
+
+
+async def test_owners_wait_for_each_other_in_their_order_and_share_no_slot() -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(1, nursery)
+        await line.come("a1", "a2")
+        assert line.inside == "a1 a2"  # one's own requests wait in the server
+        await line.come("b1", "a3")
+        assert line.inside == "a1 a2"  # and nobody overtakes b1
+        await line.go("a1")
+        assert line.inside == "a2"
+        await line.go("a2")
+        assert line.inside == "b1"
+        await line.go("b1")
+        assert line.inside == "a3"
+
+
+async def test_who_is_not_waiting_just_now_keeps_nobody_from_a_slot_and_comes_back_to_its_place() -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(1, nursery)
+        await line.come("a1", "b1", "c1", "d1")
+        line.waits["b1"].cancel()  # a keep-alive frame is due
+        await line.go("a1")
+        assert line.inside == "c1"
+        await line.come("b1")
+        await line.go("c1")
+        assert line.inside == "b1"
+        line.waits["d1"].cancel()
+        line.queue.withdraw(line.wishes["d1"])
+        line.queue.withdraw(line.wishes["d1"])
+        await line.come("e1")
+        await line.go("b1")
+        assert line.inside == "e1"
+
+
+async def test_a_request_for_several_slots_waits_until_all_are_without_others() -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(2, nursery)
+        await line.come("a1", "b1")
+        assert [line.slots[name][0].number for name in ("a1", "b1")] == [0, 1]
+        await line.come("a2", is_wide=True)
+        await line.come("b2")
+        assert line.inside == "a1 b1"
+        await line.go("b1")
+        assert (line.inside, len(line.slots["a2"])) == ("a1 a2", 2)
+        await line.go("a1")
+        assert line.inside == "a2"
+        await line.go("a2")
+        assert line.inside == "b2"
+
+
+async def test_with_one_owner_nobody_waits() -> None:
+    async with trio.open_nursery() as nursery:
+        line = Line(1, nursery)
+        await line.come("a1", "b1", is_apart=False)
+        await line.come("c1", is_wide=True, is_apart=False)
+        assert line.inside == "a1 b1 c1"
 
 
 async def test_a_request_that_has_ended_takes_no_slot() -> None:

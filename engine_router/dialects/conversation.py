@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 CHAT_PATHS: Final = ("/v1/chat/completions", "/chat/completions")
-PROMPT_PATHS: Final = ("/v1/completions", "/completions", "/completion")
+INFILL_PATH: Final = "/infill"
+SLOT_PATHS: Final = (*CHAT_PATHS, "/v1/completions", "/completions", "/completion", INFILL_PATH)
+"""The paths of requests that are answered in a slot of their own."""
 _DIGEST_BYTES: Final = 16
 # A prompt that is one text is taken in pieces of so many characters.
 _PIECE_CHARS: Final = 2048
@@ -39,7 +41,7 @@ class Conversation(NamedTuple):
     """A conversation, as far as it is known by its digests.
 
     Attributes:
-        prefixes: its beginnings, each longer than the one before.
+        prefixes: its beginnings, each longer than the one before; none where it cannot be known again.
         session: what its client calls the session, or itself; empty where it says nothing.
     """
 
@@ -58,17 +60,21 @@ def conversation_in(
         owner: whose it is; part of every digest.
         session: what the request's headers say of it.
     """
-    if path not in CHAT_PATHS and path not in PROMPT_PATHS:
+    if path not in SLOT_PATHS or data.get("n") not in (None, 1):
         return None
-    if data.get("lora") not in (None, []) or data.get("n") not in (None, 1):
-        return None  # it is answered by other weights, or in several slots
-    parts = list(_messages(data) if path in CHAT_PATHS else _pieces(data.get("prompt")))
-    if not parts:
-        return None
+    if path in CHAT_PATHS:
+        parts = _messages(data)
+    elif path == INFILL_PATH:
+        parts = _infilled(data)
+    else:
+        prompt = data.get("prompt")
+        if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
+            return None
+        parts = _pieces(prompt)
+    # With other weights what is in a slot is of no use, and what it leaves is of none to others.
+    prefixes = () if data.get("lora") not in (None, []) else tuple(_chain(owner, parts))[-_MOST_PREFIXES:]
     named = session or data.get("user")
-    return Conversation(
-        tuple(_chain(owner, parts))[-_MOST_PREFIXES:], named if isinstance(named, str) else ""
-    )
+    return Conversation(prefixes, named if isinstance(named, str) else "")
 
 
 def _messages(data: Mapping[str, Any]) -> Iterator[str]:
@@ -99,8 +105,17 @@ def _is_text(part: object) -> bool:
 
 
 def _pieces(prompt: object) -> Iterator[str]:
+    """Yield a prompt, text or tokens, in pieces of one length."""
     if isinstance(prompt, str):
         yield from (prompt[at : at + _PIECE_CHARS] for at in range(0, len(prompt), _PIECE_CHARS))
+    elif isinstance(prompt, list):
+        yield from (_as_text(prompt[at : at + _PIECE_CHARS]) for at in range(0, len(prompt), _PIECE_CHARS))
+
+
+def _infilled(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what stands ahead of the place where something is to be filled in."""
+    yield _as_text({"infill": data.get("input_extra") or []})
+    yield from _pieces(data.get("input_prefix"))
 
 
 def _as_text(value: object) -> str:

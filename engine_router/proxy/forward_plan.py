@@ -107,8 +107,8 @@ class ForwardPlanner:
                 return False
         if dialect_of(path) is OLLAMA:
             return engine.speaks("ollama") if isinstance(engine, RemoteConfig) else engine.type == "ollama"
-        if path == "/v1/messages" and target.engine in self._config.keeping_engines:
-            return False  # llama.cpp takes no slot there, and makes a chat of it, as the router does
+        if path in _MADE_CHATS and target.engine in self._config.keeping_engines:
+            return False
         return True if path not in OPTIONAL else self._endpoint_support.known(target.engine, path)
 
     def passes(self, path: str, model: str, target: Target) -> bool:
@@ -274,6 +274,10 @@ def _translation(
     return ollama_openai.translate(
         path, routed.data(), model=model, upstream=upstream, traits=traits, load_s=load_s
     )
+
+
+# Of these llama.cpp makes a chat, as the router does; but it takes no slot for them, and no conversation is known by them.
+_MADE_CHATS = frozenset(("/v1/messages", "/v1/responses"))
 
 
 class _Footed:

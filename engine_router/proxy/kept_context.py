@@ -16,13 +16,13 @@ from attrs import define, frozen
 
 from engine_router.config import Config, KeyConfig
 from engine_router.config.keys import rights_of
-from engine_router.dialects.conversation import Conversation, conversation_in
+from engine_router.dialects.conversation import conversation_in
 from engine_router.dialects.json_body import Octets, parse_object
 from engine_router.dialects.usage import NO_FIGURES, AnswerFigures
 from engine_router.engines.base import ResidentId
 from engine_router.engines.context.keeper import ContextKeeper
-from engine_router.engines.context.running import Placement, RunningContext, leaves_slots
-from engine_router.engines.context.slots import UNKNOWN
+from engine_router.engines.context.placement import Placement, SlotWish
+from engine_router.engines.context.running import RunningContext, leaves_slots
 from engine_router.errors import BadRequest, Forbidden
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
@@ -34,6 +34,7 @@ from engine_router.upstream.http1 import Headers, first_value
 _SESSION: tuple[bytes, ...] = (b"x-session-id", b"session_id", b"x-client-session-id")
 # Where llama.cpp neither takes a slot nor can be told to reuse nothing.
 _NOT_TOLD: Final = frozenset(("/v1/messages",))
+_HIDDEN: Final = b'"id_slot":-1,"cache_prompt":false'
 # What is asked with forms, and answered with text alone.
 _FORMS: Final = ("/v1/audio/", "/v1/images/")
 
@@ -45,30 +46,14 @@ class Caller:
     Attributes:
         owner: whose conversations may be used for it; see `owner_of`.
         session: what its headers call the session.
+        has_others: some requests for the engine may be others'.
         is_kept_apart: others have conversations that it must not learn of, so that it may not choose its slot either.
     """
 
     owner: str
     session: str = ""
+    has_others: bool = False
     is_kept_apart: bool = False
-
-
-class _Request:
-    """What concerns the slots in the body of a request.
-
-    Attributes:
-        conversation: the one that it goes on with; None where it is none that one slot answers.
-        names_slot: it asks for a slot of its own choice.
-        is_empty: there is nothing in its body.
-    """
-
-    def __init__(self, path: str, body: Octets, caller: Caller) -> None:
-        data = parse_object(body)
-        self.is_empty = not data
-        self.names_slot = data.get("id_slot") is not None
-        self.conversation: Conversation | None = None
-        if not self.names_slot or caller.is_kept_apart:
-            self.conversation = conversation_in(path, data, owner=caller.owner, session=caller.session)
 
 
 @define(eq=False, repr=False)
@@ -85,6 +70,7 @@ class KeptContext:
     _caller: Caller
     _body: Octets | None = None
     _context: RunningContext | None = None
+    _wish: SlotWish | None = None
     _placement: Placement | None = None
     _has_ended: bool = False
 
@@ -108,7 +94,7 @@ class KeptContext:
             return plan
         if not is_proxied(path):  # an admin's
             if context is not None:
-                context.disturb(UNKNOWN)
+                context.table.disturb()
             return plan
         outgoing.body = await self._placed(context, path, self._body)
         return plan
@@ -122,22 +108,25 @@ class KeptContext:
         caller = self._caller
         if context is not self._context:
             self._placement, self._context = None, context
+        if self._wish is None:
+            self._wish = await self._read(path, body)
+        if self._wish is None:
+            if context is not None:
+                context.table.disturb(caller.owner)
+            return body
+        if context is None:
+            return with_members(body, _HIDDEN) if caller.is_kept_apart else body
         if self._placement is None:
-            request = await self._read(path, body)
-            if request is None or request.conversation is None or context is None:
-                if context is not None:
-                    context.disturb(caller.owner)
-                hides = caller.is_kept_apart and request is not None and not request.is_empty
-                return with_members(body, b'"id_slot":-1,"cache_prompt":false') if hides else body
-            conversation = request.conversation
-            self._placement = context.place(conversation.prefixes, conversation.session, caller.owner)
+            self._placement = await context.place(self._wish)
         await self._placement.restore()
         reuses = self._placement.enter() or not caller.is_kept_apart
-        members = b'"id_slot":%d' % self._placement.slot.number
+        if self._wish.is_wide:
+            return with_members(body, _HIDDEN) if caller.is_kept_apart else body
+        members = b'"id_slot":%d' % self._placement.number
         return with_members(body, members if reuses else members + b',"cache_prompt":false')
 
-    async def _read(self, path: str, body: Octets) -> _Request | None:
-        """Read what concerns the slots in a body; None where that is no JSON and need not be.
+    async def _read(self, path: str, body: Octets) -> SlotWish | None:
+        """Return what a request wants of the slots; None where its body is no JSON and need not be, or is empty.
 
         Raises:
             RouterError: see `plan`.
@@ -149,7 +138,7 @@ class KeptContext:
                 "base URL"
             )
         try:
-            return await off_loop(len(body), functools.partial(_Request, path, body, self._caller))
+            return await off_loop(len(body), functools.partial(wish_in, path, body, self._caller))
         except BadRequest:
             if is_kept_apart and not path.startswith(_FORMS):
                 raise
@@ -158,6 +147,8 @@ class KeptContext:
     def ended(self, exchange: ProxyExchange) -> None:
         """Note how the request ended. Never waits."""
         self._has_ended = True
+        if self._wish is not None and self._context is not None:
+            self._context.queue.withdraw(self._wish)
         if self._placement is None:
             return
         # A route's request that another engine has answered tells nothing of this one's slot.
@@ -167,6 +158,28 @@ class KeptContext:
             tokens_cached=figures.tokens_cached,
             read_s=_read_s(exchange, figures),
         )
+
+
+def wish_in(path: str, body: Octets, caller: Caller) -> SlotWish | None:
+    """Return what a request wants of the slots; None where there is nothing in it.
+
+    Raises:
+        BadRequest: it is no JSON object.
+    """
+    data = parse_object(body)
+    if not data:
+        return None
+    conversation = None
+    if data.get("id_slot") is None or caller.is_kept_apart:
+        conversation = conversation_in(path, data, owner=caller.owner, session=caller.session)
+    prefixes, session = conversation or ((), "")
+    return SlotWish(
+        prefixes=prefixes,
+        session=session,
+        owner=caller.owner,
+        is_wide=conversation is None,
+        is_apart=caller.has_others,
+    )
 
 
 def _read_s(exchange: ProxyExchange, figures: AnswerFigures) -> float | None:
@@ -211,8 +224,9 @@ def caller_of(key: KeyConfig | None, config: Config, headers: Headers) -> Caller
     """Return the client of a request. A key that may do everything may see everything, and so may a client without one."""
     owner = owner_of(key, config.context.shared_by)
     session = next((value for name in _SESSION if (value := first_value(headers, name))), b"")
-    is_kept_apart = key is not None and not key.admin and has_several_owners(config)
-    return Caller(owner, session.decode("latin-1"), is_kept_apart)
+    has_others = has_several_owners(config)
+    is_kept_apart = has_others and key is not None and not key.admin
+    return Caller(owner, session.decode("latin-1"), has_others, is_kept_apart)
 
 
 def has_several_owners(config: Config) -> bool:

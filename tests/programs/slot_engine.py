@@ -11,6 +11,7 @@ full     a save writes a part of the file and fails, as on a full disk
 refuse   slots cannot be saved at all (501), as with a projector
 hang     a save never comes to its end
 die      after its first restore it takes no more connections, and ends
+gate     a chat is not answered before there is a file beside the log: LOG with .open at its end
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import json
 import os
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -63,9 +65,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         prompt = "".join(f"{said['role']}: {said['content']}\n" for said in body["messages"])
         number = body.get("id_slot", 0)
-        cached = common(SLOTS[number], prompt)
+        cached = common(SLOTS[number], prompt) if body.get("cache_prompt", True) else 0
         note(f"chat in {number}, {cached} of {len(prompt)} there")
         SLOTS[number] = prompt
+        while FAULT == "gate" and not LOG.with_suffix(".open").exists():
+            time.sleep(0.01)
         text = hashlib.sha256(prompt.encode()).hexdigest()
         message = {"role": "assistant", "content": text}
         timings = {"cache_n": cached, "prompt_n": len(prompt) - cached, "predicted_n": 8}

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field
+from attrs import Factory, define, field
 
 from engine_router.engines.base import ResidentId
-from engine_router.engines.context.figures import Restored, Source
+from engine_router.engines.context.figures import Restored
+from engine_router.engines.context.placement import Placement, SlotQueue, SlotWish
 from engine_router.engines.context.sealing import NotSealed
-from engine_router.engines.context.slots import UNKNOWN, Prefixes, Slot, SlotTable, by_digest, common_chars
+from engine_router.engines.context.slots import Slot, SlotTable, common_chars
 from engine_router.engines.context.store import PARTIAL, KnownPrefix, SavedContext
 from engine_router.engines.first_of import first_of
 from engine_router.engines.remote.client import EngineClient
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 # Fewer tokens than this are read again in no time.
 LEAST_TOKENS: Final = 128
-# The part of what should have been there again that has to be; the ends of conversations are never quite alike.
-_LEAST_REUSED: Final = 0.5
 # Paths that change nothing in a slot.
 _HARMLESS: Final = frozenset(
     (
@@ -56,109 +55,29 @@ Done = int | str
 
 
 @define(eq=False, repr=False)
-class Placement:
-    """A request in its slot, from the choice of it to the end of the answer.
-
-    Attributes:
-        slot: the slot; its number is what the server is told.
-    """
-
-    _context: RunningContext
-    slot: Slot
-    _prefixes: Prefixes
-    _wanted: Mapping[str, int]
-    _owner: str
-    _turn: int
-    _restored_tokens: float = 0.0
-    _has_tried: bool = False
-    _has_ended: bool = False
-
-    async def restore(self) -> None:
-        """Put the saved conversation back into the slot, where there is one that is worth it; once.
-
-        Cancellation leaves the slot as it may be, and the request is right all the same.
-        """
-        if self._has_tried:
-            return
-        self._has_tried = True
-        if self.slot.users == 1:
-            self._restored_tokens = await self._context.restore(self.slot, self._wanted)
-            if self._restored_tokens and self.slot.users == 1:
-                self.slot.owners = frozenset((self._owner,))  # it holds nothing but what was saved
-
-    def enter(self) -> bool:
-        """Note that the request is about to be sent. Returns whether all that its slot may hold is of its owner."""
-        is_own = self.slot.owners <= {self._owner}
-        self.slot.owners |= {self._owner}
-        return is_own
-
-    def end(self, *, tokens_in: int | None, tokens_cached: int | None, read_s: float | None) -> None:
-        """Note how the request ended, by what its engine told. Never waits; may be called again.
-
-        Args:
-            read_s: seconds in which the prompt was read.
-        """
-        if self._has_ended:
-            return
-        self._has_ended = True
-        slot, context = self.slot, self._context
-        slot.users -= 1
-        slot.used_at = trio.current_time()
-        if self._turn != context.table.turn:
-            return
-        if tokens_in is None:
-            slot.keep_common(self._wanted)
-            return
-        if tokens_cached is not None:
-            context.engine.note_reading(tokens_in - tokens_cached, read_s)
-            source: Source = "disk" if self._restored_tokens else "slot"
-            context.keeper.figures.reused(context.resident.engine, source, tokens_cached)
-            if tokens_cached < self._restored_tokens * _LEAST_REUSED:
-                context.count_restore("unused")
-                context.give_up(
-                    f"it was given back {self._restored_tokens:.0f} tokens of a conversation, and used {tokens_cached} "
-                    "of them"
-                )
-        slot.hold(self._prefixes, tokens_in)
-        if not slot.users:
-            slot.owners = frozenset((self._owner,))
-
-
-@define(eq=False, repr=False)
 class RunningContext:
     """The context of one running server, from its start to its stop.
 
     Attributes:
         engine: what is known of it from one start to the next.
+        queue: the requests that wait for one of its slots.
     """
 
     keeper: ContextKeeper
     resident: ResidentId
     engine: KnownEngine
     _client: EngineClient
-    table: SlotTable = field(factory=SlotTable)
+    table: SlotTable
+    queue: SlotQueue = field(init=False, default=Factory(lambda self: SlotQueue(self.table), takes_self=True))
     _saving: str | None = None
 
-    def place(self, prefixes: Prefixes, session: str, owner: str = "") -> Placement:
-        """Choose the slot of a request; its `end` has to be called.
+    async def place(self, wish: SlotWish) -> Placement:
+        """Choose the slot of a request; its `end` has to be called. May be cancelled and called again.
 
-        Args:
-            session: what its client calls the session; empty where it says nothing.
-            owner: whose it is.
+        Where requests must not meet others', it waits for one in which there are none; see `SlotQueue`.
         """
-        wanted, session = by_digest(prefixes), session and f"{owner}\n{session}"
-        slot = self.table.choose(wanted, session)
-        slot.users += 1
-        slot.session, slot.used_at = session, trio.current_time()
-        return Placement(self, slot, prefixes, wanted, owner, self.table.turn)
-
-    def disturb(self, owner: str = UNKNOWN) -> None:
-        """Note that a request goes to a slot that the server chooses.
-
-        Args:
-            owner: whose it is.
-        """
-        self.table.disturb(owner)
+        slots = await self.queue.slots_for(wish)
+        return Placement(self, wish, slots, self.table.turn)
 
     def give_up(self, why: str) -> None:
         """Keep nothing of this engine any more, and say so."""

@@ -55,7 +55,8 @@ class Slot:
         prompt_tokens: the tokens of that prompt.
         session: what the client called the session; empty where it said nothing.
         used_at: when it was used last; any clock that goes up.
-        users: the requests that are in it, or wait for it.
+        users: the requests that are in it, or wait in the server for it.
+        user: whose these are, where owners are kept apart.
         is_saved: what it holds is on disk already.
         owners: whose prompts it may hold, or may be about to read; see `dialects.conversation`.
     """
@@ -66,6 +67,7 @@ class Slot:
     session: str = ""
     used_at: float = 0.0
     users: int = 0
+    user: str = ""
     is_saved: bool = False
     owners: frozenset[str] = frozenset((UNKNOWN,))
 
@@ -107,7 +109,9 @@ class SlotTable:
             slot.hold((), 0)
             slot.owners |= {owner}
 
-    def choose(self, wanted: Mapping[str, int], session: str) -> Slot:
+    def choose(
+        self, wanted: Mapping[str, int], session: str, slots: Sequence[Slot] | None = None
+    ) -> Slot | None:
         """Return the slot for a request; a free one, unless there is none.
 
         It is the one whose conversation goes on with it. Else the one of its session, one of which at least half
@@ -115,9 +119,13 @@ class SlotTable:
 
         Args:
             wanted: the lengths of its beginnings, by their digests.
+            slots: those that it may have; all of them when absent. None is returned where there are none.
         """
-        least = min(slot.users for slot in self.slots)
-        free = [slot for slot in self.slots if slot.users == least]
+        slots = self.slots if slots is None else slots
+        if not slots:
+            return None
+        least = min(slot.users for slot in slots)
+        free = [slot for slot in slots if slot.users == least]
         return max(free, key=lambda slot: _fitness(slot, common_chars(slot.held, wanted), session))
 
 
