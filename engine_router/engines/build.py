@@ -122,6 +122,7 @@ def build_engine(  # noqa: PLR0911 - one for each type
         models: what each model fills into a template's command; those of the configuration when absent.
         keeper: of the context that engines keep; without one they keep none.
     """
+    models = models or TemplateModels(name, config)
     match config.engines[name]:
         case ProcessConfig() as process:
             from engine_router.engines.process.process_engine import ProcessEngine
@@ -132,19 +133,14 @@ def build_engine(  # noqa: PLR0911 - one for each type
                 client,
                 guardian=guardian,
                 sleep_registry=sleep_registry,
-                models=models or TemplateModels(name, config),
+                models=models,
                 keeper=keeper,
             )
         case ContainerConfig() as container:
             from engine_router.engines.container.container_engine import ContainerEngine
 
             return ContainerEngine(
-                name,
-                container,
-                client,
-                guardian=guardian,
-                sleep_registry=sleep_registry,
-                models=models or TemplateModels(name, config),
+                name, container, client, guardian=guardian, sleep_registry=sleep_registry, models=models
             )
         case HttpConfig() as http:
             from engine_router.engines.remote.http_engine import HttpEngine
@@ -164,13 +160,7 @@ def build_engine(  # noqa: PLR0911 - one for each type
         case SystemdConfig() as systemd:
             from engine_router.engines.remote.systemd_engine import SystemdEngine
 
-            return SystemdEngine(
-                name,
-                systemd,
-                client,
-                sleep_registry=sleep_registry,
-                models=models or TemplateModels(name, config),
-            )
+            return SystemdEngine(name, systemd, client, sleep_registry=sleep_registry, models=models)
 
 
 def _elsewhere(name: str, config: RemoteConfig, client: ControlClient) -> Engine:

@@ -18,10 +18,14 @@ from attrs import define, field
 from engine_router.config import Config
 from engine_router.engines.base import ResidentId
 from engine_router.guards.atomic_file import write_atomically
+from engine_router.guards.numbers import amount
 from engine_router.models.last_seen import SeenModels, seen_as_json, seen_from_json
 from engine_router.residency.speeds import Speeds
 
 _VERSION = 1
+
+# The largest number that is believed: seconds, or bytes of the largest memory.
+_MOST = 1e15
 
 # Where nobody knows how much has to come free, sleep has to bring back this part of what a start took.
 SLEEP_SHARE = 0.75
@@ -226,10 +230,10 @@ def _measured(values: dict[str, Any]) -> Measurement:
         memory.footprint_bytes,
         memory.release_ratio,
         memory.sleep_freed_bytes,
-        start_s=_number(values.get("start_s")),
-        stop_s=_number(values.get("stop_s")),
-        settle_s=_number(values.get("settle_s")),
-        wake_s=_number(values.get("wake_s")),
+        start_s=amount(values.get("start_s"), _MOST),
+        stop_s=amount(values.get("stop_s"), _MOST),
+        settle_s=amount(values.get("settle_s"), _MOST),
+        wake_s=amount(values.get("wake_s"), _MOST),
         shares={str(pool): _footprint(share) for pool, share in values.get("shares", {}).items()},
     )
 
@@ -237,21 +241,14 @@ def _measured(values: dict[str, Any]) -> Measurement:
 def _footprint(values: dict[str, Any]) -> Footprint:
     return Footprint(
         footprint_bytes=_size(values.get("footprint_bytes")),
-        release_ratio=_number(values.get("release_ratio"), most=1.0),
+        release_ratio=amount(values.get("release_ratio"), 1.0),
         sleep_freed_bytes=_size(values.get("sleep_freed_bytes")),
     )
 
 
 def _size(value: object) -> int | None:
-    number = _number(value)
+    number = amount(value, _MOST)
     return None if number is None else int(number)
-
-
-def _number(value: object, *, most: float = 1e15) -> float | None:
-    """Return a number that can have been measured, and None for everything else, such as NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-        return None
-    return float(value)
 
 
 def state_file_of(config: Config) -> Path:

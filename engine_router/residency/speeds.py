@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from engine_router.engines.base import ResidentId
 from engine_router.events import Event, RequestEnded
+from engine_router.guards.numbers import amount
 from engine_router.residency.cache_savings import CacheSavings, ResidentOf
 
 # A shorter prompt tells more of the way there and back than of the model.
@@ -125,9 +126,7 @@ def _learned(before: float | None, newest: float | None) -> float | None:
 
 
 def _sound(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MOST_PER_S:
-        return None
-    return float(value)
+    return amount(value, _MOST_PER_S) or None  # a speed of nothing is none
 
 
 def speed_entry(speed: Speed) -> Mapping[str, float | None]:

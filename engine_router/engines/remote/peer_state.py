@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from engine_router.engines.readiness import dig
 from engine_router.guards.limits import LISTED_MODELS, MODEL_NAME_CHARS
+from engine_router.guards.numbers import amount
 from engine_router.upstream.address import RemoteAddress
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PeerKind = Literal["engine-router", "llama-swap", "ollama", "lmstudio", "other"]
 """The program that a peer is; `other` where it tells nothing of its state."""
 
+# The longest time that is believed: four months.
+_MOST_S: Final = 1e7
 _UNSEEN: Final = (401, 403)
 # The longest state, step or version that is shown: each has a column of its own.
 _WORD_CHARS: Final = 40
@@ -214,5 +217,4 @@ def _count(value: object) -> int:
 
 
 def _seconds(value: object) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value < 10**7 else None  # type: ignore[operator,arg-type]
+    return amount(value, _MOST_S)
