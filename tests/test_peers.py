@@ -317,6 +317,7 @@ async def test_a_peers_state_queue_and_estimate_are_shown(tmp_path: Path, capsys
                 assert b"start local" in said.stdout
             while (await shown())[0]["a/m"] != "ready":
                 await trio.sleep(0.05)
+            assert (await shown())[1]["ready"] == ["m"]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ TIMEOUT_S: Final = 3.0
 STALE_S: Final = 20.0
 """Seconds for which what a peer told is believed."""
 
+SHOWN_READY: Final = 20
+"""Models that are ready at a peer, as many as are told of it: a memory holds a few."""
+
 _LATEST: Final = ":latest"
 
 
@@ -170,6 +173,7 @@ def peer_entry(status: PeerStatus) -> Mapping[str, object]:
         "fault": status.fault,
         "in_flight": state.in_flight,
         "waiting": state.waiting,
+        "ready": [name for name, model in state.models.items() if model.state == "ready"][:SHOWN_READY],
         "swaps": [attrs.asdict(swap) for swap in state.swaps],
     }
 

@@ -98,8 +98,28 @@ export interface Engine {
   pool: string;
   state: string;
   base_url?: Maybe<string>;
+  /** What a peer tells of itself; absent for what is none. */
+  peer?: Maybe<Peer>;
   /** What is kept of conversations with it; absent where it is to keep none. */
   kept_context?: Maybe<KeptContext>;
+}
+
+export interface Peer {
+  /** The router that it is, such as `engine-router`; absent before it has told anything. */
+  program?: Maybe<string>;
+  version?: Maybe<string>;
+  /** Why it tells nothing now. */
+  fault?: Maybe<string>;
+  in_flight?: Maybe<number>;
+  waiting?: Maybe<number>;
+  ready?: Maybe<string[]>;
+  swaps?: Maybe<PeerSwap[]>;
+}
+
+export interface PeerSwap {
+  words: string;
+  elapsed_s?: Maybe<number>;
+  expected_s?: Maybe<number>;
 }
 
 export interface KeptContext {

@@ -7,6 +7,7 @@ import { filtered } from "../src/views/models/list";
 import { kept } from "../src/views/models/page";
 import { shown } from "../src/views/models/settings";
 import Models from "../src/views/models";
+import type { Peer } from "../src/types";
 import { answering, router, show, text } from "./helpers";
 
 const ANY = { state: "", engine: "", can: "" };
@@ -47,6 +48,34 @@ describe("the list of models", () => {
     });
     expect(location.hash).toBe("#/models?q=alp");
     expect(document.querySelectorAll("tbody tr")).toHaveLength(1);
+  });
+});
+
+describe("the peers", () => {
+  const rows = () => [...document.querySelectorAll('section[aria-label="Peers"] tbody tr')].map((row) => [...row.children].map((cell) => cell.textContent?.trim()));
+  const engine = (peer: Peer) => ({ type: "peer", pool: "remotes", state: "ready", peer });
+
+  it("are shown with their queue, what is ready there, and what they do or lack", async () => {
+    const attic = engine({
+      program: "engine-router",
+      version: "0.2.0",
+      in_flight: 2,
+      waiting: 3,
+      ready: ["alpha", "beta"],
+      swaps: [{ words: "start gamma", elapsed_s: 4, expected_s: 30 }],
+    });
+    const barn = engine({ program: "ollama", fault: "did not answer within 3 s" });
+    await show(<Models />, router({ engines: { attic, barn, cellar: engine({}) } }));
+    expect(rows()).toEqual([
+      ["attic", "engine-router 0.2.0", "alpha, beta", "2", "3", "start gamma (about 30 s)"],
+      ["barn", "ollama", "", expect.anything(), expect.anything(), "did not answer within 3 s"],
+      ["cellar", "", "", expect.anything(), expect.anything(), "not asked yet"],
+    ]);
+  });
+
+  it("are not spoken of where there are none", async () => {
+    await show(<Models />, router());
+    expect(document.querySelector('section[aria-label="Peers"]')).toBeNull();
   });
 });
 

@@ -11,6 +11,7 @@ import { state } from "../../state/events";
 import type { Job, Model, Resident } from "../../types";
 import { Downloads } from "../home";
 import { PullDialog } from "./pull";
+import { Peers } from "./peers";
 import { Routes } from "./routes";
 
 export interface Row extends Model {
@@ -62,6 +63,7 @@ export function ModelList() {
       </div>
       {downloads.length > 0 && <Downloads jobs={downloads} />}
       <Routes />
+      <Peers />
       <div class="filters" role="search">
         <input
           type="search"
