@@ -15,6 +15,7 @@ from engine_router.config.diff import compare
 from engine_router.config.masked import masked_config
 from engine_router.engines.context import sealing, store
 from engine_router.engines.context.sealing import CHUNK_BYTES, NotSealed, Sealer
+from engine_router.errors import ConfigError
 from engine_router.models import config_warnings
 from engine_router.models.config_warnings import warnings
 
@@ -238,6 +239,28 @@ def test_check_tells_what_is_wrong_with_the_encryption(
     ]
     assert len(found) == len(warned)
     assert all(words in message for words, message in zip(warned, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [("", None), ("--mmproj p.gguf", "a projector (--mmproj)"), ("--mmproj {mmproj} --model {path}", None)],
+    ids=["none", "projector", "some_models"],
+)
+def test_check_tells_that_a_model_with_a_projector_keeps_nothing(more: str, words: str | None) -> None:
+    argv = f"llama-server -m x.gguf --port {{port}} {more}"
+    text = f"[engines.a]\ntype = 'process'\nargv = '{argv}'\nkeep_context = true\n"
+    text += "" if "{path}" in more else "models = ['a']\n"
+    found = [told for place, told in warnings(parse_config(text)) if place == "engines.a.keep_context"]
+    assert len(found) == (words is not None)
+    assert words is None or words in found[0]
+
+
+def test_a_container_keeps_no_context_and_check_names_the_line() -> None:
+    text = "[engines.a]\ntype = 'container'\nimage = 'i'\nports = ['{port}:1']\nmodels = ['a']\nkeep_context = true\n"
+    with pytest.raises(
+        ConfigError, match=r"keep_context: unknown key; it belongs to an engine of type process"
+    ):
+        parse_config(text)
 
 
 def test_the_key_is_masked_and_in_force_at_a_start_only() -> None:

@@ -25,6 +25,7 @@ _PRIVATE: Final = frozenset(
     {
         "api_key",
         "api_keys",
+        "encryption_key",
         KEYS_OF_CLIENTS,
         "headers",
         "env",

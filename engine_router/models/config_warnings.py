@@ -31,7 +31,7 @@ from engine_router.config.process import placeholder_hints
 from engine_router.config.template import is_scanned
 from engine_router.config.traces import is_in_file, trace_problems
 from engine_router.config.values import expanded
-from engine_router.engines.command_options import may_keep_context, number_of, own_words
+from engine_router.engines.command_options import may_keep_context, number_of, own_words, value_of
 from engine_router.engines.engine_programs import LLAMA_CPP
 from engine_router.engines.readiness import PORT
 from engine_router.models.name_warnings import Warned, name_warnings
@@ -233,10 +233,15 @@ def _command_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:
 
 def _context_warnings(place: str, engine: ProcessConfig) -> Iterator[Warned]:
     """Yield what is asked to be kept of conversations and will not be."""
-    kind = own_words(engine.argv)[0]
-    if not engine.keep_context or kind is LLAMA_CPP:
+    kind, given = own_words(engine.argv)
+    projector = value_of(given, LLAMA_CPP.vision)
+    if not engine.keep_context or (kind is LLAMA_CPP and (projector is None or "{" in projector)):
         return
-    if may_keep_context(engine.argv):
+    if kind is LLAMA_CPP:
+        words = (
+            f"ignored: llama.cpp does not save the slots of a model with a projector ({LLAMA_CPP.vision[-1]})"
+        )
+    elif may_keep_context(engine.argv):
         words = "its argv does not look like llama.cpp's llama-server, to which alone --slot-save-path can be added"
     else:
         words = f"ignored: only llama.cpp's slots can be saved, and {kind.name} keeps what it keeps by itself"
