@@ -768,3 +768,17 @@ def test_the_queue_keeps_its_orders(steps: list[tuple[str, ResidentId, messages.
         rest = [r for r, head in order if head is not None and head.deadline > now]
         keys = [min((ranks[t.priority], t.arrived_at) for t in tickets if t.resident == r) for r in rest]
         assert keys == sorted(keys)
+
+
+def test_who_is_overdue_starts_at_once_though_nobody_is_there() -> None:
+    """What was promised to another is free for it then: that is a time to look, even if nothing else happens."""
+    pool = budget(10, a=8, b=5, c=4, d=5)
+    for resident in (B, D):
+        pool.serve(resident)
+        pool.tell(messages.HasEnded(resident, None))
+    pool.ask(C, 0, priority="low")  # there is no room for anybody
+    pool.ask(A, 1)
+    assert pool.tell(messages.Settled(D), 2) == []  # which A is to have, once the rest is back
+    deadline = pool.ledger.wake_at()
+    assert deadline == RULES.max_wait_s
+    assert pool.tell(messages.Tick(), deadline) == [Start(C, "requested")]

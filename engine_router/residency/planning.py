@@ -272,7 +272,7 @@ class Planner:
             yield resident
 
     def _next_wake(self, now: float) -> float:
-        wake_at, is_anybody_open = math.inf, False
+        wake_at = math.inf
         is_anybody_waiting = self._queue.length > 0
         for state in self._budget.states.values():
             match state.phase:
@@ -281,19 +281,16 @@ class Planner:
                 case Phase.DRAINING:
                     wake_at = min(wake_at, state.drain_deadline)
                 case Phase.READY:
-                    is_anybody_open = True
                     if not state.leases:
                         wake_at = min(wake_at, state.expires_at)
                         if is_anybody_waiting and (held := self.scheduler.held_until(state)) > now:
                             wake_at = min(wake_at, held)
                 case _:
                     pass
-        if is_anybody_waiting and is_anybody_open:
-            wake_at = min(wake_at, self._queue.next_deadline(now))
-        if not is_anybody_waiting:
-            untils = (self._failures.until(resident) for resident in self._meant_to_be_there())
-            wake_at = min(wake_at, *(until for until in untils if until > now), math.inf)
-        return wake_at
+        if is_anybody_waiting:  # who is overdue then may have room that is promised to another now
+            return min(wake_at, self._queue.next_deadline(now))
+        untils = (self._failures.until(resident) for resident in self._meant_to_be_there())
+        return min(wake_at, *(until for until in untils if until > now), math.inf)
 
     # Steps.
 
