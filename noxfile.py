@@ -223,6 +223,18 @@ def mlx(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def kubernetes(session: nox.Session) -> None:
+    """Engines in the cluster that KUBECONFIG names, and 50 changes of leaders; nodes of kwok suffice. Needs kubectl."""
+    if not os.environ.get("KUBECONFIG"):
+        session.skip("KUBECONFIG names no cluster: tests make a namespace of their own there, and delete it")
+    if shutil.which("kubectl") is None:
+        session.skip("there is no kubectl here")
+    install(session, "test")
+    env = {"ENGINE_ROUTER_TEST_CLUSTER": "1", "ENGINE_ROUTER_TEST_KILLS": "50"}
+    session.run("pytest", "-q", "-rs", *(session.posargs or ["tests/test_kubernetes_cluster.py"]), env=env)
+
+
+@nox.session(default=False)
 def containers(session: nox.Session) -> None:
     """Engines in containers of a real Podman, swapped 200 times; needs root, and `apt install podman`."""
     if shutil.which("podman") is None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import os
 import random
 import signal
 import socket
 import struct
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from support.elected import ElectedRouter, ask
 from support.ports import free_port
 from support.scripted.kubernetes import ScriptedCluster
-from test_cli import command
 from test_kubernetes import kubeconfig
 from trio.testing import MockClock
 
@@ -416,83 +414,41 @@ async def test_a_client_that_never_ends_keeps_its_place_no_longer_than_the_leade
 
 # The whole
 
-CONFIG = """
-state_file = {state}
-[server]
-host = ["127.0.0.1"]
-port = {port}
-[leader_election]
-lease = "engine-router"
-duration_s = 3
-kubeconfig = {kubeconfig}
-address = "http://127.0.0.1:{port}"
-[pools.default]
-gauge = "none"
-[engines.vllm]
-type = "kubernetes"
-workload = "deployment/vllm"
-kubeconfig = {kubeconfig}
-base_url = {url}
-models = ["m"]
-"""
-
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-async def test_of_two_routers_one_takes_over_what_the_other_had(tmp_path: Path) -> None:  # noqa: PLR0915 - one story
+async def test_of_two_routers_one_takes_over_what_the_other_had(tmp_path: Path) -> None:
     cluster = ScriptedCluster()
-    refused: list[httpx.Headers] = []
-
-    async def started(name: str) -> tuple[trio.Process, str]:
-        port = free_port()
-        path = tmp_path / f"{name}.toml"
-        fields = {"state": str(tmp_path / name), "kubeconfig": str(kubeconfig(tmp_path, cluster.base_url))}
-        text = {key: json.dumps(value) for key, value in {**fields, "url": cluster.base_url}.items()}
-        path.write_text(CONFIG.format(port=port, **text))
-        process = await trio.lowlevel.open_process(command("serve", "--config", path), stderr=sys.stderr)
-        return process, f"http://127.0.0.1:{port}"
-
-    async def ask(url: str) -> str:
-        async with httpx.AsyncClient(trust_env=False, timeout=200) as client:
-            while True:
-                try:
-                    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-                    answer = await client.post(f"{url}/v1/chat/completions", json=body)
-                except httpx.TransportError:
-                    await trio.sleep(0.1)  # it does not listen yet
-                    continue
-                if answer.status_code == 200:
-                    return str(answer.json()["choices"][0]["message"]["content"])
-                assert answer.status_code == 503, answer.text
-                refused.append(answer.headers)
-                await trio.sleep(float(answer.headers["retry-after"]))
 
     def holder() -> str:
         lease = cluster.leases.get("engine-router", {"spec": {"holderIdentity": ""}})
-        return str(lease["spec"]["holderIdentity"])
+        return str(lease["spec"]["holderIdentity"]).partition("_")[0]
 
     with trio.fail_after(300):
         async with cluster.running():
-            first, first_url = await started("first")
+            config = kubeconfig(tmp_path, cluster.base_url)
+            first, second = (
+                ElectedRouter(tmp_path, name, config, cluster.base_url) for name in ("first", "second")
+            )
+            await first.start()
             try:
-                assert (await ask(first_url)).startswith("m")
-                leader = holder()
-                second, second_url = await started("second")
+                assert (await ask(first.url)).text.startswith("m")
+                await second.start()
                 try:
-                    assert (await ask(second_url)).startswith("m")
-                    assert holder() == leader
-                    refused.clear()
-                    first.kill()
-                    await first.wait()
-                    assert (await ask(second_url)).startswith("m")
-                    assert len(refused) <= 1
-                    assert holder() not in ("", leader)
-                    second.send_signal(signal.SIGTERM)
-                    assert await second.wait() == 0
+                    assert (await ask(second.url)).text.startswith("m")
+                    assert holder() == "first"
+                    first.process.kill()
+                    await first.process.wait()
+                    answered = await ask(second.url)
+                    assert answered.text.startswith("m")
+                    assert len(answered.refusals) <= 1
+                    assert holder() == "second"
+                    second.process.send_signal(signal.SIGTERM)
+                    assert await second.process.wait() == 0
                     assert holder() == ""
                 finally:
-                    second.kill()
+                    second.process.kill()
             finally:
-                first.kill()
+                first.process.kill()
             # One Pod from the beginning to the end, and beyond: whoever leads next takes it over.
             assert [call.body for call in cluster.calls if call.method == "PATCH"] == [
                 {"spec": {"replicas": 1}}
