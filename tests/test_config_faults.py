@@ -12,7 +12,7 @@ from engine_router.config import (
 from engine_router.errors import ConfigError
 
 PEER = '[peers.p]\nbase_url = "http://127.0.0.1:1"\n'
-COMMON = "models, pool, pools, memory_gb, group, pinned, evict_cost, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, endpoints, stream_upstream, type"
+COMMON = "models, pool, pools, memory_gb, group, pinned, evict_cost, idle_timeout_s, start_timeout_s, stop_timeout_s, connect_timeout_s, headers, discover, endpoints, stream_upstream, cache_salt, type"
 
 
 # Faults, one at a time: the file, the path and the words, and whether an editor can see it by the schema.

@@ -88,7 +88,7 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    folder: Path, *words: str, context: str = "", server: str = "", keep: bool = True
+    folder: Path, *words: str, context: str = "", server: str = "", keep: bool = True, engine: str = ""
 ) -> AsyncIterator[Bench]:
     lines = [f"state_file = {json.dumps(str(folder / 'state.json'))}", "[server]", "shutdown_timeout_s = 0.5"]
     lines += [server, "[context]", *([] if "min_free_gb" in context else ["min_free_gb = 1e-6"]), context]
@@ -102,7 +102,7 @@ async def bench(
             f"argv = {json.dumps(argv)}",
             f'models = ["{name}"]',
         ]
-        lines += ["discover = false", f"keep_context = {json.dumps(keeps)}"]
+        lines += ["discover = false", f"keep_context = {json.dumps(keeps)}", engine]
     with trio.fail_after(LIMIT_S):
         async with engine_router.open_router(parse_config("\n".join(lines))) as router, served(router) as url:
             yield Bench(router, url, folder)
@@ -315,6 +315,44 @@ async def test_a_request_is_not_sent_while_another_key_has_the_slot(tmp_path: Pa
         (tmp_path / "a.open").touch()
     assert cached == [0, 0, 0]
     assert waiting() == 0
+
+
+SALTED_WAYS = {
+    "/v1/chat/completions": {"messages": FIRST},
+    "/v1/messages": {"messages": FIRST[1:], "max_tokens": 5},
+    "/api/chat": {"messages": FIRST, "stream": False},
+    "/upstream/a/v1/chat/completions": {"messages": FIRST},
+}
+
+
+@pytest.mark.parametrize("path", SALTED_WAYS)
+async def test_each_owner_has_a_salt_of_its_own_and_sends_no_other(tmp_path: Path, path: str) -> None:
+    server, shared = KEYS, 'shared_by = ["two", "three"]'
+    async with bench(tmp_path, server=server, context=shared, keep=False, engine="cache_salt = true") as one:
+        salts: dict[str, str] = {}
+        for key in ("one-key", "two-key", "three-key"):
+            for salt in ({}, {"cache_salt": salts.get("one-key", "mine")}):
+                headers = {"authorization": f"Bearer {key}"}
+                body = {"model": "a", **SALTED_WAYS[path], **salt}
+                answer = await ask(one.url, "POST", path, body=body, headers=headers)
+                assert answer.status == 200, answer.body
+                (line,) = [line for line in one.calls() if line.startswith("salt")]
+                assert salts.setdefault(key, line.removeprefix("salt ")) == line.removeprefix("salt ")
+        assert salts["one-key"] != salts["two-key"] == salts["three-key"]
+        assert min(map(len, salts.values())) >= 43
+
+
+async def test_a_salt_is_sent_where_keys_have_different_owners_and_cannot_be_left_out(
+    tmp_path: Path,
+) -> None:
+    headers = {"authorization": "Bearer one-key"}
+    async with bench(tmp_path, server=KEYS, keep=False, engine="cache_salt = true") as one:
+        body = SALTED_WAYS["/v1/messages"]
+        answer = await ask(one.url, "POST", "/upstream/a/v1/messages", body=body, headers=headers)
+        assert (answer.status, b"cache_salt" in answer.body) == (403, True)
+    async with bench(tmp_path, keep=False, engine="cache_salt = true") as one:
+        await one.said("a", FIRST)
+        assert not [line for line in one.calls() if line.startswith("salt")]
 
 
 async def test_two_agents_have_a_slot_each(tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ _BESIDE = frozenset(
         "endpoints",
         "headers",
         "stream_upstream",
+        "cache_salt",
         "api_key",
         "dialects",
         "max_in_flight",

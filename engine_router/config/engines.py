@@ -97,6 +97,11 @@ class EngineConfig:
         False,
         "Ask it for a stream where a client wants a chat or a completion in one piece: it stops when that client leaves.",
     )
+    cache_salt: bool = option(
+        False,
+        "vLLM, SGLang, TensorRT-LLM: give each owner's requests a cache_salt of their own, so that no key's requests reuse, or "
+        "measure, what others' prompts left in its prefix cache. Keys in [context] shared_by count as one owner.",
+    )
     metrics_path: UrlPathOrEmpty = option(
         "/metrics",
         "Path of its own metrics, which /metrics?engines=1 of the router adds; {model} is filled in. Empty where it has none.",

@@ -341,6 +341,11 @@ class Config:
         )
 
     @functools.cached_property
+    def guarded_engines(self) -> frozenset[str]:
+        """The engines in whose caches requests are kept apart, or find their own conversations again."""
+        return self.keeping_engines | {n for n, e in self.engines.items() if e.cache_salt}
+
+    @functools.cached_property
     def engine_order(self) -> Sequence[str]:
         """The engines in the order in which a model is looked for in their lists: those that cost money come last."""
         return sorted(self.engines, key=self.paid_engines.__contains__)

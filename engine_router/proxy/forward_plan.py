@@ -107,8 +107,10 @@ class ForwardPlanner:
                 return False
         if dialect_of(path) is OLLAMA:
             return engine.speaks("ollama") if isinstance(engine, RemoteConfig) else engine.type == "ollama"
-        if path in _MADE_CHATS and target.engine in self._config.keeping_engines:
-            return False
+        if path == "/v1/messages" and target.engine in self._config.guarded_engines:
+            return False  # an engine makes a chat of it, as the router does, but takes neither slot nor salt for it
+        if path == "/v1/responses" and target.engine in self._config.keeping_engines:
+            return False  # no conversation is known by it
         return True if path not in OPTIONAL else self._endpoint_support.known(target.engine, path)
 
     def passes(self, path: str, model: str, target: Target) -> bool:
@@ -120,7 +122,7 @@ class ForwardPlanner:
             return False
         return (
             target.upstream == model
-            and target.engine not in self._config.keeping_engines
+            and target.engine not in self._config.guarded_engines
             and target.model not in self._policies
             and self.is_native(path, target) is True
         )
@@ -274,10 +276,6 @@ def _translation(
     return ollama_openai.translate(
         path, routed.data(), model=model, upstream=upstream, traits=traits, load_s=load_s
     )
-
-
-# Of these llama.cpp makes a chat, as the router does; but it takes no slot for them, and no conversation is known by them.
-_MADE_CHATS = frozenset(("/v1/messages", "/v1/responses"))
 
 
 class _Footed:

@@ -56,7 +56,7 @@ from engine_router.upstream.http1 import Headers, ResponseHead
 
 if TYPE_CHECKING:
     from engine_router.dialects.footer import Footer
-    from engine_router.proxy.kept_context import KeptContext
+    from engine_router.proxy.cache_guard import Ended
     from engine_router.proxy.tracing import RequestTrace
 
 
@@ -305,19 +305,18 @@ class ProxyHandler:
             plan = make_plan(native=native)
         else:
             plan = await off_loop(size_bytes, functools.partial(make_plan, native=native))
-        kept: KeptContext | None = None
-        if target.engine in snapshot.config.keeping_engines and self._context is not None:
-            from engine_router.proxy.kept_context import KeptContext, caller_of  # noqa: PLC0415 - few engines keep any
+        ended: Ended | None = None
+        if target.engine in snapshot.config.guarded_engines:
+            from engine_router.proxy.cache_guard import guarded  # noqa: PLC0415 - few engines need it
 
-            caller = caller_of(scope.key, snapshot.config, incoming.headers)
-            kept = KeptContext(self._context, target.resident, plan, caller)
-            plan = kept.plan
+            headers, config = incoming.headers, snapshot.config
+            plan, ended = guarded(plan, target, config, scope.key, headers, self._context)
         if make is None:
             exchange = ProxyExchange(self._supervisor, target.resident, upstream=self._upstream, plan=plan)
         else:
             exchange = make(target.resident, plan)
-        if kept is not None:
-            scope.on_leave(functools.partial(kept.ended, exchange))
+        if ended is not None:
+            scope.on_leave(functools.partial(ended, exchange))
         return exchange
 
     async def _begin(

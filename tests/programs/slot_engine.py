@@ -63,6 +63,8 @@ class Handler(BaseHTTPRequestHandler):
         if "messages" not in body:
             self.answer({"error": {"message": "no messages"}}, 400)
             return
+        if "cache_salt" in body:
+            note(f"salt {body['cache_salt']}")
         prompt = "".join(f"{said['role']}: {said['content']}\n" for said in body["messages"])
         number = body.get("id_slot", 0)
         cached = common(SLOTS[number], prompt) if body.get("cache_prompt", True) else 0

@@ -13,9 +13,9 @@ from engine_router.errors import BadRequest, Forbidden, NotResident
 from engine_router.guards.foreign_text import shown
 from engine_router.in_flight import RequestScope
 from engine_router.models.registry import Target
+from engine_router.proxy.cache_guard import Ended, guarded
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ChoosePlan, ForwardPlan
-from engine_router.proxy.kept_context import KeptContext, caller_of
 from engine_router.proxy.remote_paths import check_remote_path
 from engine_router.proxy.routes import VISIBLE, is_proxied
 from engine_router.proxy.routing import marks, route_named
@@ -178,13 +178,12 @@ async def pass_on(router: Router, snapshot: Snapshot, target: Target, path: str)
         is_encoded=True,
     )
     plan: ForwardPlan | ChoosePlan = ForwardPlan(outgoing=outgoing)
-    kept: KeptContext | None = None
-    if target.engine in snapshot.config.keeping_engines and router.context is not None:
-        kept = KeptContext(router.context, target.resident, plan, caller_of(scope.key, snapshot.config, sent))
-        plan = kept.plan
+    ended: Ended | None = None
+    if target.engine in snapshot.config.guarded_engines:
+        plan, ended = guarded(plan, target, snapshot.config, scope.key, sent, router.context)
     exchange = ProxyExchange(router.supervisor, target.resident, upstream=router.upstream, plan=plan)
-    if kept is not None:
-        scope.on_leave(functools.partial(kept.ended, exchange))
+    if ended is not None:
+        scope.on_leave(functools.partial(ended, exchange))
     router.handler.enter(scope, target, exchange, sent, snapshot.config.server)
     head = await exchange.head()
     if head is None:
