@@ -13,7 +13,7 @@ import pytest
 
 from engine_router.cli import main
 from engine_router.cli.exit_codes import BAD_CONFIG, BAD_USAGE
-from engine_router.config import RemoteConfig, load_config
+from engine_router.config import ProcessConfig, RemoteConfig, load_config
 from engine_router.config.load import ENVIRONMENT_VARIABLE
 from engine_router.setup import presets
 from engine_router.setup.config_file import HEAD
@@ -103,6 +103,19 @@ def test_a_cloud_whose_key_is_there_is_named(
     said = capsys.readouterr().err
     assert "OPENROUTER_API_KEY is set: engine-router add https://openrouter.ai/api/v1 --model" in said
     assert "sk-1" not in said
+
+
+def test_a_relative_folder_is_written_as_a_whole_path(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "here" / "models").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    config.write_text("")
+    words = ["llama.cpp", "--scan", "models", "--scan", "huggingface"]
+    assert main(["add", *words, "--config", str(config)]) == 0
+    (engine,) = load_config(config).engines.values()
+    assert isinstance(engine, ProcessConfig)
+    assert engine.scan == (str(tmp_path / "here" / "models"), "huggingface")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import attrs
 import tomli
 
 from engine_router.cli.exit_codes import BAD_USAGE, OK, CommandFailed
-from engine_router.cli.folders import absent_folders
+from engine_router.cli.folders import absent_folders, lasting
 from engine_router.cli.own_router import running_router
 from engine_router.cli.terminal import say
 from engine_router.config import Config, parse_config
@@ -119,6 +119,7 @@ def _block(options: argparse.Namespace, text: str) -> Block:
         preset, given = preset_for(kind, given)
         given = _completed(preset, given)
         _check_folders(given.scan)
+        given = attrs.evolve(given, scan=tuple(map(lasting, given.scan)))
         block = filled(
             preset, given, taken=[*_keys(data, "engines"), *_keys(data, "peers")], traits=machine_traits()
         )
