@@ -153,6 +153,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         "start",
         "schedule",
         "context",
+        "load",
         "pagecache",
         "scan",
         "paint",
@@ -170,8 +171,8 @@ def test_every_benchmark_starts_from_a_bare_interpreter(name: str) -> None:
 def test_the_list_of_benchmarks_is_whole() -> None:
     told = bench("--help")
     assert re.findall(r"^  (\w+) ", told.stdout, re.MULTILINE) == [
-        "swap", "relay", "start", "scrape", "schedule", "context", "pagecache", "scan", "paint", "soak",
-        "faults", "mutations",
+        "swap", "relay", "start", "scrape", "schedule", "context", "load", "pagecache", "scan", "paint",
+        "soak", "faults", "mutations",
     ]  # fmt: skip
 
 
@@ -236,3 +237,16 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("alias", "name"), [("ps", "residents"), ("list", "models"), ("ls", "models")])
 def test_an_alias_is_the_same_command(alias: str, name: str) -> None:
     assert vars(build_parser().parse_args([alias])) == vars(build_parser().parse_args([name]))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(sys.platform != "linux", reason="files cannot be dropped from the page cache elsewhere")
+def test_the_benchmark_of_loads_starts_real_servers_with_and_without_the_router(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    ways = "no mmap", "mmap, read ahead in 4 streams", "mmap, by the router with read_ahead"
+    words = [word for way in ways for word in ("--way", way)]
+    size = ("--layers", "1", "--width", "64", "--threads", "1", "--rounds", "1", "--folder", str(tmp_path))
+    done = bench("load", *size, *words)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and line.count(" s (") == 4]
+    assert {row.split(" | ")[0].removeprefix("| ") for row in rows} == set(ways)

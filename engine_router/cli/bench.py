@@ -7,6 +7,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from attrs import asdict, frozen
 
@@ -100,6 +101,7 @@ class Measured:
         tokens_out: that it wrote.
         first_s: seconds until the first piece of the answer.
         read_per_s, write_per_s: tokens a second.
+        memory_bytes: main memory that its server had afterwards, at most; None where that cannot be seen from here.
     """
 
     tokens_in: int | None
@@ -107,6 +109,7 @@ class Measured:
     first_s: float | None
     read_per_s: float | None
     write_per_s: float | None
+    memory_bytes: int | None = None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -127,7 +130,9 @@ def run(options: argparse.Namespace) -> int:
         rows = [asdict(each) for each in found]
         show_json({"model": model["id"], "load_s": load_s, "memory_bytes": memory_bytes, "prompts": rows})
         return OK
-    Table(("Prompt", "First token", "Reads", "Answer", "Writes"), [_row(each) for each in found]).show()
+    heads = ("Prompt", "First token", "Reads", "Answer", "Writes", "Memory")
+    seen = len(heads) if any(each.memory_bytes for each in found) else -1
+    Table(heads[:seen], [_row(each)[:seen] for each in found]).show()
     for line in _summary(load_s, memory_bytes):
         say(line)
     if left_out := [length for length in options.contexts or CONTEXTS if length not in lengths]:
@@ -196,7 +201,18 @@ def _measure(address: RouterAddress, options: argparse.Namespace, words: int) ->
         first_s=_middle(_first_s(answer) for answer in answers),
         read_per_s=_middle(_read_per_s(answer) for answer in answers),
         write_per_s=_middle(answer.tokens_per_s for answer in answers),
+        memory_bytes=_memory_bytes(address, options.model),
     )
+
+
+def _memory_bytes(address: RouterAddress, model: str) -> int | None:
+    """Return the main memory that a model's server has now, where it runs on this machine and uses no GPU."""
+    present = get_model(address, model)["present"]
+    if present is None or present["pid"] is None or present["base_url"] is None:
+        return None
+    from engine_router.memory import most_held_by  # noqa: PLC0415 - slow to import
+
+    return most_held_by(present["pid"], urlsplit(present["base_url"]).port)
 
 
 def _first_s(answer: Answer) -> float | None:
@@ -232,6 +248,7 @@ def _row(measured: Measured) -> tuple[str, ...]:
         _rate(measured.read_per_s),
         "" if measured.tokens_out is None else f"{measured.tokens_out:,} tokens",
         _rate(measured.write_per_s),
+        gigabytes(measured.memory_bytes) if measured.memory_bytes else "",
     )
 
 

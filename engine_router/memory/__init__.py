@@ -13,7 +13,7 @@ from engine_router.memory.holders import Holder, MemoryHolders, Own
 from engine_router.memory.host import MeminfoGauge, PsutilGauge
 from engine_router.memory.nvml import NvmlGauge
 from engine_router.memory.page_cache import drop, read_ahead
-from engine_router.memory.process_memory import most_taken
+from engine_router.memory.process_memory import most_held_by, most_taken
 from engine_router.memory.reading import Gauge, GaugeUnreadable, MemoryReading, footprint
 from engine_router.memory.settle import MemoryNotReturned, SettleOutcome, SettleResult, settle
 
@@ -38,6 +38,7 @@ __all__ = [
     "drop",
     "footprint",
     "make_gauge",
+    "most_held_by",
     "most_taken",
     "read_ahead",
     "settle",

@@ -37,11 +37,16 @@ async def most_taken(gauge: Gauge, pid: int | None, base_url: str) -> float:
     """
     if pid is None or not isinstance(gauge, MeminfoGauge) or gauge.field != "MemAvailable":
         return math.inf
-    held = await trio.to_thread.run_sync(_most_held_by, pid, urlsplit(base_url).port, abandon_on_cancel=True)
+    held = await trio.to_thread.run_sync(most_held_by, pid, urlsplit(base_url).port, abandon_on_cancel=True)
     return math.inf if held is None else held
 
 
-def _most_held_by(pid: int, port: int | None) -> int | None:
+def most_held_by(pid: int, port: int | None) -> int | None:
+    """Return the most bytes that a server and its descendants hold; None where that is not known, as on a GPU. Blocks.
+
+    Args:
+        port: at which one of them listens, as proof that it is the server.
+    """
     try:
         head = psutil.Process(pid)
         pids = [pid, *(child.pid for child in head.children(recursive=True))]
