@@ -250,6 +250,14 @@ async def test_a_request_for_several_slots_waits_until_all_are_without_others() 
         assert line.inside == "b2"
 
 
+def test_a_request_that_was_broken_off_may_come_late() -> None:
+    slot = Slot(0, broken_off={"a": 100.0})
+    slot.belongs_to("b", 105.0)
+    assert slot.owners == {"a", "b"}
+    slot.belongs_to("b", 111.0)
+    assert slot.owners == {"b"}
+
+
 async def test_with_one_owner_nobody_waits() -> None:
     async with trio.open_nursery() as nursery:
         line = Line(1, nursery)

@@ -87,6 +87,7 @@ def reused(body: bytes) -> list[int]:
     return found
 
 
+ROUNDS = 5
 COUNTS: Sequence[str] = ("cache_n", "cached_tokens", "cache_read_input_tokens")
 
 
@@ -119,3 +120,29 @@ async def test_no_request_reuses_what_another_key_has_said(tmp_path: Path) -> No
                 status, count = await cached(guess, THIEF)
                 assert status == REFUSED.get(name, 200), name
                 assert count < 20, f"{name}: {count} tokens were reused"  # what stands ahead of all messages
+
+
+async def test_no_request_reuses_what_is_said_while_it_waits(tmp_path: Path) -> None:
+    """The thief's requests come first and are long, so that the server may begin the victim's before them."""
+    config = configuration(tmp_path, keep=True, flags=("-np", "1"), server=KEYS)
+    found: list[int] = []
+
+    async def said(url: str, text: str, key: str) -> None:
+        body = {"model": "a", "prompt": text, "max_tokens": 1}
+        headers = {"authorization": f"Bearer {key}"}
+        answer = await ask(url, "POST", "/v1/completions", body=body, headers=headers)
+        assert answer.status == 200, answer.body
+        if key == THIEF:
+            found.extend(reused(answer.body))
+
+    with trio.fail_after(LIMIT_S):
+        async with engine_router.open_router(config) as router, served(router) as url:
+            for turn in range(ROUNDS):
+                secret = f"{turn}: the plan is to sail at night. " * 20
+                await said(url, "Nothing.", THIEF)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(said, url, secret + "or not? " * 800, THIEF)
+                    await trio.sleep(0.002)
+                    nursery.start_soon(said, url, secret, VICTIM)
+    assert len(found) >= 2 * ROUNDS
+    assert max(found) < 20

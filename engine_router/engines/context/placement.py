@@ -150,7 +150,7 @@ class Placement:
         if self._wanted and slot.users == 1:
             self._restored_tokens = await self._context.restore(slot, self._wanted)
             if self._restored_tokens and slot.users == 1:
-                slot.owners = frozenset((owner,))  # it holds nothing but what was saved
+                slot.belongs_to(owner, trio.current_time())  # it holds nothing but what was saved
 
     def enter(self) -> bool:
         """Note that the request is about to be sent. Returns whether all that its slots may hold is of its owner."""
@@ -173,6 +173,9 @@ class Placement:
         self._has_ended = True
         slot, context = self._slots[0], self._context
         context.queue.give_back(self._slots)
+        if tokens_in is None:
+            for one in self._slots:
+                one.broken_off[self._wish.owner] = trio.current_time()
         if self._wish.is_wide or self._turn != context.table.turn:
             return
         if tokens_in is None:
@@ -182,7 +185,7 @@ class Placement:
             self._judge(tokens_in, tokens_cached, read_s)
         slot.hold(self._wish.prefixes, tokens_in)
         if not slot.users:
-            slot.owners = frozenset((self._wish.owner,))
+            slot.belongs_to(self._wish.owner, trio.current_time())
 
     def _judge(self, tokens_in: int, tokens_cached: int, read_s: float | None) -> None:
         """Take in how much was reused; where that is too little of what was restored, no more is kept."""

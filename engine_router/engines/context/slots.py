@@ -9,6 +9,8 @@ from attrs import define, field
 
 UNKNOWN: Final = "?"
 """The owner of what nobody knows."""
+# Seconds within which a server notices that a client has left; until then it reads a prompt of up to a few MB.
+_LATE_S: Final = 10.0
 # A slot whose conversation is another from some message on is taken if so much of it stays; the rest is lost.
 _LEAST_SHARE: Final = 0.5
 
@@ -59,6 +61,7 @@ class Slot:
         user: whose these are, where owners are kept apart.
         is_saved: what it holds is on disk already.
         owners: whose prompts it may hold, or may be about to read; see `dialects.conversation`.
+        broken_off: when requests of owners were broken off, which the server may still begin with for a moment.
     """
 
     number: int
@@ -70,6 +73,7 @@ class Slot:
     user: str = ""
     is_saved: bool = False
     owners: frozenset[str] = frozenset((UNKNOWN,))
+    broken_off: dict[str, float] = field(factory=dict)
 
     @property
     def chars(self) -> int:
@@ -79,6 +83,11 @@ class Slot:
     def hold(self, prefixes: Prefixes, tokens: int, *, is_saved: bool = False) -> None:
         """Note what it holds now."""
         self.held, self.prompt_tokens, self.is_saved = tuple(prefixes), tokens, is_saved
+
+    def belongs_to(self, owner: str, now: float) -> None:
+        """Note that all that it holds is of an owner; but for what a request that was broken off may still put there."""
+        self.broken_off = {one: at for one, at in self.broken_off.items() if now - at < _LATE_S}
+        self.owners = frozenset((owner, *self.broken_off))
 
     def keep_common(self, wanted: Mapping[str, int]) -> None:
         """Note that a request was begun in it, and nobody knows how far it came: what it has in common stays."""
