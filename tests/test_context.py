@@ -317,6 +317,25 @@ async def test_a_request_is_not_sent_while_another_key_has_the_slot(tmp_path: Pa
     assert waiting() == 0
 
 
+async def test_what_a_client_that_left_may_still_leave_is_not_reused_for_another_key(tmp_path: Path) -> None:
+    async with bench(tmp_path, "fault=gate", server=KEYS) as one:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.said, "a", FIRST, "one-key")
+            while not (tmp_path / "a.log").exists():
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        context = one.router.context and one.router.context.of(ResidentId("a"))
+        assert context is not None
+        (slot,) = context.table.slots
+        while slot.users:
+            await trio.sleep(0.01)
+        (tmp_path / "a.open").touch()
+        assert await one.said("a", FIRST, "two-key") == 0
+        while slot.users:
+            await trio.sleep(0.01)
+        assert len(slot.owners) == 2
+
+
 SALTED_WAYS = {
     "/v1/chat/completions": {"messages": FIRST},
     "/v1/messages": {"messages": FIRST[1:], "max_tokens": 5},

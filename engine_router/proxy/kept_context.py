@@ -157,6 +157,7 @@ class KeptContext:
             tokens_in=figures.tokens_in,
             tokens_cached=figures.tokens_cached,
             read_s=_read_s(exchange, figures),
+            is_unheard=not math.isnan(exchange.sent_at) and math.isnan(exchange.first_byte_s),
         )
 
 

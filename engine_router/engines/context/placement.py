@@ -162,18 +162,26 @@ class Placement:
             self._context.table.disturb(owner)
         return is_own
 
-    def end(self, *, tokens_in: int | None, tokens_cached: int | None, read_s: float | None) -> None:
+    def end(
+        self,
+        *,
+        tokens_in: int | None,
+        tokens_cached: int | None,
+        read_s: float | None,
+        is_unheard: bool = False,
+    ) -> None:
         """Note how the request ended, by what its engine told. Never waits; may be called again.
 
         Args:
             read_s: seconds in which the prompt was read.
+            is_unheard: it was sent, and broken off before anything came: the server may not even have begun with it.
         """
         if self._has_ended:
             return
         self._has_ended = True
         slot, context = self._slots[0], self._context
         context.queue.give_back(self._slots)
-        if tokens_in is None:
+        if is_unheard:
             for one in self._slots:
                 one.broken_off[self._wish.owner] = trio.current_time()
         if self._wish.is_wide or self._turn != context.table.turn:
