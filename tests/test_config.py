@@ -97,7 +97,7 @@ def documented() -> dict[str, list[tuple[str, Any]]]:
         if "variants" in rest:
             place += ".variants"
             found.setdefault(f"{top}.NAME", []).append(("variants", {}))
-        if top == "routes":
+        if top in ("routes", "pools"):
             place += "".join(f".{part}" for part in rest[1:])
         if top == "server":
             place = ".".join((top, *rest))
@@ -138,7 +138,7 @@ def test_everything_that_the_example_comments_out_loads_too() -> None:
         if lines and all(commented for _, commented in lines) and header.startswith("["):
             engines += header.startswith(("[engines", "[peers")) and header.count(".") == 1
             live += "\n" + "\n".join(text for text, _ in lines)
-    config = parse_config(live.replace("[pools.gpu]", "[pools.card]"))
+    config = parse_config(live.replace("[pools.gpu", "[pools.card"))
     assert len(config.engines) == engines + 5 == 22
     assert {type(engine).__name__ for engine in config.engines.values()} == {
         "ProcessConfig",

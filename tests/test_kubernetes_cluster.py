@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.cluster import MANIFESTS, Cluster, own_namespace
+from support.cluster import ACCOUNT, MANIFESTS, Cluster, own_namespace
 from support.elected import Answered, ElectedRouter, ask
 from support.scripted import supervised, until
 from support.scripted.kubernetes import ScriptedCluster
@@ -29,13 +29,16 @@ from test_kubernetes import started
 
 from engine_router.cli.leading import LOST
 from engine_router.config import KubernetesConfig
+from engine_router.config.pools import NodesConfig
 from engine_router.engines.base import ResidentId
 from engine_router.engines.kubernetes.access import find_access
 from engine_router.engines.kubernetes.api import ApiError, KubernetesApi, connected
 from engine_router.engines.kubernetes.kubernetes_engine import KubernetesEngine
 from engine_router.engines.kubernetes.lease import LeaderElection
+from engine_router.engines.kubernetes.nodes import NodesGauge
 from engine_router.engines.kubernetes.pods import PodWatch
 from engine_router.errors import EngineStartFailed, EngineStartTimeout
+from engine_router.memory import GaugeUnreadable
 from engine_router.upstream.control_client import control_client
 
 LIMIT_S = 300.0
@@ -207,6 +210,36 @@ async def test_what_a_kubelet_tells(name: str, state: dict[str, Any], words: str
         assert not isinstance(life.error, EngineStartTimeout)
         assert words in life.error.message
     assert cluster.pods(f"kubelet-{name}") == []
+
+
+# The GPUs of nodes
+
+
+async def test_the_gpus_of_nodes_are_a_memory(cluster: Cluster) -> None:
+    """That needs rights in the whole cluster, which the manifests do not give."""
+    gauge = NodesGauge(NodesConfig(gb_each=80, kubeconfig=str(cluster.kubeconfig)))
+    with trio.fail_after(LIMIT_S):
+        with pytest.raises(GaugeUnreadable, match="cannot list resource"):
+            await gauge.read()
+        name = cluster.namespace
+        account = f"--serviceaccount={name}:{ACCOUNT}"
+        cluster.kubectl("create", "clusterrole", name, "--verb=list", "--resource=nodes,pods")
+        try:
+            cluster.kubectl("create", "clusterrolebinding", name, f"--clusterrole={name}", account)
+            try:
+                before = await gauge.read()
+            except GaugeUnreadable as error:
+                pytest.skip(str(error))
+            cluster.make("one-gpu", container={"resources": {"limits": {"nvidia.com/gpu": "1"}}})
+            async with an_engine(cluster, "one-gpu") as engine, supervised(engine, "m") as life:
+                await started(life)
+                assert life.error is None
+                assert (await gauge.read()).available_bytes == before.available_bytes - 80 * 10**9
+                await life.stop()
+            assert await gauge.read() == before
+        finally:
+            cluster.kubectl("delete", "clusterrole", name)
+            cluster.kubectl("delete", "clusterrolebinding", name, "--ignore-not-found")
 
 
 # What the API server does

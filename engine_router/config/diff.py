@@ -148,7 +148,7 @@ def _is_moved(name: str, old: Config, new: Config, engines: Collection[str]) -> 
 
 def _gauge(pool: PoolConfig | None) -> tuple[Any, ...]:
     pool = pool or PoolConfig()
-    return pool.gauge, pool.gpu, pool.command
+    return pool.gauge, pool.gpu, pool.command, pool.nodes
 
 
 def _budget(pool: PoolConfig | None) -> tuple[Any, ...]:

@@ -34,7 +34,7 @@ from engine_router.config.model import (
     ServerConfig,
 )
 from engine_router.config.peers import PeerConfig, peer_faults, place_of, with_peers
-from engine_router.config.pools import PoolConfig
+from engine_router.config.pools import PoolConfig, pool_faults
 from engine_router.config.preload import preload_faults
 from engine_router.config.process import process_faults
 from engine_router.config.remote import authority_faults, remote_faults
@@ -286,8 +286,7 @@ def _cross_faults(
             'engines of type "remote" are in a pool of this name; give this one another name',
         )
     for pool_name, pool in pools.items():
-        if pool.gauge == "command" and pool.command is None:
-            yield f"pools.{quoted(pool_name)}.command", 'missing; gauge = "command" needs the command to run'
+        yield from pool_faults(f"pools.{quoted(pool_name)}", pool)
     named_pools, named_models = {"default": None, **_names_in(data, "pools")}, _names_in(data, "models")
     of_engines: dict[str, dict[str, ModelConfig]] = {}
     for model_id, model in models.items():

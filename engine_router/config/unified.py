@@ -53,14 +53,14 @@ def is_unified(configured: object, gauge: str, *, machine: bool | None = None) -
     Args:
         configured: what the configuration says: True, False, or `auto`.
         gauge: kind of the pool's gauge. `memfree` is for such machines only; `nvml` reads a card of its own, and
-            `command` and `none` what may be anywhere.
+            `kubernetes`, `command` and `none` what may be anywhere.
         machine: whether this machine has one memory for all; found out when None.
     """
     if isinstance(configured, bool):
         return configured
     if gauge == "memfree":
         return True
-    if gauge in ("nvml", "command", "none"):
+    if gauge in ("nvml", "kubernetes", "command", "none"):
         return False
     return is_unified_machine() if machine is None else machine
 

@@ -99,10 +99,15 @@ def pools_of(config: Config) -> dict[str, PoolConfig]:
 
 def gauges_of(config: Config) -> dict[str, Gauge]:
     """Return the gauge of each pool's memory. Nothing is read yet."""
-    return {
-        name: make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ())
-        for name, pool in pools_of(config).items()
-    }
+    return {name: _gauge_of(pool) for name, pool in pools_of(config).items()}
+
+
+def _gauge_of(pool: PoolConfig) -> Gauge:
+    if pool.gauge != "kubernetes" or pool.nodes is None:
+        return make_gauge(pool.gauge, gpu=pool.gpu, command=pool.command or ())
+    from engine_router.engines.kubernetes.nodes import NodesGauge  # noqa: PLC0415 - few pools are of a cluster
+
+    return NodesGauge(pool.nodes)
 
 
 def traits_of(config: Config, resident: ResidentId) -> Traits:

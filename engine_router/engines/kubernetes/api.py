@@ -107,11 +107,7 @@ class KubernetesApi:
     async def pods(self, namespace: str, selector: str) -> tuple[list[Json], str]:
         """Return the Pods that a selector means, and the version of the list, from which it can be watched."""
         found = await self._call("GET", _pods_path(namespace), {"labelSelector": selector})
-        items, version = dig(found, "items"), dig(found, "metadata.resourceVersion")
-        pods: list[Json] = (
-            [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-        )
-        return pods, str(version or "")
+        return _items(found), str(dig(found, "metadata.resourceVersion") or "")
 
     async def watch_pods(
         self, namespace: str, selector: str, version: str, take: Callable[[str, Json], None]
@@ -137,12 +133,20 @@ class KubernetesApi:
             if error is not None:
                 raise error
 
+    async def pods_on(self, node: str) -> list[Json]:
+        """Return the Pods of all namespaces that hold something of a node: those that have not ended."""
+        selector = f"spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"
+        return _items(await self._call("GET", "/api/v1/pods", {"fieldSelector": selector}))
+
+    async def nodes(self, selector: str) -> list[Json]:
+        """Return the nodes that a selector means; all where it is empty."""
+        query = {"labelSelector": selector} if selector else {}
+        return _items(await self._call("GET", "/api/v1/nodes", query))
+
     async def events(self, namespace: str, reason: str, kind: str) -> list[Json]:
         """Return what happened for one reason to objects of one kind, such as a `ReplicaSet`."""
         query = {"fieldSelector": f"reason={reason},involvedObject.kind={kind}", "limit": "500"}
-        found = await self._call("GET", f"/api/v1/namespaces/{quote(namespace)}/events", query)
-        items = dig(found, "items")
-        return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+        return _items(await self._call("GET", f"/api/v1/namespaces/{quote(namespace)}/events", query))
 
     async def last_lines(
         self, namespace: str, pod: str, container: str, lines: int, *, previous: bool
@@ -251,6 +255,11 @@ def _pods_path(namespace: str) -> str:
 
 def _leases_path(namespace: str) -> str:
     return f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace)}/leases"
+
+
+def _items(found: object) -> list[Json]:
+    items = dig(found, "items")
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def _whole(value: object) -> int:
