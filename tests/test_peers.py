@@ -15,12 +15,14 @@ import trio
 from support.asgi import Received
 from support.ports import free_port
 from support.scripted.cloud import ScriptedCloud
-from support.scripted.server import as_json
+from support.scripted.server import Answer, as_json
 from support.served import RawClient, ask, served
 
 from engine_router import Router, open_router
 from engine_router.config import load_config, parse_config
 from engine_router.engines.base import ResidentId
+from engine_router.engines.remote import peer_state
+from engine_router.models import peer_watch
 from engine_router.server.serve import listen, serve
 from engine_router.upstream.hops import MOST_HOPS
 from engine_router.web.status import status
@@ -357,6 +359,83 @@ async def test_other_routers_tell_it_in_their_own_words(
             assert told["program"] == program
             found = (await ask(url, "GET", "/v1/models")).json()["data"]
             assert tuple(entry["state"] for entry in found) == states
+
+
+@pytest.fixture
+def asks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have peers looked after without a pause; returns which of them were asked for their state."""
+    asked: list[str] = []
+
+    async def ask_state(server: Any, *more: Any) -> Any:
+        asked.append(server.name)
+        return await peer_state.ask_state(server, *more)
+
+    monkeypatch.setattr(peer_watch, "ask_state", ask_state)
+    for name in ("BUSY_S", "IDLE_S", "SILENT_S", "FOLLOW_AGAIN_S"):
+        monkeypatch.setattr(peer_watch, name, 0.05)
+    return asked
+
+
+async def test_a_router_tells_by_itself_what_changes_and_is_asked_again_once_it_does_not(
+    asks: list[str],
+) -> None:
+    leaves = trio.Event()
+
+    async def run_far(task_status: trio.TaskStatus[str]) -> None:
+        async with running(engine()) as (_, url):
+            task_status.started(url)
+            await leaves.wait()
+
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            far = await nursery.start(run_far)
+            async with running(peer(far)) as (near, _):
+
+                def told() -> Any:
+                    return near.peers.status("attic").model("m", trio.current_time())
+
+                while not near.peers._followed:
+                    await trio.sleep(0.02)
+                count = len(asks)
+                assert told().state == "off"
+                assert (await chat(far)).status == 200
+                while told().state != "ready":
+                    await trio.sleep(0.02)
+                assert len(asks) == count
+                leaves.set()
+                while near.peers.status("attic").fault is None:
+                    await trio.sleep(0.02)
+                assert len(asks) > count
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        as_json({"error": "not for this key"}, 403),
+        as_json({"no": "events"}),
+        Answer(200, b"event: status\ndata: nonsense\n\n", headers=(("content-type", "text/event-stream"),)),
+        Answer(200, b"data: " + b"x" * 9_000_000, headers=(("content-type", "text/event-stream"),)),
+    ],
+    ids=["forbidden", "no events", "ends", "endless"],
+)
+async def test_a_router_whose_events_cannot_be_followed_is_asked(events: Answer, asks: list[str]) -> None:
+    class Other(ScriptedCloud):
+        def routes(self) -> Any:
+            return {**super().routes(), "GET /status": self.tell, "GET /admin/events": self.tell_events}
+
+        async def tell(self, _call: Any) -> Any:
+            return as_json({"version": "1", "pools": {}, "models": [{"id": "m", "state": "ready"}]})
+
+        async def tell_events(self, _call: Any) -> Any:
+            return events
+
+    far = Other("m", path="/v1")
+    with trio.fail_after(LIMIT_S):
+        async with far.running(), running(peer(far.base_url + "/v1")) as (router, _):
+            while len(asks) < 4 or not any("/admin/events" in call.path for call in far.calls):
+                await trio.sleep(0.02)
+            assert router.peers.status("attic").fault is None
+            assert router.peers.status("attic").model("m", trio.current_time()) is not None
 
 
 async def test_add_finds_that_a_url_is_a_routers(tmp_path: Path) -> None:

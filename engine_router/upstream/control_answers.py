@@ -58,11 +58,16 @@ async def read_answer(response: httpx.Response, limit_bytes: int = CONTROL_ANSWE
                 fault = f"with more than {limit_bytes / 1_000_000:.1f} MB"
             if fault:
                 scope.cancel()
-    if not fault and sum(map(body.count, _PARTS)) > CONTROL_ANSWER_PARTS:
+    if not fault and has_too_many_parts(body):
         fault = f"with JSON of more than {CONTROL_ANSWER_PARTS:,} parts"
     if fault:
         raise UnreadableAnswer(fault)
     return bytes(body)
+
+
+def has_too_many_parts(body: bytes | bytearray) -> bool:
+    """Tell whether JSON has more members and items than any answer needs: to parse them would take too long."""
+    return sum(map(body.count, _PARTS)) > CONTROL_ANSWER_PARTS
 
 
 def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from engine_router.engines.masking import engine_mask
 from engine_router.engines.readiness import dig, listed_ids
 from engine_router.engines.remote.answers import ControlAnswer, ListedModel, complaint_in, read_listing
 from engine_router.errors import EngineBroke, EngineError, EngineUnreachable
+from engine_router.guards.limits import CONTROL_ANSWER_BYTES
 from engine_router.upstream.control_answers import ASKED_PLAIN, UnreadableAnswer, json_or_none, read_answer
 from engine_router.upstream.control_client import ControlClient
 from engine_router.upstream.control_errors import CallFailed, CannotBeSent, CannotConnect, ConnectTimedOut
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 LIST_TIMEOUT_S = 5.0
 """Longest wait for a list, in seconds. It is asked again afterwards, where that makes sense."""
+
+_EVENTS = "text/event-stream"
+_EVENT_END = b"\n\n"
 
 # TabbyAPI has no empty list: it refuses, with 400 or (since 2026) 503 and this sentence. It is an explicit
 # statement about what is loaded, not a failure to make one.
@@ -93,10 +97,40 @@ class EngineClient:
                 except UnreadableAnswer as error:
                     words = f"answered {method} {path} {error}; see what runs at {self.base_url}"
                     raise BadAnswer(self.name, words, response.status_code) from None
-                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                if response.headers.get("content-type", "").startswith(_EVENTS):
                     return _read_events(response.status_code, body)
                 return ControlAnswer(response.status_code, body)
         raise EngineUnreachable(self.name, f"did not answer {method} {path} within {timeout_s:g} s")
+
+    async def follow(self, path: str, take: Callable[[str, bytes], None], *, silence_s: float) -> None:
+        """Read a stream of server-sent events until it ends, or nothing comes for `silence_s` seconds.
+
+        Args:
+            take: takes in the name and the data of each event; both empty for what only says that it is alive.
+
+        Raises:
+            BadAnswer: it has no such stream, or an event is larger than any answer may be.
+            EngineError: as for `call`.
+
+        Cancellation closes the connection.
+        """
+        fault, left = "", bytearray()
+        # Cancelled rather than left at a fault: see `read_answer`.
+        with trio.CancelScope(deadline=trio.current_time() + silence_s) as scope:
+            async with self._exchange("GET", path, None, {"Accept": _EVENTS}) as response:
+                status, kind = response.status_code, response.headers.get("content-type", "")
+                if status != 200 or not kind.startswith(_EVENTS):
+                    fault = f"answered GET {path} with {status}, and not with events"
+                    scope.cancel()
+                async for data in response.aiter_raw():
+                    scope.deadline = trio.current_time() + silence_s
+                    for event in _events_in(left, data):
+                        take(*_event(event))
+                    if len(left) > CONTROL_ANSWER_BYTES:
+                        fault = f"sent an event on {path} that is too large to be read"
+                        scope.cancel()
+        if fault:
+            raise BadAnswer(self.name, fault, status)
 
     @asynccontextmanager
     async def _exchange(
@@ -200,6 +234,28 @@ class EngineClient:
         ):
             raise BadAnswer(self.name, f"answered GET {path} without a list of models", answer.status)
         return tuple(listed_ids(data))
+
+
+def _events_in(left: bytearray, data: bytes) -> Iterator[bytes]:
+    """Yield the events that end in a piece of a stream; what begins another one stays in `left`."""
+    looked_at = max(0, len(left) - 1)
+    left += data
+    while (end := left.find(_EVENT_END, looked_at)) >= 0:
+        yield bytes(left[:end])
+        del left[: end + len(_EVENT_END)]
+        looked_at = 0
+
+
+def _event(event: bytes) -> tuple[str, bytes]:
+    """Return the name and the data of an event; both empty where it is a comment."""
+    name, data = "", b""
+    for line in event.splitlines():
+        key, _, value = line.partition(b":")
+        if key == b"event":
+            name = value.strip().decode("utf-8", "replace")
+        elif key == b"data":
+            data += value
+    return name, data
 
 
 def _read_events(status: int, body: bytes) -> ControlAnswer:

@@ -107,8 +107,8 @@ async def ask_state(
     return PeerState(kind="other", at=now(), fault=fault)
 
 
-def _of_engine_router(data: Any, now: float) -> PeerState | None:
-    """Read `/status` of engine-router."""
+def router_state(data: Any, now: float) -> PeerState | None:
+    """Return what `/status` of engine-router tells; None where it is none."""
     pools = dig(data, "pools")
     if not isinstance(pools, Mapping) or not isinstance(dig(data, "version"), str):
         return None
@@ -179,7 +179,7 @@ def _of_listing(
 
 _Reader = Callable[[Any, float], PeerState | None]
 _READERS: Final[Mapping[PeerKind, tuple[str, _Reader]]] = {
-    "engine-router": ("/status", _of_engine_router),
+    "engine-router": ("/status", router_state),
     "llama-swap": (
         "/running",
         functools.partial(_of_listing, kind="llama-swap", key="running", name="model", state="state"),
