@@ -101,6 +101,30 @@ async def test_a_workload_is_scaled_up_and_down_until_its_pod_is_gone(kind: str,
     assert cluster.found(kind, name)["metadata"]["uid"] == uid
 
 
+async def test_a_pod_that_goes_slowly_is_waited_for(cluster: Cluster) -> None:
+    cluster.make("slow")
+
+    def hold(finalizers: list[str]) -> str:
+        (pod,) = cluster.pods("slow")
+        patch = json.dumps({"metadata": {"finalizers": finalizers}})
+        return cluster.kubectl("patch", "pod", pod["metadata"]["name"], "--type=merge", "-p", patch)
+
+    async with an_engine(cluster, "slow") as engine, supervised(engine, "m") as life:
+        await started(life)
+        assert life.error is None
+        hold(["engine-router.test/hold"])
+        life.supervision.stop()
+        while not any("deletionTimestamp" in pod["metadata"] for pod in cluster.pods("slow")):
+            await trio.sleep(0.1)
+        with trio.move_on_after(3):  # longer than it takes to look again
+            await life.over.wait()
+        assert not life.over.is_set()
+        assert await engine.find() == [ResidentId("slow")]
+        hold([])
+        await life.over.wait()
+        assert life.stopped
+
+
 async def test_one_that_runs_is_taken_over_and_one_that_somebody_deletes_has_ended(cluster: Cluster) -> None:
     cluster.make("over")
     cluster.kubectl("scale", "deployment/over", "--replicas=1")
