@@ -239,7 +239,8 @@ class ScriptedCluster(ScriptedServer):
         status = {"replicas": len(self.pods), "selector": self.told}
         if self.is_deleted:
             return status_of(404, f"{self.path} not found")
-        return as_json({"kind": "Scale", "spec": {"replicas": self.replicas}, "status": status})
+        spec = {"replicas": self.replicas} if self.replicas else {}  # as a real one has it
+        return as_json({"kind": "Scale", "spec": spec, "status": status})
 
     def _patch(self, call: Call) -> Answer:
         assert call.headers["content-type"] == "application/merge-patch+json"
