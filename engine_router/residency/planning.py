@@ -157,7 +157,7 @@ class Planner:
         return effects
 
     def _reason_to_go(self, state: ResidentState) -> str | None:
-        if self._pool.is_closing:
+        if self._pool.closing_at < math.inf:
             return causes.SHUTTING_DOWN
         if state.unloading:
             return causes.UNLOAD_ASKED
@@ -182,12 +182,12 @@ class Planner:
     def _go_on(self, state: ResidentState, in_the_way_of: Turn | None, now: float) -> list[Effect]:
         """Do what is due for a resident by itself."""
         match state.phase:
+            case Phase.READY:  # as most are
+                return self._go_on_serving(state, now)
             case Phase.STARTING:
                 return self._go_on_starting(state, in_the_way_of, now)
             case Phase.DRAINING:
                 return self._go_on_draining(state, in_the_way_of, now)
-            case Phase.READY:
-                return self._go_on_serving(state, now)
             case _:
                 return []
 
