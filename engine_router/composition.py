@@ -175,6 +175,7 @@ async def _compose(config: Config, factory: EngineFactory) -> Router:
     hub.listen(metrics.observe)
     hub.listen(learned.observe, ResidentReady)
     hub.listen(state.speeds.note, RequestEnded)
+    hub.listen(state.held_context.note, RequestEnded, ResidentReady)
     router = Router(
         snapshot,
         hub,

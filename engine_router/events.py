@@ -148,6 +148,7 @@ class RequestEnded(Event):
         queue_wait_s: seconds until it got its lease; `load_wait_s` of them passed while its model was started.
         first_token_s: seconds from its place in the queue to the first piece of what the model wrote.
         id: by which people tell it from others, such as `r12`.
+        resident: what was to be in memory for it.
         key: the name of the key that it came with.
         client: the address, or the network, that it came from.
         tokens_in, tokens_cached, tokens_out: as its engine counts them: the prompt, what of the prompt was found
@@ -166,6 +167,7 @@ class RequestEnded(Event):
     first_token_s: float | None = None
     error: str | None = None
     id: str | None = None
+    resident: str | None = None
     key: str | None = None
     client: str | None = None
     tokens_in: int | None = None

@@ -42,9 +42,7 @@ new_id: Callable[[], str] = map("r{}".format, itertools.count(1)).__next__
 """Returns an id that no request of this process has yet: `r1`, `r2` and so on."""
 
 
-@functools.lru_cache(REMEMBERED_PATHS)
-def _shown_path(path: str) -> str:
-    return shown(path)
+_shown_path = functools.lru_cache(REMEMBERED_PATHS)(shown)
 
 
 @define(eq=False, repr=False)
@@ -373,10 +371,11 @@ class RequestScope:
 
     def _ended(self) -> RequestEnded:
         """Return how it went."""
-        holder, figures = self.holder, NO_FIGURES
-        wait_s = load_s = byte_s = math.nan
+        holder, figures, wait_s, load_s, byte_s = self.holder, NO_FIGURES, math.nan, math.nan, math.nan
+        name = None
         if holder is not None:
-            figures = holder.figures()
+            figures, used = holder.figures(), holder.resident
+            name = used.engine if used.model is None else f"{used.engine}/{used.model}"
             wait_s, load_s, byte_s = holder.queue_wait_s, holder.load_wait_s, holder.first_byte_s
         return RequestEnded(
             at=time.time(),
@@ -391,6 +390,7 @@ class RequestScope:
             first_token_s=figures.first_token_s,
             error=self.error,
             id=self.id,
+            resident=name,
             key=self.key_name,
             client=self.client or None,
             tokens_in=figures.tokens_in,

@@ -184,41 +184,39 @@ def test_a_hold_is_learned_from_pauses_that_are_shorter_than_a_swap() -> None:
 
 def rhythm(pauses: Sequence[float], use_s: float = 0.0) -> IdleGaps:
     times = IdleGaps()
+    state = ResidentState(A, phase=Phase.READY, ready_at=-1)
     for pause in pauses:
-        times.released(A, 0, busy_s=use_s)
-        times.arrived(A, pause)
+        state.busy_since, state.uses = 0, 1
+        times.answered(state, use_s, use_s)
+        times.arrived(A, use_s + pause)
     return times
 
 
 def test_no_hold_is_learned_where_clients_stay_away_for_long() -> None:
     times = rhythm([80] * 10)
-    assert times.best_hold_s(A, swap_s=25, waiting=1) == 0
-    assert times.best_hold_s(A, swap_s=100, waiting=1) == pytest.approx(88)
-    assert times.best_hold_s(B, swap_s=100, waiting=1) == 0
+    assert times.best_hold_s(A, per_s=1 / 25) == 0
+    assert times.best_hold_s(A, per_s=1 / 100) == pytest.approx(88)
+    assert times.best_hold_s(B, per_s=1 / 100) == 0
 
 
 def test_no_hold_is_learned_where_many_wait() -> None:
     times = rhythm([3] * 10, use_s=6)
-    assert times.best_hold_s(A, swap_s=25, waiting=3) == pytest.approx(3.3)
-    assert times.best_hold_s(A, swap_s=25, waiting=4) == 0  # a swap serves four in 31 s, the hold one in 9 s
-    assert times.best_hold_s(A, swap_s=8, waiting=2) == 0
+    assert times.best_hold_s(A, per_s=3 / 31) == pytest.approx(3.3)
+    assert times.best_hold_s(A, per_s=4 / 31) == 0  # a swap serves four in 31 s, the hold one in 9 s
+    assert times.best_hold_s(A, per_s=2 / 14) == 0
 
 
 @given(
     st.lists(st.floats(0.01, 200), min_size=3, max_size=16),
-    st.floats(0.1, 100),
     st.floats(0, 20),
-    st.integers(1, 5),
+    st.floats(0.001, 2),
 )
-def test_a_learned_hold_is_the_one_that_saves_most(
-    pauses: list[float], swap_s: float, use_s: float, waiting: int
-) -> None:
-    def saved_s(hold_s: float) -> float:
-        gain_s = swap_s + use_s - waiting * use_s
-        return sum((gain_s if p <= hold_s else 0) - waiting * min(p, hold_s) for p in pauses)
+def test_a_learned_hold_is_the_one_that_gains_most(pauses: list[float], use_s: float, per_s: float) -> None:
+    def gained(hold_s: float) -> float:
+        return sum((1 - per_s * use_s if p <= hold_s else 0) - per_s * min(p, hold_s) for p in pauses)
 
-    best = rhythm(pauses, use_s).best_hold_s(A, swap_s, waiting=waiting) / 1.1
-    assert saved_s(best * (1 + 1e-12)) >= max(0, *(saved_s(pause) for pause in pauses)) - 1e-6
+    best = rhythm(pauses, use_s).best_hold_s(A, per_s) / 1.1
+    assert gained(best * (1 + 1e-9)) >= max(0, *(gained(pause) for pause in pauses)) - 1e-6
 
 
 # Budgets.

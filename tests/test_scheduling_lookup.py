@@ -183,7 +183,7 @@ def a_pair(dice: random.Random, reference: type[Scheduler] = LooksAtAll) -> Pair
     first_rules = rules(dice)
     sides = tuple(Side(Ledger(first_rules, capacities, profiles.__getitem__)) for _ in range(2))
     sides[1].ledger._planner.scheduler = reference(
-        first_rules, sides[1].ledger._queue, sides[1].ledger.budget, sides[1].ledger._idle_gaps
+        first_rules, sides[1].ledger._queue, sides[1].ledger.budget, sides[1].ledger._pool.costs
     )
     return Pair(dice, profiles, (sides[0], sides[1]))
 

@@ -76,16 +76,19 @@ class Shortage:
         return sum(min(victim.needs.get(lack.pool, 0), lack.size_bytes) for lack in self.lacks)
 
 
-def eviction_cost(state: ResidentState, profile: Profile, now: float) -> float:
+def eviction_cost(state: ResidentState, profile: Profile, reading_s: float, now: float) -> float:
     """Return what it costs to lose a resident, in seconds of loading it again, by how soon that may be.
 
-    What nobody uses costs its start, the less the longer it has been idle. What is in use costs each of its
-    leases on top. What goes anyway costs nothing, what could not be stopped before is tried last.
+    What nobody uses costs its start and the reading of its conversations, the less the longer it has been idle. What is
+    in use costs each of its leases on top. What goes anyway costs nothing, what could not be stopped before is tried last.
+
+    Args:
+        reading_s: seconds in which its conversations are read again.
     """
     if state.phase is Phase.DRAINING:
         return 0.0
     start_s = UNKNOWN_START_S if profile.start_s is None else profile.start_s
-    reload_s = start_s * profile.evict_cost
+    reload_s = (start_s + reading_s) * profile.evict_cost
     if state.phase is Phase.STUCK:
         return 1e6
     if state.leases:

@@ -45,6 +45,8 @@ from engine_router.residency.queue import TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import ONE_MEMORY, UNKNOWN, Capacity, Profile, Rules
 from engine_router.residency.scheduling import Turn
+from engine_router.residency.speeds import NOTHING_TO_READ, Reading
+from engine_router.residency.swap_costs import SwapCosts
 
 __all__ = ["Capacity", "Ledger", "Phase", "Profile", "ResidentState", "Rules"]
 
@@ -56,6 +58,7 @@ class Ledger:
         capacities: what each memory can hold, by the name of its pool.
         profile: what is known of a resident; asked often, and so not to take long. While a resident is waited
             for and not present, group and need change with its own events and `Reconfigured` only.
+        reading: what a resident has to read again once it was stopped; asked now and then.
 
     Attributes:
         budget: the residents and the room for them; to be read only.
@@ -66,12 +69,14 @@ class Ledger:
         rules: Rules,
         capacities: Mapping[str, Capacity] = ONE_MEMORY,
         profile: Callable[[ResidentId], Profile] = lambda _: UNKNOWN,
+        reading: Callable[[ResidentId], Reading] = lambda _: NOTHING_TO_READ,
     ) -> None:
         self._queue = TicketQueue(rules.max_wait_s)
         self.budget = MemoryBudget(capacities, profile)
         self._idle_gaps = IdleGaps()
+        costs = SwapCosts(self.budget, self._idle_gaps, reading)
         self._failures = Failures(rules.failed_start_memory_s)
-        self._pool = PoolState(rules, self._queue, self.budget, self._idle_gaps, self._failures)
+        self._pool = PoolState(rules, self._queue, self.budget, self._idle_gaps, self._failures, costs)
         self._planner = Planner(self._pool)
         self._prechecks = self._pool.prechecks
         self._admission = Admission(self._pool, self._planner)
@@ -172,10 +177,10 @@ class Ledger:
         state = self.budget.states.get(ticket.resident)
         if state is None or ticket not in state.leases:
             return messages.Release(ticket)
-        state.take_back(ticket, now)
+        took_s = state.take_back(ticket, now)
+        self._idle_gaps.answered(state, took_s, now)
         if state.leases:
             return messages.GivenBack(ticket.resident) if self._planner.may_grant(state) else None
-        self._idle_gaps.released(ticket.resident, now, busy_s=now - state.busy_since)
         return None if self._planner.may_idle(state, now) else messages.GivenBack(ticket.resident)
 
     # What happens.
@@ -226,13 +231,13 @@ class Ledger:
         """Take in what concerns nobody at once."""
         match event:
             case messages.Settled(resident, pool):
-                self._settled(resident, pool)
+                self.budget.settled(resident, pool)
             case messages.Down(resident, error):
                 self._went_down(resident, error, now)
             case messages.Weighed(resident, need_bytes, pool):
                 self._weigh(resident, need_bytes, pool)
             case messages.Short(resident, missing_bytes, pool):
-                self._run_short(resident, missing_bytes, pool)
+                self.budget.run_short(resident, missing_bytes, pool)
             case messages.Preload(residents):
                 self._pool.preload.update(dict.fromkeys(self._fitting(residents)))
             case messages.Unload(resident):
@@ -267,6 +272,7 @@ class Ledger:
         state.abandon_at = math.inf
         self._pool.preload.pop(resident, None)
         self._failures.forgive(resident, now)
+        self._idle_gaps.pace.swapped(now)
         return self._planner.grant(state, now)  # Rule 2: as one batch, whoever is overdue
 
     def _ended(self, resident: ResidentId, error: RouterError | None, now: float) -> list[Effect]:
@@ -338,20 +344,6 @@ class Ledger:
         if (state := self.state(resident)) is not None:
             state.keep_alive_s = state.keep_alive_s if seconds is None else seconds
             state.idle_since = now if seconds is None and state.is_idle else state.idle_since
-
-    def _run_short(self, resident: ResidentId, missing_bytes: int, pool: str | None) -> None:
-        if (state := self.state(resident)) is not None:
-            state.short[pool or next(iter(state.needs))] = missing_bytes
-
-    def _settled(self, resident: ResidentId, pool: str | None) -> None:
-        needs = self.budget.settling.get(resident, {})
-        freed = (pool,) if pool is not None else tuple(needs)
-        for name in freed:
-            needs.pop(name, None)
-            for state in self.states:
-                state.short.pop(name, None)  # whether that was enough is seen at the next look
-        if not needs:
-            self.budget.settling.pop(resident, None)
 
     def _weigh(self, resident: ResidentId, need_bytes: int, pool: str | None) -> None:
         state = self.state(resident)

@@ -20,6 +20,7 @@ from engine_router.engines.base import ResidentId
 from engine_router.guards.atomic_file import write_atomically
 from engine_router.guards.numbers import amount
 from engine_router.models.last_seen import SeenModels, seen_as_json, seen_from_json
+from engine_router.residency.held_context import HeldContext
 from engine_router.residency.speeds import Speeds
 
 _VERSION = 1
@@ -141,14 +142,19 @@ class Measurements:
         residents: measurements by the resident's name (`engine` or `engine/model`).
         models: by engine, the list that it gave when it last ran.
         speeds: how fast models read and write.
+        held_context: what residents hold of conversations; not remembered between runs.
         newer_version: the version of a file that this program cannot read, and must not replace.
     """
 
     residents: dict[str, Measurement] = field(factory=dict)
     models: dict[str, SeenModels] = field(factory=dict)
     speeds: Speeds = field(factory=Speeds)
+    held_context: HeldContext = field(init=False)
     changed: bool = False
     newer_version: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.held_context = HeldContext(self.speeds)
 
     def of(self, resident: ResidentId) -> Measurement:
         """Return the measurements of a resident, to be read or changed."""
@@ -202,11 +208,10 @@ class Measurements:
             if type(version) is int and version > _VERSION:
                 return cls(newer_version=version)
             entries = data["residents"] if version == _VERSION else {}
-            state = cls()
+            state = cls(speeds=Speeds.from_json(data.get("speeds")))
             for name, values in entries.items():
                 state.residents[str(name)] = _measured(values)
             state.models = seen_from_json(data["models"], data.get("seen"), time.time())
-            state.speeds = Speeds.from_json(data.get("speeds"))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls()
         return state

@@ -106,6 +106,22 @@ class MemoryBudget:
         if (state := self.states.get(resident)) is not None:
             state.pinned = pinned
 
+    def run_short(self, resident: ResidentId, missing_bytes: int, pool: str | None) -> None:
+        """Note what was found missing before the start of a resident; `pool` as in `messages.Short`."""
+        if (state := self.states.get(resident)) is not None:
+            state.short[pool or next(iter(state.needs))] = missing_bytes
+
+    def settled(self, resident: ResidentId, pool: str | None) -> None:
+        """Note that the memory of a resident that has gone is back, in one pool or in all."""
+        needs = self.settling.get(resident, {})
+        freed = (pool,) if pool is not None else tuple(needs)
+        for name in freed:
+            needs.pop(name, None)
+            for state in self.states.values():
+                state.short.pop(name, None)  # whether that was enough is seen at the next look
+        if not needs:
+            self.settling.pop(resident, None)
+
     def are_neighbours(self, one: ResidentId, other: ResidentId) -> bool:
         """Tell whether two residents take from one memory."""
         if self._is_one:

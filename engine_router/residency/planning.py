@@ -24,6 +24,7 @@ from engine_router.residency.queue import TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Rules
 from engine_router.residency.scheduling import Scheduler, Turn
+from engine_router.residency.swap_costs import SwapCosts
 
 # What makes a plan worth another look: room comes free, is taken, or is promised to one less.
 _CHANGES = (messages.Start, messages.Stop, messages.Drain, messages.Refuse)
@@ -46,6 +47,7 @@ class PoolState:
     budget: MemoryBudget
     idle_gaps: IdleGaps
     failures: Failures
+    costs: SwapCosts
     prechecks: Prechecks = field(factory=Prechecks)
     preload: dict[ResidentId, None] = field(factory=dict)
     is_tighter: bool = False
@@ -79,7 +81,7 @@ class Planner:
         self._queue = pool.queue
         self._budget = pool.budget
         self._failures = pool.failures
-        self.scheduler = Scheduler(pool.rules, pool.queue, pool.budget, pool.idle_gaps)
+        self.scheduler = Scheduler(pool.rules, pool.queue, pool.budget, pool.costs)
         self.wake_at = math.inf
 
     @property
@@ -98,6 +100,7 @@ class Planner:
             effects += steps
             if not any(isinstance(step, _CHANGES) for step in steps):
                 break
+        self._pool.idle_gaps.pace.note(now, is_contended=self._queue.length > 0)
         self.wake_at = self._next_wake(now)
         return effects
 

@@ -159,6 +159,8 @@ class TicketQueue:
     Attributes:
         length: how many there are.
         changed: the residents whose first tickets are others since somebody emptied this set.
+        patience_s: returns for how many seconds a ticket for a resident waits at least before it is overdue; one of high
+            priority does not.
     """
 
     def __init__(self, max_wait_s: float) -> None:
@@ -170,6 +172,7 @@ class TicketQueue:
         self._by_rank = _Heads()
         self._shares = _Shares()
         self.changed: set[ResidentId] = set()
+        self.patience_s: Callable[[ResidentId, float], float] = lambda _resident, _now: 0.0
 
     def set_max_wait(self, max_wait_s: float) -> None:
         """Change when tickets are overdue, for those that come from now on."""
@@ -225,7 +228,10 @@ class TicketQueue:
     def stamp(self, ticket: Ticket, now: float) -> None:
         """Note when a ticket arrived, and so when it is overdue."""
         ticket.arrived_at = now
-        ticket.deadline = now + self._max_waits_s[ticket.priority]
+        wait_s = self._max_waits_s[ticket.priority]
+        if ticket.priority != "high":
+            wait_s = max(wait_s, self.patience_s(ticket.resident, now))
+        ticket.deadline = now + wait_s
 
     def remove(self, ticket: Ticket) -> bool:
         """Take a ticket out, if it is there. Returns whether that changes whose turn it is, or when."""

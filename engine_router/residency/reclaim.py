@@ -103,5 +103,6 @@ class Reclaim:
         for state in domain.ledger.states:
             needs = {pool: state.needs[pool] for pool in counted if pool in state.needs}
             if needs and state.is_idle and not (state.pinned or state.is_always_there):
-                cost_s = eviction_cost(state, budget.profile(state.resident), now)
+                reading_s = self.measurements.held_context.of(state.resident).all_s
+                cost_s = eviction_cost(state, budget.profile(state.resident), reading_s, now)
                 yield Candidate(state.resident, needs, cost_s, is_asleep=False)

@@ -44,6 +44,7 @@ class ResidentState:
         ready_at: when it became ready.
         idle_since: when its last lease ended, or it became ready for nobody; infinity while it is used.
         busy_since: when it was idle last.
+        uses: the leases since then.
         held_until: when it may be stopped for somebody else, once that was worked out for this idleness.
         expires_at: when it is stopped for being idle.
         keep_alive_s: what the last ticket that had a wish said of its idle timeout; None: as configured.
@@ -75,6 +76,7 @@ class ResidentState:
     ready_at: float = math.inf
     idle_since: float = math.inf
     busy_since: float = math.inf
+    uses: int = 0
     held_until: float | None = None
     expires_at: float = math.inf
     keep_alive_s: float | None = None
@@ -113,16 +115,16 @@ class ResidentState:
     def lend(self, ticket: Ticket, now: float) -> None:
         """Let a ticket use it."""
         if not self.leases:
-            self.busy_since = now
+            self.busy_since, self.uses = now, 0
+        self.uses += 1
         self.leases[ticket] = now
         self.idle_since = self.expires_at = math.inf
         self.held_until = None
 
-    def take_back(self, ticket: Ticket, now: float) -> None:
-        """End a lease."""
-        lent_at = self.leases.pop(ticket)
+    def take_back(self, ticket: Ticket, now: float) -> float:
+        """End a lease. Returns how many seconds it took."""
+        took_s = now - self.leases.pop(ticket)
         if self.most_leases < math.inf:
-            took_s = now - lent_at
             self.lease_s = (
                 took_s if self.lease_s is None else self.lease_s + (took_s - self.lease_s) * _NEWEST
             )
@@ -130,6 +132,7 @@ class ResidentState:
             self.keep_alive_s = ticket.keep_alive_s
         if not self.leases:
             self.idle_since = now
+        return took_s
 
     def take_all_back(self) -> list[Ticket]:
         """End all leases. Returns them, the oldest first."""

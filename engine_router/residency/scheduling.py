@@ -17,16 +17,15 @@ from typing import Final
 from attrs import define, field
 
 from engine_router.engines.base import ResidentId
-from engine_router.models.availability import UNKNOWN_START_S
 from engine_router.residency import causes, messages
-from engine_router.residency.eviction import Lack, Shortage, cheapest, eviction_cost
+from engine_router.residency.eviction import Lack, Shortage, cheapest
 from engine_router.residency.head_index import Head, HeadIndex, Kind
-from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import NO_GROUP, MemoryBudget
 from engine_router.residency.messages import LedgerEvent, Ticket
 from engine_router.residency.queue import FIRST_PLACE, Place, TicketQueue
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Profile, Rules
+from engine_router.residency.swap_costs import SwapCosts
 
 # Seconds of idleness before which nobody goes because other programs take the memory: a follow-up may be on its way.
 PRESSED_IDLE_S: Final = 2.0
@@ -112,11 +111,12 @@ class Scheduler:
         rules: may be replaced.
     """
 
-    def __init__(self, rules: Rules, queue: TicketQueue, budget: MemoryBudget, idle_gaps: IdleGaps) -> None:
+    def __init__(self, rules: Rules, queue: TicketQueue, budget: MemoryBudget, costs: SwapCosts) -> None:
         self.rules = rules
         self._queue = queue
         self._budget = budget
-        self._idle_gaps = idle_gaps
+        self._costs = costs
+        queue.patience_s = lambda resident, now: costs.patience_s(resident, self.rules, now)
         self._pressed: dict[str, int] = {}  # bytes to make free in each pool; 0: nothing more, so far
         self._index = HeadIndex()
         self._known: tuple[object, ...] = ()
@@ -142,7 +142,9 @@ class Scheduler:
                 | messages.Weighed(resident=resident)
             ):
                 self._queue.changed.add(resident)
+                self._costs.forget()
             case messages.Reconfigured():
+                self._costs.forget()
                 self._queue.changed.update(self._queue.counts())
             case messages.Pressed(pool, missing_bytes):
                 self._pressed[pool] = missing_bytes
@@ -240,7 +242,7 @@ class Scheduler:
         if head is None:
             raise RuntimeError("in turn, and yet nobody waits for it")
         is_overdue = now >= head.deadline
-        overdue_after_s = self._queue.max_wait_s(head.priority) if is_overdue else None
+        overdue_after_s = head.deadline - head.arrived_at if is_overdue else None
         turn = Turn(resident, is_overdue, causes.wanted(resident, overdue_after_s))
         victims = self._victims(head, promises, now)
         turn.is_blocked, turn.victims = victims is None, victims or []
@@ -256,7 +258,7 @@ class Scheduler:
             if shortage is None:
                 choices.append(room.must_go)
                 continue
-            more = cheapest(room.candidates, shortage, lambda r: self._eviction_cost(r, now))
+            more = cheapest(room.candidates, shortage, lambda r: self._costs.eviction_cost(r, now))
             if more is not None:
                 choices.append([*room.must_go, *more])
         if len(choices) < 2:
@@ -302,7 +304,7 @@ class Scheduler:
             Lack(pool, min(size_bytes, sum(r.needs.get(pool, 0) for r in idle)), 0)
             for pool, size_bytes in excess.items()
         )
-        return cheapest(idle, Shortage(tuple(lacks)), lambda r: self._eviction_cost(r, now)) or []
+        return cheapest(idle, Shortage(tuple(lacks)), lambda r: self._costs.eviction_cost(r, now)) or []
 
     def to_relieve(self, now: float) -> list[ResidentState]:
         """Return the idle residents that go because other programs take the memory; each demand is met once.
@@ -323,7 +325,9 @@ class Scheduler:
                 and now - r.idle_since >= PRESSED_IDLE_S
             ]
             lack = Lack(pool, min(missing_bytes, sum(r.needs[pool] for r in idle)), 1)  # one at least
-            for victim in cheapest(idle, Shortage((lack,)), lambda r: self._eviction_cost(r, now)) or ():
+            for victim in (
+                cheapest(idle, Shortage((lack,)), lambda r: self._costs.eviction_cost(r, now)) or ()
+            ):
                 gone[victim.resident] = victim
         return list(gone.values())
 
@@ -357,16 +361,9 @@ class Scheduler:
         if idle.held_until is None:
             hold_s = self.rules.hold_s
             if hold_s is None:
-                swap_s = self.swap_s(idle.resident)
-                hold_s = self._idle_gaps.best_hold_s(idle.resident, swap_s, waiting=len(self._queue))
+                hold_s = self._costs.hold_s(idle.resident, self._queue.length)
             idle.held_until = max(idle.idle_since + hold_s, idle.ready_at + self.rules.min_resident_s)
         return idle.held_until
-
-    def swap_s(self, resident: ResidentId) -> float:
-        """Return what it costs to stop a resident and to start it again, in seconds, as far as is known."""
-        profile = self._budget.profile(resident)
-        start_s = UNKNOWN_START_S if profile.start_s is None else profile.start_s
-        return start_s + (profile.stop_s or 0.0)
 
     def retry_after_s(self, now: float) -> float:
         """Return in how many seconds the queue may be shorter: when the next in turn is served."""
@@ -376,11 +373,8 @@ class Scheduler:
             return 1.0
         is_used = any(r.leases for r in self._budget.states.values())
         wait_s = max(0.0, head.deadline - now) if is_used else 0.0
-        return max(1.0, wait_s + self.swap_s(resident))
+        return max(1.0, wait_s + self._costs.first_answer_s(resident))
 
     def _cost_of_all(self, victims: list[ResidentState], now: float) -> tuple[float, int]:
         """Return what it costs to lose some; of what goes anyway, the fewer the better."""
-        return sum(self._eviction_cost(victim, now) for victim in victims), len(victims)
-
-    def _eviction_cost(self, state: ResidentState, now: float) -> float:
-        return eviction_cost(state, self._budget.profile(state.resident), now)
+        return sum(self._costs.eviction_cost(victim, now) for victim in victims), len(victims)

@@ -44,6 +44,22 @@ class Speed:
 UNMEASURED: Final = Speed()
 
 
+@frozen
+class Reading:
+    """The reading that the stop of a resident costs, in seconds: what its server holds of conversations is lost by it.
+
+    Attributes:
+        all_s: until all of its conversations are read again, one after the other.
+        one_s: until one of them is.
+    """
+
+    all_s: float = 0.0
+    one_s: float = 0.0
+
+
+NOTHING_TO_READ: Final = Reading()
+
+
 @define(eq=False, repr=False)
 class Speeds:
     """The speeds of all models, by engine and model, the ones that were asked last at the end.

@@ -118,7 +118,9 @@ class Supervisor:
 
     def _new_domain(self, names: tuple[str, ...], rules: Rules, settings: ResidencySettings) -> Domain:
         capacities = {name: settings.capacities.get(name, _EXCLUSIVE) for name in names}
-        ledger = Ledger(rules.within(capacities[names[0]]), capacities, self.profile)
+        ledger = Ledger(
+            rules.within(capacities[names[0]]), capacities, self.profile, self._measurements.held_context.of
+        )
         swap_tracker = SwapTracker(self._hub, self._wall_clock, self.expected_s, ledger)
         return Domain({name: self.pools[name] for name in names}, ledger, swap_tracker, self._outbox)
 

@@ -34,7 +34,7 @@ from trio.testing import MockClock
 from benchmarks.decision_cost import report_decisions
 from benchmarks.simulated_clients import MIXES, ReadingEngine, Run, Served
 from engine_router.engines.base import ResidentId
-from engine_router.events import EventHub, SwapEnded
+from engine_router.events import EventHub, RequestEnded, ResidentReady, SwapEnded
 from engine_router.residency.ledger import Rules
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.messages import Ticket
@@ -96,6 +96,9 @@ def simulate(policy: str, mix: str, swap_s: float, seed: int, hours: float, kept
         }
         swaps: list[SwapEnded] = []
         hub.listen(lambda event: swaps.append(event) if isinstance(event, SwapEnded) else None)
+        measurements = Measurements()
+        hub.listen(measurements.speeds.note, RequestEnded)
+        hub.listen(measurements.held_context.note, RequestEnded, ResidentReady)
         supervisor = Supervisor(
             engines=engines,
             gauges={"default": memory},
@@ -103,7 +106,7 @@ def simulate(policy: str, mix: str, swap_s: float, seed: int, hours: float, kept
             rules=POLICIES[policy],
             settle_timeout_s=5.0,
             hub=hub,
-            measurements=Measurements(),
+            measurements=measurements,
             wall_clock=trio.current_time,
         )
         if policy == "FIFO":

@@ -219,6 +219,7 @@ def _ended(
         at=trio.current_time(),
         model=model.engine,
         engine=model.engine,
+        resident=str(model),
         path="/v1/chat/completions",
         status=200,
         duration_s=first_token_s + written / WRITE_PER_S,
