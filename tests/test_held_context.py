@@ -141,3 +141,15 @@ def test_others_wait_longer_where_a_swap_costs_much_reading(
     waiting = Ticket(C, priority)  # type: ignore[arg-type]
     ledger.apply(messages.Acquire(waiting), 1000)
     assert waiting.deadline - 1000 == overdue_after_s
+
+
+def test_whoever_is_told_to_come_again_is_told_of_the_reading() -> None:
+    rules = Rules(max_queue=1, max_wait_s=60)
+    refused = {}
+    for reading_s in (0.0, 40.0):
+        ledger = _a_ledger(rules, a=reading_s)
+        ledger.apply(messages.Acquire(Ticket(A)), 0)
+        [refusal] = ledger.apply(messages.Acquire(Ticket(A)), 0)
+        assert isinstance(refusal, messages.Refuse)
+        refused[reading_s] = refusal.error.retry_after_s
+    assert refused == {0.0: 25, 40.0: 65}

@@ -149,6 +149,10 @@ class Ledger:
             return None
         return self._planner.expiry(state, min(now, state.idle_since))
 
+    def reading_s(self, resident: ResidentId) -> float:
+        """Return the seconds in which a resident reads its first prompt after a start, as far as is known."""
+        return self._pool.costs.reading_s(resident)
+
     def wake_at(self) -> float:
         """Return when the ledger wants a `Tick`, if nothing happens before; infinity for never."""
         return self._planner.wake_at

@@ -39,9 +39,13 @@ class SwapCosts:
         start_s = UNKNOWN_START_S if profile.start_s is None else profile.start_s
         return start_s + (profile.stop_s or 0.0)
 
+    def reading_s(self, resident: ResidentId) -> float:
+        """Return the seconds in which one of a resident's conversations is read again."""
+        return self._reading(resident).one_s
+
     def first_answer_s(self, resident: ResidentId) -> float:
         """Return the seconds from a resident's start to the moment at which it has read its first prompt."""
-        return self.swap_s(resident) + self._reading(resident).one_s
+        return self.swap_s(resident) + self.reading_s(resident)
 
     def eviction_cost(self, state: ResidentState, now: float) -> float:
         """See `eviction.eviction_cost`."""
