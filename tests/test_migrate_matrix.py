@@ -140,3 +140,23 @@ def test_a_server_that_nobody_starts_has_no_group() -> None:
     models = {"a": {"cmd": "s --port ${PORT}"}, "far": {"proxy": "http://10.0.0.9:8080"}}
     found = imported(yaml.safe_dump({"models": models, "matrix": matrix}), kind="llama-swap")
     assert {found.outcome(f"engines.far.{key}") for key in ("group", "evict_cost")} == {LOST}
+
+
+def test_a_set_that_cannot_be_read_takes_only_those_along_that_refer_to_it() -> None:
+    sets: dict[str, object] = {
+        "one": "a & b",
+        "more": "+one & c",
+        "circle": "+circle | d",
+        "lost": "+circle & a",
+    }
+    sets |= {"large": " & ".join(["d"] * 10_001), "number": 7, "late": "c & d"}
+    costs = {"a": True, "b": "9", "c": float("nan"), "d": 4}
+    found = swap("abcd", {"vars": {"x": 3, "y": ["a"]}, "evict_costs": costs, "sets": sets})
+    place = "routing.router.settings.matrix"
+    lost = {"sets.circle", "sets.lost", "sets.large", "sets.number", "vars.x", "vars.y"}
+    lost |= {f"evict_costs.{name}" for name in "abc"}
+    asked = {*lost, *(f"sets.{name}" for name in sets)}
+    assert {key for key in asked if found.outcome(f"{place}.{key}") == LOST} == lost
+    groups = {name: engine.group for name, engine in found.config.engines.items()}
+    assert groups == {"a": ("more",), "b": ("more",), "c": ("more", "late"), "d": ("late",)}
+    assert [engine.evict_cost for engine in found.config.engines.values()] == [1, 1, 1, 4]

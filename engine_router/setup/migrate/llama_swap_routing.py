@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from engine_router.setup.migrate.draft import Draft, Entry
-from engine_router.setup.migrate.matrix import BadExpression, Matrix, read_matrix
+from engine_router.setup.migrate.matrix import Matrix, faults_of, read_matrix
 from engine_router.setup.migrate.sections import Section
 
 _DEFAULT_POOL: Final = "default"
@@ -109,35 +109,37 @@ def _change(draft: Draft, members: Sequence[str], values: dict[str, Any]) -> Non
 
 def _add_matrix(matrix: Section, draft: Draft) -> None:
     names = {name: name for name in draft.engines}
-    known = matrix.mapping("vars").items()
-    names |= {key: value for key, value in known if isinstance(value, str) and value in draft.engines}
     matrix.carried("vars", "the models that they mean")
-    sets = {key: value for key, value in matrix.mapping("sets").items() if isinstance(value, str)}
-    _add_costs(matrix, names, draft)
-    kept: dict[str, str] = {}
-    for key, value in sets.items():
-        try:
-            read_matrix({**sets, key: value}, names) if "+" in value else read_matrix({key: value}, names)
-        except BadExpression as error:
-            matrix.inner("sets", sets).lost(key, words=str(error))
+    variables = matrix.mapping("vars")
+    for key, value in variables.items():
+        if isinstance(value, str) and value in draft.engines:
+            names[key] = value
         else:
-            kept[key] = value
-    try:
+            matrix.inner("vars", variables).lost(key, words="no model of this file")
+    sets = matrix.section("sets")
+    _add_costs(matrix, names, draft)
+    if sets is not None:
+        expressions = {key: text for key in sets.data if (text := sets.text(key)) is not None}
+        faults = faults_of(expressions, names)
+        for key, words in faults.items():
+            sets.lost(key, words=words)
+        kept = {key: text for key, text in expressions.items() if key not in faults}
         _add_sets(matrix, read_matrix(kept, names), draft)
-    except BadExpression as error:
-        matrix.lost("sets", words=str(error))
     matrix.finish()
 
 
 def _add_costs(matrix: Section, names: Mapping[str, str], draft: Draft) -> None:
-    costs = matrix.mapping("evict_costs")
+    costs = matrix.section("evict_costs")
+    if costs is None:
+        return
     matrix.approximated("evict_costs", "evict_cost, by which the time of a start is multiplied")
-    for name, cost in costs.items():
-        if name in names and isinstance(cost, int) and cost > 0:
+    for name, cost in costs.data.items():
+        if name not in names:
+            costs.lost(name, words="no model of this file")
+        elif isinstance(cost, int) and not isinstance(cost, bool) and cost > 0:
             draft.engines[names[name]].values["evict_cost"] = cost
         else:
-            words = "no model of this file" if name not in names else "no whole number above 0"
-            matrix.inner("evict_costs", costs).lost(name, words=words)
+            costs.lost(name, words="no whole number above 0")
 
 
 def _add_sets(matrix: Section, found: Matrix, draft: Draft) -> None:

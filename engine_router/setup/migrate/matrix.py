@@ -42,6 +42,18 @@ class BadExpression(ValueError):
     """An expression that cannot be read."""
 
 
+def faults_of(expressions: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Return the fault of each expression that cannot be read, its own or of a set that it refers to."""
+    faults: dict[str, str] = {}
+    reader = _Reader(expressions, names)
+    for name in expressions:
+        try:
+            reader.set_called(name, ())
+        except BadExpression as error:
+            faults[name] = str(error)
+    return faults
+
+
 def read_matrix(expressions: Mapping[str, str], names: Mapping[str, str]) -> Matrix:
     """Read sets.
 
@@ -107,13 +119,14 @@ class _Reader:
         if name not in self._expressions:
             raise BadExpression(f"there is no set {name}")
         tokens = list(_tokens(self._expressions[name]))
-        self._words += len(tokens)
-        if self._words > _MOST_WORDS:
+        if self._words + len(tokens) > _MOST_WORDS:
             raise BadExpression("the sets are larger than any that people write")
-        self.known[name] = self._either(tokens, (*above, name), 0)
+        self._words += len(tokens)
+        found = self._either(tokens, (*above, name), 0)
         if tokens:
             raise BadExpression(f"set {name} has {tokens[0]} where it should end")
-        return self.known[name]
+        self.known[name] = found
+        return found
 
     def _either(self, tokens: list[str], above: Sequence[str], depth: int) -> _Parsed:
         found = self._both(tokens, above, depth)
