@@ -153,3 +153,14 @@ def test_whoever_is_told_to_come_again_is_told_of_the_reading() -> None:
         assert isinstance(refusal, messages.Refuse)
         refused[reading_s] = refusal.error.retry_after_s
     assert refused == {0.0: 25, 40.0: 65}
+
+
+def test_what_outlives_a_stop_is_not_read_again() -> None:
+    ledger = Ledger(
+        RULES,
+        {"default": Capacity()},
+        lambda resident: Profile(start_s=20.0, stop_s=5.0, keeps_context=resident == A),
+        lambda _: Reading(80.0, 40.0),
+    )
+    assert [ledger.costs.reading(resident).all_s for resident in (A, B)] == [0.0, 80.0]
+    assert [ledger.costs.first_answer_s(resident) for resident in (A, B)] == [25.0, 65.0]

@@ -422,9 +422,9 @@ class CountsTheWholeInEach(MemoryBudget):
         state.needs = dict.fromkeys(state.needs, state.need_bytes)
 
 
-class SettlesAllAtOnce(Ledger):
-    def _settled(self, resident: ResidentId, pool: str | None) -> None:
-        super()._settled(resident, None)
+class SettlesAllAtOnce(MemoryBudget):
+    def settled(self, resident: ResidentId, pool: str | None) -> None:
+        super().settled(resident, None)
 
 
 class LooksIntoTheFirstOnly(MemoryBudget):

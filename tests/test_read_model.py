@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine_router.engines.base import ResidentId
 from engine_router.errors import EngineDied
-from engine_router.events import EventHub
+from engine_router.events import EventHub, RequestEnded
 from engine_router.residency.measurements import Measurements
 from engine_router.residency.read_model import ReadModel
 from engine_router.residency.resident_state import Phase
@@ -31,12 +31,30 @@ class World:
     supervisor: Supervisor
     read_model: ReadModel
     engines: dict[str, SimulatedEngine]
+    measurements: Measurements
 
     async def use(self, resident: ResidentId) -> None:
         lease = self.supervisor.request(resident)
         await lease.granted()
         lease.release()
         await wait_all_tasks_blocked()
+
+    def reads(self, resident: ResidentId, *, tokens: int, per_s: float) -> None:
+        """Have a request to a resident end whose prompt it read at a speed."""
+        name = resident.engine
+        ended = RequestEnded(
+            at=trio.current_time(),
+            model=name,
+            engine=name,
+            resident=name,
+            path="/v1/chat/completions",
+            status=200,
+            duration_s=tokens / per_s,
+            first_token_s=tokens / per_s,
+            tokens_in=tokens,
+        )
+        self.measurements.speeds.note(ended)
+        self.measurements.held_context.note(ended)
 
 
 @asynccontextmanager
@@ -55,7 +73,7 @@ async def running() -> AsyncIterator[World]:
     with trio.fail_after(100_000):
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
-            yield World(supervisor, ReadModel(supervisor, measurements), engines)
+            yield World(supervisor, ReadModel(supervisor, measurements), engines, measurements)
             nursery.cancel_scope.cancel()
 
 
@@ -89,6 +107,10 @@ async def test_a_request_that_waits_for_a_busy_resident(autojump_clock: MockCloc
         outlook = world.read_model.outlooks(pool)[B]
         assert (outlook.swap, outlook.present, outlook.turn) == (None, None, turn)
         assert outlook.estimate_s == world.read_model.profile(B).start_s
+        world.reads(B, tokens=30_000, per_s=1000)  # and again after its start
+        told_s = world.read_model.outlooks(pool)[B].estimate_s
+        assert told_s == pytest.approx(outlook.estimate_s + 30)
+        assert world.read_model.availability(B).wait_s >= told_s
         wait = world.read_model.wait(waiting)
         assert (wait.swap, wait.place, wait.ready) == (None, 0, (A,))
         using.release()

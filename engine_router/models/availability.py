@@ -24,7 +24,7 @@ class Availability:
         presence: whether it is in memory, or on its way.
         fits: it could be in memory without anybody else having to go.
         requests: those that use it or wait for it.
-        wait_s: seconds until it could begin, about; what has no measured start counts with a guess.
+        wait_s: seconds until it could begin with what is new, about; what has no measured start counts with a guess.
         is_guessed: nobody has measured how long its start takes.
         failed_for_s: seconds for which it is not tried again after a failure; 0 where it may be tried.
     """

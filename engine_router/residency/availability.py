@@ -22,8 +22,7 @@ def availability_of(
     """Return when a resident could begin with one more request.
 
     What counts is the rest of a swap that brings it; else the requests of others in its way, the swaps for those that
-    wait already, the stop of what makes way, its own start, and
-    the reading of a prompt after it.
+    wait already, the stop of what makes way, its own start, and the reading of a conversation that is lost.
 
     Args:
         swaps: those under way in its memories.
@@ -46,15 +45,15 @@ def availability_of(
             wait_s=_turn_s(state, own),
             failed_for_s=failed_for_s,
         )
-    reading_s = ledger.reading_s(resident)
-    start_s = reading_s + (UNKNOWN_START_S if profile.start_s is None else profile.start_s)
+    read_s = ledger.costs.reading(resident).one_s
+    start_s = (UNKNOWN_START_S if profile.start_s is None else profile.start_s) + read_s
     if coming is not None or (state is not None and state.phase is Phase.STARTING):
         left_s = None if coming is None else coming.left_s(now)
         return Availability(
             presence="starting",
             fits=True,
             requests=own,
-            wait_s=start_s if left_s is None else left_s + reading_s,
+            wait_s=start_s if left_s is None else left_s + read_s,
             is_guessed=left_s is None and profile.start_s is None,
         )
     fits = state is None and budget.fits_now(resident)

@@ -62,6 +62,7 @@ class Ledger:
 
     Attributes:
         budget: the residents and the room for them; to be read only.
+        costs: what swaps between them cost.
     """
 
     def __init__(
@@ -74,9 +75,9 @@ class Ledger:
         self._queue = TicketQueue(rules.max_wait_s)
         self.budget = MemoryBudget(capacities, profile)
         self._idle_gaps = IdleGaps()
-        costs = SwapCosts(self.budget, self._idle_gaps, reading)
+        self.costs = SwapCosts(self.budget, self._idle_gaps, reading)
         self._failures = Failures(rules.failed_start_memory_s)
-        self._pool = PoolState(rules, self._queue, self.budget, self._idle_gaps, self._failures, costs)
+        self._pool = PoolState(rules, self._queue, self.budget, self._idle_gaps, self._failures, self.costs)
         self._planner = Planner(self._pool)
         self._prechecks = self._pool.prechecks
         self._admission = Admission(self._pool, self._planner)
@@ -148,10 +149,6 @@ class Ledger:
         if state is None or state.phase in (Phase.STOPPING, Phase.STUCK):
             return None
         return self._planner.expiry(state, min(now, state.idle_since))
-
-    def reading_s(self, resident: ResidentId) -> float:
-        """Return the seconds in which a resident reads its first prompt after a start, as far as is known."""
-        return self._pool.costs.reading_s(resident)
 
     def wake_at(self) -> float:
         """Return when the ledger wants a `Tick`, if nothing happens before; infinity for never."""

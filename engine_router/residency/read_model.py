@@ -162,7 +162,7 @@ class Outlook:
         swap: the swap that brings it.
         present: the resident itself, where it is present and no swap brings it.
         turn: its turn, where it is absent and was planned for.
-        estimate_s: the seconds that swaps take until then. How long others' requests take is unknown.
+        estimate_s: the seconds that swaps take until then, and what is read again. How long others take is unknown.
     """
 
     swap: SwapStatus | None = None
@@ -370,19 +370,20 @@ class ReadModel:
         )
 
     def _outlook(self, pool: PoolStatus, resident: ResidentId, turn: TurnStatus | None) -> Outlook:
-        start_s = self.profile(resident).start_s
+        start_s, costs = self.profile(resident).start_s, self._supervisor.domains[pool.name].ledger.costs
+        read_s = costs.reading(resident).one_s
         for swap in pool.swaps:
             if swap.target == resident:
-                return Outlook(swap=swap, estimate_s=swap.left_s(trio.current_time()))
+                left_s = swap.left_s(trio.current_time())
+                return Outlook(swap=swap, estimate_s=None if left_s is None else left_s + read_s)
         for present in pool.residents:
             if present.resident == resident:
-                return Outlook(
-                    present=present, estimate_s=start_s if present.lease_s is None else present.lease_s
-                )
+                lease_s = present.lease_s
+                return Outlook(present=present, estimate_s=start_s if lease_s is None else lease_s)
         if turn is None or start_s is None:
             return Outlook(turn=turn)
-        stops = [self.profile(victim).stop_s or 0.0 for victim in turn.victims]
-        return Outlook(turn=turn, estimate_s=start_s + max(stops, default=0.0))
+        stop_s = max((self.profile(victim).stop_s or 0.0 for victim in turn.victims), default=0.0)
+        return Outlook(turn=turn, estimate_s=stop_s + start_s + read_s)
 
 
 def _failure(failure: Failure) -> FailureStatus:

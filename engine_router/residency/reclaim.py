@@ -10,7 +10,6 @@ from attrs import define
 
 from engine_router.engines.base import ResidentId
 from engine_router.residency.domain import Domain
-from engine_router.residency.eviction import eviction_cost
 from engine_router.residency.measurements import SLEEP_SHARE, Measurements
 from engine_router.residency.resident_task import ResidentTask
 from engine_router.residency.rules import Profile, ResidencySettings
@@ -103,6 +102,5 @@ class Reclaim:
         for state in domain.ledger.states:
             needs = {pool: state.needs[pool] for pool in counted if pool in state.needs}
             if needs and state.is_idle and not (state.pinned or state.is_always_there):
-                reading_s = self.measurements.held_context.of(state.resident).all_s
-                cost_s = eviction_cost(state, budget.profile(state.resident), reading_s, now)
+                cost_s = domain.ledger.costs.eviction_cost(state, now)
                 yield Candidate(state.resident, needs, cost_s, is_asleep=False)

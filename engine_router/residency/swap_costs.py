@@ -12,7 +12,7 @@ from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import MemoryBudget
 from engine_router.residency.resident_state import ResidentState
 from engine_router.residency.rules import Rules
-from engine_router.residency.speeds import Reading
+from engine_router.residency.speeds import NOTHING_TO_READ, Reading
 
 # So long, what was worked out for one ticket does for the next. Seconds.
 _STILL_TRUE_S: Final = 5.0
@@ -30,7 +30,7 @@ class SwapCosts:
     ) -> None:
         self._budget = budget
         self._idle_gaps = idle_gaps
-        self._reading = reading
+        self._lost = reading
         self._patience: dict[ResidentId, tuple[float, float]] = {}
 
     def swap_s(self, resident: ResidentId) -> float:
@@ -39,18 +39,18 @@ class SwapCosts:
         start_s = UNKNOWN_START_S if profile.start_s is None else profile.start_s
         return start_s + (profile.stop_s or 0.0)
 
-    def reading_s(self, resident: ResidentId) -> float:
-        """Return the seconds in which one of a resident's conversations is read again."""
-        return self._reading(resident).one_s
+    def reading(self, resident: ResidentId) -> Reading:
+        """Return what a resident has to read again once it was stopped; nothing where its cache outlives that."""
+        return NOTHING_TO_READ if self._budget.profile(resident).keeps_context else self._lost(resident)
 
     def first_answer_s(self, resident: ResidentId) -> float:
-        """Return the seconds from a resident's start to the moment at which it has read its first prompt."""
-        return self.swap_s(resident) + self.reading_s(resident)
+        """Return the seconds of a swap to a resident, until it has read its first prompt."""
+        return self.swap_s(resident) + self.reading(resident).one_s
 
     def eviction_cost(self, state: ResidentState, now: float) -> float:
         """See `eviction.eviction_cost`."""
         resident = state.resident
-        return eviction_cost(state, self._budget.profile(resident), self._reading(resident).all_s, now)
+        return eviction_cost(state, self._budget.profile(resident), self.reading(resident).all_s, now)
 
     def hold_s(self, idle: ResidentId, waiting: int) -> float:
         """Return for how long an idle resident is held for its clients, while so many wait for others."""
@@ -61,7 +61,7 @@ class SwapCosts:
         per_s = self._idle_gaps.pace.per_s()
         if per_s is not None:
             return per_s
-        swap_s = self.swap_s(idle) + self._reading(idle).all_s
+        swap_s = self.swap_s(idle) + self.reading(idle).all_s
         return waiting / (swap_s + self._idle_gaps.rhythm(idle).use_s)
 
     def patience_s(self, resident: ResidentId, rules: Rules, now: float) -> float:
@@ -79,7 +79,7 @@ class SwapCosts:
         return known[0]
 
     def _worked_out(self, resident: ResidentId, rules: Rules) -> float:
-        reading_s = max(self._reading(r).all_s for r in (resident, *self._budget.states))
+        reading_s = max(self.reading(r).all_s for r in (resident, *self._budget.states))
         longest_s = self._idle_gaps.pace.longest_s
         reading_s = min(reading_s, longest_s, rules.max_wait_s)
         use_s = min(self._idle_gaps.rhythm(resident).use_s, rules.drain_timeout_s)
