@@ -92,6 +92,38 @@ async def test_requests_ahead_are_read_again_once_they_are_served() -> None:
             await ended.wait()
 
 
+async def test_requests_ahead_are_bounded_though_each_one_is_served_at_once() -> None:
+    count = 8 * MAX_AHEAD_BYTES // len(HEAD)
+    most = 0
+
+    async def serve(_incoming: IncomingRequest, _scope: RequestScope, _sink: Sink) -> Reply:
+        nonlocal most
+        await trio.lowlevel.checkpoint()
+        most = max(most, len(connection._reader.raw))
+        return answer(b"<here>")
+
+    with trio.fail_after(LIMIT_S):
+        async with connected(serve) as (client, _, connection), trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, (HEAD % 2 + b"hi") * count)
+            await received(client, b"<here>", count)
+    assert MAX_AHEAD_BYTES < most < 3 * MAX_AHEAD_BYTES
+
+
+async def test_a_defect_at_a_clients_departure_ends_its_connection_only() -> None:
+    async def serve(_incoming: IncomingRequest, scope: RequestScope, _sink: Sink) -> Reply:
+        scope.on_leave(lambda: 1 / 0)
+        scope.client_left = lambda: 1 / 0  # type: ignore[assignment, method-assign, return-value] # a defect, each time
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with trio.fail_after(LIMIT_S), pytest.RaisesGroup(ZeroDivisionError):
+        async with connected(serve) as (client, ended, _):
+            await client.send_all(HEAD % 2 + b"hi")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await client.aclose()
+            await ended.wait()
+
+
 async def test_a_large_body_is_read_on_as_soon_as_what_came_is_taken(
     mock_clock: trio.testing.MockClock,
 ) -> None:

@@ -295,3 +295,67 @@ async def test_only_one_task_may_receive(pairs: Pairs) -> None:
             with pytest.raises(trio.BusyResourceError):
                 await stream.receive()
             nursery.cancel_scope.cancel()
+
+
+async def test_a_defect_in_a_callback_ends_its_own_connection_only(
+    pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    (defective, theirs), (parked, asked), (sound, last) = pairs
+    taken: list[bytes] = []
+
+    def fail(*_: object) -> bool:
+        raise RuntimeError("a defect")
+
+    with trio.fail_after(100):
+        for turn in range(3):  # the first one may be forgiven by trio, which drops an instrument that raises
+            ours, other = socket.socketpair()
+            with ours, other:
+                stream = RawStream(ours)
+                stream.listen(fail, fail)
+                other.send(b"piece")
+                while stream.sock.fileno() >= 0:
+                    await trio.lowlevel.checkpoint()
+            assert caplog.text.count("could not be handled") == turn + 1
+        defective.listen(bool, fail)
+        parked.listen(bool, lambda _error: None)
+        theirs.close()  # the end of a connection, and one that nobody uses
+        parked.on_readable = fail
+        asked.send(b"piece")
+        last.send(b"piece")
+        await sound.receive_each(lambda data: taken.append(data) or False)
+        while parked.sock.fileno() >= 0:
+            await trio.lowlevel.checkpoint()
+    assert taken == [b"piece"]
+
+
+class Ending:
+    """A wait that ends others when its time is up, and then fails."""
+
+    def __init__(self, others: list[Ending]) -> None:
+        self.others = others
+        self.has_expired = False
+
+    def expire(self) -> None:
+        """See `Wait`."""
+        self.has_expired = True
+        for other in self.others:
+            socket_poll.current_poll().timeouts.discard(other)
+        raise RuntimeError("a defect")
+
+
+async def test_waits_that_end_each_other_or_fail_at_the_same_time(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    timeouts = socket_poll.current_poll().timeouts
+    last = Ending([])
+    ended = Ending([])
+    waits = [Ending([ended]), ended, last]
+    with trio.fail_after(1000):
+        for wait in waits:
+            timeouts.add(wait, 5)
+        await trio.sleep(6)
+        assert [wait.has_expired for wait in waits] == [True, False, True]
+        timeouts.add(ended, 10)
+        await trio.sleep(6)
+    assert ended.has_expired
+    assert caplog.text.count("the end of a wait could not be handled") == 3

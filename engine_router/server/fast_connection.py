@@ -178,8 +178,10 @@ class FastConnection:
         self._gone = True
         self._changed.set()
         if self._request is not None:
-            self._request.client_left()
-            self._scope.cancel()
+            try:
+                self._request.client_left()
+            finally:
+                self._scope.cancel()
 
     def _heard(self, count: int) -> None:
         if self._reader.is_between:
@@ -250,7 +252,7 @@ class FastConnection:
                 self.quiet_since = self._now()
                 if reader.raw:  # it came while the last one was served
                     self._take(reader.feed(b""))
-                if self._is_paused:
+                if len(reader.raw) <= MAX_AHEAD_BYTES:
                     self._read_on()
         except ConnectionLost:
             return False
@@ -340,8 +342,7 @@ class FastConnection:
                     await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
                     head = b""
         scope.leave()  # all of the answer has come: nothing of the engine's is needed any more
-        last = head + b"0\r\n\r\n" if chunked else head
-        if last:
+        if last := head + b"0\r\n\r\n" if chunked else head:
             await send(last)
         return keep_alive
 
@@ -377,9 +378,8 @@ class FastConnection:
             *self._added,
         ]
         keep_alive = keep_alive and self._stays_open
-        await self.stream.send_all(
-            response_head(error.status, headers, chunked=False, keep_alive=keep_alive) + body
-        )
+        head = response_head(error.status, headers, chunked=False, keep_alive=keep_alive)
+        await self.stream.send_all(head + body)
         return keep_alive
 
     async def _refuse(self, error: RouterError) -> None:

@@ -8,6 +8,7 @@ On Linux, by epoll; elsewhere a task of trio's own kind waits for each socket, a
 
 from __future__ import annotations
 
+import logging
 import math
 import select
 import socket
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
+
+logger = logging.getLogger(__name__)
 
 # Looks at the sockets before other tasks get their turn, and how many are attended to at each: while some are attended
 # to, others become ready.
@@ -29,6 +32,10 @@ class Watched(Protocol):
     @property
     def on_readable(self) -> Callable[[], object]:
         """What is called whenever there is something to receive; looked up each time. It must not wait, nor raise."""
+        ...
+
+    def close(self) -> None:
+        """End the connection: what came on it could not be handled."""
         ...
 
 
@@ -117,7 +124,10 @@ class EpollPoll(trio.abc.Instrument):
             for descriptor, _ in ready:
                 # An earlier one of these may have had this one removed.
                 if (one := watched.get(descriptor)) is not None:
-                    one.on_readable()
+                    try:
+                        one.on_readable()
+                    except Exception as error:  # noqa: BLE001 - it is logged
+                        _break_off(one, error)
             if len(ready) <= 1:
                 break
         self._has_looked = True
@@ -154,7 +164,19 @@ class TaskPoll:
                     await trio.lowlevel.wait_readable(sock)
                 except (OSError, ValueError, trio.ClosedResourceError):  # receiving fails, too, and tells it
                     self.remove(sock, -1, watched)
-                watched.on_readable()
+                try:
+                    watched.on_readable()
+                except Exception as error:  # noqa: BLE001 - it is logged
+                    _break_off(watched, error)
+
+
+def _break_off(one: Watched, error: Exception) -> None:
+    """End a connection whose defect would end the poll, and all others with it."""
+    logger.error("what came on a connection could not be handled", exc_info=error)
+    try:
+        one.close()
+    except Exception:
+        logger.exception("a connection could not be closed")
 
 
 class Timeouts:
@@ -190,9 +212,16 @@ class Timeouts:
             if now < self._looks_at:
                 continue
             for wait in [wait for wait, end in self._ends.items() if end <= now]:
-                del self._ends[wait]
-                wait.expire()
+                if self._ends.pop(wait, None) is not None:  # an earlier one may have ended this one
+                    self._expire(wait)
             self._looks_at = min(self._ends.values(), default=math.inf)
+
+    @staticmethod
+    def _expire(wait: Wait) -> None:
+        try:
+            wait.expire()
+        except Exception:  # a defect of one is no other one's concern
+            logger.exception("the end of a wait could not be handled")
 
 
 _current: Final[trio.lowlevel.RunVar[SocketPoll]] = trio.lowlevel.RunVar("socket_poll")

@@ -107,7 +107,7 @@ class RawStream:
             ended: called, once, when no more is handed over, with what `receive_each` would raise; but not by `release`.
 
         Raises:
-            ConnectionLost: the connection was closed here.
+            ConnectionLost: the connection was closed here, or the system cannot wait for it.
         """
         if self._ended is not None:
             raise trio.BusyResourceError("another one receives already")
@@ -115,7 +115,10 @@ class RawStream:
             raise ConnectionLost("closed")
         if self._poll is None:
             poll = current_poll()
-            poll.add(self.sock, self)
+            try:
+                poll.add(self.sock, self)
+            except OSError as error:  # the system waits for no further socket
+                raise ConnectionLost(str(error)) from error
             self._poll, self._descriptor = poll, descriptor
         self._take, self._ended = take, ended
         self.on_readable = self._pass_on
@@ -248,11 +251,13 @@ class RawStream:
         """Close the connection now; whoever waits on it gets ConnectionLost. May be called again."""
         if not self._closed:
             self._closed = True
-            self._end(ConnectionLost("closed"))
-            self._leave_poll()
-            if self.sock.fileno() >= 0:
-                trio.lowlevel.notify_closing(self.sock)
-                self.sock.close()
+            try:
+                self._end(ConnectionLost("closed"))
+            finally:
+                self._leave_poll()
+                if self.sock.fileno() >= 0:
+                    trio.lowlevel.notify_closing(self.sock)
+                    self.sock.close()
 
     def finish(self) -> None:
         """Tell the peer that nothing more will be sent."""
