@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.served import served
+from support.served import RawClient, served
 from test_web import NEVER, assert_nothing_left, routing
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
@@ -19,6 +19,10 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 PROGRAM = Path(__file__).parent / "programs" / "websocket_engine.py"
+HANDSHAKE = (
+    b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 KEY = {"server": {"api_keys": ["secret"]}}
 NAMED = '[models.alias]\nengine = "a"\nupstream = "a"\n'
 
@@ -76,6 +80,30 @@ async def test_messages_go_both_ways_under_a_lease() -> None:
 async def until(condition: Any) -> None:
     while not condition():
         await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", [b"/upstream/a/ws", b"/upstream/nobody/ws", b"/nothing"])
+async def test_a_client_that_sends_messages_too_early_holds_nothing(
+    path: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = b"\x81\x85\0\0\0\0hello"
+    async with routing(engine()) as router, served(router) as url:
+        async with RawClient.to(url) as first:  # the engine is started
+            await first.send(HANDSHAKE % b"/upstream/a/ws")
+            await until(lambda: in_flight(router) == 1)
+        for pause in (None, 0, 0, 0, 1, 1, 2, 3):  # steps of trio's between the handshake and the message
+            async with RawClient.to(url) as client:
+                await client.send(HANDSHAKE % path + (message if pause is None else b""))
+                for _ in range(pause or 0):
+                    await trio.lowlevel.checkpoint()
+                if pause is not None:
+                    await client.send(message)
+                await client.until(b"HTTP/1.1 ")
+                if pause is None:  # it is refused, and stays
+                    await until(lambda: in_flight(router) == 0)
+        await until(lambda: in_flight(router) == 0)
+        assert_nothing_left(router)
+    assert "Traceback" not in caplog.text
 
 
 async def test_realtime_finds_its_model_in_the_query() -> None:

@@ -10,12 +10,14 @@ import http
 import math
 import socket
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import h11
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
@@ -98,7 +100,14 @@ class ReplayedStream:
 
 
 class _Reasoned(h11.Connection):
-    """h11's side of a server; its answers have the reason in their status line that people and programs print."""
+    """h11's side of a server; its answers have the reason in their status line that people and programs print.
+
+    Attributes:
+        has_socket: it has been asked for a WebSocket. A client that sends messages before it has one is refused, and
+            that may happen in the middle of the app's own refusal: then one of the two gets lost.
+    """
+
+    has_socket = False
 
     def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override] # its overloads say the same
         """See `h11.Connection.send`."""
@@ -108,7 +117,12 @@ class _Reasoned(h11.Connection):
                 headers=event.headers,
                 reason=_REASONS.get(event.status_code, b""),
             )
-        return super().send(event)
+        try:
+            return super().send(event)
+        except h11.LocalProtocolError:
+            if self.has_socket:
+                return b""
+            raise
 
 
 _REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
@@ -138,6 +152,8 @@ class OrdinaryConnection(TCPServer):
         self._in_flight = 0
         self._incomplete = 0
         self._stalls = Stalls()
+        self._h11: _Reasoned | None = None
+        self._sockets: dict[WSStream, trio.CancelScope] = {}
         self._is_over = False
         self.quiet_since = trio.current_time()
         stream.came = self._came
@@ -150,8 +166,18 @@ class OrdinaryConnection(TCPServer):
         return stream.reading_since is not None and now - self.quiet_since > patience_s
 
     def _came(self, count: int, unread_s: float) -> None:
+        self._end_refused()
         if self.quiet_since != math.inf:
             self.quiet_since = moved_on(self.quiet_since + unread_s, count)
+
+    def _end_refused(self) -> None:
+        """End what serves a client that was refused because it sent messages before its WebSocket was accepted.
+
+        Hypercorn never tells the app, not of the client's departure either.
+        """
+        for stream, serving in self._sockets.items():
+            if stream.closed and not stream.handshake.accepted:
+                serving.cancel()
 
     def _owes(self) -> None:
         """See whether the client owes bytes from now on."""
@@ -186,9 +212,19 @@ class OrdinaryConnection(TCPServer):
         self._in_flight += 1
         self._incomplete += coming
         self._owes()
+        serving = trio.CancelScope()
+        stream = send.__self__ if isinstance(send, MethodType) else None
+        if isinstance(stream, WSStream):
+            self._sockets[stream] = serving
+            if self._h11 is not None:
+                self._h11.has_socket = True
+            self._end_refused()
         try:
-            await self._serves(scope, noting, send, sync_spawn, call_soon)
+            with serving:
+                await self._serves(scope, noting, send, sync_spawn, call_soon)
         finally:
+            if isinstance(stream, WSStream):
+                del self._sockets[stream]
             self._in_flight -= 1
             completed()
             self._stalls.limit_s = math.inf
@@ -196,7 +232,8 @@ class OrdinaryConnection(TCPServer):
     async def _read_data(self) -> None:
         if isinstance(self.protocol.protocol, H11Protocol):
             size = self.config.h11_max_incomplete_size
-            self.protocol.protocol.connection = _Reasoned(h11.SERVER, max_incomplete_event_size=size)
+            self._h11 = _Reasoned(h11.SERVER, max_incomplete_event_size=size)
+            self.protocol.protocol.connection = self._h11
         await super()._read_data()
         self._is_over = True
         await self.idle_task.stop()
