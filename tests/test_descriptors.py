@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -19,8 +20,10 @@ from engine_router.engines.process.process_engine import ProcessEngine
 from engine_router.engines.process.process_tree import Guardian, start_tree
 from engine_router.engines.readiness import CANNOT_ASK, Check, look
 from engine_router.engines.started.resources import lacks_resources
-from engine_router.errors import EngineDied, EngineStartFailed, OutOfResources
+from engine_router.errors import EngineDied, EngineStartFailed, EngineUnreachable, OutOfResources
+from engine_router.upstream.client import Upstream
 from engine_router.upstream.control_client import control_client
+from engine_router.upstream.http1 import UpstreamRequest
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of a process")
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(3600)"]
@@ -123,3 +126,19 @@ def test_what_lacks_is_told_from_what_is_wrong() -> None:
 
 def _not_expected(endpoint: Endpoint) -> None:
     pytest.fail(f"ready at {endpoint}")
+
+
+async def test_a_request_without_a_descriptor_for_its_engine_is_told_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        url = f"http://127.0.0.1:{engine.getsockname()[1]}"
+        request = UpstreamRequest(
+            engine="a", base_url=url, method="POST", target="/", headers=(), body=b"{}", connect_timeout_s=5
+        )
+        upstream = Upstream()
+        with trio.fail_after(200):
+            with no_descriptor_left():
+                assert upstream.send_at_once(request) is None
+                with pytest.raises(EngineUnreachable, match=r"the router has no open file left \(ulimit -n"):
+                    await upstream.send(request)
+            exchange = await upstream.send(request)
+            exchange.close()

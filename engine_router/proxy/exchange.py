@@ -83,10 +83,12 @@ class ProxyExchange(LeaseHolder):
         if self._closed:
             return
         self._closed = True
-        if self._exchange is not None:
-            self._exchange.close()
-        if self.lease is not None:
-            self.lease.release()
+        try:
+            if self._exchange is not None:
+                self._exchange.close()
+        finally:
+            if self.lease is not None:
+                self.lease.release()
         if self._on_end is not None:
             on_end, self._on_end = self._on_end, None
             on_end()

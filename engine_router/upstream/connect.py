@@ -21,6 +21,7 @@ from engine_router.upstream.address import address_of
 from engine_router.upstream.socket_stream import RECEIVE_BYTES, ConnectionLost, RawStream
 
 # Windows says of a connection under way that it would block.
+_NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
 _UNDER_WAY = frozenset(
     (errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EWOULDBLOCK))
 )
@@ -146,6 +147,9 @@ async def dial_within(
     except trio.TooSlowError:
         raise NotAccepted(f"does not accept connections within {timeout_s:g} s at {shown}") from None
     except OSError as error:
+        if error.errno in _NO_DESCRIPTORS:
+            few = "the router has no open file left (ulimit -n, LimitNOFILE= of its service)"
+            raise NotAccepted(f"cannot be connected to at {shown}: {few}") from error
         raise NotAccepted(f"does not accept connections at {shown}: {_reason(error)}") from error
 
 
@@ -154,7 +158,10 @@ def dial_at_once(base_url: str) -> RawStream | None:
     place = _place(base_url)
     if place.is_secure or place.address is None or not (_CONNECTS_AT_ONCE and place.address.is_loopback):
         return None
-    sock = _socket_for(place)
+    try:
+        sock = _socket_for(place)
+    except OSError:  # no descriptor is left: likewise
+        return None
     try:
         sock.connect_ex((place.host, place.port))
         sock.getpeername()

@@ -253,8 +253,8 @@ class RawStream:
             self._closed = True
             try:
                 self._end(ConnectionLost("closed"))
-            finally:
                 self._leave_poll()
+            finally:  # a defect must not leave it open: the peer waits for its end
                 if self.sock.fileno() >= 0:
                     trio.lowlevel.notify_closing(self.sock)
                     self.sock.close()
