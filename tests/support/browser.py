@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from support.ports import free_port
 
@@ -75,8 +76,7 @@ def talking(name: str, *options: str, settings: str = "") -> str:
 
 def expect(shown: Any) -> Any:
     """Return what waits until a page, or a part of one, is as it should be: what is shown comes a moment after a click."""
-    from playwright.sync_api import expect as expecting  # noqa: PLC0415 - only where there is a browser
-
+    expecting = pytest.importorskip("playwright.sync_api").expect
     expecting.set_options(timeout=PATIENCE_MS)
     return expecting(shown)
 
