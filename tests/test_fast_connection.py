@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
 import trio.testing
 
+from engine_router.errors import EngineBroke
 from engine_router.events import EventHub
 from engine_router.guards.limits import MAX_AHEAD_BYTES, MAX_BACKLOG_BYTES
 from engine_router.in_flight import RequestScope
 from engine_router.proxy.handler import Reply
 from engine_router.proxy.request_body import IncomingRequest
-from engine_router.proxy.response_body import Sink
+from engine_router.proxy.response_body import BrokenAnswer, Sink
 from engine_router.proxy.routes import is_proxied
 from engine_router.proxy.streamed_body import Upload
 from engine_router.server.fast_connection import FastConnection
@@ -159,6 +160,34 @@ async def test_a_client_that_leaves_is_noticed_though_nobody_takes_its_large_bod
             await client.send_all(HEAD % 10_000_000 + bytes(3 * MAX_BACKLOG_BYTES))
             await client.aclose()
             await ended.wait()
+
+
+@pytest.mark.parametrize(("pieces", "status"), [((), b"502"), ((b"<half",), b"200")], ids=["nothing", "half"])
+async def test_an_answer_that_breaks_before_any_of_it_went_out_is_a_bad_gateway(
+    pieces: tuple[bytes, ...], status: bytes
+) -> None:
+    async def body() -> AsyncGenerator[bytes, None]:
+        for piece in pieces:
+            yield piece
+        raise BrokenAnswer(EngineBroke("e", "broke off: in the middle"))
+
+    async def serve(_incoming: IncomingRequest, _scope: RequestScope, _sink: Sink) -> Reply:
+        return Reply(ResponseHead(200, ((b"content-length", b"50"),)), body())
+
+    with trio.fail_after(LIMIT_S):
+        async with connected(serve) as (client, ended, _):
+            await client.send_all(HEAD % 2 + b"hi")
+            if pieces:
+                await ended.wait()
+            got = await client.receive_some()
+            assert (got[9:12], b"in the middle" in got, got.endswith(b"<half")) == (
+                status,
+                not pieces,
+                bool(pieces),
+            )
+            assert ended.is_set() == bool(
+                pieces
+            )  # the connection serves on only where its client got a whole answer
 
 
 async def test_a_defect_of_what_reads_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

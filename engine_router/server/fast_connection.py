@@ -307,12 +307,7 @@ class FastConnection:
             logger.exception("POST %s failed", shown(incoming.path))
             defect = RouterError("the router failed at this request; its log has the details")
             return await self._send_error(defect, scope, keep_alive=keep_alive)
-        try:
-            return await self._send_reply(reply, scope, keep_alive=keep_alive)
-        except BrokenAnswer as error:
-            # Without the end of the answer, so that no client takes what it got for the whole.
-            scope.note_error(error.error)
-            return False
+        return await self._send_reply(reply, scope, keep_alive=keep_alive)
 
     async def _send_reply(self, reply: Reply, scope: RequestScope, *, keep_alive: bool) -> bool:
         """Send an answer. The body goes out as it comes in, framed anew."""
@@ -336,11 +331,18 @@ class FastConnection:
         if not reply.has_body:
             await send(head)
             head = b""
-        async with contextlib.aclosing(reply.body) as body:
-            async for data in body:
-                if not bodyless:
-                    await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
-                    head = b""
+        try:
+            async with contextlib.aclosing(reply.body) as body:
+                async for data in body:
+                    if not bodyless:
+                        await send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if chunked else head + data)
+                        head = b""
+        except BrokenAnswer as broken:
+            if head:  # nothing has gone out
+                return await self._send_error(scope.as_answered(broken.error), scope, keep_alive=keep_alive)
+            # Without the end of the answer, so that no client takes what it got for the whole.
+            scope.note_error(broken.error)
+            return False
         scope.leave()  # all of the answer has come: nothing of the engine's is needed any more
         if last := head + b"0\r\n\r\n" if chunked else head:
             await send(last)
@@ -371,12 +373,9 @@ class FastConnection:
         scope.leave()
         body = to_json(dialect_of(scope.path).error(error))
         extra = error_headers(error).items()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            *((name.lower().encode(), value.encode("latin-1", "replace")) for name, value in extra),
-            *self._added,
-        ]
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers += [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in extra]
+        headers += self._added
         keep_alive = keep_alive and self._stays_open
         head = response_head(error.status, headers, chunked=False, keep_alive=keep_alive)
         await self.stream.send_all(head + body)
