@@ -118,6 +118,19 @@ async def test_a_socket_may_be_closed_by_others_and_its_descriptor_be_used_again
     assert taken == [b"piece"]
 
 
+async def test_sockets_closed_by_others_before_anybody_waits_for_them(pairs: Pairs) -> None:
+    with trio.fail_after(100):
+        for stream, _ in pairs:
+            ended = trio.Event()
+            stream.listen(bool, lambda _error, ended=ended: ended.set())  # type: ignore[misc]
+            stream.sock.close()
+            if isinstance(socket_poll.current_poll(), socket_poll.TaskPoll):
+                await ended.wait()
+            stream.close()
+        await trio.testing.wait_all_tasks_blocked()
+    assert repr(socket_poll.current_poll()).endswith("Poll of 0>")
+
+
 async def test_a_stream_may_be_closed_by_whoever_takes_its_piece(pairs: Pairs) -> None:
     (stream, theirs), *_ = pairs
     theirs.send(b"piece")

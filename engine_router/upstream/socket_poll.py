@@ -161,13 +161,26 @@ class TaskPoll:
         with scope:
             while not scope.cancel_called:
                 try:
-                    await trio.lowlevel.wait_readable(sock)
-                except (OSError, ValueError, trio.ClosedResourceError):  # receiving fails, too, and tells it
-                    self.remove(sock, -1, watched)
-                try:
+                    if not await _is_readable(sock):  # receiving fails, too, and tells it
+                        self.remove(sock, -1, watched)
                     watched.on_readable()
                 except Exception as error:  # noqa: BLE001 - it is logged
                     _break_off(watched, error)
+                    self.remove(sock, -1, watched)
+                    return
+
+
+async def _is_readable(sock: socket.socket) -> bool:
+    """Wait until there is something to receive. Returns False where that cannot be waited for."""
+    if (
+        sock.fileno() < 0
+    ):  # trio fails, but takes it for waited for from then on, and never lets anybody wait for one again
+        return False
+    try:
+        await trio.lowlevel.wait_readable(sock)
+    except (OSError, ValueError, trio.ClosedResourceError):
+        return False
+    return True
 
 
 def _break_off(one: Watched, error: Exception) -> None:
