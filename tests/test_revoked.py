@@ -13,6 +13,7 @@ from engine_router.errors import LeaseRevoked
 from engine_router.proxy.exchange import ProxyExchange
 from engine_router.proxy.forward_plan import ForwardPlan
 from engine_router.upstream.forwarding import Outgoing
+from engine_router.upstream.socket_stream import RawStream
 
 LARGE = b"x" * 32_000_000
 
@@ -71,6 +72,28 @@ async def test_a_revoked_lease_ends_its_request(phase: str) -> None:
             await w.warm_up(B)
         exchange.close()
         assert w.supervisor.domains["default"].leases == {}
+
+
+async def test_a_defect_while_the_connection_is_closed_keeps_no_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def leave_poll(_stream: RawStream) -> None:
+        raise RuntimeError("a defect")
+
+    async with world(hanging) as w:
+        await w.warm_up()
+        exchange = passage_of(w, b"{}")
+        with trio.move_on_after(1):
+            await exchange.head()
+        assert len(w.supervisor.domains["default"].leases) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(RawStream, "_leave_poll", leave_poll)
+            with pytest.raises(RuntimeError, match="a defect"):
+                exchange.close()
+        assert w.supervisor.domains["default"].leases == {}
+        assert exchange._exchange is not None
+        assert isinstance(stream := exchange._exchange._stream, RawStream)
+        assert stream.sock.fileno() == -1
 
 
 async def test_a_cancelled_upload_ends_at_once(fast: bool) -> None:

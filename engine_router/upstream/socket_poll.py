@@ -172,9 +172,8 @@ class TaskPoll:
 
 async def _is_readable(sock: socket.socket) -> bool:
     """Wait until there is something to receive. Returns False where that cannot be waited for."""
-    if (
-        sock.fileno() < 0
-    ):  # trio fails, but takes it for waited for from then on, and never lets anybody wait for one again
+    # Trio fails at a closed one, but notes that somebody waits for it, and has nobody wait for another closed one then.
+    if sock.fileno() < 0:
         return False
     try:
         await trio.lowlevel.wait_readable(sock)
