@@ -170,6 +170,8 @@ FAULTS = [
             ('["::1", "10.0.0.999"]', '"10.0.0.999"', False),
             ('"127.0.0.1:8077"', '"127.0.0.1:8077"', True),
             ('"two words"', '"two words"', True),
+            (f'"{"h" * 64}.example"', f'"{"h" * 56}...', True),
+            (f'"fe80::1%{"e" * 64}"', f'"fe80::1%{"e" * 48}...', True),
         )
     ),
     # Addresses and times of peers.

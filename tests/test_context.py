@@ -244,6 +244,7 @@ async def test_without_a_folder_the_engine_starts_and_keeps_nothing(tmp_path: Pa
         assert await one.said("a", [*FIRST, *MORE]) == 0
         (notice,) = one.notices()
         assert "keeps no context" in notice
+        assert notice.endswith("see state_file in engines.toml")
 
 
 async def test_a_client_that_leaves_gives_its_slot_back(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ async def test_a_plain_dir_that_others_can_look_into_is_not_used(tmp_path: Path)
         await one.said("b", FIRST)
         (notice,) = one.notices()
         assert "chmod 700" in notice
+        assert notice.endswith("see [context] plain_dir")
         assert SAID not in read_everywhere(tmp_path)
     assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o755
 

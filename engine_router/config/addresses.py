@@ -9,7 +9,12 @@ from urllib.parse import urlsplit
 
 from engine_router.config.values import shown, unfit
 
-HOST_PATTERN: Final = r"\*|(\*\.)?[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*\.?"
+MAX_HOST_CHARS: Final = 253
+"""The name of a host, as DNS has it; a label of it has 63 at most."""
+
+_NAME: Final = r"[A-Za-z0-9_\-]{1,63}(\.[A-Za-z0-9_\-]{1,63}){0,126}"
+
+HOST_PATTERN: Final = rf"\*|(\*\.)?{_NAME}\.?"
 """The name of a host, `*.` before all that end so, or a star for every one."""
 
 ORIGIN_PATTERN: Final = (
@@ -18,12 +23,10 @@ ORIGIN_PATTERN: Final = (
 )
 """An origin; a star for all, for whatever a scheme may have behind it, for any subdomain, for any port."""
 
-MACHINE_PATTERN: Final = (
-    r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*\.?|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.\-]+)?"
-)
+MACHINE_PATTERN: Final = rf"{_NAME}\.?|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.\-]{{1,63}})?"
 """The address or the name of one machine, without scheme and port."""
 
-PACKET_PATTERN: Final = r"([A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*)(:([0-9]{1,5}))?"
+PACKET_PATTERN: Final = rf"({_NAME})(:([0-9]{{1,5}}))?"
 """Where packets are sent to: an IPv4 address or a name, with or without a port."""
 
 
@@ -37,7 +40,8 @@ def read_base_url(value: Any) -> str:
     except ValueError:
         raise unfit("a URL such as http://127.0.0.1:8080", value) from None
     strange = re.search(r"[^\w.\-:\[\]]", url.netloc)
-    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or strange:
+    host = url.hostname
+    if url.scheme not in ("http", "https") or not host or len(host) > MAX_HOST_CHARS or port == 0 or strange:
         raise unfit("a URL such as http://127.0.0.1:8080", value)
     if url.path not in ("", "/") or url.query or url.fragment:
         raise ValueError(

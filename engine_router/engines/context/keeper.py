@@ -148,7 +148,7 @@ class ContextKeeper:
                 await self.in_thread(self.store.open)
         except OSError as error:
             self.folder = None
-            self.tell(resident, f"keeps no context: {error}; see state_file in engines.toml", once="folder")
+            self.tell(resident, f"keeps no context: {error}", once="folder")
 
     async def began(
         self,

@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,10 +155,14 @@ class ContextStore:
             return
         if self._sealer is not None and not can_seal():
             raise OSError("[context] encryption_key needs: pip install 'engine-router[encryption]'")
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.folder.chmod(0o700)
-        self.plain_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _check_own(self.plain_folder)
+        with _naming("state_file in engines.toml"):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.chmod(0o700)
+            _check_own(self.folder)
+        if self.plain_folder != self.folder:
+            with _naming("[context] plain_dir"):
+                self.plain_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _check_own(self.plain_folder)
         self.entries |= self._read_index()
         self.is_open = True
         self.prune()
@@ -316,6 +320,15 @@ class ContextStore:
             write_atomically(self.folder / _INDEX, text)
         except OSError as error:  # what is saved is of use until the router ends
             logger.info("what was saved of conversations cannot be remembered: %s", error)
+
+
+@contextlib.contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Add to an error of the system the setting that says where the folder lies."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{error}; see {setting}") from error
 
 
 def _check_own(folder: Path) -> None:
