@@ -143,6 +143,29 @@ def test_others_wait_longer_where_a_swap_costs_much_reading(
     assert waiting.deadline - 1000 == overdue_after_s
 
 
+@pytest.mark.parametrize(
+    ("max_wait_s", "took_s", "overdue_after_s"),
+    [
+        pytest.param(60, 45, 60, id="a swap that is in time"),
+        pytest.param(25, 45, 25 + 5, id="one that just is, and a use"),
+        pytest.param(24, 45, 25 + 45, id="one that is not, and the longest answer"),
+        pytest.param(24, 500, 25 + 24 + 30, id="no more of it than a batch may take"),
+        pytest.param(24, 2, 25 + 2, id="a short answer"),
+    ],
+)
+def test_others_wait_for_a_batch_where_a_swap_alone_takes_too_long(
+    max_wait_s: float, took_s: float, overdue_after_s: float
+) -> None:
+    ledger = _a_ledger(Rules(drain_timeout_s=30, max_wait_s=max_wait_s, hold_s=None))
+    _serve(ledger, A, 0, took_s)
+    _serve(ledger, B, 0, 1)
+    for resident in (A, B):
+        ledger.apply(messages.Acquire(Ticket(resident)), 1000)
+    waiting = Ticket(C)
+    ledger.apply(messages.Acquire(waiting), 1000)
+    assert waiting.deadline - 1000 == overdue_after_s
+
+
 def test_whoever_is_told_to_come_again_is_told_of_the_reading() -> None:
     rules = Rules(max_queue=1, max_wait_s=60)
     refused = {}

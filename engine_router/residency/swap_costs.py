@@ -67,8 +67,9 @@ class SwapCosts:
     def patience_s(self, resident: ResidentId, rules: Rules, now: float) -> float:
         """Return after how many seconds a ticket for a resident is overdue, by what the swap to it costs.
 
-        At least `max_wait_s`. A swap that takes longer, prompts included, is not worth less than that; and what was read
-        for so long is used for a while. Counted as reading is only what was seen in an answer lately, and no more than
+        At least `max_wait_s`. A swap that takes longer, prompts included, is not worth less than that, and one that takes
+        longer without them is followed by a batch as long as the last ones; and what was read for so long is used for a
+        while. Counted as reading is only what was seen in an answer lately, and no more than
         `max_wait_s`: so nobody waits longer than the bound says, for which that answer counts in full.
         """
         if rules.hold_s is not None:
@@ -82,9 +83,16 @@ class SwapCosts:
         reading_s = max(self.reading(r).all_s for r in (resident, *self._budget.states))
         longest_s = self._idle_gaps.pace.longest_s
         reading_s = min(reading_s, longest_s, rules.max_wait_s)
-        use_s = min(self._idle_gaps.rhythm(resident).use_s, rules.drain_timeout_s)
-        round_s = self.swap_s(resident) + min(reading_s + use_s, longest_s)
-        return max(rules.max_wait_s, round_s) + max(0.0, reading_s - rules.drain_timeout_s)
+        swap_s, use_s = (
+            self.swap_s(resident),
+            min(self._idle_gaps.rhythm(resident).use_s, rules.drain_timeout_s),
+        )
+        batch_s = min(reading_s + use_s, longest_s)
+        if (
+            swap_s > rules.max_wait_s
+        ):  # nobody is served in time: a batch may be as long as the bound counts it
+            batch_s = min(longest_s, rules.max_wait_s + rules.drain_timeout_s)
+        return max(rules.max_wait_s, swap_s + batch_s) + max(0.0, reading_s - rules.drain_timeout_s)
 
     def forget(self) -> None:
         """Work out anew what depends on who is there."""
