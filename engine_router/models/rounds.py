@@ -53,11 +53,14 @@ class Rounds:
         await self._until(self._next)
 
     async def if_due(self) -> bool:
-        """Wait for the round under way, or for a new one where the last is a while ago. Returns whether there was one."""
+        """Wait for the round under way, or for a new one where that is wanted already, or the last is a while ago.
+
+        Returns whether there was one.
+        """
         if self._current is not None:
             await self._until(self._current)
             return True
-        if trio.current_time() - self._began_at < MIN_INTERVAL_S:
+        if not self._wanted.is_set() and trio.current_time() - self._began_at < MIN_INTERVAL_S:
             return False
         await self.whole()
         return True
