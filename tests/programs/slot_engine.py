@@ -10,13 +10,14 @@ silent   a restore says that it worked, and restores nothing
 full     a save writes a part of the file and fails, as on a full disk
 refuse   slots cannot be saved at all (501), as with a projector
 hang     a save never comes to its end
-die      after its first restore it takes no more connections, and ends
+die      after its first restore it takes no more connections, and ends soon after
 gate     a chat is not answered before there is a file beside the log: LOG with .open at its end
 """
 
 import hashlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -93,11 +94,10 @@ class Handler(BaseHTTPRequestHandler):
             dies = FAULT == "die" and not (told := LOG.with_suffix(".died")).exists()
             if dies:
                 told.touch()
+                SERVER.socket.shutdown(socket.SHUT_RDWR)  # at once: another thread waits for it
                 SERVER.socket.close()
+                threading.Timer(2.0, os._exit, [1]).start()  # once the request was refused, which comes next
             self.answer({"n_restored": len(held), "n_read": path.stat().st_size})
-            if dies:
-                self.wfile.flush()
-                os._exit(1)
         else:
             SLOTS[number] = ""
             self.answer({"n_erased": 1})
