@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine_router.engines.base import ResidentId
-from engine_router.models.availability import UNKNOWN_START_S, Availability
+from engine_router.models.availability import Availability
 from engine_router.residency.domain import Domain
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.swap_status import SwapStatus
@@ -46,7 +46,7 @@ def availability_of(
             failed_for_s=failed_for_s,
         )
     read_s = ledger.costs.reading(resident).one_s
-    start_s = (UNKNOWN_START_S if profile.start_s is None else profile.start_s) + read_s
+    start_s = profile.likely_start_s + read_s
     if coming is not None or (state is not None and state.phase is Phase.STARTING):
         left_s = None if coming is None else coming.left_s(now)
         return Availability(
@@ -89,10 +89,7 @@ def _room_s(domain: Domain, resident: ResidentId) -> float:
         for other in ledger.waiting_counts()
         if other != resident and other not in present and budget.are_neighbours(other, resident)
     ]
-    swaps_s = sum(
-        UNKNOWN_START_S if (start_s := profile(other).start_s) is None else start_s for other in ahead
-    )
-    return busy_s + stop_s + swaps_s
+    return busy_s + stop_s + sum(profile(other).likely_start_s for other in ahead)
 
 
 def _lease_s(state: ResidentState) -> float:

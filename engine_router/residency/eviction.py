@@ -8,7 +8,6 @@ from typing import Final, Protocol, TypeVar
 
 from attrs import frozen
 
-from engine_router.models.availability import UNKNOWN_START_S
 from engine_router.residency.resident_state import Phase, ResidentState
 from engine_router.residency.rules import Profile
 
@@ -87,8 +86,7 @@ def eviction_cost(state: ResidentState, profile: Profile, reading_s: float, now:
     """
     if state.phase is Phase.DRAINING:
         return 0.0
-    start_s = UNKNOWN_START_S if profile.start_s is None else profile.start_s
-    reload_s = (start_s + reading_s) * profile.evict_cost
+    reload_s = (profile.likely_start_s + reading_s) * profile.evict_cost
     if state.phase is Phase.STUCK:
         return 1e6
     if state.leases:

@@ -12,6 +12,7 @@ from attrs import evolve, field, frozen
 
 from engine_router.config import TenantConfig
 from engine_router.engines.base import ResidentId
+from engine_router.models.availability import UNKNOWN_START_S
 from engine_router.residency.cache_savings import ResidentOf
 from engine_router.residency.files import Files, NoFiles
 from engine_router.residency.measurements import Measurement
@@ -130,6 +131,11 @@ class Profile:
     def is_guessed(self) -> bool:
         """Whether nobody declared or measured what it needs."""
         return self.is_estimated or self.need_bytes is None
+
+    @property
+    def likely_start_s(self) -> float:
+        """Seconds that its start takes; a guess where nobody has measured that."""
+        return UNKNOWN_START_S if self.start_s is None else self.start_s
 
     def need_in(self, pool: str) -> int | None:
         """Return what it needs of one of its pools, in bytes; None where nothing is known."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Final
 
 from engine_router.engines.base import ResidentId
-from engine_router.models.availability import UNKNOWN_START_S
 from engine_router.residency.eviction import eviction_cost
 from engine_router.residency.idle_gaps import IdleGaps
 from engine_router.residency.memory_budget import MemoryBudget
@@ -36,8 +35,7 @@ class SwapCosts:
     def swap_s(self, resident: ResidentId) -> float:
         """Return what it takes to stop a resident and to start it again, in seconds, as far as is known."""
         profile = self._budget.profile(resident)
-        start_s = UNKNOWN_START_S if profile.start_s is None else profile.start_s
-        return start_s + (profile.stop_s or 0.0)
+        return profile.likely_start_s + (profile.stop_s or 0.0)
 
     def reading(self, resident: ResidentId) -> Reading:
         """Return what a resident has to read again once it was stopped; nothing where its cache outlives that."""
